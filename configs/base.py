@@ -1,0 +1,60 @@
+"""The keys that every recipe has, and what they mean. A recipe starts from `base` and changes them.
+
+`model` and `task` hold the name and every argument of the builder and of the task.
+"""
+
+import ml_collections
+
+from trainers.optimizers import OPTIMIZERS, check_optimizer
+from trainers.schedules import SCHEDULES, check_schedule
+
+
+def optimizer(name: str, **arguments) -> ml_collections.ConfigDict:
+    """The section of an optimizer: all its arguments, some of them changed."""
+    check_optimizer(name)
+    return ml_collections.ConfigDict({"name": name, **OPTIMIZERS[name], **arguments})
+
+
+def schedule(name: str, **arguments) -> ml_collections.ConfigDict:
+    """The section of a schedule: all its arguments, some of them changed."""
+    check_schedule(name)
+    return ml_collections.ConfigDict({"name": name, **SCHEDULES[name], **arguments})
+
+
+def base() -> ml_collections.ConfigDict:
+    """Returns all keys with the values that most recipes share."""
+    return ml_collections.ConfigDict(
+        {
+            "model": {"name": ""},
+            "task": {"name": ""},
+            "data": {
+                "source": "",  # a name of `zoo fetch`, or npz:/path/file.npz
+                "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
+                "validation_size": 0,  # examples of the training split held out
+            },
+            "optimizer": optimizer("adamw"),
+            "schedule": schedule("constant"),
+            "trainer": {
+                "steps": 0,  # updates of the whole run; 0 where epochs is set
+                "epochs": 0,
+                "global_batch_size": 128,  # examples of one update, over all replicas
+                "micro_batch_size": 0,  # what a replica computes at once; 0 for its whole share
+                "strategy": "one_device",
+                "replicas": 0,  # of a mirrored strategy; 0 for every device there is
+                "precision": "float32",
+                "jit_compile": False,  # XLA around forward and backward pass
+                "remat": "",  # regular expression of blocks to recompute; "" for none
+                "ema": 0.0,  # momentum of the average of the weights; 0 for none
+                "seed": 0,
+                "deterministic": False,  # bit-identical reruns on a GPU too, slower there
+                "steps_per_execution": 1,  # updates between two looks of Python
+                "log_every": 100,  # updates
+                "evaluate_every": 0,  # updates; 0 for every epoch's end
+                "checkpoint_every": 0,  # updates; 0 for every epoch's end
+                "keep": 2,  # checkpoints
+                "max_rollbacks": 0,  # times to go back to a checkpoint when the loss is NaN
+                "callbacks": (),  # names of trainers.callbacks
+            },
+            "init_from": "",  # a work directory or .keras file whose weights to start from
+        }
+    )

@@ -1,0 +1,447 @@
+"""The report is read back as HTML: what stands in the page must be what stood in the files."""
+
+import html.parser
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from trainers import report, report_sections
+from trainers.cli import report as report_cli
+from trainers.cli.common import run
+from trainers.workdir import WorkDirectory
+from zoo.errors import UsageError
+
+_EVIL = "<script>alert('x')</script>"
+_CONFIG = {
+    "model": {"name": "cnn_mnist", "filters": [32, 64]},
+    "data": {"augment": {"shift": 2}},
+    "trainer": {"steps": 40, "epochs": None},
+}
+_VOID = {"meta", "img", "br"}
+
+
+class _Page(html.parser.HTMLParser):
+    """Checks that tags close in order, and collects tables, headings, words and attributes."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open, self.tags, self.headings, self.tables, self.attributes = [], [], [], [], []
+        self.words, self.classes = "", []
+        self.feed(self.source)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        self.classes += (dict(attributes).get("class") or "").split()
+        if tag not in _VOID:
+            self.open.append(tag)
+        if tag == "h2":
+            self.headings.append("")
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.words += data
+        if "h2" in self.open:
+            self.headings[-1] += data
+        if "th" in self.open or "td" in self.open:
+            self.tables[-1][-1][-1] += data
+
+    def table(self, *head):
+        """Returns the rows below the table head that begins with `head`."""
+        (found,) = [table for table in self.tables if tuple(table[0][: len(head)]) == head]
+        return found[1:]
+
+
+def _workdir(path, lines=(), config=None, **files):
+    path.mkdir(exist_ok=True)
+    resolved = {"format_version": 1, "config": config or _CONFIG, "source": "cnn_mnist:debug"}
+    (path / "config.json").write_text(json.dumps(resolved))
+    if lines:
+        text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+        (path / "metrics.jsonl").write_text(text)
+    for name, values in files.items():
+        (path / f"{name}.json").write_text(json.dumps(values))
+    return path
+
+
+def _evaluation(path, labels, predictions, names, split="test", **more):
+    folder = path / "evaluation"
+    folder.mkdir(exist_ok=True)
+    labels, predictions = np.array(labels, np.int64), np.array(predictions, np.int64)
+    confidences = np.full(len(labels), 0.9, np.float32)
+    np.savez(
+        folder / f"{split}.npz", labels=labels, predictions=predictions,
+        confidences=confidences, class_names=np.array(names), **more,
+    )  # fmt: skip
+    right = labels == predictions
+    summary = {
+        "split": split, "checkpoint": "final", "step": 40, "examples": len(labels),
+        "metrics": {"loss": 0.5, "accuracy": int(right.sum()) / max(right.size, 1)},
+    }  # fmt: skip
+    (folder / f"{split}.json").write_text(json.dumps(summary))
+
+
+def _training(step, **more):
+    values = {"epoch": step / 20, "loss": 2.0 / step, "accuracy": 1 - 1 / step}
+    rates = {"learning_rate": 1e-3, "samples_per_second": 100.0 + step, "seconds": step / 10}
+    return {"step": step, **values, **rates, **more}
+
+
+def _page(workdir):
+    return _Page(report.write_report(workdir))
+
+
+LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+PREDICTIONS = [0, 0, 1, 2, 1, 1, 0, 2, 2, 2]
+NAMES = ["cat", "dog", "owl"]
+
+
+def test_a_full_work_directory_gives_every_section(tmp_path):
+    workdir = _workdir(
+        tmp_path,
+        [
+            _training(10), {"step": 10, "val_loss": 0.25, "val_accuracy": 0.7},
+            {"step": 10, "event": "resumed", "detail": "from step 10"},
+            _training(20, tokens_per_second=7.0), _training(40),
+        ],
+        environment={"cores": 2, "devices": ["CPU:0"], "command": "zoo train x"},
+    )  # fmt: skip
+    _evaluation(
+        workdir, LABELS, PREDICTIONS, NAMES,
+        worst_index=np.array([2, 6]), worst_inputs=np.zeros((2, 4, 4, 1), np.uint8),
+        worst_probabilities=np.array([[0.1, 0.7, 0.2], [0.8, 0.15, 0.05]], np.float32),
+    )  # fmt: skip
+    page = _page(workdir)
+    assert page.headings == [
+        "Evaluation", "Curves", "Confusion matrix, test", "Classes, test",
+        "Worst mistakes, test", "Events", "Recipe", "Environment",
+    ]  # fmt: skip
+    assert page.tags.count("svg") == 5  # loss, accuracy, learning rate, samples, tokens
+    assert page.table("split") == [["test", "final", "40", "10", "0.5000", "0.7000"]]
+    assert page.table("step") == [["10", "resumed", "from step 10"]]
+    assert "notes" not in page.classes
+    for tile in ("test accuracy0.7000final checkpoint, 10 examples", "steps40of 40, epoch 2",
+                 "wall time4.0 sresumes: 1", "throughput120.00samples / s, median"):  # fmt: skip
+        assert tile in page.words
+    for pair in (["filters", "[32, 64]"], ["augment.shift", "2"], ["devices", '["CPU:0"]']):
+        assert any(pair in table for table in page.tables)
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    workdir = _workdir(tmp_path, [_training(10), _training(20)])
+    labels = np.arange(30)
+    _evaluation(
+        workdir, labels, labels[::-1], [f"c{i}" for i in labels],
+        worst_index=np.array([0]), worst_inputs=np.zeros((1, 300, 300, 3), np.float32),
+        worst_probabilities=np.full((1, 30), 1 / 30, np.float32),
+    )  # fmt: skip
+    page = _page(workdir)
+    references = [value for key, value in page.attributes if key.split(":")[-1] in ("src", "href")]
+    assert references
+    assert all(value.startswith(("data:", "#")) for value in references)
+    assert all(value.startswith("url(#") for value in re.findall(r"url\([^)]*", page.source))
+    assert not re.search(r"https?://|@import", page.source)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    identities = [value for key, value in page.attributes if key == "id"]
+    assert len(identities) == len(set(identities))
+
+
+def test_colours_of_plots_follow_the_page(tmp_path):
+    source = _page(_workdir(tmp_path, [_training(10, learning_rate=1e-7), _training(20)])).source
+    plots = "".join(re.findall(r"<svg.*?</svg>", source, flags=re.S))
+    assert "var(--training)" in plots
+    texts = re.findall(r"<text[^>]*>", plots)
+    assert texts
+    assert all("fill: var(--ink)" in text for text in texts)
+    assert not re.findall(r"#[0-9a-f]{6}\b", plots)
+
+
+def test_confusion_matrix_holds_the_counts_with_the_true_class_in_rows(tmp_path):
+    workdir = _workdir(tmp_path)
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    page = _page(workdir)
+    assert page.table("true \\ predicted", *NAMES) == [
+        ["cat", "2", "1", "1"], ["dog", "1", "2", "0"], ["owl", "0", "0", "3"],
+    ]  # fmt: skip
+    titles = [value for key, value in page.attributes if key == "title"]
+    assert titles == [f"{s} of the row" for s in
+                      ("50.0%", "25.0%", "25.0%", "33.3%", "66.7%", "100.0%")]  # fmt: skip
+
+
+def test_class_table_equals_scores_made_by_hand(tmp_path):
+    workdir = _workdir(tmp_path)
+    _evaluation(workdir, LABELS, PREDICTIONS, [*NAMES, "emu"])
+    assert _page(workdir).table("class", "precision", "recall", "F1", "support") == [
+        ["cat", "0.6667", "0.5000", "0.5714", "4"],
+        ["dog", "0.6667", "0.6667", "0.6667", "3"],
+        ["owl", "0.7500", "1.0000", "0.8571", "3"],
+        ["emu", "–", "–", "–", "0"],
+    ]
+
+
+def test_many_classes_become_an_image_and_a_table_with_the_worst_first(tmp_path):
+    workdir = _workdir(tmp_path)
+    labels = np.repeat(np.arange(25), 4)
+    predictions = labels.copy()
+    predictions[28:31] = 3  # three of the four of class 7
+    _evaluation(workdir, labels, predictions, [f"c{i}" for i in range(25)])
+    page = _page(workdir)
+    assert page.table("class")[0] == ["7 · c7", "1.0000", "0.2500", "0.4000", "4"]
+    assert page.table("class")[1][0] == "3 · c3"
+    assert not [table for table in page.tables if table[0][0].startswith("true")]
+    assert "25 classes by number; 97.00% of the examples lie on the diagonal." in page.words
+    assert page.source.count('href="data:image/png;base64,') == 1
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 3), (7,)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_worst_mistakes_show_both_labels_with_their_probabilities(tmp_path, shape, dtype):
+    workdir = _workdir(tmp_path)
+    _evaluation(
+        workdir, LABELS, PREDICTIONS, NAMES,
+        worst_index=np.array([3, 6]), worst_inputs=np.ones((2, *shape), dtype),
+        worst_probabilities=np.array([[0.1, 0.2, 0.7], [0.8, 0.15, 0.05]], np.float32),
+    )  # fmt: skip
+    page = _page(workdir)
+    assert "true cat 10.0%predicted owl 70.0%example 3" in page.words
+    assert "true dog 15.0%predicted cat 80.0%example 6" in page.words
+    assert page.words.index("example 3") < page.words.index("example 6")
+    assert page.tags.count("img") == (2 if len(shape) > 1 else 0)
+
+
+def test_pictures_keep_their_brightness():
+    for pixels in (np.full((4, 4, 1), 51, np.uint8), np.full((4, 4, 3), 0.2, np.float32)):
+        assert _decoded(pixels).max() == 51
+    broken = np.array([[np.nan, -1.0], [2.0, 0.2]], np.float32)
+    assert _decoded(broken).tolist() == [[0, 0], [255, 51]]
+    assert _decoded(np.zeros((900, 300, 3), np.uint8)).shape == (256, 85, 3)
+
+
+def _decoded(pixels):
+    import base64
+    import io
+
+    from PIL import Image
+
+    element = report_sections.figures.picture(pixels, "a picture")
+    data = re.search(r"base64,([^\"]*)", element).group(1)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_text_from_files_is_escaped_everywhere(tmp_path):
+    workdir = _workdir(
+        tmp_path,
+        [{"step": 1, _EVIL: 1.0, "$x^{": 2.0, "loss": _EVIL, "val_$": 1.0},
+         {"step": 1, "event": _EVIL, "detail": _EVIL}],
+        config={"model": {"name": _EVIL, _EVIL: _EVIL}, _EVIL: {"a": [_EVIL]}},
+        environment={_EVIL: {"nested": _EVIL}},
+    )  # fmt: skip
+    _evaluation(
+        workdir, LABELS, PREDICTIONS, [_EVIL, "dog", '"><b onload=x>'], split="te<b>st",
+        worst_index=np.array([2]), worst_inputs=np.zeros((1, 4, 4, 1), np.uint8),
+        worst_probabilities=np.full((1, 3), 1 / 3, np.float32),
+    )  # fmt: skip
+    summary = {"metrics": {_EVIL: _EVIL}, "checkpoint": _EVIL, "step": _EVIL, "examples": _EVIL}
+    (workdir / "evaluation" / "train.json").write_text(json.dumps(summary))
+    (workdir / "evaluation" / "<i>.json").write_text("{")
+    page = _page(workdir)
+    assert not {"script", "i"} & set(page.tags)
+    assert "onload" not in [key for key, _ in page.attributes]
+    assert page.words.count(_EVIL) > 15
+
+
+def test_only_a_recipe_is_enough(tmp_path):
+    page = _page(_workdir(tmp_path))
+    assert page.headings == ["Recipe"]
+    assert "stopped" in page.words
+    assert "notes" not in page.classes
+
+
+def test_an_empty_evaluation_is_left_out(tmp_path):
+    workdir = _workdir(tmp_path)
+    _evaluation(workdir, [], [], NAMES)
+    assert "Classes, test" not in _page(workdir).headings
+
+
+def test_a_folder_without_a_recipe_is_refused(tmp_path, capsys):
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        report.write_report(tmp_path)
+    assert run(report_cli.command, ["report", str(tmp_path)]) == 2
+    assert "no config.json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b"]])
+def test_the_command_wants_one_directory(words):
+    with pytest.raises(UsageError, match="One work directory"):
+        report_cli.command(["report", *words])
+
+
+def test_the_command_prints_the_path(tmp_path, capsys):
+    assert report_cli.command(["report", str(_workdir(tmp_path))]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+def test_a_half_written_last_line_is_no_damage_but_one_before_it_is(tmp_path):
+    page = _page(_workdir(tmp_path, [_training(10), _training(20), '{"step": 3']))
+    assert "steps20of 40" in page.words
+    assert "notes" not in page.classes
+    lines = [_training(10), "nonsense\n", "[1]\n", '{"loss": 1}\n', _training(20)]
+    page = _page(_workdir(tmp_path, lines))
+    assert "metrics.jsonl: 3 of 5 lines could not be read" in page.words
+    assert "steps20of 40" in page.words
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "environment.json", "metrics.jsonl", "evaluation/test.json",
+     "evaluation/test.npz"],
+)  # fmt: skip
+@pytest.mark.parametrize("keep", [0, 0.5, 0.95])
+def test_a_file_cut_short_becomes_a_note_and_the_rest_stands(tmp_path, name, keep):
+    workdir = _workdir(tmp_path, [{"step": 10, "loss": 1.0}], environment={"cores": 2})
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    content = (workdir / name).read_bytes()
+    (workdir / name).write_bytes(content[: int(keep * len(content))])
+    page = _page(workdir)
+    assert ("notes" in page.classes) == (name != "metrics.jsonl")
+    if name != "metrics.jsonl":
+        assert page.words.count(f"{os.path.basename(name)} could not be read: ") == 1
+    assert len(page.headings) == {"evaluation/test.npz": 4}.get(name, 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": np.array([0, 1])}, "do not fit"),
+        ({"labels": np.array([9] * 10)}, "outside"),
+        ({"predictions": np.array([-1] * 10)}, "outside"),
+        ({"predictions": np.zeros(10)}, "not integers"),
+        ({"worst_index": np.array([10])}, "outside"),
+        ({"worst_probabilities": np.zeros((1, 2))}, "do not fit"),
+        ({"class_names": np.array(["a", None], dtype=object)}, "pickle"),
+    ],
+)
+def test_arrays_that_do_not_fit_become_a_note(tmp_path, wrong, message):
+    workdir = _workdir(tmp_path)
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    good = {"labels": LABELS, "predictions": PREDICTIONS, "class_names": NAMES}
+    np.savez(workdir / "evaluation" / "test.npz", **{**good, **wrong})
+    page = _page(workdir)
+    assert re.search(f"test.npz could not be read: .*{message}", page.words)
+    assert "Classes, test" not in page.headings
+
+
+def test_what_is_not_finite_is_told_and_breaks_nothing(tmp_path):
+    lines = [_training(10), _training(20, loss=float("nan")), _training(30, loss=float("inf"))]
+    lines += [_training(40, loss=10**400, accuracy=True, samples_per_second=None)]
+    page = _page(_workdir(tmp_path, lines))
+    assert "last NaN, lowest 0.2000 at step 10, highest 0.2000 at step 10" in page.words
+    assert "not finite in 3 of 4 records, first at step 20" in page.words
+    assert "throughput120.00" in page.words
+    page = _page(_workdir(tmp_path, [_training(10, loss=float("nan"))]))
+    assert "not finite in 1 of 1 records" in page.words
+
+
+def test_training_and_validation_share_a_plot(tmp_path):
+    lines = [_training(10), {"step": 10, "val_loss": 0.75}, _training(20)]
+    page = _page(_workdir(tmp_path, lines))
+    assert "training last 0.1000, lowest 0.1000 at step 20, highest 0.2000" in page.words
+    assert "validation last 0.7500" in page.words
+    assert "var(--validation)" in page.source.split("</svg>")[0].split("<svg")[1]
+
+
+def test_skipped_steps_are_drawn_only_where_there_were_any(tmp_path):
+    for skipped in (0, 3):
+        lines = [_training(10, skipped_steps=0), _training(20, skipped_steps=skipped)]
+        words = _page(_workdir(tmp_path, lines)).words
+        assert ("skipped steps" in words) == bool(skipped)
+
+
+def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
+    lines = [_training(step, loss=9.0) for step in (10, 20, 30)]
+    lines += [_training(20, loss=5.0, seconds=1.5), _training(25, loss=4.0, seconds=2.0)]
+    read = report.read_run(_workdir(tmp_path, lines))
+    series = {record["step"]: record["loss"] for record in read.records}
+    assert series == {10: 9.0, 20: 5.0, 25: 4.0}
+    assert read.seconds == pytest.approx(3.0 + 2.0)  # both starts: 3.0 s, then 2.0 s
+
+
+def test_state_tells_finished_going_and_stopped_apart(tmp_path):
+    workdir = _workdir(tmp_path, [_training(20)])
+    assert report.read_run(workdir).state == "stopped"
+    training = WorkDirectory(workdir).open()
+    assert report.read_run(workdir).state == "going"
+    training.close()
+    assert report.read_run(workdir).state == "stopped"
+    (workdir / "model.keras").touch()
+    assert report.read_run(workdir).state == "finished"
+    (workdir / "model.keras").unlink()
+    assert report.read_run(_workdir(tmp_path, [_training(40)])).state == "finished"
+
+
+def test_long_times_are_readable(tmp_path):
+    for seconds, shown in ((125, "2 min 5 s"), (7380, "2 h 3 min"), (59.97, "1 min 0 s")):
+        lines = [_training(20, seconds=seconds)]
+        assert f"wall time{shown}" in _page(_workdir(tmp_path, lines)).words
+
+
+def test_writing_is_atomic(tmp_path, monkeypatch):
+    workdir = _workdir(tmp_path)
+    path = report.write_report(workdir)
+    assert sorted(os.listdir(workdir)) == ["config.json", "report.html"]
+    path.write_text("the old page")
+
+    def broken_disk(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", broken_disk)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(workdir)
+    assert path.read_text() == "the old page"
+    assert sorted(os.listdir(workdir)) == ["config.json", "report.html"]
+
+
+def test_text_that_is_no_unicode_is_written_all_the_same(tmp_path):
+    page = _page(_workdir(tmp_path, [{"step": 1, "event": "\ud800"}]))
+    assert page.table("step") == [["1", "?", ""]]
+
+
+def test_neither_tensorflow_nor_keras_is_loaded_and_it_is_quick(tmp_path):
+    workdir = _workdir(tmp_path, [_training(step) for step in range(1, 2000)])
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    code = (
+        "import sys; from trainers.cli.report import command; command(sys.argv);"
+        "assert 'sklearn' in sys.modules;"
+        "sys.exit(str([m for m in ('tensorflow', 'keras') if m in sys.modules]))"
+    )
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(workdir)], capture_output=True, text=True, check=False
+    )
+    assert ended.stderr == "[]\n"
+    assert time.monotonic() - began < 10  # 2.5 s on two cores; the machine may be busy

@@ -1,0 +1,221 @@
+"""The mathematics of an update: the same for any number of micro-batches and replicas."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs.base import optimizer, schedule
+from tests import toys
+from zoo.errors import UsageError
+
+BOUND = 1e-6
+
+
+@pytest.fixture(scope="module")
+def reference(devices, tmp_path_factory):
+    """Trains each (task, optimizer) once on one device and in one piece."""
+    from trainers.trainer import Trainer
+
+    made = {}
+
+    def get(name, make):
+        if name not in made:
+            config, dataset = make()
+            made[name] = Trainer(config, tmp_path_factory.mktemp(name), dataset=dataset)
+            made[name].metrics = made[name].train()
+        return made[name]
+
+    return get
+
+
+def sgd():
+    return optimizer("sgd", learning_rate=0.1, clip_norm=0.5)
+
+
+def adamw():
+    return optimizer("adamw", learning_rate=0.01, weight_decay=0.1, clip_norm=1.0)
+
+
+OPTIMIZERS = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "lion": lambda: optimizer("lion", learning_rate=0.003, weight_decay=0.1),
+    "adafactor": lambda: optimizer("adafactor", learning_rate=0.01),
+    "muon": lambda: optimizer("muon", learning_rate=0.01, weight_decay=0.1),
+}
+# name -> replicas, micro batch
+SPLITS = {"4 micro-batches": (1, 4), "2 replicas": (2, 0), "4 replicas": (4, 0), "2 x 2": (2, 4)}
+
+
+def tokens(name, task="toy_token", replicas=1, micro=0, l2=0.0):
+    config = toys.recipe(
+        task=task,
+        model_arguments={"l2": l2},
+        strategy="mirrored" if replicas > 1 else "one_device",
+        replicas=replicas if replicas > 1 else 0,
+        micro_batch_size=micro,
+        ema=0.9,
+    )
+    config.optimizer = OPTIMIZERS[name]()
+    config.schedule = schedule("cosine", warmup_steps=3)
+    return config, toys.token_data()
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_splitting_a_batch_changes_nothing(name, split, reference, run):
+    """Sparse embedding gradients, unequal token counts and short last batches included."""
+    whole = reference(name, lambda: tokens(name))
+    replicas, micro = SPLITS[split]
+    parts = run(*tokens(name, replicas=replicas, micro=micro))
+    assert toys.difference(whole.step.net, parts.step.net) <= BOUND
+    with whole.step.averaged(), parts.step.averaged():
+        assert toys.difference(whole.step.net, parts.step.net) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+def test_every_optimizer_is_equal_when_split(name, reference, run):
+    whole = reference(name, lambda: tokens(name))
+    parts = run(*tokens(name, replicas=2, micro=4))
+    # Lion takes the sign of what may be a rounding error around zero.
+    assert toys.difference(whole.step.net, parts.step.net) <= (1e-3 if name == "lion" else 1e-5)
+
+
+@pytest.mark.parametrize("split", ["4 micro-batches", "2 x 2"])
+def test_two_terms_and_a_penalty_when_split(split, reference, run):
+    whole = reference("terms", lambda: tokens("sgd", "toy_two_terms", l2=0.01))
+    replicas, micro = SPLITS[split]
+    parts = run(*tokens("sgd", "toy_two_terms", replicas, micro, l2=0.01))
+    assert toys.difference(whole.step.net, parts.step.net) <= BOUND
+    assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-5)
+    assert whole.metrics["regularization"] > 0
+
+
+def test_equals_plain_keras_on_a_full_batch(run):
+    """Against stock `fit`, in one batch without masks: the same mathematics as Keras' own."""
+    data = toys.token_data(examples=16)
+    data.splits["train"]["mask"][:] = True
+    config = toys.recipe(steps=10)
+    ours = run(config, data).step.net
+    keras.utils.set_random_seed(0)
+    stock = toys.token_model()
+    stock.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    arrays = data.splits["train"]
+    stock.fit(arrays["tokens"], arrays["targets"], batch_size=16, epochs=10, verbose=0)
+    assert toys.difference(stock, ours) <= BOUND
+
+
+@pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
+def test_fit_runs_the_same_step(strategy, reference, run):
+    """`TrainStep` is a Keras model: plain `fit` over the same batches gives the same weights."""
+    from trainers.strategy import make_strategy
+    from trainers.trainer import build_step
+    from zoo.data.pipeline import training_batches
+
+    whole = reference("sgd", lambda: tokens("sgd"))
+    replicas = 2 if strategy == "mirrored" else 1
+    config, data = tokens("sgd", replicas=replicas)
+    step, task = build_step(config, make_strategy(strategy, config.trainer.replicas), 10)
+    batches = training_batches(
+        data.splits["train"], task.prepare, batch_size=16, replicas=1, seed=0,
+        first_step=0, last_step=10,
+    )  # fmt: skip
+    history = step.fit(batches, epochs=1, shuffle=False, verbose=0).history
+    with whole.step.averaged():  # `fit` ends by putting the averages into the model
+        assert toys.difference(whole.step.net, step.net) <= BOUND
+    assert np.isfinite(history["loss"][0])
+
+
+def test_xla_computes_the_same(reference, run):
+    whole = reference("sgd", lambda: tokens("sgd"))
+    for replicas, micro in ((1, 0), (2, 4)):
+        config, data = tokens("sgd", replicas=replicas, micro=micro)
+        config.trainer.jit_compile = True
+        compiled = run(config, data)
+        assert compiled.step._compiled.get_concrete_function  # it was really compiled
+        assert toys.difference(whole.step.net, compiled.step.net) <= 1e-5
+
+
+def test_replicas_and_steps_draw_other_dropout_masks(run):
+    """Each replica sees the same rows here: equal masks would give equal losses."""
+    from trainers.strategy import make_strategy
+    from trainers.trainer import build_step
+
+    config = toys.recipe(model_arguments={"dropout": 0.5}, strategy="mirrored", replicas=2)
+    strategy = make_strategy("mirrored", 2)
+    step, _ = build_step(config, strategy, 10)
+    data = {k: tf.constant(v[:4]) for k, v in toys.token_data().splits["train"].items()}
+    data["weight"] = tf.ones(4)
+
+    @tf.function(autograph=False)
+    def losses(micro_batch):
+        def one(micro):
+            out = step._pure_gradients(data, step.task.weights(data), step._seeds(micro), {}, 1.0)
+            return out[1]["loss"]
+
+        return strategy.run(one, args=(micro_batch,))
+
+    def draw(micro_batch):
+        values = strategy.experimental_local_results(losses(tf.constant(micro_batch)))
+        return [float(v) for v in values]
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert first == again
+    step.step.assign_add(1)
+    later = draw(0)
+    assert len({*first, *other, *later}) == 6
+
+
+@pytest.mark.parametrize("micro", [0, 4])
+def test_batch_normalization_is_synchronized(micro, run):
+    """Two replicas normalise over the whole batch; replica-local moments would differ by 1e-2."""
+
+    def make(replicas):
+        return toys.recipe(
+            "toy_norm", "image_classification", global_batch_size=8, steps=6,
+            strategy="mirrored" if replicas > 1 else "one_device",
+            replicas=replicas if replicas > 1 else 0,
+            # A micro batch of half a replica's share at 2 replicas is as large as ... 4 rows.
+            micro_batch_size=micro and (4 if replicas == 1 else 2),
+        )  # fmt: skip
+
+    data = toys.image_data(examples=24)
+    one, two = run(make(1), data), run(make(2), data)
+    if micro == 0:
+        assert toys.difference(one.step.net, two.step.net) <= 1e-5
+    norm = two.step.net.get_layer("norm")
+    moved = norm.moving_mean.numpy()
+    assert np.abs(moved).max() > 1e-3  # the statistics are really kept
+    values = two.strategy.experimental_local_results(norm.moving_mean.value)
+    np.testing.assert_array_equal(values[0].numpy(), values[1].numpy())
+
+
+def test_weight_decay_leaves_biases_and_norms_alone(run):
+    config = toys.recipe()
+    config.optimizer = adamw()
+    excluded = run(config, toys.token_data()).step.decay_excluded
+    assert {p for p in excluded if p.startswith("block_0/")} == {
+        "block_0/norm/gamma", "block_0/norm/beta", "block_0/up/bias", "block_0/down/bias",
+    }  # fmt: skip
+    assert not any(p.endswith(("kernel", "embeddings")) for p in excluded)
+
+
+def test_schedules_count_updates(run):
+    """Four micro-batches are one update: the rate after ten steps is the schedule's at ten."""
+    config = toys.recipe(micro_batch_size=4)
+    config.schedule = schedule("linear", warmup_steps=2)
+    trainer = run(config, toys.token_data())
+    assert int(trainer.step.optimizer.iterations.numpy()) == 10
+    assert float(trainer.step.optimizer.learning_rate.numpy()) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_micro_batch_that_does_not_divide_is_refused(run):
+    with pytest.raises(UsageError, match="micro_batch_size=5 for a share of 16"):
+        run(toys.recipe(micro_batch_size=5), toys.token_data())
+    with pytest.raises(UsageError, match="global_batch_size=16 for 3 replicas"):
+        run(toys.recipe(strategy="mirrored", replicas=3), toys.token_data())

@@ -1,0 +1,1 @@
+"""How the zoo's models learn: one trainer for all of them."""

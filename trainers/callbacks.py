@@ -1,0 +1,48 @@
+"""Keras callbacks by name, for `trainer.callbacks`. A callback's model is the `TrainStep`."""
+
+import keras
+
+from zoo.errors import UsageError, near_names
+
+
+def _tensorboard(config, workdir):
+    try:
+        import tensorboard  # noqa: F401 (Keras would fail later, and less clearly)
+    except ImportError:
+        raise UsageError(
+            "The callback 'tensorboard' needs TensorBoard: pip install 'keras-zoo[tensorboard]'."
+        ) from None
+    return keras.callbacks.TensorBoard(
+        str(workdir / "tensorboard"), write_graph=False, update_freq="epoch"
+    )
+
+
+_callbacks = {"tensorboard": _tensorboard}
+
+
+def register_callback(name: str, make) -> None:
+    """Adds a callback under a name.
+
+    Args:
+      name: for `trainer.callbacks`.
+      make: `make(config, workdir) -> keras.callbacks.Callback`; `workdir / "name"` is a path.
+
+    Raises:
+      UsageError: where the name is taken.
+    """
+    if name in _callbacks:
+        raise UsageError(f"A callback name is registered once. Received: {name!r}.")
+    _callbacks[name] = make
+
+
+def make_callbacks(config, workdir) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that the recipe names; raises `UsageError` for an unknown one."""
+    made = []
+    for name in config.trainer.callbacks:
+        if name not in _callbacks:
+            raise UsageError(
+                f"No callback is named {name!r}.{near_names(name, _callbacks)} "
+                f"Known: {', '.join(_callbacks)}."
+            )
+        made.append(_callbacks[name](config, workdir))
+    return made

@@ -1,0 +1,107 @@
+"""Checkpoints: every bit that decides what a run does next, in one file.
+
+A checkpoint is an uncompressed .npz (a zip, so every array carries a CRC) of all variables in
+order, and a header with their paths, the step and the run's own counters. Arrays are matched by
+place and shape, not by Keras' automatic names, which differ from process to process.
+"""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from trainers.workdir import atomic
+from zoo.errors import RunError, UsageError
+
+_NAME = re.compile(r"step_(\d{10})\.npz")
+
+
+def variables_of(step) -> list:
+    """Every variable of a `TrainStep` that decides what comes next, in a fixed order."""
+    return [
+        *step.net.trainable_variables,
+        *step.net.non_trainable_variables,
+        *step.seed_states,
+        *step.optimizer.variables,
+        step.step,
+    ]
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Returns `(step, path)` of the whole checkpoints in a folder, oldest first."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.npz")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def save(folder: Path, step, counters: dict, keep: int) -> Path:
+    """Writes a checkpoint atomically, then deletes the oldest beyond `keep`.
+
+    Args:
+      folder: created where it is missing.
+      step: a `TrainStep`.
+      counters: the run's own state, JSON values.
+      keep: how many to keep, at least 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    variables = variables_of(step)
+    number = int(step.step.numpy())
+    header = {"step": number, "counters": counters, "paths": [v.path for v in variables]}
+    arrays = {f"{i:05d}": _portable(v.numpy()) for i, v in enumerate(variables)}
+    path = folder / f"step_{number:010d}.npz"
+    with atomic(path) as file:
+        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    for _, old in list_checkpoints(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def restore(path: Path, step) -> dict:
+    """Puts a checkpoint into a `TrainStep`; all of it or nothing.
+
+    Returns:
+      The counters it was saved with.
+
+    Raises:
+      RunError: where the file is damaged.
+      UsageError: where it belongs to another model or optimizer.
+    """
+    header, arrays = read(path)
+    variables = variables_of(step)
+    if len(arrays) != len(variables):
+        raise UsageError(
+            f"{path} belongs to another model or optimizer: it holds {len(arrays)} variables, "
+            f"this run has {len(variables)}."
+        )
+    for variable, array, name in zip(variables, arrays, header["paths"], strict=True):
+        if tuple(array.shape) != tuple(variable.shape):
+            raise UsageError(
+                f"{path} belongs to another model: {name} has shape {tuple(array.shape)}, "
+                f"here {tuple(variable.shape)}."
+            )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array.view(variable.dtype) if array.dtype == np.uint16 else array)
+    return header["counters"]
+
+
+def read(path: Path) -> tuple[dict, list[np.ndarray]]:
+    """Returns header and arrays of a checkpoint.
+
+    Raises:
+      RunError: where the file is damaged or cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            arrays = [file[f"{i:05d}"] for i in range(len(header["paths"]))]
+        return header, arrays
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"The checkpoint {path} is damaged: {error}.") from None
+
+
+def _portable(array: np.ndarray) -> np.ndarray:
+    # npz has no bfloat16; its bits travel as uint16, a type no Keras weight has.
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array

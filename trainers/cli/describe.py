@@ -1,0 +1,43 @@
+"""zoo describe NAME [--batch_size=N] [--json]: what a model is made of.
+
+Layers, parameters, FLOPs a sample, memory of training at a batch size, and the recipes that use it.
+"""
+
+import dataclasses
+import json
+import sys
+
+from absl import flags
+
+from trainers.cli.common import modules_flag, parse, run
+
+_FLAGS = flags.FlagValues()
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 128, "Batch for the memory estimate.", lower_bound=1, flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Prints the description."""
+    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    from zoo import registry
+
+    registry.entry(words[0])  # an unknown name is answered before TensorFlow is loaded
+    found = registry.describe(words[0], _BATCH.value)
+    if _JSON.value:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+        return 0
+    print(f"{found.name}: {found.task}; {found.paper}; {found.licence}")
+    for layer in found.layers:
+        print(f"  {layer.name:24} {layer.kind:20} {str(layer.shape):26} {layer.parameters:>12,}")
+    print(f"parameters         {found.parameters:,} ({found.trainable:,} trainable)")
+    print(f"FLOPs a sample     {found.flops:,} forward")
+    print(f"training memory    {found.memory / 2**20:.1f} MiB at batch size {found.batch_size}")
+    print(f"recipes            {', '.join(found.recipes) or 'none'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,66 @@
+"""zoo evaluate WORKDIR [--split=test] [--checkpoint=final|best] [--json]: metrics of a split."""
+
+import json
+import sys
+
+from absl import flags
+
+from trainers.cli.common import modules_flag, parse, run
+from zoo.errors import UsageError, near_names
+
+_FLAGS = flags.FlagValues()
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.", flag_values=_FLAGS)
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Evaluates."""
+    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value)
+
+
+def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
+    """Evaluates a work directory's model, prints the metrics and keeps them in it."""
+    from trainers.workdir import read_config
+
+    config = read_config(workdir)["config"]
+
+    import tensorflow as tf
+
+    from trainers.evaluate import Evaluator, write_evaluation
+    from trainers.workdir import WorkDirectory, load_model
+    from zoo import registry
+    from zoo.data import load
+
+    model = load_model(workdir, checkpoint)
+    task_arguments = dict(config["task"])
+    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    dataset = load(config["data"]["source"], config["data"]["manual_dir"] or None)
+    if split not in dataset.splits:
+        raise UsageError(
+            f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
+            f"It has: {', '.join(dataset.splits)}."
+        )
+    evaluator = Evaluator(
+        model, task, dataset.splits[split], config["trainer"]["global_batch_size"],
+        tf.distribute.get_strategy(),
+    )  # fmt: skip
+    metrics, predictions = evaluator()
+    directory = WorkDirectory(workdir).open()
+    try:
+        write_evaluation(directory, split, checkpoint, metrics, predictions, dataset)
+    finally:
+        directory.close()
+    if as_json:
+        print(json.dumps({"split": split, "checkpoint": checkpoint, "metrics": metrics}))
+    else:
+        print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,51 @@
+"""Usage: zoo fetch [NAME …] [--destination=FOLDER]
+
+Downloads the original files of data sets into FOLDER/NAME, each file checked against its size
+and sha256; what is there already is kept. FOLDER is ZOO_DATA_DIR by default, and where that is
+not set, a folder in your cache. Without a NAME: lists the data sets and whether they are there.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from trainers.cli.common import parse, run
+from zoo.data.datasets import data_dir, dataset_entry, list_datasets
+from zoo.data.fetch import fetch
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "destination", None, "Folder in which a folder a data set is made.", flag_values=FLAGS
+)
+
+
+def command(argv: Sequence[str]) -> int:
+    names, _ = parse(FLAGS, argv)
+    folder = Path(FLAGS.destination or data_dir()).expanduser()
+    if not names:
+        for name in list_datasets():
+            entry = dataset_entry(name)
+            print(f"{name:16}{_state(entry, folder):14}{entry.description} ({entry.licence})")
+        print(f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.")
+    # All names first: a typing error in the second must not show after a long download.
+    for name in names:
+        dataset_entry(name)
+    for name in names:
+        fetch(name, folder)
+    return 0
+
+
+def _state(entry, folder: Path) -> str:
+    files = entry.original_files()
+    if not files:
+        return "built in"
+    paths = [folder / entry.name / file.file_name for file in files]
+    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+    there = sum(size == file.size for size, file in zip(sizes, files, strict=True))
+    return "there" if there == len(files) else f"{there} of {len(files)} files"
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,42 @@
+"""zoo VERB ...: a model zoo and one trainer for Keras 3.
+
+  zoo list [PATTERN]       models: name, task, parameters, paper
+  zoo describe NAME        layers, parameters, FLOPs, memory, recipes
+  zoo fetch NAME ...       download a data set
+  zoo train RECIPE         train; run again to resume
+  zoo evaluate WORKDIR     metrics of a trained model
+  zoo predict WORKDIR FILE ...   labels for pictures
+  zoo bench RECIPE         step time and share of the machine's peak
+  zoo report WORKDIR       write report.html again
+
+`zoo VERB --help` tells the flags of a verb.
+"""
+
+import importlib
+import sys
+
+from trainers.cli.common import USAGE, run
+from zoo.errors import near_names
+
+VERBS = ("list", "describe", "fetch", "train", "evaluate", "predict", "bench", "report")
+
+
+def main(argv=None) -> int:
+    """Runs `zoo VERB`; returns the exit status."""
+    argv = list(sys.argv if argv is None else argv)
+    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
+        print(__doc__.strip())
+        return 0 if len(argv) > 1 else USAGE
+    verb = argv[1]
+    if verb not in VERBS:
+        print(
+            f"zoo: error: there is no verb {verb!r}.{near_names(verb, VERBS)} See `zoo --help`.",
+            file=sys.stderr,
+        )
+        return USAGE
+    command = importlib.import_module(f"trainers.cli.{verb}").command
+    return run(command, [f"zoo {verb}", *argv[2:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: labels for your own pictures.
+
+Pictures are turned grey or coloured and resized as the model asks. MNIST's digits are white on
+black: pass --invert for dark digits on light paper.
+"""
+
+import json
+import sys
+
+from absl import flags
+
+from trainers.cli.common import modules_flag, parse, run
+
+_FLAGS = flags.FlagValues()
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
+)
+_INVERT = flags.DEFINE_bool("invert", False, "Swap light and dark.", flag_values=_FLAGS)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Prints a line a picture: file, label, probability."""
+    words, _ = parse(_FLAGS, argv, __doc__, at_least=2, modules=_IMPORT)
+    from trainers.predict import predict_pictures
+
+    rows = predict_pictures(words[0], words[1:], checkpoint=_CHECKPOINT.value, invert=_INVERT.value)
+    if _JSON.value:
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            print(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,78 @@
+"""zoo train RECIPE[:VARIANT] --workdir=D [--strategy=S] [--config.KEY=VALUE ...]
+
+RECIPE is a name (`cnn_mnist`) or a path to your own file (`./my_recipe.py`). Run the same command
+again to go on where it stopped. Model Garden's habits work: --model_dir, --mode, --params_override.
+"""
+
+import sys
+
+from absl import flags
+
+from trainers.cli.common import TERMINATED, modules_flag, parse, run
+from trainers.recipe import resolve
+from zoo.errors import UsageError
+
+_FLAGS = flags.FlagValues()
+_CONFIG = flags.DEFINE_string(
+    "config", None, "The recipe, if not given as a word.", flag_values=_FLAGS
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=_FLAGS)
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "The same as --workdir.", flag_values=_FLAGS)
+_STRATEGY = flags.DEFINE_string("strategy", None, "one_device or mirrored.", flag_values=_FLAGS)
+_MODE = flags.DEFINE_enum(
+    "mode", "train_and_eval", ["train", "eval", "train_and_eval"],
+    "train leaves the test split unread; eval only evaluates.", flag_values=_FLAGS,
+)  # fmt: skip
+_OVERRIDE = flags.DEFINE_multi_string(
+    "params_override", [], "KEY=VALUE[,KEY=VALUE ...], as --config.KEY=VALUE.", flag_values=_FLAGS
+)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Trains."""
+    words, overrides = parse(_FLAGS, argv, __doc__, at_most=1, overrides=True, modules=_IMPORT)
+    if bool(words) == bool(_CONFIG.value):
+        raise UsageError("Give one recipe: `zoo train RECIPE`, or --config=RECIPE. See `zoo list`.")
+    if bool(_WORKDIR.value) == bool(_MODEL_DIR.value):
+        raise UsageError("Give one work directory: --workdir=D.")
+    workdir, source = _WORKDIR.value or _MODEL_DIR.value, _CONFIG.value or words[0]
+    if _MODE.value == "eval":
+        from trainers.cli.evaluate import evaluate
+
+        return evaluate(workdir, "test", "final", as_json=False)
+    for text in _OVERRIDE.value:
+        overrides += split_overrides(text)
+    if _STRATEGY.value:
+        overrides.append(("trainer.strategy", _STRATEGY.value))
+    config = resolve(source, overrides)
+
+    from trainers.trainer import Terminated, Trainer
+
+    trainer = Trainer(config, workdir, source=source, read_test=_MODE.value == "train_and_eval")
+    try:
+        metrics = trainer.train()
+    except Terminated:
+        print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
+        return TERMINATED
+    print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    print(f"report: {trainer.workdir / 'report.html'}")
+    return 0
+
+
+def split_overrides(text: str) -> list[tuple[str, str]]:
+    """Splits Model Garden's `a.b=1,c=(2,3)` into pairs; commas in brackets stay."""
+    pairs, depth, start = [], 0, 0
+    for i, letter in enumerate(text + ","):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            key, equals, value = text[start:i].partition("=")
+            if not equals:
+                raise UsageError(f"--params_override is KEY=VALUE,... Received: {text[start:i]!r}.")
+            pairs.append((key, value))
+            start = i + 1
+    return pairs
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,92 @@
+"""Metrics of a model over a whole split."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from trainers.means import Means, evaluate_batch
+from trainers.strategy import distribute
+from trainers.workdir import atomic, write_json
+from zoo.data.pipeline import evaluation_batches
+from zoo.tasks.base import Task
+
+
+class Evaluator:
+    """Evaluates a model on one split, again and again without tracing again.
+
+    Args:
+      model: a built model.
+      task: what a batch means.
+      arrays: equally long arrays of the split.
+      batch_size: of all replicas together.
+      strategy: under whose scope the model was made.
+    """
+
+    def __init__(
+        self,
+        model,
+        task: Task,
+        arrays: Mapping[str, np.ndarray],
+        batch_size: int,
+        strategy: tf.distribute.Strategy,
+    ):
+        self.strategy = strategy
+        with strategy.scope():
+            self.means = Means(task)
+        batches = evaluation_batches(
+            arrays, task.prepare, batch_size=batch_size, replicas=strategy.num_replicas_in_sync
+        )
+        self.batches = distribute(strategy, batches)
+        self.examples = len(next(iter(arrays.values())))
+
+        def one_batch(data):
+            result = evaluate_batch(model, task, self.means, data)
+            return task.predictions(result.outputs, data)
+
+        self._run = tf.function(lambda data: strategy.run(one_batch, args=(data,)), autograph=False)
+
+    def __call__(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns the metrics, and the task's predictions for every example in order."""
+        self.means.take()
+        found: dict[str, list] = {}
+        for data in self.batches:
+            for name, values in self._run(data).items():
+                local = self.strategy.experimental_local_results(values)
+                found.setdefault(name, []).extend(v.numpy() for v in local)
+        predictions = {k: np.concatenate(v)[: self.examples] for k, v in found.items()}
+        return self.means.logs(self.means.take()), predictions
+
+
+def write_evaluation(workdir, split, checkpoint, metrics, predictions, dataset) -> None:
+    """Writes evaluation/<split>.json and, for classifiers, what the report shows of it."""
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    arrays = dataset.splits[split]
+    write_json(
+        folder / f"{split}.json",
+        {
+            "split": split,
+            "checkpoint": checkpoint,
+            "examples": len(next(iter(arrays.values()))),
+            "metrics": metrics,
+        },
+    )
+    if "probabilities" not in predictions:
+        return
+    probabilities = predictions["probabilities"].astype(np.float32)
+    labels, predicted = predictions["labels"], probabilities.argmax(-1)
+    confidence = probabilities.max(-1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:36]
+    with atomic(folder / f"{split}.npz") as file:
+        np.savez_compressed(
+            file,
+            labels=labels,
+            predictions=predicted,
+            confidences=confidence,
+            class_names=np.array(dataset.class_names, dtype=np.str_),
+            worst_index=worst,
+            worst_inputs=np.asarray(arrays["image"])[worst],
+            worst_probabilities=probabilities[worst],
+        )

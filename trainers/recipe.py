@@ -1,0 +1,245 @@
+"""From `cnn_mnist:debug --config.trainer.epochs=2` to a checked, complete configuration.
+
+Loads no TensorFlow.
+"""
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from configs import base
+from trainers.optimizers import OPTIMIZERS
+from trainers.schedules import SCHEDULES
+from zoo.errors import UsageError, near_names
+
+_CONFIGS = Path(base.__file__).parent
+_NAMED_SECTIONS = {
+    "optimizer": (OPTIMIZERS, base.optimizer),
+    "schedule": (SCHEDULES, base.schedule),
+}
+_LENGTHS = ("trainer.steps", "trainer.epochs")
+
+
+def list_recipes() -> list[str]:
+    """Returns the names of the recipes that come with the zoo."""
+    return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
+
+
+def load_recipe(source: str) -> ml_collections.ConfigDict:
+    """Runs a recipe's `get_config`.
+
+    Args:
+      source: `NAME[:ARG]` of a recipe in configs/, or `PATH.py[:ARG]` of the user's own.
+
+    Raises:
+      UsageError: for an unknown name, a missing file, or an argument the recipe does not know.
+    """
+    name, _, argument = source.partition(":")
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"There is no recipe file {name}.")
+        # A recipe of configs/ is the same one by its path as by its name.
+        if path.resolve().parent == _CONFIGS.resolve():
+            module = importlib.import_module(f"configs.{path.stem}")
+        else:
+            spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+            module = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except UsageError:
+                raise
+            except Exception as error:
+                raise UsageError(
+                    f"The recipe {name} does not run: {type(error).__name__}: {error}."
+                ) from None
+    elif name in list_recipes():
+        module = importlib.import_module(f"configs.{name}")
+    else:
+        raise UsageError(
+            f"No recipe is named {name!r}.{near_names(name, list_recipes())} "
+            f"Known: {', '.join(list_recipes())}; or give a path that ends in .py."
+        )
+    if not hasattr(module, "get_config"):
+        raise UsageError(f"The recipe {name} has no function get_config(arg).")
+    config = module.get_config(argument)
+    return ml_collections.ConfigDict(config).lock()
+
+
+def unknown_variant(argument: str, known: Sequence[str]) -> UsageError:
+    """The error of a recipe for an argument that it does not know."""
+    return UsageError(
+        f"The recipe has no variant {argument!r}.{near_names(argument, known)} "
+        f"Known: {', '.join(known)}."
+    )
+
+
+def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """Loads a recipe, applies overrides in order, and checks the result.
+
+    Args:
+      source: as for `load_recipe`.
+      overrides: `(key, text)` pairs: `("trainer.epochs", "3")`.
+
+    Returns:
+      A locked ConfigDict with a value for every key.
+
+    Raises:
+      UsageError: for an unknown key, a value of another type, or values that exclude each other.
+    """
+    config = load_recipe(source)
+    overrides = [(key.strip(), text.strip()) for key, text in overrides]
+    # A section's name decides which keys there are, so names come first. Keys that the recipe
+    # gave and the new optimizer lacks are dropped; keys that the user gives are refused below.
+    for key, text in overrides:
+        section, _, rest = key.partition(".")
+        if section in _NAMED_SECTIONS and rest == "name" and text != config[section].name:
+            known, make = _NAMED_SECTIONS[section]
+            inherited = config[section].to_dict()
+            section_keys = known.get(text, {})
+            values = {k: v for k, v in inherited.items() if k in section_keys}
+            with config.unlocked():
+                config[section] = make(text, **values)
+            config.lock()
+    for key, text in overrides:
+        _override(config, key, text)
+    given = [key for key in _LENGTHS if any(key == k for k, _ in overrides)]
+    if len(given) == 2 and config.trainer.steps and config.trainer.epochs:
+        raise UsageError(
+            "A run's length is given in steps or in epochs. Received: both trainer.steps="
+            f"{config.trainer.steps} and trainer.epochs={config.trainer.epochs}."
+        )
+    if len(given) == 1 and config.trainer[given[0].partition(".")[2]]:
+        other = _LENGTHS[1 - _LENGTHS.index(given[0])].partition(".")[2]
+        config.trainer[other] = 0
+    check(config)
+    return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks what can be checked without building anything; raises `UsageError`."""
+    missing = [k for k in base.base() if k not in config]
+    if missing:
+        raise UsageError(f"The recipe lacks the section {missing[0]!r}; start from configs.base.")
+    trainer = config.trainer
+    lacking = [k for k in base.base().trainer if k not in trainer]
+    if lacking:
+        raise UsageError(f"The recipe lacks trainer.{lacking[0]}; start from configs.base.")
+    for key in ("model", "task"):
+        if not config[key].name:
+            raise UsageError(f"The recipe has no {key}.name.")
+    if bool(trainer.steps > 0) == bool(trainer.epochs > 0):
+        raise UsageError(
+            "A run's length is given in steps or in epochs, one of them positive. Received: "
+            f"trainer.steps={trainer.steps}, trainer.epochs={trainer.epochs}."
+        )
+    at_least = {
+        "global_batch_size": 1, "steps_per_execution": 1, "log_every": 1, "keep": 1,
+        "micro_batch_size": 0, "replicas": 0, "evaluate_every": 0, "checkpoint_every": 0,
+        "max_rollbacks": 0, "steps": 0, "epochs": 0, "seed": 0,
+    }  # fmt: skip
+    for key, least in at_least.items():
+        if trainer[key] < least:
+            raise UsageError(f"trainer.{key} is at least {least}. Received: {trainer[key]}.")
+    if not 0 <= trainer.ema < 1:
+        raise UsageError(f"trainer.ema is 0 (off) or lies in (0, 1). Received: {trainer.ema}.")
+    if config.data.validation_size < 0:
+        raise UsageError(
+            f"data.validation_size is at least 0. Received: {config.data.validation_size}."
+        )
+
+
+def check_batch(config: ml_collections.ConfigDict, replicas: int) -> None:
+    """Checks that the global batch divides over replicas and micro-batches; raises `UsageError`."""
+    size, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
+    if size % replicas:
+        raise UsageError(
+            "The global batch divides by the number of replicas. Received: "
+            f"trainer.global_batch_size={size} for {replicas} replicas."
+        )
+    if micro and (size // replicas) % micro:
+        raise UsageError(
+            "The micro batch divides a replica's share of the global batch. Received: "
+            f"trainer.micro_batch_size={micro} for a share of {size // replicas}."
+        )
+
+
+def as_dict(config: ml_collections.ConfigDict) -> dict:
+    """Returns plain dicts and lists, as config.json holds them."""
+    import json
+
+    return json.loads(config.to_json())
+
+
+def _override(config, key: str, text: str) -> None:
+    *sections, last = key.split(".")
+    place = config
+    for section in sections:
+        place = place[section] if _is_section(place, section) else None
+    if place is None or last not in place:
+        known = list(_keys(config))
+        raise UsageError(f"The recipe has no key {key!r}.{near_names(key, known)}")
+    if _is_section(place, last):
+        raise UsageError(f"{key} is a section; give one of its keys: {', '.join(place[last])}.")
+    place[last] = _parse(key, text, place[last])
+
+
+def _is_section(place, name: str) -> bool:
+    return place is not None and isinstance(place.get(name), ml_collections.ConfigDict)
+
+
+def _keys(config, prefix: str = ""):
+    for name in config:
+        if _is_section(config, name):
+            yield from _keys(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _parse(key: str, text: str, current):
+    """Reads a value of the type that the key has already."""
+    wanted = type(current)
+    if wanted is str:
+        return text
+    try:
+        if wanted is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        value = ast.literal_eval(text) if text else ()
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if wanted is int and isinstance(value, float) and value.is_integer():
+            return int(value)  # 1e4
+        if wanted in (tuple, list) and not isinstance(value, tuple | list):
+            value = (value,)
+        if wanted in (tuple, list) and isinstance(value, tuple | list):
+            return wanted(value)
+        if type(value) is wanted:
+            return value
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError):
+        if wanted in (tuple, list):  # names without quotes: a,b
+            return wanted(part.strip() for part in text.strip("()[]").split(",") if part.strip())
+    raise UsageError(f"{key} is of type {wanted.__name__} (now {current!r}). Received: {text!r}.")
+
+
+def import_user_modules(names: Sequence[str]) -> None:
+    """Imports modules of the user, which register their own models, tasks and data sets.
+
+    Raises:
+      UsageError: where a module is missing or does not run.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the folder that the command runs in
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"--import={name} does not run: {type(error).__name__}: {error}."
+            ) from None

@@ -1,0 +1,90 @@
+"""Gradient checkpointing of chosen blocks that is right with dropout.
+
+A recomputed block keeps its inputs alone; what lies inside is computed again for the gradient
+(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174). Under plain
+`keras.remat` the second computation draws other dropout masks than the first, and the gradients
+are silently wrong. Here the block's state (seeds, moving statistics) is noted before the first
+computation and put back for the second, whose own updates are dropped.
+"""
+
+import re
+
+import keras
+import tensorflow as tf
+
+from trainers import keras_internals
+from zoo.errors import UsageError
+
+
+def apply_remat(model: keras.Model, pattern: str) -> list[str]:
+    """Makes the layers whose names match recompute their inside in the backward pass.
+
+    Args:
+      model: a built model; its layers (nested ones too) are changed in place.
+      pattern: regular expression that must match a layer's whole name.
+
+    Returns:
+      The names of the layers that matched, outermost only.
+
+    Raises:
+      UsageError: for an invalid pattern, or one that matches no layer.
+    """
+    try:
+        matches = re.compile(pattern).fullmatch
+    except re.error as error:
+        raise UsageError(
+            f"trainer.remat is a regular expression. Received: {pattern!r} ({error})."
+        ) from None
+    found, names = [], []
+
+    def visit(layer):
+        for child in keras_internals.child_layers(layer):
+            names.append(child.name)
+            if matches(child.name):
+                found.append(child)
+            else:
+                visit(child)
+
+    visit(model)
+    if not found:
+        raise UsageError(
+            f"trainer.remat matches no layer. Received: {pattern!r}. The layers are: "
+            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+        )
+    for layer in found:
+        _recompute(layer)
+    return [layer.name for layer in found]
+
+
+def _recompute(layer: keras.layers.Layer) -> None:
+    plain_call = layer.call
+    trained = {id(v) for v in layer.trainable_variables}
+    state = [v for v in layer.variables if id(v) not in trained]
+
+    def call(*args, **kwargs):
+        leaves = keras.tree.flatten((args, kwargs))
+        # recompute_grad differentiates with respect to its positional arguments, and adds to
+        # them to order the computation: floating tensors go in, all else is closed over.
+        positions = [
+            i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
+        ]
+        before = [(v, tf.identity(v.value)) for v in state]
+        after = []
+
+        def block(*tensors):
+            filled = list(leaves)
+            for position, tensor in zip(positions, tensors, strict=True):
+                filled[position] = tensor
+            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
+            with keras.StatelessScope(state_mapping=before) as scope:
+                outputs = plain_call(*inner_args, **inner_kwargs)
+            if not after:  # the first computation
+                after.extend(scope.get_current_value(v) for v in state)
+            return outputs
+
+        outputs = keras.remat(block)(*(leaves[i] for i in positions))
+        for variable, value in zip(state, after, strict=True):
+            variable.assign(value)
+        return outputs
+
+    layer.call = call

@@ -1,0 +1,79 @@
+"""Learning-rate schedules by name. They count optimizer updates, never micro-batches.
+
+The tables of names and arguments load no Keras, so that recipes can be read without it.
+"""
+
+from zoo.errors import UsageError, near_names
+
+# name -> arguments and their defaults. The peak is optimizer.learning_rate.
+SCHEDULES: dict[str, dict] = {
+    "constant": {"warmup_steps": 0},
+    "cosine": {"warmup_steps": 0, "final_fraction": 0.0},
+    "linear": {"warmup_steps": 0, "final_fraction": 0.0},
+    # Warmup-stable-decay (Hu et al. 2024, MiniCPM, arXiv:2404.06395, section 4).
+    "wsd": {"warmup_steps": 0, "decay_steps": 1, "final_fraction": 0.0},
+}
+
+
+def check_schedule(name: str) -> None:
+    """Raises `UsageError` for an unknown schedule."""
+    if name not in SCHEDULES:
+        raise UsageError(
+            f"No schedule is named {name!r}.{near_names(name, SCHEDULES)} "
+            f"Known: {', '.join(SCHEDULES)}."
+        )
+
+
+def make_schedule(name: str, peak: float, steps: int, **arguments):
+    """Returns a schedule.
+
+    All rise linearly from peak / warmup_steps to the peak in `warmup_steps` updates. Then
+    `constant` stays, `cosine` and `linear` fall to `final_fraction * peak` at update `steps`, and
+    `wsd` stays until the last `decay_steps` updates, in which it falls linearly.
+
+    Args:
+      name: a name of `SCHEDULES`.
+      peak: largest learning rate.
+      steps: updates of the whole run.
+      **arguments: those of `SCHEDULES[name]`.
+
+    Returns:
+      A `keras.optimizers.schedules.LearningRateSchedule`.
+
+    Raises:
+      UsageError: for an unknown name, or phases longer than the run.
+    """
+    import math
+
+    import keras
+    from keras import ops
+
+    check_schedule(name)
+    arguments = {**SCHEDULES[name], **arguments}
+    warmup = arguments["warmup_steps"]
+    decay = arguments.get("decay_steps", steps - warmup)
+    if warmup < 0 or decay < 0 or warmup + decay > steps:
+        raise UsageError(
+            f"The phases of a schedule fit into the run. Received: schedule.warmup_steps={warmup}"
+            f"{f', schedule.decay_steps={decay}' if 'decay_steps' in arguments else ''} "
+            f"and {steps} steps."
+        )
+    final = arguments.get("final_fraction", 1.0)
+
+    class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            step = ops.cast(step, "float32")
+            rise = ops.minimum((step + 1) / max(warmup, 1), 1.0)
+            if name == "constant":
+                return peak * rise
+            done = ops.clip((step - (steps - decay)) / max(decay, 1), 0.0, 1.0)
+            if name == "cosine":
+                share = 0.5 * (1 + ops.cos(math.pi * done))
+            else:
+                share = 1 - done
+            return peak * rise * (final + (1 - final) * share)
+
+        def get_config(self):
+            return {"name": name, "peak": peak, "steps": steps, **arguments}
+
+    return Schedule()

@@ -1,0 +1,280 @@
+"""The train step. Read this to know how anything in the zoo is trained.
+
+    1. Add up, over all replicas, how many samples or tokens each loss term counts.
+    2. For each micro-batch: forward, sum the losses, divide by the GLOBAL weight, backward;
+       add the gradients up in float32.
+    3. Add the gradients up over the replicas.
+    4. Hand them to the Keras optimizer: unscaling, finiteness test, clipping, update, average.
+
+Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
+batch cannot change the result. `TrainStep` is a `keras.Model`, so plain `fit` runs it too.
+
+Random numbers (dropout) are a function of (seed, step, micro-batch, replica): the seed generators'
+states are replaced for the call and never advance, so a resumed run draws what the uninterrupted
+one would have drawn, and replicas draw different masks.
+"""
+
+import contextlib
+import warnings
+
+import keras
+import tensorflow as tf
+
+from trainers import keras_internals
+from trainers.means import Means, evaluate_batch
+from trainers.optimizers import exclude_from_decay, inner
+from zoo.errors import UsageError
+from zoo.tasks.base import Task
+
+
+class TrainStep(keras.Model):
+    """A model, its task and its optimizer, as one update.
+
+    Args:
+      model: a built model; the bare network, which is what gets saved and exported.
+      task: what a batch means.
+      optimizer: a Keras optimizer; made, like the model, inside the strategy's scope.
+      micro_batch_size: rows that one replica computes at once; 0 for its whole share.
+      jit_compile: whether XLA compiles the forward and backward pass.
+      seed: of all random numbers drawn while training.
+      exclude: regular expression of variables that weight decay leaves alone.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        task: Task,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        micro_batch_size: int = 0,
+        jit_compile: bool = False,
+        seed: int = 0,
+        exclude: str = "",
+    ):
+        super().__init__(name="train_step")
+        self.net = model
+        self.task = task
+        self.micro_batch_size = micro_batch_size
+        self.jit_gradients = jit_compile
+        self.seed = seed
+        self.seed_states = tuple(keras_internals.seed_variables(model))
+        # Batches seen, an update tried on each. The optimizer's own count leaves out those that
+        # loss scaling skipped.
+        self.step = self.add_weight(
+            shape=(), dtype="int64", initializer="zeros", trainable=False, name="step",
+            aggregation="only_first_replica",
+        )  # fmt: skip
+        # The first step whose loss was not finite; -1 while there is none.
+        self.first_bad = self.add_weight(
+            shape=(), dtype="int64", initializer=keras.initializers.Constant(-1),
+            trainable=False, name="first_bad", aggregation="only_first_replica",
+        )  # fmt: skip
+        self.means = Means(task, penalty=bool(model.losses))
+        self.built = True
+        # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
+        self.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
+        keras_internals.needs_unbuilt_fit(self)
+        keras_internals.switch_off_all_reduce(inner(optimizer))
+        self.decay_excluded = exclude_from_decay(optimizer, model.trainable_variables, exclude)
+        optimizer.build(model.trainable_variables)
+
+    # --- what Keras asks of a model -----------------------------------------------------------
+
+    def call(self, inputs, training=None):
+        return self.net(inputs, training=training)
+
+    @property
+    def metrics(self):
+        return list(self.means.metrics.values())
+
+    def train_step(self, data):
+        """One update, then the means since the last reset."""
+        self.update(data)
+        return self.means.result()
+
+    def test_step(self, data):
+        """Adds one batch to the means; changes nothing else."""
+        evaluate_batch(self.net, self.task, self.means, data)
+        return self.means.result()
+
+    def get_metrics_result(self):
+        return self.means.result()
+
+    # --- used by our own loop ------------------------------------------------------------------
+
+    def update(self, data) -> None:
+        """One update from one replica's share of the global batch.
+
+        Args:
+          data: dict of tensors with a common, static first axis; see `zoo.tasks.base.Batch`.
+        """
+        replica = tf.distribute.get_replica_context()
+        replicas = replica.num_replicas_in_sync
+
+        def add_up(values, operation=tf.distribute.ReduceOp.SUM):
+            return replica.all_reduce(operation, values) if replicas > 1 and values else values
+
+        local = self.task.weights(data)
+        weights = add_up(local)
+        micro_batches = self._micro_batches(data)
+        if micro_batches == 1:
+            gradients, sums, statistics, changes = self._gradients(
+                data, weights, self._seeds(0), {}, 1 / replicas
+            )
+        else:
+            gradients, sums, statistics, changes = self._accumulate(
+                data, weights, micro_batches, 1 / (replicas * micro_batches)
+            )
+        gradients = add_up(gradients)
+        changes = add_up(changes, tf.distribute.ReduceOp.MEAN)
+        for variable in self.net.non_trainable_variables:
+            if id(variable) in changes:
+                variable.assign(changes[id(variable)])
+        self.optimizer.apply(gradients, self.net.trainable_variables)
+
+        finite = tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
+        self.first_bad.assign(
+            tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.step.value)
+        )
+        self.step.assign_add(1)
+        self.means.add(sums, statistics, {"regularization": 1 / replicas, **local})
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Puts the moving average of the weights into the model, where there is one."""
+        optimizer = inner(self.optimizer)
+        if not optimizer.use_ema or int(optimizer.iterations.numpy()) == 0:
+            yield
+            return
+        averages = keras_internals.averaged_weights(optimizer)
+        pairs = list(zip(self.net.trainable_variables, averages, strict=True))
+        kept = [variable.numpy() for variable, _ in pairs]
+        for variable, average in pairs:
+            variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for (variable, _), value in zip(pairs, kept, strict=True):
+                variable.assign(value)
+
+    # --- inside a step -------------------------------------------------------------------------
+
+    def _micro_batches(self, data) -> int:
+        rows = next(iter(data.values())).shape[0]
+        if not self.micro_batch_size:
+            return 1
+        if rows is None or rows % self.micro_batch_size:
+            raise UsageError(
+                "The micro batch divides a replica's share of the global batch. Received: "
+                f"trainer.micro_batch_size={self.micro_batch_size} for a share of {rows}."
+            )
+        return rows // self.micro_batch_size
+
+    def _seeds(self, micro_batch):
+        """Seed states for one micro-batch: (seed, step, micro-batch, replica) folded in."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seeds = []
+        for state in self.seed_states:
+            seed = tf.bitcast(tf.cast(state.value, tf.uint32), tf.int32)
+            for part in (self.seed, self.step.value, micro_batch, replica):
+                seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(part, tf.int32))
+            seeds.append(tf.cast(tf.bitcast(seed, tf.uint32), state.dtype))
+        return seeds
+
+    def _gradients(self, data, weights, seeds, state, share):
+        """Gradients, loss sums, statistics and new state of one micro-batch.
+
+        The computation is pure: variables are read and never written, so it may stand inside a
+        loop, under XLA and in each replica.
+        """
+        if self.jit_gradients:
+            if not hasattr(self, "_compiled"):
+                self._compiled = tf.function(
+                    self._pure_gradients, jit_compile=True, autograph=False
+                )
+            return self._compiled(data, weights, seeds, state, share)
+        return self._pure_gradients(data, weights, seeds, state, share)
+
+    def _pure_gradients(self, data, weights, seeds, state, share):
+        variables = self.net.trainable_variables
+        by_id = {id(v): v for v in self.net.non_trainable_variables}
+        seeded = list(zip(self.seed_states, seeds, strict=True))
+        known = [(by_id[key], value) for key, value in state.items()]
+        scope = keras.StatelessScope(state_mapping=seeded + known, collect_losses=True)
+        with tf.GradientTape() as tape:
+            with scope:
+                result = self.task.forward(self.net, data, training=True)
+            loss = sum(
+                coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])
+                for name, coefficient in self.task.terms.items()
+            )
+            # Of the weights, and what layers add by `add_loss`: a share each micro-batch.
+            penalties = [tf.cast(x, tf.float32) for x in [*self.net.losses, *scope.losses]]
+            if penalties:
+                penalty = share * tf.add_n(penalties)
+                result.sums["regularization"] = penalty
+                loss += penalty
+            loss = self.optimizer.scale_loss(loss)
+        with scope:  # recomputed blocks run now
+            gradients = tape.gradient(loss, [v.value for v in variables])
+        changes = {
+            key: tf.cast(scope.get_current_value(v), v.dtype)
+            for key, v in by_id.items()
+            if scope.get_current_value(v) is not None
+        }
+        missing = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
+        if missing:
+            warnings.warn(f"No gradient reaches {', '.join(missing)}: they are not trained.")
+        # An embedding's gradient is a list of rows with repeats; optimizers and clipping need
+        # the sum.
+        gradients = [
+            tf.zeros_like(v.value) if g is None else tf.cast(tf.convert_to_tensor(g), v.dtype)
+            for v, g in zip(variables, gradients, strict=True)
+        ]
+        return gradients, result.sums, result.statistics, changes
+
+    def _accumulate(self, data, weights, micro_batches, share):
+        rows = self.micro_batch_size
+        stacked = tf.nest.map_structure(
+            lambda x: tf.reshape(x, (micro_batches, rows, *x.shape[1:])), dict(data)
+        )
+
+        def micro_batch(i):
+            return tf.nest.map_structure(lambda x: x[i], stacked)
+
+        def compute(i, state):
+            return self._gradients(micro_batch(i), weights, self._seeds(i), state, share)
+
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        if replicas > 1 and any(
+            getattr(layer, "synchronized", False) for layer in keras_internals.all_layers(self.net)
+        ):
+            # Synchronised normalisation talks to the other replicas, which a loop cannot.
+            return self._accumulate_unrolled(compute, micro_batches)
+        # A trace that is thrown away tells what the loop carries: which variables (moving
+        # statistics) a forward pass changes, and the names of the statistics.
+        probe = tf.function(lambda: compute(0, {}), autograph=False).get_concrete_function()
+        _, sums, statistics, changes = probe.structured_outputs
+        state = {id(v): v.value for v in self.net.non_trainable_variables if id(v) in changes}
+        zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
+        carry = ([tf.zeros_like(v.value) for v in self.net.trainable_variables], *zeros, state)
+
+        def body(i, gradients, sums, statistics, state):
+            more = compute(i, state)
+            added = tf.nest.map_structure(tf.add, (gradients, sums, statistics), tuple(more[:3]))
+            return (i + 1, *added, more[3])
+
+        return tf.while_loop(
+            lambda i, *_: i < micro_batches, body, (tf.constant(0), *carry),
+            parallel_iterations=1,
+        )[1:]  # fmt: skip
+
+    def _accumulate_unrolled(self, compute, micro_batches):
+        gradients, sums, statistics, state = compute(0, {})
+        for i in range(1, micro_batches):
+            more = compute(i, state)
+            gradients, sums, statistics = tf.nest.map_structure(
+                tf.add, (gradients, sums, statistics), tuple(more[:3])
+            )
+            state = more[3]
+        return gradients, sums, statistics, state

@@ -1,0 +1,407 @@
+"""THE trainer: builds what a recipe names, runs the loop, and leaves a work directory.
+
+The loop is ours because `fit` cannot resume inside an epoch, nor run under several of the
+strategies (docs/keras3.md). Keras' callbacks, metrics, optimizers and progress bar run in it
+unchanged. Read `Trainer.train` from top to bottom for the order of things.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from trainers import checkpoint, keras_internals
+from trainers.callbacks import make_callbacks
+from trainers.evaluate import Evaluator, write_evaluation
+from trainers.optimizers import inner, make_optimizer
+from trainers.precision import precision
+from trainers.recipe import as_dict, check, check_batch
+from trainers.remat import apply_remat
+from trainers.schedules import make_schedule
+from trainers.step import TrainStep
+from trainers.strategy import distribute, make_strategy, prepare_devices
+from trainers.workdir import WorkDirectory, save_model, write_json
+from zoo import registry
+from zoo.data import pipeline
+from zoo.errors import RunError, UsageError
+
+
+class Terminated(Exception):
+    """SIGTERM came; the run is saved and can go on."""
+
+
+class Trainer:
+    """One run of one recipe in one work directory.
+
+    Args:
+      config: a resolved recipe, see `trainers.recipe.resolve`.
+      workdir: where everything is written; run again to resume.
+      source: name of the recipe, for the report.
+      dataset: a `zoo.data.Dataset` in place of the one that `data.source` names.
+      callbacks: Keras callbacks besides those that the recipe names.
+      read_test: whether to evaluate on the test split at the end.
+
+    After `train`, `step.net` is the trained model.
+    """
+
+    def __init__(
+        self,
+        config,
+        workdir: str | Path,
+        *,
+        source: str = "",
+        dataset=None,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        read_test: bool = True,
+    ):
+        check(config)
+        self.config = config
+        self.source = source
+        self.workdir = WorkDirectory(workdir)
+        self.dataset = dataset
+        self.callbacks = list(callbacks)
+        self.read_test = read_test
+        # What a checkpoint holds besides variables.
+        self.counters = {"skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0}
+        self._terminated = threading.Event()
+
+    # --- the run, in order ----------------------------------------------------------------------
+
+    def train(self) -> dict[str, float]:
+        """Trains, or goes on training, to the end.
+
+        Returns:
+          The metrics of the test split, where the data set has one; else the last training logs.
+
+        Raises:
+          UsageError: where recipe, data, model and work directory do not fit together.
+          RunError: where the loss is not finite, or a file cannot be read or written.
+          Terminated: after SIGTERM, once everything is saved.
+        """
+        fresh = not self.workdir.path.exists()
+        self.workdir.open()
+        try:
+            self._build()
+            self.workdir.write_config(as_dict(self.config), self.source, self.dataset.class_names)
+            fresh = False
+            self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
+            self._restore()
+            logs = self._with_signals(self._loop)
+            return self._finish() or logs
+        finally:
+            self.workdir.close()
+            if fresh:  # nothing came of it: leave no empty folder behind
+                (self.workdir / ".lock").unlink(missing_ok=True)
+                self.workdir.path.rmdir()
+
+    def _build(self) -> None:
+        config, trainer = self.config, self.config.trainer
+        prepare_devices(trainer.replicas, trainer.deterministic)
+        self.strategy = make_strategy(trainer.strategy, trainer.replicas)
+        self.replicas = self.strategy.num_replicas_in_sync
+        check_batch(config, self.replicas)
+        if self.dataset is None:
+            from zoo.data import load
+
+            self.dataset = load(config.data.source, config.data.manual_dir or None)
+        stored = self.dataset.splits["train"]
+        examples = len(next(iter(stored.values())))
+        if config.data.validation_size >= examples:
+            raise UsageError(
+                f"Data set {self.dataset.name!r} has {examples} training examples. Received: "
+                f"data.validation_size={config.data.validation_size}."
+            )
+        self.arrays, held_out = pipeline.hold_out(stored, config.data.validation_size)
+        self.examples = examples - config.data.validation_size
+        self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
+        self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
+
+        self.step, self.task = build_step(config, self.strategy, self.total_steps)
+        self.task.check(self.step.net, self.dataset)
+        self.validation = held_out and self._evaluator(held_out)
+        self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
+
+        def run(iterator, count):
+            def body(i):
+                self.strategy.run(self.step.update, args=(next(iterator),))
+                return (i + 1,)
+
+            tf.while_loop(lambda i: i < count, body, (tf.constant(0),), parallel_iterations=1)
+
+        self._run = tf.function(run, autograph=False)
+
+    def _evaluator(self, arrays) -> Evaluator:
+        return Evaluator(
+            self.step.net, self.task, arrays, self.config.trainer.global_batch_size, self.strategy
+        )
+
+    def _restore(self) -> None:
+        """Goes to the last checkpoint, or to the weights that the recipe starts from."""
+        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+        if found:
+            try:
+                self.counters.update(checkpoint.restore(found[-1][1], self.step))
+            except RunError as error:
+                older = f"step {found[-2][0]}" if len(found) > 1 else "the beginning"
+                raise RunError(f"{error} Delete it to go on from {older}.") from None
+        elif self.config.init_from:
+            from trainers.init_from import initialize
+
+            print(initialize(self.step.net, self.config.init_from), file=sys.stderr)
+        self.done = int(self.step.step.numpy())
+        self.workdir.start_metrics(self.done)
+        if found:
+            self._event("resumed", f"from {found[-1][1].name}")
+        elif self.config.trainer.max_rollbacks:
+            self._save()  # the first place to go back to
+
+    def _loop(self) -> dict[str, float]:
+        trainer = self.config.trainer
+        self._started = time.perf_counter() - self.counters["seconds"]
+        interactive = sys.stdout.isatty()
+        callbacks = keras.callbacks.CallbackList(
+            self.all_callbacks,
+            add_history=True,
+            add_progbar=interactive,
+            model=self.step,
+            verbose=1,
+            epochs=-(-self.total_steps // self.steps_per_epoch),
+            steps=self.steps_per_epoch,
+        )
+        self.step.stop_training = False
+        callbacks.on_train_begin()
+        iterator, logs, totals = None, {}, {}
+        in_epoch = False
+        window_start, window_steps = time.perf_counter(), 0
+        while self.done < self.total_steps and not self.step.stop_training:
+            epoch, place = divmod(self.done, self.steps_per_epoch)
+            if not in_epoch:
+                callbacks.on_epoch_begin(epoch)
+                in_epoch, totals = True, {}
+            iterator = iterator or self._batches()
+            count = min(trainer.steps_per_execution, self._next_stop() - self.done)
+            callbacks.on_train_batch_begin(place)
+            self._run(iterator, tf.constant(count))
+            self.done += count
+            window_steps += count
+
+            epoch_ends = self.done % self.steps_per_epoch == 0
+            last = self.done == self.total_steps
+            if self._at(trainer.log_every) or epoch_ends or last or self._terminated.is_set():
+                taken = self.step.means.take()  # waits for the device
+                now = time.perf_counter()
+                if self._lost_its_way():
+                    iterator, in_epoch = None, False
+                    window_start, window_steps = now, 0
+                    continue
+                for name, (total, weight) in taken.items():
+                    before = totals.get(name, (0.0, 0.0))
+                    totals[name] = before[0] + total, before[1] + weight
+                logs = self.step.means.logs(taken)
+                self._log(logs, window_steps, now - window_start, interactive)
+                window_start, window_steps = now, 0
+            callbacks.on_train_batch_end(place + count - 1, logs)
+
+            evaluated = {}
+            if self.validation and (self._at(trainer.evaluate_every) or last):
+                evaluated = self._evaluate()
+                window_start = time.perf_counter()
+            if self._at(trainer.checkpoint_every) or last or self._terminated.is_set():
+                self._save()
+                window_start = time.perf_counter()
+            if epoch_ends or last:
+                callbacks.on_epoch_end(epoch, {**self.step.means.logs(totals), **evaluated})
+                in_epoch = False
+            if self._terminated.is_set():
+                raise Terminated
+        if self.step.stop_training:
+            self._event("stopped", "by a callback")
+            self._save()
+        callbacks.on_train_end(logs)
+        return logs
+
+    def _finish(self) -> dict[str, float]:
+        """Writes the bare model, reads the test split for the first time, writes the report."""
+        from trainers.report import write_report
+
+        metrics = {}
+        with self.step.averaged():
+            save_model(self.step.net, self.workdir / "model.keras")
+            if self.read_test and "test" in self.dataset.splits:
+                evaluator = self._evaluator(self.dataset.splits["test"])
+                metrics, predictions = evaluator()
+                write_evaluation(self.workdir, "test", "final", metrics, predictions, self.dataset)
+        self._event("finished", f"{self.counters['seconds']:.1f} s of training")
+        write_report(self.workdir.path)
+        return metrics
+
+    # --- pieces of the loop ---------------------------------------------------------------------
+
+    def _batches(self):
+        """An iterator over the batches from here to the end of the run."""
+        skipped = self.counters["skipped_batches"]
+        batches = pipeline.training_batches(
+            self.arrays,
+            self.task.prepare,
+            batch_size=self.config.trainer.global_batch_size,
+            replicas=self.replicas,
+            seed=self.config.trainer.seed,
+            first_step=self.done + skipped,
+            last_step=self.total_steps + skipped,
+        )
+        return iter(distribute(self.strategy, batches))
+
+    def _at(self, every: int) -> bool:
+        """Whether something happens now that happens every so many updates (0: every epoch)."""
+        return self.done % (every or self.steps_per_epoch) == 0
+
+    def _next_stop(self) -> int:
+        """The next update after which Python has something to do."""
+        trainer = self.config.trainer
+        periods = [self.steps_per_epoch, trainer.log_every, trainer.checkpoint_every]
+        periods += [trainer.evaluate_every] if self.validation else []
+        stops = [(self.done // period + 1) * period for period in periods if period]
+        return min(*stops, self.total_steps)
+
+    def _log(self, logs, steps: int, seconds: float, interactive: bool) -> None:
+        """Writes a line about the last `steps` updates."""
+        self.counters["seconds"] = time.perf_counter() - self._started
+        optimizer = inner(self.step.optimizer)
+        values = {
+            **logs,
+            "learning_rate": float(optimizer.learning_rate.numpy()),
+            "samples_per_second": steps * self.config.trainer.global_batch_size / seconds,
+        }
+        skipped = self.done - int(optimizer.iterations.numpy())
+        if self.step.optimizer is not optimizer:
+            values["skipped_steps"] = skipped
+        self.workdir.log(
+            step=self.done,
+            epoch=round(self.done / self.steps_per_epoch, 4),
+            **{k: float(f"{v:.6g}") for k, v in values.items()},
+            seconds=round(self.counters["seconds"], 3),
+        )
+        if not interactive:
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+            print(f"step {self.done}/{self.total_steps}  {shown}", flush=True)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Validates the averaged weights, and keeps the best model so far."""
+        with self.step.averaged():
+            metrics, _ = self.validation()
+            logs = {f"val_{name}": value for name, value in metrics.items()}
+            value, best = logs[self.task.monitor], self.counters["best"]
+            sign = 1 if self.task.monitor_mode == "max" else -1
+            if best is None or sign * value > sign * best:
+                self.counters["best"] = value
+                save_model(self.step.net, self.workdir / "best" / "model.keras")
+                write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
+        self.workdir.log(step=self.done, epoch=round(self.done / self.steps_per_epoch, 4), **logs)
+        return logs
+
+    def _save(self) -> None:
+        if not self._is_finite():
+            return
+        checkpoint.save(
+            self.workdir / "checkpoints", self.step, self.counters, self.config.trainer.keep
+        )
+
+    def _is_finite(self) -> bool:
+        return int(self.step.first_bad.numpy()) < 0
+
+    def _lost_its_way(self) -> bool:
+        """Whether the loss is not finite and the run went back to a checkpoint.
+
+        Raises:
+          RunError: where it may not go back (again).
+        """
+        if self._is_finite():
+            return False
+        bad = int(self.step.first_bad.numpy())
+        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+        trainer = self.config.trainer
+        if self.counters["rollbacks"] >= trainer.max_rollbacks:
+            good = f"The last good checkpoint is {found[-1][1]}" if found else "No checkpoint yet"
+            raise RunError(
+                f"The loss is not finite since step {bad + 1}. {good}. What helps: a lower "
+                "optimizer.learning_rate, optimizer.clip_norm=1, or trainer.max_rollbacks to go "
+                "back and leave the bad batches out."
+            )
+        step, path = found[-1]
+        rollbacks = self.counters["rollbacks"] + 1
+        self.counters.update(checkpoint.restore(path, self.step))
+        self.counters["rollbacks"] = rollbacks
+        # Batches step+1 .. bad+1 led here: the run goes on behind them.
+        self.counters["skipped_batches"] += bad + 1 - step
+        self.step.first_bad.assign(-1)
+        self.done = step
+        self._save()  # so that a kill does not forget what was left out
+        self.workdir.start_metrics(step)
+        self._event("rolled back", f"loss not finite at step {bad + 1}; back to {path.name}")
+        return True
+
+    def _event(self, event: str, detail: str) -> None:
+        self.workdir.log(step=self.done, event=event, detail=detail)
+        print(f"{event} at step {self.done}: {detail}", file=sys.stderr, flush=True)
+
+    def _with_signals(self, function):
+        """Runs `function` so that SIGTERM ends it at the next update, saved."""
+        if threading.current_thread() is not threading.main_thread():
+            return function()
+        former = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+        try:
+            return function()
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+
+def build_step(config, strategy: tf.distribute.Strategy, total_steps: int):
+    """Builds model, task and optimizer of a recipe, inside the strategy's scope.
+
+    Returns:
+      `(TrainStep, Task)`.
+    """
+    trainer = config.trainer
+    model_arguments = config.model.to_dict()
+    task_arguments = config.task.to_dict()
+    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    schedule = config.schedule.to_dict()
+    optimizer_arguments = config.optimizer.to_dict()
+    keras.utils.set_random_seed(trainer.seed)
+    with strategy.scope(), precision(trainer.precision):
+        model = registry.build(model_arguments.pop("name"), **model_arguments)
+        if strategy.num_replicas_in_sync > 1:
+            synchronize_normalization(model)
+        if trainer.remat:
+            apply_remat(model, trainer.remat)
+        optimizer, exclude = make_optimizer(
+            optimizer_arguments.pop("name"),
+            make_schedule(
+                schedule.pop("name"), optimizer_arguments["learning_rate"], total_steps, **schedule
+            ),
+            ema=trainer.ema,
+            loss_scaling=trainer.precision == "mixed_float16",
+            **optimizer_arguments,
+        )
+        step = TrainStep(
+            model,
+            task,
+            optimizer,
+            micro_batch_size=trainer.micro_batch_size,
+            jit_compile=trainer.jit_compile,
+            seed=trainer.seed,
+            exclude=exclude,
+        )
+    return step, task
+
+
+def synchronize_normalization(model: keras.Model) -> None:
+    """Makes batch normalisation take its moments over all replicas."""
+    for layer in keras_internals.all_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True

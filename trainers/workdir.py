@@ -1,0 +1,290 @@
+"""A work directory: what lies in it, and how it is written so that a kill leaves it whole.
+
+    config.json        the resolved recipe, before the first step
+    environment.json   machine, versions and command
+    metrics.jsonl      one object a log interval
+    checkpoints/       the last `trainer.keep` of them
+    best/model.keras   by the validation split
+    model.keras        at the end: the bare model, opens with plain keras.saving in safe mode
+    evaluation/        metrics and predictions a split
+    report.html
+
+Nothing read from here is ever executed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from zoo.errors import RunError, UsageError
+
+FORMAT_VERSION = 1
+# What may differ when a run goes on: it changes how a step is computed, not what.
+MAY_CHANGE = frozenset(
+    {
+        "trainer.strategy", "trainer.replicas", "trainer.steps_per_execution",
+        "trainer.micro_batch_size", "trainer.remat", "trainer.jit_compile",
+        "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.callbacks",
+        "trainer.max_rollbacks", "data.manual_dir",
+    }
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path, mode: str = "wb"):
+    """Opens a file that takes its name only once it is whole and on the disk.
+
+    Raises:
+      OSError: as the disk says; the file of that name stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value) -> None:
+    """Writes JSON atomically."""
+    with atomic(path, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path: str | Path):
+    """Reads JSON.
+
+    Raises:
+      RunError: where the file is damaged or cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"Cannot read {path}: {error}.") from None
+
+
+class WorkDirectory:
+    """A work directory that this process alone may write, from `open` to `close`."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock = None
+        self._metrics = None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def open(self) -> "WorkDirectory":
+        """Creates the folder and locks it; the lock ends with the process, however it ends.
+
+        Raises:
+          RunError: where another process holds it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self / ".lock", "a")  # noqa: SIM115 (held while training)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
+        except OSError as error:
+            raise RunError(f"Cannot write in {self.path}: {error.strerror}.") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            self._lock = None
+            raise RunError(f"Another process works in {self.path}.") from None
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        return self
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        if self._metrics:
+            self._metrics.close()
+            self._metrics = None
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    # --- recipe --------------------------------------------------------------------------------
+
+    def write_config(self, config: Mapping, source: str, class_names=()) -> None:
+        """Writes the resolved recipe, or checks that it is the one this folder was made with.
+
+        Raises:
+          UsageError: where the folder was made with another recipe; names the differences.
+        """
+        if (self / "config.json").exists():
+            saved = read_config(self.path)["config"]
+            changes = [
+                f"{key}: {old!r} -> {new!r}"
+                for key, old, new in _differences(saved, json.loads(json.dumps(config)))
+                if key not in MAY_CHANGE
+            ]
+            if changes:
+                raise UsageError(
+                    f"{self.path} was made with another recipe ({'; '.join(changes)}). "
+                    "Take a new --workdir, or the recipe as it was."
+                )
+        else:
+            leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
+            if leftovers:
+                raise UsageError(
+                    f"{self.path} holds {leftovers[0]} but no config.json: it cannot be told what "
+                    "made it. Take a new --workdir."
+                )
+        write_json(
+            self / "config.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "source": source,
+                "config": config,
+                "class_names": list(class_names),
+            },
+        )
+
+    def write_environment(self, devices: list[str]) -> None:
+        """Writes machine, versions and command."""
+        import keras
+        import tensorflow as tf
+
+        write_json(
+            self / "environment.json",
+            {
+                "cpu": _cpu_name(),
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "devices": devices,
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            },
+        )
+
+    # --- metrics -------------------------------------------------------------------------------
+
+    def start_metrics(self, step: int) -> None:
+        """Opens metrics.jsonl for appending, without the lines after `step`.
+
+        They come from steps that were done after the last checkpoint, and are done again.
+        """
+        path = self / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+        with atomic(path, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        if self._metrics:
+            self._metrics.close()
+        self._metrics = open(path, "a")  # noqa: SIM115 (held while training)
+
+    def log(self, **values) -> None:
+        """Appends one line to metrics.jsonl."""
+        self._metrics.write(json.dumps(values) + "\n")
+        self._metrics.flush()
+
+
+def read_config(workdir: str | Path) -> dict:
+    """Returns the content of config.json.
+
+    Raises:
+      UsageError: where the folder is not a work directory, or of a newer format.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
+    saved = read_json(path)
+    if not isinstance(saved, dict) or "config" not in saved:
+        raise RunError(f"{path} is damaged: it holds no recipe.")
+    if saved.get("format_version") != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format {saved.get('format_version')}; this version reads {FORMAT_VERSION}."
+        )
+    return saved
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """Returns the lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def save_model(model, path: Path) -> None:
+    """Saves a bare model atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.tmp.keras")
+    try:
+        model.save(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_model(workdir: str | Path, checkpoint: str = "final"):
+    """See `zoo.load`."""
+    if checkpoint not in ("final", "best"):
+        raise UsageError(f"A checkpoint is 'final' or 'best'. Received: {checkpoint!r}.")
+    read_config(workdir)
+    path = Path(workdir) / ("best/model.keras" if checkpoint == "best" else "model.keras")
+    if not path.exists():
+        hint = (
+            "the recipe has data.validation_size=0, or no evaluation has run yet"
+            if checkpoint == "best"
+            else "training has not ended; run the same `zoo train` to go on"
+        )
+        raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
+    import keras
+
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise RunError(f"Cannot load {path}: {error}") from None
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = ""):
+    for key in sorted({*old, *new}):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{name}.")
+        elif before != after:
+            yield name, before, after
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    name = found.get("model name", platform.machine())
+    return f"{name}, AVX512_BF16" if "avx512_bf16" in found.get("flags", "") else name

@@ -1,0 +1,15 @@
+"""Keras Zoo: named Keras 3 models, and what they learn from.
+
+    >>> import zoo
+    >>> zoo.list_models("cnn*")
+    ['cnn_classifier']
+    >>> model = zoo.build("cnn_classifier", num_classes=10)   # a plain keras.Model
+    >>> trained = zoo.load("/tmp/cnn")                        # the model of a work directory
+
+Importing this package loads no TensorFlow; building a model does.
+"""
+
+from zoo.registry import build, describe, list_models, load, register, register_task
+
+__all__ = ["build", "describe", "list_models", "load", "register", "register_task"]
+__version__ = "0.1.0"

@@ -1,0 +1,132 @@
+"""Puts original files in their place, each checked against its known size and sha256."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoo.data.array_cache import fsync_folder
+from zoo.data.datasets import data_dir, dataset_entry
+from zoo.errors import RunError, UsageError
+
+TIMEOUT_SECONDS = 30
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FetchFile:
+    """An original file: where it comes from, its name on disk, its bytes, its sha256 in hex."""
+
+    url: str
+    file_name: str
+    size: int
+    sha256: str
+
+    def __post_init__(self):
+        if self.file_name in ("", "..") or Path(self.file_name).name != self.file_name:
+            raise UsageError(f"A file name must not be a path. Received: {self.file_name!r}.")
+
+
+def fetch(
+    name: str,
+    destination: str | os.PathLike | None = None,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Downloads the original files of the data set `name` that are not there yet.
+
+    Args:
+      name: of a registered data set.
+      destination: the folder in which the folder `name` is made; `data_dir()` by default.
+      progress: called with one line a file.
+
+    Returns:
+      The folder of the files.
+
+    Raises:
+      UsageError: for an unknown name.
+      RunError: a file cannot be downloaded or is not the registered one. What was there before
+        is untouched, and nothing of that file is left behind.
+    """
+    files = dataset_entry(name).original_files()
+    folder = Path(destination or data_dir()).expanduser() / name
+    if not files:
+        progress(f"{name}: has no files to download")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for file in files:
+            path = folder / file.file_name
+            there = is_right(path, file)
+            if not there:
+                _download(file, path)
+            how = "already there" if there else "downloaded"
+            progress(f"{name}: {path}, {file.size:,} bytes, {how}")
+    finally:
+        # An empty folder would be taken for the data set.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    return folder
+
+
+def is_right(path: Path, file: FetchFile) -> bool:
+    """Returns whether `path` is `file`, by its size and its sha256."""
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+
+
+def _download(file: FetchFile, path: Path):
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.part")
+    try:
+        digest, received = hashlib.sha256(), 0
+        with open(descriptor, "wb") as opened:
+            for chunk in _chunks(file):
+                received += len(chunk)
+                if received > file.size:
+                    # Stop here: an endless answer must not fill the disk.
+                    raise _wrong(file, f"{file.size:,} bytes", f"more than {file.size:,}")
+                digest.update(chunk)
+                opened.write(chunk)
+            if received != file.size:
+                raise _wrong(file, f"{file.size:,} bytes", f"{received:,}")
+            if digest.hexdigest() != file.sha256:
+                raise _wrong(file, f"sha256 {file.sha256}", digest.hexdigest())
+            opened.flush()
+            os.fsync(opened.fileno())
+        # mkstemp makes a file for its owner alone; data may be shared.
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
+    fsync_folder(path.parent)
+
+
+def _chunks(file: FetchFile) -> Iterator[bytes]:
+    """Yields the body; only what the network does wrong becomes a RunError, not a full disk."""
+    try:
+        with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as response:
+            while chunk := response.read(CHUNK_BYTES):
+                yield chunk
+    except urllib.error.HTTPError as error:
+        error.close()
+        reason = f"HTTP {error.code} {error.reason}"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+    else:
+        return
+    raise RunError(f"{file.file_name} cannot be downloaded from {file.url}: {reason}.")
+
+
+def _wrong(file: FetchFile, expected: str, received: str) -> RunError:
+    return RunError(
+        f"{file.file_name} from {file.url} is not the registered file: "
+        f"expected {expected}, received {received}."
+    )

@@ -1,0 +1,125 @@
+"""Batches as a function of (seed, epoch, index): exact and instant resume, at any replica count.
+
+Nothing here holds a position. Step `s` of a run is batch `s mod steps_per_epoch` of epoch
+`s div steps_per_epoch`; its rows are read by their place in that epoch's permutation.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Updates in which every example is seen once; the last batch may be padded."""
+    return -(-examples // batch_size)
+
+
+def epoch_order(positions, epoch, seed: int, examples: int):
+    """Returns which example stands at the given positions of an epoch's permutation.
+
+    Args:
+      positions: `(n,)` int64 in [0, examples).
+      epoch: int64 scalar.
+      seed: of the run.
+      examples: size of the split.
+
+    Returns:
+      `(n,)` int64. Over all positions it is a permutation (a block cipher with cycle walking,
+      `tf.random.experimental.index_shuffle`), so no array of indices is ever held.
+    """
+    key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    return tf.random.experimental.index_shuffle(positions, seed=key, max_index=examples - 1)
+
+
+def hold_out(arrays: Mapping[str, np.ndarray], size: int):
+    """Splits `size` examples off for validation, the same ones in every run.
+
+    Returns:
+      `(training, validation)`, both dicts of arrays; validation is None for size 0.
+    """
+    if not size:
+        return arrays, None
+    examples = len(next(iter(arrays.values())))
+    order = np.random.Generator(np.random.PCG64(0)).permutation(examples)
+    kept, held = np.sort(order[size:]), np.sort(order[:size])
+    return {k: v[kept] for k, v in arrays.items()}, {k: v[held] for k, v in arrays.items()}
+
+
+def training_batches(
+    arrays: Mapping[str, np.ndarray],
+    prepare: Callable,
+    *,
+    batch_size: int,
+    replicas: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+) -> tf.data.Dataset:
+    """Batches of steps `first_step` to `last_step - 1`.
+
+    Args:
+      arrays: equally long arrays of a split.
+      prepare: `prepare(batch, uniform)`, see `zoo.tasks.base.Task.prepare`.
+      batch_size: of all replicas together.
+      replicas: each element is one replica's share; replica 0's comes first, then replica 1's.
+      seed: of the run.
+      first_step: 0, or where a resumed run goes on.
+      last_step: where the run ends.
+
+    Returns:
+      A dataset of dicts with static shapes. Rows beyond the epoch's end have weight 0.
+    """
+    examples = len(next(iter(arrays.values())))
+    steps = steps_per_epoch(examples, batch_size)
+    share = batch_size // replicas
+    tensors = {key: tf.constant(value) for key, value in arrays.items()}
+
+    def element(number):
+        step, replica = number // replicas, number % replicas
+        position = (step % steps) * batch_size + replica * share + tf.range(share, dtype=tf.int64)
+        index = epoch_order(tf.minimum(position, examples - 1), step // steps, seed, examples)
+        batch = {key: tf.gather(tensor, index) for key, tensor in tensors.items()}
+        batch["weight"] = tf.cast(position < examples, tf.float32)
+
+        def uniform(count):
+            key = tf.stack([tf.constant(seed, tf.int64), step])
+            numbers = tf.random.stateless_uniform((batch_size, count), key)
+            rows = tf.slice(numbers, (replica * share, 0), (share, count))
+            return tf.ensure_shape(rows, (share, count))
+
+        return prepare(batch, uniform)
+
+    numbers = tf.data.Dataset.range(first_step * replicas, last_step * replicas)
+    batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
+    return batches.prefetch(2 * replicas).with_options(_options())
+
+
+def evaluation_batches(
+    arrays: Mapping[str, np.ndarray], prepare: Callable, *, batch_size: int, replicas: int
+) -> tf.data.Dataset:
+    """All examples once, in stored order; the last batch is padded with weight 0.
+
+    Elements are one replica's share each, as in `training_batches`.
+    """
+    examples = len(next(iter(arrays.values())))
+    share = batch_size // replicas
+    tensors = {key: tf.constant(value) for key, value in arrays.items()}
+
+    def element(number):
+        position = number * share + tf.range(share, dtype=tf.int64)
+        index = tf.minimum(position, examples - 1)
+        batch = {key: tf.gather(tensor, index) for key, tensor in tensors.items()}
+        batch["weight"] = tf.cast(position < examples, tf.float32)
+        return prepare(batch)
+
+    numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * replicas)
+    batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
+    return batches.prefetch(2 * replicas).with_options(_options())
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.deterministic = True
+    return options

@@ -1,0 +1,160 @@
+"""Data sets that TensorFlow Datasets prepares: once by TFDS, from then on as plain arrays.
+
+TFDS runs in a process of its own. Decoding starts TensorFlow's runtime, after which a strategy
+can no longer split the CPU in logical devices, and takes the GPU's memory: the first run of a
+recipe would behave differently from all later ones.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from zoo.data import array_cache
+from zoo.data.datasets import Dataset, cache_dir, data_dir
+from zoo.errors import RunError, UsageError
+
+
+def load(name: str, version: str, manual_dir: Path | None = None) -> Dataset:
+    """Returns the TFDS data set `name`, memory-mapped; imports no TensorFlow.
+
+    Args:
+      name: as TFDS calls it.
+      version: "3.0.1"; TFDS refuses one that it does not have.
+      manual_dir: folder with its original files; otherwise `data_dir()/name` where that exists,
+        otherwise they are downloaded into the cache.
+
+    Raises:
+      RunError: files are missing, wrong or cannot be downloaded, or TFDS fails on them.
+    """
+    folder = array_cache.folder_of(name, version)
+    dataset = array_cache.read(folder, name)
+    if dataset is None:
+        print(f"zoo: preparing {name} (once, about half a minute)", file=sys.stderr, flush=True)
+        _prepare_in_a_process(name, version, manual_dir)
+        dataset = array_cache.read(folder, name)
+    if dataset is None:
+        raise RunError(f"The arrays in {folder} were damaged while they were written.")
+    return dataset
+
+
+def original_files(name: str) -> tuple:
+    """Returns the `FetchFile`s that TFDS has registered for `name`, named as it expects them."""
+    import tensorflow_datasets as tfds
+
+    from zoo.data.fetch import FetchFile
+
+    return tuple(
+        FetchFile(url, info.filename or url.rsplit("/", 1)[-1], int(info.size), info.checksum)
+        for url, info in tfds.builder_cls(name).url_infos.items()
+    )
+
+
+def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None):
+    package_parent = str(Path(__file__).resolve().parents[2])
+    python_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        # -P: another `zoo` in the current folder must not be run in place of this one.
+        [sys.executable, "-P", "-m", "zoo.data.tfds", name, version, str(manual_dir or "")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path), "CUDA_VISIBLE_DEVICES": "-1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode < 0:
+        raise RunError(f"Preparing {name!r} was ended by signal {-done.returncode}.")
+    if done.returncode:
+        # Its last words on stdout are ours; without any, stderr ends with what Python said.
+        words = done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
+        raise RunError(words.splitlines()[-1])
+
+
+def _prepare(name: str, version: str, manual_dir: Path | None):
+    """Runs the genuine TFDS builder; returns the splits and the class names."""
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    records_dir = Path(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds").expanduser()
+    builder = tfds.builder(f"{name}:{version}", data_dir=records_dir)
+    if not Path(builder.data_path).exists():
+        originals = _originals(name, manual_dir)
+        # TFDS keeps what it unpacks under the bare file name and uses it again, and mnist's and
+        # fashion_mnist's files are named alike: in one folder, the second would be the first.
+        with tempfile.TemporaryDirectory(prefix="zoo-unpacked-") as unpacked:
+            builder.download_and_prepare(
+                download_dir=unpacked,
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=originals, extract_dir=unpacked, try_download_gcs=False
+                ),
+            )
+    splits = {split: _decode(tfds, builder, split) for split in builder.info.splits}
+    features = builder.info.features
+    return splits, tuple(features["label"].names) if "label" in features else ()
+
+
+def _originals(name: str, manual_dir: Path | None) -> Path:
+    """Returns a folder that holds every original file of `name`, downloading them at need."""
+    from zoo.data import fetch
+
+    folder = manual_dir or data_dir() / name
+    if manual_dir or folder.is_dir():
+        files = [file.file_name for file in original_files(name)]
+        if missing := [file for file in files if not (folder / file).is_file()]:
+            raise RunError(f"{folder} lacks {', '.join(missing)}. `zoo fetch {name}` gets them.")
+        return folder
+    try:
+        # Not TFDS's own download: it takes minutes to find out that there is no network. And not
+        # into data_dir(), which may be shared and read-only.
+        return fetch.fetch(name, cache_dir() / "data", progress=lambda line: None)
+    except RunError as error:
+        raise RunError(
+            f"{name!r} is not in {data_dir()} and could not be downloaded: {error} Run "
+            f"`zoo fetch {name}` where there is a network, or set ZOO_DATA_DIR, or "
+            f"data.manual_dir to the folder of its files."
+        ) from None
+
+
+def _decode(tfds, builder, split: str) -> dict:
+    import numpy as np
+
+    batches = list(
+        builder.as_dataset(
+            split=split,
+            batch_size=1000,
+            shuffle_files=False,
+            # One file after the other: the order must not hang on the number of cores.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1),
+        ).as_numpy_iterator()
+    )
+    arrays = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    expected = builder.info.splits[split].num_examples
+    for key, array in arrays.items():
+        if len(array) != expected:
+            raise RunError(
+                f"{builder.data_path} is damaged: {split!r} holds {len(array):,} {key}s of "
+                f"{expected:,}. Delete that folder and run again."
+            )
+    return arrays
+
+
+def _main(name: str, version: str, manual_dir: str) -> int:
+    folder = array_cache.folder_of(name, version)
+    try:
+        array_cache.fill(
+            folder, lambda: _prepare(name, version, Path(manual_dir) if manual_dir else None)
+        )
+    except (RunError, UsageError) as error:
+        message = str(error)
+    except Exception as error:
+        # TFDS and TensorFlow raise what they like, often over many lines.
+        message = f"TFDS could not prepare {name!r}: {type(error).__name__}: {error}"
+    else:
+        return 0
+    print(" ".join(message.split()), flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""What a model is made of, found out without allocating its weights."""
+
+import dataclasses
+import math
+
+import keras
+
+from zoo import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer: its name, class, output shape (without the batch) and number of parameters."""
+
+    name: str
+    kind: str
+    shape: tuple
+    parameters: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A model's description.
+
+    Attributes:
+      flops: of a forward pass on one sample, multiplications and additions counted apart.
+      memory: bytes to train at `batch_size` in float32: weights, gradients and two optimizer
+        slots of each trainable weight, and every layer's output for the batch. What the
+        operations need besides is not in it.
+      recipes: names of the recipes that build it.
+    """
+
+    name: str
+    task: str
+    paper: str
+    licence: str
+    layers: tuple[Layer, ...]
+    parameters: int
+    trainable: int
+    flops: int
+    batch_size: int
+    memory: int
+    recipes: tuple[str, ...]
+
+
+def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
+    """See `zoo.describe`."""
+    row = registry.entry(name)
+    model = build_abstract(name, **overrides)
+    layers, outputs = [], 0
+    for layer in model.layers:
+        shapes = _shapes(layer)
+        outputs += sum(math.prod(d or 1 for d in shape[1:]) for shape in shapes)
+        shape = shapes[0][1:] if len(shapes) == 1 else tuple(s[1:] for s in shapes)
+        layers.append(Layer(layer.name, type(layer).__name__, tuple(shape), layer.count_params()))
+    trainable = sum(math.prod(v.shape) for v in model.trainable_weights)
+    parameters = model.count_params()
+    memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
+    return Description(
+        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable,
+        forward_flops(model), batch_size, memory, _recipes(name),
+    )  # fmt: skip
+
+
+def build_abstract(name: str, **overrides) -> keras.Model:
+    """Builds a model whose variables have shapes but no values."""
+    with keras.StatelessScope(initialize_variables=False):
+        return registry.build(name, **overrides)
+
+
+def forward_flops(model: keras.Model) -> int:
+    """Counts the floating-point operations of a forward pass on one sample.
+
+    The model's graph is traced with placeholders for its weights and counted by TensorFlow's
+    profiler: matrix products and convolutions are exact, most pointwise operations are counted.
+    """
+    import tensorflow as tf
+    from tensorflow.python.profiler import model_analyzer, option_builder
+
+    def tensors(specs, lead=()):
+        return [tf.TensorSpec((*lead, *(d or 1 for d in s.shape)), s.dtype) for s in specs]
+
+    weights = model.variables
+    inputs = [tf.TensorSpec((1, *(d or 1 for d in i.shape[1:])), i.dtype) for i in model.inputs]
+
+    def forward(values, arguments):
+        pairs = list(zip(weights, values, strict=True))
+        with keras.StatelessScope(state_mapping=pairs, initialize_variables=False):
+            structure = keras.tree.pack_sequence_as(model._inputs_struct, arguments)
+            return model(structure, training=False)
+
+    function = tf.function(forward, autograph=False)
+    graph = function.get_concrete_function(tensors(weights), inputs).graph
+    options = option_builder.ProfileOptionBuilder(
+        option_builder.ProfileOptionBuilder.float_operation()
+    )
+    counted = model_analyzer.profile(graph, options=options.with_empty_output().build())
+    return counted.total_float_ops
+
+
+def _shapes(layer) -> list[tuple]:
+    return [tuple(tensor.shape) for tensor in keras.tree.flatten(layer.output)]
+
+
+def _recipes(name: str) -> tuple[str, ...]:
+    from trainers.recipe import list_recipes, load_recipe
+
+    return tuple(r for r in list_recipes() if load_recipe(r).model.name == name)

@@ -1,0 +1,1 @@
+"""One file a family; `build(**arguments) -> keras.Model`, written with keras.ops alone."""

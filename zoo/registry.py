@@ -1,0 +1,175 @@
+"""Names to models and tasks. Duplicates and unknown names are errors. Loads no TensorFlow."""
+
+import fnmatch
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zoo.catalog import CATALOG, Entry
+from zoo.errors import UsageError, near_names
+
+_models: dict[str, Entry] = {}
+_tasks: dict[str, str | Callable] = {
+    "image_classification": "zoo.tasks.image_classification:ImageClassification",
+}
+
+
+def register(
+    name: str,
+    builder: str | Callable,
+    task: str,
+    *,
+    parameters: int = 0,
+    paper: str = "",
+    licence: str = "",
+    arguments: Mapping[str, Any] | None = None,
+    tiny: Mapping[str, Any] | None = None,
+    task_arguments: Mapping[str, Any] | None = None,
+    remat: str = "",
+) -> Entry:
+    """Adds a model under a name; the arguments are the columns of `zoo.catalog.Entry`.
+
+    Raises:
+      UsageError: where the name is taken.
+    """
+    return _add(
+        Entry(
+            name, builder, task, parameters, paper, licence,
+            arguments or {}, tiny or {}, task_arguments or {}, remat,
+        )
+    )  # fmt: skip
+
+
+def _add(entry: Entry) -> Entry:
+    if entry.name in _models:
+        raise UsageError(
+            f"A model name is registered once. Received: {entry.name!r}, already built by "
+            f"{_models[entry.name].builder}."
+        )
+    _models[entry.name] = entry
+    return entry
+
+
+for _entry in CATALOG:
+    _add(_entry)
+
+
+def register_task(name: str, task: str | Callable) -> None:
+    """Adds a task class (or `"module:Class"`) under a name; see `zoo.tasks.base.Task`.
+
+    Raises:
+      UsageError: where the name is taken.
+    """
+    if name in _tasks:
+        raise UsageError(f"A task name is registered once. Received: {name!r}.")
+    _tasks[name] = task
+
+
+def entry(name: str) -> Entry:
+    """Returns the catalog row of a model.
+
+    Raises:
+      UsageError: for an unknown name, with the nearest known ones.
+    """
+    if name not in _models:
+        raise UsageError(f"No model is named {name!r}.{near_names(name, _models)} See `zoo list`.")
+    return _models[name]
+
+
+def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
+    """Returns the names, sorted, that match a shell pattern (`cnn*`) and, if given, a task.
+
+    Raises:
+      UsageError: for a task that does not exist.
+    """
+    if task is not None and task not in _tasks:
+        raise UsageError(f"No task is named {task!r}.{near_names(task, _tasks)}")
+    return sorted(
+        name
+        for name, row in _models.items()
+        if fnmatch.fnmatchcase(name, pattern) and task in (None, row.task)
+    )
+
+
+def list_tasks() -> list[str]:
+    """Returns the names of the tasks, sorted."""
+    return sorted(_tasks)
+
+
+def _resolve(target: str | Callable) -> Callable:
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str) -> None:
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            raise UsageError(
+                f"{what} takes no argument {name!r}.{near_names(name, parameters)} "
+                f"It takes: {', '.join(parameters)}."
+            )
+
+
+def build(name: str, **overrides):
+    """Builds a model.
+
+    Args:
+      name: a name of the registry.
+      **overrides: builder arguments that replace those of the catalog row.
+
+    Returns:
+      A built `keras.Model`.
+
+    Raises:
+      UsageError: for an unknown name or argument.
+    """
+    row = entry(name)
+    builder = _resolve(row.builder)
+    arguments = {**row.arguments, **overrides}
+    _check_arguments(builder, arguments, f"Model {name!r}")
+    return builder(**arguments)
+
+
+def build_task(name: str, **arguments):
+    """Makes the task of that name.
+
+    Raises:
+      UsageError: for an unknown name or argument.
+    """
+    if name not in _tasks:
+        raise UsageError(
+            f"No task is named {name!r}.{near_names(name, _tasks)} "
+            f"Known: {', '.join(list_tasks())}."
+        )
+    task = _resolve(_tasks[name])
+    _check_arguments(task, arguments, f"Task {name!r}")
+    return task(**arguments)
+
+
+def describe(name: str, batch_size: int = 1, **overrides):
+    """Returns a `zoo.describe.Description` of a model, without allocating its weights."""
+    from zoo.description import describe_model
+
+    return describe_model(name, batch_size, **overrides)
+
+
+def load(workdir: str, checkpoint: str = "final"):
+    """Returns the trained `keras.Model` of a work directory.
+
+    Args:
+      workdir: where `zoo train` worked.
+      checkpoint: `"final"` (the last weights, averaged ones where EMA is on) or `"best"` (by the
+        validation split).
+
+    Raises:
+      UsageError: where the folder holds no such model.
+    """
+    from trainers.workdir import load_model
+
+    return load_model(workdir, checkpoint)

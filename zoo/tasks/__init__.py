@@ -1,0 +1,1 @@
+"""What a batch means, its loss and its metrics: one file a task."""

@@ -1,0 +1,79 @@
+"""What a task is.
+
+A loss is a set of named terms. Each term is a SUM over the batch, a WEIGHT (how many samples or
+tokens count) that is known from the batch alone, and a coefficient. The train step adds the weights
+of all replicas and micro-batches before the backward pass and minimises
+
+    sum over terms of  coefficient * sum / global weight
+
+so that neither the number of replicas, nor of micro-batches, nor padding, nor a short last batch
+changes the mathematics: a mean of means would.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+# A batch: tensors with a common first axis. "weight" (batch,) float32 is 0 for rows that only pad
+# the last batch of an epoch, and 1 otherwise.
+Batch = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Forward:
+    """What one forward pass of a (micro-)batch gives.
+
+    Attributes:
+      sums: a scalar a loss term, float32.
+      statistics: name -> (sum, weight), float32 scalars: metrics that are means.
+      outputs: the model's outputs, for `Task.predictions`.
+    """
+
+    sums: dict[str, Any]
+    statistics: dict[str, tuple[Any, Any]]
+    outputs: Any = None
+
+
+class Task:
+    """Base of all tasks; the attributes and methods below are the whole contract.
+
+    Attributes:
+      terms: coefficient of each loss term; a single one is called "loss".
+      statistics: names of the statistics that `forward` gives.
+      monitor: the validation value by which the best checkpoint is chosen, and
+      monitor_mode: "max" or "min".
+    """
+
+    terms: Mapping[str, float] = {"loss": 1.0}
+    statistics: tuple[str, ...] = ()
+    monitor = "val_loss"
+    monitor_mode = "min"
+
+    def check(self, model, dataset) -> None:
+        """Raises `UsageError` where model and data set do not fit each other."""
+
+    def prepare(self, batch: dict, uniform=None) -> dict:
+        """Turns stored examples into what the model takes; runs inside tf.data.
+
+        Args:
+          batch: tensors of a data set's split, plus "weight" (batch,).
+          uniform: None outside training; else `uniform(count)` gives `(batch, count)` numbers in
+            [0, 1) that are a function of (seed, step, place in the global batch) alone.
+        """
+        return batch
+
+    def weights(self, batch: Batch) -> dict[str, Any]:
+        """Returns the weight of each term in this batch, float32 scalars; no model needed."""
+        raise NotImplementedError
+
+    def forward(self, model, batch: Batch, training: bool) -> Forward:
+        """Runs the model on a batch."""
+        raise NotImplementedError
+
+    def predictions(self, outputs, batch: Batch) -> dict[str, Any]:
+        """Returns what the test split's report needs of each example; empty by default."""
+        return {}
+
+    def synthetic(self, model, examples: int, seed: int) -> dict[str, Any]:
+        """Returns made-up stored examples that fit the model: for tests and `zoo bench`."""
+        raise NotImplementedError
