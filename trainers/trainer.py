@@ -87,7 +87,7 @@ class Trainer:
         self.workdir.open()
         try:
             self._build()
-            self.workdir.write_config(as_dict(self.config), self.source, self.dataset.class_names)
+            self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
             fresh = False
             self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
             self._restore()

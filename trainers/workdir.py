@@ -129,17 +129,22 @@ class WorkDirectory:
 
     # --- recipe --------------------------------------------------------------------------------
 
-    def write_config(self, config: Mapping, source: str, class_names=()) -> None:
+    def write_config(self, config: Mapping, source: str, dataset) -> None:
         """Writes the resolved recipe, or checks that it is the one this folder was made with.
 
         Raises:
           UsageError: where the folder was made with another recipe; names the differences.
         """
         if (self / "config.json").exists():
-            saved = read_config(self.path)["config"]
+            saved = read_config(self.path)
+            if saved["data_fingerprint"] != dataset.fingerprint:
+                raise UsageError(
+                    f"{self.path} was made with other data than {dataset.name!r} holds now. "
+                    "Take a new --workdir."
+                )
             changes = [
                 f"{key}: {old!r} -> {new!r}"
-                for key, old, new in _differences(saved, json.loads(json.dumps(config)))
+                for key, old, new in _differences(saved["config"], json.loads(json.dumps(config)))
                 if key not in MAY_CHANGE
             ]
             if changes:
@@ -160,7 +165,8 @@ class WorkDirectory:
                 "format_version": FORMAT_VERSION,
                 "source": source,
                 "config": config,
-                "class_names": list(class_names),
+                "class_names": list(dataset.class_names),
+                "data_fingerprint": dataset.fingerprint,
             },
         )
 

@@ -36,7 +36,7 @@ def modules_flag(flag_values: flags.FlagValues):
 def parse(
     flag_values: flags.FlagValues,
     argv: Sequence[str],
-    usage: str = "",
+    usage: str,
     *,
     at_least: int = 0,
     at_most: int | None = None,

@@ -1,4 +1,4 @@
-"""Usage: zoo fetch [NAME …] [--destination=FOLDER]
+"""zoo fetch [NAME ...] [--destination=FOLDER]: download data sets.
 
 Downloads the original files of data sets into FOLDER/NAME, each file checked against its size
 and sha256; what is there already is kept. FOLDER is ZOO_DATA_DIR by default, and where that is
@@ -11,19 +11,21 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers.cli.common import parse, run
+from trainers.cli.common import modules_flag, parse, run
 from zoo.data.datasets import data_dir, dataset_entry, list_datasets
 from zoo.data.fetch import fetch
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "destination", None, "Folder in which a folder a data set is made.", flag_values=FLAGS
+_FLAGS = flags.FlagValues()
+_DESTINATION = flags.DEFINE_string(
+    "destination", None, "Folder in which a folder a data set is made.", flag_values=_FLAGS
 )
+_IMPORT = modules_flag(_FLAGS)
 
 
 def command(argv: Sequence[str]) -> int:
-    names, _ = parse(FLAGS, argv)
-    folder = Path(FLAGS.destination or data_dir()).expanduser()
+    """Downloads, or lists."""
+    names, _ = parse(_FLAGS, argv, __doc__, modules=_IMPORT)
+    folder = Path(_DESTINATION.value or data_dir()).expanduser()
     if not names:
         for name in list_datasets():
             entry = dataset_entry(name)

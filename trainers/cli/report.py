@@ -1,6 +1,6 @@
-"""Usage: zoo report WORKDIR
+"""zoo report WORKDIR: write WORKDIR/report.html again.
 
-Writes WORKDIR/report.html, one page that opens offline: curves, throughput, confusion matrix,
+One page that opens offline: curves, throughput, confusion matrix,
 worst mistakes, recipe and machine. It can be run while the training is still going.
 """
 
@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from trainers.cli.common import parse, run
-from zoo.errors import UsageError
 
-FLAGS = flags.FlagValues()
+_FLAGS = flags.FlagValues()
 
 
 def command(argv: Sequence[str]) -> int:
-    words, _ = parse(FLAGS, argv)
-    if len(words) != 1:
-        raise UsageError(f"One work directory is needed: zoo report WORKDIR. Received: {words}.")
+    """Writes the report."""
+    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1)
     # matplotlib takes a second to load, which a wrong request need not wait for.
     from trainers.report import write_report
 
