@@ -9,9 +9,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("ZOO_TEST_GPU", "-1")
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def devices():
-    """Splits the CPU into four logical devices, once a process."""
+    """Splits the CPU into four logical devices, before any test starts TensorFlow."""
     from trainers.strategy import prepare_devices
 
     prepare_devices(4)

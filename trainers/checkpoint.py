@@ -5,6 +5,7 @@ order, and a header with their paths, the step and the run's own counters. Array
 place and shape, not by Keras' automatic names, which differ from process to process.
 """
 
+import io
 import json
 import re
 import zipfile
@@ -77,13 +78,14 @@ def restore(path: Path, step) -> dict:
             f"this run has {len(variables)}."
         )
     for variable, array, name in zip(variables, arrays, header["paths"], strict=True):
-        if tuple(array.shape) != tuple(variable.shape):
+        saved, here = (array.shape, array.dtype), (tuple(variable.shape), _stored_type(variable))
+        if saved != here:
             raise UsageError(
-                f"{path} belongs to another model: {name} has shape {tuple(array.shape)}, "
-                f"here {tuple(variable.shape)}."
+                f"{path} belongs to another model: {name} is {saved[0]} {saved[1]}, "
+                f"here {here[0]} {here[1]}."
             )
     for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array.view(variable.dtype) if array.dtype == np.uint16 else array)
+        variable.assign(array.view(variable.dtype) if variable.dtype == "bfloat16" else array)
     return header["counters"]
 
 
@@ -94,14 +96,27 @@ def read(path: Path) -> tuple[dict, list[np.ndarray]]:
       RunError: where the file is damaged or cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(file["header"].tobytes())
-            arrays = [file[f"{i:05d}"] for i in range(len(header["paths"]))]
-        return header, arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"The checkpoint {path} is damaged: {error}.") from None
+        # Opened here because np.load and ZipFile leave a damaged file open.
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+
+            def array(name):
+                # Read whole, so that its CRC is checked whatever the array's own head says.
+                return np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+
+            header = json.loads(array("header").tobytes())
+            arrays = [array(f"{i:05d}") for i in range(len(header["paths"]))]
+        return {key: header[key] for key in ("step", "counters", "paths")}, arrays
+    # NumPy, zipfile and json raise about ten kinds for a damaged file, MemoryError among them.
+    except Exception as error:
+        raise RunError(
+            f"The checkpoint {path} is damaged: {error or type(error).__name__}."
+        ) from None
 
 
 def _portable(array: np.ndarray) -> np.ndarray:
-    # npz has no bfloat16; its bits travel as uint16, a type no Keras weight has.
+    # npz has no bfloat16; its bits travel as uint16.
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _stored_type(variable) -> np.dtype:
+    return np.dtype("uint16" if variable.dtype == "bfloat16" else variable.dtype)

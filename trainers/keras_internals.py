@@ -4,6 +4,7 @@ Written against Keras 3.15; setup.cfg bounds the version.
 """
 
 import keras
+from keras.src.backend.common import global_state
 
 
 def seed_variables(model: keras.Model) -> list:
@@ -38,3 +39,8 @@ def all_layers(model: keras.Model) -> list:
 def child_layers(layer: keras.layers.Layer) -> list:
     """Returns the layers that are directly inside a layer."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def forget_uninitialized() -> None:
+    """Takes variables that were made without values off Keras' list of those to fill later."""
+    global_state.set_global_attribute("uninitialized_variables", [])

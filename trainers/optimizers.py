@@ -58,7 +58,7 @@ def make_optimizer(
     arguments.pop("learning_rate")
     clip_norm = arguments.pop("clip_norm")
     exclude = arguments.pop("weight_decay_exclude", "")
-    if not arguments.get("weight_decay", 0.0):
+    if not arguments.get("weight_decay", 0.0) and name != "adamw":  # AdamW wants a number
         arguments["weight_decay"] = None
     if name == "muon":
         arguments["adam_weight_decay"] = arguments["weight_decay"]
@@ -84,7 +84,7 @@ def exclude_from_decay(optimizer, variables, pattern: str) -> list[str]:
 
     Keras matches names ("bias"), which cannot tell a norm's scale from another's; paths can.
     """
-    if not pattern or inner(optimizer).weight_decay is None:
+    if not pattern or not inner(optimizer).weight_decay:
         return []
     try:
         excluded = [v for v in variables if re.search(pattern, v.path)]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainers.workdir import load_model, read_config
+from trainers.start import start_tensorflow
+from trainers.workdir import load_model, model_path, read_config
 from zoo.errors import RunError, UsageError
 
 
@@ -34,14 +35,16 @@ def predict_pictures(
             f"zoo predict labels pictures; {workdir} holds a model of the task "
             f"{config['config']['task']['name']!r}."
         )
-    # Read before the model is loaded: a wrong path is answered at once.
+    # Looked for before the model is loaded: a wrong path is answered at once.
+    model_path(workdir, checkpoint)
     pictures = []
     for file in files:
         try:
             with Image.open(file) as picture:
-                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
+                pictures.append(_plain(ImageOps.exif_transpose(picture)))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise RunError(f"Cannot read {file} as a picture: {error}.") from None
+    start_tensorflow()
     model = load_model(workdir, checkpoint)
     height, width, channels = model.input_shape[1:]
     arrays = []
@@ -57,3 +60,16 @@ def predict_pictures(
         {"file": file, "label": names[int(p.argmax())], "probability": float(p.max())}
         for file, p in zip(files, probabilities, strict=True)
     ]
+
+
+def _plain(picture):
+    """Turns a picture into 8-bit RGB as a viewer shows it: all greys, white behind the clear."""
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        grey = np.clip(np.asarray(picture, np.int64) // 256, 0, 255)
+        picture = Image.fromarray(grey.astype(np.uint8))
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture.convert("RGB")

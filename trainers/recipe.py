@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,14 +51,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
         else:
             spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
             module = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except UsageError:
-                raise
-            except Exception as error:
-                raise UsageError(
-                    f"The recipe {name} does not run: {type(error).__name__}: {error}."
-                ) from None
+            _run(module, lambda: spec.loader.exec_module(module))
     elif name in list_recipes():
         module = importlib.import_module(f"configs.{name}")
     else:
@@ -67,8 +61,28 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
         )
     if not hasattr(module, "get_config"):
         raise UsageError(f"The recipe {name} has no function get_config(arg).")
-    config = module.get_config(argument)
-    return ml_collections.ConfigDict(config).lock()
+    config = _run(module, lambda: module.get_config(argument))
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError(
+            f"get_config of the recipe {name} returns a ConfigDict; start from configs.base. "
+            f"Received: {type(config).__name__}."
+        )
+    return config.lock()
+
+
+def _run(module, part):
+    """Runs a part of a recipe; an error in it is the user's, named with its line."""
+    try:
+        return part()
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == module.__file__]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UsageError(
+            f"The recipe {module.__file__} does not run{where}: {type(error).__name__}: {error}."
+        ) from None
 
 
 def unknown_variant(argument: str, known: Sequence[str]) -> UsageError:
@@ -123,16 +137,18 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without building anything; raises `UsageError`."""
-    missing = [k for k in base.base() if k not in config]
-    if missing:
-        raise UsageError(f"The recipe lacks the section {missing[0]!r}; start from configs.base.")
+    plain, reference = config.to_dict(), base.base().to_dict()
+    _check_keys("", plain, reference)
+    for section in ("data", "trainer"):
+        _check_keys(f"{section}.", plain[section], reference[section])
+    for section, (_, make) in _NAMED_SECTIONS.items():
+        _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
+        _check_keys(f"{section}.", plain[section], make(plain[section]["name"]).to_dict())
+    for section in ("model", "task"):
+        _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
+        if not plain[section]["name"]:
+            raise UsageError(f"The recipe has no {section}.name.")
     trainer = config.trainer
-    lacking = [k for k in base.base().trainer if k not in trainer]
-    if lacking:
-        raise UsageError(f"The recipe lacks trainer.{lacking[0]}; start from configs.base.")
-    for key in ("model", "task"):
-        if not config[key].name:
-            raise UsageError(f"The recipe has no {key}.name.")
     if bool(trainer.steps > 0) == bool(trainer.epochs > 0):
         raise UsageError(
             "A run's length is given in steps or in epochs, one of them positive. Received: "
@@ -151,6 +167,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.data.validation_size < 0:
         raise UsageError(
             f"data.validation_size is at least 0. Received: {config.data.validation_size}."
+        )
+
+
+def _check_keys(prefix: str, section: dict, reference: dict, closed: bool = True) -> None:
+    """Checks that a section has the keys of the reference, of its types, and no others."""
+    for key, example in reference.items():
+        if key not in section:
+            raise UsageError(f"The recipe lacks {prefix}{key}; start from configs.base.")
+        value, wanted = section[key], type(example)
+        fits = {float: (float, int), tuple: (tuple, list)}.get(wanted, wanted)
+        if not isinstance(value, fits) or (isinstance(value, bool) and wanted is not bool):
+            kind = "a section" if wanted is dict else f"of type {wanted.__name__}"
+            raise UsageError(f"{prefix}{key} is {kind}. Received: {value!r}.")
+    unknown = [key for key in section if closed and key not in reference]
+    if unknown:
+        raise UsageError(
+            f"The recipe has an unknown key {prefix}{unknown[0]}."
+            f"{near_names(unknown[0], reference)}"
         )
 
 

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -34,6 +35,9 @@ MAY_CHANGE = frozenset(
         "trainer.max_rollbacks", "data.manual_dir",
     }
 )  # fmt: skip
+# Names of files that a kill left half written, as `atomic` and `save_model` call them.
+_HALF_WRITTEN = re.compile(r"\.(.+\.)?\d+\.tmp(\.keras)?")
+_KEYS = ("source", "config", "class_names", "data_fingerprint")
 
 
 @contextlib.contextmanager
@@ -41,7 +45,7 @@ def atomic(path: str | Path, mode: str = "wb"):
     """Opens a file that takes its name only once it is whole and on the disk.
 
     Raises:
-      OSError: as the disk says; the file of that name stays as it was.
+      OSError: as the disk says, with the name of the file, which stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -52,8 +56,10 @@ def atomic(path: str | Path, mode: str = "wb"):
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -114,16 +120,20 @@ class WorkDirectory:
             self._lock.close()
             self._lock = None
             raise RunError(f"Another process works in {self.path}.") from None
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (".", "checkpoints", "best", "evaluation"):
+            for leftover in (self / folder).glob(".*"):
+                if _HALF_WRITTEN.fullmatch(leftover.name):
+                    leftover.unlink(missing_ok=True)
         return self
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Gives the folder back, without a lock file where it became no work directory."""
         if self._metrics:
             self._metrics.close()
             self._metrics = None
         if self._lock:
+            if not (self / "config.json").exists():
+                (self / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
@@ -214,7 +224,8 @@ def read_config(workdir: str | Path) -> dict:
     """Returns the content of config.json.
 
     Raises:
-      UsageError: where the folder is not a work directory, or of a newer format.
+      UsageError: where the folder is not a work directory, or of another format.
+      RunError: where the file is damaged.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
@@ -226,6 +237,11 @@ def read_config(workdir: str | Path) -> dict:
         raise UsageError(
             f"{path} has format {saved.get('format_version')}; this version reads {FORMAT_VERSION}."
         )
+    sections = saved["config"] if isinstance(saved["config"], dict) else {}
+    lacking = [key for key in _KEYS if key not in saved]
+    lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
+    if lacking:
+        raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
     return saved
 
 
@@ -234,7 +250,7 @@ def read_metrics(workdir: str | Path) -> list[dict]:
     path = Path(workdir) / "metrics.jsonl"
     lines = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors="replace").splitlines():
             try:
                 lines.append(json.loads(line))
             except ValueError:
@@ -256,8 +272,8 @@ def save_model(model, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_model(workdir: str | Path, checkpoint: str = "final"):
-    """See `zoo.load`."""
+def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
+    """Returns where a model lies; raises `UsageError` where there is none."""
     if checkpoint not in ("final", "best"):
         raise UsageError(f"A checkpoint is 'final' or 'best'. Received: {checkpoint!r}.")
     read_config(workdir)
@@ -269,6 +285,12 @@ def load_model(workdir: str | Path, checkpoint: str = "final"):
             else "training has not ended; run the same `zoo train` to go on"
         )
         raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
+    return path
+
+
+def load_model(workdir: str | Path, checkpoint: str = "final"):
+    """See `zoo.load`."""
+    path = model_path(workdir, checkpoint)
     import keras
 
     try:

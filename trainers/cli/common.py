@@ -1,10 +1,11 @@
 """What every command shares: flag parsing, one-line errors and exit statuses.
 
 Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interrupted,
-143 stopped by SIGTERM and saved.
+141 the reader of the output is gone, 143 stopped by SIGTERM and saved.
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from absl import flags
 
 from zoo.errors import RunError, UsageError
 
-USAGE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
+USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 
 _OUT_OF_MEMORY = (
     "out of memory. What helps, in this order: a smaller trainer.micro_batch_size (same result, "
@@ -92,25 +93,28 @@ def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     """Runs `command(argv)` and turns what it raises into one line and an exit status."""
     argv = list(sys.argv if argv is None else argv)
     try:
-        return command(argv) or 0
-    except Help as answer:
-        print(answer)
-        return 0
+        try:
+            status = command(argv) or 0
+        except Help as answer:
+            print(answer)
+            status = 0
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         return _fail(error, USAGE)
     except RunError as error:
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `zoo list | head`
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:  # `zoo list | head`: Python must not find it again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"the disk is full: {error.filename or error}", FAILED)
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return _fail(f"no permission: {error.filename or error}", FAILED)
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) and error.filename:
+        if error.errno and error.filename:
             return _fail(f"{error.strerror}: {error.filename}", FAILED)
         raise
     except Exception as error:

@@ -10,6 +10,7 @@ import sys
 from absl import flags
 
 from trainers.cli.common import modules_flag, parse, run
+from trainers.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _BATCH = flags.DEFINE_integer(
@@ -25,6 +26,7 @@ def command(argv) -> int:
     from zoo import registry
 
     registry.entry(words[0])  # an unknown name is answered before TensorFlow is loaded
+    start_tensorflow()
     found = registry.describe(words[0], _BATCH.value)
     if _JSON.value:
         print(json.dumps(dataclasses.asdict(found), indent=2))

@@ -6,6 +6,7 @@ import sys
 from absl import flags
 
 from trainers.cli.common import modules_flag, parse, run
+from trainers.start import start_tensorflow
 from zoo.errors import UsageError, near_names
 
 _FLAGS = flags.FlagValues()
@@ -25,34 +26,22 @@ def command(argv) -> int:
 
 def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     """Evaluates a work directory's model, prints the metrics and keeps them in it."""
-    from trainers.workdir import read_config
-
-    config = read_config(workdir)["config"]
-
-    import tensorflow as tf
-
-    from trainers.evaluate import Evaluator, write_evaluation
-    from trainers.workdir import WorkDirectory, load_model
-    from zoo import registry
+    from trainers.workdir import WorkDirectory, model_path, read_config
     from zoo.data import load
 
-    model = load_model(workdir, checkpoint)
-    task_arguments = dict(config["task"])
-    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    # What needs no TensorFlow comes first: a wrong request is answered at once.
+    saved = read_config(workdir)
+    config = saved["config"]
+    model_path(workdir, checkpoint)
     dataset = load(config["data"]["source"], config["data"]["manual_dir"] or None)
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
             f"It has: {', '.join(dataset.splits)}."
         )
-    evaluator = Evaluator(
-        model, task, dataset.splits[split], config["trainer"]["global_batch_size"],
-        tf.distribute.get_strategy(),
-    )  # fmt: skip
-    metrics, predictions = evaluator()
     directory = WorkDirectory(workdir).open()
     try:
-        write_evaluation(directory, split, checkpoint, metrics, predictions, dataset)
+        metrics = _evaluate(directory, saved, dataset, split, checkpoint)
     finally:
         directory.close()
     if as_json:
@@ -60,6 +49,29 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     else:
         print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
     return 0
+
+
+def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[str, float]:
+    start_tensorflow()
+    import tensorflow as tf
+
+    from trainers.evaluate import Evaluator, write_evaluation
+    from trainers.workdir import load_model
+    from zoo import registry
+
+    model = load_model(directory.path, checkpoint)
+    task_arguments = dict(saved["config"]["task"])
+    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    task.check(model, dataset)
+    if dataset.fingerprint != saved["data_fingerprint"]:
+        print(f"zoo: {dataset.name!r} holds other data than in training.", file=sys.stderr)
+    evaluator = Evaluator(
+        model, task, dataset.splits[split], saved["config"]["trainer"]["global_batch_size"],
+        tf.distribute.get_strategy(),
+    )  # fmt: skip
+    metrics, predictions = evaluator()
+    write_evaluation(directory, split, checkpoint, metrics, predictions, dataset)
+    return metrics
 
 
 if __name__ == "__main__":

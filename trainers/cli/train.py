@@ -10,6 +10,7 @@ from absl import flags
 
 from trainers.cli.common import TERMINATED, modules_flag, parse, run
 from trainers.recipe import resolve
+from trainers.start import start_tensorflow
 from zoo.errors import UsageError
 
 _FLAGS = flags.FlagValues()
@@ -47,6 +48,7 @@ def command(argv) -> int:
         overrides.append(("trainer.strategy", _STRATEGY.value))
     config = resolve(source, overrides)
 
+    start_tensorflow()
     from trainers.trainer import Terminated, Trainer
 
     trainer = Trainer(config, workdir, source=source, read_test=_MODE.value == "train_and_eval")
@@ -55,7 +57,8 @@ def command(argv) -> int:
     except Terminated:
         print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
         return TERMINATED
-    print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+    if metrics:
+        print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
     print(f"report: {trainer.workdir / 'report.html'}")
     return 0
 

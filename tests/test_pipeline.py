@@ -1,0 +1,110 @@
+"""The order of the data is a function of (seed, epoch, index)."""
+
+import numpy as np
+import pytest
+
+from zoo.data import pipeline
+
+
+def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None):
+    arrays = {"number": np.arange(examples)}
+    found = pipeline.training_batches(
+        arrays, prepare or (lambda batch, uniform: batch), batch_size=size, replicas=replicas,
+        seed=seed, first_step=first, last_step=last,
+    )  # fmt: skip
+    return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+
+
+def rows(found):
+    return np.concatenate([b["number"][b["weight"] > 0] for b in found])
+
+
+@pytest.mark.parametrize("examples", [1, 2, 70, 1000])
+def test_every_epoch_is_another_permutation(examples):
+    places = np.arange(examples)
+    orders = [pipeline.epoch_order(places, epoch, 3, examples).numpy() for epoch in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), places)
+    if examples > 10:
+        assert (orders[0] != orders[1]).any()
+        assert (orders[1] != orders[2]).any()
+        other_seed = pipeline.epoch_order(places, 0, 4, examples).numpy()
+        assert (orders[0] != other_seed).any()
+
+
+def test_an_epoch_sees_every_example_once_and_pads_its_last_batch():
+    found = batches(last=5)
+    np.testing.assert_array_equal(np.sort(rows(found)), np.arange(70))
+    assert [int(b["weight"].sum()) for b in found] == [16, 16, 16, 16, 6]
+    assert all(b["number"].shape == (16,) for b in found)
+
+
+def test_resume_continues_the_same_order():
+    whole = batches()
+    for first in (1, 5, 7):
+        for a, b in zip(whole[first:], batches(first=first), strict=True):
+            np.testing.assert_array_equal(a["number"], b["number"])
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_share_the_batch_of_one(replicas):
+    """Rows and their random changes are the same, whoever computes them."""
+
+    def prepare(batch, uniform):
+        return {**batch, "random": uniform(3)}
+
+    whole, shares = batches(prepare=prepare), batches(replicas, prepare=prepare)
+    assert len(shares) == 10 * replicas
+    for step, batch in enumerate(whole):
+        parts = shares[step * replicas : (step + 1) * replicas]
+        for key in ("number", "weight", "random"):
+            joined = np.concatenate([part[key] for part in parts])
+            np.testing.assert_array_equal(batch[key], joined)
+    assert (whole[0]["random"] != whole[1]["random"]).all()
+
+
+def test_evaluation_reads_all_in_order_and_pads():
+    arrays = {"number": np.arange(21)}
+    found = pipeline.evaluation_batches(arrays, lambda b: b, batch_size=8, replicas=2)
+    found = [{k: v.numpy() for k, v in batch.items()} for batch in found]
+    assert len(found) == 6
+    np.testing.assert_array_equal(rows(found), np.arange(21))
+
+
+def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():
+    arrays = {"number": np.arange(100)}
+    kept, held = pipeline.hold_out(arrays, 10)
+    again, same = pipeline.hold_out(arrays, 10)
+    np.testing.assert_array_equal(held["number"], same["number"])
+    assert len(kept["number"]) == 90
+    assert not set(kept["number"]) & set(held["number"])
+    assert pipeline.hold_out(arrays, 0) == (arrays, None)
+
+
+def test_affine_changes_move_as_they_say():
+    """A shift alone moves a bright pixel by whole pixels; no change at all is the identity."""
+    import tensorflow as tf
+
+    from zoo.data.images import random_affine
+
+    image = np.zeros((2, 9, 9, 1), np.float32)
+    image[:, 4, 4] = 1
+    none = {"rotation": 0.0, "shift": 0.0, "zoom": 0.0, "shear": 0.0}
+
+    def change(numbers, **limits):
+        uniform = lambda count: tf.constant(numbers, tf.float32)[None].numpy().repeat(2, 0)  # noqa: E731
+        return random_affine(image, uniform, **{**none, **limits}).numpy()
+
+    np.testing.assert_allclose(change([0.9] * 6), image, atol=1e-6)
+    # The last two numbers shift: 0.75 is half way up, reading from 2 pixels right and below.
+    moved = change([0.5, 0.5, 0.5, 0.5, 0.75, 0.75], shift=4.0)
+    assert moved[0, 2, 2, 0] == pytest.approx(1.0)
+    # The centre stays under rotation, shear and zoom.
+    turned = change([0.9, 0.8, 0.7, 0.2, 0.5, 0.5], rotation=40.0, shear=20.0, zoom=0.2)
+    assert turned[0, 4, 4, 0] == pytest.approx(1.0, abs=1e-3)
+    quarter = np.zeros((2, 9, 9, 1), np.float32)
+    quarter[:, 4, 7] = 1
+    image = quarter
+    turned = change([1.0, 0.5, 0.5, 0.5, 0.5, 0.5], rotation=90.0)
+    assert turned[0].sum() == pytest.approx(1.0, abs=1e-3)
+    assert turned[0, 1, 4, 0] + turned[0, 7, 4, 0] == pytest.approx(1.0, abs=1e-3)

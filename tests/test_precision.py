@@ -1,0 +1,73 @@
+"""Mixed precision: close to float32, and right where it overflows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs.base import optimizer
+from tests import toys
+from trainers.optimizers import inner
+
+
+def train(run, precision, *, clip_norm=0.3, **trainer):
+    config = toys.recipe(precision=precision, **trainer)
+    config.optimizer = optimizer("sgd", learning_rate=0.1, clip_norm=clip_norm)
+    return run(config, toys.token_data())
+
+
+# Against float32 after ten steps. Micro-batches and replicas must not add to it: were gradients
+# clipped or added up while still scaled by 2**15, the weights would hardly move.
+@pytest.mark.parametrize(
+    ("precision", "bound"), [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)]
+)
+@pytest.mark.parametrize("split", ["whole", "2 replicas x 2 micro-batches"])
+def test_close_to_float32(precision, bound, split, run):
+    more = (
+        {} if split == "whole" else {"strategy": "mirrored", "replicas": 2, "micro_batch_size": 4}
+    )
+    exact, mixed = train(run, "float32"), train(run, precision, **more)
+    assert 0 < toys.difference(exact.step.net, mixed.step.net) <= bound
+    assert all(v.dtype == "float32" for v in mixed.step.net.trainable_variables)
+    block = mixed.step.net.get_layer("block_0")
+    assert block.compute_dtype == precision.removeprefix("mixed_")  # it really was mixed
+
+
+def test_the_former_policy_is_put_back(run):
+    import keras
+
+    train(run, "mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_overflow_skips_the_step_and_is_counted(replicas, run, tmp_path):
+    """One example on the last replica overflows float16's gradients once an epoch."""
+    from zoo.data import pipeline
+
+    order = pipeline.epoch_order(np.arange(70, dtype=np.int64), 0, 0, 70).numpy()
+    poison = np.ones(70, np.float32)
+    poison[order[2 * 16 + 15]] = 1e30  # third batch, last row: the last replica's
+    data = toys.token_data(poison=poison)
+    more = {"strategy": "mirrored", "replicas": 2} if replicas == 2 else {}
+    config = toys.recipe(task="toy_poison", precision="mixed_float16", steps=5, **more)
+    config.trainer.log_every = 1
+    config.trainer.checkpoint_every = 1
+    config.trainer.keep = 9
+    trainer = run(config, data, workdir=tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    skipped = {line["step"]: line["skipped_steps"] for line in lines if "skipped_steps" in line}
+    assert skipped == {1: 0, 2: 0, 3: 1, 4: 1, 5: 1}
+    assert int(inner(trainer.step.optimizer).iterations.numpy()) == 4
+    before, after, later = (weights(tmp_path / "run", step) for step in (2, 3, 4))
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))
+    assert any((a != b).any() for a, b in zip(after, later, strict=True))
+    assert all(np.isfinite(w).all() for w in later)
+
+
+def weights(workdir, step):
+    from trainers import checkpoint
+
+    header, arrays = checkpoint.read(workdir / "checkpoints" / f"step_{step:010d}.npz")
+    trained = [p.startswith(("embedding", "block", "logits")) for p in header["paths"]]
+    return [a for a, keep in zip(arrays, trained, strict=True) if keep]

@@ -1,0 +1,213 @@
+"""Names to models: the registry, the catalog's rows, and what `zoo describe` tells of them."""
+
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from trainers.cli.main import main
+from trainers.recipe import list_recipes, load_recipe
+from zoo import registry
+from zoo.catalog import CATALOG
+from zoo.description import build_abstract
+from zoo.errors import UsageError
+
+# The classifier's layers: name, kind, shape of the output, parameters counted by hand.
+CNN = (
+    ("image", "InputLayer", (28, 28, 1), 0),
+    ("convolution_1", "Conv2D", (26, 26, 32), 3 * 3 * 1 * 32 + 32),
+    ("pooling_1", "MaxPooling2D", (13, 13, 32), 0),
+    ("convolution_2", "Conv2D", (11, 11, 64), 3 * 3 * 32 * 64 + 64),
+    ("pooling_2", "MaxPooling2D", (5, 5, 64), 0),
+    ("convolution_3", "Conv2D", (3, 3, 64), 3 * 3 * 64 * 64 + 64),
+    ("flatten", "Flatten", (576,), 0),
+    ("hidden", "Dense", (64,), 576 * 64 + 64),
+    ("probabilities", "Dense", (10,), 64 * 10 + 10),
+)
+# Two operations a multiplication-addition: outputs x inputs of each.
+CNN_FLOPS = 2 * (
+    26 * 26 * 32 * 9 + 11 * 11 * 64 * 9 * 32 + 3 * 3 * 64 * 9 * 64 + 576 * 64 + 64 * 10
+)
+
+
+def small(units=2, name="small"):
+    image = keras.Input((3,), name="x")
+    return keras.Model(image, keras.layers.Dense(units, name="dense")(image), name=name)
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Registers as a user would, and forgets it after the test."""
+    monkeypatch.setattr(registry, "_models", dict(registry._models))
+    monkeypatch.setattr(registry, "_tasks", dict(registry._tasks))
+    return zoo.register
+
+
+@pytest.mark.parametrize(
+    ("pattern", "task", "found"),
+    [
+        ("cnn*", None, ["cnn_classifier"]),
+        ("*", "image_classification", ["cnn_classifier"]),
+        ("cnn_classifier", "image_classification", ["cnn_classifier"]),
+        ("no_such_*", None, []),
+        ("CNN*", None, []),
+    ],
+)
+def test_list_takes_a_pattern_and_a_task(pattern, task, found):
+    assert [n for n in zoo.list_models(pattern, task) if n.startswith("cnn_")] == found
+
+
+def test_list_is_sorted_and_whole(register):
+    register("aaa_first", small, "image_classification")
+    names = zoo.list_models()
+    assert names == sorted(names)
+    assert {"aaa_first", *(row.name for row in CATALOG)} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: zoo.build("cnn_clasifier"), ["'cnn_clasifier'", "Did you mean 'cnn_classifier'"]),
+        (lambda: zoo.describe("cnn"), ["No model is named 'cnn'", "zoo list"]),
+        (lambda: zoo.list_models(task="image_clasification"), ["Did you mean 'image_classifi"]),
+        (lambda: registry.build_task("images"), ["No task is named 'images'", "Known: "]),
+        (
+            lambda: zoo.build("cnn_classifier", num_clases=3),
+            ["takes no argument 'num_clases'", "Did you mean 'num_classes'", "hidden_dim"],
+        ),
+        (
+            lambda: registry.build_task("image_classification", label_smooting=0.1),
+            ["takes no argument 'label_smooting'", "Did you mean 'label_smoothing'"],
+        ),
+        (
+            lambda: zoo.build("cnn_classifier", filters=(8, 8)),
+            ["cannot be built", "filters=(8, 8)"],
+        ),
+        (lambda: zoo.build("cnn_classifier", input_shape=(8, 8, 1)), ["cannot be built"]),
+        (lambda: zoo.build("cnn_classifier", num_classes=0), ["cannot be built", "num_classes=0"]),
+    ],
+)
+def test_a_wrong_name_or_value_is_answered_with_the_way_out(call, words):
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_name_is_registered_once(register):
+    register("mine", small, "image_classification")
+    for name in ("mine", "cnn_classifier"):
+        with pytest.raises(UsageError, match=f"registered once. Received: '{name}'"):
+            register(name, small, "image_classification")
+    zoo.register_task("my_task", object)
+    for name in ("my_task", "image_classification"):
+        with pytest.raises(UsageError, match=f"registered once. Received: '{name}'"):
+            zoo.register_task(name, object)
+
+
+def test_a_users_model_is_built_by_name(register):
+    register("mine", small, "image_classification", arguments={"units": 5}, parameters=20)
+    assert zoo.build("mine").count_params() == 20
+    assert zoo.build("mine", units=1, name="other").name == "other"
+    assert zoo.describe("mine").trainable == 20
+    register("lost", "no_such_module:build", "image_classification")
+    with pytest.raises(UsageError, match="Cannot import 'no_such_module:build'"):
+        zoo.build("lost")
+
+
+def test_the_classifier_layer_for_layer():
+    model = zoo.build("cnn_classifier")
+    found = [
+        (layer.name, type(layer).__name__, tuple(layer.output.shape[1:]), layer.count_params())
+        for layer in model.layers
+    ]
+    assert tuple(found) == CNN
+    assert model.count_params() == sum(row[-1] for row in CNN) == 93_322
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_the_classifier_gives_probabilities(policy):
+    from trainers.precision import precision
+
+    with precision(policy):
+        model = zoo.build("cnn_classifier")
+    pictures = np.random.default_rng(0).uniform(0, 1, (5, 28, 28, 1)).astype("float32")
+    probabilities = model.predict(pictures * 50, verbose=0)
+    assert probabilities.shape == (5, 10)
+    assert probabilities.dtype == np.float32
+    assert probabilities.min() >= 0
+    np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+    assert model.get_layer("convolution_1").compute_dtype == policy.removeprefix("mixed_")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_describe_equals_a_count_by_hand():
+    found = zoo.describe("cnn_classifier", batch_size=4)
+    assert tuple((x.name, x.kind, x.shape, x.parameters) for x in found.layers) == CNN
+    assert found.parameters == found.trainable == 93_322
+    assert found.flops == pytest.approx(CNN_FLOPS, rel=0.05)
+    outputs = sum(int(np.prod(row[2])) for row in CNN)
+    assert found.memory == 4 * (4 * 93_322 + 4 * outputs)
+    assert {"cnn_digits", "cnn_mnist"} <= set(found.recipes)
+
+
+def test_describe_allocates_nothing_then_or_later():
+    model = build_abstract("cnn_classifier")
+    assert len(model.variables) == 10
+    with keras.StatelessScope():  # its end fills whatever Keras still holds for later
+        pass
+    assert [v.path for v in model.variables if v._value is not None] == []
+
+
+def test_describe_as_json_and_as_text(capsys):
+    assert main(["zoo", "describe", "cnn_classifier", "--json", "--batch_size=4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 93_322
+    assert found["batch_size"] == 4
+    assert [row["kind"] for row in found["layers"]] == [row[1] for row in CNN]
+    assert main(["zoo", "describe", "cnn_classifier"]) == 0
+    text = capsys.readouterr().out
+    assert "93,322 (93,322 trainable)" in text
+    assert "convolution_2" in text
+
+
+def test_list_as_json(capsys):
+    assert main(["zoo", "list", "cnn_c*", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["name"] == "cnn_classifier"
+    assert row["parameters"] == 93_322
+
+
+# --- every row of the catalog ---------------------------------------------------------------------
+
+
+def recipes_of(name):
+    return [r for r in list_recipes() if load_recipe(r).model.name == name]
+
+
+def arguments_of(function):
+    return set(inspect.signature(function).parameters) - {"name", "self"}
+
+
+@pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
+def test_a_row_of_the_catalog_is_true(row):
+    assert row.task in registry.list_tasks()
+    assert callable(registry._resolve(row.builder))
+    assert build_abstract(row.name).count_params() == row.parameters
+    assert build_abstract(row.name, **row.tiny).count_params() < 20_000
+    registry.build_task(row.task, **row.task_arguments)
+    assert row.paper
+    assert row.licence
+    assert recipes_of(row.name), f"no recipe in configs/ trains {row.name}"
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_no_default_hides_behind_a_recipe(recipe):
+    """Every argument of builder and task has a value in the recipe, and no other stands there."""
+    config = load_recipe(recipe)
+    builder = registry._resolve(registry.entry(config.model.name).builder)
+    assert set(config.model) - {"name"} == arguments_of(builder)
+    task = registry._resolve(registry._tasks[config.task.name])
+    assert set(config.task) - {"name"} == arguments_of(task)

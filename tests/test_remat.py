@@ -1,0 +1,95 @@
+"""Recomputed blocks: the same gradients, less memory."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests import toys
+from zoo.errors import UsageError
+
+
+def train(run, remat, **trainer):
+    config = toys.recipe(model_arguments={"dropout": 0.5}, remat=remat, **trainer)
+    return run(config, toys.token_data()).step.net
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},
+        {"micro_batch_size": 4},
+        {"strategy": "mirrored", "replicas": 2, "micro_batch_size": 4},
+        {"jit_compile": True},
+    ],
+    ids=["plain", "micro-batches", "replicas", "xla"],
+)
+def test_gradients_with_dropout_are_those_without_remat(trainer, run):
+    kept = train(run, "", **trainer)
+    recomputed = train(run, "block_.*", **trainer)
+    assert toys.difference(kept, recomputed) <= 1e-6
+
+
+def test_batch_normalization_moves_once(run):
+    """A second update of the moving statistics would show in them."""
+
+    def train_norm(remat):
+        config = toys.recipe("toy_norm", "image_classification", remat=remat)
+        return run(config, toys.image_data()).step.net
+
+    assert toys.difference(train_norm(""), train_norm("norm")) <= 1e-6
+
+
+def test_pattern_must_match(run):
+    with pytest.raises(UsageError, match=r"matches no layer. Received: 'blok.*block_0"):
+        train(run, "blok.*")
+    with pytest.raises(UsageError, match="regular expression"):
+        train(run, "block_(")
+
+
+def test_nested_layers_are_found_once():
+    from trainers.remat import apply_remat
+
+    model = toys.token_model()
+    assert apply_remat(model, ".*_0|up") == ["block_0", "up"]  # block_0/up lies inside block_0
+
+
+PEAK = """
+import json, resource, sys
+import tensorflow as tf
+from tests import toys
+from trainers.remat import apply_remat
+from trainers.step import TrainStep
+import keras
+tokens = keras.Input((6,), dtype="int32")
+x = keras.layers.Embedding(11, 128)(tokens)
+for i in range(12):
+    x = toys.Block(128, 0.1, name=f"block_{i}")(x)
+model = keras.Model(tokens, keras.layers.Dense(11)(x))
+if sys.argv[1]:
+    apply_remat(model, sys.argv[1])
+rows = 2048
+arrays = toys.token_data(rows).splits["train"]
+data = {k: tf.constant(v) for k, v in arrays.items()}
+data["weight"] = tf.ones(rows)
+step = TrainStep(model, toys.TokenTask(), keras.optimizers.SGD(0.1))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tf.function(step.update, autograph=False)(data)
+print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_falls():
+    """Twelve blocks: what is kept is their inputs, a sixth of what lies inside."""
+
+    def peak(pattern):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, pattern], capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    kept, recomputed = peak(""), peak("block_.*")
+    print(f"peak above start: {kept:.0f} MiB kept, {recomputed:.0f} MiB recomputed")
+    assert recomputed < 0.6 * kept

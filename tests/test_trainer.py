@@ -1,0 +1,170 @@
+"""Schedules, callbacks, the best model, averages, and the road of a whole run."""
+
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from configs.base import optimizer, schedule
+from tests import toys
+from trainers.schedules import make_schedule
+from zoo.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("constant", {"warmup_steps": 4}, {0: 0.25, 3: 1.0, 50: 1.0, 99: 1.0}),
+        ("cosine", {"warmup_steps": 10}, {0: 0.1, 9: 1.0, 55: 0.5, 100: 0.0}),
+        ("cosine", {"final_fraction": 0.1}, {0: 1.0, 50: 0.55, 100: 0.1}),
+        ("linear", {"warmup_steps": 10, "final_fraction": 0.2}, {10: 1.0, 55: 0.6, 100: 0.2}),
+        ("wsd", {"warmup_steps": 5, "decay_steps": 20}, {5: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
+    ],
+)
+def test_schedules(name, arguments, expected):
+    rate = make_schedule(name, 2.0, 100, **arguments)
+    for step, share in expected.items():
+        assert float(rate(step)) == pytest.approx(2.0 * share, abs=1e-6), step
+
+
+def test_cosine_is_keras_own():
+    ours = make_schedule("cosine", 0.3, 90, warmup_steps=0)
+    stock = keras.optimizers.schedules.CosineDecay(0.3, 90)
+    for step in (0, 1, 45, 89, 90):
+        assert float(ours(step)) == pytest.approx(float(stock(step)), abs=1e-7)
+
+
+def test_phases_longer_than_the_run_are_refused():
+    with pytest.raises(UsageError, match="warmup_steps=80, schedule.decay_steps=30 and 100 steps"):
+        make_schedule("wsd", 1.0, 100, warmup_steps=80, decay_steps=30)
+
+
+def test_average_is_the_one_it_says_and_is_what_gets_evaluated_and_saved(run, tmp_path):
+    """The moving average of the weights after each update, computed here by hand."""
+    seen = []
+
+    class Remember(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append([v.numpy() for v in self.model.net.trainable_variables])
+
+    config = toys.recipe("toy_norm", "image_classification", ema=0.8)
+    data = toys.image_data(test=20)
+    trainer = run(config, data, workdir=tmp_path / "run", callbacks=[Remember()])
+    average = seen[0]
+    for weights in seen[1:]:
+        average = [0.8 * a + 0.2 * w for a, w in zip(average, weights, strict=True)]
+    saved = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    for a, last, v in zip(average, seen[-1], saved.trainable_variables, strict=True):
+        np.testing.assert_allclose(a, v.numpy(), atol=1e-6)
+        assert np.abs(last - v.numpy()).max() > 1e-4  # not simply the last weights
+    pictures = data.splits["test"]["image"].astype("float32") / 255
+    right = saved.predict(pictures, verbose=0).argmax(-1) == data.splits["test"]["label"]
+    assert trainer.metrics["accuracy"] == pytest.approx(right.mean())
+    # Training itself goes on with the plain weights.
+    for weight, v in zip(seen[-1], trainer.step.net.trainable_variables, strict=True):
+        np.testing.assert_array_equal(weight, v.numpy())
+
+
+def test_best_is_chosen_on_the_validation_split(run, tmp_path):
+    config = toys.recipe("toy_norm", "image_classification", steps=20, log_every=5)
+    config.data.validation_size = 20
+    run(config, toys.image_data(90), workdir=tmp_path / "run")
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    values = {x["step"]: x["val_accuracy"] for x in lines if "val_accuracy" in x}
+    best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert best["val_accuracy"] == max(values.values())
+    assert best["step"] == min(s for s, v in values.items() if v == max(values.values()))
+    assert (tmp_path / "run" / "best" / "model.keras").exists()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_logged_means_are_those_of_all_tokens(replicas, run, tmp_path):
+    """At rate 0 nothing is learned: each epoch's logged loss is the loss over all its tokens."""
+    more = {"strategy": "mirrored", "replicas": 2} if replicas == 2 else {}
+    config = toys.recipe(steps=5, log_every=5, **more)
+    config.optimizer = optimizer("sgd", learning_rate=0.0)
+    data = toys.token_data()
+    trainer = run(config, data, workdir=tmp_path / "run")
+    arrays = data.splits["train"]
+    logits = trainer.step.net.predict(arrays["tokens"], verbose=0)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -np.take_along_axis(log_probabilities, arrays["targets"][..., None], -1)[..., 0]
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(losses[arrays["mask"]].mean(), rel=1e-4)
+    right = (logits.argmax(-1) == arrays["targets"])[arrays["mask"]].mean()
+    assert line["accuracy"] == pytest.approx(right, rel=1e-4)
+
+
+def test_keras_callbacks_work_unchanged(run, tmp_path):
+    rates, epochs = [], []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            epochs.append((epoch, sorted(logs)))
+            rates.append(float(self.model.optimizer.learning_rate.numpy()))
+
+    config = toys.recipe("toy_norm", "image_classification", steps=0, epochs=4)
+    config.data.validation_size = 10
+    config.trainer.callbacks = ("tensorboard",)
+    # A schedule owns its rate; a constant number can be changed by callbacks.
+    csv = tmp_path / "log.csv"
+    trainer = run(
+        config, toys.image_data(), workdir=tmp_path / "run",
+        callbacks=[
+            keras.callbacks.CSVLogger(str(csv)),
+            keras.callbacks.EarlyStopping("val_loss", min_delta=1e9, patience=1),
+            keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: None),
+            Look(),
+        ],
+    )  # fmt: skip
+    assert [epoch for epoch, _ in epochs] == [0, 1]  # stopped early, after patience
+    assert epochs[0][1] == ["accuracy", "loss", "val_accuracy", "val_loss"]
+    assert trainer.done == 8
+    assert csv.read_text().splitlines()[0] == "epoch,accuracy,loss,val_accuracy,val_loss"
+    assert list((tmp_path / "run" / "tensorboard").rglob("events.out*"))
+    assert (tmp_path / "run" / "model.keras").exists()
+    assert len(trainer.step.history.epoch) == 2
+
+
+@pytest.mark.parametrize("every", [1, 3, 100])
+def test_steps_per_execution_changes_nothing(every, run):
+    def train(**more):
+        config = toys.recipe(steps=13, log_every=4, checkpoint_every=6, **more)
+        config.schedule = schedule("cosine")
+        return run(config, toys.token_data()).step.net
+
+    assert toys.difference(train(), train(steps_per_execution=every)) == 0
+
+
+def test_nothing_retraces(run):
+    """Short last batches, other counts, resumed iterators: one trace of the step."""
+    trainer = run(toys.recipe(steps=13, steps_per_execution=4, log_every=3), toys.token_data())
+    assert trainer._run.experimental_get_tracing_count() == 1
+
+
+def test_one_step_lowers_the_loss_and_memorises(run):
+    config = toys.recipe(steps=150, log_every=50)
+    config.optimizer = optimizer("adamw", learning_rate=0.02)
+    logs = run(config, toys.token_data()).metrics
+    assert logs["accuracy"] > 0.95
+    assert logs["loss"] < 0.5 < math.log(11)
+
+
+def test_init_from(run, tmp_path, capsys):
+    data = toys.token_data()
+    first = run(toys.recipe(), data, workdir=tmp_path / "first")
+    config = toys.recipe(steps=1, checkpoint_every=100)
+    config.optimizer.learning_rate = 0.0
+    config.init_from = str(tmp_path / "first")
+    second = run(config, data)
+    assert toys.difference(first.step.net, second.step.net) == 0
+    other = toys.recipe(steps=1, model_arguments={"vocabulary": 13})
+    other.init_from = str(tmp_path / "first" / "model.keras")
+    run(other, data)
+    said = capsys.readouterr().err
+    assert "embedding/embeddings (11, 8) -> (13, 8)" in said
+    other.init_from = str(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="init_from is a work directory or a .keras file"):
+        run(other, data)
