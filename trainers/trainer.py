@@ -125,15 +125,7 @@ class Trainer:
         self.task.check(self.step.net, self.dataset)
         self.validation = held_out and self._evaluator(held_out)
         self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
-
-        def run(iterator, count):
-            def body(i):
-                self.strategy.run(self.step.update, args=(next(iterator),))
-                return (i + 1,)
-
-            tf.while_loop(lambda i: i < count, body, (tf.constant(0),), parallel_iterations=1)
-
-        self._run = tf.function(run, autograph=False)
+        self._run = update_function(self.step, self.strategy)
 
     def _evaluator(self, arrays) -> Evaluator:
         return Evaluator(
@@ -358,6 +350,19 @@ class Trainer:
             return function()
         finally:
             signal.signal(signal.SIGTERM, former)
+
+
+def update_function(step: TrainStep, strategy: tf.distribute.Strategy):
+    """Returns `run(iterator, count)`, which does that many updates in one call."""
+
+    def run(iterator, count):
+        def body(i):
+            strategy.run(step.update, args=(next(iterator),))
+            return (i + 1,)
+
+        tf.while_loop(lambda i: i < count, body, (tf.constant(0),), parallel_iterations=1)
+
+    return tf.function(run, autograph=False)
 
 
 def build_step(config, strategy: tf.distribute.Strategy, total_steps: int):

@@ -188,7 +188,7 @@ class WorkDirectory:
         write_json(
             self / "environment.json",
             {
-                "cpu": _cpu_name(),
+                "cpu": cpu_name(),
                 "cores": os.cpu_count(),
                 "python": platform.python_version(),
                 "tensorflow": tf.__version__,
@@ -308,7 +308,7 @@ def _differences(old: Mapping, new: Mapping, prefix: str = ""):
             yield name, before, after
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -74,6 +74,8 @@ def split_overrides(text: str) -> list[tuple[str, str]]:
                 raise UsageError(f"--params_override is KEY=VALUE,... Received: {text[start:i]!r}.")
             pairs.append((key, value))
             start = i + 1
+    if start <= len(text):
+        raise UsageError(f"--params_override: a bracket stays open. Received: {text[start:]!r}.")
     return pairs
 
 

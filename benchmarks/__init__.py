@@ -1,0 +1,1 @@
+"""Scripts that measure; their results, with machine and date, lie in results/."""

@@ -1,0 +1,117 @@
+"""The trainer against bare `keras.Model.fit`, on the digit classifier without augmentation.
+
+    python -m benchmarks.cnn_overhead [--rounds=5] [--write]
+
+Both train the same model on the 60,000 MNIST images at batch 128 with Adam at 1e-3, interleaved in
+one process; times are of whole epochs and leave tracing out. Three epochs' test accuracy of each
+stands beside them.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+
+from benchmarks.results_file import append
+from configs.base import optimizer, schedule
+from trainers.recipe import resolve
+from trainers.trainer import Trainer
+from zoo import registry
+from zoo.data import load
+
+BATCH = 128
+
+
+class EpochTimes(keras.callbacks.Callback):
+    """Seconds of each epoch, and until the first update was done."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.epochs, self.first_update = time.perf_counter(), [], None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.first_update is None:
+            int(self.model.optimizer.iterations.numpy())
+            self.first_update = time.perf_counter() - self.made
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(time.perf_counter() - self.began)
+
+
+def zoo_run(precision: str, epochs: int):
+    """Trains by the recipe; returns seconds of the epochs after the first, accuracy, start-up."""
+    config = resolve("cnn_mnist", [("trainer.epochs", str(epochs))])
+    for change in ("rotation", "shift", "zoom", "shear"):
+        config.task[change] = 0.0
+    with config.unlocked():
+        config.optimizer = optimizer("adam", learning_rate=1e-3)
+        config.schedule = schedule("constant")
+    config.trainer.update({"precision": precision, "ema": 0.0, "global_batch_size": BATCH})
+    times = EpochTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = Trainer(config, f"{folder}/run", callbacks=[times]).train()
+    return times.epochs[1:], metrics["accuracy"], times.first_update
+
+
+def main():
+    """Measures and prints; --write appends to results/cnn_overhead.csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+
+    splits = load("mnist").splits
+    pictures = np.asarray(splits["train"]["image"], np.float32) / 255
+    labels = np.asarray(splits["train"]["label"])
+    keras.utils.set_random_seed(0)
+    stock = registry.build("cnn_classifier")
+    stock.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", ["accuracy"])
+
+    def stock_epochs(epochs):
+        times = EpochTimes()
+        stock.fit(pictures, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[times])
+        return times.epochs
+
+    stock_epochs(1)  # traces
+    seconds = {"keras fit float32": [], "zoo float32": [], "zoo mixed_bfloat16": []}
+    accuracy, starts = {}, []
+    for number in range(arguments.rounds):
+        seconds["keras fit float32"] += stock_epochs(2)
+        if number == 0:  # three epochs in all, as the others
+            test = np.asarray(splits["test"]["image"], np.float32) / 255
+            accuracy["keras fit float32"] = stock.evaluate(
+                test, np.asarray(splits["test"]["label"]), verbose=0, return_dict=True
+            )["accuracy"]
+        for precision in ("float32", "mixed_bfloat16"):
+            times, value, start = zoo_run(precision, 3)
+            seconds[f"zoo {precision}"] += times
+            accuracy.setdefault(f"zoo {precision}", value)
+            starts.append(start)
+        print({k: round(statistics.median(v), 2) for k, v in seconds.items()}, flush=True)
+
+    rates = {name: 60_000 / statistics.median(times) for name, times in seconds.items()}
+    rows = [
+        {
+            "what": name,
+            "images_per_second": round(rate),
+            "ratio_to_fit": round(rate / rates["keras fit float32"], 3),
+            "test_accuracy_3_epochs": round(accuracy[name], 4),
+            "seconds_to_first_update": round(statistics.median(starts), 2) if "zoo" in name else "",
+            "epochs_measured": len(seconds[name]),
+        }
+        for name, rate in rates.items()
+    ]
+    for row in rows:
+        print(row)
+    if arguments.write:
+        print(append("cnn_overhead", rows))
+
+
+if __name__ == "__main__":
+    main()

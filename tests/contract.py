@@ -1,0 +1,197 @@
+"""What the zoo promises of every model in the catalog; run in one process a family.
+
+    python -m tests.contract FAMILY      prints {"model/promise": "" or the traceback} as JSON
+
+A promise is a function of a catalog row; a new model is tested by its row being there.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+EXAMPLES, BATCH = 40, 16  # the third batch of each epoch is short
+
+
+def _recipe(row, **trainer):
+    from tests import toys
+
+    return toys.recipe(
+        row.name, row.task, model_arguments=dict(row.tiny),
+        task_arguments=dict(row.task_arguments), steps=6, log_every=3, checkpoint_every=3,
+        global_batch_size=BATCH, **trainer,
+    )  # fmt: skip
+
+
+def _data(row):
+    from zoo import registry
+    from zoo.data import Dataset
+
+    model = registry.build(row.name, **row.tiny)
+    task = registry.build_task(row.task, **row.task_arguments)
+    return Dataset("synthetic", {"train": task.synthetic(model, EXAMPLES, 0)}, (), row.name)
+
+
+def _train(row, workdir=None, callbacks=(), change=None, **trainer):
+    from trainers.trainer import Trainer
+
+    config = _recipe(row, **trainer)
+    if change:
+        change(config)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Trainer(config, workdir or f"{folder}/run", dataset=_data(row), callbacks=callbacks)
+        run.logs = run.train()
+    return run
+
+
+def has_the_parameters_it_says(row):
+    from zoo.description import build_abstract
+
+    assert build_abstract(row.name).count_params() == row.parameters
+
+
+def saves_and_loads(row):
+    import keras
+    import numpy as np
+
+    from zoo import registry
+
+    model = registry.build(row.name, **row.tiny)
+    batch = _batch(row)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        again = keras.saving.load_model(f"{folder}/model.keras", safe_mode=True)
+    a, b = (_outputs(m, row, batch) for m in (model, again))
+    for x, y in zip(keras.tree.flatten(a), keras.tree.flatten(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def lowers_the_loss(row):
+    from configs.base import optimizer
+    from trainers.workdir import read_metrics
+
+    def adam(config):
+        config.optimizer = optimizer("adamw", learning_rate=0.01)
+        config.trainer.steps = 60
+
+    with tempfile.TemporaryDirectory() as folder:
+        _train(row, f"{folder}/run", change=adam)
+        lines = read_metrics(f"{folder}/run")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+def trains_in_bfloat16(row):
+    from tests import toys
+
+    exact, mixed = _train(row), _train(row, precision="mixed_bfloat16")
+    assert toys.difference(exact.step.net, mixed.step.net) > 0  # it really was mixed
+    assert abs(mixed.logs["loss"] - exact.logs["loss"]) <= 0.02 * exact.logs["loss"]
+
+
+def micro_batches_equal_one_batch(row):
+    from tests import toys
+
+    gap = toys.difference(_train(row).step.net, _train(row, micro_batch_size=4).step.net)
+    assert gap <= 1e-6, gap
+
+
+def two_replicas_equal_one(row):
+    from tests import toys
+
+    gap = toys.difference(
+        _train(row).step.net, _train(row, strategy="mirrored", replicas=2).step.net
+    )
+    assert gap <= 1e-6, gap
+
+
+def resumes_exactly(row):
+    from pathlib import Path
+
+    from tests.test_resume import Interrupted, StopAt, assert_same_end
+
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        _train(row, f"{one}/run")
+        try:
+            _train(row, f"{two}/run", callbacks=[StopAt(5)])
+            raise AssertionError("it was not interrupted")
+        except Interrupted:
+            pass
+        _train(row, f"{two}/run")
+        assert_same_end(Path(one) / "run", Path(two) / "run")
+
+
+def compiles_under_xla(row):
+    from tests import toys
+
+    gap = toys.difference(_train(row).step.net, _train(row, jit_compile=True).step.net)
+    assert gap <= 1e-4, gap
+
+
+def recomputed_blocks_change_nothing(row):
+    from tests import toys
+
+    assert row.remat, "the row names no blocks"
+    gap = toys.difference(_train(row).step.net, _train(row, remat=row.remat).step.net)
+    assert gap <= 1e-6, gap
+
+
+PROMISES = (
+    has_the_parameters_it_says,
+    saves_and_loads,
+    lowers_the_loss,
+    trains_in_bfloat16,
+    micro_batches_equal_one_batch,
+    two_replicas_equal_one,
+    resumes_exactly,
+    compiles_under_xla,
+    recomputed_blocks_change_nothing,
+)
+
+
+def _batch(row):
+    import tensorflow as tf
+
+    from zoo import registry
+
+    task = registry.build_task(row.task, **row.task_arguments)
+    arrays = _data(row).splits["train"]
+    batch = {key: tf.constant(value[:4]) for key, value in arrays.items()}
+    return task.prepare({**batch, "weight": tf.ones(4)})
+
+
+def _outputs(model, row, batch):
+    from zoo import registry
+
+    task = registry.build_task(row.task, **row.task_arguments)
+    return task.forward(model, batch, training=False).outputs
+
+
+def rows(family: str):
+    """Returns the catalog's rows of a family."""
+    from zoo.catalog import CATALOG
+
+    return [row for row in CATALOG if row.family == family]
+
+
+def main(family: str) -> None:
+    """Runs every promise of every row of a family."""
+    from trainers.strategy import prepare_devices
+
+    prepare_devices(2)
+    found = {}
+    for row in rows(family):
+        for promise in PROMISES:
+            try:
+                promise(row)
+                found[f"{row.name}/{promise.__name__}"] = ""
+            except Exception:
+                found[f"{row.name}/{promise.__name__}"] = traceback.format_exc()
+    print("\n" + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

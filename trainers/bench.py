@@ -1,0 +1,114 @@
+"""How fast a recipe's train step runs here, and what share of the machine that is."""
+
+import dataclasses
+import statistics
+import time
+
+import tensorflow as tf
+
+from trainers.recipe import check_batch
+from trainers.strategy import distribute, make_strategy, prepare_devices
+from trainers.trainer import build_step, update_function
+from zoo.data import pipeline
+from zoo.description import forward_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured; times are medians.
+
+    Attributes:
+      first_step: seconds from built model to the end of the first update (tracing, compiling).
+      step: seconds of one update.
+      samples_per_second: examples of one update over its seconds.
+      input_samples_per_second: what the input pipeline gives when nothing else runs.
+      flops: of one update, forward and backward (three times forward).
+      peak: FLOPs a second of a large matrix product in the recipe's compute type, on the same
+        devices.
+      share: of that peak.
+    """
+
+    first_step: float
+    step: float
+    samples_per_second: float
+    input_samples_per_second: float
+    flops: int
+    peak: float
+    share: float
+
+
+def bench(config, seconds: float = 10.0) -> Measured:
+    """Runs a recipe's train step on made-up examples, which its task provides.
+
+    Args:
+      config: a resolved recipe.
+      seconds: how long to measure.
+    """
+    trainer = config.trainer
+    prepare_devices(trainer.replicas, trainer.deterministic)
+    strategy = make_strategy(trainer.strategy, trainer.replicas)
+    replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size
+    check_batch(config, replicas)
+    chunk = trainer.steps_per_execution
+    # A length that every schedule's phases fit into.
+    step, task = build_step(config, strategy, 10**9)
+    arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
+
+    def batches(first):
+        return pipeline.training_batches(
+            arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
+            first_step=first, last_step=10**9,
+        )  # fmt: skip
+
+    run = update_function(step, strategy)
+    iterator = iter(distribute(strategy, batches(0)))
+
+    def execute(count):
+        start = time.perf_counter()
+        run(iterator, tf.constant(count))
+        step.means.take()  # waits for the device
+        return time.perf_counter() - start
+
+    first_step = execute(1)
+    execute(chunk)
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        times.append(execute(chunk) / chunk)
+    median = statistics.median(times)
+    flops = 3 * forward_flops(step.net) * batch
+    peak = matmul_peak(step.net.compute_dtype) * (replicas if _accelerated() else 1)
+    return Measured(
+        first_step=first_step,
+        step=median,
+        samples_per_second=batch / median,
+        input_samples_per_second=_input_rate(batches(0), batch // replicas),
+        flops=flops,
+        peak=peak,
+        share=flops / median / peak,
+    )
+
+
+def matmul_peak(dtype: str, size: int = 2048, rounds: int = 7) -> float:
+    """Returns FLOPs a second of a (size, size) matrix product, the median of some rounds."""
+    a = tf.cast(tf.random.normal((size, size)), dtype)
+    product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, a)), autograph=False)
+    float(product())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        float(product())
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times)
+
+
+def _accelerated() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
+def _input_rate(batches: tf.data.Dataset, rows: int, count: int = 50) -> float:
+    iterator = iter(batches)
+    next(iterator)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(iterator)
+    return count * rows / (time.perf_counter() - start)

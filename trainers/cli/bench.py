@@ -1,0 +1,47 @@
+"""zoo bench RECIPE[:VARIANT] [--seconds=10] [--json] [--config.KEY=VALUE ...]: how fast it trains.
+
+Step time, samples a second, and the share of what a large matrix product reaches on this machine.
+"""
+
+import dataclasses
+import json
+import sys
+
+from absl import flags
+
+from trainers.cli.common import modules_flag, parse, run
+from trainers.recipe import resolve
+
+_FLAGS = flags.FlagValues()
+_SECONDS = flags.DEFINE_float(
+    "seconds", 10.0, "How long to measure.", lower_bound=0.0, flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Measures and prints."""
+    words, overrides = parse(
+        _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
+    )
+    config = resolve(words[0], overrides)
+
+    from trainers.bench import bench
+
+    found = bench(config, _SECONDS.value)
+    if _JSON.value:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+        return 0
+    print(f"first step        {found.first_step:.2f} s")
+    print(f"step              {found.step * 1e3:.2f} ms (median)")
+    print(f"training          {found.samples_per_second:,.0f} samples/s")
+    print(f"input pipeline    {found.input_samples_per_second:,.0f} samples/s alone")
+    print(f"FLOPs an update   {found.flops / 1e9:.2f} G")
+    print(f"machine's peak    {found.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
+    print(f"share of it       {found.share:.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
