@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` need nothing but Python 3.11-3.13 and make.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+VENV := .venv
+RUN := runs/quickstart
+
+.PHONY: quickstart test test-fast lint workspace clean
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest
+
+test-fast: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Writes the table of WORKSPACE.md anew, from the catalog, the recipes and the results.
+workspace: $(VENV)/.installed
+	$(VENV)/bin/python -m benchmarks.workspace_table
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed." >&2; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
