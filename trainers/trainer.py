@@ -118,6 +118,11 @@ class Trainer:
             )
         self.arrays, held_out = pipeline.hold_out(stored, config.data.validation_size)
         self.examples = examples - config.data.validation_size
+        if trainer.global_batch_size > self.examples:
+            raise UsageError(
+                f"A batch is no larger than the training split, here {self.examples} examples. "
+                f"Received: trainer.global_batch_size={trainer.global_batch_size}."
+            )
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
         self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
 
