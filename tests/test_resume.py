@@ -108,6 +108,20 @@ def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_seeds_are_in_the_checkpoint(run, tmp_path):
+    """A model whose seeds differ from process to process goes on with those it began with."""
+    data = toys.token_data()
+    first = run(recipe(), data, workdir=tmp_path / "run")
+    states = [v.numpy() for v in first.step.seed_states]
+    assert len(states) == 2  # a dropout a block
+    for variable in first.step.seed_states:
+        variable.assign([7, 7])
+    path = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1][1]
+    checkpoint.restore(path, first.step)
+    for state, variable in zip(states, first.step.seed_states, strict=True):
+        np.testing.assert_array_equal(state, variable.numpy())
+
+
 CHILD = """
 import sys
 from tests import test_resume, toys
