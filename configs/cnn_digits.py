@@ -12,10 +12,10 @@ def get_config(arg: str = ""):
     config.data.source = "digits"
     config.data.validation_size = 500
     config.trainer.global_batch_size = 64
-    config.trainer.ema = 0.99
     config.trainer.precision = "float32"
     config.schedule.warmup_steps = 20
     if not arg:
+        config.trainer.ema = 0.99
         config.trainer.epochs = 20
         config.trainer.log_every = 55
     return config

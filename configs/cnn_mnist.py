@@ -16,7 +16,7 @@ def get_config(arg: str = ""):
     }
     config.task = {
         "name": "image_classification",
-        "label_smoothing": 0.0,
+        "label_smoothing": 0.1,
         "rotation": 10.0,
         "shift": 2.0,
         "zoom": 0.1,
@@ -25,12 +25,15 @@ def get_config(arg: str = ""):
     config.data.source = "mnist"
     config.optimizer = optimizer("adamw", learning_rate=4e-3, weight_decay=1e-2)
     config.schedule = schedule("cosine", warmup_steps=200)
-    config.trainer.epochs = 30
+    config.trainer.epochs = 42
+    config.trainer.global_batch_size = 256
     config.trainer.precision = "mixed_bfloat16"
     config.trainer.ema = 0.999
     config.trainer.steps_per_execution = 10
     if arg == "debug":
         config.trainer.epochs, config.trainer.steps = 0, 30
+        config.trainer.global_batch_size = 128
+        config.trainer.ema = 0.9
         config.trainer.log_every = 10
         config.schedule.warmup_steps = 5
     elif arg:

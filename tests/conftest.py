@@ -1,5 +1,6 @@
 """Shared by all tests: quiet TensorFlow, four logical CPU devices, offline, no user's caches."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -7,6 +8,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("ZOO_TEST_GPU", "-1")
 
 import pytest
+
+from tests import commands
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,7 +21,7 @@ def devices():
 
 
 @pytest.fixture
-def run(devices, tmp_path):
+def run(collected, tmp_path):
     """Returns `run(config, dataset, **trainer_arguments) -> Trainer`, trained in a new folder."""
     from trainers.trainer import Trainer
 
@@ -31,3 +34,50 @@ def run(devices, tmp_path):
         return trainer
 
     return train
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A work directory of `zoo train cnn_digits:debug` in a process of its own.
+
+    Returns `(path, what the command answered)`; tests leave it as it is, or copy it.
+    """
+    path = tmp_path_factory.mktemp("trained") / "digits"
+    answer = commands.zoo_process("train", "cnn_digits:debug", f"--workdir={path}")
+    assert answer.status == 0, answer.err
+    return path, answer
+
+
+@pytest.fixture
+def zoo_command(capsys):
+    """Returns `zoo_command(*words) -> commands.Answer`, run inside this process."""
+    from trainers.cli.main import main
+
+    def command(*words):
+        capsys.readouterr()
+        status = main(["zoo", *(str(word) for word in words)])
+        return commands.Answer(status, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def collected():
+    """Ends the iterators that a test leaves behind: tf.data's tuning thread looks up at growing
+    intervals, and the later an iterator is collected, the longer (up to a minute) that waits."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def one(collected):
+    from trainers.strategy import make_strategy
+
+    return make_strategy("one_device")
+
+
+@pytest.fixture
+def two(collected):
+    from trainers.strategy import make_strategy
+
+    return make_strategy("mirrored", 2)

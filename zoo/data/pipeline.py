@@ -122,4 +122,5 @@ def _options() -> tf.data.Options:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     options.deterministic = True
+    options.autotune.enabled = False  # all parallelism is given
     return options

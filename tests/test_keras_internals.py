@@ -1,0 +1,140 @@
+"""The private names of Keras behave as trainers/keras_internals.py expects of them."""
+
+import configparser
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from packaging.requirements import Requirement
+
+from tests.stock import flat, on_replicas, sgd, train
+from tests.test_keras3 import booleans, of_booleans
+from trainers import keras_internals
+
+ROOT = Path(__file__).parents[1]
+
+
+# --- trainers/keras_internals.py, name by name ----------------------------------------------------
+
+
+def test_keras_is_a_version_that_the_private_names_are_known_of():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    required = setup["options"]["install_requires"].splitlines()
+    lines = [line for line in required if line and not line.startswith("#")]
+    bounds = {r.name: r.specifier for r in map(Requirement, lines)}["keras"]
+    assert {bound.operator for bound in bounds} == {">=", "<"}
+    assert keras.__version__ in bounds
+
+
+class Noisy(layers.Layer):
+    """Draws random numbers inside a layer inside a layer."""
+
+    def __init__(self):
+        super().__init__(name="noisy")
+        self.noise = layers.GaussianNoise(0.1)
+        self.dense = layers.Dense(3)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, training=None):
+        return self.dense(self.noise(x, training=training))
+
+
+def nested():
+    """input > (noisy > (noise, dense), inner > (input, dropout, norm), recurrent)"""
+    inner = keras.Sequential(
+        [keras.Input((4, 3)), layers.Dropout(0.5, name="dropout"), layers.BatchNormalization()],
+        name="inner",
+    )
+    inputs = keras.Input((4, 3))
+    x = inner(Noisy()(inputs))
+    return keras.Model(inputs, layers.LSTM(2, dropout=0.5, name="recurrent")(x))
+
+
+def test_seed_variables(collected):
+    model = nested()
+    model.compile("adam", "mse", metrics=["mae"])
+    generators = [
+        model.get_layer("noisy").noise.seed_generator,
+        model.get_layer("inner").get_layer("dropout").seed_generator,
+        model.get_layer("recurrent").cell.seed_generator,
+    ]
+    found = keras_internals.seed_variables(model)
+    assert {id(v) for v in found} == {id(g.state) for g in generators}
+    assert len(found) == len(generators)
+    model.fit(np.ones((2, 4, 3)), np.ones((2, 2)), verbose=0)
+    assert all(int(v.numpy()[1]) > 0 for v in found)
+    # They can be replaced for a call, which then leaves them alone.
+    before, x = [v.numpy() for v in found], tf.ones((2, 4, 3))
+
+    def draw(seed):
+        with keras.StatelessScope(
+            state_mapping=[(v, tf.constant([seed, 0], v.dtype)) for v in found]
+        ):
+            return model(x, training=True).numpy()
+
+    np.testing.assert_array_equal(draw(1), draw(1))
+    assert np.abs(draw(1) - draw(2)).max() > 0
+    np.testing.assert_array_equal(before, [v.numpy() for v in found])
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_switch_off_all_reduce(off, two):
+    with two.scope():
+        weight = keras.Variable(0.0)
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build([weight])
+    if off:
+        keras_internals.switch_off_all_reduce(optimizer)
+
+    def update(_):
+        optimizer.apply([tf.constant(1.0)], [weight])
+        return tf.identity(weight.value)
+
+    assert on_replicas(two, update) == ([-1.0, -1.0] if off else [-2.0, -2.0])
+
+
+def test_averaged_weights(devices):
+    weights = [keras.Variable([1.0, 2.0]), keras.Variable(3.0)]
+    optimizer = keras.optimizers.SGD(1.0, momentum=0.9, use_ema=True, ema_momentum=0.75)
+    optimizer.build(weights)
+    optimizer.apply([tf.zeros(2), tf.zeros(())], weights)  # the first average is the weight itself
+    weights[0].assign([5.0, 6.0])
+    weights[1].assign(7.0)
+    optimizer.apply([tf.zeros(2), tf.zeros(())], weights)
+    first, second = keras_internals.averaged_weights(optimizer)
+    np.testing.assert_allclose(first.numpy(), [2.0, 3.0])
+    np.testing.assert_allclose(second.numpy(), 4.0)
+
+
+def test_needs_unbuilt_fit(two):
+    model = train(two, of_booleans, *booleans(), sgd(), prepare=keras_internals.needs_unbuilt_fit)
+    assert int(model.optimizer.iterations.numpy()) == 2
+    assert np.abs(flat(model) - model.before).max() > 0
+
+
+def test_all_layers(devices):
+    model = nested()
+    found = keras_internals.all_layers(model)
+    assert found[0] is model
+    noisy, inner = model.get_layer("noisy"), model.get_layer("inner")
+    wanted = [model, noisy, noisy.noise, noisy.dense, inner, *inner.layers]
+    wanted += [model.get_layer("recurrent"), model.get_layer("recurrent").cell]
+    assert {id(layer) for layer in wanted} <= {id(layer) for layer in found}
+    assert len(found) == len({id(layer) for layer in found})
+
+
+def test_child_layers(devices):
+    model = nested()
+    children = keras_internals.child_layers(model)
+    assert [layer.name for layer in children if "input" not in layer.name] == [
+        "noisy", "inner", "recurrent",
+    ]  # fmt: skip
+    noisy = model.get_layer("noisy")
+    assert keras_internals.child_layers(noisy) == [noisy.noise, noisy.dense]
+    assert keras_internals.child_layers(noisy.dense) == []
