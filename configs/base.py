@@ -12,13 +12,20 @@ from trainers.schedules import SCHEDULES, check_schedule
 def optimizer(name: str, **arguments) -> ml_collections.ConfigDict:
     """The section of an optimizer: all its arguments, some of them changed."""
     check_optimizer(name)
-    return ml_collections.ConfigDict({"name": name, **OPTIMIZERS[name], **arguments})
+    return _section(name, OPTIMIZERS[name], arguments)
 
 
 def schedule(name: str, **arguments) -> ml_collections.ConfigDict:
     """The section of a schedule: all its arguments, some of them changed."""
     check_schedule(name)
-    return ml_collections.ConfigDict({"name": name, **SCHEDULES[name], **arguments})
+    return _section(name, SCHEDULES[name], arguments)
+
+
+def _section(name: str, defaults: dict, arguments: dict) -> ml_collections.ConfigDict:
+    section = ml_collections.ConfigDict({"name": name, **defaults})
+    # Type-safe: a whole number given for a float becomes one, and can be overridden as one.
+    section.update(arguments)
+    return section
 
 
 def base() -> ml_collections.ConfigDict:

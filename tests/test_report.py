@@ -297,7 +297,7 @@ def test_a_folder_without_a_recipe_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("words", [[], ["a", "b"]])
 def test_the_command_wants_one_directory(words):
-    with pytest.raises(UsageError, match="One work directory"):
+    with pytest.raises(UsageError, match="Usage: zoo report WORKDIR"):
         report_cli.command(["report", *words])
 
 

@@ -83,21 +83,22 @@ class Trainer:
           RunError: where the loss is not finite, or a file cannot be read or written.
           Terminated: after SIGTERM, once everything is saved.
         """
-        fresh = not self.workdir.path.exists()
         self.workdir.open()
         try:
             self._build()
+            # Checked before anything is written: a wrong init_from leaves no work directory.
+            found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+            if self.config.init_from and not found:
+                from trainers.init_from import initialize
+
+                print(initialize(self.step.net, self.config.init_from), file=sys.stderr)
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
-            fresh = False
             self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
-            self._restore()
+            self._restore(found)
             logs = self._with_signals(self._loop)
             return self._finish() or logs
         finally:
             self.workdir.close()
-            if fresh:  # nothing came of it: leave no empty folder behind
-                (self.workdir / ".lock").unlink(missing_ok=True)
-                self.workdir.path.rmdir()
 
     def _build(self) -> None:
         config, trainer = self.config, self.config.trainer
@@ -137,19 +138,14 @@ class Trainer:
             self.step.net, self.task, arrays, self.config.trainer.global_batch_size, self.strategy
         )
 
-    def _restore(self) -> None:
-        """Goes to the last checkpoint, or to the weights that the recipe starts from."""
-        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+    def _restore(self, found: list) -> None:
+        """Goes to the last checkpoint, where there is one."""
         if found:
             try:
                 self.counters.update(checkpoint.restore(found[-1][1], self.step))
             except RunError as error:
                 older = f"step {found[-2][0]}" if len(found) > 1 else "the beginning"
                 raise RunError(f"{error} Delete it to go on from {older}.") from None
-        elif self.config.init_from:
-            from trainers.init_from import initialize
-
-            print(initialize(self.step.net, self.config.init_from), file=sys.stderr)
         self.done = int(self.step.step.numpy())
         self.workdir.start_metrics(self.done)
         if found:

@@ -97,6 +97,7 @@ class WorkDirectory:
         self.path = Path(path)
         self._lock = None
         self._metrics = None
+        self._made: list[Path] = []  # folders that were not there before
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -108,6 +109,7 @@ class WorkDirectory:
           RunError: where another process holds it, or the folder cannot be written.
         """
         try:
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self / ".lock", "a")  # noqa: SIM115 (held while training)
         except (FileExistsError, NotADirectoryError):
@@ -127,7 +129,7 @@ class WorkDirectory:
         return self
 
     def close(self) -> None:
-        """Gives the folder back, without a lock file where it became no work directory."""
+        """Gives the folder back; leaves nothing of it where it became no work directory."""
         if self._metrics:
             self._metrics.close()
             self._metrics = None
@@ -136,6 +138,9 @@ class WorkDirectory:
                 (self / ".lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+        with contextlib.suppress(OSError):  # not empty: something came of it
+            for folder in self._made:
+                folder.rmdir()
 
     # --- recipe --------------------------------------------------------------------------------
 

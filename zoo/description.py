@@ -64,8 +64,13 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
 
 def build_abstract(name: str, **overrides) -> keras.Model:
     """Builds a model whose variables have shapes but no values."""
-    with keras.StatelessScope(initialize_variables=False):
-        return registry.build(name, **overrides)
+    from trainers.keras_internals import forget_uninitialized
+
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            return registry.build(name, **overrides)
+    finally:
+        forget_uninitialized()  # the next scope to end would give them values
 
 
 def forward_flops(model: keras.Model) -> int:

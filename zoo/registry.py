@@ -101,7 +101,10 @@ def _resolve(target: str | Callable) -> Callable:
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"Cannot import {target!r} (MODULE:NAME): {error}.") from error
 
 
 def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str) -> None:
@@ -116,7 +119,7 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str
             )
 
 
-def build(name: str, **overrides):
+def build(name: str, /, **overrides):
     """Builds a model.
 
     Args:
@@ -127,16 +130,24 @@ def build(name: str, **overrides):
       A built `keras.Model`.
 
     Raises:
-      UsageError: for an unknown name or argument.
+      UsageError: for an unknown name or argument, or a value of which no model can be built.
     """
     row = entry(name)
     builder = _resolve(row.builder)
     arguments = {**row.arguments, **overrides}
     _check_arguments(builder, arguments, f"Model {name!r}")
-    return builder(**arguments)
+    try:
+        return builder(**arguments)
+    except UsageError:
+        raise
+    except (ValueError, TypeError, LookupError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise UsageError(
+            f"Model {name!r} cannot be built: {type(error).__name__}: {error} Received: {given}."
+        ) from error
 
 
-def build_task(name: str, **arguments):
+def build_task(name: str, /, **arguments):
     """Makes the task of that name.
 
     Raises:

@@ -11,6 +11,7 @@ from absl import flags
 
 from trainers.cli.common import modules_flag, parse, run
 from trainers.recipe import resolve
+from trainers.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _SECONDS = flags.DEFINE_float(
@@ -26,6 +27,7 @@ def command(argv) -> int:
         _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
     )
     config = resolve(words[0], overrides)
+    start_tensorflow()
 
     from trainers.bench import bench
 

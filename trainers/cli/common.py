@@ -74,8 +74,6 @@ def parse(
         else:
             plain.append(word)
     flag_values.unparse_flags()
-    for name in flag_values:
-        flag_values[name].unparse()
     try:
         words = flag_values(plain)[1:]
     except flags.Error as error:

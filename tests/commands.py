@@ -1,0 +1,52 @@
+"""Running `zoo` as a user does, and looking at what it left behind."""
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ZOO = "import sys; from trainers.cli.main import main; sys.exit(main())"
+
+
+@dataclasses.dataclass
+class Answer:
+    """What a command answered."""
+
+    status: int
+    out: str
+    err: str
+
+    def one_line(self) -> str:
+        """The only line on stderr, of an error without a traceback."""
+        assert self.err.count("\n") == 1, self.err
+        assert self.err.startswith("zoo: error: "), self.err
+        assert "Traceback" not in self.out + self.err
+        return self.err.strip()
+
+
+def zoo_process(*words, **options) -> Answer:
+    """Runs `zoo WORD ...` in a process of its own."""
+    command = [sys.executable, "-c", ZOO, *(str(word) for word in words)]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    options["env"] = {**os.environ, "PYTHONPATH": path, **options.get("env", {})}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Every file and folder below, with the sha256 of what it holds."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def metrics(line: str) -> dict[str, float]:
+    """Reads `loss 2.19  accuracy 0.47`."""
+    words = line.split()
+    return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}

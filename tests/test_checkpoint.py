@@ -1,0 +1,241 @@
+"""A checkpoint comes back bit for bit, or not at all: whole files, damaged files, foreign files."""
+
+import errno
+import os
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from tests import toys
+from trainers import checkpoint
+from trainers.workdir import WorkDirectory
+from zoo.errors import RunError, UsageError
+
+COUNTERS = {"skipped_batches": 2, "best": 0.75, "seconds": 1.5}
+DTYPES = ("float32", "bfloat16", "float16", "int64", "uint32", "uint16", "int8", "bool")
+
+
+def made(seed=0, width=3, dtypes=DTYPES, step=7):
+    """Something with the variables of a `TrainStep`: one of each dtype."""
+    generator = np.random.default_rng(seed)
+    variables = [
+        keras.Variable(generator.normal(0, 3, (2, width)).astype("float32"), dtype=d, name=d)
+        for d in dtypes
+    ]
+    half = len(variables) // 2
+    return SimpleNamespace(
+        net=SimpleNamespace(
+            trainable_variables=variables[:half], non_trainable_variables=variables[half:]
+        ),
+        seed_states=[keras.Variable([seed, 1], dtype="uint32", name="seed_state")],
+        optimizer=SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")]),
+        step=keras.Variable(step, dtype="int64", name="step"),
+    )
+
+
+def bits(step):
+    return [(v.dtype, v.numpy().tobytes()) for v in checkpoint.variables_of(step)]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Path of a whole checkpoint of `made(seed=1)`."""
+    return checkpoint.save(tmp_path / "checkpoints", made(seed=1), COUNTERS, keep=2)
+
+
+def test_every_dtype_comes_back_bit_for_bit(saved):
+    fresh, original = made(seed=2), made(seed=1)
+    assert bits(fresh) != bits(original)
+    assert checkpoint.restore(saved, fresh) == COUNTERS
+    assert bits(fresh) == bits(original)
+    header, arrays = checkpoint.read(saved)
+    assert header["step"] == 7
+    assert header["paths"][:2] == ["float32", "bfloat16"]
+    assert len(arrays) == len(DTYPES) + 3
+
+
+def test_a_train_step_comes_back_bit_for_bit(tmp_path):
+    from trainers.strategy import make_strategy
+    from trainers.trainer import build_step
+
+    def build(seed, **arguments):
+        config = toys.recipe(
+            model_arguments={"dropout": 0.1, **arguments}, seed=seed, ema=0.9,
+            precision="mixed_float16",
+        )  # fmt: skip
+        return build_step(config, make_strategy("one_device"), 10)[0]
+
+    one, other = build(0), build(1)
+    for variable in one.optimizer.variables:
+        variable.assign(keras.ops.ones_like(variable.value))
+    path = checkpoint.save(tmp_path, one, {}, keep=1)
+    assert bits(one) != bits(other)
+    checkpoint.restore(path, other)
+    assert bits(one) == bits(other)
+    assert len(one.seed_states) == 2
+
+    wider = build(1, width=10)
+    before = bits(wider)
+    with pytest.raises(UsageError, match=r"another model: embedding/embeddings is \(11, 8\)"):
+        checkpoint.restore(path, wider)
+    assert bits(wider) == before
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_the_last_few_are_kept(tmp_path, keep):
+    for step in (1, 9, 10, 100):  # not in the order of their digits
+        checkpoint.save(tmp_path, made(step=step), {}, keep=keep)
+    found = [step for step, _ in checkpoint.list_checkpoints(tmp_path)]
+    assert found == [1, 9, 10, 100][-keep:]
+    assert len(names(tmp_path)) == len(found)
+
+
+def test_other_files_are_no_checkpoints_and_stay(tmp_path):
+    for name in ("step_7.npz", "notes.txt", "step_0000000003.npz.bak", ".step_0000000003.npz.tmp"):
+        (tmp_path / name).write_text("mine")
+    checkpoint.save(tmp_path, made(), {}, keep=1)
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [7]
+    assert {"step_7.npz", "notes.txt", "step_0000000003.npz.bak"} <= set(names(tmp_path))
+
+
+# --- a kill, or a full disk, while writing --------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing catches it: as near to a kill as a test inside one process gets."""
+
+
+@pytest.mark.parametrize("place", ["os.replace", "os.fsync", "numpy.savez"])
+def test_a_failure_while_writing_leaves_the_old_checkpoint_whole(saved, monkeypatch, place):
+    before = saved.read_bytes()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail(*_, **__):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        with pytest.raises(OSError, match="No space left") as caught:
+            checkpoint.save(saved.parent, made(step=8), COUNTERS, keep=1)
+    assert caught.value.filename.endswith("step_0000000008.npz")
+    assert names(saved.parent) == [saved.name]
+    assert saved.read_bytes() == before
+    checkpoint.restore(saved, made())
+
+
+def test_what_a_kill_left_is_gone_at_the_next_start(saved, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    workdir = saved.parent.parent
+    (workdir / "config.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # a kill tidies nothing up
+        with pytest.raises(Killed):
+            checkpoint.save(saved.parent, made(step=8), COUNTERS, keep=1)
+    assert len(names(saved.parent)) == 2
+    half_written = {".model.keras.71.tmp", ".71.tmp.keras"}
+    for name in (*half_written, ".mine.tmp", ".bashrc", "notes.71.tmp"):
+        (workdir / name).write_text("half")
+    directory = WorkDirectory(workdir).open()
+    directory.close()
+    assert names(saved.parent) == [saved.name]
+    assert not half_written & set(names(workdir))
+    assert {".mine.tmp", ".bashrc", "notes.71.tmp"} <= set(names(workdir))
+    checkpoint.restore(saved, made())
+
+
+# --- damaged and foreign files --------------------------------------------------------------------
+
+
+def flip(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def value_of(data):
+    """Where the values of the first array begin: behind its magic words in the zip."""
+    return data.index(b"\x93NUMPY", data.index(b"00000.npy")) + 128
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: b"not a checkpoint at all",
+        lambda data: flip(data, value_of(data)),
+        lambda data: flip(data, value_of(data) - 20),
+        lambda data: data.replace(b"paths", b"maths"),
+        lambda data: data.replace(b"(2, 3)", b"(2, 1)", 1),
+    ],
+    ids=["empty", "half", "cut", "text", "value", "array head", "header", "shape"],
+)
+def test_a_damaged_checkpoint_is_named_and_changes_nothing(saved, damage):
+    data = saved.read_bytes()
+    assert damage(data) != data
+    saved.write_bytes(damage(data))
+    step = made(seed=2)
+    before = bits(step)
+    with pytest.raises(RunError, match=f"checkpoint .*{saved.name} is damaged: ."):
+        checkpoint.restore(saved, step)
+    assert bits(step) == before
+    assert saved.exists()
+
+
+def test_no_flipped_bit_goes_unnoticed(saved):
+    """Every flip is either refused, or in a place that decides nothing (a date, an attribute)."""
+    data, right = saved.read_bytes(), bits(made(seed=1))
+    refused = 0
+    for at in range(0, len(data), 11):
+        saved.write_bytes(flip(data, at))
+        step = made(seed=2)
+        before = bits(step)
+        try:
+            assert checkpoint.restore(saved, step) == COUNTERS
+        except RunError:
+            refused += 1
+            assert bits(step) == before, at
+        else:
+            assert bits(step) == right, at
+    assert refused > len(data) / 22
+
+
+def test_a_folder_or_a_missing_file_is_named(tmp_path):
+    (tmp_path / "step_0000000001.npz").mkdir()
+    for name in ("step_0000000001.npz", "step_0000000002.npz"):
+        with pytest.raises(RunError, match=name):
+            checkpoint.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "words"),
+    [
+        ({"dtypes": DTYPES[:-1]}, "holds 11 variables, this run has 10"),
+        ({"width": 4}, r"float32 is \(2, 3\) float32, here \(2, 4\) float32"),
+        ({"dtypes": ("float32", "float32", *DTYPES[2:])}, "bfloat16 is .* uint16, here .* float32"),
+        ({"dtypes": ("bfloat16", *DTYPES[1:])}, "float32 is .* float32, here .* uint16"),
+    ],
+)
+def test_another_models_checkpoint_is_refused_and_changes_nothing(saved, foreign, words):
+    step = made(seed=2, **foreign)
+    before = bits(step)
+    with pytest.raises(UsageError, match=f"{saved.name} belongs to another model.*{words}"):
+        checkpoint.restore(saved, step)
+    assert bits(step) == before
+
+
+def test_a_checkpoint_holds_no_objects(tmp_path):
+    """Nothing in a work directory is ever executed: pickled arrays are refused."""
+    path = tmp_path / "step_0000000001.npz"
+    evil = np.array([SimpleNamespace()], dtype=object)
+    np.savez(path, header=evil, **{"00000": evil})
+    with pytest.raises(RunError, match="damaged: Object arrays cannot be loaded"):
+        checkpoint.read(path)
