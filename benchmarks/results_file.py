@@ -23,6 +23,7 @@ def append(name: str, rows: list[dict]) -> Path:
         "keras": keras.__version__,
     }
     path = RESULTS / f"{name}.csv"
+    RESULTS.mkdir(exist_ok=True)
     fresh = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], *machine])

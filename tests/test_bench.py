@@ -20,6 +20,12 @@ def test_bench_counts_what_it_runs(capsys):
     assert found["input_samples_per_second"] > found["samples_per_second"]
 
 
+def test_another_backend_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert common.run(bench.command, ["zoo bench", "cnn_digits:debug"]) == 2
+    assert "KERAS_BACKEND=jax" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error", [tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"), MemoryError()]
 )

@@ -126,7 +126,7 @@ def test_a_full_work_directory_gives_every_section(tmp_path):
         [
             _training(10), {"step": 10, "val_loss": 0.25, "val_accuracy": 0.7},
             {"step": 10, "event": "resumed", "detail": "from step 10"},
-            _training(20, tokens_per_second=7.0), _training(40),
+            _training(20), _training(40),
         ],
         environment={"cores": 2, "devices": ["CPU:0"], "command": "zoo train x"},
     )  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_full_work_directory_gives_every_section(tmp_path):
         "Evaluation", "Curves", "Confusion matrix, test", "Classes, test",
         "Worst mistakes, test", "Events", "Recipe", "Environment",
     ]  # fmt: skip
-    assert page.tags.count("svg") == 5  # loss, accuracy, learning rate, samples, tokens
+    assert page.tags.count("svg") == 4  # loss, accuracy, learning rate, samples a second
     assert page.table("split") == [["test", "final", "40", "10", "0.5000", "0.7000"]]
     assert page.table("step") == [["10", "resumed", "from step 10"]]
     assert "notes" not in page.classes
@@ -380,15 +380,6 @@ def test_skipped_steps_are_drawn_only_where_there_were_any(tmp_path):
         lines = [_training(10, skipped_steps=0), _training(20, skipped_steps=skipped)]
         words = _page(_workdir(tmp_path, lines)).words
         assert ("skipped steps" in words) == bool(skipped)
-
-
-def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
-    lines = [_training(step, loss=9.0) for step in (10, 20, 30)]
-    lines += [_training(20, loss=5.0, seconds=1.5), _training(25, loss=4.0, seconds=2.0)]
-    read = report.read_run(_workdir(tmp_path, lines))
-    series = {record["step"]: record["loss"] for record in read.records}
-    assert series == {10: 9.0, 20: 5.0, 25: 4.0}
-    assert read.seconds == pytest.approx(3.0 + 2.0)  # both starts: 3.0 s, then 2.0 s
 
 
 def test_state_tells_finished_going_and_stopped_apart(tmp_path):

@@ -224,6 +224,18 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(replicas, run, tmp
     assert not (tmp_path / "run" / "model.keras").exists()
 
 
+def test_nan_between_two_log_lines_is_no_best_model(run, tmp_path):
+    """Validation and saving look at the loss too, not only the log."""
+    config = poison_recipe(log_every=100)
+    config.trainer.checkpoint_every, config.trainer.evaluate_every = 100, 4
+    config.data.validation_size = 6
+    data = poisoned(3)
+    data.splits["train"]["poison"][:] = np.nan
+    with pytest.raises(RunError, match="not finite since step 1"):
+        run(config, data, workdir=tmp_path / "run")
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_rollback_leaves_the_bad_batch_out(run, tmp_path):
     """With batch 4 of 5 poisoned, the end is that of training on batches 1, 2, 3, 5, 6."""
     trainer = run(poison_recipe(max_rollbacks=1), poisoned(3), workdir=tmp_path / "run")
@@ -259,11 +271,23 @@ def test_rollbacks_are_counted(run, tmp_path):
 
 
 def test_finished_run_is_left_as_it_is(run, tmp_path):
-    data = toys.token_data()
-    run(recipe(), data, workdir=tmp_path / "run")
-    before = last_arrays(tmp_path / "run")
-    recipe_before = (tmp_path / "run" / "config.json").read_text()
-    run(recipe(), data, workdir=tmp_path / "run")
-    after = last_arrays(tmp_path / "run")
-    assert before[0] == after[0]
-    assert recipe_before == (tmp_path / "run" / "config.json").read_text()
+    from tests.commands import content
+
+    config = toys.recipe("toy_norm", "image_classification")
+    data = toys.image_data(test=20)
+    first = run(config, data, workdir=tmp_path / "run")
+    before = content(tmp_path / "run")
+    again = run(config, data, workdir=tmp_path / "run")
+    assert content(tmp_path / "run") == before
+    assert again.metrics == first.metrics
+
+
+def test_infinite_gradient_of_a_finite_loss_stops_too(run, tmp_path):
+    """The loss looks well, the weights are lost: no checkpoint may hold them."""
+    from trainers.trainer import Trainer
+
+    trainer = Trainer(poison_recipe(), tmp_path / "run", dataset=poisoned(3, value=1e30))
+    with pytest.raises(RunError, match=r"gradient is not finite since step \d"):
+        trainer.train()
+    arrays = last_arrays(tmp_path / "run")[2]
+    assert all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")

@@ -171,28 +171,85 @@ def test_replicas_and_steps_draw_other_dropout_masks(run):
     assert len({*first, *other, *later}) == 6
 
 
-@pytest.mark.parametrize("micro", [0, 4])
-def test_batch_normalization_is_synchronized(micro, run):
+def test_micro_batches_draw_other_masks_on_each_replica(run):
+    """The same through the loop that accumulates; and the seeds' own states stay as they are."""
+    from trainers.strategy import make_strategy
+    from trainers.trainer import build_step
+
+    config = toys.recipe(
+        model_arguments={"dropout": 0.5}, strategy="mirrored", replicas=2, micro_batch_size=4
+    )
+    strategy = make_strategy("mirrored", 2)
+    step, _ = build_step(config, strategy, 10)
+    states = [v.numpy() for v in step.seed_states]
+    data = {k: tf.constant(v[:8]) for k, v in toys.token_data().splits["train"].items()}
+    data["weight"] = tf.ones(8)
+
+    drawn = tf.function(
+        lambda: strategy.run(
+            lambda: step._accumulate(data, step.task.weights(data), 2, 0.25)[1]["loss"]
+        ),
+        autograph=False,
+    )()
+    one, other = (float(v) for v in strategy.experimental_local_results(drawn))
+    assert one != other
+    tf.function(lambda: strategy.run(step.update, args=(data,)), autograph=False)()
+    for state, variable in zip(states, step.seed_states, strict=True):
+        np.testing.assert_array_equal(state, variable.numpy())
+
+
+def test_batch_normalization_is_synchronized(run):
     """Two replicas normalise over the whole batch; replica-local moments would differ by 1e-2."""
 
-    def make(replicas):
-        return toys.recipe(
+    def train(replicas, micro=0):
+        config = toys.recipe(
             "toy_norm", "image_classification", global_batch_size=8, steps=6,
             strategy="mirrored" if replicas > 1 else "one_device",
-            replicas=replicas if replicas > 1 else 0,
-            # A micro batch of half a replica's share at 2 replicas is as large as ... 4 rows.
-            micro_batch_size=micro and (4 if replicas == 1 else 2),
+            replicas=replicas if replicas > 1 else 0, micro_batch_size=micro,
         )  # fmt: skip
+        return run(config, toys.image_data(examples=24))
 
-    data = toys.image_data(examples=24)
-    one, two = run(make(1), data), run(make(2), data)
-    if micro == 0:
-        assert toys.difference(one.step.net, two.step.net) <= 1e-5
-    norm = two.step.net.get_layer("norm")
-    moved = norm.moving_mean.numpy()
-    assert np.abs(moved).max() > 1e-3  # the statistics are really kept
-    values = two.strategy.experimental_local_results(norm.moving_mean.value)
+    one, two = train(1), train(2)
+    assert toys.difference(one.step.net, two.step.net) <= 1e-5
+    # Micro-batches of 4 rows on one device are those of 2 rows on each of two.
+    one, two = train(1, micro=4), train(2, micro=2)
+    moving = [run.step.net.get_layer("norm").moving_mean for run in (one, two)]
+    assert np.abs(moving[0].numpy()).max() > 1e-3  # the statistics are really kept
+    values = two.strategy.experimental_local_results(moving[1].value)
     np.testing.assert_array_equal(values[0].numpy(), values[1].numpy())
+
+
+def test_xla_with_synchronized_normalization_is_refused(run):
+    config = toys.recipe(
+        "toy_norm", "image_classification", strategy="mirrored", replicas=2, jit_compile=True
+    )
+    with pytest.raises(UsageError, match="XLA cannot compile batch normalisation"):
+        run(config, toys.image_data())
+
+
+def test_what_layers_add_to_the_loss_is_in_it(devices):
+    """`add_loss` of 3 a call: the loss says so, and its gradient moves the weights."""
+    from trainers.step import TrainStep
+
+    class Adds(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(), initializer="ones")
+
+        def call(self, x):
+            self.add_loss(3.0 * self.scale)
+            return x
+
+    tokens = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(11, 8)(tokens)
+    model = keras.Model(tokens, keras.layers.Dense(11)(Adds(name="adds")(x)))
+    arrays = toys.token_data().splits["train"]
+    data = {k: tf.constant(v[:8]) for k, v in arrays.items()} | {"weight": tf.ones(8)}
+    for micro in (0, 4):
+        model.get_layer("adds").scale.assign(1.0)
+        step = TrainStep(model, toys.TokenTask(), keras.optimizers.SGD(0.1), micro_batch_size=micro)
+        tf.function(step.update, autograph=False)(data)
+        assert step.means.logs(step.means.take())["regularization"] == pytest.approx(3.0)
+        assert float(model.get_layer("adds").scale.numpy()) == pytest.approx(1.0 - 0.1 * 3.0)
 
 
 def one_update(config, **changes):

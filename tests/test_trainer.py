@@ -108,7 +108,6 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
     config = toys.recipe("toy_norm", "image_classification", steps=0, epochs=4)
     config.data.validation_size = 10
     config.trainer.callbacks = ("tensorboard",)
-    # A schedule owns its rate; a constant number can be changed by callbacks.
     csv = tmp_path / "log.csv"
     trainer = run(
         config, toys.image_data(), workdir=tmp_path / "run",
@@ -126,6 +125,38 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").rglob("events.out*"))
     assert (tmp_path / "run" / "model.keras").exists()
     assert len(trainer.step.history.epoch) == 2
+    # The same command again does not train on.
+    again = run(config, toys.image_data(), workdir=tmp_path / "run")
+    assert again.done == 8
+    assert toys.difference(trainer.step.net, again.step.net) == 0
+
+
+def test_callbacks_set_a_constant_rate(run):
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    trainer = run(toys.recipe(steps=0, epochs=3), toys.token_data(), callbacks=[halve])
+    assert float(trainer.step.optimizer.learning_rate.numpy()) == pytest.approx(0.1 / 8)
+
+
+def test_throughput_leaves_out_what_is_not_training(run, tmp_path):
+    """Steps that sleep 20 ms, saving at each: no more than 50 steps a second are logged."""
+    import time
+
+    class Sleep(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            time.sleep(0.02)
+
+    config = toys.recipe(steps=20, log_every=10, checkpoint_every=1)
+    run(config, toys.token_data(), workdir=tmp_path / "run", callbacks=[Sleep()])
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["samples_per_second"] for line in lines if "loss" in line]
+    assert all(rate <= 16 / 0.02 for rate in rates), rates
+
+
+def test_data_without_a_training_split_is_refused(run):
+    data = toys.image_data()
+    data.splits["test"] = data.splits.pop("train")
+    with pytest.raises(UsageError, match="needs the split 'train'"):
+        run(toys.recipe("toy_norm", "image_classification"), data)
 
 
 @pytest.mark.parametrize("every", [1, 3, 100])
@@ -139,12 +170,12 @@ def test_steps_per_execution_changes_nothing(every, run):
 
 
 def test_nothing_retraces(run):
-    """Short last batches, other counts, resumed iterators: one trace of the step."""
+    """Short last batches and executions of other lengths: one trace of the step."""
     trainer = run(toys.recipe(steps=13, steps_per_execution=4, log_every=3), toys.token_data())
     assert trainer._run.experimental_get_tracing_count() == 1
 
 
-def test_one_step_lowers_the_loss_and_memorises(run):
+def test_the_loss_falls_and_the_data_are_memorised(run):
     config = toys.recipe(steps=150, log_every=50)
     config.optimizer = optimizer("adamw", learning_rate=0.02)
     logs = run(config, toys.token_data()).metrics

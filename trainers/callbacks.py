@@ -1,4 +1,7 @@
-"""Keras callbacks by name, for `trainer.callbacks`. A callback's model is the `TrainStep`."""
+"""Keras callbacks by name, for `trainer.callbacks`. A callback's model is the `TrainStep`.
+
+What a callback remembers is not in the checkpoint: a resumed run starts it anew.
+"""
 
 import keras
 

@@ -23,7 +23,7 @@ def variables_of(step) -> list:
     """Every variable of a `TrainStep` that decides what comes next, in a fixed order."""
     return [
         *step.net.trainable_variables,
-        *step.net.non_trainable_variables,
+        *step.net.non_trainable_weights,
         *step.seed_states,
         *step.optimizer.variables,
         step.step,

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
 from trainers.strategy import distribute
-from trainers.workdir import atomic, write_json
+from trainers.workdir import atomic, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.tasks.base import Task
 
@@ -58,7 +58,7 @@ class Evaluator:
         return self.means.logs(self.means.take()), predictions
 
 
-def write_evaluation(workdir, split, checkpoint, metrics, predictions, dataset) -> None:
+def write_evaluation(workdir, split, checkpoint, step, metrics, predictions, dataset) -> None:
     """Writes evaluation/<split>.json and, for classifiers, what the report shows of it."""
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -68,6 +68,7 @@ def write_evaluation(workdir, split, checkpoint, metrics, predictions, dataset) 
         {
             "split": split,
             "checkpoint": checkpoint,
+            "step": step,
             "examples": len(next(iter(arrays.values()))),
             "metrics": metrics,
         },
@@ -90,3 +91,9 @@ def write_evaluation(workdir, split, checkpoint, metrics, predictions, dataset) 
             worst_inputs=np.asarray(arrays["image"])[worst],
             worst_probabilities=probabilities[worst],
         )
+
+
+def read_evaluation(workdir, split: str) -> dict[str, float]:
+    """Returns the metrics that `write_evaluation` wrote; none where it did not."""
+    path = workdir / "evaluation" / f"{split}.json"
+    return read_json(path)["metrics"] if path.exists() else {}

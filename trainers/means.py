@@ -11,7 +11,8 @@ class Means:
 
     Args:
       task: names the terms and statistics.
-      penalty: whether the model adds a penalty on its weights to the loss.
+      penalty: whether to keep the mean of what layers add to the loss; left out of the logs
+        where they add nothing.
     """
 
     def __init__(self, task: Task, penalty: bool = False):
@@ -52,7 +53,11 @@ class Means:
     def logs(self, taken: dict[str, tuple[float, float]]) -> dict[str, float]:
         """Turns totals and counts into means, with the whole loss under "loss"."""
         return self._with_loss(
-            {name: total / count if count else 0.0 for name, (total, count) in taken.items()}
+            {
+                name: total / count if count else 0.0
+                for name, (total, count) in taken.items()
+                if count or name != "regularization"
+            }
         )
 
     def _with_loss(self, means: dict) -> dict:

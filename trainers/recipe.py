@@ -162,6 +162,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, least in at_least.items():
         if trainer[key] < least:
             raise UsageError(f"trainer.{key} is at least {least}. Received: {trainer[key]}.")
+    if trainer.seed >= 2**32:
+        raise UsageError(f"trainer.seed is less than 2**32. Received: {trainer.seed}.")
     if not 0 <= trainer.ema < 1:
         raise UsageError(f"trainer.ema is 0 (off) or lies in (0, 1). Received: {trainer.ema}.")
     if config.data.validation_size < 0:

@@ -76,8 +76,13 @@ def _recompute(layer: keras.layers.Layer) -> None:
             for position, tensor in zip(positions, tensors, strict=True):
                 filled[position] = tensor
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
-            with keras.StatelessScope(state_mapping=before) as scope:
+            with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
                 outputs = plain_call(*inner_args, **inner_kwargs)
+            if scope.losses:  # the gradient of what is not an output would be lost
+                raise UsageError(
+                    f"A recomputed block adds nothing to the loss. Received: {layer.name!r}, whose "
+                    "layers do; leave it out of trainer.remat."
+                )
             if not after:  # the first computation
                 after.extend(scope.get_current_value(v) for v in state)
             return outputs

@@ -148,7 +148,7 @@ def _read_json(path: Path, notes: list[str]) -> dict:
 
 def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict], float]:
     records, events, bad_lines = [], [], 0
-    earlier_starts = since_start = 0.0
+    total_seconds = 0.0
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -165,18 +165,13 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict],
         if "event" in row:
             events.append(row)
             continue
-        # A resumed run repeats the steps after its checkpoint: the later account holds.
-        while records and records[-1]["step"] > row["step"]:
-            records.pop()
         records.append(row)
         seconds = sections.number(row.get("seconds"))
         if math.isfinite(seconds):
-            if seconds < since_start:  # The clock began anew with a new start of the run.
-                earlier_starts += since_start
-            since_start = seconds
+            total_seconds = seconds
     if bad_lines:
         notes.append(f"{path.name}: {bad_lines} of {len(lines)} lines could not be read")
-    return records, events, earlier_starts + since_start
+    return records, events, total_seconds
 
 
 def _parse_row(line: str) -> dict | None:

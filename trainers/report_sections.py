@@ -10,8 +10,7 @@ import numpy as np
 from trainers import report_figures as figures
 
 _NOT_METRICS = {
-    "step", "epoch", "seconds", "learning_rate", "samples_per_second", "tokens_per_second",
-    "skipped_steps",
+    "step", "epoch", "seconds", "learning_rate", "samples_per_second", "skipped_steps",
 }  # fmt: skip
 _LARGEST_TABLE = 20
 
@@ -67,7 +66,7 @@ def curves(records: list[dict]) -> str:
                       "validation": _series(records, f"val_{name}")})
         for name in metrics
     ]  # fmt: skip
-    for name in ("learning_rate", "samples_per_second", "tokens_per_second", "skipped_steps"):
+    for name in ("learning_rate", "samples_per_second", "skipped_steps"):
         series = _series(records, name)
         if name != "skipped_steps" or any(series.values()):
             plots.append(_curve(name, {"training": series}))

@@ -38,7 +38,8 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
       **arguments: those of `SCHEDULES[name]`.
 
     Returns:
-      A `keras.optimizers.schedules.LearningRateSchedule`.
+      A `keras.optimizers.schedules.LearningRateSchedule`; for `constant` without warm-up the peak
+      itself, which Keras' callbacks can change.
 
     Raises:
       UsageError: for an unknown name, or phases longer than the run.
@@ -58,6 +59,8 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
             f"{f', schedule.decay_steps={decay}' if 'decay_steps' in arguments else ''} "
             f"and {steps} steps."
         )
+    if name == "constant" and not warmup:
+        return peak
     final = arguments.get("final_fraction", 1.0)
 
     class Schedule(keras.optimizers.schedules.LearningRateSchedule):

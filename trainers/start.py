@@ -5,15 +5,28 @@ import os
 import sys
 from pathlib import Path
 
+from zoo.errors import UsageError
+
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and looks for GPUs; TF_CPP_MIN_LOG_LEVEL=0 lets it talk."""
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1") == "0":
-        return
-    with _quiet_stderr():
+    """Imports TensorFlow and has it take a GPU's memory as it needs it.
+
+    TF_CPP_MIN_LOG_LEVEL=0 lets it talk.
+
+    Raises:
+      UsageError: where the environment asks for another backend of Keras.
+    """
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise UsageError(f"The trainer runs on TensorFlow. Received: KERAS_BACKEND={backend}.")
+    talks = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1") == "0"
+    with contextlib.nullcontext() if talks else _quiet_stderr():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # in use already, by an earlier command
+            tf.config.experimental.set_memory_growth(gpu, True)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not gpus and not hidden and Path("/dev/nvidia0").exists():
         print(

@@ -7,7 +7,9 @@
     4. Hand them to the Keras optimizer: unscaling, finiteness test, clipping, update, average.
 
 Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
-batch cannot change the result. `TrainStep` is a `keras.Model`, so plain `fit` runs it too.
+batch cannot change the result. (Batch normalisation is the exception by its nature: it sees the
+rows that are computed together, padding included.) `TrainStep` is a `keras.Model`, so plain `fit`
+runs it too.
 
 Random numbers (dropout) are a function of (seed, step, micro-batch, replica): the seed generators'
 states are replaced for the call and never advance, so a resumed run draws what the uninterrupted
@@ -64,12 +66,12 @@ class TrainStep(keras.Model):
             shape=(), dtype="int64", initializer="zeros", trainable=False, name="step",
             aggregation="only_first_replica",
         )  # fmt: skip
-        # The first step whose loss was not finite; -1 while there is none.
+        # The first step whose loss or gradient was not finite; -1 while there is none.
         self.first_bad = self.add_weight(
             shape=(), dtype="int64", initializer=keras.initializers.Constant(-1),
             trainable=False, name="first_bad", aggregation="only_first_replica",
         )  # fmt: skip
-        self.means = Means(task, penalty=bool(model.losses))
+        self.means = Means(task, penalty=True)
         self.built = True
         # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
         self.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
@@ -127,12 +129,14 @@ class TrainStep(keras.Model):
             )
         gradients = add_up(gradients)
         changes = add_up(changes, tf.distribute.ReduceOp.MEAN)
-        for variable in self.net.non_trainable_variables:
+        for variable in self.net.non_trainable_weights:
             if id(variable) in changes:
                 variable.assign(changes[id(variable)])
         self.optimizer.apply(gradients, self.net.trainable_variables)
 
         finite = tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
+        if self.optimizer is inner(self.optimizer):  # loss scaling skips such gradients itself
+            finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
         self.first_bad.assign(
             tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.step.value)
         )
@@ -197,7 +201,7 @@ class TrainStep(keras.Model):
 
     def _pure_gradients(self, data, weights, seeds, state, share):
         variables = self.net.trainable_variables
-        by_id = {id(v): v for v in self.net.non_trainable_variables}
+        by_id = {id(v): v for v in self.net.non_trainable_weights}
         seeded = list(zip(self.seed_states, seeds, strict=True))
         known = [(by_id[key], value) for key, value in state.items()]
         scope = keras.StatelessScope(state_mapping=seeded + known, collect_losses=True)
@@ -255,7 +259,7 @@ class TrainStep(keras.Model):
         # statistics) a forward pass changes, and the names of the statistics.
         probe = tf.function(lambda: compute(0, {}), autograph=False).get_concrete_function()
         _, sums, statistics, changes = probe.structured_outputs
-        state = {id(v): v.value for v in self.net.non_trainable_variables if id(v) in changes}
+        state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
         zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
         carry = ([tf.zeros_like(v.value) for v in self.net.trainable_variables], *zeros, state)
 

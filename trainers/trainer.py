@@ -5,6 +5,7 @@ strategies (docs/keras3.md). Keras' callbacks, metrics, optimizers and progress 
 unchanged. Read `Trainer.train` from top to bottom for the order of things.
 """
 
+import math
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from trainers import checkpoint, keras_internals
 from trainers.callbacks import make_callbacks
-from trainers.evaluate import Evaluator, write_evaluation
+from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
 from trainers.optimizers import inner, make_optimizer
 from trainers.precision import precision
 from trainers.recipe import as_dict, check, check_batch
@@ -67,7 +68,9 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.read_test = read_test
         # What a checkpoint holds besides variables.
-        self.counters = {"skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0}
+        self.counters = {
+            "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
+        }  # fmt: skip
         self._terminated = threading.Event()
 
     # --- the run, in order ----------------------------------------------------------------------
@@ -93,8 +96,13 @@ class Trainer:
 
                 print(initialize(self.step.net, self.config.init_from), file=sys.stderr)
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
-            self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
             self._restore(found)
+            ended = self.done == self.total_steps or self.counters["stopped"]
+            if ended and (self.workdir / "model.keras").exists():
+                print(f"{self.workdir.path} is finished already", file=sys.stderr)
+                return read_evaluation(self.workdir, "test")
+            self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
+            self._start_log(found)
             logs = self._with_signals(self._loop)
             return self._finish() or logs
         finally:
@@ -110,6 +118,11 @@ class Trainer:
             from zoo.data import load
 
             self.dataset = load(config.data.source, config.data.manual_dir or None)
+        if "train" not in self.dataset.splits:
+            raise UsageError(
+                f"Training needs the split 'train'. Data set {self.dataset.name!r} has: "
+                f"{', '.join(self.dataset.splits)}."
+            )
         stored = self.dataset.splits["train"]
         examples = len(next(iter(stored.values())))
         if config.data.validation_size >= examples:
@@ -147,6 +160,8 @@ class Trainer:
                 older = f"step {found[-2][0]}" if len(found) > 1 else "the beginning"
                 raise RunError(f"{error} Delete it to go on from {older}.") from None
         self.done = int(self.step.step.numpy())
+
+    def _start_log(self, found: list) -> None:
         self.workdir.start_metrics(self.done)
         if found:
             self._event("resumed", f"from {found[-1][1].name}")
@@ -166,8 +181,8 @@ class Trainer:
             epochs=-(-self.total_steps // self.steps_per_epoch),
             steps=self.steps_per_epoch,
         )
-        self.step.stop_training = False
         callbacks.on_train_begin()
+        self.step.stop_training = self.counters["stopped"]
         iterator, logs, totals = None, {}, {}
         in_epoch = False
         window_start, window_steps = time.perf_counter(), 0
@@ -185,13 +200,18 @@ class Trainer:
 
             epoch_ends = self.done % self.steps_per_epoch == 0
             last = self.done == self.total_steps
-            if self._at(trainer.log_every) or epoch_ends or last or self._terminated.is_set():
+            terminated = self._terminated.is_set()  # looked at once: it may come at any moment
+            logs_now = self._at(trainer.log_every) or epoch_ends or last or terminated
+            evaluates = self.validation and (self._at(trainer.evaluate_every) or last)
+            saves = self._at(trainer.checkpoint_every) or last or terminated
+            if (logs_now or evaluates or saves) and self._lost_its_way():
+                self.step.means.take()
+                iterator, in_epoch = None, False
+                window_start, window_steps = time.perf_counter(), 0
+                continue
+            if logs_now:
                 taken = self.step.means.take()  # waits for the device
                 now = time.perf_counter()
-                if self._lost_its_way():
-                    iterator, in_epoch = None, False
-                    window_start, window_steps = now, 0
-                    continue
                 for name, (total, weight) in taken.items():
                     before = totals.get(name, (0.0, 0.0))
                     totals[name] = before[0] + total, before[1] + weight
@@ -201,18 +221,21 @@ class Trainer:
             callbacks.on_train_batch_end(place + count - 1, logs)
 
             evaluated = {}
-            if self.validation and (self._at(trainer.evaluate_every) or last):
+            pause = time.perf_counter()
+            if evaluates:
                 evaluated = self._evaluate()
-                window_start = time.perf_counter()
-            if self._at(trainer.checkpoint_every) or last or self._terminated.is_set():
+            if saves:
                 self._save()
-                window_start = time.perf_counter()
+            window_start += time.perf_counter() - pause  # not part of the throughput
             if epoch_ends or last:
                 callbacks.on_epoch_end(epoch, {**self.step.means.logs(totals), **evaluated})
                 in_epoch = False
-            if self._terminated.is_set():
+            if terminated:
                 raise Terminated
-        if self.step.stop_training:
+        if self.step.stop_training and not self.counters["stopped"]:
+            if not self._is_finite():
+                raise self._not_finite()
+            self.counters["stopped"] = True  # the same command does not train on
             self._event("stopped", "by a callback")
             self._save()
         callbacks.on_train_end(logs)
@@ -228,7 +251,9 @@ class Trainer:
             if self.read_test and "test" in self.dataset.splits:
                 evaluator = self._evaluator(self.dataset.splits["test"])
                 metrics, predictions = evaluator()
-                write_evaluation(self.workdir, "test", "final", metrics, predictions, self.dataset)
+                write_evaluation(
+                    self.workdir, "test", "final", self.done, metrics, predictions, self.dataset
+                )
         self._event("finished", f"{self.counters['seconds']:.1f} s of training")
         write_report(self.workdir.path)
         return metrics
@@ -290,7 +315,7 @@ class Trainer:
             logs = {f"val_{name}": value for name, value in metrics.items()}
             value, best = logs[self.task.monitor], self.counters["best"]
             sign = 1 if self.task.monitor_mode == "max" else -1
-            if best is None or sign * value > sign * best:
+            if math.isfinite(value) and (best is None or sign * value > sign * best):
                 self.counters["best"] = value
                 save_model(self.step.net, self.workdir / "best" / "model.keras")
                 write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
@@ -298,8 +323,6 @@ class Trainer:
         return logs
 
     def _save(self) -> None:
-        if not self._is_finite():
-            return
         checkpoint.save(
             self.workdir / "checkpoints", self.step, self.counters, self.config.trainer.keep
         )
@@ -315,20 +338,13 @@ class Trainer:
         """
         if self._is_finite():
             return False
+        if self.counters["rollbacks"] >= self.config.trainer.max_rollbacks:
+            raise self._not_finite()
         bad = int(self.step.first_bad.numpy())
-        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
-        trainer = self.config.trainer
-        if self.counters["rollbacks"] >= trainer.max_rollbacks:
-            good = f"The last good checkpoint is {found[-1][1]}" if found else "No checkpoint yet"
-            raise RunError(
-                f"The loss is not finite since step {bad + 1}. {good}. What helps: a lower "
-                "optimizer.learning_rate, optimizer.clip_norm=1, or trainer.max_rollbacks to go "
-                "back and leave the bad batches out."
-            )
-        step, path = found[-1]
-        rollbacks = self.counters["rollbacks"] + 1
-        self.counters.update(checkpoint.restore(path, self.step))
-        self.counters["rollbacks"] = rollbacks
+        step, path = checkpoint.list_checkpoints(self.workdir / "checkpoints")[-1]
+        # The best model stays on the disk, and its value with it.
+        kept = {"rollbacks": self.counters["rollbacks"] + 1, "best": self.counters["best"]}
+        self.counters.update({**checkpoint.restore(path, self.step), **kept})
         # Batches step+1 .. bad+1 led here: the run goes on behind them.
         self.counters["skipped_batches"] += bad + 1 - step
         self.step.first_bad.assign(-1)
@@ -337,6 +353,16 @@ class Trainer:
         self.workdir.start_metrics(step)
         self._event("rolled back", f"loss not finite at step {bad + 1}; back to {path.name}")
         return True
+
+    def _not_finite(self) -> RunError:
+        bad = int(self.step.first_bad.numpy())
+        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+        good = f"The last good checkpoint is {found[-1][1]}" if found else "No checkpoint yet"
+        return RunError(
+            f"The loss or its gradient is not finite since step {bad + 1}. {good}. What helps: a "
+            "lower optimizer.learning_rate, optimizer.clip_norm=1, or trainer.max_rollbacks to go "
+            "back and leave the bad batches out."
+        )
 
     def _event(self, event: str, detail: str) -> None:
         self.workdir.log(step=self.done, event=event, detail=detail)
@@ -381,8 +407,15 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int):
     keras.utils.set_random_seed(trainer.seed)
     with strategy.scope(), precision(trainer.precision):
         model = registry.build(model_arguments.pop("name"), **model_arguments)
-        if strategy.num_replicas_in_sync > 1:
-            synchronize_normalization(model)
+        if (
+            strategy.num_replicas_in_sync > 1
+            and synchronize_normalization(model)
+            and trainer.jit_compile
+        ):
+            raise UsageError(
+                "XLA cannot compile batch normalisation that is synchronised over replicas. "
+                "Received: trainer.jit_compile=True on several replicas."
+            )
         if trainer.remat:
             apply_remat(model, trainer.remat)
         optimizer, exclude = make_optimizer(
@@ -406,8 +439,13 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int):
     return step, task
 
 
-def synchronize_normalization(model: keras.Model) -> None:
-    """Makes batch normalisation take its moments over all replicas."""
-    for layer in keras_internals.all_layers(model):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = True
+def synchronize_normalization(model: keras.Model) -> bool:
+    """Makes batch normalisation span all replicas; returns whether there is any."""
+    found = [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    for layer in found:
+        layer.synchronized = True
+    return bool(found)

@@ -15,6 +15,7 @@ Nothing read from here is ever executed.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import re
@@ -157,16 +158,7 @@ class WorkDirectory:
                     f"{self.path} was made with other data than {dataset.name!r} holds now. "
                     "Take a new --workdir."
                 )
-            changes = [
-                f"{key}: {old!r} -> {new!r}"
-                for key, old, new in _differences(saved["config"], json.loads(json.dumps(config)))
-                if key not in MAY_CHANGE
-            ]
-            if changes:
-                raise UsageError(
-                    f"{self.path} was made with another recipe ({'; '.join(changes)}). "
-                    "Take a new --workdir, or the recipe as it was."
-                )
+            self.check_recipe(config)
         else:
             leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
             if leftovers:
@@ -184,6 +176,19 @@ class WorkDirectory:
                 "data_fingerprint": dataset.fingerprint,
             },
         )
+
+    def check_recipe(self, config: Mapping) -> None:
+        """Raises `UsageError` where the folder was made with another recipe, with what differs."""
+        changes = [
+            f"{key}: {old!r} -> {new!r}"
+            for key, old, new in _differences(read_config(self.path)["config"], config)
+            if key not in MAY_CHANGE
+        ]
+        if changes:
+            raise UsageError(
+                f"{self.path} was made with another recipe ({'; '.join(changes)}). "
+                "Take a new --workdir, or the recipe as it was."
+            )
 
     def write_environment(self, devices: list[str]) -> None:
         """Writes machine, versions and command."""
@@ -220,7 +225,11 @@ class WorkDirectory:
         self._metrics = open(path, "a")  # noqa: SIM115 (held while training)
 
     def log(self, **values) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl; a number that is not finite becomes null."""
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         self._metrics.write(json.dumps(values) + "\n")
         self._metrics.flush()
 

@@ -164,7 +164,7 @@ def build_task(name: str, /, **arguments):
 
 
 def describe(name: str, batch_size: int = 1, **overrides):
-    """Returns a `zoo.describe.Description` of a model, without allocating its weights."""
+    """Returns a `zoo.description.Description` of a model, without allocating its weights."""
     from zoo.description import describe_model
 
     return describe_model(name, batch_size, **overrides)

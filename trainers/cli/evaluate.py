@@ -56,7 +56,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     import tensorflow as tf
 
     from trainers.evaluate import Evaluator, write_evaluation
-    from trainers.workdir import load_model
+    from trainers.workdir import load_model, read_json, read_metrics
     from zoo import registry
 
     model = load_model(directory.path, checkpoint)
@@ -70,7 +70,11 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
         tf.distribute.get_strategy(),
     )  # fmt: skip
     metrics, predictions = evaluator()
-    write_evaluation(directory, split, checkpoint, metrics, predictions, dataset)
+    if checkpoint == "best":
+        step = read_json(directory / "best" / "metrics.json")["step"]
+    else:
+        step = max(line["step"] for line in read_metrics(directory.path))
+    write_evaluation(directory, split, checkpoint, step, metrics, predictions, dataset)
     return metrics
 
 

@@ -9,8 +9,9 @@ import sys
 from absl import flags
 
 from trainers.cli.common import TERMINATED, modules_flag, parse, run
-from trainers.recipe import resolve
+from trainers.recipe import as_dict, resolve
 from trainers.start import start_tensorflow
+from trainers.workdir import WorkDirectory
 from zoo.errors import UsageError
 
 _FLAGS = flags.FlagValues()
@@ -38,15 +39,16 @@ def command(argv) -> int:
     if bool(_WORKDIR.value) == bool(_MODEL_DIR.value):
         raise UsageError("Give one work directory: --workdir=D.")
     workdir, source = _WORKDIR.value or _MODEL_DIR.value, _CONFIG.value or words[0]
-    if _MODE.value == "eval":
-        from trainers.cli.evaluate import evaluate
-
-        return evaluate(workdir, "test", "final", as_json=False)
     for text in _OVERRIDE.value:
         overrides += split_overrides(text)
     if _STRATEGY.value:
         overrides.append(("trainer.strategy", _STRATEGY.value))
     config = resolve(source, overrides)
+    if _MODE.value == "eval":
+        from trainers.cli.evaluate import evaluate
+
+        WorkDirectory(workdir).check_recipe(as_dict(config))
+        return evaluate(workdir, "test", "final", as_json=False)
 
     start_tensorflow()
     from trainers.trainer import Terminated, Trainer

@@ -73,7 +73,7 @@ def training_batches(
     examples = len(next(iter(arrays.values())))
     steps = steps_per_epoch(examples, batch_size)
     share = batch_size // replicas
-    tensors = {key: tf.constant(value) for key, value in arrays.items()}
+    tensors = _in_memory(arrays)
 
     def element(number):
         step, replica = number // replicas, number % replicas
@@ -104,7 +104,7 @@ def evaluation_batches(
     """
     examples = len(next(iter(arrays.values())))
     share = batch_size // replicas
-    tensors = {key: tf.constant(value) for key, value in arrays.items()}
+    tensors = _in_memory(arrays)
 
     def element(number):
         position = number * share + tf.range(share, dtype=tf.int64)
@@ -116,6 +116,11 @@ def evaluation_batches(
     numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * replicas)
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
     return batches.prefetch(2 * replicas).with_options(_options())
+
+
+def _in_memory(arrays: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+    with tf.device("CPU"):  # not in the accelerator's memory
+        return {key: tf.constant(value) for key, value in arrays.items()}
 
 
 def _options() -> tf.data.Options:

@@ -1,0 +1,67 @@
+"""Work before the first update of a recipe: from the built `Trainer` to the first update's end.
+
+    python -m benchmarks.start_up [RECIPE] [--rounds=5] [--write]
+
+Each round is a process of its own; imports are left out, the data set is prepared already. Loading
+it, building, tracing and the first update are in.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+
+def measure(recipe: str) -> float:
+    """Returns the seconds, once, in this process."""
+    import keras
+
+    from trainers.recipe import resolve
+    from trainers.trainer import Trainer
+
+    class Enough(Exception):
+        pass
+
+    class First(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            int(self.model.step.numpy())  # waits for the update
+            raise Enough
+
+    config = resolve(recipe, [("trainer.steps_per_execution", "1")])
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        try:
+            Trainer(config, f"{folder}/run", callbacks=[First()]).train()
+        except Enough:
+            return time.perf_counter() - start
+    raise AssertionError("no update was done")
+
+
+def main():
+    """Prints the median; --write appends to results/start_up.csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe", nargs="?", default="cnn_mnist")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.once:
+        print(measure(arguments.recipe))
+        return
+    command = [sys.executable, "-m", "benchmarks.start_up", arguments.recipe, "--once"]
+    seconds = []
+    for _ in range(arguments.rounds):
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds.append(float(done.stdout.splitlines()[-1]))
+    row = {"recipe": arguments.recipe, "seconds": round(statistics.median(seconds), 2)}
+    print(row, [round(s, 2) for s in seconds])
+    if arguments.write:
+        from benchmarks.results_file import append
+
+        append("start_up", [row | {"rounds": arguments.rounds}])
+
+
+if __name__ == "__main__":
+    main()
