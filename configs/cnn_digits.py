@@ -1,4 +1,11 @@
-"""The digit classifier on 5,000 MNIST images that come with a dependency: no download."""
+"""The digit classifier on 5,000 MNIST images that come with a dependency: no download.
+
+    zoo train cnn_digits --workdir=D       (or `make quickstart`)
+
+3,500 images train, 500 validate, 1,000 test. Measured 2026-11-23 on 2 cores of an AMD EPYC,
+TensorFlow 2.21, Keras 3.15.1: 99.0, 98.9 and 99.2 % of the test images (seeds 0, 1, 2) after 18 s
+of training.
+"""
 
 from configs import cnn_mnist
 from trainers.recipe import unknown_variant

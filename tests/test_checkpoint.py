@@ -27,7 +27,7 @@ def made(seed=0, width=3, dtypes=DTYPES, step=7):
     half = len(variables) // 2
     return SimpleNamespace(
         net=SimpleNamespace(
-            trainable_variables=variables[:half], non_trainable_variables=variables[half:]
+            trainable_variables=variables[:half], non_trainable_weights=variables[half:]
         ),
         seed_states=[keras.Variable([seed, 1], dtype="uint32", name="seed_state")],
         optimizer=SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")]),

@@ -156,19 +156,23 @@ def test_sigterm_in_the_middle_is_143_and_goes_on_to_the_same_end(
 
 
 def test_model_garden_habits(tmp_path, zoo_command):
-    answer = zoo_command(
-        "train", "--config=cnn_digits:debug", f"--model_dir={tmp_path}/run", "--mode=train",
+    words = [
+        "train", "--config=cnn_digits:debug", f"--model_dir={tmp_path}/run",
         "--params_override=trainer.steps=2,model.filters=(4,4,4),schedule.warmup_steps=0",
         "--config.trainer.log_every=1", "--strategy=one_device",
-    )  # fmt: skip
+    ]  # fmt: skip
+    answer = zoo_command(*words, "--mode=train")
     assert answer.status == 0
     assert not (tmp_path / "run/evaluation").exists(), "--mode=train leaves the test split unread"
     config = json.loads((tmp_path / "run/config.json").read_text())["config"]
     assert config["model"]["filters"] == [4, 4, 4]
     assert config["trainer"]["steps"] == 2
-    answer = zoo_command("train", "cnn_digits", f"--workdir={tmp_path}/run", "--mode=eval")
+    answer = zoo_command(*words, "--mode=eval")
     assert answer.status == 0
     assert set(metrics(answer.out)) == {"loss", "accuracy"}
+    answer = zoo_command(*words, "--mode=eval", "--config.model.hidden_dim=8")
+    assert answer.status == 2
+    assert "model.hidden_dim: 64 -> 8" in answer.one_line()
 
 
 # --- evaluate ------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_a_file_name_cannot_leave_its_folder(name):
 
 
 def test_the_command_fetches_into_the_destination(served, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fetch_cli.FLAGS["destination"], "value", None)
+    monkeypatch.setattr(fetch_cli._FLAGS["destination"], "value", None)
     served("/good")
     destination = tmp_path / "elsewhere"
     assert run(fetch_cli.command, ["fetch", "toy", f"--destination={destination}"]) == 0

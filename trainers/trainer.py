@@ -200,10 +200,9 @@ class Trainer:
 
             epoch_ends = self.done % self.steps_per_epoch == 0
             last = self.done == self.total_steps
-            terminated = self._terminated.is_set()  # looked at once: it may come at any moment
-            logs_now = self._at(trainer.log_every) or epoch_ends or last or terminated
+            logs_now = self._at(trainer.log_every) or epoch_ends or last
             evaluates = self.validation and (self._at(trainer.evaluate_every) or last)
-            saves = self._at(trainer.checkpoint_every) or last or terminated
+            saves = self._at(trainer.checkpoint_every) or last
             if (logs_now or evaluates or saves) and self._lost_its_way():
                 self.step.means.take()
                 iterator, in_epoch = None, False
@@ -224,7 +223,10 @@ class Trainer:
             pause = time.perf_counter()
             if evaluates:
                 evaluated = self._evaluate()
-            if saves:
+            terminated = self._terminated.is_set()  # looked at once: it may come at any moment
+            if terminated and not self._is_finite():
+                raise self._not_finite()
+            if saves or terminated:
                 self._save()
             window_start += time.perf_counter() - pause  # not part of the throughput
             if epoch_ends or last:
