@@ -224,16 +224,17 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(replicas, run, tmp
     assert not (tmp_path / "run" / "model.keras").exists()
 
 
-def test_nan_between_two_log_lines_is_no_best_model(run, tmp_path):
+def test_nan_between_two_log_lines_is_not_saved(run, tmp_path):
     """Validation and saving look at the loss too, not only the log."""
     config = poison_recipe(log_every=100)
-    config.trainer.checkpoint_every, config.trainer.evaluate_every = 100, 4
+    config.trainer.checkpoint_every, config.trainer.evaluate_every = 2, 2
     config.data.validation_size = 6
     data = poisoned(3)
     data.splits["train"]["poison"][:] = np.nan
     with pytest.raises(RunError, match="not finite since step 1"):
         run(config, data, workdir=tmp_path / "run")
     assert not (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_rollback_leaves_the_bad_batch_out(run, tmp_path):
@@ -284,10 +285,10 @@ def test_finished_run_is_left_as_it_is(run, tmp_path):
 
 def test_infinite_gradient_of_a_finite_loss_stops_too(run, tmp_path):
     """The loss looks well, the weights are lost: no checkpoint may hold them."""
-    from trainers.trainer import Trainer
-
-    trainer = Trainer(poison_recipe(), tmp_path / "run", dataset=poisoned(3, value=1e30))
-    with pytest.raises(RunError, match=r"gradient is not finite since step \d"):
-        trainer.train()
-    arrays = last_arrays(tmp_path / "run")[2]
+    config = poison_recipe()
+    config.task.name = "toy_infinite_gradient"
+    with pytest.raises(RunError, match="gradient is not finite since step 4"):
+        run(config, poisoned(3, value=-1.0), workdir=tmp_path / "run")
+    number, _, arrays = last_arrays(tmp_path / "run")
+    assert number == 3
     assert all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")

@@ -55,6 +55,17 @@ class PoisonTask(TokenTask):
         return result
 
 
+class InfiniteGradientTask(TokenTask):
+    """A negative "poison" adds the root of zero: 0 to the loss, inf to its gradient."""
+
+    def forward(self, model, batch, training):
+        result = super().forward(model, batch, training)
+        loss, poisoned = result.sums["loss"], ops.min(batch["poison"]) < 0
+        root = ops.sqrt(ops.where(poisoned, loss - ops.stop_gradient(loss), 1.0))
+        result.sums["loss"] = loss + root - ops.where(poisoned, 0.0, 1.0)
+        return result
+
+
 def token_model(vocabulary=11, width=8, dropout=0.0, l2=0.0, name="toy_tokens"):
     """Embedding, two residual blocks, logits; the embedding's gradient is sparse."""
     tokens = keras.Input((6,), dtype="int32", name="tokens")
@@ -105,6 +116,7 @@ def norm_model(classes=3, name="toy_norm"):
 registry.register_task("toy_token", TokenTask)
 registry.register_task("toy_two_terms", TwoTermTask)
 registry.register_task("toy_poison", PoisonTask)
+registry.register_task("toy_infinite_gradient", InfiniteGradientTask)
 registry.register("toy_tokens", token_model, "toy_token")
 registry.register("toy_norm", norm_model, "image_classification")
 
