@@ -54,14 +54,12 @@ def bench(config, seconds: float = 10.0) -> Measured:
     step, task = build_step(config, strategy, 10**9)
     arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 
-    def batches(first):
-        return pipeline.training_batches(
-            arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
-            first_step=first, last_step=10**9,
-        )  # fmt: skip
-
+    batches = pipeline.training_batches(
+        arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
+        first_step=0, last_step=10**9,
+    )  # fmt: skip
     run = update_function(step, strategy)
-    iterator = iter(distribute(strategy, batches(0)))
+    iterator = iter(distribute(strategy, batches))
 
     def execute(count):
         start = time.perf_counter()
@@ -76,12 +74,14 @@ def bench(config, seconds: float = 10.0) -> Measured:
         times.append(execute(chunk) / chunk)
     median = statistics.median(times)
     flops = 3 * forward_flops(step.net) * batch
-    peak = matmul_peak(step.net.compute_dtype) * (replicas if _accelerated() else 1)
+    # Logical CPU devices share the cores; each GPU adds its own.
+    accelerated = tf.config.list_logical_devices("GPU")
+    peak = matmul_peak(step.net.compute_dtype) * (replicas if accelerated else 1)
     return Measured(
         first_step=first_step,
         step=median,
         samples_per_second=batch / median,
-        input_samples_per_second=_input_rate(batches(0), batch // replicas),
+        input_samples_per_second=_input_rate(batches, batch // replicas),
         flops=flops,
         peak=peak,
         share=flops / median / peak,
@@ -99,10 +99,6 @@ def matmul_peak(dtype: str, size: int = 2048, rounds: int = 7) -> float:
         float(product())
         times.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(times)
-
-
-def _accelerated() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def _input_rate(batches: tf.data.Dataset, rows: int, count: int = 50) -> float:
