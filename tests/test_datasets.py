@@ -1,9 +1,7 @@
-"""Data sets by name: what is loaded, what is refused, and that a cache never hands out damage."""
+"""Data sets by name: what is loaded, what is refused, and that damage is never handed out."""
 
-import errno
 import gzip
 import io
-import json
 import os
 import pickle
 import shutil
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 
 import zoo.data
-from zoo.data import array_cache, datasets, fetch, tfds
+from zoo.data import datasets, fetch, tfds
 from zoo.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +25,7 @@ def _splits(examples=6):
     label = np.arange(examples, dtype=np.int64) % 3
     return {
         "train": {"image": image, "label": label},
-        "test": {"image": image[:2], "label": label[:2]},
+        "test": {"image": image[-2:], "label": label[-2:]},
     }
 
 
@@ -64,7 +62,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_importing_loads_no_tensorflow():
     code = """
-import sys, zoo.data
+import sys, zoo.data, zoo.data.packing, zoo.data.records
 zoo.data.load("digits")
 print([m for m in ("tensorflow", "tensorflow_datasets", "keras") if m in sys.modules])
 """
@@ -296,146 +294,91 @@ def test_a_damaged_npz_is_refused_by_name(tmp_path, damage):
         zoo.data.load(f"npz:{tmp_path}/mine.npz")
 
 
-# --- the cache of arrays ------------------------------------------------------------------------
+# --- what is kept of TFDS -----------------------------------------------------------------------
 
 
-def _fill(calls=None, names=("a", "b", "c")):
-    folder = array_cache.folder_of("toy", "1.0")
+def _keep(calls=None, names=("a", "b", "c")):
+    folder = tfds._folder_of("toy", "1.0")
 
     def produce():
         if calls is not None:
             calls.append(1)
         return _splits(), names
 
-    array_cache.fill(folder, produce)
+    tfds._keep(folder, produce)
     return folder
 
 
-def test_cached_arrays_come_back_mapped_and_are_made_once(cache):
+def _kept(folder):
+    return tfds._dataset("toy", tfds._open_if_whole(folder))
+
+
+def test_kept_arrays_come_back_mapped_and_are_made_once(cache):
     calls = []
-    folder = _fill(calls)
+    folder = _keep(calls)
     assert folder == cache / "arrays" / "toy-1.0"
-    _fill(calls)
-    toy = array_cache.read(folder, "toy")
+    _keep(calls)
+    toy, again = _kept(folder), _kept(folder)
     assert calls == [1]
     assert (toy.name, toy.class_names) == ("toy", ("a", "b", "c"))
+    assert list(toy.splits) == ["train", "test"]
+    assert toy.fingerprint == again.fingerprint
     for split, arrays in _splits().items():
         for key, array in arrays.items():
             kept = toy.splits[split][key]
-            assert isinstance(kept, np.memmap)
+            assert not kept.flags.owndata
             assert not kept.flags.writeable
             assert kept.dtype == array.dtype
             np.testing.assert_array_equal(kept, array)
     assert sorted(p.name for p in folder.parent.iterdir()) == [".toy-1.0.lock", "toy-1.0"]
-    assert folder.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_manifest_tells_size_and_sha256_of_each_file(cache):
-    import hashlib
-
-    folder = _fill()
-    rows = json.loads((folder / "manifest.json").read_text())["splits"]
-    for split, key in [("train", "image"), ("test", "label")]:
-        row, data = rows[split][key], (folder / f"{split}_{key}.npy").read_bytes()
-        assert (row["file"], row["bytes"]) == (f"{split}_{key}.npy", len(data))
-        assert row["sha256"] == hashlib.sha256(data).hexdigest()
-
-
-def test_the_fingerprint_of_cached_arrays_tells_a_change(cache, monkeypatch):
-    first = array_cache.read(_fill(), "toy").fingerprint
+def test_the_fingerprint_of_kept_arrays_tells_other_classes_and_splits(cache, monkeypatch):
+    first = _kept(_keep()).fingerprint
     monkeypatch.setenv("ZOO_CACHE_DIR", str(cache / "second"))
-    assert array_cache.read(_fill(), "toy").fingerprint == first
+    assert _kept(_keep(names=("a", "c", "b"))).fingerprint != first
     monkeypatch.setenv("ZOO_CACHE_DIR", str(cache / "third"))
-    assert array_cache.read(_fill(names=("a", "c", "b")), "toy").fingerprint != first
-    changed = _splits()
-    changed["test"]["image"][0] += 1
-    monkeypatch.setattr(sys.modules[__name__], "_splits", lambda: changed)
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(cache / "fourth"))
-    assert array_cache.read(_fill(), "toy").fingerprint != first
+    renamed = {("dev" if split == "test" else split): rows for split, rows in _splits().items()}
+    monkeypatch.setattr(sys.modules[__name__], "_splits", lambda: renamed)
+    assert _kept(_keep()).fingerprint != first
 
 
-def _cut(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def _replace(path, old, new):
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
+OLD_MANIFEST = '{"format": 1, "class_names": [], "splits": {}}'
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: _cut(folder / "train_image.npy"),
-        lambda folder: (folder / "test_label.npy").write_bytes(b""),
-        lambda folder: (folder / "test_label.npy").unlink(),
-        lambda folder: shutil.copy(folder / "test_label.npy", folder / "train_label.npy"),
-        lambda folder: _cut(folder / "manifest.json"),
-        lambda folder: (folder / "manifest.json").write_text("[]"),
-        lambda folder: (folder / "manifest.json").write_text('{"format": 1}'),
-        lambda folder: _replace(folder / "manifest.json", '"format": 1', '"format": 99'),
+        lambda folder: os.truncate(folder / "image-00000.bin", 3),
+        lambda folder: (folder / "label-00000.bin").unlink(),
+        lambda folder: (folder / "image-00000.bin").write_bytes(bytes(32)),
+        lambda folder: (folder / "manifest.json").write_text(OLD_MANIFEST),
         lambda folder: (folder / "manifest.json").unlink(),
         shutil.rmtree,
     ],
 )
-def test_a_damaged_cache_is_noticed_and_made_again(cache, damage):
-    folder = _fill()
+def test_damage_to_what_is_kept_is_noticed_and_made_again(cache, damage):
+    folder = _keep()
     damage(folder)
-    assert array_cache.read(folder, "toy") is None
+    assert tfds._open_if_whole(folder) is None
     calls = []
-    _fill(calls)
+    _keep(calls)
     assert calls == [1]
-    np.testing.assert_array_equal(
-        array_cache.read(folder, "toy").splits["train"]["image"], _splits()["train"]["image"]
-    )
+    np.testing.assert_array_equal(_kept(folder).splits["test"]["image"], _splits()["test"]["image"])
 
 
-def test_an_array_of_the_right_size_and_another_shape_is_noticed(cache):
-    folder = _fill()
-    path = folder / "train_image.npy"
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b"(6, 2, 2, 1)", b"(6, 1, 4, 1)"))
-    assert path.stat().st_size == len(data)
-    assert array_cache.read(folder, "toy") is None
-
-
-def test_a_failure_while_writing_leaves_no_cache(cache, monkeypatch):
-    def full(file):
-        raise OSError(errno.ENOSPC, "full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(array_cache, "_flush", full)
-        with pytest.raises(OSError, match="full"):
-            _fill()
-    arrays = cache / "arrays"
-    assert [p.name for p in arrays.iterdir()] == [".toy-1.0.lock"]
-    (arrays / ".toy-1.0.tmpkilled").mkdir()
-    _fill()
-    assert sorted(p.name for p in arrays.iterdir()) == [".toy-1.0.lock", "toy-1.0"]
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_reported_as_one():
-    with open("/dev/full", "wb", buffering=0) as file:
-        hashed = array_cache._HashedFile(file)
-        with pytest.raises(OSError, match="No space left") as caught:
-            np.lib.format.write_array(hashed, np.zeros(100_000), allow_pickle=False)
-    assert caught.value.errno == errno.ENOSPC
-
-
-def test_processes_at_once_make_one_cache(cache, tmp_path):
+def test_processes_at_once_prepare_once(cache, tmp_path):
     code = """
 import sys, time
-from pathlib import Path
 import numpy as np
-from zoo.data import array_cache
+from zoo.data import tfds
 def produce():
     open(sys.argv[1], "a").write("made ")
     time.sleep(0.5)
     return {"train": {"x": np.arange(1000)}}, ()
-folder = array_cache.folder_of("toy", "1.0")
-array_cache.fill(folder, produce)
-print(array_cache.read(folder, "toy").splits["train"]["x"].sum())
+folder = tfds._folder_of("toy", "1.0")
+tfds._keep(folder, produce)
+print(tfds._dataset("toy", tfds._open_if_whole(folder)).splits["train"]["x"].sum())
 """
     made = tmp_path / "made"
     processes = [_python(code, made) for _ in range(3)]
@@ -554,7 +497,7 @@ def test_a_truncated_array_is_made_again_from_what_tfds_kept(prepared, monkeypat
     monkeypatch.setenv("ZOO_CACHE_DIR", str(folder))
     # Nothing but the records: the originals are not needed a second time.
     monkeypatch.setenv("ZOO_DATA_DIR", str(folder / "nowhere"))
-    path = folder / "arrays" / "mnist-3.0.1" / "train_image.npy"
+    path = folder / "arrays" / "mnist-3.0.1" / "image-00000.bin"
     size = path.stat().st_size
     os.truncate(path, size // 2)
     start = time.perf_counter()

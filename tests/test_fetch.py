@@ -232,3 +232,18 @@ def test_the_originals_are_those_that_tfds_registered(name):
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set ZOO_DATA_DIR to compare with the real files")
     assert all(fetch.is_right(folder / file.file_name, file) for file in files.values())
+
+
+def test_a_packed_copy_counts_as_there(served, server, tmp_path):
+    """Text that its source holds unpacked may lie packed."""
+    import gzip
+
+    served("/good")
+    (tmp_path / "toy").mkdir()
+    packed = tmp_path / "toy" / "toy.bin.gz"
+    packed.write_bytes(gzip.compress(BODY, 1))
+    fetch.fetch("toy")
+    assert server.requests == []
+    packed.write_bytes(gzip.compress(BODY[:-1], 1))
+    fetch.fetch("toy")
+    assert server.requests == ["/good"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.workdir import atomic
+from zoo.data.disk import atomic
 from zoo.errors import RunError, UsageError
 
 _NAME = re.compile(r"step_(\d{10})\.npz")

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
 from trainers.strategy import distribute
-from trainers.workdir import atomic, read_json, write_json
+from trainers.workdir import read_json, write_json
+from zoo.data.disk import atomic
 from zoo.data.pipeline import evaluation_batches
 from zoo.tasks.base import Task
 
@@ -58,8 +59,13 @@ class Evaluator:
         return self.means.logs(self.means.take()), predictions
 
 
-def write_evaluation(workdir, split, checkpoint, step, metrics, predictions, dataset) -> None:
-    """Writes evaluation/<split>.json and, for classifiers, what the report shows of it."""
+def write_evaluation(
+    workdir, split, checkpoint, step, metrics, predictions, dataset, samples=()
+) -> None:
+    """Writes evaluation/<split>.json and what the report shows of it.
+
+    That is <split>.npz for classifiers and, of `Task.whole_split`, <split>_samples.json.
+    """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     arrays = dataset.splits[split]
@@ -73,6 +79,8 @@ def write_evaluation(workdir, split, checkpoint, step, metrics, predictions, dat
             "metrics": metrics,
         },
     )
+    if samples:
+        write_json(folder / f"{split}_samples.json", samples)
     if "probabilities" not in predictions:
         return
     probabilities = predictions["probabilities"].astype(np.float32)

@@ -2,6 +2,7 @@
 
     config.json        the resolved recipe, before the first step
     environment.json   machine, versions and command
+    tokenizer.json     of a text model
     metrics.jsonl      one object a log interval
     checkpoints/       the last `trainer.keep` of them
     best/model.keras   by the validation split
@@ -24,6 +25,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from zoo.data.disk import atomic, fsync_folder
 from zoo.errors import RunError, UsageError
 
 FORMAT_VERSION = 1
@@ -39,37 +41,6 @@ MAY_CHANGE = frozenset(
 # Names of files that a kill left half written, as `atomic` and `save_model` call them.
 _HALF_WRITTEN = re.compile(r"\.(.+\.)?\d+\.tmp(\.keras)?")
 _KEYS = ("source", "config", "class_names", "data_fingerprint")
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path, mode: str = "wb"):
-    """Opens a file that takes its name only once it is whole and on the disk.
-
-    Raises:
-      OSError: as the disk says, with the name of the file, which stays as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)
-        raise
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: str | Path, value) -> None:
@@ -174,6 +145,8 @@ class WorkDirectory:
                 "config": config,
                 "class_names": list(dataset.class_names),
                 "data_fingerprint": dataset.fingerprint,
+                "tokenizer": dataset.tokenizer and dataset.tokenizer.fingerprint,
+                "facts": dataset.facts,
             },
         )
 
@@ -281,7 +254,7 @@ def save_model(model, path: Path) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from absl import flags
 
 from trainers.cli.common import modules_flag, parse, run
 from zoo.data.datasets import data_dir, dataset_entry, list_datasets
-from zoo.data.fetch import fetch
+from zoo.data.fetch import fetch, is_there
 
 _FLAGS = flags.FlagValues()
 _DESTINATION = flags.DEFINE_string(
@@ -29,7 +29,7 @@ def command(argv: Sequence[str]) -> int:
     if not names:
         for name in list_datasets():
             entry = dataset_entry(name)
-            print(f"{name:16}{_state(entry, folder):14}{entry.description} ({entry.licence})")
+            print(f"{name:18}{_state(entry, folder):14}{entry.description} ({entry.licence})")
         print(f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.")
     # All names first: a typing error in the second must not show after a long download.
     for name in names:
@@ -44,8 +44,7 @@ def _state(entry, folder: Path) -> str:
     if not files:
         return "built in"
     paths = [folder / entry.name / file.file_name for file in files]
-    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
-    there = sum(size == file.size for size, file in zip(sizes, files, strict=True))
+    there = sum(is_there(path, file) for path, file in zip(paths, files, strict=True))
     return "there" if there == len(files) else f"{there} of {len(files)} files"
 
 

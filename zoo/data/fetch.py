@@ -1,18 +1,20 @@
 """Puts original files in their place, each checked against its known size and sha256."""
 
 import contextlib
+import gzip
 import hashlib
 import http.client
 import os
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.array_cache import fsync_folder
 from zoo.data.datasets import data_dir, dataset_entry
+from zoo.data.disk import fsync_folder
 from zoo.errors import RunError, UsageError
 
 TIMEOUT_SECONDS = 30
@@ -75,11 +77,22 @@ def fetch(
 
 
 def is_right(path: Path, file: FetchFile) -> bool:
-    """Returns whether `path` is `file`, by its size and its sha256."""
+    """Returns whether `path`, or `path`.gz unpacked, is `file`, by its size and its sha256."""
+    packed = path.with_name(f"{path.name}.gz")
+    if not path.exists() and packed.is_file():
+        with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(packed) as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+        return False
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     with open(path, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+
+
+def is_there(path: Path, file: FetchFile) -> bool:
+    """Returns whether `path` has the size of `file`, or `path`.gz is there; reads nothing."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed.is_file() or (path.is_file() and path.stat().st_size == file.size)
 
 
 def _download(file: FetchFile, path: Path):

@@ -1,4 +1,4 @@
-"""Data sets that TensorFlow Datasets prepares: once by TFDS, from then on as plain arrays.
+"""Data sets that TensorFlow Datasets prepares: once by TFDS, from then on as mapped records.
 
 TFDS runs in a process of its own. Decoding starts TensorFlow's runtime, after which a strategy
 can no longer split the CPU in logical devices, and takes the GPU's memory: the first run of a
@@ -6,13 +6,18 @@ recipe would behave differently from all later ones.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from zoo.data import array_cache
+import numpy as np
+
 from zoo.data.datasets import Dataset, cache_dir, data_dir
+from zoo.data.disk import one_at_a_time
+from zoo.data.records import Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError
 
 
@@ -28,15 +33,13 @@ def load(name: str, version: str, manual_dir: Path | None = None) -> Dataset:
     Raises:
       RunError: files are missing, wrong or cannot be downloaded, or TFDS fails on them.
     """
-    folder = array_cache.folder_of(name, version)
-    dataset = array_cache.read(folder, name)
-    if dataset is None:
+    folder = _folder_of(name, version)
+    records = _open_if_whole(folder)
+    if records is None:
         print(f"zoo: preparing {name} (once, about half a minute)", file=sys.stderr, flush=True)
         _prepare_in_a_process(name, version, manual_dir)
-        dataset = array_cache.read(folder, name)
-    if dataset is None:
-        raise RunError(f"The arrays in {folder} were damaged while they were written.")
-    return dataset
+        records = open_records(folder)
+    return _dataset(name, records)
 
 
 def original_files(name: str) -> tuple:
@@ -49,6 +52,52 @@ def original_files(name: str) -> tuple:
         FetchFile(url, info.filename or url.rsplit("/", 1)[-1], int(info.size), info.checksum)
         for url, info in tfds.builder_cls(name).url_infos.items()
     )
+
+
+def _folder_of(name: str, version: str) -> Path:
+    return cache_dir() / "arrays" / f"{name}-{version}"
+
+
+def _open_if_whole(folder: Path) -> Records | None:
+    try:
+        return open_records(folder)
+    except (UsageError, RunError):
+        # Absent, damaged or of an older version: all of it can be made again.
+        return None
+
+
+def _dataset(name: str, records: Records) -> Dataset:
+    # All splits lie in the same records, one after the other.
+    splits, start = {}, 0
+    for split, examples in records.metadata["splits"]:
+        splits[split] = {
+            key: np.asarray(array)[start : start + examples]
+            for key, array in records.arrays.items()
+        }
+        start += examples
+    return Dataset(name, splits, tuple(records.metadata["class_names"]), records.fingerprint)
+
+
+def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
+    """Makes the records unless they are there and whole; safe with others doing the same.
+
+    Args:
+      folder: from `_folder_of`. A damaged one is replaced.
+      produce: returns the splits and the class names; called by one process at a time.
+    """
+    with one_at_a_time(folder.parent / f".{folder.name}.lock"):
+        if _open_if_whole(folder) is not None:
+            return
+        splits, class_names = produce()
+        arrays = next(iter(splits.values()))
+        layout = {key: (array.shape[1:], array.dtype) for key, array in arrays.items()}
+        examples = [[split, len(next(iter(rows.values())))] for split, rows in splits.items()]
+        metadata = {"splits": examples, "class_names": list(class_names)}
+        if folder.exists():
+            shutil.rmtree(folder)
+        with RecordWriter(folder, layout, metadata=metadata) as writer:
+            for rows in splits.values():
+                writer.append(**rows)
 
 
 def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None):
@@ -117,8 +166,6 @@ def _originals(name: str, manual_dir: Path | None) -> Path:
 
 
 def _decode(tfds, builder, split: str) -> dict:
-    import numpy as np
-
     batches = list(
         builder.as_dataset(
             split=split,
@@ -140,11 +187,9 @@ def _decode(tfds, builder, split: str) -> dict:
 
 
 def _main(name: str, version: str, manual_dir: str) -> int:
-    folder = array_cache.folder_of(name, version)
+    originals = Path(manual_dir) if manual_dir else None
     try:
-        array_cache.fill(
-            folder, lambda: _prepare(name, version, Path(manual_dir) if manual_dir else None)
-        )
+        _keep(_folder_of(name, version), lambda: _prepare(name, version, originals))
     except (RunError, UsageError) as error:
         message = str(error)
     except Exception as error:

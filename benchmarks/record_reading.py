@@ -1,0 +1,112 @@
+"""Tokens a second that shuffled reading of packed records gives, without a model.
+
+    python -m benchmarks.record_reading [--tokens=50000000] [--write]
+
+Records of 257 uint16 tokens a row are written in a temporary folder and read once, 32 rows a
+batch, in the order of a permutation: straight from the `ShardedArray`, and through tf.data as
+training does (numbers -> `tf.numpy_function` that gathers -> prefetch). They come from the page
+cache, as they do where the records fit in memory. "open" reads them to compare each sha256.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.records import RecordWriter, open_records
+
+ROW, BATCH, SHARD_BYTES = 257, 32, 16 << 20
+
+
+def write(folder: Path, rows: int):
+    """Writes `rows` random rows, 8,192 at a time."""
+    numbers = np.random.default_rng(0)
+    with RecordWriter(folder, {"tokens": ((ROW,), "uint16")}, shard_bytes=SHARD_BYTES) as writer:
+        while writer.rows < rows:
+            count = min(8192, rows - writer.rows)
+            writer.append(tokens=numbers.integers(0, 50_000, (count, ROW), np.uint16))
+
+
+def read_directly(array, order: np.ndarray) -> int:
+    """Returns the number of rows read."""
+    seen = 0
+    for start in range(0, len(order), BATCH):
+        seen += len(array[order[start : start + BATCH]])
+    return seen
+
+
+def read_through_tf_data(array, order: np.ndarray) -> int:
+    """Returns the number of rows read."""
+    import tensorflow as tf
+
+    def gather(number):
+        return array[order[number * BATCH : (number + 1) * BATCH]]
+
+    def element(number):
+        tokens = tf.numpy_function(gather, [number], tf.uint16, stateful=False)
+        return tf.ensure_shape(tokens, (BATCH, ROW))
+
+    batches = tf.data.Dataset.range(len(order) // BATCH)
+    batches = batches.map(element, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return sum(len(batch) for batch in batches)
+
+
+def measure(tokens: int) -> list[dict]:
+    """Returns a row of results each for opening, direct reading and tf.data."""
+    rows = tokens // ROW // BATCH * BATCH
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "records", rows)
+        records, order = None, np.random.default_rng(1).permutation(rows)
+
+        def opened() -> int:
+            nonlocal records
+            records = open_records(Path(folder) / "records")
+            return rows
+
+        ways = {
+            "open": opened,
+            "direct": lambda: read_directly(records.arrays["tokens"], order),
+            "tf.data": lambda: read_through_tf_data(records.arrays["tokens"], order),
+        }
+        for way, read in ways.items():
+            if way == "tf.data":
+                import tensorflow  # noqa: F401  # the import is no reading
+            start = time.perf_counter()
+            assert read() == rows
+            seconds = time.perf_counter() - start
+            found.append(
+                {
+                    "way": way,
+                    "million_tokens": round(rows * ROW / 1e6, 1),
+                    "row": ROW,
+                    "batch": BATCH,
+                    "million_tokens_a_second": round(rows * ROW / seconds / 1e6, 1),
+                    "gigabytes_a_second": round(rows * ROW * 2 / seconds / 1e9, 2),
+                    # What else ran then: a share of the cores is not all of them.
+                    "load_average": round(os.getloadavg()[0], 1),
+                }
+            )
+    return found
+
+
+def main():
+    """Prints the results; --write appends them to results/record_reading.csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=50_000_000)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    found = measure(arguments.tokens)
+    for row in found:
+        print(row)
+    if arguments.write:
+        from benchmarks.results_file import append
+
+        append("record_reading", found)
+
+
+if __name__ == "__main__":
+    main()
