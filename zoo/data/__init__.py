@@ -1,5 +1,7 @@
 """What the models learn from. Imports no TensorFlow."""
 
+from zoo.data import corpus_catalog  # noqa: F401  registers the corpora
+from zoo.data.corpora import Corpus, list_corpora, load_corpus, register_corpus
 from zoo.data.datasets import (
     Dataset,
     cache_dir,
@@ -9,4 +11,15 @@ from zoo.data.datasets import (
     register_dataset,
 )
 
-__all__ = ["Dataset", "cache_dir", "data_dir", "list_datasets", "load", "register_dataset"]
+__all__ = [
+    "Corpus",
+    "Dataset",
+    "cache_dir",
+    "data_dir",
+    "list_corpora",
+    "list_datasets",
+    "load",
+    "load_corpus",
+    "register_corpus",
+    "register_dataset",
+]

@@ -17,8 +17,9 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class Dataset:
         "label" is (N,) int32 or int64, a position in `class_names`.
       class_names: the classes in the order of their labels; empty where there are none.
       fingerprint: changes when the data change; a run resumes only on the data it began with.
+      tokenizer: of text, a `zoo.data.tokenizers.Tokenizer`; it is kept beside the run.
+      facts: title -> name -> JSON value: what the report tells of the data.
 
     Raises:
       RunError: an empty split, arrays of different lengths, or an "image" or "label" that is
@@ -51,6 +54,8 @@ class Dataset:
     splits: Mapping[str, Mapping[str, np.ndarray]]
     class_names: tuple[str, ...]
     fingerprint: str
+    tokenizer: Any = None
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.splits:

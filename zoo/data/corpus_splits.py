@@ -1,0 +1,73 @@
+"""Which documents are for training, for validation and for the test.
+
+A split is a function that returns a fresh iterator: documents are read anew, not held.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+
+def key_hash(key: str) -> int:
+    """Returns 64 bits that depend on `key` alone, evenly spread: the same on every machine."""
+    # Readers replace lone surrogates, but a key may also come from a file's name.
+    data = key.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def split_by_hash(
+    keyed: Callable[[], Iterator[tuple[str, object]]], share: float, hashes=None
+) -> dict[str, Callable[[], Iterator]]:
+    """Returns train, validation and test; the latter two each hold `share` of the keys, at least 1.
+
+    Args:
+      keyed: returns a fresh iterator of (key, document).
+      share: of the different keys, 0 to 0.5.
+      hashes: those of all keys, where they are known already.
+    """
+    if hashes is None:
+        hashes = np.fromiter((key_hash(key) for key, _ in keyed()), np.uint64)
+    ranked = np.unique(np.asarray(hashes, np.uint64))
+    count = max(1, round(share * len(ranked)))
+    first_test, first_train = int(ranked[count]), int(ranked[2 * count])
+
+    def chosen(low, high):
+        return (document for key, document in keyed() if low <= key_hash(key) < high)
+
+    return {
+        "train": functools.partial(chosen, first_train, 1 << 64),
+        "validation": functools.partial(chosen, 0, first_test),
+        "test": functools.partial(chosen, first_test, first_train),
+    }
+
+
+def split_by_cut(
+    documents: Callable[[], Iterator[str]], lengths: Sequence[int]
+) -> dict[str, Callable[[], Iterator]]:
+    """Returns train and validation, the last 10 % of the characters; together, they are all."""
+    total = sum(lengths)
+    window = total // 10
+    offset, index = max(1, total * 9 // 10), 0
+    while offset >= lengths[index]:
+        offset -= lengths[index]
+        index += 1
+    document = next(itertools.islice(documents(), index, None))
+    line_end = document.rfind("\n", max(0, offset - window), offset)
+    if line_end >= 0:
+        offset = line_end + 1
+    elif index and offset <= window:
+        offset = 0
+
+    def train():
+        for number, document in enumerate(itertools.islice(documents(), index + 1)):
+            if piece := document if number < index else document[:offset]:
+                yield piece
+
+    def validation():
+        for number, document in enumerate(itertools.islice(documents(), index, None)):
+            yield document if number else document[offset:]
+
+    return {"train": train, "validation": validation}
