@@ -50,7 +50,7 @@ def test_resume_continues_the_same_order():
 def test_replicas_share_the_batch_of_one(replicas):
     """Rows and their random changes are the same, whoever computes them."""
 
-    def prepare(batch, uniform):
+    def prepare(batch, uniform, training):
         return {**batch, "random": uniform(3)}
 
     whole, shares = batches(prepare=prepare), batches(replicas, prepare=prepare)

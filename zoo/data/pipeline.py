@@ -9,6 +9,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
+from zoo.data.windows import Windows
+
+LARGEST_HELD = 2**30  # bytes of an array that is copied into memory
+
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Updates in which every example is seen once; the last batch may be padded."""
@@ -59,8 +63,8 @@ def training_batches(
     """Batches of steps `first_step` to `last_step - 1`.
 
     Args:
-      arrays: equally long arrays of a split.
-      prepare: `prepare(batch, uniform)`, see `zoo.tasks.base.Task.prepare`.
+      arrays: equally long arrays of a split, in memory or mapped, or `zoo.data.windows.Windows`.
+      prepare: `prepare(batch, uniform, training)`, see `zoo.tasks.base.Task.prepare`.
       batch_size: of all replicas together.
       replicas: each element is one replica's share; replica 0's comes first, then replica 1's.
       seed: of the run.
@@ -73,22 +77,17 @@ def training_batches(
     examples = len(next(iter(arrays.values())))
     steps = steps_per_epoch(examples, batch_size)
     share = batch_size // replicas
-    tensors = _in_memory(arrays)
+    read = _reader(arrays)
 
     def element(number):
         step, replica = number // replicas, number % replicas
         position = (step % steps) * batch_size + replica * share + tf.range(share, dtype=tf.int64)
-        index = epoch_order(tf.minimum(position, examples - 1), step // steps, seed, examples)
-        batch = {key: tf.gather(tensor, index) for key, tensor in tensors.items()}
+        epoch = step // steps
+        index = epoch_order(tf.minimum(position, examples - 1), epoch, seed, examples)
+        batch = read(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
         batch["weight"] = tf.cast(position < examples, tf.float32)
-
-        def uniform(count):
-            key = tf.stack([tf.constant(seed, tf.int64), step])
-            numbers = tf.random.stateless_uniform((batch_size, count), key)
-            rows = tf.slice(numbers, (replica * share, 0), (share, count))
-            return tf.ensure_shape(rows, (share, count))
-
-        return prepare(batch, uniform)
+        key = tf.stack([tf.constant(seed, tf.int64), step])
+        return prepare(batch, _uniform(key, batch_size, replica * share, share), True)
 
     numbers = tf.data.Dataset.range(first_step * replicas, last_step * replicas)
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
@@ -104,23 +103,62 @@ def evaluation_batches(
     """
     examples = len(next(iter(arrays.values())))
     share = batch_size // replicas
-    tensors = _in_memory(arrays)
+    read = _reader(arrays)
 
     def element(number):
         position = number * share + tf.range(share, dtype=tf.int64)
-        index = tf.minimum(position, examples - 1)
-        batch = {key: tf.gather(tensor, index) for key, tensor in tensors.items()}
+        batch = read(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
-        return prepare(batch)
+        key = tf.stack([tf.constant(0, tf.int64), number // replicas])
+        return prepare(batch, _uniform(key, batch_size, number % replicas * share, share), False)
 
     numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * replicas)
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
     return batches.prefetch(2 * replicas).with_options(_options())
 
 
-def _in_memory(arrays: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
+def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
+    """Rows of one replica out of the numbers of the whole batch, whatever the replicas are."""
+
+    def uniform(count):
+        numbers = tf.random.stateless_uniform((batch_size, count), key)
+        rows = tf.slice(numbers, (first_row, 0), (share, count))
+        return tf.ensure_shape(rows, (share, count))
+
+    return uniform
+
+
+def _reader(arrays: Mapping) -> Callable:
+    """Returns `read(index, key)`, which gives the rows of each array.
+
+    Small arrays are held in memory, as tensors; large and sharded ones are read by NumPy.
+    """
     with tf.device("CPU"):  # not in the accelerator's memory
-        return {key: tf.constant(value) for key, value in arrays.items()}
+        held = {
+            key: tf.constant(array)
+            for key, array in arrays.items()
+            if isinstance(array, np.ndarray) and array.nbytes <= LARGEST_HELD
+        }
+
+    def read(index, key):
+        batch = {}
+        for name, array in arrays.items():
+            if name in held:
+                batch[name] = tf.gather(held[name], index)
+                continue
+            if isinstance(array, Windows):
+                phase = tf.constant(0, tf.int64)
+                if key is not None:
+                    phase = tf.random.stateless_uniform(
+                        (), key, maxval=array.stride, dtype=tf.int64
+                    )
+                rows = tf.numpy_function(array.take, [index, phase], array.dtype)
+            else:
+                rows = tf.numpy_function(array.__getitem__, [index], array.dtype)
+            batch[name] = tf.ensure_shape(rows, (index.shape[0], *array.shape[1:]))
+        return batch
+
+    return read
 
 
 def _options() -> tf.data.Options:

@@ -42,23 +42,35 @@ class Task:
       statistics: names of the statistics that `forward` gives.
       monitor: the validation value by which the best checkpoint is chosen, and
       monitor_mode: "max" or "min".
+      unit: what the weight of the first term counts, for the throughput in the logs.
+      generates: whether its models write text, of which a sample is kept at each evaluation.
     """
 
     terms: Mapping[str, float] = {"loss": 1.0}
     statistics: tuple[str, ...] = ()
     monitor = "val_loss"
     monitor_mode = "min"
+    unit = "samples"
+    generates = False
+
+    def complete(self, arguments: dict, dataset) -> dict:
+        """Returns the builder's arguments with those that follow from the data filled in.
+
+        It comes before anything else: a task that needs the data set's tokenizer takes it here.
+        """
+        return arguments
 
     def check(self, model, dataset) -> None:
         """Raises `UsageError` where model and data set do not fit each other."""
 
-    def prepare(self, batch: dict, uniform=None) -> dict:
+    def prepare(self, batch: dict, uniform, training: bool) -> dict:
         """Turns stored examples into what the model takes; runs inside tf.data.
 
         Args:
           batch: tensors of a data set's split, plus "weight" (batch,).
-          uniform: None outside training; else `uniform(count)` gives `(batch, count)` numbers in
-            [0, 1) that are a function of (seed, step, place in the global batch) alone.
+          uniform: `uniform(count)` gives `(batch, count)` numbers in [0, 1) that are a function of
+            (seed, step, place in the global batch) alone; outside training the seed is fixed.
+          training: whether the batch is for an update.
         """
         return batch
 
@@ -70,9 +82,24 @@ class Task:
         """Runs the model on a batch."""
         raise NotImplementedError
 
+    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Returns metrics that are functions of the means, such as the perplexity."""
+        return {}
+
     def predictions(self, outputs, batch: Batch) -> dict[str, Any]:
         """Returns what the test split's report needs of each example; empty by default."""
         return {}
+
+    def whole_split(self, model, dataset, split: str) -> tuple[dict[str, float], list[dict]]:
+        """Returns what no mean over batches gives, such as the BLEU of a test split.
+
+        It is called with a run's final weights, at its end and by `zoo evaluate`.
+
+        Returns:
+          `(metrics, samples)`: the samples, for the report, are dicts of text: "source",
+          "prediction", "reference".
+        """
+        return {}, []
 
     def synthetic(self, model, examples: int, seed: int) -> dict[str, Any]:
         """Returns made-up stored examples that fit the model: for tests and `zoo bench`."""

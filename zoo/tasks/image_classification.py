@@ -71,14 +71,14 @@ class ImageClassification(Task):
                     f"has labels {labels.min()} to {labels.max()}; set model.num_classes."
                 )
 
-    def prepare(self, batch, uniform=None):
+    def prepare(self, batch, uniform, training):
         """uint8 to float in [0, 1]; a random affine map of each training picture."""
         import tensorflow as tf
 
         image = batch["image"]
         if image.dtype == tf.uint8:
             image = tf.cast(image, tf.float32) * (1 / 255)
-        if uniform is not None and any(self.affine.values()):
+        if training and any(self.affine.values()):
             from zoo.data.images import random_affine
 
             image = random_affine(image, uniform, **self.affine)

@@ -1,0 +1,173 @@
+"""From a recipe's `data` section to tokenised records, made once and kept in the cache."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data import packing, tokenizers
+from zoo.data.corpora import load_corpus
+from zoo.data.datasets import Dataset, cache_dir
+from zoo.data.disk import atomic
+from zoo.data.records import RecordWriter, open_records
+from zoo.data.windows import Windows
+from zoo.errors import UsageError
+
+FORMAT = 1
+PACKINGS = ("stream", "best_fit")
+
+
+def language_modeling(data: Mapping, task: Mapping) -> Dataset:
+    """Returns tokens in order, for `zoo.tasks.clm`.
+
+    Stored examples: "tokens" (sequence_length + 1,), and for best-fit packing "segments" of the
+    same shape: the document of each token, 0 for padding. A document is <start> text <end>.
+
+    Args:
+      data: the recipe's section: source, manual_dir, tokenizer, vocabulary_size, normalization,
+        sequence_length, packing.
+      task: unused.
+    """
+    check(data, PACKINGS)
+    corpus = load_corpus(data["source"], data["manual_dir"] or None)
+    tokenizer = tokenizer_of(corpus, data)
+    length, packed = data["sequence_length"], data["packing"] == "best_fit"
+    what = {"packing": data["packing"], "length": length + 1 if packed else 0}
+    kind = token_type(tokenizer)
+    if packed:
+        layout = {"tokens": ((length + 1,), kind), "segments": ((length + 1,), np.uint16)}
+    else:
+        layout = {"tokens": ((), kind)}
+
+    def rows(split):
+        ends = {"start_id": tokenizer.start_id, "end_id": tokenizer.end_id}
+        documents = tokenizer.encode_documents(corpus.splits[split]())
+        if packed:
+            for tokens, segments in packing.best_fit(documents, length + 1, **ends):
+                yield {"tokens": tokens, "segments": segments}
+        else:
+            for tokens in packing.stream(documents, **ends):
+                yield {"tokens": tokens}
+
+    splits, digest = prepared(corpus, tokenizer, what, layout, rows)
+    if not packed:
+        splits = {k: {"tokens": Windows(v["tokens"], length)} for k, v in splits.items()}
+    return Dataset(corpus.name, splits, (), digest, tokenizer, facts(corpus, tokenizer, splits))
+
+
+def check(data: Mapping, packings: Iterable[str] = ()) -> None:
+    """Checks what a text task needs of the section `data`; raises `UsageError`."""
+    if data["tokenizer"] not in tokenizers.KINDS:
+        raise UsageError(
+            f"data.tokenizer is one of {', '.join(tokenizers.KINDS)}. "
+            f"Received: {data['tokenizer']!r}."
+        )
+    if data["sequence_length"] < 1:
+        raise UsageError(
+            f"data.sequence_length is at least 1. Received: {data['sequence_length']}."
+        )
+    if packings and data["packing"] not in packings:
+        raise UsageError(
+            f"data.packing is one of {', '.join(packings)}. Received: {data['packing']!r}."
+        )
+
+
+def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | None = None):
+    """Returns the tokenizer that is trained on a corpus' training split; kept in the cache.
+
+    Args:
+      corpus: a `zoo.data.corpora.Corpus`.
+      data: the recipe's section: tokenizer, vocabulary_size, normalization.
+      texts: gives the text to train on; by default the documents of the training split.
+    """
+    key = _digest(
+        corpus.fingerprint, data["tokenizer"], data["vocabulary_size"], data["normalization"]
+    )
+    path = cache_dir() / "tokenizers" / f"{_file_name(corpus.name)}-{key[:16]}.json"
+    if path.exists():
+        return tokenizers.load(path)
+    if "train" not in corpus.splits:
+        raise UsageError(
+            f"{corpus.name!r} has no split 'train' to learn a vocabulary from. It has: "
+            f"{', '.join(corpus.splits)}."
+        )
+    texts = texts or corpus.splits["train"]
+    tokenizer = tokenizers.train(
+        data["tokenizer"], texts(), data["vocabulary_size"], data["normalization"]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(path)
+    return tokenizer
+
+
+def prepared(
+    corpus, tokenizer, what: Mapping, layout: Mapping, rows: Callable[[str], Iterator[Mapping]]
+) -> tuple[dict, str]:
+    """Returns the records of each split, from the cache or made now.
+
+    Args:
+      corpus: whose splits are prepared.
+      tokenizer: with which.
+      what: all else that decides what the records hold, JSON values.
+      layout: array name -> (row shape, type).
+      rows: `rows(split)` yields dicts of equally long arrays.
+
+    Returns:
+      `(split -> array name -> array, digest)`.
+    """
+    key = _digest(corpus.fingerprint, tokenizer.fingerprint, dict(what))
+    splits, digests = {}, []
+    for split in corpus.splits:
+        folder = cache_dir() / "records" / f"{_file_name(corpus.name)}-{key[:16]}" / split
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with RecordWriter(folder, layout, metadata={"source": corpus.name, **what}) as writer:
+                for arrays in rows(split):
+                    writer.append(**arrays)
+        records = open_records(folder)
+        splits[split] = dict(records.arrays)
+        digests.append(records.fingerprint)
+    return splits, _digest(key, *digests)
+
+
+def facts(corpus, tokenizer, splits: Mapping, texts: Callable | None = None) -> dict:
+    """Returns what the report tells of a text data set: its tokenizer and its splits.
+
+    The tokenizer is measured on the validation split, where there is one: kept in the cache.
+
+    Args:
+      corpus: the `zoo.data.corpora.Corpus`.
+      tokenizer: trained on it.
+      splits: of the data set.
+      texts: `texts(split)` gives text; by default the documents of the split.
+    """
+    split = "validation" if "validation" in corpus.splits else next(iter(corpus.splits))
+    key = _digest(corpus.fingerprint, tokenizer.fingerprint, split)
+    path = cache_dir() / "tokenizers" / f"{_file_name(corpus.name)}-{key[:16]}-report.json"
+    if not path.exists():
+        documents = texts(split) if texts else corpus.splits[split]()
+        measured = {"measured on": split, **tokenizers.report(tokenizer, documents)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path, "w") as file:
+            json.dump(measured, file)
+    sizes = {name: len(next(iter(arrays.values()))) for name, arrays in splits.items()}
+    return {
+        "Tokenizer": json.loads(path.read_text()),
+        "Data": {"source": corpus.name, "licence": corpus.licence, **sizes},
+    }
+
+
+def token_type(tokenizer) -> np.dtype:
+    """Returns the smallest unsigned type that holds every token."""
+    return np.dtype(np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32)
+
+
+def _digest(*parts) -> str:
+    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()
+
+
+def _file_name(name: str) -> str:
+    """A corpus may be named by a path: `text:/home/me/book.txt`."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in Path(name).name)[:60]

@@ -1,0 +1,132 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, Attention Is All You Need, equation 1).
+
+`attend` is the one door; `reference_attend` is its plain twin with the same signature, to which
+the tests compare it. Axes: B batch, T query positions, S key positions, H query heads, G key-value
+heads (H is a multiple of G: grouped-query attention, Ainslie et al. 2023), D head size.
+"""
+
+import keras
+from keras import ops
+
+# Added to a score that may not be attended to: far below any score, and finite, so that a row of
+# them alone (padding) gives no NaN.
+MASKED = -1e9
+
+
+def attend(query, key, value, bias=None, dropout=None):
+    """Attention over all positions.
+
+    Args:
+      query: (B, T, H, D).
+      key: (B, S, G, D).
+      value: (B, S, G, D).
+      bias: float32, broadcast to (B, 1, T, S), added to the scores; None for nothing.
+      dropout: a callable on the probabilities (B, G, H/G * T, S), or None.
+
+    Returns:
+      (B, T, H, D) in the type of the query. Scores are scaled by 1/sqrt(D); the softmax is
+      computed in float32.
+    """
+    batch, length, heads, size = ops.shape(query)
+    sources, groups = ops.shape(key)[1:3]
+    repeats = heads // groups
+    query = query * ops.cast(size**-0.5, query.dtype)  # cheaper than scaling the scores
+    # Heads that share keys stand above each other as further rows: no key is repeated in memory.
+    if repeats == 1:
+        query = ops.transpose(query, (0, 2, 1, 3))
+    else:
+        query = ops.reshape(query, (batch, length, groups, repeats, size))
+        query = ops.reshape(
+            ops.transpose(query, (0, 2, 3, 1, 4)), (batch, groups, repeats * length, size)
+        )
+    scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
+    scores = ops.cast(scores, "float32")
+    if bias is not None:
+        if repeats > 1:
+            scores = ops.reshape(scores, (batch, groups, repeats, length, sources))
+            scores = scores + ops.cast(ops.expand_dims(bias, 1), "float32")
+            scores = ops.reshape(scores, (batch, groups, repeats * length, sources))
+        else:
+            scores = scores + ops.cast(bias, "float32")
+    probabilities = ops.cast(ops.softmax(scores), value.dtype)
+    if dropout is not None:
+        probabilities = dropout(probabilities)
+    out = ops.matmul(probabilities, ops.transpose(value, (0, 2, 1, 3)))
+    if repeats == 1:
+        return ops.transpose(out, (0, 2, 1, 3))
+    out = ops.reshape(out, (batch, groups, repeats, length, size))
+    return ops.reshape(ops.transpose(out, (0, 3, 1, 2, 4)), (batch, length, heads, size))
+
+
+def reference_attend(query, key, value, bias=None, dropout=None):
+    """The twin of `attend`, written as the equation stands; takes no dropout."""
+    repeats = query.shape[2] // key.shape[2]
+    key, value = ops.repeat(key, repeats, axis=2), ops.repeat(value, repeats, axis=2)
+    scores = ops.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
+    scores = ops.cast(scores, "float32")
+    if bias is not None:
+        scores = scores + ops.cast(bias, "float32")
+    probabilities = ops.cast(ops.softmax(scores), value.dtype)
+    return ops.einsum("bhts,bshd->bthd", probabilities, value)
+
+
+def mask_bias(segments_query, segments_key=None, causal=False):
+    """Returns the bias that keeps attention inside a document.
+
+    Args:
+      segments_query: (B, T) integers: the document of each position, 0 for padding.
+      segments_key: (B, S); that of the queries by default.
+      causal: whether a position sees those before it and itself only.
+
+    Returns:
+      (B, 1, T, S) float32: 0 where a query may look at a key, else `MASKED`.
+    """
+    segments_key = segments_query if segments_key is None else segments_key
+    allowed = ops.equal(segments_query[:, :, None], segments_key[:, None, :])
+    if causal:
+        length = ops.shape(segments_query)[1]
+        row = ops.arange(length)[:, None]
+        allowed = ops.logical_and(allowed, ops.arange(length)[None, :] <= row)
+    return ops.where(allowed, 0.0, MASKED)[:, None]
+
+
+def rotate(x, positions, base=10_000.0):
+    """Rotary position embedding (Su et al. 2021, RoFormer, equation 34), in the halves layout.
+
+    Args:
+      x: (B, T, H, D), D even; dimension i is paired with i + D/2, as in Llama's published code.
+      positions: (T,) or (B, T) integers.
+      base: of the geometric series of wavelengths.
+
+    Returns:
+      (B, T, H, D) in the type of x; angles are float32.
+    """
+    size = x.shape[-1]
+    frequencies = base ** (-ops.arange(0, size, 2, dtype="float32") / size)
+    angles = ops.cast(positions, "float32")[..., None] * frequencies
+    angles = angles[..., None, :]  # over heads
+    cosine, sine = ops.cast(ops.cos(angles), x.dtype), ops.cast(ops.sin(angles), x.dtype)
+    first, second = ops.split(x, 2, axis=-1)
+    return ops.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )
+
+
+@keras.saving.register_keras_serializable("zoo")
+class MaskBias(keras.layers.Layer):
+    """`mask_bias` as a layer: computed once a model, shared by its blocks."""
+
+    def __init__(self, causal=False, **kwargs):
+        super().__init__(**kwargs)
+        self.causal = causal
+
+    def call(self, segments_query, segments_key=None):
+        return mask_bias(segments_query, segments_key, self.causal)
+
+    def compute_output_spec(self, segments_query, segments_key=None):
+        keys = segments_query if segments_key is None else segments_key
+        shape = (segments_query.shape[0], 1, segments_query.shape[1], keys.shape[1])
+        return keras.KerasTensor(shape, "float32")
+
+    def get_config(self):
+        return {**super().get_config(), "causal": self.causal}

@@ -1,0 +1,139 @@
+"""Decoder language models: GPT-2 (Radford et al. 2019) and, in llama.py, its descendants.
+
+`decoder` builds both: embedding, positions, blocks, norm, and a projection onto the vocabulary.
+The layers' names are what the trainer, the converters and generation rely on: `embedding`,
+`positions`, `block_0` ..., `final_norm`, `logits`.
+"""
+
+import keras
+from keras import layers
+
+from zoo.layers.attention import MaskBias
+from zoo.layers.dropout import Dropout
+from zoo.layers.transformer import LearnedPositions, TransformerBlock, normalization
+
+
+def build(
+    vocabulary_size: int = 50_257,
+    sequence_length: int = 1024,
+    num_layers: int = 0,
+    hidden_dim: int = 0,
+    num_heads: int = 0,
+    intermediate_dim: int = 0,
+    depth: int = 0,
+    dropout: float = 0.1,
+    rotary_base: float = 0.0,
+    tie_weights: bool = True,
+    name: str = "gpt",
+) -> keras.Model:
+    """Builds a GPT-2.
+
+    Args:
+      vocabulary_size: number of tokens.
+      sequence_length: the largest number of positions.
+      num_layers: blocks; 0 for `depth`.
+      hidden_dim: width; 0 for 64 * depth.
+      num_heads: 0 for one a 64 of the width.
+      intermediate_dim: width inside the feed-forward part; 0 for 4 * hidden_dim.
+      depth: the one dial from which the sizes that are 0 follow.
+      dropout: of embeddings, attention and residuals.
+      rotary_base: base of rotary positions in place of learned ones; 0 for learned ones.
+      tie_weights: whether embedding and projection share their weights.
+      name: of the Keras model.
+
+    Returns:
+      A Functional model from {"tokens", "segments"}, both (B, T) int32, to logits
+      (B, T, vocabulary_size) float32. A position sees itself and what stands before it in its
+      segment.
+    """
+    sizes = scale(depth, num_layers, hidden_dim, num_heads)
+    return decoder(
+        vocabulary_size=vocabulary_size,
+        sequence_length=sequence_length,
+        **sizes,
+        intermediate_dim=intermediate_dim or 4 * sizes["hidden_dim"],
+        num_key_value_heads=0,
+        norm="layer",
+        activation="gelu_tanh",
+        rotary_base=rotary_base,
+        use_bias=True,
+        dropout=dropout,
+        epsilon=1e-5,
+        tie_weights=tie_weights,
+        name=name,
+    )
+
+
+def scale(depth: int, num_layers: int, hidden_dim: int, num_heads: int) -> dict:
+    """Derives the sizes that are 0 from one dial: width 64 a layer, a head every 64.
+
+    Raises:
+      ValueError: where a size is neither given nor follows.
+    """
+    num_layers, hidden_dim = num_layers or depth, hidden_dim or 64 * depth
+    num_heads = num_heads or max(1, hidden_dim // 64)
+    if num_layers < 1 or hidden_dim < 1:
+        raise ValueError(
+            "Give depth, or num_layers and hidden_dim. Received: "
+            f"depth={depth}, num_layers={num_layers}, hidden_dim={hidden_dim}."
+        )
+    return {"num_layers": num_layers, "hidden_dim": hidden_dim, "num_heads": num_heads}
+
+
+def decoder(
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    num_layers: int,
+    hidden_dim: int,
+    num_heads: int,
+    num_key_value_heads: int,
+    intermediate_dim: int,
+    norm: str,
+    activation: str,
+    rotary_base: float,
+    use_bias: bool,
+    dropout: float,
+    epsilon: float,
+    tie_weights: bool,
+    name: str,
+) -> keras.Model:
+    """Builds any decoder of this family; see `zoo.models.gpt.build` and `zoo.models.llama.build`.
+
+    Kernels start normal with deviation 0.02, those that write into the residual with
+    0.02 / sqrt(2 * num_layers) (Radford et al. 2019, section 2.3).
+    """
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    segments = keras.Input((None,), dtype="int32", name="segments")
+    embedding = layers.ReversibleEmbedding(
+        vocabulary_size,
+        hidden_dim,
+        tie_weights=tie_weights,
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
+        name="embedding",
+    )
+    x = embedding(tokens)
+    if not rotary_base:
+        x = LearnedPositions(sequence_length, name="positions")(x)
+    if dropout:
+        x = Dropout(dropout, name="dropout")(x)
+    bias = MaskBias(causal=True, name="mask")(segments)
+    for i in range(num_layers):
+        x = TransformerBlock(
+            hidden_dim,
+            num_heads,
+            intermediate_dim,
+            num_key_value_heads=num_key_value_heads,
+            norm=norm,
+            activation=activation,
+            rotary_base=rotary_base,
+            use_bias=use_bias,
+            dropout=dropout,
+            epsilon=epsilon,
+            output_range=0.02 * (2 * num_layers) ** -0.5,
+            name=f"block_{i}",
+        )(x, bias)
+    x = normalization(norm, epsilon, "final_norm")(x)
+    logits = embedding(x, reverse=True)
+    logits = layers.Activation("linear", dtype="float32", name="logits")(logits)
+    return keras.Model({"tokens": tokens, "segments": segments}, logits, name=name)

@@ -1,0 +1,62 @@
+"""Llama (Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783).
+
+Rotary positions, RMS normalisation, SwiGLU, grouped-query attention, no biases.
+"""
+
+import keras
+
+from zoo.models.gpt import decoder, scale
+
+
+def build(
+    vocabulary_size: int = 32_000,
+    sequence_length: int = 2048,
+    num_layers: int = 0,
+    hidden_dim: int = 0,
+    num_heads: int = 0,
+    num_key_value_heads: int = 0,
+    intermediate_dim: int = 0,
+    depth: int = 0,
+    dropout: float = 0.0,
+    rotary_base: float = 10_000.0,
+    tie_weights: bool = True,
+    epsilon: float = 1e-5,
+    name: str = "llama",
+) -> keras.Model:
+    """Builds a Llama.
+
+    Args:
+      vocabulary_size: number of tokens.
+      sequence_length: the largest number of positions.
+      num_layers: blocks; 0 for `depth`.
+      hidden_dim: width; 0 for 64 * depth.
+      num_heads: 0 for one a 64 of the width.
+      num_key_value_heads: 0 for num_heads.
+      intermediate_dim: width inside the feed-forward part; 0 for 8/3 * hidden_dim, made a
+        multiple of 32.
+      depth: the one dial from which the sizes that are 0 follow.
+      dropout: of embeddings, attention and residuals.
+      rotary_base: base of the rotary positions.
+      tie_weights: whether embedding and projection share their weights.
+      epsilon: of the normalisations.
+      name: of the Keras model.
+
+    Returns:
+      A Functional model; see `zoo.models.gpt.build`.
+    """
+    sizes = scale(depth, num_layers, hidden_dim, num_heads)
+    return decoder(
+        vocabulary_size=vocabulary_size,
+        sequence_length=sequence_length,
+        **sizes,
+        num_key_value_heads=num_key_value_heads,
+        intermediate_dim=intermediate_dim or -(-8 * sizes["hidden_dim"] // 96) * 32,
+        norm="rms",
+        activation="swiglu",
+        rotary_base=rotary_base,
+        use_bias=False,
+        dropout=dropout,
+        epsilon=epsilon,
+        tie_weights=tie_weights,
+        name=name,
+    )
