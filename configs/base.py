@@ -38,6 +38,14 @@ def base() -> ml_collections.ConfigDict:
                 "source": "",  # a name of `zoo fetch`, or npz:/path/file.npz
                 "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
                 "validation_size": 0,  # examples of the training split held out
+                # Of text alone:
+                "languages": (),  # ("en", "de"): source and target; () as the source has them
+                "tokenizer": "",  # a kind of zoo.data.tokenizers
+                "vocabulary_size": 0,
+                "normalization": "NFC",
+                "sequence_length": 0,  # tokens that the model sees at once
+                "packing": "stream",  # windows over all text, or "best_fit": documents in rows
+                "cross_documents": False,  # whether attention and loss go from one to the next
             },
             "optimizer": optimizer("adamw"),
             "schedule": schedule("constant"),
@@ -62,6 +70,7 @@ def base() -> ml_collections.ConfigDict:
                 "max_rollbacks": 0,  # times to go back to a checkpoint when the loss is NaN
                 "callbacks": (),  # names of trainers.callbacks
             },
-            "init_from": "",  # a work directory or .keras file whose weights to start from
+            # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
+            "init_from": "",
         }
     )

@@ -7,31 +7,27 @@ import keras
 from trainers.workdir import load_model
 from zoo.errors import RunError, UsageError
 
+# Settings of a block that say how it starts and trains, not what it computes.
+_TRAINING_ONLY = frozenset({"dropout", "initializer_range", "output_range"})
+
 
 def initialize(model: keras.Model, source: str) -> str:
     """Copies weights whose path and shape fit; the rest keep their fresh values.
 
     Args:
       model: a built model; changed in place.
-      source: a work directory, or a .keras file.
+      source: a work directory, a .keras file, a folder that transformers wrote, or
+        `keras_hub:PRESET`; the last two as `zoo.models.convert` takes them.
 
     Returns:
-      A sentence about what was copied, what is missing, and what does not fit.
+      A sentence about what was copied, what is missing, what does not fit, and what the blocks of
+      the other model compute otherwise: weights that fit can still be meant for other heads.
 
     Raises:
       UsageError: where there is no such source, or nothing in it fits.
       RunError: where it cannot be read.
     """
-    path = Path(source)
-    if path.is_dir():
-        other = load_model(path)
-    elif path.suffix == ".keras" and path.is_file():
-        try:
-            other = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:
-            raise RunError(f"Cannot load {path}: {error}") from None
-    else:
-        raise UsageError(f"init_from is a work directory or a .keras file. Received: {source!r}.")
+    other = _open(source)
     found = {v.path: v for v in other.weights}
     missing, unfit, copied = [], [], 0
     for variable in model.weights:
@@ -50,4 +46,38 @@ def initialize(model: keras.Model, source: str) -> str:
         report += f"; not in it: {', '.join(missing)}"
     if unfit:
         report += f"; of another shape: {', '.join(unfit)}"
+    if otherwise := _differing_settings(other, model):
+        report += f"; with other settings: {', '.join(otherwise)}"
     return report
+
+
+def _differing_settings(other: keras.Model, model: keras.Model) -> list[str]:
+    blocks = {layer.name: getattr(layer, "settings", {}) for layer in other.layers}
+    found = {}  # by setting: the blocks of a model are alike
+    for layer in model.layers:
+        for key, value in getattr(layer, "settings", {}).items():
+            start = blocks.get(layer.name, {}).get(key, value)
+            if start != value and key not in _TRAINING_ONLY:
+                found.setdefault(key, f"{layer.name}.{key} {start} -> {value}")
+    return list(found.values())
+
+
+def _open(source: str) -> keras.Model:
+    from zoo.models import convert
+
+    path = Path(source)
+    if source.startswith("keras_hub:"):
+        return convert.from_keras_hub(source.removeprefix("keras_hub:"))
+    if path.is_dir() and convert.is_transformers(path):
+        return convert.from_transformers(path)
+    if path.is_dir():
+        return load_model(path)
+    if path.suffix == ".keras" and path.is_file():
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:
+            raise RunError(f"Cannot load {path}: {error}") from None
+    raise UsageError(
+        "init_from is a work directory or a .keras file, or a folder of transformers, or "
+        f"keras_hub:PRESET. Received: {source!r}."
+    )
