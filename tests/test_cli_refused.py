@@ -369,7 +369,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EIO", "EFBIG"])
 def test_a_disk_that_fails_is_named_with_the_file(code, tmp_path, monkeypatch):
     from trainers.cli.common import run
-    from trainers.workdir import write_json
+    from zoo.data.disk import write_json
 
     def fail(_):
         number = getattr(errno, code)

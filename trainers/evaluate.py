@@ -7,8 +7,7 @@ import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
 from trainers.strategy import distribute
-from trainers.workdir import read_json, write_json
-from zoo.data.disk import atomic
+from zoo.data.disk import atomic, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.tasks.base import Task
 

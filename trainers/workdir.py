@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from zoo.data.disk import atomic, fsync_folder
+from zoo.data.disk import atomic, fsync_folder, read_json, write_json
 from zoo.errors import RunError, UsageError
 
 FORMAT_VERSION = 1
@@ -41,25 +41,6 @@ MAY_CHANGE = frozenset(
 # Names of files that a kill left half written, as `atomic` and `save_model` call them.
 _HALF_WRITTEN = re.compile(r"\.(.+\.)?\d+\.tmp(\.keras)?")
 _KEYS = ("source", "config", "class_names", "data_fingerprint")
-
-
-def write_json(path: str | Path, value) -> None:
-    """Writes JSON atomically."""
-    with atomic(path, "w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-
-
-def read_json(path: str | Path):
-    """Reads JSON.
-
-    Raises:
-      RunError: where the file is damaged or cannot be read.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"Cannot read {path}: {error}.") from None
 
 
 class WorkDirectory:

@@ -1,8 +1,11 @@
 """What it takes to put something on a disk so that a kill leaves all of it or nothing."""
 
 import contextlib
+import json
 import os
 from pathlib import Path
+
+from zoo.errors import RunError
 
 
 def fsync_file(file):
@@ -65,3 +68,22 @@ def atomic(path: str | Path, mode: str = "wb"):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | Path, value) -> None:
+    """Writes JSON atomically."""
+    with atomic(path, "w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path: str | Path):
+    """Reads JSON.
+
+    Raises:
+      RunError: where the file is damaged or cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"Cannot read {path}: {error}.") from None

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from trainers.workdir import read_json, write_json
+from zoo.data.disk import read_json, write_json
 from zoo.errors import RunError, UsageError
 from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family

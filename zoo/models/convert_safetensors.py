@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.workdir import read_json
-from zoo.data.disk import atomic
+from zoo.data.disk import atomic, read_json
 from zoo.errors import RunError, UsageError
 
 INDEX = "model.safetensors.index.json"
