@@ -6,6 +6,7 @@
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     metrics of a trained model
   zoo predict WORKDIR FILE ...   labels for pictures
+  zoo generate WORKDIR     text
   zoo bench RECIPE         step time and share of the machine's peak
   zoo report WORKDIR       write report.html again
 
@@ -18,7 +19,9 @@ import sys
 from trainers.cli.common import USAGE, run
 from zoo.errors import near_names
 
-VERBS = ("list", "describe", "fetch", "train", "evaluate", "predict", "bench", "report")
+VERBS = (
+    "list", "describe", "fetch", "train", "evaluate", "predict", "generate", "bench", "report",
+)  # fmt: skip
 
 
 def main(argv=None) -> int:

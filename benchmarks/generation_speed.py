@@ -1,0 +1,158 @@
+"""Generation at batch 1 against KerasHub and Transformers, on a GPT-2 of the same size.
+
+    python -m benchmarks.generation_speed [--rounds=7] [--write]
+
+4 layers, width 256, 8 heads, 256 positions, 8,192 tokens, float32, all weights random: a prompt of
+16 tokens and 240 new ones, greedy and with top-k 40. All run in turn in one process; a time is that
+of a whole call, tracing left out. KerasHub is measured as it comes (without XLA) and with
+`compile(jit_compile=True)`; Transformers runs on PyTorch with its cache. It needs torch and
+transformers, which the library does not.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from benchmarks.results_file import append
+from trainers.generate import Generator
+from zoo import registry
+
+LAYERS, WIDTH, HEADS, LENGTH, VOCABULARY = 4, 256, 8, 256, 8192
+PROMPT = list(range(100, 116))
+NEW = LENGTH - len(PROMPT)
+TOP_K = 40
+
+
+def ours(top_k: int):
+    """Returns a function that generates, and the number of tokens of a call."""
+    model = registry.build(
+        "gpt_nano", vocabulary_size=VOCABULARY, sequence_length=LENGTH, num_layers=LAYERS,
+        hidden_dim=WIDTH, num_heads=HEADS,
+    )  # fmt: skip
+    generator = Generator(model)
+    options = {"temperature": 1.0, "top_k": top_k} if top_k else {"temperature": 0.0}
+    return lambda: generator.tokens([PROMPT], NEW, end_id=None, **options)[0]
+
+
+def ours_streaming(top_k: int):
+    """The same, handed out in small pieces."""
+    from zoo.data.tokenizers import train
+
+    model = registry.build(
+        "gpt_nano", vocabulary_size=VOCABULARY, sequence_length=LENGTH, num_layers=LAYERS,
+        hidden_dim=WIDTH, num_heads=HEADS,
+    )  # fmt: skip
+    generator = Generator(model, train("byte", ["text"]))
+    options = {"temperature": 1.0, "top_k": top_k} if top_k else {"temperature": 0.0}
+    prompt = "x" * len(PROMPT)
+
+    def run():
+        for _ in generator.stream(prompt, NEW, end_id=None, **options):
+            pass
+        return np.zeros(NEW)
+
+    return run
+
+
+def keras_hub(top_k: int, jit_compile):
+    """KerasHub's GPT2CausalLM, fed with tokens."""
+    import keras_hub
+
+    backbone = keras_hub.models.GPT2Backbone(
+        VOCABULARY, LAYERS, HEADS, WIDTH, 4 * WIDTH, dropout=0.0, max_sequence_length=LENGTH
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    sampler = keras_hub.samplers.TopKSampler(TOP_K) if top_k else "greedy"
+    model.compile(sampler=sampler, jit_compile=jit_compile)
+    tokens = np.zeros((1, LENGTH), np.int32)
+    tokens[0, : len(PROMPT)] = PROMPT
+    given = np.arange(LENGTH)[None] < len(PROMPT)
+    inputs = {"token_ids": tokens, "padding_mask": given}
+
+    def run():
+        out = model.generate(inputs, stop_token_ids=None)
+        return np.asarray(out["token_ids"])[0, len(PROMPT) :]
+
+    return run
+
+
+def transformers(top_k: int):
+    """Transformers' GPT2LMHeadModel on PyTorch."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    tokens = torch.tensor([PROMPT])
+    options = {"do_sample": True, "top_k": top_k} if top_k else {"do_sample": False}
+
+    def run():
+        with torch.inference_mode():
+            out = model.generate(
+                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW, **options
+            )
+        return out[0, len(PROMPT) :].numpy()
+
+    return run
+
+
+def main():
+    """Measures and prints; --write appends to results/generation_speed.csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+
+    keras.utils.set_random_seed(0)
+    runs = {}
+    for how, top_k in (("greedy", 0), (f"top-k {TOP_K}", TOP_K)):
+        runs["keras_hub", how] = keras_hub(top_k, "auto")
+        runs["keras_hub, XLA", how] = keras_hub(top_k, True)
+        runs["transformers", how] = transformers(top_k)
+        runs["zoo", how] = ours(top_k)
+        runs["zoo, streamed", how] = ours_streaming(top_k)
+    first = {}
+    for name, run in runs.items():
+        start = time.perf_counter()
+        found = run()
+        first[name] = time.perf_counter() - start
+        assert len(found) == NEW, (name, len(found))
+        run()
+    seconds = {name: [] for name in runs}
+    for _ in range(arguments.rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    rates = {name: NEW / statistics.median(times) for name, times in seconds.items()}
+    rows = [
+        {
+            "what": name,
+            "choice": how,
+            "tokens_per_second": round(rates[name, how]),
+            "best_tokens_per_second": round(NEW / min(seconds[name, how])),
+            "ratio_to_keras_hub": round(rates[name, how] / rates["keras_hub", how], 2),
+            "first_call_seconds": round(first[name, how], 1),
+            "rounds": arguments.rounds,
+        }
+        for name, how in runs
+    ]
+    for row in rows:
+        print(row)
+    if arguments.write:
+        print(append("generation_speed", rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""`zoo generate`: a work directory, a prompt, text."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests import commands
+from tests.test_generate import lively
+from trainers.generate import Generator
+from trainers.workdir import FORMAT_VERSION, save_model
+from zoo import registry
+from zoo.data import tokenizers
+from zoo.data.disk import write_json
+
+SIZES = {
+    "vocabulary_size": 262, "num_layers": 1, "hidden_dim": 8, "num_heads": 1, "sequence_length": 64,
+}  # fmt: skip
+
+
+def work_directory(path, model, tokenizer, task="clm", **arguments):
+    """Writes what training leaves of a text model."""
+    path.mkdir()
+    config = {
+        "format_version": FORMAT_VERSION, "source": "made", "class_names": [],
+        "data_fingerprint": "", "tokenizer": tokenizer and tokenizer.fingerprint,
+        "config": {
+            "model": {"name": "gpt_nano", **arguments}, "task": {"name": task},
+            "data": {}, "trainer": {},
+        },
+    }  # fmt: skip
+    write_json(path / "config.json", config)
+    if tokenizer is not None:
+        tokenizer.save(path / "tokenizer.json")
+    save_model(model, path / "model.keras")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizers.train("byte", ["text"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lively(registry.build("gpt_nano", **SIZES, rotary_base=100.0))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, model, tokenizer):
+    return work_directory(tmp_path_factory.mktemp("text") / "run", model, tokenizer, **SIZES)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(monkeypatch):
+    """XLA takes longer here than all texts together; the process's test has it."""
+    defaults = {**Generator.__init__.__kwdefaults__, "jit_compile": False}
+    monkeypatch.setattr(Generator.__init__, "__kwdefaults__", defaults)
+
+
+@pytest.fixture(scope="module")
+def generator(model, tokenizer):
+    return Generator(model, tokenizer, sequence_length=64, jit_compile=False)
+
+
+def test_a_process_streams_what_the_model_writes(workdir, generator):
+    words = ["generate", workdir, "--prompt=Hé", "--max_tokens=20", "--temperature=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", commands.ZOO, *words],
+        cwd=commands.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err.decode()) == (0, "")
+    assert out.decode() == "Hé" + generator.text(["Hé"], 20, temperature=0.0)[0] + "\n"
+
+
+class Terminal(io.StringIO):
+    """Remembers how much had been written at each flush."""
+
+    def __init__(self):
+        super().__init__()
+        self.flushed = []
+
+    def flush(self):
+        self.flushed.append(self.getvalue())
+
+
+def test_one_prompt_is_shown_as_it_comes(workdir, generator, monkeypatch):
+    from trainers.cli.main import main
+
+    monkeypatch.setattr("trainers.generate.CHUNK", 4)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    words = ["--prompt=abc", "--max_tokens=30", "--seed=4"]
+    assert main(["zoo", "generate", str(workdir), *words]) == 0
+    text = generator.text(["abc"], 30, temperature=0.8, seed=4)[0]
+    assert terminal.getvalue() == f"abc{text}\n"
+    assert terminal.flushed[0] == "abc", "the prompt comes first, before the model has done a step"
+    assert len(set(terminal.flushed)) > 4
+
+
+def test_no_prompt_begins_a_text(workdir, generator, zoo_command):
+    answer = zoo_command("generate", workdir, "--max_tokens=12")
+    assert (answer.status, answer.err) == (0, "")
+    assert answer.out == generator.text([""], 12, temperature=0.8)[0] + "\n"
+
+
+def test_options_reach_the_model(workdir, generator, zoo_command):
+    words = ["--temperature=1.5", "--top_k=9", "--top_p=0.9", "--seed=3"]
+    answer = zoo_command("generate", workdir, "--prompt=x", "--max_tokens=12", *words)
+    expected = generator.text(["x"], 12, temperature=1.5, top_k=9, top_p=0.9, seed=3)[0]
+    assert answer.out == f"x{expected}\n"
+    answer = zoo_command("generate", workdir, "--prompt=x", "--max_tokens=8", "--beams=3")
+    assert answer.out == "x" + generator.text(["x"], 8, beams=3)[0] + "\n"
+
+
+def test_prompts_of_a_file(workdir, generator, zoo_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.cli.generate._BATCH", 2)
+    prompts = ["one", "the second", "سلام"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n\n", encoding="utf-8")
+    words = ["generate", workdir, "--max_tokens=10", "--seed=7"]
+    answer = zoo_command(*words, f"--prompts={tmp_path / 'prompts.txt'}")
+    texts = generator.text(prompts, 10, temperature=0.8, seed=7)
+    shown = [
+        f"--- {number} ---\n{prompt}{text}\n"
+        for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), 1)
+    ]
+    assert answer.out == "\n".join(shown) + "\n"
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(prompts)))
+    answer = zoo_command(*words, "--prompts=-", "--json")
+    rows = json.loads(answer.out)
+    assert [(row["prompt"], row["text"]) for row in rows] == list(zip(prompts, texts, strict=True))
+    assert all(set(row) == {"prompt", "text", "tokens", "tokens_per_second"} for row in rows)
+    assert all(0 <= row["tokens"] <= 10 < row["tokens_per_second"] * 100 for row in rows)
+
+
+def test_the_context_ends_the_text_and_says_so(workdir, zoo_command):
+    answer = zoo_command("generate", workdir, f"--prompt={'x' * 60}", "--temperature=0")
+    assert answer.status == 0
+    assert answer.err == "zoo: the text ends at the model's 64 positions, prompt included\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([f"--prompt={'x' * 64}"], "A prompt of 64 tokens leaves no room"),
+        (["--max_tokens=0"], "max_tokens is 1 or more. Received: 0"),
+        (["--prompt=a", "--prompts=-"], "Give --prompt or --prompts, not both"),
+        (["--beams=2", "--temperature=1"], "give --beams or --temperature, not both"),
+        (["--checkpoint=best"], "holds no best model"),
+        (["--top_p=2"], "top_p is more than 0 and at most 1. Received: 2.0"),
+    ],
+    ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_wrong_use_is_one_line(workdir, zoo_command, words, message):
+    answer = zoo_command("generate", workdir, *words)
+    assert (answer.status, answer.out) == (2, "")
+    assert message in answer.one_line()
+
+
+def test_files_without_prompts(workdir, zoo_command, tmp_path):
+    (tmp_path / "empty").write_text("\n \n")
+    answer = zoo_command("generate", workdir, f"--prompts={tmp_path / 'empty'}")
+    assert answer.status == 2
+    assert "There is no prompt in" in answer.one_line()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    answer = zoo_command("generate", workdir, f"--prompts={tmp_path / 'binary'}")
+    assert answer.status == 1
+    assert "is no UTF-8 text" in answer.one_line()
+    answer = zoo_command("generate", workdir, f"--prompts={tmp_path / 'nowhere'}")
+    assert answer.status == 1
+    assert "nowhere" in answer.one_line()
+
+
+def test_another_tokenizer_is_refused(tmp_path, model, tokenizer, zoo_command):
+    path = work_directory(tmp_path / "run", model, tokenizer, **SIZES)
+    tokenizers.train("byte", ["other"], normalization="NFKC").save(path / "tokenizer.json")
+    answer = zoo_command("generate", path)
+    assert answer.status == 2
+    assert "is not the tokenizer that the model learned with" in answer.one_line()
+    (path / "tokenizer.json").unlink()
+    answer = zoo_command("generate", path)
+    assert answer.status == 2
+    assert "tokenizer.json" in answer.one_line()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer, zoo_command):
+    small = registry.build("gpt_nano", **{**SIZES, "vocabulary_size": 100})
+    path = work_directory(tmp_path / "run", small, tokenizer, **SIZES)
+    answer = zoo_command("generate", path)
+    assert answer.status == 2
+    assert "it has 262 tokens, the model 100" in answer.one_line()
+
+
+def test_a_task_that_generates_no_text(tmp_path, model, tokenizer, zoo_command):
+    path = work_directory(tmp_path / "digits", model, None, task="image_classification")
+    answer = zoo_command("generate", path)
+    assert answer.status == 2
+    assert "holds a model of the task 'image_classification'" in answer.one_line()
+    encoder = registry.build("cnn_classifier")  # a tokenizer alone makes no writer
+    path = work_directory(tmp_path / "encoder", encoder, tokenizer, task="mlm")
+    answer = zoo_command("generate", path)
+    assert answer.status == 2
+    assert "generates no text" in answer.one_line()
+
+
+def test_no_work_directory(tmp_path, zoo_command):
+    answer = zoo_command("generate", tmp_path)
+    assert answer.status == 2
+    assert "is not a work directory" in answer.one_line()
