@@ -1,0 +1,139 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) and RoBERTa (Liu et al. 2019, arXiv:1907.11692).
+
+One encoder with two heads: the words behind the masks, and whether the second sentence follows
+the first. RoBERTa is the same without the second head and without sentence types. The layers'
+names are what the trainer and converters rely on: `embedding`, `type_embedding`, `positions`,
+`embedding_norm`, `block_0` ..., `transform`, `transform_norm`, `mlm`, `pooler`, `nsp`.
+Axes: B batch, T positions, M positions to predict, C hidden_dim, V vocabulary.
+"""
+
+import keras
+from keras import layers, ops
+
+from zoo.layers.attention import MaskBias
+from zoo.layers.dropout import Dropout
+from zoo.layers.transformer import LearnedPositions, TransformerBlock
+from zoo.models.gpt import scale
+
+INITIALIZER_RANGE = 0.02
+
+
+def build(
+    vocabulary_size: int = 30_522,
+    sequence_length: int = 512,
+    num_layers: int = 0,
+    hidden_dim: int = 0,
+    num_heads: int = 0,
+    intermediate_dim: int = 0,
+    depth: int = 0,
+    dropout: float = 0.1,
+    token_types: int = 2,
+    epsilon: float = 1e-12,
+    next_sentence: bool = True,
+    name: str = "bert",
+) -> keras.Model:
+    """Builds a BERT with its heads for pretraining.
+
+    Args:
+      vocabulary_size: V.
+      sequence_length: the largest number of positions.
+      num_layers: blocks; 0 for `depth`.
+      hidden_dim: C; 0 for 64 * depth.
+      num_heads: 0 for one a 64 of the width.
+      intermediate_dim: width inside the feed-forward part; 0 for 4 * hidden_dim.
+      depth: the one dial from which the sizes that are 0 follow.
+      dropout: of embeddings, attention and residuals.
+      token_types: kinds of sentences; unused without `next_sentence`.
+      epsilon: of the normalisations.
+      next_sentence: whether there are sentence types, pooler and next-sentence head.
+      name: of the Keras model.
+
+    Returns:
+      A Functional model from {"tokens", "segments", "types"}, all (B, T) int32, and "masked"
+      (B, M) int32 to {"mlm": (B, M, V), "nsp": (B, 2)}, logits in float32. Positions attend to
+      those of their own segment; 0 is padding. "types" is 0 in the first sentence and 1 in the
+      second, "masked" holds the positions whose words are asked for. The first of "nsp" says
+      that the second sentence follows the first. Without `next_sentence` there are neither
+      "types" nor "nsp".
+    """
+    sizes = scale(depth, num_layers, hidden_dim, num_heads)
+    hidden_dim = sizes["hidden_dim"]
+    inputs = {
+        key: keras.Input((None,), dtype="int32", name=key)
+        for key in ("tokens", "segments", *(["types"] if next_sentence else []), "masked")
+    }
+    embedding = layers.ReversibleEmbedding(
+        vocabulary_size, hidden_dim, embeddings_initializer=_normal(), name="embedding"
+    )
+    x = embedding(inputs["tokens"])
+    if next_sentence:
+        types = layers.Embedding(
+            token_types, hidden_dim, embeddings_initializer=_normal(), name="type_embedding"
+        )
+        x = layers.Add(name="with_types")([x, types(inputs["types"])])
+    x = LearnedPositions(sequence_length, INITIALIZER_RANGE, name="positions")(x)
+    x = layers.LayerNormalization(epsilon=epsilon, name="embedding_norm")(x)
+    if dropout:
+        x = Dropout(dropout, name="dropout")(x)
+    bias = MaskBias(name="mask")(inputs["segments"])
+    for i in range(sizes["num_layers"]):
+        x = TransformerBlock(
+            hidden_dim,
+            sizes["num_heads"],
+            intermediate_dim or 4 * hidden_dim,
+            norm_first=False,
+            activation="gelu",
+            dropout=dropout,
+            epsilon=epsilon,
+            initializer_range=INITIALIZER_RANGE,
+            name=f"block_{i}",
+        )(x, bias)
+    # The projection onto the vocabulary costs more than a block: only where words are asked for.
+    h = TakePositions(name="at_masked")(x, inputs["masked"])
+    h = _dense(hidden_dim, "transform", activation="gelu")(h)
+    h = layers.LayerNormalization(epsilon=epsilon, name="transform_norm")(h)
+    outputs = {"mlm": LogitsBias(name="mlm")(embedding(h, reverse=True))}
+    if next_sentence:
+        pooled = _dense(hidden_dim, "pooler", activation="tanh")(x[:, 0])
+        outputs["nsp"] = _dense(2, "nsp", dtype="float32")(pooled)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _normal():
+    return keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE)
+
+
+def _dense(units: int, name: str, **more) -> layers.Dense:
+    return layers.Dense(units, kernel_initializer=_normal(), name=name, **more)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class TakePositions(layers.Layer):
+    """The vectors at some positions of each sequence."""
+
+    def call(self, x, positions):
+        """Args: x (B, T, C); positions (B, M) integers below T. Returns (B, M, C)."""
+        batch, length, width = ops.shape(x)
+        # Whole rows of one matrix: `take_along_axis` would look up every number by itself.
+        rows = ops.arange(batch, dtype="int32")[:, None] * length + ops.cast(positions, "int32")
+        return ops.take(ops.reshape(x, (batch * length, width)), rows, axis=0)
+
+    def compute_output_spec(self, x, positions):
+        return keras.KerasTensor((*positions.shape, x.shape[-1]), x.dtype)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LogitsBias(layers.Layer):
+    """Adds a number a word to logits (B, M, V), in float32."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
+
+    def build(self, shape):
+        self.bias = self.add_weight(shape=(shape[-1],), initializer="zeros", name="bias")
+
+    def call(self, logits):
+        return logits + self.bias
+
+    def compute_output_spec(self, logits):
+        return keras.KerasTensor(logits.shape, "float32")

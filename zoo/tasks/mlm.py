@@ -1,0 +1,262 @@
+"""Masked language modelling: words from what stands on both sides of them; and BERT's pretraining,
+which asks besides whether one sentence follows another (Devlin et al. 2018, section 3.1).
+
+Stored examples of `mlm` are those of zoo.tasks.clm, rows of `sequence_length` tokens. Those of
+`nsp` are "tokens" (T,) integers, 0 for padding, "types" (T,) integers, 0 in the first sentence and
+1 in the second, and "label", 0 where the second follows the first and 1 where it does not.
+
+Which words are asked for is drawn anew for each batch (Liu et al. 2019, section 4.1), as a
+function of (seed, step, place in the batch); in evaluation it is the same each time.
+Axes: B batch, T positions, M positions to predict, V vocabulary.
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from zoo.errors import UsageError
+from zoo.tasks import text
+from zoo.tasks.base import Forward, Task
+
+# What becomes of a word that is asked for (Devlin et al. 2018, appendix A.1): a mask, another
+# word drawn from all with equal probability, or nothing.
+MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
+
+
+class MaskedLanguageModeling(Task):
+    """Cross-entropy of the words asked for, by words; their accuracy and perplexity.
+
+    Args:
+      mask_share: share of a row's words that are asked for; special tokens never are.
+      whole_word: whether the parts of a word are asked for together, or none of them. Needs a
+        tokenizer; without one each token is a word.
+      cross_documents: whether attention goes from one document of a row to the next.
+    """
+
+    mlm = "loss"  # name of the term
+    statistics = ("mlm_accuracy",)
+    unit = "predictions"
+
+    def __init__(
+        self, mask_share: float = 0.15, whole_word: bool = False, cross_documents: bool = False
+    ):
+        if not 0 < mask_share <= 1:
+            raise UsageError(f"task.mask_share lies in (0, 1]. Received: {mask_share}.")
+        self.mask_share, self.whole_word = mask_share, whole_word
+        self.cross_documents = cross_documents
+        self.tokenizer, self.vocabulary_size = None, 0
+
+    def complete(self, arguments, dataset):
+        """The vocabulary is the tokenizer's where the recipe says 0."""
+        arguments = text.complete_vocabulary(self, arguments, dataset)
+        # A model may have more words than there are.
+        known = self.tokenizer.vocabulary_size if self.tokenizer else 0
+        self.vocabulary_size = known or arguments.get("vocabulary_size", 0)
+        return arguments
+
+    def check(self, model, dataset) -> None:
+        """Compares the heads, the vocabularies and the sequence lengths."""
+        wanted = {"mlm", *self.terms} - {"loss"}
+        heads = set(model.output) if isinstance(model.output, dict) else set()
+        if heads != wanted:
+            raise UsageError(
+                f"The task asks a model for {' and '.join(sorted(wanted))}: a model of "
+                f"zoo.models.bert with model.next_sentence={'nsp' in wanted}. Received: "
+                f"{model.name!r}, which gives {' and '.join(sorted(heads)) or 'something else'}."
+            )
+        text.check_vocabulary(model.output["mlm"].shape[-1], dataset)
+        text.check_length(model, dataset, "tokens", 0)
+
+    def prepare(self, batch, uniform, training):
+        """Draws the positions to predict, and puts masks and other words there."""
+        tokens, segments = self._tokens(batch)
+        return {**self._mask(tokens, segments, uniform, batch["weight"]), "segments": segments}
+
+    def _tokens(self, batch):
+        return text.documents(batch, self.cross_documents)
+
+    def _mask(self, tokens, segments, uniform, weight) -> dict:
+        """Returns "tokens" (B, T) with masks; "masked", "targets", "counts", all (B, M)."""
+        import tensorflow as tf
+
+        length = tokens.shape[1]
+        slots = math.ceil(self.mask_share * length)
+        # One call: a second one would begin with the same numbers.
+        numbers = uniform(length + 2 * slots)
+        scores, fates, others = tf.split(numbers, (length, slots, slots), axis=1)
+        masked, asked = self._choose(tokens, segments, scores, slots)
+        targets = tf.gather(tokens, masked, batch_dims=1)
+
+        # Without tokenizer and builder arguments (`zoo bench`) the words are those of the batch.
+        size = self.vocabulary_size or tf.reduce_max(tokens) + 1
+        words = tf.cast(tf.maximum(size - text.FIRST_WORD, 1), tf.float32)
+        others = text.FIRST_WORD + tf.cast(others * words, tf.int32)
+        others = tf.minimum(others, size - 1)  # the product may be rounded up
+        new = tf.where(fates < MASKED_SHARE + RANDOM_SHARE, others, targets)
+        new = tf.where(fates < MASKED_SHARE, text.MASK, new)
+        new = tf.where(asked, new, targets)
+        rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(masked))
+        return {
+            "tokens": tf.tensor_scatter_nd_update(tokens, tf.stack([rows, masked], -1), new),
+            "masked": masked,
+            "targets": targets,
+            "counts": tf.cast(asked, tf.float32) * weight[:, None],
+        }
+
+    def _choose(self, tokens, segments, scores, slots):
+        """Draws which words are asked for: those with the lowest scores.
+
+        Args:
+          tokens: (B, T) int32.
+          segments: (B, T) int32.
+          scores: (B, T) float32 in [0, 1), of the first, second, … word of a row.
+          slots: M, at most T.
+
+        Returns:
+          `(positions, asked)`: (B, M) int32, all different in a row, and (B, M) bool. As many are
+          asked for as is `mask_share` of the row's words, rounded, and at least one; with
+          `whole_word` fewer where the last word drawn has more parts than are left.
+        """
+        import tensorflow as tf
+
+        possible = (segments > 0) & (tokens >= text.FIRST_WORD)
+        total = tf.reduce_sum(tf.cast(possible, tf.int32), axis=1, keepdims=True)
+        wanted = tf.cast(tf.round(self.mask_share * tf.cast(total, tf.float32)), tf.int32)
+        wanted = tf.clip_by_value(wanted, tf.minimum(total, 1), slots)
+
+        begins = possible
+        if self.whole_word and self.tokenizer is not None:
+            begins = tf.gather(tf.constant(self.tokenizer.starts_word), tokens)
+            # A word does not go on from a special token, or from another document.
+            follows = possible[:, :-1] & (segments[:, :-1] == segments[:, 1:])
+            begins |= ~tf.pad(follows, ((0, 0), (1, 0)))
+            begins &= possible
+        word = tf.cumsum(tf.cast(begins, tf.int32), axis=1) - 1  # the parts of a word share it
+        if self.whole_word:
+            rows, length = tf.shape(tokens)[0], tokens.shape[1]
+            places = tf.range(rows)[:, None] * length + tf.maximum(word, 0)
+            parts = tf.math.unsorted_segment_sum(tf.cast(possible, tf.int32), places, rows * length)
+            possible &= tf.gather(parts, places) <= wanted
+        scores = tf.gather(scores, tf.maximum(word, 0), batch_dims=1)
+        scores = tf.where(possible, scores, 2.0)
+        word = tf.where(possible, word, -1)
+        # The lower of two equal positions comes first: the parts of a word stay together.
+        _, order = tf.math.top_k(-scores, min(slots + 1, tokens.shape[1]))
+        positions = order[:, :slots]
+        chosen = tf.gather(word, order, batch_dims=1)
+        usable = tf.gather(possible, positions, batch_dims=1)
+        # The first word that is not drawn; where a part of it is, it is dropped.
+        after = tf.pad(chosen, ((0, 0), (0, 1)), constant_values=-1)
+        after = tf.gather(after, wanted, batch_dims=1)
+        asked = (tf.range(slots) < wanted) & usable & (chosen[:, :slots] != after)
+        return positions, asked
+
+    def weights(self, batch):
+        """One a word asked for."""
+        return {self.mlm: ops.sum(batch["counts"])}
+
+    def forward(self, model, batch, training):
+        """Returns summed cross-entropy and accuracy of the words asked for."""
+        outputs = model({name: batch[name] for name in text.input_names(model)}, training=training)
+        loss, right = _classification(outputs["mlm"], batch["targets"], batch["counts"])
+        counted = ops.sum(batch["counts"])
+        return Forward({self.mlm: loss}, {"mlm_accuracy": (right, counted)}, outputs)
+
+    def derived(self, metrics):
+        """The perplexity: e to the cross-entropy of the words."""
+        return {"perplexity": math.exp(min(metrics[self.mlm], 700.0))}
+
+    def synthetic(self, model, examples, seed):
+        """Counting modulo a small number, in two documents and padding."""
+        generator = np.random.default_rng(seed)
+        shape = examples, text.sequence_length(model) or 32
+        tokens = text.counting(generator, model.output["mlm"].shape[-1], shape)
+        segments = text.two_documents(generator, shape)
+        tokens = np.where(segments > 0, tokens, text.PADDING)
+        return {"tokens": tokens.astype("int32"), "segments": segments.astype("uint16")}
+
+
+class NextSentencePrediction(MaskedLanguageModeling):
+    """BERT's pretraining: masked words, and whether the second sentence follows the first.
+
+    Args:
+      mask_share: share of a row's words that are asked for; special tokens never are.
+      whole_word: whether the parts of a word are asked for together, or none of them.
+    """
+
+    mlm = "mlm"
+    terms = {"mlm": 1.0, "nsp": 1.0}
+    statistics = ("mlm_accuracy", "nsp_accuracy")
+
+    def __init__(self, mask_share: float = 0.15, whole_word: bool = False):
+        super().__init__(mask_share, whole_word)
+
+    def check(self, model, dataset) -> None:
+        """Compares the heads, the arrays, the vocabularies and the sequence lengths."""
+        super().check(model, dataset)
+        for split in dataset.splits:
+            for key in ("types", "label"):
+                text.check_array(dataset, split, key)
+
+    def prepare(self, batch, uniform, training):
+        """Draws the positions to predict, and puts masks and other words there."""
+        import tensorflow as tf
+
+        return {
+            **super().prepare(batch, uniform, training),
+            "types": tf.cast(batch["types"], tf.int32),
+            "label": tf.cast(batch["label"], tf.int32),
+            "weight": batch["weight"],
+        }
+
+    def _tokens(self, batch):
+        import tensorflow as tf
+
+        tokens = tf.cast(batch["tokens"], tf.int32)
+        # Both sentences are one segment: they see each other.
+        return tokens, tf.cast(tokens != text.PADDING, tf.int32)
+
+    def weights(self, batch):
+        """One a word asked for; one a pair."""
+        return {**super().weights(batch), "nsp": ops.sum(batch["weight"])}
+
+    def forward(self, model, batch, training):
+        """Returns summed cross-entropies and accuracies of words and pairs."""
+        result = super().forward(model, batch, training)
+        loss, right = _classification(result.outputs["nsp"], batch["label"], batch["weight"])
+        result.sums["nsp"] = loss
+        result.statistics["nsp_accuracy"] = right, ops.sum(batch["weight"])
+        return result
+
+    def synthetic(self, model, examples, seed):
+        """Two sentences that count; the second goes on from the first, or does not."""
+        generator = np.random.default_rng(seed)
+        length = text.sequence_length(model) or 32
+        vocabulary = model.output["mlm"].shape[-1]
+        label = generator.integers(0, 2, examples)
+        jump = label * generator.integers(1, 4, examples)
+        first = generator.integers(0, 7, (examples, 1))
+        ends = generator.integers(3 * length // 4, length + 1, (examples, 1))
+        cuts = generator.integers(2, length // 2, (examples, 1))
+        places = np.arange(length)
+        second = places > cuts
+        # The separator in between takes no number.
+        tokens = text.counting(
+            generator, vocabulary, (examples, length), first + second * (jump[:, None] - 1)
+        )
+        tokens = np.where(places == 0, text.START, tokens)
+        tokens = np.where((places == cuts) | (places == ends - 1), text.SEPARATOR, tokens)
+        tokens = np.where(places < ends, tokens, text.PADDING)
+        return {
+            "tokens": tokens.astype("int32"),
+            "types": (second & (places < ends)).astype("uint8"),
+            "label": label.astype("int32"),
+        }
+
+
+def _classification(logits, targets, counts):
+    """Returns the summed cross-entropy and the number of right answers, those that count."""
+    losses = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+    right = ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), targets)
+    return ops.sum(losses * counts), ops.sum(ops.cast(right, "float32") * counts)

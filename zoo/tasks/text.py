@@ -1,0 +1,114 @@
+"""What the tasks on text share: tokens of special meaning, checks, and made-up text."""
+
+import numpy as np
+
+from zoo.errors import UsageError
+
+# The first ids of every tokenizer, zoo.data.tokenizers.SPECIAL; words come after them.
+PADDING, UNKNOWN, START, END, SEPARATOR, MASK = range(6)
+FIRST_WORD = 6
+
+
+def documents(batch, cross_documents: bool):
+    """Returns stored tokens and the document of each; runs inside tf.data.
+
+    Args:
+      batch: "tokens" (B, T) integers, -1 or segment 0 for padding, and optionally "segments" of
+        the same shape; where there are none, a document begins at each <start>.
+      cross_documents: whether all documents of a row are one.
+
+    Returns:
+      `(tokens, segments)`, both (B, T) int32, segment 0 for padding.
+    """
+    import tensorflow as tf
+
+    tokens = tf.cast(batch["tokens"], tf.int32)
+    if "segments" in batch:
+        segments = tf.cast(batch["segments"], tf.int32)
+    else:
+        segments = 1 + tf.cumsum(tf.cast(tokens == START, tf.int32), axis=1)
+        segments = tf.where(tokens < 0, 0, segments)
+    if cross_documents:
+        segments = tf.minimum(segments, 1)
+    return tf.maximum(tokens, 0), segments
+
+
+def input_names(model) -> list[str]:
+    """Returns the names of a Functional model's inputs."""
+    return [tensor.name for tensor in model.inputs]
+
+
+def sequence_length(model) -> int | None:
+    """Returns the largest number of positions a model has; None where any number will do."""
+    for layer in model.layers:
+        if hasattr(layer, "sequence_length"):
+            return layer.sequence_length
+    return None
+
+
+def complete_vocabulary(task, arguments, dataset):
+    """Fills in `vocabulary_size` where it is 0, and keeps the tokenizer for the task."""
+    task.tokenizer = dataset.tokenizer
+    if task.tokenizer is None or arguments.get("vocabulary_size", 1):
+        return arguments
+    return {**arguments, "vocabulary_size": task.tokenizer.vocabulary_size}
+
+
+def check_vocabulary(size: int, dataset) -> None:
+    """Raises `UsageError` where a model has fewer tokens than the tokenizer."""
+    tokenizer = dataset.tokenizer
+    if tokenizer is not None and tokenizer.vocabulary_size > size:
+        raise UsageError(
+            f"The tokenizer of {dataset.name!r} has {tokenizer.vocabulary_size} tokens, the model "
+            f"{size}; set model.vocabulary_size=0 to take the tokenizer's."
+        )
+
+
+def check_length(model, dataset, key: str, targets: int) -> None:
+    """Raises `UsageError` where sequences are longer than the model's positions."""
+    limit = sequence_length(model)
+    for split, arrays in dataset.splits.items():
+        check_array(dataset, split, key)
+        length = arrays[key].shape[1] - targets
+        if limit and length > limit:
+            raise UsageError(
+                f"The model has {limit} positions. Received: sequences of {length}; lower "
+                "data.sequence_length or raise model.sequence_length."
+            )
+
+
+def check_array(dataset, split: str, key: str) -> None:
+    """Raises `UsageError` where a split lacks an array."""
+    if key not in dataset.splits[split]:
+        raise UsageError(
+            f"The task needs the array {key!r}. Data set {dataset.name!r}, split {split!r} "
+            f"has: {', '.join(dataset.splits[split])}."
+        )
+
+
+def counting(generator, vocabulary: int, shape, first=None):
+    """Returns made-up text, learnable in a few steps: counting modulo 7 or less, under noise.
+
+    Args:
+      generator: a NumPy generator.
+      vocabulary: V; what is counted are the first words.
+      shape: (N, T).
+      first: (N, 1) or (N, T) integers that are added; drawn for each row by default.
+
+    Returns:
+      (N, T) int64.
+    """
+    period = min(vocabulary - FIRST_WORD, 7)
+    first = generator.integers(0, period, (shape[0], 1)) if first is None else first
+    tokens = FIRST_WORD + (first + np.arange(shape[1])) % period
+    noise = generator.random(shape) < 0.05
+    return np.where(noise, generator.integers(FIRST_WORD, vocabulary, shape), tokens)
+
+
+def two_documents(generator, shape):
+    """Returns segments (N, T): two documents and padding, of unequal lengths."""
+    examples, length = shape
+    ends = generator.integers(length // 2, length + 1, (examples, 1))
+    cuts = generator.integers(1, length // 2, (examples, 1))
+    places = np.arange(length)
+    return np.where(places < ends, 1 + (places >= cuts), 0)
