@@ -1,0 +1,188 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017, Attention Is All You Need).
+
+A row may hold one pair of sentences, or several one after the other, which saves the padding: each
+source ends with <end>, each target begins with <start>, and the n-th target sees the n-th source
+alone. The model reads that from the tokens. The layers' names are what the trainer, the chunked
+loss and the decoding rely on: `embedding`, `positions`, `encoder_0` ..., `decoder_0` ...,
+`final_norm`, `logits`. Axes: B batch, S source positions, T target positions, C hidden_dim.
+"""
+
+import keras
+from keras import layers, ops
+
+from zoo.layers.attention import MaskBias
+from zoo.layers.dropout import Dropout
+from zoo.layers.transformer import TransformerBlock, normalization
+from zoo.models.gpt import scale
+from zoo.tasks.text import END, PADDING, START
+
+EPSILON = 1e-5
+
+
+def build(
+    vocabulary_size: int = 37_000,
+    num_encoder_layers: int = 0,
+    num_decoder_layers: int = 0,
+    hidden_dim: int = 0,
+    num_heads: int = 0,
+    intermediate_dim: int = 0,
+    depth: int = 0,
+    dropout: float = 0.1,
+    activation: str = "relu",
+    norm_first: bool = False,
+    tie_weights: bool = True,
+    name: str = "seq2seq",
+) -> keras.Model:
+    """Builds an encoder-decoder.
+
+    Args:
+      vocabulary_size: number of tokens, shared by source and target.
+      num_encoder_layers: 0 for `depth`.
+      num_decoder_layers: 0 for as many as the encoder has.
+      hidden_dim: width; 0 for 64 * depth.
+      num_heads: 0 for one a 64 of the width.
+      intermediate_dim: width inside the feed-forward parts; 0 for 4 * hidden_dim.
+      depth: the one dial from which the sizes that are 0 follow.
+      dropout: of embeddings, attention and residuals (section 5.4, and of the probabilities).
+      activation: of the feed-forward parts, see `zoo.layers.transformer.ACTIVATIONS`.
+      norm_first: whether each part normalises its input, which trains more stably (Xiong et al.
+        2020, arXiv:2002.04745); otherwise its sum with the residual, as in the paper.
+      tie_weights: whether the projection onto the vocabulary shares the embedding's weights
+        (section 3.4). Source and target share theirs always.
+      name: of the Keras model.
+
+    Returns:
+      A Functional model from {"source": (B, S), "target": (B, T)}, both int32 with 0 for padding,
+      to logits (B, T, vocabulary_size) float32 of the token that follows each target position.
+      Sequences may be of any length: positions are sinusoids.
+    """
+    sizes = scale(depth, num_encoder_layers, hidden_dim, num_heads)
+    encoders = sizes.pop("num_layers")
+    decoders = num_decoder_layers or depth or encoders
+    hidden_dim = sizes["hidden_dim"]
+    intermediate_dim = intermediate_dim or 4 * hidden_dim
+    block = {
+        **sizes,
+        "intermediate_dim": intermediate_dim,
+        "norm_first": norm_first,
+        "activation": activation,
+        "dropout": dropout,
+        "epsilon": EPSILON,
+        # Of the feed-forward parts: Glorot and Bengio 2010, equation 12.
+        "initializer_range": (2 / (hidden_dim + intermediate_dim)) ** 0.5,
+    }
+    source = keras.Input((None,), dtype="int32", name="source")
+    target = keras.Input((None,), dtype="int32", name="target")
+    embedding = layers.ReversibleEmbedding(
+        vocabulary_size,
+        hidden_dim,
+        tie_weights=tie_weights,
+        # Times sqrt(C) of unit size as an input, and logits of unit size as a projection.
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
+        name="embedding",
+    )
+    positions = Positions(name="positions")
+    sources = Segments("source", name="source_segments")(source)
+    targets = Segments("target", name="target_segments")(target)
+
+    def embedded(tokens, segments, side):
+        x = positions(embedding(tokens), segments)
+        return Dropout(dropout, name=f"{side}_dropout")(x) if dropout else x
+
+    x = embedded(source, sources, "source")
+    bias = MaskBias(name="source_mask")(sources)
+    for i in range(encoders):
+        x = TransformerBlock(**block, name=f"encoder_{i}")(x, bias)
+    memory = _last_norm(norm_first, "encoder_norm")(x)
+
+    x = embedded(target, targets, "target")
+    bias = MaskBias(causal=True, name="target_mask")(targets)
+    memory_bias = MaskBias(name="memory_mask")(targets, sources)
+    for i in range(decoders):
+        x = TransformerBlock(**block, cross=True, name=f"decoder_{i}")(x, bias, memory, memory_bias)
+    x = _last_norm(norm_first, "final_norm")(x)
+    logits = embedding(x, reverse=True)
+    logits = layers.Activation("linear", dtype="float32", name="logits")(logits)
+    return keras.Model({"source": source, "target": target}, logits, name=name)
+
+
+def _last_norm(norm_first: bool, name: str) -> layers.Layer:
+    """What ends a stack: blocks that normalise their output leave nothing to do."""
+    return normalization("layer", EPSILON, name) if norm_first else layers.Identity(name=name)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Segments(layers.Layer):
+    """Numbers the sentences of a row: 1, 2, ...; 0 is padding.
+
+    Args:
+      side: "source", whose sentences end with <end>, or "target", where they begin with <start>.
+    """
+
+    def __init__(self, side, **kwargs):
+        super().__init__(**kwargs)
+        if side not in ("source", "target"):
+            raise ValueError(f"side is 'source' or 'target'. Received: {side!r}.")
+        self.side = side
+
+    def call(self, tokens):
+        """Args: tokens (B, T) int32. Returns (B, T) int32."""
+        marks = ops.cast(ops.equal(tokens, END if self.side == "source" else START), "int32")
+        found = ops.cumsum(marks, axis=1)
+        found = 1 + found - marks if self.side == "source" else ops.maximum(found, 1)
+        return ops.where(ops.equal(tokens, PADDING), 0, found)
+
+    def compute_output_spec(self, tokens):
+        return keras.KerasTensor(tokens.shape, "int32")
+
+    def get_config(self):
+        return {**super().get_config(), "side": self.side}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Positions(layers.Layer):
+    """Embeddings times sqrt(C) (section 3.4), plus the sinusoids of their places (section 3.5).
+
+    The sines fill the first half of the width and the cosines the second, as in the authors' code;
+    the paper's equation interleaves them, which differs by the order of the columns alone.
+    """
+
+    def call(self, x, segments=None, first=0):
+        """Adds the positions.
+
+        Args:
+          x: (B, T, C), C even.
+          segments: (B, T) integers; places are counted inside each. None for one sentence a row.
+          first: the place of the first position, without segments.
+
+        Returns:
+          (B, T, C) in the type of x.
+        """
+        length, width = ops.shape(x)[1], x.shape[-1]
+        table = sinusoids(first + ops.arange(length), width)[None]
+        if segments is not None:
+            same = ops.equal(segments[:, :, None], segments[:, None, :])
+            steps = ops.arange(length)
+            before = ops.logical_and(same, steps[None, :] < steps[:, None])
+            table = ops.take(table[0], ops.sum(ops.cast(before, "int32"), -1), axis=0)
+        return x * ops.cast(width**0.5, x.dtype) + ops.cast(table, x.dtype)
+
+    def compute_output_spec(self, x, segments=None, first=0):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def sinusoids(positions, width: int):
+    """Returns sines and cosines of wavelengths 2 pi ... 20,000 pi.
+
+    Args:
+      positions: (T,) integers.
+      width: C, even.
+
+    Returns:
+      (T, C) float32.
+    """
+    if width % 2:
+        raise ValueError(f"Sinusoidal positions need an even hidden_dim. Received: {width}.")
+    frequencies = 10_000.0 ** (-ops.arange(0, width, 2, dtype="float32") / width)
+    angles = ops.cast(positions, "float32")[:, None] * frequencies
+    return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)

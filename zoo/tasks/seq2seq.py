@@ -1,0 +1,191 @@
+"""Sequence to sequence: a target sentence from a source sentence, with teacher forcing.
+
+Stored examples: "source" (S,) and "target" (T,) integers, 0 for padding. Both hold one sentence or
+several, each ending with <end>; the n-th of the one belongs to the n-th of the other. Models take
+{"source", "target"}, both int32, where the target is moved one place to the right and begins with
+<start>, and give logits (B, T, V).
+"""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from zoo.errors import UsageError
+from zoo.layers.cross_entropy import linear_cross_entropy
+from zoo.models.head import split_head
+from zoo.tasks.base import Forward, Task
+from zoo.tasks.text import (
+    END,
+    FIRST_WORD,
+    PADDING,
+    START,
+    check_array,
+    check_vocabulary,
+    complete_vocabulary,
+)
+
+
+class SequenceToSequence(Task):
+    """Cross-entropy by target tokens, in training with smoothed labels; BLEU and chrF of a split.
+
+    Label smoothing (Vaswani et al. 2017, section 5.4) trains towards a distribution with the share
+    `label_smoothing` spread evenly over the vocabulary. The metric "nll" and the perplexity are of
+    the plain targets, in training too.
+
+    Args:
+      label_smoothing: 0 for none.
+      chunk: positions whose logits exist at once; 0 for all of them.
+      beams: width of the search with which whole splits are translated; 1 takes the most
+        probable token each time, 0 translates nothing.
+      length_penalty: of that search, see `trainers.beam_search`.
+    """
+
+    statistics = ("nll", "accuracy")
+    unit = "tokens"
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.1,
+        chunk: int = 0,
+        beams: int = 4,
+        length_penalty: float = 0.6,
+    ):
+        if not 0 <= label_smoothing < 1:
+            raise UsageError(
+                f"task.label_smoothing is at least 0 and less than 1. Received: {label_smoothing}."
+            )
+        if chunk < 0 or beams < 0:
+            raise UsageError(
+                "task.chunk and task.beams are 0 (off) or positive. "
+                f"Received: task.chunk={chunk}, task.beams={beams}."
+            )
+        self.label_smoothing, self.chunk = label_smoothing, chunk
+        self.beams, self.length_penalty = beams, length_penalty
+        self.tokenizer = None
+        self._split, self._translators = {}, {}  # by model
+
+    def complete(self, arguments, dataset):
+        """The vocabulary is the tokenizer's where the recipe says 0."""
+        return complete_vocabulary(self, arguments, dataset)
+
+    def check(self, model, dataset) -> None:
+        """Compares the vocabularies, and looks for the arrays."""
+        check_vocabulary(model.output_shape[-1], dataset)
+        for split in dataset.splits:
+            for key in ("source", "target"):
+                check_array(dataset, split, key)
+
+    def prepare(self, batch, uniform, training):
+        """Inputs, labels and which of them count."""
+        import tensorflow as tf
+
+        source, labels = (tf.cast(batch[key], tf.int32) for key in ("source", "target"))
+        before = tf.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=END)
+        target = tf.where(before == END, START, before)
+        counts = tf.cast(labels != PADDING, tf.float32) * batch["weight"][:, None]
+        return {
+            "source": source,
+            "target": tf.where(labels == PADDING, PADDING, target),
+            "labels": labels,
+            "counts": counts,
+        }
+
+    def weights(self, batch):
+        """One a target token."""
+        return {"loss": ops.sum(batch["counts"])}
+
+    def forward(self, model, batch, training):
+        """Returns the summed loss, plain cross-entropy and accuracy."""
+        inputs = {"source": batch["source"], "target": batch["target"]}
+        labels, counts = batch["labels"], batch["counts"]
+        smoothing = self.label_smoothing if training else 0.0
+        if self.chunk:
+            outputs, (loss, losses, right, gap) = (
+                None,
+                self._chunked(model, inputs, labels, counts, smoothing, training),
+            )
+        else:
+            outputs = model(inputs, training=training)
+            losses = ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
+            loss = ops.sum(losses * counts)
+            right = ops.cast(ops.equal(ops.argmax(outputs, -1), labels), "float32")
+            gap = 0.0
+            if smoothing:
+                at_label = ops.take_along_axis(outputs, labels[..., None], -1)[..., 0]
+                gap = at_label - ops.mean(outputs, -1)
+        if smoothing:
+            # Smoothed cross-entropy is the plain one plus a share of how far the label's logit
+            # lies above the mean of all: log Z - (1 - e) z_y - e mean(z).
+            loss = loss + smoothing * ops.sum(gap * counts)
+        total = ops.sum(counts)
+        return Forward(
+            sums={"loss": loss},
+            statistics={
+                "nll": (ops.sum(losses * counts), total),
+                "accuracy": (ops.sum(right * counts), total),
+            },
+            outputs=outputs,
+        )
+
+    def _chunked(self, model, inputs, labels, counts, smoothing, training):
+        """Loss, losses, right and gap as above, (B, T) but the first, without all logits."""
+        if id(model) not in self._split:
+            self._split[id(model)] = split_head(model)
+        trunk, head = self._split[id(model)]
+        hidden = trunk(inputs, training=training)
+        kernel, bias = head()
+        hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
+        flat = ops.reshape(labels, (-1,))
+        loss, losses, right = linear_cross_entropy(
+            hidden, ops.cast(kernel, hidden.dtype), bias, flat, ops.reshape(counts, (-1,)),
+            self.chunk, gradients=training,
+        )  # fmt: skip
+        gap = ops.zeros(flat.shape)
+        if smoothing:
+            # A difference of logits is a product with the difference of their kernels.
+            rows = ops.take(kernel, flat, axis=0) - ops.mean(kernel, axis=0)
+            gap = ops.sum(ops.cast(hidden, "float32") * ops.cast(rows, "float32"), -1)
+            if bias is not None:
+                gap = gap + ops.take(bias, flat) - ops.mean(bias)
+        return loss, *(ops.reshape(x, labels.shape) for x in (losses, right, gap))
+
+    def derived(self, metrics):
+        """The perplexity of the plain targets."""
+        return {"perplexity": math.exp(min(metrics["nll"], 700.0))}
+
+    def whole_split(self, model, dataset, split):
+        """BLEU and chrF against the corpus' own text, and every sentence with its translation."""
+        pairs = getattr(dataset, "pairs", {}).get(split)
+        if pairs is None or not self.beams:
+            return {}, []
+        from trainers.translate import Translator, scores
+
+        if id(model) not in self._translators:
+            self._translators[id(model)] = Translator(model, dataset.tokenizer)
+        sources, references = zip(*pairs(), strict=True)
+        found = self._translators[id(model)](
+            sources, beams=self.beams, length_penalty=self.length_penalty
+        )
+        samples = [
+            {"source": source, "prediction": prediction, "reference": reference}
+            for source, prediction, reference in zip(sources, found, references, strict=True)
+        ]
+        return scores(found, references), samples
+
+    def synthetic(self, model, examples, seed):
+        """Sentences that count modulo a small number; each translation is one step ahead."""
+        generator = np.random.default_rng(seed)
+        period, length = min(model.output_shape[-1] - FIRST_WORD, 7), 64
+        arrays = {key: np.zeros((examples, length), "uint16") for key in ("source", "target")}
+        for row in range(examples):
+            # Unequal numbers of tokens in two sentences, and padding.
+            start = 0
+            for words in generator.integers(4, length // 2, 2):
+                tokens = generator.integers(period) + np.arange(words)
+                for ahead, key in enumerate(arrays):
+                    place = arrays[key][row, start : start + words]
+                    place[:] = FIRST_WORD + (tokens + ahead) % period
+                    place[-1] = END
+                start += words
+        return arrays
