@@ -45,7 +45,6 @@ def base() -> ml_collections.ConfigDict:
                 "normalization": "NFC",
                 "sequence_length": 0,  # tokens that the model sees at once
                 "packing": "stream",  # windows over all text, or "best_fit": documents in rows
-                "cross_documents": False,  # whether attention and loss go from one to the next
             },
             "optimizer": optimizer("adamw"),
             "schedule": schedule("constant"),

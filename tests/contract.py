@@ -152,6 +152,11 @@ PROMISES = (
 )
 
 
+def promises(row):
+    """Rows that differ from another in their sizes alone have their count to keep."""
+    return PROMISES if row.tiny else PROMISES[:1]
+
+
 def _batch(row):
     import tensorflow as tf
 
@@ -160,7 +165,8 @@ def _batch(row):
     task = registry.build_task(row.task, **row.task_arguments)
     arrays = _data(row).splits["train"]
     batch = {key: tf.constant(value[:4]) for key, value in arrays.items()}
-    return task.prepare({**batch, "weight": tf.ones(4)})
+    batch["weight"] = tf.ones(4)
+    return task.prepare(batch, lambda n: tf.random.stateless_uniform((4, n), (0, 0)), False)
 
 
 def _outputs(model, row, batch):
@@ -184,7 +190,7 @@ def main(family: str) -> None:
     prepare_devices(2)
     found = {}
     for row in rows(family):
-        for promise in PROMISES:
+        for promise in promises(row):
             try:
                 promise(row)
                 found[f"{row.name}/{promise.__name__}"] = ""

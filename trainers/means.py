@@ -52,13 +52,14 @@ class Means:
 
     def logs(self, taken: dict[str, tuple[float, float]]) -> dict[str, float]:
         """Turns totals and counts into means, with the whole loss under "loss"."""
-        return self._with_loss(
+        means = self._with_loss(
             {
                 name: total / count if count else 0.0
                 for name, (total, count) in taken.items()
                 if count or name != "regularization"
             }
         )
+        return {**means, **self.task.derived(means)}
 
     def _with_loss(self, means: dict) -> dict:
         loss = sum(c * means[name] for name, c in self.task.terms.items())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers import report_sections as sections
-from trainers.workdir import atomic
+from zoo.data.disk import atomic
 from zoo.errors import UsageError
 
 
@@ -38,6 +38,7 @@ class Run:
       source: the recipe's name, such as `cnn_mnist:debug`.
       planned_steps: the recipe's `trainer.steps`, infinity where it counts epochs instead.
       config: the nested recipe.
+      facts: title -> name -> value: what the run knew of its data.
       environment: what the run saw of its machine.
       records: the lines of metrics.jsonl that hold numbers, in order of their `step`.
       events: the lines of metrics.jsonl that hold an `event`, in the order written.
@@ -52,6 +53,7 @@ class Run:
     source: str
     planned_steps: float
     config: dict
+    facts: dict
     environment: dict
     records: list[dict]
     events: list[dict]
@@ -96,6 +98,7 @@ def read_run(workdir: Path) -> Run:
         source=str(resolved.get("source", "")),
         planned_steps=planned,
         config=config,
+        facts=_part(resolved, "facts"),
         environment=_read_json(workdir / "environment.json", notes),
         records=records,
         events=events,
@@ -237,6 +240,8 @@ def _page(run: Run) -> str:
             sections.evaluation_metrics(run.evaluations),
             sections.curves(run.records),
             *(sections.classification(evaluation) for evaluation in run.evaluations),
+            sections.samples(run.events),
+            sections.facts(run.facts),
             sections.events(run.events),
             sections.config(run.config),
             sections.environment(run.environment),
@@ -319,6 +324,9 @@ table.confusion tbody th { text-align: right; }
 .right { background: rgb(var(--right) / var(--share)); }
 .wrong { background: rgb(var(--wrong) / var(--share)); }
 .strong { color: #ffffff; }
+.samples { display: grid; gap: 16px; max-height: 760px; overflow: auto; }
+pre { margin: 8px 0 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext;
+  font: 13px/1.45 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 .none { color: var(--quiet); opacity: 0.5; }
 .notes { margin: 16px 0 0; padding: 10px 16px 10px 32px; background: var(--warn);
   border-radius: 10px; }

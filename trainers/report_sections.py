@@ -10,7 +10,8 @@ import numpy as np
 from trainers import report_figures as figures
 
 _NOT_METRICS = {
-    "step", "epoch", "seconds", "learning_rate", "samples_per_second", "skipped_steps",
+    "step", "epoch", "seconds", "learning_rate", "samples_per_second", "tokens_per_second",
+    "skipped_steps",
 }  # fmt: skip
 _LARGEST_TABLE = 20
 
@@ -66,7 +67,7 @@ def curves(records: list[dict]) -> str:
                       "validation": _series(records, f"val_{name}")})
         for name in metrics
     ]  # fmt: skip
-    for name in ("learning_rate", "samples_per_second", "skipped_steps"):
+    for name in ("learning_rate", "samples_per_second", "tokens_per_second", "skipped_steps"):
         series = _series(records, name)
         if name != "skipped_steps" or any(series.values()):
             plots.append(_curve(name, {"training": series}))
@@ -99,7 +100,28 @@ def classification(evaluation) -> str:
     )
 
 
+def samples(rows: list[dict]) -> str:
+    """What a text model wrote at each evaluation, the last one first."""
+    rows = [row for row in rows if row["event"] == "sample"]
+    cards = [
+        f"<figure><h3>step {_count(row['step'])}</h3>"
+        f"<pre>{_text(row.get('detail', ''))}</pre></figure>"
+        for row in reversed(rows)
+    ]
+    return _section("Samples", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
+
+
+def facts(groups: dict) -> str:
+    """What the run knew of its data, such as its tokenizer, a table each."""
+    return "".join(
+        _section(title, _pairs([_pair(key, value) for key, value in _flat(values)]))
+        for title, values in groups.items()
+        if isinstance(values, dict) and values
+    )
+
+
 def events(rows: list[dict]) -> str:
+    rows = [row for row in rows if row["event"] != "sample"]
     cells = [[_count(r["step"]), _text(r["event"]), _text(r.get("detail", ""))] for r in rows]
     return _section("Events", _table(["step", "event", "detail"], cells, 0)) if cells else ""
 
@@ -166,7 +188,7 @@ def _time_tile(run) -> str:
 
 def _throughput_tile(run) -> str:
     # The median, because the first interval holds tracing and compilation.
-    for unit in ("samples", "tokens"):
+    for unit in ("tokens", "samples"):
         values = _series(run.records, f"{unit}_per_second").values()
         values = [value for value in values if math.isfinite(value)]
         if values:

@@ -26,9 +26,10 @@ from trainers.remat import apply_remat
 from trainers.schedules import make_schedule
 from trainers.step import TrainStep
 from trainers.strategy import distribute, make_strategy, prepare_devices
-from trainers.workdir import WorkDirectory, save_model, write_json
+from trainers.workdir import WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
+from zoo.data.disk import write_json
 from zoo.errors import RunError, UsageError
 
 
@@ -96,6 +97,8 @@ class Trainer:
 
                 print(initialize(self.step.net, self.config.init_from), file=sys.stderr)
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
+            if self.dataset.tokenizer is not None:
+                self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             self._restore(found)
             ended = self.done == self.total_steps or self.counters["stopped"]
             if ended and (self.workdir / "model.keras").exists():
@@ -115,9 +118,7 @@ class Trainer:
         self.replicas = self.strategy.num_replicas_in_sync
         check_batch(config, self.replicas)
         if self.dataset is None:
-            from zoo.data import load
-
-            self.dataset = load(config.data.source, config.data.manual_dir or None)
+            self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
         if "train" not in self.dataset.splits:
             raise UsageError(
                 f"Training needs the split 'train'. Data set {self.dataset.name!r} has: "
@@ -140,9 +141,15 @@ class Trainer:
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
         self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
 
-        self.step, self.task = build_step(config, self.strategy, self.total_steps)
+        self.step, self.task = build_step(config, self.strategy, self.total_steps, self.dataset)
         self.task.check(self.step.net, self.dataset)
+        held_out = held_out or self.dataset.splits.get("validation")
         self.validation = held_out and self._evaluator(held_out)
+        self.writer = None
+        if self.task.generates and self.dataset.tokenizer is not None:
+            from trainers.samples import sample_writer
+
+            self.writer = sample_writer(self.step.net, self.dataset.tokenizer, config)
         self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
         self._run = update_function(self.step, self.strategy)
 
@@ -215,7 +222,8 @@ class Trainer:
                     before = totals.get(name, (0.0, 0.0))
                     totals[name] = before[0] + total, before[1] + weight
                 logs = self.step.means.logs(taken)
-                self._log(logs, window_steps, now - window_start, interactive)
+                counted = taken[next(iter(self.task.terms))][1]
+                self._log(logs, window_steps, counted, now - window_start, interactive)
                 window_start, window_steps = now, 0
             callbacks.on_train_batch_end(place + count - 1, logs)
 
@@ -250,12 +258,19 @@ class Trainer:
         metrics = {}
         with self.step.averaged():
             save_model(self.step.net, self.workdir / "model.keras")
+            if "validation" in self.dataset.splits:
+                found, _ = self.task.whole_split(self.step.net, self.dataset, "validation")
+                if found:
+                    self.workdir.log(step=self.done, **{f"val_{k}": v for k, v in found.items()})
             if self.read_test and "test" in self.dataset.splits:
                 evaluator = self._evaluator(self.dataset.splits["test"])
                 metrics, predictions = evaluator()
+                whole, samples = self.task.whole_split(self.step.net, self.dataset, "test")
+                metrics |= whole
                 write_evaluation(
-                    self.workdir, "test", "final", self.done, metrics, predictions, self.dataset
-                )
+                    self.workdir, "test", "final", self.done, metrics, predictions, self.dataset,
+                    samples,
+                )  # fmt: skip
         self._event("finished", f"{self.counters['seconds']:.1f} s of training")
         write_report(self.workdir.path)
         return metrics
@@ -288,8 +303,8 @@ class Trainer:
         stops = [(self.done // period + 1) * period for period in periods if period]
         return min(*stops, self.total_steps)
 
-    def _log(self, logs, steps: int, seconds: float, interactive: bool) -> None:
-        """Writes a line about the last `steps` updates."""
+    def _log(self, logs, steps: int, counted: float, seconds: float, interactive: bool) -> None:
+        """Writes a line about the last `steps` updates, which counted so many of the unit."""
         self.counters["seconds"] = time.perf_counter() - self._started
         optimizer = inner(self.step.optimizer)
         values = {
@@ -297,6 +312,8 @@ class Trainer:
             "learning_rate": float(optimizer.learning_rate.numpy()),
             "samples_per_second": steps * self.config.trainer.global_batch_size / seconds,
         }
+        if self.task.unit != "samples":
+            values[f"{self.task.unit}_per_second"] = counted / seconds
         skipped = self.done - int(optimizer.iterations.numpy())
         if self.step.optimizer is not optimizer:
             values["skipped_steps"] = skipped
@@ -321,7 +338,10 @@ class Trainer:
                 self.counters["best"] = value
                 save_model(self.step.net, self.workdir / "best" / "model.keras")
                 write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
+            sample = self.writer() if self.writer else ""
         self.workdir.log(step=self.done, epoch=round(self.done / self.steps_per_epoch, 4), **logs)
+        if sample:
+            self.workdir.log(step=self.done, event="sample", detail=sample)
         return logs
 
     def _save(self) -> None:
@@ -394,8 +414,14 @@ def update_function(step: TrainStep, strategy: tf.distribute.Strategy):
     return tf.function(run, autograph=False)
 
 
-def build_step(config, strategy: tf.distribute.Strategy, total_steps: int):
+def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, dataset=None):
     """Builds model, task and optimizer of a recipe, inside the strategy's scope.
+
+    Args:
+      config: a resolved recipe.
+      strategy: in whose scope variables are made.
+      total_steps: length of the run, for the schedule.
+      dataset: from which builder arguments follow that the recipe leaves open.
 
     Returns:
       `(TrainStep, Task)`.
@@ -404,6 +430,8 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int):
     model_arguments = config.model.to_dict()
     task_arguments = config.task.to_dict()
     task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    if dataset is not None:
+        model_arguments = task.complete(model_arguments, dataset)
     schedule = config.schedule.to_dict()
     optimizer_arguments = config.optimizer.to_dict()
     keras.utils.set_random_seed(trainer.seed)

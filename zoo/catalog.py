@@ -20,7 +20,8 @@ class Entry:
       paper: where the architecture comes from.
       licence: licence of the architecture's code here.
       arguments: builder arguments of this row; the builder's own defaults otherwise.
-      tiny: builder arguments of a small variant, by which the contract tests cover the family.
+      tiny: builder arguments of a small variant, by which the contract tests cover the family;
+        none for a row that differs from another in its sizes alone.
       task_arguments: arguments of the task that go with the tiny variant.
       remat: regular expression of the names of the blocks that `trainer.remat` can recompute.
     """
@@ -43,6 +44,145 @@ class Entry:
         return (module or self.builder.__module__).rpartition(".")[2]
 
 
+_TINY_DECODER = {
+    "vocabulary_size": 16, "sequence_length": 12, "num_layers": 2, "hidden_dim": 16,
+    "num_heads": 4,
+}  # fmt: skip
+
+
+def _family(module: str, task: str, paper: str, sizes: Mapping, tiny: Mapping, **more):
+    """Rows of one builder: name -> (parameters, arguments); the first has the tiny variant."""
+    return tuple(
+        Entry(
+            name, f"zoo.models.{module}:build", task, parameters, paper, arguments=arguments,
+            tiny={} if number else tiny, **more,
+        )
+        for number, (name, (parameters, arguments)) in enumerate(sizes.items())
+    )  # fmt: skip
+
+
+GPT = _family(
+    "gpt",
+    "clm",
+    "Radford et al. 2019, Language models are unsupervised multitask learners",
+    {
+        "gpt_nano": (858_880, {
+            "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+            "sequence_length": 256,
+        }),
+        "gpt_mini": (13_891_584, {
+            "vocabulary_size": 8192, "num_layers": 6, "hidden_dim": 384, "num_heads": 6,
+            "sequence_length": 256,
+        }),
+        "gpt2_base": (124_439_808, {"num_layers": 12, "hidden_dim": 768, "num_heads": 12}),
+        "gpt2_medium": (354_823_168, {"num_layers": 24, "hidden_dim": 1024, "num_heads": 16}),
+        "gpt2_large": (774_030_080, {"num_layers": 36, "hidden_dim": 1280, "num_heads": 20}),
+        "gpt2_xl": (1_557_611_200, {"num_layers": 48, "hidden_dim": 1600, "num_heads": 25}),
+    },
+    _TINY_DECODER,
+    remat="block_.*",
+)  # fmt: skip
+LLAMA = _family(
+    "llama",
+    "clm",
+    "Touvron et al. 2023, LLaMA, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783",
+    {
+        "llama_nano": (771_200, {
+            "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+            "num_key_value_heads": 2, "sequence_length": 256,
+        }),
+        "llama_mini": (12_587_904, {
+            "vocabulary_size": 8192, "num_layers": 6, "hidden_dim": 384, "num_heads": 6,
+            "num_key_value_heads": 2, "sequence_length": 256,
+        }),
+        "tinyllama_1.1b": (1_100_048_384, {
+            "vocabulary_size": 32_000, "num_layers": 22, "hidden_dim": 2048, "num_heads": 32,
+            "num_key_value_heads": 4, "intermediate_dim": 5632, "tie_weights": False,
+        }),
+        "llama2_7b": (6_738_415_616, {
+            "vocabulary_size": 32_000, "num_layers": 32, "hidden_dim": 4096, "num_heads": 32,
+            "intermediate_dim": 11_008, "sequence_length": 4096, "tie_weights": False,
+        }),
+        "llama3_8b": (8_030_261_248, {
+            "vocabulary_size": 128_256, "num_layers": 32, "hidden_dim": 4096, "num_heads": 32,
+            "num_key_value_heads": 8, "intermediate_dim": 14_336, "sequence_length": 8192,
+            "rotary_base": 500_000.0, "tie_weights": False,
+        }),
+    },
+    {**_TINY_DECODER, "num_key_value_heads": 2},
+    remat="block_.*",
+)  # fmt: skip
+LSTM = _family(
+    "lstm",
+    "clm",
+    "Hochreiter and Schmidhuber 1997, Long short-term memory",
+    {
+        "lstm_generator": (582_120, {}),
+        "lstm_generator_deep": (4_443_112, {"hidden_dim": 512, "num_layers": 2}),
+    },
+    {"vocabulary_size": 16, "embedding_dim": 8, "hidden_dim": 8, "num_layers": 2},
+    remat="lstm_.*",
+)
+SEQ2SEQ = _family(
+    "seq2seq",
+    "seq2seq",
+    "Vaswani et al. 2017, Attention is all you need, arXiv:1706.03762",
+    {
+        "transformer_tiny": (2_093_056, {
+            "vocabulary_size": 6000, "num_encoder_layers": 4, "hidden_dim": 128, "num_heads": 4,
+            "intermediate_dim": 256,
+        }),
+        "transformer_small": (5_490_688, {
+            "vocabulary_size": 6000, "num_encoder_layers": 3, "hidden_dim": 256, "num_heads": 4,
+            "intermediate_dim": 512, "norm_first": True,
+        }),
+        "transformer_base": (63_082_496, {
+            "num_encoder_layers": 6, "hidden_dim": 512, "num_heads": 8, "intermediate_dim": 2048,
+        }),
+        "transformer_big": (214_245_376, {
+            "num_encoder_layers": 6, "hidden_dim": 1024, "num_heads": 16,
+            "intermediate_dim": 4096, "dropout": 0.3,
+        }),
+    },
+    {
+        "vocabulary_size": 16, "num_encoder_layers": 2, "hidden_dim": 16, "num_heads": 4,
+        "intermediate_dim": 32, "dropout": 0.0,
+    },
+    remat=r"(encoder|decoder)_\d+",
+)  # fmt: skip
+
+_TINY_ENCODER = {**_TINY_DECODER, "dropout": 0.0}
+BERT = _family(
+    "bert",
+    "nsp",
+    "Devlin et al. 2018, BERT, arXiv:1810.04805; sizes of Turc et al. 2019, arXiv:1908.08962",
+    {
+        "bert_tiny": (4_433_468, {"num_layers": 2, "hidden_dim": 128}),
+        "bert_mini": (11_267_900, {"num_layers": 4, "hidden_dim": 256}),
+        "bert_small": (29_058_876, {"num_layers": 4, "hidden_dim": 512}),
+        "bert_medium": (41_668_412, {"num_layers": 8, "hidden_dim": 512}),
+        "bert_base": (110_106_428, {"num_layers": 12, "hidden_dim": 768}),
+        "bert_large": (336_226_108, {"num_layers": 24, "hidden_dim": 1024}),
+    },
+    _TINY_ENCODER,
+    remat="block_.*",
+)  # fmt: skip
+# 514 positions as in the authors' code, which leaves the first two without use.
+_ROBERTA = {
+    "vocabulary_size": 50_265, "sequence_length": 514, "epsilon": 1e-5, "next_sentence": False,
+}  # fmt: skip
+ROBERTA = _family(
+    "bert",
+    "mlm",
+    "Liu et al. 2019, RoBERTa, arXiv:1907.11692",
+    {
+        "roberta_base": (124_696_665, {**_ROBERTA, "num_layers": 12, "hidden_dim": 768}),
+        "roberta_large": (355_411_033, {**_ROBERTA, "num_layers": 24, "hidden_dim": 1024}),
+    },
+    _TINY_ENCODER,
+    remat="block_.*",
+)  # fmt: skip
+
 CATALOG = (
     Entry(
         name="cnn_classifier",
@@ -53,4 +193,10 @@ CATALOG = (
         tiny={"filters": (4, 8, 8), "hidden_dim": 8, "num_classes": 3},
         remat="convolution_.*",
     ),
+    *GPT,
+    *LLAMA,
+    *LSTM,
+    *SEQ2SEQ,
+    *BERT,
+    *ROBERTA,
 )

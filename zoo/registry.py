@@ -12,6 +12,17 @@ from zoo.errors import UsageError, near_names
 _models: dict[str, Entry] = {}
 _tasks: dict[str, str | Callable] = {
     "image_classification": "zoo.tasks.image_classification:ImageClassification",
+    "clm": "zoo.tasks.clm:CausalLanguageModeling",
+    "seq2seq": "zoo.tasks.seq2seq:SequenceToSequence",
+    "mlm": "zoo.tasks.mlm:MaskedLanguageModeling",
+    "nsp": "zoo.tasks.mlm:NextSentencePrediction",
+}
+# How a task's data come from a recipe's `data` section; by name or npz file where not given here.
+_loaders: dict[str, str | Callable] = {
+    "clm": "zoo.data.text:language_modeling",
+    "seq2seq": "zoo.data.parallel:pairs",
+    "mlm": "zoo.data.sentence_pairs:rows_of_text",
+    "nsp": "zoo.data.sentence_pairs:sentence_pairs",
 }
 
 
@@ -55,8 +66,14 @@ for _entry in CATALOG:
     _add(_entry)
 
 
-def register_task(name: str, task: str | Callable) -> None:
+def register_task(name: str, task: str | Callable, load: str | Callable | None = None) -> None:
     """Adds a task class (or `"module:Class"`) under a name; see `zoo.tasks.base.Task`.
+
+    Args:
+      name: of the task.
+      task: the class.
+      load: `load(data, task) -> zoo.data.Dataset` from the recipe's `data` and `task` sections
+        (dicts); by default the data set that `data.source` names.
 
     Raises:
       UsageError: where the name is taken.
@@ -64,6 +81,26 @@ def register_task(name: str, task: str | Callable) -> None:
     if name in _tasks:
         raise UsageError(f"A task name is registered once. Received: {name!r}.")
     _tasks[name] = task
+    if load is not None:
+        _loaders[name] = load
+
+
+def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
+    """Returns the `zoo.data.Dataset` of a recipe; loads no TensorFlow of its own.
+
+    Args:
+      data: the recipe's section `data`.
+      task: the recipe's section `task`.
+
+    Raises:
+      UsageError: for an unknown source, or a value that does not fit it.
+      RunError: for missing or damaged data.
+    """
+    if task["name"] in _loaders:
+        return _resolve(_loaders[task["name"]])(data, task)
+    from zoo.data import load
+
+    return load(data["source"], data["manual_dir"] or None)
 
 
 def entry(name: str) -> Entry:

@@ -27,13 +27,13 @@ def command(argv) -> int:
 def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     """Evaluates a work directory's model, prints the metrics and keeps them in it."""
     from trainers.workdir import WorkDirectory, model_path, read_config
-    from zoo.data import load
+    from zoo.registry import load_data
 
     # What needs no TensorFlow comes first: a wrong request is answered at once.
     saved = read_config(workdir)
     config = saved["config"]
     model_path(workdir, checkpoint)
-    dataset = load(config["data"]["source"], config["data"]["manual_dir"] or None)
+    dataset = load_data(config["data"], config["task"])
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
@@ -56,12 +56,14 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     import tensorflow as tf
 
     from trainers.evaluate import Evaluator, write_evaluation
-    from trainers.workdir import load_model, read_json, read_metrics
+    from trainers.workdir import load_model, read_metrics
     from zoo import registry
+    from zoo.data.disk import read_json
 
     model = load_model(directory.path, checkpoint)
     task_arguments = dict(saved["config"]["task"])
     task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    task.complete(saved["config"]["model"], dataset)
     task.check(model, dataset)
     if dataset.fingerprint != saved["data_fingerprint"]:
         print(f"zoo: {dataset.name!r} holds other data than in training.", file=sys.stderr)
@@ -70,11 +72,13 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
         tf.distribute.get_strategy(),
     )  # fmt: skip
     metrics, predictions = evaluator()
+    whole, samples = task.whole_split(model, dataset, split)
+    metrics |= whole
     if checkpoint == "best":
         step = read_json(directory / "best" / "metrics.json")["step"]
     else:
         step = max(line["step"] for line in read_metrics(directory.path))
-    write_evaluation(directory, split, checkpoint, step, metrics, predictions, dataset)
+    write_evaluation(directory, split, checkpoint, step, metrics, predictions, dataset, samples)
     return metrics
 
 

@@ -1,0 +1,119 @@
+"""Trains a ladder of sizes, plots loss against parameters, and fits a power law.
+
+    python -m benchmarks.scaling_ladder [--recipe=gpt_scaling] [--rungs 1 2 3 4] [--argument …]
+
+The law is loss = floor + (scale / parameters)^exponent (Hoffmann et al. 2022, arXiv:2203.15556,
+equation 2, with the data held fixed); parameters are those besides the embeddings (Kaplan et al.
+2020, arXiv:2001.08361, section 2.1). Rows go to results/scaling.csv, the plot to
+results/scaling.svg.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.results_file import RESULTS, append
+
+
+def train(recipe: str, rung: int, arguments: list[str]) -> dict:
+    """Trains one rung in a process of its own; returns its row."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        command = [
+            *(sys.executable, "-m", "trainers.cli.main", "train", f"{recipe}:{rung}"),
+            f"--workdir={workdir}",
+            *arguments,
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        count = subprocess.run(
+            [sys.executable, "-c", COUNT, str(workdir)], capture_output=True, text=True, check=True
+        )
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    bits = [line["val_bits_per_byte"] for line in lines if "val_bits_per_byte" in line]
+    return {
+        "recipe": recipe,
+        "rung": rung,
+        "parameters": int(count.stdout),
+        "steps": max(line["step"] for line in lines),
+        "val_loss": round(losses[-1], 4),
+        "val_bits_per_byte": round(bits[-1], 4),
+        "training_seconds": max(line.get("seconds", 0) for line in lines),
+    }
+
+
+COUNT = """
+import sys, zoo
+model = zoo.load(sys.argv[1])
+print(sum(layer.count_params() for layer in model.layers if layer.name != "embedding"))
+"""
+
+
+def fit(parameters: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
+    """Fits loss = floor + (scale / parameters)^exponent.
+
+    For a given floor the law is a line in logarithms; the floor is searched for.
+
+    Returns:
+      `(floor, scale, exponent)`.
+    """
+    best = None
+    for floor in np.linspace(0, losses.min() * 0.999, 2000):
+        slope, intercept = np.polyfit(np.log(parameters), np.log(losses - floor), 1)
+        error = np.sum((floor + np.exp(intercept) * parameters**slope - losses) ** 2)
+        if best is None or error < best[0]:
+            best = error, floor, slope, intercept
+    _, floor, slope, intercept = best
+    return float(floor), float(np.exp(-intercept / slope)), float(-slope)
+
+
+def plot(rows: list[dict], law: tuple[float, float, float], path: Path) -> None:
+    """Draws the measured losses and the law."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    parameters = np.array([row["parameters"] for row in rows], float)
+    floor, scale, exponent = law
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    line = np.geomspace(parameters.min() / 1.5, parameters.max() * 1.5, 100)
+    axes.plot(line, floor + (scale / line) ** exponent, color="#dd6b10", zorder=1)
+    axes.scatter(parameters, [row["val_loss"] for row in rows], color="#2563eb", zorder=2)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters besides embeddings")
+    axes.set_ylabel("validation loss, nats a token")
+    axes.set_title(f"loss = {floor:.3f} + ({scale:.3g} / N)^{exponent:.3f}")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Trains all rungs, each written as it ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", default="gpt_scaling")
+    parser.add_argument("--rungs", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--argument", action="append", default=[], help="of zoo train; repeat it")
+    arguments = parser.parse_args()
+    rows = []
+    for rung in arguments.rungs:
+        rows.append(train(arguments.recipe, rung, arguments.argument))
+        append("scaling", rows[-1:])
+        print(rows[-1], flush=True)
+    law = fit(
+        np.array([row["parameters"] for row in rows], float),
+        np.array([row["val_loss"] for row in rows]),
+    )
+    plot(rows, law, RESULTS / "scaling.svg")
+    print(f"loss = {law[0]:.3f} + ({law[1]:.4g} / N)^{law[2]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""A small GPT on the text of Python's own help: no download.
+
+    zoo train gpt_pydoc --workdir=D
+    zoo generate D --prompt="The for statement"
+
+The text is `pydoc_data.topics` of the Python that runs it: about 0.7 MB, which differs a little
+from version to version.
+"""
+
+from configs import gpt_shakespeare
+
+
+def get_config(arg: str = ""):
+    """Variants: "" trains to the end, "debug" ends within a minute on two cores."""
+    config = gpt_shakespeare.get_config(arg)
+    config.data.source = "pydoc"
+    config.data.tokenizer = "bpe"
+    config.data.vocabulary_size = 1000
+    config.data.packing = "best_fit"
+    config.trainer.steps = config.trainer.steps if arg else 600
+    config.trainer.evaluate_every = config.trainer.evaluate_every if arg else 200
+    return config

@@ -1,0 +1,54 @@
+"""A rung of a ladder of GPTs: the same data and steps for each size, given by one dial.
+
+    zoo train gpt_scaling:3 --workdir=D         (zoo fetch wikipedia_en, or ZOO_DATA_DIR, first)
+    python -m benchmarks.scaling_ladder         all rungs, the plot and the fitted power law
+
+The argument is the depth: that many blocks, 64 times as wide. Every rung sees the same tokens in
+the same order, none of them twice.
+"""
+
+from configs.base import base, optimizer, schedule
+from trainers.recipe import unknown_variant
+
+DEPTHS = (1, 2, 3, 4)
+
+
+def get_config(arg: str = ""):
+    """Variants: "1" to "4" by depth ("" is 2), "debug" ends within a minute on two cores."""
+    if arg not in ("", "debug", *map(str, DEPTHS)):
+        raise unknown_variant(arg, [*map(str, DEPTHS), "debug"])
+    config = base()
+    config.model = {
+        "name": "gpt_nano",
+        "vocabulary_size": 0,
+        "sequence_length": 128,
+        "num_layers": 0,
+        "hidden_dim": 0,
+        "num_heads": 0,
+        "intermediate_dim": 0,
+        "depth": int(arg) if arg.isdigit() else 2,
+        "dropout": 0.0,
+        "rotary_base": 10_000.0,
+        "tie_weights": True,
+    }
+    config.task = {"name": "clm", "chunk": 512, "cross_documents": False}
+    config.data.source = "wikipedia_en"
+    config.data.tokenizer = "bpe"
+    config.data.vocabulary_size = 2048
+    config.data.sequence_length = 128
+    config.optimizer = optimizer("adamw", learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0)
+    config.schedule = schedule("cosine", warmup_steps=50, final_fraction=0.1)
+    config.trainer.steps = 1500
+    config.trainer.global_batch_size = 16
+    config.trainer.precision = "mixed_bfloat16"
+    config.trainer.evaluate_every = 1500
+    config.trainer.checkpoint_every = 500
+    if arg == "debug":
+        config.model.depth = 1
+        config.data.source = "pydoc"
+        config.trainer.steps = 20
+        config.trainer.log_every = 5
+        config.trainer.evaluate_every = 20
+        config.trainer.precision = "float32"
+        config.schedule.warmup_steps = 5
+    return config

@@ -1,0 +1,48 @@
+"""A small GPT that writes Shakespeare, character by character.
+
+zoo train gpt_shakespeare --workdir=D       (zoo fetch tiny_shakespeare, or ZOO_DATA_DIR, first)
+zoo generate D --prompt="ROMEO:"
+"""
+
+from configs.base import base, optimizer, schedule
+from trainers.recipe import unknown_variant
+
+
+def get_config(arg: str = ""):
+    """Variants: "" trains to the end, "debug" ends within a minute on two cores."""
+    if arg not in ("", "debug"):
+        raise unknown_variant(arg, ["debug"])
+    config = base()
+    config.model = {
+        "name": "gpt_nano",
+        "vocabulary_size": 0,
+        "sequence_length": 256,
+        "num_layers": 4,
+        "hidden_dim": 128,
+        "num_heads": 4,
+        "intermediate_dim": 0,
+        "depth": 0,
+        "dropout": 0.1,
+        "rotary_base": 10_000.0,
+        "tie_weights": True,
+    }
+    config.task = {"name": "clm", "chunk": 0, "cross_documents": False}
+    config.data.source = "tiny_shakespeare"
+    config.data.tokenizer = "character"
+    config.data.sequence_length = 256
+    config.optimizer = optimizer("muon", learning_rate=2e-3, weight_decay=0.1)
+    config.schedule = schedule("cosine", warmup_steps=50)
+    config.trainer.steps = 2000
+    config.trainer.global_batch_size = 32
+    config.trainer.precision = "mixed_bfloat16"
+    config.trainer.evaluate_every = 500
+    config.trainer.checkpoint_every = 500
+    if arg == "debug":
+        config.model.num_layers, config.model.hidden_dim = 2, 32
+        config.data.sequence_length = 64
+        config.trainer.steps = 20
+        config.trainer.log_every = 5
+        config.trainer.evaluate_every = 20
+        config.schedule.warmup_steps = 5
+        config.trainer.precision = "float32"
+    return config

@@ -1,0 +1,43 @@
+"""A recurrent network that writes Shakespeare, character by character.
+
+zoo train lstm_shakespeare --workdir=D      (zoo fetch tiny_shakespeare, or ZOO_DATA_DIR, first)
+zoo generate D --prompt="ROMEO:"
+"""
+
+from configs.base import base, optimizer, schedule
+from trainers.recipe import unknown_variant
+
+
+def get_config(arg: str = ""):
+    """Variants: "" trains to the end, "debug" ends within a minute on two cores."""
+    if arg not in ("", "debug"):
+        raise unknown_variant(arg, ["debug"])
+    config = base()
+    config.model = {
+        "name": "lstm_generator_deep",
+        "vocabulary_size": 0,
+        "embedding_dim": 64,
+        "hidden_dim": 512,
+        "num_layers": 1,
+        "dropout": 0.1,
+    }
+    config.task = {"name": "clm", "chunk": 0, "cross_documents": False}
+    config.data.source = "tiny_shakespeare"
+    config.data.tokenizer = "character"
+    config.data.sequence_length = 128
+    config.optimizer = optimizer("adamw", learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0)
+    config.schedule = schedule("cosine", warmup_steps=50)
+    config.trainer.steps = 1000
+    config.trainer.global_batch_size = 64
+    config.trainer.precision = "mixed_bfloat16"
+    config.trainer.evaluate_every = 250
+    config.trainer.checkpoint_every = 250
+    if arg == "debug":
+        config.model.hidden_dim = 32
+        config.data.sequence_length = 32
+        config.trainer.steps = 20
+        config.trainer.log_every = 5
+        config.trainer.evaluate_every = 20
+        config.trainer.precision = "float32"
+        config.schedule.warmup_steps = 5
+    return config
