@@ -1,9 +1,11 @@
 """Runs a recipe by its command over some seeds, and keeps what it reached.
 
     python -m benchmarks.recipe_result cnn_mnist --seeds 0 1 2
+    python -m benchmarks.recipe_result gpt_shakespeare --metric loss --keep runs/gpt
 
-Each run is `zoo train` in a process of its own; a row a seed goes to results/recipes.csv, from
-which WORKSPACE.md's table is made.
+Each run is `zoo train` in a process of its own; a row a seed and metric goes to
+results/recipes.csv, from which WORKSPACE.md's table is made. The values are those of the test
+split; of the validation split at the end of training where the data have no test split.
 """
 
 import argparse
@@ -17,29 +19,37 @@ from pathlib import Path
 from benchmarks.results_file import append
 
 
-def run(recipe: str, seed: int) -> dict:
-    """Trains once; returns the row."""
+def run(recipe: str, seed: int, metrics: list[str], keep: str) -> list[dict]:
+    """Trains once; returns a row a metric."""
     with tempfile.TemporaryDirectory() as folder:
-        workdir = Path(folder) / "run"
+        workdir = Path(keep or folder) / f"{recipe}-{seed}"
         command = [
             *(sys.executable, "-m", "trainers.cli.main", "train", recipe),
             f"--workdir={workdir}",
             f"--config.trainer.seed={seed}",
         ]
         subprocess.run(command, check=True)
-        evaluation = json.loads((workdir / "evaluation" / "test.json").read_text())
         lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+        split, values = "validation", {}
+        if (workdir / "evaluation" / "test.json").exists():
+            split = "test"
+            values = json.loads((workdir / "evaluation" / "test.json").read_text())["metrics"]
+    if not values:
+        for line in lines:
+            values |= {name[4:]: line[name] for name in line if name.startswith("val_")}
     rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
-    metric = next(name for name in evaluation["metrics"] if name != "loss")
-    return {
-        "recipe": recipe,
-        "seed": seed,
-        "split": evaluation["split"],
-        "metric": metric,
-        "value": round(evaluation["metrics"][metric], 6),
-        "training_seconds": max(line.get("seconds", 0) for line in lines),
-        "samples_per_second": round(statistics.median(rates)),
-    }
+    return [
+        {
+            "recipe": recipe,
+            "seed": seed,
+            "split": split,
+            "metric": metric,
+            "value": round(values[metric], 6),
+            "training_seconds": max(line.get("seconds", 0) for line in lines),
+            "samples_per_second": round(statistics.median(rates)),
+        }
+        for metric in metrics or [next(name for name in values if name != "loss")]
+    ]
 
 
 def main():
@@ -47,10 +57,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--metric", nargs="+", default=[], help="the first but the loss if none")
+    parser.add_argument("--keep", default="", help="folder in which the work directories stay")
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        row = run(arguments.recipe, seed)
-        print(row, append("recipes", [row]), flush=True)
+        rows = run(arguments.recipe, seed, arguments.metric, arguments.keep)
+        print(rows, append("recipes", rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,15 @@ def results() -> dict[str, str]:
     said = {}
     for recipe, rows in found.items():
         rows = [row for row in rows if row["date"] == rows[-1]["date"]]
-        rows = list({row["seed"]: row for row in rows}.values())
-        values = [float(row["value"]) for row in rows]
+        rows = list({(row["metric"], row["seed"]): row for row in rows}.values())
+        values: dict[str, list[float]] = {}
+        for row in rows:
+            values.setdefault(f"{row['split']} {row['metric']}", []).append(float(row["value"]))
+        means = ", ".join(f"{name} {statistics.mean(v):.4f}" for name, v in values.items())
+        runs = len({row["seed"] for row in rows})
         seconds = statistics.median(float(row["training_seconds"]) for row in rows)
-        seeds = f", mean of {len(rows)} seeds" if len(rows) > 1 else ""
         said[recipe] = (
-            f"{rows[0]['split']} {rows[0]['metric']} {statistics.mean(values):.4f}{seeds}, "
+            f"{means}{f', mean of {runs} seeds' if runs > 1 else ''}, "
             f"{seconds:.0f} s on {rows[0]['machine']} ({rows[0]['date']})"
         )
     return said

@@ -20,6 +20,29 @@ def test_bench_counts_what_it_runs(capsys):
     assert found["input_samples_per_second"] > found["samples_per_second"]
 
 
+def test_text_is_measured_at_its_length(capsys):
+    """The recipe's own data decide the vocabulary."""
+    argv = ["zoo bench", "gpt_pydoc:debug", "--seconds=0.5", "--json"]
+    assert common.run(bench.command, argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unit"] == "tokens"
+    # 64 positions of 65 tokens a row, almost all of which count.
+    assert 60 < found["units_per_second"] / found["samples_per_second"] <= 64
+    # A multiply-add a position and weight of the two blocks and the projection (1,000 words), and
+    # two of attention for each pair of positions and unit of the width.
+    macs = 64 * (2 * 12 * 32 * 32 + 1000 * 32) + 2 * 2 * 64 * 64 * 32
+    assert found["flops"] == pytest.approx(3 * 2 * macs * 32, rel=0.1)
+
+
+def test_a_recurrent_model_is_counted_at_every_position():
+    from zoo.description import build_abstract, forward_flops
+
+    model = build_abstract("lstm_generator")
+    assert forward_flops(model, 20) == 20 * forward_flops(model, 1)
+    macs = 4 * (256 + 128) * 128 + 128 * 1000
+    assert forward_flops(model, 1) == pytest.approx(2 * macs, rel=0.02)
+
+
 def test_another_backend_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert common.run(bench.command, ["zoo bench", "cnn_digits:debug"]) == 2

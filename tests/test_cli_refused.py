@@ -63,7 +63,7 @@ def test_wrong_words_are_one_line(words, line, zoo_command, tmp_path, monkeypatc
 
 def test_flags_of_one_command_do_not_reach_the_next(zoo_command):
     assert zoo_command("list", "--json").out.startswith("[")
-    assert zoo_command("list").out.startswith("cnn_classifier")
+    assert zoo_command("list").out.startswith("bert_base ")
 
 
 # --- recipe and data that do not fit --------------------------------------------------------------

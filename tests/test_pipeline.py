@@ -9,8 +9,8 @@ from zoo.data import pipeline
 def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None):
     arrays = {"number": np.arange(examples)}
     found = pipeline.training_batches(
-        arrays, prepare or (lambda batch, uniform: batch), batch_size=size, replicas=replicas,
-        seed=seed, first_step=first, last_step=last,
+        arrays, prepare or (lambda batch, uniform, training: batch), batch_size=size,
+        replicas=replicas, seed=seed, first_step=first, last_step=last,
     )  # fmt: skip
     return [{k: v.numpy() for k, v in batch.items()} for batch in found]
 
@@ -64,11 +64,22 @@ def test_replicas_share_the_batch_of_one(replicas):
 
 
 def test_evaluation_reads_all_in_order_and_pads():
-    arrays = {"number": np.arange(21)}
-    found = pipeline.evaluation_batches(arrays, lambda b: b, batch_size=8, replicas=2)
-    found = [{k: v.numpy() for k, v in batch.items()} for batch in found]
-    assert len(found) == 6
+    def prepare(batch, uniform, training):
+        assert not training
+        return {**batch, "random": uniform(3)}
+
+    def read(replicas):
+        arrays = {"number": np.arange(21)}
+        found = pipeline.evaluation_batches(arrays, prepare, batch_size=8, replicas=replicas)
+        return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+
+    found, again = read(2), read(1)
+    assert (len(found), len(again)) == (6, 3)
     np.testing.assert_array_equal(rows(found), np.arange(21))
+    # What is drawn for an example is the same in every evaluation, on any number of replicas.
+    for key in ("number", "random"):
+        one, two = (np.concatenate([batch[key] for batch in found]) for found in (found, again))
+        np.testing.assert_array_equal(one, two)
 
 
 def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():

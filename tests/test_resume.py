@@ -63,7 +63,7 @@ def assert_same_end(one, other):
         np.testing.assert_array_equal(x, y, err_msg=path)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_run_is_bit_identical(replicas, run, tmp_path):
     data = toys.token_data()
     run(recipe(replicas), data, workdir=tmp_path / "whole")

@@ -122,6 +122,7 @@ def test_what_translates_nothing_is_refused(net, tokenizer):
         translate(net, tokenizers.train("byte", ["a"]), ["a"])
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_bleu_and_its_translations(run, numbers, zoo_command):  # noqa: F811
     config = toys.recipe(
         "transformer_tiny", "seq2seq", steps=60, log_every=20,

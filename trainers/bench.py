@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainers.recipe import check_batch
 from trainers.strategy import distribute, make_strategy, prepare_devices
 from trainers.trainer import build_step, update_function
+from zoo import registry
 from zoo.data import pipeline
 from zoo.description import forward_flops
 
@@ -21,6 +22,8 @@ class Measured:
       first_step: seconds from built model to the end of the first update (tracing, compiling).
       step: seconds of one update.
       samples_per_second: examples of one update over its seconds.
+      unit: what the loss counts, such as "tokens", and
+      units_per_second: of those.
       input_samples_per_second: what the input pipeline gives when nothing else runs.
       flops: of one update, forward and backward (three times forward).
       peak: FLOPs a second of a large matrix product in the recipe's compute type, on the same
@@ -31,6 +34,8 @@ class Measured:
     first_step: float
     step: float
     samples_per_second: float
+    unit: str
+    units_per_second: float
     input_samples_per_second: float
     flops: int
     peak: float
@@ -39,6 +44,9 @@ class Measured:
 
 def bench(config, seconds: float = 10.0) -> Measured:
     """Runs a recipe's train step on made-up examples, which its task provides.
+
+    A task that makes its data set itself, as those on text do, is run on it: vocabulary and
+    sequence length follow from there.
 
     Args:
       config: a resolved recipe.
@@ -50,9 +58,16 @@ def bench(config, seconds: float = 10.0) -> Measured:
     replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size
     check_batch(config, replicas)
     chunk = trainer.steps_per_execution
+    dataset = None
+    if registry.makes_data(config.task.name):
+        dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     # A length that every schedule's phases fit into.
-    step, task = build_step(config, strategy, 10**9)
-    arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
+    step, task = build_step(config, strategy, 10**9, dataset)
+    if dataset:
+        task.check(step.net, dataset)
+        arrays = dataset.splits["train"]
+    else:
+        arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 
     batches = pipeline.training_batches(
         arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
@@ -64,16 +79,19 @@ def bench(config, seconds: float = 10.0) -> Measured:
     def execute(count):
         start = time.perf_counter()
         run(iterator, tf.constant(count))
-        step.means.take()  # waits for the device
-        return time.perf_counter() - start
+        taken = step.means.take()  # waits for the device
+        return time.perf_counter() - start, taken[next(iter(task.terms))][1]
 
-    first_step = execute(1)
+    first_step, _ = execute(1)
     execute(chunk)
-    times, end = [], time.perf_counter() + seconds
+    times, counts, end = [], [], time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:
-        times.append(execute(chunk) / chunk)
+        passed, counted = execute(chunk)
+        times.append(passed / chunk)
+        counts.append(counted / chunk)
     median = statistics.median(times)
-    flops = 3 * forward_flops(step.net) * batch
+    shapes = {i.name: batches.element_spec[i.name].shape for i in step.net.inputs}
+    flops = 3 * forward_flops(step.net, {name: shape[1] for name, shape in shapes.items()}) * batch
     # Logical CPU devices share the cores; each GPU adds its own.
     accelerated = tf.config.list_logical_devices("GPU")
     peak = matmul_peak(step.net.compute_dtype) * (replicas if accelerated else 1)
@@ -81,6 +99,8 @@ def bench(config, seconds: float = 10.0) -> Measured:
         first_step=first_step,
         step=median,
         samples_per_second=batch / median,
+        unit=task.unit,
+        units_per_second=statistics.mean(counts) / median,
         input_samples_per_second=_input_rate(batches, batch // replicas),
         flops=flops,
         peak=peak,

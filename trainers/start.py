@@ -24,6 +24,8 @@ def start_tensorflow() -> None:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
+    if not talks:
+        tf.get_logger().setLevel("ERROR")  # its profiler warns of what it calls itself
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # in use already, by an earlier command
             tf.config.experimental.set_memory_growth(gpu, True)

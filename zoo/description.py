@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import keras
 
 from zoo import registry
+from zoo.tasks.text import sequence_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Description:
     """A model's description.
 
     Attributes:
+      positions: length of a sample, where a model takes any: the most it has positions for.
       flops: of a forward pass on one sample, multiplications and additions counted apart.
       memory: bytes to train at `batch_size` in float32: weights, gradients and two optimizer
         slots of each trainable weight, and every layer's output for the batch. What the
@@ -37,6 +40,7 @@ class Description:
     layers: tuple[Layer, ...]
     parameters: int
     trainable: int
+    positions: int | None
     flops: int
     batch_size: int
     memory: int
@@ -47,18 +51,21 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     """See `zoo.describe`."""
     row = registry.entry(name)
     model = build_abstract(name, **overrides)
+    positions = None
+    if any(None in tensor.shape[1:] for tensor in model.inputs):
+        positions = sequence_length(model) or 1
     layers, outputs = [], 0
     for layer in model.layers:
         shapes = _shapes(layer)
-        outputs += sum(math.prod(d or 1 for d in shape[1:]) for shape in shapes)
+        outputs += sum(math.prod(d or positions for d in shape[1:]) for shape in shapes)
         shape = shapes[0][1:] if len(shapes) == 1 else tuple(s[1:] for s in shapes)
         layers.append(Layer(layer.name, type(layer).__name__, tuple(shape), layer.count_params()))
     trainable = sum(math.prod(v.shape) for v in model.trainable_weights)
     parameters = model.count_params()
     memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
     return Description(
-        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable,
-        forward_flops(model), batch_size, memory, _recipes(name),
+        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, positions,
+        forward_flops(model, positions), batch_size, memory, _recipes(name),
     )  # fmt: skip
 
 
@@ -73,20 +80,34 @@ def build_abstract(name: str, **overrides) -> keras.Model:
         forget_uninitialized()  # the next scope to end would give them values
 
 
-def forward_flops(model: keras.Model) -> int:
+def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = None) -> int:
     """Counts the floating-point operations of a forward pass on one sample.
 
     The model's graph is traced with placeholders for its weights and counted by TensorFlow's
     profiler: matrix products and convolutions are exact, most pointwise operations are counted.
+
+    Args:
+      model: a Functional model.
+      length: of the axes that may have any, of all inputs or by their names.
     """
     import tensorflow as tf
     from tensorflow.python.profiler import model_analyzer, option_builder
+
+    if not isinstance(length, Mapping):
+        length = {tensor.name: length for tensor in model.inputs}
+    longest = max(n or 1 for n in length.values())
+    if longest > 1 and any(isinstance(layer, keras.layers.RNN) for layer in model.layers):
+        # The profiler counts a loop's body once, and nothing in such a model grows faster.
+        return longest * forward_flops(model, 1)
 
     def tensors(specs, lead=()):
         return [tf.TensorSpec((*lead, *(d or 1 for d in s.shape)), s.dtype) for s in specs]
 
     weights = model.variables
-    inputs = [tf.TensorSpec((1, *(d or 1 for d in i.shape[1:])), i.dtype) for i in model.inputs]
+    inputs = [
+        tf.TensorSpec((1, *(d or length[i.name] for d in i.shape[1:])), i.dtype)
+        for i in model.inputs
+    ]
 
     def forward(values, arguments):
         pairs = list(zip(weights, values, strict=True))

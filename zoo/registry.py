@@ -85,6 +85,11 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
         _loaders[name] = load
 
 
+def makes_data(task: str) -> bool:
+    """Whether a task makes its data set itself, as those on text do with their tokenizers."""
+    return task in _loaders
+
+
 def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
     """Returns the `zoo.data.Dataset` of a recipe; loads no TensorFlow of its own.
 

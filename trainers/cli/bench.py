@@ -38,6 +38,8 @@ def command(argv) -> int:
     print(f"first step        {found.first_step:.2f} s")
     print(f"step              {found.step * 1e3:.2f} ms (median)")
     print(f"training          {found.samples_per_second:,.0f} samples/s")
+    if found.unit != "samples":
+        print(f"                  {found.units_per_second:,.0f} {found.unit}/s")
     print(f"input pipeline    {found.input_samples_per_second:,.0f} samples/s alone")
     print(f"FLOPs an update   {found.flops / 1e9:.2f} G")
     print(f"machine's peak    {found.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")

@@ -35,6 +35,8 @@ def command(argv) -> int:
     for layer in found.layers:
         print(f"  {layer.name:24} {layer.kind:20} {str(layer.shape):26} {layer.parameters:>12,}")
     print(f"parameters         {found.parameters:,} ({found.trainable:,} trainable)")
+    if found.positions:
+        print(f"positions          {found.positions:,} in a sample")
     print(f"FLOPs a sample     {found.flops:,} forward")
     print(f"training memory    {found.memory / 2**20:.1f} MiB at batch size {found.batch_size}")
     print(f"recipes            {', '.join(found.recipes) or 'none'}")
