@@ -12,6 +12,7 @@ transformers, which the library does not.
 import argparse
 import os
 import statistics
+import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -84,6 +85,7 @@ def keras_hub(top_k: int, jit_compile):
 
 def transformers(top_k: int):
     """Transformers' GPT2LMHeadModel on PyTorch."""
+    sys.modules["triton"] = None  # its LLVM and TensorFlow's do not live in one process
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging

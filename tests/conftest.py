@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -10,6 +11,10 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 import pytest
 
 from tests import commands
+
+# PyTorch, to which models are compared, loads Triton where it is installed. It brings an LLVM of
+# its own, and a process that holds TensorFlow's already is aborted.
+sys.modules["triton"] = None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,15 +5,18 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests import commands
 from tests.test_generate import lively
 from trainers.generate import Generator
+from trainers.translate import Translator
 from trainers.workdir import FORMAT_VERSION, save_model
 from zoo import registry
 from zoo.data import tokenizers
 from zoo.data.disk import write_json
+from zoo.tasks.text import END, FIRST_WORD, MASK, SEPARATOR, START
 
 SIZES = {
     "vocabulary_size": 262, "num_layers": 1, "hidden_dim": 8, "num_heads": 1, "sequence_length": 64,
@@ -211,3 +214,76 @@ def test_no_work_directory(tmp_path, zoo_command):
     answer = zoo_command("generate", tmp_path)
     assert answer.status == 2
     assert "is not a work directory" in answer.one_line()
+
+
+# --- what is no decoder --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def translating(tmp_path_factory, tokenizer):
+    sizes = {**registry.entry("transformer_tiny").tiny, "vocabulary_size": 262}
+    model = lively(registry.build("transformer_tiny", **sizes))
+    folder = tmp_path_factory.mktemp("translating") / "run"
+    work_directory(folder, model, tokenizer, "seq2seq", name="transformer_tiny", **sizes)
+    return folder, model
+
+
+def test_an_encoder_decoder_translates(translating, tokenizer, zoo_command, tmp_path):
+    folder, model = translating
+    translator = Translator(model, tokenizer)
+    expected = translator(["one", "two words"], beams=1, max_tokens=8)
+    assert all(expected)
+    (tmp_path / "prompts").write_text("one\ntwo words\n")
+    words = [f"--prompts={tmp_path / 'prompts'}", "--max_tokens=8"]
+    answer = zoo_command("generate", folder, *words)
+    assert (answer.status, answer.out) == (0, "".join(f"{text}\n" for text in expected))
+    answer = zoo_command("generate", folder, *words, "--json", "--beams=3")
+    expected = translator(["one", "two words"], beams=3, max_tokens=8)
+    assert [row["text"] for row in json.loads(answer.out)] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "translates --prompt or --prompts"),
+        (["--prompt=a", "--temperature=1"], "--temperature has no meaning here"),
+        (["--prompt=a", "--seed=1"], "--seed has no meaning here"),
+    ],
+)
+def test_a_translation_that_is_none(translating, zoo_command, words, message):
+    answer = zoo_command("generate", translating[0], *words)
+    assert (answer.status, answer.out) == (2, "")
+    assert message in answer.one_line()
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_an_encoder_fills_masks(tmp_path, pairs, tokenizer, zoo_command):
+    sizes = {**registry.entry("bert_tiny").tiny, "vocabulary_size": 270, "next_sentence": pairs}
+    model = lively(registry.build("bert_tiny", **sizes))
+    task = "nsp" if pairs else "mlm"
+    work_directory(tmp_path / "run", model, tokenizer, task, name="bert_tiny", **sizes)
+    prompt = "a[MASK]cd[MASK]"
+    a, c, d = (tokenizer.encode(letter)[0] for letter in "acd")
+    row = np.int32([[START, a, MASK, c, d, MASK, SEPARATOR if pairs else END]])
+    inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([[2, 5]])}
+    if pairs:
+        inputs["types"] = np.zeros_like(row)
+    logits = np.array(model(inputs)["mlm"])[0][:, FIRST_WORD:262]
+    best = [bytes([i]).decode("utf-8", "replace").strip() for i in logits.argmax(-1)]
+    answer = zoo_command("generate", tmp_path / "run", f"--prompt={prompt}", "--json")
+    (found,) = json.loads(answer.out)
+    assert found["text"] == f"a{best[0]}cd{best[1]}"
+    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for words, chance in zip(found["words"], chances, strict=True):
+        expected = np.sort(chance)[::-1][:5]
+        np.testing.assert_allclose([w["probability"] for w in words], expected, atol=1e-4)
+    answer = zoo_command("generate", tmp_path / "run", f"--prompt={prompt}")
+    assert answer.out == found["text"] + "\n"
+    for words, message in (
+        (["--prompt=text"], "fills in what [MASK] stands for"),
+        (["--prompt=[MASK]" + 20 * "a"], "the model has 12 positions"),
+        (["--prompt=[MASK]", "--beams=2"], "--beams has no meaning here"),
+    ):
+        answer = zoo_command("generate", tmp_path / "run", *words)
+        assert (answer.status, answer.out) == (2, "")
+        assert message in answer.one_line()

@@ -6,6 +6,9 @@ is begun. --temperature=0 takes the likeliest token each time; --beams=4 searche
 text and draws nothing. The same seed gives the same text; prompt number n of a file draws with
 seed + n. --json prints [{"prompt", "text", "tokens", "tokens_per_second"}], where tokens are the
 new ones and their rate includes compiling.
+
+An encoder-decoder translates each prompt, by default with the beams of its recipe. An encoder
+fills in what [MASK] stands for; --json prints the five likeliest words of each, too.
 """
 
 import importlib
@@ -51,7 +54,17 @@ def command(argv) -> int:
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
     options = _options()
     prompts = _prompts()
-    generator = _load(words[0], _CHECKPOINT.value)
+    model, tokenizer, config = _load(words[0], _CHECKPOINT.value)
+    names = {layer.name for layer in model.layers}
+    if "encoder_norm" in names:
+        return _show(_translated(model, tokenizer, config, prompts))
+    if "mlm" in names:
+        return _show(_filled(model, tokenizer, prompts))
+    from trainers.generate import Generator
+
+    # An LSTM has no number of positions.
+    length = config["model"].get("sequence_length")
+    generator = Generator(model, tokenizer, sequence_length=length)
     if len(prompts) == 1 and not _JSON.value:
         pieces = generator.stream(prompts[0], _MAX_TOKENS.value, **options)
         print(prompts[0], end="", flush=True)
@@ -107,10 +120,10 @@ def _prompts() -> list[str]:
 
 
 def _load(workdir: str, checkpoint: str):
-    """Returns the `Generator` of a work directory.
+    """Returns model, tokenizer and recipe of a work directory.
 
     Raises:
-      UsageError: where it holds no model that generates text, or not that model's tokenizer.
+      UsageError: where it holds no model of text, or not that model's tokenizer.
       RunError: where a file is damaged.
     """
     from trainers.start import start_tensorflow
@@ -122,9 +135,7 @@ def _load(workdir: str, checkpoint: str):
     file = Path(workdir) / "tokenizer.json"
     task = config["config"]["task"]["name"]
     if not config.get("tokenizer"):
-        raise UsageError(
-            f"zoo generate continues text; {workdir} holds a model of the task {task!r}."
-        )
+        raise UsageError(f"zoo generate writes text; {workdir} holds a model of the task {task!r}.")
     from zoo.data import tokenizers
 
     tokenizer = tokenizers.load(file)
@@ -134,15 +145,54 @@ def _load(workdir: str, checkpoint: str):
             f"{tokenizer.fingerprint[:12]}…, that in config.json {config['tokenizer'][:12]}…."
         )
     start_tensorflow()
-    from trainers.generate import Generator
-
-    arguments = config["config"]["model"]
-    builder = registry.entry(arguments["name"]).builder
+    builder = registry.entry(config["config"]["model"]["name"]).builder
     if isinstance(builder, str):  # its module knows the layers that the file names
         importlib.import_module(builder.partition(":")[0])
-    model = load_model(workdir, checkpoint)
-    length = arguments.get("sequence_length")  # an LSTM has none
-    return Generator(model, tokenizer, sequence_length=length)
+    return load_model(workdir, checkpoint), tokenizer, config["config"]
+
+
+def _show(rows: list[dict]) -> int:
+    if _JSON.value:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        for row in rows:
+            print(row["text"])
+    return 0
+
+
+def _refuse(flags_, why: str) -> None:
+    for flag in flags_:
+        if _FLAGS[flag.name].present:
+            raise UsageError(f"{why}: --{flag.name} has no meaning here.")
+
+
+def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
+    from trainers.translate import Translator
+
+    _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "A translation draws nothing")
+    if prompts == [""]:
+        raise UsageError("An encoder-decoder translates --prompt or --prompts. Received neither.")
+    options = {"length_penalty": config["task"].get("length_penalty", 0.6)}
+    options["beams"] = config["task"].get("beams", 0) or 1
+    if _FLAGS[_BEAMS.name].present:
+        options["beams"] = _BEAMS.value
+    if _FLAGS[_MAX_TOKENS.name].present:
+        options["max_tokens"] = _MAX_TOKENS.value
+    texts = Translator(model, tokenizer)(prompts, **options)
+    return [{"prompt": a, "text": b} for a, b in zip(prompts, texts, strict=True)]
+
+
+def _filled(model, tokenizer, prompts: list[str]) -> list[dict]:
+    from trainers.fill_mask import fill_mask, filled
+
+    flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS
+    _refuse(flags_, "An encoder takes the likeliest words")
+    rows = []
+    for prompt in prompts:
+        found = fill_mask(model, tokenizer, prompt)
+        words = [[{"word": w, "probability": round(p, 4)} for w, p in best] for best in found]
+        rows.append({"prompt": prompt, "text": filled(prompt, found), "words": words})
+    return rows
 
 
 def _continued(generator, prompts: list[str], options: dict) -> list[dict]:
