@@ -23,6 +23,8 @@ def run(recipe: str, seed: int, metrics: list[str], keep: str) -> list[dict]:
     """Trains once; returns a row a metric."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(keep or folder) / f"{recipe}-{seed}"
+        if workdir.exists():
+            raise SystemExit(f"{workdir} is there already: its run would not be trained again.")
         command = [
             *(sys.executable, "-m", "trainers.cli.main", "train", recipe),
             f"--workdir={workdir}",

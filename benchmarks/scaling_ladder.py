@@ -107,6 +107,8 @@ def main() -> None:
         rows.append(train(arguments.recipe, rung, arguments.argument))
         append("scaling", rows[-1:])
         print(rows[-1], flush=True)
+    if len(rows) < 3:
+        return  # three numbers make a law
     law = fit(
         np.array([row["parameters"] for row in rows], float),
         np.array([row["val_loss"] for row in rows]),

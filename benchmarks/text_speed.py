@@ -1,6 +1,6 @@
 """How fast a GPT trains here, against stock KerasHub and PyTorch with transformers.
 
-    python -m benchmarks.text_speed [--rounds=5] [--steps=4]
+    python -m benchmarks.text_speed [--rounds=7] [--steps=6]
 
 GPT of 4 layers, width 256, 8 heads, 256 tokens, vocabulary 8,192, batch 8, dropout 0.1, AdamW.
 Every contender runs in a process of its own and they take turns, one round after the other, so

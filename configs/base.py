@@ -40,7 +40,7 @@ def base() -> ml_collections.ConfigDict:
                 "validation_size": 0,  # examples of the training split held out
                 # Of text alone:
                 "languages": (),  # ("en", "de"): source and target; () as the source has them
-                "tokenizer": "",  # a kind of zoo.data.tokenizers
+                "tokenizer": "",  # a kind of zoo.data.tokenizers, or a work directory that has one
                 "vocabulary_size": 0,
                 "normalization": "NFC",
                 "sequence_length": 0,  # tokens that the model sees at once

@@ -11,6 +11,7 @@ def get_config(arg: str = ""):
     """Variants: "" is the full run, "debug" ends within a minute on two cores, without a download.
 
     RoBERTa's way, masked words alone in rows of whole documents: --config.task.name=mlm
+    --config.model.next_sentence=false --config.data.packing=best_fit
     """
     config = base()
     config.model = {

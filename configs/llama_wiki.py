@@ -11,7 +11,7 @@ from trainers.recipe import unknown_variant
 def get_config(arg: str = ""):
     """Variants: "" is the full run, "debug" ends within a minute on two cores, without a download.
 
-    The sizes follow from one dial: --config.model.depth=8
+    The sizes follow from one dial, an even number: --config.model.depth=8
     """
     if arg not in ("", "debug"):
         raise unknown_variant(arg, ["debug"])

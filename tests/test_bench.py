@@ -34,6 +34,12 @@ def test_text_is_measured_at_its_length(capsys):
     assert found["flops"] == pytest.approx(3 * 2 * macs * 32, rel=0.1)
 
 
+def test_a_batch_larger_than_the_data_is_refused(capsys):
+    argv = ["zoo bench", "gpt_pydoc:debug", "--config.trainer.global_batch_size=100000"]
+    assert common.run(bench.command, argv) == 2
+    assert "A batch is no larger than the training split" in capsys.readouterr().err
+
+
 def test_a_recurrent_model_is_counted_at_every_position():
     from zoo.description import build_abstract, forward_flops
 

@@ -150,7 +150,7 @@ def test_the_context_ends_the_text_and_says_so(workdir, zoo_command):
     ("words", "message"),
     [
         ([f"--prompt={'x' * 64}"], "A prompt of 64 tokens leaves no room"),
-        (["--max_tokens=0"], "max_tokens is 1 or more. Received: 0"),
+        (["--max_tokens=0"], "max_tokens is 1 to 1,048,576. Received: 0"),
         (["--prompt=a", "--prompts=-"], "Give --prompt or --prompts, not both"),
         (["--beams=2", "--temperature=1"], "give --beams or --temperature, not both"),
         (["--checkpoint=best"], "holds no best model"),
@@ -233,13 +233,13 @@ def test_an_encoder_decoder_translates(translating, tokenizer, zoo_command, tmp_
     translator = Translator(model, tokenizer)
     expected = translator(["one", "two words"], beams=1, max_tokens=8)
     assert all(expected)
-    (tmp_path / "prompts").write_text("one\ntwo words\n")
+    (tmp_path / "prompts").write_text("one\n\ntwo words\n")
     words = [f"--prompts={tmp_path / 'prompts'}", "--max_tokens=8"]
     answer = zoo_command("generate", folder, *words)
-    assert (answer.status, answer.out) == (0, "".join(f"{text}\n" for text in expected))
+    assert (answer.status, answer.out) == (0, f"{expected[0]}\n\n{expected[1]}\n")
     answer = zoo_command("generate", folder, *words, "--json", "--beams=3")
     expected = translator(["one", "two words"], beams=3, max_tokens=8)
-    assert [row["text"] for row in json.loads(answer.out)] == expected
+    assert [row["text"] for row in json.loads(answer.out)] == [expected[0], "", expected[1]]
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,20 @@ def test_what_does_not_fit_is_said_in_a_line(model, change, words):
         registry.build_task("clm").check(model, data)
 
 
+def test_a_model_of_another_task_is_refused():
+    rows = np.ones((4, 13), np.uint16)
+    data = Dataset("mine", {"train": {"tokens": rows}}, (), "")
+    for name in ("bert_tiny", "transformer_tiny", "cnn_classifier"):
+        other = registry.build(name, **registry.entry(name).tiny)
+        with pytest.raises(UsageError, match="gives a model segments and tokens.*Received"):
+            registry.build_task("clm").check(other, data)
+    pairs = Dataset("mine", {"train": {"source": rows, "target": rows}}, (), "")
+    for name in ("bert_tiny", "gpt_nano"):
+        other = registry.build(name, **registry.entry(name).tiny)
+        with pytest.raises(UsageError, match="gives a model source and target.*Received"):
+            registry.build_task("seq2seq").check(other, pairs)
+
+
 # --- windows --------------------------------------------------------------------------------------
 
 
@@ -155,7 +169,19 @@ def test_windows_make_every_token_but_the_first_a_target_once(size):
 def test_windows_of_a_phase_begin_later():
     windows = Windows(np.arange(100), 10)
     assert windows.take([0, 3], 4)[:, 0].tolist() == [4, 34]
-    assert windows.take([9], 4)[0].tolist() == [*range(94, 100), -1, -1, -1, -1, -1]
+    assert windows.take([9], 4)[0].tolist() == [*range(94, 100), *range(4), -1]
+
+
+@pytest.mark.parametrize("size", [2, 3, 12, 100, 101])
+def test_in_every_phase_all_tokens_but_the_first_are_targets_once(size):
+    """A short text too: no window is empty."""
+    windows = Windows(np.arange(size), 64)
+    for phase in range(64):
+        rows = windows.take(np.arange(len(windows)), phase)
+        targets = rows[:, 1:]
+        assert (targets >= 0).any(1).all()
+        expected = (phase + 1 + np.arange(size - 1)) % size
+        assert targets[targets >= 0].tolist() == expected.tolist()
 
 
 def epochs(first=0, replicas=1, seed=0):

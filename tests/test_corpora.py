@@ -158,9 +158,12 @@ def test_a_text_that_occurs_twice_is_in_one_split(tmp_path):
     assert not set(splits["train"]) & set(splits["validation"] + splits["test"])
 
 
-def test_nineteen_different_documents_are_cut_at_a_line(tmp_path):
-    texts = [f"{text}\n" for text in _texts(19)] * 2
-    corpus = zoo.data.load_corpus(_write_jsonl(tmp_path / "a.jsonl", texts))
+def test_nineteen_different_documents_are_cut_at_a_line(tmp_path, capsys):
+    """What is repeated is left out, or it would be on both sides."""
+    texts = [f"{text}\n" for text in _texts(19)]
+    name = _write_jsonl(tmp_path / "a.jsonl", [*texts, *(text[:-1] for text in texts)])
+    corpus = zoo.data.load_corpus(name)
+    assert capsys.readouterr().err == f"zoo: {name}: 19 repeated documents were left out.\n"
     splits = _read(corpus)
     assert list(splits) == ["train", "validation"]
     whole = "".join(texts)
@@ -220,6 +223,27 @@ def test_pairs_are_split_by_their_sources(tmp_path):
     assert corpus.languages == ("en", "de")
 
 
+def test_few_sources_are_on_one_side_each(tmp_path, capsys):
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(f"source {i % 10}\ttarget {i}\n" for i in range(100)))
+    train, validation = _read(zoo.data.load_corpus(f"pairs:{path}")).values()
+    assert {source for source, _ in validation} == {"source 9"}
+    assert len(validation) == 10
+    assert {source for source, _ in train} == {f"source {i}" for i in range(9)}
+    path.write_text("one\ta\none\tb\n")
+    with pytest.raises(RunError, match="holds a single source"):
+        zoo.data.load_corpus(f"pairs:{path}")
+
+
+@pytest.mark.parametrize("different", [10, 100])
+def test_white_space_at_the_ends_makes_no_other_document(tmp_path, different):
+    texts = [f"{text}{ending}" for text in _texts(different) for ending in ("", "\n", " \n")]
+    splits = _read(zoo.data.load_corpus(_write_jsonl(tmp_path / "a.jsonl", texts)))
+    train = {text.strip() for text in splits["train"]}
+    # The text that the cut goes through is on both sides, in parts.
+    assert not train & {text.strip() for text in splits["validation"]}
+
+
 def test_few_pairs_are_cut(tmp_path):
     path = tmp_path / "a.tsv.gz"
     path.write_bytes(gzip.compress(b"a\tA\r\n\n \nb\tB\tx\n\tC\nc\t \n"))
@@ -258,7 +282,7 @@ def test_pairs_keep_their_characters(tmp_path):
 
 def test_invalid_utf8_is_replaced_counted_and_said_once(tmp_path, capsys):
     folder = tmp_path / "a"
-    name = _write_folder(folder, ["fine, with a \ufffd of its own\n"] * 2)
+    name = _write_folder(folder, ["fine, with a \ufffd of its own\n", "fine\n"])
     (folder / "b.txt").write_bytes(b"caf\xe9 \xf0\x9f\x98 \xff\xfe \xef\xbf\xbd\n")
     (folder / "c.txt").write_bytes(b"\xc3\n")
     (folder / "d.txt").touch()
@@ -367,7 +391,8 @@ def test_the_fingerprint_tells_other_text_and_not_another_place(tmp_path, monkey
     seen.append(of(_write_folder(tmp_path / "e", texts[:2])))
     line = json.dumps({"text": "a\tb"}) + "\n"
     for name in ("f.txt", "f.jsonl", "f.tsv"):
-        (tmp_path / name).write_text(line.replace("\\t", "\t") * 2)
+        lines = line + line.replace("a", "c")
+        (tmp_path / name).write_text(lines.replace("\\t", "\t").replace("text", "text"))
         seen.append(of(f"{'pairs' if name.endswith('v') else 'text'}:{tmp_path / name}"))
     (tmp_path / "g.txt.gz").write_bytes(gzip.compress((tmp_path / "f.txt").read_bytes()))
     assert of(f"text:{tmp_path}/g.txt.gz") == seen[4]

@@ -42,6 +42,19 @@ def test_nothing_is_dropped_outside_training_or_at_rate_zero():
     assert Dropout(0.0)(x, training=True) is x
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(0.999, 4), (1.0, 0)])
+def test_almost_all_and_all(rate, kept):
+    out = Dropout(rate, seed=0)(tf.ones((4096,)), training=True).numpy()
+    assert np.isfinite(out).all()
+    assert np.count_nonzero(out) == pytest.approx(kept, abs=8 if kept else 0)
+
+
+def test_a_mask_can_be_shared_along_an_axis():
+    out = Dropout(0.5, noise_shape=(64, 1), seed=0)(tf.ones((64, 8)), training=True).numpy()
+    assert (out == out[:, :1]).all()
+    assert 0 < np.count_nonzero(out[:, 0]) < 64
+
+
 def test_masks_differ_from_call_to_call_and_follow_the_seed():
     def masks(seed):
         layer = Dropout(0.5, seed=seed)

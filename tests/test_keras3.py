@@ -346,6 +346,26 @@ def test_losses_inside_a_stateless_scope(devices):
             _ = dense.losses
 
 
+def test_embeddings_in_a_mixed_model(devices, tmp_path):
+    def bfloat16_alone(model):
+        logits = model(np.arange(8)[None])
+        rounded = keras.ops.cast(keras.ops.cast(logits, "bfloat16"), "float32")
+        return bool((keras.ops.cast(logits, "float32") == rounded).numpy().all())
+
+    former = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        tokens = keras.Input((None,), dtype="int32")
+        embedding = layers.ReversibleEmbedding(8, 8)
+        model = keras.Model(tokens, embedding(embedding(tokens), reverse=True))
+    finally:
+        keras.config.set_dtype_policy(former)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert bfloat16_alone(loaded)
+    still("Embeddings in a mixed model", not bfloat16_alone(model), "a float32 product")
+
+
 def of_booleans():
     cast = layers.Lambda(lambda x: keras.ops.cast(x, "float32"))
     return keras.Sequential([keras.Input((3,), dtype="bool"), cast, layers.Dense(2)])

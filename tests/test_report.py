@@ -274,6 +274,22 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
     assert page.words.count(_EVIL) > 15
 
 
+def test_translations_stand_beside_their_references(tmp_path):
+    workdir = _workdir(tmp_path, [_training(10, tokens_per_second=5e3)])
+    (workdir / "evaluation").mkdir()
+    summary = {"split": "test", "metrics": {"loss": 1.0, "bleu": 30.0}, "examples": 2}
+    (workdir / "evaluation" / "test.json").write_text(json.dumps(summary))
+    rows = [{"source": "a <b>", "prediction": "c", "reference": "d"}] * 300
+    (workdir / "evaluation" / "test_samples.json").write_text(json.dumps(rows))
+    page = report.write_report(workdir).read_text()
+    assert "could not be read" not in page
+    assert page.count('a &lt;b&gt;</td><td class="text">c</td><td class="text">d</td>') == 200
+    assert "100 more lie in evaluation/" in page
+    assert "tokens / s, median" in page
+    (workdir / "evaluation" / "test_samples.json").write_text("[1")
+    assert "test_samples.json could not be read" in report.write_report(workdir).read_text()
+
+
 def test_only_a_recipe_is_enough(tmp_path):
     page = _page(_workdir(tmp_path))
     assert page.headings == ["Recipe"]

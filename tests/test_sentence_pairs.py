@@ -275,7 +275,7 @@ def test_rows_of_ones_own_texts(data, packing):
     ("task", "changes", "words"),
     [
         ("nsp", {"sequence_length": 7}, "takes data.sequence_length=8 or more. Received: 7"),
-        ("mlm", {"sequence_length": 1}, "takes data.sequence_length=2 or more. Received: 1"),
+        ("mlm", {"sequence_length": 1}, "data.sequence_length is at least 2. Received: 1"),
         ("mlm", {"packing": "bestfit"}, "data.packing is one of stream, best_fit"),
         ("nsp", {"tokenizer": "letters"}, "data.tokenizer is one of"),
         ("nsp", {"source": "text:one"}, "two documents or more"),

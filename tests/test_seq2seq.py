@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tests import toys
+from trainers.precision import precision
 from zoo import registry
 from zoo.data import parallel
 from zoo.models import seq2seq
@@ -334,6 +335,20 @@ def test_pairs_that_are_too_long_are_left_out_or_cut_and_said(numbers, capsys):
     assert not capsys.readouterr().err, "it is said where the records are made"
 
 
+def test_the_report_knows_the_data(numbers):
+    dataset = numbers()
+    assert dataset.facts["Tokenizer"]["kind"] == dataset.tokenizer.kind
+    assert dataset.facts["Data"]["train"] == len(dataset.splits["train"]["source"])
+
+
+def test_in_float16_padding_stays_finite():
+    """A target's padding may look at nothing."""
+    with precision("mixed_float16"):
+        net = model()
+    source = source_of(words(11))
+    assert np.isfinite(run(net, source, target_of(words(3)))).all()
+
+
 def test_one_language_is_refused(numbers, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("one two three\n" * 50)
@@ -348,7 +363,11 @@ def test_another_packing_is_refused(numbers):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"label_smoothing": 1.0}, "label_smoothing"), ({"beams": -1}, "beams=-1")],
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"beams": -1}, "beams=-1"),
+        ({"length_penalty": -1.0}, "length_penalty is 0 or more"),
+    ],
 )
 def test_wrong_arguments_are_refused(arguments, words):
     with pytest.raises(parallel.UsageError, match=words):

@@ -97,7 +97,7 @@ def test_a_damaged_shard_is_named(book, cache):
     ("changes", "words"),
     [
         ({"tokenizer": "words"}, "data.tokenizer is one of"),
-        ({"sequence_length": 0}, "data.sequence_length is at least 1"),
+        ({"sequence_length": 0}, "data.sequence_length is at least 2"),
         ({"packing": "best"}, "data.packing is one of stream, best_fit"),
         ({"tokenizer": "bpe"}, "vocabulary"),
     ],
@@ -111,6 +111,13 @@ def test_an_empty_file_is_refused_by_name(tmp_path):
     (tmp_path / "empty.txt").write_bytes(b"")
     with pytest.raises(RunError, match=r"empty\.txt"):
         load(tmp_path / "empty.txt")
+
+
+def test_a_split_without_tokens_is_named(tmp_path):
+    path = tmp_path / "blank.txt"
+    path.write_text("some words here\n" * 20 + "\n" * 400)
+    with pytest.raises(RunError, match="The validation split of .* has nothing to learn from"):
+        load(path, tokenizer="wordpiece", vocabulary_size=30)
 
 
 def test_nul_bytes_and_broken_utf8_are_read_and_counted(tmp_path, capfd):

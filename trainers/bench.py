@@ -6,7 +6,7 @@ import time
 
 import tensorflow as tf
 
-from trainers.recipe import check_batch
+from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
 from trainers.trainer import build_step, update_function
 from zoo import registry
@@ -66,6 +66,7 @@ def bench(config, seconds: float = 10.0) -> Measured:
     if dataset:
         task.check(step.net, dataset)
         arrays = dataset.splits["train"]
+        check_examples(len(next(iter(arrays.values()))), batch)
     else:
         arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 

@@ -29,6 +29,8 @@ from zoo.tasks.text import END, FIRST_WORD, START
 PREFILL = 32
 # Seconds between two pieces of a stream, which sets how many tokens a piece has; and the most.
 SECONDS, CHUNK = 0.05, 64
+LONGEST = 2**20  # tokens of a continuation
+COLDEST = 1e-6  # temperatures below it are 0: differences of logits divided by them are no numbers
 # Added to the logits of tokens that must not be chosen. No temperature makes it small.
 _FORBIDDEN = -1e30
 
@@ -124,7 +126,7 @@ class Generator:
         return [self.decode(ids) for ids in found]
 
     def encode(self, prompt: str) -> list[int]:
-        """Returns a prompt's tokens; a text begins with the token for that."""
+        """Returns a prompt's tokens: those of text from anywhere in a document."""
         if self.tokenizer is None:
             raise UsageError("Text needs a tokenizer; this generator has none: use tokens().")
         return self.tokenizer.encode(prompt).tolist()
@@ -161,7 +163,8 @@ class Generator:
           seed: prompt b draws with seed + b. The number that chooses a token depends on that and
             on the token's place alone.
           end_id: the token that ends a text; None for none.
-          use_cache: False computes everything again for each token: the slow, plain twin.
+          use_cache: False computes everything again for each token: the slow, plain twin. Not
+            with beams.
 
         Returns:
           New tokens (n,) int32 of each prompt, without the end token.
@@ -173,6 +176,8 @@ class Generator:
             max_tokens, temperature, top_k, top_p, beams, seed, end_id, use_cache
         )  # fmt: skip
         prompts = [self._checked(prompt) for prompt in prompts]
+        if not prompts:
+            return []
         if beams > 1:
             return [self._search(prompt, options) for prompt in prompts]
         run = self._begin(prompts, options)
@@ -236,8 +241,8 @@ class Generator:
 
     def _begin(self, prompts, options: "_Options") -> _Run:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-        ends = np.minimum(lengths + options.max_tokens, self.sequence_length or 2**31 - 1)
-        ends = ends.astype(np.int32)
+        ends = lengths + options.max_tokens
+        ends = np.minimum(ends, self.sequence_length or ends)
         width = self._width(int(max(ends)))
         tokens = np.zeros((len(prompts), width), np.int32)
         for row, prompt in zip(tokens, prompts, strict=True):
@@ -382,7 +387,7 @@ class _Options:
 
     def __post_init__(self):
         rules = [
-            ("max_tokens", self.max_tokens >= 1, "1 or more"),
+            ("max_tokens", 1 <= self.max_tokens <= LONGEST, f"1 to {LONGEST:,}"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
@@ -392,12 +397,14 @@ class _Options:
         for name, right, rule in rules:
             if not right:
                 raise UsageError(f"{name} is {rule}. Received: {getattr(self, name)}.")
+        if self.beams > 1 and not self.use_cache:
+            raise UsageError("A beam search keeps a cache: use_cache=False goes without beams.")
         self.end_id = -1 if self.end_id is None else self.end_id
 
     @property
     def kind(self):
         """Which of the functions of `zoo.layers.sampling`; for `top_k` its number."""
-        if self.temperature == 0:
+        if self.temperature < COLDEST:
             return "greedy"
         if self.top_k:
             return int(self.top_k)

@@ -4,30 +4,37 @@ from pathlib import Path
 
 import keras
 
-from trainers.workdir import load_model
-from zoo.errors import RunError, UsageError
+from trainers.workdir import load_model, open_model, read_config
+from zoo.errors import UsageError
 
 # Settings of a block that say how it starts and trains, not what it computes.
 _TRAINING_ONLY = frozenset({"dropout", "initializer_range", "output_range"})
 
 
-def initialize(model: keras.Model, source: str) -> str:
+def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
     """Copies weights whose path and shape fit; the rest keep their fresh values.
 
     Args:
       model: a built model; changed in place.
       source: a work directory, a .keras file, a folder that transformers wrote, or
         `keras_hub:PRESET`; the last two as `zoo.models.convert` takes them.
+      tokenizer: of the run's data, of a text model.
 
     Returns:
       A sentence about what was copied, what is missing, what does not fit, and what the blocks of
       the other model compute otherwise: weights that fit can still be meant for other heads.
 
     Raises:
-      UsageError: where there is no such source, or nothing in it fits.
+      UsageError: where there is no such source, or nothing in it fits, or a work directory's
+        model learned with another tokenizer: its embeddings are of other tokens.
       RunError: where it cannot be read.
     """
     other = _open(source)
+    learned = read_config(source).get("tokenizer") if _is_work_directory(source) else None
+    if tokenizer is not None and learned not in (None, tokenizer.fingerprint):
+        raise UsageError(
+            f"The model of {source} learned with another tokenizer: set data.tokenizer={source}."
+        )
     found = {v.path: v for v in other.weights}
     missing, unfit, copied = [], [], 0
     for variable in model.weights:
@@ -46,6 +53,8 @@ def initialize(model: keras.Model, source: str) -> str:
         report += f"; not in it: {', '.join(missing)}"
     if unfit:
         report += f"; of another shape: {', '.join(unfit)}"
+    if tokenizer is not None and learned is None:
+        report += "; its tokenizer does not come with it: see that tokens mean the same"
     if otherwise := _differing_settings(other, model):
         report += f"; with other settings: {', '.join(otherwise)}"
     return report
@@ -62,6 +71,12 @@ def _differing_settings(other: keras.Model, model: keras.Model) -> list[str]:
     return list(found.values())
 
 
+def _is_work_directory(source: str) -> bool:
+    from zoo.models import convert
+
+    return Path(source).is_dir() and not convert.is_transformers(source)
+
+
 def _open(source: str) -> keras.Model:
     from zoo.models import convert
 
@@ -73,10 +88,7 @@ def _open(source: str) -> keras.Model:
     if path.is_dir():
         return load_model(path)
     if path.suffix == ".keras" and path.is_file():
-        try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:
-            raise RunError(f"Cannot load {path}: {error}") from None
+        return open_model(path)
     raise UsageError(
         "init_from is a work directory or a .keras file, or a folder of transformers, or "
         f"keras_hub:PRESET. Received: {source!r}."

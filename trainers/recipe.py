@@ -131,8 +131,29 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
     if len(given) == 1 and config.trainer[given[0].partition(".")[2]]:
         other = _LENGTHS[1 - _LENGTHS.index(given[0])].partition(".")[2]
         config.trainer[other] = 0
+    _anchor(config)
     check(config)
     return config
+
+
+def _anchor(config: ml_collections.ConfigDict) -> None:
+    """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
+    kind, colon, path = config.data.source.partition(":")
+    if kind in ("text", "pairs", "npz") and path:
+        config.data.source = f"{kind}{colon}{Path(path).expanduser().absolute()}"
+    for section, key in ((config.data, "tokenizer"), (config, "init_from")):
+        path = Path(section[key]).expanduser()
+        if section[key] and path.exists():
+            section[key] = str(path.absolute())
+
+
+def check_examples(examples: int, batch_size: int) -> None:
+    """Raises `UsageError` where a training split has less than a batch."""
+    if batch_size > examples:
+        raise UsageError(
+            f"A batch is no larger than the training split, here {examples} examples. "
+            f"Received: trainer.global_batch_size={batch_size}."
+        )
 
 
 def check(config: ml_collections.ConfigDict) -> None:

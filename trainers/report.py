@@ -22,11 +22,12 @@ from zoo.errors import UsageError
 
 @dataclasses.dataclass
 class Evaluation:
-    """One split: `summary` is its JSON file, `arrays` its npz file, either may be empty."""
+    """One split: its JSON file, its npz file and its samples, any of which may be empty."""
 
     split: str
     summary: dict
     arrays: dict
+    samples: list[dict] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -189,12 +190,27 @@ def _parse_row(line: str) -> dict | None:
 
 def _read_evaluations(folder: Path, notes: list[str]) -> list[Evaluation]:
     names = {path.stem for suffix in ("json", "npz") for path in folder.glob(f"*.{suffix}")}
+    names = {name for name in names if not name.endswith("_samples")}
     evaluations = []
     for split in sorted(names, key=lambda name: (name != "test", name)):
         summary = _read_json(folder / f"{split}.json", notes)
         arrays = _read_arrays(folder / f"{split}.npz", notes)
-        evaluations.append(Evaluation(split, summary, arrays))
+        samples = _read_samples(folder / f"{split}_samples.json", notes)
+        evaluations.append(Evaluation(split, summary, arrays, samples))
     return evaluations
+
+
+def _read_samples(path: Path, notes: list[str]) -> list[dict]:
+    if not path.exists():
+        return []
+    try:
+        rows = json.loads(path.read_text())
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("it holds no list of samples")
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{path.name} could not be read: {error}")
+        return []
+    return rows
 
 
 def _read_arrays(path: Path, notes: list[str]) -> dict:
@@ -240,6 +256,7 @@ def _page(run: Run) -> str:
             sections.evaluation_metrics(run.evaluations),
             sections.curves(run.records),
             *(sections.classification(evaluation) for evaluation in run.evaluations),
+            *(sections.translations(evaluation) for evaluation in run.evaluations),
             sections.samples(run.events),
             sections.facts(run.facts),
             sections.events(run.events),

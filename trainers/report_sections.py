@@ -9,10 +9,9 @@ import numpy as np
 
 from trainers import report_figures as figures
 
-_NOT_METRICS = {
-    "step", "epoch", "seconds", "learning_rate", "samples_per_second", "tokens_per_second",
-    "skipped_steps",
-}  # fmt: skip
+_NOT_METRICS = {"step", "epoch", "seconds", "learning_rate", "skipped_steps"}
+_RATE = "_per_second"
+_LARGEST_SAMPLES = 200
 _LARGEST_TABLE = 20
 
 
@@ -60,14 +59,14 @@ def evaluation_metrics(evaluations) -> str:
 def curves(records: list[dict]) -> str:
     """A plot a metric, training and validation together, then learning rate and throughput."""
     keys = dict.fromkeys(key for record in records for key in record)
-    metrics = [key.removeprefix("val_") for key in keys if key not in _NOT_METRICS]
+    metrics = [key.removeprefix("val_") for key in keys if _is_metric(key)]
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
     plots = [
         _curve(name, {"training": _series(records, name),
                       "validation": _series(records, f"val_{name}")})
         for name in metrics
     ]  # fmt: skip
-    for name in ("learning_rate", "samples_per_second", "tokens_per_second", "skipped_steps"):
+    for name in ("learning_rate", *_rates(records), "skipped_steps"):
         series = _series(records, name)
         if name != "skipped_steps" or any(series.values()):
             plots.append(_curve(name, {"training": series}))
@@ -98,6 +97,17 @@ def classification(evaluation) -> str:
         + _section(f"Classes, {split}", _class_table(scores, names))
         + _mistakes(split, arrays, names)
     )
+
+
+def translations(evaluation) -> str:
+    """What a model made of each source of a split, beside the reference; the first ones."""
+    rows = evaluation.samples[:_LARGEST_SAMPLES]
+    names = [name for name in ("source", "prediction", "reference") if rows and name in rows[0]]
+    cells = [[_text(row.get(name, "")) for name in names] for row in rows]
+    more = len(evaluation.samples) - len(rows)
+    note = f"<p>{_count(more)} more lie in evaluation/.</p>" if more else ""
+    title = f"Samples, {evaluation.split}"
+    return _section(title, _table(names, cells, len(names)) + note) if cells else ""
 
 
 def samples(rows: list[dict]) -> str:
@@ -153,12 +163,13 @@ def _metric_tile(run) -> str:
             examples = _count(evaluation.summary.get("examples"))
             detail = f"{checkpoint} checkpoint, {examples} examples"
             return _tile(f"{evaluation.split} {name}", _short(metrics[name]), detail)
-    keys = [key for key in (run.records[-1] if run.records else {}) if key not in _NOT_METRICS]
+    keys = [key for key in (run.records[-1] if run.records else {}) if _is_metric(key)]
+    waiting = "" if run.state == "finished" else ", not yet tested"
     for key in ["val_accuracy", "val_loss", "loss", *keys]:
         series = _series(run.records, key)
         if series:
             step, value = list(series.items())[-1]
-            return _tile(key, _short(value), f"at step {_count(step)}, not yet tested")
+            return _tile(key, _short(value), f"at step {_count(step)}{waiting}")
     return _tile("test metric", "–", "not yet tested")
 
 
@@ -188,10 +199,10 @@ def _time_tile(run) -> str:
 
 def _throughput_tile(run) -> str:
     # The median, because the first interval holds tracing and compilation.
-    for unit in ("tokens", "samples"):
-        values = _series(run.records, f"{unit}_per_second").values()
-        values = [value for value in values if math.isfinite(value)]
+    for name in reversed(_rates(run.records)):
+        values = [value for value in _series(run.records, name).values() if math.isfinite(value)]
         if values:
+            unit = name.removesuffix(_RATE)
             return _tile("throughput", _short(statistics.median(values)), f"{unit} / s, median")
     return _tile("throughput", "–", "")
 
@@ -201,6 +212,16 @@ def _tile(name: str, value: str, detail: str) -> str:
         f'<div class="tile"><div class="detail">{_text(name)}</div>'
         f'<div class="value">{value}</div><div class="detail">{_text(detail)}</div></div>'
     )
+
+
+def _is_metric(key: str) -> bool:
+    return key not in _NOT_METRICS and not key.endswith(_RATE)
+
+
+def _rates(records: list[dict]) -> list[str]:
+    """Names of the throughputs, that in samples first."""
+    names = dict.fromkeys(key for record in records for key in record if key.endswith(_RATE))
+    return sorted(names, key=lambda name: not name.startswith("samples"))
 
 
 def _metrics(summary: dict) -> dict:

@@ -21,7 +21,7 @@ from trainers.callbacks import make_callbacks
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
 from trainers.optimizers import inner, make_optimizer
 from trainers.precision import precision
-from trainers.recipe import as_dict, check, check_batch
+from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.remat import apply_remat
 from trainers.schedules import make_schedule
 from trainers.step import TrainStep
@@ -95,7 +95,9 @@ class Trainer:
             if self.config.init_from and not found:
                 from trainers.init_from import initialize
 
-                print(initialize(self.step.net, self.config.init_from), file=sys.stderr)
+                tokenizer = self.dataset.tokenizer
+                said = initialize(self.step.net, self.config.init_from, tokenizer)
+                print(said, file=sys.stderr)
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
             if self.dataset.tokenizer is not None:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
@@ -131,13 +133,14 @@ class Trainer:
                 f"Data set {self.dataset.name!r} has {examples} training examples. Received: "
                 f"data.validation_size={config.data.validation_size}."
             )
+        if config.data.validation_size and "validation" in self.dataset.splits:
+            raise UsageError(
+                f"Data set {self.dataset.name!r} has a validation split: leave "
+                f"data.validation_size at 0. Received: {config.data.validation_size}."
+            )
         self.arrays, held_out = pipeline.hold_out(stored, config.data.validation_size)
         self.examples = examples - config.data.validation_size
-        if trainer.global_batch_size > self.examples:
-            raise UsageError(
-                f"A batch is no larger than the training split, here {self.examples} examples. "
-                f"Received: trainer.global_batch_size={trainer.global_batch_size}."
-            )
+        check_examples(self.examples, trainer.global_batch_size)
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
         self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
 
@@ -148,8 +151,10 @@ class Trainer:
         self.writer = None
         if self.task.generates and self.dataset.tokenizer is not None:
             from trainers.samples import sample_writer
+            from zoo.models.decoding import generates
 
-            self.writer = sample_writer(self.step.net, self.dataset.tokenizer, config)
+            if generates(self.step.net):  # a user's own model may be none that we can decode
+                self.writer = sample_writer(self.step.net, self.dataset.tokenizer, config)
         self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
         self._run = update_function(self.step, self.strategy)
 

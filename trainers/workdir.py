@@ -6,7 +6,8 @@
     metrics.jsonl      one object a log interval
     checkpoints/       the last `trainer.keep` of them
     best/model.keras   by the validation split
-    model.keras        at the end: the bare model, opens with plain keras.saving in safe mode
+    model.keras        at the end: the bare model; opens with plain keras.saving in safe mode, and
+                       where it holds layers of the zoo with `zoo.load`
     evaluation/        metrics and predictions a split
     report.html
 
@@ -104,13 +105,13 @@ class WorkDirectory:
           UsageError: where the folder was made with another recipe; names the differences.
         """
         if (self / "config.json").exists():
+            self.check_recipe(config)
             saved = read_config(self.path)
             if saved["data_fingerprint"] != dataset.fingerprint:
                 raise UsageError(
                     f"{self.path} was made with other data than {dataset.name!r} holds now. "
                     "Take a new --workdir."
                 )
-            self.check_recipe(config)
         else:
             leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
             if leftovers:
@@ -259,12 +260,47 @@ def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
 def load_model(workdir: str | Path, checkpoint: str = "final"):
     """See `zoo.load`."""
     path = model_path(workdir, checkpoint)
+    return open_model(path)
+
+
+def open_model(path: str | Path):
+    """Returns the model of a .keras file, which may hold layers of the zoo; runs nothing in it.
+
+    Raises:
+      RunError: where it is damaged, or holds layers that nothing registered with Keras.
+    """
     import keras
 
+    from zoo import registry
+
+    registry.import_builders()
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
         raise RunError(f"Cannot load {path}: {error}") from None
+
+
+def read_tokenizer(workdir: str | Path, saved: Mapping):
+    """Returns the tokenizer that a work directory's model learned with.
+
+    Args:
+      workdir: the folder.
+      saved: what `read_config` returned.
+
+    Raises:
+      UsageError: where the folder holds another one.
+      RunError: where its file is damaged.
+    """
+    from zoo.data import tokenizers
+
+    file = Path(workdir) / "tokenizer.json"
+    tokenizer = tokenizers.load(file)
+    if tokenizer.fingerprint != saved["tokenizer"]:
+        raise UsageError(
+            f"{file} is not the tokenizer that the model learned with: its fingerprint is "
+            f"{tokenizer.fingerprint[:12]}…, that in config.json {saved['tokenizer'][:12]}…."
+        )
+    return tokenizer
 
 
 def _differences(old: Mapping, new: Mapping, prefix: str = ""):

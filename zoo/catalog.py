@@ -44,9 +44,9 @@ class Entry:
         return (module or self.builder.__module__).rpartition(".")[2]
 
 
-_TINY_DECODER = {
+_TINY_TRANSFORMER = {
     "vocabulary_size": 16, "sequence_length": 12, "num_layers": 2, "hidden_dim": 16,
-    "num_heads": 4,
+    "num_heads": 4, "dropout": 0.0,
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ GPT = _family(
         "gpt2_large": (774_030_080, {"num_layers": 36, "hidden_dim": 1280, "num_heads": 20}),
         "gpt2_xl": (1_557_611_200, {"num_layers": 48, "hidden_dim": 1600, "num_heads": 25}),
     },
-    _TINY_DECODER,
+    _TINY_TRANSFORMER,
     remat="block_.*",
 )  # fmt: skip
 LLAMA = _family(
@@ -109,7 +109,7 @@ LLAMA = _family(
             "rotary_base": 500_000.0, "tie_weights": False,
         }),
     },
-    {**_TINY_DECODER, "num_key_value_heads": 2},
+    {**_TINY_TRANSFORMER, "num_key_value_heads": 2},
     remat="block_.*",
 )  # fmt: skip
 LSTM = _family(
@@ -151,7 +151,6 @@ SEQ2SEQ = _family(
     remat=r"(encoder|decoder)_\d+",
 )  # fmt: skip
 
-_TINY_ENCODER = {**_TINY_DECODER, "dropout": 0.0}
 BERT = _family(
     "bert",
     "nsp",
@@ -164,7 +163,7 @@ BERT = _family(
         "bert_base": (110_106_428, {"num_layers": 12, "hidden_dim": 768}),
         "bert_large": (336_226_108, {"num_layers": 24, "hidden_dim": 1024}),
     },
-    _TINY_ENCODER,
+    _TINY_TRANSFORMER,
     remat="block_.*",
 )  # fmt: skip
 # 514 positions as in the authors' code, which leaves the first two without use.
@@ -179,7 +178,7 @@ ROBERTA = _family(
         "roberta_base": (124_696_665, {**_ROBERTA, "num_layers": 12, "hidden_dim": 768}),
         "roberta_large": (355_411_033, {**_ROBERTA, "num_layers": 24, "hidden_dim": 1024}),
     },
-    _TINY_ENCODER,
+    _TINY_TRANSFORMER,
     remat="block_.*",
 )  # fmt: skip
 

@@ -85,6 +85,13 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
         _loaders[name] = load
 
 
+def import_builders() -> None:
+    """Imports the modules of all builders, which registers their layers with Keras for loading."""
+    for row in _models.values():
+        if isinstance(row.builder, str):
+            importlib.import_module(row.builder.partition(":")[0])
+
+
 def makes_data(task: str) -> bool:
     """Whether a task makes its data set itself, as those on text do with their tokenizers."""
     return task in _loaders

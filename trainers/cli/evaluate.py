@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -26,14 +27,19 @@ def command(argv) -> int:
 
 def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     """Evaluates a work directory's model, prints the metrics and keeps them in it."""
-    from trainers.workdir import WorkDirectory, model_path, read_config
+    from trainers.workdir import WorkDirectory, model_path, read_config, read_tokenizer
     from zoo.registry import load_data
 
     # What needs no TensorFlow comes first: a wrong request is answered at once.
     saved = read_config(workdir)
     config = saved["config"]
     model_path(workdir, checkpoint)
-    dataset = load_data(config["data"], config["task"])
+    data = dict(config["data"])
+    if saved.get("tokenizer"):
+        # The run's own, for the text may have changed, and a tokenizer with it.
+        read_tokenizer(workdir, saved)
+        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
+    dataset = load_data(data, config["task"])
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "

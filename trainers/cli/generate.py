@@ -3,15 +3,14 @@
 Continues a prompt with a language model. One prompt's text is shown as it comes; --prompts=FILE
 takes one prompt a line, and --prompts=- reads them from standard input. Without a prompt a text
 is begun. --temperature=0 takes the likeliest token each time; --beams=4 searches the likeliest
-text and draws nothing. The same seed gives the same text; prompt number n of a file draws with
-seed + n. --json prints [{"prompt", "text", "tokens", "tokens_per_second"}], where tokens are the
-new ones and their rate includes compiling.
+text and draws nothing. The same seed gives the same text; the n-th prompt of a file draws with
+seed + n - 1. --json prints [{"prompt", "text", "tokens", "tokens_per_second"}], where tokens are
+the new ones and their rate includes compiling.
 
 An encoder-decoder translates each prompt, by default with the beams of its recipe. An encoder
 fills in what [MASK] stands for; --json prints the five likeliest words of each, too.
 """
 
-import importlib
 import json
 import sys
 import time
@@ -20,7 +19,6 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import modules_flag, parse, run
-from zoo import registry
 from zoo.errors import RunError, UsageError
 
 _FLAGS = flags.FlagValues()
@@ -65,6 +63,7 @@ def command(argv) -> int:
     # An LSTM has no number of positions.
     length = config["model"].get("sequence_length")
     generator = Generator(model, tokenizer, sequence_length=length)
+    prompts = [prompt for prompt in prompts if prompt.strip()] or [""]
     if len(prompts) == 1 and not _JSON.value:
         pieces = generator.stream(prompts[0], _MAX_TOKENS.value, **options)
         print(prompts[0], end="", flush=True)
@@ -113,8 +112,8 @@ def _prompts() -> list[str]:
             text = Path(_PROMPTS.value).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise RunError(f"{_PROMPTS.value} is no UTF-8 text.") from None
-    prompts = [line for line in text.split("\n") if line.strip()]
-    if not prompts:
+    prompts = text.rstrip("\n").split("\n")
+    if not text.strip():
         raise UsageError(f"There is no prompt in {_PROMPTS.value}.")
     return prompts
 
@@ -127,27 +126,16 @@ def _load(workdir: str, checkpoint: str):
       RunError: where a file is damaged.
     """
     from trainers.start import start_tensorflow
-    from trainers.workdir import load_model, model_path, read_config
+    from trainers.workdir import load_model, model_path, read_config, read_tokenizer
 
     # What can be wrong is looked at before TensorFlow is loaded: it is answered at once.
     config = read_config(workdir)
     model_path(workdir, checkpoint)
-    file = Path(workdir) / "tokenizer.json"
     task = config["config"]["task"]["name"]
     if not config.get("tokenizer"):
         raise UsageError(f"zoo generate writes text; {workdir} holds a model of the task {task!r}.")
-    from zoo.data import tokenizers
-
-    tokenizer = tokenizers.load(file)
-    if tokenizer.fingerprint != config["tokenizer"]:
-        raise UsageError(
-            f"{file} is not the tokenizer that the model learned with: its fingerprint is "
-            f"{tokenizer.fingerprint[:12]}…, that in config.json {config['tokenizer'][:12]}…."
-        )
+    tokenizer = read_tokenizer(workdir, config)
     start_tensorflow()
-    builder = registry.entry(config["config"]["model"]["name"]).builder
-    if isinstance(builder, str):  # its module knows the layers that the file names
-        importlib.import_module(builder.partition(":")[0])
     return load_model(workdir, checkpoint), tokenizer, config["config"]
 
 
@@ -183,6 +171,7 @@ def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
 
 
 def _filled(model, tokenizer, prompts: list[str]) -> list[dict]:
+    prompts = [prompt for prompt in prompts if prompt.strip()] or [""]
     from trainers.fill_mask import fill_mask, filled
 
     flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS

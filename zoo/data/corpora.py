@@ -39,7 +39,7 @@ TEXT = "text:"
 PAIRS = "pairs:"
 
 # Raise it when the documents or the splits of unchanged files change: fingerprints change with it.
-READER_VERSION = 1
+READER_VERSION = 2
 
 # Fewer different documents than this are not split by documents but by a cut near their end.
 MIN_DOCUMENTS_TO_SPLIT = 20
@@ -118,10 +118,11 @@ def load_corpus(
     """Returns the corpus `name`.
 
     `text:` is split by documents where it holds at least 20 different ones: 90 % train, 5 %
-    validation, 5 % test, drawn by the hash of each text. Otherwise the last 10 % of the characters
-    are validation, and a little more where that lets the cut fall between two lines; there is no
-    test split. `pairs:` are drawn by the hash of each source; with fewer than 20 different ones,
-    the last 10 % of the pairs, at least one, are validation.
+    validation, 5 % test, drawn by the hash of each text, white space at its ends apart. Otherwise
+    repeated ones are left out, and the last 10 % of the characters are validation, and a little
+    more where that lets the cut fall between two lines; there is no test split. `pairs:` are drawn
+    by the hash of each source; with fewer than 20 different ones, the pairs of the last 10 % of
+    the sources, at least one, are validation.
 
     Args:
       name: one of `list_corpora()`, or `text:PATH` or `pairs:PATH` for text of your own.
@@ -180,7 +181,7 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     files = [TextFile.found(found) for found in paths]
     tally, hashes, lengths = Tally(), array("Q"), array("Q")
     for document in read(files, tally):
-        hashes.append(key_hash(document))
+        hashes.append(key_hash(document.strip()))
         lengths.append(len(document))
     if sum(lengths) < 2:
         raise RunError(
@@ -191,10 +192,17 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     def documents():
         return read(files, Tally())
 
-    if len(np.unique(hashes)) >= MIN_DOCUMENTS_TO_SPLIT:
-        splits = split_by_hash(lambda: ((text, text) for text in documents()), 0.05, hashes)
+    _, first = np.unique(hashes, return_index=True)
+    if len(first) >= MIN_DOCUMENTS_TO_SPLIT:
+        splits = split_by_hash(lambda: ((text.strip(), text) for text in documents()), 0.05, hashes)
     else:
-        splits = split_by_cut(documents, lengths)
+        if repeated := len(hashes) - len(first):
+            _say_once(f"zoo: {name}: {repeated:,} repeated documents were left out.")
+        different = np.isin(np.arange(len(hashes)), first)
+        splits = split_by_cut(
+            lambda: itertools.compress(documents(), different),
+            list(itertools.compress(lengths, different)),
+        )
     hashed = list(zip(labels, (file.sha256() for file in files), strict=True))
     return Corpus(
         name, splits, languages, fingerprint(TEXT, hashed), unreadable=_reported(name, tally)
@@ -244,10 +252,14 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     if len(np.unique(hashes)) >= MIN_DOCUMENTS_TO_SPLIT:
         splits = split_by_hash(lambda: ((pair[0], pair) for pair in pairs()), 0.05, hashes)
     else:
-        at = count - max(1, round(count / 10))
+        found, first = np.unique(hashes, return_index=True)
+        if len(found) < 2:
+            raise RunError(f"{file.path} holds a single source: at least 2 are needed.")
+        order = found[np.argsort(first)]
+        held = np.isin(hashes, order[-max(1, round(len(order) / 10)) :])
         splits = {
-            "train": lambda: itertools.islice(pairs(), at),
-            "validation": lambda: itertools.islice(pairs(), at, None),
+            "train": lambda: itertools.compress(pairs(), ~held),
+            "validation": lambda: itertools.compress(pairs(), held),
         }
     unreadable = _reported(name, tally)
     return Corpus(name, splits, languages, fingerprint(PAIRS, file.sha256()), unreadable=unreadable)

@@ -10,7 +10,7 @@ import numpy as np
 from zoo.data.corpora import load_corpus
 from zoo.data.datasets import Dataset
 from zoo.data.packing import best_fit_decreasing
-from zoo.data.text import check, prepared, token_type, tokenizer_of
+from zoo.data.text import check, facts, prepared, token_type, tokenizer_of
 from zoo.errors import RunError, UsageError
 
 PACKINGS = ("best_fit", "none")
@@ -47,10 +47,15 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     corpus = load_corpus(
         data["source"], data["manual_dir"] or None, languages=tuple(data["languages"])
     )
-    if not isinstance(next(corpus.splits["train"](), None), tuple):
+    if not isinstance(next(next(iter(corpus.splits.values()))(), None), tuple):
         raise UsageError(
             f"The task needs pairs of sentences. Received: data.source={corpus.name!r}, which has "
             "text in one language."
+        )
+    if "train" not in corpus.splits:
+        raise UsageError(
+            f"{corpus.name!r} has no split 'train' to learn from. It has: "
+            f"{', '.join(corpus.splits)}."
         )
     tokenizer = tokenizer_of(corpus, data, lambda: chain.from_iterable(corpus.splits["train"]()))
     length, packed = data["sequence_length"], data["packing"] == "best_fit"
@@ -61,7 +66,8 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
 
     what = {"pairs": data["packing"], "length": length}
     splits, digest = prepared(corpus, tokenizer, what, layout, rows)
-    return ParallelDataset(corpus.name, splits, (), digest, tokenizer, pairs=corpus.splits)
+    known = facts(corpus, tokenizer, splits, lambda s: chain.from_iterable(corpus.splits[s]()))
+    return ParallelDataset(corpus.name, splits, (), digest, tokenizer, known, pairs=corpus.splits)
 
 
 def _rows(found: Iterator, split: str, tokenizer, length: int, packed: bool) -> dict:

@@ -15,13 +15,14 @@ from itertools import islice
 
 import numpy as np
 
-from zoo.data.corpora import load_corpus
 from zoo.data.datasets import Dataset
 from zoo.data.text import (
     PACKINGS,
     check,
-    language_modeling,
+    corpus_of,
+    facts,
     prepared,
+    token_rows,
     token_type,
     tokenizer_of,
 )
@@ -152,8 +153,9 @@ def _groups(documents, buffer: int):
         pool = group if len(group) > 1 else group + before
         if len(pool) < 2:
             raise UsageError(
-                "Pairs of sentences need two documents or more in each split: the second sentence "
-                "may come from another one. Received: one document."
+                "Next sentences need two documents or more in each split, for the second may come "
+                "from another one. Received: a split of one document: give more documents, or "
+                "task.name=mlm, which needs no pairs."
             )
         yield group, pool
         before = group
@@ -242,14 +244,14 @@ def sentence_pairs(data: Mapping, task: Mapping) -> Dataset:
     Raises:
       UsageError: for a value that does not fit, or a corpus with a split of one document.
     """
-    check(data)
+    check(data, PACKINGS)
     length = data["sequence_length"]
     if length < LEAST_LENGTH:
         raise UsageError(
             f"A pair of sentences takes data.sequence_length={LEAST_LENGTH} or more. "
             f"Received: {length}."
         )
-    corpus = load_corpus(data["source"], data["manual_dir"] or None)
+    corpus = corpus_of(data)
     tokenizer = tokenizer_of(corpus, data)
     layout = {
         "tokens": ((length,), token_type(tokenizer)), "types": ((length,), np.uint8),
@@ -267,7 +269,7 @@ def sentence_pairs(data: Mapping, task: Mapping) -> Dataset:
 
     what = {"pairs": VERSION, "length": length}
     splits, digest = prepared(corpus, tokenizer, what, layout, rows)
-    return Dataset(corpus.name, splits, (), digest, tokenizer)
+    return Dataset(corpus.name, splits, (), digest, tokenizer, facts(corpus, tokenizer, splits))
 
 
 def rows_of_text(data: Mapping, task: Mapping) -> Dataset:
@@ -278,10 +280,4 @@ def rows_of_text(data: Mapping, task: Mapping) -> Dataset:
       task: unused.
     """
     check(data, PACKINGS)
-    if data["sequence_length"] < 2:
-        raise UsageError(
-            "A row of masked words takes data.sequence_length=2 or more. "
-            f"Received: {data['sequence_length']}."
-        )
-    # A row of `clm` holds one token more than its sequence length.
-    return language_modeling({**data, "sequence_length": data["sequence_length"] - 1}, task)
+    return token_rows(data, data["sequence_length"] - 1)

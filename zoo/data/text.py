@@ -10,12 +10,12 @@ import numpy as np
 from zoo.data import packing, tokenizers
 from zoo.data.corpora import load_corpus
 from zoo.data.datasets import Dataset, cache_dir
-from zoo.data.disk import atomic
+from zoo.data.disk import write_json
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.windows import Windows
-from zoo.errors import UsageError
+from zoo.errors import RunError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 PACKINGS = ("stream", "best_fit")
 
 
@@ -31,9 +31,14 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
       task: unused.
     """
     check(data, PACKINGS)
-    corpus = load_corpus(data["source"], data["manual_dir"] or None)
+    return token_rows(data, data["sequence_length"])
+
+
+def token_rows(data: Mapping, length: int) -> Dataset:
+    """Returns rows of `length + 1` tokens; see `language_modeling`."""
+    corpus = corpus_of(data)
     tokenizer = tokenizer_of(corpus, data)
-    length, packed = data["sequence_length"], data["packing"] == "best_fit"
+    packed = data["packing"] == "best_fit"
     what = {"packing": data["packing"], "length": length + 1 if packed else 0}
     kind = token_type(tokenizer)
     if packed:
@@ -57,16 +62,32 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
     return Dataset(corpus.name, splits, (), digest, tokenizer, facts(corpus, tokenizer, splits))
 
 
+def corpus_of(data: Mapping):
+    """Returns the corpus of a task on text in one language.
+
+    Raises:
+      UsageError: where it has pairs of sentences.
+    """
+    languages = tuple(data["languages"])
+    corpus = load_corpus(data["source"], data["manual_dir"] or None, languages=languages)
+    if isinstance(next(next(iter(corpus.splits.values()))(), None), tuple):
+        raise UsageError(
+            f"The task needs text. Received: data.source={corpus.name!r}, which has pairs of "
+            "sentences, for task.name=seq2seq."
+        )
+    return corpus
+
+
 def check(data: Mapping, packings: Iterable[str] = ()) -> None:
     """Checks what a text task needs of the section `data`; raises `UsageError`."""
-    if data["tokenizer"] not in tokenizers.KINDS:
+    if data["tokenizer"] not in tokenizers.KINDS and not _tokenizer_file(data):
         raise UsageError(
-            f"data.tokenizer is one of {', '.join(tokenizers.KINDS)}. "
-            f"Received: {data['tokenizer']!r}."
+            f"data.tokenizer is one of {', '.join(tokenizers.KINDS)}, or the work directory or "
+            f"tokenizer.json of a trained model. Received: {data['tokenizer']!r}."
         )
-    if data["sequence_length"] < 1:
+    if data["sequence_length"] < 2:
         raise UsageError(
-            f"data.sequence_length is at least 1. Received: {data['sequence_length']}."
+            f"data.sequence_length is at least 2. Received: {data['sequence_length']}."
         )
     if packings and data["packing"] not in packings:
         raise UsageError(
@@ -79,9 +100,12 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
 
     Args:
       corpus: a `zoo.data.corpora.Corpus`.
-      data: the recipe's section: tokenizer, vocabulary_size, normalization.
+      data: the recipe's section: tokenizer, vocabulary_size, normalization. Where the tokenizer is
+        a file, it is that one.
       texts: gives the text to train on; by default the documents of the training split.
     """
+    if file := _tokenizer_file(data):
+        return tokenizers.load(file)
     key = _digest(
         corpus.fingerprint, data["tokenizer"], data["vocabulary_size"], data["normalization"]
     )
@@ -100,6 +124,15 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path)
     return tokenizer
+
+
+def _tokenizer_file(data: Mapping) -> Path | None:
+    """Returns the file of a tokenizer that `data.tokenizer` names."""
+    if data["tokenizer"] in ("", *tokenizers.KINDS):
+        return None
+    path = Path(data["tokenizer"]).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    return path if path.is_file() else None
 
 
 def prepared(
@@ -123,9 +156,14 @@ def prepared(
         folder = cache_dir() / "records" / f"{_file_name(corpus.name)}-{key[:16]}" / split
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with RecordWriter(folder, layout, metadata={"source": corpus.name, **what}) as writer:
+            with RecordWriter(folder, layout, metadata=dict(what)) as writer:
                 for arrays in rows(split):
                     writer.append(**arrays)
+                if not writer.rows:
+                    raise RunError(
+                        f"The {split} split of {corpus.name!r} has nothing to learn from: no "
+                        f"tokens for a {tokenizer.kind!r} tokenizer."
+                    )
         records = open_records(folder)
         splits[split] = dict(records.arrays)
         digests.append(records.fingerprint)
@@ -146,15 +184,16 @@ def facts(corpus, tokenizer, splits: Mapping, texts: Callable | None = None) -> 
     split = "validation" if "validation" in corpus.splits else next(iter(corpus.splits))
     key = _digest(corpus.fingerprint, tokenizer.fingerprint, split)
     path = cache_dir() / "tokenizers" / f"{_file_name(corpus.name)}-{key[:16]}-report.json"
-    if not path.exists():
+    try:
+        measured = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there yet, or cut short
         documents = texts(split) if texts else corpus.splits[split]()
         measured = {"measured on": split, **tokenizers.report(tokenizer, documents)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path, "w") as file:
-            json.dump(measured, file)
+        write_json(path, measured)
     sizes = {name: len(next(iter(arrays.values()))) for name, arrays in splits.items()}
     return {
-        "Tokenizer": json.loads(path.read_text()),
+        "Tokenizer": measured,
         "Data": {"source": corpus.name, "licence": corpus.licence, **sizes},
     }
 

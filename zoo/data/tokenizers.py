@@ -66,6 +66,7 @@ _PERSIAN = {"\u064a": "\u06cc", "\u0649": "\u06cc", "\u0643": "\u06a9"}
 NORMALIZATIONS = ("NFC", "NFKC", "none", "persian")
 
 FORMAT_VERSION = 1
+LARGEST = 2**20  # tokens; the libraries take memory for as many as they are asked for
 PIECE = 8192
 # Characters that one thread encodes at a time: long enough that handing over costs nothing.
 _JOB = 8 * PIECE
@@ -158,8 +159,10 @@ def train(
 
 def _check_size(kind: str, size):
     whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if not whole or not 0 <= size < 2**31:
-        raise UsageError(f"vocabulary_size is a whole number of tokens. Received: {size!r}.")
+    if not whole or not 0 <= size <= LARGEST:
+        raise UsageError(
+            f"vocabulary_size is a whole number of tokens, at most {LARGEST:,}. Received: {size!r}."
+        )
     if size == 0 and kind not in ("character", "byte"):
         raise UsageError(
             f"A {kind!r} tokenizer needs a vocabulary_size, such as 8000. Received: {size}."

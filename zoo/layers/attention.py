@@ -8,9 +8,9 @@ heads (H is a multiple of G: grouped-query attention, Ainslie et al. 2023), D he
 import keras
 from keras import ops
 
-# Added to a score that may not be attended to: far below any score, and finite, so that a row of
-# them alone (padding) gives no NaN.
-MASKED = -1e9
+# Added to a score that may not be attended to: far below any score, and finite in float16 too, so
+# that a row of them alone (padding) gives no NaN.
+MASKED = -6e4
 
 
 def attend(query, key, value, bias=None, dropout=None):

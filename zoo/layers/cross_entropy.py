@@ -7,6 +7,7 @@ Wijmans et al. 2024, Cut Your Losses, arXiv:2411.09009, and of Liger Kernel, arX
 Axes: N positions, C hidden_dim, V vocabulary, M positions of a chunk.
 """
 
+import keras
 from keras import ops
 
 
@@ -56,6 +57,8 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
         places = ops.stack([ops.arange(chunk, dtype="int32"), targets_M], -1)
         at_places = ops.exp(at_target - largest) - total
         slope = ops.scatter_update(exponentials, places, at_places[:, 0])
+        if keras.backend.standardize_dtype(rows.dtype) == "float16":
+            slope, scale = slope / total, weights_M[:, None]  # the total may be beyond its range
         narrow = ops.cast(slope, rows.dtype)
         scaled_rows = ops.cast(rows * ops.cast(scale, rows.dtype), rows.dtype)
         return (

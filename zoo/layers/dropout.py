@@ -19,9 +19,10 @@ class Dropout(keras.layers.Dropout):
     def call(self, inputs, training=False):
         if not training or not self.rate:
             return inputs
-        if None in inputs.shape:  # Keras cannot view words as bytes where it knows no size
-            return super().call(inputs, training=training)
         threshold, shape = max(1, round(256 * self.rate)), inputs.shape
+        # Keras cannot view words as bytes where it knows no size.
+        if None in shape or self.noise_shape is not None or threshold > 255:
+            return super().call(inputs, training=training)
         count = math.prod(shape)
         words = keras.random.randint(
             ((count + 3) // 4,), -(2**31), 2**31 - 1, dtype="int32", seed=self.seed_generator

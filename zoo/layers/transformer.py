@@ -15,13 +15,17 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layer", "rms")
 
 
-def normalization(kind: str, epsilon: float, name: str) -> layers.Layer:
+# Layers inside layers are given the type of the outer one: in a file it is that of the outer one
+# alone that is kept, and without it they would have the one that is set when they are loaded.
+
+
+def normalization(kind: str, epsilon: float, name: str, dtype=None) -> layers.Layer:
     """Returns layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang, Sennrich 2019)."""
     if kind not in NORMS:
         raise ValueError(f"norm is one of {', '.join(NORMS)}. Received: {kind!r}.")
     if kind == "rms":
-        return layers.RMSNormalization(epsilon=epsilon, name=name)
-    return layers.LayerNormalization(epsilon=epsilon, name=name)
+        return layers.RMSNormalization(epsilon=epsilon, name=name, dtype=dtype)
+    return layers.LayerNormalization(epsilon=epsilon, name=name, dtype=dtype)
 
 
 def _normal(deviation: float):
@@ -59,10 +63,20 @@ class Attention(layers.Layer):
     ):
         super().__init__(**kwargs)
         groups = num_key_value_heads or num_heads
+        if min(num_heads, groups) < 1 or hidden_dim < 1:
+            raise ValueError(
+                "hidden_dim and num_heads are positive. Received: "
+                f"hidden_dim={hidden_dim}, num_heads={num_heads}, num_key_value_heads={groups}."
+            )
         if hidden_dim % num_heads or num_heads % groups:
             raise ValueError(
                 "hidden_dim is a multiple of num_heads, and that of num_key_value_heads. Received: "
                 f"hidden_dim={hidden_dim}, num_heads={num_heads}, num_key_value_heads={groups}."
+            )
+        if rotary_base and hidden_dim // num_heads % 2:
+            raise ValueError(
+                "Rotary positions turn pairs of numbers: hidden_dim / num_heads is even. Received: "
+                f"hidden_dim={hidden_dim}, num_heads={num_heads}."
             )
         self.settings = {
             "hidden_dim": hidden_dim, "num_heads": num_heads,
@@ -76,8 +90,9 @@ class Attention(layers.Layer):
 
         def dense(units, name, deviation=initializer_range):
             return layers.Dense(
-                units, use_bias=use_bias, kernel_initializer=_normal(deviation), name=name
-            )
+                units, use_bias=use_bias, kernel_initializer=_normal(deviation), name=name,
+                dtype=self.dtype_policy,
+            )  # fmt: skip
 
         if memory:
             self.query = dense(hidden_dim, "query")
@@ -85,7 +100,9 @@ class Attention(layers.Layer):
         else:
             self.query_key_value = dense(hidden_dim + narrow, "query_key_value")
         self.output_projection = dense(hidden_dim, "output", output_range or initializer_range)
-        self.dropout = Dropout(dropout, name="dropout") if dropout else None
+        self.dropout = None
+        if dropout:
+            self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
 
     def build(self, shape):
         if self.memory:
@@ -168,10 +185,12 @@ class FeedForward(layers.Layer):
         self.up = layers.Dense(
             intermediate_dim * (2 if gated else 1), use_bias=use_bias,
             kernel_initializer=_normal(initializer_range), name="gate_up" if gated else "up",
+            dtype=self.dtype_policy,
         )  # fmt: skip
         self.down = layers.Dense(
             hidden_dim, use_bias=use_bias, name="down",
             kernel_initializer=_normal(output_range or initializer_range),
+            dtype=self.dtype_policy,
         )  # fmt: skip
 
     def build(self, shape):
@@ -249,23 +268,28 @@ class TransformerBlock(layers.Layer):
             "use_bias": use_bias,
             "initializer_range": initializer_range,
             "output_range": output_range,
+            "dtype": self.dtype_policy,
         }
         heads = {
             "hidden_dim": hidden_dim, "num_heads": num_heads, "dropout": dropout,
             "num_key_value_heads": num_key_value_heads, **both,
         }  # fmt: skip
         self.attention = Attention(rotary_base=rotary_base, name="attention", **heads)
-        self.attention_norm = normalization(norm, epsilon, "attention_norm")
+        self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
             self.cross_attention = Attention(memory=True, name="cross_attention", **heads)
-            self.cross_norm = normalization(norm, epsilon, "cross_norm")
+            self.cross_norm = normalization(norm, epsilon, "cross_norm", self.dtype_policy)
         else:
             self.cross_attention = None
         self.feed_forward = FeedForward(
             hidden_dim, intermediate_dim, activation, name="feed_forward", **both
         )
-        self.feed_forward_norm = normalization(norm, epsilon, "feed_forward_norm")
-        self.dropout = Dropout(dropout, name="dropout") if dropout else None
+        self.feed_forward_norm = normalization(
+            norm, epsilon, "feed_forward_norm", self.dtype_policy
+        )
+        self.dropout = None
+        if dropout:
+            self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
 
     def build(self, shape, *_, **__):
         parts = [self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm]
@@ -405,6 +429,8 @@ class LearnedPositions(layers.Layer):
 
     def __init__(self, sequence_length, initializer_range=0.02, **kwargs):
         super().__init__(**kwargs)
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length is positive. Received: {sequence_length}.")
         self.sequence_length, self.initializer_range = sequence_length, initializer_range
 
     def build(self, shape):

@@ -56,6 +56,8 @@ def build(
       that the second sentence follows the first. Without `next_sentence` there are neither
       "types" nor "nsp".
     """
+    if next_sentence and token_types < 2:
+        raise ValueError(f"Two sentences take token_types=2 or more. Received: {token_types}.")
     sizes = scale(depth, num_layers, hidden_dim, num_heads)
     hidden_dim = sizes["hidden_dim"]
     inputs = {
@@ -63,7 +65,11 @@ def build(
         for key in ("tokens", "segments", *(["types"] if next_sentence else []), "masked")
     }
     embedding = layers.ReversibleEmbedding(
-        vocabulary_size, hidden_dim, embeddings_initializer=_normal(), name="embedding"
+        vocabulary_size,
+        hidden_dim,
+        reverse_dtype=keras.config.dtype_policy().compute_dtype,  # see docs/keras3.md
+        embeddings_initializer=_normal(),
+        name="embedding",
     )
     x = embedding(inputs["tokens"])
     if next_sentence:

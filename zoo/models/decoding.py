@@ -24,16 +24,27 @@ def decoding(model: keras.Model):
     Raises:
       UsageError: for a model that generates no text.
     """
+    if not (kind := _kind(model)):
+        raise UsageError(
+            f"The model {model.name!r} generates no text: that takes a decoder such as gpt or "
+            "llama, or an LSTM."
+        )
+    return kind(model)
+
+
+def generates(model: keras.Model) -> bool:
+    """Whether `decoding` knows a model."""
+    return _kind(model) is not None
+
+
+def _kind(model):
     layers = {layer.name: layer for layer in model.layers}
     mask = layers.get("mask")
     if {"embedding", "block_0", "final_norm"} <= set(layers) and getattr(mask, "causal", False):
-        return TransformerDecoding(model)
+        return TransformerDecoding
     if {"embedding", "lstm_0", "probabilities"} <= set(layers):
-        return RecurrentDecoding(model)
-    raise UsageError(
-        f"The model {model.name!r} generates no text: that takes a decoder such as gpt or llama, "
-        "or an LSTM."
-    )
+        return RecurrentDecoding
+    return None
 
 
 def reorder(cache, rows, batch: int, memory: bool = True):
@@ -124,7 +135,7 @@ class TransformerDecoding:
 def _plain(embedding: keras.layers.ReversibleEmbedding) -> bool:
     return (
         embedding.tie_weights
-        and embedding.reverse_dtype is None
+        and embedding.reverse_dtype in (None, embedding.compute_dtype)
         and embedding.logit_soft_cap is None
         and embedding.quantization_mode is None
     )

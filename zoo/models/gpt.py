@@ -109,6 +109,7 @@ def decoder(
         vocabulary_size,
         hidden_dim,
         tie_weights=tie_weights,
+        reverse_dtype=keras.config.dtype_policy().compute_dtype,  # see docs/keras3.md
         embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
         name="embedding",
     )

@@ -31,8 +31,14 @@ def build(
 
     Returns:
       A Functional model from {"tokens": (B, T) int32} to the next token's probabilities
-      (B, T, vocabulary_size): every position is a target.
+      (B, T, vocabulary_size): every position is a target. Its state goes on from one document of
+      a row to the next.
+
+    Raises:
+      ValueError: for less than one layer.
     """
+    if num_layers < 1:
+        raise ValueError(f"num_layers is 1 or more. Received: {num_layers}.")
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = layers.Embedding(vocabulary_size, embedding_dim, name="embedding")(tokens)
     for i in range(num_layers):

@@ -60,6 +60,8 @@ def build(
     encoders = sizes.pop("num_layers")
     decoders = num_decoder_layers or depth or encoders
     hidden_dim = sizes["hidden_dim"]
+    if hidden_dim % 2:
+        raise ValueError(f"Sinusoidal positions need an even hidden_dim. Received: {hidden_dim}.")
     intermediate_dim = intermediate_dim or 4 * hidden_dim
     block = {
         **sizes,
@@ -77,6 +79,7 @@ def build(
         vocabulary_size,
         hidden_dim,
         tie_weights=tie_weights,
+        reverse_dtype=keras.config.dtype_policy().compute_dtype,  # see docs/keras3.md
         # Times sqrt(C) of unit size as an input, and logits of unit size as a projection.
         embeddings_initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
         name="embedding",
@@ -181,8 +184,6 @@ def sinusoids(positions, width: int):
     Returns:
       (T, C) float32.
     """
-    if width % 2:
-        raise ValueError(f"Sinusoidal positions need an even hidden_dim. Received: {width}.")
     frequencies = 10_000.0 ** (-ops.arange(0, width, 2, dtype="float32") / width)
     angles = ops.cast(positions, "float32")[:, None] * frequencies
     return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)

@@ -16,6 +16,7 @@ from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.models.head import split_head
 from zoo.tasks.base import Forward, Task
 from zoo.tasks.text import (
+    check_inputs,
     check_length,
     check_vocabulary,
     complete_vocabulary,
@@ -31,11 +32,13 @@ class CausalLanguageModeling(Task):
     """Cross-entropy of the next token, by tokens; perplexity and bits per byte.
 
     Bits per byte compare models with different tokenizers: the loss in bits over the UTF-8 bytes
-    that the targets stand for.
+    that the targets stand for. That holds for tokenizers that keep all of the text; <unk> stands
+    for no bytes, and white space that a tokenizer drops is never paid for.
 
     Args:
       chunk: positions whose logits exist at once; 0 for all of them.
-      cross_documents: whether attention and loss go on from one document to the next.
+      cross_documents: whether attention and loss go on from one document to the next. (The state
+        of an LSTM always does.)
     """
 
     statistics = ("accuracy", "bits_per_byte")
@@ -47,7 +50,7 @@ class CausalLanguageModeling(Task):
             raise UsageError(f"task.chunk is 0 (off) or positive. Received: {chunk}.")
         self.chunk, self.cross_documents = chunk, cross_documents
         self.tokenizer = None
-        self._split = {}
+        self._split = None, None  # of a model
 
     def complete(self, arguments, dataset):
         """The vocabulary is the tokenizer's where the recipe says 0."""
@@ -55,8 +58,9 @@ class CausalLanguageModeling(Task):
 
     def check(self, model, dataset) -> None:
         """Compares the vocabularies and the sequence lengths."""
+        check_inputs(model, {"tokens", "segments"})
         check_vocabulary(model.output_shape[-1], dataset)
-        check_length(model, dataset, "tokens", 1)
+        check_length(self, model, dataset, "tokens", 1)
 
     def prepare(self, batch, uniform, training):
         """Inputs, targets, which of them count, and how many bytes they stand for."""
@@ -116,9 +120,9 @@ class CausalLanguageModeling(Task):
         )
 
     def _split_model(self, model):
-        if id(model) not in self._split:
-            self._split[id(model)] = split_head(model)
-        return self._split[id(model)]
+        if self._split[0] is not model:
+            self._split = model, split_head(model)
+        return self._split[1]
 
     def derived(self, metrics):
         """The perplexity: e to the loss."""

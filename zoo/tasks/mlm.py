@@ -66,7 +66,7 @@ class MaskedLanguageModeling(Task):
                 f"{model.name!r}, which gives {' and '.join(sorted(heads)) or 'something else'}."
             )
         text.check_vocabulary(model.output["mlm"].shape[-1], dataset)
-        text.check_length(model, dataset, "tokens", 0)
+        text.check_length(self, model, dataset, "tokens", 0)
 
     def prepare(self, batch, uniform, training):
         """Draws the positions to predict, and puts masks and other words there."""

@@ -21,6 +21,7 @@ from zoo.tasks.text import (
     PADDING,
     START,
     check_array,
+    check_inputs,
     check_vocabulary,
     complete_vocabulary,
 )
@@ -60,10 +61,12 @@ class SequenceToSequence(Task):
                 "task.chunk and task.beams are 0 (off) or positive. "
                 f"Received: task.chunk={chunk}, task.beams={beams}."
             )
+        if not 0 <= length_penalty < math.inf:
+            raise UsageError(f"task.length_penalty is 0 or more. Received: {length_penalty}.")
         self.label_smoothing, self.chunk = label_smoothing, chunk
         self.beams, self.length_penalty = beams, length_penalty
         self.tokenizer = None
-        self._split, self._translators = {}, {}  # by model
+        self._split = self._translator = None, None  # of a model
 
     def complete(self, arguments, dataset):
         """The vocabulary is the tokenizer's where the recipe says 0."""
@@ -71,6 +74,7 @@ class SequenceToSequence(Task):
 
     def check(self, model, dataset) -> None:
         """Compares the vocabularies, and looks for the arrays."""
+        check_inputs(model, {"source", "target"})
         check_vocabulary(model.output_shape[-1], dataset)
         for split in dataset.splits:
             for key in ("source", "target"):
@@ -130,9 +134,9 @@ class SequenceToSequence(Task):
 
     def _chunked(self, model, inputs, labels, counts, smoothing, training):
         """Loss, losses, right and gap as above, (B, T) but the first, without all logits."""
-        if id(model) not in self._split:
-            self._split[id(model)] = split_head(model)
-        trunk, head = self._split[id(model)]
+        if self._split[0] is not model:
+            self._split = model, split_head(model)
+        trunk, head = self._split[1]
         hidden = trunk(inputs, training=training)
         kernel, bias = head()
         hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
@@ -161,12 +165,10 @@ class SequenceToSequence(Task):
             return {}, []
         from trainers.translate import Translator, scores
 
-        if id(model) not in self._translators:
-            self._translators[id(model)] = Translator(model, dataset.tokenizer)
+        if self._translator[0] is not model:
+            self._translator = model, Translator(model, dataset.tokenizer)
         sources, references = zip(*pairs(), strict=True)
-        found = self._translators[id(model)](
-            sources, beams=self.beams, length_penalty=self.length_penalty
-        )
+        found = self._translator[1](sources, beams=self.beams, length_penalty=self.length_penalty)
         samples = [
             {"source": source, "prediction": prediction, "reference": reference}
             for source, prediction, reference in zip(sources, found, references, strict=True)

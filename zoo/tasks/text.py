@@ -47,8 +47,9 @@ def sequence_length(model) -> int | None:
 
 
 def complete_vocabulary(task, arguments, dataset):
-    """Fills in `vocabulary_size` where it is 0, and keeps the tokenizer for the task."""
+    """Fills in `vocabulary_size` where it is 0; keeps the tokenizer and the number of positions."""
     task.tokenizer = dataset.tokenizer
+    task.positions = arguments.get("sequence_length")
     if task.tokenizer is None or arguments.get("vocabulary_size", 1):
         return arguments
     return {**arguments, "vocabulary_size": task.tokenizer.vocabulary_size}
@@ -64,9 +65,22 @@ def check_vocabulary(size: int, dataset) -> None:
         )
 
 
-def check_length(model, dataset, key: str, targets: int) -> None:
+def check_inputs(model, known: set[str]) -> None:
+    """Raises `UsageError` where a model takes something else, or gives no logits for each place."""
+    taken = set(input_names(model))
+    shape = getattr(model.output, "shape", ())
+    if not taken <= known or len(shape) != 3:
+        raise UsageError(
+            f"The task gives a model {' and '.join(sorted(known))}, and takes logits for each "
+            f"position. Received: {model.name!r}, which takes {' and '.join(sorted(taken))} and "
+            f"gives {shape or 'several outputs'}."
+        )
+
+
+def check_length(task, model, dataset, key: str, targets: int) -> None:
     """Raises `UsageError` where sequences are longer than the model's positions."""
-    limit = sequence_length(model)
+    limits = [sequence_length(model), getattr(task, "positions", None)]
+    limit = min((n for n in limits if n), default=None)
     for split, arrays in dataset.splits.items():
         check_array(dataset, split, key)
         length = arrays[key].shape[1] - targets

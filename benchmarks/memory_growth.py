@@ -1,0 +1,74 @@
+"""Resident memory of a training run as it goes on: it should not grow.
+
+    python -m benchmarks.memory_growth [--recipe=gpt_pydoc:debug] [--steps=2000] [--write]
+
+The recipe is trained as `zoo train` does, with checkpoints, evaluations and samples every 500
+updates; resident memory is read every 100. Growth is that from the second quarter's mean to the
+last quarter's: the first quarter holds the tracing.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+
+import keras
+
+
+def resident() -> float:
+    """Returns the resident memory of this process in MiB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Watch(keras.callbacks.Callback):
+    """Reads the memory every 100 updates."""
+
+    def on_train_begin(self, logs=None):
+        self.steps, self.seen = 0, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+        if self.steps % 100 == 0:
+            self.seen.append(resident())
+
+
+def measure(recipe: str, steps: int) -> dict:
+    """Trains in this process; returns MiB."""
+    from trainers.recipe import resolve
+    from trainers.trainer import Trainer
+
+    changes = {"steps": steps, "log_every": 100, "evaluate_every": 500, "checkpoint_every": 500}
+    config = resolve(recipe, [(f"trainer.{key}", str(value)) for key, value in changes.items()])
+    watch = Watch()
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(config, f"{folder}/run", callbacks=[watch]).train()
+    quarter = len(watch.seen) // 4
+    early, late = watch.seen[quarter : 2 * quarter], watch.seen[-quarter:]
+    growth = statistics.mean(late) - statistics.mean(early)
+    return {
+        "recipe": recipe,
+        "steps": steps,
+        "resident_mib": round(watch.seen[-1], 1),
+        "growth_mib": round(growth, 1),
+    }
+
+
+def main():
+    """Prints the numbers as JSON; --write appends to results/memory_growth.csv."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", default="gpt_pydoc:debug")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    found = measure(arguments.recipe, arguments.steps)
+    if arguments.write:
+        from benchmarks.results_file import append
+
+        append("memory_growth", [found])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

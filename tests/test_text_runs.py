@@ -1,0 +1,162 @@
+"""Runs on text as a user makes them: evaluated, resumed and continued with what belongs to them."""
+
+import json
+import shutil
+
+import pytest
+
+from tests import commands
+from trainers.workdir import read_config
+from zoo.data import tokenizers
+
+# Six updates of a model of some thousand weights.
+RECIPE = """
+from configs import gpt_shakespeare
+
+def get_config(arg=""):
+    config = gpt_shakespeare.get_config("debug")
+    config.model.hidden_dim, config.model.num_heads = 16, 2
+    config.data.sequence_length = 16
+    config.trainer.steps = config.trainer.evaluate_every = 6
+    config.trainer.global_batch_size = 8
+    return config
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    return tmp_path / "recipe.py"
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"the {i}th line says {i * i}.\n" for i in range(300)))
+    return path
+
+
+@pytest.fixture
+def train(recipe, book, zoo_command):
+    def command(folder, *words, source=f"text:{book}"):
+        # A source among the words comes later, and holds.
+        words = [f"--config.data.source={source}", f"--workdir={folder}", *words]
+        return zoo_command("train", recipe, *words)
+
+    return command
+
+
+def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(train, book, zoo_command, tmp_path):
+    assert train(tmp_path / "run").status == 0
+    evaluate = ["evaluate", tmp_path / "run", "--split=validation", "--json"]
+    before = json.loads(zoo_command(*evaluate).out)["metrics"]["loss"]
+    # A letter fewer: all others would be other tokens.
+    book.write_text(book.read_text().replace("a", ""))
+    answer = zoo_command(*evaluate)
+    assert "holds other data than in training" in answer.err
+    assert json.loads(answer.out)["metrics"]["loss"] == pytest.approx(before, abs=0.1)
+    tokenizers.train("byte", ["another"]).save(tmp_path / "run" / "tokenizer.json")
+    answer = zoo_command(*evaluate)
+    assert answer.status == 2
+    assert "is not the tokenizer that the model learned with" in answer.one_line()
+
+
+def test_going_on_with_other_text_takes_the_tokenizer_along(train, tmp_path):
+    assert train(tmp_path / "one").status == 0
+    other = tmp_path / "other.txt"
+    other.write_text("eighth lines, tenth lines\n" * 100)
+    words = [f"--config.init_from={tmp_path / 'one'}"]
+    answer = train(tmp_path / "two", *words, source=f"text:{other}")
+    assert answer.status == 2
+    assert f"set data.tokenizer={tmp_path / 'one'}" in answer.one_line()
+    words.append(f"--config.data.tokenizer={tmp_path / 'one'}")
+    answer = train(tmp_path / "two", *words, source=f"text:{other}")
+    assert answer.status == 0
+    assert "init_from: 27 of 27 weights" in answer.err
+    one, two = (read_config(tmp_path / name)["tokenizer"] for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_changed_recipe_is_refused_by_its_key(train, tmp_path):
+    assert train(tmp_path / "run").status == 0
+    before = commands.content(tmp_path / "run")
+    answer = train(tmp_path / "run", "--config.data.sequence_length=8")
+    assert answer.status == 2
+    assert "data.sequence_length: 16 -> 8" in answer.one_line()
+    assert commands.content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.sequence_length=300"], "The model has 256 positions"),
+        (["data.validation_size=2"], "has a validation split: leave data.validation_size at 0"),
+        (["data.sequence_length=1"], "data.sequence_length is at least 2"),
+        (["data.tokenizer=bpee"], "data.tokenizer is one of character"),
+        (["model.hidden_dim=18", "model.num_heads=2"], "hidden_dim / num_heads is even"),
+        (["model.num_heads=-1"], "num_heads are positive"),
+        (["data.source=multi30k"], "has pairs of sentences, for task.name=seq2seq"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_contradicts_itself_is_one_line(train, tmp_path, words, message):
+    if "multi30k" in words[0]:
+        pairs = tmp_path / "pairs.tsv"
+        pairs.write_text("a\tb\nc\td\n")
+        words = [f"data.source=pairs:{pairs}"]
+    answer = train(tmp_path / "run", *(f"--config.{word}" for word in words))
+    assert answer.status == 2
+    assert message in answer.one_line()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_users_own_model_writes_no_samples(recipe, book, tmp_path):
+    """A model that we cannot decode is trained all the same."""
+    (tmp_path / "own.py").write_text('''
+import keras, zoo
+
+def build(vocabulary_size=0, hidden_dim=8):
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    x = keras.layers.Embedding(vocabulary_size, hidden_dim)(tokens)
+    x = keras.layers.GRU(hidden_dim, return_sequences=True)(x)
+    logits = keras.layers.Dense(vocabulary_size, dtype="float32", name="logits")(x)
+    return keras.Model({"tokens": tokens}, logits)
+
+zoo.register("own_gru", build, task="clm")
+''')  # fmt: skip
+    own = tmp_path / "own_recipe.py"
+    own.write_text(
+        RECIPE.replace(
+            "    return config",
+            '    config.model = {"name": "own_gru", "vocabulary_size": 0, "hidden_dim": 8}\n'
+            "    return config",
+        ).replace("    config.model.hidden_dim, config.model.num_heads = 16, 2\n", "")
+    )
+    answer = commands.zoo_process(
+        "train", own, "--import=own", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.source=text:{book}", cwd=tmp_path,
+        env={"ZOO_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert answer.status == 0, answer.err
+    assert "sample" not in (tmp_path / "run" / "metrics.jsonl").read_text().replace("samples", "")
+
+
+def test_a_damaged_report_of_the_tokenizer_is_made_again(train, tmp_path):
+    assert train(tmp_path / "one").status == 0
+    (report,) = (tmp_path / "cache" / "tokenizers").glob("*-report.json")
+    whole = report.read_text()
+    report.write_text(whole[:5])
+    assert train(tmp_path / "two").status == 0
+    assert report.read_text() == whole
+
+
+def test_the_same_text_elsewhere_is_the_same_data(train, book, tmp_path):
+    assert train(tmp_path / "one").status == 0
+    (tmp_path / "elsewhere").mkdir()
+    book.rename(tmp_path / "elsewhere" / "book.txt")
+    shutil.rmtree(tmp_path / "cache")
+    answer = train(tmp_path / "two", source=f"text:{tmp_path}/elsewhere/book.txt")
+    assert answer.status == 0
+    one, two = (read_config(tmp_path / name) for name in ("one", "two"))
+    assert one["data_fingerprint"] == two["data_fingerprint"]
