@@ -30,13 +30,14 @@ def get_config(arg: str = ""):
     config.data.source = "tiny_shakespeare"
     config.data.tokenizer = "character"
     config.data.sequence_length = 256
-    config.optimizer = optimizer("muon", learning_rate=2e-3, weight_decay=0.1)
+    config.optimizer = optimizer("muon", learning_rate=6e-3, weight_decay=0.1)
     config.schedule = schedule("cosine", warmup_steps=50)
-    config.trainer.steps = 2000
+    config.trainer.steps = 2200
     config.trainer.global_batch_size = 32
     config.trainer.precision = "mixed_bfloat16"
-    config.trainer.evaluate_every = 500
-    config.trainer.checkpoint_every = 500
+    config.trainer.steps_per_execution = 10
+    config.trainer.evaluate_every = 550
+    config.trainer.checkpoint_every = 550
     if arg == "debug":
         config.model.num_layers, config.model.hidden_dim = 2, 32
         config.data.sequence_length = 64

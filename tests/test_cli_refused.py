@@ -88,7 +88,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("data.source=npz:other.npz", 2, "needs the array 'image'"),
         ("data.source=npz:empty.npz", 1, "is empty"),
         ("data.source=npz:damaged.npz", 1, "damaged.npz cannot be read"),
-        ("data.source=npz:missing.npz", 2, "There is no file missing.npz"),
+        ("data.source=npz:missing.npz", 2, "missing.npz"),
         ("data.source=digts", 2, "Did you mean 'digits'?"),
         ("data.manual_dir=missing", 2, "data.manual_dir must be a folder that exists"),
         ("data.validation_size=4000", 2, "has 4000 training examples"),

@@ -109,7 +109,7 @@ LLAMA = _family(
             "rotary_base": 500_000.0, "tie_weights": False,
         }),
     },
-    {**_TINY_TRANSFORMER, "num_key_value_heads": 2},
+    {**_TINY_TRANSFORMER, "num_key_value_heads": 2, "sequence_length": 32},
     remat="block_.*",
 )  # fmt: skip
 LSTM = _family(
