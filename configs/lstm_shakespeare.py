@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
         "embedding_dim": 64,
         "hidden_dim": 512,
         "num_layers": 1,
-        "dropout": 0.1,
+        "dropout": 0.2,
     }
     config.task = {"name": "clm", "chunk": 0, "cross_documents": False}
     config.data.source = "tiny_shakespeare"
@@ -27,11 +27,12 @@ def get_config(arg: str = ""):
     config.data.sequence_length = 128
     config.optimizer = optimizer("adamw", learning_rate=3e-3, weight_decay=0.01, clip_norm=1.0)
     config.schedule = schedule("cosine", warmup_steps=50)
-    config.trainer.steps = 1000
+    config.trainer.steps = 2600
     config.trainer.global_batch_size = 64
     config.trainer.precision = "mixed_bfloat16"
-    config.trainer.evaluate_every = 250
-    config.trainer.checkpoint_every = 250
+    config.trainer.steps_per_execution = 10
+    config.trainer.evaluate_every = 650
+    config.trainer.checkpoint_every = 650
     if arg == "debug":
         config.model.hidden_dim = 32
         config.data.sequence_length = 32
