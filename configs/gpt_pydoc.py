@@ -17,6 +17,7 @@ def get_config(arg: str = ""):
     config.data.tokenizer = "bpe"
     config.data.vocabulary_size = 1000
     config.data.packing = "best_fit"
-    config.trainer.steps = config.trainer.steps if arg else 600
-    config.trainer.evaluate_every = config.trainer.evaluate_every if arg else 200
+    if not arg:
+        config.trainer.steps = 300
+        config.trainer.evaluate_every = config.trainer.checkpoint_every = 100
     return config

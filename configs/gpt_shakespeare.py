@@ -2,6 +2,13 @@
 
 zoo train gpt_shakespeare --workdir=D       (zoo fetch tiny_shakespeare, or ZOO_DATA_DIR, first)
 zoo generate D --prompt="ROMEO:"
+
+Measured 2026-11-24 on 2 cores of an AMD EPYC with AVX512_BF16, TensorFlow 2.21, Keras 3.15.1, by
+`python -m benchmarks.recipe_result gpt_shakespeare --metric loss bits_per_byte`: 1.439 nats a
+character (2.076 bits a byte) over the whole validation split, 802,432 parameters, 1,107 s of
+training, seed 0. For comparison, nanoGPT publishes 1.88 for its CPU recipe (0.8 M parameters, three
+minutes) and 1.47 for its GPU recipe (10.7 M parameters). Learning rate and dropout were tried on
+parts of the training split, in runs of 500 and 1,000 updates.
 """
 
 from configs.base import base, optimizer, schedule

@@ -18,4 +18,7 @@ def get_config(arg: str = ""):
     config.data.source = "pydoc"
     config.data.tokenizer = "bpe"
     config.data.vocabulary_size = 1000
+    if not arg:
+        config.trainer.steps = 400
+        config.trainer.evaluate_every = config.trainer.checkpoint_every = 100
     return config

@@ -2,6 +2,11 @@
 
 zoo train lstm_shakespeare --workdir=D      (zoo fetch tiny_shakespeare, or ZOO_DATA_DIR, first)
 zoo generate D --prompt="ROMEO:"
+
+Measured 2026-11-24 on 2 cores of an AMD EPYC with AVX512_BF16, TensorFlow 2.21, Keras 3.15.1, by
+`python -m benchmarks.recipe_result lstm_shakespeare --metric loss bits_per_byte`: 1.481 nats a
+character (2.137 bits a byte) over the whole validation split after 1,123 s of training, seed 0. Its
+settings are the first that were tried.
 """
 
 from configs.base import base, optimizer, schedule
