@@ -5,6 +5,10 @@
 
 The text is `pydoc_data.topics` of the Python that runs it: about 0.7 MB, which differs a little
 from version to version.
+
+Measured 2026-11-24 on 2 cores of an AMD EPYC with AVX512_BF16, TensorFlow 2.21, Keras 3.15.1, by
+`python -m benchmarks.recipe_result gpt_pydoc --metric loss bits_per_byte`: 3.059 nats a token,
+1.481 bits a byte on the test split, 162 s of training, seed 0.
 """
 
 from configs import gpt_shakespeare

@@ -4,6 +4,10 @@
     zoo generate D --prompt="The for statement"
 
 Embedding 256, LSTM 128, softmax over 1,000 tokens: 582,120 parameters.
+
+Measured 2026-11-24 on 2 cores of an AMD EPYC with AVX512_BF16, TensorFlow 2.21, Keras 3.15.1, by
+`python -m benchmarks.recipe_result lstm_pydoc --metric loss bits_per_byte`: 3.661 nats a token,
+1.773 bits a byte on the test split, 161 s of training, seed 0.
 """
 
 from configs import lstm_shakespeare
@@ -19,6 +23,6 @@ def get_config(arg: str = ""):
     config.data.tokenizer = "bpe"
     config.data.vocabulary_size = 1000
     if not arg:
-        config.trainer.steps = 400
-        config.trainer.evaluate_every = config.trainer.checkpoint_every = 100
+        config.trainer.steps = 1000
+        config.trainer.evaluate_every = config.trainer.checkpoint_every = 250
     return config
