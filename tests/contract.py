@@ -19,11 +19,14 @@ EXAMPLES, BATCH = 40, 16  # the third batch of each epoch is short
 def _recipe(row, **trainer):
     from tests import toys
 
-    return toys.recipe(
+    config = toys.recipe(
         row.name, row.task, model_arguments=dict(row.tiny),
         task_arguments=dict(row.task_arguments), steps=6, log_every=3, checkpoint_every=3,
         global_batch_size=BATCH, **trainer,
     )  # fmt: skip
+    if row.task == "gan":  # two players who chase each other in large steps enlarge rounding
+        config.optimizer.learning_rate = 2e-4
+    return config
 
 
 def _data(row):
@@ -70,18 +73,37 @@ def saves_and_loads(row):
 
 
 def lowers_the_loss(row):
+    """Each player lowers its own, while the others stand still."""
     from configs.base import optimizer
     from trainers.workdir import read_metrics
+    from zoo import registry
 
     def adam(config):
         config.optimizer = optimizer("adamw", learning_rate=0.01)
         config.trainer.steps = 60
 
-    with tempfile.TemporaryDirectory() as folder:
-        _train(row, f"{folder}/run", change=adam)
-        lines = read_metrics(f"{folder}/run")
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.9 * losses[0], losses
+    task = registry.build_task(row.task, **row.task_arguments)
+    players = task.players(registry.build(row.name, **row.tiny))
+    for turn, player in enumerate(players):
+        with tempfile.TemporaryDirectory() as folder:
+            _train(row, f"{folder}/run", callbacks=[_only(turn)], change=adam)
+            lines = read_metrics(f"{folder}/run")
+        terms = player.terms if len(players) > 1 else {"loss": 1.0}
+        losses = [sum(c * x[k] for k, c in terms.items()) for x in lines if "loss" in x]
+        assert losses[-1] < 0.9 * losses[0], (player.name, losses)
+
+
+def _only(turn):
+    """A callback that lets one player learn."""
+    import keras
+
+    class Only(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            for other, own in enumerate(self.model.optimizers):
+                if other != turn:
+                    own.learning_rate = 0.0
+
+    return Only()
 
 
 def trains_in_bfloat16(row):
@@ -163,8 +185,9 @@ def _batch(row):
     from zoo import registry
 
     task = registry.build_task(row.task, **row.task_arguments)
-    arrays = _data(row).splits["train"]
-    batch = {key: tf.constant(value[:4]) for key, value in arrays.items()}
+    data = _data(row)
+    task.check(registry.build(row.name, **row.tiny), data)
+    batch = {key: tf.constant(value[:4]) for key, value in data.splits["train"].items()}
     batch["weight"] = tf.ones(4)
     return task.prepare(batch, lambda n: tf.random.stateless_uniform((4, n), (0, 0)), False)
 

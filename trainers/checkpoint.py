@@ -25,7 +25,7 @@ def variables_of(step) -> list:
         *step.net.trainable_variables,
         *step.net.non_trainable_weights,
         *step.seed_states,
-        *step.optimizer.variables,
+        *(variable for optimizer in step.optimizers for variable in optimizer.variables),
         step.step,
     ]
 

@@ -19,6 +19,8 @@ from trainers import report_sections as sections
 from zoo.data.disk import atomic
 from zoo.errors import UsageError
 
+_MOST_SHEETS = 12
+
 
 @dataclasses.dataclass
 class Evaluation:
@@ -45,6 +47,7 @@ class Run:
       events: the lines of metrics.jsonl that hold an `event`, in the order written.
       seconds: wall time in training, all starts of the run together.
       evaluations: one a split.
+      pictures: title -> PNG file's content: sheets that were made in training.
       state: `finished`, `going` or `stopped`.
       updated: when metrics.jsonl was last written, or None.
       notes: one line for each file that could not be read whole.
@@ -60,6 +63,7 @@ class Run:
     events: list[dict]
     seconds: float
     evaluations: list[Evaluation]
+    pictures: dict[str, bytes]
     state: str
     updated: datetime.datetime | None
     notes: list[str]
@@ -105,6 +109,7 @@ def read_run(workdir: Path) -> Run:
         events=events,
         seconds=seconds,
         evaluations=_read_evaluations(workdir / "evaluation", notes),
+        pictures=_read_pictures(workdir / "samples", notes),
         state=_state(workdir, planned, records),
         updated=datetime.datetime.fromtimestamp(written) if written else None,
         notes=notes,
@@ -200,6 +205,29 @@ def _read_evaluations(folder: Path, notes: list[str]) -> list[Evaluation]:
     return evaluations
 
 
+def _read_pictures(folder: Path, notes: list[str]) -> dict[str, bytes]:
+    """Returns the interpolation and some sheets, the last one first and the others far apart."""
+    from PIL import Image
+
+    steps = sorted(folder.glob("step_*.png"))[::-1]
+    if len(steps) > _MOST_SHEETS:
+        places = np.linspace(0, len(steps) - 1, _MOST_SHEETS).round().astype(int)
+        steps = [steps[i] for i in places]
+    found = {}
+    for path in [folder / "interpolation.png", *steps]:
+        if not path.exists():
+            continue
+        try:
+            with Image.open(path) as image:
+                image.verify()
+            number = path.stem.removeprefix("step_")
+            title = f"step {int(number):,}" if number.isdigit() else "from one to another"
+            found[title] = path.read_bytes()
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a bad file
+            notes.append(f"{path.name} could not be read: {error}")
+    return found
+
+
 def _read_samples(path: Path, notes: list[str]) -> list[dict]:
     if not path.exists():
         return []
@@ -258,6 +286,7 @@ def _page(run: Run) -> str:
             *(sections.classification(evaluation) for evaluation in run.evaluations),
             *(sections.translations(evaluation) for evaluation in run.evaluations),
             sections.samples(run.events),
+            sections.pictures(run.pictures),
             sections.facts(run.facts),
             sections.events(run.events),
             sections.config(run.config),

@@ -67,9 +67,14 @@ def picture(pixels: np.ndarray, alternative: str) -> str:
     image.thumbnail((_LARGEST_PICTURE, _LARGEST_PICTURE))
     stream = io.BytesIO()
     image.save(stream, format="PNG")
-    data = base64.b64encode(stream.getvalue()).decode("ascii")
     small = ' class="small"' if max(image.size) <= 64 else ""
-    return f'<img{small} alt="{alternative}" src="data:image/png;base64,{data}">'
+    return png(stream.getvalue(), alternative, small)
+
+
+def png(data: bytes, alternative: str, attribute: str = "") -> str:
+    """Returns the content of a PNG file as an image element."""
+    text = base64.b64encode(data).decode("ascii")
+    return f'<img{attribute} alt="{alternative}" src="data:image/png;base64,{text}">'
 
 
 def _svg(figure: Figure, axes, name: str) -> str:

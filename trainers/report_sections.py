@@ -9,7 +9,7 @@ import numpy as np
 
 from trainers import report_figures as figures
 
-_NOT_METRICS = {"step", "epoch", "seconds", "learning_rate", "skipped_steps"}
+_NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps"}
 _RATE = "_per_second"
 _LARGEST_SAMPLES = 200
 _LARGEST_TABLE = 20
@@ -66,7 +66,8 @@ def curves(records: list[dict]) -> str:
                       "validation": _series(records, f"val_{name}")})
         for name in metrics
     ]  # fmt: skip
-    for name in ("learning_rate", *_rates(records), "skipped_steps"):
+    learning_rates = [key for key in keys if key.startswith("learning_rate")]
+    for name in (*learning_rates, *_rates(records), "skipped_steps"):
         series = _series(records, name)
         if name != "skipped_steps" or any(series.values()):
             plots.append(_curve(name, {"training": series}))
@@ -112,13 +113,22 @@ def translations(evaluation) -> str:
 
 def samples(rows: list[dict]) -> str:
     """What a text model wrote at each evaluation, the last one first."""
-    rows = [row for row in rows if row["event"] == "sample"]
+    rows = [row for row in rows if row["event"] == "sample" and "detail" in row]
     cards = [
         f"<figure><h3>step {_count(row['step'])}</h3>"
         f"<pre>{_text(row.get('detail', ''))}</pre></figure>"
         for row in reversed(rows)
     ]
     return _section("Samples", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
+
+
+def pictures(sheets: dict[str, bytes]) -> str:
+    """What a model of pictures made at evaluations, and its way between pictures."""
+    cards = [
+        f"<figure><h3>{_text(title)}</h3>{figures.png(data, title)}</figure>"
+        for title, data in sheets.items()
+    ]
+    return _section("Pictures", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
 
 
 def facts(groups: dict) -> str:
@@ -215,7 +225,8 @@ def _tile(name: str, value: str, detail: str) -> str:
 
 
 def _is_metric(key: str) -> bool:
-    return key not in _NOT_METRICS and not key.endswith(_RATE)
+    plain = key not in _NOT_METRICS and not key.startswith("learning_rate")
+    return plain and not key.endswith(_RATE)
 
 
 def _rates(records: list[dict]) -> list[str]:

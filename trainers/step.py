@@ -9,7 +9,9 @@
 Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
 batch cannot change the result. (Batch normalisation is the exception by its nature: it sees the
 rows that are computed together, padding included.) `TrainStep` is a `keras.Model`, so plain `fit`
-runs it too.
+runs it too. Where a task has several players (a GAN: discriminator, then generator), each in turn
+takes steps 2 to 4 with its own variables, loss terms and optimizer, and sees what those before it
+have become.
 
 Random numbers (dropout) are a function of (seed, step, micro-batch, replica): the seed generators'
 states are replaced for the call and never advance, so a resumed run draws what the uninterrupted
@@ -17,7 +19,9 @@ one would have drawn, and replicas draw different masks.
 """
 
 import contextlib
+import functools
 import warnings
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -35,7 +39,8 @@ class TrainStep(keras.Model):
     Args:
       model: a built model; the bare network, which is what gets saved and exported.
       task: what a batch means.
-      optimizer: a Keras optimizer; made, like the model, inside the strategy's scope.
+      optimizer: a Keras optimizer, or one for each of the task's players; made, like the model,
+        inside the strategy's scope.
       micro_batch_size: rows that one replica computes at once; 0 for its whole share.
       jit_compile: whether XLA compiles the forward and backward pass.
       seed: of all random numbers drawn while training.
@@ -46,7 +51,7 @@ class TrainStep(keras.Model):
         self,
         model: keras.Model,
         task: Task,
-        optimizer: keras.optimizers.Optimizer,
+        optimizer: keras.optimizers.Optimizer | Sequence[keras.optimizers.Optimizer],
         *,
         micro_batch_size: int = 0,
         jit_compile: bool = False,
@@ -59,6 +64,7 @@ class TrainStep(keras.Model):
         self.micro_batch_size = micro_batch_size
         self.jit_gradients = jit_compile
         self.seed = seed
+        self._compiled = {}
         self.seed_states = tuple(keras_internals.seed_variables(model))
         # Batches seen, an update tried on each. The optimizer's own count leaves out those that
         # loss scaling skipped.
@@ -73,12 +79,18 @@ class TrainStep(keras.Model):
         )  # fmt: skip
         self.means = Means(task, penalty=True)
         self.built = True
+        self.players = task.players(model)
+        single = isinstance(optimizer, keras.optimizers.Optimizer)
+        self.optimizers = [optimizer] if single else list(optimizer)
         # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
-        self.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
+        self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
         keras_internals.needs_unbuilt_fit(self)
-        keras_internals.switch_off_all_reduce(inner(optimizer))
-        self.decay_excluded = exclude_from_decay(optimizer, model.trainable_variables, exclude)
-        optimizer.build(model.trainable_variables)
+        self.decay_excluded = []
+        for player, own in zip(self.players, self.optimizers, strict=True):
+            variables = player.model.trainable_variables
+            keras_internals.switch_off_all_reduce(inner(own))
+            self.decay_excluded += exclude_from_decay(own, variables, exclude)
+            own.build(variables)
 
     # --- what Keras asks of a model -----------------------------------------------------------
 
@@ -118,40 +130,36 @@ class TrainStep(keras.Model):
 
         local = self.task.weights(data)
         weights = add_up(local)
-        micro_batches = self._micro_batches(data)
-        if micro_batches == 1:
-            gradients, sums, statistics, changes = self._gradients(
-                data, weights, self._seeds(0), {}, 1 / replicas
-            )
-        else:
-            gradients, sums, statistics, changes = self._accumulate(
-                data, weights, micro_batches, 1 / (replicas * micro_batches)
-            )
-        gradients = add_up(gradients)
-        changes = add_up(changes, tf.distribute.ReduceOp.MEAN)
-        for variable in self.net.non_trainable_weights:
-            if id(variable) in changes:
-                variable.assign(changes[id(variable)])
-        self.optimizer.apply(gradients, self.net.trainable_variables)
+        all_sums, all_statistics, finite = {}, {}, tf.constant(True)
+        for turn, optimizer in enumerate(self.optimizers):
+            gradients, sums, statistics, changes = self._turn(turn, data, weights, replicas)
+            gradients = add_up(gradients)
+            changes = add_up(changes, tf.distribute.ReduceOp.MEAN)
+            for variable in self.net.non_trainable_weights:
+                if id(variable) in changes:
+                    variable.assign(changes[id(variable)])
+            optimizer.apply(gradients, self.players[turn].model.trainable_variables)
 
-        finite = tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
-        if self.optimizer is inner(self.optimizer):  # loss scaling skips such gradients itself
-            finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            finite &= tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
+            if optimizer is inner(optimizer):  # loss scaling skips such gradients itself
+                finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            for name, value in sums.items():  # "regularization" comes from each player
+                all_sums[name] = all_sums.get(name, 0.0) + value
+            all_statistics |= statistics
         self.first_bad.assign(
             tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.step.value)
         )
         self.step.assign_add(1)
-        self.means.add(sums, statistics, {"regularization": 1 / replicas, **local})
+        self.means.add(all_sums, all_statistics, {"regularization": 1 / replicas, **local})
 
     @contextlib.contextmanager
     def averaged(self):
         """Puts the moving average of the weights into the model, where there is one."""
-        optimizer = inner(self.optimizer)
-        if not optimizer.use_ema or int(optimizer.iterations.numpy()) == 0:
-            yield
-            return
-        averages = keras_internals.averaged_weights(optimizer)
-        pairs = list(zip(self.net.trainable_variables, averages, strict=True))
+        pairs = []
+        for player, optimizer in zip(self.players, map(inner, self.optimizers), strict=True):
+            if optimizer.use_ema and int(optimizer.iterations.numpy()):
+                averages = keras_internals.averaged_weights(optimizer)
+                pairs += zip(player.model.trainable_variables, averages, strict=True)
         kept = [variable.numpy() for variable, _ in pairs]
         for variable, average in pairs:
             variable.assign(average.numpy())
@@ -174,51 +182,61 @@ class TrainStep(keras.Model):
             )
         return rows // self.micro_batch_size
 
-    def _seeds(self, micro_batch):
+    def _turn(self, turn, data, weights, replicas):
+        """What `_gradients` gives, of the whole share of one replica."""
+        micro_batches = self._micro_batches(data)
+        if micro_batches == 1:
+            return self._gradients(turn, data, weights, self._seeds(turn, 0), {}, 1 / replicas)
+        share = 1 / (replicas * micro_batches)
+        return self._accumulate(turn, data, weights, micro_batches, share)
+
+    def _seeds(self, turn, micro_batch):
         """Seed states for one micro-batch: (seed, step, micro-batch, replica) folded in."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seeds = []
         for state in self.seed_states:
             seed = tf.bitcast(tf.cast(state.value, tf.uint32), tf.int32)
-            for part in (self.seed, self.step.value, micro_batch, replica):
+            parts = (self.seed, self.step.value, micro_batch, replica, *([turn] if turn else []))
+            for part in parts:
                 seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(part, tf.int32))
             seeds.append(tf.cast(tf.bitcast(seed, tf.uint32), state.dtype))
         return seeds
 
-    def _gradients(self, data, weights, seeds, state, share):
+    def _gradients(self, turn, data, weights, seeds, state, share):
         """Gradients, loss sums, statistics and new state of one micro-batch.
 
         The computation is pure: variables are read and never written, so it may stand inside a
         loop, under XLA and in each replica.
         """
         if self.jit_gradients:
-            if not hasattr(self, "_compiled"):
-                self._compiled = tf.function(
-                    self._pure_gradients, jit_compile=True, autograph=False
+            if turn not in self._compiled:
+                self._compiled[turn] = tf.function(
+                    functools.partial(self._pure_gradients, turn), jit_compile=True, autograph=False
                 )
-            return self._compiled(data, weights, seeds, state, share)
-        return self._pure_gradients(data, weights, seeds, state, share)
+            return self._compiled[turn](data, weights, seeds, state, share)
+        return self._pure_gradients(turn, data, weights, seeds, state, share)
 
-    def _pure_gradients(self, data, weights, seeds, state, share):
-        variables = self.net.trainable_variables
+    def _pure_gradients(self, turn, data, weights, seeds, state, share):
+        player, optimizer = self.players[turn], self.optimizers[turn]
+        variables = player.model.trainable_variables
         by_id = {id(v): v for v in self.net.non_trainable_weights}
         seeded = list(zip(self.seed_states, seeds, strict=True))
         known = [(by_id[key], value) for key, value in state.items()]
         scope = keras.StatelessScope(state_mapping=seeded + known, collect_losses=True)
         with tf.GradientTape() as tape:
             with scope:
-                result = self.task.forward(self.net, data, training=True)
+                result = player.forward(self.net, data, training=True)
             loss = sum(
                 coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])
-                for name, coefficient in self.task.terms.items()
+                for name, coefficient in player.terms.items()
             )
             # Of the weights, and what layers add by `add_loss`: a share each micro-batch.
-            penalties = [tf.cast(x, tf.float32) for x in [*self.net.losses, *scope.losses]]
+            penalties = [tf.cast(x, tf.float32) for x in [*player.model.losses, *scope.losses]]
             if penalties:
                 penalty = share * tf.add_n(penalties)
                 result.sums["regularization"] = penalty
                 loss += penalty
-            loss = self.optimizer.scale_loss(loss)
+            loss = optimizer.scale_loss(loss)
         with scope:  # recomputed blocks run now
             gradients = tape.gradient(loss, [v.value for v in variables])
         changes = {
@@ -237,7 +255,7 @@ class TrainStep(keras.Model):
         ]
         return gradients, result.sums, result.statistics, changes
 
-    def _accumulate(self, data, weights, micro_batches, share):
+    def _accumulate(self, turn, data, weights, micro_batches, share):
         rows = self.micro_batch_size
         stacked = tf.nest.map_structure(
             lambda x: tf.reshape(x, (micro_batches, rows, *x.shape[1:])), dict(data)
@@ -247,7 +265,9 @@ class TrainStep(keras.Model):
             return tf.nest.map_structure(lambda x: x[i], stacked)
 
         def compute(i, state):
-            return self._gradients(micro_batch(i), weights, self._seeds(i), state, share)
+            return self._gradients(
+                turn, micro_batch(i), weights, self._seeds(turn, i), state, share
+            )
 
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         if replicas > 1 and any(
@@ -261,7 +281,8 @@ class TrainStep(keras.Model):
         _, sums, statistics, changes = probe.structured_outputs
         state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
         zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
-        carry = ([tf.zeros_like(v.value) for v in self.net.trainable_variables], *zeros, state)
+        variables = self.players[turn].model.trainable_variables
+        carry = ([tf.zeros_like(v.value) for v in variables], *zeros, state)
 
         def body(i, gradients, sums, statistics, state):
             more = compute(i, state)

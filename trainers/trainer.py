@@ -23,6 +23,7 @@ from trainers.optimizers import inner, make_optimizer
 from trainers.precision import precision
 from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.remat import apply_remat
+from trainers.samples import sample_writer
 from trainers.schedules import make_schedule
 from trainers.step import TrainStep
 from trainers.strategy import distribute, make_strategy, prepare_devices
@@ -73,6 +74,7 @@ class Trainer:
             "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
         }  # fmt: skip
         self._terminated = threading.Event()
+        self._said: set[str] = set()
 
     # --- the run, in order ----------------------------------------------------------------------
 
@@ -148,13 +150,8 @@ class Trainer:
         self.task.check(self.step.net, self.dataset)
         held_out = held_out or self.dataset.splits.get("validation")
         self.validation = held_out and self._evaluator(held_out)
-        self.writer = None
-        if self.task.generates and self.dataset.tokenizer is not None:
-            from trainers.samples import sample_writer
-            from zoo.models.decoding import generates
-
-            if generates(self.step.net):  # a user's own model may be none that we can decode
-                self.writer = sample_writer(self.step.net, self.dataset.tokenizer, config)
+        self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
+        self.evaluates = self.validation is not None or self.writer is not None
         self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
         self._run = update_function(self.step, self.strategy)
 
@@ -213,7 +210,7 @@ class Trainer:
             epoch_ends = self.done % self.steps_per_epoch == 0
             last = self.done == self.total_steps
             logs_now = self._at(trainer.log_every) or epoch_ends or last
-            evaluates = self.validation and (self._at(trainer.evaluate_every) or last)
+            evaluates = self.evaluates and (self._at(trainer.evaluate_every) or last)
             saves = self._at(trainer.checkpoint_every) or last
             if (logs_now or evaluates or saves) and self._lost_its_way():
                 self.step.means.take()
@@ -227,6 +224,7 @@ class Trainer:
                     before = totals.get(name, (0.0, 0.0))
                     totals[name] = before[0] + total, before[1] + weight
                 logs = self.step.means.logs(taken)
+                self._warn(logs)
                 counted = taken[next(iter(self.task.terms))][1]
                 self._log(logs, window_steps, counted, now - window_start, interactive)
                 window_start, window_steps = now, 0
@@ -304,24 +302,28 @@ class Trainer:
         """The next update after which Python has something to do."""
         trainer = self.config.trainer
         periods = [self.steps_per_epoch, trainer.log_every, trainer.checkpoint_every]
-        periods += [trainer.evaluate_every] if self.validation else []
+        periods += [trainer.evaluate_every] if self.evaluates else []
         stops = [(self.done // period + 1) * period for period in periods if period]
         return min(*stops, self.total_steps)
 
     def _log(self, logs, steps: int, counted: float, seconds: float, interactive: bool) -> None:
         """Writes a line about the last `steps` updates, which counted so many of the unit."""
         self.counters["seconds"] = time.perf_counter() - self._started
-        optimizer = inner(self.step.optimizer)
+        rates = {
+            f"learning_rate_{player.name}".rstrip("_"): float(inner(own).learning_rate.numpy())
+            for player, own in zip(self.step.players, self.step.optimizers, strict=True)
+        }
         values = {
             **logs,
-            "learning_rate": float(optimizer.learning_rate.numpy()),
+            **rates,
             "samples_per_second": steps * self.config.trainer.global_batch_size / seconds,
         }
         if self.task.unit != "samples":
             values[f"{self.task.unit}_per_second"] = counted / seconds
-        skipped = self.done - int(optimizer.iterations.numpy())
-        if self.step.optimizer is not optimizer:
-            values["skipped_steps"] = skipped
+        if any(own is not inner(own) for own in self.step.optimizers):  # loss scaling
+            values["skipped_steps"] = sum(
+                self.done - int(inner(own).iterations.numpy()) for own in self.step.optimizers
+            )
         self.workdir.log(
             step=self.done,
             epoch=round(self.done / self.steps_per_epoch, 4),
@@ -333,20 +335,26 @@ class Trainer:
             print(f"step {self.done}/{self.total_steps}  {shown}", flush=True)
 
     def _evaluate(self) -> dict[str, float]:
-        """Validates the averaged weights, and keeps the best model so far."""
+        """Validates the averaged weights and keeps the best model so far; keeps a sample."""
         with self.step.averaged():
-            metrics, _ = self.validation()
-            logs = {f"val_{name}": value for name, value in metrics.items()}
-            value, best = logs[self.task.monitor], self.counters["best"]
-            sign = 1 if self.task.monitor_mode == "max" else -1
-            if math.isfinite(value) and (best is None or sign * value > sign * best):
-                self.counters["best"] = value
-                save_model(self.step.net, self.workdir / "best" / "model.keras")
-                write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
-            sample = self.writer() if self.writer else ""
-        self.workdir.log(step=self.done, epoch=round(self.done / self.steps_per_epoch, 4), **logs)
+            logs = self._validate() if self.validation else {}
+            sample = self.writer() if self.writer else {}
+        if logs:
+            epoch = round(self.done / self.steps_per_epoch, 4)
+            self.workdir.log(step=self.done, epoch=epoch, **logs)
         if sample:
-            self.workdir.log(step=self.done, event="sample", detail=sample)
+            self.workdir.log(step=self.done, event="sample", **sample)
+        return logs
+
+    def _validate(self) -> dict[str, float]:
+        metrics, _ = self.validation()
+        logs = {f"val_{name}": value for name, value in metrics.items()}
+        value, best = logs[self.task.monitor], self.counters["best"]
+        sign = 1 if self.task.monitor_mode == "max" else -1
+        if math.isfinite(value) and (best is None or sign * value > sign * best):
+            self.counters["best"] = value
+            save_model(self.step.net, self.workdir / "best" / "model.keras")
+            write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
         return logs
 
     def _save(self) -> None:
@@ -380,6 +388,13 @@ class Trainer:
         self.workdir.start_metrics(step)
         self._event("rolled back", f"loss not finite at step {bad + 1}; back to {path.name}")
         return True
+
+    def _warn(self, logs) -> None:
+        """Says once a run what the task finds worth saying."""
+        said = self.task.warning(logs)
+        if said and said not in self._said:
+            self._said.add(said)
+            self._event("warning", said)
 
     def _not_finite(self) -> RunError:
         bad = int(self.step.first_bad.numpy())
@@ -453,19 +468,22 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             )
         if trainer.remat:
             apply_remat(model, trainer.remat)
-        optimizer, exclude = make_optimizer(
-            optimizer_arguments.pop("name"),
-            make_schedule(
-                schedule.pop("name"), optimizer_arguments["learning_rate"], total_steps, **schedule
-            ),
-            ema=trainer.ema,
-            loss_scaling=trainer.precision == "mixed_float16",
-            **optimizer_arguments,
-        )
+        optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
+        optimizers = []
+        for player in task.players(model):
+            rate = player.rate * optimizer_arguments["learning_rate"]
+            optimizer, exclude = make_optimizer(
+                optimizer_name,
+                make_schedule(schedule_name, rate, total_steps, **schedule),
+                ema=trainer.ema if player.averaged else 0.0,
+                loss_scaling=trainer.precision == "mixed_float16",
+                **optimizer_arguments,
+            )
+            optimizers.append(optimizer)
         step = TrainStep(
             model,
             task,
-            optimizer,
+            optimizers,
             micro_batch_size=trainer.micro_batch_size,
             jit_compile=trainer.jit_compile,
             seed=trainer.seed,

@@ -182,6 +182,29 @@ ROBERTA = _family(
     remat="block_.*",
 )  # fmt: skip
 
+_GAN_PAPER = "Goodfellow et al. 2014, Generative adversarial nets, arXiv:1406.2661"
+GAN = (
+    Entry(
+        name="gan_mnist",
+        builder="zoo.models.gan:build",
+        task="gan",
+        parameters=326_929,
+        paper=_GAN_PAPER,
+        tiny={"noise_dim": 8, "hidden_dim": 16, "filters": 4},
+        remat="generator",
+    ),
+    Entry(
+        name="dcgan_mnist",
+        builder="zoo.models.gan:build_dcgan",
+        task="gan",
+        parameters=1_812_674,
+        paper="Radford et al. 2016, DCGAN, arXiv:1511.06434",
+        tiny={"noise_dim": 8, "filters": 8},
+        task_arguments={"r1": 1.0},
+        remat="generator",
+    ),
+)
+
 CATALOG = (
     Entry(
         name="cnn_classifier",
@@ -198,4 +221,5 @@ CATALOG = (
     *SEQ2SEQ,
     *BERT,
     *ROBERTA,
+    *GAN,
 )

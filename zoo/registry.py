@@ -16,6 +16,7 @@ _tasks: dict[str, str | Callable] = {
     "seq2seq": "zoo.tasks.seq2seq:SequenceToSequence",
     "mlm": "zoo.tasks.mlm:MaskedLanguageModeling",
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
+    "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
 # How a task's data come from a recipe's `data` section; by name or npz file where not given here.
 _loaders: dict[str, str | Callable] = {

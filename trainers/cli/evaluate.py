@@ -53,7 +53,8 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"split": split, "checkpoint": checkpoint, "metrics": metrics}))
     else:
-        print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+        shown = {k: v if isinstance(v, str) else f"{v:.6g}" for k, v in metrics.items()}
+        print("  ".join(f"{name} {value}" for name, value in shown.items()))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""zoo generate WORKDIR [--prompt=TEXT | --prompts=FILE] [--max_tokens=200] [--json]: text.
+"""zoo generate WORKDIR [--prompt=TEXT | --prompts=FILE] [--json]: text, or a sheet of pictures.
 
 Continues a prompt with a language model. One prompt's text is shown as it comes; --prompts=FILE
 takes one prompt a line, and --prompts=- reads them from standard input. Without a prompt a text
@@ -9,9 +9,13 @@ the new ones and their rate includes compiling.
 
 An encoder-decoder translates each prompt, by default with the beams of its recipe. An encoder
 fills in what [MASK] stands for; --json prints the five likeliest words of each, too.
+
+A GAN draws --count pictures and writes them as one PNG file, --out; the same seed gives the same
+pictures.
 """
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -38,6 +42,10 @@ _TOP_P = flags.DEFINE_float(
 )
 _BEAMS = flags.DEFINE_integer("beams", 1, "Of a beam search; 1 for none.", flag_values=_FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=_FLAGS)
+_COUNT = flags.DEFINE_integer("count", 64, "Pictures of the sheet.", flag_values=_FLAGS)
+_OUT = flags.DEFINE_string(
+    "out", None, "The sheet; WORKDIR/generated.png if not given.", flag_values=_FLAGS
+)
 _CHECKPOINT = flags.DEFINE_enum(
     "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
 )
@@ -53,6 +61,9 @@ def command(argv) -> int:
     options = _options()
     prompts = _prompts()
     model, tokenizer, config = _load(words[0], _CHECKPOINT.value)
+    if tokenizer is None:
+        return _drawn(model, Path(words[0]))
+    _refuse((_COUNT, _OUT), "This model writes text")
     names = {layer.name for layer in model.layers}
     if "encoder_norm" in names:
         return _show(_translated(model, tokenizer, config, prompts))
@@ -119,10 +130,10 @@ def _prompts() -> list[str]:
 
 
 def _load(workdir: str, checkpoint: str):
-    """Returns model, tokenizer and recipe of a work directory.
+    """Returns model, tokenizer and recipe of a work directory; no tokenizer of a GAN.
 
     Raises:
-      UsageError: where it holds no model of text, or not that model's tokenizer.
+      UsageError: where it holds a model that generates nothing, or not its tokenizer.
       RunError: where a file is damaged.
     """
     from trainers.start import start_tensorflow
@@ -132,11 +143,15 @@ def _load(workdir: str, checkpoint: str):
     config = read_config(workdir)
     model_path(workdir, checkpoint)
     task = config["config"]["task"]["name"]
-    if not config.get("tokenizer"):
-        raise UsageError(f"zoo generate writes text; {workdir} holds a model of the task {task!r}.")
-    tokenizer = read_tokenizer(workdir, config)
+    tokenizer = read_tokenizer(workdir, config) if config.get("tokenizer") else None
     start_tensorflow()
-    return load_model(workdir, checkpoint), tokenizer, config["config"]
+    model = load_model(workdir, checkpoint)
+    if tokenizer is None and not hasattr(model, "generator"):
+        raise UsageError(
+            "zoo generate writes text or draws pictures; "
+            f"{workdir} holds a model of the task {task!r}."
+        )
+    return model, tokenizer, config["config"]
 
 
 def _show(rows: list[dict]) -> int:
@@ -152,6 +167,23 @@ def _refuse(flags_, why: str) -> None:
     for flag in flags_:
         if _FLAGS[flag.name].present:
             raise UsageError(f"{why}: --{flag.name} has no meaning here.")
+
+
+def _drawn(model, workdir: Path) -> int:
+    from trainers.pictures import save_sheet, sheet
+    from zoo.tasks.gan_metrics import make_pictures
+
+    text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
+    _refuse(text, "A GAN draws pictures")
+    if not 1 <= _COUNT.value <= 10_000:
+        raise UsageError(f"--count is between 1 and 10,000. Received: {_COUNT.value}.")
+    path = Path(_OUT.value or workdir / "generated.png")
+    if path.suffix != ".png" or path.is_dir():
+        raise UsageError(f"--out names a .png file. Received: {path}.")
+    pictures = make_pictures(model, _COUNT.value, _SEED.value)
+    save_sheet(path, sheet(pictures, math.ceil(math.sqrt(_COUNT.value))))
+    print(path)
+    return 0
 
 
 def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:

@@ -11,7 +11,7 @@ changes the mathematics: a mean of means would.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # A batch: tensors with a common first axis. "weight" (batch,) float32 is 0 for rows that only pad
@@ -34,6 +34,27 @@ class Forward:
     outputs: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """One part of a model that is trained by an optimizer of its own.
+
+    Attributes:
+      name: stands in the logs.
+      model: whose trainable variables it moves; the whole model or a part of it.
+      terms: coefficients of the loss terms that it lowers.
+      forward: as `Task.forward`; computes these terms and the statistics that go with them.
+      rate: its learning rate, as a multiple of the recipe's.
+      averaged: whether `trainer.ema` holds for it.
+    """
+
+    name: str
+    model: Any
+    terms: Mapping[str, float]
+    forward: Callable
+    rate: float = 1.0
+    averaged: bool = True
+
+
 class Task:
     """Base of all tasks; the attributes and methods below are the whole contract.
 
@@ -43,7 +64,8 @@ class Task:
       monitor: the validation value by which the best checkpoint is chosen, and
       monitor_mode: "max" or "min".
       unit: what the weight of the first term counts, for the throughput in the logs.
-      generates: whether its models write text, of which a sample is kept at each evaluation.
+      generates: "text" or "pictures" where its models make some, of which a sample is kept at
+        each evaluation.
     """
 
     terms: Mapping[str, float] = {"loss": 1.0}
@@ -51,7 +73,7 @@ class Task:
     monitor = "val_loss"
     monitor_mode = "min"
     unit = "samples"
-    generates = False
+    generates = ""
 
     def complete(self, arguments: dict, dataset) -> dict:
         """Returns the builder's arguments with those that follow from the data filled in.
@@ -82,22 +104,30 @@ class Task:
         """Runs the model on a batch."""
         raise NotImplementedError
 
+    def players(self, model) -> tuple[Player, ...]:
+        """Returns who takes turns in each step; one player, the whole model, by default."""
+        return (Player("", model, self.terms, self.forward),)
+
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns metrics that are functions of the means, such as the perplexity."""
         return {}
+
+    def warning(self, logs: dict[str, float]) -> str:
+        """Returns what the user should know about a log interval's means; "" for nothing."""
+        return ""
 
     def predictions(self, outputs, batch: Batch) -> dict[str, Any]:
         """Returns what the test split's report needs of each example; empty by default."""
         return {}
 
-    def whole_split(self, model, dataset, split: str) -> tuple[dict[str, float], list[dict]]:
+    def whole_split(self, model, dataset, split: str) -> tuple[dict[str, float | str], list[dict]]:
         """Returns what no mean over batches gives, such as the BLEU of a test split.
 
         It is called with a run's final weights, at its end and by `zoo evaluate`.
 
         Returns:
-          `(metrics, samples)`: the samples, for the report, are dicts of text: "source",
-          "prediction", "reference".
+          `(metrics, samples)`: a metric that is text says by what the others were measured; the
+          samples, for the report, are dicts of text: "source", "prediction", "reference".
         """
         return {}, []
 

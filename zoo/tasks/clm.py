@@ -43,7 +43,7 @@ class CausalLanguageModeling(Task):
 
     statistics = ("accuracy", "bits_per_byte")
     unit = "tokens"
-    generates = True
+    generates = "text"
 
     def __init__(self, chunk: int = 0, cross_documents: bool = False):
         if chunk < 0:

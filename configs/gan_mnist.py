@@ -1,0 +1,41 @@
+"""The plain GAN on 60,000 handwritten digits.
+
+    zoo train gan_mnist --workdir=D        (zoo fetch mnist, or ZOO_DATA_DIR, first)
+    zoo generate D
+
+With --config.task.classifier=W, W a work directory of `cnn_mnist`, the samples are measured.
+"""
+
+from configs.base import base, optimizer, schedule
+from trainers.recipe import unknown_variant
+
+
+def get_config(arg: str = ""):
+    """Variants: "" is the full run, "debug" ends within a minute, without a download."""
+    if arg not in ("", "debug"):
+        raise unknown_variant(arg, ["debug"])
+    config = base()
+    config.model = {"name": "gan_mnist", "noise_dim": 100, "hidden_dim": 128, "filters": 64}
+    config.task = {
+        "name": "gan",
+        "loss": "non_saturating",
+        "r1": 0.0,
+        "discriminator_rate": 1.0,
+        "classifier": "",
+        "samples": 10_000,
+    }
+    config.data.source = "mnist"
+    config.optimizer = optimizer("adam", learning_rate=2e-4, beta_1=0.5)
+    config.schedule = schedule("constant")
+    config.trainer.epochs = 30
+    config.trainer.global_batch_size = 128
+    config.trainer.precision = "mixed_bfloat16"
+    config.trainer.ema = 0.999
+    config.trainer.steps_per_execution = 10
+    if arg == "debug":
+        config.data.source = "digits"
+        config.trainer.epochs, config.trainer.steps = 0, 60
+        config.trainer.ema = 0.9
+        config.trainer.log_every = 20
+        config.trainer.evaluate_every = config.trainer.checkpoint_every = 30
+    return config

@@ -1,0 +1,287 @@
+"""The two players of a GAN in the one train step."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs.base import optimizer
+from tests import toys
+from trainers.optimizers import inner
+from trainers.workdir import read_metrics
+from zoo import registry
+from zoo.data import Dataset
+from zoo.errors import UsageError
+from zoo.tasks.gan import GenerativeAdversarial
+
+TINY = {"noise_dim": 8, "hidden_dim": 16, "filters": 4}
+
+
+def pictures(examples=70, name="gan_mnist", **tiny):
+    model = registry.build(name, **(tiny or TINY))
+    splits = {"train": GenerativeAdversarial().synthetic(model, examples, 0)}
+    return Dataset("pictures", splits, (), f"pictures-{examples}")
+
+
+def recipe(name="gan_mnist", model=None, task=None, **trainer):
+    config = toys.recipe(
+        name, "gan", model_arguments=model or TINY, task_arguments=task or {}, **trainer
+    )
+    config.optimizer = optimizer("adam", learning_rate=2e-3, beta_1=0.5)
+    return config
+
+
+def test_layer_for_layer():
+    model = registry.build("gan_mnist")
+    generator, discriminator = model.generator, model.discriminator
+    assert (generator.count_params(), discriminator.count_params()) == (114_064, 212_865)
+    assert generator.output_shape == (None, 28, 28, 1)
+    assert discriminator.output_shape == (None, 1)
+    kinds = [type(layer).__name__ for layer in discriminator.layers[1:]]
+    assert kinds == ["Conv2D", "MaxPooling2D", "Conv2D", "MaxPooling2D", "Flatten", "Dense"]
+    assert [type(layer).__name__ for layer in generator.layers[1:]] == ["Dense", "Dense", "Reshape"]
+    assert generator.get_layer("pixels").activation is keras.activations.tanh
+    assert generator.get_layer("hidden").activation is keras.activations.relu
+
+
+@pytest.mark.parametrize("name", ["gan_mnist", "dcgan_mnist"])
+def test_both_networks_come_back_from_a_file(name, tmp_path):
+    model = registry.build(name, **registry.entry(name).tiny)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    noise = np.random.default_rng(0).standard_normal((3, 8)).astype("float32")
+    made = model.generator(noise)
+    np.testing.assert_array_equal(made, again.generator(noise))
+    np.testing.assert_array_equal(model.discriminator(made), again.discriminator(made))
+    assert float(np.abs(made).max()) <= 1
+
+
+def batches(task, data, steps, size):
+    """The batches of a run, as the pipeline gives them."""
+    from zoo.data import pipeline
+
+    return pipeline.training_batches(
+        data.splits["train"], task.prepare, batch_size=size, replicas=1, seed=0, first_step=0,
+        last_step=steps,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
+def test_equal_to_the_loop_as_it_is_written_by_hand(run, loss):
+    data, config = pictures(64), recipe(task={"loss": loss}, steps=6)
+    config.optimizer = optimizer("sgd", learning_rate=0.002)  # Adam enlarges what rounding does
+    trainer = run(config, data)
+
+    keras.utils.set_random_seed(0)
+    model = registry.build("gan_mnist", **TINY)
+    task = GenerativeAdversarial(loss)
+    task.check(model, data)
+    sgd = [keras.optimizers.SGD(0.002, momentum=0.9) for _ in range(2)]
+    mean = tf.reduce_mean
+    for batch in batches(task, data, 6, 16):
+        with tf.GradientTape() as tape:
+            fake = model.discriminator(model.generator(batch["discriminator_noise"]))
+            real = model.discriminator(batch["image"])
+            if loss == "hinge":
+                value = mean(tf.nn.relu(1 - real)) + mean(tf.nn.relu(1 + fake))
+            else:
+                value = mean(
+                    tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(real), real)
+                ) + mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.zeros_like(fake), fake))
+        variables = model.discriminator.trainable_variables
+        sgd[0].apply(tape.gradient(value, [v.value for v in variables]), variables)
+        with tf.GradientTape() as tape:
+            fake = model.discriminator(model.generator(batch["noise"]))
+            if loss == "hinge":
+                value = -mean(fake)
+            else:
+                value = mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.ones_like(fake), fake))
+        variables = model.generator.trainable_variables
+        sgd[1].apply(tape.gradient(value, [v.value for v in variables]), variables)
+    assert toys.difference(trainer.step.net, model) <= 1e-5
+
+
+def test_the_penalty_is_the_slope_at_real_pictures():
+    """Against finite differences along the slope itself, in float64 by a smooth discriminator."""
+    image = keras.Input((4, 4, 1), dtype="float64")
+    x = keras.layers.Conv2D(3, 3, activation="tanh", dtype="float64")(image)
+    x = keras.layers.Dense(1, dtype="float64")(keras.layers.Flatten(dtype="float64")(x))
+    discriminator = keras.Model(image, x)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 1))
+    task = GenerativeAdversarial(r1=1.0)
+    _, slopes = task._with_slopes(discriminator, tf.constant(pixels), False)
+    found = np.zeros_like(pixels)
+    for place in np.ndindex(4, 4):
+        step = np.zeros((4, 4, 1))
+        step[place] = 1e-5
+        up, down = (np.asarray(discriminator(pixels + s))[:, 0] for s in (step, -step))
+        found[(slice(None), *place, 0)] = (up - down) / 2e-5
+    np.testing.assert_allclose(slopes, found, atol=1e-6)
+
+
+def test_the_penalty_is_in_the_loss_and_has_its_gradient(run):
+    """The gradient of the penalty itself, by finite differences of a discriminator's weight."""
+    model = registry.build("dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
+    task, gamma = GenerativeAdversarial(r1=6.0), 6.0
+    task.players(model)
+    data = pictures(8, "dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
+    (batch,) = list(batches(task, data, 1, 8))
+    kernel = model.discriminator.get_layer("logit").kernel
+
+    def loss():
+        sums = task.forward(model, batch, training=False).sums
+        return sum(c * sums[name] for name, c in task.terms.items() if name != "generator")
+
+    with tf.GradientTape() as tape:
+        tape.watch(kernel.value)
+        total = loss()
+    slope = np.asarray(tape.gradient(total, kernel.value))
+    sums = task.forward(model, batch, training=False).sums
+    assert float(total) == pytest.approx(
+        float(sums["discriminator"]) + gamma / 2 * float(sums["r1"]), rel=1e-6
+    )
+    assert float(sums["r1"]) > 0
+    start, way = kernel.numpy(), np.sign(slope) * 1e-2
+    ends = []
+    for sign in (1, -1):
+        kernel.assign(start + sign * way)
+        ends.append(float(loss()))
+    kernel.assign(start)
+    assert (ends[0] - ends[1]) / 2 == pytest.approx(float((slope * way).sum()), rel=0.02)
+
+
+def test_each_player_has_its_optimizer_its_rate_and_the_generator_the_average(run):
+    config = recipe(task={"discriminator_rate": 4.0}, ema=0.5)
+    trainer = run(config, pictures())
+    step = trainer.step
+    first, second = step.optimizers
+    for own, part in ((first, step.net.discriminator), (second, step.net.generator)):
+        assert int(own.iterations.numpy()) == 10
+        assert {v.path for v in own._trainable_variables} == {
+            v.path for v in part.trainable_variables
+        }
+    assert float(first.learning_rate.numpy()) == pytest.approx(8e-3)
+    assert float(second.learning_rate.numpy()) == pytest.approx(2e-3)
+    line = [x for x in read_metrics(trainer.workdir.path) if "generator" in x][-1]
+    assert line["learning_rate_discriminator"] == pytest.approx(8e-3)
+    assert line["learning_rate_generator"] == pytest.approx(2e-3)
+    assert not inner(first).use_ema
+    before = [v.numpy() for v in step.net.trainable_variables]
+    with step.averaged():
+        changed = [
+            np.abs(v.numpy() - b).max() > 0
+            for v, b in zip(step.net.trainable_variables, before, strict=True)
+        ]
+    generators = {id(v) for v in step.net.generator.trainable_variables}
+    assert changed == [id(v) in generators for v in step.net.trainable_variables]
+    for v, b in zip(step.net.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), b)
+
+
+def test_a_checkpoint_holds_both_optimizers(run, tmp_path):
+    from trainers import checkpoint
+
+    trainer = run(recipe(), pictures())
+    held = {id(v) for v in checkpoint.variables_of(trainer.step)}
+    for own in trainer.step.optimizers:
+        assert {id(v) for v in own.variables} <= held
+
+
+def test_the_noise_is_drawn_anew_for_each_player_and_step():
+    data = pictures()
+    task = GenerativeAdversarial()
+    task.check(registry.build("gan_mnist", **TINY), data)
+    one, other = list(batches(task, data, 2, 16))
+    noises = [np.asarray(b[k]) for b in (one, other) for k in ("noise", "discriminator_noise")]
+    assert all(n.shape == (16, 8) for n in noises)
+    flat = np.concatenate([n.ravel() for n in noises])
+    assert len(np.unique(flat)) == len(flat)
+    assert abs(flat.mean()) < 0.15
+    assert 0.85 < flat.std() < 1.15
+    again = next(iter(batches(task, data, 2, 16)))
+    np.testing.assert_array_equal(again["noise"], one["noise"])
+
+
+def test_noise_is_finite_at_the_ends():
+    task = GenerativeAdversarial()
+    task.check(registry.build("gan_mnist", **TINY), pictures())
+    for end in (0.0, 1 - 2**-23):
+        batch = {"image": tf.zeros((2, 28, 28, 1), tf.uint8), "weight": tf.ones(2)}
+        found = task.prepare(batch, lambda n, end=end: tf.fill((2, n), end), True)  # noqa: B023
+        assert np.isfinite(found["noise"]).all()
+
+
+@pytest.mark.parametrize(
+    ("logs", "said"),
+    [
+        ({"real_right": 1.0, "fake_right": 1.0, "margin": 9.0}, "tells all pictures apart"),
+        ({"real_right": 0.5, "fake_right": 0.5, "margin": 1e-5}, "has collapsed"),
+        ({"real_right": 0.9, "fake_right": 1.0, "margin": 3.0}, ""),
+    ],
+)
+def test_what_is_said_when_one_side_has_won(logs, said):
+    found = GenerativeAdversarial().warning(logs)
+    assert said in found
+    assert bool(found) == bool(said)
+
+
+class NoAnswer(keras.callbacks.Callback):
+    """Leaves the discriminator without a view of its own."""
+
+    def on_train_begin(self, logs=None):
+        for variable in self.model.net.discriminator.get_layer("logit").weights:
+            variable.assign(tf.zeros_like(variable.value))
+
+
+def test_a_collapse_is_an_event_once(run):
+    config = recipe(task={"discriminator_rate": 1e-9}, steps=20)
+    trainer = run(config, pictures(), callbacks=[NoAnswer()])
+    events = [x for x in read_metrics(trainer.workdir.path) if x.get("event") == "warning"]
+    assert len(events) == 1
+    assert "has collapsed" in events[0]["detail"]
+
+
+def test_samples_without_a_validation_split(run):
+    trainer = run(recipe(steps=10, evaluate_every=5), pictures())
+    lines = read_metrics(trainer.workdir.path)
+    names = [line["picture"] for line in lines if line.get("event") == "sample"]
+    assert names == ["samples/step_0000000005.png", "samples/step_0000000010.png"]
+    from PIL import Image
+
+    sheets = [np.asarray(Image.open(trainer.workdir / name)) for name in names]
+    assert sheets[0].shape == (4 * 29 - 1, 16 * 29 - 1)
+    assert (sheets[0] != sheets[1]).any()
+    page = (trainer.workdir / "report.html").read_text()
+    assert page.index("from one to another<") < page.index("<h3>step 10<") < page.index("<h3>step 5<")
+
+
+def test_a_damaged_sheet_becomes_a_note(run):
+    from trainers.report import write_report
+
+    trainer = run(recipe(steps=10, evaluate_every=5), pictures())
+    (trainer.workdir / "samples" / "step_0000000005.png").write_bytes(b"no picture")
+    page = write_report(trainer.workdir.path).read_text()
+    assert "step_0000000005.png could not be read" in page
+    assert "<h3>step 10<" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"loss": "wasserstein"}, "task.loss is one of non_saturating, hinge"),
+        ({"r1": -1.0}, "task.r1 is 0"),
+        ({"discriminator_rate": 0.0}, "task.discriminator_rate is positive"),
+        ({"samples": 3}, "task.samples is 100 or more"),
+    ],
+)
+def test_refused_arguments(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        GenerativeAdversarial(**arguments)
+
+
+def test_refused_models_and_data(run):
+    with pytest.raises(UsageError, match="with a generator and a discriminator"):
+        GenerativeAdversarial().check(registry.build("cnn_classifier"), pictures())
+    small = Dataset("small", {"train": {"image": np.zeros((9, 8, 8, 1), "uint8")}}, (), "small")
+    with pytest.raises(UsageError, match=r"\(28, 28, 1\).*\(8, 8, 1\)"):
+        GenerativeAdversarial().check(registry.build("gan_mnist", **TINY), small)

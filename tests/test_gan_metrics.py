@@ -1,0 +1,160 @@
+"""Measures of made pictures, on sets of which the answer is known."""
+
+import numpy as np
+import pytest
+
+from configs.base import optimizer
+from tests import toys
+from trainers.pictures import interpolation, sheet
+from zoo import registry
+from zoo.data import Dataset
+from zoo.errors import UsageError
+from zoo.tasks import gan_metrics
+from zoo.tasks.gan import GenerativeAdversarial
+
+
+def test_frechet_distance_against_scipy():
+    from scipy.linalg import sqrtm
+
+    generator = np.random.default_rng(0)
+    one = generator.standard_normal((400, 5)) @ generator.standard_normal((5, 5))
+    other = generator.standard_normal((300, 5)) @ generator.standard_normal((5, 5)) + 1
+    a, b = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    shift = one.mean(0) - other.mean(0)
+    expected = shift @ shift + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert gan_metrics.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert gan_metrics.frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+    moved = one + [3, 0, 0, 0, 0]
+    assert gan_metrics.frechet_distance(one, moved) == pytest.approx(9, rel=1e-9)
+
+
+def test_precision_and_recall_against_the_definition():
+    generator = np.random.default_rng(0)
+    real, made = generator.standard_normal((1300, 3)), 0.5 * generator.standard_normal((1100, 3))
+
+    def inside(points, centres):
+        distances = np.sqrt(((centres[:, None] - centres) ** 2).sum(-1))
+        radii = np.sort(distances, 1)[:, 3]
+        between = np.sqrt(((points[:, None] - centres) ** 2).sum(-1))
+        return (between <= radii).any(1).mean()
+
+    precision, recall = gan_metrics.precision_recall(real, made)
+    assert precision == pytest.approx(inside(made, real), abs=2e-3)
+    assert recall == pytest.approx(inside(real, made), abs=2e-3)
+    assert precision > recall + 0.2  # narrow, but right
+
+
+@pytest.mark.parametrize(("centre", "expected"), [(0.0, (1, 0)), (50.0, (0, 0))])
+def test_one_mode_and_none(centre, expected):
+    generator = np.random.default_rng(0)
+    real = generator.standard_normal((200, 2)) * 10
+    made = generator.standard_normal((200, 2)) * 1e-3 + centre
+    precision, recall = gan_metrics.precision_recall(real, made)
+    assert (round(precision), round(recall)) == expected
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """A work directory of a classifier of pictures of which the brightness is the class."""
+    from trainers.trainer import Trainer
+
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 2, 200).astype("int32")
+    image = np.broadcast_to(label[:, None, None, None] * 200 + 20, (200, 28, 28, 1))
+    splits = {name: {"image": image.astype("uint8"), "label": label} for name in ("train", "test")}
+    data = Dataset("bright", splits, ("dark", "bright"), "bright")
+    sizes = {"input_shape": (28, 28, 1), "filters": (4, 4, 4), "hidden_dim": 8, "num_classes": 2}
+    config = toys.recipe("cnn_classifier", "image_classification", model_arguments=sizes, steps=60)
+    config.optimizer = optimizer("adam", learning_rate=0.01)
+    path = tmp_path_factory.mktemp("judge") / "run"
+    trainer = Trainer(config, path, dataset=data)
+    assert trainer.train()["accuracy"] == 1
+    return path, data
+
+
+def constant(value):
+    """A GAN whose generator makes one picture."""
+    model = registry.build("gan_mnist", noise_dim=4, hidden_dim=4)
+    pixels = model.generator.get_layer("pixels")
+    pixels.kernel.assign(np.zeros(pixels.kernel.shape))
+    pixels.bias.assign(np.full(pixels.bias.shape, np.arctanh(value)))
+    return model
+
+
+def test_a_generator_of_one_class(judge):
+    path, data = judge
+    found = gan_metrics.measure(constant(-0.8), data, "test", str(path), 200)
+    assert found["classes_covered"] == 1
+    assert found["smallest_class_share"] == 0
+    assert found["class_entropy"] == 0
+    assert found["real_frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert found["frechet_distance"] > 0.1
+    assert 0.5 < found["top_probability"] <= 1
+    name, _, digest = found["classifier"].partition(" sha256:")
+    assert name == "run"
+    assert len(digest) == 16
+
+
+def test_the_hash_is_that_of_the_weights(judge, tmp_path):
+    import shutil
+
+    path, data = judge
+    copy = tmp_path / "run"
+    shutil.copytree(path, copy)
+    model = constant(0.5)
+    one = gan_metrics.measure(model, data, "test", str(path), 200)
+    assert gan_metrics.measure(model, data, "test", str(copy), 200) == one
+    with open(copy / "model.keras", "ab") as file:
+        file.write(b"\0")
+    assert gan_metrics._hash(str(copy)) != gan_metrics._hash(str(path))
+
+
+def test_the_run_measures_its_samples(judge, run):
+    path, data = judge
+    task = {"classifier": str(path), "samples": 100}
+    config = toys.recipe(
+        "gan_mnist", "gan", model_arguments={"noise_dim": 4, "hidden_dim": 4}, task_arguments=task
+    )
+    trainer = run(config, data)
+    assert trainer.metrics["classifier"].startswith("run sha256:")
+    assert {"frechet_distance", "precision", "recall", "discriminator"} <= set(trainer.metrics)
+    assert "sha256:" in (trainer.workdir / "report.html").read_text()
+
+
+def test_refused_classifiers(judge, tmp_path, run):
+    path, data = judge
+    with pytest.raises(UsageError, match="is not a work directory"):
+        GenerativeAdversarial(classifier=str(tmp_path)).complete({}, data)
+    small = Dataset("small", {"train": {"image": np.zeros((9, 8, 8, 1), "uint8")}}, (), "small")
+    with pytest.raises(UsageError, match=r"task.classifier takes pictures of shape \(28, 28, 1\)"):
+        GenerativeAdversarial(classifier=str(path)).complete({}, small)
+    gan = run(
+        toys.recipe("gan_mnist", "gan", model_arguments={"noise_dim": 4, "hidden_dim": 4}), data
+    )
+    with pytest.raises(UsageError, match="of the task 'gan'"):
+        GenerativeAdversarial(classifier=str(gan.workdir.path)).complete({}, data)
+
+
+def test_a_sheet_has_each_picture_in_its_place():
+    pixels = np.arange(5, dtype="uint8")[:, None, None, None] * np.ones((5, 2, 3, 1), "uint8") + 1
+    found = sheet(pixels, 2)
+    assert found.shape == (8, 7, 1)
+    for number, (y, x) in enumerate([(0, 0), (0, 4), (3, 0), (3, 4), (6, 0)]):
+        assert (found[y : y + 2, x : x + 3] == number + 1).all()
+    assert found[2].max() == found[:, 3].max() == found[6:, 4:].max() == 0
+
+
+def test_an_interpolation_keeps_the_length_of_the_noise(monkeypatch):
+    model = registry.build("gan_mnist", noise_dim=30, hidden_dim=4)
+    seen = []
+    real = gan_metrics.in_batches
+    monkeypatch.setattr(
+        gan_metrics, "in_batches", lambda m, noise: (seen.append(noise), real(m, noise))[1]
+    )
+    pixels = interpolation(model, rows=2, columns=5, seed=0)
+    assert pixels.shape == (2 * 29 - 1, 5 * 29 - 1, 1)
+    lengths = np.linalg.norm(seen[0].reshape(2, 5, 30), axis=-1)
+    ends = np.sort(lengths[:, [0, -1]], 1)
+    assert (lengths > ends[:, :1] * 0.9).all()
+    steps = np.diff(seen[0].reshape(2, 5, 30), axis=1)
+    assert np.ptp(np.linalg.norm(steps, axis=-1), axis=1).max() < 1.0

@@ -1,0 +1,101 @@
+"""Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) of small grey pictures.
+
+Two generators and two discriminators of 28x28 pictures in [-1, 1]. `build` is the plain pair: a
+dense generator (114,064 parameters) against a discriminator of two convolutions (212,865).
+`build_dcgan` is convolutional on both sides (Radford et al. 2016, arXiv:1511.06434), with the
+normalisation of each position's features (Karras et al. 2018, arXiv:1710.10196, section 4.2) in
+place of batch normalisation, which would couple the rows of a batch.
+"""
+
+import keras
+from keras import layers
+
+PICTURE = (28, 28, 1)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class GAN(keras.Model):
+    """From noise (B, noise_dim) to the discriminator's logit (B, 1) of the picture made of it."""
+
+    @property
+    def generator(self) -> keras.Model:
+        """From noise (B, noise_dim) to pictures (B, height, width, channels) in [-1, 1]."""
+        return self.get_layer("generator")
+
+    @property
+    def discriminator(self) -> keras.Model:
+        """From pictures to logits (B, 1): above 0 for a picture that it takes for real."""
+        return self.get_layer("discriminator")
+
+
+def build(
+    noise_dim: int = 100, hidden_dim: int = 128, filters: int = 64, name: str = "gan_mnist"
+) -> GAN:
+    """Builds the plain pair.
+
+    Args:
+      noise_dim: numbers from which a picture is made.
+      hidden_dim: units of the generator's hidden layer.
+      filters: channels of the discriminator's first convolution; twice as many of its second.
+      name: name of the Keras model.
+    """
+    noise = keras.Input((noise_dim,), name="noise")
+    x = layers.Dense(hidden_dim, activation="relu", name="hidden")(noise)
+    x = layers.Dense(784, activation="tanh", dtype="float32", name="pixels")(x)
+    generator = keras.Model(noise, layers.Reshape(PICTURE, name="picture")(x), name="generator")
+
+    image = keras.Input(PICTURE, name="image")
+    x = image
+    for i, channels in enumerate((filters, 2 * filters), 1):
+        x = layers.Conv2D(
+            channels, 5, padding="same", activation="relu", name=f"convolution_{i}"
+        )(x)  # fmt: skip
+        x = layers.MaxPooling2D(2, name=f"pooling_{i}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    logit = layers.Dense(1, dtype="float32", name="logit")(x)
+    return _pair(generator, keras.Model(image, logit, name="discriminator"), noise_dim, name)
+
+
+def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist") -> GAN:
+    """Builds the convolutional pair.
+
+    Args:
+      noise_dim: numbers from which a picture is made.
+      filters: channels at full size of the discriminator; twice as many at half of it.
+      name: name of the Keras model.
+    """
+    noise = keras.Input((noise_dim,), name="noise")
+    x = layers.Dense(7 * 7 * 2 * filters, name="seed")(noise)
+    x = layers.Reshape((7, 7, 2 * filters), name="grid")(x)
+    for i, channels in enumerate((2 * filters, filters), 1):
+        x = _position_norm(f"norm_{i}")(x)
+        x = layers.LeakyReLU(0.2, name=f"leaky_{i}")(x)
+        # A size that the stride divides leaves no chequerboard (Odena et al. 2016).
+        x = layers.Conv2DTranspose(
+            channels, 4, strides=2, padding="same", name=f"upsampling_{i}"
+        )(x)  # fmt: skip
+    x = layers.LeakyReLU(0.2, name="leaky_3")(_position_norm("norm_3")(x))
+    x = layers.Conv2D(1, 5, padding="same", name="to_grey")(x)
+    x = layers.Activation("tanh", dtype="float32", name="picture")(x)
+    generator = keras.Model(noise, x, name="generator")
+
+    image = keras.Input(PICTURE, name="image")
+    x = image
+    for i, channels in enumerate((filters, 2 * filters), 1):
+        x = layers.Conv2D(
+            channels, 5, strides=2, padding="same", name=f"downsampling_{i}"
+        )(x)  # fmt: skip
+        x = layers.LeakyReLU(0.2, name=f"leaky_{i}")(x)
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.LeakyReLU(0.2, name="leaky_3")(layers.Dense(2 * filters, name="hidden")(x))
+    logit = layers.Dense(1, dtype="float32", name="logit")(x)
+    return _pair(generator, keras.Model(image, logit, name="discriminator"), noise_dim, name)
+
+
+def _position_norm(name: str) -> layers.Layer:
+    return layers.RMSNormalization(epsilon=1e-6, name=name)
+
+
+def _pair(generator, discriminator, noise_dim: int, name: str) -> GAN:
+    noise = keras.Input((noise_dim,), name="noise")
+    return GAN(noise, discriminator(generator(noise)), name=name)

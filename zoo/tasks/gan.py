@@ -1,0 +1,200 @@
+"""A generator against a discriminator (Goodfellow et al. 2014, Generative Adversarial Nets).
+
+Stored examples: "image" (height, width, channels) uint8; labels are not looked at. In each step the
+discriminator learns first, then the generator, each from noise of its own. The noise is part of the
+batch, a function of (seed, step, place), so that replicas, micro-batches and a resumed run see what
+one device would have seen.
+"""
+
+import numpy as np
+from keras import ops
+
+from zoo.errors import UsageError
+from zoo.tasks.base import Forward, Player, Task
+
+LOSSES = ("non_saturating", "hinge")
+# Beyond these, over a log interval, the game is over.
+_ALL_RIGHT, _NO_MARGIN = 0.999, 1e-3
+
+
+class GenerativeAdversarial(Task):
+    """Two players with an optimizer each.
+
+    Args:
+      loss: "non_saturating" (Goodfellow et al. 2014, section 3) or "hinge" (Lim and Ye 2017,
+        Geometric GAN, arXiv:1705.02894, equations 12 and 13).
+      r1: weight gamma of the penalty gamma/2 * |gradient of the logit at real pictures|^2
+        (Mescheder et al. 2018, arXiv:1801.04406, equation 9); 0 for none.
+      discriminator_rate: the discriminator's learning rate, as a multiple of the recipe's (Heusel
+        et al. 2017, arXiv:1706.08500).
+      classifier: a work directory with a classifier of the same pictures, by whose features and
+        classes samples are measured; "" for none.
+      samples: how many pictures are drawn to measure.
+    """
+
+    statistics = ("real_right", "fake_right", "margin")
+    monitor = "val_generator"
+    generates = "pictures"
+
+    def __init__(
+        self,
+        loss: str = "non_saturating",
+        r1: float = 0.0,
+        discriminator_rate: float = 1.0,
+        classifier: str = "",
+        samples: int = 10_000,
+    ):
+        if loss not in LOSSES:
+            raise UsageError(f"task.loss is one of {', '.join(LOSSES)}. Received: {loss!r}.")
+        if r1 < 0 or discriminator_rate <= 0:
+            raise UsageError(
+                "task.r1 is 0 (off) or positive, and task.discriminator_rate is positive. "
+                f"Received: task.r1={r1}, task.discriminator_rate={discriminator_rate}."
+            )
+        if samples < 100:
+            raise UsageError(f"task.samples is 100 or more. Received: {samples}.")
+        self.loss, self.discriminator_rate = loss, discriminator_rate
+        self.classifier, self.samples = classifier, samples
+        self.terms = {"discriminator": 1.0, "generator": 1.0}
+        if r1:
+            self.terms["r1"] = r1 / 2
+
+    def complete(self, arguments, dataset):
+        if self.classifier:
+            from zoo.tasks.gan_metrics import check_classifier
+
+            check_classifier(self.classifier, dataset)
+        return arguments
+
+    def check(self, model, dataset) -> None:
+        """Compares the pictures' shape with the discriminator's input."""
+        self.players(model)
+        expected = tuple(model.discriminator.input_shape[1:])
+        for split, arrays in dataset.splits.items():
+            found = tuple(arrays["image"].shape[1:]) if "image" in arrays else None
+            if found != expected:
+                raise UsageError(
+                    f"The model takes pictures of shape {expected}. Data set {dataset.name!r}, "
+                    f"split {split!r} has {found or 'no pictures'}."
+                )
+
+    def prepare(self, batch, uniform, training):
+        """uint8 to float in [-1, 1]; normal noise for both players."""
+        import tensorflow as tf
+
+        image = batch["image"]
+        if image.dtype == tf.uint8:
+            image = tf.cast(image, tf.float32) * (2 / 255) - 1
+        # Half a step of the uniform numbers keeps their quantile finite.
+        noise = tf.math.ndtri(uniform(2 * self.noise_dim) + 2**-25)
+        first, second = tf.split(noise, 2, axis=1)
+        return {
+            "image": image, "weight": batch["weight"],
+            "discriminator_noise": first, "noise": second,
+        }  # fmt: skip
+
+    def players(self, model):
+        """The discriminator, then the generator; `trainer.ema` is the generator's alone.
+
+        Raises:
+          UsageError: where the model has no such parts.
+        """
+        if not hasattr(model, "discriminator") or not hasattr(model, "generator"):
+            raise UsageError(
+                "The task 'gan' trains a model with a generator and a discriminator. "
+                f"Received: {model.name!r}."
+            )
+        self.noise_dim = model.generator.input_shape[-1]
+        others = {k: v for k, v in self.terms.items() if k != "generator"}
+        return (
+            Player(
+                "discriminator", model.discriminator, others, self._discriminator,
+                rate=self.discriminator_rate, averaged=False,
+            ),
+            Player("generator", model.generator, {"generator": 1.0}, self._generator),
+        )  # fmt: skip
+
+    def weights(self, batch):
+        """One a real picture; as many are made."""
+        return dict.fromkeys(self.terms, ops.sum(batch["weight"]))
+
+    def forward(self, model, batch, training):
+        """Both players' terms; the outputs are the pictures made."""
+        one = self._discriminator(model, batch, training)
+        two = self._generator(model, batch, training)
+        return Forward({**one.sums, **two.sums}, one.statistics, two.outputs)
+
+    def _discriminator(self, model, batch, training):
+        weight = batch["weight"]
+        fakes = ops.stop_gradient(model.generator(batch["discriminator_noise"], training=training))
+        if "r1" in self.terms:
+            real, slopes = self._with_slopes(model.discriminator, batch["image"], training)
+        else:
+            real = model.discriminator(batch["image"], training=training)[:, 0]
+        fake = model.discriminator(fakes, training=training)[:, 0]
+        if self.loss == "hinge":
+            losses = ops.relu(1 - real) + ops.relu(1 + fake)
+        else:
+            losses = ops.softplus(-real) + ops.softplus(fake)
+        sums = {"discriminator": ops.sum(losses * weight)}
+        if "r1" in self.terms:
+            sums["r1"] = ops.sum(ops.sum(ops.square(slopes), (1, 2, 3)) * weight)
+        count = ops.sum(weight)
+        right = ops.cast(real > 0, "float32"), ops.cast(fake < 0, "float32")
+        statistics = {
+            "real_right": (ops.sum(right[0] * weight), count),
+            "fake_right": (ops.sum(right[1] * weight), count),
+            "margin": (ops.sum((real - fake) * weight), count),
+        }
+        return Forward(sums, statistics, fakes)
+
+    def _generator(self, model, batch, training):
+        fakes = model.generator(batch["noise"], training=training)
+        logits = model.discriminator(fakes, training=training)[:, 0]
+        losses = -logits if self.loss == "hinge" else ops.softplus(-logits)
+        return Forward({"generator": ops.sum(losses * batch["weight"])}, {}, fakes)
+
+    def _with_slopes(self, discriminator, image, training):
+        """Logits (B,) and their slopes at each pixel, in the pictures' shape."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            logits = discriminator(image, training=training)[:, 0]
+        return logits, tf.cast(tape.gradient(logits, image), tf.float32)
+
+    def warning(self, logs):
+        """Says when one side has won, after which nothing is learned."""
+        if min(logs["real_right"], logs["fake_right"]) > _ALL_RIGHT:
+            return (
+                "the discriminator tells all pictures apart; the generator learns little from it "
+                "(task.r1 or a lower task.discriminator_rate help)"
+            )
+        if abs(logs["margin"]) < _NO_MARGIN:
+            return (
+                "the discriminator has collapsed: real and made pictures get the same answer "
+                "(a lower optimizer.learning_rate helps)"
+            )
+        return ""
+
+    def whole_split(self, model, dataset, split):
+        """Measures samples by the features and classes of `task.classifier`, where it is given."""
+        if not self.classifier:
+            return {}, []
+        from zoo.tasks.gan_metrics import measure
+
+        return measure(model, dataset, split, self.classifier, self.samples), []
+
+    def synthetic(self, model, examples, seed):
+        """Pictures of a bright spot somewhere on a dark ground, and noise.
+
+        Without the noise, maxima over equal pixels would leave it to rounding which of them learns.
+        """
+        generator = np.random.default_rng(seed)
+        height, width, channels = model.discriminator.input_shape[1:]
+        centre = generator.uniform(0.3, 0.7, (examples, 2, 1, 1)) * [[[height]], [[width]]]
+        y, x = np.arange(height)[:, None], np.arange(width)
+        squares = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2
+        image = 200 * np.exp(-squares / (0.02 * height * width))
+        image += generator.uniform(0, 55, image.shape)
+        return {"image": np.repeat(image[..., None], channels, -1).astype("uint8")}
