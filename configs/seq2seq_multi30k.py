@@ -5,6 +5,9 @@
 
 "test" is test_2016_flickr. The other way round: --config.data.languages=de,en; French: en,fr.
 Rows hold about 3.6 pairs each, without which 60 % of the positions would be padding.
+
+2026-11-25, 2 cores, AMD EPYC, AVX512_BF16, seed 0: 2,127 s of training; test_2016_flickr with 4
+beams BLEU 37.3 (sacrebleu, detokenised), chrF 61.2; validation BLEU 36.7.
 """
 
 from configs.base import base, optimizer, schedule
@@ -25,7 +28,7 @@ def get_config(arg: str = ""):
         "num_heads": 4,
         "intermediate_dim": 512,
         "depth": 0,
-        "dropout": 0.2,
+        "dropout": 0.3,
         "activation": "relu",
         "norm_first": True,
         "tie_weights": True,
@@ -47,7 +50,7 @@ def get_config(arg: str = ""):
         "adamw", learning_rate=1e-3, beta_2=0.98, weight_decay=1e-2, clip_norm=1.0
     )
     config.schedule = schedule("cosine", warmup_steps=400)
-    config.trainer.epochs = 32
+    config.trainer.epochs = 28
     config.trainer.global_batch_size = 64
     config.trainer.precision = "mixed_bfloat16"
     config.trainer.ema = 0.998
