@@ -23,14 +23,13 @@ def resident() -> float:
 
 
 class Watch(keras.callbacks.Callback):
-    """Reads the memory every 100 updates."""
+    """Reads the memory every 100 updates, of which one call may do several."""
 
     def on_train_begin(self, logs=None):
-        self.steps, self.seen = 0, []
+        self.seen = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.steps += 1
-        if self.steps % 100 == 0:
+        if int(self.model.step.numpy()) >= 100 * (len(self.seen) + 1):
             self.seen.append(resident())
 
 
