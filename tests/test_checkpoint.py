@@ -30,7 +30,7 @@ def made(seed=0, width=3, dtypes=DTYPES, step=7):
             trainable_variables=variables[:half], non_trainable_weights=variables[half:]
         ),
         seed_states=[keras.Variable([seed, 1], dtype="uint32", name="seed_state")],
-        optimizer=SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")]),
+        optimizers=[SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")])],
         step=keras.Variable(step, dtype="int64", name="step"),
     )
 

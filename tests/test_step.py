@@ -137,7 +137,7 @@ def test_xla_computes_the_same(reference, run):
         config, data = tokens("sgd", replicas=replicas, micro=micro)
         config.trainer.jit_compile = True
         compiled = run(config, data)
-        assert compiled.step._compiled.get_concrete_function  # it was really compiled
+        assert compiled.step._compiled[0].get_concrete_function  # it was really compiled
         assert toys.difference(whole.step.net, compiled.step.net) <= 1e-5
 
 
@@ -153,19 +153,21 @@ def test_replicas_and_steps_draw_other_dropout_masks(run):
     data["weight"] = tf.ones(4)
 
     @tf.function(autograph=False)
-    def losses(micro_batch):
+    def losses(micro_batch, turn):
         def one(micro):
-            out = step._pure_gradients(data, step.task.weights(data), step._seeds(micro), {}, 1.0)
+            seeds = step._seeds(turn, micro)
+            out = step._pure_gradients(0, data, step.task.weights(data), seeds, {}, 1.0)
             return out[1]["loss"]
 
         return strategy.run(one, args=(micro_batch,))
 
-    def draw(micro_batch):
-        values = strategy.experimental_local_results(losses(tf.constant(micro_batch)))
+    def draw(micro_batch, turn=0):
+        values = strategy.experimental_local_results(losses(tf.constant(micro_batch), turn))
         return [float(v) for v in values]
 
     first, again, other = draw(0), draw(0), draw(1)
     assert first == again
+    assert len({*first, *draw(0, turn=1)}) == 4  # each player draws its own, too
     step.step.assign_add(1)
     later = draw(0)
     assert len({*first, *other, *later}) == 6
@@ -187,7 +189,7 @@ def test_micro_batches_draw_other_masks_on_each_replica(run):
 
     drawn = tf.function(
         lambda: strategy.run(
-            lambda: step._accumulate(data, step.task.weights(data), 2, 0.25)[1]["loss"]
+            lambda: step._accumulate(0, data, step.task.weights(data), 2, 0.25)[1]["loss"]
         ),
         autograph=False,
     )()

@@ -199,7 +199,7 @@ GAN = (
         task="gan",
         parameters=1_812_674,
         paper="Radford et al. 2016, DCGAN, arXiv:1511.06434",
-        tiny={"noise_dim": 8, "filters": 8},
+        tiny={"noise_dim": 8, "filters": 6},
         task_arguments={"r1": 1.0},
         remat="generator",
     ),
