@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
         "num_heads": 4,
         "intermediate_dim": 1024,
         "depth": 0,
-        "dropout": 0.1,
+        "dropout": 0.0,
         "token_types": 2,
         "epsilon": 1e-12,
         "next_sentence": True,
@@ -33,8 +33,8 @@ def get_config(arg: str = ""):
     config.data.tokenizer = "wordpiece"
     config.data.vocabulary_size = 8192
     config.data.sequence_length = 128
-    config.optimizer = optimizer("adamw", learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0)
-    config.schedule = schedule("linear", warmup_steps=200)
+    config.optimizer = optimizer("muon", learning_rate=4e-3, weight_decay=0.1)
+    config.schedule = schedule("linear", warmup_steps=100)
     config.trainer.steps = 2000
     config.trainer.global_batch_size = 64
     config.trainer.precision = "mixed_bfloat16"
