@@ -38,8 +38,8 @@ def zoo(precision: str):
     import tensorflow as tf
 
     from configs.base import base, optimizer
+    from trainers.build import build_step, update_function
     from trainers.strategy import distribute, make_strategy
-    from trainers.trainer import build_step, update_function
     from zoo.data import pipeline
 
     config = base()

@@ -16,4 +16,6 @@ def get_config(arg: str = ""):
     config.model = {"name": "dcgan_mnist", "noise_dim": 64, "filters": 32}
     config.task.r1 = 1.0
     config.optimizer = optimizer("adam", learning_rate=5e-4, beta_1=0.0, beta_2=0.99)
+    if not arg:
+        config.trainer.epochs = 20
     return config

@@ -29,7 +29,7 @@ def get_config(arg: str = ""):
     config.schedule = schedule("constant")
     config.trainer.epochs = 30
     config.trainer.global_batch_size = 128
-    config.trainer.precision = "mixed_bfloat16"
+    config.trainer.precision = "float32"
     config.trainer.ema = 0.999
     config.trainer.steps_per_execution = 10
     if arg == "debug":

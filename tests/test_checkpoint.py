@@ -61,8 +61,8 @@ def test_every_dtype_comes_back_bit_for_bit(saved):
 
 
 def test_a_train_step_comes_back_bit_for_bit(tmp_path):
+    from trainers.build import build_step
     from trainers.strategy import make_strategy
-    from trainers.trainer import build_step
 
     def build(seed, **arguments):
         config = toys.recipe(

@@ -7,6 +7,7 @@ from keras import layers, ops
 from configs.base import base, optimizer, schedule
 from zoo import registry
 from zoo.data import Dataset
+from zoo.models.transfer import TransferClassifier
 from zoo.tasks.base import Forward, Task
 
 
@@ -113,12 +114,23 @@ def norm_model(classes=3, name="toy_norm"):
     return keras.Model(image, x, name=name)
 
 
+def frozen_model(classes=3, scale=1.0, name="toy_frozen"):
+    """A frozen convolution and a head: the parts of a `TransferClassifier`."""
+    image = keras.Input((6, 6, 1), name="image")
+    x = layers.Rescaling(scale, name="preprocessing")(image)
+    x = layers.Conv2D(4, 3, activation="relu", trainable=False, name="convolution")(x)
+    x = layers.Flatten(name="features")(x)
+    x = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
+    return TransferClassifier(image, x, name=name)
+
+
 registry.register_task("toy_token", TokenTask)
 registry.register_task("toy_two_terms", TwoTermTask)
 registry.register_task("toy_poison", PoisonTask)
 registry.register_task("toy_infinite_gradient", InfiniteGradientTask)
 registry.register("toy_tokens", token_model, "toy_token")
 registry.register("toy_norm", norm_model, "image_classification")
+registry.register("toy_frozen", frozen_model, "image_classification")
 
 
 def token_data(examples=70, seed=0, **more):

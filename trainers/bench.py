@@ -6,9 +6,9 @@ import time
 
 import tensorflow as tf
 
+from trainers.build import build_step, update_function
 from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
-from trainers.trainer import build_step, update_function
 from zoo import registry
 from zoo.data import pipeline
 from zoo.description import forward_flops

@@ -59,11 +59,12 @@ class Evaluator:
 
 
 def write_evaluation(
-    workdir, split, checkpoint, step, metrics, predictions, dataset, samples=()
+    workdir, split, checkpoint, step, metrics, predictions, dataset, samples=(), model=None
 ) -> None:
     """Writes evaluation/<split>.json and what the report shows of it.
 
-    That is <split>.npz for classifiers and, of `Task.whole_split`, <split>_samples.json.
+    That is <split>.npz for classifiers and, of `Task.whole_split`, <split>_samples.json. With the
+    `model`, the first holds where it looks.
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -87,6 +88,7 @@ def write_evaluation(
     confidence = probabilities.max(-1)
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:36]
+    heat = {} if model is None else _heat(model, arrays["image"], labels, probabilities, worst)
     with atomic(folder / f"{split}.npz") as file:
         np.savez_compressed(
             file,
@@ -95,9 +97,25 @@ def write_evaluation(
             confidences=confidence,
             class_names=np.array(dataset.class_names, dtype=np.str_),
             worst_index=worst,
-            worst_inputs=np.asarray(arrays["image"])[worst],
+            worst_inputs=arrays["image"][worst],
             worst_probabilities=probabilities[worst],
+            **heat,
         )
+
+
+def _heat(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
+    """Some pictures, and where the model saw in them what it took them for."""
+    from trainers.grad_cam import choose, grad_cam
+
+    index = choose(labels, probabilities, worst)
+    if not len(index):
+        return {}
+    pictures = images[index]
+    maps = grad_cam(model, np.float32(pictures) / 255, probabilities[index].argmax(-1))
+    if maps is None:
+        return {}
+    maps = np.uint8(np.round(maps * 255))
+    return {"heat_index": index, "heat_inputs": pictures, "heat_maps": maps}
 
 
 def read_evaluation(workdir, split: str) -> dict[str, float]:

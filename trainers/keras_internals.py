@@ -26,6 +26,11 @@ def averaged_weights(optimizer: keras.optimizers.Optimizer) -> list:
     return list(optimizer._model_variables_moving_average)
 
 
+def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
+    """Returns the place, among those it was built with, of what `update_step` is given."""
+    return optimizer._get_variable_index(variable)
+
+
 def needs_unbuilt_fit(model: keras.Model) -> None:
     """Keeps `fit` from running a symbolic batch through a model that is built already."""
     model._maybe_symbolic_build = lambda iterator=None, data_batch=None: None

@@ -3,11 +3,18 @@
 The table of names and arguments loads no Keras, so that recipes can be read without it.
 """
 
+import dataclasses
 import re
 
 from zoo.errors import UsageError, near_names
 
-_COMMON = {"learning_rate": 1e-3, "clip_norm": 0.0}
+_COMMON = {
+    "learning_rate": 1e-3,
+    "clip_norm": 0.0,
+    # What `slow` matches in a variable's path ("^block5_") learns at `slow_rate` times the rate.
+    "slow": "",
+    "slow_rate": 0.1,
+}
 # Weight decay leaves alone what these match: a variable's path, e.g. "block_1/norm/scale".
 _DECAY = {
     "weight_decay": 0.0,
@@ -25,6 +32,21 @@ _CLASSES = {
     "sgd": "SGD", "adam": "Adam", "adamw": "AdamW",
     "lion": "Lion", "adafactor": "Adafactor", "muon": "Muon",
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which variables an optimizer treats otherwise; regular expressions of their paths.
+
+    Attributes:
+      exclude: weight decay leaves them alone.
+      slow: they learn at `slow_rate` times the learning rate.
+      slow_rate: see there.
+    """
+
+    exclude: str = ""
+    slow: str = ""
+    slow_rate: float = 0.1
 
 
 def check_optimizer(name: str) -> None:
@@ -49,7 +71,7 @@ def make_optimizer(
       **arguments: those of `OPTIMIZERS[name]`. `clip_norm` clips by the global norm, 0 for none.
 
     Returns:
-      `(optimizer, exclude)`: the second is the regular expression of `exclude_from_decay`.
+      `(optimizer, rules)`: the second are those of `apply_rules`, to be applied before it is built.
     """
     import keras
 
@@ -57,7 +79,11 @@ def make_optimizer(
     arguments = {**OPTIMIZERS[name], **arguments}
     arguments.pop("learning_rate")
     clip_norm = arguments.pop("clip_norm")
-    exclude = arguments.pop("weight_decay_exclude", "")
+    rules = Rules(
+        arguments.pop("weight_decay_exclude", ""), arguments.pop("slow"), arguments.pop("slow_rate")
+    )
+    if rules.slow_rate <= 0:
+        raise UsageError(f"optimizer.slow_rate is positive. Received: {rules.slow_rate}.")
     if not arguments.get("weight_decay", 0.0) and name != "adamw":  # AdamW wants a number
         arguments["weight_decay"] = None
     if name == "muon":
@@ -71,7 +97,7 @@ def make_optimizer(
     )
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer, exclude
+    return optimizer, rules
 
 
 def inner(optimizer):
@@ -79,19 +105,57 @@ def inner(optimizer):
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def exclude_from_decay(optimizer, variables, pattern: str) -> list[str]:
-    """Keeps weight decay off the variables whose path matches; returns their paths.
+def apply_rules(optimizer, variables, rules: Rules) -> list[str]:
+    """Keeps weight decay off some variables and slows others down; before the optimizer is built.
 
     Keras matches names ("bias"), which cannot tell a norm's scale from another's; paths can.
+
+    Returns:
+      Paths of the variables that weight decay leaves alone.
+
+    Raises:
+      UsageError: for what is no regular expression, or for a `slow` that matches nothing.
     """
-    if not pattern or not inner(optimizer).weight_decay:
-        return []
+    optimizer = inner(optimizer)
+    decay = getattr(optimizer, "weight_decay", None)
+    excluded = _matching("weight_decay_exclude", rules.exclude, variables) if decay else []
+    slow = _matching("slow", rules.slow, variables)
+    if rules.slow and not slow:
+        raise UsageError(
+            f"optimizer.slow matches no variable that is trained. Received: {rules.slow!r}; "
+            f"the first of them are {', '.join(v.path for v in variables[:3])}."
+        )
+    if decay and (excluded or slow):
+        # Keras knows one learning rate, so the decay of slow variables is done below.
+        optimizer.exclude_from_weight_decay(var_list=[*excluded, *slow])
+    if slow:
+        kept = {id(v) for v in excluded}
+        decays = {v.path: decay if id(v) not in kept else 0.0 for v in slow}
+        _slow_down(optimizer, variables, decays, rules.slow_rate)
+    return [v.path for v in excluded]
+
+
+def _matching(key: str, pattern: str, variables) -> list:
     try:
-        excluded = [v for v in variables if re.search(pattern, v.path)]
+        return [v for v in variables if pattern and re.search(pattern, v.path)]
     except re.error as error:
         raise UsageError(
-            "optimizer.weight_decay_exclude is a regular expression. "
-            f"Received: {pattern!r} ({error})."
+            f"optimizer.{key} is a regular expression. Received: {pattern!r} ({error})."
         ) from None
-    inner(optimizer).exclude_from_weight_decay(var_list=excluded)
-    return [v.path for v in excluded]
+
+
+def _slow_down(optimizer, variables, decays: dict[str, float | None], rate: float) -> None:
+    """Makes steps of the variables in `decays` by `rate` times the learning rate, decay and all."""
+    from trainers import keras_internals
+
+    step = optimizer.update_step
+
+    def update_step(gradient, variable, learning_rate):
+        path = variables[keras_internals.variable_index(optimizer, variable)].path
+        if path in decays:
+            learning_rate = learning_rate * rate
+            if decays[path]:
+                optimizer.assign_sub(variable, variable * decays[path] * learning_rate)
+        step(gradient, variable, learning_rate)
+
+    optimizer.update_step = update_step

@@ -1,11 +1,13 @@
 """Labels for pictures from outside the data set."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from trainers.start import start_tensorflow
 from trainers.workdir import load_model, model_path, read_config
+from zoo.data.pictures import Unreadable, decode
 from zoo.errors import RunError, UsageError
 
 
@@ -27,8 +29,6 @@ def predict_pictures(
       UsageError: for a work directory of another task.
       RunError: for a file that cannot be read as a picture, by name.
     """
-    from PIL import Image, ImageOps
-
     config = read_config(workdir)
     if config["config"]["task"]["name"] != "image_classification":
         raise UsageError(
@@ -37,39 +37,20 @@ def predict_pictures(
         )
     # Looked for before the model is loaded: a wrong path is answered at once.
     model_path(workdir, checkpoint)
-    pictures = []
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                pictures.append(_plain(ImageOps.exif_transpose(picture)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise RunError(f"Cannot read {file} as a picture: {error}.") from None
+    if missing := [file for file in files if not Path(file).is_file()]:
+        raise RunError(f"Cannot read {missing[0]} as a picture: there is no such file.")
     start_tensorflow()
     model = load_model(workdir, checkpoint)
-    height, width, channels = model.input_shape[1:]
     arrays = []
-    for picture in pictures:
-        picture = picture.convert("L" if channels == 1 else "RGB")
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        if invert:
-            picture = ImageOps.invert(picture)
-        arrays.append(np.asarray(picture, np.float32).reshape(height, width, channels) / 255)
+    for file in files:
+        try:
+            pixels, _ = decode(file, model.input_shape[1:])
+        except Unreadable as error:
+            raise RunError(f"Cannot read {file} as a picture: {error}.") from None
+        arrays.append(np.float32(255 - pixels if invert else pixels) / 255)
     probabilities = model.predict(np.stack(arrays), verbose=0)
     names = config["class_names"] or [str(i) for i in range(probabilities.shape[-1])]
     return [
         {"file": file, "label": names[int(p.argmax())], "probability": float(p.max())}
         for file, p in zip(files, probabilities, strict=True)
     ]
-
-
-def _plain(picture):
-    """Turns a picture into 8-bit RGB as a viewer shows it: all greys, white behind the clear."""
-    from PIL import Image
-
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        grey = np.clip(np.asarray(picture, np.int64) // 256, 0, 255)
-        picture = Image.fromarray(grey.astype(np.uint8))
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("RGB")

@@ -139,9 +139,12 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
 def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
-    if kind in ("text", "pairs", "npz") and path:
+    if kind in ("text", "pairs", "npz", "folder") and path:
         config.data.source = f"{kind}{colon}{Path(path).expanduser().absolute()}"
-    for section, key in ((config.data, "tokenizer"), (config, "init_from")):
+    places = [(config.data, "tokenizer"), (config, "init_from")]
+    if isinstance(config.model.get("weights"), str):
+        places.append((config.model, "weights"))
+    for section, key in places:
         path = Path(section[key]).expanduser()
         if section[key] and path.exists():
             section[key] = str(path.absolute())

@@ -261,12 +261,21 @@ def _check_arrays(arrays: dict) -> None:
     if labels.ndim != 1 or labels.shape != predictions.shape:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} do not fit")
     limits = {"labels": names.size, "predictions": names.size, "worst_index": labels.size}
+    limits["heat_index"] = labels.size
     for key, limit in limits.items():
         values = arrays.get(key, np.zeros(0, int))
         if values.dtype.kind not in "iu":
             raise ValueError(f"{key} are {values.dtype}, not integers")
         if values.size and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(f"{key} lie outside 0 … {limit - 1}")
+    if "heat_index" in arrays:
+        maps, inputs = arrays["heat_maps"], arrays["heat_inputs"]
+        if (
+            maps.ndim != 3
+            or maps.shape != inputs.shape[:3]
+            or len(maps) != len(arrays["heat_index"])
+        ):
+            raise ValueError(f"heat_maps {maps.shape} and heat_inputs {inputs.shape} do not fit")
     probabilities = arrays.get("worst_probabilities")
     if probabilities is not None and probabilities.shape[1:] != names.shape:
         raise ValueError(

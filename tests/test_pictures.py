@@ -1,0 +1,274 @@
+"""Folders of pictures, good and bad ones, to arrays."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zoo
+from tests.commands import ROOT
+from zoo.data.pictures import Unreadable, decode
+from zoo.errors import RunError, UsageError
+
+RED, BLUE = (200, 30, 20), (10, 40, 220)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def save(path, colour=RED, size=(40, 30), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes in two splits: 4 + 3 and 2 + 2 pictures."""
+    root = tmp_path / "pictures"
+    for split, counts in (("train", (4, 3)), ("val", (2, 2))):
+        for name, colour, count in zip(("cats", "dogs"), (RED, BLUE), counts, strict=True):
+            for i in range(count):
+                save(root / split / name / f"{i}.png", (*colour[:2], colour[2] + i))
+    return root
+
+
+def load(folder, size=(8, 8)):
+    return zoo.data.load(f"folder:{folder}", image_size=size)
+
+
+# --- one file ------------------------------------------------------------------------------------
+
+
+def halves(left, right, mode="RGB", size=(40, 20)):
+    """A picture whose left half has one colour and whose right half has another."""
+    picture = Image.new(mode, size, left)
+    picture.paste(right, (size[0] // 2, 0, *size))
+    return picture
+
+
+def corners(pixels):
+    return pixels[1, 1].tolist(), pixels[-2, -2].tolist()
+
+
+def close(one, other, gap):
+    return np.abs(np.int64(one) - np.int64(other)).max() <= gap
+
+
+def test_proportions_are_kept_and_the_rest_cut_off_evenly(tmp_path):
+    picture = Image.new("RGB", (60, 20), BLUE)
+    picture.paste(RED, (20, 0, 40, 20))  # the square in the middle
+    picture.save(tmp_path / "wide.png")
+    pixels, remarks = decode(tmp_path / "wide.png", (10, 10, 3))
+    assert pixels.dtype == np.uint8
+    assert close(pixels[:, 1:-1], RED, 0)  # at the border bilinear sees a neighbour
+    assert remarks == []
+
+
+def test_cmyk_looks_as_rgb(tmp_path):
+    halves(RED, BLUE).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    pixels, remarks = decode(tmp_path / "a.jpg", (20, 40, 3))
+    assert remarks == ["CMYK"]
+    assert close(corners(pixels), [RED, BLUE], 12)
+
+
+@pytest.mark.parametrize(("mode", "remark"), [("L", "grey"), ("1", "grey"), ("P", None)])
+def test_few_colours(tmp_path, mode, remark):
+    halves((255,) * 3, (0,) * 3).convert(mode).save(tmp_path / "a.png")
+    pixels, remarks = decode(tmp_path / "a.png", (20, 40, 3))
+    assert corners(pixels) == ([255] * 3, [0] * 3)
+    assert remarks == ([remark] if remark else [])
+    grey, _ = decode(tmp_path / "a.png", (20, 40, 1))
+    assert corners(grey) == ([255], [0])
+
+
+def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
+    ramp = np.repeat(np.uint16([[1_000, 30_000, 40_000, 65_535]]), 4, 0)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    pixels, remarks = decode(tmp_path / "a.png", (4, 4, 1))
+    assert pixels[0, :, 0].tolist() == [3, 117, 156, 255]
+    assert remarks == ["16 bits"]
+
+
+def test_fractions_are_refused(tmp_path):
+    Image.fromarray(np.float32([[0.1, 0.7]])).save(tmp_path / "a.tif")
+    with pytest.raises(Unreadable, match="fractions"):
+        decode(tmp_path / "a.tif", (4, 4, 1))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
+def test_of_an_animation_the_first_picture(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (20, 20), c) for c in (RED, BLUE, RED)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    pixels, remarks = decode(path, (10, 10, 3))
+    assert "animated: its first picture" in remarks
+    assert close(pixels, RED, 20)
+
+
+def test_turned_as_its_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    halves(RED, BLUE).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    pixels, remarks = decode(tmp_path / "a.jpg", (40, 20, 3))
+    assert remarks == ["turned as its EXIF says"]
+    assert close([pixels[1, -2], pixels[-2, 1]], [RED, BLUE], 12)  # above and below
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    halves((*RED, 255), (0, 0, 0, 0), "RGBA").save(tmp_path / "a.png")
+    pixels, remarks = decode(tmp_path / "a.png", (20, 40, 3))
+    assert corners(pixels) == (list(RED), [255] * 3)
+    assert remarks == ["transparent: on white"]
+
+
+def broken(path, kind):
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no picture")
+    elif kind == "cut off":
+        save(path, size=(200, 200))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        save(path, size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("empty", "is empty"), ("text", "cannot identify"), ("cut off", "trunc"), ("bomb", "bomb")],
+)
+def test_what_is_no_whole_picture_says_why(tmp_path, kind, said, monkeypatch):
+    if kind == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    broken(tmp_path / "a.jpg", kind)
+    with pytest.raises(Unreadable, match=said):
+        decode(tmp_path / "a.jpg", (8, 8, 3))
+
+
+# --- a folder ------------------------------------------------------------------------------------
+
+
+def test_splits_and_classes_are_folders(folder):
+    data = load(folder)
+    assert data.class_names == ("cats", "dogs")
+    assert {s: a["image"].shape for s, a in data.splits.items()} == {
+        "train": (7, 8, 8, 3), "validation": (4, 8, 8, 3)
+    }  # fmt: skip
+    assert data.splits["train"]["label"].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    blue = data.splits["train"]["image"][:, 0, 0, 2]
+    assert blue.tolist() == [20, 21, 22, 23, 220, 221, 222]  # in the order of their names
+    assert data.facts["Pictures"] == {
+        "train pictures": 7, "validation pictures": 4, "left out": 0
+    }  # fmt: skip
+    plain = load(folder / "train", (4, 6, 1))
+    assert list(plain.splits) == ["train"]
+    assert plain.splits["train"]["image"].shape == (7, 4, 6, 1)
+
+
+def test_bad_files_are_left_out_by_name_and_counted(folder, capsys):
+    for kind in ("empty", "text", "cut off"):
+        broken(folder / "train" / "cats" / f"{kind}.jpg", kind)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    save(folder / "val" / "dogs" / "turned.jpg", BLUE, exif=exif)
+    (folder / "train" / "dogs" / ".DS_Store").write_bytes(b"not looked at")
+    for _ in range(2):  # said by the second load as well
+        data = load(folder)
+        assert len(data.splits["train"]["image"]) == 7
+        facts = data.facts["Pictures"]
+        assert facts["left out"] == 3
+        assert facts["turned as its EXIF says"] == 1
+        told = [facts[f"left out {i}"] for i in (1, 2, 3)]
+        assert [line.partition(": ")[0] for line in told] == [
+            "train/cats/cut off.jpg", "train/cats/empty.jpg", "train/cats/text.jpg"
+        ]  # fmt: skip
+        assert capsys.readouterr().err == "".join(f"zoo: left out {line}\n" for line in told)
+
+
+def test_pictures_are_decoded_once_and_again_when_one_changes(folder, monkeypatch):
+    from zoo.data import pictures
+
+    calls = []
+
+    def counting(file, shape):
+        calls.append(str(file))
+        return decode(file, shape)
+
+    monkeypatch.setattr(pictures, "decode", counting)
+    first = load(folder)
+    assert len(calls) == 11
+    assert load(folder).fingerprint == first.fingerprint
+    assert len(calls) == 11
+    file = folder / "train" / "cats" / "1.png"
+    stamp = os.stat(file)
+    save(file, (0, 0, 0))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    second = load(folder)
+    assert len(calls) == 22
+    assert second.fingerprint != first.fingerprint
+    assert second.splits["train"]["image"][1].max() == 0
+    file.rename(folder / "train" / "dogs" / "9.png")  # the same bytes are of another class now
+    assert load(folder).splits["train"]["label"].tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert load(folder, (9, 9)).splits["train"]["image"].shape == (7, 9, 9, 3)
+
+
+def test_a_damaged_cache_is_named(folder, tmp_path):
+    load(folder)
+    file = next((tmp_path / "cache").rglob("image-*.bin"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(RunError, match=re.escape(file.name)):
+        load(folder)
+
+
+def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
+    refused = [
+        (tmp_path / "nowhere", (8, 8), UsageError, "There is no folder"),
+        (folder / "train" / "cats", (8, 8), UsageError, "Found: no folder"),
+        (folder, (), UsageError, r"data.image_size .* Received: \(\)"),
+        (folder, (8, 8, 2), UsageError, "1 or 3"),
+        (folder, (0, 8), UsageError, "data.image_size"),
+    ]
+    shutil.copytree(folder, tmp_path / "twice")
+    shutil.copytree(folder / "val", tmp_path / "twice" / "validation")
+    refused.append((tmp_path / "twice", (8, 8), UsageError, "two folders for the split"))
+    shutil.copytree(folder, tmp_path / "hollow")
+    for file in (tmp_path / "hollow" / "val" / "dogs").iterdir():
+        file.write_bytes(b"")
+    refused.append(
+        (tmp_path / "hollow", (8, 8), RunError, "class 'dogs' has no picture.*the file is empty")
+    )
+    for place, size, kind, said in refused:
+        with pytest.raises(kind, match=said):
+            load(place, size)
+    with pytest.raises(UsageError, match="data.image_size is for folders"):
+        zoo.data.load("digits", image_size=(8, 8))
+
+
+def test_folders_load_no_tensorflow(folder):
+    code = (
+        f"import sys, zoo.data; zoo.data.load('folder:{folder}', image_size=(8, 8)); "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_photographs(tmp_path):
+    """Ants and bees at their own sizes, as they came from the web."""
+    root = Path(os.environ.get("ZOO_DATA_DIR", "")) / "hymenoptera"
+    if not root.is_dir():
+        pytest.skip("ZOO_DATA_DIR holds no hymenoptera")
+    data = load(root, (64, 48))
+    assert data.class_names == ("ants", "bees")
+    assert data.splits["train"]["image"].shape == (110, 64, 48, 3)
+    assert data.splits["validation"]["image"].shape == (60, 64, 48, 3)
+    assert data.facts["Pictures"]["left out"] == 0
+    assert np.asarray(data.splits["train"]["image"]).std() > 40

@@ -1,0 +1,134 @@
+"""Random changes of training pictures by Keras' own layers, as a function of (seed, step, replica).
+
+Keras' layers carry the state of their random numbers along, which no resumed run could find again;
+here each draw is a function of a key that the batch brings. So a resumed run sees the pictures that
+the uninterrupted one would have seen, and replicas draw pictures of their own.
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from zoo.errors import UsageError, near_names
+
+# Name -> (amount where none is given, least, most, what it means). In the order of their turn.
+AUGMENTATIONS = {
+    "flip": (0.5, 0.5, 0.5, "left and right swapped in half of the pictures"),
+    "crop": (0.5, 0.05, 1.0, "a part of at least this share of the area, resized to the whole"),
+    "randaugment": (0.5, 0.0, 1.0, "two changes of this strength (Cubuk et al. 2020)"),
+    "cutout": (0.3, 0.0, 1.0, "a grey rectangle of at most this share of the area"),
+    "mixup": (0.2, 0.01, 10.0, "blended with another picture by Beta(a, a) (Zhang et al. 2018)"),
+}
+
+
+def parse(specs: Sequence[str]) -> dict[str, float]:
+    """Returns name -> amount from `("flip", "crop:0.6")`, in the order in which they are applied.
+
+    Raises:
+      UsageError: for an unknown name, an amount out of its bounds, or a name given twice.
+    """
+    found = {}
+    for spec in specs:
+        name, colon, text = spec.partition(":")
+        if name not in AUGMENTATIONS:
+            raise UsageError(
+                f"No augmentation is named {name!r}.{near_names(name, AUGMENTATIONS)} Known: "
+                + "; ".join(f"{key}: {row[3]}" for key, row in AUGMENTATIONS.items())
+                + "."
+            )
+        default, least, most, _ = AUGMENTATIONS[name]
+        try:
+            amount = float(text) if colon else default
+        except ValueError:
+            amount = float("nan")
+        if not least <= amount <= most or name in found:
+            raise UsageError(
+                f"task.augment takes each name once, as NAME or NAME:AMOUNT, {name} with an amount "
+                f"from {least} to {most}. Received: {spec!r}."
+            )
+        found[name] = amount
+    return {name: found[name] for name in AUGMENTATIONS if name in found}
+
+
+class Augment:
+    """The changes of a recipe.
+
+    Args:
+      amounts: from `parse`.
+    """
+
+    def __init__(self, amounts: dict[str, float]):
+        self.amounts = amounts
+        self.layers = {}
+        bright = {"value_range": (0.0, 1.0), "dtype": "float32"}
+        for name, amount in amounts.items():
+            if name == "flip":
+                self.layers[name] = keras.layers.RandomFlip("horizontal", dtype="float32")
+            elif name == "randaugment":
+                self.layers[name] = keras.layers.RandAugment(factor=amount, **bright)
+            elif name == "cutout":
+                self.layers[name] = keras.layers.RandomErasing(
+                    factor=1.0, scale=(0.0, amount), fill_value=0.5, **bright
+                )
+            elif name == "mixup":
+                self.layers[name] = keras.layers.MixUp(alpha=amount, dtype="float32")
+        self.keys = {}
+        for name, layer in self.layers.items():
+            self.keys[name] = layer.generator = _Key()
+
+    def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable):
+        """Changes a batch.
+
+        Args:
+          image: (B, height, width, channels) float in [0, 1].
+          label: (B,) integers.
+          uniform: as `zoo.tasks.base.Task.prepare` gets it.
+
+        Returns:
+          `(image, other_label, share)`: with mixup, picture i counts `share[i]` of its own label
+          and the rest of `other_label[i]`; both are None without.
+        """
+        if "randaugment" in self.layers and image.shape[-1] != 3:
+            raise UsageError("randaugment changes colours: pictures must have three channels.")
+        numbers = uniform(8)
+        # Of the replica's first row: other rows, other numbers.
+        key = tf.bitcast(tf.cast(numbers[0, 4:6] * 2.0**24, tf.uint32), tf.int32)
+        other, share = None, None
+        for turn, name in enumerate(self.amounts):
+            if name == "crop":
+                image = _crop(image, numbers[:, :4], self.amounts[name])
+                continue
+            layer = self.layers[name]
+            self.keys[name].start(tf.random.experimental.stateless_fold_in(key, turn))
+            change = layer.get_random_transformation(image, training=True, seed=self.keys[name])
+            image = layer.transform_images(image, change, training=True)
+            if name == "mixup":
+                other = tf.gather(label, change["permutation_order"])
+                share = tf.cast(change["mix_weight"], tf.float32)
+        return tf.clip_by_value(image, 0.0, 1.0), other, share
+
+
+class _Key(keras.random.SeedGenerator):
+    """Stands where Keras wants a generator; its seeds follow from the key alone."""
+
+    def __init__(self):  # of the parent's state there is none
+        self.key = None
+
+    def start(self, key: tf.Tensor) -> None:
+        """Sets the key, (2,) int32, of what is drawn until the next start."""
+        self.key, self.draws = key, 0
+
+    def next(self, ordered=True):
+        self.draws += 1
+        return tf.random.experimental.stateless_fold_in(self.key, self.draws)
+
+
+def _crop(image, numbers, smallest: float):
+    """A part of each picture, of the whole's proportions, resized bilinearly to the whole."""
+    side = tf.sqrt(smallest + (1 - smallest) * numbers[:, 0])
+    top, left = numbers[:, 1] * (1 - side), numbers[:, 2] * (1 - side)
+    boxes = tf.stack([top, left, top + side, left + side], axis=1)
+    rows = tf.range(tf.shape(image)[0])
+    out = tf.image.crop_and_resize(image, boxes, rows, image.shape[1:3])
+    return tf.ensure_shape(out, image.shape)

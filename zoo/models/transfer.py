@@ -1,0 +1,238 @@
+"""Transfer learning: a network of keras.applications without its top, and a new head.
+
+`vgg16_transfer` is VGG16 (Simonyan and Zisserman 2015, arXiv:1409.1556), flattened, Dense 256,
+Dense a class: 21,140,042 parameters at 224x224x3 and ten classes, 6,425,354 of them trained. Any
+other backbone of keras.applications stands in by its name.
+
+Pictures are float in [0, 1], as for every classifier of the zoo. Resizing, three channels and the
+backbone's own preprocessing are layers of the model, so they are saved and exported with it.
+"""
+
+import functools
+import warnings
+from pathlib import Path
+
+import keras
+from keras import layers, ops
+
+from zoo.errors import RunError, UsageError, near_names
+
+# Module of keras.applications -> the functions in it that build a network. The first that is not
+# here by name is looked for in none: what a network does to its pictures stands in its module.
+_MODULES = {
+    "vgg16": ("VGG16",),
+    "vgg19": ("VGG19",),
+    "resnet": ("ResNet50", "ResNet101", "ResNet152"),
+    "resnet_v2": ("ResNet50V2", "ResNet101V2", "ResNet152V2"),
+    "inception_v3": ("InceptionV3",),
+    "inception_resnet_v2": ("InceptionResNetV2",),
+    "xception": ("Xception",),
+    "mobilenet": ("MobileNet",),
+    "mobilenet_v2": ("MobileNetV2",),
+    "mobilenet_v3": ("MobileNetV3Small", "MobileNetV3Large"),
+    "densenet": ("DenseNet121", "DenseNet169", "DenseNet201"),
+    "nasnet": ("NASNetMobile", "NASNetLarge"),
+    "efficientnet": tuple(f"EfficientNetB{i}" for i in range(8)),
+    "efficientnet_v2": (
+        *(f"EfficientNetV2B{i}" for i in range(4)),
+        *(f"EfficientNetV2{size}" for size in "SML"),
+    ),
+    "convnext": tuple(f"ConvNeXt{size}" for size in ("Tiny", "Small", "Base", "Large", "XLarge")),
+}
+BACKBONES = {name.lower(): (module, name) for module, names in _MODULES.items() for name in names}
+POOLINGS = ("flatten", "average")
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Preprocessing(layers.Layer):
+    """From pictures in [0, 1], grey or in colour, to what a backbone's own authors fed it.
+
+    Args:
+      backbone: a name of `BACKBONES`.
+    """
+
+    def __init__(self, backbone: str, **options):
+        super().__init__(**options)
+        self.backbone = backbone
+
+    def build(self, input_shape):
+        if input_shape[-1] not in (1, 3):
+            raise UsageError(f"Pictures have 1 or 3 channels. Received: {input_shape[-1]}.")
+
+    def call(self, image):
+        if image.shape[-1] == 1:
+            image = ops.repeat(image, 3, axis=-1)
+        return _module(self.backbone).preprocess_input(255 * image)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], 3)
+
+    def get_config(self):
+        return {**super().get_config(), "backbone": self.backbone}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Backbone(keras.Model):
+    """A network of keras.applications that trains as a whole or stays as it was learned.
+
+    While any of its layers is frozen, all of it computes as in inference: normalisation uses, and
+    keeps, the statistics that it came with, and nothing is dropped.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        whole = all(layer.trainable for layer in self.layers)
+        return super().call(inputs, training=bool(training) and whole)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class TransferClassifier(keras.Model):
+    """From pictures (B, height, width, channels) in [0, 1] to probabilities (B, classes).
+
+    It is `head` after `extractor`; both share its layers.
+    """
+
+    @property
+    def base(self) -> keras.Model:
+        """The backbone."""
+        return self.get_layer("base")
+
+    @functools.cached_property
+    def extractor(self) -> keras.Model:
+        """From pictures to features (B, F): the backbone's output, flattened or averaged."""
+        return keras.Model(self.input, self.get_layer("features").output, name="extractor")
+
+    @functools.cached_property
+    def head(self) -> keras.Model:
+        """From features to probabilities."""
+        return keras.Model(self.get_layer("features").output, self.output, name="head")
+
+
+def build(
+    backbone: str = "vgg16",
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    image_size: tuple[int, int] | None = None,
+    num_classes: int = 10,
+    hidden_dim: int = 256,
+    pooling: str = "flatten",
+    weights: str = "none",
+    trainable: str = "none",
+    name: str = "vgg16_transfer",
+) -> TransferClassifier:
+    """Builds a backbone and a new head.
+
+    Args:
+      backbone: a network of keras.applications, lower case: "vgg16", "mobilenetv3small", …
+      input_shape: height, width and channels (1 or 3) of the pictures.
+      image_size: height and width to which they are resized for the backbone; none for as they are.
+      num_classes: number of classes.
+      hidden_dim: units of the head's hidden layer; 0 for none.
+      pooling: "flatten" or "average": what becomes of the backbone's output.
+      weights: "none" for fresh ones; "imagenet", which Keras downloads once and checks by its
+        hash; or where they lie: a .weights.h5 of the backbone, a .keras file or a work directory
+        of this zoo, whose backbone is taken.
+      trainable: "none"; or the name, or its beginning, of the backbone's first layer that is
+        trained with all behind it except normalisation ("block5"); or "all", normalisation too.
+      name: name of the Keras model.
+
+    Raises:
+      UsageError: for an unknown backbone or layer, or weights that do not fit.
+      RunError: for weights that cannot be downloaded or read.
+    """
+    if backbone not in BACKBONES:
+        raise UsageError(
+            f"No backbone is named {backbone!r}.{near_names(backbone, BACKBONES)} "
+            f"Known: {', '.join(BACKBONES)}."
+        )
+    if pooling not in POOLINGS:
+        raise UsageError(f"model.pooling is one of {', '.join(POOLINGS)}. Received: {pooling!r}.")
+    size = tuple(image_size or input_shape[:2])
+    base = _backbone(backbone, (*size, 3), weights)
+    _set_trainable(base, trainable)
+
+    image = keras.Input(tuple(input_shape), name="image")
+    x = image
+    if size != tuple(input_shape[:2]):
+        x = layers.Resizing(*size, dtype="float32", name="resizing")(x)
+    # Bytes times 255 and minus a mean: in bfloat16 that would round them.
+    x = Preprocessing(backbone, dtype="float32", name="preprocessing")(x)
+    x = base(x)
+    pool = layers.Flatten if pooling == "flatten" else layers.GlobalAveragePooling2D
+    x = pool(name="features")(x)
+    if hidden_dim:
+        x = layers.Dense(hidden_dim, activation="relu", name="hidden")(x)
+    x = layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities")(x)
+    return TransferClassifier(image, x, name=name)
+
+
+def _module(backbone: str):
+    return getattr(keras.applications, BACKBONES[backbone][0])
+
+
+def _backbone(backbone: str, shape: tuple[int, int, int], weights: str) -> Backbone:
+    module, function = BACKBONES[backbone]
+    builder = getattr(keras.applications, function, None) or getattr(_module(backbone), function)
+    named = "imagenet" if weights == "imagenet" else None
+    try:
+        network = builder(include_top=False, weights=named, input_shape=shape)
+    except ValueError:
+        raise  # a picture too small for it
+    except Exception as error:
+        if named is None:
+            raise
+        raise RunError(
+            f"The ImageNet weights of {backbone!r} could not be downloaded: {error}. Where there "
+            "is no network, put Keras' file into ~/.keras/models, or set model.weights to a path."
+        ) from None
+    base = Backbone(network.input, network.output, name="base")
+    if weights not in ("none", "imagenet"):
+        _load(base, weights)
+    return base
+
+
+def _load(base: Backbone, weights: str) -> None:
+    path = Path(weights).expanduser()
+    if path.is_file() and path.name.endswith(".weights.h5"):
+        try:
+            with warnings.catch_warnings():  # of what is missing; errors say what matters
+                warnings.simplefilter("ignore")
+                base.load_weights(path)
+        except (ValueError, OSError, KeyError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UsageError(f"{path} does not hold the weights of this backbone: {said}") from None
+        return
+    if not (path.is_dir() or path.suffix == ".keras" and path.is_file()):
+        raise UsageError(
+            "model.weights is none, imagenet, a .weights.h5 or .keras file, or a work directory. "
+            f"Received: {weights!r}."
+        )
+    import zoo
+    from trainers.workdir import open_model
+
+    source = zoo.load(str(path)) if path.is_dir() else open_model(path)
+    source = next((layer for layer in source.layers if layer.name == "base"), source)
+    found = {v.path.removeprefix("base/"): v for v in source.weights}
+    for variable in base.weights:
+        start = found.get(variable.path.removeprefix("base/"))
+        if start is None or tuple(start.shape) != tuple(variable.shape):
+            has = "has none of that name" if start is None else f"has it as {tuple(start.shape)}"
+            raise UsageError(
+                f"{weights} does not fit the backbone: it lacks {variable.path} "
+                f"{tuple(variable.shape)}, it {has}."
+            )
+        variable.assign(start.value)
+
+
+def _set_trainable(base: Backbone, trainable: str) -> None:
+    base.trainable = trainable == "all"
+    if trainable in ("none", "all"):
+        return
+    names = [layer.name for layer in base.layers]
+    first = next((i for i, name in enumerate(names) if name.startswith(trainable)), None)
+    if first is None:
+        raise UsageError(
+            f"The backbone has no layer {trainable!r}.{near_names(trainable, names)} "
+            f"model.trainable is none, all, or one of: {', '.join(names)}."
+        )
+    base.trainable = True
+    for i, layer in enumerate(base.layers):
+        layer.trainable = i >= first and not isinstance(layer, layers.BatchNormalization)
