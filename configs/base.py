@@ -35,10 +35,10 @@ def base() -> ml_collections.ConfigDict:
             "model": {"name": ""},
             "task": {"name": ""},
             "data": {
-                "source": "",  # a name of `zoo fetch`, npz:/path/file.npz or folder:/path
+                "source": "",  # a name of `zoo fetch`, npz:FILE, folder:FOLDER, tfds:NAME:VERSION
                 "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
                 "validation_size": 0,  # examples of the training split held out
-                "image_size": (),  # of a folder's pictures: (height, width), RGB if no channels
+                "image_size": (),  # of folder: and tfds: (height, width), or with channels
                 # Of text alone:
                 "languages": (),  # ("en", "de"): source and target; () as the source has them
                 "tokenizer": "",  # a kind of zoo.data.tokenizers, or a work directory that has one

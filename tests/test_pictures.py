@@ -272,3 +272,52 @@ def test_photographs(tmp_path):
     assert data.splits["validation"]["image"].shape == (60, 64, 48, 3)
     assert data.facts["Pictures"]["left out"] == 0
     assert np.asarray(data.splits["train"]["image"]).std() > 40
+
+
+# --- TFDS ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A data set of TFDS that is prepared already: three pictures of unlike sizes, two classes."""
+    import tensorflow_datasets as tfds
+
+    place = tmp_path_factory.mktemp("tfds")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=["red", "blue"]),
+            "name": tfds.features.Text(),
+        }
+    )
+    rows = [
+        {"image": np.full((*size, 3), colour, "uint8"), "label": label, "name": "x"}
+        for size, colour, label in (((9, 5), RED, 0), ((4, 4), BLUE, 1), ((7, 30), RED, 0))
+    ]
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="spots", version="1.2.0", features=features, split_datasets={"train": list(enumerate(rows))},
+        data_dir=place, disable_shuffling=True,
+    )  # fmt: skip
+    return place
+
+
+def test_any_data_set_of_tfds(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    data = zoo.data.load("tfds:spots:1.2.0", image_size=(6, 6))
+    train = data.splits["train"]
+    assert data.class_names == ("red", "blue")
+    assert train["image"][:, 3, 3].tolist() == [list(RED), list(BLUE), list(RED)]
+    assert train["label"].tolist() == [0, 1, 0]
+    assert set(train) == {"image", "label"}
+    other = zoo.data.load("tfds:spots:1.2.0", image_size=(4, 5, 1))
+    assert other.splits["train"]["image"].shape == (3, 4, 5, 1)
+
+
+def test_what_tfds_has_not_is_one_line(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    for name in ("tfds:spots", "tfds:spots:new", "tfds::1.0.0", "tfds:../spots:1.2.0"):
+        with pytest.raises(UsageError, match="is named with its version"):
+            zoo.data.load(name, image_size=(6, 6))
+    with pytest.raises(RunError, match="TFDS could not prepare 'stripes'") as caught:
+        zoo.data.load("tfds:stripes:1.0.0", image_size=(6, 6))
+    assert "\n" not in str(caught.value)

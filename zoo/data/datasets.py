@@ -31,6 +31,7 @@ from zoo.errors import RunError, UsageError, near_names
 
 NPZ = "npz:"
 FOLDER = "folder:"
+TFDS = "tfds:"
 
 DIGITS_SEED = 20_240_501
 DIGITS_TEST_PER_CLASS = 100
@@ -184,7 +185,7 @@ def dataset_entry(name: str) -> DatasetEntry:
         raise UsageError(
             f"There is no data set {name!r}.{near_names(name, _REGISTER)} "
             f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
-            "folder:FOLDER for pictures."
+            "folder:FOLDER for pictures, tfds:NAME:VERSION for any of TFDS."
         )
     return _REGISTER[name]
 
@@ -198,9 +199,10 @@ def load(
 
     Args:
       name: one of `list_datasets()`; or `npz:FILE` for arrays `SPLIT_NAME`, or `folder:FOLDER` for
-        pictures, of your own.
+        pictures, of your own; or `tfds:NAME:VERSION` for any data set of TFDS.
       manual_dir: the folder of its original files, where that is not `data_dir()/name`.
-      image_size: of a folder's pictures: height and width, and channels if not 3.
+      image_size: of pictures in a folder, or of several sizes in TFDS: height and width, and
+        channels if not 3.
 
     Raises:
       UsageError: unknown name, or a file or folder that is not there.
@@ -215,10 +217,11 @@ def load(
         from zoo.data import pictures
 
         return pictures.load_folder(name.removeprefix(FOLDER), image_size)
+    if name.startswith(TFDS):
+        return _load_tfds(name, folder, image_size)
     if tuple(image_size):
         raise UsageError(
-            f"data.image_size is for folders of pictures (folder:…). Received: {image_size} "
-            f"for {name!r}."
+            f"data.image_size is for folder:… and tfds:…. Received: {image_size} for {name!r}."
         )
     if name.startswith(NPZ):
         _refuse_manual_dir(name, folder)
@@ -232,6 +235,18 @@ def load(
             f"Received: {type(dataset).__name__}."
         )
     return dataset
+
+
+def _load_tfds(name: str, folder: Path | None, image_size: Sequence[int]) -> Dataset:
+    from zoo.data import pictures, tfds
+
+    known, _, version = name.removeprefix(TFDS).partition(":")
+    if not re.fullmatch(r"[\w/]+", known) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise UsageError(
+            "A data set of TFDS is named with its version, for a result is of one version: "
+            f"tfds:cifar10:3.0.2. Received: {name!r}."
+        )
+    return tfds.load(known, version, folder, pictures.shape_of(image_size) if image_size else ())
 
 
 def _refuse_manual_dir(name: str, folder: Path | None):

@@ -105,7 +105,7 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
       UsageError: where there is no such folder, or it holds no two classes.
       RunError: where a class has no picture that can be read.
     """
-    root, shape = Path(folder).expanduser(), _shape(image_size)
+    root, shape = Path(folder).expanduser(), shape_of(image_size)
     if not root.is_dir():
         raise UsageError(f"There is no folder {root}.")
     splits = _splits(root)
@@ -142,7 +142,8 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
     return Dataset(f"{FOLDER}{root}", arrays, tuple(names), digest, facts={"Pictures": facts})
 
 
-def _shape(image_size) -> tuple[int, int, int]:
+def shape_of(image_size) -> tuple[int, int, int]:
+    """Returns height, width and channels; raises UsageError where they are none."""
     size = tuple(image_size)
     if len(size) == 2:
         size = (*size, 3)

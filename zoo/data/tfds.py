@@ -15,29 +15,33 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.datasets import Dataset, cache_dir, data_dir
+from zoo.data.datasets import Dataset, cache_dir, data_dir, list_datasets
 from zoo.data.disk import one_at_a_time
 from zoo.data.records import Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError
 
 
-def load(name: str, version: str, manual_dir: Path | None = None) -> Dataset:
+def load(
+    name: str, version: str, manual_dir: Path | None = None, shape: tuple[int, ...] = ()
+) -> Dataset:
     """Returns the TFDS data set `name`, memory-mapped; imports no TensorFlow.
 
     Args:
       name: as TFDS calls it.
       version: "3.0.1"; TFDS refuses one that it does not have.
+      shape: height, width and channels of its pictures, where they differ in size; then nothing
+        but "image" and "label" is kept.
       manual_dir: folder with its original files; otherwise `data_dir()/name` where that exists,
         otherwise they are downloaded into the cache.
 
     Raises:
       RunError: files are missing, wrong or cannot be downloaded, or TFDS fails on them.
     """
-    folder = _folder_of(name, version)
+    folder = _folder_of(name, version, shape)
     records = _open_if_whole(folder)
     if records is None:
         print(f"zoo: preparing {name} (once, about half a minute)", file=sys.stderr, flush=True)
-        _prepare_in_a_process(name, version, manual_dir)
+        _prepare_in_a_process(name, version, manual_dir, shape)
         records = open_records(folder)
     return _dataset(name, records)
 
@@ -54,8 +58,9 @@ def original_files(name: str) -> tuple:
     )
 
 
-def _folder_of(name: str, version: str) -> Path:
-    return cache_dir() / "arrays" / f"{name}-{version}"
+def _folder_of(name: str, version: str, shape: tuple[int, ...] = ()) -> Path:
+    size = "-" + "x".join(map(str, shape)) if shape else ""
+    return cache_dir() / "arrays" / f"{name.replace('/', '-')}-{version}{size}"
 
 
 def _open_if_whole(folder: Path) -> Records | None:
@@ -100,12 +105,15 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
                 writer.append(**rows)
 
 
-def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None):
+def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None, shape: tuple):
     package_parent = str(Path(__file__).resolve().parents[2])
     python_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         # -P: another `zoo` in the current folder must not be run in place of this one.
-        [sys.executable, "-P", "-m", "zoo.data.tfds", name, version, str(manual_dir or "")],
+        [
+            *(sys.executable, "-P", "-m", "zoo.data.tfds", name, version),
+            *(str(manual_dir or ""), *map(str, shape)),
+        ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path), "CUDA_VISIBLE_DEVICES": "-1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -120,13 +128,18 @@ def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None):
         raise RunError(words.splitlines()[-1])
 
 
-def _prepare(name: str, version: str, manual_dir: Path | None):
+def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int, ...] = ()):
     """Runs the genuine TFDS builder; returns the splits and the class names."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     records_dir = Path(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds").expanduser()
     builder = tfds.builder(f"{name}:{version}", data_dir=records_dir)
+    if not Path(builder.data_path).exists() and name not in list_datasets():
+        # Its files are not known to us by their hashes; TFDS has its own.
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+        )
     if not Path(builder.data_path).exists():
         originals = _originals(name, manual_dir)
         # TFDS keeps what it unpacks under the bare file name and uses it again, and mnist's and
@@ -138,8 +151,14 @@ def _prepare(name: str, version: str, manual_dir: Path | None):
                     manual_dir=originals, extract_dir=unpacked, try_download_gcs=False
                 ),
             )
-    splits = {split: _decode(tfds, builder, split) for split in builder.info.splits}
     features = builder.info.features
+    if shape and not {"image", "label"} <= set(features):
+        raise UsageError(
+            f"data.image_size is for pictures with a label each. {name!r} has: "
+            f"{', '.join(features)}."
+        )
+    decode = _decode_pictures if shape else _decode
+    splits = {split: decode(tfds, builder, split, *shape) for split in builder.info.splits}
     return splits, tuple(features["label"].names) if "label" in features else ()
 
 
@@ -186,10 +205,30 @@ def _decode(tfds, builder, split: str) -> dict:
     return arrays
 
 
-def _main(name: str, version: str, manual_dir: str) -> int:
+def _decode_pictures(tfds, builder, split: str, height: int, width: int, channels: int) -> dict:
+    """Pictures of any size, cut to the proportions wanted and resized, as those of a folder."""
+    from PIL import Image, ImageOps
+
+    found = builder.as_dataset(
+        split=split, shuffle_files=False, read_config=tfds.ReadConfig(interleave_cycle_length=1)
+    )
+    images, labels = [], []
+    for example in found.as_numpy_iterator():
+        pixels = example["image"]
+        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        picture = picture.convert("L" if channels == 1 else "RGB")
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+        images.append(np.asarray(picture, np.uint8).reshape(height, width, channels))
+        labels.append(example["label"])
+    return {"image": np.stack(images), "label": np.array(labels, np.int64)}
+
+
+def _main(name: str, version: str, manual_dir: str, *shape: str) -> int:
     originals = Path(manual_dir) if manual_dir else None
     try:
-        _keep(_folder_of(name, version), lambda: _prepare(name, version, originals))
+        size = tuple(map(int, shape))
+        folder = _folder_of(name, version, size)
+        _keep(folder, lambda: _prepare(name, version, originals, size))
     except (RunError, UsageError) as error:
         message = str(error)
     except Exception as error:
