@@ -113,6 +113,23 @@ def test_each_is_a_function_of_seed_and_step(spec):
     assert np.abs(one[0]["image"] - one[3]["image"]).max() > 0
 
 
+def test_no_two_draws_have_the_same_seed(monkeypatch):
+    from zoo.data import augment
+
+    seeds, draw = [], augment._Key.next
+
+    def noted(key, ordered=True):
+        seed = draw(key)
+        seeds.append(tuple(seed.numpy()))
+        return seed
+
+    monkeypatch.setattr(augment._Key, "next", noted)
+    arrays = colourful()
+    Augment(parse(ALL))(np.float32(arrays["image"]) / 255, arrays["label"], numbers(0))
+    assert len(seeds) > 10
+    assert len(set(seeds)) == len(seeds)
+
+
 def test_replicas_change_pictures_of_their_own():
     """Equal pictures in both shares: equal draws would make them equal again."""
     same = {"image": np.repeat(colourful()["image"][:1], 16, 0), "label": np.zeros(16, "int32")}

@@ -50,6 +50,7 @@ def test_kept_features_teach_the_head_what_pictures_would(run):
     assert toys.difference(kept.step.net, whole.step.net) < 1e-5
     assert kept.metrics["accuracy"] == whole.metrics["accuracy"]
     assert kept.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-5)
+    assert {len(array) for array in kept.arrays.values()} == {70}  # no row that pads
     assert len(said(kept)) == 2
     assert not said(whole)
 

@@ -121,6 +121,16 @@ def test_the_run_measures_its_samples(judge, run):
     assert "sha256:" in (trainer.workdir / "report.html").read_text()
 
 
+def test_train_prints_by_whom_it_was_measured(judge, tmp_path, zoo_command):
+    path, _ = judge
+    answer = zoo_command(
+        "train", "gan_mnist:debug", f"--workdir={tmp_path / 'run'}", "--config.trainer.steps=1",
+        f"--config.task.classifier={path}", "--config.task.samples=100",
+    )  # fmt: skip
+    assert answer.status == 0, answer.err
+    assert "  classifier run sha256:" in answer.out.splitlines()[-2]
+
+
 def test_refused_classifiers(judge, tmp_path, run):
     path, data = judge
     with pytest.raises(UsageError, match="is not a work directory"):

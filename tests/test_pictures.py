@@ -295,8 +295,8 @@ def prepared(tmp_path_factory):
         for size, colour, label in (((9, 5), RED, 0), ((4, 4), BLUE, 1), ((7, 30), RED, 0))
     ]
     tfds.dataset_builders.store_as_tfds_dataset(
-        name="spots", version="1.2.0", features=features, split_datasets={"train": list(enumerate(rows))},
-        data_dir=place, disable_shuffling=True,
+        name="spots", version="1.2.0", features=features, data_dir=place, disable_shuffling=True,
+        split_datasets={"train": list(enumerate(rows))},
     )  # fmt: skip
     return place
 

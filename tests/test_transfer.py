@@ -86,6 +86,17 @@ def test_it_comes_back_from_a_file_frozen_as_it_was(vgg, tmp_path):
     assert type(again) is transfer.TransferClassifier
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_frozen_backbone_drops_nothing(trainable):
+    """As the paths of an EfficientNet, which are dropped at random in training."""
+    image = keras.Input((4,))
+    x = keras.layers.Dense(4, trainable=trainable)(image)
+    base = transfer.Backbone(image, keras.layers.Dropout(0.5)(x), name="base")
+    ones = np.ones((8, 4), "float32")
+    same = np.array_equal(base(ones, training=True), base(ones, training=False))
+    assert same == (not trainable)
+
+
 def test_a_frozen_backbone_computes_as_in_inference():
     model = registry.build("mobilenet_v3_transfer", **NORMALISED)
     image = pictures()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import modules_flag, parse, run, shown
 from trainers.start import start_tensorflow
 from zoo.errors import UsageError, near_names
 
@@ -53,8 +53,7 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"split": split, "checkpoint": checkpoint, "metrics": metrics}))
     else:
-        shown = {k: v if isinstance(v, str) else f"{v:.6g}" for k, v in metrics.items()}
-        print("  ".join(f"{name} {value}" for name, value in shown.items()))
+        print(shown(metrics))
     return 0
 
 

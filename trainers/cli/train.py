@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import TERMINATED, modules_flag, parse, run
+from trainers.cli.common import TERMINATED, modules_flag, parse, run, shown
 from trainers.recipe import as_dict, resolve
 from trainers.start import start_tensorflow
 from trainers.workdir import WorkDirectory
@@ -60,7 +60,7 @@ def command(argv) -> int:
         print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
         return TERMINATED
     if metrics:
-        print("  ".join(f"{name} {value:.6g}" for name, value in metrics.items()))
+        print(shown(metrics))
     print(f"report: {trainer.workdir / 'report.html'}")
     return 0
 
