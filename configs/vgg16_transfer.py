@@ -19,7 +19,7 @@ from trainers.recipe import unknown_variant
 def get_config(arg: str = ""):
     """Variants: "" trains a head, "finetune" the last block too, "pretrain" all on fashion_mnist.
 
-    "debug" ends within a minute on two cores, without a download.
+    "debug" ends within a minute on two cores, without a download: its backbone is a small one.
     """
     if arg not in ("", "finetune", "pretrain", "debug"):
         raise unknown_variant(arg, ["finetune", "pretrain", "debug"])
@@ -62,7 +62,8 @@ def get_config(arg: str = ""):
         config.trainer.epochs = 1
         config.trainer.log_every, config.trainer.checkpoint_every = 20, 200
     elif arg == "debug":
-        config.model.weights, config.model.image_size = "none", (32, 32)
+        config.model.weights, config.model.backbone = "none", "mobilenetv3small"
+        config.model.image_size = (32, 32)
         config.trainer.epochs, config.trainer.steps = 0, 60
         config.trainer.log_every = 20
     return config

@@ -143,11 +143,15 @@ def test_changed_pictures_are_kept_in_views_or_not_at_all(run):
     ]
     mixed = run(recipe(augment=("mixup",), feature_views=3), data)
     assert said(mixed) == ["off: mixup makes a picture of two, anew each time"]
+    data = toys.image_data(test=20)
     views = run(recipe(shift=1.0, feature_views=3), data)
     feature = np.asarray(views.arrays["feature"])
     assert feature.shape == (70, 3, 64)
     assert np.abs(feature[:, 0] - feature[:, 1]).max() > 0.01
-    assert np.isfinite(views.metrics["loss"])
+    test = data.splits["test"]  # and its pictures stay as they are
+    probabilities = views.step.net.predict(test["image"] / np.float32(255), verbose=0)
+    losses = -np.log(probabilities[np.arange(20), test["label"]])
+    assert views.metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_each_view_is_that_of_the_picture_changed(passes):

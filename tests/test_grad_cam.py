@@ -20,7 +20,10 @@ def spots(corner):
 
 @pytest.fixture(scope="module")
 def model():
-    """Class 0 is what is bright; class 1 what is dark; the maps are the picture, halved in size."""
+    """Class 0 is what is bright; class 1 what is dark, and not bright.
+
+    The maps are the picture and its negative, halved in size.
+    """
     image = keras.Input((12, 12, 1))
     x = layers.Conv2D(2, 2, strides=2, name="maps")(image)
     x = layers.GlobalAveragePooling2D()(x)
@@ -28,7 +31,7 @@ def model():
     model = keras.Model(image, out)
     kernel = np.zeros((2, 2, 1, 2), "float32")
     kernel[..., 0], kernel[..., 1] = 0.25, -0.25
-    model.set_weights([kernel, np.array([0, 1]), 50 * np.eye(2), np.zeros(2)])
+    model.set_weights([kernel, np.array([0, 1]), 50 * np.array([[1, -1], [0, 1]]), np.zeros(2)])
     return model
 
 

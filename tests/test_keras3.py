@@ -371,6 +371,14 @@ def of_booleans():
     return keras.Sequential([keras.Input((3,), dtype="bool"), cast, layers.Dense(2)])
 
 
+def test_a_functional_model_overrides_training():
+    image = keras.Input((4,))
+    model = keras.Model(image, layers.Dropout(0.5)(image, training=False))
+    ones = np.ones((8, 4), "float32")
+    dropped = float(np.mean(np.asarray(model(ones, training=True)) == 0))
+    still("training=False inside a Functional model", dropped > 0, f"dropped {dropped:.2g}")
+
+
 def booleans():
     x, y = regression(8)
     return x > 0, y

@@ -138,3 +138,18 @@ def test_child_layers(devices):
     noisy = model.get_layer("noisy")
     assert keras_internals.child_layers(noisy) == [noisy.noise, noisy.dense]
     assert keras_internals.child_layers(noisy.dense) == []
+
+
+def test_variable_index(devices):
+    """What `update_step` is given, a Keras variable or what lies in it, finds its place."""
+    variables = [keras.Variable(np.ones(n), name=f"v{n}") for n in (1, 2, 3)]
+    optimizer = keras.optimizers.SGD()
+    optimizer.build(variables)
+    for place, variable in enumerate(variables):
+        assert keras_internals.variable_index(optimizer, variable) == place
+        assert keras_internals.variable_index(optimizer, variable.value) == place
+
+
+def test_mend_tf2onnx(devices):
+    keras_internals.mend_tf2onnx()
+    import tf2onnx  # noqa: F401 - it imports with NumPy 2 then; test_export.py uses it

@@ -49,3 +49,10 @@ def child_layers(layer: keras.layers.Layer) -> list:
 def forget_uninitialized() -> None:
     """Takes variables that were made without values off Keras' list of those to fill later."""
     global_state.set_global_attribute("uninitialized_variables", [])
+
+
+def mend_tf2onnx() -> None:
+    """Gives tf2onnx the names of NumPy that it uses and that NumPy 2 lacks."""
+    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+
+    patch_tf2onnx()

@@ -7,6 +7,7 @@
   zoo evaluate WORKDIR     metrics of a trained model
   zoo predict WORKDIR FILE ...   labels for pictures
   zoo generate WORKDIR     text
+  zoo export WORKDIR       a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         step time and share of the machine's peak
   zoo report WORKDIR       write report.html again
 
@@ -20,7 +21,8 @@ from trainers.cli.common import USAGE, run
 from zoo.errors import near_names
 
 VERBS = (
-    "list", "describe", "fetch", "train", "evaluate", "predict", "generate", "bench", "report",
+    "list", "describe", "fetch", "train", "evaluate", "predict", "generate", "export", "bench",
+    "report",
 )  # fmt: skip
 
 

@@ -130,6 +130,13 @@ class Task:
         """
         return Frozen()
 
+    def served(self, model):
+        """Returns the Functional model that is exported: with what `prepare` does inside it.
+
+        Its inputs have the names that stored examples, or what `prepare` makes of them, have.
+        """
+        return model
+
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns metrics that are functions of the means, such as the perplexity."""
         return {}

@@ -163,6 +163,10 @@ class GenerativeAdversarial(Task):
             logits = discriminator(image, training=training)[:, 0]
         return logits, tf.cast(tape.gradient(logits, image), tf.float32)
 
+    def served(self, model):
+        """The generator: from noise (B, noise_dim) to pictures in [-1, 1]."""
+        return model.generator
+
     def warning(self, logs):
         """Says when one side has won, after which nothing is learned."""
         if min(logs["real_right"], logs["fake_right"]) > _ALL_RIGHT:

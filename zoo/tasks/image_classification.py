@@ -170,6 +170,14 @@ class ImageClassification(Task):
             outputs=probabilities,
         )
 
+    def served(self, model):
+        """From bytes (B, height, width, channels) uint8 to probabilities."""
+        import keras
+
+        image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
+        scaled = keras.layers.Rescaling(1 / 255, dtype="float32", name="bytes")(image)
+        return keras.Model(image, model(scaled), name=model.name)
+
     def predictions(self, outputs, batch):
         """The probabilities and the true label of each picture."""
         return {"probabilities": outputs, "labels": batch["label"]}

@@ -1,0 +1,358 @@
+"""A trained model as a file for other runtimes, checked in that runtime before it counts.
+
+`export_workdir` does the work in a process of its own: a conversion that fails can take the
+interpreter with it. What is exported computes in float32, takes what the data hold (bytes of
+pictures, token numbers), and is written with a description beside it, `OUT.json`.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainers.workdir import model_path, read_config
+from zoo.data.disk import write_json
+from zoo.errors import RunError, UsageError
+
+# Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
+FORMATS = {
+    "saved_model": ("", ()),
+    "litert": (".tflite", ("ai_edge_litert",)),
+    "onnx": (".onnx", ("tf2onnx", "onnxruntime")),
+    "keras": (".keras", ()),
+}
+TOLERANCE = 1e-3  # of the largest output: another order of additions
+_EXAMPLES = 8
+
+
+def export_workdir(
+    workdir: str, form: str, out: str, checkpoint: str = "final", modules: Sequence[str] = ()
+) -> dict:
+    """Exports a work directory's model; loads no TensorFlow of its own.
+
+    Args:
+      workdir: of `zoo train`.
+      form: a key of `FORMATS`.
+      out: what is made: a folder for saved_model, else a file of the format's ending.
+      checkpoint: "final" or "best".
+      modules: of the user, that register what the model is made of.
+
+    Returns:
+      What is written to `OUT.json`: inputs, outputs, labels, bytes, the largest difference from the
+      Keras model on the examples, and which these were.
+
+    Raises:
+      UsageError: where `out` is there already or has another ending, or a package is missing.
+      RunError: where the conversion fails, or its result computes something else; nothing is left.
+    """
+    ending, packages = FORMATS[form]
+    path = Path(out)
+    if ending and path.suffix != ending:
+        raise UsageError(f"A file of the format {form} ends in {ending}. Received: {out}.")
+    for place in (path, _beside(path)):
+        if place.exists():
+            raise UsageError(f"{place} is there already: delete it or name another --out.")
+    if lacking := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            f"The format {form} takes the package {lacking[0]}: pip install 'keras-zoo[export]'."
+        )
+    read_config(workdir)
+    model_path(workdir, checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        made = Path(folder) / f"model{ending}"
+        package = str(Path(__file__).resolve().parents[1])
+        done = subprocess.run(
+            # -P and the path: another `trainers` in the current folder must not be run instead.
+            [sys.executable, "-P", "-c", _CHILD, package, workdir, form, str(made),
+             checkpoint, *modules],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
+        if done.returncode < 0:
+            raise RunError(f"The conversion to {form} was ended by signal {-done.returncode}.")
+        if done.returncode:
+            words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+            raise RunError(f"The conversion to {form} failed: {words}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        made.rename(path)
+        write_json(_beside(path), found)
+    return found
+
+
+_CHILD = "import sys; sys.path.insert(0, sys.argv.pop(1)); from trainers.export import main; main()"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def main() -> None:
+    """Exports and checks; prints the description as the last line."""
+    workdir, form, out, checkpoint, *modules = sys.argv[1:]
+    try:
+        print(json.dumps(_export(workdir, form, out, checkpoint, modules)))
+    except Exception as error:  # converters raise what they like, often over many lines
+        kind = "" if isinstance(error, (UsageError, RunError)) else f"{type(error).__name__}: "
+        raise SystemExit(kind + " ".join(str(error).split())[:500]) from None
+
+
+def _export(workdir, form, out, checkpoint, modules) -> dict:
+    from trainers.recipe import import_user_modules
+    from trainers.start import start_tensorflow
+    from trainers.workdir import load_model
+
+    start_tensorflow()
+    import_user_modules(modules)
+    saved = read_config(workdir)
+    model = load_model(workdir, checkpoint)
+    task, examples, source = _examples(saved, workdir, model)
+    found = write_checked(model, task, examples, form, out)
+    more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
+    return {**found, **more, "examples": source}
+
+
+def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
+    """Writes a model in a format, opens it in its runtime, and compares.
+
+    Args:
+      model: as it was trained.
+      task: with what it was trained.
+      examples: what `Task.served`'s inputs are, by name; (B, …).
+      form: a key of `FORMATS`.
+      out: where it is written.
+
+    Returns:
+      format, inputs, outputs, bytes and largest_difference.
+
+    Raises:
+      RunError: where it computes something else.
+    """
+    served = task.served(in_float32(model))
+    inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
+    expected = _flat(served(_arranged(served, inputs), training=False))
+    WRITERS[form](served, out, inputs)
+    worst = difference(expected, READERS[form](out, inputs))
+    if not worst <= TOLERANCE:
+        raise RunError(
+            f"it computes something else: its outputs differ by {worst:.2g} of the largest."
+        )
+    outputs = {f"output_{i}": x for i, x in enumerate(expected)}
+    described = {
+        side: {k: {"shape": [None, *x.shape[1:]], "dtype": str(x.dtype)} for k, x in found.items()}
+        for side, found in (("inputs", inputs), ("outputs", outputs))
+    }
+    return {
+        "format": form, **described, "bytes": size_of(Path(out)), "largest_difference": worst
+    }  # fmt: skip
+
+
+def in_float32(model):
+    """Returns a model that computes in float32 throughout, with the same weights."""
+    import keras
+
+    config = keras.saving.serialize_keras_object(model)
+    text = json.dumps(config)
+    if "mixed_" not in text:
+        return model
+    half = "bfloat16" if "mixed_bfloat16" in text else "float16"
+    for policy in (f"mixed_{half}", half):  # some layers name the type that they compute in
+        text = text.replace(f'"{policy}"', '"float32"')
+    same = keras.saving.deserialize_keras_object(json.loads(text))
+    same.set_weights(model.get_weights())
+    return same
+
+
+def _examples(saved: dict, workdir: str, model):
+    """Returns the task, some prepared examples, and where they are from."""
+    from zoo import registry
+
+    arguments = dict(saved["config"]["task"])
+    task = registry.build_task(arguments.pop("name"), **arguments)
+    data = dict(saved["config"]["data"])
+    if saved["tokenizer"]:
+        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
+    try:
+        dataset = registry.load_data(data, saved["config"]["task"])
+        task.complete(saved["config"]["model"], dataset)
+        split = next(s for s in ("test", "validation", "train") if s in dataset.splits)
+        task.check(model, dataset)
+        arrays, source = dataset.splits[split], f"{dataset.name}, split {split!r}"
+    except (UsageError, RunError) as error:
+        task.players(model)
+        arrays = task.synthetic(model, _EXAMPLES, 0)
+        source = f"made up, for the data are not here: {error}"
+    return task, examples_of(task, arrays), source
+
+
+def examples_of(task, arrays: Mapping) -> dict:
+    """The first examples of a split, as `Task.served` takes them."""
+    import tensorflow as tf
+
+    batch = {name: tf.constant(np.asarray(array[:_EXAMPLES])) for name, array in arrays.items()}
+    count = len(next(iter(batch.values())))
+    batch["weight"] = tf.ones(count)
+
+    def uniform(number):
+        return tf.random.stateless_uniform((count, number), (0, 0))
+
+    prepared = task.prepare(dict(batch), uniform, False)
+    if "image" in batch:  # what is exported prepares bytes itself
+        prepared["image"] = batch["image"]
+    return prepared
+
+
+def _arranged(model, inputs: dict):
+    """The inputs in the structure that a Functional model takes."""
+    import keras
+
+    return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
+
+
+def _flat(outputs) -> list[np.ndarray]:
+    import keras
+
+    return [np.asarray(x, np.float32) for x in keras.tree.flatten(outputs)]
+
+
+def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
+    """Largest difference, relative to the largest number of each output; NaN is infinite."""
+    if [x.shape for x in expected] != [x.shape for x in got]:
+        return float("inf")
+    gaps = [
+        np.abs(a - b).max() / max(np.abs(a).max(), 1e-6) for a, b in zip(expected, got, strict=True)
+    ]
+    return float(np.nan_to_num(max(gaps), nan=np.inf))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
+
+
+# --- formats --------------------------------------------------------------------------------------
+
+
+def _function(model, inputs: dict, batch: int | None):
+    """The model as a function of tensors by name, and their specifications."""
+    import tensorflow as tf
+
+    specs = {
+        # Pictures have one size; sequences are exported at the length that was trained.
+        name: tf.TensorSpec((batch, *value.shape[1:]), value.dtype, name=name)
+        for name, value in inputs.items()
+    }
+
+    def serve(**tensors):
+        import keras
+
+        outputs = keras.tree.flatten(model(_arranged(model, tensors), training=False))
+        return {f"output_{i}": tf.cast(x, tf.float32) for i, x in enumerate(outputs)}
+
+    return tf.function(serve, autograph=False), specs
+
+
+def _write_saved_model(model, out: str, inputs: dict) -> None:
+    import tensorflow as tf
+
+    function, specs = _function(model, inputs, None)
+    module = tf.Module()
+    module.variables_ = [v.value for v in model.variables]
+    module.serve = function
+    signature = function.get_concrete_function(**specs)
+    tf.saved_model.save(module, out, signatures={"serving_default": signature})
+
+
+def _read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
+    import tensorflow as tf
+
+    serve = tf.saved_model.load(out).signatures["serving_default"]
+    return _in_order(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
+
+
+def _write_litert(model, out: str, inputs: dict) -> None:
+    """One example at a time: a loop (LSTM) needs a batch of known size."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        function, specs = _function(model, inputs, 1)
+        module = tf.Module()
+        module.variables_ = [v.value for v in model.variables]
+        module.serve = function
+        signature = function.get_concrete_function(**specs)
+        tf.saved_model.save(module, folder, signatures={"serving_default": signature})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        content = converter.convert()
+    Path(out).write_bytes(content)
+
+
+def _read_litert(out: str, inputs: dict) -> list[np.ndarray]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    serve = Interpreter(model_path=out).get_signature_runner("serving_default")
+    count = len(next(iter(inputs.values())))
+    rows = [
+        _in_order(serve(**{name: value[i : i + 1] for name, value in inputs.items()}))
+        for i in range(count)
+    ]
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+def _write_onnx(model, out: str, inputs: dict) -> None:
+    import tensorflow as tf
+    import tf2onnx
+
+    from trainers import keras_internals
+
+    function, specs = _function(model, inputs, None)
+    names = list(specs)
+
+    @tf.function(autograph=False, input_signature=[specs[name] for name in names])
+    def positional(*tensors):
+        return function(**dict(zip(names, tensors, strict=True)))
+
+    keras_internals.mend_tf2onnx()
+    tf2onnx.convert.from_function(
+        positional, input_signature=positional.input_signature, output_path=out
+    )
+
+
+def _read_onnx(out: str, inputs: dict) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    given = {name.partition(":")[0]: name for name in names}
+    outputs = [node.name for node in session.get_outputs()]
+    values = session.run(outputs, {given[name]: value for name, value in inputs.items()})
+    return _in_order(dict(zip(outputs, values, strict=True)))
+
+
+def _write_keras(model, out: str, inputs: dict) -> None:
+    model.save(out)
+
+
+def _read_keras(out: str, inputs: dict) -> list[np.ndarray]:
+    from trainers.workdir import open_model
+
+    model = open_model(out)
+    return _flat(model(_arranged(model, inputs), training=False))
+
+
+def _in_order(outputs: dict) -> list[np.ndarray]:
+    names = sorted(outputs, key=lambda name: int(name.partition(":")[0].rpartition("_")[2]))
+    return [np.asarray(outputs[name], np.float32) for name in names]
+
+
+WRITERS = {
+    "saved_model": _write_saved_model, "litert": _write_litert, "onnx": _write_onnx,
+    "keras": _write_keras,
+}  # fmt: skip
+READERS = {
+    "saved_model": _read_saved_model, "litert": _read_litert, "onnx": _read_onnx,
+    "keras": _read_keras,
+}  # fmt: skip
