@@ -8,6 +8,7 @@ import pytest
 from configs.base import optimizer
 from tests import toys
 from trainers.optimizers import inner
+from trainers.precision import slow_bfloat16
 
 
 def train(run, precision, *, clip_norm=0.3, **trainer):
@@ -71,3 +72,33 @@ def weights(workdir, step):
     header, arrays = checkpoint.read(workdir / "checkpoints" / f"step_{step:010d}.npz")
     trained = [p.startswith(("embedding", "block", "logits")) for p in header["paths"]]
     return [a for a, keep in zip(arrays, trained, strict=True) if keep]
+
+
+@pytest.mark.parametrize(
+    ("policy", "devices", "cpu", "slow"),
+    [
+        ("mixed_bfloat16", ["/device:CPU:0"], "flags\t\t: fpu avx2 fma", True),
+        ("mixed_bfloat16", ["/device:CPU:0"], "flags\t\t: fpu avx2 avx512_bf16", False),
+        ("mixed_bfloat16", ["/device:CPU:0"], "flags\t\t: fpu amx_bf16", False),
+        ("mixed_bfloat16", ["/device:CPU:0"], "Features\t: fp asimd bf16", False),
+        ("mixed_bfloat16", ["/device:CPU:0"], "Features\t: fp asimd", True),
+        ("mixed_bfloat16", ["/device:CPU:0"], "nothing known", False),
+        ("mixed_bfloat16", ["/device:CPU:0", "/device:GPU:0"], "flags\t\t: fpu", False),
+        ("float32", ["/device:CPU:0"], "flags\t\t: fpu", False),
+    ],
+)
+def test_bfloat16_on_a_cpu_without_it_is_said(policy, devices, cpu, slow, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\n{cpu}\n\nprocessor\t: 1\n{cpu}\n")
+    assert ("float32" in slow_bfloat16(policy, devices, file)) == slow
+    assert slow_bfloat16(policy, devices, tmp_path / "none") == ""
+
+
+def test_a_run_says_it(run, monkeypatch):
+    from trainers import trainer
+    from trainers.workdir import read_metrics
+
+    monkeypatch.setattr(trainer, "slow_bfloat16", lambda *_: "too slow")
+    done = run(toys.recipe(steps=1, checkpoint_every=1), toys.token_data())
+    events = [x for x in read_metrics(done.workdir.path) if x.get("event") == "warning"]
+    assert [x["detail"] for x in events] == ["too slow"]

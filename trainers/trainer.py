@@ -22,6 +22,7 @@ from trainers.build import build_step, update_function
 from trainers.callbacks import make_callbacks
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
 from trainers.optimizers import inner
+from trainers.precision import slow_bfloat16
 from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.samples import sample_writer
 from trainers.strategy import distribute, make_strategy, prepare_devices
@@ -107,8 +108,11 @@ class Trainer:
             if ended and (self.workdir / "model.keras").exists():
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
                 return read_evaluation(self.workdir, "test")
-            self.workdir.write_environment([d.name for d in tf.config.list_logical_devices()])
+            devices = [device.name for device in tf.config.list_logical_devices()]
+            self.workdir.write_environment(devices)
             self._start_log(found)
+            if said := slow_bfloat16(self.config.trainer.precision, devices):
+                self._event("warning", said)
             self._run_frozen_once()
             logs = self._with_signals(self._loop)
             return self._finish() or logs
