@@ -70,6 +70,17 @@ def base() -> ml_collections.ConfigDict:
                 "max_rollbacks": 0,  # times to go back to a checkpoint when the loss is NaN
                 "callbacks": (),  # names of trainers.callbacks
             },
+            "compress": {
+                "sparsity": 0.0,  # share of each kernel that is 0 in the end; 0 prunes nothing
+                "schedule": "polynomial",  # or "constant"
+                "initial_sparsity": 0.0,
+                "begin": 0.0,  # between these shares of the run masks change …
+                "end": 0.7,
+                "frequency": 100,  # … every so many updates
+                "pattern": "",  # regular expression of the paths of variables; "" for all kernels
+                "m_by_n": (),  # (2, 4): two zeros among four inputs, in place of sparsity
+                "block": (1, 1),  # inputs and outputs that are 0 together
+            },
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",
         }

@@ -161,6 +161,23 @@ def recomputed_blocks_change_nothing(row):
     assert gap <= 1e-6, gap
 
 
+def prunes(row):
+    """Every kernel that learns has the share of zeros that was asked for, in the file as well."""
+    import zoo
+    from trainers.compress.prune import sparsities
+
+    def half(config):
+        config.compress.update({"sparsity": 0.5, "frequency": 1, "end": 0.5})
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = _train(row, f"{folder}/run", change=half)
+        saved = sparsities(zoo.load(f"{folder}/run"))
+    assert saved == sparsities(run.step.net)
+    sizes = {v.path: v.value.shape.num_elements() for v in run.step.net.weights}
+    for path, share in saved.items():
+        assert abs(share - 0.5) * sizes[path] <= 1, (path, share)
+
+
 def exports(row):
     """Learned in bfloat16 or not, its files compute in their runtimes what it computes."""
     from trainers.export import FORMATS, examples_of, write_checked
@@ -181,6 +198,7 @@ def exports(row):
 
 PROMISES = (
     exports,
+    prunes,
     has_the_parameters_it_says,
     saves_and_loads,
     lowers_the_loss,

@@ -81,6 +81,11 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             seed=trainer.seed,
             rules=rules,
         )
+        compress = config.compress.to_dict()
+        if compress["sparsity"] or compress["m_by_n"]:
+            from trainers.compress.prune import Pruner
+
+            step.pruner = Pruner(model, step.step, total_steps, **compress)
     return step, task
 
 

@@ -163,7 +163,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without building anything; raises `UsageError`."""
     plain, reference = config.to_dict(), base.base().to_dict()
     _check_keys("", plain, reference)
-    for section in ("data", "trainer"):
+    for section in ("data", "trainer", "compress"):
         _check_keys(f"{section}.", plain[section], reference[section])
     for section, (_, make) in _NAMED_SECTIONS.items():
         _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)

@@ -1,0 +1,204 @@
+"""Pruning in the train step: the sparsity that was asked for, everywhere and after everything."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from configs.base import optimizer
+from tests import toys
+from tests.commands import ROOT
+from trainers.compress.prune import prunable, sparsities
+from zoo.errors import UsageError
+
+SPARSE = {"sparsity": 0.75, "frequency": 2, "end": 0.8}
+
+
+def recipe(compress=None, model="toy_tokens", task="toy_token", arguments=None, **trainer):
+    config = toys.recipe(model, task, model_arguments=arguments, **trainer)
+    config.optimizer = optimizer("adam", learning_rate=0.01)
+    config.compress.update(SPARSE if compress is None else compress)
+    return config
+
+
+def check(model, share=0.75):
+    """All kernels have the share of zeros to within one element; returns how many there are."""
+    for variable, _ in prunable(model):
+        size = int(np.prod(variable.shape))
+        zeros = int((variable.numpy() == 0).sum())
+        assert abs(zeros - share * size) <= 1, (variable.path, zeros / size)
+    return len(prunable(model))
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},
+        {"micro_batch_size": 4},
+        {"ema": 0.9},
+        {"precision": "mixed_bfloat16"},
+        {"jit_compile": True},
+        {"steps_per_execution": 5},
+        {"strategy": "mirrored", "replicas": 2},
+        {"remat": "block_.*"},
+    ],
+    ids=lambda value: "-".join(map(str, value)) or "plain",
+)
+def test_every_kernel_gets_sparse(trainer, run):
+    done = run(recipe(**trainer), toys.token_data())
+    assert check(done.step.net) == 6  # embedding, four of the blocks, logits
+    with done.step.averaged():
+        check(done.step.net)
+    import zoo
+
+    check(zoo.load(done.workdir.path))
+    biases = [v for v in done.step.net.weights if v.path.endswith("bias")]
+    assert all((v.numpy() != 0).any() for v in biases)
+
+
+def test_the_sparsity_follows_the_schedule(run):
+    """Zhu and Gupta, equation 1, at each turn, and nothing between the turns."""
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            variable = self.model.net.get_layer("block_0").up.kernel
+            seen.append(float((variable.numpy() == 0).mean()))
+
+    config = recipe({**SPARSE, "initial_sparsity": 0.25, "begin": 0.2, "end": 0.8, "frequency": 3})
+    run(config, toys.token_data(), callbacks=[Watch()])
+    first, last = 2, 8
+    for step, share in enumerate(seen, 2):  # chosen for the next update
+        if step < first:
+            expected = 0.0
+        else:
+            turn = min(step, last)
+            turn -= (turn - first) % 3
+            expected = 0.75 - 0.5 * (1 - (turn - first) / (last - first)) ** 3
+        assert share == pytest.approx(expected, abs=1 / 256), step
+
+
+def test_replicas_prune_as_one(run):
+    one = run(recipe(), toys.token_data())
+    two = run(recipe(strategy="mirrored", replicas=2), toys.token_data())
+    for a, b in zip(one.step.pruner.masks, two.step.pruner.masks, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert toys.difference(one.step.net, two.step.net) < 1e-4  # of Adam's large steps
+
+
+@pytest.mark.parametrize("compress", [SPARSE, {"m_by_n": (2, 4)}], ids=["schedule", "m_by_n"])
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_resumed_run_has_the_same_masks(compress, stop, run, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.steps += 1
+            if self.steps == stop:
+                raise KeyboardInterrupt
+
+    config = recipe(compress, checkpoint_every=1)
+    whole = run(config, toys.token_data())
+    with pytest.raises(KeyboardInterrupt):
+        run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
+    resumed = run(config, toys.token_data(), tmp_path / "broken")
+    assert toys.difference(whole.step.net, resumed.step.net) == 0
+    for a, b in zip(whole.step.pruner.masks, resumed.step.pruner.masks, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_two_of_four_inputs_are_zero(run):
+    done = run(recipe({"m_by_n": (2, 4)}), toys.token_data())
+    for variable, inputs in prunable(done.step.net):
+        shape = variable.shape
+        flat = variable.numpy().reshape(int(np.prod(shape[:inputs])), -1)
+        whole = flat[: len(flat) // 4 * 4]
+        zeros = (whole.reshape(-1, 4, whole.shape[1]) == 0).sum(1)
+        assert (zeros == 2).all(), variable.path
+
+
+def test_blocks_are_zero_together(run):
+    done = run(recipe({**SPARSE, "block": (2, 4)}), toys.token_data())
+    for name in ("up", "down"):
+        kernel = getattr(done.step.net.get_layer("block_1"), name).kernel.numpy()
+        blocks = kernel.reshape(kernel.shape[0] // 2, 2, kernel.shape[1] // 4, 4)
+        zeros = (blocks == 0).mean(axis=(1, 3))
+        assert set(np.unique(zeros)) == {0.0, 1.0}
+        assert zeros.mean() == pytest.approx(0.75, abs=0.04)
+
+
+def test_kinds_of_kernels():
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 8, name="words")(tokens)
+    x = layers.Conv1D(8, 3, name="convolution")(x)
+    x = layers.EinsumDense("abc,cde->abde", (None, 2, 4), name="heads")(x)
+    x = layers.EinsumDense("abde,dec->abc", (None, 8), name="out")(x)
+    x = layers.LSTM(4, name="recurrent")(layers.LayerNormalization()(x))
+    model = keras.Model(tokens, layers.Dense(3, name="last")(x))
+    found = {variable.path: inputs for variable, inputs in prunable(model)}
+    assert found == {
+        "words/embeddings": 1, "convolution/kernel": 2, "heads/kernel": 1, "out/kernel": 2,
+        "recurrent/lstm_cell/kernel": 1, "recurrent/lstm_cell/recurrent_kernel": 1,
+        "last/kernel": 1,
+    }  # fmt: skip
+    model.get_layer("heads").trainable = False
+    assert "heads/kernel" not in sparsities(model)
+
+
+def test_only_what_the_pattern_matches(run):
+    done = run(recipe({**SPARSE, "pattern": "^block_1/"}), toys.token_data())
+    found = sparsities(done.step.net)
+    for path, share in found.items():
+        assert share == pytest.approx(0.75 if path.startswith("block_1/") else 0.0, abs=0.01)
+
+
+def test_convolutions_get_sparse(run):
+    config = recipe(model="toy_norm", task="image_classification")
+    check(run(config, toys.image_data()).step.net)
+
+
+@pytest.mark.parametrize(
+    ("compress", "said"),
+    [
+        ({"sparsity": 1.0}, r"compress.sparsity lies in \[0, 1\)"),
+        ({"sparsity": -0.1}, r"compress.sparsity lies in \[0, 1\)"),
+        ({"sparsity": 0.5, "schedule": "linear"}, "compress.schedule is one of"),
+        ({"sparsity": 0.5, "begin": 0.8, "end": 0.2}, "compress.begin and compress.end"),
+        ({"sparsity": 0.5, "frequency": 0}, "compress.frequency is at least 1"),
+        ({"sparsity": 0.5, "pattern": "kernal"}, "compress.pattern matches nothing"),
+        ({"sparsity": 0.5, "pattern": "("}, "is a regular expression"),
+        ({"m_by_n": (4, 2)}, r"compress.m_by_n is \(2, 4\)"),
+        ({"sparsity": 0.5, "block": (0, 4)}, "compress.block"),
+    ],
+)
+def test_what_no_pruning_is(compress, said, run, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        run(recipe(compress), toys.token_data(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_masks_are_those_of_tf_mot():
+    """The official API on tf_keras, the same pictures: every mask is equal, and the weights are."""
+    code = (
+        "from tests.official_pruning import compare\n"
+        "masks, weights = compare()\n"
+        "print(len(masks), sum(masks), weights)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps, differing, weights = done.stdout.split()[-3:]
+    assert (steps, differing, weights) == ("59", "0", "0.0")
+
+
+def test_tf_mot_leaves_keras_alone():
+    from trainers.compress.tfmot import engines
+
+    engines()
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
+    assert tf.keras.version().startswith("3.")

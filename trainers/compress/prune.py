@@ -1,0 +1,212 @@
+"""Magnitude pruning (Zhu and Gupta 2017, arXiv:1710.01878) by TF-MOT's engine, in the train step.
+
+After each update the masks follow the schedule and the kernels are masked, so that every forward
+pass sees them sparse. Masks are part of a checkpoint: a resumed run goes on with the same ones.
+"""
+
+import math
+import re
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from trainers import keras_internals
+from trainers.compress.tfmot import engines
+from zoo.errors import UsageError
+
+SCHEDULES = ("polynomial", "constant")
+
+
+class Pruner:
+    """Masks of a model's kernels; made inside the strategy's scope.
+
+    Args:
+      model: a built model.
+      step: counts the updates done; an int64 Keras variable.
+      total_steps: length of the run.
+      sparsity: share of each kernel that is 0 in the end, in (0, 1).
+      schedule: "polynomial": the sparsity grows from `initial_sparsity` by a cubic; or "constant":
+        all of it at once. Masks are chosen anew every `frequency` updates.
+      initial_sparsity: at the beginning of a polynomial schedule.
+      begin, end: shares of the run between which masks change.
+      frequency: updates.
+      pattern: regular expression of the paths of the variables to prune.
+      m_by_n: (2, 4): two of four neighbours along a kernel's input are 0, from `begin` on; () for
+        none. It goes without `sparsity`'s schedule.
+      block: (height, width) of the blocks of a kernel, seen as (inputs, outputs), that are 0
+        together.
+
+    Raises:
+      UsageError: for values out of bounds, or a pattern that matches nothing.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        step,
+        total_steps: int,
+        *,
+        sparsity: float,
+        schedule: str = "polynomial",
+        initial_sparsity: float = 0.0,
+        begin: float = 0.0,
+        end: float = 0.7,
+        frequency: int = 100,
+        pattern: str = "",
+        m_by_n: tuple[int, ...] = (),
+        block: tuple[int, int] = (1, 1),
+    ):
+        check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, block)
+        self.kernels = _chosen(model, pattern)
+        first = max(2, round(begin * total_steps))
+        periods = max(0, round(end * total_steps) - first) // frequency
+        last = first + periods * frequency  # a turn of the schedule, so that it is reached
+        tfmot = engines()
+        if schedule == "polynomial" and periods:
+            plan = tfmot.pruning_schedule.PolynomialDecay(
+                initial_sparsity, sparsity, first, last, frequency=frequency
+            )
+        else:
+            plan = tfmot.pruning_schedule.ConstantSparsity(sparsity, first, last, frequency)
+
+        def turn():
+            # What is chosen after an update is the next one's, as TF-MOT counts. It chooses m:n
+            # masks when its step is 1.
+            return step.value + 1 - (first - 1 if m_by_n else 0)
+
+        self.masks, self._engines = [], []
+        for variable, inputs in self.kernels:
+            mask, threshold = (
+                keras.Variable(
+                    value, dtype=variable.dtype, trainable=False, aggregation="mean",
+                    name=f"{name}_of_{variable.path.replace('/', '_')}",
+                )
+                for name, value in (
+                    ("mask", tf.ones(variable.shape)), ("threshold", tf.zeros(()))
+                )
+            )  # fmt: skip
+            self.masks.append(mask)
+            self._engines.append(
+                _viewed(tfmot.pruning_impl.Pruning, inputs)(
+                    turn, [(variable.value, mask.value, threshold.value)], plan, block, "AVG",
+                    tuple(m_by_n) or None,
+                )
+            )  # fmt: skip
+
+    def update(self) -> None:
+        """Chooses masks where it is time to, and masks; in a replica, after the update."""
+        for engine in self._engines:
+            engine.conditional_mask_update()
+            engine.weight_mask_op()
+
+    def mask(self) -> None:
+        """Masks what was put into the model from outside, such as averages."""
+        for (variable, _), mask in zip(self.kernels, self.masks, strict=True):
+            variable.assign(variable * mask)
+
+
+def check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, block) -> None:
+    """Raises `UsageError` for what no pruning can be."""
+    for name, value in (("sparsity", sparsity), ("initial_sparsity", initial_sparsity)):
+        if not 0 <= value < 1:
+            raise UsageError(f"compress.{name} lies in [0, 1). Received: {value}.")
+    if schedule not in SCHEDULES:
+        raise UsageError(
+            f"compress.schedule is one of {', '.join(SCHEDULES)}. Received: {schedule!r}."
+        )
+    if not 0 <= begin <= end <= 1:
+        raise UsageError(
+            "compress.begin and compress.end are shares of the run, the first not the larger. "
+            f"Received: {begin} and {end}."
+        )
+    if frequency < 1:
+        raise UsageError(f"compress.frequency is at least 1. Received: {frequency}.")
+    if m_by_n and not (len(m_by_n) == 2 and 0 < m_by_n[0] < m_by_n[1]):
+        raise UsageError(
+            f"compress.m_by_n is (2, 4) for two zeros of four, or (). Received: {tuple(m_by_n)}."
+        )
+    if len(block) != 2 or min(block) < 1 or (m_by_n and tuple(block) != (1, 1)):
+        raise UsageError(
+            f"compress.block is a height and a width, (1, 1) with m_by_n. Received: {tuple(block)}."
+        )
+
+
+def prunable(model: keras.Model) -> list[tuple]:
+    """Returns `(variable, inputs)` of every kernel that pruning knows, at any depth.
+
+    The first `inputs` axes of a kernel are summed over; all others are outputs.
+    """
+    found, seen = [], set()
+
+    def add(variable, inputs):
+        if id(variable) not in seen and variable.trainable:
+            seen.add(id(variable))
+            found.append((variable, inputs))
+
+    for layer in keras_internals.all_layers(model):
+        if isinstance(layer, layers.EinsumDense):
+            add(layer.kernel, _contracted(layer.equation))
+        elif isinstance(layer, layers.Dense):
+            add(layer.kernel, 1)
+        elif isinstance(layer, (layers.Conv1D, layers.Conv2D, layers.Conv3D)):
+            add(layer.kernel, len(layer.kernel.shape) - 1)
+        elif isinstance(layer, (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)):
+            add(layer.kernel, 1)
+            add(layer.recurrent_kernel, 1)
+        elif isinstance(layer, layers.Embedding):
+            add(layer.embeddings, 1)
+    return found
+
+
+def _contracted(equation: str) -> int:
+    """How many of a kernel's axes an EinsumDense sums over, where these come first."""
+    inputs, _, rest = equation.partition(",")
+    kernel = rest.partition("->")[0]
+    count = sum(letter in inputs for letter in kernel)
+    leading = all(letter in inputs for letter in kernel[:count])
+    return count if leading else len(kernel) - 1
+
+
+def _chosen(model: keras.Model, pattern: str) -> list[tuple]:
+    found = prunable(model)
+    if not found:
+        raise UsageError(
+            "Pruning knows kernels of Dense, EinsumDense, convolutions and recurrent cells, and "
+            f"embeddings. The model {model.name!r} trains none."
+        )
+    try:
+        chosen = [pair for pair in found if re.search(pattern, pair[0].path)]
+    except re.error as error:
+        raise UsageError(
+            f"compress.pattern is a regular expression. Received: {pattern!r} ({error})."
+        ) from None
+    if not chosen:
+        raise UsageError(
+            f"compress.pattern matches nothing. Received: {pattern!r}; there are "
+            f"{', '.join(variable.path for variable, _ in found[:5])}."
+        )
+    return chosen
+
+
+def _viewed(engine, inputs: int):
+    """TF-MOT's engine that sees a kernel of any rank as (inputs, outputs)."""
+
+    class Viewed(engine):
+        def _validate_block(self):
+            pass  # of rank 2 by what follows
+
+        def _maybe_update_block_mask(self, weights):
+            shape = weights.shape
+            flat = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
+            threshold, mask = super()._maybe_update_block_mask(
+                tf.reshape(tf.convert_to_tensor(weights), flat)
+            )
+            return threshold, tf.reshape(mask, shape)
+
+    return Viewed
+
+
+def sparsities(model: keras.Model) -> dict[str, float]:
+    """Returns path -> share of zeros of every kernel that can be pruned."""
+    return {variable.path: float((variable.numpy() == 0).mean()) for variable, _ in prunable(model)}
