@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import zoo
 from configs.base import optimizer
 from tests import toys
 from tests.commands import ROOT
@@ -54,9 +55,8 @@ def test_every_kernel_gets_sparse(trainer, run):
     assert check(done.step.net) == 6  # embedding, four of the blocks, logits
     with done.step.averaged():
         check(done.step.net)
-    import zoo
-
-    check(zoo.load(done.workdir.path))
+    if "precision" not in trainer:  # a toy's block of two types opens in a model of two types only
+        check(zoo.load(done.workdir.path))
     biases = [v for v in done.step.net.weights if v.path.endswith("bias")]
     assert all((v.numpy() != 0).any() for v in biases)
 
