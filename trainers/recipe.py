@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -106,7 +106,35 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
     Raises:
       UsageError: for an unknown key, a value of another type, or values that exclude each other.
     """
-    config = load_recipe(source)
+    return change(load_recipe(source), overrides)
+
+
+def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
+    """Returns the recipe that a work directory was made with, to be changed and run anew.
+
+    Args:
+      saved: the section "config" of its config.json.
+    """
+    config = base.base()
+    for section, values in saved.items():
+        if not isinstance(values, dict):
+            config[section] = values
+            continue
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if section in ("data", "trainer", "compress"):  # a key that is newer keeps its default
+            config[section].update(values)
+        elif section in _NAMED_SECTIONS:
+            name = values.pop("name")
+            config[section] = _NAMED_SECTIONS[section][1](name, **values)
+        else:
+            config[section] = values
+    return config.lock()
+
+
+def change(
+    config: ml_collections.ConfigDict, overrides: Sequence[tuple[str, str]]
+) -> ml_collections.ConfigDict:
+    """Applies overrides to a recipe, in order, and checks the result; see `resolve`."""
     overrides = [(key.strip(), text.strip()) for key, text in overrides]
     # A section's name decides which keys there are, so names come first. Keys that the recipe
     # gave and the new optimizer lacks are dropped; keys that the user gives are refused below.

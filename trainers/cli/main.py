@@ -7,6 +7,7 @@
   zoo evaluate WORKDIR     metrics of a trained model
   zoo predict WORKDIR FILE ...   labels for pictures
   zoo generate WORKDIR     text
+  zoo compress METHOD WORKDIR    a smaller model
   zoo export WORKDIR       a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         step time and share of the machine's peak
   zoo report WORKDIR       write report.html again
@@ -21,8 +22,8 @@ from trainers.cli.common import USAGE, run
 from zoo.errors import near_names
 
 VERBS = (
-    "list", "describe", "fetch", "train", "evaluate", "predict", "generate", "export", "bench",
-    "report",
+    "list", "describe", "fetch", "train", "evaluate", "predict", "generate", "compress", "export",
+    "bench", "report",
 )  # fmt: skip
 
 

@@ -1,0 +1,78 @@
+"""`zoo compress`: from a trained work directory to a smaller one."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+import zoo
+from trainers.compress.prune import sparsities
+from trainers.recipe import as_dict, change, list_recipes, of_workdir, resolve
+
+SHORT = ("--config.trainer.steps=30", "--config.compress.frequency=2")
+
+
+def test_prune(trained, tmp_path, zoo_command):
+    out = tmp_path / "small"
+    words = ("compress", "prune", trained[0], f"--out={out}", *SHORT)
+    answer = zoo_command(*words, "--config.compress.sparsity=0.5")
+    assert answer.status == 0, answer.err
+    model = zoo.load(out)
+    for path, share in sparsities(model).items():
+        assert share == pytest.approx(0.5, abs=0.01), path
+    assert "init_from: 10 of 10 weights" in answer.err
+
+    found = json.loads((out / "compression.json").read_text())
+    content = b"".join(value.tobytes() for value in model.get_weights())
+    after = found["after"]
+    assert after["parameters"] == 93_322
+    assert after["nonzeros"] == sum(np.count_nonzero(value) for value in model.get_weights())
+    assert after["bytes"] == len(content) == 4 * 93_322
+    assert after["gzip_bytes"] == len(gzip.compress(content, 9, mtime=0))
+    assert after["gzip_bytes"] < 0.65 * found["before"]["gzip_bytes"]
+    for side, folder in (("before", trained[0]), ("after", out)):
+        test = json.loads((folder / "evaluation" / "test.json").read_text())["metrics"]
+        assert found[side]["test"] == test
+    lines = {line.split()[0]: line.split()[1:] for line in answer.out.splitlines()[-6:]}
+    assert lines["nonzeros"][1] == f"{after['nonzeros']:,}"
+    assert float(lines["accuracy"][1]) == pytest.approx(after["test"]["accuracy"], rel=1e-4)
+
+    again = zoo_command(*words, "--config.compress.sparsity=0.5")
+    assert again.status == 0
+    assert "is finished already" in again.err
+
+
+def test_the_default_is_said_in_the_help(trained, tmp_path, zoo_command):
+    out = tmp_path / "small"
+    assert zoo_command("compress", "prune", trained[0], f"--out={out}", *SHORT).status == 0
+    assert json.loads((out / "config.json").read_text())["config"]["compress"]["sparsity"] == 0.8
+    assert "sparsity=0.8" in zoo_command("compress", "--help").out
+
+
+def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
+    run, out = trained[0], f"--out={tmp_path / 'out'}"
+    refused = [
+        (("prone", run, out), "There is no method 'prone'. Did you mean 'prune'?"),
+        (("prune", run), "needs --out=D"),
+        (("prune", run, f"--out={run}"), "another folder"),
+        (("prune", tmp_path, out), "is not a work directory"),
+        (("prune", run, out, "--config.compress.sparsity=1"), "compress.sparsity lies in [0, 1)"),
+        (("prune", run, out, "--config.compress.sparsity=0"), "Nothing is pruned"),
+        (("prune", run, out, "--config.compress.sparsty=0.5"), "'compress.sparsty'"),
+        (("prune", run, out, "--config.compress.pattern=kernal"), "matches nothing"),
+    ]
+    for words, said in refused:
+        answer = zoo_command("compress", *words)
+        assert answer.status == 2, answer.err
+        assert said in answer.one_line()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_the_recipe_of_a_work_directory_is_the_recipe(name):
+    config = resolve(name)
+    saved = json.loads(json.dumps(as_dict(config)))
+    assert as_dict(change(of_workdir(saved), [])) == as_dict(config)
+    del saved["compress"], saved["data"]["image_size"]  # of before they were
+    assert as_dict(change(of_workdir(saved), [])) == as_dict(config)
