@@ -35,6 +35,8 @@ def get_config(arg: str = ""):
         "shift": 2.0,
         "zoom": 0.1,
         "shear": 10.0,
+        "augment": (),
+        "feature_views": 1,
     }
     config.data.source = "mnist"
     config.optimizer = optimizer("adamw", learning_rate=4e-3, weight_decay=1e-2)

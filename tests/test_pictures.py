@@ -249,7 +249,7 @@ def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
     for place, size, kind, said in refused:
         with pytest.raises(kind, match=said):
             load(place, size)
-    with pytest.raises(UsageError, match="data.image_size is for folders"):
+    with pytest.raises(UsageError, match="data.image_size is for folder:"):
         zoo.data.load("digits", image_size=(8, 8))
 
 
