@@ -317,8 +317,21 @@ def _write_onnx(model, out: str, inputs: dict) -> None:
 
     keras_internals.mend_tf2onnx()
     tf2onnx.convert.from_function(
-        positional, input_signature=positional.input_signature, output_path=out
-    )
+        positional, input_signature=positional.input_signature, output_path=out,
+        custom_op_handlers={"Erfc": (_erfc, [])},
+    )  # fmt: skip
+
+
+def _erfc(graph, node, name, arguments):
+    """1 - erf: of the exact GELU, for which ONNX has no operation."""
+    shape, kind = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0])
+    one = graph.make_const(f"{name}_one", np.float32(1))
+    erf = graph.make_node("Erf", [node.input[0]])
+    graph.remove_node(node.name)
+    graph.make_node(
+        "Sub", [one.output[0], erf.output[0]], name=name, outputs=node.output, shapes=[shape],
+        dtypes=[kind],
+    )  # fmt: skip
 
 
 def _read_onnx(out: str, inputs: dict) -> list[np.ndarray]:
