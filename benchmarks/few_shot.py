@@ -4,8 +4,8 @@
     python -m benchmarks.few_shot --weights=W [--seeds 0 1 2]
 
 Each seed draws its 100 training pictures of MNIST; the 10,000 test pictures are looked at once a
-run. All networks are the same VGG16 at 48x48 and see the same pictures for the same 30 epochs. Those
-that train all of themselves do so with Adam at 1e-4, usual for networks of this depth without
+run. All networks are the same VGG16 at 48x48 and see the same pictures for the same 30 epochs.
+Those that train all of themselves do so with Adam at 1e-4, usual for networks of this depth without
 normalisation; the head alone learns at the recipe's 1e-3. Rows go to results/few_shot.csv.
 """
 
