@@ -10,6 +10,20 @@ downloads them once), or a .weights.h5, a .keras file or a work directory, as of
 `pretrain`. The second stage trains the last block too, at a tenth of the rate, normalisation kept:
 
     zoo train vgg16_transfer:finetune --workdir=E --config.init_from=D
+
+Measured 2026-11-25 on 2 cores of an AMD EPYC without AVX512, shared with other work, TensorFlow
+2.21, Keras 3.15.1. `vgg16_transfer:pretrain --config.trainer.steps=300` (19,200 pictures of
+fashion_mnist, a third of an epoch) came to 85.5 % of its test pictures after 2,264 s, 12 pictures a
+second. From there to MNIST with ten pictures a class (`python -m benchmarks.few_shot`), test
+accuracy of three seeds:
+
+    frozen base        67.4  62.5  62.6 %
+    from nothing       86.1  85.6  87.3 %
+
+The goal, that the frozen base wins, is missed: it has seen too little. A logistic regression on
+features of it (seed 0, 1,000 test pictures) gets 85 % behind block3 and block4, 73 % behind block5,
+where clothes have become classes. Three epochs of pretraining would have taken four hours here and
+were not tried.
 """
 
 from configs.base import base, optimizer, schedule
