@@ -20,10 +20,10 @@ accuracy of three seeds:
     frozen base        67.4  62.5  62.6 %
     from nothing       86.1  85.6  87.3 %
 
-The goal, that the frozen base wins, is missed: it has seen too little. A logistic regression on
-features of it (seed 0, 1,000 test pictures) gets 85 % behind block3 and block4, 73 % behind block5,
-where clothes have become classes. Three epochs of pretraining would have taken four hours here and
-were not tried.
+The goal, that the frozen base wins, is missed, most likely for want of pretraining. A logistic
+regression on features of it (seed 0, 1,000 test pictures) gets 85 % behind block3 and block4, 73 %
+behind block5, where clothes have become classes. Three epochs of pretraining would have taken four
+hours here and were not tried.
 """
 
 from configs.base import base, optimizer, schedule
