@@ -13,11 +13,11 @@ downloads them once), or a .weights.h5, a .keras file or a work directory, as of
 
 Measured 2026-11-25 on 2 cores of an AMD EPYC without AVX512, shared with other work, TensorFlow
 2.21, Keras 3.15.1. `vgg16_transfer:pretrain --config.trainer.steps=300` (19,200 pictures of
-fashion_mnist, a third of an epoch) came to 85.5 % of its test pictures after 2,264 s, 12 pictures a
-second. With that base (--config.model.weights=W, seed 0) this recipe gets 91.9 % of the digits' test
-pictures in 16 s. Kept features make 7,652 pictures a second, computed anew each time 47, to the same
-accuracy and loss (`python -m benchmarks.feature_cache`). From the base to MNIST with ten pictures a class (`python -m benchmarks.few_shot`), test
-accuracy of three seeds:
+fashion_mnist, a third of an epoch) came to 85.5 % of its test pictures after 2,264 s, 12 pictures
+a second. With that base (--config.model.weights=W, seed 0) this recipe gets 91.9 % of the digits'
+test pictures in 16 s. Kept features make 7,652 pictures a second, computed anew each time 47, to
+the same accuracy and loss (`python -m benchmarks.feature_cache`). From the base to MNIST with ten
+pictures a class (`python -m benchmarks.few_shot`), test accuracy of three seeds:
 
     frozen base        67.4  62.5  62.6 %
     from nothing       86.1  85.6  87.3 %
