@@ -256,10 +256,10 @@ def _function(model, inputs: dict, batch: int | None):
     return tf.function(serve, autograph=False), specs
 
 
-def _write_saved_model(model, out: str, inputs: dict) -> None:
+def _write_saved_model(model, out: str, inputs: dict, batch: int | None = None) -> None:
     import tensorflow as tf
 
-    function, specs = _function(model, inputs, None)
+    function, specs = _function(model, inputs, batch)
     module = tf.Module()
     module.variables_ = [v.value for v in model.variables]
     module.serve = function
@@ -279,14 +279,8 @@ def _write_litert(model, out: str, inputs: dict) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory() as folder:
-        function, specs = _function(model, inputs, 1)
-        module = tf.Module()
-        module.variables_ = [v.value for v in model.variables]
-        module.serve = function
-        signature = function.get_concrete_function(**specs)
-        tf.saved_model.save(module, folder, signatures={"serving_default": signature})
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        content = converter.convert()
+        _write_saved_model(model, folder, inputs, batch=1)
+        content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
     Path(out).write_bytes(content)
 
 
