@@ -80,6 +80,7 @@ def base() -> ml_collections.ConfigDict:
                 "pattern": "",  # regular expression of the paths of variables; "" for all kernels
                 "m_by_n": (),  # (2, 4): two zeros among four inputs, in place of sparsity
                 "block": (1, 1),  # inputs and outputs that are 0 together
+                "keep_zeros": False,  # what is 0 at the start stays so, in place of sparsity
             },
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",

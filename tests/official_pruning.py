@@ -72,18 +72,19 @@ def ours(start):
     model = network(keras)
     model.set_weights(start)
     step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
-    step.pruner = Pruner(
+    pruner = Pruner(
         model, step.step, STEPS, sparsity=PLAN["final_sparsity"],
         initial_sparsity=PLAN["initial_sparsity"], begin=PLAN["begin_step"] / STEPS,
         end=PLAN["end_step"] / STEPS, frequency=10,
     )  # fmt: skip
+    step.compressors = (pruner,)
     update = tf.function(step.update, autograph=False)
     masks = []
     image, label = pictures()
     for i in range(STEPS):
         rows = slice(i * BATCH, (i + 1) * BATCH)
         update({"image": image[rows], "label": label[rows], "weight": np.ones(BATCH, "float32")})
-        masks.append([mask.numpy() for mask in step.pruner.masks])
+        masks.append([mask.numpy() for mask in pruner.masks])
     return masks, model.get_weights()
 
 

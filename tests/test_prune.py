@@ -86,7 +86,7 @@ def test_the_sparsity_follows_the_schedule(run):
 def test_replicas_prune_as_one(run):
     one = run(recipe(), toys.token_data())
     two = run(recipe(strategy="mirrored", replicas=2), toys.token_data())
-    for a, b in zip(one.step.pruner.masks, two.step.pruner.masks, strict=True):
+    for a, b in zip(one.step.compressors[0].masks, two.step.compressors[0].masks, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert toys.difference(one.step.net, two.step.net) < 1e-4  # of Adam's large steps
 
@@ -108,7 +108,8 @@ def test_a_resumed_run_has_the_same_masks(compress, stop, run, tmp_path):
         run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
     resumed = run(config, toys.token_data(), tmp_path / "broken")
     assert toys.difference(whole.step.net, resumed.step.net) == 0
-    for a, b in zip(whole.step.pruner.masks, resumed.step.pruner.masks, strict=True):
+    masks = [one.step.compressors[0].masks for one in (whole, resumed)]
+    for a, b in zip(*masks, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from trainers import keras_internals
+from trainers import compress, keras_internals
 from trainers.optimizers import make_optimizer
 from trainers.precision import precision
 from trainers.remat import apply_remat
@@ -58,6 +58,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
                 "XLA cannot compile batch normalisation that is synchronised over replicas. "
                 "Received: trainer.jit_compile=True on several replicas."
             )
+        model = compress.changed(model, config.compress.to_dict())
         if trainer.remat:
             apply_remat(model, trainer.remat)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
@@ -81,11 +82,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             seed=trainer.seed,
             rules=rules,
         )
-        compress = config.compress.to_dict()
-        if compress["sparsity"] or compress["m_by_n"]:
-            from trainers.compress.prune import Pruner
-
-            step.pruner = Pruner(model, step.step, total_steps, **compress)
+        step.compressors = compress.compressors(step, config.compress.to_dict(), total_steps)
     return step, task
 
 

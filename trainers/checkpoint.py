@@ -27,7 +27,7 @@ def variables_of(step) -> list:
         *step.seed_states,
         *(variable for optimizer in step.optimizers for variable in optimizer.variables),
         step.step,
-        *(step.pruner.masks if step.pruner else ()),
+        *(variable for compressor in step.compressors for variable in compressor.variables),
     ]
 
 

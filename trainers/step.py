@@ -5,7 +5,7 @@
        add the gradients up in float32.
     3. Add the gradients up over the replicas.
     4. Hand them to the Keras optimizer: unscaling, finiteness test, clipping, update, average.
-    5. Where weights are pruned, mask them.
+    5. Where weights are pruned, mask them; whatever else compresses them has its turn.
 
 Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
 batch cannot change the result. (Batch normalisation is the exception by its nature: it sees the
@@ -80,7 +80,7 @@ class TrainStep(keras.Model):
         )  # fmt: skip
         self.means = Means(task, penalty=True)
         self.built = True
-        self.pruner = None  # a `trainers.compress.prune.Pruner`, where weights are pruned
+        self.compressors = ()  # what changes weights after an update, see `trainers.compress`
         self.players = task.players(model)
         single = isinstance(optimizer, keras.optimizers.Optimizer)
         self.optimizers = [optimizer] if single else list(optimizer)
@@ -152,8 +152,8 @@ class TrainStep(keras.Model):
             tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.step.value)
         )
         self.step.assign_add(1)
-        if self.pruner:
-            self.pruner.update()
+        for compressor in self.compressors:
+            compressor.update()
         self.means.add(all_sums, all_statistics, {"regularization": 1 / replicas, **local})
 
     @contextlib.contextmanager
@@ -167,8 +167,9 @@ class TrainStep(keras.Model):
         kept = [variable.numpy() for variable, _ in pairs]
         for variable, average in pairs:
             variable.assign(average.numpy())
-        if self.pruner and pairs:
-            self.pruner.mask()
+        if pairs:
+            for compressor in self.compressors:
+                compressor.restore()
         try:
             yield
         finally:

@@ -100,6 +100,8 @@ class Trainer:
                 tokenizer = self.dataset.tokenizer
                 said = initialize(self.step.net, self.config.init_from, tokenizer)
                 print(said, file=sys.stderr)
+            for compressor in self.step.compressors:
+                compressor.begin()
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
             if self.dataset.tokenizer is not None:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")

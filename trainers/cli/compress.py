@@ -1,8 +1,11 @@
-"""zoo compress METHOD WORKDIR --out=D [--config.KEY=VALUE ...]: a smaller model.
+"""zoo compress METHOD[+METHOD ...] WORKDIR --out=D [--config.KEY=VALUE ...]: a smaller model.
 
-METHOD is prune. The model of WORKDIR learns on by its own recipe, changed by the overrides, while
-its smallest weights become 0: --config.compress.sparsity=0.8, if nothing else is said. D is a work
-directory like any other (run again to go on); D/compression.json compares the two.
+METHOD is one of:
+  prune   the smallest weights become 0: --config.compress.sparsity=0.8, if nothing else is said
+The model of WORKDIR learns on by its own recipe, changed by the overrides. Methods that are joined
+by + follow each other, each keeping what the ones before it did; all but the last leave their work
+directories in D/stages. D is a work directory like any other (run again to go on);
+D/compression.json compares it to WORKDIR.
 """
 
 import sys
@@ -11,12 +14,10 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import TERMINATED, modules_flag, parse, run
-from trainers.recipe import change, of_workdir
+from trainers.compress.methods import METHODS, plan
 from trainers.start import start_tensorflow
 from trainers.workdir import model_path, read_config
 from zoo.errors import UsageError, near_names
-
-METHODS = ("prune",)
 
 _FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string("out", None, "The new work directory.", flag_values=_FLAGS)
@@ -28,43 +29,37 @@ def command(argv) -> int:
     words, overrides = parse(
         _FLAGS, argv, __doc__, at_least=2, at_most=2, overrides=True, modules=_IMPORT
     )
-    method, workdir = words
-    if method not in METHODS:
-        raise UsageError(
-            f"There is no method {method!r}.{near_names(method, METHODS)} "
-            f"Known: {', '.join(METHODS)}."
-        )
+    methods, workdir = words[0].split("+"), words[1]
+    for method in methods:
+        if method not in METHODS:
+            raise UsageError(
+                f"There is no method {method!r}.{near_names(method, METHODS)} "
+                f"Known: {', '.join(METHODS)}."
+            )
     if not _OUT.value:
         raise UsageError("zoo compress needs --out=D, a new work directory.")
-    if Path(_OUT.value).resolve() == Path(workdir).resolve():
+    out = Path(_OUT.value).absolute()
+    if out.resolve() == Path(workdir).resolve():
         raise UsageError("--out is another folder than the one that is compressed.")
-    saved = read_config(workdir)
     model_path(workdir)
-    config = change(of_workdir(saved["config"]), _with_defaults(saved, workdir, overrides))
-    if not (config.compress.sparsity or config.compress.m_by_n):
-        raise UsageError("Nothing is pruned with compress.sparsity=0 and compress.m_by_n=().")
+    source = read_config(workdir)["source"]
+    stages = [out / "stages" / f"{i}-{method}" for i, method in enumerate(methods[:-1], 1)]
+    folders = [Path(workdir).absolute(), *stages]
+    plans = plan(methods, [str(folder) for folder in folders], overrides)
 
     start_tensorflow()
     from trainers.compress.summary import table, write_summary
     from trainers.trainer import Terminated, Trainer
 
-    trainer = Trainer(config, _OUT.value, source=saved["source"])
-    try:
-        trainer.train()
-    except Terminated:
-        print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
-        return TERMINATED
-    print(table(write_summary(workdir, _OUT.value, method)))
+    for config, folder in zip(plans, [*stages, out], strict=True):
+        trainer = Trainer(config, folder, source=source)
+        try:
+            trainer.train()
+        except Terminated:
+            print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
+            return TERMINATED
+    print(table(write_summary(workdir, out, words[0])))
     return 0
-
-
-def _with_defaults(saved, workdir: str, overrides):
-    defaults = [("init_from", workdir)]
-    if saved["tokenizer"]:
-        defaults.append(("data.tokenizer", workdir))
-    if not {"compress.sparsity", "compress.m_by_n"} & {key for key, _ in overrides}:
-        defaults.append(("compress.sparsity", "0.8"))
-    return [*defaults, *overrides]
 
 
 if __name__ == "__main__":

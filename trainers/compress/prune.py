@@ -77,15 +77,8 @@ class Pruner:
 
         self.masks, self._engines = [], []
         for variable, inputs in self.kernels:
-            mask, threshold = (
-                keras.Variable(
-                    value, dtype=variable.dtype, trainable=False, aggregation="mean",
-                    name=f"{name}_of_{variable.path.replace('/', '_')}",
-                )
-                for name, value in (
-                    ("mask", tf.ones(variable.shape)), ("threshold", tf.zeros(()))
-                )
-            )  # fmt: skip
+            mask = _beside(variable, "mask", tf.ones(variable.shape))
+            threshold = _beside(variable, "threshold", tf.zeros(()))
             self.masks.append(mask)
             self._engines.append(
                 _viewed(tfmot.pruning_impl.Pruning, inputs)(
@@ -94,16 +87,60 @@ class Pruner:
                 )
             )  # fmt: skip
 
+    @property
+    def variables(self) -> list:
+        """What a checkpoint keeps."""
+        return self.masks
+
+    def begin(self) -> None:
+        """Nothing is masked before the schedule says so."""
+
     def update(self) -> None:
         """Chooses masks where it is time to, and masks; in a replica, after the update."""
         for engine in self._engines:
             engine.conditional_mask_update()
             engine.weight_mask_op()
 
-    def mask(self) -> None:
+    def restore(self) -> None:
         """Masks what was put into the model from outside, such as averages."""
         for (variable, _), mask in zip(self.kernels, self.masks, strict=True):
             variable.assign(variable * mask)
+
+
+class KeptZeros:
+    """Keeps the zeros that a model's kernels have at the start; made inside the strategy's scope.
+
+    Args:
+      model: a built model.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.kernels = [variable for variable, _ in prunable(model)]
+        self.masks = [_beside(v, "mask", tf.ones(v.shape)) for v in self.kernels]
+
+    @property
+    def variables(self) -> list:
+        """What a checkpoint keeps."""
+        return self.masks
+
+    def begin(self) -> None:
+        """Looks where the zeros are."""
+        for variable, mask in zip(self.kernels, self.masks, strict=True):
+            mask.assign(tf.cast(variable.value != 0, mask.dtype))
+
+    def update(self) -> None:
+        """Masks, in a replica, after the update."""
+        for variable, mask in zip(self.kernels, self.masks, strict=True):
+            variable.assign(variable * mask)
+
+    restore = update
+
+
+def _beside(variable, name: str, value) -> keras.Variable:
+    return keras.Variable(
+        value, dtype=variable.dtype, trainable=False, aggregation="mean",
+        name=f"{name}_of_{variable.path.replace('/', '_')}",
+    )  # fmt: skip
 
 
 def check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, block) -> None:
