@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import toys
 from zoo.errors import UsageError
@@ -39,6 +42,34 @@ def test_batch_normalization_moves_once(run):
         return run(config, toys.image_data()).step.net
 
     assert toys.difference(train_norm(""), train_norm("norm")) <= 1e-6
+
+
+def test_layers_inside_are_told_that_this_is_training():
+    """Also where the block around them does not hand it on."""
+    from trainers.remat import apply_remat
+
+    class Quiet(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dropout = keras.layers.Dropout(0.5, seed=3, name="dropout")
+
+        def call(self, x):
+            return self.dropout(x) ** 2
+
+    def gradient(remat):
+        x = keras.Input((64,))
+        model = keras.Model(x, Quiet(name="quiet")(x))
+        if remat:
+            apply_remat(model, "quiet")
+        data = tf.ones((2, 64))
+        with tf.GradientTape() as tape:
+            tape.watch(data)
+            loss = tf.reduce_sum(model(data, training=True))
+        return tape.gradient(loss, data).numpy()
+
+    found = gradient("quiet")
+    assert set(found.ravel()) == {0.0, 8.0}  # dropped, or twice as much squared
+    np.testing.assert_array_equal(found, gradient(""))
 
 
 def test_pattern_must_match(run):

@@ -3,8 +3,12 @@
 Written against Keras 3.15; setup.cfg bounds the version.
 """
 
+import contextlib
+import copy
+
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 
 def seed_variables(model: keras.Model) -> list:
@@ -44,6 +48,68 @@ def all_layers(model: keras.Model) -> list:
 def child_layers(layer: keras.layers.Layer) -> list:
     """Returns the layers that are directly inside a layer."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def add_layer(layer: keras.layers.Layer, name: str, part: keras.layers.Layer) -> None:
+    """Makes a layer a part of a built one, its weights among the other's and in its file."""
+    layer._tracker.unlock()
+    setattr(layer, name, part)
+    layer._tracker.lock()
+
+
+def in_training() -> bool:
+    """Whether the layer call that runs now is one of training."""
+    context = global_state.get_global_attribute("current_call_ctx")
+    return bool(context is not None and context.get_value("training"))
+
+
+def call_of_now():
+    """Returns a context manager in which layers are called as they are now: in training, say."""
+    now = copy.copy(global_state.get_global_attribute("current_call_ctx"))
+
+    @contextlib.contextmanager
+    def later():
+        before = global_state.get_global_attribute("current_call_ctx")
+        global_state.set_global_attribute("current_call_ctx", now)
+        try:
+            yield
+        finally:
+            global_state.set_global_attribute("current_call_ctx", before)
+
+    return later
+
+
+def with_values(values: list[tuple], changing: list, function):
+    """Calls a function in which variables have other values.
+
+    Inside a stateless scope these join it for the call: a scope of their own would hide it.
+
+    Args:
+      values: `(variable, value)`.
+      changing: all other variables that the function may assign to.
+      function: without arguments.
+    """
+    scope = get_stateless_scope()
+    if scope is None:
+        with keras.StatelessScope(values) as scope:
+            outputs = function()
+        given = {id(variable) for variable, _ in values}
+        for variable in changing:
+            value = scope.get_current_value(variable)
+            if value is not None and id(variable) not in given:
+                variable.assign(value)
+        return outputs
+    before = {id(variable): scope.state_mapping.get(id(variable)) for variable, _ in values}
+    for update in values:
+        scope.add_update(update)
+    try:
+        return function()
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del scope.state_mapping[key]
+            else:
+                scope.state_mapping[key] = value
 
 
 def forget_uninitialized() -> None:

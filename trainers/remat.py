@@ -70,13 +70,17 @@ def _recompute(layer: keras.layers.Layer) -> None:
         ]
         before = [(v, tf.identity(v.value)) for v in state]
         after = []
+        call_of_now = keras_internals.call_of_now()
 
         def block(*tensors):
             filled = list(leaves)
             for position, tensor in zip(positions, tensors, strict=True):
                 filled[position] = tensor
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
-            with keras.StatelessScope(state_mapping=before, collect_losses=True) as scope:
+            scope = keras.StatelessScope(state_mapping=before, collect_losses=True)
+            # Layers inside are told by their outer one alone whether this is training, and there is
+            # none around the second computation.
+            with scope, call_of_now():
                 outputs = plain_call(*inner_args, **inner_kwargs)
             if scope.losses:  # the gradient of what is not an output would be lost
                 raise UsageError(
