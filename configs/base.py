@@ -81,6 +81,11 @@ def base() -> ml_collections.ConfigDict:
                 "m_by_n": (),  # (2, 4): two zeros among four inputs, in place of sparsity
                 "block": (1, 1),  # inputs and outputs that are 0 together
                 "keep_zeros": False,  # what is 0 at the start stays so, in place of sparsity
+                "qat": {
+                    "on": False,  # kernels and outputs are rounded to 8 bits in training
+                    "decay": 0.99,  # of the average of outputs' ranges
+                },
+                "cluster": {"number": 0},  # of values that each kernel has; 0 for any
             },
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",

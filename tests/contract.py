@@ -5,6 +5,7 @@
 A promise is a function of a catalog row; a new model is tested by its row being there.
 """
 
+import functools
 import json
 import os
 import sys
@@ -48,6 +49,15 @@ def _train(row, workdir=None, callbacks=(), change=None, **trainer):
         run = Trainer(config, workdir or f"{folder}/run", dataset=_data(row), callbacks=callbacks)
         run.logs = run.train()
     return run
+
+
+@functools.lru_cache(1)
+def _plain_net(name):
+    """What a few updates make of a model, with no setting changed."""
+    from zoo.catalog import CATALOG
+
+    run = _train(next(row for row in CATALOG if row.name == name))
+    return run.step.net, run.logs
 
 
 def has_the_parameters_it_says(row):
@@ -109,15 +119,16 @@ def _only(turn):
 def trains_in_bfloat16(row):
     from tests import toys
 
-    exact, mixed = _train(row), _train(row, precision="mixed_bfloat16")
-    assert toys.difference(exact.step.net, mixed.step.net) > 0  # it really was mixed
-    assert abs(mixed.logs["loss"] - exact.logs["loss"]) <= 0.02 * exact.logs["loss"]
+    net, logs = _plain_net(row.name)
+    mixed = _train(row, precision="mixed_bfloat16")
+    assert toys.difference(net, mixed.step.net) > 0  # it really was mixed
+    assert abs(mixed.logs["loss"] - logs["loss"]) <= 0.02 * logs["loss"]
 
 
 def micro_batches_equal_one_batch(row):
     from tests import toys
 
-    gap = toys.difference(_train(row).step.net, _train(row, micro_batch_size=4).step.net)
+    gap = toys.difference(_plain_net(row.name)[0], _train(row, micro_batch_size=4).step.net)
     assert gap <= 1e-6, gap
 
 
@@ -125,7 +136,7 @@ def two_replicas_equal_one(row):
     from tests import toys
 
     gap = toys.difference(
-        _train(row).step.net, _train(row, strategy="mirrored", replicas=2).step.net
+        _plain_net(row.name)[0], _train(row, strategy="mirrored", replicas=2).step.net
     )
     assert gap <= 1e-6, gap
 
@@ -149,7 +160,7 @@ def resumes_exactly(row):
 def compiles_under_xla(row):
     from tests import toys
 
-    gap = toys.difference(_train(row).step.net, _train(row, jit_compile=True).step.net)
+    gap = toys.difference(_plain_net(row.name)[0], _train(row, jit_compile=True).step.net)
     assert gap <= 1e-4, gap
 
 
@@ -157,7 +168,7 @@ def recomputed_blocks_change_nothing(row):
     from tests import toys
 
     assert row.remat, "the row names no blocks"
-    gap = toys.difference(_train(row).step.net, _train(row, remat=row.remat).step.net)
+    gap = toys.difference(_plain_net(row.name)[0], _train(row, remat=row.remat).step.net)
     assert gap <= 1e-6, gap
 
 
@@ -176,6 +187,45 @@ def prunes(row):
     sizes = {v.path: v.value.shape.num_elements() for v in run.step.net.weights}
     for path, share in saved.items():
         assert abs(share - 0.5) * sizes[path] <= 1, (path, share)
+
+
+def learns_in_eight_bits(row):
+    """Layers that round as they train: the file opens with its ranges, and becomes one of LiteRT.
+
+    Keras alone opens it as well, without the rounding.
+    """
+    import keras
+    import numpy as np
+
+    import zoo
+    from trainers.compress.prune import sparsities
+    from trainers.compress.qat import rounds
+    from trainers.export import examples_of, write_checked
+    from zoo import registry
+
+    def rounded(config):
+        config.compress.qat.on = True
+        config.compress.qat.decay = 0.5
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = _train(row, f"{folder}/run", change=rounded)
+        saved = zoo.load(f"{folder}/run")
+        batch = _batch(row)
+        assert rounds(saved)
+        for a, b in zip(
+            *(keras.tree.flatten(_outputs(net, row, batch)) for net in (run.step.net, saved)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+        plain = keras.saving.load_model(f"{folder}/run/model.keras")
+        assert not rounds(plain)
+        assert sparsities(plain).keys() == sparsities(saved).keys()
+        task = registry.build_task(row.task, **row.task_arguments)
+        data = _data(row)
+        task.check(saved, data)
+        examples = examples_of(task, data.splits["train"])
+        found = write_checked(saved, task, examples, "litert", f"{folder}/model.tflite")
+        assert found["bytes"] > 1000
 
 
 def exports(row):
@@ -207,6 +257,7 @@ PROMISES = (
     compiles_under_xla,
     recomputed_blocks_change_nothing,
     prunes,
+    learns_in_eight_bits,
     exports,
 )
 

@@ -5,6 +5,7 @@ interpreter with it. What is exported computes in float32, takes what the data h
 pictures, token numbers), and is written with a description beside it, `OUT.json`.
 """
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -27,6 +28,7 @@ FORMATS = {
     "keras": (".keras", ()),
 }
 TOLERANCE = 1e-3  # of the largest output: another order of additions
+TOLERANCE_ROUNDED = 0.1  # where layers round to 8 bits: a sum beside an edge falls to either side
 _EXAMPLES = 8
 
 
@@ -132,12 +134,14 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
     Raises:
       RunError: where it computes something else.
     """
+    from trainers.compress.qat import rounds
+
     served = task.served(in_float32(model))
     inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
     expected = _flat(served(_arranged(served, inputs), training=False))
     WRITERS[form](served, out, inputs)
     worst = difference(expected, READERS[form](out, inputs))
-    if not worst <= TOLERANCE:
+    if not worst <= (TOLERANCE_ROUNDED if rounds(model) else TOLERANCE):
         raise RunError(
             f"it computes something else: its outputs differ by {worst:.2g} of the largest."
         )
@@ -155,6 +159,8 @@ def in_float32(model):
     """Returns a model that computes in float32 throughout, with the same weights."""
     import keras
 
+    from trainers.compress.qat import quantize, rounds
+
     config = keras.saving.serialize_keras_object(model)
     text = json.dumps(config)
     if "mixed_" not in text:
@@ -163,6 +169,8 @@ def in_float32(model):
     for policy in (f"mixed_{half}", half):  # some layers name the type that they compute in
         text = text.replace(f'"{policy}"', '"float32"')
     same = keras.saving.deserialize_keras_object(json.loads(text))
+    if rounds(model):
+        quantize(same)
     same.set_weights(model.get_weights())
     return same
 
@@ -278,9 +286,15 @@ def _write_litert(model, out: str, inputs: dict) -> None:
     """One example at a time: a loop (LSTM) needs a batch of known size."""
     import tensorflow as tf
 
+    from trainers.compress.qat import of_tokens, rounded_once, rounds
+
     with tempfile.TemporaryDirectory() as folder:
-        _write_saved_model(model, folder, inputs, batch=1)
-        content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+        with rounded_once(model) if of_tokens(model) else contextlib.nullcontext():
+            _write_saved_model(model, folder, inputs, batch=1)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if rounds(model):
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        content = converter.convert()
     Path(out).write_bytes(content)
 
 

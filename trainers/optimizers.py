@@ -18,7 +18,7 @@ _COMMON = {
 # Weight decay leaves alone what these match: a variable's path, e.g. "block_1/norm/scale".
 _DECAY = {
     "weight_decay": 0.0,
-    "weight_decay_exclude": r"(^|/)(bias|gamma|beta|scale|.*norm[^/]*/[^/]+)$",
+    "weight_decay_exclude": r"(^|/)(bias|gamma|beta|scale|[^/]*centroids/.*|.*norm[^/]*/[^/]+)$",
 }
 OPTIMIZERS: dict[str, dict] = {
     "sgd": {**_COMMON, **_DECAY, "momentum": 0.9, "nesterov": False},

@@ -200,7 +200,16 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
         if not plain[section]["name"]:
             raise UsageError(f"The recipe has no {section}.name.")
-    trainer = config.trainer
+    trainer, chunk = config.trainer, plain["task"].get("chunk", 0)
+    if (config.compress.qat.on or config.compress.cluster.number) and chunk:
+        raise UsageError(
+            "Layers that are quantised or clustered are called as they are: compress.qat and "
+            f"compress.cluster go with task.chunk=0. Received: {chunk}."
+        )
+    if config.compress.cluster.number and trainer.jit_compile:
+        raise UsageError(
+            "XLA cannot compile clusters: set trainer.jit_compile=False. Received: True."
+        )
     if bool(trainer.steps > 0) == bool(trainer.epochs > 0):
         raise UsageError(
             "A run's length is given in steps or in epochs, one of them positive. Received: "

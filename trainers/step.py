@@ -158,22 +158,25 @@ class TrainStep(keras.Model):
 
     @contextlib.contextmanager
     def averaged(self):
-        """Puts the moving average of the weights into the model, where there is one."""
+        """Puts into the model the weights that are to be used and saved.
+
+        Those are the moving averages, where there are such; compression may have a last word.
+        """
         pairs = []
         for player, optimizer in zip(self.players, map(inner, self.optimizers), strict=True):
             if optimizer.use_ema and int(optimizer.iterations.numpy()):
                 averages = keras_internals.averaged_weights(optimizer)
                 pairs += zip(player.model.trainable_variables, averages, strict=True)
-        kept = [variable.numpy() for variable, _ in pairs]
+        changing = self.net.trainable_variables if pairs or self.compressors else []
+        kept = [variable.numpy() for variable in changing]
         for variable, average in pairs:
             variable.assign(average.numpy())
-        if pairs:
-            for compressor in self.compressors:
-                compressor.restore()
+        for compressor in self.compressors:
+            compressor.restore()
         try:
             yield
         finally:
-            for (variable, _), value in zip(pairs, kept, strict=True):
+            for variable, value in zip(changing, kept, strict=True):
                 variable.assign(value)
 
     # --- inside a step -------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -271,11 +272,19 @@ def open_model(path: str | Path):
     """
     import keras
 
+    from trainers.compress.qat import is_quantized, quantize
     from zoo import registry
 
     registry.import_builders()
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        if is_quantized(path):
+            quantize(model)
+            with warnings.catch_warnings():
+                # Of layers that stand in two lists: Keras has loaded them by the first.
+                warnings.filterwarnings("ignore", "Skipping nested container")
+                model.load_weights(path)
+        return model
     except Exception as error:
         raise RunError(f"Cannot load {path}: {error}") from None
 

@@ -2,6 +2,8 @@
 
 METHOD is one of:
   prune   the smallest weights become 0: --config.compress.sparsity=0.8, if nothing else is said
+  cluster each kernel has a few values: --config.compress.cluster.number=16
+  qat     kernels and outputs are rounded to 8 bits while it trains; `zoo export` then writes these
 The model of WORKDIR learns on by its own recipe, changed by the overrides. Methods that are joined
 by + follow each other, each keeping what the ones before it did; all but the last leave their work
 directories in D/stages. D is a work directory like any other (run again to go on);

@@ -8,6 +8,14 @@ def changed(model, settings: dict):
       model: a built model; may be changed in place.
       settings: the section `compress` of a recipe.
     """
+    if settings["cluster"]["number"]:
+        from trainers.compress.cluster import cluster
+
+        cluster(model, settings["cluster"]["number"])
+    if settings["qat"]["on"]:
+        from trainers.compress.qat import quantize
+
+        quantize(model, settings["qat"]["decay"])
     return model
 
 
@@ -32,6 +40,14 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
         from trainers.compress.prune import Pruner
 
         found.append(Pruner(step.net, step.step, total_steps, **_pruning(settings)))
+    if settings["cluster"]["number"]:
+        from trainers.compress.cluster import SetClusters
+
+        found.append(SetClusters(step.net))
+    if settings["qat"]["on"]:
+        from trainers.compress.qat import FreshRanges
+
+        found.append(FreshRanges(step.net))
     return tuple(found)
 
 

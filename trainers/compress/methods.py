@@ -19,11 +19,13 @@ class Method:
       defaults: keys of the section `compress` and their values, where the user gives none of
         `keys`.
       check: raises `UsageError` for a changed recipe in which nothing would be compressed.
+      without: keys of other sections, and the values that the method needs them to have.
     """
 
     defaults: Mapping[str, str]
     keys: Sequence[str]
     check: Callable[..., None]
+    without: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _prunes(config) -> None:
@@ -31,8 +33,34 @@ def _prunes(config) -> None:
         raise UsageError("Nothing is pruned with compress.sparsity=0 and compress.m_by_n=().")
 
 
+def _quantizes(config) -> None:
+    if not config.compress.qat.on:
+        raise UsageError("Nothing is quantised with compress.qat.on=False.")
+    _one_of_two(config)
+
+
+def _clusters(config) -> None:
+    if not config.compress.cluster.number:
+        raise UsageError("Nothing is clustered with compress.cluster.number=0.")
+    _one_of_two(config)
+
+
+def _one_of_two(config) -> None:
+    if config.compress.qat.on and config.compress.cluster.number:
+        raise UsageError(
+            "Training in 8 bits moves weights off their clusters: use one of qat and cluster."
+        )
+
+
 METHODS = {
     "prune": Method({"sparsity": "0.8"}, ("sparsity", "m_by_n"), _prunes),
+    "cluster": Method(
+        {"cluster.number": "16"},
+        ("cluster.number",),
+        _clusters,
+        {"task.chunk": "0", "trainer.jit_compile": "False"},
+    ),
+    "qat": Method({"qat.on": "True"}, ("qat.on",), _quantizes, {"task.chunk": "0"}),
 }
 
 
@@ -59,6 +87,11 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
         compress = config.compress
         if name != "prune" and (compress.sparsity or compress.m_by_n or compress.keep_zeros):
             changes += [(f"compress.{key}", text) for key, text in _KEEP_ZEROS.items()]
+        changes += [
+            (key, text)
+            for key, text in method.without.items()
+            if key.rpartition(".")[2] in config[key.partition(".")[0]]
+        ]
         given = [(k, text) for k, text in overrides if _owner(k, methods) in (name, None)]
         if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
             changes += [(f"compress.{key}", text) for key, text in method.defaults.items()]

@@ -193,6 +193,8 @@ def prunable(model: keras.Model) -> list[tuple]:
             add(layer.recurrent_kernel, 1)
         elif isinstance(layer, layers.Embedding):
             add(layer.embeddings, 1)
+            if not getattr(layer, "tie_weights", True):
+                add(layer.reverse_embeddings, 1)
     return found
 
 

@@ -12,11 +12,20 @@ import types
 
 @functools.cache
 def engines() -> types.SimpleNamespace:
-    """Returns the modules `pruning_impl` and `pruning_schedule`."""
+    """Returns the modules of pruning, quantizers and clustering."""
     import tensorflow as tf
 
     getattr(tf.keras, "version", None)  # from now on tf.keras is Keras 3
     former = os.environ.get("TF_USE_LEGACY_KERAS")
+    from tensorflow_model_optimization.python.core.clustering.keras import (
+        cluster_config,
+        clustering_algorithm,
+        clustering_centroids,
+    )
+    from tensorflow_model_optimization.python.core.quantization.keras import quantizers
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+        default_8bit_quantizers,
+    )
     from tensorflow_model_optimization.python.core.sparsity.keras import (
         pruning_impl,
         pruning_schedule,
@@ -26,4 +35,12 @@ def engines() -> types.SimpleNamespace:
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
     else:
         os.environ["TF_USE_LEGACY_KERAS"] = former
-    return types.SimpleNamespace(pruning_impl=pruning_impl, pruning_schedule=pruning_schedule)
+    return types.SimpleNamespace(
+        cluster_config=cluster_config,
+        clustering_algorithm=clustering_algorithm,
+        clustering_centroids=clustering_centroids,
+        pruning_impl=pruning_impl,
+        pruning_schedule=pruning_schedule,
+        quantizers=quantizers,
+        default_8bit_quantizers=default_8bit_quantizers,
+    )

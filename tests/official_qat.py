@@ -1,0 +1,81 @@
+"""TF-MOT's own quantisation-aware training, of the old Keras, beside the zoo's."""
+
+import numpy as np
+
+from tests.official_pruning import BATCH, network, pictures
+
+EPOCHS = 2  # of 60 updates: more than 80
+
+
+def official(start):
+    """Returns the loss of each update, the trained weights, and predictions."""
+    import tf_keras
+
+    from trainers.compress.tfmot import engines
+
+    engines()
+    import tensorflow_model_optimization as tfmot
+
+    model = network(tf_keras)
+    model.set_weights(start)
+    rounded = tfmot.quantization.keras.quantize_model(model)
+    rounded.compile(tf_keras.optimizers.SGD(0.1), tf_keras.losses.SparseCategoricalCrossentropy())
+    losses = []
+
+    class Record(tf_keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(logs["loss"])
+            rounded.reset_metrics()
+
+    image, label = pictures()
+    rounded.fit(
+        image, label, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0,
+        callbacks=[Record()],
+    )  # fmt: skip
+    return losses, [w.numpy() for w in rounded.trainable_weights], rounded.predict(image, verbose=0)
+
+
+def ours(start):
+    """Returns the same of the zoo's."""
+    import keras
+    import tensorflow as tf
+
+    from trainers.compress.qat import quantize
+    from trainers.step import TrainStep
+    from zoo.tasks.image_classification import ImageClassification
+
+    model = network(keras)
+    model.set_weights(start)
+    quantize(model, decay=0.999)
+    step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
+    update = tf.function(step.update, autograph=False)
+    losses = []
+    image, label = pictures()
+    for _ in range(EPOCHS):
+        for i in range(0, len(image), BATCH):
+            rows = slice(i, i + BATCH)
+            batch = {"image": image[rows], "label": label[rows]}
+            update({**batch, "weight": np.ones(BATCH, "float32")})
+            losses.append(step.means.logs(step.means.take())["loss"])
+    trained = [v.numpy() for v in model.trainable_variables]
+    return losses, trained, model(image, training=False).numpy()
+
+
+def compare() -> dict[str, float]:
+    """Trains both from the same weights; returns the largest differences."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    start = network(keras).get_weights()
+    theirs, ours_ = official(start), ours(start)
+    gaps = [np.abs(np.subtract(a, b)).max() for a, b in zip(theirs[1], ours_[1], strict=True)]
+    return {
+        "loss": float(np.abs(np.subtract(theirs[0], ours_[0])).max()),
+        "weights": float(max(gaps)),
+        "predictions": float(np.abs(theirs[2] - ours_[2]).max()),
+        "learned": float(theirs[0][0] - theirs[0][-1]),
+    }
+
+
+if __name__ == "__main__":
+    print(compare())

@@ -1,0 +1,224 @@
+"""Training in 8 bits: as TF-MOT does it, in every setting of the trainer, and in the file."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import zoo
+from configs.base import optimizer
+from tests import toys
+from tests.commands import ROOT
+from trainers.compress.prune import sparsities
+from trainers.compress.qat import FreshRanges, quantize, rounded_once, rounds
+from zoo import registry
+from zoo.errors import UsageError
+
+
+def recipe(model="toy_tokens", task="toy_token", arguments=None, compress=None, **trainer):
+    config = toys.recipe(model, task, model_arguments=arguments, **trainer)
+    config.optimizer = optimizer("adam", learning_rate=0.01)
+    config.compress.update({"qat": {"on": True, "decay": 0.5}, **(compress or {})})
+    return config
+
+
+def ranges(model):
+    return {v.path: v.numpy() for v in model.non_trainable_weights if "_ranges/" in v.path}
+
+
+def off_the_grid(values, step):
+    """Distances to the nearest multiple, in steps: an 8-bit grid is moved so that it holds 0."""
+    places = np.asarray(values) / step
+    return np.abs(places - np.round(places)).max()
+
+
+def image_model():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, use_bias=False, name="convolution")(image)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    y = layers.Conv2D(4, 3, padding="same", activation="relu", name="second")(x)
+    x = layers.Add(name="sum")([x, y])
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    x = layers.Dense(5, activation="gelu", name="hidden")(x)
+    return keras.Model(image, layers.Dense(3, activation="softmax", name="probabilities")(x))
+
+
+def test_what_rounds_is_what_tf_mot_rounds():
+    """Kernels; the network's input; outputs where nothing is folded into them."""
+    model = image_model()
+    assert quantize(model) == [
+        "convolution", "norm", "relu", "second", "sum", "mean", "hidden", "probabilities",
+    ]  # fmt: skip
+    found = sorted(ranges(model))
+    ends = [name.removesuffix("_min") for name in found if name.endswith("_min")]
+    assert ends == [
+        "convolution_ranges/input", "convolution_ranges/kernel", "hidden_ranges/before_activation",
+        "hidden_ranges/kernel", "hidden_ranges/output", "mean_ranges/output",
+        "probabilities_ranges/before_activation", "probabilities_ranges/kernel",
+        "relu_ranges/output", "second_ranges/kernel", "second_ranges/output", "sum_ranges/output",
+    ]  # fmt: skip
+    shapes = {name: value.shape for name, value in ranges(model).items()}
+    assert shapes["convolution_ranges/kernel_min"] == (4,)  # a range a channel
+    assert shapes["hidden_ranges/kernel_min"] == ()
+
+
+def test_kernels_and_outputs_lie_on_the_grid():
+    model = image_model()
+    quantize(model, decay=0.5)
+    model(np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32"), training=True)
+    found = ranges(model)
+    image = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype("float32")
+    output = keras.Model(model.input, model.get_layer("sum").output)(image).numpy()
+    low, high = found["sum_ranges/output_min"], found["sum_ranges/output_max"]
+    step = (high - low) / 255
+    assert off_the_grid(output, step) < 1e-3
+    assert len(np.unique(np.round(output / step))) > 20
+    assert output.max() <= high + step
+    with rounded_once(model):
+        kernel = model.get_layer("hidden").kernel.numpy()
+        high = found["hidden_ranges/kernel_max"]
+        assert off_the_grid(kernel, high / 127) < 1e-3
+        assert not rounds(model)
+    assert rounds(model)
+    assert np.abs(kernel - model.get_layer("hidden").kernel.numpy()).max() > 0
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"precision": "mixed_bfloat16"},
+        {"jit_compile": True},
+        {"steps_per_execution": 5},
+        {"remat": "block_.*"},
+        {"micro_batch_size": 4},
+        {"strategy": "mirrored", "replicas": 2},
+    ],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_every_setting_trains_much_the_same(trainer, run):
+    """Micro-batches and replicas find ranges of their own, so these are near, not equal."""
+    plain, other = (run(recipe(**settings), toys.token_data()) for settings in ({}, trainer))
+    same = trainer.keys() & {"steps_per_execution", "remat"}
+    assert toys.difference(plain.step.net, other.step.net) <= (1e-6 if same else 0.6)
+    before = quantized_start()
+    for path, value in ranges(other.step.net).items():
+        assert np.abs(value - before[path]).max() > 0, path  # it has moved
+        if same:
+            np.testing.assert_allclose(value, ranges(plain.step.net)[path], atol=1e-5)
+
+
+def quantized_start():
+    config = recipe()
+    arguments = config.model.to_dict()
+    model = registry.build(arguments.pop("name"), **arguments)
+    quantize(model)
+    return ranges(model)
+
+
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_resumed_run_has_the_same_ranges(stop, run, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        count = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.count += 1
+            if self.count == stop:
+                raise KeyboardInterrupt
+
+    config = recipe(checkpoint_every=1)
+    whole = run(config, toys.token_data())
+    with pytest.raises(KeyboardInterrupt):
+        run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
+    resumed = run(config, toys.token_data(), tmp_path / "broken")
+    assert toys.difference(whole.step.net, resumed.step.net) == 0
+    for path, value in ranges(resumed.step.net).items():
+        np.testing.assert_array_equal(value, ranges(whole.step.net)[path])
+
+
+def test_averaged_weights_have_their_own_ranges(run):
+    done = run(recipe(ema=0.5), toys.token_data())
+    saved = zoo.load(done.workdir.path)
+    found = ranges(saved)
+    for layer, rounding in ((x, x.call) for x in saved._flatten_layers() if hasattr(x, "kernel")):
+        (variable, *_), path = rounding.kernels[0], layer.path.replace("/", "_")
+        largest = np.abs(variable.numpy()).max()
+        assert found[f"{path}_ranges/kernel_max"] == pytest.approx(largest), path
+    plain = done.step.net.get_layer("logits").kernel.numpy()
+    assert np.abs(plain - saved.get_layer("logits").kernel.numpy()).max() > 0
+
+
+def test_zeros_stay_where_pruning_put_them(run, tmp_path):
+    first = run(
+        recipe(compress={"sparsity": 0.5, "frequency": 2, "qat": {"on": False}}),
+        toys.token_data(), tmp_path / "pruned",
+    )  # fmt: skip
+    config = recipe(compress={"keep_zeros": True})
+    config.init_from = str(tmp_path / "pruned")
+    second = run(config, toys.token_data())
+    zeros = {v.path: v.numpy() == 0 for v in first.step.net.trainable_variables}
+    for variable in second.step.net.trainable_variables:
+        if variable.path in sparsities(first.step.net):
+            assert zeros[variable.path].mean() == pytest.approx(0.5, abs=0.01)
+            np.testing.assert_array_equal(variable.numpy() == 0, zeros[variable.path])
+            start = next(v for v in first.step.net.weights if v.path == variable.path)
+            assert np.abs(variable.numpy() - start.numpy()).max() > 0
+
+
+def test_generation_computes_what_the_model_does():
+    """Decoding a token at a time takes no road around the rounding."""
+    from zoo.models.decoding import project
+
+    keras.utils.set_random_seed(0)
+    model = registry.build(
+        "gpt_nano", vocabulary_size=20, sequence_length=8, num_layers=1, hidden_dim=8, num_heads=1
+    )
+    x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype("float32")
+    embedding = model.get_layer("embedding")
+    before = project(embedding, x).numpy()
+    quantize(model)
+    FreshRanges(model).restore()
+    after = project(embedding, x).numpy()
+    assert np.abs(before - after).max() > 1e-4
+    np.testing.assert_allclose(after, embedding(x, reverse=True).numpy(), rtol=1e-6)
+
+
+def test_what_learns_nothing_stays_as_it_is():
+    model = image_model()
+    model.get_layer("second").trainable = model.get_layer("norm").trainable = False
+    names = quantize(model)
+    assert "second" not in names
+    assert "norm" not in names
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
+def test_a_decay_out_of_bounds(decay, run, tmp_path):
+    with pytest.raises(UsageError, match="compress.qat.decay lies in"):
+        run(
+            recipe(compress={"qat": {"on": True, "decay": decay}}),
+            toys.token_data(),
+            tmp_path / "x",
+        )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_without_kernels():
+    image = keras.Input((8,))
+    model = keras.Model(image, layers.LayerNormalization()(image), name="bare")
+    with pytest.raises(UsageError, match="The model 'bare' trains none"):
+        quantize(model)
+
+
+@pytest.mark.slow
+def test_it_learns_as_tf_mot_does():
+    """The official API on tf_keras: losses, weights and predictions of 120 updates, bit for bit."""
+    code = "import json\nfrom tests.official_qat import compare\nprint(json.dumps(compare()))\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("learned") > 1
+    assert found == {"loss": 0.0, "weights": 0.0, "predictions": 0.0}

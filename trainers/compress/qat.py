@@ -1,0 +1,312 @@
+"""Quantisation-aware training (Jacob et al. 2018, arXiv:1712.05877) by TF-MOT's quantizers.
+
+In a forward pass kernels and outputs are rounded to the 8-bit grid of their range; gradients pass
+through. The scheme is TF-MOT's default for 8 bits: kernels of two-dimensional convolutions have a
+range a channel, all else one a tensor; outputs a moving average, the input of a network all that
+was seen. Layers are changed in place, at any depth, so that a model keeps its names and its file:
+opened by Keras alone a .keras file holds the trained weights without their rounding; the zoo opens
+it with it (`is_quantized`).
+
+What is seen in training decides the ranges, as it decides batch normalisation's: rows that are
+computed together have one. Micro-batches and replicas therefore change the result a little.
+"""
+
+import contextlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from trainers import keras_internals
+from trainers.compress.tfmot import engines
+from zoo.errors import UsageError
+
+_RANGES = "quantization_ranges"  # a layer inside each layer that rounds
+_PER_CHANNEL = (layers.Conv2D, layers.DepthwiseConv2D)
+_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+_KERNELS = (
+    *_PER_CHANNEL, layers.Conv1D, layers.Conv3D, layers.Conv2DTranspose, layers.Dense,
+    layers.EinsumDense, layers.Embedding, *_RECURRENT,
+)  # fmt: skip
+_ALONE = (
+    layers.Add, layers.Concatenate, layers.AveragePooling1D, layers.AveragePooling2D,
+    layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D,
+    layers.BatchNormalization, layers.ReLU, layers.LeakyReLU, layers.Activation,
+)  # fmt: skip
+_FOLDED = (layers.BatchNormalization, layers.ReLU, layers.Activation)  # into what stands before
+_BEFORE = ("softmax", "sigmoid", "tanh", "gelu")  # these are rounded before they are applied …
+_AFTER_TOO = ("gelu",)  # … and all others after
+
+
+def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
+    """Makes a built model compute as it will in 8 bits; inside the strategy's scope.
+
+    Args:
+      model: changed in place; its ranges become weights of it that are not trained.
+      decay: of the moving average of outputs' ranges, in (0, 1). TF-MOT has 0.999, which takes
+        thousands of updates to get away from its start at -6 and 6.
+
+    Returns:
+      The names of the layers that round now. Layers that learn nothing (a frozen base) stay as
+      they are: they never see a training pass that could find their ranges.
+
+    Raises:
+      UsageError: where there is no such layer, or `decay` is out of bounds.
+    """
+    if not 0 < decay < 1:
+        raise UsageError(f"compress.qat.decay lies in (0, 1). Received: {decay}.")
+    chosen = [layer for layer in keras_internals.all_layers(model) if _rounds(layer)]
+    if not any(isinstance(layer, _KERNELS) for layer in chosen):
+        raise UsageError(
+            "Quantisation knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
+            f"The model {model.name!r} trains none."
+        )
+    for layer in chosen:
+        layer.call = _Rounding(layer, decay)
+    return [layer.name for layer in chosen]
+
+
+def rounds(model: keras.Model) -> bool:
+    """Whether `quantize` has changed a model."""
+    return bool(_changed(model))
+
+
+def is_quantized(path: str | Path) -> bool:
+    """Whether a .keras file holds ranges beside the weights."""
+    import h5py
+
+    with zipfile.ZipFile(path) as file, file.open("model.weights.h5") as weights:
+        found = h5py.File(weights, "r").visit(lambda name: name.endswith(_RANGES) or None)
+    return bool(found)
+
+
+def of_tokens(model: keras.Model) -> bool:
+    """Whether much of a model (norms, attention, cells) lies between the layers that round."""
+    return any(isinstance(x, (layers.Embedding, *_RECURRENT)) for x in _changed(model))
+
+
+@contextlib.contextmanager
+def rounded_once(model: keras.Model):
+    """Rounds a model's kernels and lets its layers compute as they did before `quantize`.
+
+    For runtimes that keep kernels in 8 bits and compute in floating point; undone at the end.
+    """
+    changed = _changed(model)
+    roundings = [layer.call for layer in changed]
+    before = [[v.numpy() for v, *_ in rounding.kernels] for rounding in roundings]
+    for layer, rounding in zip(changed, roundings, strict=True):
+        for variable, quantizer, ranges in rounding.kernels:
+            variable.assign(_apply(quantizer, variable.value, False, ranges))
+        layer.call = rounding.plain
+    try:
+        yield
+    finally:
+        for layer, rounding, values in zip(changed, roundings, before, strict=True):
+            layer.call = rounding
+            for (variable, *_), value in zip(rounding.kernels, values, strict=True):
+                variable.assign(value)
+
+
+class FreshRanges:
+    """Keeps the ranges of kernels those of the weights that are in a model."""
+
+    variables = ()
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+
+    def begin(self) -> None:
+        """Training finds them."""
+
+    def update(self) -> None:
+        """Training finds them."""
+
+    def restore(self) -> None:
+        """After averages, say, were put into the model."""
+        for layer in _changed(self._model):
+            layer.call.look_at_kernels()
+
+
+def _changed(model) -> list:
+    return [x for x in keras_internals.all_layers(model) if isinstance(x.call, _Rounding)]
+
+
+def _rounds(layer) -> bool:
+    if isinstance(layer, _KERNELS):
+        return bool(layer.trainable_variables)
+    if isinstance(layer, _ALONE) and not _neighbours(layer, "_outbound_nodes"):
+        return False  # called by another layer's code, where what is around it is not known
+    return isinstance(layer, _ALONE) and (not layer.variables or bool(layer.trainable_variables))
+
+
+def _neighbours(layer, side: str) -> list:
+    """The layers before or behind one in the graphs of Functional models."""
+    found = []
+    for node in getattr(layer, side):
+        if side == "_outbound_nodes":
+            found.append(node.operation)
+        else:
+            found += [source.operation for source in node.parent_nodes]
+    return found
+
+
+class _Rounding:
+    """What a layer's `call` becomes: the call it had, between quantizers."""
+
+    def __init__(self, layer, decay: float):
+        tfmot = engines()
+        self.layer = layer
+        self._training = False
+        name = f"{layer.path}_ranges".replace("/", "_")
+        self._ranges = layers.Layer(name=name, dtype="float32")
+        weights = _Weights(self._ranges)
+        self.kernels: list[tuple] = []
+        for part, variable in kernels_of(layer):
+            if isinstance(layer, _PER_CHANNEL):
+                quantizer = tfmot.default_8bit_quantizers.Default8BitConvWeightsQuantizer()
+            elif isinstance(layer, layers.Conv2DTranspose):
+                quantizer = tfmot.default_8bit_quantizers.Default8BitConvTransposeWeightsQuantizer()
+            else:
+                quantizer = tfmot.quantizers.LastValueQuantizer(
+                    8, per_axis=False, symmetric=True, narrow_range=True
+                )
+            ranges = quantizer.build(variable.shape, part, weights)
+            self.kernels.append((variable, quantizer, ranges))
+
+        def activity(kind, part):
+            quantizer = kind(8, per_axis=False, symmetric=False, narrow_range=False)
+            ranges = quantizer.build(None, part, weights)
+            return lambda x: _apply(quantizer, x, self._training, ranges)
+
+        moving = _moving_average(tfmot, decay)
+        self.input = None
+        sources = _neighbours(layer, "_inbound_nodes")
+        if any(isinstance(x, layers.InputLayer) for x in sources) and _takes_numbers(layer):
+            self.input = activity(tfmot.quantizers.AllValuesQuantizer, "input")
+        self.before = self.after = None
+        folded = any(isinstance(x, _FOLDED) for x in _neighbours(layer, "_outbound_nodes"))
+        if not isinstance(layer, (*_RECURRENT, layers.Embedding)) and not folded:
+            activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
+            if activation in _BEFORE:
+                self.before = activity(moving, "before_activation")
+            if activation not in _BEFORE or activation in _AFTER_TOO:
+                self.after = activity(moving, "output")
+        self._ranges.build(())
+        keras_internals.add_layer(layer, _RANGES, self._ranges)
+        self.plain = layer.call
+
+    def look_at_kernels(self) -> None:
+        """Makes the kernels' ranges those of their values now."""
+        for variable, quantizer, ranges in self.kernels:
+            _apply(quantizer, variable.value, True, ranges)
+
+    def __call__(self, inputs, *args, **kwargs):
+        self._training = keras_internals.in_training()
+        if self.input is not None:
+            inputs = self.input(inputs)
+        rounded = [
+            (variable, _apply(quantizer, variable.value, self._training, ranges))
+            for variable, quantizer, ranges in self.kernels
+        ]
+        activation = getattr(self.layer, "activation", None)
+        if self.before is not None:
+            self.layer.activation = lambda x: activation(self.before(x))
+        try:
+            outputs = keras_internals.with_values(
+                rounded, self.layer.variables, lambda: self.plain(inputs, *args, **kwargs)
+            )
+        finally:
+            if self.before is not None:
+                self.layer.activation = activation
+        return outputs if self.after is None else self.after(outputs)
+
+
+def _takes_numbers(layer) -> bool:
+    tensors = keras.tree.flatten(layer.input)
+    return len(tensors) == 1 and keras.backend.is_float_dtype(tensors[0].dtype)
+
+
+def kernels_of(layer) -> list[tuple]:
+    """Returns `(name, variable)` of the kernels of a layer, none where it is of no known kind."""
+    if isinstance(layer, _RECURRENT):
+        return [(name, getattr(layer.cell, name)) for name in ("kernel", "recurrent_kernel")]
+    if isinstance(layer, layers.Embedding):
+        names = ["embeddings"]
+        if not getattr(layer, "tie_weights", True):
+            names.append("reverse_embeddings")
+        return [(name, getattr(layer, name)) for name in names]
+    return [("kernel", layer.kernel)] if isinstance(layer, _KERNELS) else []
+
+
+def _apply(quantizer, x, training: bool, ranges: dict):
+    """Rounds in float32, whatever the layer computes in."""
+    return tf.cast(quantizer(tf.cast(x, tf.float32), training, ranges), x.dtype)
+
+
+class _Weights:
+    """`add_weight` as TF-MOT's quantizers call it, for a layer of Keras 3."""
+
+    def __init__(self, ranges):
+        self._ranges = ranges
+
+    def add_weight(self, name, initializer, trainable, shape=()):
+        shape = () if shape is None else (shape,) if isinstance(shape, int) else tuple(shape)
+        return _Range(
+            self._ranges.add_weight(
+                shape=shape, initializer=keras.initializers.Constant(float(initializer.value)),
+                trainable=trainable, autocast=False, aggregation="mean", name=name,
+            )
+        )  # fmt: skip
+
+
+class _Range:
+    """A Keras variable as TF-MOT's quantizers use one of TensorFlow.
+
+    What they assign goes through Keras, so that inside a train step it is noted, not done.
+    """
+
+    def __init__(self, variable):
+        self.variable = variable
+
+    def get_shape(self):
+        """The static shape."""
+        return tf.TensorShape(self.variable.shape)
+
+    def assign(self, value, name=None):
+        """Returns the value, through which no gradient flows: ranges are not learned."""
+        value = tf.stop_gradient(value)
+        self.variable.assign(value)
+        return value
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return tf.convert_to_tensor(self.variable.value, dtype, name=name)
+
+
+def _moving_average(tfmot, decay: float) -> Callable:
+    class MovingAverage(tfmot.quantizers.MovingAverageQuantizer):
+        """TF-MOT's, whose assignment needs a merge of all replicas inside the forward pass.
+
+        Here each replica moves its own, and the train step takes their mean.
+        """
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            ends = weights["min_var"], weights["max_var"]
+            if training:
+                seen = (
+                    tf.minimum(tf.reduce_min(inputs), 0.0),
+                    tf.maximum(tf.reduce_max(inputs), 0.0),
+                )
+                ends = [self._move(*pair) for pair in zip(ends, seen, strict=True)]
+            return tf.quantization.fake_quant_with_min_max_vars(
+                inputs, *ends, num_bits=self.num_bits, narrow_range=self.narrow_range
+            )
+
+        @staticmethod
+        def _move(end, value):
+            before = tf.convert_to_tensor(end)
+            return end.assign(before - (before - value) * tf.constant(1.0 - decay))
+
+    return MovingAverage
