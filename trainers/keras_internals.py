@@ -5,6 +5,7 @@ Written against Keras 3.15; setup.cfg bounds the version.
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
 
 
 def seed_variables(model: keras.Model) -> list:
@@ -44,6 +45,11 @@ def all_layers(model: keras.Model) -> list:
 def child_layers(layer: keras.layers.Layer) -> list:
     """Returns the layers that are directly inside a layer."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def is_graph(model: keras.Model) -> bool:
+    """Whether a model is a graph of layers, which can be cloned; not a class of its own."""
+    return isinstance(model, (keras.Sequential, Functional))
 
 
 def forget_uninitialized() -> None:
