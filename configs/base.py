@@ -86,6 +86,23 @@ def base() -> ml_collections.ConfigDict:
                     "decay": 0.99,  # of the average of outputs' ranges
                 },
                 "cluster": {"number": 0},  # of values that each kernel has; 0 for any
+                "distill": {
+                    "teacher": "",  # a work directory; "" for none
+                    "alpha": 0.5,  # share of the teacher in the loss; the labels have the rest
+                    "temperature": 2.0,
+                    "hidden": 0.0,  # weight of the difference of hidden states
+                    "attention": 0.0,  # weight of the difference of where positions look
+                    "cache": False,  # what the teacher says of fixed examples is kept on the disk
+                    "sentences": 0,  # beams with which it translates the training split anew
+                },
+                "low_rank": {  # kernels as products, of ranks by one of these three
+                    "energy": 0.0,  # share of each kernel's squared sum that is kept
+                    "budget": 0.0,  # share of the model's parameters that is left
+                    "sensitivity": 0.0,  # how much the loss may grow by each kernel; 0.01: 1 %
+                    "pattern": "",  # regular expression of the paths of layers; "" for all
+                    "ranks": (),  # PATH=RANK, PATH=INxOUT; filled in when the run begins
+                    "keep": False,  # ranks are those of init_from
+                },
             },
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",

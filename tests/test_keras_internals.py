@@ -140,6 +140,12 @@ def test_child_layers(devices):
     assert keras_internals.child_layers(noisy.dense) == []
 
 
+def test_is_graph(devices):
+    assert keras_internals.is_graph(nested())
+    assert keras_internals.is_graph(keras.Sequential([layers.Dense(1)]))
+    assert not keras_internals.is_graph(keras.Model())
+
+
 def test_variable_index(devices):
     """What `update_step` is given, a Keras variable or what lies in it, finds its place."""
     variables = [keras.Variable(np.ones(n), name=f"v{n}") for n in (1, 2, 3)]

@@ -36,7 +36,8 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
       dataset: from which builder arguments follow that the recipe leaves open.
 
     Returns:
-      `(TrainStep, Task)`.
+      `(TrainStep, Task)`: the recipe's task; that of the step may be more than it, see
+      `trainers.compress.taught`.
     """
     trainer = config.trainer
     model_arguments = config.model.to_dict()
@@ -61,9 +62,10 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         model = compress.changed(model, config.compress.to_dict())
         if trainer.remat:
             apply_remat(model, trainer.remat)
+        learned = compress.taught(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
-        for player in task.players(model):
+        for player in learned.players(model):
             rate = player.rate * optimizer_arguments["learning_rate"]
             optimizer, rules = make_optimizer(
                 optimizer_name,
@@ -75,7 +77,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             optimizers.append(optimizer)
         step = TrainStep(
             model,
-            task,
+            learned,
             optimizers,
             micro_batch_size=trainer.micro_batch_size,
             jit_compile=trainer.jit_compile,

@@ -28,6 +28,7 @@ def variables_of(step) -> list:
         *(variable for optimizer in step.optimizers for variable in optimizer.variables),
         step.step,
         *(variable for compressor in step.compressors for variable in compressor.variables),
+        *step.task.variables,
     ]
 
 

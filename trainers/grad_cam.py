@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from zoo.layers.low_rank import LowRankDense
+
 _BATCH = 16
 
 
@@ -34,7 +36,7 @@ def grad_cam(model: keras.Model, pictures: np.ndarray, classes: np.ndarray) -> n
             tape.watch(maps)
             inputs = tf.cast(rest(maps, training=False), tf.float32)
             # Of the logit: a softmax that is sure has no slope left.
-            logits = inputs @ tf.cast(last.kernel.value, tf.float32)
+            logits = inputs @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)
             if last.use_bias:
                 logits += tf.cast(last.bias.value, tf.float32)
             score = tf.gather(logits, label, batch_dims=1)
@@ -51,7 +53,9 @@ def grad_cam(model: keras.Model, pictures: np.ndarray, classes: np.ndarray) -> n
 def _parts(model: keras.Model):
     """Up to the last feature maps, from there to the last layer's input, and the last layer."""
     last = model.layers[-1] if model.layers else None
-    if not isinstance(last, keras.layers.Dense) or last.activation is not keras.activations.softmax:
+    if not isinstance(last, (keras.layers.Dense, LowRankDense)):
+        return None
+    if last.activation is not keras.activations.softmax:
         return None
     if len(model.inputs) != 1:
         return None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import keras
 
+from trainers.compress.low_rank import start_values
 from trainers.workdir import load_model, open_model, read_config
 from zoo.errors import UsageError
 
@@ -29,13 +30,13 @@ def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
         model learned with another tokenizer: its embeddings are of other tokens.
       RunError: where it cannot be read.
     """
-    other = _open(source)
+    other = open_source(source)
     learned = read_config(source).get("tokenizer") if _is_work_directory(source) else None
     if tokenizer is not None and learned not in (None, tokenizer.fingerprint):
         raise UsageError(
             f"The model of {source} learned with another tokenizer: set data.tokenizer={source}."
         )
-    found = {v.path: v for v in other.weights}
+    found = {v.path: v.value for v in other.weights} | start_values(model, other)
     missing, unfit, copied = [], [], 0
     for variable in model.weights:
         start = found.get(variable.path)
@@ -44,7 +45,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
         elif tuple(start.shape) != tuple(variable.shape):
             unfit.append(f"{variable.path} {tuple(start.shape)} -> {tuple(variable.shape)}")
         else:
-            variable.assign(start.value)
+            variable.assign(start)
             copied += 1
     if not copied:
         raise UsageError(f"Nothing in {source} fits this model: no weight has its name and shape.")
@@ -77,7 +78,8 @@ def _is_work_directory(source: str) -> bool:
     return Path(source).is_dir() and not convert.is_transformers(source)
 
 
-def _open(source: str) -> keras.Model:
+def open_source(source: str) -> keras.Model:
+    """Returns the model of a source as `initialize` takes them."""
     from zoo.models import convert
 
     path = Path(source)

@@ -9,6 +9,7 @@ import copy
 import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.models.functional import Functional
 
 
 def seed_variables(model: keras.Model) -> list:
@@ -110,6 +111,11 @@ def with_values(values: list[tuple], changing: list, function):
                 del scope.state_mapping[key]
             else:
                 scope.state_mapping[key] = value
+
+
+def is_graph(model: keras.Model) -> bool:
+    """Whether a model is a graph of layers, which can be cloned; not a class of its own."""
+    return isinstance(model, (keras.Sequential, Functional))
 
 
 def forget_uninitialized() -> None:

@@ -120,7 +120,7 @@ def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
         if not isinstance(values, dict):
             config[section] = values
             continue
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        values = _with_tuples(values)
         if section in ("data", "trainer", "compress"):  # a key that is newer keeps its default
             config[section].update(values)
         elif section in _NAMED_SECTIONS:
@@ -129,6 +129,11 @@ def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
         else:
             config[section] = values
     return config.lock()
+
+
+def _with_tuples(values: dict) -> dict:
+    kinds = {list: tuple, dict: _with_tuples}
+    return {k: kinds.get(type(v), lambda same: same)(v) for k, v in values.items()}
 
 
 def change(
@@ -169,7 +174,9 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     kind, colon, path = config.data.source.partition(":")
     if kind in ("text", "pairs", "npz", "folder") and path:
         config.data.source = f"{kind}{colon}{Path(path).expanduser().absolute()}"
-    places = [(config.data, "tokenizer"), (config, "init_from")]
+    places = [
+        (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),
+    ]  # fmt: skip
     if isinstance(config.model.get("weights"), str):
         places.append((config.model, "weights"))
     for section, key in places:

@@ -17,7 +17,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainers import checkpoint
+from trainers import checkpoint, compress
 from trainers.build import build_step, update_function
 from trainers.callbacks import make_callbacks
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
@@ -129,6 +129,7 @@ class Trainer:
         check_batch(config, self.replicas)
         if self.dataset is None:
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
+        self.dataset = compress.settle(config, self.workdir.path, self.dataset)
         if "train" not in self.dataset.splits:
             raise UsageError(
                 f"Training needs the split 'train'. Data set {self.dataset.name!r} has: "
@@ -162,10 +163,11 @@ class Trainer:
 
     def _run_frozen_once(self) -> None:
         """Puts features in place of pictures where a part of the model learns nothing."""
-        self.frozen = self.task.frozen(self.step.net)
+        self.frozen = self.step.task.frozen(self.step.net)
         if self.frozen.remark:
             self._event("feature cache", self.frozen.remark)
         self.arrays = self._features("train", self.arrays, self.frozen)
+        self.arrays = self.step.task.stored(self.arrays)
         held_out = self.held_out and self._features("validation", self.held_out)
         self.validation = held_out and self._evaluator(held_out)
 
@@ -252,7 +254,7 @@ class Trainer:
                     totals[name] = before[0] + total, before[1] + weight
                 logs = self.step.means.logs(taken)
                 self._warn(logs)
-                counted = taken[next(iter(self.task.terms))][1]
+                counted = taken[next(iter(self.step.task.terms))][1]
                 self._log(logs, window_steps, counted, now - window_start, interactive)
                 window_start, window_steps = now, 0
             callbacks.on_train_batch_end(place + count - 1, logs)
@@ -312,7 +314,7 @@ class Trainer:
         skipped = self.counters["skipped_batches"]
         batches = pipeline.training_batches(
             self.arrays,
-            self.task.prepare,
+            self.step.task.prepare,
             batch_size=self.config.trainer.global_batch_size,
             replicas=self.replicas,
             seed=self.config.trainer.seed,

@@ -170,6 +170,17 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str
             )
 
 
+def arguments(name: str) -> dict[str, Any]:
+    """Returns the arguments of a model's builder but its `name`, with those of the catalog row.
+
+    Those without a default are left out.
+    """
+    row = entry(name)
+    parameters = inspect.signature(_resolve(row.builder)).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {key: value for key, value in {**defaults, **row.arguments}.items() if key != "name"}
+
+
 def build(name: str, /, **overrides):
     """Builds a model.
 

@@ -4,6 +4,13 @@ METHOD is one of:
   prune   the smallest weights become 0: --config.compress.sparsity=0.8, if nothing else is said
   cluster each kernel has a few values: --config.compress.cluster.number=16
   qat     kernels and outputs are rounded to 8 bits while it trains; `zoo export` then writes these
+  distill a student learns from WORKDIR's model, the teacher: --config.model.num_layers=2 (or .name
+          of another model) says what it is, --config.compress.distill.alpha=0.5, .temperature=2,
+          .hidden, .attention, .sentences what of the teacher it learns
+  low_rank
+          kernels become products: --config.compress.low_rank.energy=0.9 keeps that share of each
+          kernel's squared sum; .budget=0.5 that share of the parameters; .sensitivity=0.01 lets the
+          loss grow by one percent a kernel
 The model of WORKDIR learns on by its own recipe, changed by the overrides. Methods that are joined
 by + follow each other, each keeping what the ones before it did; all but the last leave their work
 directories in D/stages. D is a work directory like any other (run again to go on);

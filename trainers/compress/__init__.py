@@ -1,13 +1,37 @@
 """What makes a model smaller, one file a method. What a recipe's section `compress` asks for."""
 
 
+def settle(config, workdir, dataset):
+    """Writes into a recipe what of its section `compress` follows from weights and data.
+
+    Returns the data, which a teacher may have changed.
+
+    Args:
+      config: a recipe; changed in place.
+      workdir: the folder of the run, where one that was begun before has it.
+      dataset: the run's data.
+    """
+    from trainers.compress import low_rank
+
+    low_rank.settle(config, workdir, dataset)
+    if config.compress.distill.teacher and config.compress.distill.sentences:
+        from trainers.compress.teacher_files import taught_sentences
+
+        dataset = taught_sentences(dataset, config.compress.distill.to_dict(), config)
+    return dataset
+
+
 def changed(model, settings: dict):
     """Returns the model with the layers that compression asks for, before optimizers are made.
 
     Args:
-      model: a built model; may be changed in place.
+      model: a built model; may be changed in place, or left for another.
       settings: the section `compress` of a recipe.
     """
+    if settings["low_rank"]["ranks"]:
+        from trainers.compress.low_rank import rebuilt
+
+        model = rebuilt(model, settings["low_rank"]["ranks"])
     if settings["cluster"]["number"]:
         from trainers.compress.cluster import cluster
 
@@ -17,6 +41,22 @@ def changed(model, settings: dict):
 
         quantize(model, settings["qat"]["decay"])
     return model
+
+
+def taught(task, model, config, dataset=None):
+    """Returns the task as a student learns it, where the recipe names a teacher.
+
+    Args:
+      task: the recipe's.
+      model: the student, built.
+      config: the recipe.
+      dataset: the run's data, where there are some.
+    """
+    if not config.compress.distill.teacher:
+        return task
+    from trainers.compress.distill import distillation
+
+    return distillation(task, model, config, dataset)
 
 
 def compressors(step, settings: dict, total_steps: int) -> tuple:

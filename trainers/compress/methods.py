@@ -3,11 +3,14 @@
 Loads no TensorFlow.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from configs import base
 from trainers.recipe import change, of_workdir
 from trainers.workdir import read_config
+from zoo import registry
 from zoo.errors import UsageError
 
 
@@ -52,6 +55,20 @@ def _one_of_two(config) -> None:
         )
 
 
+def _has_low_ranks(config) -> None:
+    low = config.compress.low_rank
+    if not (low.energy or low.budget or low.sensitivity or low.ranks):
+        raise UsageError(
+            "No ranks follow: give compress.low_rank.energy, .budget, .sensitivity or .ranks."
+        )
+
+
+def _has_a_teacher(config) -> None:
+    if not config.compress.distill.teacher:
+        raise UsageError("Distillation takes the work directory of a teacher.")
+
+
+_RANKS_BY = ("energy", "budget", "sensitivity", "ranks")
 METHODS = {
     "prune": Method({"sparsity": "0.8"}, ("sparsity", "m_by_n"), _prunes),
     "cluster": Method(
@@ -61,6 +78,10 @@ METHODS = {
         {"task.chunk": "0", "trainer.jit_compile": "False"},
     ),
     "qat": Method({"qat.on": "True"}, ("qat.on",), _quantizes, {"task.chunk": "0"}),
+    "distill": Method({}, (), _has_a_teacher),
+    "low_rank": Method(
+        {"low_rank.energy": "0.9"}, [f"low_rank.{way}" for way in _RANKS_BY], _has_low_ranks
+    ),
 }
 
 
@@ -79,9 +100,12 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
     saved = read_config(folders[0])
     config = of_workdir(saved["config"])
     plans = []
-    for name, folder in zip(methods, folders, strict=True):
+    for i, (name, folder) in enumerate(zip(methods, folders, strict=True)):
         method = METHODS[name]
         changes = [("init_from", folder)]
+        if name == "distill":
+            config = _of_student(config, overrides)
+            changes = [("init_from", ""), ("compress.distill.teacher", folder)]
         if saved["tokenizer"]:
             changes.append(("data.tokenizer", folders[0]))
         compress = config.compress
@@ -92,16 +116,52 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             for key, text in method.without.items()
             if key.rpartition(".")[2] in config[key.partition(".")[0]]
         ]
+        changes += _ranks(name, compress.low_rank)
         given = [(k, text) for k, text in overrides if _owner(k, methods) in (name, None)]
+        if "distill" in methods[i + 1 :]:  # what is said of the model is said of the student
+            given = [(k, text) for k, text in given if not k.startswith("model.")]
         if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
             changes += [(f"compress.{key}", text) for key, text in method.defaults.items()]
-        config = change(config, [*changes, *given])
+        config = change(copy.deepcopy(config), [*changes, *given])
         method.check(config)
         plans.append(config)
     return plans
 
 
 _KEEP_ZEROS = {"sparsity": "0.0", "m_by_n": "()", "keep_zeros": "True"}
+
+
+# What a student of another family takes over: it follows from the data.
+_OF_THE_DATA = ("vocabulary_size", "sequence_length", "input_shape", "num_classes", "next_sentence")
+
+
+def _of_student(config, overrides):
+    """The recipe of a teacher for a student, which is compressed in no other way yet.
+
+    A student of another name has the arguments of its row of the catalog, and those of the user.
+    """
+    config = copy.deepcopy(config)
+    given = {k.removeprefix("model."): v for k, v in overrides if k.startswith("model.")}
+    with config.unlocked():
+        config.compress = base.base().compress
+        if "chunk" in config.task:  # the teacher's word is on all logits
+            config.task.chunk = 0
+        name = given.get("name", config.model.name)
+        if name != config.model.name:
+            teacher = config.model.to_dict()
+            known = registry.arguments(name)
+            shared = {k: teacher[k] for k in _OF_THE_DATA if k in known and k in teacher}
+            config.model = {**known, **shared, "name": name}
+    return config
+
+
+def _ranks(name: str, low) -> list[tuple[str, str]]:
+    """Products stay what they are, but for a method that chooses ranks anew."""
+    if name == "low_rank":
+        fresh = {"energy": "0", "budget": "0", "sensitivity": "0", "ranks": "()", "keep": "False"}
+        return [(f"compress.low_rank.{key}", text) for key, text in fresh.items()]
+    asked = any(low[way] for way in _RANKS_BY)
+    return [("compress.low_rank.keep", "True")] if asked and not low.ranks else []
 
 
 def _owner(key: str, methods: Sequence[str]) -> str | None:

@@ -62,7 +62,7 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     layout = {key: ((length,), token_type(tokenizer)) for key in ("source", "target")}
 
     def rows(split):
-        yield _rows(corpus.splits[split](), split, tokenizer, length, packed)
+        yield packed_rows(corpus.splits[split](), split, tokenizer, length, packed)
 
     what = {"pairs": data["packing"], "length": length}
     splits, digest = prepared(corpus, tokenizer, what, layout, rows)
@@ -70,8 +70,16 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     return ParallelDataset(corpus.name, splits, (), digest, tokenizer, known, pairs=corpus.splits)
 
 
-def _rows(found: Iterator, split: str, tokenizer, length: int, packed: bool) -> dict:
-    """Returns a split's rows: {"source", "target"}, both (N, length)."""
+def packed_rows(found: Iterator, split: str, tokenizer, length: int, packed: bool) -> dict:
+    """Returns a split's rows: {"source", "target"}, both (N, length).
+
+    Args:
+      found: pairs of sentences.
+      split: its name: of "train" pairs that are too long are left out, of others cut.
+      tokenizer: of both sides.
+      length: of a row.
+      packed: whether a row holds as many pairs as fit.
+    """
     texts = zip(*found, strict=True)
     sides = [_closed(tokenizer.encode_documents(side), tokenizer.end_id) for side in texts]
     longest = np.maximum(*(np.array([len(ids) for ids in side]) for side in sides))

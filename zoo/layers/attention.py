@@ -58,15 +58,18 @@ def attend(query, key, value, bias=None, dropout=None):
     return ops.reshape(ops.transpose(out, (0, 3, 1, 2, 4)), (batch, length, heads, size))
 
 
-def reference_attend(query, key, value, bias=None, dropout=None):
-    """The twin of `attend`, written as the equation stands; takes no dropout."""
-    repeats = query.shape[2] // key.shape[2]
-    key, value = ops.repeat(key, repeats, axis=2), ops.repeat(value, repeats, axis=2)
+def attention_scores(query, key, bias=None):
+    """Returns what the softmax of `attend` is taken of, (B, H, T, S) float32; see there."""
+    key = ops.repeat(key, query.shape[2] // key.shape[2], axis=2)
     scores = ops.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
     scores = ops.cast(scores, "float32")
-    if bias is not None:
-        scores = scores + ops.cast(bias, "float32")
-    probabilities = ops.cast(ops.softmax(scores), value.dtype)
+    return scores if bias is None else scores + ops.cast(bias, "float32")
+
+
+def reference_attend(query, key, value, bias=None, dropout=None):
+    """The twin of `attend`, written as the equation stands; takes no dropout."""
+    value = ops.repeat(value, query.shape[2] // key.shape[2], axis=2)
+    probabilities = ops.cast(ops.softmax(attention_scores(query, key, bias)), value.dtype)
     return ops.einsum("bhts,bshd->bthd", probabilities, value)
 
 

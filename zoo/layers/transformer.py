@@ -8,8 +8,9 @@ positions of the other side, C hidden_dim, H heads, G key-value heads, D head si
 import keras
 from keras import layers, ops
 
-from zoo.layers.attention import attend, rotate
+from zoo.layers.attention import attend, attention_scores, rotate
 from zoo.layers.dropout import Dropout
+from zoo.layers.low_rank import below, dense
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layer", "rms")
@@ -46,6 +47,7 @@ class Attention(layers.Layer):
       initializer_range: standard deviation of the projections' start.
       output_range: that of the output projection; 0 for the same.
       memory: whether keys and values come from a memory in place of the input.
+      ranks: of the projections that are products, by name; see `zoo.layers.low_rank`.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class Attention(layers.Layer):
         initializer_range=0.02,
         output_range=0.0,
         memory=False,
+        ranks=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.ranks = dict(ranks or {})
         groups = num_key_value_heads or num_heads
         if min(num_heads, groups) < 1 or hidden_dim < 1:
             raise ValueError(
@@ -88,18 +92,18 @@ class Attention(layers.Layer):
         self.rotary_base, self.memory = rotary_base, memory
         narrow = 2 * groups * self.size
 
-        def dense(units, name, deviation=initializer_range):
-            return layers.Dense(
-                units, use_bias=use_bias, kernel_initializer=_normal(deviation), name=name,
+        def projection(units, name, deviation=initializer_range):
+            return dense(
+                units, name, self.ranks, use_bias=use_bias, kernel_initializer=_normal(deviation),
                 dtype=self.dtype_policy,
             )  # fmt: skip
 
         if memory:
-            self.query = dense(hidden_dim, "query")
-            self.key_value = dense(narrow, "key_value")
+            self.query = projection(hidden_dim, "query")
+            self.key_value = projection(narrow, "key_value")
         else:
-            self.query_key_value = dense(hidden_dim + narrow, "query_key_value")
-        self.output_projection = dense(hidden_dim, "output", output_range or initializer_range)
+            self.query_key_value = projection(hidden_dim + narrow, "query_key_value")
+        self.output_projection = projection(hidden_dim, "output", output_range or initializer_range)
         self.dropout = None
         if dropout:
             self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
@@ -153,7 +157,7 @@ class Attention(layers.Layer):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), **self.settings}
+        return {**super().get_config(), **self.settings, "ranks": self.ranks}
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -168,9 +172,11 @@ class FeedForward(layers.Layer):
         use_bias=True,
         initializer_range=0.02,
         output_range=0.0,
+        ranks=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.ranks = dict(ranks or {})
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation is one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
@@ -182,13 +188,13 @@ class FeedForward(layers.Layer):
         }  # fmt: skip
         self.activation = activation
         gated = activation == "swiglu"
-        self.up = layers.Dense(
-            intermediate_dim * (2 if gated else 1), use_bias=use_bias,
-            kernel_initializer=_normal(initializer_range), name="gate_up" if gated else "up",
+        self.up = dense(
+            intermediate_dim * (2 if gated else 1), "gate_up" if gated else "up", self.ranks,
+            use_bias=use_bias, kernel_initializer=_normal(initializer_range),
             dtype=self.dtype_policy,
         )  # fmt: skip
-        self.down = layers.Dense(
-            hidden_dim, use_bias=use_bias, name="down",
+        self.down = dense(
+            hidden_dim, "down", self.ranks, use_bias=use_bias,
             kernel_initializer=_normal(output_range or initializer_range),
             dtype=self.dtype_policy,
         )  # fmt: skip
@@ -213,7 +219,7 @@ class FeedForward(layers.Layer):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), **self.settings}
+        return {**super().get_config(), **self.settings, "ranks": self.ranks}
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -235,6 +241,8 @@ class TransformerBlock(layers.Layer):
       epsilon: of the normalisations.
       initializer_range: standard deviation of the kernels' start.
       output_range: that of the kernels that write into the residual; 0 for the same.
+      ranks: of the kernels that are products, by path ("attention/output"); see
+        `zoo.layers.low_rank`.
     """
 
     def __init__(
@@ -253,9 +261,11 @@ class TransformerBlock(layers.Layer):
         epsilon=1e-5,
         initializer_range=0.02,
         output_range=0.0,
+        ranks=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.ranks = dict(ranks or {})
         self.settings = {
             "hidden_dim": hidden_dim, "num_heads": num_heads, "intermediate_dim": intermediate_dim,
             "num_key_value_heads": num_key_value_heads, "cross": cross, "norm_first": norm_first,
@@ -274,16 +284,21 @@ class TransformerBlock(layers.Layer):
             "hidden_dim": hidden_dim, "num_heads": num_heads, "dropout": dropout,
             "num_key_value_heads": num_key_value_heads, **both,
         }  # fmt: skip
-        self.attention = Attention(rotary_base=rotary_base, name="attention", **heads)
+        self.attention = Attention(
+            rotary_base=rotary_base, name="attention", ranks=below(ranks, "attention"), **heads
+        )
         self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
-            self.cross_attention = Attention(memory=True, name="cross_attention", **heads)
+            self.cross_attention = Attention(
+                memory=True, name="cross_attention", ranks=below(ranks, "cross_attention"), **heads
+            )
             self.cross_norm = normalization(norm, epsilon, "cross_norm", self.dtype_policy)
         else:
             self.cross_attention = None
         self.feed_forward = FeedForward(
-            hidden_dim, intermediate_dim, activation, name="feed_forward", **both
-        )
+            hidden_dim, intermediate_dim, activation, name="feed_forward",
+            ranks=below(ranks, "feed_forward"), **both,
+        )  # fmt: skip
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy
         )
@@ -321,6 +336,19 @@ class TransformerBlock(layers.Layer):
         if self.cross_attention is not None:
             x = self._part(x, cross_attention, self.cross_norm, training)
         return self._part(x, self.feed_forward, self.feed_forward_norm, training)
+
+    def attention_scores(self, x, bias=None):
+        """Returns what the softmax of the attention to itself is taken of, (B, H, T, T) float32.
+
+        `call` does not keep it: it is computed anew, with one projection more.
+
+        Args:
+          x: (B, T, C): what the block is given.
+          bias: as for `call`.
+        """
+        h = self.attention_norm(x) if self.norm_first else x
+        query, key, _ = self.attention.project(h, 0)
+        return attention_scores(query, key, bias)
 
     def _part(self, x, part, norm, training=False):
         out = part(norm(x) if self.norm_first else x)
@@ -389,7 +417,7 @@ class TransformerBlock(layers.Layer):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), **self.settings}
+        return {**super().get_config(), **self.settings, "ranks": self.ranks}
 
 
 def _rows(x):

@@ -134,7 +134,8 @@ class TransformerDecoding:
 
 def _plain(embedding: keras.layers.ReversibleEmbedding) -> bool:
     return (
-        embedding.tie_weights
+        isinstance(embedding, keras.layers.ReversibleEmbedding)
+        and embedding.tie_weights
         and embedding.reverse_dtype in (None, embedding.compute_dtype)
         and embedding.logit_soft_cap is None
         and embedding.quantization_mode is None

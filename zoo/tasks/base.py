@@ -81,6 +81,7 @@ class Task:
       unit: what the weight of the first term counts, for the throughput in the logs.
       generates: "text" or "pictures" where its models make some, of which a sample is kept at
         each evaluation.
+      variables: what the task itself trains beside the model; checkpoints keep them.
     """
 
     terms: Mapping[str, float] = {"loss": 1.0}
@@ -89,6 +90,7 @@ class Task:
     monitor_mode = "min"
     unit = "samples"
     generates = ""
+    variables: tuple = ()
 
     def complete(self, arguments: dict, dataset) -> dict:
         """Returns the builder's arguments with those that follow from the data filled in.
@@ -129,6 +131,10 @@ class Task:
         Stored examples then hold "feature", its output, in place of its input.
         """
         return Frozen()
+
+    def stored(self, arrays):
+        """Returns the training split with what the task keeps of each example; once a run."""
+        return arrays
 
     def served(self, model):
         """Returns the Functional model that is exported: with what `prepare` does inside it.

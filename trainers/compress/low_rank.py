@@ -1,0 +1,533 @@
+"""Kernels as products of smaller ones: singular values and Tucker's decomposition.
+
+A matrix (dense layers, embeddings) becomes two, by its largest singular values; a convolution's
+kernel three, by Tucker's decomposition of its two axes of channels (Kim et al. 2016, Compression of
+Deep Convolutional Neural Networks, arXiv:1511.06530), which tensorly computes. What a rank keeps is
+measured by energy: the share of the kernel's squared sum. A kernel that no rank makes smaller stays
+as it is.
+
+Which kernel has which rank is decided once, from the weights of the model that is compressed, and
+stands in the recipe from then on; the model is built with layers of `zoo.layers.low_rank`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+
+from trainers import keras_internals
+from trainers.workdir import read_config
+from zoo.errors import UsageError
+from zoo.layers.low_rank import (
+    LowRank,
+    LowRankConv,
+    LowRankDense,
+    LowRankEinsumDense,
+    LowRankEmbedding,
+    LowRankReversibleEmbedding,
+    split_equation,
+)
+
+WAYS = ("energy", "budget", "sensitivity")
+# What is tried, one after the other, where the loss is measured.
+_LADDER = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+_CONVOLUTIONS = {layers.Conv1D: 1, layers.Conv2D: 2, layers.Conv3D: 3}
+_KINDS = (
+    layers.Dense, layers.EinsumDense, layers.Embedding, layers.ReversibleEmbedding, *_CONVOLUTIONS,
+)  # fmt: skip
+
+
+# --- which layers -------------------------------------------------------------------------------
+
+
+def factorable(model: keras.Model) -> tuple[dict[str, layers.Layer], dict[str, layers.Layer]]:
+    """Returns path -> layer of those that can become products, and of those out of reach.
+
+    Layers of a model are within reach, and those in layers that take `ranks`, such as the zoo's
+    transformer blocks. Those that are products already are among the first.
+    """
+    found, beyond = {}, {}
+
+    def visit(layer, reached):
+        for child in keras_internals.child_layers(layer):
+            if type(child) in _KINDS or isinstance(child, LowRank):
+                (found if reached else beyond)[child.path] = child
+            else:
+                inside = isinstance(child, keras.Model) or hasattr(child, "ranks")
+                visit(child, reached and inside)
+
+    visit(model, True)
+    return found, beyond
+
+
+def _chosen(model: keras.Model, pattern: str) -> dict[str, layers.Layer]:
+    try:
+        matches = re.compile(pattern).search
+    except re.error as error:
+        raise UsageError(
+            f"compress.low_rank.pattern is a regular expression. Received: {pattern!r} ({error})."
+        ) from None
+    found, beyond = factorable(model)
+    out = ", or leave it out by compress.low_rank.pattern"
+    for path in filter(matches, beyond):
+        raise UsageError(
+            f"{path} lies inside a layer that takes no ranks: give its class an argument `ranks` "
+            f"as zoo.layers.transformer.TransformerBlock has{out}."
+        )
+    chosen = {path: layer for path, layer in found.items() if matches(path)}
+    if not chosen:
+        raise UsageError(
+            f"compress.low_rank.pattern matches nothing. Received: {pattern!r}; there are "
+            f"{', '.join([*found][:5]) or 'no layers that it knows'}."
+        )
+    for path, layer in chosen.items():
+        if reason := _unfit(layer):
+            raise UsageError(f"{path} cannot be a product: {reason}{out}.")
+    return chosen
+
+
+def _unfit(layer: layers.Layer) -> str:
+    if isinstance(layer, LowRank):
+        return ""
+    embedding = isinstance(layer, layers.Embedding)
+    name = "embeddings" if embedding else "kernel"
+    for kind in ("regularizer", "constraint"):
+        if getattr(layer, f"{name}_{kind}", None) is not None:
+            return f"its {name} has a {kind}"
+    if getattr(layer, "groups", 1) != 1:
+        return "its convolution is in groups"
+    reversible = isinstance(layer, layers.ReversibleEmbedding)
+    if reversible and not (layer.tie_weights and layer.logit_soft_cap is None):
+        return "its weights are not tied, or its logits have a soft cap"
+    if isinstance(layer, layers.EinsumDense):
+        try:
+            split_equation(layer.equation)
+        except ValueError as error:
+            return str(error).rstrip(".")
+    return ""
+
+
+# --- one kernel ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Kernel:
+    """A kernel's values and what can be made of them.
+
+    Attributes:
+      value: as the layer has it.
+      inputs: how many of a matrix' axes, the first ones, are summed over; 0 for a convolution.
+    """
+
+    value: np.ndarray
+    inputs: int
+
+    @classmethod
+    def of(cls, layer: layers.Layer) -> "Kernel":
+        """The kernel of a layer, or the product of one of `zoo.layers.low_rank`."""
+        embedding = isinstance(layer, (layers.Embedding, LowRankEmbedding))
+        value = layer.embeddings if embedding else layer.kernel
+        value = keras.ops.convert_to_numpy(value).astype(np.float32)
+        if isinstance(layer, LowRankConv) or type(layer) in _CONVOLUTIONS:
+            return cls(value, 0)
+        if isinstance(layer, LowRankEinsumDense):
+            return cls(value, layer.parts[0].kernel.ndim - 1)
+        if isinstance(layer, layers.EinsumDense):
+            first = split_equation(layer.equation)[0]
+            return cls(value, len(first.partition(",")[2].partition("->")[0]) - 1)
+        return cls(value, 1)
+
+    def __post_init__(self):
+        shape = self.value.shape
+        self.points = int(np.prod(shape[:-2])) if not self.inputs else 0
+        if self.inputs:
+            self._views = [self.value.reshape(int(np.prod(shape[: self.inputs])), -1)]
+        else:
+            # By channels that come in (rows), and by those that go out (columns).
+            self._views = [self.value.reshape(-1, shape[-1])]
+            if self.points > 1:
+                into = np.moveaxis(self.value, -2, -1).reshape(-1, shape[-2])
+                self._views.insert(0, into)
+
+    @functools.cached_property
+    def _kept(self) -> list[np.ndarray]:
+        """Shares of the energy that the largest singular values hold together, of each view."""
+        found = []
+        for view in self._views:
+            small = view.astype(np.float64)
+            small = small.T @ small if small.shape[0] > small.shape[1] else small @ small.T
+            values = np.maximum(np.linalg.eigvalsh(small)[::-1], 0)
+            found.append(np.cumsum(values) / max(values.sum(), 1e-30))
+        return found
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return self.value.size
+
+    def ranks(self, energy: float) -> tuple[int, ...]:
+        """The lowest ranks that keep that share; what two axes lose together is halved."""
+        share = 1 - (1 - energy) / len(self._kept)
+        found = [
+            min(int(np.searchsorted(kept, share - 1e-9)) + 1, len(kept)) for kept in self._kept
+        ]
+        if self.inputs:
+            return tuple(found)
+        into, out = found if len(found) == 2 else (0, *found)
+        # Channels that all stay need no mixing.
+        shape = self.value.shape
+        return (0 if into >= shape[-2] else into, 0 if out >= shape[-1] else out)
+
+    def size_at(self, ranks: Sequence[int]) -> int:
+        """Numbers in its factors."""
+        if self.inputs:
+            return ranks[0] * sum(self._views[0].shape)
+        (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
+        middle = self.points * (into or inputs) * (out or outputs)
+        return inputs * into + middle + out * outputs
+
+    def factors(self, ranks: Sequence[int]) -> list[np.ndarray]:
+        """Returns the kernels of the parts of a layer of `zoo.layers.low_rank`, in order."""
+        shape = self.value.shape
+        if self.inputs:
+            left, right = _two(self._views[0], ranks[0])
+            return [
+                left.reshape(*shape[: self.inputs], ranks[0]),
+                right.reshape(ranks[0], *shape[self.inputs :]),
+            ]
+        into, out = ranks
+        if not into:
+            left, right = _two(self._views[-1], out)
+            return [left.reshape(*shape[:-1], out), right.reshape(*self._ones(), out, shape[-1])]
+        core, mixes = _tucker(self.value, into, out)
+        parts = [mixes[0].reshape(*self._ones(), shape[-2], into), core]
+        return parts + ([mixes[1].T.reshape(*self._ones(), out, shape[-1])] if out else [])
+
+    def product(self, ranks: Sequence[int]) -> np.ndarray:
+        """The kernel that these factors stand for."""
+        factors = self.factors(ranks)
+        if self.inputs:
+            return np.tensordot(*factors, 1)
+        (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
+        value = factors[1 if into else 0]
+        if into:
+            value = np.einsum("...io,ci->...co", value, factors[0].reshape(inputs, into))
+        return value @ factors[-1].reshape(out, outputs) if out else value
+
+    def _ones(self) -> tuple[int, ...]:
+        return (1,) * (self.value.ndim - 2)
+
+
+def _two(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest product of that rank (Eckart and Young 1936), its factors of one size."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    root = np.sqrt(values[:rank])
+    return left[:, :rank] * root, root[:, None] * right[:rank]
+
+
+def _tucker(kernel: np.ndarray, into: int, out: int):
+    """Returns the core (..., into, out or outputs) and the mixes of both axes of channels."""
+    try:
+        from tensorly.decomposition import partial_tucker
+    except ImportError:
+        raise UsageError(
+            "Convolutions take the package tensorly: pip install 'keras-zoo[compress]', or leave "
+            "them out by compress.low_rank.pattern."
+        ) from None
+    axes = [kernel.ndim - 2, *([kernel.ndim - 1] if out else [])]
+    ranks = [into, *([out] if out else [])]
+    (core, mixes), _ = partial_tucker(kernel, rank=ranks, modes=axes, n_iter_max=10)
+    return core, mixes
+
+
+# --- which ranks --------------------------------------------------------------------------------
+
+
+def decide(
+    model: keras.Model, settings: Mapping, measure: Callable[[], float] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Returns path -> ranks of the layers that become products.
+
+    Args:
+      model: the one that is compressed; unchanged in the end.
+      settings: the section `compress.low_rank`, with one of `WAYS` above 0.
+      measure: the model's loss, for `sensitivity`.
+
+    Raises:
+      UsageError: where nothing becomes smaller, or not as small as was asked for.
+    """
+    chosen = _chosen(model, settings["pattern"])
+    kernels = {path: Kernel.of(layer) for path, layer in chosen.items()}
+    if settings["energy"]:
+        ranks = _at(kernels, settings["energy"])
+    elif settings["budget"]:
+        ranks = _within(kernels, settings["budget"], model.count_params())
+    else:
+        ranks = _measured(kernels, chosen, settings["sensitivity"], measure)
+    kept = {p: x.ranks for p, x in factorable(model)[0].items() if isinstance(x, LowRank)}
+    if not ranks:
+        raise UsageError(
+            "No kernel becomes smaller as a product: lower compress.low_rank.energy, or give a "
+            "budget."
+        )
+    return kept | ranks
+
+
+def _at(kernels: Mapping[str, Kernel], energy: float) -> dict[str, tuple[int, ...]]:
+    ranks = {path: kernel.ranks(energy) for path, kernel in kernels.items()}
+    return {p: r for p, r in ranks.items() if any(r) and kernels[p].size_at(r) < kernels[p].size}
+
+
+def _within(kernels: Mapping[str, Kernel], budget: float, parameters: int) -> dict:
+    """The largest energy, one for all kernels, at which the model is small enough."""
+
+    def size(ranks):
+        saved = sum(kernels[p].size - kernels[p].size_at(r) for p, r in ranks.items())
+        return (parameters - saved) / parameters
+
+    low, high = 0.0, 1.0
+    if (least := size(_at(kernels, low))) > budget:
+        raise UsageError(
+            f"With every chosen kernel of rank 1 there are {least:.3f} of the parameters left. "
+            f"Received: compress.low_rank.budget={budget}."
+        )
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(_at(kernels, middle)) <= budget else (low, middle)
+    return _at(kernels, low)
+
+
+def _measured(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
+    """Each kernel's lowest ranks with which, all others whole, the loss grows by no more."""
+    limit = (1 + tolerance) * measure()
+    found = {}
+    for path, kernel in kernels.items():
+        for energy in _LADDER:
+            ranks = kernel.ranks(energy)
+            if not any(ranks) or kernel.size_at(ranks) >= kernel.size:
+                continue
+            with _replaced(chosen[path], kernel, ranks):
+                loss = measure()
+            if not loss <= limit:
+                break
+            found[path] = ranks
+    return found
+
+
+class _replaced:
+    """While it lasts a layer computes with lower ranks; a product by what its parts hold."""
+
+    def __init__(self, layer, kernel: Kernel, ranks):
+        product = isinstance(layer, LowRank)
+        whole = [layer.embeddings if isinstance(layer, layers.Embedding) else layer.kernel]
+        self.variables = [part_kernel(part) for part in layer.parts] if product else whole
+        self.before = [v.numpy() for v in self.variables]
+        values = [kernel.product(ranks)]
+        if product:
+            values = Kernel(values[0], kernel.inputs).factors(layer.ranks)
+        self.values = values
+
+    def __enter__(self):
+        for variable, value in zip(self.variables, self.values, strict=True):
+            variable.assign(value)
+
+    def __exit__(self, *_):
+        for variable, value in zip(self.variables, self.before, strict=True):
+            variable.assign(value)
+
+
+def part_kernel(part: layers.Layer):
+    """The kernel's or the embeddings' variable of a layer of Keras."""
+    return part.embeddings if isinstance(part, layers.Embedding) else part.kernel
+
+
+# --- the recipe ---------------------------------------------------------------------------------
+
+
+def check(low) -> None:
+    """Raises `UsageError` for what no section `compress.low_rank` can be."""
+    given = [way for way in WAYS if low[way]]
+    if len(given) > 1:
+        raise UsageError(
+            "Ranks follow from energy, from budget or from sensitivity. Received: "
+            + ", ".join(f"compress.low_rank.{way}={low[way]}" for way in given)
+        )
+    for way in ("energy", "budget"):
+        if not 0 <= low[way] < 1:
+            raise UsageError(
+                f"compress.low_rank.{way} lies in (0, 1); 0 is off. Received: {low[way]}."
+            )
+    if not 0 <= low["sensitivity"] < float("inf"):
+        raise UsageError(
+            "compress.low_rank.sensitivity is how much the loss may grow, 0.01 for one percent; 0 "
+            f"is off. Received: {low['sensitivity']}."
+        )
+    parse(low["ranks"])
+
+
+def parse(ranks: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Reads ("block_0/attention/output=12", "convolution_2=8x16")."""
+    found = {}
+    for text in ranks:
+        path, _, numbers = text.partition("=")
+        if not path or not re.fullmatch(r"\d+(x\d+)?", numbers):
+            raise UsageError(
+                "compress.low_rank.ranks holds PATH=RANK, or PATH=INxOUT of a convolution. "
+                f"Received: {text!r}."
+            )
+        found[path] = tuple(int(n) for n in numbers.split("x"))
+    return found
+
+
+def written(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """The reverse of `parse`."""
+    return tuple(f"{path}={'x'.join(map(str, numbers))}" for path, numbers in ranks.items())
+
+
+def settle(config, workdir: Path, dataset) -> None:
+    """Writes into a recipe the ranks that follow from the weights it starts from.
+
+    Args:
+      config: a recipe; changed in place.
+      workdir: where a run that was begun before has them.
+      dataset: on which `sensitivity` is measured: its validation split, or some of the training
+        split.
+    """
+    low = config.compress.low_rank
+    check(low)
+    asked = any(low[way] for way in WAYS)
+    if low.ranks or not (asked or low.keep):
+        return
+    if (workdir / "config.json").exists():
+        saved = read_config(workdir)["config"].get("compress", {})
+        low.ranks = tuple(saved.get("low_rank", {}).get("ranks", ()))
+        return
+    if not config.init_from:
+        raise UsageError("Ranks follow from weights: set init_from, or compress.low_rank.ranks.")
+    if low.keep:
+        saved = read_config(config.init_from)["config"]["compress"]["low_rank"]
+        low.ranks = tuple(saved["ranks"])
+        return
+    from trainers.init_from import open_source
+
+    model = open_source(config.init_from)
+    measure = _measure(model, config, dataset) if low.sensitivity else None
+    low.ranks = written(decide(model, low, measure))
+
+
+def _measure(model, config, dataset, examples: int = 1024) -> Callable[[], float]:
+    from trainers.evaluate import Evaluator
+    from trainers.strategy import make_strategy
+    from zoo import registry
+    from zoo.data.pipeline import hold_out
+
+    arguments = config.task.to_dict()
+    task = registry.build_task(arguments.pop("name"), **arguments)
+    task.complete(config.model.to_dict(), dataset)
+    _, held_out = hold_out(dataset.splits["train"], config.data.validation_size)
+    arrays = held_out or dataset.splits.get("validation") or dataset.splits["train"]
+    arrays = {key: array[:examples] for key, array in arrays.items()}
+    evaluate = Evaluator(
+        model, task, arrays, min(config.trainer.global_batch_size, examples),
+        make_strategy("one_device"),
+    )  # fmt: skip
+    return lambda: evaluate()[0]["loss"]
+
+
+# --- the model ----------------------------------------------------------------------------------
+
+
+def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
+    """Returns the model anew, with products in place of the kernels of those paths.
+
+    Raises:
+      UsageError: for a path that the model lacks.
+    """
+    wanted = parse(ranks)
+    known, _ = factorable(model)
+    for path in wanted:
+        if path not in known:
+            raise UsageError(
+                f"compress.low_rank.ranks names a layer that the model lacks: {path!r}; there are "
+                f"{', '.join([*known][:5])}."
+            )
+    if not keras_internals.is_graph(model):
+        raise UsageError(
+            f"low_rank rebuilds models of one graph. Received: {model.name!r}, a "
+            f"{type(model).__name__}."
+        )
+
+    def clone(layer):
+        if not isinstance(layer, layers.Layer):
+            return layer  # an operation without weights
+        config = layer.get_config()
+        if layer.path in wanted:
+            return product_layer(layer, wanted[layer.path])
+        inside = {
+            path.removeprefix(f"{layer.path}/"): numbers[0]
+            for path, numbers in wanted.items()
+            if path.startswith(f"{layer.path}/")
+        }
+        if inside:
+            config["ranks"] = inside
+        return type(layer).from_config(config)
+
+    return keras.models.clone_model(model, clone_function=clone, recursive=True)
+
+
+def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:
+    """Returns a fresh layer that does what `layer` does with a kernel of these ranks."""
+    config = layer.get_config()
+    same = {key: config[key] for key in ("name", "trainable", "dtype")}
+    ending = {key: config[key] for key in ("activation", "use_bias") if key in config}
+    if type(layer) in _CONVOLUTIONS:
+        keys = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
+        return LowRankConv(
+            _CONVOLUTIONS[type(layer)], ranks=ranks, **{k: config[k] for k in keys}, **ending,
+            **same,
+        )  # fmt: skip
+    if isinstance(layer, layers.EinsumDense):
+        keys = ("equation", "output_shape", "activation", "bias_axes")
+        return LowRankEinsumDense(rank=ranks[0], **{k: config[k] for k in keys}, **same)
+    if isinstance(layer, layers.Dense):
+        return LowRankDense(config["units"], ranks[0], **ending, **same)
+    size = {key: config[key] for key in ("input_dim", "output_dim")}
+    if isinstance(layer, layers.ReversibleEmbedding):
+        return LowRankReversibleEmbedding(
+            rank=ranks[0], reverse_dtype=config["reverse_dtype"], **size, **same
+        )
+    return LowRankEmbedding(rank=ranks[0], **size, **same)
+
+
+def start_values(model: keras.Model, other: keras.Model) -> dict[str, np.ndarray]:
+    """Returns path of a variable -> value: another model's kernels as factors of this one's.
+
+    Args:
+      model: a built model.
+      other: one with the same paths, whole or of other ranks.
+    """
+    mine = {layer.path: layer for layer in _products(model)}
+    theirs = {**factorable(other)[1], **factorable(other)[0]}
+    values = {}
+    for path, layer in mine.items():
+        source = theirs.get(path)
+        if source is None or getattr(source, "ranks", None) == layer.ranks:
+            continue  # equal ranks: each part is found by its own path
+        kernel = Kernel.of(source)
+        if kernel.value.shape != tuple(layer.kernel.shape):
+            continue
+        factors = kernel.factors(layer.ranks)
+        for part, value in zip(layer.parts, factors, strict=True):
+            values[part_kernel(part).path] = value
+        if layer.bias is not None and source.bias is not None:
+            values[layer.bias.path] = source.bias.numpy()
+    return values
+
+
+def _products(model: keras.Model) -> list[LowRank]:
+    return [x for x in keras_internals.all_layers(model) if isinstance(x, LowRank)]

@@ -1,0 +1,301 @@
+"""Layers whose kernel is a product of smaller ones.
+
+Each does what the Keras layer of its name does, with layers of Keras inside it, so that whatever
+prunes, quantises or exports those knows it as well. Which rank loses how much is decided in
+`trainers/compress/low_rank.py`.
+"""
+
+import keras
+from keras import layers, ops
+
+
+class LowRank(layers.Layer):
+    """Base of all of them: some layers of Keras, run one after the other.
+
+    Attributes:
+      ranks: how many numbers pass between two of its parts; a tuple.
+      parts: the layers inside, in order.
+    """
+
+    def _inside(self, **more) -> dict:
+        """Arguments of every layer inside: type and trainability are those of the outer one."""
+        return {"dtype": self.dtype_policy, "trainable": self.trainable, **more}
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    @property
+    def bias(self):
+        """That of the last part, or None."""
+        return getattr(self.parts[-1], "bias", None)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LowRankDense(LowRank):
+    """`keras.layers.Dense` with a kernel (inputs, rank) @ (rank, units).
+
+    Args:
+      units: numbers that come out.
+      rank: at least 1.
+      activation: at the end.
+      use_bias: at the end.
+    """
+
+    def __init__(self, units, rank, activation=None, use_bias=True, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.ranks = units, (rank,)
+        self.activation, self.use_bias = keras.activations.get(activation), use_bias
+        self.parts = [
+            layers.Dense(rank, **self._inside(use_bias=False, name="first")),
+            layers.Dense(
+                units, **self._inside(activation=activation, use_bias=use_bias, name="second")
+            ),
+        ]
+
+    def build(self, shape):
+        self.parts[0].build(shape)
+        self.parts[1].build((*shape[:-1], *self.ranks))
+
+    @property
+    def kernel(self):
+        """(inputs, units): the product."""
+        return ops.matmul(self.parts[0].kernel, self.parts[1].kernel)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(), "units": self.units, "rank": self.ranks[0],
+            "activation": keras.activations.serialize(self.activation), "use_bias": self.use_bias,
+        }  # fmt: skip
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LowRankEinsumDense(LowRank):
+    """`keras.layers.EinsumDense` whose kernel is a product.
+
+    Args:
+      equation: "abc,cde->abde": the kernel's first axes are summed over, the others come out.
+      output_shape: without the batch.
+      rank: at least 1.
+      activation: at the end.
+      bias_axes: letters of the output that have a bias, or None.
+    """
+
+    def __init__(self, equation, output_shape, rank, activation=None, bias_axes=None, **kwargs):
+        super().__init__(**kwargs)
+        first, second = split_equation(equation)
+        self.ranks = (rank,)
+        self.settings = {
+            "equation": equation, "output_shape": output_shape, "rank": rank,
+            "activation": activation, "bias_axes": bias_axes,
+        }  # fmt: skip
+        middle = (None,) * (len(first.rpartition("->")[2].replace("...", "")) - 2)
+        self.parts = [
+            layers.EinsumDense(first, (*middle, rank), **self._inside(name="first")),
+            layers.EinsumDense(
+                second, output_shape,
+                **self._inside(activation=activation, bias_axes=bias_axes, name="second"),
+            ),
+        ]  # fmt: skip
+
+    def build(self, shape):
+        self.parts[0].build(shape)
+        self.parts[1].build(self.parts[0].compute_output_shape(shape))
+
+    @property
+    def kernel(self):
+        """As that of the layer it stands for."""
+        return ops.tensordot(self.parts[0].kernel, self.parts[1].kernel, 1)
+
+    def compute_output_shape(self, shape):
+        for part in self.parts:
+            shape = part.compute_output_shape(shape)
+        return shape
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+
+def split_equation(equation: str) -> tuple[str, str]:
+    """Returns the equations of the two kernels that stand for one.
+
+    Raises:
+      ValueError: where the kernel's first axes are not those that are summed over.
+    """
+    inputs, _, rest = equation.partition(",")
+    kernel, _, output = rest.partition("->")
+    summed = [letter for letter in kernel if letter in inputs]
+    count = len(summed)
+    if kernel[:count] != "".join(summed) or set(summed) & set(output) or count == len(kernel):
+        raise ValueError(f"The kernel is no product of inputs and outputs. Received: {equation!r}.")
+    rank = next(letter for letter in "zyxwvutsrqponm" if letter not in equation)
+    middle = "".join(letter for letter in inputs if letter not in summed) + rank
+    return (
+        f"{inputs},{kernel[:count]}{rank}->{middle}",
+        f"{middle},{rank}{kernel[count:]}->{output}",
+    )
+
+
+_CONVOLUTIONS = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LowRankConv(LowRank):
+    """`keras.layers.Conv1D` to `Conv3D` with a Tucker-2 kernel (Kim et al. 2016, arXiv:1511.06530).
+
+    Each pixel's channels are first mixed to fewer, these are convolved, and each pixel's channels
+    are mixed to those that come out.
+
+    Args:
+      dimensions: 1, 2 or 3.
+      filters: channels that come out.
+      kernel_size: of the convolution in the middle.
+      ranks: channels that come into and out of the middle; 0 for all there are, without mixing.
+      activation: at the end.
+      use_bias: at the end.
+      **kwargs: strides, padding, data_format and dilation_rate of the middle; those of any layer.
+    """
+
+    _MIDDLE = ("strides", "padding", "data_format", "dilation_rate")
+
+    def __init__(
+        self, dimensions, filters, kernel_size, ranks, activation=None, use_bias=True, **kwargs
+    ):
+        middle = {key: kwargs.pop(key) for key in self._MIDDLE if key in kwargs}
+        super().__init__(**kwargs)
+        self.ranks = into, out = tuple(ranks)
+        self.settings = {
+            "dimensions": dimensions, "filters": filters, "kernel_size": kernel_size,
+            "ranks": self.ranks, "activation": activation, "use_bias": use_bias, **middle,
+        }  # fmt: skip
+        kind = _CONVOLUTIONS[dimensions]
+        form = {k: v for k, v in middle.items() if k == "data_format"}
+        ending = {"activation": activation, "use_bias": use_bias}
+        plain = {"use_bias": False}
+        self.parts = []
+        if into:
+            self.parts.append(kind(into, 1, **self._inside(name="first", **plain, **form)))
+        self.parts.append(
+            kind(
+                out or filters, kernel_size,
+                **self._inside(name="middle", **(plain if out else ending), **middle),
+            )
+        )  # fmt: skip
+        if out:
+            self.parts.append(kind(filters, 1, **self._inside(name="last", **ending, **form)))
+
+    def build(self, shape):
+        for part in self.parts:
+            part.build(shape)
+            shape = part.compute_output_shape(shape)
+
+    @property
+    def kernel(self):
+        """(..., inputs, filters): the product."""
+        into, out = self.ranks
+        kernel = self.parts[1 if into else 0].kernel
+        if into:
+            mixed = ops.reshape(self.parts[0].kernel, (-1, into))
+            kernel = ops.einsum("...io,ci->...co", kernel, mixed)
+        if out:
+            kernel = ops.matmul(kernel, ops.reshape(self.parts[-1].kernel, (out, -1)))
+        return kernel
+
+    def compute_output_shape(self, shape):
+        for part in self.parts:
+            shape = part.compute_output_shape(shape)
+        return shape
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LowRankEmbedding(LowRank):
+    """`keras.layers.Embedding` of a table (input_dim, rank) @ (rank, output_dim)."""
+
+    def __init__(self, input_dim, output_dim, rank, **kwargs):
+        super().__init__(**kwargs)
+        self.input_dim, self.output_dim, self.ranks = input_dim, output_dim, (rank,)
+        self.parts = [
+            layers.Embedding(input_dim, rank, **self._inside(name="first")),
+            layers.Dense(output_dim, **self._inside(use_bias=False, name="second")),
+        ]
+
+    def build(self, shape=None):
+        self.parts[0].build(shape)
+        self.parts[1].build((None, *self.ranks))
+
+    @property
+    def embeddings(self):
+        """(input_dim, output_dim): the product."""
+        return ops.matmul(self.parts[0].embeddings, self.parts[1].kernel)
+
+    kernel = embeddings
+
+    def compute_output_shape(self, shape):
+        return (*shape, self.output_dim)
+
+    def get_config(self):
+        return {
+            **super().get_config(), "input_dim": self.input_dim, "output_dim": self.output_dim,
+            "rank": self.ranks[0],
+        }  # fmt: skip
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LowRankReversibleEmbedding(LowRankEmbedding):
+    """`keras.layers.ReversibleEmbedding` with tied weights; see `LowRankEmbedding`.
+
+    Args:
+      input_dim: number of tokens.
+      output_dim: width.
+      rank: at least 1.
+      reverse_dtype: in which the projection onto the tokens is computed.
+    """
+
+    tie_weights = True
+
+    def __init__(self, input_dim, output_dim, rank, reverse_dtype=None, **kwargs):
+        super().__init__(input_dim, output_dim, rank, **kwargs)
+        self.reverse_dtype = reverse_dtype
+
+    def call(self, x, reverse=False):
+        if not reverse:
+            return super().call(x)
+        kind = self.reverse_dtype or self.compute_dtype
+        second, first = (
+            ops.transpose(ops.cast(table, kind))
+            for table in (self.parts[1].kernel, self.parts[0].embeddings)
+        )
+        return ops.matmul(ops.matmul(ops.cast(x, kind), second), first)
+
+    def compute_output_shape(self, shape, reverse=False):
+        return (*shape[:-1], self.input_dim) if reverse else (*shape, self.output_dim)
+
+    def compute_output_spec(self, x, reverse=False):
+        return keras.KerasTensor(self.compute_output_shape(x.shape, reverse), self.compute_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "reverse_dtype": self.reverse_dtype}
+
+
+def dense(units, name: str, ranks, **arguments) -> layers.Layer:
+    """A `Dense`, or a `LowRankDense` where `ranks` (a dict by names) has its name."""
+    if name in ranks:
+        kept = {k: v for k, v in arguments.items() if k != "kernel_initializer"}
+        return LowRankDense(units, ranks[name], name=name, **kept)
+    return layers.Dense(units, name=name, **arguments)
+
+
+def below(ranks, name: str) -> dict:
+    """Of ranks by paths ("attention/output"), those inside the layer of that name."""
+    return {
+        path.removeprefix(f"{name}/"): rank
+        for path, rank in (ranks or {}).items()
+        if path.startswith(f"{name}/")
+    }
