@@ -81,6 +81,10 @@ def base() -> ml_collections.ConfigDict:
                 "m_by_n": (),  # (2, 4): two zeros among four inputs, in place of sparsity
                 "block": (1, 1),  # inputs and outputs that are 0 together
                 "keep_zeros": False,  # what is 0 at the start stays so, in place of sparsity
+                "ptq": {  # of `zoo compress ptq`, which does not train
+                    "format": "",  # one of trainers.compress.methods.FORMATS; "" for none
+                    "examples": 200,  # of the training data, by which ranges are chosen
+                },
             },
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",

@@ -189,11 +189,13 @@ def _examples(saved: dict, workdir: str, model):
     return task, examples_of(task, arrays), source
 
 
-def examples_of(task, arrays: Mapping) -> dict:
-    """The first examples of a split, as `Task.served` takes them."""
+def examples_of(task, arrays: Mapping, places: Sequence[int] = range(_EXAMPLES)) -> dict:
+    """Some examples of a split, as `Task.served` takes them: the first ones, if nothing is said."""
     import tensorflow as tf
 
-    batch = {name: tf.constant(np.asarray(array[:_EXAMPLES])) for name, array in arrays.items()}
+    size = len(next(iter(arrays.values())))
+    places = np.array([place for place in places if place < size])
+    batch = {name: tf.constant(np.asarray(array[places])) for name, array in arrays.items()}
     count = len(next(iter(batch.values())))
     batch["weight"] = tf.ones(count)
 
@@ -256,7 +258,8 @@ def _function(model, inputs: dict, batch: int | None):
     return tf.function(serve, autograph=False), specs
 
 
-def _write_saved_model(model, out: str, inputs: dict, batch: int | None = None) -> None:
+def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None) -> None:
+    """Writes a served model with the signature `serving_default` for `batch` examples at once."""
     import tensorflow as tf
 
     function, specs = _function(model, inputs, batch)
@@ -276,24 +279,17 @@ def _read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
 
 def _write_litert(model, out: str, inputs: dict) -> None:
     """One example at a time: a loop (LSTM) needs a batch of known size."""
-    import tensorflow as tf
+    from trainers.litert import convert
 
     with tempfile.TemporaryDirectory() as folder:
-        _write_saved_model(model, folder, inputs, batch=1)
-        content = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-    Path(out).write_bytes(content)
+        write_saved_model(model, folder, inputs, batch=1)
+        Path(out).write_bytes(convert(folder))
 
 
 def _read_litert(out: str, inputs: dict) -> list[np.ndarray]:
-    from ai_edge_litert.interpreter import Interpreter
+    from trainers.litert import LiteRTFile
 
-    serve = Interpreter(model_path=out).get_signature_runner("serving_default")
-    count = len(next(iter(inputs.values())))
-    rows = [
-        _in_order(serve(**{name: value[i : i + 1] for name, value in inputs.items()}))
-        for i in range(count)
-    ]
-    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    return LiteRTFile(out)(inputs)
 
 
 def _write_onnx(model, out: str, inputs: dict) -> None:
@@ -356,7 +352,7 @@ def _in_order(outputs: dict) -> list[np.ndarray]:
 
 
 WRITERS = {
-    "saved_model": _write_saved_model, "litert": _write_litert, "onnx": _write_onnx,
+    "saved_model": write_saved_model, "litert": _write_litert, "onnx": _write_onnx,
     "keras": _write_keras,
 }  # fmt: skip
 READERS = {

@@ -9,6 +9,7 @@ import keras
 from keras import layers, ops
 
 from zoo.layers.attention import attend, rotate
+from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
@@ -33,7 +34,7 @@ def _normal(deviation: float):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Attention(layers.Layer):
+class Attention(Composite):
     """Multi-head attention with its projections, to itself or to a memory.
 
     Args:
@@ -157,7 +158,7 @@ class Attention(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class FeedForward(layers.Layer):
+class FeedForward(Composite):
     """Two dense layers with an activation, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(
@@ -217,7 +218,7 @@ class FeedForward(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class TransformerBlock(layers.Layer):
+class TransformerBlock(Composite):
     """Attention and feed-forward with residuals.
 
     Args:
