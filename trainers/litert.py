@@ -7,6 +7,7 @@ so it runs apart, and such an end becomes one line.
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -98,7 +99,9 @@ def convert(folder: str, quantisation: str = "float32") -> bytes:
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS,
         ]  # fmt: skip
-    return converter.convert()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # calibration runs an interpreter that is to go
+        return converter.convert()
 
 
 class LiteRTFile:

@@ -52,11 +52,11 @@ def command(argv) -> int:
     out = Path(_OUT.value).absolute()
     if out.resolve() == Path(workdir).resolve():
         raise UsageError("--out is another folder than the one that is compressed.")
-    model_path(workdir)
     source = read_config(workdir)["source"]
     stages = [out / "stages" / f"{i}-{method}" for i, method in enumerate(methods[:-1], 1)]
     folders = [Path(workdir).absolute(), *stages]
     plans = plan(methods, [str(folder) for folder in folders], overrides)
+    model_path(workdir)
 
     start_tensorflow()
     from trainers.compress.summary import table, write_summary

@@ -8,6 +8,7 @@ again, computing the same.
 import dataclasses
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -118,15 +119,17 @@ def _keep(directory, config, source, found: Subject, made: Path, metrics, predic
 
 def _quantize(model, form: str, found: Subject, examples: int, seed: int) -> None:
     """Has Keras round a model's kernels, in place; what a layer is given stays as it is."""
-    import warnings
-
     from keras import quantizers
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a line for each layer that has nothing to round
-        if form == "int8":
+        if form in ("gptq", "awq"):
+            from trainers.compress.calibrated import quantize as calibrate
+
+            calibrate(model, form, found.representative(examples, seed))
+        elif form == "int8":
             model.quantize(config=quantizers.Int8QuantizationConfig(activation_quantizer=None))
-        elif form == "int4":
+        else:
             model.quantize(config=quantizers.Int4QuantizationConfig(activation_quantizer=None))
     if not any(getattr(layer, "quantization_mode", None) for layer in all_layers(model)):
         raise UsageError(

@@ -104,10 +104,10 @@ class Subject:
 
     def metrics(self) -> dict[str, float]:
         """Metrics of `split` that are numbers: those on record where they are of this model."""
-        path = self.path / "evaluation" / f"{self.split}.json"
-        record = read_json(path) if path.exists() else {}
         if not self.split:
             return {}
+        path = self.path / "evaluation" / f"{self.split}.json"
+        record = read_json(path) if path.exists() else {}
         found = record["metrics"] if record.get("checkpoint") == "final" else self.evaluate()[0]
         return {name: value for name, value in found.items() if isinstance(value, float)}
 

@@ -18,7 +18,7 @@ class Composite(layers.Layer):
                 "settings": saving.serialize_keras_object(layer.quantization_config),
             }
             for path, layer in _inside(self)
-            if getattr(layer, "quantization_config", None) is not None
+            if getattr(layer, "quantization_mode", None)
         }
         return {**config, "quantized": found} if found else config
 
