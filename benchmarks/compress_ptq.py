@@ -2,12 +2,8 @@
 
     zoo train cnn_mnist --workdir=W
     python -m benchmarks.compress_ptq --workdir=W --format litert_int8 litert_dynamic
-    python -m benchmarks.compress_ptq --workdir=W --profile litert_int8
 
-Each is `zoo compress ptq` in a process of its own; rows go to results/compress_ptq.csv. With
---profile: the time of each operation of the rounded file and of the float file, to
-results/litert_profile.csv. A file is run whole and with XNNPACK left out; then each operation
-is timed as what the file takes up to it less what it takes up to the one before.
+Each is `zoo compress ptq` in a process of its own; rows go to results/compress_ptq.csv.
 """
 
 import argparse
@@ -36,17 +32,15 @@ def main() -> None:
             subprocess.run(command, check=True)
             found = json.loads((out / "compression.json").read_text())
             saved = json.loads((out / "config.json").read_text())
-        row = {"recipe": saved["source"], "steps": _steps(saved), "format": form}
-        row["metric"] = metric = "accuracy" if found["metric"] == "accuracy" else "loss"
+        metric = found["metric"]
+        row = {"recipe": saved["source"], "steps": _steps(saved), "format": form, "metric": metric}
         for side in ("before", "after"):
             facts = found[side]
-            row |= {f"{metric_name}_{side}": value for metric_name, value in (
-                ("metric", round(facts["test"][metric], 5)),
-                ("bytes", facts["bytes"]),
-                ("gzip", facts["gzip_bytes"]),
-                ("ms_1_thread", _ms(facts, "1")),
-                ("ms_2_threads", _ms(facts, "2")),
-            )}  # fmt: skip
+            row[f"metric_{side}"] = round(facts["test"][metric], 5)
+            row[f"bytes_{side}"] = facts["bytes"]
+            row[f"gzip_{side}"] = facts["gzip_bytes"]
+            for threads in (1, 2):
+                row[f"ms_{threads}_threads_{side}"] = _ms(facts, str(threads))
         row["times_smaller"] = round(row["bytes_before"] / row["bytes_after"], 2)
         append("compress_ptq", [row])
         print(row, flush=True)

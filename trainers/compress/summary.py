@@ -8,13 +8,15 @@ import numpy as np
 
 from trainers.compress.latency import THREADS, interleaved
 from trainers.compress.subject import Subject, load
-from trainers.workdir import FLOATS, open_model
-from zoo.data.disk import write_json
+from trainers.workdir import FLOATS, LITERT, open_model
+from zoo.data.disk import read_json, write_json
 from zoo.errors import RunError
 
 
 def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
     """Measures two work directories on the same test split (validation, where there is none).
+
+    What stands there already is taken where it is newer than the model.
 
     Returns what it writes to `after`/compression.json and shows in compression.html beside it:
 
@@ -30,6 +32,10 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
     """
     from trainers.compress.page import write_page
 
+    record = Path(after) / "compression.json"
+    models = [path for name in ("model.keras", LITERT) if (path := Path(after) / name).exists()]
+    if record.exists() and all(p.stat().st_mtime <= record.stat().st_mtime for p in models):
+        return read_json(record)
     one = load(before)
     other = load(after, one.dataset)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +66,7 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
                 "remark": remarks[name],
                 "test": side.metrics(),
             }
-    write_json(Path(after) / "compression.json", found)
+    write_json(record, found)
     write_page(found, Path(after) / "compression.html")
     return found
 
