@@ -103,6 +103,10 @@ def base() -> ml_collections.ConfigDict:
                     "ranks": (),  # PATH=RANK, PATH=INxOUT; filled in when the run begins
                     "keep": False,  # ranks are those of init_from
                 },
+                "ptq": {  # of `zoo compress ptq`, which does not train
+                    "format": "",  # one of trainers.compress.methods.FORMATS; "" for none
+                    "examples": 200,  # of the training data, by which ranges are chosen
+                },
             },
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",

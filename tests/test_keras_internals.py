@@ -159,3 +159,23 @@ def test_variable_index(devices):
 def test_mend_tf2onnx(devices):
     keras_internals.mend_tf2onnx()
     import tf2onnx  # noqa: F401 - it imports with NumPy 2 then; test_export.py uses it
+
+
+def test_save_zero_points(devices):
+    """A layer that GPTQ rounded has in its file all that another one, rounded, loads from it."""
+    layers = []
+    for _ in range(2):
+        layer = keras.layers.Dense(4)
+        layer.build((None, 8))
+        settings = keras.quantizers.GPTQConfig(dataset=[0], tokenizer=object(), group_size=8)
+        layer.quantize("gptq", config=settings)
+        layer.is_gptq_calibrated = True
+        del layer._kernel  # as GPTQ does in the end
+        layers.append(layer)
+    one, other = layers
+    one.kernel_zero.assign(np.full(one.kernel_zero.shape, 7))
+    keras_internals.save_zero_points(one)
+    saved = {}
+    one.save_own_variables(saved)
+    other.load_own_variables(saved)
+    np.testing.assert_array_equal(other.kernel_zero, one.kernel_zero)

@@ -5,7 +5,6 @@ interpreter with it. What is exported computes in float32, takes what the data h
 pictures, token numbers), and is written with a description beside it, `OUT.json`.
 """
 
-import contextlib
 import importlib.util
 import json
 import subprocess
@@ -197,11 +196,13 @@ def _examples(saved: dict, workdir: str, model):
     return task, examples_of(task, arrays), source
 
 
-def examples_of(task, arrays: Mapping) -> dict:
-    """The first examples of a split, as `Task.served` takes them."""
+def examples_of(task, arrays: Mapping, places: Sequence[int] = range(_EXAMPLES)) -> dict:
+    """Some examples of a split, as `Task.served` takes them: the first ones, if nothing is said."""
     import tensorflow as tf
 
-    batch = {name: tf.constant(np.asarray(array[:_EXAMPLES])) for name, array in arrays.items()}
+    size = len(next(iter(arrays.values())))
+    places = np.array([place for place in places if place < size])
+    batch = {name: tf.constant(np.asarray(array[places])) for name, array in arrays.items()}
     count = len(next(iter(batch.values())))
     batch["weight"] = tf.ones(count)
 
@@ -264,7 +265,8 @@ def _function(model, inputs: dict, batch: int | None):
     return tf.function(serve, autograph=False), specs
 
 
-def _write_saved_model(model, out: str, inputs: dict, batch: int | None = None) -> None:
+def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None) -> None:
+    """Writes a served model with the signature `serving_default` for `batch` examples at once."""
     import tensorflow as tf
 
     function, specs = _function(model, inputs, batch)
@@ -284,30 +286,17 @@ def _read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
 
 def _write_litert(model, out: str, inputs: dict) -> None:
     """One example at a time: a loop (LSTM) needs a batch of known size."""
-    import tensorflow as tf
-
-    from trainers.compress.qat import of_tokens, rounded_once, rounds
+    from trainers.litert import convert, prepare
 
     with tempfile.TemporaryDirectory() as folder:
-        with rounded_once(model) if of_tokens(model) else contextlib.nullcontext():
-            _write_saved_model(model, folder, inputs, batch=1)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if rounds(model):
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        content = converter.convert()
-    Path(out).write_bytes(content)
+        quantisation = prepare(model, folder, inputs)
+        Path(out).write_bytes(convert(folder, quantisation))
 
 
 def _read_litert(out: str, inputs: dict) -> list[np.ndarray]:
-    from ai_edge_litert.interpreter import Interpreter
+    from trainers.litert import LiteRTFile
 
-    serve = Interpreter(model_path=out).get_signature_runner("serving_default")
-    count = len(next(iter(inputs.values())))
-    rows = [
-        _in_order(serve(**{name: value[i : i + 1] for name, value in inputs.items()}))
-        for i in range(count)
-    ]
-    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    return LiteRTFile(out)(inputs)
 
 
 def _write_onnx(model, out: str, inputs: dict) -> None:
@@ -370,7 +359,7 @@ def _in_order(outputs: dict) -> list[np.ndarray]:
 
 
 WRITERS = {
-    "saved_model": _write_saved_model, "litert": _write_litert, "onnx": _write_onnx,
+    "saved_model": write_saved_model, "litert": _write_litert, "onnx": _write_onnx,
     "keras": _write_keras,
 }  # fmt: skip
 READERS = {

@@ -128,3 +128,11 @@ def mend_tf2onnx() -> None:
     from keras.src.export.tf2onnx_lib import patch_tf2onnx
 
     patch_tf2onnx()
+
+
+def save_zero_points(layer: keras.layers.Layer) -> None:
+    """Has a layer that GPTQ or AWQ rounded save all that it loads.
+
+    Keras 3.15.1 leaves `kernel_zero` out, after which the file cannot be loaded.
+    """
+    layer._get_kernel_with_merged_lora = lambda: (None, None, layer.kernel_zero)

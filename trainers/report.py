@@ -76,10 +76,10 @@ def write_report(workdir: str | Path) -> Path:
       UsageError: if `workdir` holds no config.json, and so is no work directory.
     """
     workdir = Path(workdir)
-    page = _page(read_run(workdir))
+    content = _page(read_run(workdir))
     path = workdir / "report.html"
     with atomic(path) as file:
-        file.write(page.encode("utf-8", "replace"))
+        file.write(content.encode("utf-8", "replace"))
     return path
 
 
@@ -303,6 +303,11 @@ def _page(run: Run) -> str:
         )
         if part
     )
+    return page(title, body, "zoo report")
+
+
+def page(title: str, body: str, command: str) -> str:
+    """A whole page in the report's style; `title` and `body` are HTML."""
     written = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -316,7 +321,7 @@ def _page(run: Run) -> str:
 <main>
 {body}
 </main>
-<footer>Written {written} by <code>zoo report</code>.</footer>
+<footer>Written {written} by <code>{command}</code>.</footer>
 </body>
 </html>
 """

@@ -46,6 +46,43 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
     return _svg(figure, axes, name)
 
 
+def bars(values: dict[str, float], name: str) -> str:
+    """Draws a bar a ratio, with a line at 1."""
+    figure = Figure(figsize=(6.4, 0.9 + 0.45 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    labels = list(values)[::-1]
+    drawn = axes.barh(labels, [values[label] for label in labels], color=_COLOURS["training"])
+    axes.bar_label(drawn, fmt="{:.2f}", padding=4, color=_COLOURS["ink"], fontsize=11)
+    axes.axvline(1, color=_COLOURS["validation"], linewidth=1.2)
+    axes.set_xlim(0, 1.15 * max(1, *values.values()))
+    return _svg(figure, axes, name)
+
+
+def scatter(points: list[tuple[float, float, str, bool]], x: str, y: str, name: str) -> str:
+    """Draws labelled points `(x, y, label, full)` over a logarithmic x axis."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for place, value, label, full in points:
+        colour = _COLOURS["validation" if full else "training"]
+        axes.plot(
+            place,
+            value,
+            "o",
+            color=colour,
+            markersize=8,
+            markerfacecolor=colour if full else "none",
+        )
+        axes.annotate(
+            label, (place, value), (7, 5), textcoords="offset points", color=_COLOURS["ink"]
+        )
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(color=_COLOURS["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+    return _svg(figure, axes, name)
+
+
 def matrix(shares: np.ndarray, name: str) -> str:
     """Draws a confusion matrix `(true, predicted)` of shares between 0 and 1."""
     figure = Figure(figsize=(7, 7), dpi=200, layout="constrained")  # a pixel a class up to 1,000

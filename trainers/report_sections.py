@@ -53,7 +53,7 @@ def evaluation_metrics(evaluations) -> str:
         for split, summary, metrics in summaries
     ]
     head = ["split", "checkpoint", "step", "examples", *map(_text, names)]
-    return _section("Evaluation", _table(head, rows, text_columns=2))
+    return section("Evaluation", table(head, rows, text_columns=2))
 
 
 def curves(records: list[dict]) -> str:
@@ -72,7 +72,7 @@ def curves(records: list[dict]) -> str:
         if name != "skipped_steps" or any(series.values()):
             plots.append(_curve(name, {"training": series}))
     plots = "".join(plots)
-    return _section("Curves", f'<div class="plots">{plots}</div>') if plots else ""
+    return section("Curves", f'<div class="plots">{plots}</div>') if plots else ""
 
 
 def classification(evaluation) -> str:
@@ -92,10 +92,10 @@ def classification(evaluation) -> str:
     split = evaluation.split
     explained = "Rows are the true class, columns the predicted one; colour is the row's share."
     return (
-        _section(
+        section(
             f"Confusion matrix, {split}", f"<p>{explained}</p>{_confusion(split, counts, names)}"
         )
-        + _section(f"Classes, {split}", _class_table(scores, names))
+        + section(f"Classes, {split}", _class_table(scores, names))
         + _mistakes(split, arrays, names)
         + _heat(split, arrays, names)
     )
@@ -109,7 +109,7 @@ def translations(evaluation) -> str:
     more = len(evaluation.samples) - len(rows)
     note = f"<p>{_count(more)} more lie in evaluation/.</p>" if more else ""
     title = f"Samples, {evaluation.split}"
-    return _section(title, _table(names, cells, len(names)) + note) if cells else ""
+    return section(title, table(names, cells, len(names)) + note) if cells else ""
 
 
 def samples(rows: list[dict]) -> str:
@@ -120,7 +120,7 @@ def samples(rows: list[dict]) -> str:
         f"<pre>{_text(row.get('detail', ''))}</pre></figure>"
         for row in reversed(rows)
     ]
-    return _section("Samples", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
+    return section("Samples", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
 
 
 def pictures(sheets: dict[str, bytes]) -> str:
@@ -129,13 +129,13 @@ def pictures(sheets: dict[str, bytes]) -> str:
         f"<figure><h3>{_text(title)}</h3>{figures.png(data, title)}</figure>"
         for title, data in sheets.items()
     ]
-    return _section("Pictures", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
+    return section("Pictures", f'<div class="samples">{"".join(cards)}</div>') if cards else ""
 
 
 def facts(groups: dict) -> str:
     """What the run knew of its data, such as its tokenizer, a table each."""
     return "".join(
-        _section(title, _pairs([_pair(key, value) for key, value in _flat(values)]))
+        section(title, _pairs([_pair(key, value) for key, value in _flat(values)]))
         for title, values in groups.items()
         if isinstance(values, dict) and values
     )
@@ -144,7 +144,7 @@ def facts(groups: dict) -> str:
 def events(rows: list[dict]) -> str:
     rows = [row for row in rows if row["event"] != "sample"]
     cells = [[_count(r["step"]), _text(r["event"]), _text(r.get("detail", ""))] for r in rows]
-    return _section("Events", _table(["step", "event", "detail"], cells, 0)) if cells else ""
+    return section("Events", table(["step", "event", "detail"], cells, 0)) if cells else ""
 
 
 def config(recipe: dict) -> str:
@@ -156,12 +156,12 @@ def config(recipe: dict) -> str:
             continue
         rows.append(f'<tr class="group"><th colspan="2">{_text(part)}</th></tr>')
         rows += [_pair(key, value) for key, value in _flat(values)]
-    return _section("Recipe", _pairs(rows)) if rows else ""
+    return section("Recipe", _pairs(rows)) if rows else ""
 
 
 def environment(values: dict) -> str:
     rows = [_pair(key, value) for key, value in _flat(values)]
-    return _section("Environment", _pairs(rows)) if rows else ""
+    return section("Environment", _pairs(rows)) if rows else ""
 
 
 def _metric_tile(run) -> str:
@@ -173,26 +173,26 @@ def _metric_tile(run) -> str:
             checkpoint = evaluation.summary.get("checkpoint", "")
             examples = _count(evaluation.summary.get("examples"))
             detail = f"{checkpoint} checkpoint, {examples} examples"
-            return _tile(f"{evaluation.split} {name}", _short(metrics[name]), detail)
+            return tile(f"{evaluation.split} {name}", _short(metrics[name]), detail)
     keys = [key for key in (run.records[-1] if run.records else {}) if _is_metric(key)]
     waiting = "" if run.state == "finished" else ", not yet tested"
     for key in ["val_accuracy", "val_loss", "loss", *keys]:
         series = _series(run.records, key)
         if series:
             step, value = list(series.items())[-1]
-            return _tile(key, _short(value), f"at step {_count(step)}{waiting}")
-    return _tile("test metric", "–", "not yet tested")
+            return tile(key, _short(value), f"at step {_count(step)}{waiting}")
+    return tile("test metric", "–", "not yet tested")
 
 
 def _steps_tile(run) -> str:
     if not run.records:
-        return _tile("steps", "0", "nothing recorded")
+        return tile("steps", "0", "nothing recorded")
     planned = run.planned_steps
     last = run.records[-1]
     detail = [f"of {_count(planned)}"] if math.isfinite(planned) else []
     if math.isfinite(number(last.get("epoch"))):
         detail.append(f"epoch {number(last['epoch']):.4g}")
-    return _tile("steps", _count(last["step"]), ", ".join(detail))
+    return tile("steps", _count(last["step"]), ", ".join(detail))
 
 
 def _time_tile(run) -> str:
@@ -205,7 +205,7 @@ def _time_tile(run) -> str:
     else:
         value = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
     resumes = sum(event["event"] == "resumed" for event in run.events)
-    return _tile("wall time", value, f"resumes: {resumes}" if resumes else "")
+    return tile("wall time", value, f"resumes: {resumes}" if resumes else "")
 
 
 def _throughput_tile(run) -> str:
@@ -214,11 +214,12 @@ def _throughput_tile(run) -> str:
         values = [value for value in _series(run.records, name).values() if math.isfinite(value)]
         if values:
             unit = name.removesuffix(_RATE)
-            return _tile("throughput", _short(statistics.median(values)), f"{unit} / s, median")
-    return _tile("throughput", "–", "")
+            return tile("throughput", _short(statistics.median(values)), f"{unit} / s, median")
+    return tile("throughput", "–", "")
 
 
-def _tile(name: str, value: str, detail: str) -> str:
+def tile(name: str, value: str, detail: str) -> str:
+    """A number that is looked for first; `value` is HTML."""
     return (
         f'<div class="tile"><div class="detail">{_text(name)}</div>'
         f'<div class="value">{value}</div><div class="detail">{_text(detail)}</div></div>'
@@ -327,7 +328,7 @@ def _class_table(scores, names: list[str]) -> str:
         + [_count(int(scores[3][index]))]
         for index in order
     ]
-    return hint + _table(["class", "precision", "recall", "F1", "support"], rows)
+    return hint + table(["class", "precision", "recall", "F1", "support"], rows)
 
 
 def _mistakes(split: str, arrays: dict, names: list[str]) -> str:
@@ -348,7 +349,7 @@ def _mistakes(split: str, arrays: dict, names: list[str]) -> str:
             f"<figure>{picture}<figcaption>{caption}<br>example {index}</figcaption></figure>"
         )
     intro = "Most confident wrong answers first, with the model's probability for each class."
-    return _section(
+    return section(
         f"Worst mistakes, {split}", f'<p>{intro}</p><div class="mistakes">{"".join(cards)}</div>'
     )
 
@@ -373,16 +374,17 @@ def _heat(split: str, arrays: dict, names: list[str]) -> str:
         "Bright is what spoke for the predicted class (Grad-CAM): of each class the surest right "
         "answer, then the worst mistakes."
     )
-    return _section(
+    return section(
         f"Where it looks, {split}", f'<p>{intro}</p><div class="mistakes">{"".join(cards)}</div>'
     )
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """A heading and HTML under it."""
     return f"<section><h2>{_text(title)}</h2>{content}</section>"
 
 
-def _table(head: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
+def table(head: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
     """Cells are HTML already; those from `text_columns` on are numbers, all text for 0."""
     text_columns = text_columns or len(head)
     style = ["text" if column < text_columns else "number" for column in range(len(head))]

@@ -6,6 +6,7 @@
     metrics.jsonl      one object a log interval
     checkpoints/       the last `trainer.keep` of them
     best/model.keras   by the validation split
+    model.tflite       in its place, of `zoo compress ptq` to LiteRT; float.keras is what it rounds
     model.keras        at the end: the bare model; opens with plain keras.saving in safe mode, and
                        where it holds layers of the zoo with `zoo.load`
     evaluation/        metrics and predictions a split
@@ -42,6 +43,7 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 # Names of files that a kill left half written, as `atomic` and `save_model` call them.
 _HALF_WRITTEN = re.compile(r"\.(.+\.)?\d+\.tmp(\.keras)?")
+LITERT, FLOATS = "model.tflite", "float.keras"
 _KEYS = ("source", "config", "class_names", "data_fingerprint")
 
 
@@ -246,8 +248,12 @@ def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
     """Returns where a model lies; raises `UsageError` where there is none."""
     if checkpoint not in ("final", "best"):
         raise UsageError(f"A checkpoint is 'final' or 'best'. Received: {checkpoint!r}.")
-    read_config(workdir)
     path = Path(workdir) / ("best/model.keras" if checkpoint == "best" else "model.keras")
+    if is_litert(read_config(workdir)):
+        raise UsageError(
+            f"{workdir} holds no Keras model: its model is the file {LITERT}, which `zoo evaluate` "
+            "runs."
+        )
     if not path.exists():
         hint = (
             "the recipe has data.validation_size=0, or no evaluation has run yet"
@@ -256,6 +262,12 @@ def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
         )
         raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
     return path
+
+
+def is_litert(saved: Mapping) -> bool:
+    """Whether a work directory's model is a LiteRT file; `saved` is what `read_config` returned."""
+    ptq = saved["config"].get("compress", {}).get("ptq", {})
+    return ptq.get("format", "").startswith("litert")
 
 
 def load_model(workdir: str | Path, checkpoint: str = "final"):

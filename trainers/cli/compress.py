@@ -1,4 +1,5 @@
 """zoo compress METHOD[+METHOD ...] WORKDIR --out=D [--config.KEY=VALUE ...]: a smaller model.
+zoo compress compare D ... [--out=PAGE.html] [--json]: which of several are worth having.
 
 METHOD is one of:
   prune   the smallest weights become 0: --config.compress.sparsity=0.8, if nothing else is said
@@ -11,12 +12,16 @@ METHOD is one of:
           kernels become products: --config.compress.low_rank.energy=0.9 keeps that share of each
           kernel's squared sum; .budget=0.5 that share of the parameters; .sensitivity=0.01 lets the
           loss grow by one percent a kernel
+  ptq     rounding without training, last in a chain: --config.compress.ptq.format=
+          litert_int8, litert_dynamic (if nothing is said), litert_float16: D/model.tflite
+          keras_int8, keras_int4, keras_gptq, keras_awq: D/model.keras, for transformers
 The model of WORKDIR learns on by its own recipe, changed by the overrides. Methods that are joined
 by + follow each other, each keeping what the ones before it did; all but the last leave their work
 directories in D/stages. D is a work directory like any other (run again to go on);
-D/compression.json compares it to WORKDIR.
+D/compression.json and .html compare it to WORKDIR.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -29,38 +34,49 @@ from trainers.workdir import model_path, read_config
 from zoo.errors import UsageError, near_names
 
 _FLAGS = flags.FlagValues()
-_OUT = flags.DEFINE_string("out", None, "The new work directory.", flag_values=_FLAGS)
+_OUT = flags.DEFINE_string(
+    "out", None, "The new work directory; of compare, a page.", flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "compare prints JSON.", flag_values=_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 
 def command(argv) -> int:
     """Compresses and compares."""
-    words, overrides = parse(
-        _FLAGS, argv, __doc__, at_least=2, at_most=2, overrides=True, modules=_IMPORT
-    )
+    words, overrides = parse(_FLAGS, argv, __doc__, at_least=2, overrides=True, modules=_IMPORT)
+    if words[0] == "compare":
+        return _compare(words[1:], overrides)
+    if len(words) > 2 or _JSON.value:
+        said = "--json is of `zoo compress compare`" if _JSON.value else f"Received: {words}"
+        raise UsageError(f"Usage: {__doc__.splitlines()[0]} {said}.")
     methods, workdir = words[0].split("+"), words[1]
     for method in methods:
         if method not in METHODS:
             raise UsageError(
                 f"There is no method {method!r}.{near_names(method, METHODS)} "
-                f"Known: {', '.join(METHODS)}."
+                f"Known: {', '.join(METHODS)}, and compare."
             )
     if not _OUT.value:
         raise UsageError("zoo compress needs --out=D, a new work directory.")
     out = Path(_OUT.value).absolute()
     if out.resolve() == Path(workdir).resolve():
         raise UsageError("--out is another folder than the one that is compressed.")
-    model_path(workdir)
     source = read_config(workdir)["source"]
     stages = [out / "stages" / f"{i}-{method}" for i, method in enumerate(methods[:-1], 1)]
     folders = [Path(workdir).absolute(), *stages]
     plans = plan(methods, [str(folder) for folder in folders], overrides)
+    model_path(workdir)
 
     start_tensorflow()
     from trainers.compress.summary import table, write_summary
     from trainers.trainer import Terminated, Trainer
 
-    for config, folder in zip(plans, [*stages, out], strict=True):
+    for name, config, start, folder in zip(methods, plans, folders, [*stages, out], strict=True):
+        if not METHODS[name].trains:
+            from trainers.compress.ptq import quantize
+
+            quantize(config, start, folder, source)
+            continue
         trainer = Trainer(config, folder, source=source)
         try:
             trainer.train()
@@ -68,6 +84,23 @@ def command(argv) -> int:
             print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
             return TERMINATED
     print(table(write_summary(workdir, out, words[0])))
+    return 0
+
+
+def _compare(folders, overrides) -> int:
+    from trainers.compress.compare import compare, comparison_table
+    from trainers.compress.page import write_comparison
+
+    if overrides:
+        raise UsageError(f"zoo compress compare trains nothing. Received: {overrides[0][0]}.")
+    page = Path(_OUT.value) if _OUT.value else None
+    if page and page.suffix != ".html":
+        raise UsageError(f"The page of zoo compress compare ends in .html. Received: {page}.")
+    found = compare(folders)
+    if page:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_comparison(found, page)
+    print(json.dumps(found, indent=2) if _JSON.value else comparison_table(found))
     return 0
 
 

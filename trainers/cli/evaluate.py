@@ -27,13 +27,20 @@ def command(argv) -> int:
 
 def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     """Evaluates a work directory's model, prints the metrics and keeps them in it."""
-    from trainers.workdir import WorkDirectory, model_path, read_config, read_tokenizer
+    from trainers.workdir import (
+        WorkDirectory,
+        is_litert,
+        model_path,
+        read_config,
+        read_tokenizer,
+    )
     from zoo.registry import load_data
 
     # What needs no TensorFlow comes first: a wrong request is answered at once.
     saved = read_config(workdir)
     config = saved["config"]
-    model_path(workdir, checkpoint)
+    if checkpoint == "best" or not is_litert(saved):
+        model_path(workdir, checkpoint)
     data = dict(config["data"])
     if saved.get("tokenizer"):
         # The run's own, for the text may have changed, and a tokenizer with it.
@@ -62,15 +69,22 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     import tensorflow as tf
 
     from trainers.evaluate import Evaluator, write_evaluation
-    from trainers.workdir import load_model, read_metrics
+    from trainers.workdir import is_litert, load_model, read_metrics
     from zoo import registry
     from zoo.data.disk import read_json
 
-    model = load_model(directory.path, checkpoint)
-    task_arguments = dict(saved["config"]["task"])
-    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
-    task.complete(saved["config"]["model"], dataset)
-    task.check(model, dataset)
+    whole = True
+    if is_litert(saved):
+        from trainers.compress.subject import load
+
+        found = load(directory.path, dataset)
+        model, task, whole = found.measured(), found.task, found.makes_whole_samples
+    else:
+        model = load_model(directory.path, checkpoint)
+        task_arguments = dict(saved["config"]["task"])
+        task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+        task.complete(saved["config"]["model"], dataset)
+        task.check(model, dataset)
     if dataset.fingerprint != saved["data_fingerprint"]:
         print(f"zoo: {dataset.name!r} holds other data than in training.", file=sys.stderr)
     evaluator = Evaluator(
@@ -78,15 +92,16 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
         tf.distribute.get_strategy(),
     )  # fmt: skip
     metrics, predictions = evaluator()
-    whole, samples = task.whole_split(model, dataset, split)
-    metrics |= whole
+    found, samples = task.whole_split(model, dataset, split) if whole else ({}, [])
+    metrics |= found
     if checkpoint == "best":
         step = read_json(directory / "best" / "metrics.json")["step"]
     else:
         step = max(line["step"] for line in read_metrics(directory.path))
     write_evaluation(
-        directory, split, checkpoint, step, metrics, predictions, dataset, samples, model
-    )
+        directory, split, checkpoint, step, metrics, predictions, dataset, samples,
+        None if is_litert(saved) else model,
+    )  # fmt: skip
     return metrics
 
 

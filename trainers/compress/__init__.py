@@ -1,5 +1,7 @@
 """What makes a model smaller, one file a method. What a recipe's section `compress` asks for."""
 
+from zoo.errors import UsageError
+
 
 def settle(config, workdir, dataset):
     """Writes into a recipe what of its section `compress` follows from weights and data.
@@ -71,6 +73,8 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
       settings: the section `compress` of a recipe.
       total_steps: updates of the whole run.
     """
+    if settings["ptq"]["format"]:
+        raise UsageError("compress.ptq is of `zoo compress ptq WORKDIR`, which does not train.")
     found = []
     if settings["keep_zeros"]:
         from trainers.compress.prune import KeptZeros

@@ -8,10 +8,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from configs import base
-from trainers.recipe import change, of_workdir
+from trainers.recipe import as_dict, change, of_workdir
 from trainers.workdir import read_config
 from zoo import registry
-from zoo.errors import UsageError
+from zoo.errors import UsageError, near_names
+
+# What `zoo compress ptq` makes: a LiteRT file, or a Keras model whose kernels are integers.
+FORMATS = (
+    "litert_int8", "litert_dynamic", "litert_float16",
+    "keras_int8", "keras_int4", "keras_gptq", "keras_awq",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +29,30 @@ class Method:
         `keys`.
       check: raises `UsageError` for a changed recipe in which nothing would be compressed.
       without: keys of other sections, and the values that the method needs them to have.
+      trains: whether it is a training; one that is not comes last.
     """
 
     defaults: Mapping[str, str]
     keys: Sequence[str]
     check: Callable[..., None]
     without: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    trains: bool = True
 
 
 def _prunes(config) -> None:
     if not (config.compress.sparsity or config.compress.m_by_n):
         raise UsageError("Nothing is pruned with compress.sparsity=0 and compress.m_by_n=().")
+
+
+def _rounds(config) -> None:
+    form, examples = config.compress.ptq.format, config.compress.ptq.examples
+    if form not in FORMATS:
+        raise UsageError(
+            f"compress.ptq.format is one of {', '.join(FORMATS)}.{near_names(form, FORMATS)} "
+            f"Received: {form!r}."
+        )
+    if examples < 1:
+        raise UsageError(f"compress.ptq.examples is at least 1. Received: {examples}.")
 
 
 def _quantizes(config) -> None:
@@ -82,6 +101,7 @@ METHODS = {
     "low_rank": Method(
         {"low_rank.energy": "0.9"}, [f"low_rank.{way}" for way in _RANKS_BY], _has_low_ranks
     ),
+    "ptq": Method({"ptq.format": "litert_dynamic"}, ("ptq.format",), _rounds, trains=False),
 }
 
 
@@ -99,9 +119,27 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
     """
     saved = read_config(folders[0])
     config = of_workdir(saved["config"])
+    if form := config.compress.ptq.format:
+        raise UsageError(f"{folders[0]} is rounded already ({form}), after which nothing comes.")
+    if early := [name for name in methods[:-1] if not METHODS[name].trains]:
+        raise UsageError(f"{early[0]} comes last in a chain. Received: {'+'.join(methods)}.")
+    if len(methods) == 1 and not METHODS[methods[0]].trains:
+        for key, _ in overrides:
+            if _owner(key, methods) != methods[0]:
+                raise UsageError(f"{methods[0]} does not train: {key} changes nothing.")
     plans = []
     for i, (name, folder) in enumerate(zip(methods, folders, strict=True)):
-        method = METHODS[name]
+        method, config = METHODS[name], of_workdir(as_dict(config))  # a copy
+        given = [(k, text) for k, text in overrides if _owner(k, methods) in (name, None)]
+        if "distill" in methods[i + 1 :]:  # what is said of the model is said of the student
+            given = [(k, text) for k, text in given if not k.startswith("model.")]
+        if not method.trains:  # of the model that is there
+            given = [(k, text) for k, text in given if _owner(k, methods)]
+            defaults = [(f"compress.{key}", text) for key, text in method.defaults.items()]
+            config = change(config, [*defaults, *given])
+            method.check(config)
+            plans.append(config)
+            continue
         changes = [("init_from", folder)]
         if name == "distill":
             config = _of_student(config, overrides)
@@ -117,12 +155,9 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             if key.rpartition(".")[2] in config[key.partition(".")[0]]
         ]
         changes += _ranks(name, compress.low_rank)
-        given = [(k, text) for k, text in overrides if _owner(k, methods) in (name, None)]
-        if "distill" in methods[i + 1 :]:  # what is said of the model is said of the student
-            given = [(k, text) for k, text in given if not k.startswith("model.")]
         if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
             changes += [(f"compress.{key}", text) for key, text in method.defaults.items()]
-        config = change(copy.deepcopy(config), [*changes, *given])
+        config = change(config, [*changes, *given])
         method.check(config)
         plans.append(config)
     return plans

@@ -1,53 +1,149 @@
 """What compressing a work directory's model brought, and what it cost."""
 
 import gzip
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from trainers.evaluate import read_evaluation
-from trainers.workdir import load_model
-from zoo.data.disk import write_json
-
-
-def facts(workdir: str | Path) -> dict:
-    """Returns a trained model's sizes and the metrics of the test split.
-
-    parameters and nonzeros are numbers of weights; bytes and gzip_bytes are those of the weights in
-    float32, one after the other, as they are and compressed by gzip.
-    """
-    path = Path(workdir)
-    weights = [np.asarray(value, np.float32) for value in load_model(path).get_weights()]
-    content = b"".join(value.tobytes() for value in weights)
-    return {
-        "parameters": int(sum(value.size for value in weights)),
-        "nonzeros": int(sum(np.count_nonzero(value) for value in weights)),
-        "bytes": len(content),
-        "gzip_bytes": len(gzip.compress(content, 9, mtime=0)),
-        "test": {k: v for k, v in read_evaluation(path, "test").items() if isinstance(v, float)},
-    }
+from trainers.compress.latency import THREADS, interleaved
+from trainers.compress.subject import Subject, load
+from trainers.workdir import FLOATS, LITERT, open_model
+from zoo.data.disk import read_json, write_json
+from zoo.errors import RunError
 
 
 def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
-    """Writes `after`/compression.json about two work directories, and returns it."""
-    found = {
-        "method": method, "from": str(before), "before": facts(before), "after": facts(after),
-    }  # fmt: skip
-    write_json(Path(after) / "compression.json", found)
+    """Measures two work directories on the same test split (validation, where there is none).
+
+    What stands there already is taken where it is newer than the model.
+
+    Returns what it writes to `after`/compression.json and shows in compression.html beside it:
+
+      method, from, task, data, split.
+      metric, mode: that by which its task chooses checkpoints, and whether "min" or "max" is best.
+      before, after: of each model
+        parameters, nonzeros: numbers of weights (of a rounded model: before it was rounded).
+        file: "litert", or "keras" where no LiteRT file can be made, or Keras' own integers are
+          kept, which LiteRT makes floats of. bytes, gzip_bytes: of that file.
+        milliseconds: number of threads -> median time of a sample in LiteRT; none, and `remark`
+          says why, where it has no such file.
+        test: metrics.
+    """
+    from trainers.compress.page import write_page
+
+    record = Path(after) / "compression.json"
+    models = [path for name in ("model.keras", LITERT) if (path := Path(after) / name).exists()]
+    if record.exists() and all(p.stat().st_mtime <= record.stat().st_mtime for p in models):
+        return read_json(record)
+    one = load(before)
+    other = load(after, one.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {"before": one, "after": other}
+        files, remarks = {}, {}
+        for name, side in sides.items():
+            files[name], remarks[name] = runtime_file(side, Path(folder) / f"{name}.tflite")
+        as_keras = _keeps_integers(other) or None in files.values()
+        running = {name: path for name, path in files.items() if path}
+        times = interleaved(running, one.examples()) if running else {}
+        found = {
+            "method": method,
+            "from": str(before),
+            "task": one.saved["config"]["task"]["name"],
+            "data": one.saved["data_fingerprint"],
+            "split": one.split,
+            "metric": one.task.monitor.removeprefix("val_"),
+            "mode": one.task.monitor_mode,
+        }
+        for name, side in sides.items():
+            path = side.path / "model.keras" if as_keras else files[name]
+            found[name] = {
+                **counts(side),
+                "file": "keras" if as_keras else "litert",
+                "bytes": path.stat().st_size,
+                "gzip_bytes": len(gzip.compress(path.read_bytes(), 9, mtime=0)),
+                "milliseconds": times.get(name),
+                "remark": remarks[name],
+                "test": side.metrics(),
+            }
+    write_json(record, found)
+    write_page(found, Path(after) / "compression.html")
     return found
 
 
-def table(found: dict) -> str:
-    """A line a fact: its name, before, after, and how they compare."""
-    before, after = ({**found[side], **found[side]["test"]} for side in ("before", "after"))
-    lines = [f"{'':24}{'before':>14}{'after':>14}"]
+def runtime_file(side: Subject, path: Path) -> tuple[Path | None, str]:
+    """The LiteRT file of a work directory's model, made at `path` where there is none.
+
+    Returns:
+      `(file, "")`; or `(None, why)` where none can be made.
+    """
+    from trainers.litert import write
+
+    if side.file is not None:
+        return side.file, ""
+    try:
+        write(side.served(), side.examples(), path)
+    except RunError as error:
+        return None, f"no runtime file: {error}"
+    return path, ""
+
+
+def counts(side: Subject) -> dict[str, int]:
+    """Numbers of weights, and of those that are not 0."""
+    floats = side.path / FLOATS
+    model = open_model(floats) if floats.exists() else side.model
+    weights = model.get_weights()
+    return {
+        "parameters": int(sum(value.size for value in weights)),
+        "nonzeros": int(sum(np.count_nonzero(value) for value in weights)),
+    }
+
+
+def _keeps_integers(side: Subject) -> bool:
+    return side.compress.get("ptq", {}).get("format", "").startswith("keras")
+
+
+def rows(found: dict) -> list[tuple[str, object, object, str]]:
+    """A row a fact: its name, before, after, and how they compare; None for what is not known."""
+    before, after = (_flat(found[side]) for side in ("before", "after"))
+    lines = []
     for name, value in before.items():
-        if name == "test" or name not in after:
-            continue
-        new = after[name]
-        if isinstance(value, int):
-            note = f"{value / max(new, 1):.2f}x" if new != value else ""
-            lines.append(f"{name:24}{value:>14,}{new:>14,}  {note}".rstrip())
+        new = after.get(name)
+        if isinstance(value, int) and isinstance(new, int):
+            note = f"{value / max(new, 1):.2f}x smaller" if new < value else ""
+        elif name.startswith("ms, ") and value and new:
+            note = f"{value / new:.2f}x the speed"
+        elif value is None or new is None:
+            note = ""
         else:
-            lines.append(f"{name:24}{value:>14.5g}{new:>14.5g}  {new - value:+.2g}")
+            note = f"{new - value:+.2g}"
+        lines.append((name, value, new, note))
+    return lines
+
+
+def _flat(side: dict) -> dict:
+    times = side["milliseconds"] or {}
+    return {
+        **{name: side[name] for name in ("parameters", "nonzeros", "bytes", "gzip_bytes")},
+        **{f"ms, {n} thread{'s' * (n > 1)}": times.get(str(n)) for n in THREADS},
+        **side["test"],
+    }
+
+
+def table(found: dict) -> str:
+    """The same as text."""
+    lines = [f"{'':24}{'before':>14}{'after':>14}"]
+    for name, value, new, note in rows(found):
+        cells = "".join(f"{shown(x):>14}" for x in (value, new))
+        lines.append(f"{name:24}{cells}  {note}".rstrip())
+    for side in ("before", "after"):
+        if found[side]["remark"]:
+            lines.append(f"{side}: {found[side]['remark']}")
     return "\n".join(lines)
+
+
+def shown(value) -> str:
+    """A number of a table; a dash for what is not known."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"

@@ -9,6 +9,7 @@ import keras
 from keras import layers, ops
 
 from zoo.layers.attention import attend, attention_scores, rotate
+from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
 
@@ -34,7 +35,7 @@ def _normal(deviation: float):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Attention(layers.Layer):
+class Attention(Composite):
     """Multi-head attention with its projections, to itself or to a memory.
 
     Args:
@@ -161,7 +162,7 @@ class Attention(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class FeedForward(layers.Layer):
+class FeedForward(Composite):
     """Two dense layers with an activation, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(
@@ -223,7 +224,7 @@ class FeedForward(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class TransformerBlock(layers.Layer):
+class TransformerBlock(Composite):
     """Attention and feed-forward with residuals.
 
     Args:

@@ -6,6 +6,13 @@ from keras import ops
 from zoo.errors import UsageError
 
 
+def has_head(model) -> bool:
+    """Whether `split_head` can take a model's last kernel: a file's, or rounded ones, it cannot."""
+    return isinstance(model, keras.Model) and not any(
+        getattr(layer, "quantization_mode", None) for layer in model.layers
+    )
+
+
 def split_head(model: keras.Model):
     """Splits a model in front of its projection onto the vocabulary; both parts share its weights.
 

@@ -13,7 +13,7 @@ from keras import ops
 
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
-from zoo.models.head import split_head
+from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, Task
 from zoo.tasks.text import (
     check_inputs,
@@ -89,7 +89,7 @@ class CausalLanguageModeling(Task):
         """Returns summed cross-entropy, accuracy and bits per byte."""
         inputs = {name: batch[name] for name in input_names(model)}
         counts = batch["counts"]
-        if self.chunk:
+        if self.chunk and has_head(model):
             trunk, head = self._split_model(model)
             hidden = trunk(inputs, training=training)
             kernel, bias = head()

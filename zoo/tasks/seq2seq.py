@@ -13,7 +13,7 @@ from keras import ops
 
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
-from zoo.models.head import split_head
+from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, Task
 from zoo.tasks.text import (
     END,
@@ -104,7 +104,7 @@ class SequenceToSequence(Task):
         inputs = {"source": batch["source"], "target": batch["target"]}
         labels, counts = batch["labels"], batch["counts"]
         smoothing = self.label_smoothing if training else 0.0
-        if self.chunk:
+        if self.chunk and has_head(model):
             outputs, (loss, losses, right, gap) = (
                 None,
                 self._chunked(model, inputs, labels, counts, smoothing, training),

@@ -1,0 +1,125 @@
+"""`zoo compress compare`, and what is measured of two models: loads no TensorFlow."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from trainers import litert
+from trainers.compress import latency
+from trainers.compress.summary import rows, table
+
+
+def side(accuracy=0.9, gzip_bytes=1000, ms=1.0, **more):
+    return {
+        "parameters": 500, "nonzeros": 400, "file": "litert", "bytes": 2 * gzip_bytes,
+        "gzip_bytes": gzip_bytes, "milliseconds": ms and {"1": ms, "2": ms / 2}, "remark": "",
+        "test": {"loss": 1 - accuracy, "accuracy": accuracy}, **more,
+    }  # fmt: skip
+
+
+def folder(path, after, *, method="prune", before=None, **more):
+    """A work directory of which `zoo compress` has told what it brought."""
+    path.mkdir()
+    config = {name: {} for name in ("model", "task", "data", "trainer")}
+    saved = {"format_version": 1, "source": "", "class_names": [], "data_fingerprint": "one"}
+    (path / "config.json").write_text(json.dumps({**saved, "config": config, "tokenizer": None}))
+    found = {
+        "method": method, "from": "/runs/whole", "task": "image_classification", "data": "one",
+        "split": "test", "metric": "accuracy", "mode": "max", "before": before or side(),
+        "after": after, **more,
+    }  # fmt: skip
+    (path / "compression.json").write_text(json.dumps(found))
+    return path
+
+
+def test_the_front(tmp_path, zoo_command):
+    """Worth having is what no other model beats; the model that was compressed stands with them."""
+    good = folder(tmp_path / "good", side(0.89, 300, 0.8))
+    small = folder(tmp_path / "small", side(0.80, 100, 0.9), method="prune+ptq")
+    worse = folder(tmp_path / "worse", side(0.88, 310, 0.9))
+    silent = folder(tmp_path / "silent", side(0.895, 900, None, remark="no runtime file: why"))
+    page = tmp_path / "pages" / "front.html"
+    words = ("compress", "compare", good, small, worse, silent)
+    answer = zoo_command(*words, f"--out={page}", "--json")
+    assert answer.status == 0, answer.err
+    found = json.loads(answer.out)
+    names = ["/runs/whole", "good (prune)", "small (prune+ptq)", "worse (prune)", "silent (prune)"]
+    assert [model["name"] for model in found["models"]] == names
+    assert [model["front"] for model in found["models"]] == [True, True, True, False, True]
+    speeds = [1, 1.25, pytest.approx(1 / 0.9), pytest.approx(1 / 0.9), None]
+    assert [model["speed"] for model in found["models"]] == speeds
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert "small (prune+ptq) ★" in text
+    assert "worse (prune) ★" not in text
+    lines = zoo_command(*words).out.splitlines()
+    assert [line[0] for line in lines[1:6]] == ["*", "*", "*", " ", "*"]
+    assert lines[2].split()[-1] == "1.25x"
+    assert lines[5].split()[-2:] == ["–", "–"]
+
+
+def test_a_lower_loss_is_better(tmp_path, zoo_command):
+    more = {"metric": "loss", "mode": "min"}
+    one = folder(tmp_path / "one", side(0.95, 300), **more)
+    two = folder(tmp_path / "two", side(0.85, 300), **more)
+    found = json.loads(zoo_command("compress", "compare", one, two, "--json").out)
+    assert [model["front"] for model in found["models"]] == [False, True, False]
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
+    one = folder(tmp_path / "one", side())
+    task = folder(tmp_path / "task", side(), task="clm")
+    data = folder(tmp_path / "data", side(), data="another")
+    bare = folder(tmp_path / "bare", side())
+    (bare / "compression.json").unlink()
+    refused = [
+        ((one, task), "the task of "),
+        ((one, task), "is clm, that of "),
+        ((one, data), "the data set of "),
+        ((one, bare), "has no compression.json"),
+        ((one, tmp_path), "is not a work directory"),
+        ((one, "--config.trainer.steps=3"), "trains nothing"),
+        ((one, f"--out={tmp_path}/page"), "ends in .html"),
+    ]
+    for words, said in refused:
+        answer = zoo_command("compress", "compare", *words)
+        assert answer.status == 2, answer.err
+        assert said in answer.one_line()
+
+
+def test_a_row_tells_how_before_and_after_compare():
+    found = {"before": side(0.9, 1000, 2.0), "after": side(0.85, 250, 4.0, nonzeros=400)}
+    notes = {name: note for name, _, _, note in rows(found)}
+    assert notes["gzip_bytes"] == "4.00x smaller"
+    assert notes["nonzeros"] == ""
+    assert notes["ms, 1 thread"] == "0.50x the speed"
+    assert notes["accuracy"] == "-0.05"
+    found["after"] |= {"milliseconds": None, "remark": "no runtime file: it loops"}
+    text = table(found)
+    assert text.splitlines()[-1] == "after: no runtime file: it loops"
+    assert next(line for line in text.splitlines() if "2 threads" in line).split()[-1] == "–"
+
+
+def test_files_take_turns(monkeypatch):
+    """One call each in turn, on the same example, and medians: one slow call moves nothing."""
+    calls, now = [], [0.0]
+
+    class File:
+        def __init__(self, path, threads):
+            self.path, self.threads = path, threads
+
+        def one(self, inputs):
+            calls.append((self.path, self.threads, int(inputs["x"][0])))
+            now[0] += 1.0 if len(calls) == 9 else 0.004 if self.path == "slow" else 0.001
+
+    monkeypatch.setattr(litert, "LiteRTFile", File)
+    monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    found = latency.interleaved({"fast": "fast", "slow": "slow"}, {"x": np.arange(3)})
+    for threads in ("1", "2"):
+        assert found["slow"][threads] == pytest.approx(4)
+        assert found["fast"][threads] == pytest.approx(1)
+    one = [call for call in calls if call[1] == 1][2:]  # without the first call of each
+    assert [path for path, _, _ in one[:4]] == ["fast", "slow"] * 2
+    assert [x for _, _, x in one[:8]] == [0, 0, 1, 1, 2, 2, 0, 0]
