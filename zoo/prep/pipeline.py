@@ -96,9 +96,9 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
     files = find(patterns, skipped) if patterns else []
     files += corpus_files(corpora)
     if addresses:
-        from zoo.prep.crawl import crawl
+        from zoo.prep.crawl import crawl, reasons
 
-        crawl(addresses, prep["crawl"], out / "crawl", allow_private)
+        skipped += reasons(crawl(addresses, prep["crawl"], out / "crawl", allow_private))
         files += find([str(out / "crawl" / "*.warc.gz")], skipped)
     if not files:
         listed = ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
