@@ -23,7 +23,7 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from zoo.data.disk import fsync_folder, read_json, write_json
 from zoo.errors import RunError, UsageError
-from zoo.prep import fetch
+from zoo.prep import extract, fetch
 from zoo.prep.fetch import Answer, Failed, Refused
 
 REDIRECTS = 5
@@ -299,14 +299,12 @@ def _origin(url: str) -> str:
 
 def links(answer: Answer) -> list[str]:
     """Returns the addresses that a page links to and lets robots follow, each once."""
-    from trafilatura.utils import load_html
-
     from zoo.prep.read import decode
 
     if "html" not in answer.header("Content-Type"):
         return []
     try:
-        tree = load_html(decode(answer.body))
+        tree = extract.parsed(decode(answer.body))
     except (ValueError, AssertionError, RecursionError):
         return []
     if tree is None:

@@ -14,6 +14,11 @@ MAX_DEPTH = 250
 _LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
 
 
+# They log what is wrong with each page; here it is counted.
+for _name in ("trafilatura", "htmldate"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
 class TooSlow(BaseException):
     """The time for a page is over. No Exception: nothing in a library must swallow it."""
 
@@ -63,12 +68,9 @@ def extract(document: Document, settings: Mapping) -> str:
 def _extract(document: Document, page: str, settings: Mapping) -> str:
     from trafilatura import bare_extraction
     from trafilatura.settings import set_date_params
-    from trafilatura.utils import load_html
 
-    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
-    logging.getLogger("htmldate").setLevel(logging.CRITICAL)
     try:
-        tree = load_html(page)
+        tree = parsed(page)
         if tree is None:
             return "no page"
         if _too_deep(tree):
@@ -99,6 +101,13 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
     said = _LANGUAGE.search(page[:4096])
     document.language = document.language or (said.group(1).lower() if said else "")
     return ""
+
+
+def parsed(page: str):
+    """Returns the tree of a page, by lxml as trafilatura sets it up; None where it is none."""
+    from trafilatura.utils import load_html
+
+    return load_html(page)
 
 
 def _too_deep(tree) -> bool:

@@ -145,12 +145,16 @@ def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answ
             connection.putheader("Connection", "close")
             connection.endheaders()
             response = connection.getresponse()
+            stack.callback(response.close)
             length = response.getheader("Content-Length") or ""
             if length.isdigit() and int(length) > max_bytes:
                 raise Refused("too large")
             body = response.read(max_bytes + 1)
             if len(body) > max_bytes:
                 raise Refused("too large")
+            # A connection that was shut when the time was over looks like the end of the body.
+            if time.monotonic() >= until:
+                raise Failed("timeout")
             if length.isdigit() and len(body) < int(length):
                 raise Failed("cut off")
             headers = response.getheaders()

@@ -24,6 +24,7 @@ STOP_WORDS = {code: frozenset(words.split()) for code, words in STOP_WORDS.items
 ENDS = ".!?…\u061f\u06d4\u0964\u0965\u3002\uff01\uff1f\uff0e"
 CLOSING = "\"'”’»)]›"
 _SENTENCE_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*(?=\s|$)")
+_TEXT_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*\Z")
 _CJK_END = re.compile("[\u3002\uff01\uff1f]")
 
 
@@ -40,8 +41,7 @@ def count_sentences(text: str) -> int:
     ends = len(_SENTENCE_END.findall(text)) + (
         len(_CJK_END.findall(text)) if "\u3002" in text else 0
     )
-    tail = text.rstrip()
-    return ends + bool(tail and not _SENTENCE_END.search(tail[-6:]))
+    return ends + bool(text.strip() and not _TEXT_END.search(text.rstrip()[-20:]))
 
 
 @functools.cache

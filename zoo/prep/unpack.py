@@ -39,7 +39,8 @@ class Unpacked(io.RawIOBase):
         if self.problem:
             return 0
         try:
-            data = self._file.read(len(buffer))
+            # One piece at a time: what stands before the damage is not lost with it.
+            data = self._file.read1(len(buffer))
         except EOFError:
             return self._end("truncated")
         except (zlib.error, gzip.BadGzipFile):
