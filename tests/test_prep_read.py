@@ -79,6 +79,14 @@ def test_every_kind_of_file_is_read(tmp_path):
     }  # fmt: skip
 
 
+def test_a_corpus_by_name():
+    shard = files.shards(files.corpus_files(["corpus:pydoc"]), 1 << 20)[0]
+    found = list(read.documents(shard, pages.settings(), Tally()))
+    assert len(found) > 50
+    assert found[0].licence
+    assert found[0].source == "pydoc"
+
+
 @pytest.mark.parametrize("ending", [".warc.gz", ".jsonl", ".parquet"])
 def test_stripes_share_a_file_out(tmp_path, ending):
     path = tmp_path / f"many{ending}"

@@ -146,8 +146,8 @@ def corpus_files(names: list[str]) -> list[InputFile]:
     from zoo.data.corpora import list_corpora
     from zoo.errors import near_names
 
+    names = [name.removeprefix("corpus:") for name in names]
     for name in names:
-        name = name.removeprefix("corpus:")
         if name not in list_corpora():
             raise UsageError(
                 f"{name!r} is no corpus.{near_names(name, list_corpora())} "
