@@ -7,6 +7,7 @@ import ml_collections
 
 from trainers.optimizers import OPTIMIZERS, check_optimizer
 from trainers.schedules import SCHEDULES, check_schedule
+from zoo.prep.settings import defaults as prep_defaults
 
 
 def optimizer(name: str, **arguments) -> ml_collections.ConfigDict:
@@ -35,7 +36,8 @@ def base() -> ml_collections.ConfigDict:
             "model": {"name": ""},
             "task": {"name": ""},
             "data": {
-                "source": "",  # a name of `zoo fetch`, npz:FILE, folder:FOLDER, tfds:NAME:VERSION
+                # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, tfds:NAME:VERSION
+                "source": "",
                 "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
                 "validation_size": 0,  # examples of the training split held out
                 "image_size": (),  # of folder: and tfds: (height, width), or with channels
@@ -108,6 +110,7 @@ def base() -> ml_collections.ConfigDict:
                     "examples": 200,  # of the training data, by which ranges are chosen
                 },
             },
+            "prep": prep_defaults(),  # of `zoo prepare`: zoo/prep/settings.py says what they mean
             # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
             "init_from": "",
         }

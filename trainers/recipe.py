@@ -121,7 +121,7 @@ def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
             config[section] = values
             continue
         values = _with_tuples(values)
-        if section in ("data", "trainer", "compress"):  # a key that is newer keeps its default
+        if section in ("data", "trainer", "compress", "prep"):  # a newer key keeps its default
             config[section].update(values)
         elif section in _NAMED_SECTIONS:
             name = values.pop("name")
@@ -131,9 +131,10 @@ def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def _with_tuples(values: dict) -> dict:
+def _with_tuples(section: Mapping) -> dict:
+    """What JSON made a list was a tuple."""
     kinds = {list: tuple, dict: _with_tuples}
-    return {k: kinds.get(type(v), lambda same: same)(v) for k, v in values.items()}
+    return {key: kinds.get(type(value), lambda v: v)(value) for key, value in section.items()}
 
 
 def change(
@@ -172,7 +173,7 @@ def change(
 def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
-    if kind in ("text", "pairs", "npz", "folder") and path:
+    if kind in ("text", "pairs", "npz", "folder", "prepared") and path:
         config.data.source = f"{kind}{colon}{Path(path).expanduser().absolute()}"
     places = [
         (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),
@@ -198,8 +199,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without building anything; raises `UsageError`."""
     plain, reference = config.to_dict(), base.base().to_dict()
     _check_keys("", plain, reference)
-    for section in ("data", "trainer", "compress"):
+    for section in ("data", "trainer", "compress", "prep"):
         _check_keys(f"{section}.", plain[section], reference[section])
+    for name, values in reference["prep"].items():
+        if isinstance(values, dict):
+            _check_keys(f"prep.{name}.", plain["prep"][name], values)
     for section, (_, make) in _NAMED_SECTIONS.items():
         _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
         _check_keys(f"{section}.", plain[section], make(plain[section]["name"]).to_dict())

@@ -3,6 +3,7 @@
   zoo list [PATTERN]       models: name, task, parameters, paper
   zoo describe NAME        layers, parameters, FLOPs, memory, recipes
   zoo fetch NAME ...       download a data set
+  zoo prepare RECIPE       raw pages to records
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     metrics of a trained model
   zoo predict WORKDIR FILE ...   labels for pictures
@@ -22,8 +23,8 @@ from trainers.cli.common import USAGE, run
 from zoo.errors import near_names
 
 VERBS = (
-    "list", "describe", "fetch", "train", "evaluate", "predict", "generate", "compress", "export",
-    "bench", "report",
+    "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "compress",
+    "export", "bench", "report",
 )  # fmt: skip
 
 

@@ -10,13 +10,14 @@ import numpy as np
 from zoo.data import packing, tokenizers
 from zoo.data.corpora import load_corpus
 from zoo.data.datasets import Dataset, cache_dir
-from zoo.data.disk import write_json
+from zoo.data.disk import read_json, write_json
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
 
 FORMAT = 2
 PACKINGS = ("stream", "best_fit")
+PREPARED = "prepared:"
 
 
 def language_modeling(data: Mapping, task: Mapping) -> Dataset:
@@ -30,6 +31,8 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
         sequence_length, packing.
       task: unused.
     """
+    if data["source"].startswith(PREPARED):
+        return from_prepared(data)
     check(data, PACKINGS)
     return token_rows(data, data["sequence_length"])
 
@@ -60,6 +63,55 @@ def token_rows(data: Mapping, length: int) -> Dataset:
     if not packed:
         splits = {k: {"tokens": Windows(v["tokens"], length)} for k, v in splits.items()}
     return Dataset(corpus.name, splits, (), digest, tokenizer, facts(corpus, tokenizer, splits))
+
+
+def from_prepared(data: Mapping) -> Dataset:
+    """Returns the records that `zoo prepare` left, as `language_modeling` does.
+
+    Args:
+      data: the recipe's section; its tokenizer must be the one that made the records.
+
+    Raises:
+      UsageError: no such folder, or a recipe that does not fit it.
+    """
+    folder = Path(data["source"].removeprefix(PREPARED)).expanduser()
+    if not (folder / "prepared.json").is_file():
+        raise UsageError(
+            f"{PREPARED}D is a folder that `zoo prepare --out=D` has finished. Received: {folder}."
+        )
+    about = read_json(folder / "prepared.json")
+    tokenizer = tokenizers.load(folder / "tokenizer.json")
+    for key in ("packing", "sequence_length"):
+        # Windows over a stream may have any length; rows have the one they were packed for.
+        if data[key] != about[key] and (key == "packing" or about["packing"] == "best_fit"):
+            raise UsageError(
+                f"{folder} was prepared with data.{key}={about[key]}. Received: {data[key]}."
+            )
+    if file := _tokenizer_file(data):
+        same = tokenizers.load(file).fingerprint == tokenizer.fingerprint
+    else:
+        same = data["tokenizer"] in ("", tokenizer.kind)
+    if not same:
+        raise UsageError(
+            f"{folder} was prepared with a tokenizer {tokenizer.kind!r} of its own: "
+            f"data.tokenizer={tokenizer.kind} takes it. Received: {data['tokenizer']!r}."
+        )
+    splits, digests = {}, []
+    for split in about["records"]:
+        records = open_records(folder / "records" / split)
+        splits[split] = dict(records.arrays)
+        digests.append(records.fingerprint)
+    if about["packing"] == "stream":
+        splits = {
+            k: {"tokens": Windows(v["tokens"], data["sequence_length"])} for k, v in splits.items()
+        }
+    sizes = {name: len(next(iter(arrays.values()))) for name, arrays in splits.items()}
+    card = read_json(folder / "data_card.json")
+    known = {
+        "Tokenizer": {"measured on": "validation", **card["tokenizer_report"]},
+        "Data": {"source": data["source"], "licence": ", ".join(about["licences"]), **sizes},
+    }
+    return Dataset(data["source"], splits, (), _digest(*digests), tokenizer, known)
 
 
 def corpus_of(data: Mapping):

@@ -1,0 +1,359 @@
+"""The crawl, on a site that the test serves on 127.0.0.1; and what it refuses to connect to."""
+
+import gzip
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+
+from tests import pages
+
+pytest.importorskip("protego", reason="needs the extra `prep`")
+
+from zoo.errors import RunError, UsageError
+from zoo.prep import crawl, fetch, pipeline, read
+from zoo.prep.document import Tally
+from zoo.prep.engine import Local
+from zoo.prep.fetch import Failed, Refused
+
+
+class Site:
+    """Serves `pages`: path -> (status, headers, body) or a function of the handler."""
+
+    def __init__(self):
+        self.pages, self.asked = {}, []
+        site = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                site.asked.append((self.path, dict(self.headers), time.monotonic()))
+                found = site.pages.get(self.path, (404, {}, "none"))
+                if callable(found):
+                    found = found(self)
+                if found is None:
+                    return
+                status, headers, body = found
+                body = body.encode() if isinstance(body, str) else body
+                self.send_response(status)
+                for key, value in {"Content-Type": "text/html", **headers}.items():
+                    self.send_header(key, value)
+                if "Content-Length" not in headers:
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *words):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def paths(self):
+        return [path for path, _, _ in self.asked]
+
+    def page(self, path, *links, body=None, status=200, **headers):
+        text = pages.page(path, links=links) if body is None else body
+        self.pages[path] = (status, {k.replace("_", "-"): v for k, v in headers.items()}, text)
+
+
+@pytest.fixture
+def site():
+    made = Site()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def settings(**changes):
+    return pages.settings()["crawl"] | {"delay": 0.0, "timeout": 5.0, "retries": 1} | changes
+
+
+def run(site, folder, *paths, allow_private=True, **changes):
+    starts = [site.url + path for path in paths or ("/",)]
+    return crawl.crawl(starts, settings(**changes), folder, allow_private)
+
+
+def had(folder):
+    """The paths of the pages in the WARC, in order."""
+    prep, found = pages.settings(), []
+    for path in sorted(folder.glob("*.warc.gz")):
+        shard = {"files": [{"path": str(path), "kind": "warc"}], "stripe": 0, "stripes": 1}
+        found += read.documents(shard, prep, Tally())
+    return ["/" + document.url.split("/", 3)[3] for document in found]
+
+
+def test_it_follows_links_to_a_depth_and_obeys_robots(site, tmp_path):
+    site.page("/robots.txt", body="User-agent: *\nDisallow: /secret\nDisallow: /*.pdf$\n")
+    site.page("/", "/a", "/b#part", "/secret/x", "/file.pdf", "mailto:x@y", "http://other.test/")
+    site.page("/a", "/a1", "/")
+    site.page("/a1", "/a2")
+    site.page("/a2", "/a3")
+    site.page("/b", body='<meta name="robots" content="nofollow"><a href="/hidden">x</a>')
+    site.page("/c")
+    site.pages["/"] = (200, {}, site.pages["/"][2] + '<a rel="nofollow" href="/c">c</a>')
+    made = run(site, tmp_path, depth=2)
+    assert had(tmp_path) == ["/", "/a", "/b", "/a1"]
+    assert made["pages"] == 4
+    assert made["refused"] == {"robots.txt": 2}
+    assert not {"/secret/x", "/file.pdf", "/a2", "/hidden", "/c"} & set(site.paths())
+    assert {headers["User-Agent"] for _, headers, _ in site.asked} == {fetch.USER_AGENT}
+    assert "keras-zoo" in fetch.USER_AGENT
+    asked = len(site.asked)
+    assert run(site, tmp_path, depth=2) == made  # done is done
+    assert len(site.asked) == asked
+    with pytest.raises(UsageError, match="another crawl"):
+        run(site, tmp_path, depth=3)
+
+
+@pytest.mark.parametrize(
+    ("robots", "pages_had"),
+    [
+        ((200, "User-agent: keras-zoo\nDisallow: /\n"), 0),
+        ((200, "User-agent: other\nDisallow: /\n"), 1),
+        ((404, "none"), 1),
+        ((403, "no"), 0),
+        ((500, "broken"), 0),
+        ((200, "\0\xff nonsense"), 1),
+        ((200, "User-agent: *\nCrawl-delay: 1000\n"), 0),
+    ],
+)
+def test_what_robots_say(site, tmp_path, robots, pages_had):
+    site.page("/robots.txt", status=robots[0], body=robots[1])
+    site.page("/")
+    if pages_had:
+        assert run(site, tmp_path, retries=0)["pages"] == 1
+    else:
+        with pytest.raises(RunError, match=r"brought no page: 1 robots.txt"):
+            run(site, tmp_path, retries=0)
+        assert "/" not in site.paths()
+
+
+def test_a_host_is_asked_no_faster_than_it_likes(site, tmp_path):
+    site.page("/robots.txt", body="User-agent: *\nCrawl-delay: 0.4\n")
+    site.page("/", "/a", "/b")
+    site.page("/a"), site.page("/b")
+    run(site, tmp_path, delay=0.1)
+    times = [moment for _, _, moment in site.asked[1:]]
+    assert len(times) == 3
+    assert all(b - a >= 0.39 for a, b in zip(times[:-1], times[1:], strict=True))
+
+
+def test_what_is_large_late_or_of_another_type_is_left(site, tmp_path):
+    def drip(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
+        for _ in range(200):
+            try:
+                handler.wfile.write(b"x")
+            except OSError:
+                return
+            time.sleep(0.05)
+
+    site.page("/", "/large", "/endless", "/drip", "/picture", "/bomb", "/loop", "/out", "/broken")
+    site.page("/large", body="x", Content_Length=str(10**9))
+    site.pages["/endless"] = lambda handler: (200, {"Content-Length": "20000"}, "y" * 20_000)
+    site.pages["/drip"] = drip
+    site.page("/picture", body="GIF", Content_Type="image/gif")
+    site.page("/bomb", body=gzip.compress(bytes(10 << 20)), Content_Encoding="gzip")
+    site.page("/loop", status=302, body="", Location="/loop")
+    site.page("/out", status=302, body="", Location="http://localhost.test/x")
+    site.page("/broken", status=503, body="")
+    start = time.monotonic()
+    made = run(site, tmp_path, max_bytes=15_000, timeout=1.0)
+    assert time.monotonic() - start < 30
+    assert had(tmp_path) == ["/"]
+    assert made["refused"] == {
+        "another site": 1, "content type": 1, "status 503": 1, "timeout": 1, "too large": 3,
+        "too many redirects": 1,
+    }  # fmt: skip
+    assert site.paths().count("/broken") == 2  # asked again, once
+    assert site.paths().count("/loop") == crawl.REDIRECTS + 1
+
+
+def test_it_asks_again_after_an_error(site, tmp_path):
+    answers = [(500, {}, "no"), (429, {"Retry-After": "1"}, "no"), (200, {}, pages.page(1))]
+    site.pages["/"] = lambda handler: answers.pop(0)
+    start = time.monotonic()
+    assert run(site, tmp_path, retries=2)["pages"] == 1
+    assert time.monotonic() - start >= 1.0
+
+
+def test_killed_it_goes_on_where_it_was(site, tmp_path, monkeypatch):
+    site.page("/", *(f"/{i}" for i in range(6)))
+    for i in range(6):
+        site.page(f"/{i}")
+    real, seen = crawl.warc_record, []
+
+    def dying(answer):
+        seen.append(answer.url)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return real(answer)
+
+    monkeypatch.setattr(crawl, "warc_record", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(site, tmp_path)
+    monkeypatch.undo()
+    with open(tmp_path / "pages-00000.warc.gz", "ab") as file:
+        file.write(b"half a record")
+    before = set(site.paths())
+    site.asked.clear()
+    assert run(site, tmp_path)["pages"] == 7
+    assert had(tmp_path) == ["/", *(f"/{i}" for i in range(6))]
+    assert set(site.paths()) & before <= {"/robots.txt", "/2"}
+
+
+def test_a_crawl_is_prepared(site, tmp_path):
+    names = [f"/story{i}" for i in range(6)]
+    site.page("/", *names)
+    for name in names:
+        site.page(name)
+    prep = pages.settings(
+        input=f"{site.url}/", crawl__delay=0.0, validation=0.2,
+        rules=["language", "gopher_quality"],
+    )  # fmt: skip
+    with Local(1) as engine:
+        about = pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine, allow_private=True)
+        assert sum(about["documents"].values()) == 7
+        again = pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine, allow_private=True)
+    assert again["documents"] == about["documents"]
+
+
+# --- what is not connected to -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254",
+     "0.0.0.0", "100.64.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1", "192.0.2.1",
+     "198.18.0.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fec0::1", "ff02::1",
+     "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1",
+     "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:c0a8:101::1", "2001:db8::1",
+     "2001:0:7f00:1::1", "nonsense"],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address):
+    assert not fetch.is_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::808:808"])
+def test_addresses_that_are(address):
+    assert fetch.is_public(address)
+
+
+def resolve_to(monkeypatch, *answers):
+    """Makes every name mean one list of addresses after the other; returns the names asked."""
+    asked, answers = [], list(answers)
+
+    def getaddrinfo(host, port, *args, **more):
+        asked.append(host)
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/", "http://localhost/", "http://[::1]/", "http://2130706433/",
+     "http://0x7f.1/", "http://127.1/", "http://[::ffff:127.0.0.1]/"],
+)  # fmt: skip
+def test_private_addresses_are_refused_however_they_are_written(site, url, monkeypatch):
+    def no_connection(*args, **more):
+        raise AssertionError("connected")
+
+    monkeypatch.setattr(socket, "create_connection", no_connection)
+    with pytest.raises((Refused, Failed), match=r"address is not public|unknown host"):
+        fetch.get(url, 5.0, 1000)
+
+
+def test_one_private_address_among_public_ones_is_enough(monkeypatch):
+    resolve_to(monkeypatch, ["8.8.8.8", "10.0.0.1"])
+    with pytest.raises(Refused, match="address is not public"):
+        fetch.get("http://mixed.example/", 5.0, 1000)
+
+
+def test_it_connects_to_the_very_address_that_was_checked(monkeypatch):
+    """A name that means another address when it is asked again (DNS rebinding) wins nothing."""
+    asked = resolve_to(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
+    connected = []
+
+    def create_connection(address, timeout):
+        connected.append(address)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    with pytest.raises(Failed):
+        fetch.get("http://rebind.example:8080/x", 5.0, 1000)
+    assert asked == ["rebind.example"]
+    assert connected == [("93.184.216.34", 8080)]
+
+
+def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch):
+    """Only the redirect's target is private: the first page is let through by the test."""
+    site.page("/", "/go")
+    site.page("/go", status=302, body="", Location="http://inner.example/admin")
+    port = site.server.server_port
+    real = socket.create_connection
+
+    def getaddrinfo(host, port, *args, **more):
+        address = "93.184.216.34" if host == "outer.example" else "10.0.0.7"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    def create_connection(address, timeout):
+        assert address[0] == "93.184.216.34", f"connected to {address}"
+        return real(("127.0.0.1", port), timeout)
+
+    real_info = socket.getaddrinfo
+    monkeypatch.setattr(fetch.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(fetch.socket, "create_connection",
+                        lambda address, timeout: _with(monkeypatch, real_info, create_connection,
+                                                       address, timeout))  # fmt: skip
+    made = crawl.crawl(
+        [f"http://outer.example:{port}/"], settings(other_sites=True), tmp_path, False
+    )
+    assert made["refused"] == {"address is not public": 1}
+    assert had(tmp_path) == ["/"]
+
+
+def _with(monkeypatch, real_info, create_connection, address, timeout):
+    """`create_connection` resolves on its own: with the real resolver, for the numeric address."""
+    fake = fetch.socket.getaddrinfo
+    fetch.socket.getaddrinfo = real_info
+    try:
+        return create_connection(address, timeout)
+    finally:
+        fetch.socket.getaddrinfo = fake
+
+
+def test_a_private_start_is_refused_without_leave(site, tmp_path):
+    site.page("/")
+    with pytest.raises(RunError, match="address is not public"):
+        run(site, tmp_path, allow_private=False)
+    assert not site.asked
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://example.org/", "file:///etc/passwd", "http://user:word@example.org/", "http://",
+     "http://a b/", "http://example.org/\r\nHost: x", "http://example.org:99999/",
+     "http://example.org/" + "a" * 3000],
+)  # fmt: skip
+def test_what_is_no_web_address(url):
+    with pytest.raises(Refused, match="no web address"):
+        fetch.split_url(url)
+
+
+def test_canonical_addresses():
+    for url, wanted in (
+        ("HTTP://Example.ORG:80/a b#c", "http://example.org/a%20b"),
+        ("http://example.org", "http://example.org/"),
+        ("https://example.org:8443/?q=é", "https://example.org:8443/?q=%C3%A9"),
+        ("http://bücher.example/", "http://xn--bcher-kva.example/"),
+        ("http://example.org/%41", "http://example.org/%41"),
+    ):
+        assert crawl.canonical(url) == wanted
+        assert crawl.canonical(wanted) == wanted

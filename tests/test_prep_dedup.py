@@ -1,0 +1,178 @@
+"""Duplicates: planted ones are found, and nothing else is."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from tests import pages
+
+pytest.importorskip("datasketch", reason="needs the extra `prep`")
+
+from zoo.prep import dedup, pipeline, steps, store
+from zoo.prep.document import Document
+from zoo.prep.engine import Local
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st")]
+
+
+def planted(originals, seed=0):
+    """Yields (group, text): originals of 60 to 600 words, each with four edited copies."""
+    draw = random.Random(seed)
+    for group in range(originals):
+        words = draw.choices(WORDS, k=draw.randint(60, 600))
+        yield group, " ".join(words)
+        for rate in (0.005, 0.01, 0.03, 0.05):
+            edited = [
+                draw.choice(WORDS) if draw.random() < rate else word
+                for word in words
+                if draw.random() >= rate / 4
+            ]
+            yield group, " ".join(edited)
+
+
+def near_pairs(texts, tmp_path, **changes):
+    """Returns (verified pairs, groups) that the steps find among texts, as places in the list."""
+    prep = pages.settings(**changes)
+    same = {"work": str(tmp_path), "out": str(tmp_path), "prep": prep, "shards": 3}
+    (tmp_path / "filtered").mkdir()
+    place = {}
+    for shard in range(3):
+        with store.lines_into(tmp_path / "filtered" / f"{shard:05d}.jsonl.zst") as write:
+            for number in range(shard, len(texts), 3):
+                key = shard << 32 | number
+                place[key] = number
+                write(Document(text=texts[number], key=key).to_json())
+
+    def on(step, title, tasks):
+        with Local(1) as engine:
+            list(engine.run(step, tasks))
+
+    def on_shards(step, title, **more):
+        on(step, title, [{**same, "name": shard, **more} for shard in range(3)])
+
+    on_shards(steps.signed, "", parts=0)
+    on(steps.exact_duplicates, "", [{**same, "name": part, "parts": 2} for part in range(2)])
+    pipeline._near_duplicates(on, on_shards, same, tmp_path, 2, 2)
+    pairs = [store.load(tmp_path / "verified_pairs" / f"{shard:05d}.npy") for shard in range(3)]
+    pairs = {tuple(sorted((place[a], place[b]))) for a, b in np.concatenate(pairs).tolist()}
+    gone = {place[a]: place[b] for a, b in store.load(tmp_path / "near.npy").tolist()}
+    return pairs, gone
+
+
+def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
+    # What is equal to the letter is found before, and takes no part.
+    groups, texts = zip(
+        *{text: (group, text) for group, text in planted(100)}.values(), strict=True
+    )
+    sets = [
+        {tuple(text.split()[i : i + 5]) for i in range(len(text.split()) - 4)} for text in texts
+    ]
+    wanted = set()
+    for _, members in itertools.groupby(range(len(texts)), lambda i: groups[i]):
+        for a, b in itertools.combinations(members, 2):
+            if len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]):
+                wanted.add((a, b))
+    assert len(wanted) > 200
+    found, gone = near_pairs(texts, tmp_path)
+    assert len(found & wanted) / len(wanted) >= 0.98
+    assert len(found & wanted) / len(found) >= 0.98
+    # A group is of one original, and its first document stays.
+    assert all((b % 3, b) < (a % 3, a) for a, b in gone.items())
+    assert all(groups[a] == groups[b] for a, b in gone.items())
+    assert not set(gone) & set(gone.values())
+
+
+def test_the_curve_is_the_documented_one():
+    """The probability to become candidates, measured on sets of known similarity."""
+    draw = np.random.default_rng(0)
+    size, tries = 400, 150
+    for similarity, expected in ((0.6, 0.345), (0.7, 0.771), (0.8, 0.990)):
+        hits = 0
+        shared = round(size * 2 * similarity / (1 + similarity))
+        for _ in range(tries):
+            values = draw.choice(2**32, 2 * size - shared, replace=False).astype(np.uint32)
+            a, b = np.sort(values[:size]), np.sort(values[size - shared :])
+            bands = zip(dedup.band_hashes(a, 25, 8), dedup.band_hashes(b, 25, 8), strict=True)
+            hits += any(x == y for x, y in bands)
+        deviation = (expected * (1 - expected) / tries) ** 0.5
+        assert abs(hits / tries - expected) < 4 * deviation + 0.01, similarity
+
+
+def test_jaccard_and_shingles():
+    a, b = (
+        dedup.shingles(dedup.normal(text), 2) for text in ("One two, THREE four", "two three five")
+    )
+    assert len(a) == 3
+    assert dedup.jaccard(a, b) == pytest.approx(1 / 4)
+    assert dedup.jaccard(a, a) == 1.0
+    assert len(dedup.shingles("one", 5)) == 1
+    assert len(dedup.shingles("", 5)) == 1
+    assert dedup.normal("می‌رود «خانه»!") == "می‌رود خانه"
+
+
+def test_groups_repeats_candidates_and_frequent_lines():
+    edges = [np.array([[5, 9], [2, 5]], np.uint64), np.array([[7, 8]], np.uint64)]
+    assert dedup.groups(edges).tolist() == [[5, 2], [8, 7], [9, 2]]
+    assert dedup.groups([]).shape == (0, 2)
+    hashes, keys = np.array([4, 1, 4, 4, 1, 3], np.uint64), np.array([9, 8, 2, 5, 1, 7], np.uint64)
+    assert sorted(dedup.repeats(hashes, keys).tolist()) == [[5, 2], [8, 1], [9, 2]]
+    assert dedup.candidates(hashes, keys).tolist() == [[1, 8], [2, 5], [2, 9], [5, 9]]
+    found, first = dedup.frequent(hashes, keys, 2)
+    assert (found.tolist(), first.tolist()) == ([4], [2])
+    many = dedup.candidates(np.zeros(1000, np.uint64), np.arange(1000, dtype=np.uint64))
+    assert len(many) < 1000 * dedup.ALL_PAIRS
+    assert dedup.groups([many]).shape == (999, 2)
+
+
+@pytest.mark.parametrize("parts", [1, 7])
+def test_parts_of_all_hashes_are_all_hashes(parts):
+    hashes = np.sort(np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64, endpoint=False))
+    hashes = np.r_[np.uint64(0), hashes, np.uint64(2**64 - 1)]
+    slices = [hashes[store.slice_of(hashes, part, parts)] for part in range(parts)]
+    assert np.array_equal(np.concatenate(slices), hashes)
+
+
+def test_a_line_that_many_pages_have_stays_in_the_first_alone(tmp_path):
+    banner = "Subscribe to our wonderful newsletter, free of charge."
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(8):
+        text = f"{pages.paragraphs(number)}\n{banner}\nBy Ann."
+        (folder / f"{number}.txt").write_text(text)
+    prep = pages.settings(
+        input=str(folder), dedup__line_documents=3, shard_bytes=2000, rules=[], validation=0.2
+    )
+    with Local(1) as engine:
+        pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
+    texts = [
+        document.text
+        for path in sorted((tmp_path / "out" / "text").glob("*.gz"))
+        for document in store.read_documents(path)
+    ]
+    assert len(texts) == 8
+    assert sum(banner in text for text in texts) == 1
+    assert all("By Ann." in text for text in texts)  # too short to count
+
+
+def test_equal_documents_are_never_in_both_splits(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(pages.paragraphs(number // 2))
+    prep = pages.settings(
+        input=str(folder), dedup__exact=False, dedup__near=False, dedup__line_documents=0,
+        rules=[], validation=0.5,
+    )  # fmt: skip
+    with Local(1) as engine:
+        about = pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
+    assert sum(about["documents"].values()) == 40
+    splits = [
+        {document.text for path in (tmp_path / "out" / "text").glob(f"{split}-*")
+         for document in store.read_documents(path)}
+        for split in pipeline.SPLITS
+    ]  # fmt: skip
+    assert splits[0]
+    assert splits[1]
+    assert not splits[0] & splits[1]

@@ -1,0 +1,145 @@
+"""The rules, each by a text that it keeps and one that it drops, in English and in Persian."""
+
+import inspect
+
+import pytest
+
+from tests import pages
+
+pytest.importorskip("trafilatura", reason="needs the extra `prep`")
+
+from zoo.errors import RunError, UsageError
+from zoo.prep import filters
+from zoo.prep.document import Document
+from zoo.prep.settings import defaults
+
+ENGLISH = pages.paragraphs(7, 24)
+PERSIAN_LINES = (
+    "رئیس جمهور گفت که این طرح برای مردم کشور در سال ۱۳۹۹ آماده می‌شود و با آن کار خواهند کرد.",
+    "او به خبرنگاران گفت: «آیا این راه از همه بهتر نیست؟»",
+    "در این شهر کوچک، خانه‌های قدیمی بسیار است و مردم آن را دوست دارند!",
+    "کتاب‌ها را از روی میز برداشت و به برادر خود داد تا در راه بخواند.",
+    "باران تمام شب بارید و صبح، رودخانه از پل بالاتر آمده بود.",
+    "هر روز پیش از آفتاب به باغ می‌رفت، درخت‌ها را آب می‌داد و برمی‌گشت.",
+)
+PERSIAN = "\n".join(PERSIAN_LINES)
+
+
+def reason(rule, text, language="en", url="", **changes):
+    document = Document(text=text, language=language, url=url)
+    return filters.RULES[rule](document, {**defaults()[rule], **changes}), document
+
+
+@pytest.mark.parametrize("rule", sorted(filters.RULES))
+@pytest.mark.parametrize(("text", "language"), [(ENGLISH, "en"), (PERSIAN, "fa")])
+def test_prose_passes_every_rule(rule, text, language):
+    changes = {} if rule != "gopher_repetition" else {"max_duplicate_ngrams": ()}
+    found, document = reason(rule, text, language, "http://example.org/a", **changes)
+    assert found == ""
+    assert document.text == text
+    assert document.language == language
+
+
+def test_every_rule_has_its_settings_and_uses_them_all():
+    known = defaults()
+    assert tuple(known["rules"]) == tuple(filters.RULES)
+    for name, rule in filters.RULES.items():
+        source = inspect.getsource(rule) + inspect.getsource(filters._c4_keeps)
+        for key in known[name]:
+            dynamic = name == "gopher_repetition" and key.startswith("max_duplicate")
+            assert dynamic or f'settings["{key}"]' in source, (name, key)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "said"),
+    [
+        ("gopher_quality", "too short.", "few words"),
+        ("gopher_quality", "a b c " * 50, "short words"),
+        ("gopher_quality", "extraordinarily incomprehensible " * 50, "long words"),
+        ("gopher_quality", "the #wonderful tags of " * 50, "symbols"),
+        ("gopher_quality", "the of some... " * 30, "symbols"),
+        ("gopher_quality", "\n".join(f"- point {i} of the list" for i in range(40)), "bullets"),
+        ("gopher_quality", "another wonderful tale of the town it was...\n" * 9, "symbols"),
+        ("gopher_quality", f"{'the tales of a wonderful town ' * 3}...\n" * 9, "ellipses"),
+        ("gopher_quality", "the numbers of 123 456 789 " * 20, "few letters"),
+        ("gopher_quality", "buy cheap watches online today " * 20, "stop words"),
+        ("gopher_repetition", "one line\n" * 10, "lines"),
+        ("gopher_repetition", "a par\n\n" * 10, "paragraphs"),
+        ("gopher_repetition", "buy now " * 50, "top 2-gram"),
+        ("c4", "Lorem ipsum dolor. " + ENGLISH, "lorem ipsum"),
+        ("c4", "if (x) { return } " + ENGLISH, "curly bracket"),
+        ("c4", "One sentence of words. And two of them.", "few sentences"),
+        ("c4", "word\n" * 10, "no lines"),
+        ("fineweb", "\n".join(f"Some heading number {i} of many more headings" for i in range(9)),
+         "lines without end"),
+        ("fineweb", "\n".join(f"Short {i}." for i in range(20)), "short lines"),
+        ("fineweb", f"{ENGLISH}\n{ENGLISH}", "repeated lines"),
+        ("fineweb", "\n\n\n\n".join(f"{w * 31}." for w in "abcdefgh"), "line ends"),
+        ("toxicity", "you fucking bitch " + "word " * 20, "toxic"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prose_is_dropped(rule, text, said):
+    assert reason(rule, text)[0] == said
+
+
+def test_persian_is_judged_by_its_own_words():
+    no_stop_words = "ساعت ارزان خرید آنلاین تخفیف ویژه محصول جدید " * 10
+    assert reason("gopher_quality", no_stop_words, "fa")[0] == "stop words"
+    assert reason("gopher_quality", no_stop_words, "sw")[0] == ""  # a language without a list
+    titles = "\n".join(f"عنوان خبر شمارهٔ {i} از خبرهای امروز در این شهر" for i in range(9))
+    assert reason("fineweb", titles, "fa")[0] == "lines without end"
+    assert reason("toxicity", "جنده " * 5 + PERSIAN, "fa")[0] == "toxic"
+    assert reason("c4", "خانه. کتاب؟", "fa")[0] == "no lines"
+    assert reason("c4", "آیا او به خانه رفت؟ به خانه رفت.", "fa")[0] == "few sentences"
+
+
+def test_c4_takes_lines_out():
+    noise = "Please enable Javascript to see this page.\nWe use cookies to serve you.\nMenu\n"
+    found, document = reason("c4", noise + ENGLISH)
+    assert found == ""
+    assert document.text == ENGLISH
+    found, document = reason(
+        "c4", "A title that ends nowhere\n" + ENGLISH, terminal_punctuation=True
+    )
+    assert document.text == ENGLISH
+
+
+def test_language_keeps_what_is_asked_for():
+    assert reason("language", PERSIAN, keep=("fa", "en"))[0] == ""
+    assert reason("language", ENGLISH, keep=("fa",))[0] == "is en"
+    found, document = reason("language", "ok 123", keep=("fa", "en"), least=0.999)
+    assert found
+    assert document.language
+
+
+def test_addresses(tmp_path):
+    (tmp_path / "domains.txt").write_text("# a list\nbad.org\n\n")
+    changes = {"blocked_domains": str(tmp_path / "domains.txt")}
+    for url, said in (
+        ("http://bad.org/a", "blocked domain"),
+        ("http://www.BAD.org", "blocked domain"),
+        ("http://notbad.org/", ""),
+        ("http://example.org/xxx-videos", "blocked word"),
+        ("http://essex.ac.uk/", ""),
+        ("http://[broken", "no address"),
+        ("", ""),
+    ):
+        assert reason("address", ENGLISH, url=url, **changes)[0] == said, url
+
+
+def test_word_lists_and_scorers(tmp_path, monkeypatch):
+    path = tmp_path / "words.txt"
+    path.write_text("wooden bridge\nکتاب\n")
+    text = "A Wooden  bridge? A wooden bridge."
+    assert reason("blocked_words", text, file=str(path))[0] == "blocked word"
+    assert reason("blocked_words", text, file=str(path), most=1)[0] == ""
+    assert reason("blocked_words", "a wooden bridgehead", file=str(path))[0] == ""
+    assert reason("blocked_words", "این کتاب است", file=str(path))[0] == "blocked word"
+    with pytest.raises(RunError, match="cannot be read"):
+        reason("blocked_words", text, file=str(tmp_path / "none"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_scorer.py").write_text("def score(text): return len(text)\n")
+    assert reason("toxicity", "abc", scorer="my_scorer:score", most=2)[0] == "toxic"
+    assert reason("toxicity", "ab", scorer="my_scorer:score", most=2)[0] == ""
+    with pytest.raises(UsageError, match="MODULE:FUNCTION"):
+        reason("toxicity", "ab", scorer="no_module:score")

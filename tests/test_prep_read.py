@@ -1,0 +1,467 @@
+"""Reading, extracting and cleaning, of good files and of all kinds of bad ones."""
+
+import gzip
+import json
+import os
+import random
+import time
+import zlib
+from collections import Counter
+
+import pytest
+
+from tests import pages
+from zoo.data.datasets import data_dir
+from zoo.errors import UsageError
+
+pytest.importorskip("trafilatura", reason="needs the extra `prep`")
+
+from zoo.prep import clean, extract, files, languages, read, steps, unpack
+from zoo.prep.document import Document, Tally
+
+BODY = "<p>A sentence of a page that is long enough to be the main text of it, really.</p>"
+
+
+def read_all(path, **changes):
+    """Returns (documents, what was unreadable) of a file or folder, in one stripe."""
+    prep = pages.settings(**changes)
+    skipped, tally = Counter(), Tally()
+    found = files.find([str(path)], skipped)
+    made = []
+    for shard in files.shards(found, 1 << 40):
+        made += read.documents(shard, prep, tally)
+    return made, dict(tally.unreadable + skipped)
+
+
+# --- readers --------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file_is_read(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+    import zstandard
+
+    (tmp_path / "a.html").write_text(pages.page(1))
+    (tmp_path / "b.htm.gz").write_bytes(gzip.compress(pages.page(2).encode()))
+    (tmp_path / "c.txt.zst").write_bytes(zstandard.compress("plain تُکست".encode()))
+    (tmp_path / "d.jsonl").write_text('{"text": "one", "license": "CC0", "link": "http://e/1"}\n\n')
+    table = pyarrow.table({"text": ["two", None], "title": ["T", "U"], "other": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "e.parquet")
+    wet = (
+        "WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://e/3\r\n"
+        "WARC-Record-ID: <urn:uuid:1>\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n"
+        "three\r\n\r\n"
+    )
+    (tmp_path / "f.wet").write_bytes(wet.encode())
+    (tmp_path / "g.warc.gz").write_bytes(
+        pages.warc(pages.page(4), "http://e/4") + pages.warc("gone", status=404)
+        + pages.warc(b"GIF", kind="image/gif") + pages.warc("five", "http://e/5", "text/plain")
+    )  # fmt: skip
+    (tmp_path / "h.png").write_bytes(b"")
+    found, unreadable = read_all(tmp_path, licence="CC BY")
+    texts = [d.text or d.html for d in found]
+    assert texts == [
+        pages.page(1), pages.page(2), "plain تُکست", "one", "two", "three", pages.page(4), "five",
+    ]  # fmt: skip
+    assert [d.html is not None for d in found] == [True, True, *[False] * 4, True, False]
+    assert [d.url for d in found[3:]] == [
+        "http://e/1",
+        "",
+        "http://e/3",
+        "http://e/4",
+        "http://e/5",
+    ]
+    assert [d.licence for d in found[2:5]] == ["CC BY", "CC0", "CC BY"]
+    assert found[4].title == "T"
+    assert unreadable == {
+        "records without text": 1, "responses other than 200": 1, "responses of other types": 1,
+        "files of unknown kind": 1,
+    }  # fmt: skip
+
+
+def test_a_corpus_by_name():
+    shard = files.shards(files.corpus_files(["corpus:pydoc"]), 1 << 20)[0]
+    found = list(read.documents(shard, pages.settings(), Tally()))
+    assert len(found) > 50
+    assert found[0].licence
+    assert found[0].source == "pydoc"
+
+
+@pytest.mark.parametrize("ending", [".warc.gz", ".jsonl", ".parquet"])
+def test_stripes_share_a_file_out(tmp_path, ending):
+    path = tmp_path / f"many{ending}"
+    texts = [f"text {i}" for i in range(23)]
+    if ending == ".warc.gz":
+        path.write_bytes(b"".join(pages.warc(text, kind="text/plain") for text in texts))
+    elif ending == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\nbroken\n" for text in texts))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    shards = files.shards(files.find([str(path)], Counter()), path.stat().st_size // 3)
+    assert len(shards) == 4 or len(shards) == 3
+    tally = Tally()
+    parts = [[d.text for d in read.documents(s, pages.settings(), tally)] for s in shards]
+    assert sorted(sum(parts, [])) == sorted(texts)
+    assert sum(map(bool, parts)) > 1
+    assert sum(tally.unreadable.values()) == (23 if ending == ".jsonl" else 0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("utf-8-sig", ""), ("utf-16", ""), ("utf-16-be-bom", ""), ("cp1252", "iso-8859-1"),
+     ("cp1256", "windows-1256"), ("koi8-r", "koi8-r"), ("cp1252", "no-such-code"),
+     ("cp1252", "zip")],
+)  # fmt: skip
+def test_encodings_are_found(encoding, declared):
+    text = {"cp1256": "سلام عليكم، هذا كتاب", "koi8-r": "Съешь ещё этих мягких булок"}.get(
+        encoding, "Größe, naïve façade — “quoted” déjà vu, und über Straßen"
+    )
+    if encoding == "utf-16-be-bom":
+        data = b"\xfe\xff" + text.encode("utf-16-be")
+    else:
+        data = text.encode(encoding)
+    meta = f'<meta charset="{declared}">'.encode() if declared else b""
+    assert read.decode(meta + data).removeprefix(meta.decode()) == text or declared in (
+        "no-such-code", "zip",
+    )  # fmt: skip
+    assert read.decode(data, declared)
+
+
+# --- bad files ------------------------------------------------------------------------------------
+
+
+def test_bombs_end_early_and_are_counted(tmp_path):
+    packer = zlib.compressobj(9, wbits=31)
+    zeros = bytes(1 << 20)
+    bomb = b"".join(packer.compress(zeros) for _ in range(200)) + packer.flush()
+    start = time.monotonic()
+    for name in ("a.jsonl.gz", "b.warc.gz", "c.html.gz"):
+        (tmp_path / name).write_bytes(bomb)
+    found, unreadable = read_all(tmp_path)
+    assert not found
+    assert unreadable["files: bomb"] >= 1
+    assert unreadable["documents too large"] == 1  # of a page no more is unpacked than it may have
+    assert time.monotonic() - start < 30
+
+
+def test_a_bomb_is_told_from_a_large_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "FREE_BYTES", 1000)
+    rows = "".join(json.dumps({"text": f"{random.Random(i).random()}"}) + "\n" for i in range(500))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    assert len(read_all(tmp_path, max_file_ratio=200)[0]) == 500
+    assert read_all(tmp_path, max_file_ratio=2)[1] == {"files: bomb": 1}
+
+
+def test_a_bomb_inside_a_response_is_counted(tmp_path):
+    inner = gzip.compress(bytes(50 << 20))
+    head = (
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n"
+        f"Content-Length: {len(inner)}\r\n\r\n"
+    ).encode()
+    block = head + inner
+    (tmp_path / "a.warc").write_bytes(
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://e/\r\n"
+        b"WARC-Record-ID: <u:1>\r\nContent-Type: application/http; msgtype=response\r\n"
+        + f"Content-Length: {len(block)}\r\n\r\n".encode() + block + b"\r\n\r\n"
+    )  # fmt: skip
+    found, unreadable = read_all(tmp_path)
+    assert not found
+    assert unreadable == {"records too large": 1}
+
+
+def test_what_is_cut_off_or_damaged_is_counted_and_the_rest_is_read(tmp_path):
+    whole = gzip.compress("".join(f'{{"text": "row {i}"}}\n' for i in range(2000)).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 255
+    (tmp_path / "b.jsonl.gz").write_bytes(damaged)
+    (tmp_path / "c.jsonl.gz").write_bytes(b"no gzip at all")
+    record = gzip.decompress(pages.warc(pages.page(1)))
+    (tmp_path / "d.warc").write_bytes(record + record[: len(record) // 2])
+    (tmp_path / "e.warc.gz").write_bytes(pages.warc("x", kind="text/plain") + pages.warc("y")[:60])
+    (tmp_path / "f.parquet").write_bytes(b"PAR1 not really PAR1")
+    (tmp_path / "g.html.gz").write_bytes(gzip.compress(pages.page(2).encode())[:-20])
+    (tmp_path / "h.txt").write_bytes(b"")
+    found, unreadable = read_all(tmp_path)
+    assert [d.text for d in found if d.source.endswith("a.jsonl.gz")][:2] == ["row 0", "row 1"]
+    assert sum(d.source.endswith("d.warc") for d in found) == 1
+    assert sum(d.source.endswith("e.warc.gz") for d in found) == 1
+    assert not any(d.source.endswith("g.html.gz") for d in found)
+    assert unreadable.pop("files: truncated") == 3
+    assert unreadable.pop("files: damaged") >= 3
+    assert unreadable.pop("records cut off") == 1
+    assert unreadable.pop("empty documents") == 1
+
+
+def test_bad_lines_are_counted(tmp_path):
+    lines = [
+        b'{"text": "good"}', b'{"text": 5}', b'{"other": "x"}', b"[1, 2]", b"nonsense",
+        b"[" * 100_000, b'{"text": "half \\ud800 pair"}', b'{"text": "' + b"a" * 100_000 + b'"}',
+        b'{"text": "bad \xff byte"}', b'{"text": "last"}',
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    found, unreadable = read_all(tmp_path, max_document_bytes=10_000)
+    assert [d.text for d in found][:1] == ["good"]
+    assert found[-1].text == "last"
+    assert "half \ufffd pair" in [d.text for d in found]
+    assert unreadable == {
+        "records without text": 3, "lines that are no JSON": 1, "records too large": 2,
+    }  # fmt: skip
+
+
+def test_a_line_of_a_hundred_megabytes_takes_no_memory(tmp_path):
+    import tracemalloc
+
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.write(b'{"text": "')
+        for _ in range(100):
+            file.write(b"a" * (1 << 20))
+        file.write(b'"}\n{"text": "next"}\n')
+    tracemalloc.start()
+    found, unreadable = read_all(tmp_path, max_document_bytes=1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [d.text for d in found] == ["next"]
+    assert unreadable == {"records too large": 1}
+    assert peak < 30 << 20
+
+
+def test_links_pipes_and_names_that_are_none(tmp_path):
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir(), outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (inside / "mine.txt").write_text("mine")
+    (inside / "to_secret.txt").symlink_to(outside / "secret.txt")
+    (inside / "to_folder").symlink_to(outside)
+    (inside / "to_mine.txt").symlink_to(inside / "mine.txt")
+    (inside / "dangling.txt").symlink_to(inside / "nothing.txt")
+    (inside / "loop.txt").symlink_to(inside / "loop.txt")
+    os.mkfifo(inside / "pipe.txt")
+    for pattern in (inside, inside / "*", inside / "**/*.txt"):
+        found, unreadable = read_all(pattern)
+        assert {d.text for d in found} == {"mine"}
+        assert unreadable["links out of the folder"] >= 1
+        assert unreadable["not plain files"] == 1
+        assert unreadable["files that are not there"] == 2
+    # Named itself, a link is meant.
+    assert [d.text for d in read_all(inside / "to_secret.txt")[0]] == ["secret"]
+    with pytest.raises(UsageError, match="names no file"):
+        read_all(tmp_path / "nothing*")
+
+
+ENDINGS = (".warc", ".warc.gz", ".wet", ".html", ".html.gz", ".txt", ".jsonl", ".jsonl.gz",
+           ".jsonl.zst", ".parquet")  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_random_bytes_hurt_no_reader_and_no_step(tmp_path, ending):
+    import zstandard
+
+    draw = random.Random(ending)
+    if ending.endswith("parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"] * 50}), tmp_path / "x")
+        seed = (tmp_path / "x").read_bytes()
+        (tmp_path / "x").unlink()
+    elif "warc" in ending or "wet" in ending:
+        seed = gzip.decompress(pages.warc(pages.page(1))) * 2
+    elif "jsonl" in ending:
+        seed = b'{"text": "some text", "url": "http://e/"}\n' * 20
+    else:
+        seed = pages.page(1).encode()
+    for number in range(30):
+        data = bytearray(seed)
+        for _ in range(draw.choice((1, 5, 50))):
+            place = draw.randrange(len(data))
+            data[place : place + draw.choice((0, 1, 4))] = draw.randbytes(draw.choice((0, 1, 3)))
+        data = draw.randbytes(2000) if number % 5 == 0 else bytes(data)
+        if ending.endswith(".gz"):
+            data = gzip.compress(data)
+        if ending.endswith(".zst"):
+            data = zstandard.compress(data)
+        if number % 3 == 0:
+            data = bytearray(data)
+            data[draw.randrange(len(data))] ^= draw.randrange(1, 256)
+        (tmp_path / f"{number}{ending}").write_bytes(data)
+    prep, tally = pages.settings(), Tally()
+    prep["clean"]["mask"] = ["email", "ip", "phone"]
+    for shard in files.shards(files.find([str(tmp_path)], Counter()), 1 << 30):
+        for document in read.documents(shard, prep, tally):
+            steps.through(document, prep, tally)
+            document.to_json().encode()
+
+
+def test_random_text_hurts_no_step():
+    draw = random.Random(0)
+    strange = "\u200c\u200d\u202eیكé\u0301\ufeff\U0001f469۱。\x85\u2028…�"
+    alphabet = [*"abc .,!?{}#\n\t\0\r-*@+()0123456789<>", *strange]
+    prep, tally = pages.settings(), Tally()
+    prep["clean"]["mask"] = ["email", "ip", "phone"]
+    for _ in range(60):
+        text = "".join(draw.choices(alphabet, k=draw.choice((1, 20, 3000))))
+        for name in prep["rules"]:
+            document = Document(text=text)
+            clean.clean(document, prep["clean"])
+            if document.text:
+                steps.RULES[name](document, prep[name])
+            again = clean.tidy(document.text)
+            assert clean.tidy(again) == again
+    assert steps.through(Document(text="x" * 2_000_000), prep, tally) is False
+    for text in ("1-" * 50_000, "a@" * 50_000, ":1" * 50_000, "a." * 50_000, "(1" * 50_000):
+        start = time.monotonic()
+        for kind in ("email", "ip", "phone"):
+            clean.mask(text, kind)
+        assert time.monotonic() - start < 10, f"masking {text[:4]!r}… takes too long"
+
+
+# --- extract ----------------------------------------------------------------------------------
+
+
+def test_the_main_text_with_title_date_and_language():
+    meta = '<meta property="article:published_time" content="2021-03-04">'
+    by = '<a rel="license" href="https://creativecommons.org/licenses/by/4.0/">CC BY</a>'
+    html = pages.page(3).replace("<head>", f"<head>{meta}").replace("<footer>", f"<footer>{by}")
+    document = Document(html=html, url="http://example.org/3")
+    assert extract.extract(document, pages.settings()["extract"]) == ""
+    assert document.text.split("\n")[1:] == pages.paragraphs(3).split("\n")
+    assert (document.title, document.date, document.language) == ("Story 3", "2021-03-04", "en")
+    assert "CC BY" in document.licence
+    assert document.html is None
+
+
+@pytest.mark.parametrize(
+    ("html", "reason"),
+    [
+        ("<div>" * 20_000 + "text", "nested too deep"),
+        ("<table><tr><td>" * 5000 + "x", "nested too deep"),
+        ("<p></p>", "no main text"),
+        ("\0\0\0", "no page"),
+        ("<" * 100_000, ""),
+    ],
+)
+def test_pages_that_are_none(html, reason):
+    found = extract.extract(Document(html=html), pages.settings()["extract"])
+    assert found
+    assert not reason or found in (reason, "no page", "no main text"), found
+
+
+def test_a_page_that_takes_too_long_is_left(monkeypatch):
+    def slow(document, page, settings):
+        try:
+            while True:
+                time.sleep(0.01)
+        except Exception:  # what a library may do
+            return ""
+
+    monkeypatch.setattr(extract, "_extract", slow)
+    assert extract.extract(Document(html="<p>"), {"timeout": 0.2}) == "too slow"
+
+
+def test_extraction_is_as_good_as_trafilaturas_own():
+    """On the pages of its own evaluation: the segments that a text must and must not hold."""
+    import trafilatura
+
+    folder = data_dir() / "trafilatura_eval"
+    if not folder.exists():
+        pytest.skip("ZOO_DATA_DIR holds no trafilatura_eval")
+    asked = sorted(json.loads((folder / "evaldata.json").read_text()).items())[:12]
+    scores = {"ours": Counter(), "theirs": Counter()}
+    for url, page in asked:
+        name = os.path.basename(page["path"])
+        raw = gzip.decompress((folder / "html" / name).read_bytes())
+        document = Document(html=read.decode(raw), url=url)
+        extract.extract(document, pages.settings()["extract"])
+        for who, text in (("ours", document.text), ("theirs", trafilatura.extract(raw) or "")):
+            scores[who]["hits"] += sum(segment in text for segment in page["with"])
+            scores[who]["wrong"] += sum(segment in text for segment in page["without"])
+    assert scores["ours"]["hits"] >= scores["theirs"]["hits"] > 0
+    assert scores["ours"]["wrong"] <= scores["theirs"]["wrong"]
+
+
+# --- clean ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "clean_text"),
+    [
+        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
+        ("  a \t b\u00a0c  \n\n\n\n d ", "a b c\n\nd"),
+        ("a\0b\x1bc\ufeff\u200b\u00ad\u202ed", "abcd"),
+        ("e\u0301", "é"),
+        ("می\u200cرود", "می\u200cرود"),
+        ("می\u200c\u200cرود \u200cو\u200c خانه\u200c", "می\u200cرود و خانه"),
+        ("co\u200coperate", "cooperate"),
+        ("क्\u200dष", "क्\u200dष"),
+        ("\U0001f469\u200d\U0001f4bb", "\U0001f469\u200d\U0001f4bb"),
+        ("كتاب علي", "كتاب علي"),  # Arabic stays Arabic
+        ("", ""),
+    ],
+)
+def test_tidy(text, clean_text):
+    assert clean.tidy(text) == clean_text
+
+
+def test_persian_letters_in_persian_text_alone():
+    persian, arabic = "اين كتاب براي پسر من خريده شد و گفت", "هذا كتاب علي وهو في البيت الكبير"
+    for text, kept in ((persian, False), (arabic, True)):
+        document = Document(text=text)
+        clean.clean(document, pages.settings()["clean"])
+        assert ("ك" in document.text) == kept, document.text
+    assert clean.looks_persian("این متن فارسی است که می‌گوید چه شد")
+    assert not clean.looks_persian("English text, with one word: گل")
+
+
+def test_mojibake_is_repaired_and_quotes_are_kept():
+    document = Document(text="dÃ©jÃ  vu — “so” ﬁne ...")
+    clean.clean(document, pages.settings()["clean"])
+    assert document.text == "déjà vu — “so” ﬁne ..."
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "masked"),
+    [
+        ("email", "Ask ann.b+c@mail.example.org, or @ann.", "Ask <email>, or @ann."),
+        ("email", "a@b costs 5@2", "a@b costs 5@2"),
+        ("ip", "from 192.168.0.1 and 8.8.8.8.", "from <ip> and <ip>."),
+        ("ip", "version 1.2.3.4.5 and 300.1.1.1", "version 1.2.3.4.5 and 300.1.1.1"),
+        ("ip", "at 2001:db8::1, 10:30 and std::vector", "at <ip>, 10:30 and std::vector"),
+        ("phone", "Call +98 21 8888 1234 or (030) 1234567.", "Call <phone> or <phone>."),
+        ("phone", "تلفن: ۰۲۱-۸۸۸۸۱۲۳۴ است", "تلفن: <phone> است"),
+        ("phone", "Call 555-123-4567 now", "Call <phone> now"),
+        ("phone", "in 1998-2004, on 2021-03-04, 10 000 000 people, 3.14159265 and 123456789",
+         "in 1998-2004, on 2021-03-04, 10 000 000 people, 3.14159265 and 123456789"),
+        ("phone", "سال ۱۳۹۹/۰۲/۱۲", "سال ۱۳۹۹/۰۲/۱۲"),
+    ],
+)  # fmt: skip
+def test_personal_data_is_masked(kind, text, masked):
+    assert clean.mask(text, kind) == masked
+
+
+# --- languages ----------------------------------------------------------------------------------
+
+
+def test_languages_and_sentences():
+    assert languages.identify(pages.paragraphs(1))[0] == "en"
+    code, probability = languages.identify("رئیس جمهور گفت که این طرح برای مردم کشور است")
+    assert code == "fa"
+    assert probability > 0.9
+    for line in (
+        "So it is.",
+        "Is it?",
+        "«بله.»",
+        "آیا می‌روی؟",
+        "پایان۔",
+        "He said “yes.”",
+        "终于。",
+    ):
+        assert languages.ends_sentence(line), line
+    for line in ("A title", "Read more...", "ادامه مطلب", "three, four,"):
+        assert not languages.ends_sentence(line), line
+    assert languages.count_sentences("او رفت. آیا برگشت؟ نه! خوب") == 4
+    assert languages.count_sentences("Version 1.5 is out. Good.") == 2
+    assert languages.count_sentences("") == 0

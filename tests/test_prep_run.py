@@ -1,0 +1,272 @@
+"""`zoo prepare` from pages to records and on to a trained model; kills, workers, bad requests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import commands, pages
+from tests.commands import content
+from zoo.errors import RunError, UsageError
+
+pytest.importorskip("trafilatura", reason="needs the extra `prep`")
+
+from zoo.prep import pipeline, steps
+from zoo.prep.engine import Local
+
+RULES = ("language", "address", "gopher_quality", "c4", "fineweb")
+
+
+def prepare(folder, out, workers=1, data=pages.DATA, **changes):
+    changes = {"validation": 0.1, "shard_bytes": 4000, "rules": RULES, **changes}
+    prep = pages.settings(input=str(folder), **changes)
+    with Local(workers) as engine:
+        return pipeline.prepare(prep, data, out, engine)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return pages.site(tmp_path_factory.mktemp("site") / "pages")
+
+
+@pytest.fixture(scope="module")
+def made(site, tmp_path_factory):
+    """Prepared in one process; `(folder, what prepare returned)`."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    return out, prepare(site, out)
+
+
+def kept_texts(out, split):
+    return [
+        document.text
+        for path in sorted((out / "text").glob(f"{split}-*.jsonl.gz"))
+        for document in pipeline.read_documents(path)
+    ]
+
+
+def test_every_story_is_kept_once_and_the_card_adds_up(made):
+    out, about = made
+    card = json.loads((out / "data_card.json").read_text())
+    assert about["documents"]["train"] + about["documents"]["validation"] == 40 + 1 + 1 + 6
+    assert min(about["documents"].values()) > 0
+    assert card["dropped"] == {
+        "exact duplicates: of an earlier document": 1,
+        "gopher_quality: few words": 1,
+        "near duplicates: of an earlier document": 1,
+    }
+    reached = [step["documents"] for step in card["funnel"]]
+    assert reached[0] - reached[-1] == sum(card["dropped"].values())
+    assert card["languages"] == {"en": 48}
+    texts = kept_texts(out, "train") + kept_texts(out, "validation")
+    assert len(set(texts)) == 48
+    assert not any(word in text for text in texts for word in ("Home", "Copyright", "<p>", "var "))
+    assert {pages.paragraphs(seed) for seed in range(20, 40)} <= set(texts)
+    html = (out / "data_card.html").read_text()
+    assert "exact duplicates: of an earlier document" in html
+    assert "http" not in html.split("<h2>Sites")[0].replace("http-", "")
+    assert not (out / "work").exists()
+
+
+def test_records_hold_the_text_and_the_splits_share_nothing(made):
+    from zoo.registry import load_data
+
+    out, about = made
+    dataset = load_data({**pages.DATA, "source": f"prepared:{out}"}, {"name": "clm"})
+    assert not set(kept_texts(out, "train")) & set(kept_texts(out, "validation"))
+    for split, arrays in dataset.splits.items():
+        tokens, segments = np.asarray(arrays["tokens"]), np.asarray(arrays["segments"])
+        found = sorted(
+            dataset.tokenizer.decode(row[segment == number])
+            for row, segment in zip(tokens, segments, strict=True)
+            for number in range(1, segment.max() + 1)
+        )
+        # Every short piece is part of a document, and all of them together are all of the text.
+        whole = "\n".join(kept_texts(out, split))
+        assert all(piece in whole for piece in found)
+        assert np.count_nonzero(segments) >= about["tokens"][split]
+    assert dataset.facts["Tokenizer"]["kind"] == "bpe"
+
+
+@pytest.mark.parametrize("workers", [3])
+def test_workers_change_nothing(site, made, tmp_path, workers):
+    prepare(site, tmp_path / "out", workers)
+    assert content(tmp_path / "out") == content(made[0])
+
+
+@pytest.mark.parametrize("broken", ["filtered", "signed", "verified_pairs", "text", "tokens"])
+def test_a_step_that_dies_is_gone_on_with(site, made, tmp_path, monkeypatch, broken):
+    done = []
+    real = steps.write_json
+
+    def dying(path, value):
+        if path.parent.name == broken and len(done) == 2:
+            raise KeyboardInterrupt  # files are there, the mark is not
+        if path.parent.name == broken:
+            done.append(path)
+        real(path, value)
+
+    monkeypatch.setattr(steps, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(site, tmp_path / "out")
+    monkeypatch.setattr(steps, "write_json", real)
+    before = [path.stat().st_mtime_ns for path in done]
+    seen = []
+    monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: seen.append(path))
+    prepare(site, tmp_path / "out")
+    assert [path.stat().st_mtime_ns for path in done] == before, "finished shards were done again"
+    monkeypatch.undo()
+    prepare(site, tmp_path / "out")  # removes what lies between the steps
+    assert content(tmp_path / "out") == content(made[0])
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_the_same(site, made, tmp_path):
+    code = (
+        "import sys; from tests.test_prep_run import prepare; from pathlib import Path\n"
+        f"prepare({str(site)!r}, {str(tmp_path / 'out')!r}, 2)"
+    )
+    root = str(Path(__file__).parents[1])
+    kills = 0
+    for seconds in (1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
+        run = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": root},
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(seconds)
+        if run.poll() is None:
+            kills += 1
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        time.sleep(1.5)  # its workers notice
+    assert kills >= 2
+    prepare(site, tmp_path / "out", 2)
+    assert content(tmp_path / "out") == content(made[0])
+
+
+def test_done_is_done(site, made):
+    before = content(made[0])
+    assert prepare(site, made[0])["documents"] == made[1]["documents"]
+    assert content(made[0]) == before
+
+
+def test_the_wrong_folder_is_refused(site, made, tmp_path):
+    with pytest.raises(UsageError, match="another recipe, other input"):
+        prepare(site, made[0], validation=0.2)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        prepare(site, tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "picture.png").write_bytes(b"1")
+    with pytest.raises(UsageError, match="nothing to read .1 files of unknown kind"):
+        prepare(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(UsageError, match="names no file"):
+        prepare(tmp_path / "none-*.html", tmp_path / "out2")
+    with pipeline._alone(tmp_path), pytest.raises(UsageError, match="Another process"):
+        prepare(site, tmp_path)
+
+
+def test_nothing_left_is_said(tmp_path):
+    (tmp_path / "short.html").write_text("<p>Too short.</p>")
+    with pytest.raises(RunError, match="No documents are left"):
+        prepare(tmp_path / "*.html", tmp_path / "out")
+
+
+def test_a_full_disk_is_named(site, tmp_path, monkeypatch):
+    import errno
+
+    from zoo.data import disk
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "fsync_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare(site, tmp_path / "out")
+    assert str(tmp_path) in caught.value.filename
+    monkeypatch.undo()
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    prepare(site, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "needs --out=D"),
+        (("--out=D",), "zoo prepare needs pages"),
+        (("--out=D", "--config.prep.input=none.html"), "names no file: 'none.html'"),
+        (("--out=D", "--config.prep.rules=gofer"), "prep.rules has no 'gofer'"),
+        (("--out=D", "--config.prep.clean.mask=name"), "prep.clean.mask has no 'name'"),
+        (("--out=D", "--config.prep.validation=1.5"), "prep.validation lies in (0, 1)"),
+        (("--out=D", "--config.prep.dedup.bands=0"), "prep.dedup.bands is at least 1"),
+        (("--out=D", "--config.prep.dedup.band=2"), "no key 'prep.dedup.band'. Did you mean"),
+        (("--out=D", "--config.prep.input=corpus:pydok"), "'pydok' is no corpus. Did you mean"),
+        (("--out=D", "--config.prep.input=http://"), "'http://' is no web address"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(zoo_command, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    if any("prep.input" in word for word in words) or len(words) < 2:
+        given = ()
+    else:
+        given = ("--config.prep.input=.",)
+    answer = zoo_command("prepare", "web_text:debug", *words, *given)
+    assert answer.status == 2
+    assert said in answer.one_line()
+
+
+def test_a_recipe_that_does_not_fit_what_was_prepared_is_refused(made, tmp_path):
+    from zoo.registry import load_data
+
+    for change, said in (
+        ({"packing": "stream"}, "prepared with data.packing=best_fit"),
+        ({"sequence_length": 64}, "prepared with data.sequence_length=32"),
+        ({"tokenizer": "byte"}, "data.tokenizer=bpe takes it"),
+        ({"source": f"prepared:{tmp_path}"}, "has finished"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            load_data({**pages.DATA, "source": f"prepared:{made[0]}", **change}, {"name": "clm"})
+
+
+def test_a_stream_is_read_with_windows_of_any_length(site, tmp_path):
+    from zoo.registry import load_data
+
+    data = {**pages.DATA, "packing": "stream"}
+    prepare(site, tmp_path / "out", data=data)
+    data |= {"source": f"prepared:{tmp_path / 'out'}", "sequence_length": 48, "tokenizer": ""}
+    dataset = load_data(data, {"name": "clm"})
+    assert dataset.splits["train"]["tokens"].shape[1] == 49
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_what_was_prepared(site, tmp_path):
+    out, workdir = tmp_path / "out", tmp_path / "run"
+    answer = commands.zoo_process(
+        "prepare", "web_text:debug", f"--config.prep.input={site}", f"--out={out}"
+    )
+    assert answer.status == 0, answer.err
+    assert "documents" in answer.out
+    assert "a second" in answer.err
+    words = (f"--config.data.source=prepared:{out}", f"--workdir={workdir}")
+    trained = commands.zoo_process(
+        "train", "web_text:debug", *words, "--config.trainer.global_batch_size=4"
+    )
+    assert trained.status == 0, trained.err
+    assert commands.metrics(trained.out.strip().splitlines()[-2])["loss"] < 6
+    judged = commands.zoo_process("evaluate", workdir, "--split=validation")
+    assert judged.status == 0, judged.err
+
+
+def test_on_beam_it_is_the_same(site, made, tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra `beam`")
+    from zoo.prep.engine import Beam
+
+    prep = pages.settings(input=str(site), validation=0.1, shard_bytes=4000, rules=RULES)
+    with Beam([]) as engine:
+        pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
+    assert content(tmp_path / "out") == content(made[0])

@@ -1,0 +1,65 @@
+"""zoo prepare RECIPE[:VARIANT] --out=D [--workers=N] [--config.KEY=VALUE ...]: pages to records.
+
+  zoo prepare web_text --config.prep.input='crawl/*.warc.gz' --out=D
+  zoo train web_text --config.data.source=prepared:D --workdir=W
+
+prep.input is a pattern, a folder (.warc, .wet, .html, .txt, .jsonl, also .gz and .zst; .parquet),
+start addresses to crawl (http://...), or corpus:NAME of `zoo fetch`; several by commas. Run the
+same command again to go on where it stopped. D/data_card.html tells what was dropped and why.
+"""
+
+import sys
+
+from absl import flags
+
+from trainers.cli.common import modules_flag, parse, run
+from trainers.recipe import as_dict, resolve
+from zoo.errors import UsageError
+
+_FLAGS = flags.FlagValues()
+_OUT = flags.DEFINE_string("out", None, "The folder that is made.", flag_values=_FLAGS)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 0, "Processes; 0 for one a core.", lower_bound=0, flag_values=_FLAGS
+)
+_BEAM = flags.DEFINE_multi_string(
+    "beam", [], "Run on Apache Beam with this flag of Beam's: --beam=--runner=FlinkRunner "
+    "--beam=--flink_master=HOST:8081. All workers must see input and D under the same paths.",
+    flag_values=_FLAGS,
+)  # fmt: skip
+_PRIVATE = flags.DEFINE_bool(
+    "allow_private", False, "Crawl private and loopback addresses too.", flag_values=_FLAGS
+)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Prepares."""
+    words, overrides = parse(
+        _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
+    )
+    if not _OUT.value:
+        raise UsageError("zoo prepare needs --out=D, the folder that is made.")
+    if _BEAM.value and _WORKERS.value:
+        raise UsageError("--workers is of this machine; a Beam runner has flags of its own.")
+    config = as_dict(resolve(words[0], overrides))
+    try:
+        import trafilatura  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "zoo prepare needs the extra `prep`: pip install 'keras-zoo[prep]'."
+        ) from None
+    from zoo.prep.engine import Beam, Local
+    from zoo.prep.pipeline import prepare
+
+    engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value)
+    with engine:
+        made = prepare(config["prep"], config["data"], _OUT.value, engine, _PRIVATE.value)
+    for split, count in made["documents"].items():
+        print(f"{split:12}{count:12,} documents {made['tokens'][split]:14,} tokens")
+    print(f"what was dropped and why: {_OUT.value}/data_card.html")
+    print(f"zoo train {words[0]} --config.data.source=prepared:{_OUT.value} --workdir=W")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

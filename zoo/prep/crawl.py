@@ -1,0 +1,352 @@
+"""Polite collection of pages from start addresses, into WARC files.
+
+One request at a time; a host is asked again after `delay` seconds, or what its robots.txt asks
+for. What robots.txt forbids, to all or to "keras-zoo", is left alone; where it cannot be had for
+an error of the server, all is (RFC 9309). Links marked nofollow are not followed.
+
+The frontier is an SQLite file beside the WARC: a page is on the disk before it is marked as done,
+so a kill costs one request at most.
+"""
+
+import gzip
+import io
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
+
+from zoo.data.disk import fsync_folder, read_json, write_json
+from zoo.errors import RunError, UsageError
+from zoo.prep import extract, fetch
+from zoo.prep.fetch import Answer, Failed, Refused
+
+REDIRECTS = 5
+TYPES = ("text/html", "application/xhtml+xml", "text/plain")
+WARC_BYTES = 1 << 30
+# A robots.txt may ask for any delay; a longer one than this is a refusal.
+LONGEST_DELAY = 60.0
+_ROBOTS_BYTES = 500 << 10
+_ROBOTS_HOSTS = 1000
+
+
+def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: bool = False) -> dict:
+    """Crawls until `pages` are had or nothing is left; run again after a kill, it goes on.
+
+    Args:
+      starts: addresses.
+      settings: the section `prep.crawl`.
+      folder: gets pages-00000.warc.gz …, frontier.sqlite and, last, crawl.json.
+      allow_private: whether addresses that are not public may be connected to; for tests.
+
+    Returns:
+      What crawl.json holds: {"pages": n, "refused": {reason: n}, …}.
+
+    Raises:
+      UsageError: a start that is no address, or a folder that another crawl began.
+      RunError: no page could be had.
+    """
+    for start in starts:
+        try:
+            fetch.split_url(canonical(start))
+        except Refused:
+            raise UsageError(f"prep.input: {start!r} is no web address.") from None
+    starts = [canonical(start) for start in starts]
+    asked = json.loads(json.dumps({"starts": starts, **settings}))
+    if (folder / "crawl.json").exists():
+        made = read_json(folder / "crawl.json")
+        if made["asked"] != asked:
+            raise UsageError(f"{folder} holds another crawl. Take a new --out.")
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    crawler = _Crawler(folder, asked, allow_private)
+    try:
+        crawler.run()
+        made = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
+    finally:
+        crawler.close()
+    if not made["pages"]:
+        listed = ", ".join(f"{count} {reason}" for reason, count in made["refused"].items())
+        raise RunError(f"The crawl of {starts[0]} brought no page: {listed}.")
+    write_json(folder / "crawl.json", made)
+    return made
+
+
+def canonical(url: str) -> str:
+    """Returns an address as it is compared: no fragment, lower-case host, only ASCII."""
+    url = urldefrag(url.strip())[0]
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode() if parts.hostname else ""
+        host = f"[{host}]" if ":" in host else host
+        if parts.port and parts.port != {"http": 80, "https": 443}.get(parts.scheme):
+            host += f":{parts.port}"
+        if parts.username:
+            return url
+        keep = "/%:@!$&'()*+,;=~-._?"
+        path, query = quote(parts.path or "/", keep), quote(parts.query, keep)
+        return urlunsplit((parts.scheme.lower(), host, path, query, ""))
+    except (ValueError, UnicodeError):
+        return url
+
+
+class _Crawler:
+    """The loop and its state on disk."""
+
+    def __init__(self, folder: Path, asked: Mapping, allow_private: bool):
+        self.folder, self.settings, self.allow_private = folder, asked, allow_private
+        self.sites = {urlsplit(start).hostname for start in asked["starts"]}
+        self.robots: dict[str, object] = {}
+        self.next_time: dict[str, float] = {}
+        self.base = sqlite3.connect(folder / "frontier.sqlite")
+        self.base.executescript(
+            """
+            pragma journal_mode=wal; pragma synchronous=full;
+            create table if not exists url (id integer primary key, url text unique not null,
+                depth integer not null, state text not null default '');
+            create index if not exists waiting on url (state, depth, id);
+            create table if not exists fact (name text primary key, value text not null);
+            """
+        )
+        if (begun := self._fact("asked")) is None:
+            self._set("asked", asked)
+            for start in asked["starts"]:
+                self._add(start, 0)
+            self.base.commit()
+        elif begun != asked:
+            raise UsageError(f"{folder} holds another crawl. Take a new --out.")
+        self.pages = self._fact("pages") or 0
+        self.number, offset = self._fact("place") or (0, 0)
+        self.warc = open(self._path(), "ab")  # noqa: SIM115
+        # What stands behind the last page that was marked is half a page.
+        self.warc.truncate(offset)
+        fsync_folder(folder)
+
+    def close(self):
+        self.warc.close()
+        self.base.close()
+
+    def _path(self) -> Path:
+        return self.folder / f"pages-{self.number:05d}.warc.gz"
+
+    def _fact(self, name: str):
+        row = self.base.execute("select value from fact where name = ?", [name]).fetchone()
+        return row and json.loads(row[0])
+
+    def _set(self, name: str, value):
+        self.base.execute("insert or replace into fact values (?, ?)", [name, json.dumps(value)])
+
+    def _add(self, url: str, depth: int):
+        self.base.execute("insert or ignore into url (url, depth) values (?, ?)", [url, depth])
+
+    def refused(self) -> dict[str, int]:
+        rows = self.base.execute(
+            "select state, count(*) from url where state not in ('', 'done') group by state"
+        )
+        return dict(sorted(rows))
+
+    def run(self):
+        """Takes the waiting addresses, the shallowest and oldest first, of a host that is ready."""
+        said = time.monotonic()
+        while self.pages < self.settings["pages"]:
+            rows = self.base.execute(
+                "select id, url, depth from url where state = '' order by depth, id limit 500"
+            ).fetchall()
+            if not rows:
+                return
+            now = time.monotonic()
+            soonest = min(rows, key=lambda row: max(now, self._ready(row[1])))
+            self._one(*soonest)
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                left = self.base.execute("select count(*) from url where state = ''").fetchone()[0]
+                print(f"zoo: crawl: {self.pages:,} pages, {left:,} addresses wait", file=sys.stderr)
+
+    def _ready(self, url: str) -> float:
+        return self.next_time.get(_host(url), 0.0)
+
+    def _one(self, number: int, url: str, depth: int):
+        try:
+            answer = self._follow(url)
+            state = "done" if self._keep(answer, url, depth) else "already had"
+        except (Refused, Failed) as error:
+            state = str(error)
+        self.base.execute("update url set state = ? where id = ?", [state, number])
+        self.base.commit()
+
+    def _follow(self, url: str) -> Answer:
+        """Fetches a page, through redirects; each of their addresses is checked like the first."""
+        for _ in range(REDIRECTS + 1):
+            if not self.settings["other_sites"] and urlsplit(url).hostname not in self.sites:
+                raise Refused("another site")
+            if not self._allowed(url):
+                raise Refused("robots.txt")
+            answer = self._patiently(url, self.settings["max_bytes"])
+            if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
+                url = canonical(urljoin(url, answer.header("Location")))
+                continue
+            if answer.status != 200:
+                raise Refused(f"status {answer.status}")
+            if answer.header("Content-Type").partition(";")[0].strip().lower() not in TYPES:
+                raise Refused("content type")
+            return answer
+        raise Refused("too many redirects")
+
+    def _patiently(self, url: str, max_bytes: int) -> Answer:
+        """Waits for the host's turn and asks; asks again, later and later, where it fails."""
+        wait = self._delay(url)
+        for attempt in range(self.settings["retries"] + 1):
+            time.sleep(max(0.0, self._ready(url) - time.monotonic()))
+            try:
+                answer = fetch.get(url, self.settings["timeout"], max_bytes, self.allow_private)
+                failure: Exception = Failed(f"status {answer.status}")
+                if answer.status != 429 and answer.status < 500:
+                    return answer
+                asked = answer.header("Retry-After")
+                wait = max(wait, min(LONGEST_DELAY, int(asked)) if asked.isdigit() else 0.0)
+            except Failed as error:
+                failure = error
+            finally:
+                pause = wait if attempt == 0 else wait * 2**attempt + 0.1
+                self.next_time[_host(url)] = time.monotonic() + min(pause, LONGEST_DELAY)
+        raise failure
+
+    # --- robots.txt ---------------------------------------------------------------------------
+
+    def _allowed(self, url: str) -> bool:
+        rules = self._robots(url)
+        delay = self._asked_delay(rules)
+        return rules is not False and delay <= LONGEST_DELAY and (
+            rules is True or rules.can_fetch(url, fetch.AGENT)
+        )  # fmt: skip
+
+    def _delay(self, url: str) -> float:
+        return max(self.settings["delay"], self._asked_delay(self.robots.get(_origin(url), True)))
+
+    @staticmethod
+    def _asked_delay(rules) -> float:
+        return 0.0 if isinstance(rules, bool) else float(rules.crawl_delay(fetch.AGENT) or 0.0)
+
+    def _robots(self, url: str):
+        """Returns the rules of a host; True where it has none, False where all is forbidden."""
+        origin = _origin(url)
+        if origin not in self.robots:
+            if len(self.robots) >= _ROBOTS_HOSTS:
+                self.robots.pop(next(iter(self.robots)))
+            self.robots[origin] = self._read_robots(f"{origin}/robots.txt")
+        return self.robots[origin]
+
+    def _read_robots(self, url: str):
+        from protego import Protego
+
+        for _ in range(REDIRECTS + 1):
+            try:
+                answer = self._patiently(url, _ROBOTS_BYTES)
+            except Refused as error:
+                if str(error) in ("address is not public", "no web address"):
+                    raise
+                return False
+            except Failed:
+                return False
+            if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
+                url = canonical(urljoin(url, answer.header("Location")))
+                continue
+            if answer.status == 200:
+                return Protego.parse(answer.body.decode(errors="replace"))
+            return answer.status not in (401, 403)
+        return True
+
+    # --- what a page brings -------------------------------------------------------------------
+
+    def _keep(self, answer: Answer, asked: str, depth: int) -> bool:
+        """Writes a page and adds its links; False where a redirect led to a page that was had."""
+        if answer.url != asked:
+            row = self.base.execute("select state from url where url = ?", [answer.url]).fetchone()
+            if row and row[0] == "done":
+                return False
+            self._add(answer.url, depth)
+            self.base.execute("update url set state = 'done' where url = ?", [answer.url])
+        if depth < self.settings["depth"]:
+            for link in links(answer):
+                if self.settings["other_sites"] or urlsplit(link).hostname in self.sites:
+                    self._add(link, depth + 1)
+        self.warc.write(warc_record(answer))
+        self.warc.flush()
+        os.fsync(self.warc.fileno())
+        self.pages += 1
+        if self.warc.tell() > WARC_BYTES:
+            self.warc.close()
+            self.number += 1
+            self.warc = open(self._path(), "ab")  # noqa: SIM115
+        self._set("pages", self.pages)
+        self._set("place", (self.number, self.warc.tell()))
+        return True
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or ""
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def links(answer: Answer) -> list[str]:
+    """Returns the addresses that a page links to and lets robots follow, each once."""
+    from zoo.prep.read import decode
+
+    if "html" not in answer.header("Content-Type"):
+        return []
+    try:
+        tree = extract.parsed(decode(answer.body))
+    except (ValueError, AssertionError, RecursionError):
+        return []
+    if tree is None:
+        return []
+    for meta in tree.iter("meta"):
+        said = (meta.get("content") or "").lower()
+        if (meta.get("name") or "").lower() == "robots" and ("nofollow" in said or "none" in said):
+            return []
+    base = next((node.get("href") for node in tree.iter("base") if node.get("href")), "")
+    found = {}
+    for node in tree.iter("a"):
+        if "nofollow" in (node.get("rel") or "").lower() or not node.get("href"):
+            continue
+        try:
+            url = canonical(urljoin(urljoin(answer.url, base), node.get("href")))
+            fetch.split_url(url)
+        except (Refused, ValueError):
+            continue
+        found[url] = None
+    return list(found)
+
+
+def warc_record(answer: Answer) -> bytes:
+    """Returns a page as a gzipped response record of WARC 1.0."""
+    from fastwarc.warc import WarcRecord, WarcRecordType
+
+    left_out = {"content-encoding", "transfer-encoding", "content-length", "connection"}
+    head = [f"HTTP/1.1 {answer.status} OK"]
+    head += [f"{k}: {v}" for k, v in answer.headers if k.lower() not in left_out]
+    head += [f"Content-Length: {len(answer.body)}", "", ""]
+    record = WarcRecord()
+    record.init_headers(WarcRecordType.response)
+    record.headers["WARC-Target-URI"] = answer.url
+    record.headers["WARC-Date"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    record.headers["WARC-IP-Address"] = answer.address
+    record.headers["Content-Type"] = "application/http; msgtype=response"
+    record.set_bytes_content("\r\n".join(head).encode("latin-1", "replace") + answer.body)
+    out = io.BytesIO()
+    record.write(out)
+    return gzip.compress(out.getvalue(), 6, mtime=0)
+
+
+def reasons(made: Mapping) -> Counter:
+    """Returns what a crawl left alone, as a tally counts it."""
+    return Counter({f"crawl: {reason}": count for reason, count in made["refused"].items()})

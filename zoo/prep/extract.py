@@ -1,0 +1,121 @@
+"""From a page to its main text, by trafilatura; with title, date, language and licence."""
+
+import contextlib
+import logging
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+
+from zoo.prep.document import Document
+
+# The deepest nesting that is looked into: parsers and the extractor recurse.
+MAX_DEPTH = 250
+_LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
+
+
+# They log what is wrong with each page; here it is counted.
+for _name in ("trafilatura", "htmldate"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
+
+
+class TooSlow(BaseException):
+    """The time for a page is over. No Exception: nothing in a library must swallow it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TooSlow inside the block after `seconds`, at the next step of Python.
+
+    Only the main thread can be interrupted; in another one, as some Beam runners use, there is no
+    limit, and the limits of size alone bound the work.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number, frame):
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def extract(document: Document, settings: Mapping) -> str:
+    """Fills in the text of a page; returns "" or the reason why there is none.
+
+    Documents that came as text pass as they are.
+
+    Args:
+      document: its `html` is taken away.
+      settings: the section `prep.extract`.
+    """
+    if document.html is None:
+        return "" if document.text.strip() else "no text"
+    page, document.html = document.html, None
+    try:
+        with time_limit(settings["timeout"]):
+            return _extract(document, page, settings)
+    except TooSlow:
+        return "too slow"
+
+
+def _extract(document: Document, page: str, settings: Mapping) -> str:
+    from trafilatura import bare_extraction
+    from trafilatura.settings import set_date_params
+
+    try:
+        tree = parsed(page)
+        if tree is None:
+            return "no page"
+        if _too_deep(tree):
+            return "nested too deep"
+        found = bare_extraction(
+            tree,
+            url=document.url or None,
+            favor_precision=settings["favor"] == "precision",
+            favor_recall=settings["favor"] == "recall",
+            include_comments=settings["comments"],
+            include_tables=settings["tables"],
+            with_metadata=settings["metadata"],
+            date_extraction_params=set_date_params(extensive=False),
+        )
+    except (RecursionError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+        return "extractor failed"
+    if found is None:
+        return "no main text"
+    document.text = found.text or ""
+    if found.comments:
+        document.text = f"{document.text}\n{found.comments}".strip()
+    if not document.text.strip():
+        return "no main text"
+    if settings["metadata"]:
+        document.title = document.title or (found.title or "")[:500]
+        document.date = document.date or (found.date or "")
+        document.licence = document.licence or (found.license or "")[:200]
+    said = _LANGUAGE.search(page[:4096])
+    document.language = document.language or (said.group(1).lower() if said else "")
+    return ""
+
+
+def parsed(page: str):
+    """Returns the tree of a page, by lxml as trafilatura sets it up; None where it is none."""
+    from trafilatura.utils import load_html
+
+    return load_html(page)
+
+
+def _too_deep(tree) -> bool:
+    depth = 0
+    from lxml import etree
+
+    for event, _ in etree.iterwalk(tree, events=("start", "end")):
+        depth += 1 if event == "start" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False

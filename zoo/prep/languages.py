@@ -1,0 +1,58 @@
+"""What the rules know of languages: words that any text has, how sentences end, and which it is."""
+
+import functools
+import re
+
+# Words so frequent that prose without two of them is none. English: Gopher's own eight.
+STOP_WORDS = {
+    "en": "the be to of and that have with",
+    "de": "der die das und ist in zu den mit nicht von ein eine auf für",
+    "fr": "le la les de des et est un une que dans pour pas sur",
+    "es": "el la los las de y que en un una es con por para",
+    "it": "il lo la gli le di e che un una è per con non",
+    "pt": "o a os as de e que em um uma é com para não",
+    "nl": "de het een en van is in dat niet op met voor",
+    "pl": "i w na z się nie do to że jest o po jak",
+    "ru": "и в не на что с по это как он к из у за",
+    "tr": "ve bir bu da de için ile çok ne olarak daha",
+    "ar": "من في على أن إلى هذا هذه التي الذي لا ما عن مع كان",
+    "fa": "و در به از که این را با است آن برای تا بر هم خود یک ها های شد می",
+}
+STOP_WORDS = {code: frozenset(words.split()) for code, words in STOP_WORDS.items()}
+
+# Full stop, question and exclamation marks of the scripts, and what closes a quotation after them.
+ENDS = ".!?…\u061f\u06d4\u0964\u0965\u3002\uff01\uff1f\uff0e"
+CLOSING = "\"'”’»)]›"
+_SENTENCE_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*(?=\s|$)")
+_TEXT_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*\Z")
+_CJK_END = re.compile("[\u3002\uff01\uff1f]")
+
+
+def ends_sentence(line: str) -> bool:
+    """Whether a line ends as a sentence does, in any script; "..." does not, as in C4."""
+    bare = line.rstrip(CLOSING)
+    if bare.endswith(("...", "…")):
+        return False
+    return bare.endswith(tuple(ENDS)) or (line != bare and line[-1] in '"”»')
+
+
+def count_sentences(text: str) -> int:
+    """Returns how many sentences text has; what follows the last end is one too."""
+    ends = len(_SENTENCE_END.findall(text)) + (
+        len(_CJK_END.findall(text)) if "\u3002" in text else 0
+    )
+    return ends + bool(text.strip() and not _TEXT_END.search(text.rstrip()[-20:]))
+
+
+@functools.cache
+def _identifier():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def identify(text: str) -> tuple[str, float]:
+    """Returns (ISO 639-1 code, probability) of a text's language, by py3langid (97 languages)."""
+    # More text tells nothing more, and the time grows with it.
+    code, probability = _identifier().classify(text[:3000])
+    return str(code), float(probability)
