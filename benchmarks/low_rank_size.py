@@ -1,13 +1,14 @@
 """A trained classifier with kernels as products: accuracy against size.
 
-    python -m benchmarks.low_rank_size --workdir=W [--budget 0.5 0.25] [--energy 0.9]
-        [--change trainer.epochs=2]
+    python -m benchmarks.low_rank_size --workdir=W [--budget 0.75 0.5 0.25] [--energy 0.9]
+        [--change trainer.epochs=2 optimizer.learning_rate=0.001]
 
-Each is `zoo compress low_rank` in a process of its own; rows go to results/low_rank.csv. "at once"
-is the accuracy before the products learn on, on the same test split.
+For each size the test accuracy as it was decomposed ("at once"), then, by `zoo compress low_rank`
+in a process of its own, after it learned on. Rows go to results/low_rank.csv as they come.
 """
 
 import argparse
+import gzip
 import json
 import subprocess
 import sys
@@ -17,62 +18,85 @@ from pathlib import Path
 from benchmarks.results_file import append
 
 
-def at_once(out: Path) -> float:
-    """Test accuracy of the products as they were decomposed, from the recipe that was kept."""
+def size(model) -> dict:
+    """Parameters, and bytes of the weights compressed by gzip."""
+    content = b"".join(value.tobytes() for value in model.get_weights())
+    return {"parameters": model.count_params(), "gzip": len(gzip.compress(content, 9, mtime=0))}
+
+
+def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, float]:
+    """Size and test accuracy of the products as they were decomposed."""
     import numpy as np
 
     import zoo
-    from trainers.compress.low_rank import rebuilt, start_values
+    from trainers.compress import low_rank
     from trainers.recipe import of_workdir
+    from zoo import registry
 
-    config = of_workdir(json.loads((out / "config.json").read_text())["config"])
-    whole = zoo.load(config.init_from)
-    model = rebuilt(whole, config.compress.low_rank.ranks)
-    found = {v.path: v.value for v in whole.weights} | start_values(model, whole)
+    whole, config = zoo.load(workdir), of_workdir(saved["config"])
+    asked = {"energy": 0.0, "budget": 0.0, "sensitivity": 0.0, "pattern": "", way: value}
+    ranks = low_rank.decide(whole, asked)
+    model = low_rank.rebuilt(whole, low_rank.written(ranks))
+    found = {v.path: v.value for v in whole.weights} | low_rank.start_values(model, whole)
     for variable in model.weights:
         variable.assign(found[variable.path])
-    data = zoo.registry.load_data(config.data.to_dict(), config.task.to_dict()).splits["test"]
+    data = registry.load_data(config.data.to_dict(), config.task.to_dict()).splits["test"]
     predicted = model.predict(np.float32(data["image"]) / 255, batch_size=500, verbose=0)
-    return float((predicted.argmax(-1) == data["label"]).mean())
+    return size(model), float((predicted.argmax(-1) == data["label"]).mean())
+
+
+def learned_on(workdir: str, way: str, value: float, change: list[str]) -> tuple[dict, float]:
+    """Size and test accuracy after `zoo compress low_rank`."""
+    import zoo
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [
+            *(sys.executable, "-m", "trainers.cli.main", "compress", "low_rank"),
+            workdir, f"--out={out}", f"--config.compress.low_rank.{way}={value}",
+            *(f"--config.{text}" for text in change),
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        metrics = json.loads((out / "evaluation" / "test.json").read_text())["metrics"]
+        return size(zoo.load(str(out))), metrics["accuracy"]
 
 
 def main() -> None:
     """Compresses to each size from the same weights."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--budget", type=float, nargs="*", default=[0.5, 0.25])
+    parser.add_argument("--budget", type=float, nargs="*", default=[0.75, 0.5, 0.25])
     parser.add_argument("--energy", type=float, nargs="*", default=[0.9])
     parser.add_argument("--change", nargs="*", default=["trainer.epochs=2"])
     arguments = parser.parse_args()
+    workdir, change = arguments.workdir, arguments.change
+    import zoo
+
+    folder = Path(workdir)
+    saved = json.loads((folder / "config.json").read_text())
+    tested = json.loads((folder / "evaluation" / "test.json").read_text())
+    accuracy, whole = tested["metrics"]["accuracy"], size(zoo.load(workdir))
     ways = [("budget", x) for x in arguments.budget] + [("energy", x) for x in arguments.energy]
-    for way, value in ways:
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out"
-            command = [
-                *(sys.executable, "-m", "trainers.cli.main", "compress", "low_rank"),
-                arguments.workdir, f"--out={out}", f"--config.compress.low_rank.{way}={value}",
-                *(f"--config.{text}" for text in arguments.change),
-            ]  # fmt: skip
-            subprocess.run(command, check=True)
-            found = json.loads((out / "compression.json").read_text())
-            recipe = json.loads((out / "config.json").read_text())["source"]
-            first = at_once(out)
-        before, after = found["before"], found["after"]
-        row = {
-            "recipe": recipe,
-            "way": way,
-            "value": value,
-            "accuracy_before": before["test"]["accuracy"],
-            "accuracy_at_once": round(first, 4),
-            "accuracy_after": after["test"]["accuracy"],
-            "points_lost": round(100 * (before["test"]["accuracy"] - after["test"]["accuracy"]), 3),
-            "parameters": after["parameters"],
-            "parameter_ratio": round(before["parameters"] / after["parameters"], 2),
-            "gzip_ratio": round(before["gzip_bytes"] / after["gzip_bytes"], 2),
-            "changes": " ".join(arguments.change),
-        }
-        append("low_rank", [row])
-        print(row, flush=True)
+    for when, made in (
+        ("at once", lambda way, value: at_once(workdir, way, value, saved)),
+        (f"learned on: {' '.join(change)}", lambda *asked: learned_on(workdir, *asked, change)),
+    ):
+        for way, value in ways:
+            found, reached = made(way, value)
+            row = {
+                "recipe": saved["source"],
+                "way": way,
+                "value": value,
+                "when": when,
+                "accuracy_before": accuracy,
+                "accuracy": round(reached, 4),
+                "points_lost": round(100 * (accuracy - reached), 2),
+                "parameters": found["parameters"],
+                "parameter_ratio": round(whole["parameters"] / found["parameters"], 2),
+                "gzip_ratio": round(whole["gzip"] / found["gzip"], 2),
+            }
+            append("low_rank", [row])
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

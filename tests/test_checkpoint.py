@@ -33,6 +33,7 @@ def made(seed=0, width=3, dtypes=DTYPES, step=7):
         optimizers=[SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")])],
         step=keras.Variable(step, dtype="int64", name="step"),
         compressors=(),
+        task=SimpleNamespace(variables=()),
     )
 
 

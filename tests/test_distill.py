@@ -95,6 +95,9 @@ def built(kind, settings, model_arguments=None):
     keras.utils.set_random_seed(1)
     student = registry.build(row.name, **{**row.tiny, **(model_arguments or {})})
     teacher = registry.build(row.name, **{**row.tiny, **KINDS[kind][1]})
+    for weight in (*student.weights, *teacher.weights):
+        if "query_key_value" in weight.path:  # heads that look at different places
+            weight.assign(12 * weight)
     task = registry.build_task(row.task, **row.task_arguments)
     task.vocabulary_size = row.tiny.get("vocabulary_size", 0)
     base = {"alpha": 0.0, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, "cache": False}
@@ -102,7 +105,7 @@ def built(kind, settings, model_arguments=None):
 
 
 def close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=2e-3)  # a small difference of logarithms
+    np.testing.assert_allclose(found, expected, rtol=5e-4)
 
 
 def test_terms_of_a_language_model_by_hand():
@@ -213,10 +216,8 @@ def distilled(kind, teacher, **trainer):
     return config
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in MATCHED if kind != "clm"]
-
-
-@pytest.mark.parametrize("kind", ["clm", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MATCHED)
 def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     """The fifth batch is short, rows hold unequal numbers of tokens: padding counts for nothing."""
     data = data_of(kind)
@@ -233,12 +234,11 @@ def test_splitting_a_batch_changes_nothing(kind, teachers, run):
 def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_path):
     data, teacher = data_of("clm"), teachers("clm")
     before = zoo.load(teacher).get_weights()
-    config = distilled("clm", teacher, checkpoint_every=2)
+    config = distilled("clm", teacher, steps=4, checkpoint_every=2)
     config.optimizer = optimizer("adamw", learning_rate=0.01)
     whole = run(config, data, tmp_path / "whole")
-    for stop in (3, 5):
-        with pytest.raises(Interrupted):
-            run(config, data, tmp_path / "parts", callbacks=[StopAt(stop)])
+    with pytest.raises(Interrupted):
+        run(config, data, tmp_path / "parts", callbacks=[StopAt(3)])
     parts = run(config, data, tmp_path / "parts")
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
     assert len(parts.step.task.variables) == 2
@@ -263,6 +263,7 @@ def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_pat
     assert len(header["paths"]) < 5 * size  # nothing of the teacher
 
 
+@pytest.mark.slow
 def test_the_teacher_alone_teaches(teachers, run):
     """Without labels a student of the teacher's own shape comes near it."""
     teacher = teachers("lstm")
@@ -277,6 +278,7 @@ def test_the_teacher_alone_teaches(teachers, run):
     assert lines[-1] < 0.1 * lines[0], lines
 
 
+@pytest.mark.slow
 def test_cached_outputs_teach_the_same(teachers, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
     data, teacher = data_of("clm"), teachers("clm")
@@ -360,6 +362,10 @@ def test_the_command(trained, tmp_path, zoo_command):
     assert found["before"]["parameters"] == 93_322
     assert found["after"]["parameters"] == zoo.load(out).count_params() < 93_322 / 1.5
     assert zoo_command(*words, "--config.compress.distill.temperature=4").status == 0
+
+
+@pytest.mark.slow
+def test_a_pruned_teacher(trained, tmp_path, zoo_command):
     words = ("compress", "prune+distill", trained[0], f"--out={tmp_path / 'two'}", *STUDENT)
     answer = zoo_command(*words, "--config.compress.frequency=2")
     assert answer.status == 0, answer.err
@@ -406,6 +412,7 @@ def test_a_student_of_another_family(tmp_path):
     assert found.data.tokenizer == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
     dataset = numbers()
@@ -427,7 +434,7 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.count("the teacher translates") == 1  # kept
     sources = [source for source, _ in dataset.pairs["train"]()]
     said = Translator(teacher.step.net, dataset.tokenizer)(
-        sources, beams=2, length_penalty=config.task.length_penalty
+        sources, beams=2, length_penalty=done.step.task.length_penalty
     )
     assert said != [target for _, target in dataset.pairs["train"]()]
     rows = done.dataset.splits["train"]

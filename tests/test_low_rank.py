@@ -100,7 +100,9 @@ def test_equations():
 
 
 @pytest.mark.parametrize(
-    "name", ["cnn_classifier", "gpt_nano", "bert_tiny", "lstm_generator", "transformer_tiny"]
+    "name",
+    ["cnn_classifier", "gpt_nano", "bert_tiny", "lstm_generator"]
+    + [pytest.param("transformer_tiny", marks=pytest.mark.slow)],
 )
 def test_models_of_the_zoo_are_built_anew(name, tmp_path):
     """Values, file and number of parameters; a tied embedding is a product both ways."""
@@ -194,6 +196,7 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     assert_same_end(tmp_path / "low", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
     data = toys.image_data(side=20)
     config = recipe(steps=40)
@@ -252,6 +255,7 @@ def test_layers_out_of_reach_are_named():
         low_rank.decide(ruled, {**settings, "pattern": "logits"})
 
 
+@pytest.mark.slow
 def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
     out = tmp_path / "small"
     words = (

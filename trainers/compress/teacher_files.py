@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.workdir import load_model, model_path, read_config, read_tokenizer
+from zoo import registry
 from zoo.data.datasets import cache_dir
 from zoo.data.disk import one_at_a_time, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
@@ -127,7 +128,8 @@ def taught_sentences(dataset, settings: Mapping, config):
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             translator = Translator(load_model(workdir), read_tokenizer(workdir, saved))
-            penalty = config.task.length_penalty
+            arguments = config.task.to_dict()
+            penalty = registry.build_task(arguments.pop("name"), **arguments).length_penalty
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)
     kept = [pair for pair in zip(sources, targets, strict=True) if pair[1]]
