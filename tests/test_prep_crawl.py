@@ -238,7 +238,9 @@ def test_addresses_that_are_not_public(address):
     assert not fetch.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "::ffff:1.1.1.1", "2606:4700::1111", "64:ff9b::808:808"]
+)
 def test_addresses_that_are(address):
     assert fetch.is_public(address)
 
