@@ -145,7 +145,7 @@ def test_a_host_is_asked_no_faster_than_it_likes(site, tmp_path):
 def test_what_is_large_late_or_of_another_type_is_left(site, tmp_path):
     def drip(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 handler.wfile.write(b"x")
             except OSError:
