@@ -145,7 +145,7 @@ def test_a_host_is_asked_no_faster_than_it_likes(site, tmp_path):
 def test_what_is_large_late_or_of_another_type_is_left(site, tmp_path):
     def drip(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 handler.wfile.write(b"x")
             except OSError:
@@ -238,7 +238,9 @@ def test_addresses_that_are_not_public(address):
     assert not fetch.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "::ffff:1.1.1.1", "2606:4700::1111", "64:ff9b::808:808"]
+)
 def test_addresses_that_are(address):
     assert fetch.is_public(address)
 

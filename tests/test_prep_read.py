@@ -130,6 +130,14 @@ def test_encodings_are_found(encoding, declared):
     assert read.decode(data, declared)
 
 
+def test_a_page_cannot_name_a_codec_that_takes_for_ever():
+    content = b"\xff" + b"ab" * 200_000 + b"-" + b"c" * 200_000
+    start = time.monotonic()
+    for name in ("punycode", "idna", "unicode_escape", "zip", "utf-7", "base64", "rot13"):
+        assert "ab" in read.decode(content, name)
+    assert time.monotonic() - start < 20
+
+
 # --- bad files ------------------------------------------------------------------------------------
 
 
@@ -337,8 +345,8 @@ def test_the_main_text_with_title_date_and_language():
 @pytest.mark.parametrize(
     ("html", "reason"),
     [
-        ("<div>" * 20_000 + "text", "nested too deep"),
-        ("<table><tr><td>" * 5000 + "x", "nested too deep"),
+        ("<div>" * 20_000 + "text", ""),
+        ("<table><tr><td>" * 5000 + "x", ""),
         ("<p></p>", "no main text"),
         ("\0\0\0", "no page"),
         ("<" * 100_000, ""),
@@ -436,6 +444,7 @@ def test_mojibake_is_repaired_and_quotes_are_kept():
         ("phone", "in 1998-2004, on 2021-03-04, 10 000 000 people, 3.14159265 and 123456789",
          "in 1998-2004, on 2021-03-04, 10 000 000 people, 3.14159265 and 123456789"),
         ("phone", "سال ۱۳۹۹/۰۲/۱۲", "سال ۱۳۹۹/۰۲/۱۲"),
+        ("phone", "on 01.02.2021 and 03/04/1999", "on 01.02.2021 and 03/04/1999"),
     ],
 )  # fmt: skip
 def test_personal_data_is_masked(kind, text, masked):

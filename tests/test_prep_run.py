@@ -262,6 +262,26 @@ def test_a_model_is_trained_on_what_was_prepared(site, tmp_path):
     assert judged.status == 0, judged.err
 
 
+@pytest.mark.slow
+def test_persian_becomes_few_tokens_and_keeps_its_joiners(tmp_path):
+    from trainers.recipe import as_dict, resolve
+    from zoo.data import tokenizers
+    from zoo.data.datasets import data_dir
+
+    if not (data_dir() / "persian_news").exists():
+        pytest.skip("ZOO_DATA_DIR holds no persian_news")
+    config = as_dict(resolve("gpt_persian", [("prep.input", "corpus:persian_news")]))
+    with Local() as engine:
+        about = pipeline.prepare(config["prep"], config["data"], tmp_path / "out", engine)
+    assert sum(about["documents"].values()) > 850
+    held = kept_texts(tmp_path / "out", "validation")
+    tokenizer = tokenizers.load(tmp_path / "out" / "tokenizer.json")
+    assert tokenizers.report(tokenizer, held)["tokens_per_word"] <= 1.5
+    text = "".join(kept_texts(tmp_path / "out", "train"))
+    assert text.count("\u200c") > 10_000
+    assert not set("يك") & set(text)
+
+
 def test_on_beam_it_is_the_same(site, made, tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra `beam`")
     from zoo.prep.engine import Beam

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 
 from zoo.prep.document import Document
 
-# The deepest nesting that is looked into: parsers and the extractor recurse.
-MAX_DEPTH = 250
 _LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
 
 
@@ -73,8 +71,6 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
         tree = parsed(page)
         if tree is None:
             return "no page"
-        if _too_deep(tree):
-            return "nested too deep"
         found = bare_extraction(
             tree,
             url=document.url or None,
@@ -104,18 +100,10 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
 
 
 def parsed(page: str):
-    """Returns the tree of a page, by lxml as trafilatura sets it up; None where it is none."""
+    """Returns the tree of a page, by lxml as trafilatura sets it up; None where it is none.
+
+    libxml2 looks no deeper than 256 elements, so what recurses over the tree comes to an end.
+    """
     from trafilatura.utils import load_html
 
     return load_html(page)
-
-
-def _too_deep(tree) -> bool:
-    depth = 0
-    from lxml import etree
-
-    for event, _ in etree.iterwalk(tree, events=("start", "end")):
-        depth += 1 if event == "start" else -1
-        if depth > MAX_DEPTH:
-            return True
-    return False

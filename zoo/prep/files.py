@@ -29,7 +29,7 @@ KINDS = {
 # Files of one document each are read together, at most so many.
 FILES_A_SHARD = 2000
 # Every stripe of a large file unpacks all of it: more of them would cost more than they win.
-MAX_STRIPES = 16
+MAX_STRIPES = 64
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def decode(content: bytes, declared: str = "") -> str:
             return text
     from trafilatura.utils import detect_encoding
 
-    for encoding in detect_encoding(content[:5000] + content[-5000:]):
+    for encoding in detect_encoding(content):
         text = _decoded(content, encoding)
         if text is not None:
             return text
@@ -318,16 +318,21 @@ def _without_mark(encoding: str, mark: bytes) -> str:
     return encoding if encoding == "utf-8" else encoding + ("-le" if little else "-be")
 
 
+# Codecs of Python that no page is written in; some take quadratic time.
+_NO_CHARSETS = ("punycode", "idna", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined")
+# The five bytes that Windows-1252 leaves open are control characters to browsers.
+codecs.register_error("c1", lambda e: (e.object[e.start : e.end].decode("latin-1"), e.end))
+
+
 def _decoded(content: bytes, encoding: str | None) -> str | None:
     if not encoding:
         return None
     try:
         known = codecs.lookup(encoding)
-        # Python also has codecs that unpack (zip, bz2): a page could name them.
-        if not known._is_text_encoding or known.name == "utf-8":
+        if known.name == "utf-8" or known.name in _NO_CHARSETS:
             return None
         # Browsers read Latin-1 as Windows-1252, and pages mean it.
         name = "cp1252" if known.name in ("iso8859-1", "ascii") else known.name
-        return _clean(content.decode(name))
+        return _clean(content.decode(name, "c1" if name == "cp1252" else "strict"))
     except (LookupError, ValueError, UnicodeError):
         return None

@@ -316,7 +316,7 @@ def tokens(task: dict) -> dict:
     for split in ("train", "validation"):
         path = Path(task["out"]) / "text" / f"{split}-{task['name']:05d}.jsonl.gz"
         texts = (document.text for document in read_documents(path))
-        found = list(tokenizer.encode_documents(texts))
+        found = list(tokenizer.encode_documents(texts, workers=1))
         ends = np.cumsum([0, *map(len, found)])
         flat = np.concatenate([np.empty(0, np.int32), *found]).astype(token_type(tokenizer))
         save(path_of(task["work"], "tokens", task["name"], f"-{split}.npy"), flat)
