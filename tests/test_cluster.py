@@ -1,127 +1,252 @@
-"""Clusters in the train step: few values, that are trained, everywhere and after everything."""
+"""Who trains with whom, and what workers tell each other; threads stand for processes."""
 
-import keras
-import numpy as np
+import json
+import os
+import socket
+import threading
+import time
+
 import pytest
-import tensorflow as tf
-from keras import layers
 
-import zoo
-from configs.base import optimizer
-from tests import toys
-from trainers.compress.cluster import SetClusters, cluster
-from trainers.compress.prune import prunable, sparsities
-from zoo.errors import UsageError
+from tests.workers import free_addresses
+from trainers import link as links
+from trainers.cluster import Cluster, code_fingerprint, read_cluster
+from trainers.link import Link
+from zoo.errors import RunError, UsageError
 
 
-def recipe(compress=None, **trainer):
-    config = toys.recipe("toy_tokens", "toy_token", **trainer)
-    config.optimizer = optimizer("adam", learning_rate=0.01)
-    config.compress.update({"cluster": {"number": 4}, **(compress or {})})
-    return config
+def tf_config(kind="worker", index=0, **jobs):
+    jobs = jobs or {"worker": ["a:1", "b:2"]}
+    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
 
 
-def values(model):
-    return {v.path: np.unique(v.numpy()) for v, _ in prunable(model) if "centroids" not in v.path}
+# --- flags and TF_CONFIG ------------------------------------------------------------------------
 
 
-def centroids(model):
-    return {v.path: v.numpy() for v in model.trainable_variables if "centroids" in v.path}
+def test_flags_and_tf_config_tell_the_same():
+    expected = Cluster(("a:1", "b:2"), 1)
+    assert read_cluster("a:1, b:2", 1, "") == expected
+    assert read_cluster(tf_config=tf_config(index=1)) == expected
+    assert read_cluster("a:1,b:2", 1, tf_config(index=1)) == expected
+    assert expected.name(1) == "worker 1 (b:2)"
+
+
+def test_a_chief_is_the_first_worker():
+    jobs = {"worker": ["b:2", "c:3"], "chief": ["a:1"]}
+    assert read_cluster(tf_config=tf_config("chief", 0, **jobs)).index == 0
+    found = read_cluster(tf_config=tf_config("worker", "1", **jobs))  # Kubeflow writes text
+    assert found == Cluster(("a:1", "b:2", "c:3"), 2)
 
 
 @pytest.mark.parametrize(
-    "trainer",
+    ("arguments", "line"),
     [
-        {},
-        {"ema": 0.5},
-        {"micro_batch_size": 4},
-        {"strategy": "mirrored", "replicas": 2},
-        {"remat": "block_.*"},
+        (("", None, ""), "Strategy multi_worker needs to know the workers"),
+        (("a:1,b:2", None, ""), "--workers and --worker_index go together"),
+        (("", 1, ""), "--workers and --worker_index go together"),
+        (("a:1,b:2", 2, ""), "Received: 2 of 2"),
+        (("a:1,b:2", -1, ""), "Received: -1 of 2"),
+        (("a:1,b", 0, ""), "names a worker HOST:PORT. Received: 'b'"),
+        (("a:1,b:70000", 0, ""), "Received: 'b:70000'"),
+        (("a:1,a:1", 0, ""), "names each worker once"),
+        (("a:1,b:2", 0, tf_config(index=1)), "tell different things"),
+        (("", None, "{"), "TF_CONFIG is {"),
+        (("", None, "[]"), "TF_CONFIG is {"),
+        (("", None, '{"cluster": {"worker": ["a:1"]}}'), "KeyError: 'task'"),
+        (("", None, '{"cluster": {"worker": 1}, "task": {"type": "worker", "index": 0}}'), "Type"),
+        (("", None, tf_config(index=2)), "Received: 2 of 2 'worker' in TF_CONFIG"),
+        (("", None, tf_config(index="x")), "ValueError"),
+        (("", None, tf_config("evaluator")), "Received: 'evaluator' in TF_CONFIG"),
+        (("", None, tf_config(ps=["a:1"], worker=["b:1"])), "Received: 'ps' in TF_CONFIG"),
+        (("", None, tf_config(chief=["a:1", "b:1"], worker=["c:1"])), "names one chief"),
     ],
-    ids=lambda value: "-".join(map(str, value)) or "plain",
 )
-def test_every_kernel_has_few_values(trainer, run):
-    done = run(recipe(**trainer), toys.token_data())
-    saved = values(zoo.load(done.workdir.path))
-    assert len(saved) == 6  # embedding, four of the blocks, logits
-    assert {len(found) for found in saved.values()} <= {2, 3, 4}
-    assert max(len(found) for found in values(done.step.net).values()) > 4  # they learn on
-    if trainer.keys() - {"ema"}:
-        gap = toys.difference(run(recipe(), toys.token_data()).step.net, done.step.net)
-        assert gap < 1e-5
+def test_a_wrong_cluster_is_one_line(arguments, line):
+    with pytest.raises(UsageError) as caught:
+        read_cluster(*arguments)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_centroids_learn(run):
-    seen = []
+def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
+    from trainers import cluster
 
-    class Watch(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            seen.append(centroids(self.model.net))
-
-    done = run(recipe(), toys.token_data(), callbacks=[Watch()])
-    for path, value in centroids(done.step.net).items():
-        assert np.abs(value - seen[0][path]).max() > 1e-4, path
-    assert len(seen[0]) == 6
-
-
-def test_a_centroid_gets_its_weights_gradients():
-    """And each weight that of its value, as if it were used itself."""
-    keras.utils.set_random_seed(0)
-    x = keras.Input((6,))
-    model = keras.Model(x, layers.Dense(5, use_bias=False, name="only")(x))
-    cluster(model, 3)
-    SetClusters(model).begin()
-    data = tf.constant(np.random.default_rng(0).normal(size=(7, 6)), tf.float32)
-    layer = model.get_layer("only")
-    found = layer.centroids.weights[0]
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model(data) ** 2)
-    kernel_gradient, gradient = tape.gradient(loss, [layer.kernel.value, found.value])
-    kernel, start = layer.kernel.numpy(), found.numpy()
-    nearest = np.abs(kernel[..., None] - start).argmin(-1)
-    assert set(np.unique(nearest)) == {0, 1, 2}
-    expected = 2 * data.numpy().T @ (data.numpy() @ start[nearest])
-    np.testing.assert_allclose(kernel_gradient, expected, rtol=1e-4)
-    sums = [expected[nearest == i].sum() for i in range(3)]
-    np.testing.assert_allclose(tf.convert_to_tensor(gradient), sums, rtol=1e-4)
+    before = code_fingerprint()
+    assert before == code_fingerprint()
+    for package in cluster._PACKAGES:
+        (tmp_path / package).symlink_to(cluster.Path(cluster.__file__).parents[1] / package)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "new.py").write_text("a = 1")
+    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "trainers" / "cluster.py"))
+    monkeypatch.setattr(cluster, "_PACKAGES", (*cluster._PACKAGES, "other"))
+    assert code_fingerprint() != before
 
 
-def test_zeros_stay_zeros(run, tmp_path):
-    pruning = {"sparsity": 0.5, "frequency": 2, "cluster": {"number": 0}}
-    first = run(recipe(pruning), toys.token_data(), tmp_path / "pruned")
-    config = recipe({"keep_zeros": True})
-    config.init_from = str(tmp_path / "pruned")
-    second = zoo.load(run(config, toys.token_data()).workdir.path)
-    for path, share in sparsities(first.step.net).items():
-        assert sparsities(second)[path] == share == pytest.approx(0.5, abs=0.01)
-        assert len(values(second)[path]) <= 4
+# --- the link -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [3, 7])
-def test_a_resumed_run_has_the_same_centroids(stop, run, tmp_path):
-    class Stop(keras.callbacks.Callback):
-        count = 0
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.count += 1
-            if self.count == stop:
-                raise KeyboardInterrupt
-
-    config = recipe(checkpoint_every=1)
-    whole = run(config, toys.token_data())
-    with pytest.raises(KeyboardInterrupt):
-        run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
-    resumed = run(config, toys.token_data(), tmp_path / "broken")
-    assert toys.difference(whole.step.net, resumed.step.net) == 0
+class Left(Exception):
+    """In place of the process's end."""
 
 
-def test_what_cannot_be_clustered(run, tmp_path):
-    with pytest.raises(UsageError, match="compress.cluster.number is at least 2"):
-        run(recipe({"cluster": {"number": 1}}), toys.token_data(), tmp_path / "run")
-    with pytest.raises(UsageError, match="XLA cannot compile clusters"):
-        run(recipe(jit_compile=True), toys.token_data(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    x = keras.Input((6,))
-    bare = keras.Model(x, layers.LayerNormalization()(x), name="bare")
-    with pytest.raises(UsageError, match="The model 'bare' trains none"):
-        cluster(bare, 4)
+class Killed(Exception):
+    """In place of SIGKILL."""
+
+
+def together(count, work, addresses=None):
+    """Runs `work(link)` as so many workers; returns what each gave, raised or left with."""
+    addresses = tuple(addresses or free_addresses(count))
+    results = [None] * count
+
+    def run(index):
+        def leave(line):
+            results[index] = Left(line)
+
+        link = Link(Cluster(addresses, index), leave)
+        try:
+            link.connect()
+            with link.together():
+                value = work(link)
+            results[index] = value
+        except Killed as error:
+            results[index] = error
+        except BaseException as error:  # noqa: BLE001
+            results[index] = results[index] or error
+
+    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and any(result is None for result in results):
+        time.sleep(0.01)
+    return results
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_workers_agree(count):
+    def work(link):
+        link.same("thing", "x")
+        big = link.share(b"ab" * 10**6 if link.chief else None)
+        value = link.share({"a": [1.5, None]} if link.chief else None)
+        return len(big), value, link.any(link.index == count - 1, False), link.chief
+
+    expected = 2 * 10**6, {"a": [1.5, None]}, [True, False]
+    assert together(count, work) == [(*expected, index == 0) for index in range(count)]
+
+
+def test_workers_that_differ_all_say_who():
+    results = together(3, lambda link: link.same("recipe", "other" if link.index == 2 else "one"))
+    for result in results:
+        assert isinstance(result, UsageError)
+        assert "All workers have the same recipe. Received: another on worker 2 (" in str(result)
+        assert "than on worker 0 (" in str(result)
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_one_fails_and_the_others_name_it(who):
+    def work(link):
+        if link.index == who:
+            raise RunError("the disk is full")
+        link.any(False)
+        return link.any(False)
+
+    results = together(3, work)
+    assert isinstance(results[who], RunError)
+    for index in {0, 1, 2} - {who}:
+        assert isinstance(results[index], Left), results
+        assert str(results[index]).startswith(f"worker {who} (")
+        assert str(results[index]).endswith("failed: the disk is full")
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_broken_connection_names_the_worker(who):
+    def work(link):
+        if link.index == who:  # as the kernel does for a process that was killed
+            for peer in link._peers.values():
+                with socket.socket(fileno=os.dup(peer._connection.fileno())) as one:
+                    link._ending.set()
+                    one.shutdown(socket.SHUT_RDWR)
+            raise Killed
+        return link.any(False)
+
+    results = together(3, work)
+    for index in {0, 1, 2} - {who}:
+        assert isinstance(results[index], Left), results
+        assert str(results[index]).startswith(f"worker {who} (")
+        assert "is gone" in str(results[index])
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_silence_names_the_worker(who, monkeypatch):
+    """As where a machine loses its power or its network: no connection is ever closed."""
+    monkeypatch.setattr(links, "BEAT", 0.1)
+    monkeypatch.setattr(links, "SILENCE", 1.0)
+
+    def work(link):
+        if link.index == who:
+            link._ending.set()
+            for peer in link._peers.values():
+                peer._closed.set()  # no signs of life any more
+            time.sleep(8)
+            raise Killed
+        time.sleep(2)  # at work for longer than the silence, and not lost for that
+        return link.any(False)
+
+    results = together(3, work)
+    for index in {0, 1, 2} - {who}:
+        assert isinstance(results[index], Left), results
+        assert str(results[index]).startswith(f"worker {who} (")
+
+
+def test_an_address_in_use():
+    addresses = free_addresses(2)
+    host, _, port = addresses[1].rpartition(":")
+    message = r"^worker 1 .* cannot listen at its address: Addr"
+    with socket.create_server((host, int(port))), pytest.raises(RunError, match=message):
+        Link(Cluster(tuple(addresses), 1)).connect()
+
+
+def test_waiting_ends(monkeypatch):
+    monkeypatch.setattr(links, "WAIT", 1.0)
+    addresses = tuple(free_addresses(2))
+    for index in (0, 1):
+        with pytest.raises(RunError, match=f"waiting for worker {1 - index} "):
+            Link(Cluster(addresses, index)).connect()
+
+
+def test_strangers_and_doubles_are_turned_away():
+    addresses = tuple(free_addresses(3))
+    address = ("127.0.0.1", int(addresses[0].rpartition(":")[2]))
+    links_made = [Link(Cluster(addresses, index), lambda line: None) for index in range(3)]
+    threads = [threading.Thread(target=link.connect, daemon=True) for link in links_made]
+    threads[0].start()
+
+    def call(message):
+        """Says something to the chief; gives the connection and the answer, if there is one."""
+        for _ in range(100):
+            try:
+                stream = socket.create_connection(address)
+                break
+            except OSError:
+                time.sleep(0.05)
+        stream.settimeout(5)
+        stream.sendall(message)
+        return stream
+
+    with call(b"GET / HTTP/1.1\r\n\r\n") as browser:
+        assert b"not understood" in browser.recv(1000)
+    with pytest.raises(RunError, match="refuses: worker 3 of 4 called, this run has 3 workers"):
+        Link(Cluster((*addresses, *free_addresses(1)), 3)).connect()
+    hello = json.dumps({"zoo": 1, "worker": 1, "count": 3}).encode()
+    with call(len(hello).to_bytes(4, "big") + hello):
+        time.sleep(0.2)
+        with pytest.raises(RunError, match=r"refuses: worker 1 \(.*\) is there already"):
+            Link(Cluster(addresses, 1)).connect()
+    for thread in threads[1:]:  # the first worker 1 is gone, so another may come
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    for link in links_made:
+        link._fail("the test is over")

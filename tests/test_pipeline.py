@@ -6,11 +6,11 @@ import pytest
 from zoo.data import pipeline
 
 
-def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None):
+def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, shares=None):
     arrays = {"number": np.arange(examples)}
     found = pipeline.training_batches(
         arrays, prepare or (lambda batch, uniform, training: batch), batch_size=size,
-        replicas=replicas, seed=seed, first_step=first, last_step=last,
+        replicas=replicas, seed=seed, first_step=first, last_step=last, shares=shares,
     )  # fmt: skip
     return [{k: v.numpy() for k, v in batch.items()} for batch in found]
 
@@ -61,6 +61,32 @@ def test_replicas_share_the_batch_of_one(replicas):
             joined = np.concatenate([part[key] for part in parts])
             np.testing.assert_array_equal(batch[key], joined)
     assert (whole[0]["random"] != whole[1]["random"]).all()
+
+
+def _of_workers(whole, replicas, mine):
+    """What is left of all replicas' elements for one worker's."""
+    return [element for i, element in enumerate(whole) if i % replicas in mine]
+
+
+@pytest.mark.parametrize("mine", [range(1), range(2, 3), range(2, 4)])
+def test_a_worker_reads_its_replicas_shares(mine):
+    def prepare(batch, uniform, training):
+        return {**batch, "random": uniform(3)}
+
+    def evaluation(**arguments):
+        found = pipeline.evaluation_batches(
+            {"number": np.arange(70)}, prepare, batch_size=16, replicas=4, **arguments
+        )
+        return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+
+    for whole, found in (
+        (batches(4, prepare=prepare), batches(4, prepare=prepare, shares=mine)),
+        (batches(4, prepare=prepare)[12:], batches(4, first=3, prepare=prepare, shares=mine)),
+        (evaluation(), evaluation(shares=mine)),
+    ):
+        for one, other in zip(_of_workers(whole, 4, mine), found, strict=True):
+            for key in ("number", "weight", "random"):
+                np.testing.assert_array_equal(one[key], other[key])
 
 
 def test_evaluation_reads_all_in_order_and_pads():

@@ -5,6 +5,7 @@ order, and a header with their paths, the step and the run's own counters. Array
 place and shape, not by Keras' automatic names, which differ from process to process.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -50,20 +51,33 @@ def save(folder: Path, step, counters: dict, keep: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-    variables = variables_of(step)
-    number = int(step.step.numpy())
-    header = {"step": number, "counters": counters, "paths": [v.path for v in variables]}
-    arrays = {f"{i:05d}": _portable(v.numpy()) for i, v in enumerate(variables)}
-    path = folder / f"step_{number:010d}.npz"
+    path = folder / f"step_{int(step.step.numpy()):010d}.npz"
     with atomic(path) as file:
-        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+        write(file, step, counters)
     for _, old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path
 
 
-def restore(path: Path, step) -> dict:
-    """Puts a checkpoint into a `TrainStep`; all of it or nothing.
+def write(file, step, counters: dict) -> None:
+    """Writes what a checkpoint holds to an open file."""
+    variables = variables_of(step)
+    number = int(step.step.numpy())
+    header = {"step": number, "counters": counters, "paths": [v.path for v in variables]}
+    arrays = {f"{i:05d}": _portable(v.numpy()) for i, v in enumerate(variables)}
+    np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+
+
+def digest(step) -> str:
+    """Hash of every bit that a checkpoint of the step would hold."""
+    found = hashlib.sha256()
+    for variable in variables_of(step):
+        found.update(np.ascontiguousarray(_portable(variable.numpy())).reshape(-1).view(np.uint8))
+    return found.hexdigest()
+
+
+def restore(path: Path | bytes, step) -> dict:
+    """Puts a checkpoint, or what `write` wrote, into a `TrainStep`; all of it or nothing.
 
     Returns:
       The counters it was saved with.
@@ -73,6 +87,7 @@ def restore(path: Path, step) -> dict:
       UsageError: where it belongs to another model or optimizer.
     """
     header, arrays = read(path)
+    path = "What was sent" if isinstance(path, bytes) else path
     variables = variables_of(step)
     if len(arrays) != len(variables):
         raise UsageError(
@@ -91,15 +106,16 @@ def restore(path: Path, step) -> dict:
     return header["counters"]
 
 
-def read(path: Path) -> tuple[dict, list[np.ndarray]]:
-    """Returns header and arrays of a checkpoint.
+def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
+    """Returns header and arrays of a checkpoint, or of what `write` wrote.
 
     Raises:
       RunError: where the file is damaged or cannot be read.
     """
     try:
         # Opened here because np.load and ZipFile leave a damaged file open.
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        opened = io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb")  # noqa: SIM115
+        with opened as file, zipfile.ZipFile(file) as archive:
 
             def array(name):
                 # Read whole, so that its CRC is checked whatever the array's own head says.
@@ -110,6 +126,7 @@ def read(path: Path) -> tuple[dict, list[np.ndarray]]:
         return {key: header[key] for key in ("step", "counters", "paths")}, arrays
     # NumPy, zipfile and json raise about ten kinds for a damaged file, MemoryError among them.
     except Exception as error:
+        path = "that was sent" if isinstance(path, bytes) else path
         raise RunError(
             f"The checkpoint {path} is damaged: {error or type(error).__name__}."
         ) from None

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
-from trainers.strategy import distribute
+from trainers.strategy import distribute, gathered, local_replicas
 from zoo.data.disk import atomic, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.tasks.base import Task
@@ -35,8 +35,9 @@ class Evaluator:
         with strategy.scope():
             self.means = Means(task)
         batches = evaluation_batches(
-            arrays, task.prepare, batch_size=batch_size, replicas=strategy.num_replicas_in_sync
-        )
+            arrays, task.prepare, batch_size=batch_size, replicas=strategy.num_replicas_in_sync,
+            shares=local_replicas(strategy),
+        )  # fmt: skip
         self.batches = distribute(strategy, batches)
         self.examples = len(next(iter(arrays.values())))
 
@@ -52,8 +53,7 @@ class Evaluator:
         found: dict[str, list] = {}
         for data in self.batches:
             for name, values in self._run(data).items():
-                local = self.strategy.experimental_local_results(values)
-                found.setdefault(name, []).extend(v.numpy() for v in local)
+                found.setdefault(name, []).append(gathered(self.strategy, values))
         predictions = {k: np.concatenate(v)[: self.examples] for k, v in found.items()}
         return self.means.logs(self.means.take()), predictions
 

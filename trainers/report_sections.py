@@ -9,7 +9,7 @@ import numpy as np
 
 from trainers import report_figures as figures
 
-_NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps"}
+_NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps", "goodput"}
 _RATE = "_per_second"
 _LARGEST_SAMPLES = 200
 _LARGEST_TABLE = 20
@@ -205,7 +205,11 @@ def _time_tile(run) -> str:
     else:
         value = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
     resumes = sum(event["event"] == "resumed" for event in run.events)
-    return tile("wall time", value, f"resumes: {resumes}" if resumes else "")
+    said = [f"resumes: {resumes}"] if resumes else []
+    shares = [share for share in _series(run.records, "goodput").values() if math.isfinite(share)]
+    if shares:  # of the time since the first start, also that between two starts
+        said.append(f"goodput {shares[-1]:.0%}")
+    return tile("wall time", value, ", ".join(said))
 
 
 def _throughput_tile(run) -> str:

@@ -1,10 +1,17 @@
 """Strategy names to tf.distribute strategies, and the devices they run on."""
 
-import tensorflow as tf
+import sys
 
+import numpy as np
+import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context
+
+from trainers.cluster import Cluster
 from zoo.errors import UsageError, near_names
 
-STRATEGIES = ("one_device", "mirrored")
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "auto")
+_SILENCE = 120_000  # ms; TensorFlow ends a process whose peer is silent, without a word to users
 
 
 def prepare_devices(replicas: int, deterministic: bool = False) -> None:
@@ -38,12 +45,16 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
             ) from None
 
 
-def make_strategy(name: str, replicas: int = 0) -> tf.distribute.Strategy:
+def make_strategy(
+    name: str, replicas: int = 0, cluster: Cluster | None = None
+) -> tf.distribute.Strategy:
     """Returns the strategy of that name.
 
     Args:
-      name: "one_device", or "mirrored" for all GPUs of this machine.
+      name: "one_device", "mirrored" for all GPUs of this machine, "multi_worker" for those of
+        several machines, or "auto" for the first two by what is there.
       replicas: how many devices a mirrored strategy takes; 0 takes all.
+      cluster: of "multi_worker".
 
     Raises:
       UsageError: for an unknown name, or more replicas than devices.
@@ -53,6 +64,10 @@ def make_strategy(name: str, replicas: int = 0) -> tf.distribute.Strategy:
             f"No strategy is named {name!r}.{near_names(name, STRATEGIES)} "
             f"Known: {', '.join(STRATEGIES)}."
         )
+    if name == "auto":
+        name = _choose(replicas)
+    if name == "multi_worker":
+        return _multi_worker(cluster, replicas)
     if name == "one_device":
         if replicas > 1:
             raise UsageError(
@@ -75,8 +90,68 @@ def make_strategy(name: str, replicas: int = 0) -> tf.distribute.Strategy:
     )
 
 
-def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
-    """Hands a dataset of replicas' shares, in turn, to the replicas."""
+def _choose(replicas: int) -> str:
+    """The strategy for what this machine has, said aloud."""
+    if tf.config.list_physical_devices("TPU"):
+        raise UsageError(
+            "This machine has a TPU, and there is no strategy for TPUs yet. Received: "
+            "trainer.strategy=auto; --strategy=one_device trains on its CPU."
+        )
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    name = "mirrored" if max(gpus, replicas) > 1 and replicas != 1 else "one_device"
+    print(f"zoo: strategy {name}, for {gpus or 'no'} GPU(s)", file=sys.stderr, flush=True)
+    return name
+
+
+def _multi_worker(cluster: Cluster | None, replicas: int) -> tf.distribute.Strategy:
+    if cluster is None:
+        raise UsageError("Strategy multi_worker is one of `zoo train` and `Trainer` alone.")
+    if replicas:
+        raise UsageError(
+            "Strategy multi_worker takes all GPUs of each machine. Received: "
+            f"trainer.replicas={replicas}; leave it at 0."
+        )
+    if context.context()._initialized:
+        raise UsageError(
+            "TensorFlow runs already in this process, and workers connect when it starts. "
+            "Received: trainer.strategy=multi_worker; start a new process."
+        )
+    jobs = [coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))]
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        coordinated_jobs=jobs,
+        heartbeat_timeout_in_ms=_SILENCE,
+    )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+        task_type="worker",
+        task_id=cluster.index,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> range:
+    """Which of all replicas, by number, are this process's."""
     if strategy.num_replicas_in_sync == 1:
+        return range(1)
+    count = len(strategy.extended.worker_devices)
+    first = count * strategy.cluster_resolver.task_id if strategy.cluster_resolver else 0
+    return range(first, first + count)
+
+
+def gathered(strategy: tf.distribute.Strategy, values) -> np.ndarray:
+    """What `strategy.run` gave, of all replicas in order; all workers call it."""
+    local = strategy.experimental_local_results(values)
+    if len(local) < strategy.num_replicas_in_sync:
+        return strategy.gather(values, axis=0).numpy()
+    return np.concatenate([value.numpy() for value in local])
+
+
+def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
+    """Hands a dataset of this process's replicas' shares, in turn, to them."""
+    if len(local_replicas(strategy)) == 1:
         return dataset
     return strategy.distribute_datasets_from_function(lambda context: dataset)

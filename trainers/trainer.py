@@ -6,6 +6,8 @@ unchanged. Read `Trainer.train` from top to bottom for the order of things.
 """
 
 import dataclasses
+import io
+import json
 import math
 import signal
 import sys
@@ -20,13 +22,16 @@ import tensorflow as tf
 from trainers import checkpoint, compress
 from trainers.build import build_step, update_function
 from trainers.callbacks import make_callbacks
+from trainers.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
+from trainers.goodput import Goodput
+from trainers.link import Alone, Link
 from trainers.optimizers import inner
 from trainers.precision import slow_bfloat16
 from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.samples import sample_writer
-from trainers.strategy import distribute, make_strategy, prepare_devices
-from trainers.workdir import WorkDirectory, save_model
+from trainers.strategy import distribute, local_replicas, make_strategy, prepare_devices
+from trainers.workdir import NoDirectory, WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
 from zoo.data.disk import write_json
@@ -36,6 +41,8 @@ from zoo.tasks.base import Frozen
 
 class Terminated(Exception):
     """SIGTERM came; the run is saved and can go on."""
+
+    ends_all = True  # on all workers, at the same step
 
 
 class Trainer:
@@ -48,7 +55,10 @@ class Trainer:
       dataset: a `zoo.data.Dataset` in place of the one that `data.source` names.
       callbacks: Keras callbacks besides those that the recipe names.
       read_test: whether to evaluate on the test split at the end.
+      cluster: of strategy multi_worker; None reads TF_CONFIG.
 
+    With several workers each runs the same program. The first, the chief, alone touches the work
+    directory and runs the recipe's callbacks; what it decides, the others hear from `self.link`.
     After `train`, `step.net` is the trained model.
     """
 
@@ -61,17 +71,24 @@ class Trainer:
         dataset=None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         read_test: bool = True,
+        cluster: Cluster | None = None,
     ):
         check(config)
         self.config = config
         self.source = source
-        self.workdir = WorkDirectory(workdir)
+        self.cluster, self.link = None, Alone()
+        if config.trainer.strategy == "multi_worker":
+            self.cluster = cluster or read_cluster()
+            self.link = Link(self.cluster)
+            check_batch(config, len(self.cluster.workers))
+        self.workdir = (WorkDirectory if self.link.chief else NoDirectory)(workdir)
         self.dataset = dataset
         self.callbacks = list(callbacks)
         self.read_test = read_test
         # What a checkpoint holds besides variables.
         self.counters = {
             "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
+            "useful": 0.0,
         }  # fmt: skip
         self._terminated = threading.Event()
         self._said: set[str] = set()
@@ -89,12 +106,17 @@ class Trainer:
           RunError: where the loss is not finite, or a file cannot be read or written.
           Terminated: after SIGTERM, once everything is saved.
         """
+        self.link.connect()
+        with self.link.together():
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         self.workdir.open()
         try:
             self._build()
             # Checked before anything is written: a wrong init_from leaves no work directory.
-            found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
-            if self.config.init_from and not found:
+            found = self._checkpoints()
+            if self.config.init_from and not found and self.link.chief:
                 from trainers.init_from import initialize
 
                 tokenizer = self.dataset.tokenizer
@@ -107,9 +129,9 @@ class Trainer:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             self._restore(found)
             ended = self.done == self.total_steps or self.counters["stopped"]
-            if ended and (self.workdir / "model.keras").exists():
+            if self.link.share(ended and (self.workdir / "model.keras").exists()):
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
-                return read_evaluation(self.workdir, "test")
+                return self.link.share(read_evaluation(self.workdir, "test"))
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)
             self._start_log(found)
@@ -117,18 +139,22 @@ class Trainer:
                 self._event("warning", said)
             self._run_frozen_once()
             logs = self._with_signals(self._loop)
-            return self._finish() or logs
+            return self.link.share(self._finish()) or logs
         finally:
             self.workdir.close()
 
     def _build(self) -> None:
         config, trainer = self.config, self.config.trainer
         prepare_devices(trainer.replicas, trainer.deterministic)
-        self.strategy = make_strategy(trainer.strategy, trainer.replicas)
+        self.link.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
+        self.link.same("code and versions", code_fingerprint() if self.cluster else "")
+        self.link.same("recipe", json.dumps(as_dict(config), sort_keys=True))
+        self.strategy = make_strategy(trainer.strategy, trainer.replicas, self.cluster)
         self.replicas = self.strategy.num_replicas_in_sync
         check_batch(config, self.replicas)
         if self.dataset is None:
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
+        self.link.same("data", self.dataset.fingerprint)
         self.dataset = compress.settle(config, self.workdir.path, self.dataset)
         if "train" not in self.dataset.splits:
             raise UsageError(
@@ -158,7 +184,8 @@ class Trainer:
         self.held_out = held_out or self.dataset.splits.get("validation")
         self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
         self.evaluates = self.held_out is not None or self.writer is not None
-        self.all_callbacks = [*self.callbacks, *make_callbacks(config, self.workdir)]
+        named = make_callbacks(config, self.workdir) if self.link.chief else []
+        self.all_callbacks = [*self.callbacks, *named]
         self._run = update_function(self.step, self.strategy)
 
     def _run_frozen_once(self) -> None:
@@ -189,18 +216,38 @@ class Trainer:
             self.step.net, self.task, arrays, self.config.trainer.global_batch_size, self.strategy
         )
 
+    def _checkpoints(self) -> list[tuple[int, Path]]:
+        """Those in the work directory, as the chief sees it."""
+        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+        return [
+            (step, Path(path)) for step, path in self.link.share([(s, str(p)) for s, p in found])
+        ]
+
+    def _take_over(self) -> None:
+        """Puts the chief's state into all workers."""
+        if self.link.count == 1:
+            return
+        file = io.BytesIO()
+        if self.link.chief:
+            checkpoint.write(file, self.step, self.counters)
+        state = self.link.share(file.getvalue())
+        if not self.link.chief:
+            self.counters.update(checkpoint.restore(state, self.step))
+
     def _restore(self, found: list) -> None:
         """Goes to the last checkpoint, where there is one."""
-        if found:
+        if found and self.link.chief:
             try:
                 self.counters.update(checkpoint.restore(found[-1][1], self.step))
             except RunError as error:
                 older = f"step {found[-2][0]}" if len(found) > 1 else "the beginning"
                 raise RunError(f"{error} Delete it to go on from {older}.") from None
+        if found or self.config.init_from:
+            self._take_over()
         self.done = int(self.step.step.numpy())
 
     def _start_log(self, found: list) -> None:
-        self.workdir.start_metrics(self.done)
+        self.goodput = Goodput(self.counters, self.workdir.start_metrics(self.done))
         if found:
             self._event("resumed", f"from {found[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
@@ -209,7 +256,7 @@ class Trainer:
     def _loop(self) -> dict[str, float]:
         trainer = self.config.trainer
         self._started = time.perf_counter() - self.counters["seconds"]
-        interactive = sys.stdout.isatty()
+        interactive = sys.stdout.isatty() and self.link.chief
         callbacks = keras.callbacks.CallbackList(
             self.all_callbacks,
             add_history=True,
@@ -232,7 +279,8 @@ class Trainer:
             iterator = iterator or self._batches()
             count = min(trainer.steps_per_execution, self._next_stop() - self.done)
             callbacks.on_train_batch_begin(place)
-            self._run(iterator, tf.constant(count))
+            with self.goodput.update():
+                self._run(iterator, tf.constant(count))
             self.done += count
             window_steps += count
 
@@ -247,7 +295,8 @@ class Trainer:
                 window_start, window_steps = time.perf_counter(), 0
                 continue
             if logs_now:
-                taken = self.step.means.take()  # waits for the device
+                with self.goodput.wait():
+                    taken = self.step.means.take()  # waits for the device
                 now = time.perf_counter()
                 for name, (total, weight) in taken.items():
                     before = totals.get(name, (0.0, 0.0))
@@ -263,7 +312,10 @@ class Trainer:
             pause = time.perf_counter()
             if evaluates:
                 evaluated = self._evaluate()
-            terminated = self._terminated.is_set()  # looked at once: it may come at any moment
+            # Looked at once, for it may come at any moment; all workers stop at the same step.
+            terminated, self.step.stop_training = self.link.any(
+                self._terminated.is_set(), bool(self.step.stop_training)
+            )
             if terminated and not self._is_finite():
                 raise self._not_finite()
             if saves or terminated:
@@ -272,6 +324,7 @@ class Trainer:
             if epoch_ends or last:
                 callbacks.on_epoch_end(epoch, {**self.step.means.logs(totals), **evaluated})
                 in_epoch = False
+                (self.step.stop_training,) = self.link.any(bool(self.step.stop_training))
             if terminated:
                 raise Terminated
         if self.step.stop_training and not self.counters["stopped"]:
@@ -287,24 +340,27 @@ class Trainer:
         """Writes the bare model, reads the test split for the first time, writes the report."""
         from trainers.report import write_report
 
-        metrics = {}
+        metrics, chief = {}, self.link.chief
         with self.step.averaged():
-            save_model(self.step.net, self.workdir / "model.keras")
-            if "validation" in self.dataset.splits:
+            if chief:
+                save_model(self.step.net, self.workdir / "model.keras")
+            if chief and "validation" in self.dataset.splits:
                 found, _ = self.task.whole_split(self.step.net, self.dataset, "validation")
                 if found:
                     self.workdir.log(step=self.done, **{f"val_{k}": v for k, v in found.items()})
             if self.read_test and "test" in self.dataset.splits:
                 evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
                 metrics, predictions = evaluator()
-                whole, samples = self.task.whole_split(self.step.net, self.dataset, "test")
-                metrics |= whole
-                write_evaluation(
-                    self.workdir, "test", "final", self.done, metrics, predictions, self.dataset,
-                    samples, self.step.net,
-                )  # fmt: skip
+                if chief:
+                    whole, samples = self.task.whole_split(self.step.net, self.dataset, "test")
+                    metrics |= whole
+                    write_evaluation(
+                        self.workdir, "test", "final", self.done, metrics, predictions,
+                        self.dataset, samples, self.step.net,
+                    )  # fmt: skip
         self._event("finished", f"{self.counters['seconds']:.1f} s of training")
-        write_report(self.workdir.path)
+        if chief:
+            write_report(self.workdir.path)
         return metrics
 
     # --- pieces of the loop ---------------------------------------------------------------------
@@ -320,6 +376,7 @@ class Trainer:
             seed=self.config.trainer.seed,
             first_step=self.done + skipped,
             last_step=self.total_steps + skipped,
+            shares=local_replicas(self.strategy),
         )
         return iter(distribute(self.strategy, batches))
 
@@ -358,8 +415,9 @@ class Trainer:
             epoch=round(self.done / self.steps_per_epoch, 4),
             **{k: float(f"{v:.6g}") for k, v in values.items()},
             seconds=round(self.counters["seconds"], 3),
+            goodput=round(self.goodput.share(), 4),
         )
-        if not interactive:
+        if self.link.chief and not interactive:
             shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
             print(f"step {self.done}/{self.total_steps}  {shown}", flush=True)
 
@@ -367,7 +425,7 @@ class Trainer:
         """Validates the averaged weights and keeps the best model so far; keeps a sample."""
         with self.step.averaged():
             logs = self._validate() if self.validation else {}
-            sample = self.writer() if self.writer else {}
+            sample = self.writer() if self.writer and self.link.chief else {}
         if logs:
             epoch = round(self.done / self.steps_per_epoch, 4)
             self.workdir.log(step=self.done, epoch=epoch, **logs)
@@ -382,14 +440,18 @@ class Trainer:
         sign = 1 if self.task.monitor_mode == "max" else -1
         if math.isfinite(value) and (best is None or sign * value > sign * best):
             self.counters["best"] = value
-            save_model(self.step.net, self.workdir / "best" / "model.keras")
-            write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
+            if self.link.chief:
+                save_model(self.step.net, self.workdir / "best" / "model.keras")
+                write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
         return logs
 
     def _save(self) -> None:
-        checkpoint.save(
-            self.workdir / "checkpoints", self.step, self.counters, self.config.trainer.keep
-        )
+        if self.link.count > 1:
+            self.link.same(f"weights after update {self.done}", checkpoint.digest(self.step))
+        if self.link.chief:
+            checkpoint.save(
+                self.workdir / "checkpoints", self.step, self.counters, self.config.trainer.keep
+            )
 
     def _is_finite(self) -> bool:
         return int(self.step.first_bad.numpy()) < 0
@@ -405,10 +467,13 @@ class Trainer:
         if self.counters["rollbacks"] >= self.config.trainer.max_rollbacks:
             raise self._not_finite()
         bad = int(self.step.first_bad.numpy())
-        step, path = checkpoint.list_checkpoints(self.workdir / "checkpoints")[-1]
+        step, path = self._checkpoints()[-1]
         # The best model stays on the disk, and its value with it.
         kept = {"rollbacks": self.counters["rollbacks"] + 1, "best": self.counters["best"]}
-        self.counters.update({**checkpoint.restore(path, self.step), **kept})
+        if self.link.chief:
+            self.counters.update(checkpoint.restore(path, self.step))
+        self._take_over()
+        self.counters.update(kept)
         # Batches step+1 .. bad+1 led here: the run goes on behind them.
         self.counters["skipped_batches"] += bad + 1 - step
         self.step.first_bad.assign(-1)
@@ -436,6 +501,8 @@ class Trainer:
         )
 
     def _event(self, event: str, detail: str) -> None:
+        if not self.link.chief:
+            return
         self.workdir.log(step=self.done, event=event, detail=detail)
         print(f"{event} at step {self.done}: {detail}", file=sys.stderr, flush=True)
 

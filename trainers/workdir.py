@@ -23,6 +23,7 @@ import os
 import platform
 import re
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -169,10 +170,13 @@ class WorkDirectory:
 
     # --- metrics -------------------------------------------------------------------------------
 
-    def start_metrics(self, step: int) -> None:
+    def start_metrics(self, step: int) -> float:
         """Opens metrics.jsonl for appending, without the lines after `step`.
 
         They come from steps that were done after the last checkpoint, and are done again.
+
+        Returns:
+          When the run began, in seconds since 1970: the first line tells.
         """
         path = self / "metrics.jsonl"
         kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
@@ -181,6 +185,13 @@ class WorkDirectory:
         if self._metrics:
             self._metrics.close()
         self._metrics = open(path, "a")  # noqa: SIM115 (held while training)
+        times = [line.get("time") for line in kept if line.get("event") == "started"]
+        if times and isinstance(times[0], int | float):
+            return times[0]
+        now = time.time()
+        began = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        self.log(step=step, event="started", detail=began, time=round(now, 3))
+        return now
 
     def log(self, **values) -> None:
         """Appends one line to metrics.jsonl; a number that is not finite becomes null."""
@@ -190,6 +201,28 @@ class WorkDirectory:
         }
         self._metrics.write(json.dumps(values) + "\n")
         self._metrics.flush()
+
+
+class NoDirectory(WorkDirectory):
+    """The work directory of a worker that is not the chief: it writes nothing."""
+
+    def open(self) -> "NoDirectory":
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def write_config(self, config: Mapping, source: str, dataset) -> None:
+        pass
+
+    def write_environment(self, devices: list[str]) -> None:
+        pass
+
+    def start_metrics(self, step: int) -> float:
+        return time.time()
+
+    def log(self, **values) -> None:
+        pass
 
 
 def read_config(workdir: str | Path) -> dict:

@@ -9,7 +9,8 @@ import sys
 from absl import flags
 
 from trainers.cli.common import TERMINATED, modules_flag, parse, run, shown
-from trainers.recipe import as_dict, resolve
+from trainers.cluster import read_cluster
+from trainers.recipe import as_dict, check_batch, resolve
 from trainers.start import start_tensorflow
 from trainers.workdir import WorkDirectory
 from zoo.errors import UsageError
@@ -20,7 +21,16 @@ _CONFIG = flags.DEFINE_string(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=_FLAGS)
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "The same as --workdir.", flag_values=_FLAGS)
-_STRATEGY = flags.DEFINE_string("strategy", None, "one_device or mirrored.", flag_values=_FLAGS)
+_STRATEGY = flags.DEFINE_string(
+    "strategy", None, "one_device, mirrored, multi_worker or auto.", flag_values=_FLAGS
+)
+_WORKERS = flags.DEFINE_string(
+    "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; else TF_CONFIG.",
+    flag_values=_FLAGS,
+)  # fmt: skip
+_INDEX = flags.DEFINE_integer(
+    "worker_index", None, "Which of --workers this is.", flag_values=_FLAGS
+)
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"],
     "train leaves the test split unread; eval only evaluates.", flag_values=_FLAGS,
@@ -50,15 +60,27 @@ def command(argv) -> int:
         WorkDirectory(workdir).check_recipe(as_dict(config))
         return evaluate(workdir, "test", "final", as_json=False)
 
+    several = config.trainer.strategy == "multi_worker"
+    if not several and (_WORKERS.value or _INDEX.value is not None):
+        raise UsageError(
+            "--workers and --worker_index belong to --strategy=multi_worker. Received: strategy "
+            f"{config.trainer.strategy}."
+        )
+    cluster = read_cluster(_WORKERS.value, _INDEX.value) if several else None
+    if several:
+        check_batch(config, len(cluster.workers))
     start_tensorflow()
     from trainers.trainer import Terminated, Trainer
 
-    trainer = Trainer(config, workdir, source=source, read_test=_MODE.value == "train_and_eval")
+    read_test = _MODE.value == "train_and_eval"
+    trainer = Trainer(config, workdir, source=source, read_test=read_test, cluster=cluster)
     try:
         metrics = trainer.train()
     except Terminated:
         print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
         return TERMINATED
+    if not trainer.link.chief:
+        return 0
     if metrics:
         print(shown(metrics))
     print(f"report: {trainer.workdir / 'report.html'}")

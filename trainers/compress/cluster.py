@@ -121,6 +121,10 @@ class _Clustered:
         algorithm.cluster_centroids = tf.convert_to_tensor(centroids.value)
         algorithm.cluster_gradient_aggregation = engines().cluster_config.GradientAggregation.SUM
         value = tf.cast(kernel, tf.float32)
+        # Of a kernel with zeros the middle one is 0, and is not moved.
+        first = tf.argmin(tf.abs(algorithm.cluster_centroids), output_type=tf.int32)
+        zero = tf.reduce_any(value == 0) & (tf.range(self.number) == first)
+        algorithm.cluster_centroids = tf.where(zero, 0.0, algorithm.cluster_centroids)
         places = algorithm.get_pulling_indices(tf.stop_gradient(value))
         clustered = algorithm.get_clustered_weight(places, value)
         return tf.cast(tf.where(value == 0, value, clustered), kernel.dtype)

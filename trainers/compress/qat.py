@@ -160,7 +160,7 @@ class _Rounding:
         tfmot = engines()
         self.layer = layer
         self._training = False
-        name = f"{layer.path}_ranges".replace("/", "_")
+        name = f"{layer.path or layer.name}_ranges".replace("/", "_")  # no weights, no path
         self._ranges = layers.Layer(name=name, dtype="float32")
         weights = _Weights(self._ranges)
         self.kernels: list[tuple] = []

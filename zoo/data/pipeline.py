@@ -59,6 +59,7 @@ def training_batches(
     seed: int,
     first_step: int,
     last_step: int,
+    shares: range | None = None,
 ) -> tf.data.Dataset:
     """Batches of steps `first_step` to `last_step - 1`.
 
@@ -70,6 +71,7 @@ def training_batches(
       seed: of the run.
       first_step: 0, or where a resumed run goes on.
       last_step: where the run ends.
+      shares: of which replicas, those of this process; None for all of them.
 
     Returns:
       A dataset of dicts with static shapes. Rows beyond the epoch's end have weight 0.
@@ -77,10 +79,11 @@ def training_batches(
     examples = len(next(iter(arrays.values())))
     steps = steps_per_epoch(examples, batch_size)
     share = batch_size // replicas
+    shares = range(replicas) if shares is None else shares
     read = _reader(arrays)
 
     def element(number):
-        step, replica = number // replicas, number % replicas
+        step, replica = number // len(shares), shares.start + number % len(shares)
         position = (step % steps) * batch_size + replica * share + tf.range(share, dtype=tf.int64)
         epoch = step // steps
         index = epoch_order(tf.minimum(position, examples - 1), epoch, seed, examples)
@@ -89,9 +92,9 @@ def training_batches(
         key = tf.stack([tf.constant(seed, tf.int64), step])
         return prepare(batch, _uniform(key, batch_size, replica * share, share), True)
 
-    numbers = tf.data.Dataset.range(first_step * replicas, last_step * replicas)
+    numbers = tf.data.Dataset.range(first_step * len(shares), last_step * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
-    return batches.prefetch(2 * replicas).with_options(_options())
+    return batches.prefetch(2 * len(shares)).with_options(_options())
 
 
 def evaluation_batches(
@@ -102,6 +105,7 @@ def evaluation_batches(
     replicas: int,
     training: bool = False,
     seed: int = 0,
+    shares: range | None = None,
 ) -> tf.data.Dataset:
     """All examples once, in stored order; the last batch is padded with weight 0.
 
@@ -110,18 +114,20 @@ def evaluation_batches(
     """
     examples = len(next(iter(arrays.values())))
     share = batch_size // replicas
+    shares = range(replicas) if shares is None else shares
     read = _reader(arrays)
 
     def element(number):
-        position = number * share + tf.range(share, dtype=tf.int64)
+        batch_number, replica = number // len(shares), shares.start + number % len(shares)
+        position = batch_number * batch_size + replica * share + tf.range(share, dtype=tf.int64)
         batch = read(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
-        key = tf.stack([tf.constant(seed, tf.int64), number // replicas])
-        return prepare(batch, _uniform(key, batch_size, number % replicas * share, share), training)
+        key = tf.stack([tf.constant(seed, tf.int64), batch_number])
+        return prepare(batch, _uniform(key, batch_size, replica * share, share), training)
 
-    numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * replicas)
+    numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
-    return batches.prefetch(2 * replicas).with_options(_options())
+    return batches.prefetch(2 * len(shares)).with_options(_options())
 
 
 def _uniform(key, batch_size: int, first_row, share: int) -> Callable:

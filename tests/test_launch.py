@@ -1,0 +1,61 @@
+"""The task files in launch/: what SkyPilot would run is what `zoo` understands."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from tests.commands import ROOT
+from trainers.cli import train
+from trainers.cli.common import parse
+from trainers.recipe import resolve
+
+FILES = sorted((ROOT / "launch").glob("*.yaml"))
+_KEYS = {
+    "name", "num_nodes", "resources", "envs", "workdir", "file_mounts", "setup", "run",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_task_file_runs_commands_that_exist(path):
+    task = yaml.safe_load(path.read_text())
+    assert set(task) <= _KEYS
+    assert f"launch/{path.name}" in path.read_text().partition("name:")[0]
+    assert task["resources"]["infra"] in ("gcp", "aws", "azure")
+    (store,) = task["file_mounts"].values()
+    assert (
+        store["store"] == {"gcp": "gcs", "aws": "s3", "azure": "azure"}[task["resources"]["infra"]]
+    )
+    values = {**task["envs"], "SKYPILOT_NODE_RANK": "1", "WORKERS": "a:1,b:2"}
+    for part in ("setup", "run"):
+        subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
+    script = task["run"].replace("\\\n", " ")
+    script = re.sub(r'"?\$(\w+)"?', lambda name: values.get(name[1], name[0]), script)
+    (line,) = [line for line in script.splitlines() if line.startswith("zoo train ")]
+    words, _ = parse(train._FLAGS, line.replace('"', "").split()[1:], train.__doc__, at_most=1)
+    config = resolve(words[0], [("trainer.strategy", train._STRATEGY.value)])
+    several = task.get("num_nodes", 1) > 1
+    assert config.trainer.strategy == ("multi_worker" if several else "auto")
+    assert (train._WORKERS.value, train._INDEX.value) == (("a:1,b:2", 1) if several else ("", None))
+    assert f"zoo fetch {config.data.source}" in task["run"]
+
+
+def test_skypilot_loads_the_task_files():
+    sky = pytest.importorskip("sky", reason="SkyPilot is not here: pip install '.[launch]'")
+    for path in FILES:
+        task = sky.Task.from_yaml(str(path))
+        assert task.name
+        assert task.resources
+
+
+def test_nodes_become_workers():
+    """The one line of shell in between: addresses as SkyPilot gives them."""
+    task = yaml.safe_load((ROOT / "launch" / "multi_worker.yaml").read_text())
+    (line,) = [line for line in task["run"].splitlines() if line.startswith("WORKERS=")]
+    done = subprocess.run(
+        ["bash", "-c", f'{line}; echo "$WORKERS"'],
+        env={"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "10.0.0.1:12345,10.0.0.2:12345\n"

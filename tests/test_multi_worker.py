@@ -1,0 +1,91 @@
+"""Several workers: the same result as one process, and what happens when one of them ends."""
+
+import pytest
+
+from tests import test_resume, toys, workers
+from tests.commands import content
+from tests.workers import Workers
+from trainers.workdir import open_model, read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+def errors(stderr: str) -> list[str]:
+    """Lines of the zoo, without TensorFlow's talk."""
+    assert "Traceback" not in stderr
+    return [line for line in stderr.splitlines() if line.startswith("zoo: error: ")]
+
+
+def assert_near(one, other):
+    """The weights are equal to 1e-6 of the largest of their layer, as in `toys.difference`."""
+    models = [open_model(folder / "model.keras") for folder in (one, other)]
+    assert toys.difference(*models) <= 1e-6
+    assert test_resume.last_arrays(one)[0] == test_resume.last_arrays(other)[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The work directory of two workers that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with Workers(2, workdir) as both:
+        for status, err in both.wait():
+            assert status == 0, err
+    return workdir
+
+
+def test_two_workers_equal_one_process(whole, run, tmp_path):
+    """One process with two replicas, which draw the same dropout masks: only sums differ."""
+    alone = tmp_path / "alone"
+    run(workers.recipe(replicas=2), toys.token_data(), workdir=alone)
+    assert_near(whole, alone)
+    one, other = map(read_metrics, (whole, alone))
+    assert len(one) == len(other)
+    for line, expected in zip(one, other, strict=True):
+        assert line.keys() == expected.keys()
+        for key in {"step", "loss", "accuracy", "val_loss", "val_accuracy"} & line.keys():
+            assert line[key] == pytest.approx(expected[key], rel=1e-5), (line, expected)
+    # The same files: a worker that is not the chief writes none.
+    assert {*content(whole)} == {*content(alone)}
+
+
+def test_four_workers_equal_one_process(run, tmp_path):
+    four, alone = tmp_path / "four", tmp_path / "alone"
+    changes = "model.dropout=0", "trainer.steps=6"
+    with Workers(4, four, *changes, tf_config=True) as all_four:
+        for status, err in all_four.wait():
+            assert status == 0, err
+    config = workers.recipe(steps=6)
+    config.model.dropout = 0.0
+    run(config, toys.token_data(), workdir=alone)
+    assert_near(four, alone)
+
+
+def test_kills_and_a_sigterm_then_the_same_bits(whole, tmp_path):
+    workdir = tmp_path / "parts"
+    for victim, name, step, saved in ((1, "KILL", 7, 4), (1, "TERM", 6, 6), (0, "KILL", 10, 8)):
+        each = [[f"{name}={step}"] if index == victim else [] for index in range(2)]
+        with Workers(2, workdir, each=each) as both:
+            answers = both.wait()
+            if name == "TERM":
+                assert [status for status, _ in answers] == [143, 143], answers
+            else:
+                assert answers[victim][0] == -9, answers
+                status, err = answers[1 - victim]
+                assert status == 1, err
+                (line,) = errors(err)
+                assert f"worker {victim} ({both.addresses[victim]}) is gone" in line
+        assert test_resume.last_arrays(workdir)[0] == saved
+    with Workers(2, workdir) as both:
+        for status, err in both.wait():
+            assert status == 0, err
+    test_resume.assert_same_end(whole, workdir)
+
+
+def test_workers_that_differ_end_at_once(tmp_path):
+    each = [[], ["optimizer.learning_rate=0.5"]]
+    with Workers(2, tmp_path / "run", each=each) as both:
+        for status, err in both.wait():
+            assert status == 2
+            (line,) = errors(err)
+            assert "All workers have the same recipe. Received: another on worker 1 (" in line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+"""Runs with several workers, as processes on this machine."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from tests.commands import ROOT
+
+_CHILD = """
+import sys
+from tests import workers
+from trainers.cli.common import run
+sys.exit(run(workers.train))
+"""
+
+
+def recipe(**trainer):
+    """Everything that has state, as in `test_resume`, and validation, with short batches."""
+    from tests import test_resume
+
+    config = test_resume.recipe(**{"micro": 0, **trainer})
+    config.data.validation_size = 6
+    return config
+
+
+def train(argv) -> int:
+    """What a worker runs: the toys' recipe with `key=value` changes.
+
+    `KILL=7` sends this process SIGKILL after update 7, and so does TERM or STOP.
+    """
+    import keras
+
+    from tests import toys
+    from trainers.cluster import read_cluster
+    from trainers.recipe import change
+    from trainers.trainer import Terminated, Trainer
+
+    workdir, workers, index, *changes = argv[1:]
+    cluster = read_cluster(workers, int(index), "") if workers else read_cluster()
+    config = recipe(strategy="multi_worker")
+    changes = dict(word.split("=") for word in changes)
+    signals = {name: int(changes.pop(name)) for name in ("KILL", "TERM", "STOP") if name in changes}
+
+    class Send(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for name, step in signals.items():
+                if int(self.model.step.numpy()) == step:
+                    os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+
+    config = change(config, list(changes.items()))
+    data = toys.token_data()
+    try:
+        Trainer(config, workdir, dataset=data, cluster=cluster, callbacks=[Send()]).train()
+    except Terminated:
+        return 143
+    return 0
+
+
+def free_addresses(count: int) -> list[str]:
+    """Addresses of this machine that nobody listens at."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+class Workers:
+    """Started processes; on leaving the context none of them is left.
+
+    Args:
+      count: how many.
+      workdir: the run's.
+      changes: `key=value` of the recipe, for all workers.
+      each: for each worker such a list.
+      tf_config: whether the workers are told of each other by TF_CONFIG, with a job "chief".
+    """
+
+    def __init__(self, count, workdir, *changes, each=None, tf_config=False):
+        self.addresses = free_addresses(count)
+        each = each or [[]] * count
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+        jobs = {"chief": self.addresses[:1], "worker": self.addresses[1:]}
+        told = "" if tf_config else ",".join(self.addresses)
+        self.processes = []
+        for index in range(count):
+            task = (
+                {"type": "worker", "index": index - 1} if index else {"type": "chief", "index": 0}
+            )
+            if tf_config:
+                environment["TF_CONFIG"] = json.dumps({"cluster": jobs, "task": task})
+            words = [str(workdir), told, str(index), *changes, *each[index]]
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", _CHILD, *words], env=environment,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                )
+            )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def wait(self, seconds=300) -> list[tuple[int, str]]:
+        """Returns `(exit status, stderr)` of each."""
+        end = time.monotonic() + seconds
+        answers = []
+        for process in self.processes:
+            try:
+                _, err = process.communicate(timeout=max(1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise AssertionError(f"still running: {process.communicate()}") from None
+            answers.append((process.returncode, err))
+        return answers
