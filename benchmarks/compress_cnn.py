@@ -1,9 +1,11 @@
-"""Prunes a trained digit classifier to several sparsities, and compares.
+"""Compresses a trained digit classifier in several ways, and compares.
 
     zoo train cnn_mnist --workdir=W
-    python -m benchmarks.compress_cnn --workdir=W [--sparsity 0.8 0.9 0.95] [--epochs=6]
+    python -m benchmarks.compress_cnn --workdir=W [--method=prune+qat] [--sparsity 0.8 0.9 0.95] \\
+        [--epochs=6] [--change optimizer.learning_rate=1e-3 trainer.ema=0.99]
 
-Each is `zoo compress prune` in a process of its own; rows go to results/compress.csv.
+Each is a `zoo compress` in a process of its own; rows go to results/compress.csv. Bytes are those
+of the LiteRT file, whatever it holds, after gzip (before 2026-11-26: of the weights in float32).
 """
 
 import argparse
@@ -17,20 +19,25 @@ from benchmarks.results_file import append
 
 
 def main() -> None:
-    """Prunes to each sparsity from the same weights."""
+    """Compresses from the same weights, once for each sparsity."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9, 0.95])
+    parser.add_argument("--method", default="prune")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--change", nargs="*", default=[], help="keys of the recipe, KEY=VALUE")
     arguments = parser.parse_args()
-    for sparsity in arguments.sparsity:
+    for sparsity in arguments.sparsity if "prune" in arguments.method else [0.0]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             command = [
-                *(sys.executable, "-m", "trainers.cli.main", "compress", "prune"),
-                arguments.workdir, f"--out={out}", f"--config.compress.sparsity={sparsity}",
+                *(sys.executable, "-m", "trainers.cli.main", "compress", arguments.method),
+                arguments.workdir, f"--out={out}",
                 f"--config.trainer.epochs={arguments.epochs}",
+                *(f"--config.{change}" for change in arguments.change),
             ]  # fmt: skip
+            if sparsity:
+                command.append(f"--config.compress.sparsity={sparsity}")
             subprocess.run(command, check=True)
             found = json.loads((out / "compression.json").read_text())
             recipe = json.loads((out / "config.json").read_text())["source"]
