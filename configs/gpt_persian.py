@@ -16,6 +16,7 @@ def get_config(arg: str = ""):
     config = web_text.get_config(arg)
     config.data.vocabulary_size = 1000 if arg else 24_000
     config.data.normalization = "persian"
+    config.task.chunk = 512  # the logits of all positions at once would be 24,000 numbers each
     config.prep.input = "corpus:persian_news,corpus:persian_poems"
     config.prep.rules = ("language", "gopher_quality", "toxicity")
     config.prep.language.keep = ("fa",)

@@ -130,14 +130,6 @@ def test_encodings_are_found(encoding, declared):
     assert read.decode(data, declared)
 
 
-def test_a_page_cannot_name_a_codec_that_takes_for_ever():
-    content = b"\xff" + b"ab" * 200_000 + b"-" + b"c" * 200_000
-    start = time.monotonic()
-    for name in ("punycode", "idna", "unicode_escape", "zip", "utf-7", "base64", "rot13"):
-        assert "ab" in read.decode(content, name)
-    assert time.monotonic() - start < 20
-
-
 # --- bad files ------------------------------------------------------------------------------------
 
 

@@ -318,8 +318,6 @@ def _without_mark(encoding: str, mark: bytes) -> str:
     return encoding if encoding == "utf-8" else encoding + ("-le" if little else "-be")
 
 
-# Codecs of Python that no page is written in; some take quadratic time.
-_NO_CHARSETS = ("punycode", "idna", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined")
 # The five bytes that Windows-1252 leaves open are control characters to browsers.
 codecs.register_error("c1", lambda e: (e.object[e.start : e.end].decode("latin-1"), e.end))
 
@@ -329,7 +327,7 @@ def _decoded(content: bytes, encoding: str | None) -> str | None:
         return None
     try:
         known = codecs.lookup(encoding)
-        if known.name == "utf-8" or known.name in _NO_CHARSETS:
+        if known.name == "utf-8":
             return None
         # Browsers read Latin-1 as Windows-1252, and pages mean it.
         name = "cp1252" if known.name in ("iso8859-1", "ascii") else known.name
