@@ -9,6 +9,7 @@ the waiting for each other. Rounds of both are interleaved.
 """
 
 import argparse
+import os
 import statistics
 import time
 
@@ -100,7 +101,7 @@ def main():
             "step_ms": round(1e3 * statistics.median(times), 1),
             "ratio_to_one_device": round(ratio, 3),
             "rounds": arguments.rounds,
-            "note": "machine shared with other work",
+            "note": f"other work beside it, load average {os.getloadavg()[0]:.0f} in the last minute",
         }
         for (name, times), ratio in zip(
             seconds.items(), (1.0, statistics.median(ratios)), strict=True

@@ -302,6 +302,6 @@ def test_a_process_fails_with_one_line_and_leaves_nothing(tmp_path):
     words = ["train", "cnn_digits:debug", "--workdir=run", "--config.trainer.strategy=mirored"]
     answer = zoo_process(*words, cwd=tmp_path)
     assert answer.status == 2
-    assert "Did you mean 'mirrored'?" in answer.one_line()
+    assert "Did you mean 'mirrored'" in answer.one_line()
     assert answer.out == ""
     assert content(tmp_path) == {}

@@ -100,7 +100,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("data.manual_dir=missing", 2, "data.manual_dir must be a folder that exists"),
         ("data.validation_size=4000", 2, "has 4000 training examples"),
         ("trainer.micro_batch_size=7", 2, "trainer.micro_batch_size=7 for a share of 64"),
-        ("trainer.strategy=mirored", 2, "Did you mean 'mirrored'?"),
+        ("trainer.strategy=mirored", 2, "Did you mean 'mirrored'"),
         ("trainer.replicas=2", 2, "Strategy one_device has one replica"),
         ("trainer.precision=mixed_bflot16", 2, "Did you mean 'mixed_bfloat16'"),
         ("trainer.global_batch_size=4000", 2, "A batch is no larger than the training split"),

@@ -188,15 +188,26 @@ def test_silence_names_the_worker(who, monkeypatch):
             link._ending.set()
             for peer in link._peers.values():
                 peer._closed.set()  # no signs of life any more
-            time.sleep(8)
+            time.sleep(4)
             raise Killed
-        time.sleep(2)  # at work for longer than the silence, and not lost for that
         return link.any(False)
 
     results = together(3, work)
     for index in {0, 1, 2} - {who}:
         assert isinstance(results[index], Left), results
         assert str(results[index]).startswith(f"worker {who} (")
+
+
+def test_work_is_no_silence(monkeypatch):
+    """A worker that loads data for longer than the silence says meanwhile that it lives."""
+    monkeypatch.setattr(links, "BEAT", 0.1)
+    monkeypatch.setattr(links, "SILENCE", 1.0)
+
+    def work(link):
+        time.sleep(2.5)
+        return link.any(link.index == 1)
+
+    assert together(2, work) == [[True], [True]]
 
 
 def test_an_address_in_use():
@@ -243,8 +254,9 @@ def test_strangers_and_doubles_are_turned_away():
         time.sleep(0.2)
         with pytest.raises(RunError, match=r"refuses: worker 1 \(.*\) is there already"):
             Link(Cluster(addresses, 1)).connect()
-    for thread in threads[1:]:  # the first worker 1 is gone, so another may come
-        thread.start()
+    threads[2].start()  # now all have called, but the first worker 1 is gone
+    time.sleep(1)
+    threads[1].start()
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive()
