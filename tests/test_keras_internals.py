@@ -179,3 +179,70 @@ def test_save_zero_points(devices):
     one.save_own_variables(saved)
     other.load_own_variables(saved)
     np.testing.assert_array_equal(other.kernel_zero, one.kernel_zero)
+
+
+def test_neighbours_in_a_graph():
+    image = keras.Input((4,), name="image")
+    first, second = keras.layers.Dense(3, name="first"), keras.layers.Dense(2, name="second")
+    model = keras.Model(image, second(first(image)))
+    (start,) = keras_internals.input_layers(model)
+    assert keras_internals.layers_before(first) == [start]
+    assert keras_internals.layers_after(first) == [second]
+    assert keras_internals.layers_before(second) == [first]
+    assert keras_internals.layers_after(second) == []
+
+
+def test_a_layer_inside_a_built_one():
+    outer, inner = keras.layers.Dense(3), keras.layers.Layer(name="inner")
+    outer.build((None, 2))
+    inner.add_weight(shape=(5,), name="five")
+    inner.build(())
+    keras_internals.add_layer(outer, "inside", inner)
+    assert [v.shape for v in outer.weights] == [(2, 3), (3,), (5,)]
+    assert inner in keras_internals.child_layers(outer)
+
+
+def test_layers_know_whether_it_is_training():
+    seen = []
+
+    class Listens(keras.layers.Layer):
+        def call(self, x):
+            seen.append(keras_internals.in_training())
+            self.later = keras_internals.call_of_now()
+            return x
+
+    x = keras.Input((2,))
+    layer = Listens()
+    model = keras.Model(x, layer(x))
+    model(np.ones((1, 2)), training=True)
+    model(np.ones((1, 2)), training=False)
+    assert seen[-2:] == [True, False]
+    model(np.ones((1, 2)), training=True)
+    assert not keras_internals.in_training()
+    with layer.later():
+        assert keras_internals.in_training()
+    assert not keras_internals.in_training()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_variables_with_other_values(inside):
+    """For the time of a call, and whatever it assigns to other variables is done or noted."""
+    one, two = keras.Variable(1.0), keras.Variable(2.0)
+
+    def call():
+        two.assign(one * 10)
+        return one + two
+
+    def run():
+        return float(keras_internals.with_values([(one, tf.constant(5.0))], [two], call))
+
+    if inside:
+        with keras.StatelessScope() as scope:
+            assert run() == 55.0
+            assert float(one) == 1.0
+        assert float(scope.get_current_value(two)) == 50.0
+        assert float(two) == 2.0
+    else:
+        assert run() == 55.0
+        assert float(one) == 1.0
+        assert float(two) == 50.0

@@ -113,6 +113,21 @@ def with_values(values: list[tuple], changing: list, function):
                 scope.state_mapping[key] = value
 
 
+def layers_before(layer: keras.layers.Layer) -> list:
+    """Returns the layers whose outputs a layer takes, in all graphs of Functional models."""
+    return [node.operation for one in layer._inbound_nodes for node in one.parent_nodes]
+
+
+def layers_after(layer: keras.layers.Layer) -> list:
+    """Returns the layers that take a layer's outputs, in all graphs of Functional models."""
+    return [node.operation for node in layer._outbound_nodes]
+
+
+def input_layers(model: keras.Model) -> list:
+    """Returns what stands for a Functional model's own inputs in its graph."""
+    return [tensor._keras_history.operation for tensor in getattr(model, "inputs", None) or ()]
+
+
 def is_graph(model: keras.Model) -> bool:
     """Whether a model is a graph of layers, which can be cloned; not a class of its own."""
     return isinstance(model, (keras.Sequential, Functional))

@@ -64,8 +64,9 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
             "Quantisation knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
             f"The model {model.name!r} trains none."
         )
+    inputs = keras_internals.input_layers(model)
     for layer in chosen:
-        layer.call = _Rounding(layer, decay)
+        layer.call = _Rounding(layer, inputs, decay)
     return [layer.name for layer in chosen]
 
 
@@ -137,26 +138,17 @@ def _changed(model) -> list:
 def _rounds(layer) -> bool:
     if isinstance(layer, _KERNELS):
         return bool(layer.trainable_variables)
-    if isinstance(layer, _ALONE) and not _neighbours(layer, "_outbound_nodes"):
+    if not isinstance(layer, _ALONE) or (layer.variables and not layer.trainable_variables):
+        return False
+    if not keras_internals.layers_before(layer):
         return False  # called by another layer's code, where what is around it is not known
-    return isinstance(layer, _ALONE) and (not layer.variables or bool(layer.trainable_variables))
-
-
-def _neighbours(layer, side: str) -> list:
-    """The layers before or behind one in the graphs of Functional models."""
-    found = []
-    for node in getattr(layer, side):
-        if side == "_outbound_nodes":
-            found.append(node.operation)
-        else:
-            found += [source.operation for source in node.parent_nodes]
-    return found
+    return not isinstance(layer, layers.Activation) or layer.activation.__name__ != "linear"
 
 
 class _Rounding:
     """What a layer's `call` becomes: the call it had, between quantizers."""
 
-    def __init__(self, layer, decay: float):
+    def __init__(self, layer, inputs: list, decay: float):
         tfmot = engines()
         self.layer = layer
         self._training = False
@@ -183,11 +175,11 @@ class _Rounding:
 
         moving = _moving_average(tfmot, decay)
         self.input = None
-        sources = _neighbours(layer, "_inbound_nodes")
-        if any(isinstance(x, layers.InputLayer) for x in sources) and _takes_numbers(layer):
+        sources = keras_internals.layers_before(layer)
+        if any(x in inputs for x in sources) and _takes_numbers(layer):
             self.input = activity(tfmot.quantizers.AllValuesQuantizer, "input")
         self.before = self.after = None
-        folded = any(isinstance(x, _FOLDED) for x in _neighbours(layer, "_outbound_nodes"))
+        folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
         if not isinstance(layer, (*_RECURRENT, layers.Embedding)) and not folded:
             activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
             if activation in _BEFORE:
