@@ -101,7 +101,7 @@ def main():
             "step_ms": round(1e3 * statistics.median(times), 1),
             "ratio_to_one_device": round(ratio, 3),
             "rounds": arguments.rounds,
-            "note": f"beside other work, load {os.getloadavg()[0]:.0f} in the last minute",
+            "note": f"shared machine, load average {os.getloadavg()[0]:.0f}",
         }
         for (name, times), ratio in zip(
             seconds.items(), (1.0, statistics.median(ratios)), strict=True
