@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from trainers import checkpoint, compress
-from trainers.build import build_step, update_function
+from trainers.build import build_step, split_training, update_function
 from trainers.callbacks import make_callbacks
 from trainers.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
@@ -35,7 +35,7 @@ from trainers.workdir import NoDirectory, WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
 from zoo.data.disk import write_json
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError
 from zoo.tasks.base import Frozen
 
 
@@ -156,25 +156,8 @@ class Trainer:
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
         self.link.same("data", self.dataset.fingerprint)
         self.dataset = compress.settle(config, self.workdir.path, self.dataset)
-        if "train" not in self.dataset.splits:
-            raise UsageError(
-                f"Training needs the split 'train'. Data set {self.dataset.name!r} has: "
-                f"{', '.join(self.dataset.splits)}."
-            )
-        stored = self.dataset.splits["train"]
-        examples = len(next(iter(stored.values())))
-        if config.data.validation_size >= examples:
-            raise UsageError(
-                f"Data set {self.dataset.name!r} has {examples} training examples. Received: "
-                f"data.validation_size={config.data.validation_size}."
-            )
-        if config.data.validation_size and "validation" in self.dataset.splits:
-            raise UsageError(
-                f"Data set {self.dataset.name!r} has a validation split: leave "
-                f"data.validation_size at 0. Received: {config.data.validation_size}."
-            )
-        self.arrays, held_out = pipeline.hold_out(stored, config.data.validation_size)
-        self.examples = examples - config.data.validation_size
+        self.arrays, held_out = split_training(self.dataset, config.data.validation_size)
+        self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.examples, trainer.global_batch_size)
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
         self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
