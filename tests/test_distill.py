@@ -11,11 +11,8 @@ import zoo
 from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
-from tests.test_seq2seq import numbers  # noqa: F401 (a fixture)
-from tests.test_seq2seq import sentences as texts
 from trainers.compress.distill import Distillation, divergence
 from trainers.recipe import as_dict
-from trainers.translate import Translator
 from trainers.workdir import WorkDirectory, read_metrics, save_model
 from zoo import registry
 from zoo.data import Dataset
@@ -416,41 +413,3 @@ def test_a_student_of_another_family(tmp_path):
         "hidden_dim": 512, "num_layers": 2, "dropout": 0.0,
     }  # fmt: skip
     assert found.data.tokenizer == str(tmp_path)
-
-
-@pytest.mark.slow
-def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
-    dataset = numbers()
-
-    def sentences(**trainer):
-        config = recipe("seq2seq", model_arguments={"vocabulary_size": 0}, **trainer)
-        config.data.update({"sequence_length": 12, "packing": "best_fit"})
-        config.task.beams = 0
-        return config
-
-    config = sentences(steps=15)
-    config.optimizer = optimizer("adam", learning_rate=0.01)
-    teacher = run(config, dataset, tmp_path / "teacher")
-    for _ in range(2):
-        config = sentences(steps=2)
-        config.compress.distill.update({"teacher": str(tmp_path / "teacher"), "alpha": 0.0})
-        config.compress.distill.sentences = 2
-        done = run(config, dataset)
-    assert capsys.readouterr().err.count("the teacher translates") == 1  # kept
-    sources = [source for source, _ in dataset.pairs["train"]()]
-    said = Translator(teacher.step.net, dataset.tokenizer)(
-        sources, beams=2, length_penalty=done.step.task.length_penalty
-    )
-    assert said != [target for _, target in dataset.pairs["train"]()]
-    rows = done.dataset.splits["train"]
-    found = zip(*(texts(dataset.tokenizer, rows[k]) for k in ("source", "target")), strict=True)
-    assert sorted(found) == sorted(p for p in zip(sources, said, strict=True) if p[1])
-    for key, array in dataset.splits["test"].items():
-        np.testing.assert_array_equal(array, done.dataset.splits["test"][key])
-    assert done.dataset.fingerprint != dataset.fingerprint
-    assert "soft" not in done.step.task.terms
-    for changes in ({"sentences": 2}, {"sentences": 0, "alpha": 0.5}):
-        config.compress.distill.update(changes)
-        with pytest.raises(UsageError, match="read with one tokenizer. Received: a teacher with"):
-            run(config, numbers(vocabulary_size=12))
