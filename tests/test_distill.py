@@ -11,8 +11,11 @@ import zoo
 from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
+from tests.test_seq2seq import numbers  # noqa: F401 (a fixture)
+from tests.test_seq2seq import sentences as texts
 from trainers.compress.distill import Distillation, divergence
 from trainers.recipe import as_dict
+from trainers.translate import Translator
 from trainers.workdir import WorkDirectory, read_metrics, save_model
 from zoo import registry
 from zoo.data import Dataset
@@ -206,20 +209,16 @@ def test_both_heads_of_a_bert_are_taught():
 
 
 ALL = {"alpha": 0.6, "hidden": 0.5, "attention": 0.5}
-MATCHED = {
-    "clm": ALL, "nsp": ALL, "seq2seq": ALL, "image_classification": {"alpha": 0.6},
-    "lstm": {"alpha": 0.6, "hidden": 0.5},
-}  # fmt: skip
 
 
 def distilled(kind, teacher, **trainer):
     config = recipe(kind, teacher, **trainer)
-    config.compress.distill.update(MATCHED[kind])
+    config.compress.distill.update(ALL)
     return config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MATCHED)
+@pytest.mark.parametrize("kind", ["clm", "nsp", "seq2seq"])
 def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     """The fifth batch is short, rows hold unequal numbers of tokens: padding counts for nothing."""
     data = data_of(kind)
@@ -230,7 +229,7 @@ def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     assert toys.difference(whole.step.net, parts.step.net) <= 2e-6
     for one, other in zip(whole.step.task.variables, parts.step.task.variables, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert bool(whole.step.task.variables) == (kind in ("clm", "seq2seq", "lstm"))
+    assert bool(whole.step.task.variables) == (kind != "nsp")
 
 
 def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_path):
@@ -413,3 +412,47 @@ def test_a_student_of_another_family(tmp_path):
         "hidden_dim": 512, "num_layers": 2, "dropout": 0.0,
     }  # fmt: skip
     assert found.data.tokenizer == str(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+    dataset = numbers()
+
+    def sentences(**trainer):
+        config = recipe("seq2seq", model_arguments={"vocabulary_size": 0}, **trainer)
+        config.data.update({"sequence_length": 12, "packing": "best_fit"})
+        config.task.beams = 0
+        return config
+
+    config = sentences(steps=40)
+    config.optimizer = optimizer("adam", learning_rate=0.01)
+    teacher = run(config, dataset, tmp_path / "teacher")
+    for _ in range(2):
+        config = sentences(steps=2, global_batch_size=4)
+        config.compress.distill.update({"teacher": str(tmp_path / "teacher"), "alpha": 0.0})
+        config.compress.distill.sentences = 2
+        done = run(config, dataset)
+    assert capsys.readouterr().err.count("the teacher translates") == 1  # kept
+    sources = [source for source, _ in dataset.pairs["train"]()]
+    said = Translator(teacher.step.net, dataset.tokenizer)(
+        sources, beams=2, length_penalty=done.step.task.length_penalty
+    )
+    assert said != [target for _, target in dataset.pairs["train"]()]
+    rows = done.dataset.splits["train"]
+    found = zip(*(texts(dataset.tokenizer, rows[k]) for k in ("source", "target")), strict=True)
+    fit = [
+        pair
+        for pair in zip(sources, said, strict=True)
+        if pair[1] and max(len(dataset.tokenizer.encode(x)) for x in pair) < 12
+    ]
+    assert len(fit) > 50
+    assert sorted(found) == sorted(fit)
+    for key, array in dataset.splits["test"].items():
+        np.testing.assert_array_equal(array, done.dataset.splits["test"][key])
+    assert done.dataset.fingerprint != dataset.fingerprint
+    assert "soft" not in done.step.task.terms
+    for changes in ({"sentences": 2}, {"sentences": 0, "alpha": 0.5}):
+        config.compress.distill.update(changes)
+        with pytest.raises(UsageError, match="read with one tokenizer. Received: a teacher with"):
+            run(config, numbers(vocabulary_size=12))
