@@ -209,20 +209,16 @@ def test_both_heads_of_a_bert_are_taught():
 
 
 ALL = {"alpha": 0.6, "hidden": 0.5, "attention": 0.5}
-MATCHED = {
-    "clm": ALL, "nsp": ALL, "seq2seq": ALL, "image_classification": {"alpha": 0.6},
-    "lstm": {"alpha": 0.6, "hidden": 0.5},
-}  # fmt: skip
 
 
 def distilled(kind, teacher, **trainer):
     config = recipe(kind, teacher, **trainer)
-    config.compress.distill.update(MATCHED[kind])
+    config.compress.distill.update(ALL)
     return config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", MATCHED)
+@pytest.mark.parametrize("kind", ["clm", "nsp", "seq2seq"])
 def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     """The fifth batch is short, rows hold unequal numbers of tokens: padding counts for nothing."""
     data = data_of(kind)
@@ -233,7 +229,7 @@ def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     assert toys.difference(whole.step.net, parts.step.net) <= 2e-6
     for one, other in zip(whole.step.task.variables, parts.step.task.variables, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert bool(whole.step.task.variables) == (kind in ("clm", "seq2seq", "lstm"))
+    assert bool(whole.step.task.variables) == (kind != "nsp")
 
 
 def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_path):
@@ -429,11 +425,11 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, ca
         config.task.beams = 0
         return config
 
-    config = sentences(steps=15)
+    config = sentences(steps=40)
     config.optimizer = optimizer("adam", learning_rate=0.01)
     teacher = run(config, dataset, tmp_path / "teacher")
     for _ in range(2):
-        config = sentences(steps=2)
+        config = sentences(steps=2, global_batch_size=4)
         config.compress.distill.update({"teacher": str(tmp_path / "teacher"), "alpha": 0.0})
         config.compress.distill.sentences = 2
         done = run(config, dataset)
@@ -445,7 +441,13 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, ca
     assert said != [target for _, target in dataset.pairs["train"]()]
     rows = done.dataset.splits["train"]
     found = zip(*(texts(dataset.tokenizer, rows[k]) for k in ("source", "target")), strict=True)
-    assert sorted(found) == sorted(p for p in zip(sources, said, strict=True) if p[1])
+    fit = [
+        pair
+        for pair in zip(sources, said, strict=True)
+        if pair[1] and max(len(dataset.tokenizer.encode(x)) for x in pair) < 12
+    ]
+    assert len(fit) > 50
+    assert sorted(found) == sorted(fit)
     for key, array in dataset.splits["test"].items():
         np.testing.assert_array_equal(array, done.dataset.splits["test"][key])
     assert done.dataset.fingerprint != dataset.fingerprint
