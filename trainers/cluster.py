@@ -5,10 +5,8 @@ Loads no TensorFlow.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 from pathlib import Path
 
 from zoo.errors import UsageError
@@ -116,6 +114,9 @@ def _checked(workers: list, index: int, where: str) -> Cluster:
 
 def code_fingerprint() -> str:
     """Hash of the zoo's own source files, with the versions of what they compute with."""
+    import importlib.metadata  # slow to load, and not for --help
+    import platform
+
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for package in _PACKAGES:
