@@ -12,7 +12,7 @@ import zoo
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
 from trainers.compress import low_rank
-from trainers.compress.low_rank import Kernel
+from trainers.compress.decomposition import Kernel
 from trainers.compress.prune import sparsities
 from zoo import registry
 from zoo.errors import UsageError

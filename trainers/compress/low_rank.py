@@ -10,8 +10,6 @@ Which kernel has which rank is decided once, from the weights of the model that 
 stands in the recipe from then on; the model is built with layers of `zoo.layers.low_rank`.
 """
 
-import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from keras import layers
 
 from trainers import keras_internals
+from trainers.compress.decomposition import CONVOLUTIONS, Kernel
 from trainers.workdir import read_config
 from zoo.errors import UsageError
 from zoo.layers.low_rank import (
@@ -36,9 +35,8 @@ from zoo.layers.low_rank import (
 WAYS = ("energy", "budget", "sensitivity")
 # What is tried, one after the other, where the loss is measured.
 _LADDER = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_CONVOLUTIONS = {layers.Conv1D: 1, layers.Conv2D: 2, layers.Conv3D: 3}
 _KINDS = (
-    layers.Dense, layers.EinsumDense, layers.Embedding, layers.ReversibleEmbedding, *_CONVOLUTIONS,
+    layers.Dense, layers.EinsumDense, layers.Embedding, layers.ReversibleEmbedding, *CONVOLUTIONS,
 )  # fmt: skip
 
 
@@ -110,139 +108,6 @@ def _unfit(layer: layers.Layer) -> str:
         except ValueError as error:
             return str(error).rstrip(".")
     return ""
-
-
-# --- one kernel ---------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Kernel:
-    """A kernel's values and what can be made of them.
-
-    Attributes:
-      value: as the layer has it.
-      inputs: how many of a matrix' axes, the first ones, are summed over; 0 for a convolution.
-    """
-
-    value: np.ndarray
-    inputs: int
-
-    @classmethod
-    def of(cls, layer: layers.Layer) -> "Kernel":
-        """The kernel of a layer, or the product of one of `zoo.layers.low_rank`."""
-        embedding = isinstance(layer, (layers.Embedding, LowRankEmbedding))
-        value = layer.embeddings if embedding else layer.kernel
-        value = keras.ops.convert_to_numpy(value).astype(np.float32)
-        if isinstance(layer, LowRankConv) or type(layer) in _CONVOLUTIONS:
-            return cls(value, 0)
-        if isinstance(layer, LowRankEinsumDense):
-            return cls(value, layer.parts[0].kernel.ndim - 1)
-        if isinstance(layer, layers.EinsumDense):
-            first = split_equation(layer.equation)[0]
-            return cls(value, len(first.partition(",")[2].partition("->")[0]) - 1)
-        return cls(value, 1)
-
-    def __post_init__(self):
-        shape = self.value.shape
-        self.points = int(np.prod(shape[:-2])) if not self.inputs else 0
-        if self.inputs:
-            self._views = [self.value.reshape(int(np.prod(shape[: self.inputs])), -1)]
-        else:
-            # By channels that come in (rows), and by those that go out (columns).
-            self._views = [self.value.reshape(-1, shape[-1])]
-            if self.points > 1:
-                into = np.moveaxis(self.value, -2, -1).reshape(-1, shape[-2])
-                self._views.insert(0, into)
-
-    @functools.cached_property
-    def _kept(self) -> list[np.ndarray]:
-        """Shares of the energy that the largest singular values hold together, of each view."""
-        found = []
-        for view in self._views:
-            small = view.astype(np.float64)
-            small = small.T @ small if small.shape[0] > small.shape[1] else small @ small.T
-            values = np.maximum(np.linalg.eigvalsh(small)[::-1], 0)
-            found.append(np.cumsum(values) / max(values.sum(), 1e-30))
-        return found
-
-    @property
-    def size(self) -> int:
-        """Numbers in it."""
-        return self.value.size
-
-    def ranks(self, energy: float) -> tuple[int, ...]:
-        """The lowest ranks that keep that share; what two axes lose together is halved."""
-        share = 1 - (1 - energy) / len(self._kept)
-        found = [
-            min(int(np.searchsorted(kept, share - 1e-9)) + 1, len(kept)) for kept in self._kept
-        ]
-        if self.inputs:
-            return tuple(found)
-        into, out = found if len(found) == 2 else (0, *found)
-        # Channels that all stay need no mixing.
-        shape = self.value.shape
-        return (0 if into >= shape[-2] else into, 0 if out >= shape[-1] else out)
-
-    def size_at(self, ranks: Sequence[int]) -> int:
-        """Numbers in its factors."""
-        if self.inputs:
-            return ranks[0] * sum(self._views[0].shape)
-        (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
-        middle = self.points * (into or inputs) * (out or outputs)
-        return inputs * into + middle + out * outputs
-
-    def factors(self, ranks: Sequence[int]) -> list[np.ndarray]:
-        """Returns the kernels of the parts of a layer of `zoo.layers.low_rank`, in order."""
-        shape = self.value.shape
-        if self.inputs:
-            left, right = _two(self._views[0], ranks[0])
-            return [
-                left.reshape(*shape[: self.inputs], ranks[0]),
-                right.reshape(ranks[0], *shape[self.inputs :]),
-            ]
-        into, out = ranks
-        if not into:
-            left, right = _two(self._views[-1], out)
-            return [left.reshape(*shape[:-1], out), right.reshape(*self._ones(), out, shape[-1])]
-        core, mixes = _tucker(self.value, into, out)
-        parts = [mixes[0].reshape(*self._ones(), shape[-2], into), core]
-        return parts + ([mixes[1].T.reshape(*self._ones(), out, shape[-1])] if out else [])
-
-    def product(self, ranks: Sequence[int]) -> np.ndarray:
-        """The kernel that these factors stand for."""
-        factors = self.factors(ranks)
-        if self.inputs:
-            return np.tensordot(*factors, 1)
-        (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
-        value = factors[1 if into else 0]
-        if into:
-            value = np.einsum("...io,ci->...co", value, factors[0].reshape(inputs, into))
-        return value @ factors[-1].reshape(out, outputs) if out else value
-
-    def _ones(self) -> tuple[int, ...]:
-        return (1,) * (self.value.ndim - 2)
-
-
-def _two(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest product of that rank (Eckart and Young 1936), its factors of one size."""
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    root = np.sqrt(values[:rank])
-    return left[:, :rank] * root, root[:, None] * right[:rank]
-
-
-def _tucker(kernel: np.ndarray, into: int, out: int):
-    """Returns the core (..., into, out or outputs) and the mixes of both axes of channels."""
-    try:
-        from tensorly.decomposition import partial_tucker
-    except ImportError:
-        raise UsageError(
-            "Convolutions take the package tensorly: pip install 'keras-zoo[compress]', or leave "
-            "them out by compress.low_rank.pattern."
-        ) from None
-    axes = [kernel.ndim - 2, *([kernel.ndim - 1] if out else [])]
-    ranks = [into, *([out] if out else [])]
-    (core, mixes), _ = partial_tucker(kernel, rank=ranks, modes=axes, n_iter_max=10)
-    return core, mixes
 
 
 # --- which ranks --------------------------------------------------------------------------------
@@ -485,10 +350,10 @@ def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:
     config = layer.get_config()
     same = {key: config[key] for key in ("name", "trainable", "dtype")}
     ending = {key: config[key] for key in ("activation", "use_bias") if key in config}
-    if type(layer) in _CONVOLUTIONS:
+    if type(layer) in CONVOLUTIONS:
         keys = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
         return LowRankConv(
-            _CONVOLUTIONS[type(layer)], ranks=ranks, **{k: config[k] for k in keys}, **ending,
+            CONVOLUTIONS[type(layer)], ranks=ranks, **{k: config[k] for k in keys}, **ending,
             **same,
         )  # fmt: skip
     if isinstance(layer, layers.EinsumDense):
