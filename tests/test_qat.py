@@ -13,6 +13,7 @@ import zoo
 from configs.base import optimizer
 from tests import toys
 from tests.commands import ROOT
+from tests.test_resume import Interrupted, StopAt
 from trainers.compress.prune import sparsities
 from trainers.compress.qat import FreshRanges, quantize, rounded_once, rounds
 from zoo import registry
@@ -122,18 +123,10 @@ def quantized_start():
 
 @pytest.mark.parametrize("stop", [3, 7])
 def test_a_resumed_run_has_the_same_ranges(stop, run, tmp_path):
-    class Stop(keras.callbacks.Callback):
-        count = 0
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.count += 1
-            if self.count == stop:
-                raise KeyboardInterrupt
-
     config = recipe(checkpoint_every=1)
     whole = run(config, toys.token_data())
-    with pytest.raises(KeyboardInterrupt):
-        run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
+    with pytest.raises(Interrupted):
+        run(config, toys.token_data(), tmp_path / "broken", callbacks=[StopAt(stop)])
     resumed = run(config, toys.token_data(), tmp_path / "broken")
     assert toys.difference(whole.step.net, resumed.step.net) == 0
     for path, value in ranges(resumed.step.net).items():

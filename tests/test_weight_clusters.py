@@ -9,6 +9,7 @@ from keras import layers
 import zoo
 from configs.base import optimizer
 from tests import toys
+from tests.test_resume import Interrupted, StopAt
 from trainers.compress.cluster import SetClusters, cluster
 from trainers.compress.prune import prunable
 from zoo.errors import UsageError
@@ -102,18 +103,10 @@ def test_zeros_stay_zeros(run, tmp_path):
 
 @pytest.mark.parametrize("stop", [3, 7])
 def test_a_resumed_run_has_the_same_centroids(stop, run, tmp_path):
-    class Stop(keras.callbacks.Callback):
-        count = 0
-
-        def on_train_batch_end(self, batch, logs=None):
-            self.count += 1
-            if self.count == stop:
-                raise KeyboardInterrupt
-
     config = recipe(checkpoint_every=1)
     whole = run(config, toys.token_data())
-    with pytest.raises(KeyboardInterrupt):
-        run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
+    with pytest.raises(Interrupted):
+        run(config, toys.token_data(), tmp_path / "broken", callbacks=[StopAt(stop)])
     resumed = run(config, toys.token_data(), tmp_path / "broken")
     assert toys.difference(whole.step.net, resumed.step.net) == 0
 
