@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 VENV := .venv
 RUN := runs/quickstart
+# TensorFlow leaves a core idle much of the time that tests take.
+TWO := -n 2 --dist loadgroup
 
 .PHONY: quickstart test test-fast lint workspace clean
 
@@ -11,10 +13,10 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(TWO)
 
 test-fast: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest $(TWO) -m "not slow"
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

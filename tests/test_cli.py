@@ -39,7 +39,7 @@ sys.exit(f"loaded {loaded}" if loaded else status)
 )  # fmt: skip
 def test_lists_and_helps_answer_at_once(words):
     seconds = []
-    while len(seconds) < 3 and min(seconds, default=1) >= 0.5:
+    while len(seconds) < 10 and min(seconds, default=1) >= 0.5:  # other tests run beside it
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", WITHOUT_TENSORFLOW, *words],

@@ -27,7 +27,8 @@ def kept(family: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "promise"),
     [
-        (row.name, promise)
+        # Of a family in one process, here as there.
+        pytest.param(row.name, promise, marks=pytest.mark.xdist_group(family))
         for family in FAMILIES
         for row in rows(family)
         for promise in promises(row)
