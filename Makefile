@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 RUN := runs/quickstart
 # TensorFlow leaves a core idle much of the time that tests take.
-TWO := -n 2 --dist loadgroup
+TWO := -n 2 --dist loadfile
 
 .PHONY: quickstart test test-fast lint workspace clean
 

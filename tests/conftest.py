@@ -17,14 +17,6 @@ from tests import commands
 sys.modules["triton"] = None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Tests of a file run in one process, where several share the work."""
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def devices():
     """Splits the CPU into four logical devices, before any test starts TensorFlow."""

@@ -8,6 +8,7 @@ import pytest
 
 import zoo
 from trainers.compress.prune import sparsities
+from trainers.compress.qat import rounds
 from trainers.recipe import as_dict, change, list_recipes, of_workdir, resolve
 
 SHORT = ("--config.trainer.steps=30", "--config.compress.frequency=2")
@@ -50,6 +51,45 @@ def test_the_default_is_said_in_the_help(trained, tmp_path, zoo_command):
     assert zoo_command("compress", "prune", trained[0], f"--out={out}", *SHORT).status == 0
     assert json.loads((out / "config.json").read_text())["config"]["compress"]["sparsity"] == 0.8
     assert "sparsity=0.8" in zoo_command("compress", "--help").out
+
+
+@pytest.mark.slow
+def test_a_chain_prunes_and_rounds(trained, tmp_path, zoo_command):
+    """The zeros of the first stage are there under the rounding of the second, and in its file."""
+    out = tmp_path / "small"
+    answer = zoo_command(
+        "compress", "prune+qat", trained[0], f"--out={out}", *SHORT,
+        "--config.compress.sparsity=0.75", "--config.compress.qat.decay=0.9",
+    )  # fmt: skip
+    assert answer.status == 0, answer.err
+    first, last = zoo.load(out / "stages" / "1-prune"), zoo.load(out)
+    assert (rounds(first), rounds(last)) == (False, True)
+    zeros = {v.path: v.numpy() == 0 for v in first.trainable_variables}
+    for path, share in sparsities(last).items():
+        assert share == pytest.approx(0.75, abs=0.01), path
+        (kernel,) = (v.numpy() for v in last.trainable_variables if v.path == path)
+        np.testing.assert_array_equal(kernel == 0, zeros[path])
+    found = json.loads((out / "compression.json").read_text())
+    assert found["after"]["bytes"] < 0.35 * found["before"]["bytes"]
+    assert found["after"]["gzip_bytes"] < 0.15 * found["before"]["gzip_bytes"]
+    assert found["after"]["test"]["accuracy"] > 0.5
+
+    file = tmp_path / "small.tflite"
+    assert zoo_command("export", out, "--format=litert", f"--out={file}").status == 0
+    assert file.stat().st_size == found["after"]["bytes"]
+    assert zoo_command("evaluate", out).status == 0
+
+
+def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
+    for method, said in (
+        ("qat+cluster", "use one of qat and cluster"),
+        ("cluster+qat", "use one of qat and cluster"),
+        ("ptq+prune", "ptq comes last in a chain"),
+    ):
+        answer = zoo_command("compress", method, trained[0], f"--out={tmp_path / 'out'}")
+        assert answer.status == 2, answer.err
+        assert said in answer.one_line()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):

@@ -27,8 +27,7 @@ def kept(family: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "promise"),
     [
-        # Of a family in one process, here as there.
-        pytest.param(row.name, promise, marks=pytest.mark.xdist_group(family))
+        (row.name, promise)
         for family in FAMILIES
         for row in rows(family)
         for promise in promises(row)
