@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import zoo
+from trainers.compress.methods import plan
 from trainers.compress.prune import sparsities
 from trainers.compress.qat import rounds
 from trainers.recipe import as_dict, change, list_recipes, of_workdir, resolve
@@ -85,11 +86,30 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
         ("qat+cluster", "use one of qat and cluster"),
         ("cluster+qat", "use one of qat and cluster"),
         ("ptq+prune", "ptq comes last in a chain"),
+        ("prune+low_rank", "prune after low_rank"),
+        ("low_rank+ptq --config.compress.ptq.format=keras_int8", "use compress.ptq.format=litert"),
+        ("prune --config.init_from=/tmp/other", "init_from is for the student of distill"),
+        ("prune --config.trainer.strategy=multi_worker", "runs in one process"),
     ):
-        answer = zoo_command("compress", method, trained[0], f"--out={tmp_path / 'out'}")
+        method, *more = method.split()
+        answer = zoo_command("compress", method, trained[0], f"--out={tmp_path / 'out'}", *more)
         assert answer.status == 2, answer.err
         assert said in answer.one_line()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_prunes_again(trained, tmp_path):
+    """What was pruned before is kept until pruning is asked for anew, in whatever way."""
+    first = plan(["prune", "qat"], [str(trained[0]), str(tmp_path)], [])
+    assert (first[0].compress.sparsity, first[0].compress.keep_zeros) == (0.8, False)
+    assert (first[1].compress.sparsity, first[1].compress.keep_zeros) == (0.0, True)
+    assert first[1].init_from == str(tmp_path)
+    again = plan(
+        ["prune", "qat", "prune"], [str(trained[0]), "/a", "/b"], [("compress.m_by_n", "(2,4)")]
+    )
+    assert again[0].compress.m_by_n == again[2].compress.m_by_n == (2, 4)
+    assert (again[2].compress.sparsity, again[2].compress.keep_zeros) == (0.0, False)
+    assert again[2].compress.qat.on
 
 
 def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):

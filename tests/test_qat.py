@@ -18,6 +18,7 @@ from trainers.compress.prune import sparsities
 from trainers.compress.qat import FreshRanges, quantize, rounded_once, rounds
 from zoo import registry
 from zoo.errors import UsageError
+from zoo.models.transfer import Backbone
 
 
 def recipe(model="toy_tokens", task="toy_token", arguments=None, compress=None, **trainer):
@@ -103,9 +104,13 @@ def test_kernels_and_outputs_lie_on_the_grid():
 )
 def test_every_setting_trains_much_the_same(trainer, run):
     """Micro-batches and replicas find ranges of their own, so these are near, not equal."""
-    plain, other = (run(recipe(**settings), toys.token_data()) for settings in ({}, trainer))
+    configs = [recipe(**settings) for settings in ({}, trainer)]
+    for config in configs:
+        config.optimizer = optimizer("sgd", learning_rate=0.1)
+    plain, other = (run(config, toys.token_data()) for config in configs)
     same = trainer.keys() & {"steps_per_execution", "remat"}
-    assert toys.difference(plain.step.net, other.step.net) <= (1e-6 if same else 0.6)
+    bound = 1e-6 if same else 0.4 if "micro_batch_size" in trainer else 0.1
+    assert toys.difference(plain.step.net, other.step.net) <= bound
     before = quantized_start()
     for path, value in ranges(other.step.net).items():
         assert np.abs(value - before[path]).max() > 0, path  # it has moved
@@ -186,6 +191,31 @@ def test_what_learns_nothing_stays_as_it_is():
     names = quantize(model)
     assert "second" not in names
     assert "norm" not in names
+
+
+def test_a_base_that_is_partly_frozen_stays_as_it_is():
+    """It computes as in inference, so that nothing in it would find its range."""
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="first")(image)
+    x = layers.Conv2D(4, 3, name="last")(layers.ReLU(name="relu")(x))
+    base = Backbone(image, x, name="base")
+    x = layers.GlobalAveragePooling2D(name="mean")(base(image))
+    model = keras.Model(image, layers.Dense(3, name="head")(x))
+    base.get_layer("first").trainable = False
+    assert quantize(model) == ["mean", "head"]
+    base.trainable = False
+    again = keras.Model(image, layers.Dense(3, name="other")(model.get_layer("mean").output))
+    assert quantize(again) == ["other"]
+
+
+def test_kernels_have_their_own_ranges_from_the_start():
+    model = image_model()
+    quantize(model)
+    FreshRanges(model).begin()
+    for layer in (model.get_layer(name) for name in ("second", "hidden")):
+        largest = np.abs(layer.kernel.numpy()).max()
+        found = ranges(model)[f"{layer.name}_ranges/kernel_max"]
+        assert found.max() == pytest.approx(largest)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import keras
 
+from trainers import keras_internals
 from trainers.compress.low_rank import start_values
 from trainers.workdir import load_model, open_model, read_config
 from zoo.errors import UsageError
@@ -35,6 +36,10 @@ def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
     if tokenizer is not None and learned not in (None, tokenizer.fingerprint):
         raise UsageError(
             f"The model of {source} learned with another tokenizer: set data.tokenizer={source}."
+        )
+    if any(getattr(x, "quantization_mode", None) for x in keras_internals.all_layers(other)):
+        raise UsageError(
+            f"The kernels of {source} are integers of Keras: start from the model that was rounded."
         )
     found = {v.path: v.value for v in other.weights} | start_values(model, other)
     missing, unfit, copied = [], [], 0

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.errors import RunError
+from zoo.errors import RunError, UsageError
+
+NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
 
 # How weights are kept: as they are; as float16; as int8, with what a layer is given rounded anew in
 # each call; as int8 with all arithmetic in integers, by ranges seen on examples.
@@ -130,8 +132,10 @@ class LiteRTFile:
     """
 
     def __init__(self, path: str | Path, threads: int = 1):
-        from ai_edge_litert.interpreter import Interpreter
-
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:
+            raise UsageError(f"{path} cannot be run: {NO_RUNTIME}.") from None
         try:
             self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
             self._run = self.interpreter.get_signature_runner("serving_default")

@@ -212,6 +212,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not plain[section]["name"]:
             raise UsageError(f"The recipe has no {section}.name.")
     trainer, chunk = config.trainer, plain["task"].get("chunk", 0)
+    if config.compress.keep_zeros and (config.compress.sparsity or config.compress.m_by_n):
+        raise UsageError(
+            "compress.keep_zeros stands in place of compress.sparsity and compress.m_by_n. "
+            f"Received: sparsity={config.compress.sparsity}, m_by_n={config.compress.m_by_n}."
+        )
     if (config.compress.qat.on or config.compress.cluster.number) and chunk:
         raise UsageError(
             "Layers that are quantised or clustered are called as they are: compress.qat and "

@@ -123,7 +123,8 @@ def _part(config: dict, name: str) -> dict:
 
 def _state(workdir: Path, planned_steps: float, records: list[dict]) -> str:
     last_step = records[-1]["step"] if records else 0
-    if (workdir / "model.keras").exists() or last_step >= planned_steps:
+    done = any((workdir / name).exists() for name in ("model.keras", "model.tflite"))
+    if done or last_step >= planned_steps:
         return "finished"
     return "going" if _is_locked(workdir / ".lock") else "stopped"
 

@@ -167,7 +167,9 @@ class TrainStep(keras.Model):
             if optimizer.use_ema and int(optimizer.iterations.numpy()):
                 averages = keras_internals.averaged_weights(optimizer)
                 pairs += zip(player.model.trainable_variables, averages, strict=True)
-        changing = self.net.trainable_variables if pairs or self.compressors else []
+        changing = []
+        if pairs or self.compressors:
+            changing = [*self.net.trainable_variables, *self.task.variables]
         kept = [variable.numpy() for variable in changing]
         for variable, average in pairs:
             variable.assign(average.numpy())

@@ -64,6 +64,8 @@ def command(argv) -> int:
     source = read_config(workdir)["source"]
     stages = [out / "stages" / f"{i}-{method}" for i, method in enumerate(methods[:-1], 1)]
     folders = [Path(workdir).absolute(), *stages]
+    if any(key == "model.name" for key, _ in overrides):
+        start_tensorflow()  # the student's builder is asked for its arguments
     plans = plan(methods, [str(folder) for folder in folders], overrides)
     model_path(workdir)
 

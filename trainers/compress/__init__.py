@@ -34,6 +34,8 @@ def changed(model, settings: dict):
         from trainers.compress.low_rank import rebuilt
 
         model = rebuilt(model, settings["low_rank"]["ranks"])
+    if settings["qat"]["on"] or settings["cluster"]["number"]:
+        _check_parts(model)
     if settings["cluster"]["number"]:
         from trainers.compress.cluster import cluster
 
@@ -43,6 +45,18 @@ def changed(model, settings: dict):
 
         quantize(model, settings["qat"]["decay"])
     return model
+
+
+def _check_parts(model) -> None:
+    from trainers.keras_internals import all_layers
+    from zoo.errors import UsageError
+    from zoo.layers.low_rank import LowRankReversibleEmbedding
+
+    if any(isinstance(layer, LowRankReversibleEmbedding) for layer in all_layers(model)):
+        raise UsageError(
+            "An embedding that is a product and gives the logits too is neither rounded nor "
+            "clustered: leave it out by compress.low_rank.pattern=block_."
+        )
 
 
 def taught(task, model, config, dataset=None):

@@ -127,10 +127,22 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
         for key, _ in overrides:
             if _owner(key, methods) != methods[0]:
                 raise UsageError(f"{methods[0]} does not train: {key} changes nothing.")
+    chosen = dict(overrides)
+    if "init_from" in chosen and "distill" not in methods:
+        raise UsageError(
+            f"zoo compress starts from {folders[0]}: init_from is for the student of distill. "
+            f"Received: {chosen['init_from']}."
+        )
+    if chosen.get("trainer.strategy", "") == "multi_worker":
+        raise UsageError("zoo compress runs in one process. Received: multi_worker.")
+    if config.trainer.strategy == "multi_worker":
+        config = change(config, [("trainer.strategy", "one_device")])
     plans = []
     for i, (name, folder) in enumerate(zip(methods, folders, strict=True)):
         method, config = METHODS[name], of_workdir(as_dict(config))  # a copy
         given = [(k, text) for k, text in overrides if _owner(k, methods) in (name, None)]
+        if name != "distill":
+            given = [(k, text) for k, text in given if k != "init_from"]
         if "distill" in methods[i + 1 :]:  # what is said of the model is said of the student
             given = [(k, text) for k, text in given if not k.startswith("model.")]
         if not method.trains:  # of the model that is there
@@ -138,6 +150,14 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             defaults = [(f"compress.{key}", text) for key, text in method.defaults.items()]
             config = change(config, [*defaults, *given])
             method.check(config)
+            low = config.compress.low_rank
+            if config.compress.ptq.format.startswith("keras_") and any(
+                low[way] for way in (*_RANKS_BY, "keep")
+            ):
+                raise UsageError(
+                    "Keras' integers cannot be kept of kernels that are products: use "
+                    f"compress.ptq.format=litert_dynamic. Received: {config.compress.ptq.format}."
+                )
             plans.append(config)
             continue
         changes = [("init_from", folder)]
@@ -147,8 +167,17 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
         if saved["tokenizer"]:
             changes.append(("data.tokenizer", folders[0]))
         compress = config.compress
-        if name != "prune" and (compress.sparsity or compress.m_by_n or compress.keep_zeros):
+        pruned = compress.sparsity or compress.m_by_n or compress.keep_zeros
+        if name == "low_rank" and pruned:
+            raise UsageError("Products of a pruned kernel have no zeros: prune after low_rank.")
+        if name != "prune" and pruned:
             changes += [(f"compress.{key}", text) for key, text in _KEEP_ZEROS.items()]
+        if name == "prune":
+            changes.append(("compress.keep_zeros", "False"))
+            if "compress.sparsity" in chosen:  # in place of what the recipe may have had
+                changes.append(("compress.m_by_n", "()"))
+            elif "compress.m_by_n" in chosen:
+                changes.append(("compress.sparsity", "0.0"))
         changes += [
             (key, text)
             for key, text in method.without.items()

@@ -6,6 +6,7 @@ again, computing the same.
 """
 
 import dataclasses
+import importlib.util
 import sys
 import tempfile
 import warnings
@@ -16,7 +17,7 @@ import numpy as np
 from trainers.compress.qat import rounds
 from trainers.compress.subject import Subject, load
 from trainers.keras_internals import all_layers
-from trainers.litert import write
+from trainers.litert import NO_RUNTIME, write
 from trainers.recipe import as_dict
 from trainers.workdir import (
     FLOATS,
@@ -63,6 +64,8 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
         found.model = in_float32(found.model)
         settings = config.compress.ptq
         kind, _, form = settings.format.partition("_")
+        if kind == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
+            raise UsageError(f"{settings.format} is measured in its own runtime: {NO_RUNTIME}.")
         if kind == "keras" and rounds(found.model):
             raise UsageError(
                 f"The model of {start} learned in 8 bits, which LiteRT keeps: use "

@@ -23,6 +23,7 @@ from keras import layers
 from trainers import keras_internals
 from trainers.compress.tfmot import engines
 from zoo.errors import UsageError
+from zoo.models.transfer import Backbone
 
 _RANGES = "quantization_ranges"  # a layer inside each layer that rounds
 _PER_CHANNEL = (layers.Conv2D, layers.DepthwiseConv2D)
@@ -50,15 +51,26 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
         thousands of updates to get away from its start at -6 and 6.
 
     Returns:
-      The names of the layers that round now. Layers that learn nothing (a frozen base) stay as
-      they are: they never see a training pass that could find their ranges.
+      The names of the layers that round now. Layers that learn nothing stay as they are, and so
+      does a base of which any part is frozen, and what stands behind it without weights: they
+      never see a training pass that could find their ranges.
 
     Raises:
       UsageError: where there is no such layer, or `decay` is out of bounds.
     """
     if not 0 < decay < 1:
         raise UsageError(f"compress.qat.decay lies in (0, 1). Received: {decay}.")
-    chosen = [layer for layer in keras_internals.all_layers(model) if _rounds(layer)]
+    as_in_inference = {
+        id(layer)
+        for base in keras_internals.all_layers(model)
+        if isinstance(base, Backbone) and not all(layer.trainable for layer in base.layers)
+        for layer in keras_internals.all_layers(base)
+    }
+    chosen = [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if _rounds(layer) and id(layer) not in as_in_inference
+    ]
     if not any(isinstance(layer, _KERNELS) for layer in chosen):
         raise UsageError(
             "Quantisation knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
@@ -119,16 +131,15 @@ class FreshRanges:
     def __init__(self, model: keras.Model):
         self._model = model
 
-    def begin(self) -> None:
-        """Training finds them."""
-
     def update(self) -> None:
         """Training finds them."""
 
     def restore(self) -> None:
-        """After averages, say, were put into the model."""
+        """After other weights were put into the model: averages, or those of the start."""
         for layer in _changed(self._model):
             layer.call.look_at_kernels()
+
+    begin = restore
 
 
 def _changed(model) -> list:
@@ -142,7 +153,22 @@ def _rounds(layer) -> bool:
         return False
     if not keras_internals.layers_before(layer):
         return False  # called by another layer's code, where what is around it is not known
+    if not _learns_up_to(layer):
+        return False
     return not isinstance(layer, layers.Activation) or layer.activation.__name__ != "linear"
+
+
+def _learns_up_to(layer) -> bool:
+    """Whether anything in a graph up to a layer, this included, has weights that learn."""
+    seen, waiting = set(), [layer]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            if getattr(one, "trainable_variables", None):
+                return True
+            waiting += keras_internals.layers_before(one)
+    return False
 
 
 class _Rounding:

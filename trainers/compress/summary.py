@@ -1,6 +1,7 @@
 """What compressing a work directory's model brought, and what it cost."""
 
 import gzip
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from trainers.compress.latency import THREADS, interleaved
 from trainers.compress.subject import Subject, load
+from trainers.litert import NO_RUNTIME
 from trainers.workdir import FLOATS, LITERT, open_model
 from zoo.data.disk import read_json, write_json
 from zoo.errors import RunError
@@ -45,12 +47,15 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
             files[name], remarks[name] = runtime_file(side, Path(folder) / f"{name}.tflite")
         as_keras = _keeps_integers(other) or None in files.values()
         running = {name: path for name, path in files.items() if path}
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            running = {}
+            remarks = {name: text or f"not timed: {NO_RUNTIME}" for name, text in remarks.items()}
         times = interleaved(running, one.examples()) if running else {}
         found = {
             "method": method,
             "from": str(before),
             "task": one.saved["config"]["task"]["name"],
-            "data": one.saved["data_fingerprint"],
+            "data": one.dataset.fingerprint,
             "split": one.split,
             "metric": one.task.monitor.removeprefix("val_"),
             "mode": one.task.monitor_mode,

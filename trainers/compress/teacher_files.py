@@ -111,6 +111,12 @@ def taught_sentences(dataset, settings: Mapping, config):
             "compress.distill.sentences takes pairs of sentences, of the task seq2seq. Received: "
             f"{dataset.name!r} for the task {config.task.name!r}."
         )
+    if config.data.validation_size:
+        raise UsageError(
+            "compress.distill.sentences takes a corpus with a validation split: what is held "
+            f"out of the teacher's sentences measures the teacher. Received: data.validation_size="
+            f"{config.data.validation_size}."
+        )
     from trainers.translate import Translator
     from zoo.data.parallel import packed_rows
 
