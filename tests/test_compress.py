@@ -71,6 +71,7 @@ def test_a_chain_prunes_and_rounds(trained, tmp_path, zoo_command):
         (kernel,) = (v.numpy() for v in last.trainable_variables if v.path == path)
         np.testing.assert_array_equal(kernel == 0, zeros[path])
     found = json.loads((out / "compression.json").read_text())
+    assert found["after"]["parameters"] == 93_322
     assert found["after"]["bytes"] < 0.35 * found["before"]["bytes"]
     assert found["after"]["gzip_bytes"] < 0.15 * found["before"]["gzip_bytes"]
     assert found["after"]["test"]["accuracy"] > 0.5
