@@ -125,7 +125,7 @@ class Trainer:
             for compressor in self.step.compressors:
                 compressor.begin()
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
-            if self.dataset.tokenizer is not None:
+            if self.dataset.tokenizer is not None and self.link.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             self._restore(found)
             ended = self.done == self.total_steps or self.counters["stopped"]
