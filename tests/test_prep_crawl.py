@@ -237,6 +237,18 @@ def test_the_time_for_a_page_ends_over_tls_too(site, tmp_path, monkeypatch):
     assert time.monotonic() - start < 5
 
 
+def test_a_bad_hour_is_not_for_ever(site, tmp_path):
+    site.page("/robots.txt", status=503, body="")
+    site.page("/", status=503, body="")
+    for said in ("1 robots.txt", "1 status 503"):
+        with pytest.raises(RunError, match=f"brought no page: {said}"):
+            run(site, tmp_path, retries=0)
+        site.page("/robots.txt", status=404, body="")
+    site.page("/")
+    assert run(site, tmp_path, retries=0)["pages"] == 1
+    assert had(tmp_path) == ["/"]
+
+
 def test_killed_it_goes_on_where_it_was(site, tmp_path, monkeypatch):
     site.page("/", *(f"/{i}" for i in range(6)))
     for i in range(6):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from tests import commands, pages
 from tests.commands import content
+from zoo.data import corpora
 from zoo.errors import RunError, UsageError
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
@@ -169,6 +172,44 @@ def test_the_wrong_folder_is_refused(site, made, tmp_path):
         prepare(tmp_path / "none-*.html", tmp_path / "out2")
     with pipeline._alone(tmp_path), pytest.raises(UsageError, match="Another process"):
         prepare(site, tmp_path)
+
+
+def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeypatch):
+    """What a path or a name stands for, not the path or the name alone."""
+    words = tmp_path / "words.txt"
+    prep = pages.settings(
+        input=str(site), blocked_words__file=str(words), rules=["blocked_words"]
+    )  # fmt: skip
+
+    def plan(**changes):
+        found, _ = pipeline._plan({**prep, **changes}, pages.DATA, tmp_path / "out", False)
+        return pipeline._digest(found)
+
+    with pytest.raises(RunError, match=r"The list .*words.txt cannot be read"):
+        plan()
+    plan(rules=[])  # nobody reads it
+    words.write_text("one\n")
+    first = plan()
+    assert plan() == first
+    words.write_text("two\n")
+    assert plan() != first
+    words.write_text("one\n")
+
+    corpus = types.SimpleNamespace(fingerprint="a")
+    monkeypatch.setattr(corpora, "load_corpus", lambda name: corpus)
+    first = plan(input="corpus:persian_news")
+    assert plan(input="corpus:persian_news") == first
+    corpus.fingerprint = "b"
+    second = plan(input="corpus:persian_news")
+    assert second != first
+
+    source = tmp_path / "prep"
+    shutil.copytree(Path(pipeline.__file__).parent, source)
+    monkeypatch.setattr(pipeline, "__file__", str(source / "pipeline.py"))
+    assert plan(input="corpus:persian_news") == second
+    with open(source / "clean.py", "a") as file:
+        file.write("\n")
+    assert plan(input="corpus:persian_news") != second
 
 
 def test_nothing_left_is_said(tmp_path):

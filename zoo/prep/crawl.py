@@ -50,7 +50,7 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
 
     Raises:
       UsageError: a start that is no address, or a folder that another crawl began.
-      RunError: no page could be had.
+      RunError: no page could be had; the same call tries again.
     """
     for start in starts:
         try:
@@ -69,6 +69,8 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
     try:
         crawler.run()
         made = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
+        if not made["pages"]:
+            crawler.forget()
     finally:
         crawler.close()
     if not made["pages"]:
@@ -150,6 +152,11 @@ class _Crawler:
             "select state, count(*) from url where state not in ('', 'done') group by state"
         )
         return dict(sorted(rows))
+
+    def forget(self):
+        """Lets all addresses wait again: what failed may have been a server's bad hour."""
+        self.base.execute("update url set state = ''")
+        self.base.commit()
 
     def run(self):
         """Takes the waiting addresses, the shallowest and oldest first, of a host that is ready."""
