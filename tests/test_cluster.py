@@ -83,6 +83,17 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
     assert code_fingerprint() != before
 
 
+def test_a_library_by_another_packages_name(tmp_path, monkeypatch):
+    """TensorFlow comes as tensorflow-cpu or tf-nightly, too."""
+    from trainers import cluster
+
+    (tmp_path / "toy_library.py").write_text("__version__ = '7.1'")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cluster, "_LIBRARIES", ("numpy", "toy_library"))
+    assert cluster._version("toy_library") == "7.1"
+    assert code_fingerprint()
+
+
 # --- the link -----------------------------------------------------------------------------------
 
 

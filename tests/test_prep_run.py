@@ -1,5 +1,6 @@
 """`zoo prepare` from pages to records and on to a trained model; kills, workers, bad requests."""
 
+import configparser
 import json
 import os
 import shutil
@@ -119,6 +120,9 @@ def test_a_step_that_dies_is_gone_on_with(site, made, tmp_path, monkeypatch, bro
         prepare(site, tmp_path / "out")
     monkeypatch.setattr(steps, "write_json", real)
     before = [path.stat().st_mtime_ns for path in done]
+    (tmp_path / "out" / "text").mkdir(exist_ok=True)
+    for name in (".tokenizer.json.123.tmp", "text/.train-00000.jsonl.gz.123.tmp"):
+        (tmp_path / "out" / name).write_text("half a file, as SIGKILL leaves one")
     seen = []
     monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: seen.append(path))
     prepare(site, tmp_path / "out")
@@ -259,6 +263,20 @@ def test_a_wrong_request_is_told_in_one_line(zoo_command, tmp_path, monkeypatch,
     answer = zoo_command("prepare", "web_text:debug", *words, *given)
     assert answer.status == 2
     assert said in answer.one_line()
+
+
+def test_the_lacking_packages_of_the_extra_are_named(zoo_command, tmp_path, monkeypatch):
+    from trainers.cli import prepare as command
+
+    file = configparser.ConfigParser()
+    file.read(commands.ROOT / "setup.cfg")
+    lines = file["options.extras_require"]["prep"].split("\n")
+    names = [line.partition(">=")[0] for line in lines if line and not line.startswith("#")]
+    assert tuple(names) == command._PACKAGES
+    monkeypatch.setattr(command, "_PACKAGES", ("ftfy", "no_such_one", "nor_this_one"))
+    answer = zoo_command("prepare", "web_text:debug", f"--out={tmp_path / 'out'}")
+    assert answer.status == 2
+    assert "keras-zoo[prep]'. Not installed: no_such_one, nor_this_one." in answer.one_line()
 
 
 def test_a_recipe_that_does_not_fit_what_was_prepared_is_refused(made, tmp_path):

@@ -169,10 +169,13 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
     data = dataclasses.replace(toys.token_data(), tokenizer=Tokenizer())
     trainer = Trainer(toys.recipe(steps=2), tmp_path / "absent", dataset=data)
     trainer.link = Alone()
-    trainer.link.chief = False
+    trainer.link.chief, said = False, {}
+    trainer.link.same = said.__setitem__
     trainer.workdir = NoDirectory(trainer.workdir.path)
     trainer.train()
     assert not list(tmp_path.iterdir())
+    # What it would hold against the others': each must be as strong as they are.
+    assert "CPU" in said["number and kind of devices"].split(",")
 
 
 def test_data_without_a_training_split_is_refused(run):

@@ -77,11 +77,13 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
             prepared = read_json(done)
             if prepared["plan"] != plan_hash:
                 raise _other_plan(out)
+            _sweep(out)
             shutil.rmtree(out / "work", ignore_errors=True)
             return prepared
         if begun.exists():
             if _digest(read_json(begun)) != plan_hash:
                 raise _other_plan(out)
+            _sweep(out)
         elif any(path.name not in (".lock", "crawl", "work") for path in out.iterdir()):
             raise UsageError(f"{out} holds other files. Take a new --out.")
         else:
@@ -121,6 +123,13 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
     }
     # As it will be read again: tuples are lists.
     return json.loads(json.dumps(plan)), skipped
+
+
+def _sweep(out: Path) -> None:
+    """Removes the halves of files that a kill left, as `zoo.data.disk.atomic` names them."""
+    for folder in (out, out / "text", out / "crawl"):
+        for path in folder.glob(".*.[0-9]*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _corpus_print(name: str) -> str:
