@@ -83,6 +83,17 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
     assert code_fingerprint() != before
 
 
+def test_a_library_by_another_packages_name(tmp_path, monkeypatch):
+    """TensorFlow comes as tensorflow-cpu or tf-nightly, too."""
+    from trainers import cluster
+
+    (tmp_path / "toy_library.py").write_text("__version__ = '7.1'")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cluster, "_LIBRARIES", ("numpy", "toy_library"))
+    assert cluster._version("toy_library") == "7.1"
+    assert code_fingerprint()
+
+
 # --- the link -----------------------------------------------------------------------------------
 
 
@@ -226,7 +237,33 @@ def test_waiting_ends(monkeypatch):
             Link(Cluster(addresses, index)).connect()
 
 
-def test_strangers_and_doubles_are_turned_away():
+def test_a_stranger_at_the_chiefs_address_holds_nobody(monkeypatch):
+    """It begins to answer, and never ends: the worker calls again, until it gives up."""
+    monkeypatch.setattr(links, "HELLO", 0.2)
+    monkeypatch.setattr(links, "WAIT", 1.0)
+    addresses = tuple(free_addresses(2))
+    answered = []
+
+    def stranger(listener):
+        while True:
+            try:
+                stream, _ = listener.accept()
+            except OSError:
+                return
+            stream.sendall(b"\0\0")
+            answered.append(stream)
+
+    with socket.create_server(("127.0.0.1", int(addresses[0].rpartition(":")[2]))) as listener:
+        threading.Thread(target=stranger, args=[listener], daemon=True).start()
+        with pytest.raises(RunError, match="waiting for worker 0 "):
+            Link(Cluster(addresses, 1)).connect()
+        listener.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
+    for stream in answered:
+        stream.close()
+
+
+def test_strangers_and_doubles_are_turned_away(monkeypatch):
+    monkeypatch.setattr(links, "HELLO", 1.0)
     addresses = tuple(free_addresses(3))
     address = ("127.0.0.1", int(addresses[0].rpartition(":")[2]))
     links_made = [Link(Cluster(addresses, index), lambda line: None) for index in range(3)]
@@ -247,6 +284,11 @@ def test_strangers_and_doubles_are_turned_away():
 
     with call(b"GET / HTTP/1.1\r\n\r\n") as browser:
         assert b"not understood" in browser.recv(1000)
+    for content in (b'{"zoo": 1, "worker": 1e999, "count": 3}', b"[" * 1000, b"\xff"):
+        with call(len(content).to_bytes(4, "big") + content) as stranger:
+            assert b"not understood" in stranger.recv(1000)
+    with call(b"\0\0") as silent:  # half of a message's length, and then nothing
+        assert b"nothing was said" in silent.recv(1000)
     with pytest.raises(RunError, match="refuses: worker 3 of 4 called, this run has 3 workers"):
         Link(Cluster((*addresses, *free_addresses(1)), 3)).connect()
     hello = json.dumps({"zoo": 1, "worker": 1, "count": 3}).encode()

@@ -38,7 +38,12 @@ def test_a_task_file_runs_commands_that_exist(path):
     several = task.get("num_nodes", 1) > 1
     assert config.trainer.strategy == ("multi_worker" if several else "auto")
     assert (train._WORKERS.value, train._INDEX.value) == (("a:1,b:2", 1) if several else ("", None))
-    assert f"zoo fetch {config.data.source}" in task["run"]
+    assert f"zoo fetch {config.data.source}\n" in script
+    # The example at its head fetches what its recipe learns from, too.
+    head = path.read_text().partition("name:")[0]
+    given = dict(re.findall(r"--env (\w+)=(\w+)", head))
+    assert set(given) <= set(task["envs"])
+    assert resolve(given["RECIPE"], []).data.source == given["DATA"]
 
 
 def test_skypilot_loads_the_task_files():

@@ -1,5 +1,7 @@
 """Several workers: the same result as one process, and what happens when one of them ends."""
 
+from pathlib import Path
+
 import pytest
 
 from tests import test_resume, toys, workers
@@ -46,6 +48,7 @@ def test_two_workers_equal_one_process(whole, run, tmp_path):
             assert line[key] == pytest.approx(expected[key], rel=1e-5), (line, expected)
     # The same files: a worker that is not the chief writes none.
     assert {*content(whole)} == {*content(alone)}
+    assert not Path(workers.absent(whole, 1)).exists()
 
 
 def test_four_workers_equal_one_process(run, tmp_path):

@@ -2,7 +2,10 @@
 
 import gzip
 import http.server
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -179,6 +182,71 @@ def test_it_asks_again_after_an_error(site, tmp_path):
     start = time.monotonic()
     assert run(site, tmp_path, retries=2)["pages"] == 1
     assert time.monotonic() - start >= 1.0
+
+
+def test_answers_that_are_none_end_no_crawl(site, tmp_path):
+    """A redirect to what is no address, a time to wait that is no number, and robots of both."""
+    site.page("/robots.txt", status=302, body="", Location="http://[x")
+    with pytest.raises(RunError, match=r"brought no page: 1 robots\.txt"):
+        run(site, tmp_path / "robots")
+    site.page("/robots.txt", status=429, body="", Retry_After="\u00b2")
+    with pytest.raises(RunError, match=r"brought no page: 1 robots\.txt"):
+        run(site, tmp_path / "wait")
+    del site.pages["/robots.txt"]
+    site.page("/", "/go", "/wait", "/a")
+    site.page("/go", status=302, body="", Location="http://[x")
+    site.page("/wait", status=503, body="", Retry_After="\u00b2")
+    site.page("/a")
+    made = run(site, tmp_path / "pages")
+    assert had(tmp_path / "pages") == ["/", "/a"]
+    assert made["refused"] == {"bad answer": 1, "status 503": 1}
+
+
+def test_the_time_for_a_page_ends_over_tls_too(site, tmp_path, monkeypatch):
+    """A byte now and then, encrypted: no wait of the socket's own is ever long."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs the command openssl, for a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-keyout", key, "-out", certificate, "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    site.server.socket = context.wrap_socket(site.server.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    url = site.url.replace("http:", "https:")
+
+    def drip(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
+        for _ in range(200):
+            try:
+                handler.wfile.write(b"x")
+            except OSError:
+                return
+            time.sleep(0.05)
+
+    site.page("/", body="whole")
+    site.pages["/drip"] = drip
+    assert fetch.get(f"{url}/", 5.0, 1000, allow_private=True).body == b"whole"
+    start = time.monotonic()
+    with pytest.raises(Failed, match="timeout"):
+        fetch.get(f"{url}/drip", 1.0, 1000, allow_private=True)
+    assert time.monotonic() - start < 5
+
+
+def test_a_bad_hour_is_not_for_ever(site, tmp_path):
+    site.page("/robots.txt", status=503, body="")
+    site.page("/", status=503, body="")
+    for said in ("1 robots.txt", "1 status 503"):
+        with pytest.raises(RunError, match=f"brought no page: {said}"):
+            run(site, tmp_path, retries=0)
+        site.page("/robots.txt", status=404, body="")
+    site.page("/")
+    assert run(site, tmp_path, retries=0)["pages"] == 1
+    assert had(tmp_path) == ["/"]
 
 
 def test_killed_it_goes_on_where_it_was(site, tmp_path, monkeypatch):

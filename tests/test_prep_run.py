@@ -1,11 +1,14 @@
 """`zoo prepare` from pages to records and on to a trained model; kills, workers, bad requests."""
 
+import configparser
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 from tests import commands, pages
 from tests.commands import content
+from zoo.data import corpora
 from zoo.errors import RunError, UsageError
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
@@ -116,6 +120,9 @@ def test_a_step_that_dies_is_gone_on_with(site, made, tmp_path, monkeypatch, bro
         prepare(site, tmp_path / "out")
     monkeypatch.setattr(steps, "write_json", real)
     before = [path.stat().st_mtime_ns for path in done]
+    (tmp_path / "out" / "text").mkdir(exist_ok=True)
+    for name in (".tokenizer.json.123.tmp", "text/.train-00000.jsonl.gz.123.tmp"):
+        (tmp_path / "out" / name).write_text("half a file, as SIGKILL leaves one")
     seen = []
     monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: seen.append(path))
     prepare(site, tmp_path / "out")
@@ -171,6 +178,44 @@ def test_the_wrong_folder_is_refused(site, made, tmp_path):
         prepare(site, tmp_path)
 
 
+def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeypatch):
+    """What a path or a name stands for, not the path or the name alone."""
+    words = tmp_path / "words.txt"
+    prep = pages.settings(
+        input=str(site), blocked_words__file=str(words), rules=["blocked_words"]
+    )  # fmt: skip
+
+    def plan(**changes):
+        found, _ = pipeline._plan({**prep, **changes}, pages.DATA, tmp_path / "out", False)
+        return pipeline._digest(found)
+
+    with pytest.raises(RunError, match=r"The list .*words.txt cannot be read"):
+        plan()
+    plan(rules=[])  # nobody reads it
+    words.write_text("one\n")
+    first = plan()
+    assert plan() == first
+    words.write_text("two\n")
+    assert plan() != first
+    words.write_text("one\n")
+
+    corpus = types.SimpleNamespace(fingerprint="a")
+    monkeypatch.setattr(corpora, "load_corpus", lambda name: corpus)
+    first = plan(input="corpus:persian_news")
+    assert plan(input="corpus:persian_news") == first
+    corpus.fingerprint = "b"
+    second = plan(input="corpus:persian_news")
+    assert second != first
+
+    source = tmp_path / "prep"
+    shutil.copytree(Path(pipeline.__file__).parent, source)
+    monkeypatch.setattr(pipeline, "__file__", str(source / "pipeline.py"))
+    assert plan(input="corpus:persian_news") == second
+    with open(source / "clean.py", "a") as file:
+        file.write("\n")
+    assert plan(input="corpus:persian_news") != second
+
+
 def test_nothing_left_is_said(tmp_path):
     (tmp_path / "short.html").write_text("<p>Too short.</p>")
     with pytest.raises(RunError, match="No documents are left"):
@@ -218,6 +263,20 @@ def test_a_wrong_request_is_told_in_one_line(zoo_command, tmp_path, monkeypatch,
     answer = zoo_command("prepare", "web_text:debug", *words, *given)
     assert answer.status == 2
     assert said in answer.one_line()
+
+
+def test_the_lacking_packages_of_the_extra_are_named(zoo_command, tmp_path, monkeypatch):
+    from trainers.cli import prepare as command
+
+    file = configparser.ConfigParser()
+    file.read(commands.ROOT / "setup.cfg")
+    lines = file["options.extras_require"]["prep"].split("\n")
+    names = [line.partition(">=")[0] for line in lines if line and not line.startswith("#")]
+    assert tuple(names) == command._PACKAGES
+    monkeypatch.setattr(command, "_PACKAGES", ("ftfy", "no_such_one", "nor_this_one"))
+    answer = zoo_command("prepare", "web_text:debug", f"--out={tmp_path / 'out'}")
+    assert answer.status == 2
+    assert "keras-zoo[prep]'. Not installed: no_such_one, nor_this_one." in answer.one_line()
 
 
 def test_a_recipe_that_does_not_fit_what_was_prepared_is_refused(made, tmp_path):

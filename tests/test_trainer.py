@@ -1,5 +1,6 @@
 """Schedules, callbacks, the best model, averages, and the road of a whole run."""
 
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,10 @@ import pytest
 
 from configs.base import optimizer, schedule
 from tests import toys
+from trainers.link import Alone
 from trainers.schedules import make_schedule
+from trainers.trainer import Trainer
+from trainers.workdir import NoDirectory
 from zoo.errors import UsageError
 
 
@@ -151,6 +155,27 @@ def test_throughput_leaves_out_what_is_not_training(run, tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rates = [line["samples_per_second"] for line in lines if "loss" in line]
     assert all(rate <= 16 / 0.02 for rate in rates), rates
+
+
+def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
+    """Not even the folder; here it stands alone, and is told that another is the chief."""
+
+    class Tokenizer:
+        fingerprint = "toy"
+
+        def save(self, path):
+            path.write_text("written")
+
+    data = dataclasses.replace(toys.token_data(), tokenizer=Tokenizer())
+    trainer = Trainer(toys.recipe(steps=2), tmp_path / "absent", dataset=data)
+    trainer.link = Alone()
+    trainer.link.chief, said = False, {}
+    trainer.link.same = said.__setitem__
+    trainer.workdir = NoDirectory(trainer.workdir.path)
+    trainer.train()
+    assert not list(tmp_path.iterdir())
+    # What it would hold against the others': each must be as strong as they are.
+    assert "CPU" in said["number and kind of devices"].split(",")
 
 
 def test_data_without_a_training_split_is_refused(run):

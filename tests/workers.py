@@ -70,12 +70,17 @@ def free_addresses(count: int) -> list[str]:
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
+def absent(workdir, index: int) -> str:
+    """The work directory that a worker who is not the chief is told of, and never makes."""
+    return f"{workdir}-of-worker-{index}"
+
+
 class Workers:
     """Started processes; on leaving the context none of them is left.
 
     Args:
       count: how many.
-      workdir: the run's.
+      workdir: the run's, of the chief; `absent` names those of the others.
       changes: `key=value` of the recipe, for all workers.
       each: for each worker such a list.
       tf_config: whether the workers are told of each other by TF_CONFIG, with a job "chief".
@@ -94,7 +99,8 @@ class Workers:
             )
             if tf_config:
                 environment["TF_CONFIG"] = json.dumps({"cluster": jobs, "task": task})
-            words = [str(workdir), told, str(index), *changes, *each[index]]
+            folder = absent(workdir, index) if index else workdir
+            words = [str(folder), told, str(index), *changes, *each[index]]
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-c", _CHILD, *words], env=environment,

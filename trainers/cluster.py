@@ -114,7 +114,6 @@ def _checked(workers: list, index: int, where: str) -> Cluster:
 
 def code_fingerprint() -> str:
     """Hash of the zoo's own source files, with the versions of what they compute with."""
-    import importlib.metadata  # slow to load, and not for --help
     import platform
 
     digest = hashlib.sha256()
@@ -123,6 +122,16 @@ def code_fingerprint() -> str:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + b"\0")
             digest.update(path.read_bytes())
-    versions = [importlib.metadata.version(name) for name in _LIBRARIES]
+    versions = [_version(name) for name in _LIBRARIES]
     digest.update(repr((versions, platform.python_version_tuple()[:2])).encode())
     return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    """The version of a library, whatever the package is called that brought it."""
+    import importlib.metadata  # slow to load, and not for --help
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # such as tensorflow-cpu
+        return importlib.import_module(name).__version__

@@ -22,6 +22,7 @@ from trainers.cluster import Cluster
 from zoo.errors import RunError, UsageError
 
 WAIT = 900.0  # seconds in which all workers must have come
+HELLO = 5.0  # seconds in which who calls, or is called, has said all of who it is
 BEAT, SILENCE = 3.0, 30.0  # a sign of life each, and after how long without one a worker is lost
 _VALUE, _BEAT, _FAILED, _BYE = b"v", b"b", b"f", b"e"
 _WELCOME = b"welcome"
@@ -224,10 +225,10 @@ class Link(Alone):
                 connection.send_bytes(json.dumps(hello).encode())
                 while not connection.poll(1.0):
                     end.check()
-                answer = connection.recv_bytes(1000)
+                answer = _first_message(connection)
                 if answer == _WELCOME:
                     return connection
-                raise RunError(f"{self.cluster.name(0)} refuses: {answer.decode()}")
+                raise RunError(f"{self.cluster.name(0)} refuses: {answer.decode(errors='replace')}")
             time.sleep(0.2)
 
     def _own_port(self) -> socket.socket:
@@ -329,17 +330,41 @@ class _Deadline:
 def _hello(connection: Connection, count: int) -> tuple[int | None, str]:
     """Returns which worker calls, and why it is not let in: a port hears from strangers too."""
     try:
-        if not connection.poll(5.0):
-            return None, "nothing was said."
-        message = json.loads(connection.recv_bytes(1000))
+        message = json.loads(_first_message(connection))
         if message["zoo"] != 1:
             return None, "another version of the zoo."
         index, of = int(message["worker"]), int(message["count"])
-    except (OSError, EOFError, ValueError, TypeError, KeyError):
+    except TimeoutError:
+        return None, "nothing was said."
+    except (OSError, EOFError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None, "not understood."
     if of != count or not 0 < index < count:
         return None, f"worker {index} of {of} called, this run has {count} workers."
     return index, ""
+
+
+def _first_message(connection: Connection) -> bytes:
+    """Receives what `Connection.send_bytes` sent, within `HELLO` seconds and 1000 bytes.
+
+    Connection itself waits without end for the rest of a message that has begun.
+    """
+    until = time.monotonic() + HELLO
+
+    def read(count: int) -> bytes:
+        found = b""
+        while len(found) < count:
+            if not connection.poll(max(0.0, until - time.monotonic())):
+                raise TimeoutError
+            piece = os.read(connection.fileno(), count - len(found))
+            if not piece:
+                raise EOFError
+            found += piece
+        return found
+
+    size = int.from_bytes(read(4), "big")
+    if size > 1000:
+        raise OSError("too long")
+    return read(size)
 
 
 def _of_a_collective(error: BaseException) -> bool:

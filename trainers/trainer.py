@@ -125,7 +125,7 @@ class Trainer:
             for compressor in self.step.compressors:
                 compressor.begin()
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
-            if self.dataset.tokenizer is not None:
+            if self.dataset.tokenizer is not None and self.link.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             self._restore(found)
             ended = self.done == self.total_steps or self.counters["stopped"]
@@ -146,6 +146,8 @@ class Trainer:
     def _build(self) -> None:
         config, trainer = self.config, self.config.trainer
         prepare_devices(trainer.replicas, trainer.deterministic)
+        devices = ",".join(device.device_type for device in tf.config.list_physical_devices())
+        self.link.same("number and kind of devices", devices)
         self.link.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
         self.link.same("code and versions", code_fingerprint() if self.cluster else "")
         self.link.same("recipe", json.dumps(as_dict(config), sort_keys=True))
@@ -202,9 +204,8 @@ class Trainer:
     def _checkpoints(self) -> list[tuple[int, Path]]:
         """Those in the work directory, as the chief sees it."""
         found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
-        return [
-            (step, Path(path)) for step, path in self.link.share([(s, str(p)) for s, p in found])
-        ]
+        shared = self.link.share([(step, str(path)) for step, path in found])
+        return [(step, Path(path)) for step, path in shared]
 
     def _take_over(self) -> None:
         """Puts the chief's state into all workers."""
@@ -279,7 +280,7 @@ class Trainer:
                 continue
             if logs_now:
                 with self.goodput.wait():
-                    taken = self.step.means.take()  # waits for the device
+                    taken = self.step.means.take()
                 now = time.perf_counter()
                 for name, (total, weight) in taken.items():
                     before = totals.get(name, (0.0, 0.0))
@@ -382,11 +383,8 @@ class Trainer:
             f"learning_rate_{player.name}".rstrip("_"): float(inner(own).learning_rate.numpy())
             for player, own in zip(self.step.players, self.step.optimizers, strict=True)
         }
-        values = {
-            **logs,
-            **rates,
-            "samples_per_second": steps * self.config.trainer.global_batch_size / seconds,
-        }
+        values = {**logs, **rates}
+        values["samples_per_second"] = steps * self.config.trainer.global_batch_size / seconds
         if self.task.unit != "samples":
             values[f"{self.task.unit}_per_second"] = counted / seconds
         if any(own is not inner(own) for own in self.step.optimizers):  # loss scaling
@@ -437,7 +435,8 @@ class Trainer:
             )
 
     def _is_finite(self) -> bool:
-        return int(self.step.first_bad.numpy()) < 0
+        with self.goodput.wait():  # for the device
+            return int(self.step.first_bad.numpy()) < 0
 
     def _lost_its_way(self) -> bool:
         """Whether the loss is not finite and the run went back to a checkpoint.

@@ -8,6 +8,7 @@ start addresses to crawl (http://...), or corpus:NAME of `zoo fetch`; several by
 same command again to go on where it stopped. D/data_card.html tells what was dropped and why.
 """
 
+import importlib.util
 import sys
 
 from absl import flags
@@ -15,6 +16,12 @@ from absl import flags
 from trainers.cli.common import modules_flag, parse, run
 from trainers.recipe import as_dict, resolve
 from zoo.errors import UsageError
+
+# Those of the extra `prep` in setup.cfg.
+_PACKAGES = (
+    "datasketch", "fastwarc", "ftfy", "lxml_html_clean", "protego", "py3langid", "pyarrow", "scipy",
+    "trafilatura", "zstandard",
+)  # fmt: skip
 
 _FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string("out", None, "The folder that is made.", flag_values=_FLAGS)
@@ -42,12 +49,11 @@ def command(argv) -> int:
     if _BEAM.value and _WORKERS.value:
         raise UsageError("--workers is of this machine; a Beam runner has flags of its own.")
     config = as_dict(resolve(words[0], overrides))
-    try:
-        import trafilatura  # noqa: F401
-    except ImportError:
+    if lacking := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise UsageError(
-            "zoo prepare needs the extra `prep`: pip install 'keras-zoo[prep]'."
-        ) from None
+            "zoo prepare needs the extra `prep`: pip install 'keras-zoo[prep]'. "
+            f"Not installed: {', '.join(lacking)}."
+        )
     from zoo.prep.engine import Beam, Local
     from zoo.prep.pipeline import prepare
 

@@ -28,9 +28,12 @@ _NEEDS_JOINERS = re.compile(
     "\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1800-\u18af]"  # India to Mongolia
 )
 _EMOJI = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
-_ARABIC_LETTER = re.compile("[\u064a\u0649\u0643]")
 # Letters that Persian has and Arabic has not: peh, cheh, zheh, gaf, keheh, farsi yeh.
 _PERSIAN_ONLY = re.compile("[\u067e\u0686\u0698\u06af\u06a9\u06cc]")
+# And Arabic, which Persian hardly writes: teh marbuta, alef with hamza above and below.
+_ARABIC_ONLY = re.compile("[\u0629\u0623\u0625]")
+# Letters of neither, but of Uyghur, Kurdish or Sindhi, in which an Arabic yeh or kaf is meant.
+_OF_OTHERS = re.compile("[\u06c7\u06c6\u06d0\u06ad\u06d5\u067f\u06aa]")
 
 
 def clean(document: Document, settings: Mapping) -> str:
@@ -43,11 +46,12 @@ def clean(document: Document, settings: Mapping) -> str:
     text = document.text
     if settings["repair"] and not text.isascii():
         text = repaired(text)
-    text = tidy(text, persian=document.language == "fa" or looks_persian(text))
+    known = document.language
+    text = tidy(text, persian=known == "fa" or (not known and looks_persian(text)))
+    title = tidy(document.title)
     for kind in settings["mask"]:
-        text = mask(text, kind)
-    document.text = text
-    document.title = tidy(document.title)
+        text, title = mask(text, kind), mask(title, kind)
+    document.text, document.title = text, title
     return "" if text else "no text"
 
 
@@ -98,11 +102,19 @@ def _joiner(match: re.Match) -> str:
 
 
 def looks_persian(text: str) -> bool:
-    """Whether text in Arabic letters is Persian: one letter in fifty that only Persian has."""
+    """Whether text in Arabic letters is Persian: one letter in 150 that Arabic has not.
+
+    Where yeh and kaf are Arabic, no more than peh, cheh, zheh and gaf are left to tell.
+    """
     sample = text[:4000]
+    if _OF_OTHERS.search(sample):
+        return False
     arabic = sum("\u0600" <= c <= "\u06ff" for c in sample)
-    return arabic > 0.4 * max(1, sum(c.isalpha() for c in sample)) and (
-        50 * len(_PERSIAN_ONLY.findall(sample)) > arabic
+    own = len(_PERSIAN_ONLY.findall(sample))
+    return (
+        arabic > 0.4 * max(1, sum(c.isalpha() for c in sample))
+        and 150 * own > arabic
+        and own > len(_ARABIC_ONLY.findall(sample))
     )
 
 
@@ -116,14 +128,17 @@ _IP4 = re.compile(
     r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w]|\.\d)",
     re.ASCII,
 )
-_IP6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f:]{2,39}(?:\.[0-9.]{5,13})?(?![\w:])", re.ASCII)
+_IP6 = re.compile(r"(?<![\w.])[0-9A-Fa-f:]{2,39}(?:\.[0-9.]{5,13})?(?![\w:])", re.ASCII)
+# A letter or digit; but Persian and Arabic are often written without a space beside a number.
+_LATIN = "[^\\W\u0620-\u065f\u066e-\u06d3\u06fa-\u06ff]"
 # An international number, or one with its area code: nine to fifteen digits in groups. Years,
 # dates, prices and plain numbers have no such groups.
 _PHONE = re.compile(
-    rf"(?<![\w.,/:-])(?:(?:\+|00|\u06f0\u06f0){_DIGIT}{{1,3}}[ .\-/]?)?"
+    rf"(?<!{_LATIN})(?<![.,-])(?<!{_DIGIT}[:/])(?:(?:\+|00|\u06f0\u06f0){_DIGIT}{{1,3}}[ .\-/]?)?"
     rf"(?:\({_DIGIT}{{1,5}}\)[ .\-/]?)?"
-    rf"{_DIGIT}{{2,11}}(?:[ .\-/]{_DIGIT}{{2,8}}){{0,5}}(?![\w]|[.,:/-]{_DIGIT})"
+    rf"{_DIGIT}{{2,11}}(?:[ .\-/]{_DIGIT}{{2,8}}){{0,5}}(?!{_LATIN}|[.,:/-]{_DIGIT})"
 )
+_ADDRESS = re.compile(r"://|www\.|\.\w+/")
 _DATE = re.compile(rf"{_DIGIT}{{1,4}}([./-]){_DIGIT}{{1,2}}\1{_DIGIT}{{1,4}}\Z")
 
 
@@ -133,7 +148,9 @@ def mask(text: str, kind: str) -> str:
     Args:
       text: any str.
       kind: "email", "ip" or "phone". Telephone numbers are those that begin with +, 00 or 0 (in
-        any of ASCII, Persian and Arabic digits), or have an area code in brackets or three groups.
+        any of ASCII, Persian and Arabic digits), or have an area code in brackets, or three or four
+        groups of which the first has two or three digits and not all others three, as thousands
+        have. Digits of a web address stay.
     """
     if kind == "email":
         return _EMAIL.sub("<email>", text) if "@" in text else text
@@ -142,10 +159,19 @@ def mask(text: str, kind: str) -> str:
     return _PHONE.sub(_phone, text)
 
 
+def _word_before(match: re.Match) -> str:
+    before = match.string[max(0, match.start() - 200) : match.start()]
+    return re.search(r"\S*\Z", before).group()
+
+
 def _ip6(match: re.Match) -> str:
     import ipaddress
 
     if match.group().count(":") < 2 or match.group() == "::":
+        return match.group()
+    before = match.string[max(0, match.start() - 20) : match.start()]
+    # "addr:2001:db8::1" is a word and an address; of "1:2001:db8::1" this would be a part.
+    if before.endswith(":") and not re.search(r"\w*[^\W0-9A-Fa-f]\w*:\Z", before):
         return match.group()
     try:
         ipaddress.IPv6Address(match.group())
@@ -157,10 +183,11 @@ def _ip6(match: re.Match) -> str:
 def _phone(match: re.Match) -> str:
     found = match.group()
     digits = "".join(str(unicodedata.digit(c)) for c in found if c.isdigit())
-    groups = len(re.findall(f"{_DIGIT}+", found))
+    groups = [len(group) for group in re.findall(f"{_DIGIT}+", found)]
     marked = found[0] == "+" or digits.startswith("0") or "(" in found
-    if not 8 <= len(digits) <= 15 or _DATE.match(found) or not (marked or groups in (3, 4)):
+    if not 8 <= len(digits) <= 15 or _DATE.match(found) or _ADDRESS.search(_word_before(match)):
         return found
-    if not marked and len(digits) < 10:
+    grouped = len(groups) in (3, 4) and groups[0] <= 3 and set(groups[1:]) != {3}
+    if not marked and (not grouped or len(digits) < 10):
         return found
     return "<phone>"

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -49,7 +50,7 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
 
     Raises:
       UsageError: a start that is no address, or a folder that another crawl began.
-      RunError: no page could be had.
+      RunError: no page could be had; the same call tries again.
     """
     for start in starts:
         try:
@@ -68,6 +69,8 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
     try:
         crawler.run()
         made = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
+        if not made["pages"]:
+            crawler.forget()
     finally:
         crawler.close()
     if not made["pages"]:
@@ -150,6 +153,11 @@ class _Crawler:
         )
         return dict(sorted(rows))
 
+    def forget(self):
+        """Lets all addresses wait again: what failed may have been a server's bad hour."""
+        self.base.execute("update url set state = ''")
+        self.base.commit()
+
     def run(self):
         """Takes the waiting addresses, the shallowest and oldest first, of a host that is ready."""
         said = time.monotonic()
@@ -176,6 +184,8 @@ class _Crawler:
             state = "done" if self._keep(answer, url, depth) else "already had"
         except (Refused, Failed) as error:
             state = str(error)
+        except ValueError:  # of an address or a header that is none
+            state = "bad answer"
         self.base.execute("update url set state = ? where id = ?", [state, number])
         self.base.commit()
 
@@ -208,7 +218,8 @@ class _Crawler:
                 if answer.status != 429 and answer.status < 500:
                     return answer
                 asked = answer.header("Retry-After")
-                wait = max(wait, min(LONGEST_DELAY, int(asked)) if asked.isdigit() else 0.0)
+                if re.fullmatch("[0-9]{1,6}", asked):
+                    wait = max(wait, min(LONGEST_DELAY, int(asked)))
             except Failed as error:
                 failure = error
             finally:
@@ -247,15 +258,15 @@ class _Crawler:
         for _ in range(REDIRECTS + 1):
             try:
                 answer = self._patiently(url, _ROBOTS_BYTES)
+                if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
+                    url = canonical(urljoin(url, answer.header("Location")))
+                    continue
             except Refused as error:
                 if str(error) in ("address is not public", "no web address"):
                     raise
                 return False
-            except Failed:
+            except (Failed, ValueError):  # the latter of an address that is none
                 return False
-            if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
-                url = canonical(urljoin(url, answer.header("Location")))
-                continue
             if answer.status == 200:
                 return Protego.parse(answer.body.decode(errors="replace"))
             return answer.status not in (401, 403)

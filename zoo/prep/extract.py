@@ -12,6 +12,9 @@ from zoo.prep.document import Document
 _LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
 
 
+# A date behind this is none. The library takes the day on which it runs: other dates each day.
+_LAST_DATE = "2100-01-01"
+
 # They log what is wrong with each page; here it is counted.
 for _name in ("trafilatura", "htmldate"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -23,10 +26,11 @@ class TooSlow(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TooSlow inside the block after `seconds`, at the next step of Python.
+    """Raises TooSlow inside the block after `seconds` of processor time, at Python's next step.
 
-    Only the main thread can be interrupted; in another one, as some Beam runners use, there is no
-    limit, and the limits of size alone bound the work.
+    A loaded machine takes no page's time away; a faster one gives it more. Only the main thread can
+    be interrupted; in another one, as some Beam runners use, there is no limit, and the limits of
+    size alone bound the work.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,13 +39,13 @@ def time_limit(seconds: float) -> Iterator[None]:
     def ring(number, frame):
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def extract(document: Document, settings: Mapping) -> str:
@@ -79,7 +83,7 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
             include_comments=settings["comments"],
             include_tables=settings["tables"],
             with_metadata=settings["metadata"],
-            date_extraction_params=set_date_params(extensive=False),
+            date_extraction_params={**set_date_params(extensive=False), "max_date": _LAST_DATE},
         )
     except (RecursionError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
         return "extractor failed"

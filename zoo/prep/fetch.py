@@ -122,12 +122,15 @@ def get(url: str, timeout: float, max_bytes: int, allow_private: bool = False) -
 
 
 def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answer:
-    # A server that sends a byte now and then never runs into a socket's own timeout.
-    clock = threading.Timer(max(0.0, until - time.monotonic()), _shut, [plain])
+    # A server that sends a byte now and then never runs into a socket's own timeout. TLS takes the
+    # socket over, and leaves `plain` empty: what is shut is a second handle to the connection.
+    guard = plain.dup()
+    clock = threading.Timer(max(0.0, until - time.monotonic()), _shut, [guard])
     clock.daemon = True
     clock.start()
     try:
         with contextlib.ExitStack() as stack:
+            stack.callback(guard.close)
             stack.callback(plain.close)
             stream = plain
             if scheme == "https":
@@ -169,9 +172,9 @@ def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answ
         clock.cancel()
 
 
-def _shut(plain: socket.socket) -> None:
+def _shut(guard: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        plain.shutdown(socket.SHUT_RDWR)
+        guard.shutdown(socket.SHUT_RDWR)
 
 
 def _unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:

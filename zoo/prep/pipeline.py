@@ -8,7 +8,8 @@
     D/work/          what lies between the steps; removed at the end
 
 Every step leaves files that appear when they are whole, so that a kill costs the shards in work.
-All of D is a function of the input and the recipe: neither workers nor kills change a byte.
+All of D is a function of the input, the recipe and the zoo, but for a page at its limit of time;
+neither workers nor kills change a byte.
 """
 
 import contextlib
@@ -42,6 +43,8 @@ SPLITS = ("train", "validation")
 # Hashes that a step holds at once, 16 bytes each and several times that while it sorts them.
 PART = 4_000_000
 _LIBRARIES = ("trafilatura", "ftfy", "datasketch", "py3langid", "fastwarc", "lxml", "tokenizers")
+# Settings of the rules that name a file.
+_LISTS = (("address", "blocked_domains"), ("blocked_words", "file"), ("toxicity", "file"))
 _DATA = ("tokenizer", "vocabulary_size", "normalization", "sequence_length", "packing")
 
 
@@ -59,8 +62,8 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
       What prepared.json holds.
 
     Raises:
-      UsageError: a wrong value, input that names nothing, or a folder that another recipe or
-        input has begun.
+      UsageError: a wrong value, input that names nothing, or a folder that another recipe, input
+        or version has begun.
       RunError: nothing is left to learn from, or the disk or a worker fails.
     """
     check(prep, data)
@@ -74,11 +77,13 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
             prepared = read_json(done)
             if prepared["plan"] != plan_hash:
                 raise _other_plan(out)
+            _sweep(out)
             shutil.rmtree(out / "work", ignore_errors=True)
             return prepared
         if begun.exists():
             if _digest(read_json(begun)) != plan_hash:
                 raise _other_plan(out)
+            _sweep(out)
         elif any(path.name not in (".lock", "crawl", "work") for path in out.iterdir()):
             raise UsageError(f"{out} holds other files. Take a new --out.")
         else:
@@ -112,15 +117,50 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
         "data": {key: data[key] for key in _DATA},
         "shards": shards(files, prep["shard_bytes"]),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "corpora": {name: _corpus_print(name) for name in corpora},
+        "lists": _list_prints(prep),
+        "source": _source_print(),
     }
     # As it will be read again: tuples are lists.
     return json.loads(json.dumps(plan)), skipped
 
 
+def _sweep(out: Path) -> None:
+    """Removes the halves of files that a kill left, as `zoo.data.disk.atomic` names them."""
+    for folder in (out, out / "text", out / "crawl"):
+        for path in folder.glob(".*.[0-9]*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _corpus_print(name: str) -> str:
+    from zoo.data.corpora import load_corpus
+
+    return load_corpus(name.removeprefix("corpus:")).fingerprint
+
+
+def _list_prints(prep: Mapping) -> dict[str, str]:
+    """The hashes of the files of words that the rules read."""
+    found = {}
+    for rule, key in _LISTS:
+        if rule in prep["rules"] and (file := prep[rule][key]):
+            try:
+                found[f"{rule}.{key}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            except OSError as error:
+                raise RunError(f"The list {file} cannot be read: {error}.") from None
+    return found
+
+
+def _source_print() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _other_plan(out: Path) -> UsageError:
     return UsageError(
-        f"{out} was made, or begun, with another recipe, other input files or other versions of "
-        "the libraries. Take a new --out."
+        f"{out} was made, or begun, with another recipe, other input files or word lists, or "
+        "another version of the zoo or its libraries. Take a new --out."
     )
 
 

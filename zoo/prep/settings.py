@@ -34,7 +34,7 @@ _DEFAULTS = {
         "comments": True,
         "tables": True,
         "metadata": True,  # title, date and licence; a sixth of the time
-        "timeout": 20.0,  # seconds of a page
+        "timeout": 20.0,  # processor seconds of a page
     },
     "clean": {
         "repair": True,  # mojibake and its like, by ftfy
