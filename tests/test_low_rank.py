@@ -276,8 +276,8 @@ def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
     assert zoo_command(*words).status == 0  # finished already
 
     lower = zoo_command(
-        "compress", "low_rank", out, f"--out={tmp_path / 'lower'}", "--config.trainer.steps=25",
-        "--config.compress.low_rank.energy=0.5",
+        "compress", "low_rank", out / "stages" / "1-low_rank", f"--out={tmp_path / 'lower'}",
+        "--config.trainer.steps=25", "--config.compress.low_rank.energy=0.5",
     )  # fmt: skip
     assert lower.status == 0, lower.err
     assert "not in it" not in lower.err
