@@ -13,10 +13,12 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TWO)
+	$(VENV)/bin/python -m pytest $(TWO) -m "not alone"
+	$(VENV)/bin/python -m pytest -m alone
 
 test-fast: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TWO) -m "not slow"
+	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not alone"
+	$(VENV)/bin/python -m pytest -m "not slow and alone"
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

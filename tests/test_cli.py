@@ -33,6 +33,7 @@ sys.exit(f"loaded {loaded}" if loaded else status)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "words", [["list"], ["list", "--json"], ["--help"], *([verb, "--help"] for verb in VERBS)],
     ids=" ".join,

@@ -438,6 +438,7 @@ def test_text_that_is_no_unicode_is_written_all_the_same(tmp_path):
     assert page.table("step") == [["1", "?", ""]]
 
 
+@pytest.mark.alone
 def test_neither_tensorflow_nor_keras_is_loaded_and_it_is_quick(tmp_path):
     workdir = _workdir(tmp_path, [_training(step) for step in range(1, 2000)])
     _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
