@@ -142,8 +142,8 @@ def test_killed_at_any_moment_it_ends_the_same(site, made, tmp_path):
     kills = 0
     for seconds in (1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
         run = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": root},
-            stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": root, "OF_THE_TEST": str(tmp_path)},
         )  # fmt: skip
         time.sleep(seconds)
         if run.poll() is None:
@@ -151,9 +151,21 @@ def test_killed_at_any_moment_it_ends_the_same(site, made, tmp_path):
         run.send_signal(signal.SIGKILL)
         run.wait()
         time.sleep(1.5)  # its workers notice
+        assert not _processes_with(f"OF_THE_TEST={tmp_path}")
     assert kills >= 2
     prepare(site, tmp_path / "out", 2)
     assert content(tmp_path / "out") == content(made[0])
+
+
+def _processes_with(variable):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append((path.parent / "cmdline").read_bytes())
+        except OSError:  # it ended, or is another user's
+            continue
+    return found
 
 
 def test_done_is_done(site, made):
