@@ -334,6 +334,21 @@ def open_model(path: str | Path):
         raise RunError(f"Cannot load {path}: {error}") from None
 
 
+def data_section(workdir: str | Path, saved: Mapping) -> dict:
+    """Returns the section `data` of a work directory's recipe, with the tokenizer that lies in it.
+
+    The text may have changed since, and a tokenizer made of it with it.
+
+    Raises:
+      UsageError: where the folder holds another tokenizer.
+    """
+    data = dict(saved["config"]["data"])
+    if saved.get("tokenizer"):
+        read_tokenizer(workdir, saved)
+        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
+    return data
+
+
 def read_tokenizer(workdir: str | Path, saved: Mapping):
     """Returns the tokenizer that a work directory's model learned with.
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -29,10 +28,10 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     """Evaluates a work directory's model, prints the metrics and keeps them in it."""
     from trainers.workdir import (
         WorkDirectory,
+        data_section,
         is_litert,
         model_path,
         read_config,
-        read_tokenizer,
     )
     from zoo.registry import load_data
 
@@ -41,12 +40,7 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     config = saved["config"]
     if checkpoint == "best" or not is_litert(saved):
         model_path(workdir, checkpoint)
-    data = dict(config["data"])
-    if saved.get("tokenizer"):
-        # The run's own, for the text may have changed, and a tokenizer with it.
-        read_tokenizer(workdir, saved)
-        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
-    dataset = load_data(data, config["task"])
+    dataset = load_data(data_section(workdir, saved), config["task"])
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "

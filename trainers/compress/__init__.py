@@ -49,7 +49,6 @@ def changed(model, settings: dict):
 
 def _check_parts(model) -> None:
     from trainers.keras_internals import all_layers
-    from zoo.errors import UsageError
     from zoo.layers.low_rank import LowRankReversibleEmbedding
 
     if any(isinstance(layer, LowRankReversibleEmbedding) for layer in all_layers(model)):

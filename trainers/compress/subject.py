@@ -9,11 +9,11 @@ import numpy as np
 from trainers.workdir import (
     FLOATS,
     LITERT,
+    data_section,
     is_litert,
     load_model,
     open_model,
     read_config,
-    read_tokenizer,
 )
 from zoo.data.disk import read_json
 from zoo.errors import RunError
@@ -135,10 +135,7 @@ def load(workdir: str | Path, dataset=None) -> Subject:
     arguments = dict(saved["config"]["task"])
     task = registry.build_task(arguments.pop("name"), **arguments)
     if dataset is None:
-        data = dict(saved["config"]["data"])
-        if saved.get("tokenizer"):
-            read_tokenizer(path, saved)
-            data["tokenizer"] = str(path / "tokenizer.json")
+        data = data_section(path, saved)
         dataset = registry.load_data(data, saved["config"]["task"])
         kept, held_out = hold_out(dataset.splits["train"], data.get("validation_size", 0))
         if held_out:

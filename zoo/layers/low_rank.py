@@ -26,6 +26,11 @@ class LowRank(layers.Layer):
             x = part(x)
         return x
 
+    def compute_output_shape(self, shape):
+        for part in self.parts:
+            shape = part.compute_output_shape(shape)
+        return shape
+
     @property
     def bias(self):
         """That of the last part, or None."""
@@ -110,11 +115,6 @@ class LowRankEinsumDense(LowRank):
     def kernel(self):
         """As that of the layer it stands for."""
         return ops.tensordot(self.parts[0].kernel, self.parts[1].kernel, 1)
-
-    def compute_output_shape(self, shape):
-        for part in self.parts:
-            shape = part.compute_output_shape(shape)
-        return shape
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
@@ -204,11 +204,6 @@ class LowRankConv(LowRank):
         if out:
             kernel = ops.matmul(kernel, ops.reshape(self.parts[-1].kernel, (out, -1)))
         return kernel
-
-    def compute_output_shape(self, shape):
-        for part in self.parts:
-            shape = part.compute_output_shape(shape)
-        return shape
 
     def get_config(self):
         return {**super().get_config(), **self.settings}
