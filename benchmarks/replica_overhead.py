@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from configs.base import base, optimizer, schedule
 from trainers.build import build_step, update_function
-from trainers.strategy import distribute, local_replicas, make_strategy, prepare_devices
+from trainers.strategy import distribute, make_strategy, prepare_devices
 from zoo import registry
 from zoo.data import pipeline
 
@@ -61,10 +61,13 @@ def make(strategy_name: str, replicas: int, batch: int):
         "image": generator.integers(0, 256, (2 * batch, 16, 16, 1)).astype("uint8"),
         "label": generator.integers(0, 4, 2 * batch).astype("int32"),
     }
-    batches = pipeline.training_batches(
-        arrays, task.prepare, batch_size=batch, replicas=max(replicas, 1), seed=0, first_step=0,
-        last_step=10**9, shares=local_replicas(strategy),
-    )  # fmt: skip
+
+    def batches(shares):
+        return pipeline.training_batches(
+            arrays, task.prepare, batch_size=batch, replicas=max(replicas, 1), seed=0,
+            first_step=0, last_step=10**9, shares=shares,
+        )  # fmt: skip
+
     run, iterator = update_function(step, strategy), iter(distribute(strategy, batches))
 
     def measure() -> float:

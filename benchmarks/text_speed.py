@@ -39,7 +39,7 @@ def zoo(precision: str):
 
     from configs.base import base, optimizer
     from trainers.build import build_step, update_function
-    from trainers.strategy import distribute, make_strategy
+    from trainers.strategy import make_strategy
     from zoo.data import pipeline
 
     config = base()
@@ -57,7 +57,7 @@ def zoo(precision: str):
     batches = pipeline.training_batches(
         arrays, task.prepare, batch_size=BATCH, replicas=1, seed=0, first_step=0, last_step=10**6
     )
-    run, iterator = update_function(step, strategy), iter(distribute(strategy, batches))
+    run, iterator = update_function(step, strategy), iter(batches)
 
     def train(steps: int) -> tuple[float, float]:
         start = time.perf_counter()

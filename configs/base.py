@@ -56,7 +56,7 @@ def base() -> ml_collections.ConfigDict:
                 "epochs": 0,
                 "global_batch_size": 128,  # examples of one update, over all replicas
                 "micro_batch_size": 0,  # what a replica computes at once; 0 for its whole share
-                "strategy": "one_device",  # mirrored, multi_worker, or auto: by what is there
+                "strategy": "one_device",  # mirrored, multi_worker, tpu, or auto: by what is there
                 "replicas": 0,  # of a mirrored strategy; 0 for every device there is
                 "precision": "float32",
                 "jit_compile": False,  # XLA around forward and backward pass

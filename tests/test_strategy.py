@@ -31,12 +31,6 @@ def test_auto_by_what_is_there(gpus, name, monkeypatch, capsys):
     assert f"for {gpus or 'no'} GPU(s)" in capsys.readouterr().err
 
 
-def test_auto_says_that_there_is_nothing_for_tpus(monkeypatch):
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-    with pytest.raises(UsageError, match="has a TPU, and there is no strategy for TPUs yet"):
-        make_strategy("auto")
-
-
 def test_several_workers_take_no_part_of_a_machine():
     from trainers.cluster import Cluster
 

@@ -70,12 +70,15 @@ def bench(config, seconds: float = 10.0) -> Measured:
     else:
         arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 
-    batches = pipeline.training_batches(
-        arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
-        first_step=0, last_step=10**9,
-    )  # fmt: skip
+    def batches_of(shares=None):
+        return pipeline.training_batches(
+            arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
+            first_step=0, last_step=10**9, shares=shares,
+        )  # fmt: skip
+
+    batches = batches_of()
     run = update_function(step, strategy)
-    iterator = iter(distribute(strategy, batches))
+    iterator = iter(distribute(strategy, batches_of))
 
     def execute(count):
         start = time.perf_counter()

@@ -10,9 +10,11 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
 from zoo.data.disk import atomic
 from zoo.errors import RunError, UsageError
@@ -48,24 +50,54 @@ def save(folder: Path, step, counters: dict, keep: int) -> Path:
       counters: the run's own state, JSON values.
       keep: how many to keep, at least 1.
     """
+    return store(folder, Snapshot(step, counters), keep)
+
+
+class Snapshot:
+    """A copy of what a checkpoint holds, so that it can be written while training goes on.
+
+    Args:
+      step: a `TrainStep`.
+      counters: the run's own state, JSON values.
+      buffers: arrays that `allocate` made, into which the copy goes; None makes new ones.
+    """
+
+    def __init__(self, step, counters: dict, buffers: Sequence[np.ndarray] | None = None):
+        variables = variables_of(step)
+        self.step = int(step.step.numpy())
+        paths = [variable.path for variable in variables]
+        self.header = json.dumps({"step": self.step, "counters": counters, "paths": paths})
+        self.arrays = list(buffers or allocate(step))
+        for array, variable in zip(self.arrays, variables, strict=True):
+            np.copyto(array, _portable(_read(variable)), casting="no")
+
+
+def allocate(step) -> list[np.ndarray]:
+    """Arrays for a `Snapshot`, in memory that the system has truly given."""
+    arrays = []
+    for variable in variables_of(step):
+        arrays.append(np.empty(tuple(variable.shape), _stored_type(variable)))
+        arrays[-1].fill(0)  # touched: the first copy would wait for each page else
+    return arrays
+
+
+def store(folder: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Does what `save` does, with a copy made before."""
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
-    path = folder / f"step_{int(step.step.numpy()):010d}.npz"
+    path = folder / f"step_{snapshot.step:010d}.npz"
     with atomic(path) as file:
-        write(file, step, counters)
+        write(file, snapshot)
     for _, old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path
 
 
-def write(file, step, counters: dict) -> None:
+def write(file, snapshot: Snapshot) -> None:
     """Writes what a checkpoint holds to an open file."""
-    variables = variables_of(step)
-    number = int(step.step.numpy())
-    header = {"step": number, "counters": counters, "paths": [v.path for v in variables]}
-    arrays = {f"{i:05d}": _portable(v.numpy()) for i, v in enumerate(variables)}
-    np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+    arrays = {f"{i:05d}": array for i, array in enumerate(snapshot.arrays)}
+    np.savez(file, header=np.frombuffer(snapshot.header.encode(), np.uint8), **arrays)
 
 
 def digest(step) -> str:
@@ -135,6 +167,14 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
 def _portable(array: np.ndarray) -> np.ndarray:
     # npz has no bfloat16; its bits travel as uint16.
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _read(variable) -> np.ndarray:
+    """A variable's value, without a copy where it lies in this machine's memory."""
+    if variable.dtype == "bfloat16":  # which buffers cannot tell
+        return variable.numpy()
+    with tf.device("CPU"):
+        return np.asarray(memoryview(tf.identity(tf.convert_to_tensor(variable))))
 
 
 def _stored_type(variable) -> np.dtype:

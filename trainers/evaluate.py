@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
-from trainers.strategy import distribute, gathered, local_replicas
+from trainers.strategy import distribute, gathered
 from zoo.data.disk import atomic, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.tasks.base import Task
@@ -34,11 +34,13 @@ class Evaluator:
         self.strategy = strategy
         with strategy.scope():
             self.means = Means(task)
-        batches = evaluation_batches(
-            arrays, task.prepare, batch_size=batch_size, replicas=strategy.num_replicas_in_sync,
-            shares=local_replicas(strategy),
+        self.batches = distribute(
+            strategy,
+            lambda shares: evaluation_batches(
+                arrays, task.prepare, batch_size=batch_size,
+                replicas=strategy.num_replicas_in_sync, shares=shares,
+            ),
         )  # fmt: skip
-        self.batches = distribute(strategy, batches)
         self.examples = len(next(iter(arrays.values())))
 
         def one_batch(data):

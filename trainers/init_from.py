@@ -6,6 +6,7 @@ import keras
 
 from trainers import keras_internals
 from trainers.compress.low_rank import start_values
+from trainers.remote import local
 from trainers.workdir import load_model, open_model, read_config
 from zoo.errors import UsageError
 
@@ -31,6 +32,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
         model learned with another tokenizer: its embeddings are of other tokens.
       RunError: where it cannot be read.
     """
+    source = str(local(source))
     other = open_source(source)
     learned = read_config(source).get("tokenizer") if _is_work_directory(source) else None
     if tokenizer is not None and learned not in (None, tokenizer.fingerprint):

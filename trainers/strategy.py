@@ -1,6 +1,7 @@
 """Strategy names to tf.distribute strategies, and the devices they run on."""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -8,9 +9,10 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
 from trainers.cluster import Cluster
+from trainers.tpu import is_tpu, tpu_strategy
 from zoo.errors import UsageError, near_names
 
-STRATEGIES = ("one_device", "mirrored", "multi_worker", "auto")
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 _SILENCE = 120_000  # ms; TensorFlow ends a process whose peer is silent, without a word to users
 
 
@@ -46,18 +48,20 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
 
 
 def make_strategy(
-    name: str, replicas: int = 0, cluster: Cluster | None = None
+    name: str, replicas: int = 0, cluster: Cluster | None = None, tpu: str = "local"
 ) -> tf.distribute.Strategy:
     """Returns the strategy of that name.
 
     Args:
       name: "one_device", "mirrored" for all GPUs of this machine, "multi_worker" for those of
-        several machines, or "auto" for the first two by what is there.
+        several machines, "tpu" for all cores of a TPU, or "auto" for what this machine has.
       replicas: how many devices a mirrored strategy takes; 0 takes all.
       cluster: of "multi_worker".
+      tpu: which one, see `trainers.tpu.tpu_strategy`.
 
     Raises:
       UsageError: for an unknown name, or more replicas than devices.
+      RunError: where no TPU answers.
     """
     if name not in STRATEGIES:
         raise UsageError(
@@ -68,6 +72,13 @@ def make_strategy(
         name = _choose(replicas)
     if name == "multi_worker":
         return _multi_worker(cluster, replicas)
+    if name == "tpu":
+        if replicas:
+            raise UsageError(
+                f"Strategy tpu takes all cores. Received: trainer.replicas={replicas}; leave it "
+                "at 0."
+            )
+        return tpu_strategy(tpu)
     if name == "one_device":
         if replicas > 1:
             raise UsageError(
@@ -93,10 +104,8 @@ def make_strategy(
 def _choose(replicas: int) -> str:
     """The strategy for what this machine has, said aloud."""
     if tf.config.list_physical_devices("TPU"):
-        raise UsageError(
-            "This machine has a TPU, and there is no strategy for TPUs yet. Received: "
-            "trainer.strategy=auto; --strategy=one_device trains on its CPU."
-        )
+        print("zoo: strategy tpu, for the TPU of this machine", file=sys.stderr, flush=True)
+        return "tpu"
     gpus = len(tf.config.list_logical_devices("GPU"))
     name = "mirrored" if max(gpus, replicas) > 1 and replicas != 1 else "one_device"
     print(f"zoo: strategy {name}, for {gpus or 'no'} GPU(s)", file=sys.stderr, flush=True)
@@ -134,9 +143,9 @@ def _multi_worker(cluster: Cluster | None, replicas: int) -> tf.distribute.Strat
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> range:
-    """Which of all replicas, by number, are this process's."""
-    if strategy.num_replicas_in_sync == 1:
-        return range(1)
+    """Which of all replicas, by number, this process feeds: all but those of other workers."""
+    if strategy.num_replicas_in_sync == 1 or is_tpu(strategy):
+        return range(strategy.num_replicas_in_sync)
     count = len(strategy.extended.worker_devices)
     first = count * strategy.cluster_resolver.task_id if strategy.cluster_resolver else 0
     return range(first, first + count)
@@ -150,8 +159,20 @@ def gathered(strategy: tf.distribute.Strategy, values) -> np.ndarray:
     return np.concatenate([value.numpy() for value in local])
 
 
-def distribute(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
-    """Hands a dataset of this process's replicas' shares, in turn, to them."""
-    if len(local_replicas(strategy)) == 1:
-        return dataset
-    return strategy.distribute_datasets_from_function(lambda context: dataset)
+def distribute(strategy: tf.distribute.Strategy, batches: Callable[[range], tf.data.Dataset]):
+    """Hands each replica its share of the batches, host by host.
+
+    Args:
+      strategy: under which the step runs.
+      batches: given numbers of replicas, returns a dataset of the shares of these, in turn.
+    """
+    local = local_replicas(strategy)
+    if len(local) == 1:
+        return batches(local)
+
+    def of_one_host(context):
+        count = context.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * count
+        return batches(range(first, first + count))
+
+    return strategy.distribute_datasets_from_function(of_one_host)

@@ -6,6 +6,7 @@ unchanged. Read `Trainer.train` from top to bottom for the order of things.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -19,7 +20,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainers import checkpoint, compress
+from trainers import checkpoint, compress, tpu
 from trainers.build import build_step, split_training, update_function
 from trainers.callbacks import make_callbacks
 from trainers.cluster import Cluster, code_fingerprint, read_cluster
@@ -30,7 +31,8 @@ from trainers.optimizers import inner
 from trainers.precision import slow_bfloat16
 from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.samples import sample_writer
-from trainers.strategy import distribute, local_replicas, make_strategy, prepare_devices
+from trainers.saver import Saver
+from trainers.strategy import distribute, make_strategy, prepare_devices
 from trainers.workdir import NoDirectory, WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
@@ -56,6 +58,7 @@ class Trainer:
       callbacks: Keras callbacks besides those that the recipe names.
       read_test: whether to evaluate on the test split at the end.
       cluster: of strategy multi_worker; None reads TF_CONFIG.
+      tpu_name: of strategy tpu, see `trainers.tpu.tpu_strategy`.
 
     With several workers each runs the same program. The first, the chief, alone touches the work
     directory and runs the recipe's callbacks; what it decides, the others hear from `self.link`.
@@ -72,11 +75,12 @@ class Trainer:
         callbacks: Sequence[keras.callbacks.Callback] = (),
         read_test: bool = True,
         cluster: Cluster | None = None,
+        tpu_name: str = "local",
     ):
         check(config)
         self.config = config
         self.source = source
-        self.cluster, self.link = None, Alone()
+        self.cluster, self.link, self.saver = None, Alone(), None
         if config.trainer.strategy == "multi_worker":
             self.cluster = cluster or read_cluster()
             self.link = Link(self.cluster)
@@ -84,6 +88,7 @@ class Trainer:
         self.workdir = (WorkDirectory if self.link.chief else NoDirectory)(workdir)
         self.dataset = dataset
         self.callbacks = list(callbacks)
+        self.tpu_name = tpu_name
         self.read_test = read_test
         # What a checkpoint holds besides variables.
         self.counters = {
@@ -134,6 +139,11 @@ class Trainer:
                 return self.link.share(read_evaluation(self.workdir, "test"))
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)
+            if self.link.chief:
+                self.saver = Saver(
+                    self.workdir / "checkpoints", self.step, self.config.trainer.keep,
+                    self.workdir.push,
+                )  # fmt: skip
             self._start_log(found)
             if said := slow_bfloat16(self.config.trainer.precision, devices):
                 self._event("warning", said)
@@ -141,7 +151,11 @@ class Trainer:
             logs = self._with_signals(self._loop)
             return self.link.share(self._finish()) or logs
         finally:
-            self.workdir.close()
+            try:
+                if self.saver:
+                    self.saver.close()
+            finally:
+                self.workdir.close()
 
     def _build(self) -> None:
         config, trainer = self.config, self.config.trainer
@@ -151,7 +165,9 @@ class Trainer:
         self.link.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
         self.link.same("code and versions", code_fingerprint() if self.cluster else "")
         self.link.same("recipe", json.dumps(as_dict(config), sort_keys=True))
-        self.strategy = make_strategy(trainer.strategy, trainer.replicas, self.cluster)
+        self.strategy = make_strategy(
+            trainer.strategy, trainer.replicas, self.cluster, self.tpu_name
+        )
         self.replicas = self.strategy.num_replicas_in_sync
         check_batch(config, self.replicas)
         if self.dataset is None:
@@ -159,6 +175,7 @@ class Trainer:
         self.link.same("data", self.dataset.fingerprint)
         self.dataset = compress.settle(config, self.workdir.path, self.dataset)
         self.arrays, held_out = split_training(self.dataset, config.data.validation_size)
+        tpu.check(config, self.strategy, self.arrays)
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.examples, trainer.global_batch_size)
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
@@ -203,6 +220,8 @@ class Trainer:
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         """Those in the work directory, as the chief sees it."""
+        if self.saver:
+            self.saver.wait()
         found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
         shared = self.link.share([(step, str(path)) for step, path in found])
         return [(step, Path(path)) for step, path in shared]
@@ -213,7 +232,7 @@ class Trainer:
             return
         file = io.BytesIO()
         if self.link.chief:
-            checkpoint.write(file, self.step, self.counters)
+            checkpoint.write(file, checkpoint.Snapshot(self.step, self.counters))
         state = self.link.share(file.getvalue())
         if not self.link.chief:
             self.counters.update(checkpoint.restore(state, self.step))
@@ -352,7 +371,8 @@ class Trainer:
     def _batches(self):
         """An iterator over the batches from here to the end of the run."""
         skipped = self.counters["skipped_batches"]
-        batches = pipeline.training_batches(
+        batches = functools.partial(
+            pipeline.training_batches,
             self.arrays,
             self.step.task.prepare,
             batch_size=self.config.trainer.global_batch_size,
@@ -360,9 +380,8 @@ class Trainer:
             seed=self.config.trainer.seed,
             first_step=self.done + skipped,
             last_step=self.total_steps + skipped,
-            shares=local_replicas(self.strategy),
         )
-        return iter(distribute(self.strategy, batches))
+        return iter(distribute(self.strategy, lambda shares: batches(shares=shares)))
 
     def _at(self, every: int) -> bool:
         """Whether something happens now that happens every so many updates (0: every epoch)."""
@@ -430,9 +449,7 @@ class Trainer:
         if self.link.count > 1:
             self.link.same(f"weights after update {self.done}", checkpoint.digest(self.step))
         if self.link.chief:
-            checkpoint.save(
-                self.workdir / "checkpoints", self.step, self.counters, self.config.trainer.keep
-            )
+            self.saver.save(self.counters)
 
     def _is_finite(self) -> bool:
         with self.goodput.wait():  # for the device
@@ -474,7 +491,7 @@ class Trainer:
 
     def _not_finite(self) -> RunError:
         bad = int(self.step.first_bad.numpy())
-        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
+        found = self._checkpoints()
         good = f"The last good checkpoint is {found[-1][1]}" if found else "No checkpoint yet"
         return RunError(
             f"The loss or its gradient is not finite since step {bad + 1}. {good}. What helps: a "

@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trainers import remote
 from zoo.data.disk import atomic, fsync_folder, read_json, write_json
 from zoo.errors import RunError, UsageError
 
@@ -52,7 +53,8 @@ class WorkDirectory:
     """A work directory that this process alone may write, from `open` to `close`."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = remote.local(path)
+        self._mirror = remote.mirror_of(self.path)
         self._lock = None
         self._metrics = None
         self._made: list[Path] = []  # folders that were not there before
@@ -99,6 +101,19 @@ class WorkDirectory:
         with contextlib.suppress(OSError):  # not empty: something came of it
             for folder in self._made:
                 folder.rmdir()
+        if self._mirror:
+            remote.push_at_end(self._mirror)
+
+    def push(self) -> None:
+        """Copies what is new to where the folder truly lies, if that is not on this machine.
+
+        Where that fails it is tried again after the next checkpoint, and at the end.
+        """
+        try:
+            if self._mirror:
+                self._mirror.push()
+        except RunError as error:
+            print(f"zoo: {error}", file=sys.stderr, flush=True)
 
     # --- recipe --------------------------------------------------------------------------------
 
@@ -135,6 +150,8 @@ class WorkDirectory:
                 "facts": dataset.facts,
             },
         )
+        if self._mirror:
+            self._mirror.push()  # what cannot be written is known before the first step
 
     def check_recipe(self, config: Mapping) -> None:
         """Raises `UsageError` where the folder was made with another recipe, with what differs."""
@@ -205,6 +222,9 @@ class WorkDirectory:
 
 class NoDirectory(WorkDirectory):
     """The work directory of a worker that is not the chief: it writes nothing."""
+
+    def __init__(self, path: str | Path):
+        self.path, self._mirror = Path(path), None
 
     def open(self) -> "NoDirectory":
         return self
@@ -305,8 +325,7 @@ def is_litert(saved: Mapping) -> bool:
 
 def load_model(workdir: str | Path, checkpoint: str = "final"):
     """See `zoo.load`."""
-    path = model_path(workdir, checkpoint)
-    return open_model(path)
+    return open_model(model_path(remote.local(workdir), checkpoint))
 
 
 def open_model(path: str | Path):

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interru
 141 the reader of the output is gone, 143 stopped by SIGTERM and saved.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -100,7 +101,8 @@ def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
     argv = list(sys.argv if argv is None else argv)
     try:
         try:
-            status = command(argv) or 0
+            with _on_this_machine(argv) as words:
+                status = command(words) or 0
         except Help as answer:
             print(answer)
             status = 0
@@ -128,6 +130,15 @@ def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
         if type(error).__name__ == "ResourceExhaustedError" or isinstance(error, MemoryError):
             return _fail(_OUT_OF_MEMORY, FAILED)
         raise
+
+
+def _on_this_machine(argv: list[str]):
+    """See `trainers.remote.localized`; loads it where there may be something remote alone."""
+    if not any("://" in word for word in argv):
+        return contextlib.nullcontext(argv)
+    from trainers.remote import localized
+
+    return localized(argv)
 
 
 def _fail(error, status: int) -> int:

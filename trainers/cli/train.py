@@ -22,8 +22,12 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=_FLAGS)
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "The same as --workdir.", flag_values=_FLAGS)
 _STRATEGY = flags.DEFINE_string(
-    "strategy", None, "one_device, mirrored, multi_worker or auto.", flag_values=_FLAGS
+    "strategy", None, "one_device, mirrored, multi_worker, tpu or auto.", flag_values=_FLAGS
 )
+_TPU = flags.DEFINE_string(
+    "tpu", None, "local, a TPU's name or grpc://HOST:PORT, of strategy tpu; local if not given.",
+    flag_values=_FLAGS,
+)  # fmt: skip
 _WORKERS = flags.DEFINE_string(
     "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; else TF_CONFIG.",
     flag_values=_FLAGS,
@@ -53,6 +57,8 @@ def command(argv) -> int:
         overrides += split_overrides(text)
     if _STRATEGY.value:
         overrides.append(("trainer.strategy", _STRATEGY.value))
+    elif _TPU.value:
+        overrides.append(("trainer.strategy", "tpu"))
     config = resolve(source, overrides)
     if _MODE.value == "eval":
         from trainers.cli.evaluate import evaluate
@@ -66,6 +72,10 @@ def command(argv) -> int:
             "--workers and --worker_index belong to --strategy=multi_worker. Received: strategy "
             f"{config.trainer.strategy}."
         )
+    if _TPU.value and config.trainer.strategy != "tpu":
+        raise UsageError(
+            f"--tpu belongs to --strategy=tpu. Received: strategy {config.trainer.strategy}."
+        )
     cluster = read_cluster(_WORKERS.value, _INDEX.value) if several else None
     if several:
         check_batch(config, len(cluster.workers))
@@ -73,7 +83,10 @@ def command(argv) -> int:
     from trainers.trainer import Terminated, Trainer
 
     read_test = _MODE.value == "train_and_eval"
-    trainer = Trainer(config, workdir, source=source, read_test=read_test, cluster=cluster)
+    trainer = Trainer(
+        config, workdir, source=source, read_test=read_test, cluster=cluster,
+        tpu_name=_TPU.value or "local",
+    )  # fmt: skip
     try:
         metrics = trainer.train()
     except Terminated:

@@ -141,17 +141,22 @@ def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
     return uniform
 
 
+def all_held(arrays: Mapping) -> bool:
+    """Whether batches are made without Python, and so on any host."""
+    return all(map(_is_held, arrays.values()))
+
+
+def _is_held(array) -> bool:
+    return isinstance(array, np.ndarray) and array.nbytes <= LARGEST_HELD
+
+
 def _reader(arrays: Mapping) -> Callable:
     """Returns `read(index, key)`, which gives the rows of each array.
 
     Small arrays are held in memory, as tensors; large and sharded ones are read by NumPy.
     """
     with tf.device("CPU"):  # not in the accelerator's memory
-        held = {
-            key: tf.constant(array)
-            for key, array in arrays.items()
-            if isinstance(array, np.ndarray) and array.nbytes <= LARGEST_HELD
-        }
+        held = {key: tf.constant(array) for key, array in arrays.items() if _is_held(array)}
 
     def read(index, key):
         batch = {}

@@ -1,0 +1,218 @@
+"""Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
+
+import shutil
+
+import pytest
+import tensorflow as tf
+
+import zoo
+from tests import toys
+from tests.test_resume import Interrupted, StopAt, assert_same_end, recipe
+from trainers import remote
+from trainers.workdir import WorkDirectory
+from zoo.errors import RunError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own: what another machine would have."""
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_mirrors", {})
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    address = f"ram://{tmp_path.name}"
+    yield address
+    if tf.io.gfile.exists(address):
+        tf.io.gfile.rmtree(address)
+
+
+def files(address):
+    return {
+        f"{folder}/{name}".removeprefix(address).lstrip("/")
+        for folder, _, names in tf.io.gfile.walk(address)
+        for name in names
+    }
+
+
+def another_machine(cache, monkeypatch):
+    shutil.rmtree(cache)
+    monkeypatch.setattr(remote, "_mirrors", {})
+
+
+def test_a_run_is_resumed_on_another_machine(run, bucket, cache, tmp_path, monkeypatch):
+    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+    with pytest.raises(Interrupted):
+        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[StopAt(6)])
+    assert "checkpoints/step_0000000004.npz" in files(f"{bucket}/run")
+    another_machine(cache, monkeypatch)
+    trainer = run(recipe(), toys.token_data(), workdir=f"{bucket}/run")
+    assert_same_end(right.workdir, trainer.workdir)
+    assert files(f"{bucket}/run") == {
+        path.relative_to(trainer.workdir.path).as_posix()
+        for path in trainer.workdir.path.rglob("[!.]*")
+        if path.is_file()
+    }
+    another_machine(cache, monkeypatch)
+    model = zoo.load(f"{bucket}/run")
+    for one, other in zip(model.weights, right.step.net.weights, strict=True):
+        assert (one.numpy() == other.numpy()).all() or other.trainable  # averages are in the file
+
+
+def test_checkpoints_arrive_while_it_trains(run, bucket):
+    seen = []
+
+    class Look(StopAt):
+        def on_train_batch_end(self, batch, logs=None):
+            if tf.io.gfile.exists(f"{bucket}/run"):
+                seen.append(files(f"{bucket}/run"))
+
+    run(recipe(keep=1), toys.token_data(), workdir=f"{bucket}/run", callbacks=[Look(0)])
+    assert "config.json" in seen[0]  # before the first update
+    assert any("checkpoints/step_0000000004.npz" in names for names in seen)
+    checkpoints = {name for name in files(f"{bucket}/run") if "checkpoints" in name}
+    assert checkpoints == {"checkpoints/step_0000000013.npz"}  # the others are deleted there too
+
+
+def test_what_another_machine_wrote_counts(bucket, cache):
+    folder = WorkDirectory(f"{bucket}/run")
+    folder.open()
+    (folder / "config.json").write_text("mine")
+    folder.close()
+    tf.io.gfile.remove(f"{bucket}/run/config.json")  # ram:// appends to what is there
+    with tf.io.gfile.GFile(f"{bucket}/run/config.json", "w") as file:
+        file.write("another's")
+    with tf.io.gfile.GFile(f"{bucket}/run/more.json", "w") as file:
+        file.write("more")
+    (folder / "stale.json").write_text("of a machine that is behind")
+    again = WorkDirectory(f"{bucket}/run")
+    assert again.path == folder.path
+    assert cache in again.path.parents
+    assert (again / "config.json").read_text() == "another's"
+    assert (again / "more.json").exists()
+    assert not (again / "stale.json").exists()
+
+
+def test_what_a_kill_kept_from_being_copied_is_kept(bucket):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    (folder / "config.json").write_text("{}")
+    folder.push()
+    (folder / "metrics.jsonl").write_text("new")  # and then it was killed
+    folder._lock.close()
+    again = WorkDirectory(f"{bucket}/run").open()
+    assert (again / "metrics.jsonl").read_text() == "new"
+    again.close()
+    assert "metrics.jsonl" in files(f"{bucket}/run")
+
+
+def test_a_folder_in_which_this_machine_trains_is_left_alone(bucket):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    (folder / "config.json").write_text("{}")
+    with tf.io.gfile.GFile(f"{bucket}/run/other.json", "w") as file:
+        file.write("another's")
+    assert (remote.local(f"{bucket}/run") / "config.json").exists()
+    with pytest.raises(RunError, match="Another process works in"):
+        WorkDirectory(f"{bucket}/run").open()
+    folder.close()
+
+
+def test_half_a_file_never_has_its_name(bucket, monkeypatch):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    (folder / "config.json").write_text("{}")
+
+    def killed(*_, **__):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "rename", killed)
+        with pytest.raises(Interrupted):
+            folder.push()
+    assert files(f"{bucket}/run") == {"config.json.tmp"}
+    folder.close()
+    assert "config.json" in files(f"{bucket}/run")
+
+
+def test_commands_take_addresses(zoo_command, trained, bucket, cache, monkeypatch):
+    for path in trained[0].rglob("[!.]*"):
+        if path.is_file():
+            address = f"{bucket}/digits/{path.relative_to(trained[0])}"
+            tf.io.gfile.makedirs(address.rpartition("/")[0])
+            tf.io.gfile.copy(str(path), address)
+    answer = zoo_command("evaluate", f"{bucket}/digits", "--split=train")
+    assert answer.status == 0
+    assert "accuracy" in answer.out
+    assert "evaluation/train.json" in files(f"{bucket}/digits")
+    answer = zoo_command(
+        "export", f"{bucket}/digits", "--format=keras", f"--out={bucket}/out/m.keras"
+    )
+    assert answer.status == 0, answer.err
+    assert files(f"{bucket}/out") == {"m.keras", "m.keras.json"}
+
+
+def test_no_permission_is_one_line_before_the_first_step(run, bucket, tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise tf.errors.PermissionDeniedError(None, None, "Error 403: no storage.objects.create")
+
+    monkeypatch.setattr(tf.io.gfile, "copy", denied)
+    seen = StopAt(1)
+    with pytest.raises(RunError, match=f"Cannot work in {bucket}/run: Error 403: no storage"):
+        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[seen])
+
+
+def test_a_failure_while_it_trains_is_said_and_tried_again(bucket, monkeypatch, capsys):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    (folder / "config.json").write_text("{}")
+
+    def down(*_, **__):
+        raise tf.errors.UnavailableError(None, None, "no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "copy", down)
+        folder.push()
+    assert f"zoo: Cannot work in {bucket}/run: no network." in capsys.readouterr().err
+    folder.push()
+    assert files(f"{bucket}/run") == {"config.json"}
+    (folder / "metrics.jsonl").write_text("{}")
+    monkeypatch.setattr(tf.io.gfile, "copy", down)
+    with pytest.raises(RunError, match="no network"):
+        folder.close()
+
+
+def test_an_error_is_not_hidden_by_another(bucket, monkeypatch, capsys):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    (folder / "config.json").write_text("{}")
+
+    def down(*_, **__):
+        raise tf.errors.UnavailableError(None, None, "no network")
+
+    monkeypatch.setattr(tf.io.gfile, "copy", down)
+
+    def fail():
+        try:
+            raise RunError("the loss")
+        finally:
+            folder.close()
+
+    with pytest.raises(RunError, match="the loss"):
+        fail()
+    assert "no network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("nosuch://a/b", UsageError, "no file system for nosuch://"),
+        ("ram://", UsageError, "has a name"),
+        ("ram://a/../b", UsageError, "has a name"),
+    ],
+)
+def test_addresses_that_are_none(name, error, said):
+    with pytest.raises(error, match=said):
+        remote.local(name)
+
+
+@pytest.mark.parametrize("name", ["runs/a", "/tmp/a", "http://a/b", "grpc://a:1", "C:/x"])
+def test_what_lies_here_is_left_as_it_is(name):
+    assert not remote.is_remote(name)

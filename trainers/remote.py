@@ -1,0 +1,245 @@
+"""Work directories on gs:// and the like: kept on this machine too, and copied there as they grow.
+
+Buckets know neither locks nor appending nor mapped memory, and a work directory needs all three.
+So the zoo works in a copy in its cache folder. What is on the bucket counts: a command first takes
+over what changed there since it last copied, and copies back what it made. Training copies after
+each checkpoint. Whatever `tf.io.gfile` opens is understood: gs://, file://, ram://, and hdfs:// and
+s3:// once tensorflow-io is there.
+
+Two machines that train in one folder at a time are not noticed: take one folder a run.
+"""
+
+import contextlib
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from zoo.data.datasets import cache_dir
+from zoo.data.disk import read_json, write_json
+from zoo.errors import RunError, UsageError
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
+_NOT_FILES = ("http", "https", "grpc")
+_FLAGS = ("--workdir=", "--model_dir=", "--out=")
+_mirrors: dict[Path, "Mirror"] = {}
+
+
+def is_remote(name) -> bool:
+    """Whether a file or folder is to be reached by `tf.io.gfile` alone."""
+    match = _URL.fullmatch(str(name))
+    return bool(match) and match["scheme"] not in _NOT_FILES
+
+
+def local(name: str | Path) -> Path:
+    """Returns where a file or folder lies on this machine; a remote one is copied here first.
+
+    Raises:
+      UsageError: for a scheme that TensorFlow has no file system for.
+      RunError: where it cannot be read.
+    """
+    if not is_remote(name):
+        return Path(name)
+    match = _URL.fullmatch(str(name))
+    parts = PurePosixPath(match["path"].strip("/")).parts
+    if not parts or ".." in parts:
+        raise UsageError(f"A folder on {match['scheme']}:// has a name. Received: {name}.")
+    path = cache_dir() / "remote" / match["scheme"] / Path(*parts)
+    if path not in _mirrors:
+        root = "/" if match["path"].startswith("/") else ""
+        _mirrors[path] = Mirror(f"{match['scheme']}://{root}{'/'.join(parts)}", path)
+    _mirrors[path].pull()
+    return path
+
+
+def mirror_of(path: Path) -> "Mirror | None":
+    """The mirror whose copy lies at `path`, of those that `local` made in this process."""
+    return _mirrors.get(path)
+
+
+@contextlib.contextmanager
+def localized(argv: Sequence[str]) -> Iterator[list[str]]:
+    """The words of a command with remote files and folders replaced by local copies.
+
+    What the command changed is copied back at its end, however it ends.
+    """
+    words, found = [argv[0]], []
+    for word in argv[1:]:
+        flag = next((flag for flag in _FLAGS if word.startswith(flag)), "")
+        name = word.removeprefix(flag)
+        if is_remote(name):
+            found.append(local(name))
+            name = str(found[-1])
+        words.append(flag + name)
+    with contextlib.ExitStack() as stack:
+        for path in found:
+            stack.callback(_mirrors.pop, path)
+            stack.callback(push_at_end, _mirrors[path])
+        yield words
+
+
+def push_at_end(mirror: "Mirror") -> None:
+    """Copies back; where another error is on its way to the user, a failure is only said."""
+    failing = sys.exc_info()[0] is not None
+    try:
+        mirror.push()
+    except RunError as error:
+        if not failing:
+            raise
+        print(f"zoo: {error}", file=sys.stderr, flush=True)
+
+
+class Mirror:
+    """A remote file or folder and its copy on this machine.
+
+    Files are known by what follows the address: "/config.json" in a folder, "" for the file
+    itself, ".json" for what `zoo export` lays beside it.
+
+    Args:
+      remote: its address, without a slash at the end.
+      path: of the copy.
+    """
+
+    def __init__(self, remote: str, path: Path):
+        self.remote, self.path = remote, path
+        # {name: [stamp there, stamp here]} of what is equal in both; beside the copy.
+        self._index = path.with_name(f".{path.name}.mirror.json")
+        self._lock = threading.Lock()
+
+    def pull(self) -> None:
+        """Makes the copy what the remote folder is, unless that is as it was when last copied.
+
+        Then the copy may be newer, of a process that was killed before it copied back, and stays.
+
+        Raises:
+          RunError: where it cannot be read.
+        """
+        with self._lock, _named(self.remote):
+            there, known = self._there(), self._known()
+            if there and there == {name: stamps[0] for name, stamps in known.items()}:
+                return
+            if _is_locked(self.path / ".lock"):
+                return  # a process of this machine trains here: nothing is newer
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            self.path.unlink(missing_ok=True)
+            for name in there:
+                target = Path(f"{self.path}{name}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _gfile().copy(self.remote + name, str(target), overwrite=True)
+            self._know({name: [there[name], _stamp(f"{self.path}{name}")] for name in there})
+            if there:
+                print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
+
+    def push(self) -> None:
+        """Copies what is new here, then deletes there what is gone here.
+
+        Raises:
+          RunError: where it cannot be written.
+        """
+        with self._lock, _named(self.remote):
+            known, here = self._known(), self._here()
+            for name in sorted(here, key=_checkpoints_last):
+                if known.get(name, [None, None])[1] != here[name]:
+                    self._upload(name)
+                    known[name] = [_stamp_there(self.remote + name), here[name]]
+                    self._know(known)
+            for name in [name for name in known if name not in here]:
+                if _gfile().exists(self.remote + name):
+                    _gfile().remove(self.remote + name)
+                del known[name]
+                self._know(known)
+
+    def _upload(self, name: str) -> None:
+        address = self.remote + name
+        _gfile().makedirs(address.rpartition("/")[0])
+        # A kill leaves no half of a file under its name.
+        _gfile().copy(f"{self.path}{name}", f"{address}.tmp", overwrite=True)
+        _gfile().rename(f"{address}.tmp", address, overwrite=True)
+
+    def _known(self) -> dict[str, list]:
+        return read_json(self._index) if self._index.exists() else {}
+
+    def _know(self, known: dict[str, list]) -> None:
+        self._index.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._index, known)
+
+    def _here(self) -> dict[str, list]:
+        """Name -> stamp of the files on this machine."""
+        if not self.path.is_dir():
+            files = [path for path in (self.path, Path(f"{self.path}.json")) if path.exists()]
+        else:
+            files = [path for path in self.path.rglob("[!.]*") if path.is_file()]
+        return {str(path).removeprefix(str(self.path)): _stamp(path) for path in files}
+
+    def _there(self) -> dict[str, list]:
+        """Name -> stamp of the remote files."""
+        gfile, found = _gfile(), []
+        if gfile.exists(self.remote):
+            found = [self.remote]
+            if gfile.isdir(self.remote):
+                found = [
+                    f"{folder.rstrip('/')}/{name}"
+                    for folder, _, names in gfile.walk(self.remote)
+                    for name in names
+                    if not name.endswith(".tmp")
+                ]
+            elif gfile.exists(f"{self.remote}.json"):
+                found.append(f"{self.remote}.json")
+        return {name.removeprefix(self.remote): _stamp_there(name) for name in found}
+
+
+def _gfile():
+    from trainers.start import start_tensorflow
+
+    start_tensorflow()
+    import tensorflow as tf
+
+    return tf.io.gfile
+
+
+def _checkpoints_last(name: str) -> tuple[bool, str]:
+    # A checkpoint counts only with the metrics up to it.
+    return name.startswith("/checkpoints/"), name
+
+
+def _stamp(path: str | Path) -> list:
+    stat = Path(path).stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _stamp_there(address: str) -> list:
+    stat = _gfile().stat(address)
+    return [stat.length, stat.mtime_nsec]
+
+
+def _is_locked(path: Path) -> bool:
+    import fcntl
+
+    if not path.exists():
+        return False
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _named(remote: str):
+    """Turns what TensorFlow's file systems raise into one line."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.UnimplementedError:
+        raise UsageError(
+            f"TensorFlow has no file system for {remote.split('://')[0]}:// here. Received: "
+            f"{remote}; tensorflow-io brings some."
+        ) from None
+    except tf.errors.OpError as error:
+        reason = " ".join(str(error.message).split())[:300]
+        raise RunError(f"Cannot work in {remote}: {reason or type(error).__name__}.") from None
