@@ -33,8 +33,6 @@ SERVERS = {
     "azure": "http://169.254.169.254",
 }
 _MAINTENANCE = "maintenance-event is TERMINATE_ON_HOST_MAINTENANCE"
-# Metadata servers are asked directly, whatever proxy the environment names.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Stop:
@@ -152,7 +150,9 @@ _CLOUDS = {"gcp": _gcp, "aws": _aws, "azure": _azure}
 
 def _get(cloud: str, path: str, headers: dict[str, str], method: str = "GET") -> str:
     request = urllib.request.Request(SERVERS[cloud] + path, headers=headers, method=method)
-    with _direct.open(request, timeout=PATIENCE[cloud]) as answer:
+    # Asked directly, whatever proxy the environment names.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=PATIENCE[cloud]) as answer:
         return answer.read().decode().strip()
 
 
