@@ -71,6 +71,9 @@ def base() -> ml_collections.ConfigDict:
                 "keep": 2,  # checkpoints
                 "max_rollbacks": 0,  # times to go back to a checkpoint when the loss is NaN
                 "callbacks": (),  # names of trainers.callbacks
+                # Whose notice that it takes the machine away saves and stops the run, as SIGTERM
+                # does: gcp, aws or azure; "" for none's
+                "preemption_notice": "",
             },
             "compress": {
                 "sparsity": 0.0,  # share of each kernel that is 0 in the end; 0 prunes nothing

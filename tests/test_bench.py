@@ -1,11 +1,17 @@
 """`zoo bench` measures what it says, and running out of memory ends in advice."""
 
 import json
+import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import toys
+from trainers.bench import _input_rate
 from trainers.cli import bench, common
+from zoo import registry
+from zoo.tasks.image_classification import ImageClassification
 
 
 def test_bench_counts_what_it_runs(capsys):
@@ -17,7 +23,39 @@ def test_bench_counts_what_it_runs(capsys):
     macs = 26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 9 * 64 * 576 + 576 * 64 + 640
     assert found["flops"] == pytest.approx(3 * 2 * macs * 64, rel=0.05)
     assert 0 < found["share"] < 1
-    assert found["input_samples_per_second"] > found["samples_per_second"]
+    assert found["input_samples_per_second"] == 64 * found["input_batches_per_second"]
+    assert found["input_samples_per_second"] > found["appetite"] > 0
+    assert found["bottleneck"] == "step"
+
+
+class SlowInput(ImageClassification):
+    """Two batches, of which one waits 0.05 s, take 0.05 s: two are prepared side by side."""
+
+    def prepare(self, batch, uniform, training):
+        batch = super().prepare(batch, uniform, training)
+        slept = tf.numpy_function(lambda: time.sleep(0.05) or np.float32(0), [], tf.float32)
+        return {**batch, "weight": batch["weight"] + tf.ensure_shape(slept, ())}
+
+
+def test_a_slow_input_is_named(monkeypatch, zoo_command):
+    registry.register_task("toy_slow_input", SlowInput)
+    config = toys.recipe("toy_norm", "toy_slow_input")
+    monkeypatch.setattr(bench, "resolve", lambda *_: config)
+    answer = zoo_command("bench", "toy", "--seconds=2", "--json")
+    assert answer.status == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["bottleneck"] == "input"
+    assert 20 < found["input_batches_per_second"] <= 1.1 * 2 / 0.05
+    assert found["appetite"] > 16 * 2 / 0.05 > found["samples_per_second"] / 1.1
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_batch_is_the_shares_of_all_replicas(replicas):
+    def slow(number):
+        return tf.numpy_function(lambda: time.sleep(0.01) or np.int64(0), [], tf.int64)
+
+    rate = _input_rate(tf.data.Dataset.range(10**6).map(slow), replicas, 0.0)
+    assert 20 / replicas < rate <= 100 / replicas
 
 
 def test_text_is_measured_at_its_length(capsys):

@@ -140,9 +140,11 @@ def test_workers_agree(count):
         link.same("thing", "x")
         big = link.share(b"ab" * 10**6 if link.chief else None)
         value = link.share({"a": [1.5, None]} if link.chief else None)
-        return len(big), value, link.any(link.index == count - 1, False), link.chief
+        said = link.each(f"{link.index}: ä")
+        return len(big), value, link.any(link.index == count - 1, False), said, link.chief
 
-    expected = 2 * 10**6, {"a": [1.5, None]}, [True, False]
+    said = [f"{index}: ä" for index in range(count)]
+    expected = 2 * 10**6, {"a": [1.5, None]}, [True, False], said
     assert together(count, work) == [(*expected, index == 0) for index in range(count)]
 
 

@@ -20,11 +20,14 @@ class Measured:
 
     Attributes:
       first_step: seconds from built model to the end of the first update (tracing, compiling).
-      step: seconds of one update.
+      step: seconds of one update, its input and all.
       samples_per_second: examples of one update over its seconds.
       unit: what the loss counts, such as "tokens", and
       units_per_second: of those.
-      input_samples_per_second: what the input pipeline gives when nothing else runs.
+      input_batches_per_second: what the input pipeline gives with no step behind it, and
+      input_samples_per_second: in examples.
+      appetite: examples a second that the step takes where its batches are there already.
+      bottleneck: "input" where the pipeline gives less than that, else "step".
       flops: of one update, forward and backward (three times forward).
       peak: FLOPs a second of a large matrix product in the recipe's compute type, on the same
         devices.
@@ -36,7 +39,10 @@ class Measured:
     samples_per_second: float
     unit: str
     units_per_second: float
+    input_batches_per_second: float
     input_samples_per_second: float
+    appetite: float
+    bottleneck: str
     flops: int
     peak: float
     share: float
@@ -50,7 +56,7 @@ def bench(config, seconds: float = 10.0) -> Measured:
 
     Args:
       config: a resolved recipe.
-      seconds: how long to measure.
+      seconds: how long to measure: half of it training, a quarter each step and input alone.
     """
     trainer = config.trainer
     prepare_devices(trainer.replicas, trainer.deterministic)
@@ -70,30 +76,32 @@ def bench(config, seconds: float = 10.0) -> Measured:
     else:
         arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 
-    def batches_of(shares=None):
-        return pipeline.training_batches(
-            arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
-            first_step=0, last_step=10**9, shares=shares,
-        )  # fmt: skip
-
-    batches = batches_of()
+    batches = pipeline.training_batches(
+        arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
+        first_step=0, last_step=10**9,
+    )  # fmt: skip
     run = update_function(step, strategy)
-    iterator = iter(distribute(strategy, batches_of))
 
-    def execute(count):
+    def execute(iterator, count):
         start = time.perf_counter()
         run(iterator, tf.constant(count))
         taken = step.means.take()  # waits for the device
         return time.perf_counter() - start, taken[next(iter(task.terms))][1]
 
-    first_step, _ = execute(1)
-    execute(chunk)
-    times, counts, end = [], [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        passed, counted = execute(chunk)
-        times.append(passed / chunk)
-        counts.append(counted / chunk)
+    def measure(batches, seconds):
+        iterator = iter(distribute(strategy, lambda shares: batches))
+        execute(iterator, chunk)
+        found, end = [], time.perf_counter() + seconds
+        while len(found) < 5 or time.perf_counter() < end:
+            found.append(execute(iterator, chunk))
+        return [[value / chunk for value in values] for values in zip(*found, strict=True)]
+
+    first_step, _ = execute(iter(distribute(strategy, lambda shares: batches)), 1)
+    times, counts = measure(batches, seconds / 2)
     median = statistics.median(times)
+    same = batches.take(replicas).cache().repeat()  # one batch, again and again
+    appetite = batch / statistics.median(measure(same, seconds / 4)[0])
+    rate = _input_rate(batches, replicas, seconds / 4)
     shapes = {i.name: batches.element_spec[i.name].shape for i in step.net.inputs}
     flops = 3 * forward_flops(step.net, {name: shape[1] for name, shape in shapes.items()}) * batch
     # Logical CPU devices share the cores; each GPU adds its own.
@@ -105,7 +113,10 @@ def bench(config, seconds: float = 10.0) -> Measured:
         samples_per_second=batch / median,
         unit=task.unit,
         units_per_second=statistics.mean(counts) / median,
-        input_samples_per_second=_input_rate(batches, batch // replicas),
+        input_batches_per_second=rate,
+        input_samples_per_second=rate * batch,
+        appetite=appetite,
+        bottleneck="input" if rate * batch < appetite else "step",
         flops=flops,
         peak=peak,
         share=flops / median / peak,
@@ -125,10 +136,14 @@ def matmul_peak(dtype: str, size: int = 2048, rounds: int = 7) -> float:
     return 2 * size**3 / min(times)
 
 
-def _input_rate(batches: tf.data.Dataset, rows: int, count: int = 50) -> float:
-    iterator = iter(batches)
-    next(iterator)
-    start = time.perf_counter()
-    for _ in range(count):
+def _input_rate(batches: tf.data.Dataset, replicas: int, seconds: float) -> float:
+    """Returns batches a second; an element is a replica's share of one."""
+    iterator, count = iter(batches), 0
+    for _ in range(4 * replicas):  # what was prepared before anybody asked
         next(iterator)
-    return count * rows / (time.perf_counter() - start)
+    start = time.perf_counter()
+    while count < 20 or time.perf_counter() < start + seconds:
+        for _ in range(replicas):
+            next(iterator)
+        count += 1
+    return count / (time.perf_counter() - start)

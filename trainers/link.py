@@ -47,6 +47,10 @@ class Alone:
         """For each flag, whether it is set on any worker."""
         return list(flags)
 
+    def each(self, text: str) -> list[str]:
+        """Returns what every worker says, in their order."""
+        return [text]
+
     @contextlib.contextmanager
     def together(self):
         """Ends with the others: each waits for all, or all end where one fails."""
@@ -56,7 +60,7 @@ class Alone:
 class Link(Alone):
     """The connections of one worker, from `connect` to the end of `together`.
 
-    All workers call `same`, `share` and `any` in the same order.
+    All workers call `same`, `share`, `any` and `each` in the same order.
 
     Args:
       cluster: all workers, and which of them this is.
@@ -116,6 +120,10 @@ class Link(Alone):
         return [
             bool(flag) for flag in self.share([max(column) for column in zip(*rows, strict=True)])
         ]
+
+    def each(self, text: str) -> list[str]:
+        others = self._gather(text.encode())
+        return self.share([text, *(other.decode() for other in others.values())])
 
     def _gather(self, message: bytes) -> dict[int, bytes]:
         """On the chief the others' messages; elsewhere nothing, for this worker's is sent."""

@@ -15,6 +15,7 @@ import ml_collections
 
 from configs import base
 from trainers.optimizers import OPTIMIZERS
+from trainers.preemption import SERVERS
 from trainers.schedules import SCHEDULES
 from zoo.errors import UsageError, near_names
 
@@ -241,6 +242,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UsageError(f"trainer.{key} is at least {least}. Received: {trainer[key]}.")
     if trainer.seed >= 2**32:
         raise UsageError(f"trainer.seed is less than 2**32. Received: {trainer.seed}.")
+    if trainer.preemption_notice not in ("", *SERVERS):
+        raise UsageError(
+            f"trainer.preemption_notice is one of {', '.join(SERVERS)}, or empty. "
+            f"Received: {trainer.preemption_notice!r}."
+        )
     if not 0 <= trainer.ema < 1:
         raise UsageError(f"trainer.ema is 0 (off) or lies in (0, 1). Received: {trainer.ema}.")
     if config.data.validation_size < 0:

@@ -10,9 +10,7 @@ import functools
 import io
 import json
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +27,7 @@ from trainers.goodput import Goodput
 from trainers.link import Alone, Link
 from trainers.optimizers import inner
 from trainers.precision import slow_bfloat16
+from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.samples import sample_writer
 from trainers.saver import Saver
@@ -42,7 +41,7 @@ from zoo.tasks.base import Frozen
 
 
 class Terminated(Exception):
-    """SIGTERM came; the run is saved and can go on."""
+    """Something asked to stop, and the message says what; the run is saved and can go on."""
 
     ends_all = True  # on all workers, at the same step
 
@@ -95,7 +94,8 @@ class Trainer:
             "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
             "useful": 0.0,
         }  # fmt: skip
-        self._terminated = threading.Event()
+        name = self.cluster.name(self.link.index) if self.cluster else ""
+        self.stop = Stop(config.trainer.preemption_notice, name)
         self._said: set[str] = set()
 
     # --- the run, in order ----------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Trainer:
         Raises:
           UsageError: where recipe, data, model and work directory do not fit together.
           RunError: where the loss is not finite, or a file cannot be read or written.
-          Terminated: after SIGTERM, once everything is saved.
+          Terminated: after SIGTERM or a preemption notice, once everything is saved.
         """
         self.link.connect()
         with self.link.together():
@@ -148,7 +148,8 @@ class Trainer:
             if said := slow_bfloat16(self.config.trainer.precision, devices):
                 self._event("warning", said)
             self._run_frozen_once()
-            logs = self._with_signals(self._loop)
+            with self.stop.listening():
+                logs = self._loop()
             return self.link.share(self._finish()) or logs
         finally:
             try:
@@ -315,9 +316,10 @@ class Trainer:
             pause = time.perf_counter()
             if evaluates:
                 evaluated = self._evaluate()
+            self.stop.warn(self._event if self.link.chief else None)
             # Looked at once, for it may come at any moment; all workers stop at the same step.
             terminated, self.step.stop_training = self.link.any(
-                self._terminated.is_set(), bool(self.step.stop_training)
+                self.stop.asked.is_set(), bool(self.step.stop_training)
             )
             if terminated and not self._is_finite():
                 raise self._not_finite()
@@ -329,7 +331,7 @@ class Trainer:
                 in_epoch = False
                 (self.step.stop_training,) = self.link.any(bool(self.step.stop_training))
             if terminated:
-                raise Terminated
+                raise self._terminated()
         if self.step.stop_training and not self.counters["stopped"]:
             if not self._is_finite():
                 raise self._not_finite()
@@ -505,12 +507,8 @@ class Trainer:
         self.workdir.log(step=self.done, event=event, detail=detail)
         print(f"{event} at step {self.done}: {detail}", file=sys.stderr, flush=True)
 
-    def _with_signals(self, function):
-        """Runs `function` so that SIGTERM ends it at the next update, saved."""
-        if threading.current_thread() is not threading.main_thread():
-            return function()
-        former = signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
-        try:
-            return function()
-        finally:
-            signal.signal(signal.SIGTERM, former)
+    def _terminated(self) -> Terminated:
+        notices = [notice for notice in self.link.each(self.stop.notice) if notice]
+        for notice in notices:
+            self._event("preemption notice", notice)
+        return Terminated("a preemption notice" if notices else "SIGTERM")

@@ -1,6 +1,7 @@
 """zoo bench RECIPE[:VARIANT] [--seconds=10] [--json] [--config.KEY=VALUE ...]: how fast it trains.
 
-Step time, samples a second, and the share of what a large matrix product reaches on this machine.
+Step time, samples a second, whether step or input is the bottleneck, and the share of what a large
+matrix product reaches on this machine.
 """
 
 import dataclasses
@@ -40,7 +41,11 @@ def command(argv) -> int:
     print(f"training          {found.samples_per_second:,.0f} samples/s")
     if found.unit != "samples":
         print(f"                  {found.units_per_second:,.0f} {found.unit}/s")
-    print(f"input pipeline    {found.input_samples_per_second:,.0f} samples/s alone")
+    given, taken = found.input_samples_per_second, found.appetite
+    batches = f"{found.input_batches_per_second:,.1f} batches/s"
+    print(f"input pipeline    {given:,.0f} samples/s ({batches}), with no step behind it")
+    print(f"step's appetite   {taken:,.0f} samples/s, with its batches at hand")
+    print(f"bottleneck        {found.bottleneck}: input gives {given / taken:.2g} x the appetite")
     print(f"FLOPs an update   {found.flops / 1e9:.2f} G")
     print(f"machine's peak    {found.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
     print(f"share of it       {found.share:.1%}")

@@ -1,7 +1,7 @@
 """What every command shares: flag parsing, one-line errors and exit statuses.
 
 Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interrupted,
-141 the reader of the output is gone, 143 stopped by SIGTERM and saved.
+141 the reader of the output is gone, 143 stopped by SIGTERM or a preemption notice, and saved.
 """
 
 import contextlib

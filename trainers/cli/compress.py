@@ -82,8 +82,8 @@ def command(argv) -> int:
         trainer = Trainer(config, folder, source=source)
         try:
             trainer.train()
-        except Terminated:
-            print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
+        except Terminated as stop:
+            print(f"stopped by {stop} and saved at step {trainer.done}; run again to go on")
             return TERMINATED
     print(table(write_summary(workdir, out, words[0])))
     return 0

@@ -89,8 +89,8 @@ def command(argv) -> int:
     )  # fmt: skip
     try:
         metrics = trainer.train()
-    except Terminated:
-        print(f"stopped by SIGTERM and saved at step {trainer.done}; run again to go on")
+    except Terminated as stop:
+        print(f"stopped by {stop} and saved at step {trainer.done}; run again to go on")
         return TERMINATED
     if not trainer.link.chief:
         return 0
