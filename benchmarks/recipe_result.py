@@ -3,9 +3,12 @@
     python -m benchmarks.recipe_result cnn_mnist --seeds 0 1 2
     python -m benchmarks.recipe_result gpt_shakespeare --metric loss --keep runs/gpt
 
-Each run is `zoo train` in a process of its own; a row a seed and metric goes to
-results/recipes.csv, from which WORKSPACE.md's table is made. The values are those of the test
-split; of the validation split at the end of training where the data have no test split.
+    python -m benchmarks.recipe_result bert_wiki --argument=--config.trainer.precision=float32
+
+Each run is `zoo train` in a process of its own, and goes on where its folder of --keep has a part
+of it; a row a seed and metric goes to results/recipes.csv, from which WORKSPACE.md's table is made.
+The values are those of the test split; of the validation split at the end of training where the
+data have no test split.
 """
 
 import argparse
@@ -19,16 +22,15 @@ from pathlib import Path
 from benchmarks.results_file import append
 
 
-def run(recipe: str, seed: int, metrics: list[str], keep: str) -> list[dict]:
+def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[str]) -> list[dict]:
     """Trains once; returns a row a metric."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(keep or folder) / f"{recipe}-{seed}"
-        if workdir.exists():
-            raise SystemExit(f"{workdir} is there already: its run would not be trained again.")
         command = [
             *(sys.executable, "-m", "trainers.cli.main", "train", recipe),
             f"--workdir={workdir}",
             f"--config.trainer.seed={seed}",
+            *arguments,
         ]
         subprocess.run(command, check=True)
         lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -61,9 +63,10 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--metric", nargs="+", default=[], help="the first but the loss if none")
     parser.add_argument("--keep", default="", help="folder in which the work directories stay")
+    parser.add_argument("--argument", action="append", default=[], help="of zoo train; repeat it")
     arguments = parser.parse_args()
     for seed in arguments.seeds:
-        rows = run(arguments.recipe, seed, arguments.metric, arguments.keep)
+        rows = run(arguments.recipe, seed, arguments.metric, arguments.keep, arguments.argument)
         print(rows, append("recipes", rows), flush=True)
 
 
