@@ -5,10 +5,12 @@
 The law is loss = floor + (scale / parameters)^exponent (Hoffmann et al. 2022, arXiv:2203.15556,
 equation 2, with the data held fixed); parameters are those besides the embeddings (Kaplan et al.
 2020, arXiv:2001.08361, section 2.1). Rows go to results/scaling.csv, the plot to
-results/scaling.svg.
+results/scaling.svg; the law is that of the newest row of each rung there, so that rungs may be
+trained at different times.
 """
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -84,7 +86,8 @@ def plot(rows: list[dict], law: tuple[float, float, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5))
     line = np.geomspace(parameters.min() / 1.5, parameters.max() * 1.5, 100)
     axes.plot(line, floor + (scale / line) ** exponent, color="#dd6b10", zorder=1)
-    axes.scatter(parameters, [row["val_loss"] for row in rows], color="#2563eb", zorder=2)
+    losses = [float(row["val_loss"]) for row in rows]
+    axes.scatter(parameters, losses, color="#2563eb", zorder=2)
     axes.set_xscale("log")
     axes.set_xlabel("parameters besides embeddings")
     axes.set_ylabel("validation loss, nats a token")
@@ -102,16 +105,19 @@ def main() -> None:
     parser.add_argument("--rungs", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--argument", action="append", default=[], help="of zoo train; repeat it")
     arguments = parser.parse_args()
-    rows = []
     for rung in arguments.rungs:
-        rows.append(train(arguments.recipe, rung, arguments.argument))
-        append("scaling", rows[-1:])
-        print(rows[-1], flush=True)
+        row = train(arguments.recipe, rung, arguments.argument)
+        append("scaling", [row])
+        print(row, flush=True)
+    with open(RESULTS / "scaling.csv") as file:
+        measured = [row for row in csv.DictReader(file) if row["recipe"] == arguments.recipe]
+    newest = {int(row["rung"]): row for row in measured}
+    rows = [newest[rung] for rung in sorted(newest)]
     if len(rows) < 3:
         return  # three numbers make a law
     law = fit(
         np.array([row["parameters"] for row in rows], float),
-        np.array([row["val_loss"] for row in rows]),
+        np.array([row["val_loss"] for row in rows], float),
     )
     plot(rows, law, RESULTS / "scaling.svg")
     print(f"loss = {law[0]:.3f} + ({law[1]:.4g} / N)^{law[2]:.3f}")
