@@ -7,7 +7,7 @@ RUN := runs/quickstart
 # TensorFlow leaves a core idle much of the time that tests take.
 TWO := -n 2 --dist loadfile
 
-.PHONY: quickstart test test-fast lint workspace clean
+.PHONY: quickstart test test-fast test-tpu-build lint workspace clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
@@ -19,6 +19,13 @@ test: $(VENV)/.installed-test
 test-fast: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not alone"
 	$(VENV)/bin/python -m pytest -m "not slow and alone"
+
+# The build of TensorFlow for TPUs runs on a CPU too: what the trainer does must be the same there.
+test-tpu-build:
+	PYTHON=$(PYTHON) bash launch/install_tpu.sh .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet pytest
+	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -m "not slow and not alone" \
+	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
@@ -41,4 +48,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .venv-tpu runs build *.egg-info

@@ -8,7 +8,7 @@
 # tensorflow-tpu 2.20.0 is the last release. It takes the place of the package `tensorflow`, which
 # others (tensorflow-text, keras-hub) ask for by that name and pip would lay over it. So an empty
 # package of that name and version comes first, which requires tensorflow-tpu. Newer builds of
-# libtpu lack what this release calls, and `import tensorflow` aborts with them.
+# libtpu (0.0.40 for one) lack what this release calls, and `import tensorflow` aborts with them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-.venv-tpu}
@@ -25,7 +25,7 @@ build-backend = "setuptools.build_meta"
 name = "tensorflow"
 version = "2.20.0"
 description = "Stands for tensorflow-tpu"
-dependencies = ["tensorflow-tpu==2.20.0", "libtpu>=0.0.17,<=0.0.40"]
+dependencies = ["tensorflow-tpu==2.20.0", "libtpu==0.0.21"]
 [tool.setuptools]
 packages = []
 END

@@ -66,8 +66,7 @@ def test_checkpoints_arrive_while_it_trains(run, bucket):
 
     class Look(StopAt):
         def on_train_batch_end(self, batch, logs=None):
-            if tf.io.gfile.exists(f"{bucket}/run"):
-                seen.append(files(f"{bucket}/run"))
+            seen.append(files(f"{bucket}/run"))
 
     run(recipe(keep=1), toys.token_data(), workdir=f"{bucket}/run", callbacks=[Look(0)])
     assert "config.json" in seen[0]  # before the first update
