@@ -224,10 +224,12 @@ def test_the_trainer_starts_from_what_stays_and_resumes_exactly(whole, run, tmp_
     twice = run(recipe(again), data)
     kept = {"convolution_1": 2, "convolution_2": 3, "convolution_3": 8, "hidden": 6}
     assert {path: its.count for path, its in units(twice.step.net)[0].items()} == kept
-    kept = {"init_from": str(twice.workdir.path), "sparsity": 0.25, "keep": True}
-    assert "10 of 10" in capsys.readouterr().err
-    same = run(recipe(kept), data, callbacks=[])
-    assert same.step.net.count_params() == twice.step.net.count_params()
+    assert "10 of 10 weights" in capsys.readouterr().err
+    for settings, changed in (({"keep": True}, {}), ({"widths": ("hidden=5",)}, {"hidden": 5})):
+        config = recipe({"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings})
+        structured.settle(config, tmp_path / "new")
+        before = {"convolution_1": 2, "convolution_2": 3, "hidden": 6}
+        assert structured.parse(config.compress.structured.widths) == {**before, **changed}
 
 
 def test_a_start_begins_with_the_units_that_matter(whole):

@@ -108,29 +108,26 @@ def settle(config, workdir: Path) -> None:
     """
     section = config.compress.structured
     check(section)
-    if section.widths or not (section.sparsity or section.keep):
+    if not (section.widths or section.sparsity or section.keep):
         return
-    if (workdir / "config.json").exists():
-        section.widths = _saved(workdir)
-        return
-    if not config.init_from:
-        raise UsageError("Which units matter follows from weights: set init_from.")
-    before = _saved(config.init_from)
-    if section.keep:
-        section.widths = before
-        return
-    from trainers.init_from import open_source
+    begun = (workdir / "config.json").exists()
+    before = _saved(workdir if begun else config.init_from)
+    left = parse(section.widths)
+    if not (left or begun or section.keep):
+        if not config.init_from:
+            raise UsageError("Which units matter follows from weights: set init_from.")
+        from trainers.init_from import open_source
 
-    left = decide(open_source(config.init_from), section.sparsity, section.pattern)
-    section.widths = tuple(f"{p}={count}" for p, count in {**parse(before), **left}.items())
+        left = decide(open_source(config.init_from), section.sparsity, section.pattern)
+    section.widths = tuple(f"{path}={count}" for path, count in {**before, **left}.items())
 
 
-def _saved(source) -> tuple[str, ...]:
+def _saved(source: str | Path) -> dict[str, int]:
     """The widths of a work directory's recipe; none of other sources."""
-    if not (Path(source) / "config.json").exists():
-        return ()
+    if not source or not (Path(source) / "config.json").exists():
+        return {}
     compress = read_config(source)["config"].get("compress", {})
-    return tuple(compress.get("structured", {}).get("widths", ()))
+    return parse(compress.get("structured", {}).get("widths", ()))
 
 
 # --- the model ----------------------------------------------------------------------------------
