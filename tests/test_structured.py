@@ -283,6 +283,5 @@ def test_chains_keep_what_stays(trained, tmp_path, zoo_command):
     assert (rounds(first), rounds(last)) == (False, True)
     found = json.loads((out / "compression.json").read_text())
     assert found["after"]["parameters"] == first.count_params() < 0.27 * 93_322
-    exported = zoo_command("export", out, "--format=litert", f"--out={tmp_path / 'small.tflite'}")
-    assert exported.status == 0, exported.err
+    assert found["after"]["bytes"] < 0.12 * found["before"]["bytes"]  # of LiteRT files
     assert zoo_command("evaluate", out).status == 0
