@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--change", nargs="*", default=[], help="keys of the recipe, KEY=VALUE")
     arguments = parser.parse_args()
-    for sparsity in arguments.sparsity if "prune" in arguments.method else [0.0]:
+    methods = arguments.method.split("+")
+    shares = {"prune": "compress.sparsity", "structured": "compress.structured.sparsity"}
+    key = next((key for method, key in shares.items() if method in methods), None)
+    for sparsity in arguments.sparsity if key else [0.0]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             command = [
@@ -37,7 +40,7 @@ def main() -> None:
                 *(f"--config.{change}" for change in arguments.change),
             ]  # fmt: skip
             if sparsity:
-                command.append(f"--config.compress.sparsity={sparsity}")
+                command.append(f"--config.{key}={sparsity}")
             subprocess.run(command, check=True)
             found = json.loads((out / "compression.json").read_text())
             recipe = json.loads((out / "config.json").read_text())["source"]

@@ -100,6 +100,12 @@ def base() -> ml_collections.ConfigDict:
                     "cache": False,  # what the teacher says of fixed examples is kept on the disk
                     "sentences": 0,  # beams with which it translates the training split anew
                 },
+                "structured": {  # whole units are taken out, and the model is built smaller
+                    "sparsity": 0.0,  # share of each layer's units that goes; 0 for none
+                    "pattern": "",  # regular expression of the paths of layers; "" for all
+                    "widths": (),  # PATH=UNITS that stay; filled in when the run begins
+                    "keep": False,  # widths are those of init_from
+                },
                 "low_rank": {  # kernels as products, of ranks by one of these three
                     "energy": 0.0,  # share of each kernel's squared sum that is kept
                     "budget": 0.0,  # share of the model's parameters that is left

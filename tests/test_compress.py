@@ -88,6 +88,7 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
         ("cluster+qat", "use one of qat and cluster"),
         ("ptq+prune", "ptq comes last in a chain"),
         ("prune+low_rank", "prune after low_rank"),
+        ("low_rank+structured", "use structured before low_rank"),
         ("low_rank+ptq --config.compress.ptq.format=keras_int8", "use compress.ptq.format=litert"),
         ("prune --config.init_from=/tmp/other", "init_from is for the student of distill"),
         ("prune --config.trainer.strategy=multi_worker", "runs in one process"),
@@ -122,6 +123,7 @@ def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
         (("prune", tmp_path, out), "is not a work directory"),
         (("prune", run, out, "--config.compress.sparsity=1"), "compress.sparsity lies in [0, 1)"),
         (("prune", run, out, "--config.compress.sparsity=0"), "Nothing is pruned"),
+        (("structured", run, out, "--config.compress.structured.sparsity=0"), "No unit is taken"),
         (("prune", run, out, "--config.compress.sparsty=0.5"), "'compress.sparsty'"),
         (("prune", run, out, "--config.compress.pattern=kernal"), "matches nothing"),
     ]

@@ -192,6 +192,31 @@ def test_neighbours_in_a_graph():
     assert keras_internals.layers_after(second) == []
 
 
+def test_connections():
+    """Those of one graph alone: not those inside it, nor of another that shares its layers."""
+    start = keras.Input((4,))
+    first, second = layers.Dense(4), layers.Dense(4)
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
+    one = first(start)
+    model = keras.Model(start, inner(layers.Add()([one, second(one)])))
+    keras.Model(start, second(second(start)))
+    found = [
+        (type(layer).__name__, len(tensors), [before.name for before in sources])
+        for layer, tensors, sources in keras_internals.connections(model)
+    ]
+    add = model.layers[3].name
+    assert sorted(found) == [
+        ("Add", 2, [first.name, second.name]),
+        ("Dense", 1, [first.name]),
+        ("Dense", 1, [start._keras_history.operation.name]),
+        ("InputLayer", 0, []),
+        ("Sequential", 1, [add]),
+    ]
+    assert {type(layer) for layer, *_ in keras_internals.connections(inner)} == {
+        layers.Dense, layers.InputLayer,
+    }  # fmt: skip
+
+
 def test_a_layer_inside_a_built_one():
     outer, inner = keras.layers.Dense(3), keras.layers.Layer(name="inner")
     outer.build((None, 2))

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 
 from trainers import keras_internals
-from trainers.compress.low_rank import start_values
+from trainers.compress import low_rank, structured
 from trainers.remote import local
 from trainers.workdir import load_model, open_model, read_config
 from zoo.errors import UsageError
@@ -14,7 +14,7 @@ from zoo.errors import UsageError
 _TRAINING_ONLY = frozenset({"dropout", "initializer_range", "output_range"})
 
 
-def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
+def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> str:
     """Copies weights whose path and shape fit; the rest keep their fresh values.
 
     Args:
@@ -22,6 +22,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
       source: a work directory, a .keras file, a folder that transformers wrote, or
         `keras_hub:PRESET`; the last two as `zoo.models.convert` takes them.
       tokenizer: of the run's data, of a text model.
+      widths: of a recipe's section `compress.structured`: units that stay of the other model's.
 
     Returns:
       A sentence about what was copied, what is missing, what does not fit, and what the blocks of
@@ -43,7 +44,8 @@ def initialize(model: keras.Model, source: str, tokenizer=None) -> str:
         raise UsageError(
             f"The kernels of {source} are integers of Keras: start from the model that was rounded."
         )
-    found = {v.path: v.value for v in other.weights} | start_values(model, other)
+    found = {v.path: v.value for v in other.weights}
+    found |= structured.start_values(widths, other) | low_rank.start_values(model, other)
     missing, unfit, copied = [], [], 0
     for variable in model.weights:
         start = found.get(variable.path)

@@ -128,6 +128,16 @@ def input_layers(model: keras.Model) -> list:
     return [tensor._keras_history.operation for tensor in getattr(model, "inputs", None) or ()]
 
 
+def connections(model: keras.Model) -> list[tuple]:
+    """Returns `(layer, tensors that it takes, layers they come from)` of a graph's every call."""
+    graph = getattr(model, "_functional", model)  # that of a Sequential
+    return [
+        (node.operation, node.input_tensors, [one.operation for one in node.parent_nodes])
+        for nodes in graph._nodes_by_depth.values()
+        for node in nodes
+    ]
+
+
 def is_graph(model: keras.Model) -> bool:
     """Whether a model is a graph of layers, which can be cloned; not a class of its own."""
     return isinstance(model, (keras.Sequential, Functional))

@@ -125,7 +125,8 @@ class Trainer:
                 from trainers.init_from import initialize
 
                 tokenizer = self.dataset.tokenizer
-                said = initialize(self.step.net, self.config.init_from, tokenizer)
+                widths = self.config.compress.structured.widths
+                said = initialize(self.step.net, self.config.init_from, tokenizer, widths)
                 print(said, file=sys.stderr)
             for compressor in self.step.compressors:
                 compressor.begin()

@@ -12,6 +12,9 @@ METHOD is one of:
           kernels become products: --config.compress.low_rank.energy=0.9 keeps that share of each
           kernel's squared sum; .budget=0.5 that share of the parameters; .sensitivity=0.01 lets the
           loss grow by one percent a kernel
+  structured
+          whole units are taken out (neurons, filters, heads of attention), and the model is built
+          smaller: --config.compress.structured.sparsity=0.5 is the share that goes of each layer
   ptq     rounding without training, last in a chain: --config.compress.ptq.format=
           litert_int8, litert_dynamic (if nothing is said), litert_float16: D/model.tflite
           keras_int8, keras_int4, keras_gptq, keras_awq: D/model.keras, for transformers

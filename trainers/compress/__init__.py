@@ -13,8 +13,9 @@ def settle(config, workdir, dataset):
       workdir: the folder of the run, where one that was begun before has it.
       dataset: the run's data.
     """
-    from trainers.compress import low_rank
+    from trainers.compress import low_rank, structured
 
+    structured.settle(config, workdir)
     low_rank.settle(config, workdir, dataset)
     if config.compress.distill.teacher and config.compress.distill.sentences:
         from trainers.compress.teacher_files import taught_sentences
@@ -30,6 +31,10 @@ def changed(model, settings: dict):
       model: a built model; may be changed in place, or left for another.
       settings: the section `compress` of a recipe.
     """
+    if settings["structured"]["widths"]:
+        from trainers.compress import structured
+
+        model = structured.rebuilt(model, settings["structured"]["widths"])
     if settings["low_rank"]["ranks"]:
         from trainers.compress.low_rank import rebuilt
 

@@ -82,6 +82,11 @@ def _has_low_ranks(config) -> None:
         )
 
 
+def _cuts(config) -> None:
+    if not (config.compress.structured.sparsity or config.compress.structured.widths):
+        raise UsageError("No unit is taken out with compress.structured.sparsity=0.")
+
+
 def _has_a_teacher(config) -> None:
     if not config.compress.distill.teacher:
         raise UsageError("Distillation takes the work directory of a teacher.")
@@ -100,6 +105,9 @@ METHODS = {
     "distill": Method({}, (), _has_a_teacher),
     "low_rank": Method(
         {"low_rank.energy": "0.9"}, [f"low_rank.{way}" for way in _RANKS_BY], _has_low_ranks
+    ),
+    "structured": Method(
+        {"structured.sparsity": "0.5"}, ("structured.sparsity", "structured.widths"), _cuts
     ),
     "ptq": Method({"ptq.format": "litert_dynamic"}, ("ptq.format",), _rounds, trains=False),
 }
@@ -170,6 +178,8 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
         pruned = compress.sparsity or compress.m_by_n or compress.keep_zeros
         if name == "low_rank" and pruned:
             raise UsageError("Products of a pruned kernel have no zeros: prune after low_rank.")
+        if name == "structured" and any(compress.low_rank[way] for way in (*_RANKS_BY, "keep")):
+            raise UsageError("Units of products are not known: use structured before low_rank.")
         if name != "prune" and pruned:
             changes += [(f"compress.{key}", text) for key, text in _KEEP_ZEROS.items()]
         if name == "prune":
@@ -183,7 +193,7 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             for key, text in method.without.items()
             if key.rpartition(".")[2] in config[key.partition(".")[0]]
         ]
-        changes += _ranks(name, compress.low_rank)
+        changes += _ranks(name, compress.low_rank) + _widths(name, compress.structured)
         if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
             changes += [(f"compress.{key}", text) for key, text in method.defaults.items()]
         config = change(config, [*changes, *given])
@@ -226,6 +236,15 @@ def _ranks(name: str, low) -> list[tuple[str, str]]:
         return [(f"compress.low_rank.{key}", text) for key, text in fresh.items()]
     asked = any(low[way] for way in _RANKS_BY)
     return [("compress.low_rank.keep", "True")] if asked and not low.ranks else []
+
+
+def _widths(name: str, section) -> list[tuple[str, str]]:
+    """Layers stay as small as they are, but for a method that takes more units out."""
+    if name == "structured":
+        fresh = {"sparsity": "0", "widths": "()", "keep": "False"}
+        return [(f"compress.structured.{key}", text) for key, text in fresh.items()]
+    asked = section.sparsity and not section.widths
+    return [("compress.structured.keep", "True")] if asked else []
 
 
 def _owner(key: str, methods: Sequence[str]) -> str | None:

@@ -48,6 +48,7 @@ class Attention(Composite):
       initializer_range: standard deviation of the projections' start.
       output_range: that of the output projection; 0 for the same.
       memory: whether keys and values come from a memory in place of the input.
+      width: of the G key-value heads so many are there, each with its H / G queries; 0 for all.
       ranks: of the projections that are products, by name; see `zoo.layers.low_rank`.
     """
 
@@ -62,6 +63,7 @@ class Attention(Composite):
         initializer_range=0.02,
         output_range=0.0,
         memory=False,
+        width=0,
         ranks=None,
         **kwargs,
     ):
@@ -83,15 +85,18 @@ class Attention(Composite):
                 "Rotary positions turn pairs of numbers: hidden_dim / num_heads is even. Received: "
                 f"hidden_dim={hidden_dim}, num_heads={num_heads}."
             )
+        if not 0 <= width <= groups:
+            raise ValueError(f"width lies between 0 and {groups} heads. Received: {width}.")
         self.settings = {
             "hidden_dim": hidden_dim, "num_heads": num_heads,
             "num_key_value_heads": num_key_value_heads, "rotary_base": rotary_base,
             "use_bias": use_bias, "dropout": dropout, "initializer_range": initializer_range,
-            "output_range": output_range, "memory": memory,
+            "output_range": output_range, "memory": memory, "width": width,
         }  # fmt: skip
-        self.heads, self.groups, self.size = num_heads, groups, hidden_dim // num_heads
+        self.size, self.groups = hidden_dim // num_heads, width or groups
+        self.heads = self.groups * (num_heads // groups)
         self.rotary_base, self.memory = rotary_base, memory
-        narrow = 2 * groups * self.size
+        wide, narrow = self.heads * self.size, 2 * self.groups * self.size
 
         def projection(units, name, deviation=initializer_range):
             return dense(
@@ -100,10 +105,10 @@ class Attention(Composite):
             )  # fmt: skip
 
         if memory:
-            self.query = projection(hidden_dim, "query")
+            self.query = projection(wide, "query")
             self.key_value = projection(narrow, "key_value")
         else:
-            self.query_key_value = projection(hidden_dim + narrow, "query_key_value")
+            self.query_key_value = projection(wide + narrow, "query_key_value")
         self.output_projection = projection(hidden_dim, "output", output_range or initializer_range)
         self.dropout = None
         if dropout:
@@ -115,7 +120,7 @@ class Attention(Composite):
             self.key_value.build(shape)
         else:
             self.query_key_value.build(shape)
-        self.output_projection.build(shape)
+        self.output_projection.build((*shape[:-1], self.heads * self.size))
 
     def call(self, x, bias=None, memory=None, training=None):
         """Args: x (B, T, C); bias as for `attend`; memory (B, S, C). Returns (B, T, C)."""
@@ -242,6 +247,8 @@ class TransformerBlock(Composite):
       epsilon: of the normalisations.
       initializer_range: standard deviation of the kernels' start.
       output_range: that of the kernels that write into the residual; 0 for the same.
+      widths: of parts that have fewer units than the block's arguments say: "attention" and
+        "cross_attention" so many of the G key-value heads, "feed_forward" so many inside.
       ranks: of the kernels that are products, by path ("attention/output"); see
         `zoo.layers.low_rank`.
     """
@@ -262,11 +269,12 @@ class TransformerBlock(Composite):
         epsilon=1e-5,
         initializer_range=0.02,
         output_range=0.0,
+        widths=None,
         ranks=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.ranks = dict(ranks or {})
+        self.widths, self.ranks = dict(widths or {}), dict(ranks or {})
         self.settings = {
             "hidden_dim": hidden_dim, "num_heads": num_heads, "intermediate_dim": intermediate_dim,
             "num_key_value_heads": num_key_value_heads, "cross": cross, "norm_first": norm_first,
@@ -286,19 +294,21 @@ class TransformerBlock(Composite):
             "num_key_value_heads": num_key_value_heads, **both,
         }  # fmt: skip
         self.attention = Attention(
-            rotary_base=rotary_base, name="attention", ranks=below(ranks, "attention"), **heads
-        )
+            rotary_base=rotary_base, name="attention", width=self.widths.get("attention", 0),
+            ranks=below(ranks, "attention"), **heads,
+        )  # fmt: skip
         self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
             self.cross_attention = Attention(
-                memory=True, name="cross_attention", ranks=below(ranks, "cross_attention"), **heads
-            )
+                memory=True, name="cross_attention", width=self.widths.get("cross_attention", 0),
+                ranks=below(ranks, "cross_attention"), **heads,
+            )  # fmt: skip
             self.cross_norm = normalization(norm, epsilon, "cross_norm", self.dtype_policy)
         else:
             self.cross_attention = None
         self.feed_forward = FeedForward(
-            hidden_dim, intermediate_dim, activation, name="feed_forward",
-            ranks=below(ranks, "feed_forward"), **both,
+            hidden_dim, self.widths.get("feed_forward", intermediate_dim), activation,
+            name="feed_forward", ranks=below(ranks, "feed_forward"), **both,
         )  # fmt: skip
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy
@@ -418,7 +428,9 @@ class TransformerBlock(Composite):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), **self.settings, "ranks": self.ranks}
+        return {
+            **super().get_config(), **self.settings, "widths": self.widths, "ranks": self.ranks
+        }  # fmt: skip
 
 
 def _rows(x):
