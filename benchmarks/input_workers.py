@@ -50,7 +50,7 @@ def pipelines(folder: Path) -> dict:
     augmented = ImageClassification(augment=("flip", "crop:0.5", "randaugment:0.5"))
     return {
         "pictures": (pictures(28, 1), changed.prepare, 128),
-        "augmented": (pictures(64, 3), augmented.prepare, 32),
+        "augmented": (pictures(32, 3), augmented.prepare, 16),
         "windows": ({"tokens": Windows(stream, 256)}, CausalLanguageModeling().prepare, 64),
         "storage": (pictures(28, 1), stored_later, 128),
     }
@@ -59,7 +59,7 @@ def pipelines(folder: Path) -> dict:
 def rate(iterator, seconds: float) -> float:
     """Batches a second."""
     count, start = 0, time.perf_counter()
-    while time.perf_counter() < start + seconds:
+    while count < 10 or time.perf_counter() < start + seconds:
         next(iterator)
         count += 1
     return count / (time.perf_counter() - start)
@@ -74,10 +74,12 @@ def measure(name: str, pipeline: tuple, counts: list[int], rounds: int) -> list[
     pools = {count: InputWorkers(count) for count in counts}
     try:
         iterators = {c: iter(pool.batches(arrays, prepare, **where)) for c, pool in pools.items()}
-        for iterator in iterators.values():
-            rate(iterator, 1.0)  # everything has been started
+        # Everything has been started then.
+        slowest = min(rate(iterator, 1.0) for iterator in iterators.values())
         for _ in range(rounds):
             for count, iterator in iterators.items():
+                # Until the others' buffers are full and their processes rest.
+                time.sleep(12 / slowest)
                 for _ in range(16):  # what was prepared while others were measured
                     next(iterator)
                 found[count].append(rate(iterator, 2.0))
@@ -123,4 +125,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, by which other processes can import what is sent to them.
+    from benchmarks import input_workers
+
+    input_workers.main()
