@@ -24,7 +24,7 @@ test-fast: $(VENV)/.installed-test
 test-tpu-build:
 	PYTHON=$(PYTHON) bash launch/install_tpu.sh .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet pytest
-	TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -m "not slow and not alone" \
+	.venv-tpu/bin/python -m pytest -m "not slow and not alone" \
 	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py
 
 lint: $(VENV)/.installed-test

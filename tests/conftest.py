@@ -7,6 +7,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # the build for TPUs asks for a metadata server
 
 import pytest
 
@@ -64,6 +65,17 @@ def zoo_command(capsys):
         return commands.Answer(status, *capsys.readouterr())
 
     return command
+
+
+@pytest.fixture(scope="session")
+def xla():
+    """Skips where TensorFlow cannot compile for a CPU: its build for TPUs."""
+    import tensorflow as tf
+
+    try:
+        tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
+    except tf.errors.NotFoundError as error:
+        pytest.skip(f"XLA does not compile for CPUs here: {error.message}")
 
 
 @pytest.fixture

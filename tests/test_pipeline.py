@@ -63,6 +63,22 @@ def test_replicas_share_the_batch_of_one(replicas):
     assert (whole[0]["random"] != whole[1]["random"]).all()
 
 
+@pytest.mark.parametrize(("replicas", "shares"), [(1, None), (4, range(1, 4))])
+def test_parts_in_turn_are_the_whole(replicas, shares):
+    arrays = {"number": np.arange(70)}
+
+    def read(part):
+        found = pipeline.training_batches(
+            arrays, lambda batch, uniform, training: batch, batch_size=16, replicas=replicas,
+            seed=0, first_step=3, last_step=10, shares=shares, part=part,
+        )  # fmt: skip
+        return [batch["number"].numpy().tolist() for batch in found]
+
+    whole, parts = read((0, 1)), [read((i, 3)) for i in range(3)]
+    assert [parts[i % 3][i // 3] for i in range(len(whole))] == whole
+    assert sum(map(len, parts)) == len(whole)
+
+
 def _of_workers(whole, replicas, mine):
     """What is left of all replicas' elements for one worker's."""
     return [element for i, element in enumerate(whole) if i % replicas in mine]

@@ -131,7 +131,7 @@ def test_fit_runs_the_same_step(strategy, reference, run):
     assert np.isfinite(history["loss"][0])
 
 
-def test_xla_computes_the_same(reference, run):
+def test_xla_computes_the_same(reference, run, xla):
     whole = reference("sgd", lambda: tokens("sgd"))
     for replicas, micro in ((1, 0), (2, 4)):
         config, data = tokens("sgd", replicas=replicas, micro=micro)

@@ -102,6 +102,8 @@ def test_hosts_of_a_pod_make_their_batches_without_python(cores, hosts, monkeypa
         return
     with pytest.raises(UsageError, match="The 2 hosts of this TPU .* they do not have"):
         tpu.check(recipe("tpu"), strategy, arrays)
+    with pytest.raises(UsageError, match="feed one host, and this TPU has 2"):
+        tpu.check(recipe("tpu", input_workers=2), strategy, arrays)
 
 
 def test_each_host_makes_the_shares_of_its_cores(one):
@@ -167,7 +169,7 @@ def test_the_flag_belongs_to_the_strategy(zoo_command, tmp_path):
 
 
 @pytest.mark.parametrize("micro", [0, 2])
-def test_the_whole_step_compiled_computes_the_same(one, micro):
+def test_the_whole_step_compiled_computes_the_same(one, xla, micro):
     """Without dropout: XLA draws other random numbers."""
 
     def updated(compiled):

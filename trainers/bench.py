@@ -7,10 +7,10 @@ import time
 import tensorflow as tf
 
 from trainers.build import build_step, update_function
+from trainers.input_workers import InputWorkers
 from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
 from zoo import registry
-from zoo.data import pipeline
 from zoo.description import forward_flops
 
 
@@ -58,6 +58,11 @@ def bench(config, seconds: float = 10.0) -> Measured:
       config: a resolved recipe.
       seconds: how long to measure: half of it training, a quarter each step and input alone.
     """
+    with InputWorkers(config.trainer.input_workers) as workers:
+        return _bench(config, seconds, workers)
+
+
+def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     trainer = config.trainer
     prepare_devices(trainer.replicas, trainer.deterministic)
     strategy = make_strategy(trainer.strategy, trainer.replicas)
@@ -76,7 +81,7 @@ def bench(config, seconds: float = 10.0) -> Measured:
     else:
         arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 
-    batches = pipeline.training_batches(
+    batches = workers.batches(
         arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
         first_step=0, last_step=10**9,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from trainers.callbacks import make_callbacks
 from trainers.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
 from trainers.goodput import Goodput
+from trainers.input_workers import InputWorkers
 from trainers.link import Alone, Link
 from trainers.optimizers import inner
 from trainers.precision import slow_bfloat16
@@ -96,6 +97,7 @@ class Trainer:
         }  # fmt: skip
         name = self.cluster.name(self.link.index) if self.cluster else ""
         self.stop = Stop(config.trainer.preemption_notice, name)
+        self.input = InputWorkers(config.trainer.input_workers)
         self._said: set[str] = set()
 
     # --- the run, in order ----------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Trainer:
             if said := slow_bfloat16(self.config.trainer.precision, devices):
                 self._event("warning", said)
             self._run_frozen_once()
-            with self.stop.listening():
+            with self.stop.listening(), self.input:
                 logs = self._loop()
             return self.link.share(self._finish()) or logs
         finally:
@@ -375,7 +377,7 @@ class Trainer:
         """An iterator over the batches from here to the end of the run."""
         skipped = self.counters["skipped_batches"]
         batches = functools.partial(
-            pipeline.training_batches,
+            self.input.batches,
             self.arrays,
             self.step.task.prepare,
             batch_size=self.config.trainer.global_batch_size,

@@ -14,6 +14,7 @@ For translation the teacher's own translations can stand in for the references (
 Sequence-level knowledge distillation, arXiv:1606.07947): `taught_sentences`.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 
@@ -154,6 +155,8 @@ class Distillation:
                 dense.build((None, None, widths[0]))
                 self.projections[one.name] = dense
         self.variables = [v for dense in self.projections.values() for v in dense.variables]
+        # Without the models: it may go to another process (trainers/input_workers.py).
+        self.prepare = functools.partial(_prepare, task)
 
     def __getattr__(self, name):
         return getattr(self.task, name)
@@ -163,11 +166,6 @@ class Distillation:
     def players(self, model) -> tuple[Player, ...]:
         """One: the student with the projections."""
         return (Player("", _Learner(model, self.variables), self.terms, self.forward),)
-
-    def prepare(self, batch, uniform, training):
-        """What the task makes of it; which rows count; and what the teacher said of each."""
-        kept = {"teacher": batch["teacher"]} if "teacher" in batch else {}
-        return {"weight": batch["weight"], **self.task.prepare(batch, uniform, training), **kept}
 
     def weights(self, batch):
         """Those of the task; of a position each, or a row, for what the teacher says."""
@@ -230,6 +228,12 @@ class Distillation:
         own = {key: metrics[name] for name, key in self.own.items()}
         loss = sum(c * own[key] for key, c in self.task.terms.items())
         return self.task.derived({**metrics, **own, "loss": loss})
+
+
+def _prepare(task: Task, batch, uniform, training) -> dict:
+    """What the task makes of it; which rows count; and what the teacher said of each."""
+    kept = {"teacher": batch["teacher"]} if "teacher" in batch else {}
+    return {"weight": batch["weight"], **task.prepare(batch, uniform, training), **kept}
 
 
 class _Learner:

@@ -77,6 +77,9 @@ class Augment:
         for name, layer in self.layers.items():
             self.keys[name] = layer.generator = _Key()
 
+    def __reduce__(self):  # Keras would pickle its layers without their keys
+        return Augment, (self.amounts,)
+
     def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable):
         """Changes a batch.
 

@@ -60,6 +60,7 @@ def training_batches(
     first_step: int,
     last_step: int,
     shares: range | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of steps `first_step` to `last_step - 1`.
 
@@ -72,6 +73,7 @@ def training_batches(
       first_step: 0, or where a resumed run goes on.
       last_step: where the run ends.
       shares: of which replicas, those of this process; None for all of them.
+      part: (i, n): of these elements the i-th and every n-th from there on.
 
     Returns:
       A dataset of dicts with static shapes. Rows beyond the epoch's end have weight 0.
@@ -92,9 +94,12 @@ def training_batches(
         key = tf.stack([tf.constant(seed, tf.int64), step])
         return prepare(batch, _uniform(key, batch_size, replica * share, share), True)
 
-    numbers = tf.data.Dataset.range(first_step * len(shares), last_step * len(shares))
+    first, every = part
+    numbers = tf.data.Dataset.range(
+        first_step * len(shares) + first, last_step * len(shares), every
+    )
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
-    return batches.prefetch(2 * len(shares)).with_options(_options())
+    return batches.prefetch(2 * len(shares)).with_options(options())
 
 
 def evaluation_batches(
@@ -127,7 +132,7 @@ def evaluation_batches(
 
     numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
-    return batches.prefetch(2 * len(shares)).with_options(_options())
+    return batches.prefetch(2 * len(shares)).with_options(options())
 
 
 def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
@@ -179,9 +184,10 @@ def _reader(arrays: Mapping) -> Callable:
     return read
 
 
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.deterministic = True
-    options.autotune.enabled = False  # all parallelism is given
-    return options
+def options() -> tf.data.Options:
+    """Those of a pipeline whose order and parallelism are given."""
+    found = tf.data.Options()
+    found.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    found.deterministic = True
+    found.autotune.enabled = False
+    return found
