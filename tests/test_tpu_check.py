@@ -8,12 +8,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-from tests import commands
 from trainers.recipe import resolve
-from trainers.tpu_check import compiler
+from trainers.tpu_check import check, compiler
 from trainers.tpu_check.abstract import AbstractStep, Share, depth_of, share_of
 from trainers.tpu_check.ahead_of_time import ProgramText, for_tpu
-from trainers.tpu_check.check import MOST_ROWS, Program, Steps, as_program, largest_rows
+from trainers.tpu_check.check import MOST_ROWS, Program, as_program, largest_rows
 from trainers.tpu_check.chips import CHIPS, parse_topology, topology_names
 from trainers.tpu_check.compiler import Compiler, memory_wanted
 from trainers.tpu_check.lowering import lower
@@ -238,14 +237,14 @@ def test_what_a_tpu_can_run_passes():
     assert lower(_Step(function), Share(4, 1))
 
 
-# One recipe of each family in the fast tests; all of them besides.
+# One recipe of each family; that of the LSTM is compiled below.
 FAST = ("cnn_digits",)
 
 
 @pytest.mark.parametrize(
     "recipe",
     [r if r in FAST else pytest.param(r, marks=pytest.mark.slow) for r in (
-        "cnn_digits", "gpt_scaling", "lstm_pydoc", "seq2seq_multi30k", "gan_mnist",
+        "cnn_digits", "gpt_scaling", "llama_wiki", "seq2seq_multi30k", "bert_wiki", "gan_mnist",
         "vgg16_transfer",
     )],
 )  # fmt: skip
@@ -276,33 +275,29 @@ def test_what_the_compiler_says_of_memory():
 def test_what_is_updated_in_place_counts_once():
     answer = {
         "arguments": 100, "outputs": 90, "aliased": 80, "temporaries": 50, "code": 7,
-        "flops": 1.0, "bytes": 2.0, "seconds": 3.0,
+        "flops": 1.0, "bytes": 2.0, "unknown_loops": 0, "seconds": 3.0,
     }  # fmt: skip
     found = as_program(answer)
     assert (found.peak, found.arguments) == (167, 110)
 
 
-def test_deep_models_are_a_line_through_two_depths():
-    steps = Steps.__new__(Steps)
-    steps.depth, steps.depths, steps.steps = 10, (2, 4), (2, 4)
+def test_deep_models_are_a_line_through_two_depths(monkeypatch):
     sizes = {2: 30, 4: 40}
 
     class Fake:
-        def compile(self, depth):
-            size = sizes[depth]
-            return dict.fromkeys(("arguments", "flops", "bytes"), size) | {
+        def __init__(self, config, depth=0):
+            self.parameters = sizes[depth]
+
+        def compile(self, size):
+            return dict.fromkeys(("arguments", "flops", "bytes", "unknown_loops"), size) | {
                 "outputs": 0, "aliased": 0, "temporaries": 0, "code": 0, "seconds": 5.0,
             }  # fmt: skip
 
-    steps.compiler = Fake()
-    import trainers.tpu_check.check as module
-
-    kept, module.lower = module.lower, lambda step, share: step
-    try:
-        found = steps.compile(Share(1, 1))
-    finally:
-        module.lower = kept
-    assert found == Program(70, 70, 0, 0, 70, 70, 10.0)
+    monkeypatch.setattr(check, "AbstractStep", Fake)
+    monkeypatch.setattr(check, "lower", lambda step, share: step.parameters)
+    steps = check.Steps({}, 10, Fake({}, 2))
+    assert steps.parameters == 70
+    assert steps.compile(Share(1, 1)) == Program(70, 70, 0, 0, 70, 70, 70, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -336,8 +331,13 @@ LOOPS = """HloModule step
   ROOT %d.1 = s32[] dot()
 }
 
+%inner.2 (a: s32[]) -> s32[] {
+  ROOT %d.5 = s32[] dot()
+}
+
 %limit.1 (a: s32[]) -> pred[] {
   %constant.1 = s32[]{:T(128)} constant(3)
+  ROOT %less.1 = pred[] compare(%a, %constant.1), metadata={op_name="call.2/net/lstm/while/Less"}
 }
 
 %body.1 (a: s32[]) -> s32[] {
@@ -346,6 +346,7 @@ LOOPS = """HloModule step
 
 %limit.2 (a: s32[]) -> pred[] {
   %constant.2 = s32[]{:T(128)} constant(5)
+  ROOT %less.2 = pred[] compare(%a, %constant.2), metadata={op_name="while/Less"}
 }
 
 %body.2 (a: s32[]) -> s32[] {
@@ -353,8 +354,17 @@ LOOPS = """HloModule step
   %d.3 = s32[] dot()
 }
 
+%limit.3 (a: s32[], b: s32[]) -> pred[] {
+  ROOT %less.3 = pred[] compare(%a, %b), metadata={op_name="gradient_tape/net/lstm/while/Less"}
+}
+
+%limit.4 (a: s32[], b: s32[]) -> pred[] {
+  ROOT %less.4 = pred[] compare(%a, %b), metadata={op_name="net/other/while/Less"}
+}
+
 ENTRY %main (a: s32[]) -> s32[] {
   %while.2 = s32[] while(%x), condition=%limit.2, body=%body.2
+  %while.3 = s32[] while(%x), condition=%limit.3, body=%inner.2
   ROOT %d.4 = s32[] dot()
 }
 """
@@ -369,8 +379,13 @@ def test_loops_count_as_often_as_they_run():
     def once(program):
         return {"flops": program.count("dot(")}
 
-    # Once outside; five times one inside and three times two in the loop of that.
-    assert text.weighted(once, ("flops",)) == {"flops": 1 + 5 * (1 + 3 * 2)}
+    # Once outside; five times one inside and three times two in the loop of that. The loop of the
+    # gradient runs three times, for its other one does.
+    assert text.weighted(once, ("flops",)) == {"flops": 1 + 5 * (1 + 3 * 2) + 3}
+    assert not text.unknown
+    text = ProgramText(LOOPS.replace("condition=%limit.3", "condition=%limit.4"))
+    assert text.weighted(once, ("flops",)) == {"flops": 1 + 5 * (1 + 3 * 2) + 1}
+    assert text.unknown == {"limit.4"}
 
 
 def test_random_numbers_are_those_of_a_tpu():
@@ -441,9 +456,21 @@ def test_a_program_that_is_none_is_refused(tpu):
 
 
 @needs_libtpu
+def test_gradients_of_loops_are_counted(tpu):
+    config = resolve("lstm_pydoc:debug", [("data.sequence_length", "24")])
+    abstract = AbstractStep(config)
+    found = as_program(tpu.compile(lower(abstract, Share(8, 1))))
+    assert not found.unknown_loops
+    # Of a token: the cell's two products and the projection onto the vocabulary.
+    net = abstract.step.net
+    products = sum(np.prod(v.shape) for v in net.weights if "kernel" in v.path)
+    assert 0.9 < found.flops / (3 * 2 * products * 8 * 24) < 1.3
+
+
+@needs_libtpu
 @pytest.mark.slow
-def test_the_command(tmp_path):
-    answer = commands.zoo_process(
+def test_the_command(zoo_command):
+    answer = zoo_command(
         "tpu_check", "cnn_digits:debug", "--topology=v6e:1x1", "--json",
         "--config.trainer.global_batch_size=8", "--config.model.filters=(4,4,4)",
     )  # fmt: skip

@@ -66,11 +66,12 @@ def described(found) -> str:
         + ("fits" if found.fits else "does not fit")
     )
     if program.flops is not None:
+        least = "at least " if program.unknown_loops else ""
         lines += [
             f"{'':19} weights, slots and batch {_gib(program.arguments)}, temporaries "
             f"{_gib(program.temporaries)}, program {_gib(program.code)}",
-            f"{'FLOPs a step':19} {program.flops / 1e9:,.2f} G a core",
-            f"{'bytes a step':19} {program.bytes / 1e9:,.2f} GB a core",
+            f"{'FLOPs a step':19} {least}{program.flops / 1e9:,.2f} G a core",
+            f"{'bytes a step':19} {least}{program.bytes / 1e9:,.2f} GB a core",
             f"{'step at best':19} {found.roofline * 1e3:,.3f} ms, bound by {found.bound} "
             f"({chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s: {found.source})",
         ]

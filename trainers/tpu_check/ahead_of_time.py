@@ -52,6 +52,7 @@ def compile_for(hlo: str, topology: str) -> dict:
         "code": memory.generated_code_size_in_bytes,
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
+        "unknown_loops": cost["unknown"],
         "seconds": time.perf_counter() - started,
     }
 
@@ -102,6 +103,8 @@ _GENERATOR = r"""
 def costs(program) -> dict[str, float]:
     """Returns a program's "flops" and "bytes accessed", with each loop as often as it runs.
 
+    Of those that do not say how often, "unknown" in number, once.
+
     XLA's own analysis counts a loop's body once, so it is asked about each body apart.
     """
     from jax import devices
@@ -117,7 +120,8 @@ def costs(program) -> dict[str, float]:
     keys = ("flops", "bytes accessed")
     whole, looped = once(parts.program(parts.entry)), parts.weighted(once, keys)
     # Its bytes are those of a CPU's layouts; the share of the loops is what they tell.
-    return {key: own.get(key, 0.0) * looped[key] / max(whole.get(key, 0.0), 1.0) for key in keys}
+    costs = {key: own.get(key, 0.0) * looped[key] / max(whole.get(key, 0.0), 1.0) for key in keys}
+    return {**costs, "unknown": len(parts.unknown)}
 
 
 class ProgramText:
@@ -128,10 +132,11 @@ class ProgramText:
 
     Attributes:
       entry: name of the computation that is the program.
+      unknown: conditions of loops that were asked about and do not say how often they run.
     """
 
     def __init__(self, text: str):
-        self.blocks = {}
+        self.blocks, self.unknown = {}, set()
         for block in text.split("\n\n"):
             found = re.match(r"\s*(ENTRY )?%(\S+) \(", block)
             if found:
@@ -190,10 +195,31 @@ class ProgramText:
         return [name for name in re.findall(r"%([^\s,(){}]+)", text) if name in self.blocks]
 
     def _runs(self, condition: str) -> int:
-        """TensorFlow's loops count up from 0 to a constant of their condition."""
+        """TensorFlow's loops count up from 0 to a constant, which stands in their condition.
+
+        The loop of a gradient runs as often as the one it belongs to, of the same name, did.
+        """
+        limit = self._limit(condition)
+        if limit is None:
+            place = _place(self.blocks[condition])
+            limits = {_place(block): self._limit(name) for name, block in self.blocks.items()}
+            limit = limits.get(place.replace("gradient_tape/", "")) if place else None
+        if limit is None:
+            self.unknown.add(condition)
+        return limit or 1
+
+    def _limit(self, condition: str) -> int | None:
         block = self.blocks[condition]
-        limits = [int(n) for n in re.findall(r"= s(?:32|64)\[\]\S* constant\((\d+)\)", block)]
-        return max(limits, default=1)
+        if "ROOT" not in block or "pred[]" not in block.splitlines()[0]:
+            return None
+        limits = re.findall(r"= s(?:32|64)\[\]\S* constant\((\d+)\)", block)
+        return max(map(int, limits), default=None)
+
+
+def _place(condition: str) -> str:
+    """Returns where in the model a loop stands, by its condition: `lstm/while`."""
+    found = re.findall(r'op_name="(?:call\.\d+/)*([^"]*while[^/"]*)/', condition)
+    return found[-1] if found else ""
 
 
 if __name__ == "__main__":

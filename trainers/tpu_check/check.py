@@ -25,6 +25,7 @@ class Program:
       code: the program itself.
       flops: of one update; None where it does not fit, and so did not compile.
       bytes: read and written in HBM in one update.
+      unknown_loops: how many are counted once, for they do not say how often they run.
       seconds: the compilation took.
     """
 
@@ -34,6 +35,7 @@ class Program:
     code: float | None = None
     flops: float | None = None
     bytes: float | None = None
+    unknown_loops: float | None = None
     seconds: float = 0.0
 
 
@@ -142,7 +144,8 @@ def as_program(answer: dict) -> Program:
         return Program(answer["used"])
     kept = answer["outputs"] - answer["aliased"]  # what is updated in its place is counted once
     parts = answer["arguments"] + kept, answer["temporaries"], answer["code"]
-    return Program(sum(parts), *parts, answer["flops"], answer["bytes"], answer["seconds"])
+    cost = answer["flops"], answer["bytes"], answer["unknown_loops"]
+    return Program(sum(parts), *parts, *cost, answer["seconds"])
 
 
 def line(places, values, at: float) -> float:

@@ -69,7 +69,7 @@ class Compiler:
 
         Returns:
           {"arguments", "outputs", "aliased", "temporaries", "code"} in bytes of HBM, "flops",
-          "bytes" and "seconds"; or {"used"}, the bytes of a program that does not fit.
+          "bytes", "unknown_loops" and "seconds"; or {"used"}, the bytes of what does not fit.
 
         Raises:
           RunError: where the compiler refuses the program; it names the operation.
