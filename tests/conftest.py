@@ -21,7 +21,10 @@ sys.modules["triton"] = None
 @pytest.fixture(scope="session", autouse=True)
 def devices():
     """Splits the CPU into four logical devices, before any test starts TensorFlow."""
-    from trainers.strategy import prepare_devices
+    from trainers.start import without_jax
+
+    with without_jax():
+        from trainers.strategy import prepare_devices
 
     prepare_devices(4)
 

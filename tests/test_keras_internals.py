@@ -271,3 +271,16 @@ def test_variables_with_other_values(inside):
         assert run() == 55.0
         assert float(one) == 1.0
         assert float(two) == 50.0
+
+
+def test_variables_without_values():
+    def initializer(shape, dtype=None):
+        raise AssertionError("no values are asked for")
+
+    with keras_internals.variables_without_values():
+        one = keras.Variable(initializer, shape=(3, 5), dtype="bfloat16")
+        two = keras.Variable(initializer, shape=(3, 5), dtype="float32", trainable=False)
+    assert (one.value.shape, one.value.dtype) == ((3, 5), "bfloat16")
+    assert (two.value.dtype, two.value.trainable) == ("float32", False)
+    assert one.value.handle is not two.value.handle
+    assert keras.Variable("ones", shape=(2,)).numpy().tolist() == [1, 1]

@@ -7,8 +7,10 @@ import contextlib
 import copy
 
 import keras
+import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.tensorflow.core import Variable
 from keras.src.models.functional import Functional
 
 
@@ -146,6 +148,28 @@ def is_graph(model: keras.Model) -> bool:
 def forget_uninitialized() -> None:
     """Takes variables that were made without values off Keras' list of those to fill later."""
     global_state.set_global_attribute("uninitialized_variables", [])
+
+
+@contextlib.contextmanager
+def variables_without_values():
+    """Variables that are made inside have shapes, types and places, but no values.
+
+    Their memory is asked for and never written, which takes none of the machine's. All of one shape
+    and type share it, so that a model of any size can be traced; nothing may be run on them.
+    """
+    shared, usual = {}, Variable._initialize_with_initializer
+
+    def initialize(variable, initializer):
+        key = tuple(variable._shape), variable._dtype
+        if key not in shared:
+            shared[key] = tf.raw_ops.Empty(shape=key[0], dtype=key[1], init=False)
+        variable._initialize(shared[key])
+
+    Variable._initialize_with_initializer = initialize
+    try:
+        yield
+    finally:
+        Variable._initialize_with_initializer = usual
 
 
 def mend_tf2onnx() -> None:

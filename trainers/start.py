@@ -21,7 +21,8 @@ def start_tensorflow() -> None:
         raise UsageError(f"The trainer runs on TensorFlow. Received: KERAS_BACKEND={backend}.")
     talks = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1") == "0"
     with contextlib.nullcontext() if talks else _quiet_stderr():
-        import tensorflow as tf
+        with without_jax():
+            import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
     if not talks:
@@ -36,6 +37,22 @@ def start_tensorflow() -> None:
             "TF_CPP_MIN_LOG_LEVEL=0 to see why.",
             file=sys.stderr,
         )
+
+
+@contextlib.contextmanager
+def without_jax():
+    """Has an import of TensorFlow do without JAX, where that is installed.
+
+    TensorFlow Lite takes a second to import it, for models of JAX' own, of which there are none.
+    """
+    absent = "jax" not in sys.modules
+    if absent:
+        sys.modules["jax"] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["jax"]
 
 
 @contextlib.contextmanager

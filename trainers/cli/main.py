@@ -11,6 +11,7 @@
   zoo compress METHOD WORKDIR    a smaller model
   zoo export WORKDIR       a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         step time and share of the machine's peak
+  zoo tpu_check RECIPE     compile the train step for a TPU, without one
   zoo report WORKDIR       write report.html again
 
 `zoo VERB --help` tells the flags of a verb.
@@ -24,7 +25,7 @@ from zoo.errors import near_names
 
 VERBS = (
     "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "compress",
-    "export", "bench", "report",
+    "export", "bench", "tpu_check", "report",
 )  # fmt: skip
 
 

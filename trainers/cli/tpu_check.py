@@ -1,0 +1,95 @@
+"""zoo tpu_check RECIPE[:VARIANT] --topology=v5e:2x4 [--json] [--config.KEY=VALUE ...]: fit for TPU?
+
+Compiles the whole train step for that TPU on a machine without one: whether it compiles, whether it
+fits into the memory, how fast a step could be at best, and the largest batch.
+"""
+
+import dataclasses
+import json
+import sys
+
+from absl import flags
+
+from trainers.cli.common import FAILED, modules_flag, parse, run
+from trainers.recipe import resolve
+from trainers.start import start_tensorflow
+from trainers.tpu_check.chips import CHIPS, parse_topology
+from trainers.tpu_check.compiler import check_installed
+
+_FLAGS = flags.FlagValues()
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Chips and their shape: v5e:2x4.", required=True, flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_IMPORT = modules_flag(_FLAGS)
+
+
+def command(argv) -> int:
+    """Compiles and prints; 1 where the step does not fit."""
+    words, overrides = parse(
+        _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
+    )
+    parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded
+    config = resolve(words[0], overrides)
+    check_installed()
+    start_tensorflow()
+
+    from trainers.tpu_check.check import check
+
+    found = check(config, _TOPOLOGY.value)
+    print(json.dumps(dataclasses.asdict(found), indent=2) if _JSON.value else described(found))
+    return 0 if found.fits else FAILED
+
+
+def described(found) -> str:
+    """Returns the answer in lines."""
+    from trainers.tpu_check.check import MOST_ROWS
+
+    program, chip = found.program, CHIPS[found.chip]
+    times = f"{found.micro_batches} times " if found.micro_batches > 1 else ""
+    lines = [
+        f"{found.topology:19} {found.cores} cores, on each {times}{found.rows} examples an update; "
+        f"{found.parameters:,} parameters, {found.precision}"
+    ]
+    if found.depths:
+        low, high = found.depths
+        lines.append(
+            f"{'extrapolated':19} from {low} and {high} blocks, compiled, to {found.depth}"
+        )
+    lines.append(
+        f"{'compiles':19} yes, in {program.seconds:.0f} s"
+        if program.flops is not None
+        else f"{'compiles':19} as far as the memory, of which there is too little"
+    )
+    lines.append(
+        f"{'peak HBM':19} {_gib(program.peak)} of {_gib(found.usable)}: "
+        + ("fits" if found.fits else "does not fit")
+    )
+    if program.flops is not None:
+        least = "at least " if program.unknown_loops else ""
+        lines += [
+            f"{'':19} weights, slots and batch {_gib(program.arguments)}, temporaries "
+            f"{_gib(program.temporaries)}, program {_gib(program.code)}",
+            f"{'FLOPs a step':19} {least}{program.flops / 1e9:,.2f} G a core",
+            f"{'bytes a step':19} {least}{program.bytes / 1e9:,.2f} GB a core",
+            f"{'step at best':19} {found.roofline * 1e3:,.3f} ms, bound by {found.bound} "
+            f"({chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s: {found.source})",
+        ]
+    limit = ", and more were not tried" if found.largest_rows == MOST_ROWS else ""
+    what = "micro batch" if found.micro_batches > 1 else "batch"
+    lines.append(
+        f"largest {what:11} {found.largest_rows:,} examples a core, compiled: "
+        f"{_gib(found.largest_peak)}{limit}"
+        if found.largest_rows
+        else f"largest {what:11} none was found that fits"
+    )
+    lines.append(f"{'not covered':19} the all-reduce of gradients between cores, and the infeed")
+    return "\n".join(lines)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**28 else f"{count / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,139 @@
+"""From a train step to HLO, and what in it no TPU could run. Needs no libtpu."""
+
+import contextlib
+import re
+
+import tensorflow as tf
+from tensorflow.compiler.xla.service import hlo_pb2
+from tensorflow.compiler.xla.xla_data_pb2 import PrimitiveType
+from tensorflow.python.framework import op_def_registry
+from tensorflow.python.ops import random_ops_util
+
+from trainers.tpu_check.abstract import AbstractStep, Share
+from zoo.errors import RunError
+
+# Instructions with which a program talks to its host.
+_HOST = {"custom-call", "infeed", "outfeed", "send", "recv"}
+# What TensorFlow says of an operation that XLA has no kernel for: `Name (No registered ...)`.
+_UNSUPPORTED = re.compile(r"(\w+) \(No registered .*?\{\{node ([^}]*)\}\}", re.DOTALL)
+# XLA drops these, and the text in them.
+_DROPPED = {"Assert", "Print", "PrintV2"}
+
+
+def lower(abstract: AbstractStep, share: Share) -> bytes:
+    """Returns the whole update of one core as a serialised HloModuleProto.
+
+    Raises:
+      RunError: where the step is not for a TPU; it names each failing check, and the operations.
+    """
+    step, batch = abstract.step, abstract.batch(share)
+    text = [f"the batch's {name}" for name, spec in batch.items() if spec.dtype == tf.string]
+    if text:
+        raise RunError(f"Not for a TPU: no strings ({', '.join(text)}).")
+    step.micro_batch_size = share.rows if share.micro_batches > 1 else 0
+    update = tf.function(step.update, jit_compile=True, autograph=False)
+    # Never written, so that they take no memory however large they are.
+    tensors = {
+        name: tf.raw_ops.Empty(shape=spec.shape, dtype=spec.dtype, init=False)
+        for name, spec in batch.items()
+    }
+    with seeds_of_a_tpu():
+        graph = update.get_concrete_function(tensors).graph.as_graph_def()
+    try:
+        hlo = update.experimental_get_compiler_ir(tensors)(stage="hlo_serialized")
+    except (tf.errors.OpError, ValueError) as error:
+        found = strings(graph)
+        if found:
+            raise RunError(f"Not for a TPU: no strings ({_few(found)}).") from None
+        raise RunError(f"XLA cannot compile the step: {reason(error)}") from None
+    found = lint(hlo)
+    if found:
+        raise RunError(f"Not for a TPU: {'; '.join(found)}.")
+    return hlo
+
+
+@contextlib.contextmanager
+def seeds_of_a_tpu():
+    """Has random numbers take their seeds as they are, as TensorFlow's kernels for a TPU do.
+
+    Those for a CPU, on which the step is traced, scramble each by hundreds of scalar operations.
+    """
+    kernels = random_ops_util.gen_stateless_random_ops_v2
+    usual = kernels.stateless_random_get_key_counter
+
+    def key_and_counter(seed):
+        key = tf.bitcast(tf.cast(seed, tf.int32), tf.uint64)
+        return tf.reshape(key, (1,)), tf.zeros((2,), tf.uint64)
+
+    kernels.stateless_random_get_key_counter = key_and_counter
+    try:
+        yield
+    finally:
+        kernels.stateless_random_get_key_counter = usual
+
+
+def reason(error: Exception) -> str:
+    """Returns the operations that XLA cannot compile; its first line where it names none."""
+    names = [f"{kind} ({node})" for kind, node in _UNSUPPORTED.findall(str(error))]
+    return f"no TPU has {', '.join(names)}." if names else str(error).strip().splitlines()[0]
+
+
+def strings(graph) -> list[str]:
+    """Returns the operations of a GraphDef, functions included, that work on text."""
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    dropped = {name.split(":")[0] for n in nodes if n.op in _DROPPED for name in n.input}
+    return sorted(
+        f"{node.op} ({node.name})"
+        for node in nodes
+        if node.op not in _DROPPED and node.name not in dropped and _has_text(node)
+    )
+
+
+def _has_text(node) -> bool:
+    text = tf.string.as_datatype_enum
+    known = op_def_registry.get(node.op)
+    arguments = [*known.input_arg, *known.output_arg] if known else []
+    return any(
+        text in (a.type, node.attr[a.type_attr].type if a.type_attr else None) for a in arguments
+    )
+
+
+def lint(hlo: bytes) -> list[str]:
+    """Returns the checks that a program fails, each with the operations that fail it.
+
+    Args:
+      hlo: a serialised HloModuleProto.
+    """
+    module = hlo_pb2.HloModuleProto.FromString(hlo)
+    wide, host, dynamic = {}, {}, {}
+    for computation in module.computations:
+        for instruction in computation.instructions:
+            where = instruction.metadata.op_name or instruction.name
+            shapes = list(_leaves(instruction.shape))
+            # TensorFlow's kernels write some numbers as float64 and convert them at once.
+            number = instruction.opcode == "constant" and not shapes[0].dimensions
+            if not number and any(_is_wide(s) for s in shapes):
+                wide[where] = None
+            if any(any(s.is_dynamic_dimension) for s in shapes):
+                dynamic[where] = None
+            if instruction.opcode in _HOST:
+                target = instruction.custom_call_target
+                host[f"{instruction.opcode} {target}".strip() + f" at {where}"] = None
+    checks = (("no float64", wide), ("no calls of the host", host), ("static shapes", dynamic))
+    return [f"{check} ({_few(list(found))})" for check, found in checks if found]
+
+
+def _is_wide(shape) -> bool:
+    return PrimitiveType.Name(shape.element_type) in ("F64", "C128")
+
+
+def _leaves(shape):
+    if shape.tuple_shapes:
+        for part in shape.tuple_shapes:
+            yield from _leaves(part)
+    else:
+        yield shape
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
