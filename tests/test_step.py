@@ -93,7 +93,7 @@ def test_two_terms_and_a_penalty_when_split(split, reference, run):
     assert whole.metrics["regularization"] > 0
 
 
-def test_equals_plain_keras_on_a_full_batch(run):
+def test_equals_plain_keras_on_a_full_batch(xla, run):
     """Against stock `fit`, in one batch without masks: the same mathematics as Keras' own."""
     data = toys.token_data(examples=16)
     data.splits["train"]["mask"][:] = True

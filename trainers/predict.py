@@ -48,6 +48,7 @@ def predict_pictures(
         except Unreadable as error:
             raise RunError(f"Cannot read {file} as a picture: {error}.") from None
         arrays.append(np.float32(255 - pixels if invert else pixels) / 255)
+    model.compile(jit_compile=False)  # which the build for TPUs cannot do for a CPU
     probabilities = model.predict(np.stack(arrays), verbose=0)
     names = config["class_names"] or [str(i) for i in range(probabilities.shape[-1])]
     return [

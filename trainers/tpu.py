@@ -14,6 +14,9 @@ import tensorflow as tf
 from zoo.data import pipeline
 from zoo.errors import RunError, UsageError
 
+# How lines begin of TensorFlow's errors that say nothing.
+_EMPTY_WORDS = ("Graph execution error", "Detected at node", "<stack traces")
+
 
 def tpu_strategy(name: str) -> tf.distribute.Strategy:
     """Connects to a TPU and returns the strategy of all its cores.
@@ -39,9 +42,11 @@ def tpu_strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.TPUStrategy(resolver)
     # Name service, gRPC, the metadata server and libtpu raise each their own kinds.
     except Exception as error:
-        said = str(getattr(error, "message", error)).strip() or type(error).__name__
+        lines = str(getattr(error, "message", error)).splitlines()
+        lines = [line.strip() for line in lines if not line.startswith(_EMPTY_WORDS)]
+        said = next(filter(None, lines), type(error).__name__)
         raise RunError(
-            f"No TPU answers at --tpu={name}: {said.splitlines()[0][:160]}. On a TPU VM it is "
+            f"No TPU answers at --tpu={name}: {said[:160]}. On a TPU VM it is "
             "--tpu=local, with tensorflow-tpu in place of tensorflow and no other process on the "
             "chips; see docs/tpu_vm.md."
         ) from None
