@@ -209,6 +209,23 @@ def test_another_recipe_in_an_old_directory_is_refused(words, line, old, zoo_com
     assert content(old) == before
 
 
+def test_a_directory_that_lacks_newer_settings_has_their_defaults(old, zoo_command):
+    """Made before the zoo knew them."""
+    saved = json.loads((old / "config.json").read_text())
+    config = saved["config"]
+    del config["prep"], config["compress"]["qat"], config["compress"]["sparsity"]
+    del config["trainer"]["keep"], config["data"]["packing"]
+    (old / "config.json").write_text(json.dumps(saved))
+    for words in (["train", "cnn_digits:debug", f"--workdir={old}"], ["evaluate", old]):
+        answer = zoo_command(*words)
+        assert answer.status == 0, answer.err
+    answer = zoo_command(
+        "train", "cnn_digits:debug", f"--workdir={old}", "--config.compress.sparsity=0.5"
+    )
+    assert answer.status == 2
+    assert "compress.sparsity: 0.0 -> 0.5" in answer.one_line()
+
+
 def test_what_only_changes_how_it_is_computed_may_change(old, zoo_command):
     words = ["--config.trainer.micro_batch_size=32", "--config.trainer.keep=5"]
     assert zoo_command("train", "cnn_digits:debug", *words, f"--workdir={old}").status == 0

@@ -247,7 +247,7 @@ class NoDirectory(WorkDirectory):
 
 
 def read_config(workdir: str | Path) -> dict:
-    """Returns the content of config.json.
+    """Returns the content of config.json; settings that are newer than it have their defaults.
 
     Raises:
       UsageError: where the folder is not a work directory, or of another format.
@@ -268,7 +268,24 @@ def read_config(workdir: str | Path) -> dict:
     lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
     if lacking:
         raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
+    _fill(sections, _defaults())
     return saved
+
+
+def _defaults() -> dict:
+    """The sections whose keys are the same in all recipes, with what they are by default."""
+    from configs.base import base
+    from trainers.recipe import as_dict
+
+    config = as_dict(base())
+    return {name: config[name] for name in ("data", "trainer", "prep", "compress")}
+
+
+def _fill(saved: dict, defaults: Mapping) -> None:
+    """Gives keys that an older version did not know their defaults, which change nothing."""
+    for key, value in defaults.items():
+        if isinstance(saved.setdefault(key, value), dict) and isinstance(value, dict):
+            _fill(saved[key], value)
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
