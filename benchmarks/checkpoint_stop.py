@@ -84,9 +84,9 @@ def main() -> None:
     from trainers.saver import Saver
 
     step, update = build(arguments.model)
-    update()
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), step, 1, lambda: None)
+        saver = Saver(Path(folder), step, 1, lambda: None)  # before the first update, as in training
+        update()
         stops, writes = [], []
         for _ in range(arguments.saves):
             start = time.perf_counter()
