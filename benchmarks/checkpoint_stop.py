@@ -7,6 +7,10 @@ an update between each two), of the write that goes on meanwhile, of a synchrono
 in a process of its own, from the start of building to the end of the first update after a
 checkpoint was read, without imports. Whether both ways write the same is a test's business. Rows go
 to results/checkpoint_stop.csv.
+
+GPT-2's 12 blocks resume in 25.5 s on two cores without AVX512: 5 s of building, 3 s of reading, 9 s
+of tracing (half of it the optimizer's), the rest TensorFlow's graph optimizer and the update itself.
+Reading arrays without a copy brought nothing: what it takes is CRC and assignments.
 """
 
 import argparse
