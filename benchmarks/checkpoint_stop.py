@@ -9,7 +9,7 @@ checkpoint was read, without imports. Whether both ways write the same is a test
 to results/checkpoint_stop.csv.
 
 GPT-2's 12 blocks resume in 25.5 s on two cores without AVX512: 5 s of building, 3 s of reading, 9 s
-of tracing (half of it the optimizer's), the rest TensorFlow's graph optimizer and the update itself.
+of tracing (half of it the optimizer's), the rest TensorFlow's graph optimizer and the update.
 Reading arrays without a copy brought nothing: what it takes is CRC and assignments.
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
 
     step, update = build(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), step, 1, lambda: None)  # before the first update, as in training
+        saver = Saver(Path(folder), step, 1, lambda: None)  # as in training: before an update
         update()
         stops, writes = [], []
         for _ in range(arguments.saves):
