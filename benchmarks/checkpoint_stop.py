@@ -8,9 +8,10 @@ in a process of its own, from the start of building to the end of the first upda
 checkpoint was read, without imports. Whether both ways write the same is a test's business. Rows go
 to results/checkpoint_stop.csv.
 
-GPT-2's 12 blocks resume in 25.5 s on two cores without AVX512: 5 s of building, 3 s of reading, 9 s
-of tracing (half of it the optimizer's), the rest TensorFlow's graph optimizer and the update.
-Reading arrays without a copy brought nothing: what it takes is CRC and assignments.
+GPT-2's 12 blocks resume in 25.5 s on two cores without AVX512: 5 s of building, 2 s of reading, the
+rest the first call of the step. Under Python's profiler, which slows it, that was 15 s of tracing
+(7 of them the optimizer's) and 14 s of TensorFlow, of which a later update takes 3. Reading arrays
+without a copy brought nothing.
 """
 
 import argparse

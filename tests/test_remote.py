@@ -150,6 +150,12 @@ def test_commands_take_addresses(zoo_command, trained, bucket, cache, monkeypatc
     assert files(f"{bucket}/out") == {"m.keras", "m.keras.json"}
 
 
+def test_an_address_may_stand_twice(bucket):
+    with remote.localized(["zoo", f"{bucket}/a", f"--out={bucket}/a"]) as words:
+        assert words[2] == f"--out={words[1]}"
+    assert not remote._mirrors
+
+
 def test_no_permission_is_one_line_before_the_first_step(run, bucket, tmp_path, monkeypatch):
     def denied(*_, **__):
         raise tf.errors.PermissionDeniedError(None, None, "Error 403: no storage.objects.create")

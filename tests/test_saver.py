@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 
 import pytest
 
@@ -97,7 +98,13 @@ def test_a_full_disk_ends_the_run(run, tmp_path, monkeypatch, last):
 def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monkeypatch):
     """The process ends only once it is."""
     held = Held(monkeypatch)
-    threading.Timer(1, held.goes_on.set).start()
+
+    def go_on_late():
+        held.begun.wait(60)
+        time.sleep(1)
+        held.goes_on.set()
+
+    threading.Thread(target=go_on_late).start()
     with pytest.raises(Interrupted):  # while it is written
         run(recipe(), toys.token_data(), workdir=tmp_path / "run", callbacks=[StopAt(5)])
     ((number, path),) = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")

@@ -74,7 +74,7 @@ def localized(argv: Sequence[str]) -> Iterator[list[str]]:
             name = str(found[-1])
         words.append(flag + name)
     with contextlib.ExitStack() as stack:
-        for path in found:
+        for path in dict.fromkeys(found):  # one may be named twice
             stack.callback(_mirrors.pop, path)
             stack.callback(push_at_end, _mirrors[path])
         yield words
