@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import json_flag, modules_flag, parse, run
 from trainers.recipe import resolve
 from trainers.start import start_tensorflow
 
@@ -18,7 +18,7 @@ _FLAGS = flags.FlagValues()
 _SECONDS = flags.DEFINE_float(
     "seconds", 10.0, "How long to measure.", lower_bound=0.0, flag_values=_FLAGS
 )
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

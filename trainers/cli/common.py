@@ -35,6 +35,18 @@ def modules_flag(flag_values: flags.FlagValues):
     )  # fmt: skip
 
 
+def json_flag(flag_values: flags.FlagValues, what: str = "Print JSON."):
+    """Defines --json."""
+    return flags.DEFINE_bool("json", False, what, flag_values=flag_values)
+
+
+def checkpoint_flag(flag_values: flags.FlagValues):
+    """Defines --checkpoint: the weights of a work directory that are used."""
+    return flags.DEFINE_enum(
+        "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=flag_values
+    )
+
+
 def parse(
     flag_values: flags.FlagValues,
     argv: Sequence[str],

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers.cli.common import TERMINATED, modules_flag, parse, run
+from trainers.cli.common import TERMINATED, json_flag, modules_flag, parse, run
 from trainers.compress.methods import METHODS, plan
 from trainers.start import start_tensorflow
 from trainers.workdir import model_path, read_config
@@ -40,7 +40,7 @@ _FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string(
     "out", None, "The new work directory; of compare, a page.", flag_values=_FLAGS
 )
-_JSON = flags.DEFINE_bool("json", False, "compare prints JSON.", flag_values=_FLAGS)
+_JSON = json_flag(_FLAGS, "compare prints JSON.")
 _IMPORT = modules_flag(_FLAGS)
 
 

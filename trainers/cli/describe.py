@@ -9,14 +9,14 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import json_flag, modules_flag, parse, run
 from trainers.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _BATCH = flags.DEFINE_integer(
     "batch_size", 128, "Batch for the memory estimate.", lower_bound=1, flag_values=_FLAGS
 )
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

@@ -5,16 +5,14 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run, shown
+from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run, shown
 from trainers.start import start_tensorflow
 from zoo.errors import UsageError, near_names
 
 _FLAGS = flags.FlagValues()
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.", flag_values=_FLAGS)
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_CHECKPOINT = checkpoint_flag(_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
 from zoo.errors import UsageError
 
 _FLAGS = flags.FlagValues()
@@ -21,10 +21,8 @@ _FORMAT = flags.DEFINE_enum(
 _OUT = flags.DEFINE_string(
     "out", None, "What is made: a folder for saved_model, else a file.", flag_values=_FLAGS
 )
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_CHECKPOINT = checkpoint_flag(_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
 from zoo.errors import RunError, UsageError
 
 _FLAGS = flags.FlagValues()
@@ -46,10 +46,8 @@ _COUNT = flags.DEFINE_integer("count", 64, "Pictures of the sheet.", flag_values
 _OUT = flags.DEFINE_string(
     "out", None, "The sheet; WORKDIR/generated.png if not given.", flag_values=_FLAGS
 )
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
-)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_CHECKPOINT = checkpoint_flag(_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 _BATCH = 16  # prompts that are continued at once

@@ -8,12 +8,12 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import json_flag, modules_flag, parse, run
 from zoo import registry
 
 _FLAGS = flags.FlagValues()
 _TASK = flags.DEFINE_string("task", None, "Models of this task only.", flag_values=_FLAGS)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

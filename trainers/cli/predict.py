@@ -9,14 +9,12 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
 
 _FLAGS = flags.FlagValues()
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=_FLAGS
-)
+_CHECKPOINT = checkpoint_flag(_FLAGS)
 _INVERT = flags.DEFINE_bool("invert", False, "Swap light and dark.", flag_values=_FLAGS)
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

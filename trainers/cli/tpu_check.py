@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import FAILED, modules_flag, parse, run
+from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
 from trainers.recipe import resolve
 from trainers.start import start_tensorflow
 from trainers.tpu_check.chips import CHIPS, parse_topology
@@ -20,7 +20,7 @@ _FLAGS = flags.FlagValues()
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Chips and their shape: v5e:2x4.", required=True, flag_values=_FLAGS
 )
-_JSON = flags.DEFINE_bool("json", False, "Print JSON.", flag_values=_FLAGS)
+_JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 

@@ -1,0 +1,80 @@
+"""Every method of compression on a small model of every family, by its command.
+
+    python -m benchmarks.compress_families [--recipes cnn_digits:debug ...] [--methods prune ...]
+
+Trains each recipe, compresses what it left in a process of its own, and adds a row to
+results/compress_families.csv: what the metric and the bytes after gzip became, or what was said
+where the command refused. Small recipes, so that the metrics say that a method works, not more.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.results_file import append
+from trainers.compress.methods import METHODS
+
+RECIPES = ("cnn_digits:debug", "lstm_pydoc:debug", "gpt_pydoc:debug", "bert_wiki:debug",
+           "vgg16_transfer:debug")  # fmt: skip
+# What a method needs to be told, by the start of the recipe's name.
+SAID = {
+    ("distill", "cnn"): ("model.filters=8,16,16", "model.hidden_dim=16"),
+    ("distill", "lstm"): ("model.hidden_dim=32",),
+    ("distill", "gpt"): ("model.num_layers=1",),
+    ("distill", "bert"): ("model.num_layers=1",),
+    ("distill", "vgg16"): ("model.hidden_dim=32",),
+    ("ptq", "gpt"): ("compress.ptq.format=keras_int8",),
+    ("ptq", "bert"): ("compress.ptq.format=keras_int8",),
+}
+
+
+def zoo(*words: str) -> subprocess.CompletedProcess:
+    """Runs `zoo WORD ...`."""
+    command = [sys.executable, "-m", "trainers.cli.main", *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def compressed(recipe: str, method: str, workdir: Path, out: Path) -> dict:
+    """Compresses; returns a row."""
+    said = SAID.get((method, recipe.partition("_")[0]), ())
+    began = time.time()
+    done = zoo("compress", method, str(workdir), f"--out={out}", *(f"--config.{x}" for x in said))
+    row = {
+        "recipe": recipe, "method": method, "said": " ".join(said), "exit": done.returncode,
+        "seconds": round(time.time() - began), "metric": "", "before": "", "after": "",
+        "gzip_ratio": "", "error": "",
+    }  # fmt: skip
+    if done.returncode:
+        return row | {"error": done.stderr.strip().splitlines()[-1]}
+    found = json.loads((out / "compression.json").read_text())
+    before, after = found["before"], found["after"]
+    for name, facts in (("before", before), ("after", after)):
+        row[name] = round(facts["test"][found["metric"]], 4)
+    ratio = round(before["gzip_bytes"] / after["gzip_bytes"], 2)
+    return row | {"metric": found["metric"], "gzip_ratio": ratio}
+
+
+def main() -> None:
+    """A row a recipe and method, written as it comes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    arguments = parser.parse_args()
+    for recipe in arguments.recipes:
+        with tempfile.TemporaryDirectory() as folder:
+            workdir = Path(folder) / "trained"
+            trained = zoo("train", recipe, f"--workdir={workdir}")
+            if trained.returncode:
+                sys.exit(trained.stderr)
+            for method in arguments.methods:
+                row = compressed(recipe, method, workdir, Path(folder) / method)
+                append("compress_families", [row])
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
