@@ -4,9 +4,8 @@ The table of names and arguments loads no Keras, so that recipes can be read wit
 """
 
 import dataclasses
-import re
 
-from zoo.errors import UsageError, near_names
+from zoo.errors import UsageError, compiled, near_names
 
 _COMMON = {
     "learning_rate": 1e-3,
@@ -136,12 +135,8 @@ def apply_rules(optimizer, variables, rules: Rules) -> list[str]:
 
 
 def _matching(key: str, pattern: str, variables) -> list:
-    try:
-        return [v for v in variables if pattern and re.search(pattern, v.path)]
-    except re.error as error:
-        raise UsageError(
-            f"optimizer.{key} is a regular expression. Received: {pattern!r} ({error})."
-        ) from None
+    matches = compiled(f"optimizer.{key}", pattern).search
+    return [v for v in variables if pattern and matches(v.path)]
 
 
 def _slow_down(optimizer, variables, decays: dict[str, float | None], rate: float) -> None:

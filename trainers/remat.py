@@ -7,13 +7,11 @@ are silently wrong. Here the block's state (seeds, moving statistics) is noted b
 computation and put back for the second, whose own updates are dropped.
 """
 
-import re
-
 import keras
 import tensorflow as tf
 
 from trainers import keras_internals
-from zoo.errors import UsageError
+from zoo.errors import UsageError, compiled
 
 
 def apply_remat(model: keras.Model, pattern: str) -> list[str]:
@@ -29,12 +27,7 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
     Raises:
       UsageError: for an invalid pattern, or one that matches no layer.
     """
-    try:
-        matches = re.compile(pattern).fullmatch
-    except re.error as error:
-        raise UsageError(
-            f"trainer.remat is a regular expression. Received: {pattern!r} ({error})."
-        ) from None
+    matches = compiled("trainer.remat", pattern).fullmatch
     found, names = [], []
 
     def visit(layer):

@@ -21,7 +21,7 @@ from keras import layers
 from trainers import keras_internals
 from trainers.compress.decomposition import CONVOLUTIONS, Kernel
 from trainers.workdir import read_config
-from zoo.errors import UsageError
+from zoo.errors import UsageError, compiled
 from zoo.layers.low_rank import (
     LowRank,
     LowRankConv,
@@ -64,12 +64,7 @@ def factorable(model: keras.Model) -> tuple[dict[str, layers.Layer], dict[str, l
 
 
 def _chosen(model: keras.Model, pattern: str) -> dict[str, layers.Layer]:
-    try:
-        matches = re.compile(pattern).search
-    except re.error as error:
-        raise UsageError(
-            f"compress.low_rank.pattern is a regular expression. Received: {pattern!r} ({error})."
-        ) from None
+    matches = compiled("compress.low_rank.pattern", pattern).search
     found, beyond = factorable(model)
     out = ", or leave it out by compress.low_rank.pattern"
     for path in filter(matches, beyond):

@@ -5,7 +5,6 @@ pass sees them sparse. Masks are part of a checkpoint: a resumed run goes on wit
 """
 
 import math
-import re
 
 import keras
 import tensorflow as tf
@@ -13,7 +12,7 @@ from keras import layers
 
 from trainers import keras_internals
 from trainers.compress.tfmot import engines
-from zoo.errors import UsageError
+from zoo.errors import UsageError, compiled
 
 SCHEDULES = ("polynomial", "constant")
 
@@ -214,12 +213,8 @@ def _chosen(model: keras.Model, pattern: str) -> list[tuple]:
             "Pruning knows kernels of Dense, EinsumDense, convolutions and recurrent cells, and "
             f"embeddings. The model {model.name!r} trains none."
         )
-    try:
-        chosen = [pair for pair in found if re.search(pattern, pair[0].path)]
-    except re.error as error:
-        raise UsageError(
-            f"compress.pattern is a regular expression. Received: {pattern!r} ({error})."
-        ) from None
+    matches = compiled("compress.pattern", pattern).search
+    chosen = [pair for pair in found if matches(pair[0].path)]
     if not chosen:
         raise UsageError(
             f"compress.pattern matches nothing. Received: {pattern!r}; there are "

@@ -20,7 +20,7 @@ from keras import layers
 from trainers.compress.decomposition import CONVOLUTIONS
 from trainers.compress.units import Units, units
 from trainers.workdir import read_config
-from zoo.errors import UsageError
+from zoo.errors import UsageError, compiled
 from zoo.layers.transformer import TransformerBlock
 
 
@@ -91,12 +91,8 @@ def decide(model: keras.Model, sparsity: float, pattern: str) -> dict[str, int]:
 
 
 def _matching(paths: Mapping, pattern: str) -> dict:
-    try:
-        return {path: value for path, value in paths.items() if re.search(pattern, path)}
-    except re.error as error:
-        raise UsageError(
-            f"compress.structured.pattern is a regular expression. Received: {pattern!r} ({error})."
-        ) from None
+    matches = compiled("compress.structured.pattern", pattern).search
+    return {path: value for path, value in paths.items() if matches(path)}
 
 
 def settle(config, workdir: Path) -> None:
