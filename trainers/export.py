@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.workdir import model_path, read_config
+from trainers.workdir import data_section, model_path, read_config
 from zoo.data.disk import write_json
 from zoo.errors import RunError, UsageError
 
@@ -180,9 +180,7 @@ def _examples(saved: dict, workdir: str, model):
 
     arguments = dict(saved["config"]["task"])
     task = registry.build_task(arguments.pop("name"), **arguments)
-    data = dict(saved["config"]["data"])
-    if saved["tokenizer"]:
-        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
+    data = data_section(workdir, saved)
     try:
         dataset = registry.load_data(data, saved["config"]["task"])
         task.complete(saved["config"]["model"], dataset)
