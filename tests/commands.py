@@ -36,6 +36,24 @@ def zoo_process(*words, **options) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
+def started(code: str, *words, **environment) -> subprocess.Popen:
+    """Starts Python code that finds the zoo; `output` waits for it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output(process: subprocess.Popen) -> str:
+    """What a started process printed; it must end well."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
 def content(folder: Path) -> dict[str, str]:
     """Every file and folder below, with the sha256 of what it holds."""
     return {

@@ -30,6 +30,13 @@ def devices():
 
 
 @pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own, not there yet."""
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def run(collected, tmp_path):
     """Returns `run(config, dataset, **trainer_arguments) -> Trainer`, trained in a new folder."""
     from trainers.trainer import Trainer

@@ -281,8 +281,7 @@ def test_the_teacher_alone_teaches(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_cached_outputs_teach_the_same(teachers, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+def test_cached_outputs_teach_the_same(teachers, run, cache, capsys):
     data, teacher = data_of("clm"), teachers("clm")
 
     def train(**settings):
@@ -292,7 +291,7 @@ def test_cached_outputs_teach_the_same(teachers, run, tmp_path, monkeypatch, cap
 
     live, first, again = train(), train(cache=True), train(cache=True)
     assert "the teacher reads 40 examples" in capsys.readouterr().err
-    assert len([p for p in (tmp_path / "cache" / "teachers").iterdir() if p.is_dir()]) == 1
+    assert len([p for p in (cache / "teachers").iterdir() if p.is_dir()]) == 1
     assert toys.difference(first.step.net, again.step.net) == 0
     assert toys.difference(live.step.net, first.step.net) < 1e-4  # logits in float16
     assert first.arrays["teacher"].dtype == np.float16
@@ -415,8 +414,7 @@ def test_a_student_of_another_family(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noqa: F811
     dataset = numbers()
 
     def sentences(**trainer):

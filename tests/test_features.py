@@ -13,9 +13,8 @@ from zoo.tasks.image_classification import ImageClassification
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "features"
+def cache(cache):
+    return cache / "features"
 
 
 @pytest.fixture

@@ -19,9 +19,7 @@ from zoo.errors import RunError, UsageError
 RED, BLUE = (200, 30, 20), (10, 40, 220)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def save(path, colour=RED, size=(40, 30), **options):

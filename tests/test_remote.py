@@ -14,11 +14,10 @@ from zoo.errors import RunError, UsageError
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own: what another machine would have."""
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+def cache(cache, monkeypatch):
+    """What another machine would have."""
     monkeypatch.setattr(remote, "_mirrors", {})
-    return tmp_path / "cache"
+    return cache
 
 
 @pytest.fixture

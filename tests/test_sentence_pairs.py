@@ -222,9 +222,8 @@ def test_sentences_keep_their_documents():
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(tmp_path, cache):
     """A recipe's section for forty small texts of one's own."""
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
     folder = tmp_path / "texts"
     folder.mkdir()
     for d in range(40):

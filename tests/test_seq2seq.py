@@ -271,9 +271,8 @@ NUMBERS = {
 
 
 @pytest.fixture
-def numbers(tmp_path, monkeypatch):
+def numbers(tmp_path, cache):
     """Returns `numbers(**data) -> (dataset, pairs of the file)`; numbers are translated."""
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
     generator = np.random.default_rng(0)
     chosen = [generator.integers(0, 10, generator.integers(1, 6)) for _ in range(200)]
     pairs = [

@@ -10,10 +10,7 @@ from zoo.errors import RunError, UsageError
 BOOK = "\n".join(f"Line {i} of a book, naïve and 🙂, says {i * i}." for i in range(400))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

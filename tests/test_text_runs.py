@@ -24,8 +24,7 @@ def get_config(arg=""):
 
 
 @pytest.fixture
-def recipe(tmp_path, monkeypatch):
-    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+def recipe(tmp_path, cache):
     (tmp_path / "recipe.py").write_text(RECIPE)
     return tmp_path / "recipe.py"
 
