@@ -36,7 +36,8 @@ def get_config(arg: str = ""):
     config.data.tokenizer = "bpe"
     config.data.vocabulary_size = 2048
     config.data.sequence_length = 128
-    config.optimizer = optimizer("adamw", learning_rate=3e-3, weight_decay=0.1, clip_norm=1.0)
+    rate = 6e-3 / (int(arg) if arg.isdigit() else 2)  # as 1 / width (arXiv:2203.03466, table 3)
+    config.optimizer = optimizer("adamw", learning_rate=rate, weight_decay=0.1, clip_norm=1.0)
     config.schedule = schedule("cosine", warmup_steps=50, final_fraction=0.1)
     config.trainer.steps = 1500
     config.trainer.global_batch_size = 16
