@@ -3,7 +3,7 @@
     python -m benchmarks.compress_families [--recipes cnn_digits:debug ...] [--methods prune ...]
 
 Trains each recipe, compresses what it left in a process of its own, and adds a row to
-results/compress_families.csv: what the metric and the bytes after gzip became, or what was said
+results/compress_families.csv: what the metric and the bytes after gzip became, or the error
 where the command refused. Small recipes, so that the metrics say that a method works, not more.
 """
 
@@ -27,6 +27,7 @@ SAID = {
     ("distill", "gpt"): ("model.num_layers=1",),
     ("distill", "bert"): ("model.num_layers=1",),
     ("distill", "vgg16"): ("model.hidden_dim=32",),
+    ("ptq", "vgg16"): ("compress.ptq.format=litert_int8",),
     ("ptq", "gpt"): ("compress.ptq.format=keras_int8",),
     ("ptq", "bert"): ("compress.ptq.format=keras_int8",),
 }
@@ -51,11 +52,13 @@ def compressed(recipe: str, method: str, workdir: Path, out: Path) -> dict:
     if done.returncode:
         return row | {"error": done.stderr.strip().splitlines()[-1]}
     found = json.loads((out / "compression.json").read_text())
-    before, after = found["before"], found["after"]
-    for name, facts in (("before", before), ("after", after)):
-        row[name] = round(facts["test"][found["metric"]], 4)
-    ratio = round(before["gzip_bytes"] / after["gzip_bytes"], 2)
-    return row | {"metric": found["metric"], "gzip_ratio": ratio}
+    metric, before, after = found["metric"], found["before"], found["after"]
+    return row | {
+        "metric": metric,
+        "before": round(before["test"][metric], 4),
+        "after": round(after["test"][metric], 4),
+        "gzip_ratio": round(before["gzip_bytes"] / after["gzip_bytes"], 2),
+    }
 
 
 def main() -> None:

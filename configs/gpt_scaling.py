@@ -11,10 +11,11 @@ Measured 2026-11-26 on 2 cores of an AMD EPYC without AVX512, float32, TensorFlo
 token of the validation split (2.187, 2.033, 1.976 and 1.943 bits a byte) at 50,112, 396,800,
 1,334,976 and 3,159,552 parameters besides the embedding. Fitted: loss = 3.729 +
 (17,950 / N)^0.254; four points and three numbers, so the floor says little. Other work ran beside
-it: 123 s to 37 minutes are no measure of speed.
+it: 170 s to 37 minutes are no measure of speed.
 
-The learning rate falls as 1 / width. With 3e-3 for all, the largest came out worse than the third:
-4.3225 against 4.066 (rows of results/scaling.csv before the last of each rung).
+The learning rate falls as 1 / width, by the argument; --config.model.depth leaves it as it is. With
+3e-3 for all, the largest came out worse than the third: 4.3225 against 4.066 (rows of
+results/scaling.csv before the last of each rung).
 """
 
 from configs.base import base, optimizer, schedule

@@ -1,14 +1,10 @@
 """Tokenizers: what is lossless, what is the same every time, and that damage is never loaded."""
 
 import itertools
-import os
 import pickle
 import random
-import subprocess
-import sys
 import threading
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +13,6 @@ from zoo.data import tokenizers
 from zoo.data.tokenizers import KINDS, SPECIAL, Tokenizer, normalize, train
 from zoo.errors import UsageError
 
-ROOT = Path(__file__).resolve().parent.parent
 LOSSLESS = ("byte", "bpe", "sentencepiece")
 SIZES = {"character": 0, "byte": 0, "word": 120, "wordpiece": 250, "bpe": 350, "sentencepiece": 380}
 
@@ -75,18 +70,6 @@ def _with(tokenizer, normalization):
     """The same tokens after another normalization."""
     _, (kind, _, payload, trained_on) = tokenizer.__reduce__()
     return Tokenizer(kind, normalization, payload, trained_on)
-
-
-def _python(code, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 # --- what text becomes, and what becomes of it --------------------------------------------------
