@@ -13,10 +13,8 @@ import pytest
 
 from tests.test_tokenizers import (
     LOSSLESS,
-    ROOT,
     SIZES,
     STRINGS,
-    _python,
     _text,
     _with,
 )
@@ -24,10 +22,24 @@ from zoo.data import tokenizers
 from zoo.data.tokenizers import KINDS, normalize, train
 from zoo.errors import RunError, UsageError
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture(scope="module")
 def trained():
     return {kind: train(kind, [_text()], SIZES[kind]) for kind in KINDS}
+
+
+def _python(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 # --- training -----------------------------------------------------------------------------------
