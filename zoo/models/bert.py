@@ -12,7 +12,8 @@ from keras import layers, ops
 
 from zoo.layers.attention import MaskBias
 from zoo.layers.dropout import Dropout
-from zoo.layers.transformer import LearnedPositions, TransformerBlock
+from zoo.layers.positions import LearnedPositions
+from zoo.layers.transformer import TransformerBlock
 from zoo.models.gpt import scale
 
 INITIALIZER_RANGE = 0.02

@@ -10,7 +10,8 @@ from keras import layers
 
 from zoo.layers.attention import MaskBias
 from zoo.layers.dropout import Dropout
-from zoo.layers.transformer import LearnedPositions, TransformerBlock, normalization
+from zoo.layers.positions import LearnedPositions
+from zoo.layers.transformer import TransformerBlock, normalization
 
 
 def build(

@@ -1,0 +1,48 @@
+"""Positions as learned vectors. Axes: B batch, T positions, C hidden_dim."""
+
+import keras
+from keras import layers, ops
+
+
+@keras.saving.register_keras_serializable("zoo")
+class LearnedPositions(layers.Layer):
+    """Adds a learned vector a position (Radford et al. 2019; Devlin et al. 2018).
+
+    Args:
+      sequence_length: the largest number of positions.
+      initializer_range: standard deviation of the vectors' start.
+    """
+
+    def __init__(self, sequence_length, initializer_range=0.02, **kwargs):
+        super().__init__(**kwargs)
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length is positive. Received: {sequence_length}.")
+        self.sequence_length, self.initializer_range = sequence_length, initializer_range
+
+    def build(self, shape):
+        self.embeddings = self.add_weight(
+            shape=(self.sequence_length, shape[-1]), name="embeddings",
+            initializer=keras.initializers.RandomNormal(stddev=self.initializer_range),
+        )  # fmt: skip
+
+    def call(self, x, first=0):
+        """Args: x (B, T, C), its positions from `first` on. Returns (B, T, C)."""
+        length = ops.shape(x)[1]
+        known = isinstance(first, int) and isinstance(length, int)
+        if known and first + length > self.sequence_length:
+            raise ValueError(
+                f"The model has {self.sequence_length} positions. Received: {first + length}."
+            )
+        table = ops.convert_to_tensor(self.embeddings)
+        rows = ops.slice(table, (first, 0), (length, table.shape[1]))
+        return x + ops.cast(rows, x.dtype)[None]
+
+    def compute_output_spec(self, x, first=0):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sequence_length": self.sequence_length,
+            "initializer_range": self.initializer_range,
+        }
