@@ -48,7 +48,8 @@ def describe(
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;
 color:#222;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
+h1{font-size:1.5rem;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.2rem .6rem;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -90,10 +91,9 @@ def page(card: Mapping) -> str:
     for name in names:
         parts.append(f"<h3>{escape(name)}</h3>")
         for sample in card["samples"][name]:
-            parts.append(
-                f"<small>{escape(sample['url'])}</small>"
-                f'<blockquote dir="auto">{escape(sample["text"])}</blockquote>'
-            )
+            parts.append(f"<small>{escape(sample['url'])}</small>")
+            text = escape(sample["text"])
+            parts.append(f'<blockquote dir="auto">{text}</blockquote>' if text else "<br>")
     parts += ["<h2>Settings</h2>", _settings(card["settings"]), "<h2>Versions</h2>"]
     parts.append(_rows(card["versions"]))
     return (
@@ -131,7 +131,11 @@ def _bar(share: float) -> str:
 
 def _rows(values: Mapping) -> str:
     def shown(value):
-        return f"{value:,.3f}" if isinstance(value, float) else escape(str(value))
+        if isinstance(value, Mapping):
+            return ", ".join(f"{shown(count)} {escape(name)}" for name, count in value.items())
+        if isinstance(value, (int, float)):
+            return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
+        return escape(str(value))
 
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{shown(v)}</td></tr>" for k, v in values.items())
     return f"<table>{rows}</table>"
