@@ -297,6 +297,14 @@ def test_only_a_recipe_is_enough(tmp_path):
     assert "notes" not in page.classes
 
 
+def test_the_distance_of_a_gan_stands_above_its_losses(tmp_path):
+    workdir = _workdir(tmp_path, [_training(40)])
+    summary = {"split": "test", "metrics": {"generator": 0.7, "frechet_distance": 2.5}}
+    (workdir / "evaluation").mkdir()
+    (workdir / "evaluation" / "test.json").write_text(json.dumps(summary))
+    assert "test frechet_distance2.5000" in _page(workdir).words
+
+
 def test_an_empty_evaluation_is_left_out(tmp_path):
     workdir = _workdir(tmp_path)
     _evaluation(workdir, [], [], NAMES)

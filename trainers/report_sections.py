@@ -165,11 +165,12 @@ def environment(values: dict) -> str:
 
 
 def _metric_tile(run) -> str:
-    """The first metric that is no loss, of the test split where there is one."""
+    """The first metric of the test split that is no loss (those of a GAN that come first are)."""
     for evaluation in run.evaluations:
         metrics = _metrics(evaluation.summary)
         if metrics:
-            name = next((name for name in metrics if name != "loss"), "loss")
+            names = ["frechet_distance", *(name for name in metrics if name != "loss"), "loss"]
+            name = next(name for name in names if name in metrics)
             checkpoint = evaluation.summary.get("checkpoint", "")
             examples = _count(evaluation.summary.get("examples"))
             detail = f"{checkpoint} checkpoint, {examples} examples"
