@@ -52,12 +52,17 @@ def _train(row, workdir=None, callbacks=(), change=None, **trainer):
 
 
 @functools.lru_cache(1)
-def _plain_net(name):
-    """What a few updates make of a model, with no setting changed."""
+def _plain(name):
+    """A run of a few updates with no setting changed, and the folder that holds its `run`."""
     from zoo.catalog import CATALOG
 
-    run = _train(next(row for row in CATALOG if row.name == name))
-    return run.step.net, run.logs
+    folder = tempfile.TemporaryDirectory()
+    row = next(row for row in CATALOG if row.name == name)
+    return _train(row, f"{folder.name}/run"), folder
+
+
+def _plain_net(row):
+    return _plain(row.name)[0].step.net
 
 
 def has_the_parameters_it_says(row):
@@ -119,25 +124,23 @@ def _only(turn):
 def trains_in_bfloat16(row):
     from tests import toys
 
-    net, logs = _plain_net(row.name)
+    plain, _ = _plain(row.name)
     mixed = _train(row, precision="mixed_bfloat16")
-    assert toys.difference(net, mixed.step.net) > 0  # it really was mixed
-    assert abs(mixed.logs["loss"] - logs["loss"]) <= 0.02 * logs["loss"]
+    assert toys.difference(plain.step.net, mixed.step.net) > 0  # it really was mixed
+    assert abs(mixed.logs["loss"] - plain.logs["loss"]) <= 0.02 * plain.logs["loss"]
 
 
 def micro_batches_equal_one_batch(row):
     from tests import toys
 
-    gap = toys.difference(_plain_net(row.name)[0], _train(row, micro_batch_size=4).step.net)
+    gap = toys.difference(_plain_net(row), _train(row, micro_batch_size=4).step.net)
     assert gap <= 1e-6, gap
 
 
 def two_replicas_equal_one(row):
     from tests import toys
 
-    gap = toys.difference(
-        _plain_net(row.name)[0], _train(row, strategy="mirrored", replicas=2).step.net
-    )
+    gap = toys.difference(_plain_net(row), _train(row, strategy="mirrored", replicas=2).step.net)
     assert gap <= 1e-6, gap
 
 
@@ -146,21 +149,21 @@ def resumes_exactly(row):
 
     from tests.test_resume import Interrupted, StopAt, assert_same_end
 
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        _train(row, f"{one}/run")
+    _, whole = _plain(row.name)
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            _train(row, f"{two}/run", callbacks=[StopAt(5)])
+            _train(row, f"{folder}/run", callbacks=[StopAt(5)])
             raise AssertionError("it was not interrupted")
         except Interrupted:
             pass
-        _train(row, f"{two}/run")
-        assert_same_end(Path(one) / "run", Path(two) / "run")
+        _train(row, f"{folder}/run")
+        assert_same_end(Path(whole.name) / "run", Path(folder) / "run")
 
 
 def compiles_under_xla(row):
     from tests import toys
 
-    gap = toys.difference(_plain_net(row.name)[0], _train(row, jit_compile=True).step.net)
+    gap = toys.difference(_plain_net(row), _train(row, jit_compile=True).step.net)
     assert gap <= 1e-4, gap
 
 
@@ -168,7 +171,7 @@ def recomputed_blocks_change_nothing(row):
     from tests import toys
 
     assert row.remat, "the row names no blocks"
-    gap = toys.difference(_plain_net(row.name)[0], _train(row, remat=row.remat).step.net)
+    gap = toys.difference(_plain_net(row), _train(row, remat=row.remat).step.net)
     assert gap <= 1e-6, gap
 
 
