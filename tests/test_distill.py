@@ -218,7 +218,7 @@ def distilled(kind, teacher, **trainer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clm", "nsp", "seq2seq"])
+@pytest.mark.parametrize("kind", ["nsp", "seq2seq"])  # two heads; projections
 def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     """The fifth batch is short, rows hold unequal numbers of tokens: padding counts for nothing."""
     data = data_of(kind)
