@@ -5,7 +5,7 @@ zoo train web_text --config.data.source=prepared:D --workdir=W
 zoo generate W --prompt="The"
 
 Input is a pattern, a folder, start addresses to crawl, or corpus:NAME; see `zoo prepare --help`.
-The rules are those of FineWeb in FineWeb's order, with deduplication over all of the input.
+The rules are those of FineWeb, with deduplication over all of the input.
 """
 
 from configs import gpt_pydoc

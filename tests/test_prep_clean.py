@@ -45,7 +45,10 @@ def test_persian_letters_in_persian_text_alone():
         "همكاري هاي اقتصادي و علمي و فرهنگي تاكيد شد و دو طرف گفت و گو در اين باره را ادامه مي دهند"
     )
     assert clean.looks_persian(news)
-    for language, kept in (("", False), ("fa", False), ("ar", True)):
+    for language, kept in (
+        ("", False), ("fa", False), ("ar", True),
+        ("fas", False), ("fa-IR", False), ("en", False), ("arb", True), ("ur_PK", True),
+    ):  # fmt: skip
         document = Document(text=news, language=language)
         clean.clean(document, pages.settings()["clean"])
         assert ("ك" in document.text) == kept

@@ -122,8 +122,24 @@ def test_groups_repeats_candidates_and_frequent_lines():
     found, first = dedup.frequent(hashes, keys, 2)
     assert (found.tolist(), first.tolist()) == ([4], [2])
     many = dedup.candidates(np.zeros(1000, np.uint64), np.arange(1000, dtype=np.uint64))
-    assert len(many) < 1000 * dedup.ALL_PAIRS
+    half = dedup.ALL_PAIRS // 2
+    links = set()
+    for i in range(1000):
+        links |= {(other, i) for other in (*range(min(half, i)), *range(max(0, i - half), i))}
+    assert set(map(tuple, many.tolist())) == links
     assert dedup.groups([many]).shape == (999, 2)
+
+
+def test_a_long_document_is_sketched_in_pieces(monkeypatch):
+    found = np.arange(1000, dtype=np.uint32) * 7
+    whole = dedup.band_hashes(found, 25, 8)
+    monkeypatch.setattr(dedup, "_AT_ONCE", 300)
+    assert dedup.band_hashes(found, 25, 8) == whole
+    assert dedup.band_hashes(found[:900], 25, 8) != whole
+
+
+def test_vowel_signs_make_no_words_of_their_own():
+    assert dedup.normal("हिन्दी, کِتاب!") == "हिन्दी کِتاب"
 
 
 @pytest.mark.parametrize("parts", [1, 7])

@@ -127,6 +127,50 @@ def test_addresses(tmp_path):
         assert reason("address", ENGLISH, url=url, **changes)[0] == said, url
 
 
+HINDI = " ".join(["नदी के किनारे एक छोटा सा गाँव था जहाँ लोग सुबह खेतों में काम करते थे।"] * 9)
+
+
+def test_vowel_signs_are_parts_of_words():
+    """Of the language's 15 words here the mean is 3.5 characters, and 2.6 without the signs."""
+    assert reason("gopher_quality", HINDI, "hi")[0] == ""
+    assert filters._WORD.findall("हिन्दी کِتاب ❤️") == ["हिन्दी", "کِتاب"]
+    assert filters._MARKS.sub("", "«की।") == "की"
+
+
+def test_citations_end_no_line():
+    lines = ["The river rose over its banks in the night.[3]",
+             "Nobody knew of it until the morning came. [citation needed]"]  # fmt: skip
+    text = "\n".join(lines * 3)
+    found, document = reason("c4", text, min_sentences=6)
+    assert found == ""
+    assert document.text.split("\n")[:2] == [line.partition("[")[0].rstrip() for line in lines]
+    assert reason("c4", text, min_sentences=7)[0] == "few sentences"
+
+
+def test_a_line_that_is_kept_is_a_sentence_at_least():
+    """As in C4, and in FineWeb's code: of six lines without a full stop there are six."""
+    text = "\n".join(f"First take {n} wooden boards and put them down" for n in range(6))
+    assert reason("c4", text, min_sentences=6)[0] == ""
+    assert reason("c4", text, min_sentences=7)[0] == "few sentences"
+
+
+def test_ends_of_lines_are_those_of_fineweb():
+    ended = ["He went on...", "They said 'no'", "Was it so?", "So it was.", "این بود؟", "«بله»"]
+    least = {"min_lines_ended": 1.0, "max_short_lines": 1.0, "max_newlines": 1.0}
+    assert reason("fineweb", "\n".join(ended), **least)[0] == ""
+    assert reason("fineweb", "\n".join([*ended, "and so on,"]), **least)[0] == "lines without end"
+
+
+def test_persian_word_lists(tmp_path):
+    """Words go on behind a ZWNJ; a list may have a mark, and Arabic letters as the text had."""
+    path = tmp_path / "words.txt"
+    path.write_text("\ufeffکس\nكثيف\n")
+    for text, said in (("هیچ\u200cکس نبود", ""), ("کس نبود", "blocked word"),
+                       ("بسیار کثیف بود", "blocked word")):  # fmt: skip
+        assert reason("blocked_words", text, "fa", file=str(path))[0] == said, text
+    assert reason("toxicity", "بسیار کثیف بود", "fa", file=str(path))[0] == "toxic"
+
+
 def test_word_lists_and_scorers(tmp_path, monkeypatch):
     path = tmp_path / "words.txt"
     path.write_text("wooden bridge\nکتاب\n")

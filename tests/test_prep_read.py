@@ -87,6 +87,43 @@ def test_a_corpus_by_name():
     assert found[0].source == "pydoc"
 
 
+def test_what_parquet_cannot_say_costs_its_row_alone(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    broken = pyarrow.array([b"one", b"\xff", b"three"]).cast(pyarrow.binary())
+    texts = pyarrow.StringArray.from_buffers(3, *broken.buffers()[1:])
+    dates = pyarrow.array([0, 0, 1_700_000_000_000], pyarrow.timestamp("s"))  # milliseconds, meant
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "date": dates}), path)
+    found, unreadable = read_all(path)
+    assert [(x.text, x.date) for x in found] == [("one", "1970-01-01 00:00:00"), ("three", "")]
+    assert unreadable == {"records damaged": 1}
+
+
+def test_half_a_surrogate_pair_makes_no_text_of_a_page(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"html": "<p>Hi \\ud83d there</p>", "text": "other"}\n')
+    (found,), _ = read_all(tmp_path / "a.jsonl", html_field="html")
+    assert (found.html, found.text) == ("<p>Hi \N{REPLACEMENT CHARACTER} there</p>", "")
+
+
+def test_what_was_prepared_is_no_input(tmp_path):
+    """Neither the folder that is written to, wherever it lies, nor one of an earlier run."""
+    for folder, name in (("a", "x.txt"), ("a/D/text", "y.txt"), ("a/D2/work", "z.txt")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_text("text")
+    for pattern in (tmp_path / "a", tmp_path / "a" / "**" / "*.txt"):
+        skipped = Counter()
+        (tmp_path / "a/D2/prepared.json").unlink(missing_ok=True)
+        found = files.find([str(pattern)], skipped, tmp_path / "a" / "D")
+        assert [x.path.rpartition("/")[2] for x in found] == ["z.txt", "x.txt"]
+        assert not skipped
+    (tmp_path / "a/D2/prepared.json").write_text("{}")
+    (found,) = files.find([str(tmp_path / "a")], skipped, tmp_path / "a" / "D")
+    assert found.path.endswith("x.txt")
+    assert skipped == {"folders of prepared text": 1}
+
+
 @pytest.mark.parametrize("ending", [".warc.gz", ".jsonl", ".parquet"])
 def test_stripes_share_a_file_out(tmp_path, ending):
     path = tmp_path / f"many{ending}"

@@ -28,6 +28,11 @@ _NEEDS_JOINERS = re.compile(
     "\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1800-\u18af]"  # India to Mongolia
 )
 _EMOJI = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
+# Codes of Persian, and of what else is written in Arabic letters.
+_PERSIAN = ("fa", "fas", "per", "pes", "prs")
+_OTHERS = (
+    "ar", "ara", "arb", "arz", "ckb", "ku", "ps", "pus", "sd", "snd", "ug", "uig", "ur", "urd",
+)  # fmt: skip
 # Letters that Persian has and Arabic has not: peh, cheh, zheh, gaf, keheh, farsi yeh.
 _PERSIAN_ONLY = re.compile("[\u067e\u0686\u0698\u06af\u06a9\u06cc]")
 # And Arabic, which Persian hardly writes: teh marbuta, alef with hamza above and below.
@@ -46,8 +51,10 @@ def clean(document: Document, settings: Mapping) -> str:
     text = document.text
     if settings["repair"] and not text.isascii():
         text = repaired(text)
-    known = document.language
-    text = tidy(text, persian=known == "fa" or (not known and looks_persian(text)))
+    known = document.language.lower().replace("_", "-").partition("-")[0]
+    # Other codes are taken at their word where they write Arabic letters; templates say "en".
+    persian = known in _PERSIAN or (known not in _OTHERS and looks_persian(text))
+    text = tidy(text, persian)
     title = tidy(document.title)
     for kind in settings["mask"]:
         text, title = mask(text, kind), mask(title, kind)

@@ -19,7 +19,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-_WORD = re.compile(r"\w+(?:\u200c\w+)*")
+from zoo.prep.languages import LETTERS
+
+_WORD = re.compile(rf"[{LETTERS}]+(?:\u200c[{LETTERS}]+)*")
+_AT_ONCE = 1 << 14  # shingles that are permuted at once: datasketch holds a row for each
 # In a bucket of more documents than this, each is compared to the first and the last ones before.
 ALL_PAIRS = 32
 _CACHED_WORDS = 1 << 20
@@ -62,7 +65,8 @@ def band_hashes(found: np.ndarray, bands: int, rows: int) -> list[int]:
     """Returns a hash of 64 bits for each band of the MinHash of shingles."""
     sketch = _sketch(bands * rows)
     sketch.clear()
-    sketch.update_batch(found.tolist())
+    for first in range(0, len(found), _AT_ONCE):
+        sketch.update_batch(found[first : first + _AT_ONCE].tolist())
     data = sketch.hashvalues.tobytes()
     size = len(data) // bands
     return [
@@ -122,15 +126,15 @@ def candidates(hashes: np.ndarray, keys: np.ndarray) -> np.ndarray:
         members = keys[start : start + count]
         if count <= ALL_PAIRS:
             first, second = np.triu_indices(count, 1)
-        else:
-            half = ALL_PAIRS // 2
-            links = [
-                (other, i)
-                for i in range(1, count)
-                for other in {*range(min(half, i)), *range(max(0, i - half), i)}
-            ]
-            first, second = np.array(links).T
-        pairs.append(np.stack([members[first], members[second]], 1))
+            pairs.append(np.stack([members[first], members[second]], 1))
+            continue
+        half = ALL_PAIRS // 2
+        for place in range(half):
+            later = members[place + 1 :]
+            pairs.append(np.stack([np.full_like(later, members[place]), later], 1))
+        rest = members[half:]  # of which each was compared to the first ones
+        for back in range(1, half + 1):
+            pairs.append(np.stack([rest[:-back], rest[back:]], 1))
     return np.unique(np.concatenate(pairs), axis=0)
 
 

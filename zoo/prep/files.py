@@ -65,20 +65,22 @@ def split_input(text: str) -> tuple[list[str], list[str], list[str]]:
     return [w for w in words if w not in addresses and w not in corpora], corpora, addresses
 
 
-def find(patterns: list[str], skipped: Counter) -> list[InputFile]:
+def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -> list[InputFile]:
     """Returns the files of patterns and folders, sorted by name, each once.
 
-    Left out and counted in `skipped`: links that lead out of the folder where the pattern starts,
-    what is no plain file, what cannot be read and endings that nobody reads.
+    What lies in `out` is left out. Left out and counted in `skipped`: links that lead out of the
+    folder where the pattern starts, what is no plain file, what cannot be read, endings that nobody
+    reads, and in a folder all that an earlier `zoo prepare` left below it.
 
     Raises:
       UsageError: for a pattern that names nothing.
     """
     found: dict[str, InputFile] = {}
+    out = os.path.realpath(out) if out else ""
     for pattern in patterns:
         path = os.path.abspath(os.path.expanduser(pattern))
         if os.path.isdir(path):
-            root, names = path, _below(path)
+            root, names = path, _below(path, out, skipped)
         elif os.path.lexists(path):  # named by the user: a link is meant
             root, names = os.path.dirname(os.path.realpath(path)), [path]
         else:
@@ -87,6 +89,8 @@ def find(patterns: list[str], skipped: Counter) -> list[InputFile]:
         root, any_name = os.path.realpath(root), False
         for name in names:
             any_name = True
+            if out and _inside(name, out):
+                continue
             file = _file(name, root, skipped)
             if file:
                 found[file.path] = file
@@ -97,9 +101,20 @@ def find(patterns: list[str], skipped: Counter) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def _below(folder: str):
+def _inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([os.path.realpath(path), folder]) == folder
+
+
+def _below(folder: str, out: str, skipped: Counter):
     for place, folders, names in os.walk(folder):  # follows no links to folders
         folders.sort()
+        if out and _inside(place, out):
+            folders.clear()
+            continue
+        if "prepared.json" in names or os.path.exists(os.path.join(place, "work", "plan.json")):
+            skipped["folders of prepared text"] += 1
+            folders.clear()
+            continue
         for name in names:
             yield os.path.join(place, name)
 

@@ -15,17 +15,26 @@ from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from zoo.data.tokenizers import normalize
 from zoo.errors import RunError, UsageError
 from zoo.prep.document import Document
-from zoo.prep.languages import STOP_WORDS, count_sentences, ends_sentence, identify
+from zoo.prep.languages import (
+    LETTERS,
+    STOP_WORDS,
+    count_sentences,
+    ends_line,
+    ends_sentence,
+    identify,
+)
 from zoo.prep.word_lists import TOXIC
 
-_MARKS = re.compile(r"\A[^\w]+|[^\w]+\Z")
+_MARKS = re.compile(rf"\A[^{LETTERS}]+|[^{LETTERS}]+\Z")
 _BULLETS = ("-", "*", "•", "●", "○", "▪", "■", "‣", "–", "·")
 _ELLIPSES = ("...", "…", ". . .")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
              "use cookies")  # fmt: skip
-_WORD = re.compile(r"\w+(?:[\u200c'’-]\w+)*")
+_WORD = re.compile(rf"[{LETTERS}]+(?:[\u200c'’-][{LETTERS}]+)*")
+_CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 
 
 def language(document: Document, settings: Mapping) -> str:
@@ -157,11 +166,12 @@ def c4(document: Document, settings: Mapping) -> str:
         return "lorem ipsum"
     if "{" in text:
         return "curly bracket"
-    kept = [line for line in text.split("\n") if not line or _c4_keeps(line, settings)]
+    lines = (_CITATION.sub("", line).rstrip() for line in text.split("\n"))
+    kept = [line for line in lines if not line or _c4_keeps(line, settings)]
     shorter = re.sub("\n{3,}", "\n\n", "\n".join(kept)).strip()
     if not shorter:
         return "no lines"
-    if count_sentences(shorter) < settings["min_sentences"]:
+    if sum(map(count_sentences, kept)) < settings["min_sentences"]:
         return "few sentences"
     document.text = shorter
     return ""
@@ -184,7 +194,7 @@ def fineweb(document: Document, settings: Mapping) -> str:
     lines = [line for line in document.text.split("\n") if line]
     if not lines:
         return "no lines"
-    if sum(map(ends_sentence, lines)) < settings["min_lines_ended"] * len(lines):
+    if sum(map(ends_line, lines)) < settings["min_lines_ended"] * len(lines):
         return "lines without end"
     short = sum(len(line) <= settings["short_line"] for line in lines)
     if short > settings["max_short_lines"] * len(lines):
@@ -234,20 +244,26 @@ def _scorer(name: str, file: str):
 
 @functools.cache
 def _lines(file: str) -> frozenset[str]:
-    """Returns the lines of a list; blank ones and those after # are left out."""
+    """Returns the lines of a list, as text is after cleaning, in Persian or another language.
+
+    Blank ones and those after # are left out.
+    """
     if not file:
         return frozenset()
     try:
-        with open(file, encoding="utf-8") as lines:
-            words = {line.strip().lower() for line in lines if not line.startswith("#")}
+        with open(file, encoding="utf-8-sig") as lines:
+            words = [line.strip().lower() for line in lines if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"The list {file} cannot be read: {error}.") from None
-    return frozenset(words - {""})
+    forms = (normalize(word, form) for word in words if word for form in ("NFC", "persian"))
+    return frozenset(forms)
 
 
 @functools.cache
 def _pattern(phrases: frozenset[str]) -> re.Pattern:
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(phrases)))})(?!\w)")
+    inside = rf"[{LETTERS}\u200c]"  # words go on behind a ZWNJ
+    one = "|".join(map(re.escape, sorted(phrases)))
+    return re.compile(rf"(?<!{inside})(?:{one})(?!{inside})")
 
 
 RULES = {

@@ -2,6 +2,8 @@
 
 import functools
 import re
+import sys
+import unicodedata
 
 # Words so frequent that prose without two of them is none. English: Gopher's own eight.
 STOP_WORDS = {
@@ -20,12 +22,39 @@ STOP_WORDS = {
 }
 STOP_WORDS = {code: frozenset(words.split()) for code, words in STOP_WORDS.items()}
 
+
+def _marks() -> str:
+    """The marks that letters are combined with, as ranges of a pattern; `\\w` has none of them."""
+    ranges: list[list[int]] = []
+    for code in range(0x300, sys.maxunicode + 1):
+        # What chooses the form of an emoji is a mark too, of no letter.
+        if unicodedata.category(chr(code)) in ("Mn", "Mc") and not _selects(code):
+            if ranges and ranges[-1][1] == code - 1:
+                ranges[-1][1] = code
+            else:
+                ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+def _selects(code: int) -> bool:
+    return 0xFE00 <= code <= 0xFE0F or code >= 0xE0000
+
+
+# What words are of, for a pattern's brackets: vowel signs belong to them, in Hindi as in Arabic.
+LETTERS = rf"\w{_marks()}"
+
 # Full stop, question and exclamation marks of the scripts, and what closes a quotation after them.
 ENDS = ".!?…\u061f\u06d4\u0964\u0965\u3002\uff01\uff1f\uff0e"
 CLOSING = "\"'”’»)]›"
 _SENTENCE_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*(?=\s|$)")
 _TEXT_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*\Z")
+_LINE_ENDS = tuple(ENDS + "\"'”’»")
 _CJK_END = re.compile("[\u3002\uff01\uff1f]")
+
+
+def ends_line(line: str) -> bool:
+    """Whether a line ends in a mark of a sentence or quotation, in any script; as in FineWeb."""
+    return line.endswith(_LINE_ENDS)
 
 
 def ends_sentence(line: str) -> bool:

@@ -98,7 +98,7 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
 def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
     patterns, corpora, addresses = split_input(prep["input"])
     skipped = Counter()
-    files = find(patterns, skipped) if patterns else []
+    files = find(patterns, skipped, out) if patterns else []
     files += corpus_files(corpora)
     if addresses:
         from zoo.prep.crawl import crawl, reasons

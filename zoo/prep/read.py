@@ -20,6 +20,7 @@ _BOMS = (
 _DECLARED = re.compile(
     rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE
 )
+_DAMAGED = object()
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # What a document may bring along; the first name that is there counts.
 _FIELDS = {
@@ -229,11 +230,19 @@ def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tall
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 for place in range(batch.num_rows):
                     if mine():
-                        row = {name: batch.column(name)[place].as_py() for name in columns}
+                        row = {name: _value(batch.column(name)[place]) for name in columns}
                         if document := _of_row(row, prep, tally):
                             yield document
     except (pyarrow.ArrowException, ValueError, KeyError, NotImplementedError):
         whole.unreadable["files: damaged"] += 1
+
+
+def _value(field):
+    """Returns a field in Python; _DAMAGED for broken UTF-8, or a date that Python cannot hold."""
+    try:
+        return field.as_py()
+    except (ValueError, OverflowError):
+        return _DAMAGED
 
 
 def _corpus(name: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
@@ -268,9 +277,13 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
         return None
     text = row.get(prep["text_field"]) if prep["text_field"] else None
     html = row.get(prep["html_field"]) if prep["html_field"] else None
+    if _DAMAGED in (text, html):
+        tally.unreadable["records damaged"] += 1
+        return None
     html = decode(html) if isinstance(html, bytes) else html
     text = decode(text) if isinstance(text, bytes) else text
-    content = html if isinstance(html, str) and html else text
+    page = isinstance(html, str) and bool(html)
+    content = html if page else text
     if not isinstance(content, str) or not content.strip():
         tally.unreadable["records without text"] += 1
         return None
@@ -278,9 +291,10 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     if len(content.encode()) > prep["max_document_bytes"]:
         tally.unreadable["records too large"] += 1
         return None
-    found = Document(html=content) if content is html or html == content else Document(text=content)
+    found = Document(html=content) if page else Document(text=content)
     for field, names in _FIELDS.items():
-        value = next((row[name] for name in names if row.get(name)), "")
+        values = (row.get(name) for name in names)
+        value = next((value for value in values if value and value is not _DAMAGED), "")
         setattr(found, field, _clean(str(value))[:2000])
     return found
 
