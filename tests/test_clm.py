@@ -1,6 +1,7 @@
 """Causal language modelling: what counts as a target, and what the metrics mean."""
 
 import math
+import pickle
 
 import keras
 import numpy as np
@@ -78,6 +79,16 @@ def test_loss_and_metrics_are_sums_over_tokens(model, chunk):
     np.testing.assert_allclose(result.sums["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(result.statistics["accuracy"], [right, count])
     np.testing.assert_allclose(result.statistics["bits_per_byte"][0], loss / math.log(2), rtol=1e-5)
+
+
+def test_it_is_sent_to_other_processes_after_use(model):
+    """As a run does that goes back to a checkpoint and has input workers."""
+    tokens, segments = np.full((2, 13), 7), np.ones((2, 13), int)
+    task, batch = prepared(tokens, segments, chunk=5)
+    before = task.forward(model, batch, training=False).sums["loss"]
+    again = pickle.loads(pickle.dumps(task.prepare)).__self__
+    assert task._split[0] is model
+    assert again.forward(model, batch, training=False).sums["loss"] == before
 
 
 def test_bits_per_byte_do_not_depend_on_the_tokenizer():

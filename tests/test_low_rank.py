@@ -256,6 +256,33 @@ def test_layers_out_of_reach_are_named():
 
 
 @pytest.mark.slow
+def test_the_same_command_evaluates(trained, tmp_path, zoo_command):
+    words = (
+        "train", "cnn_digits:debug", f"--workdir={tmp_path / 'low'}", "--config.trainer.steps=25",
+        f"--config.init_from={trained[0]}", "--config.compress.low_rank.energy=0.5",
+    )  # fmt: skip
+    said = zoo_command(*words)
+    assert said.status == 0, said.err
+    again = zoo_command(*words, "--mode=eval")
+    assert again.status == 0, again.err
+    assert again.out.splitlines()[-1] in said.out
+    other = zoo_command(*words, "--config.compress.low_rank.energy=0.6", "--mode=eval")
+    assert "compress.low_rank.energy: 0.5 -> 0.6" in other.one_line()
+
+
+def test_a_budget_is_of_what_a_product_holds():
+    """Half of the parameters, and then half of those."""
+    settings = {"energy": 0.0, "budget": 0.5, "sensitivity": 0.0, "pattern": ""}
+    whole = keras.Sequential([keras.Input((64,)), layers.Dense(64, name="dense")])
+    before = whole
+    for most in (0.5, 0.25):
+        after = low_rank.rebuilt(whole, low_rank.written(low_rank.decide(before, settings)))
+        assert after.count_params() <= most * whole.count_params()
+        set_from(after, before)
+        before = after
+
+
+@pytest.mark.slow
 def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
     out = tmp_path / "small"
     words = (

@@ -292,3 +292,30 @@ def test_infinite_gradient_of_a_finite_loss_stops_too(run, tmp_path):
     number, _, arrays = last_arrays(tmp_path / "run")
     assert number == 3
     assert all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
+
+
+def test_an_evaluation_that_was_broken_off_is_made_again(run, tmp_path, monkeypatch):
+    """And the metrics of another checkpoint are not taken for those of the run."""
+    from trainers import trainer
+
+    config = toys.recipe("toy_norm", "image_classification")
+    data = toys.image_data(test=20)
+    whole = run(config, data, tmp_path / "whole").metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "write_evaluation", lambda *a: (_ for _ in ()).throw(Interrupted()))
+        with pytest.raises(Interrupted):
+            run(config, data, tmp_path / "parts")
+    assert (tmp_path / "parts" / "model.keras").exists()
+    assert run(config, data, tmp_path / "parts").metrics == whole
+    assert (tmp_path / "parts" / "report.html").exists()
+    file = tmp_path / "parts" / "evaluation" / "test.json"
+    other = {**json.loads(file.read_text()), "checkpoint": "best", "metrics": {"accuracy": 2.0}}
+    file.write_text(json.dumps(other))
+    assert run(config, data, tmp_path / "parts").metrics == whole
+
+
+def test_evaluation_takes_no_more_rows_at_once_than_training(run):
+    config = toys.recipe("toy_norm", "image_classification", micro_batch_size=2)
+    config.data.validation_size = 14
+    batches = run(config, toys.image_data()).validation.batches
+    assert {len(batch["label"]) for batch in batches} == {2}

@@ -344,3 +344,28 @@ def test_micro_batch_that_does_not_divide_is_refused(run):
         run(toys.recipe(micro_batch_size=5), toys.token_data())
     with pytest.raises(UsageError, match="global_batch_size=16 for 3 replicas"):
         run(toys.recipe(strategy="mirrored", replicas=3), toys.token_data())
+
+
+def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkeypatch):
+    """Not by their addresses: other processes have others, and would add up other tensors."""
+    from trainers import step
+
+    found = []
+    plain = tf.distribute.ReplicaContext.all_reduce
+
+    def watched(self, operation, values, *more):
+        names = [tensor.name for tensor in tf.nest.flatten(values)]
+        if operation == tf.distribute.ReduceOp.MEAN and "replica_1" not in names[0]:
+            found.append(names)
+        return plain(self, operation, values, *more)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", watched)
+    for sign in (1, -1):
+        monkeypatch.setattr(step, "id", lambda x, sign=sign: sign * id(x), raising=False)
+        config = toys.recipe(
+            "toy_norm", "image_classification", steps=1, strategy="mirrored", replicas=2
+        )
+        run(config, toys.image_data())
+    assert len(found) == 2
+    assert len(set(found[0])) == 2
+    assert found[0] == found[1]

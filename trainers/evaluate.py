@@ -121,6 +121,7 @@ def _heat(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
 
 
 def read_evaluation(workdir, split: str) -> dict[str, float]:
-    """Returns the metrics that `write_evaluation` wrote; none where it did not."""
+    """Returns the metrics that `write_evaluation` wrote of the run's end; none where it did not."""
     path = workdir / "evaluation" / f"{split}.json"
-    return read_json(path)["metrics"] if path.exists() else {}
+    found = read_json(path) if path.exists() else {"checkpoint": ""}
+    return found["metrics"] if found["checkpoint"] == "final" else {}

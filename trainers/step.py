@@ -136,10 +136,11 @@ class TrainStep(keras.Model):
         for turn, optimizer in enumerate(self.optimizers):
             gradients, sums, statistics, changes = self._turn(turn, data, weights, replicas)
             gradients = add_up(gradients)
-            changes = add_up(changes, tf.distribute.ReduceOp.MEAN)
-            for variable in self.net.non_trainable_weights:
-                if id(variable) in changes:
-                    variable.assign(changes[id(variable)])
+            # As a list: the keys of `changes` have another order in each process.
+            changing = [v for v in self.net.non_trainable_weights if id(v) in changes]
+            means = add_up([changes[id(v)] for v in changing], tf.distribute.ReduceOp.MEAN)
+            for variable, value in zip(changing, means, strict=True):
+                variable.assign(value)
             optimizer.apply(gradients, self.players[turn].model.trainable_variables)
 
             finite &= tf.math.is_finite(tf.add_n(list(add_up(sums).values())))

@@ -136,8 +136,7 @@ class Trainer:
             if self.dataset.tokenizer is not None and self.link.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             self._restore(found)
-            ended = self.done == self.total_steps or self.counters["stopped"]
-            if self.link.share(ended and (self.workdir / "model.keras").exists()):
+            if self.link.share(self._is_finished()):
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
                 return self.link.share(read_evaluation(self.workdir, "test"))
             devices = [device.name for device in tf.config.list_logical_devices()]
@@ -218,9 +217,9 @@ class Trainer:
         return found
 
     def _evaluator(self, arrays) -> Evaluator:
-        return Evaluator(
-            self.step.net, self.task, arrays, self.config.trainer.global_batch_size, self.strategy
-        )
+        trainer = self.config.trainer
+        share = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
+        return Evaluator(self.step.net, self.task, arrays, share * self.replicas, self.strategy)
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
         """Those in the work directory, as the chief sees it."""
@@ -259,6 +258,17 @@ class Trainer:
             self._event("resumed", f"from {found[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
             self._save()  # the first place to go back to
+
+    def _is_finished(self) -> bool:
+        """Whether all is there that `_finish` writes; as the chief sees it."""
+        ended = self.done == self.total_steps or self.counters["stopped"]
+        files = ("model.keras", "report.html")
+        evaluates = self.read_test and "test" in self.dataset.splits
+        return (
+            ended
+            and all((self.workdir / name).exists() for name in files)
+            and (not evaluates or bool(read_evaluation(self.workdir, "test")))
+        )
 
     def _loop(self) -> dict[str, float]:
         trainer = self.config.trainer

@@ -77,12 +77,14 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
         task = registry.build_task(task_arguments.pop("name"), **task_arguments)
         task.complete(saved["config"]["model"], dataset)
         task.check(model, dataset)
-    if dataset.fingerprint != saved["data_fingerprint"]:
+    # A teacher's sentences, which make other data of the training split alone, are not made anew.
+    taught = saved["config"].get("compress", {}).get("distill", {}).get("sentences")
+    if dataset.fingerprint != saved["data_fingerprint"] and not taught:
         print(f"zoo: {dataset.name!r} holds other data than in training.", file=sys.stderr)
-    evaluator = Evaluator(
-        model, task, dataset.splits[split], saved["config"]["trainer"]["global_batch_size"],
-        tf.distribute.get_strategy(),
-    )  # fmt: skip
+    trainer = saved["config"]["trainer"]
+    batch_size = trainer.get("micro_batch_size") or trainer["global_batch_size"]
+    strategy = tf.distribute.get_strategy()
+    evaluator = Evaluator(model, task, dataset.splits[split], batch_size, strategy)
     metrics, predictions = evaluator()
     found, samples = task.whole_split(model, dataset, split) if whole else ({}, [])
     metrics |= found

@@ -5,6 +5,7 @@ again to go on where it stopped. Model Garden's habits work: --model_dir, --mode
 """
 
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -63,6 +64,11 @@ def command(argv) -> int:
     if _MODE.value == "eval":
         from trainers.cli.evaluate import evaluate
 
+        if (Path(workdir) / "config.json").exists():
+            start_tensorflow()
+            from trainers import compress
+
+            compress.settle_weights(config, Path(workdir))
         WorkDirectory(workdir).check_recipe(as_dict(config))
         return evaluate(workdir, "test", "final", as_json=False)
 

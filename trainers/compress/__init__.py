@@ -13,15 +13,20 @@ def settle(config, workdir, dataset):
       workdir: the folder of the run, where one that was begun before has it.
       dataset: the run's data.
     """
-    from trainers.compress import low_rank, structured
-
-    structured.settle(config, workdir)
-    low_rank.settle(config, workdir, dataset)
+    settle_weights(config, workdir, dataset)
     if config.compress.distill.teacher and config.compress.distill.sentences:
         from trainers.compress.teacher_files import taught_sentences
 
         dataset = taught_sentences(dataset, config.compress.distill.to_dict(), config)
     return dataset
+
+
+def settle_weights(config, workdir, dataset=None) -> None:
+    """The part of `settle` that follows from weights; of a run that was begun it takes no data."""
+    from trainers.compress import low_rank, structured
+
+    structured.settle(config, workdir)
+    low_rank.settle(config, workdir, dataset)
 
 
 def changed(model, settings: dict):

@@ -26,6 +26,7 @@ class Kernel:
     Attributes:
       value: as the layer has it.
       inputs: how many of a matrix' axes, the first ones, are summed over; 0 for a convolution.
+      held: numbers that its layer holds: its own, or those of its factors.
     """
 
     value: np.ndarray
@@ -48,6 +49,7 @@ class Kernel:
 
     def __post_init__(self):
         shape = self.value.shape
+        self.held = self.value.size
         self.points = int(np.prod(shape[:-2])) if not self.inputs else 0
         if self.inputs:
             self._views = [self.value.reshape(int(np.prod(shape[: self.inputs])), -1)]
@@ -68,11 +70,6 @@ class Kernel:
             values = np.maximum(np.linalg.eigvalsh(small)[::-1], 0)
             found.append(np.cumsum(values) / max(values.sum(), 1e-30))
         return found
-
-    @property
-    def size(self) -> int:
-        """Numbers in it."""
-        return self.value.size
 
     def ranks(self, energy: float) -> tuple[int, ...]:
         """The lowest ranks that keep that share; what two axes lose together is halved."""

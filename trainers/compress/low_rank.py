@@ -123,6 +123,9 @@ def decide(
     """
     chosen = _chosen(model, settings["pattern"])
     kernels = {path: Kernel.of(layer) for path, layer in chosen.items()}
+    for path, layer in chosen.items():
+        if isinstance(layer, LowRank):
+            kernels[path].held = sum(part_kernel(part).numpy().size for part in layer.parts)
     if settings["energy"]:
         ranks = _at(kernels, settings["energy"])
     elif settings["budget"]:
@@ -140,14 +143,14 @@ def decide(
 
 def _at(kernels: Mapping[str, Kernel], energy: float) -> dict[str, tuple[int, ...]]:
     ranks = {path: kernel.ranks(energy) for path, kernel in kernels.items()}
-    return {p: r for p, r in ranks.items() if any(r) and kernels[p].size_at(r) < kernels[p].size}
+    return {p: r for p, r in ranks.items() if any(r) and kernels[p].size_at(r) < kernels[p].held}
 
 
 def _within(kernels: Mapping[str, Kernel], budget: float, parameters: int) -> dict:
     """The largest energy, one for all kernels, at which the model is small enough."""
 
     def size(ranks):
-        saved = sum(kernels[p].size - kernels[p].size_at(r) for p, r in ranks.items())
+        saved = sum(kernels[p].held - kernels[p].size_at(r) for p, r in ranks.items())
         return (parameters - saved) / parameters
 
     low, high = 0.0, 1.0
@@ -169,7 +172,7 @@ def _measured(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int
     for path, kernel in kernels.items():
         for energy in _LADDER:
             ranks = kernel.ranks(energy)
-            if not any(ranks) or kernel.size_at(ranks) >= kernel.size:
+            if not any(ranks) or kernel.size_at(ranks) >= kernel.held:
                 continue
             with _replaced(chosen[path], kernel, ranks):
                 loss = measure()

@@ -92,6 +92,13 @@ class Task:
     generates = ""
     variables: tuple = ()
 
+    def __getstate__(self):
+        """What is sent to other processes: no parts of a model that were kept for the next use."""
+        return {
+            key: (None, None) if key in ("_split", "_translator") else value
+            for key, value in vars(self).items()
+        }
+
     def complete(self, arguments: dict, dataset) -> dict:
         """Returns the builder's arguments with those that follow from the data filled in.
 
