@@ -7,6 +7,9 @@
 Teacher and students are trained with the same recipe, number of steps and data, each in a process
 of its own; the metrics are those of the test split. Rows go to results/distill.csv; "recovered" is
 the share of the gap between the student alone and the teacher that the taught student makes up.
+
+Tried on the validation split with one seed (alone 3.859, teacher 3.570): alpha 0.5 at a temperature
+of 2, 3.742; alpha 0.9 at 1, 3.773, with hidden=1.0 3.796; alpha 1.0 at 2, 3.810.
 """
 
 import argparse
