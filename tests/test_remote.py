@@ -1,6 +1,7 @@
 """Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -103,6 +104,92 @@ def test_what_a_kill_kept_from_being_copied_is_kept(bucket):
     assert (again / "metrics.jsonl").read_text() == "new"
     again.close()
     assert "metrics.jsonl" in files(f"{bucket}/run")
+
+
+@pytest.mark.parametrize("purged", ["", "checkpoints/a.npz"])
+def test_what_is_purged_from_the_cache_stays_in_the_bucket(bucket, monkeypatch, purged):
+    """All of the copy, or a file of it, between two commands."""
+    names = {"config.json", "checkpoints/a.npz", "checkpoints/b.npz"}
+    folder = WorkDirectory(f"{bucket}/run").open()
+    (folder / "checkpoints").mkdir()
+    for name in names:
+        (folder / name).write_text("{}")
+    folder.close()
+    monkeypatch.setattr(remote, "_mirrors", {})
+    if purged:
+        (folder / purged).unlink()
+    else:
+        shutil.rmtree(folder.path)
+    with remote.localized(["zoo", f"{bucket}/run"]) as (_, path):
+        assert path == str(folder.path)
+        assert all((folder / name).exists() for name in names)
+        (folder / "checkpoints/b.npz").unlink()  # by the command itself
+    assert files(f"{bucket}/run") == names - {"checkpoints/b.npz"}
+
+
+def test_half_a_copy_is_never_copied_back(bucket, monkeypatch):
+    """A command that was killed while it copied, and another that ends after that."""
+    folder = WorkDirectory(f"{bucket}/run").open()
+    for name in ("a.json", "b.json"):
+        (folder / name).write_text("old")
+    folder.close()
+    with remote.localized(["zoo", f"{bucket}/run"]):
+        reader = remote.mirror_of(folder.path)
+        for name in ("a.json", "b.json"):
+            tf.io.gfile.remove(f"{bucket}/run/{name}")
+            with tf.io.gfile.GFile(f"{bucket}/run/{name}", "w") as file:
+                file.write("newer")
+        copy, count = tf.io.gfile.copy, iter(range(9))
+
+        def killed(*words, **more):
+            if next(count):
+                raise Interrupted
+            copy(*words, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tf.io.gfile, "copy", killed)
+            with pytest.raises(Interrupted):
+                remote.Mirror(reader.remote, reader.path).pull()
+    for name in ("a.json", "b.json"):
+        with tf.io.gfile.GFile(f"{bucket}/run/{name}") as file:
+            assert file.read() == "newer"
+    assert (remote.local(f"{bucket}/run") / "b.json").read_text() == "newer"
+
+
+def test_a_file_that_goes_while_it_is_copied(bucket, cache, monkeypatch):
+    """As the oldest checkpoint of a run on another machine does."""
+    folder = WorkDirectory(f"{bucket}/run").open()
+    for name in ("a.json", "b.json"):
+        (folder / name).write_text("{}")
+    folder.close()
+    another_machine(cache, monkeypatch)
+    copy = tf.io.gfile.copy
+
+    def gone(source, *words, **more):
+        if source.endswith("b.json"):
+            tf.io.gfile.remove(source)
+        copy(source, *words, **more)
+
+    monkeypatch.setattr(tf.io.gfile, "copy", gone)
+    assert [path.name for path in remote.local(f"{bucket}/run").iterdir()] == ["a.json"]
+
+
+def test_what_lies_beside_goes_with_it(tmp_path):
+    """The description of an exported folder; it goes where that was taken away since."""
+    bucket = f"file://{tmp_path}/bucket"  # in ram:// sm.json lies in sm, too
+    with remote.localized(["zoo", f"--out={bucket}/sm"]) as (_, word):
+        folder = Path(word.removeprefix("--out="))
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").write_text("model")
+        Path(f"{folder}.json").write_text("{}")
+    assert files(bucket) == {"sm/saved_model.pb", "sm.json"}
+    for name in ("sm/saved_model.pb", "sm.json"):
+        tf.io.gfile.remove(f"{bucket}/{name}")
+    tf.io.gfile.rmtree(f"{bucket}/sm")
+    with remote.localized(["zoo", f"--out={bucket}/sm"]):
+        assert not folder.exists()
+        assert not Path(f"{folder}.json").exists()
+    assert not files(bucket)
 
 
 def test_a_folder_in_which_this_machine_trains_is_left_alone(bucket):

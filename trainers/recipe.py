@@ -179,8 +179,8 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     places = [
         (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),
     ]  # fmt: skip
-    if isinstance(config.model.get("weights"), str):
-        places.append((config.model, "weights"))
+    more = (config.model, "weights"), (config.task, "classifier"), (config.data, "manual_dir")
+    places += [(section, key) for section, key in more if isinstance(section.get(key), str)]
     for section, key in places:
         path = Path(section[key]).expanduser()
         if section[key] and path.exists():

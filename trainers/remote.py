@@ -10,6 +10,7 @@ Two machines that train in one folder at a time are not noticed: take one folder
 """
 
 import contextlib
+import fcntl
 import re
 import shutil
 import sys
@@ -24,6 +25,7 @@ from zoo.errors import RunError, UsageError
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")
 _FLAGS = ("--workdir=", "--model_dir=", "--out=")
+_TRIES = 3  # to copy a folder that changes meanwhile
 _mirrors: dict[Path, "Mirror"] = {}
 
 
@@ -95,7 +97,7 @@ class Mirror:
     """A remote file or folder and its copy on this machine.
 
     Files are known by what follows the address: "/config.json" in a folder, "" for the file
-    itself, ".json" for what `zoo export` lays beside it.
+    itself, ".json" for what `zoo export` lays beside either.
 
     Args:
       remote: its address, without a slash at the end.
@@ -107,50 +109,78 @@ class Mirror:
         # {name: [stamp there, stamp here]} of what is equal in both; beside the copy.
         self._index = path.with_name(f".{path.name}.mirror.json")
         self._lock = threading.Lock()
+        self._seen: set[str] = set()  # what was here after the last copying
 
     def pull(self) -> None:
         """Makes the copy what the remote folder is, unless that is as it was when last copied.
 
-        Then the copy may be newer, of a process that was killed before it copied back, and stays.
+        Then the copy may be newer, of a process that was killed before it copied back, and stays;
+        only what it lacks is copied anew.
 
         Raises:
           RunError: where it cannot be read.
         """
-        with self._lock, _named(self.remote):
-            there, known = self._there(), self._known()
-            if there and there == {name: stamps[0] for name, stamps in known.items()}:
-                return
-            if _is_locked(self.path / ".lock"):
-                return  # a process of this machine trains here: nothing is newer
+        with self._alone(), _named(self.remote):
+            if not _is_locked(self.path / ".lock"):  # else this machine trains: nothing is newer
+                for more in reversed(range(_TRIES)):
+                    try:
+                        self._take_over()
+                        break
+                    except _gone():  # a run elsewhere deletes its oldest checkpoint
+                        if not more:
+                            raise
+            self._seen = set(self._here())
+
+    def _take_over(self) -> None:
+        there, known = self._there(), self._known()
+        if there and there == {name: stamps[0] for name, stamps in known.items()}:
+            lacking = [name for name in there if not Path(f"{self.path}{name}").exists()]
+        else:
+            # Without an index what follows is no whole copy, and is never copied back.
+            self._index.unlink(missing_ok=True)
             if self.path.is_dir():
                 shutil.rmtree(self.path)
-            self.path.unlink(missing_ok=True)
-            for name in there:
-                target = Path(f"{self.path}{name}")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _gfile().copy(self.remote + name, str(target), overwrite=True)
-            self._know({name: [there[name], _stamp(f"{self.path}{name}")] for name in there})
-            if there:
-                print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
+            for path in (self.path, Path(f"{self.path}.json")):
+                path.unlink(missing_ok=True)
+            known, lacking = {}, list(there)
+        for name in lacking:
+            target = Path(f"{self.path}{name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _gfile().copy(self.remote + name, str(target), overwrite=True)
+            known[name] = [there[name], _stamp(target)]
+        self._know(known)
+        if lacking:
+            print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
 
     def push(self) -> None:
-        """Copies what is new here, then deletes there what is gone here.
+        """Copies what is new here, then deletes there what this process saw here and is gone.
 
         Raises:
           RunError: where it cannot be written.
         """
-        with self._lock, _named(self.remote):
+        with self._alone(), _named(self.remote):
+            if not self._index.exists():
+                return  # another command was ended while it copied
             known, here = self._known(), self._here()
             for name in sorted(here, key=_checkpoints_last):
                 if known.get(name, [None, None])[1] != here[name]:
                     self._upload(name)
                     known[name] = [_stamp_there(self.remote + name), here[name]]
                     self._know(known)
-            for name in [name for name in known if name not in here]:
+            for name in [name for name in known if name in self._seen and name not in here]:
                 if _gfile().exists(self.remote + name):
                     _gfile().remove(self.remote + name)
                 del known[name]
                 self._know(known)
+            self._seen = set(here)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While it lasts no other thread or process of this machine copies."""
+        self._index.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, open(self._index.with_suffix(".lock"), "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _upload(self, name: str) -> None:
         address = self.remote + name
@@ -163,15 +193,12 @@ class Mirror:
         return read_json(self._index) if self._index.exists() else {}
 
     def _know(self, known: dict[str, list]) -> None:
-        self._index.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._index, known)
 
     def _here(self) -> dict[str, list]:
         """Name -> stamp of the files on this machine."""
-        if not self.path.is_dir():
-            files = [path for path in (self.path, Path(f"{self.path}.json")) if path.exists()]
-        else:
-            files = [path for path in self.path.rglob("[!.]*") if path.is_file()]
+        files = [path for path in (self.path, Path(f"{self.path}.json")) if path.is_file()]
+        files += [path for path in self.path.rglob("[!.]*") if path.is_file()]
         return {str(path).removeprefix(str(self.path)): _stamp(path) for path in files}
 
     def _there(self) -> dict[str, list]:
@@ -186,9 +213,15 @@ class Mirror:
                     for name in names
                     if not name.endswith(".tmp")
                 ]
-            elif gfile.exists(f"{self.remote}.json"):
+            if gfile.exists(f"{self.remote}.json"):
                 found.append(f"{self.remote}.json")
         return {name.removeprefix(self.remote): _stamp_there(name) for name in found}
+
+
+def _gone() -> type[Exception]:
+    import tensorflow as tf
+
+    return tf.errors.NotFoundError
 
 
 def _gfile():
@@ -216,8 +249,6 @@ def _stamp_there(address: str) -> list:
 
 
 def _is_locked(path: Path) -> bool:
-    import fcntl
-
     if not path.exists():
         return False
     with open(path, "a") as file:

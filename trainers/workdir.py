@@ -57,7 +57,7 @@ class WorkDirectory:
         self.path = remote.local(path)
         self._mirror = remote.mirror_of(self.path)
         self._lock = None
-        self._metrics = None
+        self._metrics: Path | None = None  # while training
         self._made: list[Path] = []  # folders that were not there before
 
     def __truediv__(self, name: str) -> Path:
@@ -91,9 +91,7 @@ class WorkDirectory:
 
     def close(self) -> None:
         """Gives the folder back; leaves nothing of it where it became no work directory."""
-        if self._metrics:
-            self._metrics.close()
-            self._metrics = None
+        self._metrics = None
         if self._lock:
             if not (self / "config.json").exists():
                 (self / ".lock").unlink(missing_ok=True)
@@ -200,9 +198,7 @@ class WorkDirectory:
         kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
         with atomic(path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
-        if self._metrics:
-            self._metrics.close()
-        self._metrics = open(path, "a")  # noqa: SIM115 (held while training)
+        self._metrics = path
         times = [line.get("time") for line in kept if line.get("event") == "started"]
         if times and isinstance(times[0], int | float):
             return times[0]
@@ -217,8 +213,9 @@ class WorkDirectory:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        self._metrics.write(json.dumps(values) + "\n")
-        self._metrics.flush()
+        # Closed each time: a bucket that is mounted takes a file when it is closed.
+        with open(self._metrics, "a") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 class NoDirectory(WorkDirectory):

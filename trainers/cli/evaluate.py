@@ -91,7 +91,8 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     if checkpoint == "best":
         step = read_json(directory / "best" / "metrics.json")["step"]
     else:
-        step = max(line["step"] for line in read_metrics(directory.path))
+        lines = read_metrics(directory.path)
+        step = max((line.get("step", 0) for line in lines), default=0)
     write_evaluation(
         directory, split, checkpoint, step, metrics, predictions, dataset, samples,
         None if is_litert(saved) else model,
