@@ -66,6 +66,7 @@ def test_cutout_greys_one_rectangle():
     old, new, *_ = changed("cutout:0.4")
     grey = (new == 0.5).all(-1)
     np.testing.assert_array_equal(new[~grey], old[~grey])
+    assert (old != new).any((1, 2, 3)).mean() > 0.8  # in every picture, but for the smallest ones
     areas = []
     for mask in grey & (old != new).any(-1):
         rows, columns = mask.any(1), mask.any(0)
@@ -98,6 +99,23 @@ def test_randaugment_changes_pictures_more_where_stronger():
         found = [changed(f"randaugment:{strength}", seed) for seed in range(6)]
         gaps[strength] = np.mean([np.abs(new - old).mean() for old, new, *_ in found])
     assert 0 < gaps[0.05] < gaps[0.9]
+
+
+def test_randaugment_keeps_labels():
+    """No digit upside down, none out of the picture, no colours of one bit."""
+    augment = Augment({"randaugment": 0.9})
+    layer, key = augment.layers["randaugment"], augment.keys["randaugment"]
+    key.start(tf.constant([1, 2]))
+    pictures = np.zeros((300, 8, 8, 3), "float32")
+    drawn = layer.get_random_transformation(pictures, training=True, seed=key)["transforms"]
+    for name, key, most in (
+        ("random_rotation", "angle", 27), ("random_shear", "shear_factor", 0.27),
+        ("random_translation", "translations", 0.27 * 8),
+    ):  # fmt: skip
+        values = np.asarray(drawn[name][key])
+        assert 0.9 * most < values.max() <= most, name
+        assert -most <= values.min() < -0.9 * most, name
+    assert np.all(np.asarray(drawn["random_posterization"]["shift_factor"]) == 8 - 4)
 
 
 @pytest.mark.parametrize("spec", ALL)

@@ -312,6 +312,9 @@ def test_a_stream_is_read_with_windows_of_any_length(site, tmp_path):
     data |= {"source": f"prepared:{tmp_path / 'out'}", "sequence_length": 48, "tokenizer": ""}
     dataset = load_data(data, {"name": "clm"})
     assert dataset.splits["train"]["tokens"].shape[1] == 49
+    for length in (1, 0, -3):
+        with pytest.raises(UsageError, match="sequence_length is at least 2"):
+            load_data({**data, "sequence_length": length}, {"name": "clm"})
 
 
 @pytest.mark.slow

@@ -127,6 +127,11 @@ def test_what_is_read_is_the_readers_own_and_the_map_is_not(tmp_path):
     np.testing.assert_array_equal(np.asarray(pieces, np.int32), kept)
     with pytest.raises(ValueError, match="without a copy"):
         np.asarray(pieces, copy=False)
+    for start, stop, shared in ((5, 60, True), (60, 100, True), (59, 61, False), (100, 100, False)):
+        part = pieces.part(start, stop)
+        np.testing.assert_array_equal(part, kept[start:stop])
+        assert np.shares_memory(part, mapped) == shared
+        assert part.base is None or part.base.shape != pieces.shape or shared
 
 
 def test_a_shard_is_what_the_manifest_and_numpy_say(tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,21 @@ def _keep(calls=None, names=("a", "b", "c"), splits=SPLITS):
 
 def _kept(folder):
     return tfds._dataset("toy", tfds._open_if_whole(folder))
+
+
+def test_names_of_examples_are_left_out_and_said(capsys):
+    """As cifar10's `id`, which is text."""
+    rows = {"image": np.zeros((3, 2, 2, 3), "uint8"), "label": np.arange(3),
+            "id": np.array([b"a", b"b", b"c"], object)}  # fmt: skip
+    builder = types.SimpleNamespace(
+        name="toy", data_path="D", info=types.SimpleNamespace(
+            splits={"train": types.SimpleNamespace(num_examples=6)}
+        ),
+        as_dataset=lambda **_: types.SimpleNamespace(as_numpy_iterator=lambda: iter([rows, rows])),
+    )  # fmt: skip
+    found = tfds._decode(types.SimpleNamespace(ReadConfig=lambda **_: None), builder, "train")
+    assert {key: len(array) for key, array in found.items()} == {"image": 6, "label": 6}
+    assert capsys.readouterr().err == "zoo: left out of toy: id\n"
 
 
 def test_kept_arrays_come_back_mapped_and_are_made_once(cache):

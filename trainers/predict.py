@@ -41,6 +41,11 @@ def predict_pictures(
         raise RunError(f"Cannot read {missing[0]} as a picture: there is no such file.")
     start_tensorflow()
     model = load_model(workdir, checkpoint)
+    if model.input_shape[-1] not in (1, 3):
+        raise UsageError(
+            f"zoo predict reads pictures in grey or RGB; {workdir} holds a model of pictures with "
+            f"{model.input_shape[-1]} channels."
+        )
     arrays = []
     for file in files:
         try:

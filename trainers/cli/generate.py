@@ -175,6 +175,8 @@ def _drawn(model, workdir: Path) -> int:
     _refuse(text, "A GAN draws pictures")
     if not 1 <= _COUNT.value <= 10_000:
         raise UsageError(f"--count is between 1 and 10,000. Received: {_COUNT.value}.")
+    if _SEED.value < 0:
+        raise UsageError(f"--seed is 0 or more. Received: {_SEED.value}.")
     path = Path(_OUT.value or workdir / "generated.png")
     if path.suffix != ".png" or path.is_dir():
         raise UsageError(f"--out names a .png file. Received: {path}.")

@@ -66,10 +66,11 @@ class Augment:
             if name == "flip":
                 self.layers[name] = keras.layers.RandomFlip("horizontal", dtype="float32")
             elif name == "randaugment":
-                self.layers[name] = keras.layers.RandAugment(factor=amount, **bright)
+                self.layers[name] = _rand_augment(amount, bright)
             elif name == "cutout":
+                # A factor of 1.0 alone would be a probability drawn between 0 and 1.
                 self.layers[name] = keras.layers.RandomErasing(
-                    factor=1.0, scale=(0.0, amount), fill_value=0.5, **bright
+                    factor=(1.0, 1.0), scale=(0.0, amount), fill_value=0.5, **bright
                 )
             elif name == "mixup":
                 self.layers[name] = keras.layers.MixUp(alpha=amount, dtype="float32")
@@ -125,6 +126,23 @@ class _Key(keras.random.SeedGenerator):
     def next(self, ordered=True):
         self.draws += 1
         return tf.random.experimental.stateless_fold_in(self.key, self.draws)
+
+
+def _rand_augment(strength: float, bright: dict) -> keras.layers.RandAugment:
+    """Keras' layer, whose strength bounds what it does as in the paper's code where it is 1.
+
+    Keras takes it for all of its layers alike: at 0.5 it turns pictures by up to half a turn, moves
+    them by half their width, and at 0.1 it leaves one bit of a colour.
+    """
+    layer = keras.layers.RandAugment(factor=strength, **bright)
+    layer.random_rotation.factor = (-strength / 12, strength / 12)  # of a turn: 30 degrees
+    layer.random_shear.x_factor = layer.random_shear.y_factor = (0.0, 0.3 * strength)  # either way
+    moved = layer.random_translation
+    moved.height_lower = moved.width_lower = -0.3 * strength
+    moved.height_upper = moved.width_upper = 0.3 * strength
+    bits = round(8 - 4 * strength)
+    layer.random_posterization.factor = (bits, bits)
+    return layer
 
 
 def _crop(image, numbers, smallest: float):

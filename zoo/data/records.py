@@ -342,6 +342,14 @@ class ShardedArray:
             raise IndexError(f"Rows are found by their numbers or a slice. Received: {index!r}.")
         return self._gather(index)[()]  # a single number of rows without axes is a scalar
 
+    def part(self, start: int, stop: int) -> np.ndarray:
+        """Those rows: of the map itself where they lie in one piece, otherwise a copy of them."""
+        shard = start // self._per_shard
+        if start < stop and (stop - 1) // self._per_shard == shard:
+            first = shard * self._per_shard
+            return self._shards[shard][start - first : stop - first]
+        return self[start:stop]
+
     def _rows(self, start: int, stop: int) -> np.ndarray:
         first, last = start // self._per_shard, (stop - 1) // self._per_shard
         return np.concatenate(

@@ -79,6 +79,7 @@ def from_prepared(data: Mapping) -> Dataset:
         raise UsageError(
             f"{PREPARED}D is a folder that `zoo prepare --out=D` has finished. Received: {folder}."
         )
+    _check_length(data)
     about = read_json(folder / "prepared.json")
     tokenizer = tokenizers.load(folder / "tokenizer.json")
     for key in ("packing", "sequence_length"):
@@ -130,6 +131,13 @@ def corpus_of(data: Mapping):
     return corpus
 
 
+def _check_length(data: Mapping) -> None:
+    if data["sequence_length"] < 2:
+        raise UsageError(
+            f"data.sequence_length is at least 2. Received: {data['sequence_length']}."
+        )
+
+
 def check(data: Mapping, packings: Iterable[str] = ()) -> None:
     """Checks what a text task needs of the section `data`; raises `UsageError`."""
     if data["tokenizer"] not in tokenizers.KINDS and not _tokenizer_file(data):
@@ -137,10 +145,7 @@ def check(data: Mapping, packings: Iterable[str] = ()) -> None:
             f"data.tokenizer is one of {', '.join(tokenizers.KINDS)}, or the work directory or "
             f"tokenizer.json of a trained model. Received: {data['tokenizer']!r}."
         )
-    if data["sequence_length"] < 2:
-        raise UsageError(
-            f"data.sequence_length is at least 2. Received: {data['sequence_length']}."
-        )
+    _check_length(data)
     if packings and data["packing"] not in packings:
         raise UsageError(
             f"data.packing is one of {', '.join(packings)}. Received: {data['packing']!r}."

@@ -76,8 +76,7 @@ def _dataset(name: str, records: Records) -> Dataset:
     splits, start = {}, 0
     for split, examples in records.metadata["splits"]:
         splits[split] = {
-            key: np.asarray(array)[start : start + examples]
-            for key, array in records.arrays.items()
+            key: array.part(start, start + examples) for key, array in records.arrays.items()
         }
         start += examples
     return Dataset(name, splits, tuple(records.metadata["class_names"]), records.fingerprint)
@@ -194,7 +193,15 @@ def _decode(tfds, builder, split: str) -> dict:
             read_config=tfds.ReadConfig(interleave_cycle_length=1),
         ).as_numpy_iterator()
     )
-    arrays = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    # Text, such as names of examples, is nothing that a classifier's records hold.
+    left_out = [key for key, values in batches[0].items() if values.dtype == object]
+    if left_out:
+        print(f"zoo: left out of {builder.name}: {', '.join(left_out)}", file=sys.stderr)
+    arrays = {
+        key: np.concatenate([batch[key] for batch in batches])
+        for key in batches[0]
+        if key not in left_out
+    }
     expected = builder.info.splits[split].num_examples
     for key, array in arrays.items():
         if len(array) != expected:
