@@ -9,8 +9,10 @@ import tensorflow as tf
 
 from tests import toys
 from trainers.bench import _input_rate
+from trainers.bench import bench as measure
 from trainers.cli import bench, common
 from zoo import registry
+from zoo.description import forward_flops
 from zoo.tasks.image_classification import ImageClassification
 
 
@@ -22,10 +24,20 @@ def test_bench_counts_what_it_runs(capsys):
     # Three times forward: 2.8 million multiply-adds of the convolutions and dense layers.
     macs = 26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 9 * 64 * 576 + 576 * 64 + 640
     assert found["flops"] == pytest.approx(3 * 2 * macs * 64, rel=0.05)
-    assert 0 < found["share"] < 1
+    # Below 1 on an idle machine.
+    assert found["share"] == pytest.approx(found["flops"] / found["step"] / found["peak"])
     assert found["input_samples_per_second"] == 64 * found["input_batches_per_second"]
     assert found["input_samples_per_second"] > found["appetite"] > 0
     assert found["bottleneck"] == "step"
+
+
+def test_a_frozen_part_is_left_out_as_in_training():
+    config = toys.recipe("toy_frozen", "image_classification")
+    found = measure(config, 0.2)
+    head = registry.build("toy_frozen").head
+    assert found.flops == 3 * forward_flops(head) * 16
+    config.task.feature_views = 0
+    assert measure(config, 0.2).flops > 2 * found.flops
 
 
 class SlowInput(ImageClassification):

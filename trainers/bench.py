@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from trainers.build import build_step, update_function
@@ -28,7 +29,8 @@ class Measured:
       input_samples_per_second: in examples.
       appetite: examples a second that the step takes where its batches are there already.
       bottleneck: "input" where the pipeline gives less than that, else "step".
-      flops: of one update, forward and backward (three times forward).
+      flops: of one update, forward and backward (three times forward), without a frozen part that
+        training runs once. Of a GAN, whose players run each other, it is too low.
       peak: FLOPs a second of a large matrix product in the recipe's compute type, on the same
         devices.
       share: of that peak.
@@ -81,6 +83,11 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     else:
         arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
 
+    learner = step.net
+    frozen = task.frozen(step.net)
+    if frozen.model is not None:  # training runs it once: its updates begin behind it
+        learner = step.net.head
+        arrays = task.stored(_with_features(arrays, frozen))
     batches = workers.batches(
         arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
         first_step=0, last_step=10**9,
@@ -107,8 +114,10 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     same = batches.take(replicas).cache().repeat()  # one batch, again and again
     appetite = batch / statistics.median(measure(same, seconds / 4)[0])
     rate = _input_rate(batches, replicas, seconds / 4)
-    shapes = {i.name: batches.element_spec[i.name].shape for i in step.net.inputs}
-    flops = 3 * forward_flops(step.net, {name: shape[1] for name, shape in shapes.items()}) * batch
+    lengths = {}
+    if learner is step.net:
+        lengths = {i.name: batches.element_spec[i.name].shape[1] for i in step.net.inputs}
+    flops = 3 * forward_flops(learner, lengths or None) * batch
     # Logical CPU devices share the cores; each GPU adds its own.
     accelerated = tf.config.list_logical_devices("GPU")
     peak = matmul_peak(step.net.compute_dtype) * (replicas if accelerated else 1)
@@ -139,6 +148,14 @@ def matmul_peak(dtype: str, size: int = 2048, rounds: int = 7) -> float:
         float(product())
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
+
+
+def _with_features(arrays, frozen) -> dict:
+    """Made-up examples with made-up features in place of pictures."""
+    count, width = len(arrays["image"]), frozen.model.output_shape[-1]
+    shape = (count, frozen.views, width) if frozen.views else (count, width)
+    feature = np.random.default_rng(0).random(shape, "float32")
+    return {**{key: array for key, array in arrays.items() if key != "image"}, "feature": feature}
 
 
 def _input_rate(batches: tf.data.Dataset, replicas: int, seconds: float) -> float:
