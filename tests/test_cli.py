@@ -181,6 +181,7 @@ def test_model_garden_habits(tmp_path, zoo_command):
 
 def test_evaluate_gives_what_train_gave(trained, tmp_path, zoo_command):
     path = shutil.copytree(trained[0], tmp_path / "copy")
+    (path / "metrics.jsonl").unlink()  # as where the model and its recipe alone were copied
     printed = metrics(trained[1].out.splitlines()[-2])
     answer = zoo_command("evaluate", path)
     assert answer.status == 0

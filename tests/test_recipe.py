@@ -290,6 +290,16 @@ def test_a_recipe_is_not_taken_from_another_folder_by_name(tmp_path, recipe, mon
     assert load_recipe("./cnn_mnist.py").trainer.steps == 3
 
 
+def test_paths_hold_in_whatever_folder_they_are_used(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    keys = ("init_from", "data.manual_dir", "data.tokenizer", "task.classifier")
+    for value, expected in (("there", str(tmp_path / "there")), ("nowhere", "nowhere"), ("", "")):
+        config = resolve("gan_mnist", [(key, value) for key in keys])
+        found = config.init_from, config.data.manual_dir, config.data.tokenizer
+        assert {*found, config.task.classifier} == {expected}
+
+
 # --- Model Garden's way ---------------------------------------------------------------------------
 
 
