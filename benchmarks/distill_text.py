@@ -9,7 +9,9 @@ of its own; the metrics are those of the test split. Rows go to results/distill.
 the share of the gap between the student alone and the teacher that the taught student makes up.
 
 Tried on the validation split with one seed (alone 3.859, teacher 3.570): alpha 0.5 at a temperature
-of 2, 3.742; alpha 0.9 at 1, 3.773, with hidden=1.0 3.796; alpha 1.0 at 2, 3.810.
+of 2, 3.742; alpha 0.9 at 1, 3.773, with hidden=1.0 3.796; alpha 1.0 at 2, 3.810. With 900 updates
+for the student alone it is better than this teacher of 300 (test loss 3.018 against 3.108), and
+taught it is worse than alone (3.072): a teacher must have had as many.
 """
 
 import argparse
@@ -87,8 +89,8 @@ def main() -> None:
             before, after = reached(alone), reached(taught)
             gap = before["test_loss"] - goal["test_loss"]
             keep("student alone", seed, before)
-            share = round((before["test_loss"] - after["test_loss"]) / gap, 4)
-            keep("student taught", seed, after, share)
+            made_up = before["test_loss"] - after["test_loss"]
+            keep("student taught", seed, after, round(made_up / gap, 4) if gap > 0 else "no gap")
 
 
 if __name__ == "__main__":
