@@ -16,6 +16,7 @@ from zoo.description import forward_flops
 from zoo.tasks.image_classification import ImageClassification
 
 
+@pytest.mark.alone  # other work makes the peak less, and the share more than 1
 def test_bench_counts_what_it_runs(capsys):
     argv = ["zoo bench", "cnn_digits:debug", "--seconds=0.5", "--json"]
     assert common.run(bench.command, argv) == 0
@@ -24,7 +25,7 @@ def test_bench_counts_what_it_runs(capsys):
     # Three times forward: 2.8 million multiply-adds of the convolutions and dense layers.
     macs = 26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 9 * 64 * 576 + 576 * 64 + 640
     assert found["flops"] == pytest.approx(3 * 2 * macs * 64, rel=0.05)
-    # Below 1 on an idle machine.
+    assert 0 < found["share"] < 1
     assert found["share"] == pytest.approx(found["flops"] / found["step"] / found["peak"])
     assert found["input_samples_per_second"] == 64 * found["input_batches_per_second"]
     assert found["input_samples_per_second"] > found["appetite"] > 0

@@ -152,8 +152,7 @@ def matmul_peak(dtype: str, size: int = 2048, rounds: int = 7) -> float:
 
 def _with_features(arrays, frozen) -> dict:
     """Made-up examples with made-up features in place of pictures."""
-    count, width = len(arrays["image"]), frozen.model.output_shape[-1]
-    shape = (count, frozen.views, width) if frozen.views else (count, width)
+    shape = (len(arrays["image"]), *frozen.feature_shape)
     feature = np.random.default_rng(0).random(shape, "float32")
     return {**{key: array for key, array in arrays.items() if key != "image"}, "feature": feature}
 

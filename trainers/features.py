@@ -92,10 +92,8 @@ def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
         )
         for view in range(max(1, frozen.views))
     ]  # fmt: skip
-    width = model.output_shape[-1]
-    shape = (frozen.views, width) if frozen.views else (width,)
     written = 0
-    with RecordWriter(folder, {"feature": (shape, "float32")}) as writer:
+    with RecordWriter(folder, {"feature": (frozen.feature_shape, "float32")}) as writer:
         for batches in zip(*passes, strict=True):
             views = [run(batch["image"]).numpy() for batch in batches]
             rows = np.stack(views, axis=1) if frozen.views else views[0]

@@ -10,6 +10,7 @@ Which kernel has which rank is decided once, from the weights of the model that 
 stands in the recipe from then on; the model is built with layers of `zoo.layers.low_rank`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ def decide(
     kernels = {path: Kernel.of(layer) for path, layer in chosen.items()}
     for path, layer in chosen.items():
         if isinstance(layer, LowRank):
-            kernels[path].held = sum(part_kernel(part).numpy().size for part in layer.parts)
+            kernels[path].held = sum(math.prod(part_kernel(part).shape) for part in layer.parts)
     if settings["energy"]:
         ranks = _at(kernels, settings["energy"])
     elif settings["budget"]:

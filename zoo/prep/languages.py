@@ -2,7 +2,6 @@
 
 import functools
 import re
-import sys
 import unicodedata
 
 # Words so frequent that prose without two of them is none. English: Gopher's own eight.
@@ -26,18 +25,14 @@ STOP_WORDS = {code: frozenset(words.split()) for code, words in STOP_WORDS.items
 def _marks() -> str:
     """The marks that letters are combined with, as ranges of a pattern; `\\w` has none of them."""
     ranges: list[list[int]] = []
-    for code in range(0x300, sys.maxunicode + 1):
+    for code in range(0x300, 0x20000):  # behind these two planes there is no script with marks
         # What chooses the form of an emoji is a mark too, of no letter.
-        if unicodedata.category(chr(code)) in ("Mn", "Mc") and not _selects(code):
+        if unicodedata.category(chr(code)) in ("Mn", "Mc") and not 0xFE00 <= code <= 0xFE0F:
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code
             else:
                 ranges.append([code, code])
     return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-
-
-def _selects(code: int) -> bool:
-    return 0xFE00 <= code <= 0xFE0F or code >= 0xE0000
 
 
 # What words are of, for a pattern's brackets: vowel signs belong to them, in Hindi as in Arabic.

@@ -69,6 +69,12 @@ class Frozen:
     views: int = 0
     remark: str = ""
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of what is kept of an example: (F,), or (views, F)."""
+        width = self.model.output_shape[-1]
+        return (self.views, width) if self.views else (width,)
+
 
 class Task:
     """Base of all tasks; the attributes and methods below are the whole contract.
