@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import zoo
 from benchmarks.results_file import append
 
 
@@ -34,6 +35,7 @@ def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[s
         ]
         subprocess.run(command, check=True)
         lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+        parameters = zoo.load(str(workdir)).count_params()
         split, values = "validation", {}
         if (workdir / "evaluation" / "test.json").exists():
             split = "test"
@@ -49,6 +51,8 @@ def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[s
             "split": split,
             "metric": metric,
             "value": round(values[metric], 6),
+            "parameters": parameters,
+            "arguments": " ".join(arguments),
             "training_seconds": max(line.get("seconds", 0) for line in lines),
             "samples_per_second": round(statistics.median(rates)),
         }

@@ -4,6 +4,7 @@ python -m benchmarks.workspace_table      writes it (`make workspace`); a test c
 """
 
 import csv
+import dataclasses
 import statistics
 from pathlib import Path
 
@@ -15,15 +16,30 @@ WORKSPACE = Path(__file__).parent.parent / "WORKSPACE.md"
 BEGIN, END = "<!-- models: made by `make workspace` -->", "<!-- end of models -->"
 
 
-def results() -> dict[str, str]:
-    """Returns what each recipe reached: the mean over the seeds of its last day."""
+@dataclasses.dataclass
+class Result:
+    """What the runs of a recipe's last day reached.
+
+    Attributes:
+      said: the means over the seeds, time and machine.
+      parameters: of the model that was trained.
+      arguments: of the command, besides the recipe and its work directory.
+    """
+
+    said: str
+    parameters: int
+    arguments: str
+
+
+def results() -> dict[str, Result]:
+    """Returns recipe -> what it reached."""
     found: dict[str, list[dict]] = {}
     path = RESULTS / "recipes.csv"
     if path.exists():
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 found.setdefault(row["recipe"], []).append(row)
-    said = {}
+    reached = {}
     for recipe, rows in found.items():
         rows = [row for row in rows if row["date"] == rows[-1]["date"]]
         rows = list({(row["metric"], row["seed"]): row for row in rows}.values())
@@ -33,23 +49,30 @@ def results() -> dict[str, str]:
         means = ", ".join(f"{name} {statistics.mean(v):.4f}" for name, v in values.items())
         runs = len({row["seed"] for row in rows})
         seconds = statistics.median(float(row["training_seconds"]) for row in rows)
-        said[recipe] = (
+        said = (
             f"{means}{f', mean of {runs} seeds' if runs > 1 else ''}, "
             f"{seconds:.0f} s on {rows[0]['machine']} ({rows[0]['date']})"
         )
-    return said
+        reached[recipe] = Result(said, int(rows[0]["parameters"]), rows[0]["arguments"])
+    return reached
 
 
 def table() -> str:
-    """Returns the table as Markdown."""
+    """Returns the table as Markdown: the models that recipes train, as they train them."""
     reached = results()
-    recipes = {name: load_recipe(name).model.name for name in list_recipes()}
+    recipes = {name: load_recipe(name) for name in list_recipes()}
     lines = ["| model | parameters | recipe | command | measured |", "|---|---|---|---|---|"]
     for row in CATALOG:
-        for recipe in (r for r, model in recipes.items() if model == row.name):
+        for recipe, config in recipes.items():
+            if config.model.name != row.name:
+                continue
+            its = reached.get(recipe, Result("not measured", 0, ""))
+            source = "" if config.data.source else " --config.data.source=prepared:P"
+            more = f" {its.arguments}" if its.arguments else source
+            count = f"{its.parameters:,}" if its.parameters else "–"
             lines.append(
-                f"| `{row.name}` | {row.parameters:,} | `{recipe}` | "
-                f"`zoo train {recipe} --workdir=D` | {reached.get(recipe, 'not measured')} |"
+                f"| `{row.name}` | {count} | `{recipe}` | "
+                f"`zoo train {recipe} --workdir=D{more}` | {its.said} |"
             )
     return "\n".join(lines)
 

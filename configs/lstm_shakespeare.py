@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
         raise unknown_variant(arg, ["debug"])
     config = base()
     config.model = {
-        "name": "lstm_generator_deep",
+        "name": "lstm_generator",
         "vocabulary_size": 0,
         "embedding_dim": 64,
         "hidden_dim": 512,

@@ -1,10 +1,12 @@
 """Random changes of training pictures: what they do, and that they are found again."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests import toys
+from zoo.data import Dataset
 from zoo.data.augment import Augment, parse
 from zoo.data.pipeline import evaluation_batches, training_batches
 from zoo.errors import UsageError
@@ -116,6 +118,33 @@ def test_randaugment_keeps_labels():
         assert 0.9 * most < values.max() <= most, name
         assert -most <= values.min() < -0.9 * most, name
     assert np.all(np.asarray(drawn["random_posterization"]["shift_factor"]) == 8 - 4)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_randaugment_leaves_something_to_see(strength):
+    """No negatives of whole pictures where it is weak, none that are all white where strong."""
+    augment = Augment({"randaugment": strength})
+    layer, key = augment.layers["randaugment"], augment.keys["randaugment"]
+    key.start(tf.constant([1, 2]))
+    pictures = np.broadcast_to(
+        np.linspace(0, 1, 16, dtype="float32")[:, None, None], (300, 16, 3, 3)
+    )
+    drawn = layer.get_random_transformation(pictures, training=True, seed=key)["transforms"]
+    for name in ("solarization", "random_brightness", "random_sharpness"):
+        new = np.asarray(getattr(layer, name).transform_images(pictures, drawn[name]))
+        if not strength:
+            np.testing.assert_allclose(new, pictures, atol=1e-5, err_msg=name)
+        assert np.all(new.max((1, 2, 3)) - new.min((1, 2, 3)) > 0.4), name
+    turned = np.asarray(layer.solarization.transform_images(pictures, drawn["solarization"]))
+    falls = (np.diff(turned[:, :, 0, 0], axis=1) < -0.02).mean()
+    assert falls == pytest.approx(0.5 * strength, abs=0.12)
+
+
+def test_grey_pictures_cannot_change_colours():
+    task = ImageClassification(augment=("randaugment",))
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    with pytest.raises(UsageError, match="three channels"):
+        task.check(model, Dataset("grey", {}, (), ""))
 
 
 @pytest.mark.parametrize("spec", ALL)

@@ -41,6 +41,20 @@ def test_a_frozen_part_is_left_out_as_in_training():
     assert measure(config, 0.2).flops > 2 * found.flops
 
 
+def test_a_student_is_timed_with_its_teacher(trained):
+    config = toys.recipe("cnn_classifier", "image_classification")
+    config.model.update({"num_classes": 10, "filters": (4, 4, 4)})
+    config.compress.distill.teacher = str(trained[0])
+    assert measure(config, 0.1).samples_per_second > 0
+
+
+@pytest.mark.parametrize("key", ["structured.sparsity", "low_rank.energy"])
+def test_sizes_that_would_follow_from_weights_are_refused(key, zoo_command):
+    answer = zoo_command("bench", "cnn_digits:debug", f"--config.compress.{key}=0.5")
+    assert answer.status == 2
+    assert f"compress.{key.partition('.')[0]} chooses sizes" in answer.one_line()
+
+
 class SlowInput(ImageClassification):
     """Two batches, of which one waits 0.05 s, take 0.05 s: two are prepared side by side."""
 

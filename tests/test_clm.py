@@ -87,7 +87,7 @@ def test_it_is_sent_to_other_processes_after_use(model):
     task, batch = prepared(tokens, segments, chunk=5)
     before = task.forward(model, batch, training=False).sums["loss"]
     again = pickle.loads(pickle.dumps(task.prepare)).__self__
-    assert task._split[0] is model
+    assert task.split_head.model is model
     assert again.forward(model, batch, training=False).sums["loss"] == before
 
 

@@ -109,14 +109,20 @@ def test_files_take_turns(monkeypatch):
     class File:
         def __init__(self, path, threads):
             self.path, self.threads = path, threads
+            # Only the fast one takes segments.
+            self.inputs = {"x": (), "segments": ()} if path == "fast" else {"x": ()}
 
         def one(self, inputs):
+            assert inputs.keys() == self.inputs.keys()
             calls.append((self.path, self.threads, int(inputs["x"][0])))
             now[0] += 1.0 if len(calls) == 9 else 0.004 if self.path == "slow" else 0.001
 
     monkeypatch.setattr(litert, "LiteRTFile", File)
     monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
-    found = latency.interleaved({"fast": "fast", "slow": "slow"}, {"x": np.arange(3)})
+    found = latency.interleaved(
+        {"fast": "fast", "slow": "slow"},
+        {"x": np.arange(3), "segments": np.ones(3)},
+    )
     for threads in ("1", "2"):
         assert found["slow"][threads] == pytest.approx(4)
         assert found["fast"][threads] == pytest.approx(1)

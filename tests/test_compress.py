@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -87,6 +88,9 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
         ("low_rank+ptq --config.compress.ptq.format=keras_int8", "use compress.ptq.format=litert"),
         ("prune --config.init_from=/tmp/other", "init_from is for the student of distill"),
         ("prune --config.trainer.strategy=multi_worker", "runs in one process"),
+        ("prune --config.data.validation_size=7", "data.validation_size stays"),
+        ("qat --config.task.zoom=0.5", "task.zoom stays"),
+        ("prune --config.compress.m_by_n=2,4 --config.compress.sparsity=0.5", "how many zeros"),
     ):
         method, *more = method.split()
         answer = zoo_command("compress", method, trained[0], f"--out={tmp_path / 'out'}", *more)
@@ -107,6 +111,14 @@ def test_a_plan_prunes_again(trained, tmp_path):
     assert again[0].compress.m_by_n == again[2].compress.m_by_n == (2, 4)
     assert (again[2].compress.sparsity, again[2].compress.keep_zeros) == (0.0, False)
     assert again[2].compress.qat.on
+    chosen = [("compress.m_by_n", "(2,4)")]
+    saved = tmp_path / "pruned"
+    shutil.copytree(trained[0], saved)
+    recipe = json.loads((saved / "config.json").read_text())
+    recipe["config"] = as_dict(plan(["prune"], [str(saved)], chosen)[0])
+    (saved / "config.json").write_text(json.dumps(recipe))
+    (usual,) = plan(["prune"], [str(saved)], [])
+    assert (usual.compress.sparsity, usual.compress.m_by_n) == (0.8, ())
 
 
 def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):

@@ -286,3 +286,22 @@ def test_refused_models_and_data(run):
     small = Dataset("small", {"train": {"image": np.zeros((9, 8, 8, 1), "uint8")}}, (), "small")
     with pytest.raises(UsageError, match=r"\(28, 28, 1\).*\(8, 8, 1\)"):
         GenerativeAdversarial().check(registry.build("gan_mnist", **TINY), small)
+
+
+def test_slow_variables_of_one_player(run):
+    """A pattern of one network's variables; of none's it is refused."""
+    config = recipe(steps=1)
+    config.optimizer.slow = "^generator/"
+    run(config, pictures())
+    config.optimizer.slow = "^judge/"
+    with pytest.raises(UsageError, match="slow matches no variable"):
+        run(config, pictures())
+
+
+def test_no_model_is_the_best(run):
+    """The generator's loss is lowest before the discriminator has learned anything."""
+    config = recipe(steps=4, evaluate_every=2)
+    config.data.validation_size = 16
+    trainer = run(config, pictures())
+    assert any("val_generator" in line for line in read_metrics(trainer.workdir.path))
+    assert not (trainer.workdir / "best").exists()

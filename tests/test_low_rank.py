@@ -235,6 +235,11 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
         ({"energy": 0.9999999}, "No kernel becomes smaller"),
         ({"ranks": ("hidden",)}, "holds PATH=RANK"),
         ({"ranks": ("hiden=3",)}, "the model lacks: 'hiden'"),
+        ({"ranks": ("hidden=100000",)}, "hidden takes one rank of at most"),
+        ({"ranks": ("hidden=0",)}, "hidden takes one rank of at most"),
+        ({"ranks": ("hidden=2x2",)}, "hidden takes one rank of at most"),
+        ({"ranks": ("convolution_1=4",)}, "convolution_1 takes INxOUT"),
+        ({"ranks": ("convolution_1=0x0",)}, "convolution_1 takes INxOUT"),
     ],
 )
 def test_what_no_ranks_are(settings, said, whole, run, tmp_path):
@@ -335,3 +340,10 @@ def test_a_frozen_backbone_stays_frozen():
     image = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
     outputs = product(image)
     np.testing.assert_allclose(outputs, _whole(model, product)(image), atol=1e-4)
+
+
+def test_the_smallest_budget_is_rank_one_everywhere():
+    kernel = Kernel(np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype("float32"), 0)
+    least = kernel.size_at((1, 1))
+    (ranks,) = low_rank._within({"c": kernel}, 1.001 * least / kernel.held, kernel.held).values()
+    assert ranks == (1, 1)

@@ -96,6 +96,25 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
     assert remarks == ["16 bits"]
 
 
+def test_bytes_in_integers_of_32_bits_are_bytes(tmp_path):
+    Image.fromarray(np.int32([[0, 100, 200, 255]] * 4)).save(tmp_path / "a.tif")
+    pixels, remarks = decode(tmp_path / "a.tif", (4, 4, 1))
+    assert pixels[0, :, 0].tolist() == [0, 100, 200, 255]
+    assert remarks == ["grey"]
+
+
+def test_a_split_may_lack_a_class(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "few")
+    for file in (tmp_path / "few" / "val" / "dogs").iterdir():
+        file.write_bytes(b"")
+    labels = load(tmp_path / "few").splits["validation"]["label"]
+    assert set(labels) == {0}
+    for file in (tmp_path / "few" / "val" / "cats").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(RunError, match="has no picture that can be read"):
+        load(tmp_path / "few")
+
+
 def test_fractions_are_refused(tmp_path):
     Image.fromarray(np.float32([[0.1, 0.7]])).save(tmp_path / "a.tif")
     with pytest.raises(Unreadable, match="fractions"):
@@ -239,8 +258,12 @@ def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
     shutil.copytree(folder / "val", tmp_path / "twice" / "validation")
     refused.append((tmp_path / "twice", (8, 8), UsageError, "two folders for the split"))
     shutil.copytree(folder, tmp_path / "hollow")
-    for file in (tmp_path / "hollow" / "val" / "dogs").iterdir():
+    for file in (tmp_path / "hollow" / "train" / "dogs").iterdir():
         file.write_bytes(b"")
+    shutil.copytree(folder, tmp_path / "flat")
+    shutil.rmtree(tmp_path / "flat" / "val")
+    (tmp_path / "flat" / "val").mkdir()
+    refused.append((tmp_path / "flat", (8, 8), UsageError, "has no folder for each class"))
     refused.append(
         (tmp_path / "hollow", (8, 8), RunError, "class 'dogs' has no picture.*the file is empty")
     )
@@ -319,3 +342,9 @@ def test_what_tfds_has_not_is_one_line(prepared, monkeypatch):
     with pytest.raises(RunError, match="TFDS could not prepare 'stripes'") as caught:
         zoo.data.load("tfds:stripes:1.0.0", image_size=(6, 6))
     assert "\n" not in str(caught.value)
+
+
+def test_several_sizes_ask_for_one(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    with pytest.raises(RunError, match="several sizes: set data.image_size"):
+        zoo.data.load("tfds:spots:1.2.0")

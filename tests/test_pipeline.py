@@ -124,6 +124,52 @@ def test_evaluation_reads_all_in_order_and_pads():
         np.testing.assert_array_equal(one, two)
 
 
+def test_what_an_evaluation_draws_does_not_depend_on_its_batches():
+    arrays = {"number": np.arange(21)}
+
+    def drawn(size):
+        def prepare(batch, uniform, training):
+            return {**batch, "random": uniform(3), "more": uniform(2)}
+
+        found = pipeline.evaluation_batches(arrays, prepare, batch_size=size, replicas=1)
+        return {k: np.concatenate([b[k] for b in found])[:21] for k in ("random", "more")}
+
+    one, other = drawn(4), drawn(16)
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+    assert len(np.unique(one["random"])) == 63
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_two_draws_are_the_same(training):
+    def prepare(batch, uniform, training):
+        return {**batch, "one": uniform(4), "two": uniform(4)}
+
+    arrays = {"number": np.arange(8)}
+    if training:
+        (batch,) = batches(last=1, size=8, examples=8, prepare=prepare)
+    else:
+        (batch,) = pipeline.evaluation_batches(arrays, prepare, batch_size=8, replicas=1)
+    assert not set(np.ravel(batch["one"])) & set(np.ravel(batch["two"]))
+
+
+def test_holding_out_leaves_on_the_disk_what_is_there(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(300).reshape(100, 3))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    kept, held = pipeline.hold_out({"image": mapped, "label": np.arange(100)}, 10)
+    plain, out = pipeline.hold_out({"image": np.array(mapped), "label": np.arange(100)}, 10)
+    for some, same in ((kept, plain), (held, out)):
+        assert isinstance(some["image"], pipeline.Rows)
+        assert (some["image"].shape, some["image"].dtype) == (same["image"].shape, mapped.dtype)
+        np.testing.assert_array_equal(some["image"], same["image"])
+        np.testing.assert_array_equal(some["image"][np.array([3, 1])], same["image"][[3, 1]])
+        found = pipeline.evaluation_batches(
+            some, lambda batch, *_: batch, batch_size=7, replicas=1
+        )  # fmt: skip
+        read = np.concatenate([b["image"] for b in found])[: len(some["image"])]
+        np.testing.assert_array_equal(read, same["image"])
+
+
 def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():
     arrays = {"number": np.arange(100)}
     kept, held = pipeline.hold_out(arrays, 10)

@@ -254,7 +254,8 @@ def test_a_worker_that_is_not_the_chief_warns_on_stderr(cloud, capsys):
 def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
     cloud, monkeypatch, run, tmp_path, capsys
 ):
-    from trainers.trainer import Terminated, Trainer
+    from trainers.loop import Terminated
+    from trainers.trainer import Trainer
 
     class Notice(keras.callbacks.Callback):
         """The notice comes after update 6, and is noticed before the next."""

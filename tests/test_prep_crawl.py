@@ -117,6 +117,7 @@ def test_it_follows_links_to_a_depth_and_obeys_robots(site, tmp_path):
     [
         ((200, "User-agent: keras-zoo\nDisallow: /\n"), 0),
         ((200, "User-agent: other\nDisallow: /\n"), 1),
+        ((200, "\ufeffUser-agent: *\nDisallow: /\n"), 0),
         ((404, "none"), 1),
         ((403, "no"), 0),
         ((500, "broken"), 0),
@@ -174,6 +175,31 @@ def test_what_is_large_late_or_of_another_type_is_left(site, tmp_path):
     }  # fmt: skip
     assert site.paths().count("/broken") == 2  # asked again, once
     assert site.paths().count("/loop") == crawl.REDIRECTS + 1
+
+
+def test_where_a_start_leads_is_its_site(site, tmp_path):
+    """As example.org leads to www.example.org; a link to there from elsewhere is another site."""
+    www = site.url.replace("127.0.0.1", "localhost")
+    site.page("/", status=302, body="", Location=f"{www}/home")
+    site.page("/home", "/a", f"{www}/b")
+    site.page("/a")
+    site.page("/b")
+    assert run(site, tmp_path / "led")["pages"] == 3
+    assert set(had(tmp_path / "led")) == {"/home", "/a", "/b"}
+    site.page("/", f"{www}/home")
+    assert run(site, tmp_path / "linked")["pages"] == 1
+
+
+def test_a_long_delay_is_kept(site, tmp_path, monkeypatch):
+    site.page("/")
+    monkeypatch.setattr(crawl, "LONGEST_DELAY", 0.1)
+    site.page("/", "/a")
+    site.page("/a")
+    start = time.monotonic()
+    run(site, tmp_path, delay=0.4)
+    times = [when for path, _, when in site.asked if path != "/robots.txt"]
+    assert times[1] - times[0] >= 0.4
+    assert time.monotonic() - start < 30
 
 
 def test_it_asks_again_after_an_error(site, tmp_path):

@@ -167,6 +167,22 @@ def test_encodings_are_found(encoding, declared):
     assert read.decode(data, declared)
 
 
+@pytest.mark.parametrize("declared", ["utf-8", ""])
+def test_a_stray_byte_does_not_make_utf_8_another_encoding(declared):
+    text = "Größe, naïve façade — “quoted” déjà vu, und über Straßen führt ein schöner Weg"
+    for data in (text.encode() + "é".encode()[:1], text.encode().replace(b"q", b"q\xff")):
+        found = read.decode(data, declared)
+        assert found.count("\ufffd") == 1
+        assert found.replace("\ufffd", "") == text
+
+
+def test_encodings_of_seven_bits_are_taken_at_their_word():
+    text = "日本語のページ"
+    data = text.encode("iso-2022-jp")
+    assert read.decode(data, "iso-2022-jp") == text
+    assert read.decode(b'<meta charset="iso-2022-jp">' + data).endswith(text)
+
+
 # --- bad files ------------------------------------------------------------------------------------
 
 

@@ -234,6 +234,84 @@ def test_nothing_left_is_said(tmp_path):
         prepare(tmp_path / "*.html", tmp_path / "out")
 
 
+def test_input_that_nobody_can_read_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"content": "It is here."}\n' * 3)
+    with pytest.raises(RunError, match=r"3 records without text.*prep.text_field \('text'\)"):
+        prepare(tmp_path / "a.jsonl", tmp_path / "out")
+
+
+def test_few_files_are_open_at_once(site, made, tmp_path):
+    """A shard is a file or more, and there are thousands of them in a large input."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "from tests import pages, test_prep_run\n"
+        f"test_prep_run.prepare({str(site)!r}, {str(tmp_path / 'out')!r}, shard_bytes=600)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shards = len(list((tmp_path / "out" / "text").iterdir()))
+    assert shards > 40  # of each, several files
+
+
+MODULE = """
+def scored(text):
+    return 1.0 if "museum" in text else 0.0
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_scorer_of_the_users(site, tmp_path, monkeypatch, zoo_command, workers):
+    """Found in the folder that the command runs in, by all workers; a wrong one at once."""
+    (tmp_path / "my_scorer_of_text.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    words = (
+        "prepare", "web_text:debug", "--out=D", f"--config.prep.input={site}",
+        f"--workers={workers}", "--config.prep.rules=toxicity", "--config.data.sequence_length=32",
+        "--config.data.vocabulary_size=300", "--config.prep.validation=0.2",
+    )  # fmt: skip
+    answer = zoo_command(*words, "--config.prep.toxicity.scorer=my_scorer_of_text:score")
+    assert answer.status == 2
+    assert "MODULE:FUNCTION" in answer.one_line()
+    answer = zoo_command(*words, "--config.prep.toxicity.scorer=my_scorer_of_text:scored")
+    assert answer.status == 0, answer.err
+    card = json.loads((tmp_path / "D" / "data_card.json").read_text())
+    assert "toxicity: toxic" in json.dumps(card)
+    # The command that is printed is one that runs.
+    last = answer.out.splitlines()[-1]
+    assert "--config.data.sequence_length=32 --config.data.vocabulary_size=300" in last
+
+
+def has_my_module(task):
+    assert task["module"] in sys.modules
+
+
+def test_modules_of_the_user_are_in_all_workers(tmp_path, monkeypatch):
+    (tmp_path / "my_corpora_of_text.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    with Local(2, ["my_corpora_of_text"]) as engine:
+        assert len(list(engine.run(has_my_module, [{"module": "my_corpora_of_text"}] * 4))) == 4
+    with pytest.raises(AssertionError), Local(2) as engine:
+        list(engine.run(has_my_module, [{"module": "my_corpora_of_text"}]))
+
+
+def sleeps(task):
+    time.sleep(task["seconds"])
+
+
+def test_whoever_ends_it_waits_for_no_worker():
+    def ended(engine):
+        for _ in engine.run(sleeps, [{"seconds": 0}, *[{"seconds": 600}] * 9]):
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Local(2) as engine:
+        ended(engine)
+    assert time.monotonic() - start < 60
+
+
 def test_a_full_disk_is_named(site, tmp_path, monkeypatch):
     import errno
 

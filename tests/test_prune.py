@@ -14,7 +14,7 @@ import zoo
 from configs.base import optimizer
 from tests import toys
 from tests.commands import ROOT
-from trainers.compress.prune import prunable, sparsities
+from trainers.compress.prune import Pruner, prunable, sparsities
 from zoo.errors import UsageError
 
 SPARSE = {"sparsity": 0.75, "frequency": 2, "end": 0.8}
@@ -116,8 +116,8 @@ def test_a_resumed_run_has_the_same_masks(compress, stop, run, tmp_path):
 def test_two_of_four_inputs_are_zero(run):
     done = run(recipe({"m_by_n": (2, 4)}), toys.token_data())
     for variable, inputs in prunable(done.step.net):
-        shape = variable.shape
-        flat = variable.numpy().reshape(int(np.prod(shape[:inputs])), -1)
+        size = np.prod([variable.shape[axis] for axis in inputs])
+        flat = np.moveaxis(variable.numpy(), inputs, range(len(inputs))).reshape(size, -1)
         whole = flat[: len(flat) // 4 * 4]
         zeros = (whole.reshape(-1, 4, whole.shape[1]) == 0).sum(1)
         assert (zeros == 2).all(), variable.path
@@ -133,19 +133,58 @@ def test_blocks_are_zero_together(run):
         assert zeros.mean() == pytest.approx(0.75, abs=0.04)
 
 
+class Kernels(keras.Model):
+    """Weights alone: kernels that a block covers, or one of whose sides it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.narrow = layers.Dense(1, name="narrow")
+        self.low = layers.Conv1D(5, 1, name="low")
+        self.back = layers.Conv1DTranspose(6, 3, name="back")
+        self.narrow.build((None, 9))
+        self.low.build((None, None, 3))
+        self.back.build((None, None, 4))
+
+
+@pytest.mark.parametrize("block", [(1, 16), (16, 1), (16, 16), (2, 3)])
+def test_blocks_that_are_larger_than_a_kernel(block):
+    model, step = Kernels(), keras.Variable(10, dtype="int64", trainable=False)
+    before = {v.path: v.numpy().copy() for v in model.trainable_variables}
+    pruner = Pruner(model, step, 10, sparsity=0.5, schedule="constant", block=block, end=1.0,
+                    frequency=1)  # fmt: skip
+    pruner.update()
+    for variable, inputs in pruner.kernels:
+        rest = [axis for axis in range(variable.ndim) if axis not in inputs]
+        size = np.prod([variable.shape[axis] for axis in inputs])
+        flat, was = (
+            np.transpose(x, [*inputs, *rest]).reshape(size, -1)
+            for x in (variable.numpy(), before[variable.path])
+        )
+        blocks = {
+            (i, j): (slice(i, i + block[0]), slice(j, j + block[1]))
+            for i in range(0, flat.shape[0], block[0])
+            for j in range(0, flat.shape[1], block[1])
+        }
+        sizes = {key: np.abs(was[place]).mean() for key, place in blocks.items()}
+        kept = sorted(sizes, key=sizes.get)[-max(1, round(len(blocks) * 0.5)) :]
+        for key, place in blocks.items():
+            assert (flat[place] != 0).all() == (key in kept), (variable.path, key)
+
+
 def test_kinds_of_kernels():
     tokens = keras.Input((5,), dtype="int32")
     x = layers.Embedding(7, 8, name="words")(tokens)
     x = layers.Conv1D(8, 3, name="convolution")(x)
     x = layers.EinsumDense("abc,cde->abde", (None, 2, 4), name="heads")(x)
     x = layers.EinsumDense("abde,dec->abc", (None, 8), name="out")(x)
+    x = layers.Conv1DTranspose(8, 2, name="back")(x)
     x = layers.LSTM(4, name="recurrent")(layers.LayerNormalization()(x))
     model = keras.Model(tokens, layers.Dense(3, name="last")(x))
     found = {variable.path: inputs for variable, inputs in prunable(model)}
     assert found == {
-        "words/embeddings": 1, "convolution/kernel": 2, "heads/kernel": 1, "out/kernel": 2,
-        "recurrent/lstm_cell/kernel": 1, "recurrent/lstm_cell/recurrent_kernel": 1,
-        "last/kernel": 1,
+        "words/embeddings": (0,), "convolution/kernel": (0, 1), "heads/kernel": (0,),
+        "out/kernel": (0, 1), "back/kernel": (0, 2), "recurrent/lstm_cell/kernel": (0,),
+        "recurrent/lstm_cell/recurrent_kernel": (0,), "last/kernel": (0,),
     }  # fmt: skip
     model.get_layer("heads").trainable = False
     assert "heads/kernel" not in sparsities(model)

@@ -245,3 +245,17 @@ def test_it_learns_as_tf_mot_does():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("learned") > 1
     assert found == {"loss": 0.0, "weights": 0.0, "predictions": 0.0}
+
+
+def test_a_model_inside_another_keeps_its_ranges(tmp_path):
+    """As a classifier with its preprocessing around it, in a file that is opened again."""
+    from trainers.workdir import open_model, save_model
+
+    model = registry.build("cnn_classifier", num_classes=3, filters=(2, 2, 2))
+    quantize(model)
+    served = registry.build_task("image_classification").served(model)
+    save_model(served, tmp_path / "model.keras")
+    opened = open_model(tmp_path / "model.keras")
+    assert rounds(opened)
+    image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype("uint8")
+    np.testing.assert_array_equal(opened(image), served(image))

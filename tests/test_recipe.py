@@ -293,11 +293,39 @@ def test_a_recipe_is_not_taken_from_another_folder_by_name(tmp_path, recipe, mon
 def test_paths_hold_in_whatever_folder_they_are_used(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
-    keys = ("init_from", "data.manual_dir", "data.tokenizer", "task.classifier")
+    keys = ("data.manual_dir", "data.tokenizer", "task.classifier")
+    # What a run starts from may be gone when it goes on, and has to have the same name.
+    for value in ("there", "nowhere"):
+        assert resolve(DIGITS, [("init_from", value)]).init_from == str(tmp_path / value)
+    for value in ("keras_hub:gpt2_base_en", "gs://bucket/run", ""):
+        assert resolve(DIGITS, [("init_from", value)]).init_from == value
     for value, expected in (("there", str(tmp_path / "there")), ("nowhere", "nowhere"), ("", "")):
         config = resolve("gan_mnist", [(key, value) for key in keys])
-        found = config.init_from, config.data.manual_dir, config.data.tokenizer
+        found = config.data.manual_dir, config.data.tokenizer
         assert {*found, config.task.classifier} == {expected}
+
+
+def test_names_are_no_folders(tmp_path, monkeypatch):
+    for name in ("imagenet", "bpe"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve("vgg16_transfer").model.weights == "imagenet"
+    assert resolve("gpt_pydoc", [("data.tokenizer", "bpe")]).data.tokenizer == "bpe"
+
+
+def test_nobodys_home_is_one_line():
+    assert "No user's folder" in refused("data.source=npz:~no_such_user_here/a.npz")
+
+
+@pytest.mark.parametrize("key", ["distill.alhpa", "qat.onn", "low_rank.energie"])
+def test_a_key_below_a_section_of_compress_that_is_none(recipe, key):
+    path = recipe(f"""
+        with config.unlocked():
+            config.compress.{key} = 1.0
+        return config
+    """)
+    with pytest.raises(UsageError, match=key):
+        load_recipe(path)
 
 
 # --- Model Garden's way ---------------------------------------------------------------------------

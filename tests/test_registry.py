@@ -154,6 +154,22 @@ def test_describe_equals_a_count_by_hand():
     assert {"cnn_digits", "cnn_mnist"} <= set(found.recipes)
 
 
+def test_describe_counts_all_positions():
+    """Also where positions are rotations, and no layer tells how many there are."""
+    learned, rotary = (
+        zoo.describe(name, vocabulary_size=50, sequence_length=128, num_layers=1, hidden_dim=16,
+                     num_heads=2)
+        for name in ("gpt_nano", "llama_nano")
+    )  # fmt: skip
+    assert (learned.positions, rotary.positions) == (128, 128)
+    assert rotary.flops > 0.5 * learned.flops
+    small = {"vocabulary_size": 5000, "sequence_length": 128, "num_layers": 1, "hidden_dim": 16,
+             "num_heads": 2}  # fmt: skip
+    # Words are looked up at 15 % of the positions.
+    head = 2 * 20 * 16 * 5000
+    assert head < zoo.describe("bert_mini", **small).flops < 1.8 * head
+
+
 def test_describe_allocates_nothing_then_or_later():
     model = build_abstract("cnn_classifier")
     assert len(model.variables) == 10

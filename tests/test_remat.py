@@ -95,3 +95,29 @@ def test_peak_memory_falls():
     )  # fmt: skip
     kept, recomputed = json.loads(done.stdout.splitlines()[-1])
     assert recomputed["peak_mib"] < 0.5 * kept["peak_mib"]
+
+
+def test_frozen_weights_keep_all_their_bits():
+    """Though the block computes in bfloat16, and moving statistics in it do move."""
+    from trainers.remat import apply_remat
+
+    keras.utils.set_random_seed(0)
+    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    block = keras.Sequential(
+        [
+            keras.layers.Dense(8, dtype=policy, name="frozen"),
+            keras.layers.BatchNormalization(dtype=policy, name="norm"),
+            keras.layers.Dense(8, dtype=policy, name="learns"),
+        ],
+        name="block",
+    )
+    x = keras.Input((8,))
+    model = keras.Model(x, block(x))
+    block.layers[0].trainable = False
+    before = {v.path: v.numpy().copy() for v in block.variables}
+    apply_remat(model, "block")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(model(tf.random.normal((16, 8)), training=True)))
+    tape.gradient(loss, [v.value for v in model.trainable_variables])
+    changed = {v.path for v in block.variables if (v.numpy() != before[v.path]).any()}
+    assert {path.rpartition("/")[2] for path in changed} == {"moving_mean", "moving_variance"}

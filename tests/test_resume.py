@@ -14,6 +14,7 @@ import pytest
 from configs.base import optimizer, schedule
 from tests import toys
 from trainers import checkpoint
+from trainers.workdir import read_metrics
 from zoo.data import pipeline
 from zoo.errors import RunError
 
@@ -91,7 +92,7 @@ def test_resume_with_another_number_of_replicas(run, tmp_path):
 
 
 def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
-    from trainers.trainer import Terminated
+    from trainers.loop import Terminated
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -106,6 +107,51 @@ def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     run(recipe(), data, workdir=tmp_path / "parts")
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def lines_of(workdir):
+    lines = read_metrics(workdir)
+    return [
+        {k: v for k, v in line.items() if k.startswith("val_") or k == "step"}
+        for line in lines
+        if any(key.startswith("val_") for key in line)
+    ]
+
+
+@pytest.mark.parametrize("how", ["SIGTERM before", "SIGTERM in", "kill in"])
+def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypatch):
+    """And what it would have told is told when the run goes on."""
+    from trainers import loop
+
+    evaluate, asked = loop.Loop._evaluate, []
+
+    class Terminate(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(self.model.step.numpy()) == 8 and how == "SIGTERM before":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupted(trainer):
+        if trainer.done == 8:
+            asked.append(8)
+            if how == "kill in":
+                raise Interrupted
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(trainer)
+
+    config = recipe(evaluate_every=4)
+    config.data.validation_size = 8
+    data = toys.token_data()
+    whole = run(config, data, workdir=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_evaluate", interrupted)
+        with pytest.raises((loop.Terminated, Interrupted)):
+            run(config, data, workdir=tmp_path / "parts", callbacks=[Terminate()])
+    assert asked == ([] if how == "SIGTERM before" else [8])
+    assert last_arrays(tmp_path / "parts")[0] == 8
+    again = run(config, data, workdir=tmp_path / "parts")
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    assert again.counters["best"] == whole.counters["best"]
 
 
 def test_seeds_are_in_the_checkpoint(run, tmp_path):
@@ -126,7 +172,8 @@ CHILD = """
 import sys
 from tests import test_resume, toys
 from trainers.cli.common import run
-from trainers.trainer import Terminated, Trainer
+from trainers.loop import Terminated
+from trainers.trainer import Trainer
 config = test_resume.recipe(steps=int(sys.argv[2]), checkpoint_every=4)
 try:
     Trainer(config, sys.argv[1], dataset=toys.token_data()).train()
@@ -294,6 +341,17 @@ def test_infinite_gradient_of_a_finite_loss_stops_too(run, tmp_path):
     assert all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f")
 
 
+class ReportEarly(keras.callbacks.Callback):
+    """Looks at a run that goes on, as `zoo report` does."""
+
+    def __init__(self, workdir):
+        super().__init__()
+        self.workdir = workdir
+
+    def on_train_end(self, logs=None):
+        (self.workdir / "report.html").write_text("early")
+
+
 def test_an_evaluation_that_was_broken_off_is_made_again(run, tmp_path, monkeypatch):
     """And the metrics of another checkpoint are not taken for those of the run."""
     from trainers import trainer
@@ -303,9 +361,11 @@ def test_an_evaluation_that_was_broken_off_is_made_again(run, tmp_path, monkeypa
     whole = run(config, data, tmp_path / "whole").metrics
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "write_evaluation", lambda *a: (_ for _ in ()).throw(Interrupted()))
+        report = ReportEarly(tmp_path / "parts")
         with pytest.raises(Interrupted):
-            run(config, data, tmp_path / "parts")
+            run(config, data, tmp_path / "parts", callbacks=[report])
     assert (tmp_path / "parts" / "model.keras").exists()
+    assert not (tmp_path / "parts" / "report.html").exists()
     assert run(config, data, tmp_path / "parts").metrics == whole
     assert (tmp_path / "parts" / "report.html").exists()
     file = tmp_path / "parts" / "evaluation" / "test.json"

@@ -67,6 +67,19 @@ def test_what_changes_after_the_copy_is_not_in_the_file(step, tmp_path, monkeypa
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_whoever_ends_the_process_can_wait_for_the_file(step, tmp_path, monkeypatch):
+    held = Held(monkeypatch)
+    own = saver.Saver(tmp_path, step, 3, lambda: None)
+    own.save({"best": 1})
+    own.wait_at_most(0.1)
+    assert not [x for x in tmp_path.iterdir() if x.suffix == ".npz"]
+    held.goes_on.set()
+    own.wait_at_most(60)
+    assert [x for x in tmp_path.iterdir() if x.suffix == ".npz"]
+    own.close()
+    own.wait_at_most(60)  # of nothing
+
+
 def test_a_second_save_waits_for_the_first(step, tmp_path, monkeypatch):
     held = Held(monkeypatch)
     own = saver.Saver(tmp_path, step, 3, lambda: None)

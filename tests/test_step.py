@@ -1,5 +1,8 @@
 """The mathematics of an update: the same for any number of micro-batches and replicas."""
 
+import math
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,11 @@ import tensorflow as tf
 
 from configs.base import optimizer, schedule
 from tests import toys
+from trainers.build import synchronize_normalization
+from trainers.loop import Loop
+from trainers.means import Means
+from trainers.optimizers import make_optimizer
+from zoo import registry
 from zoo.errors import UsageError
 
 BOUND = 1e-6
@@ -369,3 +377,48 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
     assert len(found) == 2
     assert len(set(found[0])) == 2
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("sgd", {"momentum": 1.5}, "No optimizer 'sgd' has such values"),
+        ("adam", {"learning_rate": -1.0}, "learning_rate is positive"),
+        ("adam", {"learning_rate": float("inf")}, "learning_rate is positive"),
+        ("adam", {"clip_norm": -1.0}, "clip_norm is 0"),
+    ],
+)
+def test_values_that_no_optimizer_has(name, changes, said):
+    with pytest.raises(UsageError, match=said):
+        make_optimizer(name, 0.1, **changes)
+
+
+def test_a_penalty_is_no_perplexity():
+    task = registry.build_task("clm")
+    means = Means(task, penalty=True)
+    taken = {**dict.fromkeys(means.metrics, (2.0, 1.0)), "regularization": (3.0, 1.0)}
+    logs = means.logs(taken)
+    assert logs["loss"] == 5.0
+    assert logs["perplexity"] == pytest.approx(math.exp(2.0))
+
+
+def test_frozen_normalisation_spans_no_replicas():
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), norm])
+    norm.trainable = False
+    assert not synchronize_normalization(model)
+    norm.trainable = True
+    assert synchronize_normalization(model)
+
+
+def test_rates_of_the_chief_are_those_of_all():
+    """As a callback of the chief's changes them; a schedule's are the same everywhere."""
+    own = keras.optimizers.SGD(0.5)
+    plan = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 10))
+    link = types.SimpleNamespace(count=2, share=lambda mine: [0.125, mine[1]])
+    loop = types.SimpleNamespace(
+        link=link, step=types.SimpleNamespace(optimizers=[own, plan])
+    )  # fmt: skip
+    Loop._take_over_rates(loop)
+    assert float(own.learning_rate) == 0.125
+    assert float(plan.learning_rate) == 0.5

@@ -84,6 +84,7 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
     [
         ("trainer.precision", "mixed_float16", "TPUs compute in bfloat16 or float32"),
         ("compress.low_rank.budget", "0.5", "compress.low_rank chooses"),
+        ("compress.structured.sparsity", "0.5", "compress.structured chooses"),
         ("compress.distill.teacher", "somewhere", "compress.distill reads"),
     ],
 )

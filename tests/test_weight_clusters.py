@@ -10,7 +10,7 @@ import zoo
 from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt
-from trainers.compress.cluster import SetClusters, cluster
+from trainers.compress.cluster import SetClusters, _centroids, cluster
 from trainers.compress.prune import prunable
 from zoo.errors import UsageError
 
@@ -121,3 +121,16 @@ def test_what_cannot_be_clustered(run, tmp_path):
     bare = keras.Model(x, layers.LayerNormalization()(x), name="bare")
     with pytest.raises(UsageError, match="The model 'bare' trains none"):
         cluster(bare, 4)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_more_clusters_than_weights(zeros):
+    """As in a small kernel of which pruning has left little."""
+    values = np.float32([[-2, -1, 3], [4, 4, 5]])
+    if zeros:
+        values[0, 1:] = 0
+    found = _centroids(values, 16)
+    assert set(found) == set(np.unique(values))
+    several = _centroids(np.float32(np.r_[np.linspace(-9, -1, 9), 0, 7]), 6)
+    assert len(np.unique(several)) == len(several) <= 6
+    assert {0.0, 7.0} <= set(several)

@@ -37,8 +37,9 @@ def train(argv) -> int:
 
     from tests import toys
     from trainers.cluster import read_cluster
+    from trainers.loop import Terminated
     from trainers.recipe import change
-    from trainers.trainer import Terminated, Trainer
+    from trainers.trainer import Trainer
 
     workdir, workers, index, *changes = argv[1:]
     cluster = read_cluster(workers, int(index), "") if workers else read_cluster()

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.build import build_step, update_function
+from trainers.compress import check_sizes
 from trainers.input_workers import InputWorkers
 from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
@@ -66,6 +67,7 @@ def bench(config, seconds: float = 10.0) -> Measured:
 
 def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     trainer = config.trainer
+    check_sizes(config.compress)
     prepare_devices(trainer.replicas, trainer.deterministic)
     strategy = make_strategy(trainer.strategy, trainer.replicas)
     replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size
@@ -89,7 +91,7 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
         learner = step.net.head
         arrays = task.stored(_with_features(arrays, frozen))
     batches = workers.batches(
-        arrays, task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
+        arrays, step.task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
         first_step=0, last_step=10**9,
     )  # fmt: skip
     run = update_function(step, strategy)
@@ -98,7 +100,7 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
         start = time.perf_counter()
         run(iterator, tf.constant(count))
         taken = step.means.take()  # waits for the device
-        return time.perf_counter() - start, taken[next(iter(task.terms))][1]
+        return time.perf_counter() - start, taken[next(iter(step.task.terms))][1]
 
     def measure(batches, seconds):
         iterator = iter(distribute(strategy, lambda shares: batches))

@@ -116,11 +116,11 @@ def split_training(dataset, validation_size: int):
 
 
 def synchronize_normalization(model: keras.Model) -> bool:
-    """Makes batch normalisation span all replicas; returns whether there is any."""
+    """Makes batch normalisation that learns span all replicas; returns whether there is any."""
     found = [
         layer
         for layer in keras_internals.all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
     for layer in found:
         layer.synchronized = True

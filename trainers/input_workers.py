@@ -14,6 +14,7 @@ TensorFlow's servers listen at free ports, without a password, as do those of se
 """
 
 import contextlib
+import functools
 import io
 import json
 import mmap
@@ -44,11 +45,14 @@ class InputWorkers:
     Args:
       count: how many; with 0 this process prepares them itself.
       leave: called, in a thread, with a line where a worker was lost; ends the process.
+      last: called by the usual `leave` before it does.
     """
 
-    def __init__(self, count: int, leave: Callable[[str], None] | None = None):
+    def __init__(
+        self, count: int, leave: Callable[[str], None] | None = None, last: Callable | None = None
+    ):
         self.count = count
-        self._leave = leave or _leave
+        self._leave = leave or functools.partial(_leave, last=last)
         self._workers: list[_Worker] = []
         self._open = contextlib.ExitStack()
         self._files: _Files | None = None
@@ -165,11 +169,15 @@ class _Worker:
             self._process.wait()
 
 
-def _leave(line: str) -> None:
+def _leave(line: str, last: Callable[[], None] | None = None) -> None:
     # The main thread may wait for a batch for ever; nothing but this ends it.
     line = f"{line}; run the same command again to go on"
     print(f"zoo: error: {line}", file=sys.stderr, flush=True)
-    os._exit(1)
+    try:
+        if last:
+            last()
+    finally:
+        os._exit(1)
 
 
 # --- in the worker ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.backend.tensorflow.core import Variable
 from keras.src.models.functional import Functional
 
@@ -115,6 +116,11 @@ def with_values(values: list[tuple], changing: list, function):
                 scope.state_mapping[key] = value
 
 
+def as_stored() -> AutocastScope:
+    """While it lasts variables are read as they are stored, whatever a layer computes in."""
+    return AutocastScope(None)
+
+
 def layers_before(layer: keras.layers.Layer) -> list:
     """Returns the layers whose outputs a layer takes, in all graphs of Functional models."""
     return [node.operation for one in layer._inbound_nodes for node in one.parent_nodes]
@@ -123,11 +129,6 @@ def layers_before(layer: keras.layers.Layer) -> list:
 def layers_after(layer: keras.layers.Layer) -> list:
     """Returns the layers that take a layer's outputs, in all graphs of Functional models."""
     return [node.operation for node in layer._outbound_nodes]
-
-
-def input_layers(model: keras.Model) -> list:
-    """Returns what stands for a Functional model's own inputs in its graph."""
-    return [tensor._keras_history.operation for tensor in getattr(model, "inputs", None) or ()]
 
 
 def connections(model: keras.Model) -> list[tuple]:

@@ -9,6 +9,7 @@ Messages are bytes and JSON; nothing that is received is ever executed. Loads no
 """
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -65,13 +66,14 @@ class Link(Alone):
     Args:
       cluster: all workers, and which of them this is.
       leave: called with a line where another worker is lost; ends the process.
+      last: called by the usual `leave` before it does.
     """
 
-    def __init__(self, cluster: Cluster, leave=None):
+    def __init__(self, cluster: Cluster, leave=None, last=None):
         self.cluster = cluster
         self.index, self.count = cluster.index, len(cluster.workers)
         self.chief = self.index == 0
-        self._leave = leave or _leave
+        self._leave = leave or functools.partial(_leave, last=last)
         self._peers: dict[int, _Peer] = {}
         self._ending = threading.Event()
         self._said = threading.Lock()
@@ -388,8 +390,12 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _leave(line: str) -> None:
+def _leave(line: str, last=None) -> None:
     # The main thread may hang in a collective operation for ever; nothing but this ends it.
     line = f"{line}; run the same command on all workers to go on from the last checkpoint"
     print(f"zoo: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
-    os._exit(1)
+    try:
+        if last:
+            last()
+    finally:
+        os._exit(1)

@@ -52,18 +52,19 @@ class Means:
 
     def logs(self, taken: dict[str, tuple[float, float]]) -> dict[str, float]:
         """Turns totals and counts into means, with the whole loss under "loss"."""
-        means = self._with_loss(
-            {
-                name: total / count if count else 0.0
-                for name, (total, count) in taken.items()
-                if count or name != "regularization"
-            }
-        )
-        return {**means, **self.task.derived(means)}
+        means = {
+            name: total / count if count else 0.0
+            for name, (total, count) in taken.items()
+            if count or name != "regularization"
+        }
+        derived = self.task.derived({**means, "loss": self._loss(means)})  # of the data alone
+        return {**self._with_loss(means), **derived}
+
+    def _loss(self, means: dict):
+        return sum(c * means[name] for name, c in self.task.terms.items())
 
     def _with_loss(self, means: dict) -> dict:
-        loss = sum(c * means[name] for name, c in self.task.terms.items())
-        return {**means, "loss": loss + means.get("regularization", 0.0)}
+        return {**means, "loss": self._loss(means) + means.get("regularization", 0.0)}
 
 
 def evaluate_batch(model, task: Task, means: Means, data) -> Forward:

@@ -24,7 +24,7 @@ OPTIMIZERS: dict[str, dict] = {
     "adam": {**_COMMON, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7},
     "adamw": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7},
     "lion": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.99},
-    "adafactor": {**_COMMON, **_DECAY, "beta_2_decay": -0.8, "relative_step": False},
+    "adafactor": {**_COMMON, **_DECAY, "beta_2_decay": -0.8},
     "muon": {**_COMMON, **_DECAY, "momentum": 0.95, "exclude_embeddings": True},
 }
 _CLASSES = {
@@ -76,8 +76,11 @@ def make_optimizer(
 
     check_optimizer(name)
     arguments = {**OPTIMIZERS[name], **arguments}
-    arguments.pop("learning_rate")
-    clip_norm = arguments.pop("clip_norm")
+    rate, clip_norm = arguments.pop("learning_rate"), arguments.pop("clip_norm")
+    if not 0 < rate < float("inf"):
+        raise UsageError(f"optimizer.learning_rate is positive. Received: {rate}.")
+    if clip_norm < 0:
+        raise UsageError(f"optimizer.clip_norm is 0 (off) or positive. Received: {clip_norm}.")
     rules = Rules(
         arguments.pop("weight_decay_exclude", ""), arguments.pop("slow"), arguments.pop("slow_rate")
     )
@@ -87,13 +90,17 @@ def make_optimizer(
         arguments["weight_decay"] = None
     if name == "muon":
         arguments["adam_weight_decay"] = arguments["weight_decay"]
-    optimizer = getattr(keras.optimizers, _CLASSES[name])(
-        learning_rate=schedule,
-        global_clipnorm=clip_norm or None,
-        use_ema=bool(ema),
-        ema_momentum=ema or 0.99,
-        **arguments,
-    )
+    try:
+        optimizer = getattr(keras.optimizers, _CLASSES[name])(
+            learning_rate=schedule,
+            global_clipnorm=clip_norm or None,
+            use_ema=bool(ema),
+            ema_momentum=ema or 0.99,
+            **arguments,
+        )
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"No optimizer {name!r} has such values: {said}") from None
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer, rules
@@ -113,17 +120,12 @@ def apply_rules(optimizer, variables, rules: Rules) -> list[str]:
       Paths of the variables that weight decay leaves alone.
 
     Raises:
-      UsageError: for what is no regular expression, or for a `slow` that matches nothing.
+      UsageError: for what is no regular expression.
     """
     optimizer = inner(optimizer)
     decay = getattr(optimizer, "weight_decay", None)
     excluded = _matching("weight_decay_exclude", rules.exclude, variables) if decay else []
     slow = _matching("slow", rules.slow, variables)
-    if rules.slow and not slow:
-        raise UsageError(
-            f"optimizer.slow matches no variable that is trained. Received: {rules.slow!r}; "
-            f"the first of them are {', '.join(v.path for v in variables[:3])}."
-        )
     if decay and (excluded or slow):
         # Keras knows one learning rate, so the decay of slow variables is done below.
         optimizer.exclude_from_weight_decay(var_list=[*excluded, *slow])
@@ -132,6 +134,15 @@ def apply_rules(optimizer, variables, rules: Rules) -> list[str]:
         decays = {v.path: decay if id(v) not in kept else 0.0 for v in slow}
         _slow_down(optimizer, variables, decays, rules.slow_rate)
     return [v.path for v in excluded]
+
+
+def check_rules(variables, rules: Rules) -> None:
+    """Raises `UsageError` for a `slow` that matches none of the variables that are trained."""
+    if rules.slow and not _matching("slow", rules.slow, variables):
+        raise UsageError(
+            f"optimizer.slow matches no variable that is trained. Received: {rules.slow!r}; "
+            f"the first of them are {', '.join(v.path for v in variables[:3])}."
+        )
 
 
 def _matching(key: str, pattern: str, variables) -> list:

@@ -17,6 +17,7 @@ from configs import base
 from trainers.optimizers import OPTIMIZERS
 from trainers.preemption import SERVERS
 from trainers.schedules import SCHEDULES
+from zoo.data.tokenizers import KINDS
 from zoo.errors import UsageError, near_names
 
 _CONFIGS = Path(base.__file__).parent
@@ -171,20 +172,35 @@ def change(
     return config
 
 
+# What stands in place of a path, whatever folders there are.
+_NAMES = ("none", "imagenet", *KINDS)
+
+
+def expanded(path: str) -> Path:
+    """The path with ~ and ~NAME replaced; raises `UsageError` where nobody is called so."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"No user's folder is known. Received: {path!r}.") from None
+
+
 def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
     if kind in ("text", "pairs", "npz", "folder", "prepared") and path:
-        config.data.source = f"{kind}{colon}{Path(path).expanduser().absolute()}"
+        config.data.source = f"{kind}{colon}{expanded(path).absolute()}"
     places = [
         (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),
     ]  # fmt: skip
     more = (config.model, "weights"), (config.task, "classifier"), (config.data, "manual_dir")
     places += [(section, key) for section, key in more if isinstance(section.get(key), str)]
     for section, key in places:
-        path = Path(section[key]).expanduser()
-        if section[key] and path.exists():
-            section[key] = str(path.absolute())
+        value = section[key]
+        if value and not (value in _NAMES or "://" in value or value.startswith("keras_hub:")):
+            path = expanded(value).absolute()
+            # What a run starts from may be gone when it goes on.
+            if path.exists() or key == "init_from":
+                section[key] = str(path)
 
 
 def check_examples(examples: int, batch_size: int) -> None:
@@ -202,9 +218,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_keys("", plain, reference)
     for section in ("data", "trainer", "compress", "prep"):
         _check_keys(f"{section}.", plain[section], reference[section])
-    for name, values in reference["prep"].items():
-        if isinstance(values, dict):
-            _check_keys(f"prep.{name}.", plain["prep"][name], values)
+    for section in ("compress", "prep"):
+        for name, values in reference[section].items():
+            if isinstance(values, dict):
+                _check_keys(f"{section}.{name}.", plain[section][name], values)
     for section, (_, make) in _NAMED_SECTIONS.items():
         _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
         _check_keys(f"{section}.", plain[section], make(plain[section]["name"]).to_dict())

@@ -61,8 +61,9 @@ def _recompute(layer: keras.layers.Layer) -> None:
         positions = [
             i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
         ]
-        before = [(v, tf.identity(v.value)) for v in state]
-        after = []
+        with keras_internals.as_stored():  # not as the layer computes: bfloat16 would round them
+            before = [(v, tf.identity(v.value)) for v in state]
+        changed = {}
         call_of_now = keras_internals.call_of_now()
 
         def block(*tensors):
@@ -71,6 +72,7 @@ def _recompute(layer: keras.layers.Layer) -> None:
                 filled[position] = tensor
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
             scope = keras.StatelessScope(state_mapping=before, collect_losses=True)
+            start = [scope.get_current_value(v) for v in state]
             # Layers inside are told by their outer one alone whether this is training, and there is
             # none around the second computation.
             with scope, call_of_now():
@@ -80,12 +82,14 @@ def _recompute(layer: keras.layers.Layer) -> None:
                     f"A recomputed block adds nothing to the loss. Received: {layer.name!r}, whose "
                     "layers do; leave it out of trainer.remat."
                 )
-            if not after:  # the first computation
-                after.extend(scope.get_current_value(v) for v in state)
+            if not changed:  # the first computation
+                for variable, value in zip(state, start, strict=True):
+                    if (now := scope.get_current_value(variable)) is not value:
+                        changed[id(variable)] = variable, now
             return outputs
 
         outputs = keras.remat(block)(*(leaves[i] for i in positions))
-        for variable, value in zip(state, after, strict=True):
+        for variable, value in changed.values():
             variable.assign(value)
         return outputs
 

@@ -1,5 +1,6 @@
 """Checkpoints that are written while training goes on."""
 
+import concurrent.futures
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +42,11 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Waits from another thread, whatever becomes of it."""
+        if pending := self._pending:
+            concurrent.futures.wait([pending], seconds)
 
     def close(self) -> None:
         """Waits, and ends the thread."""

@@ -59,9 +59,11 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
             f"{f', schedule.decay_steps={decay}' if 'decay_steps' in arguments else ''} "
             f"and {steps} steps."
         )
+    final = arguments.get("final_fraction", 1.0)
+    if not 0 <= final < float("inf"):
+        raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final}.")
     if name == "constant" and not warmup:
         return peak
-    final = arguments.get("final_fraction", 1.0)
 
     class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step):

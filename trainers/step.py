@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from trainers import keras_internals
 from trainers.means import Means, evaluate_batch
-from trainers.optimizers import Rules, apply_rules, inner
+from trainers.optimizers import Rules, apply_rules, check_rules, inner
 from zoo.errors import UsageError
 from zoo.tasks.base import Task
 
@@ -88,6 +88,7 @@ class TrainStep(keras.Model):
         self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
         keras_internals.needs_unbuilt_fit(self)
         self.decay_excluded = []
+        check_rules([v for one in self.players for v in one.model.trainable_variables], rules)
         for player, own in zip(self.players, self.optimizers, strict=True):
             variables = player.model.trainable_variables
             keras_internals.switch_off_all_reduce(inner(own))

@@ -6,12 +6,9 @@ unchanged. Read `Trainer.train` from top to bottom for the order of things.
 """
 
 import dataclasses
-import functools
 import io
 import json
-import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,28 +23,23 @@ from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
 from trainers.goodput import Goodput
 from trainers.input_workers import InputWorkers
 from trainers.link import Alone, Link
-from trainers.optimizers import inner
+from trainers.loop import Loop
 from trainers.precision import slow_bfloat16
 from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples
 from trainers.samples import sample_writer
 from trainers.saver import Saver
-from trainers.strategy import distribute, make_strategy, prepare_devices
+from trainers.strategy import make_strategy, prepare_devices
 from trainers.workdir import NoDirectory, WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
-from zoo.data.disk import write_json
 from zoo.errors import RunError
 from zoo.tasks.base import Frozen
 
-
-class Terminated(Exception):
-    """Something asked to stop, and the message says what; the run is saved and can go on."""
-
-    ends_all = True  # on all workers, at the same step
+_LAST_CHECKPOINT = 45.0  # seconds to write it before the process ends because another was lost
 
 
-class Trainer:
+class Trainer(Loop):
     """One run of one recipe in one work directory.
 
     Args:
@@ -62,7 +54,8 @@ class Trainer:
 
     With several workers each runs the same program. The first, the chief, alone touches the work
     directory and runs the recipe's callbacks; what it decides, the others hear from `self.link`.
-    After `train`, `step.net` is the trained model.
+    After `train`, `step.net` is the trained model; with `trainer.ema` it has the weights that would
+    train on, and model.keras in the work directory their average.
     """
 
     def __init__(
@@ -83,7 +76,7 @@ class Trainer:
         self.cluster, self.link, self.saver = None, Alone(), None
         if config.trainer.strategy == "multi_worker":
             self.cluster = cluster or read_cluster()
-            self.link = Link(self.cluster)
+            self.link = Link(self.cluster, last=self._wait_for_checkpoint)
             check_batch(config, len(self.cluster.workers))
         self.workdir = (WorkDirectory if self.link.chief else NoDirectory)(workdir)
         self.dataset = dataset
@@ -93,11 +86,11 @@ class Trainer:
         # What a checkpoint holds besides variables.
         self.counters = {
             "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
-            "useful": 0.0,
+            "useful": 0.0, "unevaluated": False,
         }  # fmt: skip
         name = self.cluster.name(self.link.index) if self.cluster else ""
         self.stop = Stop(config.trainer.preemption_notice, name)
-        self.input = InputWorkers(config.trainer.input_workers)
+        self.input = InputWorkers(config.trainer.input_workers, last=self._wait_for_checkpoint)
         self._said: set[str] = set()
 
     # --- the run, in order ----------------------------------------------------------------------
@@ -253,7 +246,8 @@ class Trainer:
         self.done = int(self.step.step.numpy())
 
     def _start_log(self, found: list) -> None:
-        self.goodput = Goodput(self.counters, self.workdir.start_metrics(self.done))
+        again = self.counters["unevaluated"]
+        self.goodput = Goodput(self.counters, self.workdir.start_metrics(self.done, again))
         if found:
             self._event("resumed", f"from {found[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
@@ -270,95 +264,13 @@ class Trainer:
             and (not evaluates or bool(read_evaluation(self.workdir, "test")))
         )
 
-    def _loop(self) -> dict[str, float]:
-        trainer = self.config.trainer
-        self._started = time.perf_counter() - self.counters["seconds"]
-        interactive = sys.stdout.isatty() and self.link.chief
-        callbacks = keras.callbacks.CallbackList(
-            self.all_callbacks,
-            add_history=True,
-            add_progbar=interactive,
-            model=self.step,
-            verbose=1,
-            epochs=-(-self.total_steps // self.steps_per_epoch),
-            steps=self.steps_per_epoch,
-        )
-        callbacks.on_train_begin()
-        self.step.stop_training = self.counters["stopped"]
-        iterator, logs, totals = None, {}, {}
-        in_epoch = False
-        window_start, window_steps = time.perf_counter(), 0
-        while self.done < self.total_steps and not self.step.stop_training:
-            epoch, place = divmod(self.done, self.steps_per_epoch)
-            if not in_epoch:
-                callbacks.on_epoch_begin(epoch)
-                in_epoch, totals = True, {}
-            iterator = iterator or self._batches()
-            count = min(trainer.steps_per_execution, self._next_stop() - self.done)
-            callbacks.on_train_batch_begin(place)
-            with self.goodput.update():
-                self._run(iterator, tf.constant(count))
-            self.done += count
-            window_steps += count
-
-            epoch_ends = self.done % self.steps_per_epoch == 0
-            last = self.done == self.total_steps
-            logs_now = self._at(trainer.log_every) or epoch_ends or last
-            evaluates = self.evaluates and (self._at(trainer.evaluate_every) or last)
-            saves = self._at(trainer.checkpoint_every) or last
-            if (logs_now or evaluates or saves) and self._lost_its_way():
-                self.step.means.take()
-                iterator, in_epoch = None, False
-                window_start, window_steps = time.perf_counter(), 0
-                continue
-            if logs_now:
-                with self.goodput.wait():
-                    taken = self.step.means.take()
-                now = time.perf_counter()
-                for name, (total, weight) in taken.items():
-                    before = totals.get(name, (0.0, 0.0))
-                    totals[name] = before[0] + total, before[1] + weight
-                logs = self.step.means.logs(taken)
-                self._warn(logs)
-                counted = taken[next(iter(self.step.task.terms))][1]
-                self._log(logs, window_steps, counted, now - window_start, interactive)
-                window_start, window_steps = now, 0
-            callbacks.on_train_batch_end(place + count - 1, logs)
-
-            evaluated = {}
-            pause = time.perf_counter()
-            if evaluates:
-                evaluated = self._evaluate()
-            self.stop.warn(self._event if self.link.chief else None)
-            # Looked at once, for it may come at any moment; all workers stop at the same step.
-            terminated, self.step.stop_training = self.link.any(
-                self.stop.asked.is_set(), bool(self.step.stop_training)
-            )
-            if terminated and not self._is_finite():
-                raise self._not_finite()
-            if saves or terminated:
-                self._save()
-            window_start += time.perf_counter() - pause  # not part of the throughput
-            if epoch_ends or last:
-                callbacks.on_epoch_end(epoch, {**self.step.means.logs(totals), **evaluated})
-                in_epoch = False
-                (self.step.stop_training,) = self.link.any(bool(self.step.stop_training))
-            if terminated:
-                raise self._terminated()
-        if self.step.stop_training and not self.counters["stopped"]:
-            if not self._is_finite():
-                raise self._not_finite()
-            self.counters["stopped"] = True  # the same command does not train on
-            self._event("stopped", "by a callback")
-            self._save()
-        callbacks.on_train_end(logs)
-        return logs
-
     def _finish(self) -> dict[str, float]:
         """Writes the bare model, reads the test split for the first time, writes the report."""
         from trainers.report import write_report
 
         metrics, chief = {}, self.link.chief
+        if chief:  # it is the last to be written, and tells that all is there
+            (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
             if chief:
                 save_model(self.step.net, self.workdir / "model.keras")
@@ -381,147 +293,7 @@ class Trainer:
             write_report(self.workdir.path)
         return metrics
 
-    # --- pieces of the loop ---------------------------------------------------------------------
-
-    def _batches(self):
-        """An iterator over the batches from here to the end of the run."""
-        skipped = self.counters["skipped_batches"]
-        batches = functools.partial(
-            self.input.batches,
-            self.arrays,
-            self.step.task.prepare,
-            batch_size=self.config.trainer.global_batch_size,
-            replicas=self.replicas,
-            seed=self.config.trainer.seed,
-            first_step=self.done + skipped,
-            last_step=self.total_steps + skipped,
-        )
-        return iter(distribute(self.strategy, lambda shares: batches(shares=shares)))
-
-    def _at(self, every: int) -> bool:
-        """Whether something happens now that happens every so many updates (0: every epoch)."""
-        return self.done % (every or self.steps_per_epoch) == 0
-
-    def _next_stop(self) -> int:
-        """The next update after which Python has something to do."""
-        trainer = self.config.trainer
-        periods = [self.steps_per_epoch, trainer.log_every, trainer.checkpoint_every]
-        periods += [trainer.evaluate_every] if self.evaluates else []
-        stops = [(self.done // period + 1) * period for period in periods if period]
-        return min(*stops, self.total_steps)
-
-    def _log(self, logs, steps: int, counted: float, seconds: float, interactive: bool) -> None:
-        """Writes a line about the last `steps` updates, which counted so many of the unit."""
-        self.counters["seconds"] = time.perf_counter() - self._started
-        rates = {
-            f"learning_rate_{player.name}".rstrip("_"): float(inner(own).learning_rate.numpy())
-            for player, own in zip(self.step.players, self.step.optimizers, strict=True)
-        }
-        values = {**logs, **rates}
-        values["samples_per_second"] = steps * self.config.trainer.global_batch_size / seconds
-        if self.task.unit != "samples":
-            values[f"{self.task.unit}_per_second"] = counted / seconds
-        if any(own is not inner(own) for own in self.step.optimizers):  # loss scaling
-            values["skipped_steps"] = sum(
-                self.done - int(inner(own).iterations.numpy()) for own in self.step.optimizers
-            )
-        self.workdir.log(
-            step=self.done,
-            epoch=round(self.done / self.steps_per_epoch, 4),
-            **{k: float(f"{v:.6g}") for k, v in values.items()},
-            seconds=round(self.counters["seconds"], 3),
-            goodput=round(self.goodput.share(), 4),
-        )
-        if self.link.chief and not interactive:
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-            print(f"step {self.done}/{self.total_steps}  {shown}", flush=True)
-
-    def _evaluate(self) -> dict[str, float]:
-        """Validates the averaged weights and keeps the best model so far; keeps a sample."""
-        with self.step.averaged():
-            logs = self._validate() if self.validation else {}
-            sample = self.writer() if self.writer and self.link.chief else {}
-        if logs:
-            epoch = round(self.done / self.steps_per_epoch, 4)
-            self.workdir.log(step=self.done, epoch=epoch, **logs)
-        if sample:
-            self.workdir.log(step=self.done, event="sample", **sample)
-        return logs
-
-    def _validate(self) -> dict[str, float]:
-        metrics, _ = self.validation()
-        logs = {f"val_{name}": value for name, value in metrics.items()}
-        value, best = logs[self.task.monitor], self.counters["best"]
-        sign = 1 if self.task.monitor_mode == "max" else -1
-        if math.isfinite(value) and (best is None or sign * value > sign * best):
-            self.counters["best"] = value
-            if self.link.chief:
-                save_model(self.step.net, self.workdir / "best" / "model.keras")
-                write_json(self.workdir / "best" / "metrics.json", {"step": self.done, **logs})
-        return logs
-
-    def _save(self) -> None:
-        if self.link.count > 1:
-            self.link.same(f"weights after update {self.done}", checkpoint.digest(self.step))
-        if self.link.chief:
-            self.saver.save(self.counters)
-
-    def _is_finite(self) -> bool:
-        with self.goodput.wait():  # for the device
-            return int(self.step.first_bad.numpy()) < 0
-
-    def _lost_its_way(self) -> bool:
-        """Whether the loss is not finite and the run went back to a checkpoint.
-
-        Raises:
-          RunError: where it may not go back (again).
-        """
-        if self._is_finite():
-            return False
-        if self.counters["rollbacks"] >= self.config.trainer.max_rollbacks:
-            raise self._not_finite()
-        bad = int(self.step.first_bad.numpy())
-        step, path = self._checkpoints()[-1]
-        # The best model stays on the disk, and its value with it.
-        kept = {"rollbacks": self.counters["rollbacks"] + 1, "best": self.counters["best"]}
-        if self.link.chief:
-            self.counters.update(checkpoint.restore(path, self.step))
-        self._take_over()
-        self.counters.update(kept)
-        # Batches step+1 .. bad+1 led here: the run goes on behind them.
-        self.counters["skipped_batches"] += bad + 1 - step
-        self.step.first_bad.assign(-1)
-        self.done = step
-        self._save()  # so that a kill does not forget what was left out
-        self.workdir.start_metrics(step)
-        self._event("rolled back", f"loss not finite at step {bad + 1}; back to {path.name}")
-        return True
-
-    def _warn(self, logs) -> None:
-        """Says once a run what the task finds worth saying."""
-        said = self.task.warning(logs)
-        if said and said not in self._said:
-            self._said.add(said)
-            self._event("warning", said)
-
-    def _not_finite(self) -> RunError:
-        bad = int(self.step.first_bad.numpy())
-        found = self._checkpoints()
-        good = f"The last good checkpoint is {found[-1][1]}" if found else "No checkpoint yet"
-        return RunError(
-            f"The loss or its gradient is not finite since step {bad + 1}. {good}. What helps: a "
-            "lower optimizer.learning_rate, optimizer.clip_norm=1, or trainer.max_rollbacks to go "
-            "back and leave the bad batches out."
-        )
-
-    def _event(self, event: str, detail: str) -> None:
-        if not self.link.chief:
-            return
-        self.workdir.log(step=self.done, event=event, detail=detail)
-        print(f"{event} at step {self.done}: {detail}", file=sys.stderr, flush=True)
-
-    def _terminated(self) -> Terminated:
-        notices = [notice for notice in self.link.each(self.stop.notice) if notice]
-        for notice in notices:
-            self._event("preemption notice", notice)
-        return Terminated("a preemption notice" if notices else "SIGTERM")
+    def _wait_for_checkpoint(self) -> None:
+        """What is being written gets some time when the process is to end at once."""
+        if self.saver:
+            self.saver.wait_at_most(_LAST_CHECKPOINT)

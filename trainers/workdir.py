@@ -186,16 +186,23 @@ class WorkDirectory:
 
     # --- metrics -------------------------------------------------------------------------------
 
-    def start_metrics(self, step: int) -> float:
+    def start_metrics(self, step: int, unevaluated: bool = False) -> float:
         """Opens metrics.jsonl for appending, without the lines after `step`.
 
-        They come from steps that were done after the last checkpoint, and are done again.
+        They come from steps that were done after the last checkpoint, and are done again; so is
+        the evaluation at `step` where it is `unevaluated`.
 
         Returns:
           When the run began, in seconds since 1970: the first line tells.
         """
         path = self / "metrics.jsonl"
-        kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+        kept = [
+            line
+            for line in read_metrics(self.path)
+            if line.get("step", 0) < step
+            or line.get("step", 0) == step
+            and not (unevaluated and _is_evaluation(line))
+        ]
         with atomic(path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._metrics = path
@@ -218,6 +225,10 @@ class WorkDirectory:
             file.write(json.dumps(values) + "\n")
 
 
+def _is_evaluation(line: Mapping) -> bool:
+    return line.get("event") == "sample" or any(key.startswith("val_") for key in line)
+
+
 class NoDirectory(WorkDirectory):
     """The work directory of a worker that is not the chief: it writes nothing."""
 
@@ -236,7 +247,7 @@ class NoDirectory(WorkDirectory):
     def write_environment(self, devices: list[str]) -> None:
         pass
 
-    def start_metrics(self, step: int) -> float:
+    def start_metrics(self, step: int, unevaluated: bool = False) -> float:
         return time.time()
 
     def log(self, **values) -> None:
@@ -265,17 +276,23 @@ def read_config(workdir: str | Path) -> dict:
     lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
     if lacking:
         raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
-    _fill(sections, _defaults())
+    _fill(sections, _defaults(sections))
     return saved
 
 
-def _defaults() -> dict:
-    """The sections whose keys are the same in all recipes, with what they are by default."""
+def _defaults(sections: Mapping) -> dict:
+    """Sections whose keys are the same in all recipes, or follow from a name, by default."""
     from configs.base import base
+    from trainers.optimizers import OPTIMIZERS
     from trainers.recipe import as_dict
+    from trainers.schedules import SCHEDULES
 
     config = as_dict(base())
-    return {name: config[name] for name in ("data", "trainer", "prep", "compress")}
+    found = {name: config[name] for name in ("data", "trainer", "prep", "compress")}
+    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if name in sections:
+            found[name] = known.get(sections[name].get("name"), {})
+    return found
 
 
 def _fill(saved: dict, defaults: Mapping) -> None:

@@ -51,9 +51,14 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     """See `zoo.describe`."""
     row = registry.entry(name)
     model = build_abstract(name, **overrides)
-    positions = None
+    positions, lengths = None, {}
     if any(None in tensor.shape[1:] for tensor in model.inputs):
-        positions = sequence_length(model) or 1
+        given = {**registry.arguments(name), **overrides}.get("sequence_length")
+        positions = sequence_length(model) or given or 1
+        # BERT's head sees the masked positions alone, 15 % of all.
+        lengths = {i.name: positions for i in model.inputs}
+        if "masked" in lengths:
+            lengths["masked"] = math.ceil(0.15 * positions)
     layers, outputs = [], 0
     for layer in model.layers:
         shapes = _shapes(layer)
@@ -65,7 +70,7 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
     return Description(
         name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, positions,
-        forward_flops(model, positions), batch_size, memory, _recipes(name),
+        forward_flops(model, lengths or None), batch_size, memory, _recipes(name),
     )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ METHOD is one of:
   qat     kernels and outputs are rounded to 8 bits while it trains; `zoo export` then writes these
   distill a student learns from WORKDIR's model, the teacher: --config.model.num_layers=2 (or .name
           of another model) says what it is, --config.compress.distill.alpha=0.5, .temperature=2,
-          .hidden, .attention, .sentences what of the teacher it learns
+          .hidden, .attention, .sentences what of the teacher it learns; it starts from nothing,
+          or with --config.init_from=WORKDIR --config.compress.structured.sparsity=0.8 from the
+          units of the teacher that matter most
   low_rank
           kernels become products: --config.compress.low_rank.energy=0.9 keeps that share of each
           kernel's squared sum; .budget=0.5 that share of the parameters; .sensitivity=0.01 lets the
@@ -19,9 +21,9 @@ METHOD is one of:
           litert_int8, litert_dynamic (if nothing is said), litert_float16: D/model.tflite
           keras_int8, keras_int4, keras_gptq, keras_awq: D/model.keras, for transformers
 The model of WORKDIR learns on by its own recipe, changed by the overrides. Methods that are joined
-by + follow each other, each keeping what the ones before it did; all but the last leave their work
-directories in D/stages. D is a work directory like any other (run again to go on);
-D/compression.json and .html compare it to WORKDIR.
+by + follow each other, each keeping what the ones before it did, but for distill, which makes a new
+student of them; all but the last leave their work directories in D/stages. D is a work directory
+like any other (run again to go on); D/compression.json and .html compare it to WORKDIR.
 """
 
 import json
@@ -74,7 +76,8 @@ def command(argv) -> int:
 
     start_tensorflow()
     from trainers.compress.summary import table, write_summary
-    from trainers.trainer import Terminated, Trainer
+    from trainers.loop import Terminated
+    from trainers.trainer import Trainer
 
     for name, config, start, folder in zip(methods, plans, folders, [*stages, out], strict=True):
         if not METHODS[name].trains:

@@ -9,6 +9,7 @@ same command again to go on where it stopped. D/data_card.html tells what was dr
 """
 
 import importlib.util
+import shlex
 import sys
 
 from absl import flags
@@ -57,13 +58,14 @@ def command(argv) -> int:
     from zoo.prep.engine import Beam, Local
     from zoo.prep.pipeline import prepare
 
-    engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value)
+    engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value, _IMPORT.value)
     with engine:
         made = prepare(config["prep"], config["data"], _OUT.value, engine, _PRIVATE.value)
     for split, count in made["documents"].items():
         print(f"{split:12}{count:12,} documents {made['tokens'][split]:14,} tokens")
     print(f"what was dropped and why: {_OUT.value}/data_card.html")
-    print(f"zoo train {words[0]} --config.data.source=prepared:{_OUT.value} --workdir=W")
+    same = "".join(f" --config.{k}={shlex.quote(v)}" for k, v in overrides if k[:5] == "data.")
+    print(f"zoo train {words[0]} --config.data.source=prepared:{_OUT.value}{same} --workdir=W")
     return 0
 
 

@@ -86,7 +86,8 @@ def command(argv) -> int:
     if several:
         check_batch(config, len(cluster.workers))
     start_tensorflow()
-    from trainers.trainer import Terminated, Trainer
+    from trainers.loop import Terminated
+    from trainers.trainer import Trainer
 
     read_test = _MODE.value == "train_and_eval"
     trainer = Trainer(

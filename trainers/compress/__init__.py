@@ -29,6 +29,21 @@ def settle_weights(config, workdir, dataset=None) -> None:
     low_rank.settle(config, workdir, dataset)
 
 
+def check_sizes(section) -> None:
+    """Raises `UsageError` where sizes of layers would follow from weights, which are not read."""
+    structured, low = section.structured, section.low_rank
+    if (structured.sparsity or structured.keep) and not structured.widths:
+        key, where = "structured", "widths"
+    elif (low.energy or low.budget or low.sensitivity or low.keep) and not low.ranks:
+        key, where = "low_rank", "ranks"
+    else:
+        return
+    raise UsageError(
+        f"compress.{key} chooses sizes by the weights' values, which are not read here: give "
+        f"compress.{key}.{where}, as the config.json of a run has them."
+    )
+
+
 def changed(model, settings: dict):
     """Returns the model with the layers that compression asks for, before optimizers are made.
 

@@ -97,18 +97,9 @@ class _Clustered:
 
     def find(self) -> None:
         """k-means++ (Arthur and Vassilvitskii 2007), of the weights that are not 0 if some are."""
-        tfmot = engines()
-        method = tfmot.cluster_config.CentroidInitialization.KMEANS_PLUS_PLUS
-        start = tfmot.clustering_centroids.CentroidsInitializerFactory.get_centroid_initializer(
-            method
-        )
         for kernel, centroids in self.kernels:
-            values = tf.constant(kernel.numpy(), tf.float32)
-            sparse = bool((values.numpy() == 0).any())
-            found = start(
-                values, self.number, False, "channels_last", sparse
-            ).get_cluster_centroids()
-            centroids.assign(np.resize(found.numpy(), self.number))
+            found = _centroids(np.float32(kernel.numpy()), self.number)
+            centroids.assign(np.resize(found, self.number))
 
     def take(self) -> None:
         """Puts the clusters' values into the kernels."""
@@ -134,3 +125,22 @@ class _Clustered:
         return keras_internals.with_values(
             values, self.layer.variables, lambda: self.plain(inputs, *args, **kwargs)
         )
+
+
+def _centroids(values: np.ndarray, number: int) -> np.ndarray:
+    """So many centroids, or all values where there are no more of them; 0 is one if it occurs."""
+    tfmot = engines()
+    method = tfmot.cluster_config.CentroidInitialization.KMEANS_PLUS_PLUS
+    factory = tfmot.clustering_centroids.CentroidsInitializerFactory
+    usual = factory.get_centroid_initializer(method)
+
+    class Start(usual):
+        def _calculate_centroids_for_interval(self, weight_interval, number_of_clusters):
+            different = np.unique(weight_interval)
+            if len(different) <= number_of_clusters:
+                return tf.constant(different)
+            return super()._calculate_centroids_for_interval(weight_interval, number_of_clusters)
+
+    sparse = bool((values == 0).any())
+    start = Start(tf.constant(values), number, False, "channels_last", sparse)
+    return start.get_cluster_centroids().numpy()

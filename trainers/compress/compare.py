@@ -15,8 +15,9 @@ def compare(folders: Sequence[str]) -> dict:
     Returns:
       task, split, metric, mode; models: a list of name, metric, parameters, nonzeros, file, bytes,
       gzip_bytes, milliseconds, speed (how many times that of its float file at one thread; None
-      where there is no such file), and `front`: whether no other model is as good in metric,
-      gzip_bytes and speed, and better in one of them. The models that were compressed come first.
+      where there is no such file), and `front`: whether no other model with the same kind of file
+      is as good in metric, gzip_bytes and speed, and better in one of them. The models that were
+      compressed come first.
 
     Raises:
       UsageError: where a folder is no work directory of `zoo compress`, or of another task, data
@@ -76,20 +77,24 @@ def _beats(one: dict, other: dict, mode: str) -> bool:
         metric = unknown if row["metric"] is None else sign * row["metric"]
         return metric, -row["gzip_bytes"], unknown if row["speed"] is None else row["speed"]
 
+    if one["file"] != other["file"]:
+        return False
     pairs = list(zip(values(one), values(other), strict=True))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def comparison_table(found: dict) -> str:
     """A line a model; a star for those of the front."""
-    head = ("", found["metric"], "bytes", "gzip_bytes", "nonzeros", "ms, 1 thread", "speed")
+    head = ("", found["metric"], "file", "bytes", "gzip_bytes", "nonzeros", "ms, 1 thread", "speed")
     lines = [head]
     for model in found["models"]:
         times, speed = model["milliseconds"] or {}, model["speed"]
         lines.append(
             (
                 f"{'*' if model['front'] else ' '} {model['name']}",
-                *(shown(model[key]) for key in ("metric", "bytes", "gzip_bytes", "nonzeros")),
+                shown(model["metric"]),
+                model["file"],
+                *(shown(model[key]) for key in ("bytes", "gzip_bytes", "nonzeros")),
                 shown(times.get("1")),
                 "–" if speed is None else f"{speed:.2f}x",
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import keras
@@ -35,17 +36,8 @@ class Kernel:
     @classmethod
     def of(cls, layer: layers.Layer) -> "Kernel":
         """The kernel of a layer, or the product of one of `zoo.layers.low_rank`."""
-        embedding = isinstance(layer, (layers.Embedding, LowRankEmbedding))
-        value = layer.embeddings if embedding else layer.kernel
-        value = keras.ops.convert_to_numpy(value).astype(np.float32)
-        if isinstance(layer, LowRankConv) or type(layer) in CONVOLUTIONS:
-            return cls(value, 0)
-        if isinstance(layer, LowRankEinsumDense):
-            return cls(value, layer.parts[0].kernel.ndim - 1)
-        if isinstance(layer, layers.EinsumDense):
-            first = split_equation(layer.equation)[0]
-            return cls(value, len(first.partition(",")[2].partition("->")[0]) - 1)
-        return cls(value, 1)
+        value = keras.ops.convert_to_numpy(_values(layer)).astype(np.float32)
+        return cls(value, _inputs(layer))
 
     def __post_init__(self):
         shape = self.value.shape
@@ -122,6 +114,30 @@ class Kernel:
 
     def _ones(self) -> tuple[int, ...]:
         return (1,) * (self.value.ndim - 2)
+
+
+def largest_ranks(layer: layers.Layer) -> tuple[int, ...]:
+    """Those of a layer's kernel: one, or of a convolution's channels that come in and go out."""
+    shape, inputs = _values(layer).shape, _inputs(layer)
+    if not inputs:
+        return tuple(shape[-2:])
+    return (min(math.prod(shape[:inputs]), math.prod(shape[inputs:])),)
+
+
+def _values(layer: layers.Layer):
+    embedding = isinstance(layer, (layers.Embedding, LowRankEmbedding))
+    return layer.embeddings if embedding else layer.kernel
+
+
+def _inputs(layer: layers.Layer) -> int:
+    if isinstance(layer, LowRankConv) or type(layer) in CONVOLUTIONS:
+        return 0
+    if isinstance(layer, LowRankEinsumDense):
+        return layer.parts[0].kernel.ndim - 1
+    if isinstance(layer, layers.EinsumDense):
+        first = split_equation(layer.equation)[0]
+        return len(first.partition(",")[2].partition("->")[0]) - 1
+    return 1
 
 
 def _two(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[
     """Runs files in turn, one call each, so that whatever else a machine does slows all alike.
 
     Args:
-      files: name -> LiteRT file; all take the same inputs.
-      examples: name of an input -> (N, …); one is given a call, in order.
+      files: name -> LiteRT file.
+      examples: name of an input of any of them -> (N, …); one is given a call, in order.
 
     Returns:
       Name -> number of threads, as text -> median milliseconds of a call from Python.
@@ -29,15 +29,17 @@ def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[
     for threads in THREADS:
         opened = {name: LiteRTFile(path, threads) for name, path in files.items()}
         seconds: dict[str, list[float]] = {name: [] for name in files}
-        for file in opened.values():
-            file.one(rows[0])
+        inputs = {name: [*file.inputs] for name, file in opened.items()}
+        for name, file in opened.items():
+            file.one({key: rows[0][key] for key in inputs[name]})
         start = time.perf_counter()
         for call in range(_MOST):
             if call >= _LEAST and time.perf_counter() - start > _SECONDS:
                 break
             for name, file in opened.items():
+                row = {key: rows[call % count][key] for key in inputs[name]}
                 begin = time.perf_counter()
-                file.one(rows[call % count])
+                file.one(row)
                 seconds[name].append(time.perf_counter() - begin)
         for name, values in seconds.items():
             found[name][str(threads)] = float(np.median(values)) * 1e3

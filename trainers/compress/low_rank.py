@@ -20,7 +20,7 @@ import numpy as np
 from keras import layers
 
 from trainers import keras_internals
-from trainers.compress.decomposition import CONVOLUTIONS, Kernel
+from trainers.compress.decomposition import CONVOLUTIONS, Kernel, largest_ranks
 from trainers.workdir import read_config
 from zoo.errors import UsageError, compiled
 from zoo.layers.low_rank import (
@@ -154,7 +154,7 @@ def _within(kernels: Mapping[str, Kernel], budget: float, parameters: int) -> di
         saved = sum(kernels[p].held - kernels[p].size_at(r) for p, r in ranks.items())
         return (parameters - saved) / parameters
 
-    low, high = 0.0, 1.0
+    low, high = -1.0, 1.0
     if (least := size(_at(kernels, low))) > budget:
         raise UsageError(
             f"With every chosen kernel of rank 1 there are {least:.3f} of the parameters left. "
@@ -310,7 +310,7 @@ def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
     """Returns the model anew, with products in place of the kernels of those paths.
 
     Raises:
-      UsageError: for a path that the model lacks.
+      UsageError: for a path that the model lacks, or ranks that its kernel cannot have.
     """
     wanted = parse(ranks)
     known, _ = factorable(model)
@@ -320,6 +320,7 @@ def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
                 f"compress.low_rank.ranks names a layer that the model lacks: {path!r}; there are "
                 f"{', '.join([*known][:5])}."
             )
+        _check_ranks(path, known[path], wanted[path])
     if not keras_internals.is_graph(model):
         raise UsageError(
             f"low_rank rebuilds models of one graph. Received: {model.name!r}, a "
@@ -342,6 +343,18 @@ def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
         return type(layer).from_config(config)
 
     return keras.models.clone_model(model, clone_function=clone, recursive=True)
+
+
+def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:
+    most = largest_ranks(layer)
+    fits = len(ranks) == len(most) and all(r <= m for r, m in zip(ranks, most, strict=True))
+    if fits and (any(ranks) if len(most) == 2 else all(ranks)):
+        return
+    rank = "INxOUT, 0 for channels that are not mixed," if len(most) == 2 else "one rank"
+    raise UsageError(
+        f"{path} takes {rank} of at most {'x'.join(map(str, most))}. Received: "
+        f"compress.low_rank.ranks with {path}={'x'.join(map(str, ranks))}."
+    )
 
 
 def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:

@@ -42,6 +42,11 @@ class Method:
 def _prunes(config) -> None:
     if not (config.compress.sparsity or config.compress.m_by_n):
         raise UsageError("Nothing is pruned with compress.sparsity=0 and compress.m_by_n=().")
+    if config.compress.sparsity and config.compress.m_by_n:
+        raise UsageError(
+            "compress.m_by_n says itself how many zeros there are. Received: compress.sparsity="
+            f"{config.compress.sparsity} too."
+        )
 
 
 def _rounds(config) -> None:
@@ -184,10 +189,9 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             changes += [(f"compress.{key}", text) for key, text in _KEEP_ZEROS.items()]
         if name == "prune":
             changes.append(("compress.keep_zeros", "False"))
-            if "compress.sparsity" in chosen:  # in place of what the recipe may have had
-                changes.append(("compress.m_by_n", "()"))
-            elif "compress.m_by_n" in chosen:
-                changes.append(("compress.sparsity", "0.0"))
+            # In place of what the recipe may have had.
+            other = "sparsity=0.0" if "compress.m_by_n" in chosen else "m_by_n=()"
+            changes.append(tuple(f"compress.{other}".split("=")))
         changes += [
             (key, text)
             for key, text in method.without.items()
@@ -198,8 +202,25 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             changes += [(f"compress.{key}", text) for key, text in method.defaults.items()]
         config = change(config, [*changes, *given])
         method.check(config)
+        _check_same_data(saved["config"], config)
         plans.append(config)
     return plans
+
+
+# Of the sections data and task, what changes neither the examples nor what they are measured by.
+_MAY_CHANGE = {"data.tokenizer", "data.manual_dir", "task.chunk"}
+
+
+def _check_same_data(before: Mapping, config) -> None:
+    """Raises `UsageError` where a result could not be compared with what it was made of."""
+    for section in ("data", "task"):
+        for key, value in as_dict(config)[section].items():
+            old = before[section].get(key, value)
+            if value != old and f"{section}.{key}" not in _MAY_CHANGE:
+                raise UsageError(
+                    "zoo compress compares a model with what becomes of it, on the same examples: "
+                    f"{section}.{key} stays {old!r}. Received: {value!r}."
+                )
 
 
 _KEEP_ZEROS = {"sparsity": "0.0", "m_by_n": "()", "keep_zeros": "True"}

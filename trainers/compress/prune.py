@@ -15,6 +15,7 @@ from trainers.compress.tfmot import engines
 from zoo.errors import UsageError, compiled
 
 SCHEDULES = ("polynomial", "constant")
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
 class Pruner:
@@ -34,7 +35,7 @@ class Pruner:
       m_by_n: (2, 4): two of four neighbours along a kernel's input are 0, from `begin` on; () for
         none. It goes without `sparsity`'s schedule.
       block: (height, width) of the blocks of a kernel, seen as (inputs, outputs), that are 0
-        together.
+        together; those at its ends may be smaller.
 
     Raises:
       UsageError: for values out of bounds, or a pattern that matches nothing.
@@ -171,39 +172,34 @@ def check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, b
 def prunable(model: keras.Model) -> list[tuple]:
     """Returns `(variable, inputs)` of every kernel that pruning knows, at any depth.
 
-    The first `inputs` axes of a kernel are summed over; all others are outputs.
+    `inputs` are the axes of the kernel that are summed over; all others are outputs.
     """
     found, seen = [], set()
 
-    def add(variable, inputs):
+    def add(variable, *inputs):
         if id(variable) not in seen and variable.trainable:
             seen.add(id(variable))
             found.append((variable, inputs))
 
     for layer in keras_internals.all_layers(model):
         if isinstance(layer, layers.EinsumDense):
-            add(layer.kernel, _contracted(layer.equation))
+            taken, _, rest = layer.equation.partition(",")
+            letters = enumerate(rest.partition("->")[0])
+            add(layer.kernel, *(axis for axis, letter in letters if letter in taken))
         elif isinstance(layer, layers.Dense):
-            add(layer.kernel, 1)
+            add(layer.kernel, 0)
         elif isinstance(layer, (layers.Conv1D, layers.Conv2D, layers.Conv3D)):
-            add(layer.kernel, len(layer.kernel.shape) - 1)
+            add(layer.kernel, *range(layer.kernel.ndim - 1))
+        elif isinstance(layer, _TRANSPOSED):  # their channels of outputs come first
+            add(layer.kernel, *range(layer.kernel.ndim - 2), layer.kernel.ndim - 1)
         elif isinstance(layer, (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)):
-            add(layer.kernel, 1)
-            add(layer.recurrent_kernel, 1)
+            add(layer.kernel, 0)
+            add(layer.recurrent_kernel, 0)
         elif isinstance(layer, layers.Embedding):
-            add(layer.embeddings, 1)
+            add(layer.embeddings, 0)
             if not getattr(layer, "tie_weights", True):
-                add(layer.reverse_embeddings, 1)
+                add(layer.reverse_embeddings, 0)
     return found
-
-
-def _contracted(equation: str) -> int:
-    """How many of a kernel's axes an EinsumDense sums over, where these come first."""
-    inputs, _, rest = equation.partition(",")
-    kernel = rest.partition("->")[0]
-    count = sum(letter in inputs for letter in kernel)
-    leading = all(letter in inputs for letter in kernel[:count])
-    return count if leading else len(kernel) - 1
 
 
 def _chosen(model: keras.Model, pattern: str) -> list[tuple]:
@@ -223,7 +219,7 @@ def _chosen(model: keras.Model, pattern: str) -> list[tuple]:
     return chosen
 
 
-def _viewed(engine, inputs: int):
+def _viewed(engine, inputs: tuple[int, ...]):
     """TF-MOT's engine that sees a kernel of any rank as (inputs, outputs)."""
 
     class Viewed(engine):
@@ -231,12 +227,28 @@ def _viewed(engine, inputs: int):
             pass  # of rank 2 by what follows
 
         def _maybe_update_block_mask(self, weights):
-            shape = weights.shape
-            flat = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
-            threshold, mask = super()._maybe_update_block_mask(
-                tf.reshape(tf.convert_to_tensor(weights), flat)
-            )
-            return threshold, tf.reshape(mask, shape)
+            axes = [*inputs, *(axis for axis in range(weights.shape.rank) if axis not in inputs)]
+            seen = tf.transpose(tf.convert_to_tensor(weights), axes)
+            height = math.prod(seen.shape[: len(inputs)])
+            flat = tf.reshape(seen, (height, seen.shape.num_elements() // height))
+            blocks = self._block_size != [1, 1]
+            choose = self._by_blocks if blocks else super()._maybe_update_block_mask
+            threshold, mask = choose(flat)
+            back = [axes.index(axis) for axis in range(len(axes))]
+            return threshold, tf.transpose(tf.reshape(mask, seen.shape), back)
+
+        def _by_blocks(self, flat):
+            """As TF-MOT's, which cannot tell a row of blocks from a column of them."""
+            utils, (tall, wide) = engines().pruning_impl.pruning_utils, self._block_size
+            pooled = utils.factorized_pool(
+                tf.abs(flat), window_shape=self._block_size, strides=self._block_size,
+                pooling_type=self._block_pooling_type, padding="SAME",
+            )  # fmt: skip
+            height, width = flat.shape
+            pooled = tf.reshape(pooled, (-(-height // tall), -(-width // wide)))
+            threshold, mask = self._update_mask(pooled)
+            mask = tf.repeat(tf.repeat(mask, tall, 0), wide, 1)
+            return threshold, mask[:height, :width]
 
     return Viewed
 

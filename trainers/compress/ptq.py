@@ -58,6 +58,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
         if (directory / "config.json").exists():
             directory.check_recipe(as_dict(config))
             if any((directory / name).exists() for name in (LITERT, "model.keras")):
+                _check_origin(directory, start)
                 print(f"{workdir} is finished already", file=sys.stderr)
                 return load(workdir).metrics()
         found = load(start)
@@ -89,6 +90,14 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
         return metrics
     finally:
         directory.close()
+
+
+def _check_origin(directory: WorkDirectory, start) -> None:
+    """Raises `UsageError` where what is finished was made of another work directory."""
+    detail = next((x["detail"] for x in read_metrics(directory.path) if "detail" in x), "")
+    origin = detail.partition(" of ")[2]
+    if origin != str(Path(start)):
+        raise UsageError(f"{directory.path} was made of {origin}. Received: {start}.")
 
 
 def load_in_float32(workdir):

@@ -76,9 +76,8 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
             "Quantisation knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
             f"The model {model.name!r} trains none."
         )
-    inputs = keras_internals.input_layers(model)
     for layer in chosen:
-        layer.call = _Rounding(layer, inputs, decay)
+        layer.call = _Rounding(layer, decay)
     return [layer.name for layer in chosen]
 
 
@@ -174,7 +173,7 @@ def _learns_up_to(layer) -> bool:
 class _Rounding:
     """What a layer's `call` becomes: the call it had, between quantizers."""
 
-    def __init__(self, layer, inputs: list, decay: float):
+    def __init__(self, layer, decay: float):
         tfmot = engines()
         self.layer = layer
         self._training = False
@@ -201,8 +200,9 @@ class _Rounding:
 
         moving = _moving_average(tfmot, decay)
         self.input = None
+        # Of whatever model it is the input: a model inside another has the same ranges.
         sources = keras_internals.layers_before(layer)
-        if any(x in inputs for x in sources) and _takes_numbers(layer):
+        if any(isinstance(x, layers.InputLayer) for x in sources) and _takes_numbers(layer):
             self.input = activity(tfmot.quantizers.AllValuesQuantizer, "input")
         self.before = self.after = None
         folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))

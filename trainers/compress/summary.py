@@ -34,7 +34,7 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
     """
     from trainers.compress.page import write_page
 
-    record = Path(after) / "compression.json"
+    record, page = Path(after) / "compression.json", Path(after) / "compression.html"
     models = [path for name in ("model.keras", LITERT) if (path := Path(after) / name).exists()]
     if record.exists() and all(p.stat().st_mtime <= record.stat().st_mtime for p in models):
         return read_json(record)
@@ -50,7 +50,8 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
         if importlib.util.find_spec("ai_edge_litert") is None:
             running = {}
             remarks = {name: text or f"not timed: {NO_RUNTIME}" for name, text in remarks.items()}
-        times = interleaved(running, one.examples()) if running else {}
+        examples = {**other.examples(), **one.examples()}
+        times = interleaved(running, examples) if running else {}
         found = {
             "method": method,
             "from": str(before),
@@ -71,8 +72,8 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
                 "remark": remarks[name],
                 "test": side.metrics(),
             }
-    write_json(record, found)
-    write_page(found, Path(after) / "compression.html")
+    write_page(found, page)
+    write_json(record, found)  # last: where it is, all is there
     return found
 
 

@@ -124,7 +124,10 @@ def taught_sentences(dataset, settings: Mapping, config):
     saved = read_config(workdir)
     check_data(saved, dataset, workdir)
     sources = [source for source, _ in pairs()]
-    digest = hashlib.sha256(json.dumps([_digest(workdir), beams, sources]).encode()).hexdigest()
+    arguments = config.task.to_dict()
+    penalty = registry.build_task(arguments.pop("name"), **arguments).length_penalty
+    asked = json.dumps([_digest(workdir), beams, penalty, sources])
+    digest = hashlib.sha256(asked.encode()).hexdigest()
     path = cache_dir() / "teachers" / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path.parent / f".{path.name}.lock"):
@@ -134,8 +137,6 @@ def taught_sentences(dataset, settings: Mapping, config):
                 file=sys.stderr, flush=True,
             )  # fmt: skip
             translator = Translator(load_model(workdir), read_tokenizer(workdir, saved))
-            arguments = config.task.to_dict()
-            penalty = registry.build_task(arguments.pop("name"), **arguments).length_penalty
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)
     kept = [pair for pair in zip(sources, targets, strict=True) if pair[1]]

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.build import build_step
+from trainers.compress import check_sizes
 from trainers.keras_internals import variables_without_values
 from trainers.recipe import check_batch
 from zoo import registry
@@ -55,12 +56,7 @@ def check_recipe(config) -> None:
             "TPUs compute in bfloat16 or float32. Received: trainer.precision=mixed_float16; take "
             "--config.trainer.precision=mixed_bfloat16 or float32."
         )
-    low_rank = config.compress.low_rank
-    if low_rank.energy or low_rank.budget or low_rank.sensitivity or low_rank.ranks:
-        raise UsageError(
-            "compress.low_rank chooses sizes by the weights' values, and there are none here: "
-            "leave it out."
-        )
+    check_sizes(config.compress)
     if config.compress.distill.teacher:
         raise UsageError(
             "compress.distill reads a teacher's weights, and there are none here: leave it out."

@@ -81,6 +81,11 @@ class Augment:
     def __reduce__(self):  # Keras would pickle its layers without their keys
         return Augment, (self.amounts,)
 
+    def check(self, channels: int) -> None:
+        """Raises `UsageError` where pictures with so many channels cannot be changed so."""
+        if "randaugment" in self.layers and channels != 3:
+            raise UsageError("randaugment changes colours: pictures must have three channels.")
+
     def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable):
         """Changes a batch.
 
@@ -93,8 +98,7 @@ class Augment:
           `(image, other_label, share)`: with mixup, picture i counts `share[i]` of its own label
           and the rest of `other_label[i]`; both are None without.
         """
-        if "randaugment" in self.layers and image.shape[-1] != 3:
-            raise UsageError("randaugment changes colours: pictures must have three channels.")
+        self.check(image.shape[-1])
         numbers = uniform(8)
         # Of the replica's first row: other rows, other numbers.
         key = tf.bitcast(tf.cast(numbers[0, 4:6] * 2.0**24, tf.uint32), tf.int32)
@@ -132,7 +136,9 @@ def _rand_augment(strength: float, bright: dict) -> keras.layers.RandAugment:
     """Keras' layer, whose strength bounds what it does as in the paper's code where it is 1.
 
     Keras takes it for all of its layers alike: at 0.5 it turns pictures by up to half a turn, moves
-    them by half their width, and at 0.1 it leaves one bit of a colour.
+    them by half their width and makes negatives of them, at 0.9 it makes them white, and at 0.1 it
+    blurs them all and leaves one bit of a colour. Other than in the paper a replica's pictures get
+    the same two changes, of each its own amount, and brightness is added.
     """
     layer = keras.layers.RandAugment(factor=strength, **bright)
     layer.random_rotation.factor = (-strength / 12, strength / 12)  # of a turn: 30 degrees
@@ -142,6 +148,12 @@ def _rand_augment(strength: float, bright: dict) -> keras.layers.RandAugment:
     moved.height_upper = moved.width_upper = 0.3 * strength
     bits = round(8 - 4 * strength)
     layer.random_posterization.factor = (bits, bits)
+    layer.random_brightness.factor = (-0.3 * strength, 0.3 * strength)
+    # Of the blurred picture's share in the result, half of what it says; 0.5 is the picture.
+    layer.random_sharpness.factor = (0.5 - 0.45 * strength, 0.5 + 0.45 * strength)
+    # Keras multiplies the upper bounds alone by 255. What is brighter than 256 is none.
+    layer.solarization.addition_factor = (0.0, 110 / 255 * strength)
+    layer.solarization.threshold_factor = (256 * (1 - strength), 256 / 255)
     return layer
 
 

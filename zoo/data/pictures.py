@@ -11,7 +11,6 @@ picture. What cannot be read is left out and named.
 import hashlib
 import os
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,11 +53,11 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     try:
         if not os.path.getsize(file):
             raise Unreadable("the file is empty")
-        with warnings.catch_warnings():
-            # Larger than Pillow likes: it may be an attack, and it is no picture to train on.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
-                plain, remarks = _plain(picture)
+        with Image.open(file) as picture:
+            if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+                # It may be an attack, and it is no picture to train on.
+                raise Unreadable(f"it has {picture.width}x{picture.height} pixels")
+            plain, remarks = _plain(picture)
     except Unreadable:
         raise
     except Exception as error:  # decoders raise what they like
@@ -80,8 +79,13 @@ def _plain(picture: Image.Image) -> tuple[Image.Image, list[str]]:
     if mode == "F":
         raise Unreadable("its pixels are fractions, of which nothing says what white is")
     if mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-        remarks.append("16 bits")
-        grey = np.clip(np.asarray(picture, np.int64) // 256, 0, 255)
+        grey = np.asarray(picture, np.int64)
+        if mode == "I" and grey.max() <= 255:  # of 32 bits
+            remarks.append("grey")
+        else:
+            remarks.append("16 bits")
+            grey = grey // 256
+        grey = np.clip(grey, 0, 255)
         picture = Image.fromarray(grey.astype(np.uint8))
     elif mode in ("CMYK", "YCCK"):
         remarks.append("CMYK")
@@ -162,6 +166,11 @@ def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
             if split in found:
                 raise UsageError(f"{root} has two folders for the split {split!r}.")
             found[split] = _classes(entry)
+            if not found[split]:
+                raise UsageError(
+                    f"{entry} has no folder for each class: sort its pictures into such, or move "
+                    "it away."
+                )
     return found or {"train": _classes(root)}
 
 
@@ -204,7 +213,9 @@ def _records(place: Path, root: Path, members, names, shape) -> Records:
             for pixels, label in _decoded(root, members, shape, left_out, remarks):
                 writer.append(image=pixels, label=label)
                 seen.update(label.tolist())
-            for number, name in enumerate(names):
+            # Another split may lack a class, but not all.
+            needed = names if place.name == "train" or not seen else ()
+            for number, name in enumerate(needed):
                 if not seen[number]:
                     why = f" Left out: {left_out[-1]}." if left_out else ""
                     raise RunError(

@@ -4,6 +4,7 @@ Nothing here holds a position. Step `s` of a run is batch `s mod steps_per_epoch
 `s div steps_per_epoch`; its rows are read by their place in that epoch's permutation.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -40,14 +41,45 @@ def hold_out(arrays: Mapping[str, np.ndarray], size: int):
     """Splits `size` examples off for validation, the same ones in every run.
 
     Returns:
-      `(training, validation)`, both dicts of arrays; validation is None for size 0.
+      `(training, validation)`, both dicts of arrays; validation is None for size 0. What is read
+      from the disk stays there.
     """
     if not size:
         return arrays, None
     examples = len(next(iter(arrays.values())))
     order = np.random.Generator(np.random.PCG64(0)).permutation(examples)
     kept, held = np.sort(order[size:]), np.sort(order[:size])
-    return {k: v[kept] for k, v in arrays.items()}, {k: v[held] for k, v in arrays.items()}
+    return {k: _rows(v, kept) for k, v in arrays.items()}, {
+        k: _rows(v, held) for k, v in arrays.items()
+    }
+
+
+def _rows(array, rows: np.ndarray):
+    in_memory = type(array) is np.ndarray or isinstance(array, Windows)
+    return array[rows] if in_memory else Rows(array, rows)
+
+
+class Rows:
+    """Some rows of an array that is not in memory; read as they are asked for.
+
+    Args:
+      array: has a shape, a type, and rows by arrays of their numbers.
+      rows: the numbers, in order.
+    """
+
+    def __init__(self, array, rows: np.ndarray):
+        self._array, self._numbers = array, rows
+        self.shape, self.dtype = (len(rows), *array.shape[1:]), array.dtype
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index):
+        numbers = self._numbers[index]
+        return self._array[numbers]
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self[:], dtype)
 
 
 def training_batches(
@@ -115,7 +147,8 @@ def evaluation_batches(
     """All examples once, in stored order; the last batch is padded with weight 0.
 
     Elements are one replica's share each, as in `training_batches`. With `training` they are
-    changed at random as for an update, by the given seed.
+    changed at random as for an update, by the given seed. What is drawn for an example is a
+    function of the seed and its place, whatever the size of the batches.
     """
     examples = len(next(iter(arrays.values())))
     share = batch_size // replicas
@@ -127,8 +160,7 @@ def evaluation_batches(
         position = batch_number * batch_size + replica * share + tf.range(share, dtype=tf.int64)
         batch = read(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
-        key = tf.stack([tf.constant(seed, tf.int64), batch_number])
-        return prepare(batch, _uniform(key, batch_size, replica * share, share), training)
+        return prepare(batch, _uniform_of_rows(seed, position), training)
 
     numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
@@ -138,12 +170,35 @@ def evaluation_batches(
 def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
     """Rows of one replica out of the numbers of the whole batch, whatever the replicas are."""
 
+    salts = itertools.count()
+
     def uniform(count):
-        numbers = tf.random.stateless_uniform((batch_size, count), key)
+        numbers = tf.random.stateless_uniform((batch_size, count), _salted(key, next(salts)))
         rows = tf.slice(numbers, (first_row, 0), (share, count))
         return tf.ensure_shape(rows, (share, count))
 
     return uniform
+
+
+def _uniform_of_rows(seed: int, places) -> Callable:
+    """Numbers of examples at given places of a split, each by itself."""
+    salts = itertools.count()
+
+    def uniform(count):
+        salt = next(salts)
+
+        def row(place):
+            key = tf.stack([tf.constant(seed, tf.int64), place])
+            return tf.random.stateless_uniform((count,), _salted(key, salt))
+
+        return tf.map_fn(row, places, fn_output_signature=tf.TensorSpec((count,), tf.float32))
+
+    return uniform
+
+
+def _salted(key, turn: int):
+    """The key of the first, second, … numbers that are asked for: no two the same."""
+    return tf.random.experimental.stateless_fold_in(key, turn) if turn else key
 
 
 def all_held(arrays: Mapping) -> bool:

@@ -121,6 +121,9 @@ def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None, shap
     )
     if done.returncode < 0:
         raise RunError(f"Preparing {name!r} was ended by signal {-done.returncode}.")
+    remarks = [line for line in done.stderr.splitlines() if line.startswith("zoo: ")]
+    if remarks and not done.returncode:
+        print(*remarks, sep="\n", file=sys.stderr)
     if done.returncode:
         # Its last words on stdout are ours; without any, stderr ends with what Python said.
         words = done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
@@ -155,6 +158,10 @@ def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int,
         raise UsageError(
             f"data.image_size is for pictures with a label each. {name!r} has: "
             f"{', '.join(features)}."
+        )
+    if not shape and "image" in features and None in features["image"].shape:
+        raise UsageError(
+            f"The pictures of {name!r} have several sizes: set data.image_size=224,224."
         )
     decode = _decode_pictures if shape else _decode
     splits = {split: decode(tfds, builder, split, *shape) for split in builder.info.splits}

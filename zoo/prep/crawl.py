@@ -103,7 +103,6 @@ class _Crawler:
 
     def __init__(self, folder: Path, asked: Mapping, allow_private: bool):
         self.folder, self.settings, self.allow_private = folder, asked, allow_private
-        self.sites = {urlsplit(start).hostname for start in asked["starts"]}
         self.robots: dict[str, object] = {}
         self.next_time: dict[str, float] = {}
         self.base = sqlite3.connect(folder / "frontier.sqlite")
@@ -123,6 +122,8 @@ class _Crawler:
             self.base.commit()
         elif begun != asked:
             raise UsageError(f"{folder} holds another crawl. Take a new --out.")
+        starts = {urlsplit(start).hostname for start in asked["starts"]}
+        self.sites = starts | set(self._fact("sites") or ())
         self.pages = self._fact("pages") or 0
         self.number, offset = self._fact("place") or (0, 0)
         self.warc = open(self._path(), "ab")  # noqa: SIM115
@@ -180,7 +181,7 @@ class _Crawler:
 
     def _one(self, number: int, url: str, depth: int):
         try:
-            answer = self._follow(url)
+            answer = self._follow(url, depth == 0)
             state = "done" if self._keep(answer, url, depth) else "already had"
         except (Refused, Failed) as error:
             state = str(error)
@@ -189,8 +190,11 @@ class _Crawler:
         self.base.execute("update url set state = ? where id = ?", [state, number])
         self.base.commit()
 
-    def _follow(self, url: str) -> Answer:
-        """Fetches a page, through redirects; each of their addresses is checked like the first."""
+    def _follow(self, url: str, start: bool) -> Answer:
+        """Fetches a page, through redirects; each of their addresses is checked like the first.
+
+        Where a start address leads (example.org to www.example.org) is its site too.
+        """
         for _ in range(REDIRECTS + 1):
             if not self.settings["other_sites"] and urlsplit(url).hostname not in self.sites:
                 raise Refused("another site")
@@ -199,6 +203,9 @@ class _Crawler:
             answer = self._patiently(url, self.settings["max_bytes"])
             if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
                 url = canonical(urljoin(url, answer.header("Location")))
+                if start and (site := urlsplit(url).hostname):
+                    self.sites.add(site)
+                    self._set("sites", sorted(self.sites))
                 continue
             if answer.status != 200:
                 raise Refused(f"status {answer.status}")
@@ -224,7 +231,7 @@ class _Crawler:
                 failure = error
             finally:
                 pause = wait if attempt == 0 else wait * 2**attempt + 0.1
-                self.next_time[_host(url)] = time.monotonic() + min(pause, LONGEST_DELAY)
+                self.next_time[_host(url)] = time.monotonic() + max(wait, min(pause, LONGEST_DELAY))
         raise failure
 
     # --- robots.txt ---------------------------------------------------------------------------
@@ -268,7 +275,7 @@ class _Crawler:
             except (Failed, ValueError):  # the latter of an address that is none
                 return False
             if answer.status == 200:
-                return Protego.parse(answer.body.decode(errors="replace"))
+                return Protego.parse(answer.body.decode("utf-8-sig", "replace"))
             return answer.status not in (401, 403)
         return True
 

@@ -6,7 +6,7 @@ document is the set of its n-grams of words; `bands` times `rows` minima of hash
 where all minima of a band agree. That happens with probability 1 - (1 - s^rows)^bands:
 
     s            0.5    0.6    0.7    0.75   0.8    0.85   0.9
-    25 bands, 8  0.093  0.345  0.771  0.930  0.990  0.9995 0.99998
+    25 bands, 8  0.093  0.345  0.773  0.928  0.990  0.9996 0.999999
 
 Candidates are then verified: they are duplicates where the exact Jaccard of their sets reaches
 `similarity`. What is linked by a chain of duplicates is a group; its first document stays.

@@ -5,6 +5,7 @@ which appears when it is whole, and does nothing where they are there. So a step
 that sees the files, in any order and as often as one likes: what it leaves is the same.
 """
 
+import importlib
 import multiprocessing
 import os
 import threading
@@ -20,21 +21,25 @@ class Local:
 
     Args:
       workers: processes; 1 for none but this one. The result does not depend on it.
+      modules: of the user, which they import first.
     """
 
-    def __init__(self, workers: int = 0):
+    def __init__(self, workers: int = 0, modules: Sequence[str] = ()):
         self.workers = workers or len(os.sched_getaffinity(0))
-        self._pool = None
+        self._modules, self._pool = tuple(modules), None
 
     def __enter__(self) -> "Local":
         if self.workers > 1:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["zoo.prep.steps"])
-            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker)
+            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self._modules,))
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, *_):
         if self._pool:
+            if kind:  # what they have begun is lost, as by a kill, and nobody waits for it
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, function: Callable, tasks: Sequence[dict]) -> Iterator[dict]:
@@ -68,7 +73,7 @@ class Local:
             ) from None
 
 
-def _start_worker():
+def _start_worker(modules: Sequence[str]):
     """Makes a worker end with the process that it works for, however that ends."""
     import signal
 
@@ -80,6 +85,8 @@ def _start_worker():
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    for name in modules:
+        importlib.import_module(name)
 
 
 class Beam:

@@ -106,7 +106,10 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def _below(folder: str, out: str, skipped: Counter):
-    for place, folders, names in os.walk(folder):  # follows no links to folders
+    def closed(error):
+        skipped["folders without permission"] += 1
+
+    for place, folders, names in os.walk(folder, onerror=closed):  # follows no links to folders
         folders.sort()
         if out and _inside(place, out):
             folders.clear()

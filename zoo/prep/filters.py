@@ -11,6 +11,7 @@ arXiv:1910.10683, 2.2), FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.5).
 import functools
 import importlib
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -218,12 +219,13 @@ def blocked_words(document: Document, settings: Mapping) -> str:
 
 def toxicity(document: Document, settings: Mapping) -> str:
     """Asks a scorer; by default, the share of words that stand on a word list."""
-    score = _scorer(settings["scorer"], settings["file"])(document.text)
+    score = scorer(settings["scorer"], settings["file"])(document.text)
     return "toxic" if score > settings["most"] else ""
 
 
 @functools.cache
-def _scorer(name: str, file: str):
+def scorer(name: str, file: str):
+    """Returns the function of `toxicity.scorer`; raises `UsageError` where there is none."""
     if name == "words":
         words = _lines(file) or TOXIC
 
@@ -233,6 +235,8 @@ def _scorer(name: str, file: str):
 
         return share
     module, _, function = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the folder that the command runs in
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

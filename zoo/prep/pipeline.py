@@ -14,6 +14,7 @@ neither workers nor kills change a byte.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -104,7 +105,7 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
         from zoo.prep.crawl import crawl, reasons
 
         skipped += reasons(crawl(addresses, prep["crawl"], out / "crawl", allow_private))
-        files += find([str(out / "crawl" / "*.warc.gz")], skipped)
+        files += find([f"{glob.escape(str(out / 'crawl'))}/*.warc.gz"], skipped)
     if not files:
         listed = ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
         raise UsageError(
@@ -211,6 +212,13 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     tally.unreadable.update(skipped)
     found = on_shards(steps.filtered, "read, extract, clean, filter")
     _add(tally, found)
+    if not tally.reached["extract"]:
+        listed = ", ".join(f"{count:,} {what}" for what, count in tally.unreadable.most_common(5))
+        raise RunError(
+            f"The input holds no document that can be read ({listed or 'nothing'}). prep.text_field"
+            f" ({prep['text_field']!r}) and prep.html_field name the columns of JSONL and Parquet. "
+            "Take a new --out for another recipe."
+        )
     line_parts = 0
     if prep["dedup"]["line_documents"]:
         line_parts = parts(sum(one["lines"] for one in found))
@@ -273,7 +281,7 @@ def _near_duplicates(on, on_shards, same: dict, work: Path, parts: int, exact_pa
     on_shards(steps.verified_pairs, "near duplicates", candidates=names)
     if not (work / "near.npy").exists():
         edges = (
-            load(steps.path_of(work, "verified_pairs", shard, ".npy"))
+            np.array(load(steps.path_of(work, "verified_pairs", shard, ".npy")))
             for shard in range(same["shards"])
         )
         save(work / "near.npy", dedup.groups(edges))

@@ -309,12 +309,22 @@ def decode(content: bytes, declared: str = "") -> str:
     for mark, encoding in _BOMS:
         if content.startswith(mark):
             return _clean(content[len(mark) :].decode(_without_mark(encoding, mark), "replace"))
+    inside = _DECLARED.search(content[:4096])
+    said = [declared, inside and inside.group(1).decode("ascii", "replace")]
+    for encoding in filter(_is_seven_bits, said):  # ASCII to all others
+        text = _decoded(content, encoding)
+        if text is not None:
+            return text
     try:
         return content.decode()
     except UnicodeDecodeError:
         pass
-    inside = _DECLARED.search(content[:4096])
-    for encoding in (declared, inside and inside.group(1).decode("ascii", "replace")):
+    text = content.decode(errors="replace")
+    bad = text.count("\N{REPLACEMENT CHARACTER}")
+    good = len(content) - len(text) - 2 * bad  # bytes of characters that UTF-8 spells with several
+    if good > 4 * bad:  # a stray byte, or a character that was cut
+        return text
+    for encoding in said:
         text = _decoded(content, encoding)
         if text is not None:
             return text
@@ -325,6 +335,10 @@ def decode(content: bytes, declared: str = "") -> str:
         if text is not None:
             return text
     return content.decode(errors="replace")
+
+
+def _is_seven_bits(encoding: str | None) -> bool:
+    return bool(re.match("iso-?2022|hz", encoding or "", re.IGNORECASE))
 
 
 def _without_mark(encoding: str, mark: bytes) -> str:

@@ -115,8 +115,10 @@ def frequent_lines(task: dict) -> dict:
     for shard in range(task["shards"]):
         found = load(path_of(task["work"], "filtered", shard, "-lines.npy"))
         place = slice_of(found, task["name"], task["parts"])
-        hashes.append(found[place])
-        keys.append(load(path_of(task["work"], "filtered", shard, "-keys.npy"))[place])
+        # Copies: a view would hold the file open, and there are as many as shards.
+        hashes.append(np.array(found[place]))
+        found = load(path_of(task["work"], "filtered", shard, "-keys.npy"))
+        keys.append(np.array(found[place]))
     found, first = dedup.frequent(
         np.concatenate(hashes), np.concatenate(keys), task["prep"]["dedup"]["line_documents"]
     )

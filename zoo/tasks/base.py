@@ -76,6 +76,21 @@ class Frozen:
         return (self.views, width) if self.views else (width,)
 
 
+class OncePerModel:
+    """A function of a model whose last value is kept; sent to other processes it is forgotten."""
+
+    def __init__(self, function: Callable):
+        self.function, self.model, self.value = function, None, None
+
+    def __call__(self, model, *arguments):
+        if self.model is not model:
+            self.model, self.value = model, self.function(model, *arguments)
+        return self.value
+
+    def __reduce__(self):
+        return OncePerModel, (self.function,)
+
+
 class Task:
     """Base of all tasks; the attributes and methods below are the whole contract.
 
@@ -84,6 +99,7 @@ class Task:
       statistics: names of the statistics that `forward` gives.
       monitor: the validation value by which the best checkpoint is chosen, and
       monitor_mode: "max" or "min".
+      keeps_best: whether the best checkpoint is kept by it.
       unit: what the weight of the first term counts, for the throughput in the logs.
       generates: "text" or "pictures" where its models make some, of which a sample is kept at
         each evaluation.
@@ -94,16 +110,10 @@ class Task:
     statistics: tuple[str, ...] = ()
     monitor = "val_loss"
     monitor_mode = "min"
+    keeps_best = True
     unit = "samples"
     generates = ""
     variables: tuple = ()
-
-    def __getstate__(self):
-        """What is sent to other processes: no parts of a model that were kept for the next use."""
-        return {
-            key: (None, None) if key in ("_split", "_translator") else value
-            for key, value in vars(self).items()
-        }
 
     def complete(self, arguments: dict, dataset) -> dict:
         """Returns the builder's arguments with those that follow from the data filled in.

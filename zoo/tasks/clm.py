@@ -14,7 +14,7 @@ from keras import ops
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.models.head import has_head, split_head
-from zoo.tasks.base import Forward, Task
+from zoo.tasks.base import Forward, OncePerModel, Task
 from zoo.tasks.text import (
     check_inputs,
     check_length,
@@ -50,7 +50,7 @@ class CausalLanguageModeling(Task):
             raise UsageError(f"task.chunk is 0 (off) or positive. Received: {chunk}.")
         self.chunk, self.cross_documents = chunk, cross_documents
         self.tokenizer = None
-        self._split = None, None  # of a model
+        self.split_head = OncePerModel(split_head)
 
     def complete(self, arguments, dataset):
         """The vocabulary is the tokenizer's where the recipe says 0."""
@@ -90,7 +90,7 @@ class CausalLanguageModeling(Task):
         inputs = {name: batch[name] for name in input_names(model)}
         counts = batch["counts"]
         if self.chunk and has_head(model):
-            trunk, head = self._split_model(model)
+            trunk, head = self.split_head(model)
             hidden = trunk(inputs, training=training)
             kernel, bias = head()
             loss, losses, right = linear_cross_entropy(
@@ -118,11 +118,6 @@ class CausalLanguageModeling(Task):
             },
             outputs=outputs,
         )
-
-    def _split_model(self, model):
-        if self._split[0] is not model:
-            self._split = model, split_head(model)
-        return self._split[1]
 
     def derived(self, metrics):
         """The perplexity: e to the loss."""

@@ -34,6 +34,7 @@ class GenerativeAdversarial(Task):
 
     statistics = ("real_right", "fake_right", "margin")
     monitor = "val_generator"
+    keeps_best = False  # it is lowest while the discriminator is weakest, at the beginning
     generates = "pictures"
 
     def __init__(

@@ -50,6 +50,11 @@ class ImageClassification(Task):
         for name, value in self.affine.items():
             if value < 0:
                 raise UsageError(f"task.{name} is 0 (off) or positive. Received: {value}.")
+        if zoom >= 1 or shear >= 90:
+            raise UsageError(
+                "task.zoom is a share below 1, task.shear an angle below 90 degrees. Received: "
+                f"zoom={zoom}, shear={shear}."
+            )
         if feature_views < 0:
             raise UsageError(f"task.feature_views is at least 0. Received: {feature_views}.")
         self.feature_views = feature_views
@@ -65,6 +70,8 @@ class ImageClassification(Task):
     def check(self, model, dataset) -> None:
         """Compares picture shape and labels with the model's input and output."""
         expected, classes = tuple(model.input_shape[1:]), model.output_shape[-1]
+        if self.augment:
+            self.augment.check(expected[-1])
         for split, arrays in dataset.splits.items():
             for key in ("image", "label"):
                 if key not in arrays:

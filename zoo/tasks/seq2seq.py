@@ -14,7 +14,7 @@ from keras import ops
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.models.head import has_head, split_head
-from zoo.tasks.base import Forward, Task
+from zoo.tasks.base import Forward, OncePerModel, Task
 from zoo.tasks.text import (
     END,
     FIRST_WORD,
@@ -66,7 +66,8 @@ class SequenceToSequence(Task):
         self.label_smoothing, self.chunk = label_smoothing, chunk
         self.beams, self.length_penalty = beams, length_penalty
         self.tokenizer = None
-        self._split = self._translator = None, None  # of a model
+        self.split_head = OncePerModel(split_head)
+        self.translator = OncePerModel(_translator)
 
     def complete(self, arguments, dataset):
         """The vocabulary is the tokenizer's where the recipe says 0."""
@@ -134,9 +135,7 @@ class SequenceToSequence(Task):
 
     def _chunked(self, model, inputs, labels, counts, smoothing, training):
         """Loss, losses, right and gap as above, (B, T) but the first, without all logits."""
-        if self._split[0] is not model:
-            self._split = model, split_head(model)
-        trunk, head = self._split[1]
+        trunk, head = self.split_head(model)
         hidden = trunk(inputs, training=training)
         kernel, bias = head()
         hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
@@ -163,12 +162,11 @@ class SequenceToSequence(Task):
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
-        from trainers.translate import Translator, scores
+        from trainers.translate import scores
 
-        if self._translator[0] is not model:
-            self._translator = model, Translator(model, dataset.tokenizer)
+        translate = self.translator(model, dataset.tokenizer)
         sources, references = zip(*pairs(), strict=True)
-        found = self._translator[1](sources, beams=self.beams, length_penalty=self.length_penalty)
+        found = translate(sources, beams=self.beams, length_penalty=self.length_penalty)
         samples = [
             {"source": source, "prediction": prediction, "reference": reference}
             for source, prediction, reference in zip(sources, found, references, strict=True)
@@ -191,3 +189,9 @@ class SequenceToSequence(Task):
                     place[-1] = END
                 start += words
         return arrays
+
+
+def _translator(model, tokenizer):
+    from trainers.translate import Translator
+
+    return Translator(model, tokenizer)
