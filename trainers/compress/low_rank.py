@@ -20,6 +20,7 @@ import numpy as np
 from keras import layers
 
 from trainers import keras_internals
+from trainers.compress import rebuild
 from trainers.compress.decomposition import CONVOLUTIONS, Kernel, largest_ranks
 from trainers.workdir import read_config
 from zoo.errors import UsageError, compiled
@@ -327,22 +328,14 @@ def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
             f"{type(model).__name__}."
         )
 
-    def clone(layer):
-        if not isinstance(layer, layers.Layer):
-            return layer  # an operation without weights
-        config = layer.get_config()
+    def change(layer, config):
         if layer.path in wanted:
             return product_layer(layer, wanted[layer.path])
-        inside = {
-            path.removeprefix(f"{layer.path}/"): numbers[0]
-            for path, numbers in wanted.items()
-            if path.startswith(f"{layer.path}/")
-        }
-        if inside:
-            config["ranks"] = inside
-        return type(layer).from_config(config)
+        if inside := rebuild.below(layer, wanted):
+            config["ranks"] = {path: numbers[0] for path, numbers in inside.items()}
+        return None
 
-    return keras.models.clone_model(model, clone_function=clone, recursive=True)
+    return rebuild.rebuilt(model, change)
 
 
 def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:

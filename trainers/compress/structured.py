@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from trainers.compress import rebuild
 from trainers.compress.decomposition import CONVOLUTIONS
 from trainers.compress.units import Units, units
 from trainers.workdir import read_config
@@ -147,19 +148,13 @@ def rebuilt(model: keras.Model, widths: Sequence[str]) -> keras.Model:
                 f"{', '.join([*found][:5])}."
             )
 
-    def clone(layer):
-        if not isinstance(layer, layers.Layer):
-            return layer  # an operation without weights
-        config = layer.get_config()
+    def change(layer, config):
         if layer.path in wanted:
             config[_argument(layer)] = wanted[layer.path]
         if isinstance(layer, TransformerBlock):
-            prefix = f"{layer.path}/"
-            inside = {p.removeprefix(prefix): n for p, n in wanted.items() if p.startswith(prefix)}
-            config["widths"] = {**config["widths"], **inside}
-        return type(layer).from_config(config)
+            config["widths"] = {**config["widths"], **rebuild.below(layer, wanted)}
 
-    return keras.models.clone_model(model, clone_function=clone, recursive=True)
+    return rebuild.rebuilt(model, change)
 
 
 def _argument(layer: layers.Layer) -> str:

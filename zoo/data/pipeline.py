@@ -41,8 +41,8 @@ def hold_out(arrays: Mapping[str, np.ndarray], size: int):
     """Splits `size` examples off for validation, the same ones in every run.
 
     Returns:
-      `(training, validation)`, both dicts of arrays; validation is None for size 0. What is read
-      from the disk stays there.
+      `(training, validation)`, both dicts of arrays; validation is None for size 0. What is too
+      large for the memory stays on the disk.
     """
     if not size:
         return arrays, None
@@ -55,12 +55,11 @@ def hold_out(arrays: Mapping[str, np.ndarray], size: int):
 
 
 def _rows(array, rows: np.ndarray):
-    in_memory = type(array) is np.ndarray or isinstance(array, Windows)
-    return array[rows] if in_memory else Rows(array, rows)
+    return array[rows] if _is_held(array) or isinstance(array, Windows) else Rows(array, rows)
 
 
 class Rows:
-    """Some rows of an array that is not in memory; read as they are asked for.
+    """Some rows of an array that is too large for the memory; read as they are asked for.
 
     Args:
       array: has a shape, a type, and rows by arrays of their numbers.
@@ -70,6 +69,7 @@ class Rows:
     def __init__(self, array, rows: np.ndarray):
         self._array, self._numbers = array, rows
         self.shape, self.dtype = (len(rows), *array.shape[1:]), array.dtype
+        self.ndim = len(self.shape)
 
     def __len__(self) -> int:
         return len(self._numbers)
