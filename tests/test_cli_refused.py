@@ -215,7 +215,6 @@ def test_a_directory_that_lacks_newer_settings_has_their_defaults(old, zoo_comma
     config = saved["config"]
     del config["prep"], config["compress"]["qat"], config["compress"]["sparsity"]
     del config["trainer"]["keep"], config["data"]["packing"], config["optimizer"]["slow"]
-    del config["schedule"]["warmup_steps"]
     (old / "config.json").write_text(json.dumps(saved))
     for words in (["train", "cnn_digits:debug", f"--workdir={old}"], ["evaluate", old]):
         answer = zoo_command(*words)

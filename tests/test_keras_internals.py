@@ -184,9 +184,9 @@ def test_save_zero_points(devices):
 def test_neighbours_in_a_graph():
     image = keras.Input((4,), name="image")
     first, second = keras.layers.Dense(3, name="first"), keras.layers.Dense(2, name="second")
-    keras.Model(image, second(first(image)))
-    (start,) = keras_internals.layers_before(first)
-    assert isinstance(start, keras.layers.InputLayer)
+    model = keras.Model(image, second(first(image)))
+    (start,) = keras_internals.input_layers(model)
+    assert keras_internals.layers_before(first) == [start]
     assert keras_internals.layers_after(first) == [second]
     assert keras_internals.layers_before(second) == [first]
     assert keras_internals.layers_after(second) == []

@@ -93,7 +93,7 @@ def test_two_configurations_share_nothing():
         ("trainer.remat", "convolution_[12]", "convolution_[12]"),
         ("trainer.remat", "", ""),
         ("data.source", "npz:/a=b,c.npz", "npz:/a=b,c.npz"),
-        ("init_from", "1", "1"),
+        ("data.manual_dir", "1", "1"),
         ("model.filters", "(8, 8, 8)", (8, 8, 8)),
         ("model.filters", "[8,8,8]", (8, 8, 8)),
         ("model.filters", "8,8,8", (8, 8, 8)),
@@ -325,7 +325,7 @@ def test_a_key_below_a_section_of_compress_that_is_none(recipe, key):
         return config
     """)
     with pytest.raises(UsageError, match=key):
-        load_recipe(path)
+        resolve(path)
 
 
 # --- Model Garden's way ---------------------------------------------------------------------------

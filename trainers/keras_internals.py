@@ -131,6 +131,11 @@ def layers_after(layer: keras.layers.Layer) -> list:
     return [node.operation for node in layer._outbound_nodes]
 
 
+def input_layers(model: keras.Model) -> list:
+    """Returns what stands for a Functional model's own inputs in its graph."""
+    return [tensor._keras_history.operation for tensor in getattr(model, "inputs", None) or ()]
+
+
 def connections(model: keras.Model) -> list[tuple]:
     """Returns `(layer, tensors that it takes, layers they come from)` of a graph's every call."""
     graph = getattr(model, "_functional", model)  # that of a Sequential

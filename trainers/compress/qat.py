@@ -76,8 +76,9 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
             "Quantisation knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
             f"The model {model.name!r} trains none."
         )
+    inputs = _entries(model)
     for layer in chosen:
-        layer.call = _Rounding(layer, decay)
+        layer.call = _Rounding(layer, inputs, decay)
     return [layer.name for layer in chosen]
 
 
@@ -157,6 +158,19 @@ def _rounds(layer) -> bool:
     return not isinstance(layer, layers.Activation) or layer.activation.__name__ != "linear"
 
 
+def _entries(model) -> list:
+    """What stands for a model's inputs, also inside models that take them before anything learns.
+
+    So a model has the same ranges by itself as with its preprocessing around it.
+    """
+    found = keras_internals.input_layers(model)
+    for layer in getattr(model, "layers", ()):
+        sources = keras_internals.layers_before(layer)
+        if isinstance(layer, keras.Model) and not any(map(_learns_up_to, sources)):
+            found += _entries(layer)
+    return found
+
+
 def _learns_up_to(layer) -> bool:
     """Whether anything in a graph up to a layer, this included, has weights that learn."""
     seen, waiting = set(), [layer]
@@ -173,7 +187,7 @@ def _learns_up_to(layer) -> bool:
 class _Rounding:
     """What a layer's `call` becomes: the call it had, between quantizers."""
 
-    def __init__(self, layer, decay: float):
+    def __init__(self, layer, inputs: list, decay: float):
         tfmot = engines()
         self.layer = layer
         self._training = False
@@ -200,9 +214,8 @@ class _Rounding:
 
         moving = _moving_average(tfmot, decay)
         self.input = None
-        # Of whatever model it is the input: a model inside another has the same ranges.
         sources = keras_internals.layers_before(layer)
-        if any(isinstance(x, layers.InputLayer) for x in sources) and _takes_numbers(layer):
+        if any(x in inputs for x in sources) and _takes_numbers(layer):
             self.input = activity(tfmot.quantizers.AllValuesQuantizer, "input")
         self.before = self.after = None
         folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
