@@ -148,7 +148,7 @@ class Kernels(keras.Model):
 
 @pytest.mark.parametrize("block", [(1, 16), (16, 1), (16, 16), (2, 3)])
 def test_blocks_that_are_larger_than_a_kernel(block):
-    model, step = Kernels(), keras.Variable(10, dtype="int64", trainable=False)
+    model, step = Kernels(), keras.Variable(5, dtype="int64", trainable=False)
     before = {v.path: v.numpy().copy() for v in model.trainable_variables}
     pruner = Pruner(model, step, 10, sparsity=0.5, schedule="constant", block=block, end=1.0,
                     frequency=1)  # fmt: skip

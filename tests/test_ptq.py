@@ -321,6 +321,13 @@ def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
     assert (kernel == 0).mean() > 0.75
     again = zoo_command(*words, "--config.compress.ptq.format=keras_int8")
     assert "small is finished already" in again.err
+    other = tmp_path / "other"
+    shutil.copytree(out / "stages" / "1-prune", other)
+    answer = zoo_command(
+        "compress", "ptq", other, f"--out={out}", "--config.compress.ptq.format=keras_int8"
+    )
+    assert answer.status == 2
+    assert "1-prune. Received:" in answer.one_line()
 
 
 def test_plans_do_not_share_a_recipe(trained):

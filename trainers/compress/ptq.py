@@ -94,7 +94,8 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
 
 def _check_origin(directory: WorkDirectory, start) -> None:
     """Raises `UsageError` where what is finished was made of another work directory."""
-    detail = next((x["detail"] for x in read_metrics(directory.path) if "detail" in x), "")
+    lines = read_metrics(directory.path)
+    detail = next((line["detail"] for line in lines if line.get("event") == "rounded"), "")
     origin = detail.partition(" of ")[2]
     if origin != str(Path(start)):
         raise UsageError(f"{directory.path} was made of {origin}. Received: {start}.")
