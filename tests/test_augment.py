@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from zoo.data import Dataset
 from zoo.data.augment import Augment, parse
 from zoo.data.pipeline import evaluation_batches, training_batches
 from zoo.errors import UsageError
@@ -144,7 +143,7 @@ def test_grey_pictures_cannot_change_colours():
     task = ImageClassification(augment=("randaugment",))
     model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
     with pytest.raises(UsageError, match="three channels"):
-        task.check(model, Dataset("grey", {}, (), ""))
+        task.check(model, toys.image_data(side=4))
 
 
 @pytest.mark.parametrize("spec", ALL)
