@@ -321,9 +321,9 @@ def decode(content: bytes, declared: str = "") -> str:
         pass
     text = content.decode(errors="replace")
     bad = text.count("\N{REPLACEMENT CHARACTER}")
-    good = len(content) - len(text) - 2 * bad  # bytes of characters that UTF-8 spells with several
-    if good > 4 * bad:  # a stray byte, or a character that was cut
-        return text
+    # Bytes of no other encoding look like UTF-8: Chinese and Japanese ones where a third does.
+    if sum(map(str.isascii, text)) + 2 * bad < len(text):
+        return text  # with a stray byte, or a character that was cut
     for encoding in said:
         text = _decoded(content, encoding)
         if text is not None:
