@@ -291,7 +291,7 @@ def test_refused_models_and_data(run):
 def test_slow_variables_of_one_player(run):
     """A pattern of one network's variables; of none's it is refused."""
     config = recipe(steps=1)
-    config.optimizer.slow = "^generator/"
+    config.optimizer.slow = "^convolution_1/"
     run(config, pictures())
     config.optimizer.slow = "^judge/"
     with pytest.raises(UsageError, match="slow matches no variable"):

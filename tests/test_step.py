@@ -383,8 +383,8 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
     ("name", "changes", "said"),
     [
         ("sgd", {"momentum": 1.5}, "No optimizer 'sgd' has such values"),
-        ("adam", {"learning_rate": -1.0}, "learning_rate is positive"),
-        ("adam", {"learning_rate": float("inf")}, "learning_rate is positive"),
+        ("adam", {"learning_rate": -1.0}, "learning_rate is 0 or positive"),
+        ("adam", {"learning_rate": float("inf")}, "learning_rate is 0 or positive"),
         ("adam", {"clip_norm": -1.0}, "clip_norm is 0"),
     ],
 )

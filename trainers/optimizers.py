@@ -77,8 +77,8 @@ def make_optimizer(
     check_optimizer(name)
     arguments = {**OPTIMIZERS[name], **arguments}
     rate, clip_norm = arguments.pop("learning_rate"), arguments.pop("clip_norm")
-    if not 0 < rate < float("inf"):
-        raise UsageError(f"optimizer.learning_rate is positive. Received: {rate}.")
+    if not 0 <= rate < float("inf"):
+        raise UsageError(f"optimizer.learning_rate is 0 or positive. Received: {rate}.")
     if clip_norm < 0:
         raise UsageError(f"optimizer.clip_norm is 0 (off) or positive. Received: {clip_norm}.")
     rules = Rules(
