@@ -12,7 +12,7 @@ float32, seed 0: of 431 pages (three WARC files of FastWARC's, and the pages of 
 CleanEval's tests) 234 are kept in 51 s, 459,195 tokens to train on; 300 updates on them, 1.8 M
 parameters, come to 2.048 bits a byte on the three documents held out (8 bits is knowing nothing,
 2.263 after 100 updates). It is too little text to write well. The 4,282 s beside other work are
-no measure of speed: 24 minutes of processor time.
+no measure of speed: 33 minutes of processor time.
 """
 
 from configs import gpt_pydoc
