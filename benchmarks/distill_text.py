@@ -15,7 +15,10 @@ al. 2019 (arXiv:1908.09355) and Sanh et al. 2019 (DistilBERT, arXiv:1910.01108) 
 Muralidharan et al. 2024 (Minitron, arXiv:2407.14679) cut them. A third starts there too and is not
 taught ("student cut"), which tells what of the gain is the start's.
 
-Tried on the validation split with one seed (alone 3.859, teacher 3.570): alpha 0.5 at a temperature
+`gpt_shakespeare` (sequences of 128, 16 a batch) cut to 21 % of its parameters, three seeds, 300
+updates, a teacher of 600: taught 54, 57, 57 %, cut and not taught 60, 62, 59 % of the gap.
+
+Tried on the validation split of gpt_pydoc with one seed (alone 3.859, teacher 3.570): alpha 0.5 at a temperature
 of 2, 3.742; alpha 0.9 at 1, 3.773, with hidden=1.0 3.796; alpha 1.0 at 2, 3.810. With 900 updates
 for the student alone it is better than this teacher of 300 (test loss 3.018 against 3.108), and
 taught it is worse than alone (3.072): a teacher must have had as many.
@@ -49,6 +52,7 @@ def reached(workdir: Path) -> dict:
         last = next(line for line in reversed(lines) if "val_loss" in line)
         metrics = {key[4:]: last[key] for key in last if key.startswith("val_")}
     return {
+        "steps": max(line.get("step", 0) for line in lines),
         "split": split,
         "parameters": library.load(str(workdir)).count_params(),
         "loss": round(metrics["loss"], 5),
@@ -85,7 +89,7 @@ def main() -> None:
         def keep(what, seed, found, recovered=""):
             said = [f"cut={arguments.cut}"] if arguments.cut else []
             row = {
-                "recipe": arguments.recipe, "what": what, "seed": seed, "steps": steps, **found,
+                "recipe": arguments.recipe, "what": what, "seed": seed, **found,
                 "recovered": recovered,
                 "settings": " ".join([*arguments.change, *settings, *said]),
             }  # fmt: skip
