@@ -20,8 +20,8 @@ updates, a teacher of 600: taught 54, 57, 57 %, cut and not taught 60, 62, 59 % 
 
 Tried on the validation split of gpt_pydoc with one seed (alone 3.859, teacher 3.570): alpha 0.5 at
 a temperature of 2, 3.742; alpha 0.9 at 1, 3.773, with hidden=1.0 3.796; alpha 1.0 at 2, 3.810. With
-900 updates for the student alone it is better than this teacher of 300 (test loss 3.018 against 3.108), and
-taught it is worse than alone (3.072): a teacher must have had as many.
+900 updates for the student alone it is better than this teacher of 300 (test loss 3.018 against
+3.108), and taught it is worse than alone (3.072): a teacher must have had as many.
 """
 
 import argparse

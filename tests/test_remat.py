@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
+from trainers.precision import precision
 from zoo.errors import UsageError
 
 
@@ -102,17 +103,17 @@ def test_frozen_weights_keep_all_their_bits():
     from trainers.remat import apply_remat
 
     keras.utils.set_random_seed(0)
-    policy = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
-    block = keras.Sequential(
-        [
-            keras.layers.Dense(8, dtype=policy, name="frozen"),
-            keras.layers.BatchNormalization(dtype=policy, name="norm"),
-            keras.layers.Dense(8, dtype=policy, name="learns"),
-        ],
-        name="block",
-    )
-    x = keras.Input((8,))
-    model = keras.Model(x, block(x))
+    with precision("mixed_bfloat16"):
+        block = keras.Sequential(
+            [
+                keras.layers.Dense(8, name="frozen"),
+                keras.layers.BatchNormalization(name="norm"),
+                keras.layers.Dense(8, name="learns"),
+            ],
+            name="block",
+        )
+        x = keras.Input((8,))
+        model = keras.Model(x, block(x))
     block.layers[0].trainable = False
     before = {v.path: v.numpy().copy() for v in block.variables}
     apply_remat(model, "block")
