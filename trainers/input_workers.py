@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainers.link import say_and_end
 from zoo.errors import RunError, UsageError
 
 _SMALL = 2**20  # bytes of an array that is sent as it is
@@ -171,13 +172,7 @@ class _Worker:
 
 def _leave(line: str, last: Callable[[], None] | None = None) -> None:
     # The main thread may wait for a batch for ever; nothing but this ends it.
-    line = f"{line}; run the same command again to go on"
-    print(f"zoo: error: {line}", file=sys.stderr, flush=True)
-    try:
-        if last:
-            last()
-    finally:
-        os._exit(1)
+    say_and_end(f"{line}; run the same command again to go on", last)
 
 
 # --- in the worker ------------------------------------------------------------------------------

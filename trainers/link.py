@@ -392,7 +392,13 @@ def _split(address: str) -> tuple[str, int]:
 
 def _leave(line: str, last=None) -> None:
     # The main thread may hang in a collective operation for ever; nothing but this ends it.
-    line = f"{line}; run the same command on all workers to go on from the last checkpoint"
+    say_and_end(
+        f"{line}; run the same command on all workers to go on from the last checkpoint", last
+    )
+
+
+def say_and_end(line: str, last=None) -> None:
+    """Ends the process from whatever thread, with a line, after a call of `last`."""
     print(f"zoo: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
     try:
         if last:
