@@ -200,6 +200,32 @@ def test_an_embedding_trains_unlike_a_matrix_product(one):
     still("An embedding's gradient is rows with repeats", adam > 1e-2, f"Adam in fit {adam:.2g}")
 
 
+def test_optimizers_compute_the_rate_for_each_variable(devices):
+    weights = [keras.Variable(float(i)) for i in range(5)]
+    asked = []
+
+    class Rate(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            asked.append(step)
+            return 0.1
+
+    optimizer = keras.optimizers.AdamW(Rate(), weight_decay=0.1)
+    optimizer.build(weights)
+    asked.clear()
+
+    def update(*gradients):
+        optimizer.apply(list(gradients), weights)
+
+    graph = tf.function(update, autograph=False).get_concrete_function(*[tf.ones(())] * 5).graph
+    kinds = [node.type for node in graph.get_operations()]
+    powers = kinds.count("Pow")
+    still(
+        "Optimizers compute the rate for each variable",
+        len(asked) == 6 and powers == 10,
+        f"5 weights: {len(asked)} learning rates, {powers} powers, {len(kinds)} operations",
+    )
+
+
 def test_gradient_accumulation_raises_under_mirrored(two):
     with still_raises("gradient_accumulation_steps", RuntimeError, "merge_call"):
         train(two, linear, *regression(8), sgd(gradient_accumulation_steps=2))

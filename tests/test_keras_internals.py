@@ -112,6 +112,80 @@ def test_averaged_weights(devices):
     np.testing.assert_allclose(second.numpy(), 4.0)
 
 
+class Halving(keras.optimizers.schedules.LearningRateSchedule):
+    """Halves each update, and counts how often it is asked."""
+
+    asked = 0
+
+    def __call__(self, step):
+        self.asked += 1
+        return 0.02 * 0.5 ** tf.cast(step, "float32")
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "arguments", "bound"),
+    [
+        # Adam's 1 - beta is that of float32's beta, Keras' that of Python's: 1.3e-5 of 0.001.
+        ("Adam", {}, 2e-5),
+        ("AdamW", {"weight_decay": 0.1, "beta_1": 0.0, "beta_2": 0.99, "use_ema": True}, 2e-5),
+        ("AdamW", {"weight_decay": 0.1, "global_clipnorm": 1.0}, 2e-5),
+        ("Adam", {"amsgrad": True}, 0.0),
+        ("SGD", {"weight_decay": 0.1, "momentum": 0.9}, 0.0),
+        ("Muon", {"weight_decay": 0.1}, 0.0),
+    ],
+)
+def test_compute_once(kind, arguments, bound, replicas, one, two):
+    """As Keras does, of one rate an update."""
+    generator = np.random.default_rng(0)
+    shapes = (30, 7), (7,), (2, 3, 4)
+    start = [generator.normal(size=shape) for shape in shapes]
+    gradients = [[generator.normal(size=shape) for shape in shapes] for _ in range(6)]
+    found, asked = [], []
+    strategy = two if replicas == 2 else one
+    for once in (False, True):
+        with strategy.scope():
+            weights = [keras.Variable(value, dtype="float32") for value in start]
+            rate = Halving()
+            optimizer = getattr(keras.optimizers, kind)(rate, **arguments)
+            keras_internals.switch_off_all_reduce(optimizer)
+            if once:
+                keras_internals.compute_once(optimizer)
+            optimizer.build(weights)
+
+        def apply(*values, optimizer=optimizer, weights=weights):
+            optimizer.apply(list(values), weights)
+
+        update = tf.function(lambda *values: strategy.run(apply, values), autograph=False)  # noqa: B023
+        for values in gradients:
+            update(*[tf.constant(value, "float32") for value in values])
+        asked.append(rate.asked)
+        found.append([v.numpy() for v in [*weights, *optimizer.variables[2:]]])
+        assert float(optimizer.learning_rate.numpy()) == pytest.approx(0.02 * 0.5**6)
+    # Each replica's, at most; Keras asks for each variable where weights decay.
+    assert asked[1] <= replicas * asked[0] / (4 if "weight_decay" in arguments else 1)
+    for right, value in zip(*found, strict=True):
+        np.testing.assert_allclose(value, right, rtol=0, atol=bound * np.abs(right).max())
+
+
+def test_compute_once_leaves_other_types_to_keras(devices):
+    moved = []
+    for once in (False, True):
+        weights = [keras.Variable([1.0, 2.0], dtype="float16"), keras.Variable([[1.0], [2.0]])]
+        optimizer = keras.optimizers.Adam(0.1)
+        if once:
+            keras_internals.compute_once(optimizer)
+        optimizer.build(weights)
+        rows = tf.IndexedSlices(tf.ones((1, 1)), tf.constant([1]), tf.constant([2, 1]))
+        for _ in range(3):
+            optimizer.apply([tf.ones(2, "float16"), rows], weights)
+        moved.append([np.float32(v.numpy()) for v in weights])
+    np.testing.assert_array_equal(moved[0][0], moved[1][0])
+    np.testing.assert_array_equal(moved[0][1], moved[1][1])
+    assert moved[0][0][0] < 1
+    assert moved[0][1][1] < 2
+
+
 def test_needs_unbuilt_fit(two):
     model = train(two, of_booleans, *booleans(), sgd(), prepare=keras_internals.needs_unbuilt_fit)
     assert int(model.optimizer.iterations.numpy()) == 2

@@ -39,6 +39,63 @@ def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
     return optimizer._get_variable_index(variable)
 
 
+def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
+    """Has an optimizer compute once an update what Keras computes again for each variable.
+
+    That is the learning rate, by its schedule, and Adam's powers of its betas. Adam's and AdamW's
+    steps of float32 variables are TensorFlow's `ResourceApplyAdam`: Keras' formula in one pass over
+    the memory, with 1 - beta of float32's beta (1.3e-5 from Keras' in case of 0.999). See
+    docs/keras3.md.
+    """
+    known: dict | None = None  # of the update that is being traced
+    apply, learning_rate = optimizer.apply, optimizer._get_current_learning_rate
+
+    def once(name, function):
+        if known is None:
+            return function()
+        # Loss scaling has a graph of its own inside, where replicas take turns.
+        key = name, tf.compat.v1.get_default_graph()
+        if key not in known:
+            known[key] = function()
+        return known[key]
+
+    def apply_once(*arguments, **names):
+        nonlocal known
+        known = {}
+        try:
+            return apply(*arguments, **names)
+        finally:
+            known = None
+
+    optimizer.apply = apply_once
+    optimizer._get_current_learning_rate = lambda: once("rate", learning_rate)
+    if not isinstance(optimizer, keras.optimizers.Adam) or optimizer.amsgrad:
+        return
+    update_step = optimizer.update_step
+
+    def powers():
+        count = tf.cast(optimizer.iterations + 1, tf.float32)
+        return [tf.pow(tf.constant(b, tf.float32), count) for b in betas]
+
+    betas = optimizer.beta_1, optimizer.beta_2
+
+    def adam_step(gradient, variable, learning_rate):
+        if variable.dtype != tf.float32 or not isinstance(gradient, tf.Tensor):
+            update_step(gradient, variable, learning_rate)
+            return
+        index = optimizer._get_variable_index(variable)
+        slots = optimizer._momentums[index], optimizer._velocities[index]
+        first, second = once("powers", powers)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle, m=slots[0].value.handle, v=slots[1].value.handle,
+            beta1_power=first, beta2_power=second, lr=tf.cast(learning_rate, tf.float32),
+            beta1=betas[0], beta2=betas[1], epsilon=optimizer.epsilon,
+            grad=tf.cast(gradient, tf.float32),
+        )  # fmt: skip
+
+    optimizer.update_step = adam_step
+
+
 def needs_unbuilt_fit(model: keras.Model) -> None:
     """Keeps `fit` from running a symbolic batch through a model that is built already."""
     model._maybe_symbolic_build = lambda iterator=None, data_batch=None: None

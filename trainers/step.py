@@ -92,6 +92,7 @@ class TrainStep(keras.Model):
         for player, own in zip(self.players, self.optimizers, strict=True):
             variables = player.model.trainable_variables
             keras_internals.switch_off_all_reduce(inner(own))
+            keras_internals.compute_once(inner(own))
             self.decay_excluded += apply_rules(own, variables, rules)
             own.build(variables)
 
