@@ -116,6 +116,7 @@ def training_batches(
     shares = range(replicas) if shares is None else shares
     read = _reader(arrays)
 
+    @tf.autograph.experimental.do_not_convert  # rewriting its source takes a second
     def element(number):
         step, replica = number // len(shares), shares.start + number % len(shares)
         position = (step % steps) * batch_size + replica * share + tf.range(share, dtype=tf.int64)
@@ -155,6 +156,7 @@ def evaluation_batches(
     shares = range(replicas) if shares is None else shares
     read = _reader(arrays)
 
+    @tf.autograph.experimental.do_not_convert
     def element(number):
         batch_number, replica = number // len(shares), shares.start + number % len(shares)
         position = batch_number * batch_size + replica * share + tf.range(share, dtype=tf.int64)

@@ -126,7 +126,7 @@ class Task:
         """Raises `UsageError` where model and data set do not fit each other."""
 
     def prepare(self, batch: dict, uniform, training: bool) -> dict:
-        """Turns stored examples into what the model takes; runs inside tf.data.
+        """Turns stored examples into what the model takes; runs inside tf.data, without AutoGraph.
 
         Args:
           batch: tensors of a data set's split, plus "weight" (batch,).
