@@ -11,6 +11,7 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import tensorflow as tf
 from zoo.data.disk import atomic
 from zoo.errors import RunError, UsageError
 
+_READERS = 2  # threads; reading and checking a CRC leave Python to others
 _NAME = re.compile(r"step_(\d{10})\.npz")
 
 
@@ -151,10 +153,12 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
 
             def array(name):
                 # Read whole, so that its CRC is checked whatever the array's own head says.
-                return np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+                return _array(archive.read(f"{name}.npy"))
 
             header = json.loads(array("header").tobytes())
-            arrays = [array(f"{i:05d}") for i in range(len(header["paths"]))]
+            names = [f"{i:05d}" for i in range(len(header["paths"]))]
+            with ThreadPoolExecutor(_READERS) as readers:
+                arrays = list(readers.map(array, names))
         return {key: header[key] for key in ("step", "counters", "paths")}, arrays
     # NumPy, zipfile and json raise about ten kinds for a damaged file, MemoryError among them.
     except Exception as error:
@@ -162,6 +166,18 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
         raise RunError(
             f"The checkpoint {path} is damaged: {error or type(error).__name__}."
         ) from None
+
+
+def _array(data: bytes) -> np.ndarray:
+    """The array of an .npy file, which lies where the file's content does: no copy is made."""
+    head = io.BytesIO(data)
+    version = np.lib.format.read_magic(head)
+    if version != (1, 0):
+        raise ValueError(f"an array of version {version}")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(head)
+    if by_columns:
+        raise ValueError("an array by columns")
+    return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape)
 
 
 def _portable(array: np.ndarray) -> np.ndarray:
