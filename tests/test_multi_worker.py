@@ -63,13 +63,14 @@ def test_four_workers_equal_one_process(run, tmp_path):
     assert_near(four, alone)
 
 
-def test_kills_and_a_sigterm_then_the_same_bits(whole, tmp_path):
+def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
     workdir = tmp_path / "parts"
-    for victim, name, step, saved in ((1, "KILL", 7, 4), (1, "TERM", 6, 6), (0, "KILL", 10, 8)):
+    told = [(1, "KILL", 7, 4), (1, "TERM", 6, 6), (1, "NOTICE", 7, 7), (0, "KILL", 10, 8)]
+    for victim, name, step, saved in told:
         each = [[f"{name}={step}"] if index == victim else [] for index in range(2)]
-        with Workers(2, workdir, each=each) as both:
+        with Workers(2, workdir, "trainer.preemption_notice=gcp", each=each) as both:
             answers = both.wait()
-            if name == "TERM":
+            if name in ("TERM", "NOTICE"):
                 assert [status for status, _ in answers] == [143, 143], answers
             else:
                 assert answers[victim][0] == -9, answers
@@ -77,6 +78,12 @@ def test_kills_and_a_sigterm_then_the_same_bits(whole, tmp_path):
                 assert status == 1, err
                 (line,) = errors(err)
                 assert f"worker {victim} ({both.addresses[victim]}) is gone" in line
+            if name == "NOTICE":
+                lines = read_metrics(workdir)
+                (line,) = [line for line in lines if line.get("event") == "preemption notice"]
+                assert line["step"] == saved
+                who = f"worker {victim} ({both.addresses[victim]})"
+                assert line["detail"] == f"{who}: Google Cloud: preempted is TRUE"
         assert test_resume.last_arrays(workdir)[0] == saved
     with Workers(2, workdir) as both:
         for status, err in both.wait():

@@ -49,6 +49,7 @@ class Cloud(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.pages, self.asked, self.tokens = dict(QUIET), 0, set()
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -82,21 +83,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.answer(200, self.server.pages[self.path])
 
 
-@pytest.fixture
-def cloud(monkeypatch):
+@contextlib.contextmanager
+def serving():
+    """A `Cloud` that answers."""
     server = Cloud()
-    for name in preemption.SERVERS:
-        monkeypatch.setitem(
-            preemption.SERVERS, name, f"http://127.0.0.1:{server.server_address[1]}"
-        )
-    monkeypatch.setattr(preemption, "EVERY", 0.01)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def cloud(monkeypatch):
+    monkeypatch.setattr(preemption, "EVERY", 0.01)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    with serving() as server:
+        for name in preemption.SERVERS:
+            monkeypatch.setitem(preemption.SERVERS, name, server.address)
+        yield server
 
 
 def warnings(stop):

@@ -31,11 +31,13 @@ def recipe(**trainer):
 def train(argv) -> int:
     """What a worker runs: the toys' recipe with `key=value` changes.
 
-    `KILL=7` sends this process SIGKILL after update 7, and so does TERM or STOP.
+    `KILL=7` sends this process SIGKILL after update 7, and so does TERM or STOP; `NOTICE=7` is a
+    cloud's notice to its machine then.
     """
     import keras
 
-    from tests import toys
+    from tests import test_preemption, toys
+    from trainers import preemption
     from trainers.cluster import read_cluster
     from trainers.loop import Terminated
     from trainers.recipe import change
@@ -46,19 +48,29 @@ def train(argv) -> int:
     config = recipe(strategy="multi_worker")
     changes = dict(word.split("=") for word in changes)
     signals = {name: int(changes.pop(name)) for name in ("KILL", "TERM", "STOP") if name in changes}
+    notice = int(changes.pop("NOTICE", 0))
+    config = change(config, list(changes.items()))
 
     class Send(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
+            now = int(self.model.step.numpy())
             for name, step in signals.items():
-                if int(self.model.step.numpy()) == step:
+                if now == step:
                     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
+            if now == notice:
+                cloud.pages[test_preemption.PREEMPTED] = "TRUE"
+                assert trainer.stop.asked.wait(20)
 
-    config = change(config, list(changes.items()))
-    data = toys.token_data()
-    try:
-        Trainer(config, workdir, dataset=data, cluster=cluster, callbacks=[Send()]).train()
-    except Terminated:
-        return 143
+    preemption.EVERY = 0.01
+    with test_preemption.serving() as cloud:
+        preemption.SERVERS["gcp"] = cloud.address
+        trainer = Trainer(
+            config, workdir, dataset=toys.token_data(), cluster=cluster, callbacks=[Send()]
+        )
+        try:
+            trainer.train()
+        except Terminated:
+            return 143
     return 0
 
 
