@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-from trainers.recipe import resolve
+from trainers.recipe import list_recipes, resolve
 from trainers.tpu_check import check, compiler
 from trainers.tpu_check.abstract import AbstractStep, Share, depth_of, share_of
 from trainers.tpu_check.ahead_of_time import ProgramText, for_tpu
@@ -238,19 +238,20 @@ def test_what_a_tpu_can_run_passes():
     assert lower(_Step(function), Share(4, 1))
 
 
-# One recipe of each family; that of the LSTM is compiled below.
-FAST = ("cnn_digits",)
+# All that there are, in full size and the tests' size, and the variants that are other models.
+RECIPES = [
+    *(name + variant for name in list_recipes() for variant in ("", ":debug")),
+    "gpt_scaling:4", "vgg16_transfer:pretrain", "vgg16_transfer:finetune",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [r if r in FAST else pytest.param(r, marks=pytest.mark.slow) for r in (
-        "cnn_digits", "gpt_scaling", "llama_wiki", "seq2seq_multi30k", "bert_wiki", "gan_mnist",
-        "vgg16_transfer",
-    )],
-)  # fmt: skip
+    [r if r == "cnn_digits:debug" else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES],
+)
 def test_recipes_pass(recipe):
-    config = resolve(f"{recipe}:debug")
+    characters = [("data.vocabulary_size", "65")] if "shakespeare" in recipe else []
+    config = resolve(recipe, characters)  # else the text would be needed, to count them
     abstract = AbstractStep(config)
     hlo = lower(abstract, share_of(config, 8))
     assert len(hlo) > 10_000
