@@ -15,6 +15,8 @@ from trainers.strategy import distribute, make_strategy, prepare_devices
 from zoo import registry
 from zoo.description import forward_flops
 
+_ROUND = 0.05  # seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -32,8 +34,8 @@ class Measured:
       bottleneck: "input" where the pipeline gives less than that, else "step".
       flops: of one update, forward and backward (three times forward), without a frozen part that
         training runs once. Of a GAN, whose players run each other, it is too low.
-      peak: FLOPs a second of a large matrix product in the recipe's compute type, on the same
-        devices.
+      peak: FLOPs a second of large matrix products in the recipe's compute type, one on each
+        replica at once.
       share: of that peak.
     """
 
@@ -120,9 +122,7 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     if learner is step.net:
         lengths = {i.name: batches.element_spec[i.name].shape[1] for i in step.net.inputs}
     flops = 3 * forward_flops(learner, lengths or None) * batch
-    # Logical CPU devices share the cores; each GPU adds its own.
-    accelerated = tf.config.list_logical_devices("GPU")
-    peak = matmul_peak(step.net.compute_dtype) * (replicas if accelerated else 1)
+    peak = matmul_peak(step.net.compute_dtype, strategy)
     return Measured(
         first_step=first_step,
         step=median,
@@ -139,17 +139,40 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     )
 
 
-def matmul_peak(dtype: str, size: int = 2048, rounds: int = 7) -> float:
-    """Returns FLOPs a second of a (size, size) matrix product, the fastest of some rounds."""
-    a = tf.cast(tf.random.normal((size, size)), dtype)
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, a)), autograph=False)
-    float(product())
-    times = []
-    for _ in range(rounds):
+def matmul_peak(
+    dtype: str, strategy: tf.distribute.Strategy, size: int = 2048, rounds: int = 7
+) -> float:
+    """Returns FLOPs a second of (size, size) matrix products, the fastest of some rounds.
+
+    All replicas compute at once, as in training: logical devices of a CPU share its cores. A round
+    is as many products, one after the other, as take `_ROUND` seconds, beside which a call is
+    nothing.
+    """
+
+    def matrix():  # whose powers neither grow nor vanish
+        return tf.cast(tf.random.stateless_normal((size, size), (0, 0)) * size**-0.5, dtype)
+
+    def power(a, count):
+        end = tf.while_loop(
+            lambda i, _: i < count, lambda i, x: (i + 1, tf.matmul(a, x)), (tf.constant(0), a)
+        )[1]
+        return tf.reduce_sum(tf.cast(end, tf.float32))
+
+    matrices = tf.function(lambda: strategy.run(matrix), autograph=False)()
+    run = tf.function(lambda a, count: strategy.run(power, (a, count)), autograph=False)
+
+    def seconds(count: int) -> float:
         start = time.perf_counter()
-        float(product())
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / min(times)
+        for total in strategy.experimental_local_results(run(matrices, tf.constant(count))):
+            float(total)  # waits for the device
+        return time.perf_counter() - start
+
+    count = 1
+    seconds(count)
+    while seconds(count) < _ROUND:
+        count *= 2
+    fastest = min(seconds(count) for _ in range(rounds))
+    return 2 * size**3 * count * strategy.num_replicas_in_sync / fastest
 
 
 def _with_features(arrays, frozen) -> dict:
