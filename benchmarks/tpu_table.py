@@ -1,17 +1,23 @@
 """Compiles the train steps of all families for TPUs, on a machine without one.
 
     python -m benchmarks.tpu_table [--topologies v5e:2x4 v6e:2x4] [--minutes=60] [--largest]
+        [--recipes gpt_pydoc ...] [--models gpt2_base ...]
 
 A row a recipe and topology goes to results/tpu_check.csv as soon as it is there: the small ones
-first. What the columns are: trainers/tpu_check/check.py.
+first. What the columns are: trainers/tpu_check/check.py. With --models it is the catalog's models
+by the arguments it has for them, named `catalog:MODEL`, smallest first; `all` stands for all.
 """
 
 import argparse
 import time
 
+import ml_collections
+
 from benchmarks.results_file import append
+from configs.base import base, optimizer
 from trainers.recipe import resolve
 from trainers.tpu_check.check import check
+from zoo import registry
 from zoo.errors import RunError, UsageError
 
 SMALL = (
@@ -24,11 +30,35 @@ BASE = (
 )  # fmt: skip
 
 
+EXAMPLES = 64  # of an update, over all cores
+PREFIX = "catalog:"
+
+
+def of_catalog(name: str) -> ml_collections.ConfigDict:
+    """Returns a recipe for a model as the catalog has it: AdamW in mixed_bfloat16.
+
+    The blocks of transformers are recomputed (`trainer.remat`). Text is as long as the model takes;
+    where it takes any length, 512 tokens.
+    """
+    entry, config = registry.entry(name), base()
+    config.model = {"name": name, **registry.arguments(name)}
+    config.task = {"name": entry.task, **entry.task_arguments}
+    config.optimizer = optimizer("adamw", learning_rate=1e-4)
+    config.trainer.update({"precision": "mixed_bfloat16", "global_batch_size": EXAMPLES})
+    if entry.task == "clm":
+        config.data.sequence_length = config.model.get("sequence_length", 512)
+    if registry.makes_data(entry.task) and entry.family != "lstm":
+        config.trainer.remat = entry.remat
+    return config
+
+
 def row(recipe: str, topology: str, largest: bool) -> dict:
     """Returns a row; what does not compile has its reason in the last column."""
     start = time.perf_counter()
     try:
-        found, said = check(resolve(recipe), topology, largest), ""
+        model = recipe.removeprefix(PREFIX)
+        config = resolve(recipe) if model == recipe else of_catalog(model)
+        found, said = check(config, topology, largest), ""
     except (RunError, UsageError) as error:
         found, said = None, " ".join(str(error).split())
     program = found and found.program
@@ -65,12 +95,16 @@ def main() -> None:
     """Measures as far as the time goes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--topologies", nargs="+", default=["v5e:2x4", "v6e:2x4"])
-    parser.add_argument("--recipes", nargs="+", default=[*SMALL, *BASE])
+    parser.add_argument("--recipes", nargs="+")
+    parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--largest", action="store_true")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
-    for recipe in arguments.recipes:
+    models = registry.list_models() if arguments.models == ["all"] else arguments.models
+    models = sorted(models, key=lambda name: registry.entry(name).parameters)
+    recipes = arguments.recipes or ([] if models else [*SMALL, *BASE])
+    for recipe in [*recipes, *(PREFIX + name for name in models)]:
         for topology in arguments.topologies:
             if time.monotonic() > end:
                 raise SystemExit("the time is over")
