@@ -1,6 +1,7 @@
 """Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,45 @@ def test_a_run_is_resumed_on_another_machine(run, bucket, cache, tmp_path, monke
     model = zoo.load(f"{bucket}/run")
     for one, other in zip(model.weights, right.step.net.weights, strict=True):
         assert (one.numpy() == other.numpy()).all() or other.trainable  # averages are in the file
+
+
+def test_a_run_whose_folder_another_takes_over_ends(run, bucket, cache, tmp_path, monkeypatch):
+    """A second machine starts at update 6 of the first: the second goes on from 4, to the end."""
+    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+    second, steps = [], []
+
+    class Second(StopAt):
+        def on_train_batch_end(self, batch, logs=None):
+            steps.append(int(self.model.step.numpy()))
+            if steps[-1] == 6 and not second:
+                second.append(None)
+                while "checkpoints/step_0000000004.npz" not in files(f"{bucket}/run"):
+                    time.sleep(0.01)
+                with monkeypatch.context() as patch:
+                    patch.setattr(remote, "_mirrors", {})
+                    patch.setenv("ZOO_CACHE_DIR", str(tmp_path / "other"))
+                    second[0] = run(recipe(), toys.token_data(), workdir=f"{bucket}/run")
+
+    with pytest.raises(remote.TakenOver, match="Another run works in ram://.*, so this one ends"):
+        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[Second(0)])
+    assert steps[-1] == 12  # where it had begun the next checkpoint but one
+    assert_same_end(right.workdir, second[0].workdir)
+    kept = second[0].workdir.path
+    for name in files(f"{bucket}/run"):  # all there is of the second one, nothing of the first
+        with tf.io.gfile.GFile(f"{bucket}/run/{name}", "rb") as file:
+            assert file.read() == (kept / name).read_bytes(), name
+    assert "metrics.jsonl" in files(f"{bucket}/run")
+
+
+def test_what_another_run_writes_while_this_one_begins_is_not_lost(bucket):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    tf.io.gfile.makedirs(f"{bucket}/run/checkpoints")
+    with tf.io.gfile.GFile(f"{bucket}/run/checkpoints/step_0000000008.npz", "w") as file:
+        file.write("another's")
+    with pytest.raises(RunError, match="changed while this run began: another one works there"):
+        remote.mirror_of(folder.path).claim()
+    folder.close()
+    assert files(f"{bucket}/run") == {"checkpoints/step_0000000008.npz"}
 
 
 def test_checkpoints_arrive_while_it_trains(run, bucket):

@@ -6,7 +6,8 @@ over what changed there since it last copied, and copies back what it made. Trai
 each checkpoint. Whatever `tf.io.gfile` opens is understood: gs://, file://, ram://, and hdfs:// and
 s3:// once tensorflow-io is there.
 
-Two machines that train in one folder at a time are not noticed: take one folder a run.
+A run puts its name into the folder (`.writer`) when it starts. Where another run, on another
+machine, has put its own there since, the earlier one copies nothing more and ends.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import re
 import shutil
 import sys
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +27,7 @@ from zoo.errors import RunError, UsageError
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")
 _FLAGS = ("--workdir=", "--model_dir=", "--out=")
+_WRITER = "/.writer"
 _TRIES = 3  # to copy a folder that changes meanwhile
 _mirrors: dict[Path, "Mirror"] = {}
 
@@ -93,6 +96,10 @@ def push_at_end(mirror: "Mirror") -> None:
         print(f"zoo: {error}", file=sys.stderr, flush=True)
 
 
+class TakenOver(RunError):
+    """Another run works in the remote folder since."""
+
+
 class Mirror:
     """A remote file or folder and its copy on this machine.
 
@@ -110,6 +117,7 @@ class Mirror:
         self._index = path.with_name(f".{path.name}.mirror.json")
         self._lock = threading.Lock()
         self._seen: set[str] = set()  # what was here after the last copying
+        self._name = ""  # of a run, while it has the folder
 
     def pull(self) -> None:
         """Makes the copy what the remote folder is, unless that is as it was when last copied.
@@ -152,13 +160,53 @@ class Mirror:
         if lacking:
             print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
 
+    def claim(self) -> None:
+        """Takes the folder for the run of this process; `push` fails once another one did so.
+
+        Raises:
+          RunError: where it cannot be written, or is not what was taken over any more.
+        """
+        with self._alone(), _named(self.remote):
+            gfile, name = _gfile(), uuid.uuid4().hex
+            gfile.makedirs(self.remote)
+            if gfile.exists(self.remote + _WRITER):
+                gfile.remove(self.remote + _WRITER)  # ram:// would append
+            with gfile.GFile(self.remote + _WRITER, "w") as file:
+                file.write(name)
+            self._name = name
+            if self._there() != {key: stamps[0] for key, stamps in self._known().items()}:
+                raise RunError(
+                    f"{self.remote} changed while this run began: another one works there, or just "
+                    "did. Start again."
+                )
+
+    def release(self) -> None:
+        """Gives the folder back, if this run still has it and it can be reached."""
+        name, self._name = self._name, ""
+        with contextlib.suppress(RunError), _named(self.remote):
+            if name and self._writer() == name:
+                _gfile().remove(self.remote + _WRITER)
+
+    def _writer(self) -> str:
+        try:
+            with _gfile().GFile(self.remote + _WRITER) as file:
+                return file.read()
+        except _gone():
+            return ""
+
     def push(self) -> None:
         """Copies what is new here, then deletes there what this process saw here and is gone.
 
         Raises:
           RunError: where it cannot be written.
+          TakenOver: where another run has taken the folder since this one's `claim`.
         """
         with self._alone(), _named(self.remote):
+            if self._name and self._writer() != self._name:
+                raise TakenOver(
+                    f"Another run works in {self.remote} since this one began, so this one ends: "
+                    f"one run, one folder. What is not there yet lies in {self.path}."
+                )
             if not self._index.exists():
                 return  # another command was ended while it copied
             known, here = self._known(), self._here()
@@ -211,7 +259,7 @@ class Mirror:
                     f"{folder.rstrip('/')}/{name}"
                     for folder, _, names in gfile.walk(self.remote)
                     for name in names
-                    if not name.endswith(".tmp")
+                    if not name.endswith(".tmp") and f"/{name}" != _WRITER
                 ]
             if gfile.exists(f"{self.remote}.json"):
                 found.append(f"{self.remote}.json")

@@ -101,16 +101,24 @@ class WorkDirectory:
             for folder in self._made:
                 folder.rmdir()
         if self._mirror:
-            remote.push_at_end(self._mirror)
+            try:
+                remote.push_at_end(self._mirror)
+            finally:
+                self._mirror.release()
 
     def push(self) -> None:
         """Copies what is new to where the folder truly lies, if that is not on this machine.
 
         Where that fails it is tried again after the next checkpoint, and at the end.
+
+        Raises:
+          remote.TakenOver: where another run works there since.
         """
         try:
             if self._mirror:
                 self._mirror.push()
+        except remote.TakenOver:
+            raise
         except RunError as error:
             print(f"zoo: {error}", file=sys.stderr, flush=True)
 
@@ -150,6 +158,7 @@ class WorkDirectory:
             },
         )
         if self._mirror:
+            self._mirror.claim()
             self._mirror.push()  # what cannot be written is known before the first step
 
     def check_recipe(self, config: Mapping) -> None:
