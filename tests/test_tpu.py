@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests import toys
 from trainers import strategy as strategies
 from trainers import tpu
+from trainers.bench import bench
 from trainers.build import build_step
 from trainers.strategy import distribute, make_strategy
 from zoo.data import pipeline
@@ -65,6 +66,17 @@ def test_trains_as_mirrored_does(cores, run):
     assert cores == ["resolver pod", "connect", "initialize"]
     assert isinstance(found.strategy, Cores)
     assert toys.difference(found.step.net, right.step.net) == 0
+
+
+def test_bench_runs_on_it(cores):
+    config = toys.recipe("cnn_classifier", "image_classification", strategy="tpu")
+    config.model.update({"num_classes": 10, "filters": (4, 4, 4)})
+    found = bench(config, 0.1)
+    assert cores == ["resolver local", "connect", "initialize"]
+    assert 0 < found.share < 1
+    config.trainer.jit_compile = True
+    with pytest.raises(UsageError, match="compiled as a whole"):
+        bench(config, 0.1)
 
 
 def test_auto_takes_it(cores, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
+from trainers import tpu
 from trainers.build import build_step, update_function
 from trainers.compress import check_sizes
 from trainers.input_workers import InputWorkers
@@ -92,6 +93,7 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     if frozen.model is not None:  # training runs it once: its updates begin behind it
         learner = step.net.head
         arrays = task.stored(_with_features(arrays, frozen))
+    tpu.check(config, strategy, arrays)
     batches = workers.batches(
         arrays, step.task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
         first_step=0, last_step=10**9,
