@@ -1,5 +1,6 @@
 """Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import zoo
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end, recipe
 from trainers import remote
-from trainers.workdir import WorkDirectory
+from trainers.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
 
 
@@ -31,10 +32,12 @@ def bucket(tmp_path):
 
 
 def files(address):
+    """Names of all files but that of the writer."""
     return {
         f"{folder}/{name}".removeprefix(address).lstrip("/")
         for folder, _, names in tf.io.gfile.walk(address)
         for name in names
+        if name != ".writer"
     }
 
 
@@ -62,43 +65,107 @@ def test_a_run_is_resumed_on_another_machine(run, bucket, cache, tmp_path, monke
         assert (one.numpy() == other.numpy()).all() or other.trainable  # averages are in the file
 
 
-def test_a_run_whose_folder_another_takes_over_ends(run, bucket, cache, tmp_path, monkeypatch):
-    """A second machine starts at update 6 of the first: the second goes on from 4, to the end."""
-    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
-    second, steps = [], []
+@contextlib.contextmanager
+def on_another_machine(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_mirrors", {})
+        patch.setenv("ZOO_CACHE_DIR", str(tmp_path / "other"))
+        yield
 
-    class Second(StopAt):
-        def on_train_batch_end(self, batch, logs=None):
-            steps.append(int(self.model.step.numpy()))
-            if steps[-1] == 6 and not second:
-                second.append(None)
-                while "checkpoints/step_0000000004.npz" not in files(f"{bucket}/run"):
-                    time.sleep(0.01)
-                with monkeypatch.context() as patch:
-                    patch.setattr(remote, "_mirrors", {})
-                    patch.setenv("ZOO_CACHE_DIR", str(tmp_path / "other"))
-                    second[0] = run(recipe(), toys.token_data(), workdir=f"{bucket}/run")
+
+class Meanwhile(StopAt):
+    """Calls a function at update 6, once the checkpoint of update 4 has arrived."""
+
+    def __init__(self, bucket, function):
+        super().__init__(0)
+        self.bucket, self.function, self.steps = bucket, function, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps.append(int(self.model.step.numpy()))
+        if self.steps[-1] == 6:
+            while "checkpoints/step_0000000004.npz" not in files(f"{self.bucket}/run"):
+                time.sleep(0.01)
+            self.function()
+
+
+def test_a_run_whose_folder_another_takes_over_ends(run, bucket, tmp_path, monkeypatch):
+    """A second machine starts at update 6 of the first: it goes on from 4, to the end."""
+    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+    second = []
+
+    def start():
+        with on_another_machine(monkeypatch, tmp_path):
+            second.append(run(recipe(), toys.token_data(), workdir=f"{bucket}/run"))
+
+    first = Meanwhile(bucket, start)
+
+    def command():  # which copies once more at its end
+        with remote.localized(["zoo", f"--workdir={bucket}/run"]) as words:
+            workdir = words[1].removeprefix("--workdir=")
+            run(recipe(), toys.token_data(), workdir=workdir, callbacks=[first])
 
     with pytest.raises(remote.TakenOver, match="Another run works in ram://.*, so this one ends"):
-        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[Second(0)])
-    assert steps[-1] == 12  # where it had begun the next checkpoint but one
+        command()
+    assert first.steps[-1] == 12  # where it had begun the next checkpoint but one
     assert_same_end(right.workdir, second[0].workdir)
     kept = second[0].workdir.path
-    for name in files(f"{bucket}/run"):  # all there is of the second one, nothing of the first
+    names = files(f"{bucket}/run")
+    assert names == {
+        path.relative_to(kept).as_posix() for path in kept.rglob("[!.]*") if path.is_file()
+    }
+    for name in names:  # all there is of the second one, nothing of the first
         with tf.io.gfile.GFile(f"{bucket}/run/{name}", "rb") as file:
             assert file.read() == (kept / name).read_bytes(), name
-    assert "metrics.jsonl" in files(f"{bucket}/run")
 
 
-def test_what_another_run_writes_while_this_one_begins_is_not_lost(bucket):
-    folder = WorkDirectory(f"{bucket}/run").open()
-    tf.io.gfile.makedirs(f"{bucket}/run/checkpoints")
-    with tf.io.gfile.GFile(f"{bucket}/run/checkpoints/step_0000000008.npz", "w") as file:
-        file.write("another's")
-    with pytest.raises(RunError, match="changed while this run began: another one works there"):
-        remote.mirror_of(folder.path).claim()
-    folder.close()
-    assert files(f"{bucket}/run") == {"checkpoints/step_0000000008.npz"}
+def test_a_start_that_is_refused_takes_nothing_over(run, bucket, tmp_path, monkeypatch):
+    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+
+    def start():
+        config = recipe()
+        config.optimizer.learning_rate = 0.5
+        with (
+            on_another_machine(monkeypatch, tmp_path),
+            pytest.raises(UsageError, match="made with another recipe"),
+        ):
+            run(config, toys.token_data(), workdir=f"{bucket}/run")
+
+    first = Meanwhile(bucket, start)
+    trainer = run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[first])
+    assert_same_end(right.workdir, trainer.workdir)
+
+
+def test_what_the_first_wrote_while_the_second_began_counts(run, bucket, tmp_path, monkeypatch):
+    """A machine that is taken away saves once more while the one in its place builds the model."""
+    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+    usual, second = WorkDirectory.write_config, []
+
+    def start_second():
+        with on_another_machine(monkeypatch, tmp_path):
+            second.append(WorkDirectory(f"{bucket}/run"))  # it copies what there is, and then
+
+    first = Meanwhile(bucket, start_second)
+    with pytest.raises(Interrupted):
+        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[first, StopAt(9)])
+    assert "checkpoints/step_0000000008.npz" in files(f"{bucket}/run")
+    with on_another_machine(monkeypatch, tmp_path):
+        remote._mirrors[second[0].path] = second[0]._mirror
+        monkeypatch.setattr(second[0]._mirror, "pull", lambda: None)  # that was before
+        seen = []
+
+        def write_config(self, *arguments):
+            seen.append((self / "checkpoints/step_0000000008.npz").exists())
+            usual(self, *arguments)
+            seen.append((self / "checkpoints/step_0000000008.npz").exists())
+
+        monkeypatch.setattr(WorkDirectory, "write_config", write_config)
+        trainer = run(recipe(), toys.token_data(), workdir=f"{bucket}/run")
+    assert seen == [False, True]
+    resumed = [
+        line for line in read_metrics(trainer.workdir.path) if line.get("event") == "resumed"
+    ]
+    assert [line["step"] for line in resumed] == [8]
+    assert_same_end(right.workdir, trainer.workdir)
 
 
 def test_checkpoints_arrive_while_it_trains(run, bucket):

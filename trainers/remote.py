@@ -6,8 +6,9 @@ over what changed there since it last copied, and copies back what it made. Trai
 each checkpoint. Whatever `tf.io.gfile` opens is understood: gs://, file://, ram://, and hdfs:// and
 s3:// once tensorflow-io is there.
 
-A run puts its name into the folder (`.writer`) when it starts. Where another run, on another
-machine, has put its own there since, the earlier one copies nothing more and ends.
+A run puts its name into the folder (`.writer`) when it starts, before it takes over what is there.
+Where another run, on another machine, has put its own there since, the earlier one copies nothing
+more and ends.
 """
 
 import contextlib
@@ -130,14 +131,18 @@ class Mirror:
         """
         with self._alone(), _named(self.remote):
             if not _is_locked(self.path / ".lock"):  # else this machine trains: nothing is newer
-                for more in reversed(range(_TRIES)):
-                    try:
-                        self._take_over()
-                        break
-                    except _gone():  # a run elsewhere deletes its oldest checkpoint
-                        if not more:
-                            raise
+                self._pull()
             self._seen = set(self._here())
+
+    def _pull(self) -> None:
+        for more in reversed(range(_TRIES)):
+            try:
+                self._take_over()
+                break
+            except _gone():  # a run elsewhere deletes its oldest checkpoint
+                if not more:
+                    raise
+        self._seen = set(self._here())
 
     def _take_over(self) -> None:
         there, known = self._there(), self._known()
@@ -146,10 +151,8 @@ class Mirror:
         else:
             # Without an index what follows is no whole copy, and is never copied back.
             self._index.unlink(missing_ok=True)
-            if self.path.is_dir():
-                shutil.rmtree(self.path)
-            for path in (self.path, Path(f"{self.path}.json")):
-                path.unlink(missing_ok=True)
+            _remove(self.path)
+            Path(f"{self.path}.json").unlink(missing_ok=True)
             known, lacking = {}, list(there)
         for name in lacking:
             target = Path(f"{self.path}{name}")
@@ -161,31 +164,28 @@ class Mirror:
             print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
 
     def claim(self) -> None:
-        """Takes the folder for the run of this process; `push` fails once another one did so.
+        """Takes the folder for a run of this process, which has locked the copy; then as `pull`.
+
+        Whoever had it copies nothing from now on.
 
         Raises:
-          RunError: where it cannot be written, or is not what was taken over any more.
+          RunError: where it cannot be written.
         """
         with self._alone(), _named(self.remote):
-            gfile, name = _gfile(), uuid.uuid4().hex
+            gfile, self._name = _gfile(), uuid.uuid4().hex
             gfile.makedirs(self.remote)
             if gfile.exists(self.remote + _WRITER):
                 gfile.remove(self.remote + _WRITER)  # ram:// would append
             with gfile.GFile(self.remote + _WRITER, "w") as file:
-                file.write(name)
-            self._name = name
-            if self._there() != {key: stamps[0] for key, stamps in self._known().items()}:
-                raise RunError(
-                    f"{self.remote} changed while this run began: another one works there, or just "
-                    "did. Start again."
-                )
+                file.write(self._name)
+            self._pull()
 
-    def release(self) -> None:
-        """Gives the folder back, if this run still has it and it can be reached."""
-        name, self._name = self._name, ""
-        with contextlib.suppress(RunError), _named(self.remote):
-            if name and self._writer() == name:
-                _gfile().remove(self.remote + _WRITER)
+    def _check_writer(self) -> None:
+        if self._name and self._writer() not in (self._name, ""):
+            raise TakenOver(
+                f"Another run works in {self.remote} since this one began, so this one ends: one "
+                "run, one folder."
+            )
 
     def _writer(self) -> str:
         try:
@@ -199,14 +199,10 @@ class Mirror:
 
         Raises:
           RunError: where it cannot be written.
-          TakenOver: where another run has taken the folder since this one's `claim`.
+          TakenOver: where another run has taken the folder since this one's `claim`, and there is
+            something to copy.
         """
         with self._alone(), _named(self.remote):
-            if self._name and self._writer() != self._name:
-                raise TakenOver(
-                    f"Another run works in {self.remote} since this one began, so this one ends: "
-                    f"one run, one folder. What is not there yet lies in {self.path}."
-                )
             if not self._index.exists():
                 return  # another command was ended while it copied
             known, here = self._known(), self._here()
@@ -216,6 +212,7 @@ class Mirror:
                     known[name] = [_stamp_there(self.remote + name), here[name]]
                     self._know(known)
             for name in [name for name in known if name in self._seen and name not in here]:
+                self._check_writer()
                 if _gfile().exists(self.remote + name):
                     _gfile().remove(self.remote + name)
                 del known[name]
@@ -234,7 +231,9 @@ class Mirror:
         address = self.remote + name
         _gfile().makedirs(address.rpartition("/")[0])
         # A kill leaves no half of a file under its name.
+        self._check_writer()
         _gfile().copy(f"{self.path}{name}", f"{address}.tmp", overwrite=True)
+        self._check_writer()  # copying may have taken minutes
         _gfile().rename(f"{address}.tmp", address, overwrite=True)
 
     def _known(self) -> dict[str, list]:
@@ -279,6 +278,18 @@ def _gfile():
     import tensorflow as tf
 
     return tf.io.gfile
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or folder, but for the lock that a process may have in it."""
+    if not (path / ".lock").exists():
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name != ".lock":
+            child.unlink()
 
 
 def _checkpoints_last(name: str) -> tuple[bool, str]:

@@ -128,7 +128,7 @@ class Trainer(Loop):
             self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
             if self.dataset.tokenizer is not None and self.link.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
-            self._restore(found)
+            self._restore(found := self._checkpoints())  # what there is now: see `write_config`
             if self.link.share(self._is_finished()):
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
                 return self.link.share(read_evaluation(self.workdir, "test"))

@@ -101,10 +101,7 @@ class WorkDirectory:
             for folder in self._made:
                 folder.rmdir()
         if self._mirror:
-            try:
-                remote.push_at_end(self._mirror)
-            finally:
-                self._mirror.release()
+            remote.push_at_end(self._mirror)
 
     def push(self) -> None:
         """Copies what is new to where the folder truly lies, if that is not on this machine.
@@ -127,24 +124,15 @@ class WorkDirectory:
     def write_config(self, config: Mapping, source: str, dataset) -> None:
         """Writes the resolved recipe, or checks that it is the one this folder was made with.
 
+        A remote folder is this run's from then on, and the copy here what it holds then.
+
         Raises:
           UsageError: where the folder was made with another recipe; names the differences.
         """
-        if (self / "config.json").exists():
-            self.check_recipe(config)
-            saved = read_config(self.path)
-            if saved["data_fingerprint"] != dataset.fingerprint:
-                raise UsageError(
-                    f"{self.path} was made with other data than {dataset.name!r} holds now. "
-                    "Take a new --workdir."
-                )
-        else:
-            leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
-            if leftovers:
-                raise UsageError(
-                    f"{self.path} holds {leftovers[0]} but no config.json: it cannot be told what "
-                    "made it. Take a new --workdir."
-                )
+        self._check_origin(config, dataset)
+        if self._mirror:
+            self._mirror.claim()
+            self._check_origin(config, dataset)
         write_json(
             self / "config.json",
             {
@@ -158,8 +146,24 @@ class WorkDirectory:
             },
         )
         if self._mirror:
-            self._mirror.claim()
             self._mirror.push()  # what cannot be written is known before the first step
+
+    def _check_origin(self, config: Mapping, dataset) -> None:
+        if (self / "config.json").exists():
+            self.check_recipe(config)
+            saved = read_config(self.path)
+            if saved["data_fingerprint"] != dataset.fingerprint:
+                raise UsageError(
+                    f"{self.path} was made with other data than {dataset.name!r} holds now. "
+                    "Take a new --workdir."
+                )
+            return
+        leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
+        if leftovers:
+            raise UsageError(
+                f"{self.path} holds {leftovers[0]} but no config.json: it cannot be told what "
+                "made it. Take a new --workdir."
+            )
 
     def check_recipe(self, config: Mapping) -> None:
         """Raises `UsageError` where the folder was made with another recipe, with what differs."""
