@@ -156,8 +156,10 @@ def serve(name: str) -> None:
             answer = {"seconds": seconds, "loss": loss}
         else:
             from trainers.bench import matmul_peak
+            from trainers.strategy import make_strategy
 
-            answer = {"peak": matmul_peak("float32" if name == "zoo_float32" else "bfloat16")}
+            kind = "float32" if name == "zoo_float32" else "bfloat16"
+            answer = {"peak": matmul_peak(kind, make_strategy("one_device"))}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -175,6 +175,8 @@ def _array(data: bytes) -> np.ndarray:
     if version != (1, 0):
         raise ValueError(f"an array of version {version}")
     shape, by_columns, dtype = np.lib.format.read_array_header_1_0(head)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
     if by_columns:
         raise ValueError("an array by columns")
     return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape)

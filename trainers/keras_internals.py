@@ -69,7 +69,8 @@ def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
 
     optimizer.apply = apply_once
     optimizer._get_current_learning_rate = lambda: once("rate", learning_rate)
-    if not isinstance(optimizer, keras.optimizers.Adam) or optimizer.amsgrad:
+    adam = keras.optimizers.Adam.update_step  # AdamW's too; another class may have its own
+    if getattr(type(optimizer), "update_step", None) is not adam or optimizer.amsgrad:
         return
     update_step = optimizer.update_step
 
