@@ -80,12 +80,10 @@ def zoo_command(capsys):
 @pytest.fixture(scope="session")
 def xla():
     """Skips where TensorFlow cannot compile for a CPU: its build for TPUs."""
-    import tensorflow as tf
+    from trainers.start import compiles
 
-    try:
-        tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
-    except tf.errors.NotFoundError as error:
-        pytest.skip(f"XLA does not compile for CPUs here: {error.message}")
+    if not compiles():
+        pytest.skip("XLA does not compile for CPUs here")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 import time
 
@@ -48,6 +49,9 @@ def test_a_chief_is_the_first_worker():
         (("a:1,b:2", 2, ""), "Received: 2 of 2"),
         (("a:1,b:2", -1, ""), "Received: -1 of 2"),
         (("a:1,b", 0, ""), "names a worker HOST:PORT. Received: 'b'"),
+        (("a:1 b:2", 0, ""), "names a worker HOST:PORT. Received: 'a:1 b:2'"),
+        (("a:1,b:²", 0, ""), "names a worker HOST:PORT. Received: 'b:²'"),
+        (("http://a:1,b:2", 0, ""), "names a worker HOST:PORT. Received: 'http://a:1'"),
         (("a:1,b:70000", 0, ""), "Received: 'b:70000'"),
         (("a:1,a:1", 0, ""), "names each worker once"),
         (("a:1,b:2", 0, tf_config(index=1)), "tell different things"),
@@ -82,6 +86,33 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "__file__", str(tmp_path / "trainers" / "cluster.py"))
     monkeypatch.setattr(cluster, "_PACKAGES", (*cluster._PACKAGES, "other"))
     assert code_fingerprint() != before
+
+
+def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
+    """Of a recipe, a module and a package; in whatever folder they lie."""
+    from trainers import recipe
+
+    monkeypatch.setattr(recipe, "user_files", set())
+    found = []
+    for folder, rate in (("a", 1), ("b", 1), ("c", 2)):
+        place = tmp_path / folder
+        (place / "my_package").mkdir(parents=True)
+        (place / "my_package" / "__init__.py").write_text("")
+        (place / "my_package" / "part.py").write_text(f"rate = {rate}")
+        (place / "mine.py").write_text(
+            "from configs.cnn_digits import get_config as base\n"
+            "def get_config(arg=''):\n    return base('debug')\n"
+        )
+        recipe.user_files.clear()
+        recipe.load_recipe(f"{place}/mine.py")
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(place)
+            recipe.import_user_modules(["my_package"])
+        sys.modules.pop("my_package")
+        assert {path.name for path in recipe.user_files} == {"mine.py", "__init__.py", "part.py"}
+        found.append(code_fingerprint(recipe.user_files))
+    assert found[0] == found[1] != found[2]
+    assert found[0] != code_fingerprint()
 
 
 def test_a_library_by_another_packages_name(tmp_path, monkeypatch):
@@ -170,7 +201,10 @@ def test_one_fails_and_the_others_name_it(who):
     for index in {0, 1, 2} - {who}:
         assert isinstance(results[index], Left), results
         assert str(results[index]).startswith(f"worker {who} (")
-        assert str(results[index]).endswith("failed: the disk is full")
+        assert str(results[index]).endswith(
+            "failed: the disk is full; run the same command on all workers to go on from the last "
+            "checkpoint"
+        )
 
 
 @pytest.mark.parametrize("who", [0, 1])

@@ -19,6 +19,7 @@ from trainers.tpu_check.lowering import lower
 from zoo import registry
 from zoo.data import pipeline
 from zoo.errors import RunError, UsageError
+from zoo.tasks.image_classification import ImageClassification
 
 TOPOLOGY = "v5e:2x4"
 
@@ -82,7 +83,10 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("trainer.precision", "mixed_float16", "TPUs compute in bfloat16 or float32"),
+        ("trainer.precision", "mixed_float16", "A TPU computes in float32 or bfloat16"),
+        ("trainer.jit_compile", "True", "A TPU's step is compiled as a whole"),
+        ("trainer.deterministic", "True", "is for GPUs"),
+        ("trainer.replicas", "2", "takes all cores"),
         ("compress.low_rank.budget", "0.5", "compress.low_rank chooses"),
         ("compress.structured.sparsity", "0.5", "compress.structured chooses"),
         ("compress.distill.teacher", "somewhere", "compress.distill reads"),
@@ -188,6 +192,24 @@ def test_batches_have_the_shapes_of_real_ones(recipe, changes, corpus):
         first_step=0, last_step=1,
     )  # fmt: skip
     assert dict(abstract.batch(Share(2, 2))) == dict(batches.element_spec)
+
+
+def test_behind_a_frozen_base_the_step_is_that_of_the_head():
+    """As in training, where the base has been run before."""
+    sizes = []
+    for views in (1, 0):
+        config = resolve("vgg16_transfer:debug", [("task.feature_views", str(views))])
+        abstract = AbstractStep(config)
+        names = set(abstract.batch(Share(4, 1)))
+        assert ("feature" in names, "image" in names) == (bool(views), not views)
+        sizes.append(len(lower(abstract, Share(4, 1))))
+    assert 3 * sizes[0] < sizes[1]
+
+
+def test_a_task_that_makes_nothing_up_is_named(monkeypatch):
+    monkeypatch.delattr(ImageClassification, "synthetic")
+    with pytest.raises(UsageError, match="The task ImageClassification makes no examples up"):
+        AbstractStep(resolve("cnn_digits:debug")).batch(Share(4, 1))
 
 
 # --- what no TPU can run --------------------------------------------------------------------------

@@ -4,12 +4,12 @@ import dataclasses
 import statistics
 import time
 
-import numpy as np
 import tensorflow as tf
 
 from trainers import tpu
 from trainers.build import build_step, update_function
 from trainers.compress import check_sizes
+from trainers.features import with_made_up
 from trainers.input_workers import InputWorkers
 from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
@@ -92,7 +92,7 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     frozen = task.frozen(step.net)
     if frozen.model is not None:  # training runs it once: its updates begin behind it
         learner = step.net.head
-        arrays = task.stored(_with_features(arrays, frozen))
+        arrays = task.stored(with_made_up(arrays, frozen))
     tpu.check(config, strategy, arrays)
     batches = workers.batches(
         arrays, step.task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
@@ -175,13 +175,6 @@ def matmul_peak(
         count *= 2
     fastest = min(seconds(count) for _ in range(rounds))
     return 2 * size**3 * count * strategy.num_replicas_in_sync / fastest
-
-
-def _with_features(arrays, frozen) -> dict:
-    """Made-up examples with made-up features in place of pictures."""
-    shape = (len(arrays["image"]), *frozen.feature_shape)
-    feature = np.random.default_rng(0).random(shape, "float32")
-    return {**{key: array for key, array in arrays.items() if key != "image"}, "feature": feature}
 
 
 def _input_rate(batches: tf.data.Dataset, replicas: int, seconds: float) -> float:

@@ -7,10 +7,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from zoo.errors import UsageError
 
+_ADDRESS = re.compile(r"([\w.-]+|\[[\da-fA-F:.%]+\]):(?P<port>[0-9]{1,5})")
 _PACKAGES = ("zoo", "trainers", "configs")
 _LIBRARIES = ("tensorflow", "keras", "numpy")
 
@@ -100,8 +103,8 @@ def _of_tf_config(text: str) -> Cluster:
 
 def _checked(workers: list, index: int, where: str) -> Cluster:
     for address in workers:
-        host, _, port = str(address).rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        found = _ADDRESS.fullmatch(str(address))
+        if not found or not 0 < int(found["port"]) < 65536:
             raise UsageError(f"{where} names a worker HOST:PORT. Received: {address!r}.")
     if len(set(workers)) < len(workers):
         raise UsageError(f"{where} names each worker once. Received: {','.join(workers)}.")
@@ -112,8 +115,12 @@ def _checked(workers: list, index: int, where: str) -> Cluster:
     return Cluster(tuple(workers), index)
 
 
-def code_fingerprint() -> str:
-    """Hash of the zoo's own source files, with the versions of what they compute with."""
+def code_fingerprint(files: Iterable[Path] = ()) -> str:
+    """Hash of the zoo's own source files, and others, with the versions of what they compute with.
+
+    Args:
+      files: the user's own, known by their names, for workers have them in folders of their own.
+    """
     import platform
 
     digest = hashlib.sha256()
@@ -122,6 +129,9 @@ def code_fingerprint() -> str:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + b"\0")
             digest.update(path.read_bytes())
+    for path in sorted(files, key=lambda path: (path.name, str(path))):
+        digest.update(path.name.encode() + b"\0")
+        digest.update(path.read_bytes())
     versions = [_version(name) for name in _LIBRARIES]
     digest.update(repr((versions, platform.python_version_tuple()[:2])).encode())
     return digest.hexdigest()

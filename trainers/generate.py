@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.beam_search import beam_search
+from trainers.start import compiles
 from zoo.errors import UsageError
 from zoo.layers import sampling
 from zoo.models.decoding import decoding
@@ -69,14 +70,16 @@ class Generator:
         never generated. Without one, prompts are tokens and all may be generated.
       sequence_length: the largest number of positions, for models that do not know it (rotary
         positions); the smaller of both counts.
-      jit_compile: whether XLA compiles the loop. Without it steps take about three times as long.
+      jit_compile: whether XLA compiles the loop; None where it can. Without it steps take about
+        three times as long.
 
     Raises:
       UsageError: for a model that generates no text, or a tokenizer that is not the model's.
     """
 
-    def __init__(self, model, tokenizer=None, *, sequence_length=None, jit_compile=True):
-        self.model, self.tokenizer, self.jit_compile = model, tokenizer, jit_compile
+    def __init__(self, model, tokenizer=None, *, sequence_length=None, jit_compile=None):
+        self.model, self.tokenizer = model, tokenizer
+        self.jit_compile = compiles() if jit_compile is None else jit_compile
         self.decoding = decoding(model)
         limits = [self.decoding.sequence_length, sequence_length]
         self.sequence_length = min((n for n in limits if n), default=None)

@@ -25,6 +25,7 @@ from zoo.errors import RunError, UsageError
 WAIT = 900.0  # seconds in which all workers must have come
 HELLO = 5.0  # seconds in which who calls, or is called, has said all of who it is
 BEAT, SILENCE = 3.0, 30.0  # a sign of life each, and after how long without one a worker is lost
+_AGAIN = "run the same command on all workers to go on from the last checkpoint"
 _VALUE, _BEAT, _FAILED, _BYE = b"v", b"b", b"f", b"e"
 _WELCOME = b"welcome"
 
@@ -148,7 +149,8 @@ class Link(Alone):
                 # Most likely a peer has died, which the thread that reads it sees at once, or
                 # where it fell silent after a while. It ends this process with its name.
                 time.sleep(SILENCE + 2 * BEAT)
-            self._fail(str(error) or type(error).__name__)
+            again = "" if isinstance(error, UsageError) else f"; {_AGAIN}"
+            self._fail((str(error) or type(error).__name__) + again)
             raise
         self._close()
 
@@ -182,7 +184,7 @@ class Link(Alone):
             if self._ending.is_set():
                 return
             self._ending.set()
-        line = line or f"{self.cluster.name(index)} is gone"
+        line = line or f"{self.cluster.name(index)} is gone; {_AGAIN}"
         others = [peer for other, peer in self._peers.items() if other != index]
         for peer in others:  # the chief alone has others
             peer.send(_FAILED, line.encode())
@@ -392,9 +394,7 @@ def _split(address: str) -> tuple[str, int]:
 
 def _leave(line: str, last=None) -> None:
     # The main thread may hang in a collective operation for ever; nothing but this ends it.
-    say_and_end(
-        f"{line}; run the same command on all workers to go on from the last checkpoint", last
-    )
+    say_and_end(line, last)
 
 
 def say_and_end(line: str, last=None) -> None:

@@ -6,6 +6,7 @@ Loads no TensorFlow.
 import ast
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,11 @@ _NAMED_SECTIONS = {
     "schedule": (SCHEDULES, base.schedule),
 }
 _LENGTHS = ("trainer.steps", "trainer.epochs")
+
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
+# The files of the user that were run: recipes, and modules of --import.
+user_files: set[Path] = set()
 
 
 def list_recipes() -> list[str]:
@@ -54,6 +60,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
             spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
             module = importlib.util.module_from_spec(spec)
             _run(module, lambda: spec.loader.exec_module(module))
+            user_files.add(path.resolve())
     elif name in list_recipes():
         module = importlib.import_module(f"configs.{name}")
     else:
@@ -184,9 +191,17 @@ def expanded(path: str) -> Path:
         raise UsageError(f"No user's folder is known. Received: {path!r}.") from None
 
 
+def _refuse_remote(key: str, path: str) -> None:
+    if re.match(r"[a-z][a-z0-9+.]*://", path):
+        raise UsageError(
+            f"{key} is read from this machine's disk: copy it here first. Received: {path!r}."
+        )
+
+
 def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
+    _refuse_remote("data.source", path)
     if kind in ("text", "pairs", "npz", "folder", "prepared") and path:
         config.data.source = f"{kind}{colon}{expanded(path).absolute()}"
     places = [
@@ -196,6 +211,8 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     places += [(section, key) for section, key in more if isinstance(section.get(key), str)]
     for section, key in places:
         value = section[key]
+        if key != "init_from":
+            _refuse_remote(key, value)
         if value and not (value in _NAMES or "://" in value or value.startswith("keras_hub:")):
             path = expanded(value).absolute()
             # What a run starts from may be gone when it goes on.
@@ -257,6 +274,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for key, least in at_least.items():
         if trainer[key] < least:
             raise UsageError(f"trainer.{key} is at least {least}. Received: {trainer[key]}.")
+    check_strategy(trainer.strategy)
     if trainer.seed >= 2**32:
         raise UsageError(f"trainer.seed is less than 2**32. Received: {trainer.seed}.")
     if trainer.preemption_notice not in ("", *SERVERS):
@@ -269,6 +287,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.data.validation_size < 0:
         raise UsageError(
             f"data.validation_size is at least 0. Received: {config.data.validation_size}."
+        )
+
+
+def check_strategy(name: str) -> None:
+    """Raises `UsageError` for an unknown strategy."""
+    if name not in STRATEGIES:
+        raise UsageError(
+            f"No strategy is named {name!r}.{near_names(name, STRATEGIES)} "
+            f"Known: {', '.join(STRATEGIES)}."
         )
 
 
@@ -362,6 +389,13 @@ def _parse(key: str, text: str, current):
     raise UsageError(f"{key} is of type {wanted.__name__} (now {current!r}). Received: {text!r}.")
 
 
+def _remember(module) -> None:
+    """Adds a module's file to `user_files`; of a package, all its files."""
+    if file := getattr(module, "__file__", None):
+        path = Path(file).resolve()
+        user_files.update(path.parent.rglob("*.py") if path.stem == "__init__" else [path])
+
+
 def import_user_modules(names: Sequence[str]) -> None:
     """Imports modules of the user, which register their own models, tasks and data sets.
 
@@ -372,7 +406,7 @@ def import_user_modules(names: Sequence[str]) -> None:
         sys.path.insert(0, "")  # the folder that the command runs in
     for name in names:
         try:
-            importlib.import_module(name)
+            _remember(importlib.import_module(name))
         except UsageError:
             raise
         except Exception as error:

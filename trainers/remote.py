@@ -321,6 +321,9 @@ def _is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def _named(remote: str):
     """Turns what TensorFlow's file systems raise into one line."""
+    from trainers.start import start_tensorflow
+
+    start_tensorflow()
     import tensorflow as tf
 
     try:

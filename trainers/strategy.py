@@ -9,10 +9,10 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
 from trainers.cluster import Cluster
+from trainers.recipe import check_strategy
 from trainers.tpu import is_tpu, tpu_strategy
-from zoo.errors import UsageError, near_names
+from zoo.errors import UsageError
 
-STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 _SILENCE = 120_000  # ms; TensorFlow ends a process whose peer is silent, without a word to users
 
 
@@ -63,11 +63,7 @@ def make_strategy(
       UsageError: for an unknown name, or more replicas than devices.
       RunError: where no TPU answers.
     """
-    if name not in STRATEGIES:
-        raise UsageError(
-            f"No strategy is named {name!r}.{near_names(name, STRATEGIES)} "
-            f"Known: {', '.join(STRATEGIES)}."
-        )
+    check_strategy(name)
     if name == "auto":
         name = _choose(replicas)
     if name == "multi_worker":

@@ -57,10 +57,8 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
-def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
-    """Checks that a TPU can train a recipe on a split; raises `UsageError` for what it cannot."""
-    if not is_tpu(strategy):
-        return
+def check_recipe(config) -> None:
+    """Raises `UsageError` for what no TPU can do."""
     trainer = config.trainer
     if trainer.precision == "mixed_float16":
         raise UsageError(
@@ -71,6 +69,21 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
         raise UsageError(
             "A TPU's step is compiled as a whole. Received: trainer.jit_compile=True; leave it off."
         )
+    if trainer.deterministic:
+        raise UsageError("trainer.deterministic is for GPUs. Received: True on a TPU.")
+    if trainer.replicas:
+        raise UsageError(
+            f"Strategy tpu takes all cores. Received: trainer.replicas={trainer.replicas}; leave "
+            "it at 0."
+        )
+
+
+def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
+    """Checks that a TPU can train a recipe on a split; raises `UsageError` for what it cannot."""
+    if not is_tpu(strategy):
+        return
+    check_recipe(config)
+    trainer = config.trainer
     hosts = strategy.extended.num_hosts
     if hosts > 1 and trainer.input_workers:
         raise UsageError(
@@ -83,5 +96,3 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
             "and this training split is read piece by piece from files that they do not have. Take "
             "a TPU of one host (up to v5litepod-8 or v6e-8)."
         )
-    if trainer.deterministic:
-        raise UsageError("trainer.deterministic is for GPUs. Received: True on a TPU.")

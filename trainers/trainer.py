@@ -26,7 +26,7 @@ from trainers.link import Alone, Link
 from trainers.loop import Loop
 from trainers.precision import slow_bfloat16
 from trainers.preemption import Stop
-from trainers.recipe import as_dict, check, check_batch, check_examples
+from trainers.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.samples import sample_writer
 from trainers.saver import Saver
 from trainers.strategy import make_strategy, prepare_devices
@@ -36,7 +36,7 @@ from zoo.data import pipeline
 from zoo.errors import RunError
 from zoo.tasks.base import Frozen
 
-_LAST_CHECKPOINT = 45.0  # seconds to write it before the process ends because another was lost
+_LAST_CHECKPOINT = 25.0  # seconds to write it before the process ends because another was lost
 
 
 class Trainer(Loop):
@@ -145,6 +145,8 @@ class Trainer(Loop):
             self._run_frozen_once()
             with self.stop.listening(), self.input:
                 logs = self._loop()
+                if self.saver:
+                    self.saver.wait()  # a SIGTERM while it finishes loses nothing
             return self.link.share(self._finish()) or logs
         finally:
             try:
@@ -159,7 +161,7 @@ class Trainer(Loop):
         devices = ",".join(device.device_type for device in tf.config.list_physical_devices())
         self.link.same("number and kind of devices", devices)
         self.link.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
-        self.link.same("code and versions", code_fingerprint() if self.cluster else "")
+        self.link.same("code and versions", code_fingerprint(user_files) if self.cluster else "")
         self.link.same("recipe", json.dumps(as_dict(config), sort_keys=True))
         self.strategy = make_strategy(
             trainer.strategy, trainer.replicas, self.cluster, self.tpu_name

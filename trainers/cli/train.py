@@ -58,7 +58,7 @@ def command(argv) -> int:
         overrides += split_overrides(text)
     if _STRATEGY.value:
         overrides.append(("trainer.strategy", _STRATEGY.value))
-    elif _TPU.value:
+    elif _TPU.value and "trainer.strategy" not in dict(overrides):
         overrides.append(("trainer.strategy", "tpu"))
     config = resolve(source, overrides)
     if _MODE.value == "eval":

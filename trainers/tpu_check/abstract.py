@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from trainers import tpu
 from trainers.build import build_step
 from trainers.compress import check_sizes
+from trainers.features import with_made_up
 from trainers.keras_internals import variables_without_values
 from trainers.recipe import check_batch
 from zoo import registry
@@ -15,6 +17,7 @@ from zoo.errors import UsageError
 
 # The arguments of builders that say how many equal blocks there are.
 _DEPTHS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
+_FAMILIES = ("gpt", "llama", "bert", "seq2seq")  # whose blocks are equal
 # Tokens of a stored example beyond data.sequence_length: the one that is predicted last.
 _MORE_TOKENS = {"clm": 1}
 
@@ -51,11 +54,7 @@ def share_of(config, cores: int) -> Share:
 
 def check_recipe(config) -> None:
     """Raises `UsageError` for what a TPU, or a program without values, cannot do."""
-    if config.trainer.precision == "mixed_float16":
-        raise UsageError(
-            "TPUs compute in bfloat16 or float32. Received: trainer.precision=mixed_float16; take "
-            "--config.trainer.precision=mixed_bfloat16 or float32."
-        )
+    tpu.check_recipe(config)
     check_sizes(config.compress)
     if config.compress.distill.teacher:
         raise UsageError(
@@ -66,9 +65,10 @@ def check_recipe(config) -> None:
 def depth_of(config) -> int:
     """Returns how many equal blocks a recipe's model has; 0 where it has none, or unequal parts."""
     given = {**registry.arguments(config.model.name), **config.model.to_dict()}
+    if registry.entry(config.model.name).family not in _FAMILIES:
+        return 0
     found = {given[key] or given.get("depth", 0) for key in _DEPTHS if key in given} - {0}
-    recurrent = registry.entry(config.model.name).family == "lstm"
-    return found.pop() if len(found) == 1 and not recurrent else 0
+    return found.pop() if len(found) == 1 else 0
 
 
 class AbstractStep:
@@ -92,7 +92,7 @@ class AbstractStep:
         if depth:
             known = registry.arguments(model.name)
             model.update({key: depth for key in _DEPTHS if key in known or key in model})
-        if model.get("weights", "none") != "none":
+        if registry.entry(model.name).family == "transfer":
             model.weights = "none"  # their values do not matter, their file may be missing
         dataset = None
         if registry.makes_data(self.config.task.name) and not model.get("vocabulary_size", 1):
@@ -115,6 +115,9 @@ class AbstractStep:
     def stored(self, examples: int) -> dict[str, np.ndarray]:
         """Returns made-up stored examples of the recipe's lengths."""
         few = self.task.synthetic(self.step.net, 2, 0)
+        frozen = self.task.frozen(self.step.net)
+        if frozen.model is not None:  # training runs it once: its updates begin behind it
+            few = self.task.stored(with_made_up(few, frozen))
         name, length = self.config.task.name, self.config.data.sequence_length
         if registry.makes_data(name) and length:
             length += _MORE_TOKENS.get(name, 0)

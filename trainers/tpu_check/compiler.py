@@ -32,7 +32,8 @@ def check_installed() -> None:
             version(package)
         except PackageNotFoundError:
             raise UsageError(
-                f"zoo tpu_check takes the package {package}: pip install 'keras-zoo[aot]'."
+                f"zoo tpu_check takes the package {package}: pip install 'keras-zoo[aot]', in "
+                "another environment than that of a TPU VM, whose libtpu is another."
             ) from None
 
 

@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zoo.errors import UsageError
+
 # A batch: tensors with a common first axis. "weight" (batch,) float32 is 0 for rows that only pad
 # the last batch of an epoch, and 1 otherwise.
 Batch = Mapping[str, Any]
@@ -190,5 +192,8 @@ class Task:
         return {}, []
 
     def synthetic(self, model, examples: int, seed: int) -> dict[str, Any]:
-        """Returns made-up stored examples that fit the model: for tests and `zoo bench`."""
-        raise NotImplementedError
+        """Returns made-up stored examples that fit the model, for `zoo bench` and `tpu_check`."""
+        raise UsageError(
+            f"The task {type(self).__name__} makes no examples up, which this command needs: give "
+            "it a method synthetic(model, examples, seed)."
+        )
