@@ -7,7 +7,7 @@ RUN := runs/quickstart
 # TensorFlow leaves a core idle much of the time that tests take.
 TWO := -n 2 --dist loadfile
 
-.PHONY: quickstart test test-fast test-tpu-build lint workspace clean
+.PHONY: quickstart test test-fast test-tpu-build test-launch lint workspace clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
@@ -26,6 +26,12 @@ test-tpu-build:
 	.venv-tpu/bin/python -m pip install --quiet pytest
 	.venv-tpu/bin/python -m pytest -m "not slow and not alone" \
 	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py
+
+# SkyPilot brings 59 packages, some of them older than TensorFlow's: an environment of its own.
+test-launch:
+	$(PYTHON) -m venv .venv-launch
+	.venv-launch/bin/python -m pip install --quiet 'skypilot>=0.14'
+	.venv-launch/bin/python launch/load.py
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
@@ -48,4 +54,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-tpu runs build *.egg-info
+	rm -rf $(VENV) .venv-tpu .venv-launch runs build *.egg-info
