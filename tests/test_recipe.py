@@ -351,3 +351,23 @@ def test_params_override_splits_at_commas_outside_brackets(text, pairs):
 def test_params_override_that_is_no_pair_is_refused(text):
     with pytest.raises(UsageError, match="--params_override"):
         split_overrides(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.source", "text:gs://bucket/texts"),
+        ("data.source", "prepared:gs://bucket/records"),
+        ("data.tokenizer", "gs://bucket/run"),
+        ("compress.distill.teacher", "s3://bucket/run"),
+    ],
+)
+def test_data_are_read_from_this_machine(key, value):
+    with pytest.raises(UsageError, match="is read from this machine's disk: copy it here first"):
+        resolve("gpt_pydoc:debug", [(key, value)])
+
+
+def test_an_unknown_strategy_is_one_line_before_anything_starts(zoo_command, tmp_path):
+    answer = zoo_command("train", "cnn_digits", f"--workdir={tmp_path}/run", "--strategy=mirored")
+    assert answer.status == 2
+    assert "No strategy is named 'mirored'. Did you mean 'mirrored'" in answer.one_line()

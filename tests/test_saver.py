@@ -11,6 +11,7 @@ from tests import toys
 from tests.test_resume import Interrupted, StopAt, recipe
 from trainers import checkpoint, saver
 from trainers.build import build_step
+from trainers.trainer import Trainer
 
 
 @pytest.fixture
@@ -104,8 +105,7 @@ def test_a_full_disk_ends_the_run(run, tmp_path, monkeypatch, last):
     every = 100 if last else 4
     with pytest.raises(OSError, match="No space left"):
         run(recipe(checkpoint_every=every, steps=9), toys.token_data(), workdir=tmp_path / "run")
-    done = [path for path in (tmp_path / "run").iterdir() if path.name == "model.keras"]
-    assert bool(done) == last
+    assert not (tmp_path / "run" / "model.keras").exists()
 
 
 def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monkeypatch):
@@ -123,3 +123,21 @@ def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monk
     ((number, path),) = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")
     assert number == 4
     checkpoint.read(path)
+
+
+def test_the_last_checkpoint_is_whole_before_a_run_finishes(run, tmp_path, monkeypatch):
+    """SIGTERM ends the process at once from there on."""
+    usual, finish, seen = checkpoint.store, Trainer._finish, []
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        return usual(*arguments)
+
+    def finishing(self):
+        seen.append([step for step, _ in checkpoint.list_checkpoints(self.workdir / "checkpoints")])
+        return finish(self)
+
+    monkeypatch.setattr(checkpoint, "store", slow)
+    monkeypatch.setattr(Trainer, "_finish", finishing)
+    run(toys.recipe(steps=3, keep=1), toys.token_data(), workdir=tmp_path / "run")
+    assert seen == [[3]]
