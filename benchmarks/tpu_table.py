@@ -47,6 +47,8 @@ def of_catalog(name: str) -> ml_collections.ConfigDict:
     config.trainer.update({"precision": "mixed_bfloat16", "global_batch_size": EXAMPLES})
     if entry.task == "clm":
         config.data.sequence_length = config.model.get("sequence_length", 512)
+    if entry.family == "transfer":
+        config.task.feature_views = 0  # the base runs in the step, not once before it
     if registry.makes_data(entry.task) and entry.family != "lstm":
         config.trainer.remat = entry.remat
     return config

@@ -1,6 +1,7 @@
 """A run keeps what its model wrote at each evaluation, and the report shows it."""
 
 import numpy as np
+import tensorflow as tf
 
 from tests import toys
 from trainers.generate import Generator
@@ -10,7 +11,8 @@ from zoo import registry
 from zoo.data import Dataset, tokenizers
 
 
-def test_a_sample_an_evaluation_by_the_weights_of_then(run, tmp_path):
+def little_gpt():
+    """Recipe, data set and tokenizer."""
     text = "to be or not to be, <b>that</b> is the question\n" * 40
     tokenizer = tokenizers.train("character", [text])
     ids = np.concatenate([[2], tokenizer.encode(text), [3]]).astype("uint16")
@@ -22,6 +24,27 @@ def test_a_sample_an_evaluation_by_the_weights_of_then(run, tmp_path):
     arguments = {**tiny, "vocabulary_size": 0, "dropout": 0.0}
     config = toys.recipe("gpt_nano", "clm", model_arguments=arguments, steps=10, evaluate_every=5)
     config.data.sequence_length = 12
+    return config, data, tokenizer
+
+
+def test_a_sample_that_cannot_be_made_is_said_once(run, monkeypatch):
+    config, data, _ = little_gpt()
+
+    def fail(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of\nmemory")
+
+    monkeypatch.setattr(Generator, "text", fail)
+    lines = read_metrics(run(config, data).workdir.path)
+    events = [(line["event"], line["step"], line["detail"]) for line in lines if "event" in line]
+    warning = "no samples are kept from here on: out of memory"
+    assert [event for event in events if event[0] in ("warning", "sample")] == [
+        ("warning", 5, warning)
+    ]
+    assert any("val_loss" in line and line["step"] == 10 for line in lines)
+
+
+def test_a_sample_an_evaluation_by_the_weights_of_then(run):
+    config, data, tokenizer = little_gpt()
     trainer = run(config, data)
 
     lines = read_metrics(trainer.workdir.path)

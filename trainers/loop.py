@@ -195,7 +195,7 @@ class Loop:
         """Validates the averaged weights and keeps the best model so far; keeps a sample."""
         with self.step.averaged():
             logs = self._validate() if self.validation else {}
-            sample = self.writer() if self.writer and self.link.chief else {}
+            sample = self._sample() if self.writer and self.link.chief else {}
         if logs:
             epoch = round(self.done / self.steps_per_epoch, 4)
             self.workdir.log(step=self.done, epoch=epoch, **logs)
@@ -203,6 +203,15 @@ class Loop:
             self.workdir.log(step=self.done, event="sample", **sample)
         self.counters["unevaluated"] = False
         return logs
+
+    def _sample(self) -> dict:
+        try:
+            return self.writer()
+        except tf.errors.OpError as error:  # such as too little memory: the run has a better use
+            said = " ".join(str(error.message).split())[:200]
+            self._event("warning", f"no samples are kept from here on: {said}")
+            self.writer = None
+            return {}
 
     def _validate(self) -> dict[str, float]:
         metrics, _ = self.validation()
