@@ -80,7 +80,7 @@ def zoo_command(capsys):
 @pytest.fixture(scope="session")
 def xla():
     """Skips where TensorFlow cannot compile for a CPU: its build for TPUs."""
-    from trainers.start import compiles
+    from zoo.xla import compiles
 
     if not compiles():
         pytest.skip("XLA does not compile for CPUs here")

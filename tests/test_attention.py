@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from zoo.layers.attention import MASKED, attend, mask_bias, reference_attend, rotate
 from zoo.layers.transformer import TransformerBlock
+from zoo.xla import write_rows
 
 
 def random(*shape, seed=0):
@@ -101,3 +102,18 @@ def test_block_sees_nothing_of_later_positions_nor_other_documents(settings):
 def test_wrong_sizes_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         TransformerBlock(8, intermediate_dim=16, **arguments)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("count", "first"), [(1, 0), (1, 5), (3, 2), (6, 0)])
+def test_rows_are_replaced_without_xla_too(count, first, jit, xla, monkeypatch):
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(2, 6, 3)).astype("float32")
+    new = generator.normal(size=(2, count, 3)).astype("float32")
+    right = rows.copy()
+    right[:, first : first + count] = new
+    for compiles in (True, False):
+        monkeypatch.setattr("zoo.xla.compiles", lambda compiles=compiles: compiles)
+        write = tf.function(write_rows, jit_compile=jit, autograph=False)
+        found = write(tf.constant(rows), tf.constant(new), tf.constant(first))
+        np.testing.assert_array_equal(found, right)

@@ -19,11 +19,11 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.beam_search import beam_search
-from trainers.start import compiles
 from zoo.errors import UsageError
 from zoo.layers import sampling
 from zoo.models.decoding import decoding
 from zoo.tasks.text import END, FIRST_WORD, START
+from zoo.xla import compiles
 
 # Prompts shorter than this go through the loop, token by token: that is sooner done than tracing
 # the function that computes all of a prompt at once.

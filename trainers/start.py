@@ -1,7 +1,6 @@
 """Starting TensorFlow without its talk on stderr, so that a command's error is one line."""
 
 import contextlib
-import functools
 import os
 import sys
 from pathlib import Path
@@ -38,18 +37,6 @@ def start_tensorflow() -> None:
             "TF_CPP_MIN_LOG_LEVEL=0 to see why.",
             file=sys.stderr,
         )
-
-
-@functools.cache
-def compiles() -> bool:
-    """Whether XLA compiles for this process's devices: TensorFlow's build for TPUs has no CPUs."""
-    import tensorflow as tf
-
-    try:
-        tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
-    except tf.errors.NotFoundError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from zoo.layers.attention import attend, attention_scores, rotate
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
+from zoo.xla import write_rows
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layer", "rms")
@@ -407,7 +408,7 @@ class TransformerBlock(Composite):
         def attention(h):
             query, key, value = self.attention.project(h, first)
             for name, new in (("key", key), ("value", value)):
-                cache[name] = ops.slice_update(cache[name], (0, first, 0), _rows(new))
+                cache[name] = write_rows(cache[name], _rows(new), first)
             return self.attention.combine(
                 _attend_rows(query, cache["key"], cache["value"], self.attention.groups, bias)
             )
