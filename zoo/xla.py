@@ -10,7 +10,8 @@ from keras import ops
 def compiles() -> bool:
     """Whether XLA compiles for this process's devices: TensorFlow's build for TPUs has no CPUs."""
     try:
-        tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
+        with tf.init_scope():  # run now, though a graph may be in the making
+            tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
     except tf.errors.OpError:
         return False
     return True
