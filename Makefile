@@ -25,7 +25,9 @@ test-tpu-build:
 	PYTHON=$(PYTHON) bash launch/install_tpu.sh .venv-tpu
 	.venv-tpu/bin/python -m pip install --quiet pytest
 	.venv-tpu/bin/python -m pytest -m "not slow and not alone" \
-	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py
+	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py \
+	  tests/test_remote.py tests/test_saver.py tests/test_samples.py tests/test_translate.py \
+	  tests/test_generate.py tests/test_beam_search.py tests/test_cli_generate.py
 
 # SkyPilot brings 59 packages, some of them older than TensorFlow's: an environment of its own.
 test-launch:

@@ -161,7 +161,7 @@ def test_it_goes_on_from_a_prompt(models, steps):
     assert list(found[0]) == [t for t in text[:size] if t != END]
 
 
-def test_compiled_by_xla_it_gives_the_same_and_is_traced_once(steps):
+def test_compiled_by_xla_it_gives_the_same_and_is_traced_once(steps, xla):
     plain, scores = search(steps["lstm"], [2, 4], 9, 3)
     before = set(steps["lstm"]._beam_searches)
     for length in (9, 5, 16):

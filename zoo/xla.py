@@ -27,7 +27,7 @@ def write_rows(rows, new, first):
     """
     if compiles():  # Keras' is an operation of XLA even where nothing is compiled
         return ops.slice_update(rows, (0, first, 0), new)
-    length, count = rows.shape[1], new.shape[1]
+    length, count = ops.shape(rows)[1], ops.shape(new)[1]
     place = ops.arange(length) - first
     there = ops.logical_and(place >= 0, place < count)
     moved = ops.take(new, ops.clip(place, 0, count - 1), axis=1)
