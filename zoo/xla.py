@@ -2,13 +2,17 @@
 
 import functools
 
-import tensorflow as tf
+import keras
 from keras import ops
 
 
 @functools.cache
 def compiles() -> bool:
     """Whether XLA compiles for this process's devices: TensorFlow's build for TPUs has no CPUs."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf  # not for models on another backend
+
     try:
         with tf.init_scope():  # run now, though a graph may be in the making
             tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
