@@ -28,8 +28,6 @@ BASE = (
     "cnn_mnist", "vgg16_transfer:pretrain", "lstm_pydoc", "dcgan_mnist", "seq2seq_multi30k",
     "bert_wiki", "llama_wiki", "gpt_pydoc",
 )  # fmt: skip
-
-
 EXAMPLES = 64  # of an update, over all cores
 PREFIX = "catalog:"
 

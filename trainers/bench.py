@@ -9,7 +9,7 @@ import tensorflow as tf
 from trainers import tpu
 from trainers.build import build_step, update_function
 from trainers.compress import check_sizes
-from trainers.features import with_made_up
+from trainers.features import made_up
 from trainers.input_workers import InputWorkers
 from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
@@ -86,13 +86,9 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
         arrays = dataset.splits["train"]
         check_examples(len(next(iter(arrays.values()))), batch)
     else:
-        arrays = task.synthetic(step.net, 4 * batch, trainer.seed)
-
-    learner = step.net
-    frozen = task.frozen(step.net)
-    if frozen.model is not None:  # training runs it once: its updates begin behind it
-        learner = step.net.head
-        arrays = task.stored(with_made_up(arrays, frozen))
+        arrays = made_up(task, step.net, 4 * batch, trainer.seed)
+    # Training runs a frozen part once: its updates begin behind it.
+    learner = step.net if task.frozen(step.net).model is None else step.net.head
     tpu.check(config, strategy, arrays)
     batches = workers.batches(
         arrays, step.task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,

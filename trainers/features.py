@@ -102,8 +102,11 @@ def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
             written += len(rows)
 
 
-def with_made_up(arrays, frozen) -> dict:
-    """Made-up examples with made-up features in place of pictures."""
-    shape = (len(arrays["image"]), *frozen.feature_shape)
-    feature = np.random.default_rng(0).random(shape, "float32")
-    return {**{key: array for key, array in arrays.items() if key != "image"}, "feature": feature}
+def made_up(task: Task, model, examples: int, seed: int) -> dict:
+    """Returns made-up stored examples as training has them: behind a frozen part, with features."""
+    arrays, frozen = task.synthetic(model, examples, seed), task.frozen(model)
+    if frozen.model is None:
+        return arrays
+    feature = np.random.default_rng(0).random((examples, *frozen.feature_shape), "float32")
+    kept = {key: array for key, array in arrays.items() if key != "image"}
+    return task.stored({**kept, "feature": feature})

@@ -70,15 +70,13 @@ def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer.apply = apply_once
     optimizer._get_current_learning_rate = lambda: once("rate", learning_rate)
     adam = keras.optimizers.Adam.update_step  # AdamW's too; another class may have its own
-    if getattr(type(optimizer), "update_step", None) is not adam or optimizer.amsgrad:
+    if type(optimizer).update_step is not adam or optimizer.amsgrad:
         return
-    update_step = optimizer.update_step
+    update_step, betas = optimizer.update_step, (optimizer.beta_1, optimizer.beta_2)
 
     def powers():
         count = tf.cast(optimizer.iterations + 1, tf.float32)
         return [tf.pow(tf.constant(b, tf.float32), count) for b in betas]
-
-    betas = optimizer.beta_1, optimizer.beta_2
 
     def adam_step(gradient, variable, learning_rate):
         if variable.dtype != tf.float32 or not isinstance(gradient, tf.Tensor):

@@ -6,7 +6,6 @@ Loads no TensorFlow.
 import ast
 import importlib
 import importlib.util
-import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -27,8 +26,6 @@ _NAMED_SECTIONS = {
     "schedule": (SCHEDULES, base.schedule),
 }
 _LENGTHS = ("trainer.steps", "trainer.epochs")
-
-
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 # The files of the user that were run: recipes, and modules of --import.
 user_files: set[Path] = set()
@@ -192,7 +189,7 @@ def expanded(path: str) -> Path:
 
 
 def _refuse_remote(key: str, path: str) -> None:
-    if re.match(r"[a-z][a-z0-9+.]*://", path):
+    if "://" in path:
         raise UsageError(
             f"{key} is read from this machine's disk: copy it here first. Received: {path!r}."
         )
@@ -211,9 +208,10 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     places += [(section, key) for section, key in more if isinstance(section.get(key), str)]
     for section, key in places:
         value = section[key]
-        if key != "init_from":
-            _refuse_remote(key, value)
-        if value and not (value in _NAMES or "://" in value or value.startswith("keras_hub:")):
+        if key == "init_from" and "://" in value:
+            continue  # what a run starts from may lie anywhere
+        _refuse_remote(key, value)
+        if value and not (value in _NAMES or value.startswith("keras_hub:")):
             path = expanded(value).absolute()
             # What a run starts from may be gone when it goes on.
             if path.exists() or key == "init_from":

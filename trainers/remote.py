@@ -142,7 +142,6 @@ class Mirror:
             except _gone():  # a run elsewhere deletes its oldest checkpoint
                 if not more:
                     raise
-        self._seen = set(self._here())
 
     def _take_over(self) -> None:
         there, known = self._there(), self._known()
@@ -179,6 +178,7 @@ class Mirror:
             with gfile.GFile(self.remote + _WRITER, "w") as file:
                 file.write(self._name)
             self._pull()
+            self._seen = set(self._here())
 
     def _check_writer(self) -> None:
         if self._name and self._writer() not in (self._name, ""):
@@ -272,9 +272,6 @@ def _gone() -> type[Exception]:
 
 
 def _gfile():
-    from trainers.start import start_tensorflow
-
-    start_tensorflow()
     import tensorflow as tf
 
     return tf.io.gfile
@@ -320,7 +317,7 @@ def _is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _named(remote: str):
-    """Turns what TensorFlow's file systems raise into one line."""
+    """Starts TensorFlow, and turns what its file systems raise into one line."""
     from trainers.start import start_tensorflow
 
     start_tensorflow()

@@ -10,7 +10,7 @@ from tensorflow.python.eager import context
 
 from trainers.cluster import Cluster
 from trainers.recipe import check_strategy
-from trainers.tpu import is_tpu, tpu_strategy
+from trainers.tpu import check_replicas, is_tpu, tpu_strategy
 from zoo.errors import UsageError
 
 _SILENCE = 120_000  # ms; TensorFlow ends a process whose peer is silent, without a word to users
@@ -69,11 +69,7 @@ def make_strategy(
     if name == "multi_worker":
         return _multi_worker(cluster, replicas)
     if name == "tpu":
-        if replicas:
-            raise UsageError(
-                f"Strategy tpu takes all cores. Received: trainer.replicas={replicas}; leave it "
-                "at 0."
-            )
+        check_replicas(replicas)
         return tpu_strategy(tpu)
     if name == "one_device":
         if replicas > 1:

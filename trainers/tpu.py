@@ -71,10 +71,14 @@ def check_recipe(config) -> None:
         )
     if trainer.deterministic:
         raise UsageError("trainer.deterministic is for GPUs. Received: True on a TPU.")
-    if trainer.replicas:
+    check_replicas(trainer.replicas)
+
+
+def check_replicas(replicas: int) -> None:
+    """Raises `UsageError` where a number of cores is asked for."""
+    if replicas:
         raise UsageError(
-            f"Strategy tpu takes all cores. Received: trainer.replicas={trainer.replicas}; leave "
-            "it at 0."
+            f"Strategy tpu takes all cores. Received: trainer.replicas={replicas}; leave it at 0."
         )
 
 

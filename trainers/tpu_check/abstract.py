@@ -8,7 +8,7 @@ import tensorflow as tf
 from trainers import tpu
 from trainers.build import build_step
 from trainers.compress import check_sizes
-from trainers.features import with_made_up
+from trainers.features import made_up
 from trainers.keras_internals import variables_without_values
 from trainers.recipe import check_batch
 from zoo import registry
@@ -114,10 +114,7 @@ class AbstractStep:
 
     def stored(self, examples: int) -> dict[str, np.ndarray]:
         """Returns made-up stored examples of the recipe's lengths."""
-        few = self.task.synthetic(self.step.net, 2, 0)
-        frozen = self.task.frozen(self.step.net)
-        if frozen.model is not None:  # training runs it once: its updates begin behind it
-            few = self.task.stored(with_made_up(few, frozen))
+        few = made_up(self.task, self.step.net, 2, 0)
         name, length = self.config.task.name, self.config.data.sequence_length
         if registry.makes_data(name) and length:
             length += _MORE_TOKENS.get(name, 0)
