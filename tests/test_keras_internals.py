@@ -122,6 +122,15 @@ class Halving(keras.optimizers.schedules.LearningRateSchedule):
         return 0.02 * 0.5 ** tf.cast(step, "float32")
 
 
+def update_of(optimizer, weights, strategy):
+    """A function of one gradient a weight, the same on all replicas."""
+
+    def apply(*gradients):
+        optimizer.apply(list(gradients), weights)
+
+    return tf.function(lambda *gradients: strategy.run(apply, gradients), autograph=False)
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "arguments", "bound"),
@@ -153,10 +162,7 @@ def test_compute_once(kind, arguments, bound, replicas, one, two):
                 keras_internals.compute_once(optimizer)
             optimizer.build(weights)
 
-        def apply(*values, optimizer=optimizer, weights=weights):
-            optimizer.apply(list(values), weights)
-
-        update = tf.function(lambda *values: strategy.run(apply, values), autograph=False)  # noqa: B023
+        update = update_of(optimizer, weights, strategy)
         for values in gradients:
             update(*[tf.constant(value, "float32") for value in values])
         asked.append(rate.asked)

@@ -6,9 +6,9 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-from trainers.recipe import list_recipes, resolve
+from tests.test_tpu_lint import Step
+from trainers.recipe import resolve
 from trainers.tpu_check import check, compiler
 from trainers.tpu_check.abstract import AbstractStep, Share, depth_of, share_of
 from trainers.tpu_check.ahead_of_time import ProgramText, for_tpu
@@ -212,73 +212,6 @@ def test_a_task_that_makes_nothing_up_is_named(monkeypatch):
         AbstractStep(resolve("cnn_digits:debug")).batch(Share(4, 1))
 
 
-# --- what no TPU can run --------------------------------------------------------------------------
-
-
-class _Step:
-    """Stands for an `AbstractStep` whose update is a function of one tensor."""
-
-    def __init__(self, function, shape=(4,), dtype=tf.float32):
-        self.step, self.spec = self, {"x": tf.TensorSpec(shape, dtype)}
-        self.update = lambda batch: function(batch["x"])
-
-    def batch(self, share):
-        return self.spec
-
-
-def _host(x):
-    return gen_xla_ops.xla_custom_call(
-        args=[x], target_name="mine", backend_config="", dtype=tf.float32, shape=[4]
-    )
-
-
-@pytest.mark.parametrize(
-    ("function", "said"),
-    [
-        (lambda x: tf.cast(x, tf.float64) * 3, "no float64 .*Cast"),
-        (lambda x: tf.boolean_mask(x, x > 0) * 2, "static shapes .*"),
-        (lambda x: tf.strings.length(tf.strings.as_string(x)), "no strings .*AsString"),
-        (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "no TPU has PyFunc"),
-        (_host, "no calls of the host .custom-call mine at "),
-    ],
-)
-def test_checks_that_fail_are_named(function, said):
-    with pytest.raises(RunError, match=said):
-        lower(_Step(function), Share(4, 1))
-
-
-def test_text_in_a_batch_is_named():
-    with pytest.raises(RunError, match="no strings .the batch's x"):
-        lower(_Step(lambda x: x, dtype=tf.string), Share(4, 1))
-
-
-def test_what_a_tpu_can_run_passes():
-    def function(x):
-        tf.debugging.assert_less(x, 3.0, message="text that XLA drops")
-        return tf.image.resize(tf.reshape(x, (1, 2, 2, 1)), (5, 5))  # by a float64 number
-
-    assert lower(_Step(function), Share(4, 1))
-
-
-# All that there are, in full size and the tests' size, and the variants that are other models.
-RECIPES = [
-    *(name + variant for name in list_recipes() for variant in ("", ":debug")),
-    "gpt_scaling:4", "vgg16_transfer:pretrain", "vgg16_transfer:finetune",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [r if r == "cnn_digits:debug" else pytest.param(r, marks=pytest.mark.slow) for r in RECIPES],
-)
-def test_recipes_pass(recipe):
-    characters = [("data.vocabulary_size", "65")] if "shakespeare" in recipe else []
-    config = resolve(recipe, characters)  # else the text would be needed, to count them
-    abstract = AbstractStep(config)
-    hlo = lower(abstract, share_of(config, 8))
-    assert len(hlo) > 10_000
-
-
 # --- arithmetic -----------------------------------------------------------------------------------
 
 
@@ -463,14 +396,14 @@ def test_dropout_and_what_does_not_fit(tpu):
         bits = tf.random.stateless_uniform(x.shape, seeds)
         return tf.reduce_sum(tf.where(bits < 0.1, 0.0, x) @ tf.ones((512, 512)))
 
-    answer = tpu.compile(lower(_Step(function, (64, 512)), Share(64, 1)))
+    answer = tpu.compile(lower(Step(function, (64, 512)), Share(64, 1)))
     assert answer["flops"] >= 2 * 64 * 512 * 512
 
     def large(x):
         y = tf.tile(x[:, None, None], (1, 70_000, 70_000))
         return tf.linalg.trace(tf.cumsum(y, axis=1) @ y)
 
-    assert tpu.compile(lower(_Step(large, (2,)), Share(2, 1)))["used"] > 16 * 2**30
+    assert tpu.compile(lower(Step(large, (2,)), Share(2, 1)))["used"] > 16 * 2**30
 
 
 @needs_libtpu
