@@ -274,6 +274,18 @@ def test_waiting_ends(monkeypatch):
             Link(Cluster(addresses, index)).connect()
 
 
+@pytest.mark.parametrize(("host", "doubt"), [("localhost", False), ("192.0.2.1", True)])
+def test_a_machine_that_may_have_anothers_index_is_told(host, doubt, monkeypatch, capsys):
+    """As where two machines are started with the same index: each waits for the other."""
+    monkeypatch.setattr(links, "SAY", 0.0)
+    monkeypatch.setattr(links, "WAIT", 1.0)
+    port = free_addresses(1)[0].rpartition(":")[2]
+    with pytest.raises(RunError, match="waiting for worker 1 "):
+        Link(Cluster((f"{host}:{port}", "192.0.2.2:1"), 0)).connect()
+    said = f"; {host}:{port} is not this machine's: is the index right?" if doubt else ""
+    assert f"zoo: waiting for worker 1 (192.0.2.2:1){said}\n" in capsys.readouterr().err
+
+
 def test_a_stranger_at_the_chiefs_address_holds_nobody(monkeypatch):
     """It begins to answer, and never ends: the worker calls again, until it gives up."""
     monkeypatch.setattr(links, "HELLO", 0.2)

@@ -1,5 +1,7 @@
 """Several workers: the same result as one process, and what happens when one of them ends."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,19 @@ def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
         for status, err in both.wait():
             assert status == 0, err
     test_resume.assert_same_end(whole, workdir)
+
+
+def test_a_silent_machine_ends_the_others_within_a_minute(tmp_path):
+    """A stopped process keeps its connections, as where a machine loses its network."""
+    with Workers(2, tmp_path / "run", each=[[], ["STOP=6"]]) as both:
+        chief, silent = both.processes
+        assert os.waitid(os.P_PID, silent.pid, os.WSTOPPED | os.WNOWAIT)
+        start = time.monotonic()
+        _, err = chief.communicate(timeout=120)
+        assert time.monotonic() - start <= 60
+        assert chief.returncode == 1
+        (line,) = errors(err)
+        assert f"worker 1 ({both.addresses[1]}) is gone" in line
 
 
 def test_workers_that_differ_end_at_once(tmp_path):

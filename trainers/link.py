@@ -23,6 +23,7 @@ from trainers.cluster import Cluster
 from zoo.errors import RunError, UsageError
 
 WAIT = 900.0  # seconds in which all workers must have come
+SAY = 5.0  # and after how many it is said for whom a worker waits
 HELLO = 5.0  # seconds in which who calls, or is called, has said all of who it is
 BEAT, SILENCE = 3.0, 30.0  # a sign of life each, and after how long without one a worker is lost
 _AGAIN = "run the same command on all workers to go on from the last checkpoint"
@@ -334,9 +335,12 @@ class _Deadline:
         names = ", ".join(map(self._cluster.name, self._missing()))
         if passed > WAIT:
             raise RunError(f"Gave up after {WAIT:.0f} s of waiting for {names}.")
-        if passed > 5 and not self._said:
+        if passed > SAY and not self._said:
             self._said = True
-            print(f"zoo: waiting for {names}", file=sys.stderr, flush=True)
+            own = self._cluster.workers[self._cluster.index]
+            # No error: behind NAT an address that is right is none of the machine's own.
+            doubt = "" if _here(own) else f"; {own} is not this machine's: is the index right?"
+            print(f"zoo: waiting for {names}{doubt}", file=sys.stderr, flush=True)
 
 
 def _hello(connection: Connection, count: int) -> tuple[int | None, str]:
@@ -390,6 +394,19 @@ def _of_a_collective(error: BaseException) -> bool:
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _here(address: str) -> bool:
+    """Whether `host:port` is an address of this machine."""
+    try:
+        found = socket.getaddrinfo(_split(address)[0], None, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, name in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as one:
+            one.bind(name)
+            return True
+    return False
 
 
 def _leave(line: str, last=None) -> None:
