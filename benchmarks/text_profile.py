@@ -5,12 +5,14 @@
 The model is that of benchmarks/text_speed.py. TensorFlow's own profiler says how long each
 operation held a thread; rows with the share of each kind go to results/text_profile.csv.
 
-Why bfloat16 is 1.77 times KerasHub's float32 in results/text_speed.csv and not twice: on 2 cores of
-an AMD EPYC with AVX512_BF16, on which other work ran beside, matrix products were 55 % of the time
-that operations held a thread, elementwise operations 22 %, casts between the precisions 8 %, sums
-6 %, random numbers 4 %, softmax and cross-entropy 3 %; all but the first are as slow in bfloat16 as
-in float32, and the casts are extra. The rows of 2026-11-25 are of a CPU without AVX512, where
-bfloat16 is computed by float32 and a step takes 1.5 times as long.
+Why bfloat16 is 1.76 times KerasHub's float32 in results/text_speed.csv (1.77 on 2026-11-24) and not
+twice: on 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-26, matrix products were 47 % of the time
+that operations held a thread, and they run at what the machine's large product reaches; elementwise
+operations 25 %, casts between the precisions 9 %, sums 7 %, copies 4 %, random numbers 4 %, softmax
+and cross-entropy 3 %. All but the first are as slow in bfloat16 as in float32, the casts are extra,
+and a fifth of the two threads' time is idle, between some thousand short operations. Adam's step as
+one operation a variable, which is new since 2026-11-24, is 2 % of it. The rows of 2026-11-25 are of
+a CPU without AVX512, where bfloat16 is computed by float32 and a step takes 1.5 times as long.
 """
 
 import argparse
