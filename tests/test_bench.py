@@ -3,6 +3,7 @@
 import json
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -99,6 +100,16 @@ def test_text_is_measured_at_its_length(capsys):
     # two of attention for each pair of positions and unit of the width.
     macs = 64 * (2 * 12 * 32 * 32 + 1000 * 32) + 2 * 2 * 64 * 64 * 32
     assert found["flops"] == pytest.approx(3 * 2 * macs * 32, rel=0.1)
+
+
+def test_an_input_of_a_fixed_size_needs_no_name():
+    def build():
+        image = keras.Input((6, 6, 1))
+        x = keras.layers.Flatten()(image)
+        return keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
+
+    registry.register("toy_unnamed", build, "image_classification")
+    assert measure(toys.recipe("toy_unnamed", "image_classification"), 0.1).flops > 0
 
 
 def test_a_batch_larger_than_the_data_is_refused(capsys):

@@ -23,15 +23,15 @@ SIZES = {
 }  # fmt: skip
 
 
-def work_directory(path, model, tokenizer, task="clm", **arguments):
-    """Writes what training leaves of a text model."""
+def work_directory(path, model, tokenizer, task="clm", packing="stream", **arguments):
+    """Writes what training leaves of a text model that was trained on 50 positions."""
     path.mkdir()
     config = {
         "format_version": FORMAT_VERSION, "source": "made", "class_names": [],
         "data_fingerprint": "", "tokenizer": tokenizer and tokenizer.fingerprint,
         "config": {
-            "model": {"name": "gpt_nano", **arguments}, "task": {"name": task},
-            "data": {}, "trainer": {},
+            "model": {"name": "gpt_nano", **arguments}, "task": {"name": task}, "init_from": "",
+            "data": {"sequence_length": 50, "packing": packing}, "trainer": {},
         },
     }  # fmt: skip
     write_json(path / "config.json", config)
@@ -143,7 +143,40 @@ def test_prompts_of_a_file(workdir, generator, zoo_command, tmp_path, monkeypatc
 def test_the_context_ends_the_text_and_says_so(workdir, zoo_command):
     answer = zoo_command("generate", workdir, f"--prompt={'x' * 60}", "--temperature=0")
     assert answer.status == 0
-    assert answer.err == "zoo: the text ends at the model's 64 positions, prompt included\n"
+    untrained, end = answer.err.splitlines()
+    assert untrained.startswith("zoo: the text goes beyond the 50 positions that were trained")
+    assert end == "zoo: the text ends at the model's 64 positions, prompt included"
+
+
+def test_a_prompt_is_taken_as_it_is(workdir, generator, zoo_command):
+    """White space is text, and bytes of a command that are no UTF-8 end in nothing worse."""
+    for prompt, shown in (("\n", "\n"), (" ", " "), ("a\udcffb", "a\ufffdb")):
+        answer = zoo_command("generate", workdir, f"--prompt={prompt}", "--max_tokens=12")
+        text = generator.text([shown], 12, temperature=0.8)[0]
+        assert (answer.status, answer.out) == (0, f"{shown}{text}\n")
+
+
+def test_documents_that_were_packed_whole_begin_with_the_start(
+    tmp_path, model, tokenizer, generator, zoo_command
+):
+    work_directory(tmp_path / "run", model, tokenizer, packing="best_fit", **SIZES)
+    answer = zoo_command("generate", tmp_path / "run", "--prompt=ab", "--max_tokens=9")
+    ids = generator.tokens([[START, *tokenizer.encode("ab")]], 9, temperature=0.8)[0]
+    assert answer.out == f"ab{generator.decode(ids, 'ab')}\n"
+
+
+def test_what_the_tokenizer_does_not_know_is_said(tmp_path, zoo_command):
+    sizes = {**SIZES, "vocabulary_size": 20}
+    model = registry.build("gpt_nano", **sizes)
+    tokenizer = tokenizers.train("character", ["abc "])
+    work_directory(tmp_path / "run", model, tokenizer, **sizes)
+    words = "generate", tmp_path / "run", "--max_tokens=2"
+    for prompt, count in (("a b", 0), ("a é", 1), ("a XY", 2)):
+        line = (
+            f"zoo: {count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
+        )
+        answer = zoo_command(*words, f"--prompt={prompt}")
+        assert answer.err == (f"{line}tokenizer, and read as <unk>\n" if count else "")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import zoo
+from tests import commands
 from trainers.compress.methods import plan
 from trainers.compress.prune import sparsities
 from trainers.compress.qat import rounds
@@ -71,6 +72,14 @@ def test_a_chain_prunes_and_rounds(trained, tmp_path, zoo_command):
     assert found["after"]["bytes"] < 0.35 * found["before"]["bytes"]
     assert found["after"]["gzip_bytes"] < 0.15 * found["before"]["gzip_bytes"]
     assert found["after"]["test"]["accuracy"] > 0.5
+
+    before = commands.content(out)
+    answer = zoo_command(
+        "compress", "cluster+qat", trained[0], f"--out={out}", *SHORT,
+    )  # fmt: skip
+    assert answer.status == 2
+    assert "was made with another recipe" in answer.one_line()
+    assert commands.content(out) == before, "no stage was begun"
 
     file = tmp_path / "small.tflite"
     assert zoo_command("export", out, "--format=litert", f"--out={file}").status == 0

@@ -217,6 +217,9 @@ def test_the_published_form_of_gpt2(tmp_path):
     tensors["h.0.attn.bias"] = np.ones((1, 1, 24, 24), "int8")
     tensors["lm_head.weight"] = tensors["wte.weight"]
     save(tmp_path / "folder", tensors)
+    path = tmp_path / "folder" / "config.json"
+    bookkeeping = {"n_special": 1, "output_past": True, "predict_special_tokens": True}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **bookkeeping}))
     assert_same_weights(convert.from_transformers(tmp_path / "folder"), model)
     tensors["lm_head.weight"] = tensors["wte.weight"] + 1
     save(tmp_path / "folder", tensors)

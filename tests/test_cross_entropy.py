@@ -60,6 +60,16 @@ def test_without_gradients_it_is_the_same_loss():
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+def test_of_equally_probable_tokens_one_is_right():
+    hidden, kernel = tf.zeros((6, 4)), tf.ones((3, 4))
+    targets = tf.constant([0, 1, 2, 0, 1, 2])
+    for chunk in (0, 4):
+        found = linear_cross_entropy(
+            hidden, kernel, None, targets, tf.ones(6), chunk, gradients=False
+        )
+        np.testing.assert_array_equal(found[2], [1, 0, 0, 1, 0, 0])
+
+
 def test_large_logits_stay_finite():
     hidden, kernel, bias, targets, weights = problem()
     loss, _, slopes = gradients(

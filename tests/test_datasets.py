@@ -201,10 +201,17 @@ def test_npz_holds_the_users_own_arrays(tmp_path):
     assert zoo.data.load(name).fingerprint == mine.fingerprint
 
 
+def test_npz_names_validation_as_folders_may(tmp_path):
+    np.savez(tmp_path / "mine.npz", **{k.replace("test", "val"): v for k, v in _flat().items()})
+    assert list(zoo.data.load(f"npz:{tmp_path}/mine.npz").splits) == ["train", "validation"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"test_label": None}, "no array 'test_label'"),
+        ({"train_weight": np.ones(6)}, "'train_weight' has a name that is the trainer's own"),
+        ({"training_label": np.zeros(6)}, "two arrays for 'train_label'"),
         ({"train_image": None, "train_label": None}, "no array 'train_image'"),
         ({"labels": np.zeros(3)}, "named SPLIT_NAME.*Received: 'labels'"),
         ({"_label": np.zeros(3)}, "named SPLIT_NAME"),

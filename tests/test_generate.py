@@ -1,5 +1,7 @@
 """Generation: the cached, compiled loop against the models themselves."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -335,7 +337,51 @@ def test_a_stream_gives_whole_characters_only(monkeypatch):
     ids = [*byte.encode(text), *byte.encode("€")[:2]]
     monkeypatch.setattr(byte, "_pieces", lambda *_: ([token] for token in ids))
     assert list(byte.stream("", 50)) == list(text)
-    assert byte.decode(ids) == text
+    assert byte.decode(ids, "") == text
+
+
+def test_lines_of_words_begin_without_a_space(monkeypatch):
+    """Each of this kind's words is spelled with a space before it."""
+    tokenizer = tokenizers.train("word", ["the cat\nsat on\nit"], 20)
+    words = Generator(gpt(20, 64, 1, 8, 1), tokenizer, jit_compile=False)
+    ids = words.encode("sat on\nthe cat\n\nsat")
+    monkeypatch.setattr(words, "_pieces", lambda *_: ([token] for token in ids))
+    for prompt, text in (
+        ("", "sat on\nthe cat\n\nsat"),
+        ("it", " sat on\nthe cat\n\nsat"),
+        ("it\n", "sat on\nthe cat\n\nsat"),
+    ):
+        assert "".join(words.stream(prompt, 50)) == text
+        assert words.decode(ids, prompt) == text
+
+
+def test_a_prompt_begins_a_document_where_it_is_said(models, tokenizer, writer):
+    starting = Generator(models["gpt"], tokenizer, start=True, jit_compile=False)
+    assert starting.encode("ab") == [START, *writer.encode("ab")]
+    found = starting.text(["ab", ""], 20, temperature=0.0)
+    begun = writer.tokens([[START, *writer.encode("ab")], [START]], 20, temperature=0.0)
+    assert found == [writer.decode(ids, "ab") for ids in begun]
+
+
+def test_positions_that_were_not_trained_are_said(models, tokenizer, capsys):
+    line = "zoo: the text goes beyond the 30 positions that were trained (data.sequence_length)"
+    for make in (
+        lambda writer: writer.text(["abc"], 28, end_id=None),
+        lambda writer: list(writer.stream("abc", 28, end_id=None)),
+        lambda writer: writer.text(["abc"], 28, beams=2, end_id=None),
+    ):
+        writer = Generator(models["gpt"], tokenizer, trained_length=30, jit_compile=False)
+        writer.text(["abc"], 27, end_id=None)
+        assert capsys.readouterr().err == ""
+        make(writer)
+        make(writer)
+        assert capsys.readouterr().err.splitlines() == [line + ", and may fall apart there"]
+
+
+@pytest.mark.parametrize("temperature", [1.1e9, math.inf, math.nan, -1.0])
+def test_temperatures(writer, temperature):
+    with pytest.raises(UsageError, match="temperature is 0 to 1,000,000,000. Received: "):
+        writer.text(["a"], 1, temperature=temperature)
 
 
 def test_a_stream_refuses_at_once(writer):

@@ -364,3 +364,19 @@ def test_variables_without_values():
     assert (two.value.dtype, two.value.trainable) == ("float32", False)
     assert one.value.handle is not two.value.handle
     assert keras.Variable("ones", shape=(2,)).numpy().tolist() == [1, 1]
+
+
+def test_last_learning_rate():
+    """Keras' own is that of the next update."""
+    variable = keras.Variable(1.0)
+    decay = keras.optimizers.schedules.PolynomialDecay(1.0, 4, 0.0)
+    optimizer = keras.optimizers.SGD(decay)
+    optimizer.build([variable])
+    assert keras_internals.last_learning_rate(optimizer) == 1.0
+    for rate in (1.0, 0.75, 0.5):
+        optimizer.apply([keras.ops.convert_to_tensor(1.0)])
+        assert keras_internals.last_learning_rate(optimizer) == rate
+    constant = keras.optimizers.SGD(0.25)
+    assert keras_internals.last_learning_rate(constant) == 0.25
+    constant.learning_rate = 0.5
+    assert keras_internals.last_learning_rate(constant) == 0.5

@@ -13,7 +13,8 @@ from tests import toys
 from trainers.link import Alone
 from trainers.schedules import make_schedule
 from trainers.trainer import Trainer
-from trainers.workdir import NoDirectory
+from trainers.workdir import NoDirectory, read_metrics
+from zoo import registry
 from zoo.errors import UsageError
 
 
@@ -134,6 +135,82 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
     again = run(config, toys.image_data(), workdir=tmp_path / "run")
     assert again.done == 8
     assert toys.difference(trainer.step.net, again.step.net) == 0
+
+
+def test_callbacks_hear_of_every_evaluation(run):
+    """Of four or five updates an epoch, an evaluation after each third."""
+    heard = []
+    hear = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: heard.append(logs.get("val_loss"))
+    )
+    config = toys.recipe("toy_norm", "image_classification", steps=12, evaluate_every=3)
+    config.data.validation_size = 10
+    trainer = run(config, toys.image_data(), callbacks=[hear])
+    lines = read_metrics(trainer.workdir.path)
+    found = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert list(found) == [3, 6, 9, 12]
+    assert trainer.steps_per_epoch == 4
+    np.testing.assert_allclose(heard, [found[3], found[6], found[12]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_keras_model_checkpoint_writes_the_bare_model(run, tmp_path, ema):
+    config = toys.recipe("toy_norm", "image_classification", steps=5, ema=ema)
+    config.data.validation_size = 10
+    whole, weights = tmp_path / "whole.keras", tmp_path / "only.weights.h5"
+    trainer = run(
+        config, toys.image_data(),
+        callbacks=[
+            keras.callbacks.ModelCheckpoint(
+                str(whole), monitor="val_accuracy", mode="max", save_best_only=True
+            ),
+            keras.callbacks.ModelCheckpoint(str(weights), save_weights_only=True),
+        ],
+    )  # fmt: skip
+    last, best, found = (
+        keras.saving.load_model(path, compile=False)
+        for path in (trainer.workdir / "model.keras", trainer.workdir / "best/model.keras", whole)
+    )
+    assert toys.difference(found, best) == 0
+    again = toys.norm_model()
+    again.load_weights(weights)
+    assert toys.difference(again, last) == 0
+
+
+def test_restoring_the_best_weights_is_refused(run):
+    stop = keras.callbacks.EarlyStopping(restore_best_weights=True)
+    with pytest.raises(UsageError, match="the best model is kept as best/model.keras"):
+        run(toys.recipe(), toys.token_data(), callbacks=[stop])
+
+
+def test_the_log_tells_examples_and_rates_as_they_were(run, monkeypatch):
+    """Padding rows are no examples; the rate of a line is that of its last update."""
+    config = toys.recipe(steps=4, log_every=1)
+    config.schedule = schedule("linear", warmup_steps=2)
+    trainer = run(config, toys.token_data(20))
+    lines = [line for line in read_metrics(trainer.workdir.path) if "loss" in line]
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates, [0.05, 0.1, 0.1, 0.05], rtol=1e-5)
+    assert trainer.steps_per_epoch == 2  # of 16 examples and 4
+    counts = []
+    for done, steps in ((1, 1), (2, 1), (2, 2), (4, 4), (3, 2)):
+        trainer.done = done
+        counts.append(trainer._examples(steps))
+    assert counts == [16, 4, 20, 40, 20]
+
+
+def test_a_layer_that_assigns_to_its_weights_is_refused(run):
+    """What it assigns would be lost between updates."""
+
+    def build():
+        image = keras.Input((6, 6, 1), name="image")
+        x = keras.layers.Flatten()(image)
+        x = keras.layers.SpectralNormalization(keras.layers.Dense(8), name="spectral")(x)
+        return keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
+
+    registry.register("toy_spectral", build, "image_classification")
+    with pytest.raises(UsageError, match="A layer assigns to .*kernel while it is trained"):
+        run(toys.recipe("toy_spectral", "image_classification"), toys.image_data())
 
 
 def test_callbacks_set_a_constant_rate(run):

@@ -107,6 +107,7 @@ def test_scores_are_those_of_sacrebleu():
         ({"beams": 0}, "beams is at least 1"),
         ({"batch_size": 0}, "batch_size is at least 1"),
         ({"max_tokens": -1}, "max_tokens is at least 0"),
+        ({"max_tokens": 2**20 + 1}, "max_tokens is at most 1,048,576. Received: 1048577"),
     ],
 )
 def test_a_value_out_of_range_is_refused(translator, options, words):

@@ -15,6 +15,7 @@ from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
 from zoo import registry
 from zoo.description import forward_flops
+from zoo.errors import UsageError
 
 _ROUND = 0.05  # seconds
 
@@ -118,7 +119,13 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     rate = _input_rate(batches, replicas, seconds / 4)
     lengths = {}
     if learner is step.net:
-        lengths = {i.name: batches.element_spec[i.name].shape[1] for i in step.net.inputs}
+        free = [i.name for i in step.net.inputs if None in i.shape[1:]]
+        if unknown := [name for name in free if name not in batches.element_spec]:
+            raise UsageError(
+                f"The model's input {unknown[0]!r} is of any length and has no array's name: call "
+                f"it {' or '.join(batches.element_spec)}."
+            )
+        lengths = {name: batches.element_spec[name].shape[1] for name in free}
     flops = 3 * forward_flops(learner, lengths or None) * batch
     peak = matmul_peak(step.net.compute_dtype, strategy)
     return Measured(

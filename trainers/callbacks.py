@@ -42,9 +42,9 @@ def make_callbacks(config, workdir) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that the recipe names; raises `UsageError` for an unknown one."""
     made = []
     for name in config.trainer.callbacks:
-        if name not in _callbacks:
+        if not isinstance(name, str) or name not in _callbacks:
             raise UsageError(
-                f"No callback is named {name!r}.{near_names(name, _callbacks)} "
+                f"No callback is named {name!r}.{near_names(str(name), _callbacks)} "
                 f"Known: {', '.join(_callbacks)}."
             )
         made.append(_callbacks[name](config, workdir))

@@ -66,13 +66,14 @@ def write_evaluation(
     """Writes evaluation/<split>.json and what the report shows of it.
 
     That is <split>.npz for classifiers and, of `Task.whole_split`, <split>_samples.json. With the
-    `model`, the first holds where it looks.
+    `model`, the first holds where it looks. The best model's are <split>_best: the run's own stay.
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     arrays = dataset.splits[split]
+    name = split if checkpoint == "final" else f"{split}_{checkpoint}"
     write_json(
-        folder / f"{split}.json",
+        folder / f"{name}.json",
         {
             "split": split,
             "checkpoint": checkpoint,
@@ -82,7 +83,7 @@ def write_evaluation(
         },
     )
     if samples:
-        write_json(folder / f"{split}_samples.json", samples)
+        write_json(folder / f"{name}_samples.json", samples)
     if "probabilities" not in predictions:
         return
     probabilities = predictions["probabilities"].astype(np.float32)
@@ -91,7 +92,7 @@ def write_evaluation(
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:36]
     heat = {} if model is None else _heat(model, arrays["image"], labels, probabilities, worst)
-    with atomic(folder / f"{split}.npz") as file:
+    with atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(
             file,
             labels=labels,

@@ -3,6 +3,8 @@
 fill_mask(zoo.load(workdir), tokenizer, "The [MASK] sat on the mat.")
 """
 
+import sys
+
 import numpy as np
 from keras import ops
 
@@ -14,7 +16,9 @@ MARK = "[MASK]"
 _WITH_SPACE = ("bpe", "sentencepiece")
 
 
-def fill_mask(model, tokenizer, text: str, candidates: int = 5) -> list[list[tuple[str, float]]]:
+def fill_mask(
+    model, tokenizer, text: str, candidates: int = 5, trained_length: int | None = None
+) -> list[list[tuple[str, float]]]:
     """Returns the likeliest tokens for each mask.
 
     Args:
@@ -22,6 +26,8 @@ def fill_mask(model, tokenizer, text: str, candidates: int = 5) -> list[list[tup
       tokenizer: a `zoo.data.tokenizers.Tokenizer`.
       text: with "[MASK]" wherever a token is asked for; all are asked for at once.
       candidates: how many for each.
+      trained_length: positions that were trained; that a text goes beyond them is said on standard
+        error.
 
     Returns:
       For each mask `(token, probability)` pairs, the likeliest first.
@@ -54,6 +60,12 @@ def fill_mask(model, tokenizer, text: str, candidates: int = 5) -> list[list[tup
     if len(tokens) > limit:
         raise UsageError(
             f"The text has {len(tokens)} tokens; the model has {limit} positions."
+        )  # fmt: skip
+    if trained_length and len(tokens) > trained_length:
+        print(
+            f"zoo: the text has {len(tokens)} tokens, and {trained_length} positions were trained "
+            "(data.sequence_length): words beyond them are guessed badly",
+            file=sys.stderr, flush=True,
         )  # fmt: skip
     row = np.int32([tokens])
     inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([masked])}

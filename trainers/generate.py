@@ -10,7 +10,6 @@ Axes: B prompts, W positions of the longest text, V vocabulary.
 
 import codecs
 import dataclasses
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -31,8 +30,9 @@ PREFILL = 32
 # Seconds between two pieces of a stream, which sets how many tokens a piece has; and the most.
 SECONDS, CHUNK = 0.05, 64
 LONGEST = 2**20  # tokens of a continuation
+HOTTEST = 1e9  # with more, what must not be chosen would be
 COLDEST = 1e-6  # temperatures below it are 0: differences of logits divided by them are no numbers
-# Added to the logits of tokens that must not be chosen. No temperature makes it small.
+# Added to the logits of tokens that must not be chosen. No temperature allowed makes it small.
 _FORBIDDEN = -1e30
 
 
@@ -67,9 +67,14 @@ class Generator:
     Args:
       model: a decoder (gpt, llama) or an LSTM.
       tokenizer: for text in and out; tokens it does not have, and special ones but the end, are
-        never generated. Without one, prompts are tokens and all may be generated.
+        never generated. Without one, prompts are tokens and all may be generated; for another
+        vocabulary than the zoo's give `end_id`, too, and no empty prompt.
       sequence_length: the largest number of positions, for models that do not know it (rotary
         positions); the smaller of both counts.
+      trained_length: positions that were trained; that a text goes beyond them is said once, on
+        standard error.
+      start: whether a prompt begins a document, and with the token for that. Else it is text from
+        anywhere in one.
       jit_compile: whether XLA compiles the loop; None where it can. Without it steps take about
         three times as long.
 
@@ -77,8 +82,12 @@ class Generator:
       UsageError: for a model that generates no text, or a tokenizer that is not the model's.
     """
 
-    def __init__(self, model, tokenizer=None, *, sequence_length=None, jit_compile=None):
+    def __init__(
+        self, model, tokenizer=None, *, sequence_length=None, trained_length=None, start=False,
+        jit_compile=None,
+    ):  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
+        self.trained_length, self.start = trained_length, start
         self.jit_compile = compiles() if jit_compile is None else jit_compile
         self.decoding = decoding(model)
         limits = [self.decoding.sequence_length, sequence_length]
@@ -98,7 +107,7 @@ class Generator:
         self._logits = tf.function(self._recompute, autograph=False)
         self._prefills = {}
         self._loops = {}
-        self._said = False
+        self._said, self._said_untrained = False, False
 
     # --- text ------------------------------------------------------------------------------------
 
@@ -117,27 +126,31 @@ class Generator:
 
         def pieces():
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            before = prompt[-1:]
             for found in self._pieces(ids, options):
-                if piece := decoder.decode(self.tokenizer.decode_bytes(found)):
+                piece = decoder.decode(self.tokenizer.decode_bytes(found))
+                if piece := self.tokenizer.tidy(piece, before):
                     yield piece
+                    before = piece[-1]
 
         return pieces()
 
     def text(self, prompts: list[str], max_tokens: int, **options) -> list[str]:
         """Returns the continuation of each prompt; for `options` see `tokens`."""
         found = self.tokens([self.encode(prompt) for prompt in prompts], max_tokens, **options)
-        return [self.decode(ids) for ids in found]
+        return [self.decode(ids, prompt) for prompt, ids in zip(prompts, found, strict=True)]
 
     def encode(self, prompt: str) -> list[int]:
-        """Returns a prompt's tokens: those of text from anywhere in a document."""
+        """Returns a prompt's tokens."""
         if self.tokenizer is None:
             raise UsageError("Text needs a tokenizer; this generator has none: use tokens().")
-        return self.tokenizer.encode(prompt).tolist()
+        return [START] * self.start + self.tokenizer.encode(prompt).tolist()
 
-    def decode(self, ids) -> str:
-        """Returns the text of tokens that follow others, without a last half of a character."""
+    def decode(self, ids, prompt: str) -> str:
+        """Returns the text of tokens that follow a prompt, without a last half of a character."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return decoder.decode(self.tokenizer.decode_bytes(ids))
+        text = decoder.decode(self.tokenizer.decode_bytes(ids))
+        return self.tokenizer.tidy(text, prompt[-1:])
 
     # --- tokens ----------------------------------------------------------------------------------
 
@@ -207,12 +220,26 @@ class Generator:
             piece = _cut(new, options.end_id)
             yield piece
             if len(piece) < len(new):
+                self._say(told + len(piece), stop, stop)
                 return
             told += len(piece)
         self._say(told, stop, len(prompt) + options.max_tokens)
 
     def _say(self, length, stop, wanted) -> None:
-        """Says once that the model's positions ended a text before the user's limit did."""
+        """Says once that the model's positions ended a text, or that it went beyond trained ones.
+
+        Args:
+          length: of the text in tokens.
+          stop: where it had to end.
+          wanted: where the user's limit would have ended it.
+        """
+        if self.trained_length and length > self.trained_length and not self._said_untrained:
+            self._said_untrained = True
+            print(
+                f"zoo: the text goes beyond the {self.trained_length} positions that were trained "
+                "(data.sequence_length), and may fall apart there",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         if length == stop < wanted and not self._said:
             self._said = True
             print(
@@ -391,7 +418,7 @@ class _Options:
     def __post_init__(self):
         rules = [
             ("max_tokens", 1 <= self.max_tokens <= LONGEST, f"1 to {LONGEST:,}"),
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("temperature", 0 <= self.temperature <= HOTTEST, f"0 to {HOTTEST:,.0f}"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("beams", self.beams >= 1, "1 (off) or more"),

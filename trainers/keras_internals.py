@@ -39,6 +39,14 @@ def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
     return optimizer._get_variable_index(variable)
 
 
+def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Returns the rate of the last update; `optimizer.learning_rate` is that of the next."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        rate = rate(max(int(optimizer.iterations.numpy()) - 1, 0))
+    return float(rate.numpy() if hasattr(rate, "numpy") else rate)
+
+
 def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
     """Has an optimizer compute once an update what Keras computes again for each variable.
 

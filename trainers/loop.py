@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from trainers import checkpoint
+from trainers.keras_internals import last_learning_rate
 from trainers.optimizers import inner
 from trainers.strategy import distribute
 from trainers.workdir import save_model
@@ -43,7 +44,7 @@ class Loop:
         )
         callbacks.on_train_begin()
         self.step.stop_training = self.counters["stopped"]
-        iterator, logs, totals = None, {}, {}
+        iterator, logs, totals, evaluated = None, {}, {}, {}
         in_epoch = False
         if self.counters["unevaluated"]:
             self._evaluate()
@@ -52,7 +53,7 @@ class Loop:
             epoch, place = divmod(self.done, self.steps_per_epoch)
             if not in_epoch:
                 callbacks.on_epoch_begin(epoch)
-                in_epoch, totals = True, {}
+                in_epoch, totals, evaluated = True, {}, {}
             iterator = iterator or self._batches()
             count = min(trainer.steps_per_execution, self._next_stop() - self.done)
             callbacks.on_train_batch_begin(place)
@@ -85,7 +86,6 @@ class Loop:
                 window_start, window_steps = now, 0
             callbacks.on_train_batch_end(place + count - 1, logs)
 
-            evaluated = {}
             pause = time.perf_counter()
             terminated = self._asked_to_stop()
             # Saved first: a stop or a kill does not wait for an evaluation, nor lose the updates
@@ -141,15 +141,22 @@ class Loop:
         stops = [(self.done // period + 1) * period for period in periods if period]
         return min(*stops, self.total_steps)
 
+    def _examples(self, steps: int) -> int:
+        """How many examples the last `steps` updates saw: the last batch of an epoch is padded."""
+        batch = self.config.trainer.global_batch_size
+        done = self.done + self.counters["skipped_batches"]
+        epochs = done // self.steps_per_epoch - (done - steps) // self.steps_per_epoch
+        return steps * batch - epochs * (self.steps_per_epoch * batch - self.examples)
+
     def _log(self, logs, steps: int, counted: float, seconds: float, interactive: bool) -> None:
         """Writes a line about the last `steps` updates, which counted so many of the unit."""
         self.counters["seconds"] = time.perf_counter() - self._started
         rates = {
-            f"learning_rate_{player.name}".rstrip("_"): float(inner(own).learning_rate.numpy())
+            f"learning_rate_{player.name}".rstrip("_"): last_learning_rate(inner(own))
             for player, own in zip(self.step.players, self.step.optimizers, strict=True)
         }
         values = {**logs, **rates}
-        values["samples_per_second"] = steps * self.config.trainer.global_batch_size / seconds
+        values["samples_per_second"] = self._examples(steps) / seconds
         if self.task.unit != "samples":
             values[f"{self.task.unit}_per_second"] = counted / seconds
         if any(own is not inner(own) for own in self.step.optimizers):  # loss scaling

@@ -81,6 +81,10 @@ def make_optimizer(
         raise UsageError(f"optimizer.learning_rate is 0 or positive. Received: {rate}.")
     if clip_norm < 0:
         raise UsageError(f"optimizer.clip_norm is 0 (off) or positive. Received: {clip_norm}.")
+    if (arguments.get("weight_decay") or 0.0) < 0:
+        raise UsageError(
+            f"optimizer.weight_decay is 0 (off) or positive. Received: {arguments['weight_decay']}."
+        )
     rules = Rules(
         arguments.pop("weight_decay_exclude", ""), arguments.pop("slow"), arguments.pop("slow_rate")
     )

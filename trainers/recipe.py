@@ -244,6 +244,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
         if not plain[section]["name"]:
             raise UsageError(f"The recipe has no {section}.name.")
+    try:
+        as_dict(config)
+    except TypeError as error:
+        raise UsageError(
+            f"A recipe holds numbers, words, truth values and lists of them: {error}."
+        ) from None
     trainer, chunk = config.trainer, plain["task"].get("chunk", 0)
     if config.compress.keep_zeros and (config.compress.sparsity or config.compress.m_by_n):
         raise UsageError(

@@ -110,7 +110,7 @@ def read_run(workdir: Path) -> Run:
         seconds=seconds,
         evaluations=_read_evaluations(workdir / "evaluation", notes),
         pictures=_read_pictures(workdir / "samples", notes),
-        state=_state(workdir, planned, records),
+        state=_state(workdir),
         updated=datetime.datetime.fromtimestamp(written) if written else None,
         notes=notes,
     )
@@ -121,10 +121,8 @@ def _part(config: dict, name: str) -> dict:
     return part if isinstance(part, dict) else {}
 
 
-def _state(workdir: Path, planned_steps: float, records: list[dict]) -> str:
-    last_step = records[-1]["step"] if records else 0
-    done = any((workdir / name).exists() for name in ("model.keras", "model.tflite"))
-    if done or last_step >= planned_steps:
+def _state(workdir: Path) -> str:
+    if any((workdir / name).exists() for name in ("model.keras", "model.tflite")):
         return "finished"
     return "going" if _is_locked(workdir / ".lock") else "stopped"
 

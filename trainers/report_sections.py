@@ -58,7 +58,9 @@ def evaluation_metrics(evaluations) -> str:
 
 def curves(records: list[dict]) -> str:
     """A plot a metric, training and validation together, then learning rate and throughput."""
-    keys = dict.fromkeys(key for record in records for key in record)
+    keys = dict.fromkeys(
+        key for record in records for key, value in record.items() if not isinstance(value, str)
+    )
     metrics = [key.removeprefix("val_") for key in keys if _is_metric(key)]
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
     plots = [

@@ -159,6 +159,16 @@ class TrainStep(keras.Model):
             compressor.update()
         self.means.add(all_sums, all_statistics, {"regularization": 1 / replicas, **local})
 
+    def save(self, *args, **kwargs) -> None:
+        """Saves the bare model, as `averaged` gives it: what Keras' ModelCheckpoint calls."""
+        with self.averaged():
+            self.net.save(*args, **kwargs)
+
+    def save_weights(self, *args, **kwargs) -> None:
+        """Saves the bare model's weights, as `averaged` gives them."""
+        with self.averaged():
+            self.net.save_weights(*args, **kwargs)
+
     @contextlib.contextmanager
     def averaged(self):
         """Puts into the model the weights that are to be used and saved.
@@ -254,6 +264,12 @@ class TrainStep(keras.Model):
             loss = optimizer.scale_loss(loss)
         with scope:  # recomputed blocks run now
             gradients = tape.gradient(loss, [v.value for v in variables])
+        for v in self.net.trainable_variables:
+            if scope.get_current_value(v) is not None:
+                raise UsageError(
+                    f"A layer assigns to {v.path} while it is trained (as SpectralNormalization "
+                    "does): the update would lose that. Take a constraint or a layer that does not."
+                )
         changes = {
             key: tf.cast(scope.get_current_value(v), v.dtype)
             for key, v in by_id.items()

@@ -33,7 +33,7 @@ from trainers.strategy import make_strategy, prepare_devices
 from trainers.workdir import NoDirectory, WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
-from zoo.errors import RunError
+from zoo.errors import RunError, UsageError
 from zoo.tasks.base import Frozen
 
 _LAST_CHECKPOINT = 25.0  # seconds to write it before the process ends because another was lost
@@ -81,6 +81,11 @@ class Trainer(Loop):
         self.workdir = (WorkDirectory if self.link.chief else NoDirectory)(workdir)
         self.dataset = dataset
         self.callbacks = list(callbacks)
+        if any(getattr(callback, "restore_best_weights", False) for callback in self.callbacks):
+            raise UsageError(
+                "restore_best_weights would leave checkpoints and moving averages of other weights "
+                "than the model's: leave it off; the best model is kept as best/model.keras."
+            )
         self.tpu_name = tpu_name
         self.read_test = read_test
         # What a checkpoint holds besides variables.

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.beam_search import beam_search
+from trainers.generate import LONGEST
 from zoo.errors import UsageError
 from zoo.models.decoding_seq2seq import Seq2SeqDecoding
 from zoo.tasks.text import END, FIRST_WORD, PADDING, START
@@ -129,6 +130,8 @@ def check(beams: int, max_tokens: int, batch_size: int) -> None:
     ):
         if value < least:
             raise UsageError(f"{name} is at least {least}. Received: {value}.")
+    if max_tokens > LONGEST:
+        raise UsageError(f"max_tokens is at most {LONGEST:,}. Received: {max_tokens}.")
 
 
 def scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:

@@ -3,9 +3,9 @@
 Continues a prompt with a language model. One prompt's text is shown as it comes; --prompts=FILE
 takes one prompt a line, and --prompts=- reads them from standard input. Without a prompt a text
 is begun. --temperature=0 takes the likeliest token each time; --beams=4 searches the likeliest
-text and draws nothing. The same seed gives the same text; the n-th prompt of a file draws with
-seed + n - 1. --json prints [{"prompt", "text", "tokens", "tokens_per_second"}], where tokens are
-the new ones and their rate includes compiling.
+text and draws nothing. The same seed gives the same text; the n-th prompt of a file, lines without
+text not counted, draws with seed + n - 1. --json prints [{"prompt", "text", "tokens",
+"tokens_per_second"}], where tokens are the new ones and their rate includes compiling.
 
 An encoder-decoder translates each prompt, by default with the beams of its recipe. An encoder
 fills in what [MASK] stands for; --json prints the five likeliest words of each, too.
@@ -23,6 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
+from zoo.data.tokenizers import normalize
 from zoo.errors import RunError, UsageError
 
 _FLAGS = flags.FlagValues()
@@ -62,17 +63,23 @@ def command(argv) -> int:
     if tokenizer is None:
         return _drawn(model, Path(words[0]))
     _refuse((_COUNT, _OUT), "This model writes text")
+    _say_unknown(tokenizer, prompts)
     names = {layer.name for layer in model.layers}
     if "encoder_norm" in names:
         return _show(_translated(model, tokenizer, config, prompts))
+    if _PROMPTS.value is not None:
+        prompts = [prompt for prompt in prompts if prompt.strip()]
+    # An LSTM has no number of positions; those of an older model may all have been trained.
+    length = config["model"].get("sequence_length")
+    trained = config["data"]["sequence_length"] if length and not config["init_from"] else None
     if "mlm" in names:
-        return _show(_filled(model, tokenizer, prompts))
+        return _show(_filled(model, tokenizer, prompts, trained))
     from trainers.generate import Generator
 
-    # An LSTM has no number of positions.
-    length = config["model"].get("sequence_length")
-    generator = Generator(model, tokenizer, sequence_length=length)
-    prompts = [prompt for prompt in prompts if prompt.strip()] or [""]
+    generator = Generator(
+        model, tokenizer, sequence_length=length, trained_length=trained,
+        start=config["data"]["packing"] == "best_fit",
+    )  # fmt: skip
     if len(prompts) == 1 and not _JSON.value:
         pieces = generator.stream(prompts[0], _MAX_TOKENS.value, **options)
         print(prompts[0], end="", flush=True)
@@ -111,7 +118,8 @@ def _options() -> dict:
 
 def _prompts() -> list[str]:
     if _PROMPTS.value is None:
-        return [_PROMPT.value or ""]
+        # What is no UTF-8 in a command becomes U+FFFD.
+        return [normalize(_PROMPT.value or "", "none")]
     if _PROMPT.value is not None:
         raise UsageError("Give --prompt or --prompts, not both.")
     try:
@@ -121,7 +129,7 @@ def _prompts() -> list[str]:
             text = Path(_PROMPTS.value).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise RunError(f"{_PROMPTS.value} is no UTF-8 text.") from None
-    prompts = text.rstrip("\n").split("\n")
+    prompts = normalize(text, "none").rstrip("\n").split("\n")
     if not text.strip():
         raise UsageError(f"There is no prompt in {_PROMPTS.value}.")
     return prompts
@@ -202,15 +210,25 @@ def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
     return [{"prompt": a, "text": b} for a, b in zip(prompts, texts, strict=True)]
 
 
-def _filled(model, tokenizer, prompts: list[str]) -> list[dict]:
-    prompts = [prompt for prompt in prompts if prompt.strip()] or [""]
+def _say_unknown(tokenizer, prompts: list[str]) -> None:
+    """Says how many tokens of the prompts the tokenizer does not have."""
+    ids = (tokenizer.encode(prompt) for prompt in prompts)
+    if count := sum(int((one == tokenizer.unknown_id).sum()) for one in ids):
+        print(
+            f"zoo: {count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
+            "tokenizer, and read as <unk>",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def _filled(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:
     from trainers.fill_mask import fill_mask, filled
 
     flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS
     _refuse(flags_, "An encoder takes the likeliest words")
     rows = []
     for prompt in prompts:
-        found = fill_mask(model, tokenizer, prompt)
+        found = fill_mask(model, tokenizer, prompt, trained_length=trained)
         words = [[{"word": w, "probability": round(p, 4)} for w, p in best] for best in found]
         rows.append({"prompt": prompt, "text": filled(prompt, found), "words": words})
     return rows
@@ -223,7 +241,7 @@ def _continued(generator, prompts: list[str], options: dict) -> list[dict]:
     return [
         {
             "prompt": prompt,
-            "text": generator.decode(ids),
+            "text": generator.decode(ids, prompt),
             "tokens": len(ids),
             "tokens_per_second": round(len(ids) / seconds, 1),
         }

@@ -29,7 +29,7 @@ def parse(specs: Sequence[str]) -> dict[str, float]:
       UsageError: for an unknown name, an amount out of its bounds, or a name given twice.
     """
     found = {}
-    for spec in specs:
+    for spec in map(str, specs):
         name, colon, text = spec.partition(":")
         if name not in AUGMENTATIONS:
             raise UsageError(

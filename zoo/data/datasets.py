@@ -33,6 +33,10 @@ NPZ = "npz:"
 FOLDER = "folder:"
 TFDS = "tfds:"
 
+# What a user's files may call a split.
+SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
+          "validation": "validation", "test": "test"}  # fmt: skip
+
 DIGITS_SEED = 20_240_501
 DIGITS_TEST_PER_CLASS = 100
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.datasets import Dataset, fingerprint
+from zoo.data.datasets import SPLITS, Dataset, fingerprint
 from zoo.errors import RunError, UsageError
 
 # A label beyond this is a damaged number, not a class; it would ask for a billion class names.
@@ -14,7 +14,8 @@ MAX_CLASSES = 100_000
 def load(name: str, path: Path) -> Dataset:
     """Returns the data set of the file `path`, its classes named by their numbers.
 
-    Every split holds the arrays that train holds. Integer labels of any size become int64.
+    "training" is the split train, "val" and "valid" are validation; others keep their names. Every
+    split holds the arrays that train holds. Integer labels of any size become int64.
 
     Raises:
       UsageError: there is no such file.
@@ -29,6 +30,11 @@ def load(name: str, path: Path) -> Dataset:
             raise RunError(
                 f"{path}: arrays are named SPLIT_NAME, such as train_image. Received: {key!r}."
             )
+        split = SPLITS.get(split, split)
+        if array_name == "weight":
+            raise RunError(f"{path}: {key!r} has a name that is the trainer's own; take another.")
+        if array_name in splits.get(split, {}):
+            raise RunError(f"{path} has two arrays for '{split}_{array_name}'.")
         if array_name == "label" and array.dtype.kind in "iu":
             array = array.astype(np.int64)
         splits.setdefault(split, {})[array_name] = array

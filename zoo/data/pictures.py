@@ -19,14 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from zoo.data.datasets import FOLDER, Dataset, cache_dir
+from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
 from zoo.data.disk import one_at_a_time
 from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError
 
 # Other names of the splits that the trainer knows.
-_SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
-           "validation": "validation", "test": "test"}  # fmt: skip
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
 _SHOWN = 20
@@ -117,7 +115,7 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
     if len(names) < 2:
         raise UsageError(
             f"{root} must hold a folder of pictures for each of two classes or more, or such "
-            f"folders in {', '.join(_SPLITS)}. Found: {', '.join(names) or 'no folder'}."
+            f"folders in {', '.join(SPLITS)}. Found: {', '.join(names) or 'no folder'}."
         )
     # The order is that of the names, whatever the file system's is.
     files = {
@@ -151,7 +149,8 @@ def shape_of(image_size) -> tuple[int, int, int]:
     size = tuple(image_size)
     if len(size) == 2:
         size = (*size, 3)
-    if len(size) != 3 or min(size) < 1 or size[2] not in (1, 3):
+    whole = all(type(n) is int for n in size)
+    if not whole or len(size) != 3 or min(size) < 1 or size[2] not in (1, 3):
         raise UsageError(
             "data.image_size is the height and width of pictures, and their channels, 1 or 3, if "
             f"not 3: (224, 224). Received: {tuple(image_size)}."
@@ -162,7 +161,7 @@ def shape_of(image_size) -> tuple[int, int, int]:
 def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
     found = {}
     for entry in _folders(root):
-        if split := _SPLITS.get(entry.name.lower()):
+        if split := SPLITS.get(entry.name.lower()):
             if split in found:
                 raise UsageError(f"{root} has two folders for the split {split!r}.")
             found[split] = _classes(entry)

@@ -317,9 +317,20 @@ class Tokenizer:
         """Returns the UTF-8 bytes of `ids` (n,), SPECIAL left out, to be shown while they come.
 
         The bytes of several calls join to those of one. They may end inside of a character (use
-        an incremental decoder), and in "word" and "wordpiece" begin with a space.
+        an incremental decoder); what they make goes through `tidy`.
         """
         return b"".join([self._vocabulary.spelled[i] for i in self._checked(ids)])
+
+    def tidy(self, text: str, before: str = "") -> str:
+        """Returns what `decode_bytes` makes without the space that begins a line's first word.
+
+        Only kinds "word" and "wordpiece" have one there.
+
+        Args:
+          text: of `decode_bytes`.
+          before: the character that it follows; "" at the beginning of a text.
+        """
+        return self._vocabulary.tidy(text, before)
 
     def tokens(self, ids) -> list[str]:
         """Returns how each of `ids` (n,) is shown: in its kind's notation, not as text."""

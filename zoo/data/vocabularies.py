@@ -70,8 +70,8 @@ class Vocabulary:
         return np.array([_begins_word(spelled) for spelled in self.spelled])
 
     @staticmethod
-    def tidy(text: str) -> str:
-        """Makes text of joined spellings."""
+    def tidy(text: str, before: str = "") -> str:
+        """Makes text of joined spellings, which follow a character; "" for none."""
         return text
 
 
@@ -254,8 +254,9 @@ class _Spaced(_Library):
         return np.array([not name.startswith(self.continues) for name in self.names])
 
     @staticmethod
-    def tidy(text):
-        return text.removeprefix(" ").replace("\n ", "\n")
+    def tidy(text, before=""):
+        text = text.removeprefix(" ") if before in ("", "\n") else text
+        return text.replace("\n ", "\n")
 
 
 class Words(_Spaced):

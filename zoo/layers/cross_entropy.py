@@ -25,7 +25,8 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
 
     Returns:
       `(loss, losses, right)`: the sum, a float32 scalar; cross-entropies (N,) and whether the
-      target was the most probable token (N,) float32, both without gradients.
+      target was the most probable token (N,) float32, both without gradients. Of equally probable
+      tokens, which low precision makes, the first counts; in training each does.
     """
     positions = hidden.shape[0]
     chunk = min(chunk or positions, positions)
@@ -47,9 +48,11 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
         total = ops.sum(exponentials, -1, keepdims=True)
         at_target = ops.take_along_axis(logits, targets_M[:, None], -1)
         losses = (ops.log(total) + largest - at_target)[:, 0]
-        right = ops.cast(at_target >= largest, "float32")[:, 0]
         if not with_gradients:
-            return losses, right, None
+            right = ops.equal(ops.cast(ops.argmax(logits, -1), targets_M.dtype), targets_M)
+            return losses, ops.cast(right, "float32"), None
+        # argmax takes three times as long as max: a twentieth of a small model's whole update.
+        right = ops.cast(at_target >= largest, "float32")[:, 0]
         # The slope of the logits is (softmax - target) * weight. The division by the total and
         # the weight are left to the narrow sides of the products, and the target is put in at
         # its place: each would be one more pass over (M, V).

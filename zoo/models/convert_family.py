@@ -61,7 +61,8 @@ _WITHOUT_EFFECT = frozenset(
         "initializer_range", "label2id", "model_type", "n_ctx", "pad_token_id", "pretraining_tp",
         "problem_type", "return_dict", "task_specific_params", "torch_dtype",
         "transformers_version", "use_cache", "do_sample", "max_length", "temperature", "top_k",
-        "top_p", "unk_token_id", "tokenizer_class",
+        "top_p", "unk_token_id", "tokenizer_class", "is_llama_config", "predict_special_tokens",
+        "n_special", "output_past", "gradient_checkpointing",
         # The scores' softmax is computed in float32 here in any case.
         "reorder_and_upcast_attn",
     }

@@ -31,7 +31,8 @@ def build(
 
     Args:
       vocabulary_size: number of tokens.
-      sequence_length: the largest number of positions.
+      sequence_length: the largest number of positions. With rotary ones the model itself takes
+        any: `zoo train` and `zoo generate` keep to it.
       num_layers: blocks; 0 for `depth`.
       hidden_dim: width; 0 for 64 * depth.
       num_heads: 0 for one a 64 of the width.
