@@ -6,7 +6,8 @@
 Each seed draws its 100 training pictures of MNIST; the 10,000 test pictures are looked at once a
 run. All networks are the same VGG16 at 48x48 and see the same pictures for the same 30 epochs.
 Those that train all of themselves do so with Adam at 1e-4, usual for networks of this depth without
-normalisation; the head alone learns at the recipe's 1e-3. Rows go to results/few_shot.csv.
+normalisation; the head alone learns at the recipe's 1e-3. Rows go to results/few_shot.csv,
+with the updates of the base's pretraining.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 
 from benchmarks.results_file import append
 from trainers.evaluate import read_evaluation
+from trainers.workdir import read_metrics
 from zoo.data import load
 
 A_CLASS, EPOCHS = 10, 30
@@ -59,6 +61,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     arguments = parser.parse_args()
     mnist = load("mnist")
+    learned = max(line.get("step", 0) for line in read_metrics(arguments.weights))
+    updates = {way: 0 if way == "from nothing" else learned for way in WAYS}
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
             np.savez(f"{folder}/few.npz", **draw(mnist, seed))
@@ -73,7 +77,12 @@ def main() -> None:
                 ]  # fmt: skip
                 subprocess.run(command, check=True)
                 metrics = read_evaluation(workdir, "test")
-                row = {"way": way, "seed": seed, "test_accuracy": round(metrics["accuracy"], 4)}
+                row = {
+                    "way": way,
+                    "base_updates": updates[way],
+                    "seed": seed,
+                    "test_accuracy": round(metrics["accuracy"], 4),
+                }
                 append("few_shot", [row])
                 print(row, flush=True)
 
