@@ -145,8 +145,9 @@ def test_billions_of_parameters_take_no_memory():
     )  # fmt: skip
     before = _resident()
     one, two = AbstractStep(config, depth=1), AbstractStep(config, depth=2)
-    # With three slots each would be 20 GB and more.
-    assert _resident() - before < 2**29
+    # With three slots each would be 20 GB and more. On some machines the allocator touches 64 MB of
+    # each large piece, unwritten as it is: 518 MB in all were seen.
+    assert _resident() - before < 2**30
     full = one.parameters + 31 * (two.parameters - one.parameters)
     assert full == registry.entry("llama3_8b").parameters
     slots, weights = len(two.step.optimizers[0].variables) - 1, len(two.step.net.weights)
