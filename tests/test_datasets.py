@@ -75,6 +75,12 @@ def test_a_loader_that_returns_something_else_is_named(register):
         zoo.data.load("mine")
 
 
+def test_a_loader_that_takes_nothing_is_named(register):
+    register("mine", lambda: None)
+    with pytest.raises(UsageError, match="'mine', which is given data.manual_dir or None, does"):
+        zoo.data.load("mine")
+
+
 @pytest.mark.parametrize("name", ["digits", "npz:mine.npz"])
 def test_a_manual_dir_that_would_be_ignored_is_refused(name):
     with pytest.raises(UsageError, match="takes no data.manual_dir"):

@@ -278,6 +278,15 @@ def test_a_recipe_that_is_wrong_is_refused_with_the_place(recipe, body, words):
     assert words in refused(source=recipe(body))
 
 
+def test_a_recipe_without_base_is_told_so(recipe):
+    path = recipe(
+        "# comment\nimport ml_collections\n"
+        "def get_config(arg=''):\n    return ml_collections.ConfigDict({'model': {'name': 'x'}})\n"
+    )
+    with pytest.raises(UsageError, match="The recipe lacks compress; start from configs.base"):
+        resolve(path)
+
+
 def test_a_recipe_may_give_whole_numbers_where_floats_are_meant(recipe):
     path = recipe("config.trainer.ema = 0; config.optimizer.learning_rate = 1")
     assert resolve(path, [("trainer.ema", "0.5")]).trainer.ema == 0.5

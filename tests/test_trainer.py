@@ -153,6 +153,14 @@ def test_callbacks_hear_of_every_evaluation(run):
     np.testing.assert_allclose(heard, [found[3], found[6], found[12]], rtol=1e-4)
 
 
+def test_classes_without_a_name_are_refused(run):
+    data = toys.image_data(classes=2)
+    with pytest.raises(UsageError, match=r"has 2 \(a, b\); set model.num_classes=2"):
+        run(toys.recipe("toy_norm", "image_classification"), data)
+    numbered = dataclasses.replace(data, class_names=("0", "1"))  # the third may be missing
+    assert run(toys.recipe("toy_norm", "image_classification", steps=1), numbered).done == 1
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_keras_model_checkpoint_writes_the_bare_model(run, tmp_path, ema):
     config = toys.recipe("toy_norm", "image_classification", steps=5, ema=ema)

@@ -145,8 +145,9 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
             f"it computes something else: its outputs differ by {worst:.2g} of the largest."
         )
     outputs = {f"output_{i}": x for i, x in enumerate(expected)}
+    rows = 1 if form == "litert" else None  # a LiteRT file takes one example at a time
     described = {
-        side: {k: {"shape": [None, *x.shape[1:]], "dtype": str(x.dtype)} for k, x in found.items()}
+        side: {k: {"shape": [rows, *x.shape[1:]], "dtype": str(x.dtype)} for k, x in found.items()}
         for side, found in (("inputs", inputs), ("outputs", outputs))
     }
     return {

@@ -55,7 +55,8 @@ def predict_pictures(
         arrays.append(np.float32(255 - pixels if invert else pixels) / 255)
     model.compile(jit_compile=False)  # which the build for TPUs cannot do for a CPU
     probabilities = model.predict(np.stack(arrays), verbose=0)
-    names = config["class_names"] or [str(i) for i in range(probabilities.shape[-1])]
+    names = list(config["class_names"])
+    names += map(str, range(len(names), probabilities.shape[-1]))
     return [
         {"file": file, "label": names[int(p.argmax())], "probability": float(p.max())}
         for file, p in zip(files, probabilities, strict=True)

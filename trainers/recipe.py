@@ -73,6 +73,9 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
             f"get_config of the recipe {name} returns a ConfigDict; start from configs.base. "
             f"Received: {type(config).__name__}."
         )
+    for section in base.base():
+        if section not in config:
+            raise UsageError(f"The recipe lacks {section}; start from configs.base.")
     return config.lock()
 
 
@@ -409,6 +412,12 @@ def import_user_modules(names: Sequence[str]) -> None:
     if "" not in sys.path:
         sys.path.insert(0, "")  # the folder that the command runs in
     for name in names:
+        if "/" in name or name.endswith(".py"):
+            module = name.removesuffix(".py").strip("./").replace("/", ".")
+            raise UsageError(
+                f"--import takes the name of a module, as Python does. Received: {name!r}; from "
+                f"its folder it is --import={module}."
+            )
         try:
             _remember(importlib.import_module(name))
         except UsageError:

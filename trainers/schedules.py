@@ -57,7 +57,7 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
         raise UsageError(
             f"The phases of a schedule fit into the run. Received: schedule.warmup_steps={warmup}"
             f"{f', schedule.decay_steps={decay}' if 'decay_steps' in arguments else ''} "
-            f"and {steps} steps."
+            f"and {steps} steps; lower the phases or raise trainer.steps."
         )
     final = arguments.get("final_fraction", 1.0)
     if not 0 <= final < float("inf"):

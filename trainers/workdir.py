@@ -175,7 +175,7 @@ class WorkDirectory:
         if changes:
             raise UsageError(
                 f"{self.path} was made with another recipe ({'; '.join(changes)}). "
-                "Take a new --workdir, or the recipe as it was."
+                "Take a new folder, or the recipe as it was."
             )
 
     def write_environment(self, devices: list[str]) -> None:

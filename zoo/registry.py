@@ -3,6 +3,7 @@
 import fnmatch
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -233,16 +234,23 @@ def describe(name: str, batch_size: int = 1, **overrides):
 
 
 def load(workdir: str, checkpoint: str = "final"):
-    """Returns the trained `keras.Model` of a work directory.
+    """Returns the trained `keras.Model` of a work directory, or of a .keras file.
+
+    It takes what its task's `prepare` gives: classifiers pictures as floats in [0, 1], where those
+    that `zoo export` writes take bytes.
 
     Args:
-      workdir: where `zoo train` worked.
+      workdir: where `zoo train` worked, or a file that `zoo export --format=keras` wrote.
       checkpoint: `"final"` (the last weights, averaged ones where EMA is on) or `"best"` (by the
         validation split).
 
     Raises:
       UsageError: where the folder holds no such model.
     """
-    from trainers.workdir import load_model
+    from trainers.workdir import load_model, open_model
 
+    if str(workdir).endswith(".keras"):
+        if not os.path.exists(workdir):
+            raise UsageError(f"There is no file {workdir}.")
+        return open_model(workdir)
     return load_model(workdir, checkpoint)

@@ -31,7 +31,7 @@ def command(argv) -> int:
     if _JSON.value:
         print(json.dumps(dataclasses.asdict(found), indent=2))
         return 0
-    print(f"{found.name}: {found.task}; {found.paper}; {found.licence}")
+    print(f"{found.name}: {'; '.join(x for x in (found.task, found.paper, found.licence) if x)}")
     for layer in found.layers:
         print(f"  {layer.name:24} {layer.kind:20} {str(layer.shape):26} {layer.parameters:>12,}")
     print(f"parameters         {found.parameters:,} ({found.trainable:,} trainable)")

@@ -42,7 +42,7 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
-            f"It has: {', '.join(dataset.splits)}."
+            f"It has: {', '.join(dataset.splits)}; give one by --split."
         )
     directory = WorkDirectory(workdir).open()
     try:

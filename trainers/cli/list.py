@@ -28,8 +28,11 @@ def command(argv) -> int:
         keys = ("name", "task", "parameters", "paper", "licence")
         print(json.dumps([{key: getattr(row, key) for key in keys} for row in rows], indent=2))
         return 0
+    if not rows:
+        print("zoo: no model matches", file=sys.stderr)
     for row in rows:
-        print(f"{row.name:24} {row.task:22} {row.parameters:>14,}  {row.paper}")
+        count = f"{row.parameters:,}" if row.parameters else "–"  # not known of a user's own
+        print(f"{row.name:24} {row.task:22} {count:>14}  {row.paper}".rstrip())
     return 0
 
 

@@ -15,10 +15,11 @@ from trainers.recipe import resolve
 from trainers.start import start_tensorflow
 from trainers.tpu_check.chips import CHIPS, parse_topology
 from trainers.tpu_check.compiler import check_installed
+from zoo.errors import UsageError
 
 _FLAGS = flags.FlagValues()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips and their shape: v5e:2x4.", required=True, flag_values=_FLAGS
+    "topology", None, "Chips and their shape: v5e:2x4.", flag_values=_FLAGS
 )
 _JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
@@ -29,6 +30,8 @@ def command(argv) -> int:
     words, overrides = parse(
         _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
     )
+    if not _TOPOLOGY.value:
+        raise UsageError("zoo tpu_check needs --topology, such as v5e:2x4.")
     parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded
     config = resolve(words[0], overrides)
     check_installed()

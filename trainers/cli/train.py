@@ -11,7 +11,7 @@ from absl import flags
 
 from trainers.cli.common import TERMINATED, modules_flag, parse, run, shown
 from trainers.cluster import read_cluster
-from trainers.recipe import as_dict, check_batch, resolve
+from trainers.recipe import as_dict, check_batch, list_recipes, resolve
 from trainers.start import start_tensorflow
 from trainers.workdir import WorkDirectory
 from zoo.errors import UsageError
@@ -50,7 +50,10 @@ def command(argv) -> int:
     """Trains."""
     words, overrides = parse(_FLAGS, argv, __doc__, at_most=1, overrides=True, modules=_IMPORT)
     if bool(words) == bool(_CONFIG.value):
-        raise UsageError("Give one recipe: `zoo train RECIPE`, or --config=RECIPE. See `zoo list`.")
+        raise UsageError(
+            "Give one recipe: `zoo train RECIPE`, or --config=RECIPE. Known: "
+            f"{', '.join(list_recipes())}; or a path that ends in .py."
+        )
     if bool(_WORKDIR.value) == bool(_MODEL_DIR.value):
         raise UsageError("Give one work directory: --workdir=D.")
     workdir, source = _WORKDIR.value or _MODEL_DIR.value, _CONFIG.value or words[0]

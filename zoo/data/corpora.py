@@ -144,6 +144,11 @@ def load_corpus(
         if name.startswith(prefix):
             refuse_manual_dir(name, folder)
             return load(name, name.removeprefix(prefix), languages)
+    if not name:
+        raise UsageError(
+            "data.source names a corpus (`zoo fetch` lists them), or is text:PATH, pairs:FILE or "
+            "prepared:FOLDER. Received nothing."
+        )
     if name not in _LOADERS:
         what = "is a data set of arrays, not" if name in list_datasets() else "is not the name of"
         raise UsageError(

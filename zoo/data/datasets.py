@@ -189,7 +189,8 @@ def dataset_entry(name: str) -> DatasetEntry:
         raise UsageError(
             f"There is no data set {name!r}.{near_names(name, _REGISTER)} "
             f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
-            "folder:FOLDER for pictures, tfds:NAME:VERSION for any of TFDS."
+            "folder:FOLDER for pictures, tfds:NAME:VERSION for any of TFDS; your own by --import "
+            "of the module that registers it."
         )
     return _REGISTER[name]
 
@@ -232,7 +233,15 @@ def load(
         from zoo.data import npz
 
         return npz.load(name, Path(name.removeprefix(NPZ)).expanduser())
-    dataset = dataset_entry(name).loader(folder)
+    try:
+        dataset = dataset_entry(name).loader(folder)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"The loader of {name!r}, which is given data.manual_dir or None, does not run: "
+            f"{type(error).__name__}: {error}."
+        ) from None
     if not isinstance(dataset, Dataset):
         raise UsageError(
             f"The loader of {name!r} must return a zoo.data.Dataset. "

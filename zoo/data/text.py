@@ -86,7 +86,8 @@ def from_prepared(data: Mapping) -> Dataset:
         # Windows over a stream may have any length; rows have the one they were packed for.
         if data[key] != about[key] and (key == "packing" or about["packing"] == "best_fit"):
             raise UsageError(
-                f"{folder} was prepared with data.{key}={about[key]}. Received: {data[key]}."
+                f"{folder} was prepared with data.{key}={about[key]}. Received: {data[key]}; set "
+                f"data.{key}={about[key]}, or prepare it with this recipe."
             )
     if file := _tokenizer_file(data):
         same = tokenizers.load(file).fingerprint == tokenizer.fingerprint

@@ -96,6 +96,14 @@ class ImageClassification(Task):
                     f"The model has {classes} classes. Data set {dataset.name!r}, split {split!r} "
                     f"has labels {labels.min()} to {labels.max()}; set model.num_classes."
                 )
+        names = dataset.class_names
+        # Arrays without names may lack the highest of the classes that there are.
+        if names and len(names) != classes and names != tuple(map(str, range(len(names)))):
+            raise UsageError(
+                f"The model has {classes} classes. Data set {dataset.name!r} has {len(names)} "
+                f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "
+                f"model.num_classes={len(names)}."
+            )
 
     def prepare(self, batch, uniform, training):
         """uint8 to float in [0, 1]; a random affine map of each training picture."""
