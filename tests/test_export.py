@@ -12,7 +12,7 @@ import zoo
 from tests import toys
 from trainers import export
 from trainers.export import FORMATS, difference, export_workdir, in_float32
-from zoo.errors import RunError
+from zoo.errors import RunError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,14 @@ def test_the_file_is_described(exported, form):
     assert found["bytes"] == export.size_of(path) > 370_000
     assert found["largest_difference"] < 1e-5
     assert found["examples"] == "digits, split 'test'"
+
+
+def test_a_keras_file_is_loaded(exported, digits):
+    image, expected = digits
+    found = zoo.load(exported["keras"][0]).predict(image, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(UsageError, match="There is no file nowhere.keras"):
+        zoo.load("nowhere.keras")
 
 
 READ = {
