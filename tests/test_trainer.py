@@ -138,7 +138,7 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
 
 
 def test_callbacks_hear_of_every_evaluation(run):
-    """Of four or five updates an epoch, an evaluation after each third."""
+    """Of four updates an epoch, an evaluation after each third."""
     heard = []
     hear = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: heard.append(logs.get("val_loss"))
@@ -191,7 +191,7 @@ def test_restoring_the_best_weights_is_refused(run):
         run(toys.recipe(), toys.token_data(), callbacks=[stop])
 
 
-def test_the_log_tells_examples_and_rates_as_they_were(run, monkeypatch):
+def test_the_log_tells_examples_and_rates_as_they_were(run):
     """Padding rows are no examples; the rate of a line is that of its last update."""
     config = toys.recipe(steps=4, log_every=1)
     config.schedule = schedule("linear", warmup_steps=2)

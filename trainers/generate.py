@@ -107,7 +107,7 @@ class Generator:
         self._logits = tf.function(self._recompute, autograph=False)
         self._prefills = {}
         self._loops = {}
-        self._said, self._said_untrained = False, False
+        self._said: set[str] = set()
 
     # --- text ------------------------------------------------------------------------------------
 
@@ -233,20 +233,21 @@ class Generator:
           stop: where it had to end.
           wanted: where the user's limit would have ended it.
         """
-        if self.trained_length and length > self.trained_length and not self._said_untrained:
-            self._said_untrained = True
-            print(
+        if self.trained_length and length > self.trained_length:
+            self._say_once(
                 f"zoo: the text goes beyond the {self.trained_length} positions that were trained "
-                "(data.sequence_length), and may fall apart there",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-        if length == stop < wanted and not self._said:
-            self._said = True
-            print(
+                "(data.sequence_length), and may fall apart there"
+            )
+        if length == stop < wanted:
+            self._say_once(
                 f"zoo: the text ends at the model's {self.sequence_length} positions, prompt "
-                "included",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+                "included"
+            )
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            print(line, file=sys.stderr, flush=True)
 
     def _checked(self, prompt) -> list[int]:
         prompt = [int(token) for token in prompt] or [START]

@@ -81,11 +81,6 @@ class Trainer(Loop):
         self.workdir = (WorkDirectory if self.link.chief else NoDirectory)(workdir)
         self.dataset = dataset
         self.callbacks = list(callbacks)
-        if any(getattr(callback, "restore_best_weights", False) for callback in self.callbacks):
-            raise UsageError(
-                "restore_best_weights would leave checkpoints and moving averages of other weights "
-                "than the model's: leave it off; the best model is kept as best/model.keras."
-            )
         self.tpu_name = tpu_name
         self.read_test = read_test
         # What a checkpoint holds besides variables.
@@ -191,6 +186,11 @@ class Trainer(Loop):
         self.evaluates = self.held_out is not None or self.writer is not None
         named = make_callbacks(config, self.workdir) if self.link.chief else []
         self.all_callbacks = [*self.callbacks, *named]
+        if any(getattr(callback, "restore_best_weights", False) for callback in self.all_callbacks):
+            raise UsageError(
+                "restore_best_weights would leave checkpoints and moving averages of other weights "
+                "than the model's: leave it off; the best model is kept as best/model.keras."
+            )
         self._run = update_function(self.step, self.strategy)
 
     def _run_frozen_once(self) -> None:

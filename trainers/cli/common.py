@@ -89,11 +89,10 @@ def parse(
     flag_values.unparse_flags()
     try:
         words = flag_values(plain)[1:]
-    except flags.UnrecognizedFlagError as error:
-        hint = " Settings of a recipe are --config.KEY=VALUE." if overrides else ""
-        raise UsageError(" ".join(str(error).split()) + hint) from None
     except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from None
+        unknown = overrides and isinstance(error, flags.UnrecognizedFlagError)
+        hint = " Settings of a recipe are --config.KEY=VALUE." if unknown else ""
+        raise UsageError(" ".join(str(error).split()) + hint) from None
     if len(words) < at_least or (at_most is not None and len(words) > at_most):
         raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
     if modules is not None and modules.value:

@@ -235,9 +235,9 @@ def load(
         return npz.load(name, Path(name.removeprefix(NPZ)).expanduser())
     try:
         dataset = dataset_entry(name).loader(folder)
+    except UsageError:
+        raise
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        if isinstance(error, UsageError):
-            raise
         raise UsageError(
             f"The loader of {name!r}, which is given data.manual_dir or None, does not run: "
             f"{type(error).__name__}: {error}."

@@ -24,7 +24,6 @@ from zoo.data.disk import one_at_a_time
 from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError
 
-# Other names of the splits that the trainer knows.
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
 _SHOWN = 20
