@@ -1,4 +1,4 @@
-"""Schedules, callbacks, the best model, averages, and the road of a whole run."""
+"""Callbacks, the best model, averages, and the road of a whole run."""
 
 import dataclasses
 import json
@@ -11,39 +11,10 @@ import pytest
 from configs.base import optimizer, schedule
 from tests import toys
 from trainers.link import Alone
-from trainers.schedules import make_schedule
 from trainers.trainer import Trainer
 from trainers.workdir import NoDirectory, read_metrics
 from zoo import registry
 from zoo.errors import UsageError
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
-    [
-        ("constant", {"warmup_steps": 4}, {0: 0.25, 3: 1.0, 50: 1.0, 99: 1.0}),
-        ("cosine", {"warmup_steps": 10}, {0: 0.1, 9: 1.0, 55: 0.5, 100: 0.0}),
-        ("cosine", {"final_fraction": 0.1}, {0: 1.0, 50: 0.55, 100: 0.1}),
-        ("linear", {"warmup_steps": 10, "final_fraction": 0.2}, {10: 1.0, 55: 0.6, 100: 0.2}),
-        ("wsd", {"warmup_steps": 5, "decay_steps": 20}, {5: 1.0, 80: 1.0, 90: 0.5, 100: 0.0}),
-    ],
-)
-def test_schedules(name, arguments, expected):
-    rate = make_schedule(name, 2.0, 100, **arguments)
-    for step, share in expected.items():
-        assert float(rate(step)) == pytest.approx(2.0 * share, abs=1e-6), step
-
-
-def test_cosine_is_keras_own():
-    ours = make_schedule("cosine", 0.3, 90, warmup_steps=0)
-    stock = keras.optimizers.schedules.CosineDecay(0.3, 90)
-    for step in (0, 1, 45, 89, 90):
-        assert float(ours(step)) == pytest.approx(float(stock(step)), abs=1e-7)
-
-
-def test_phases_longer_than_the_run_are_refused():
-    with pytest.raises(UsageError, match="warmup_steps=80, schedule.decay_steps=30 and 100 steps"):
-        make_schedule("wsd", 1.0, 100, warmup_steps=80, decay_steps=30)
 
 
 def test_average_is_the_one_it_says_and_is_what_gets_evaluated_and_saved(run, tmp_path):
@@ -198,7 +169,7 @@ def test_the_log_tells_examples_and_rates_as_they_were(run):
     trainer = run(config, toys.token_data(20))
     lines = [line for line in read_metrics(trainer.workdir.path) if "loss" in line]
     rates = [line["learning_rate"] for line in lines]
-    np.testing.assert_allclose(rates, [0.05, 0.1, 0.1, 0.05], rtol=1e-5)
+    np.testing.assert_allclose(rates, [0.05, 0.1, 0.05, 0.0], rtol=1e-5)
     assert trainer.steps_per_epoch == 2  # of 16 examples and 4
     counts = []
     for done, steps in ((1, 1), (2, 1), (2, 2), (4, 4), (3, 2)):

@@ -27,9 +27,17 @@ def check_schedule(name: str) -> None:
 def make_schedule(name: str, peak: float, steps: int, **arguments):
     """Returns a schedule.
 
-    All rise linearly from peak / warmup_steps to the peak in `warmup_steps` updates. Then
-    `constant` stays, `cosine` and `linear` fall to `final_fraction * peak` at update `steps`, and
-    `wsd` stays until the last `decay_steps` updates, in which it falls linearly.
+    Updates have the indices u = 0 ... steps - 1. In the first `warmup_steps` the rate rises
+    linearly, peak * (u + 1) / warmup_steps, so that it reaches the peak at u = warmup_steps - 1.
+    In the last D updates it falls from the peak to final = final_fraction * peak, which the last
+    update (u = steps - 1) has exactly:
+
+        t = (u - (steps - 1 - D)) / D, clipped to [0, 1]
+        cosine:       final + (peak - final) * (1 + cos(pi * t)) / 2
+        linear, wsd:  final + (peak - final) * (1 - t)
+
+    D is `decay_steps` for `wsd`; `cosine` and `linear` fall in all updates after the one that has
+    the peak. `constant` does not fall.
 
     Args:
       name: a name of `SCHEDULES`.
@@ -52,7 +60,7 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
     check_schedule(name)
     arguments = {**SCHEDULES[name], **arguments}
     warmup = arguments["warmup_steps"]
-    decay = arguments.get("decay_steps", steps - warmup)
+    decay = arguments.get("decay_steps", steps - max(warmup, 1))
     if warmup < 0 or decay < 0 or warmup + decay > steps:
         raise UsageError(
             f"The phases of a schedule fit into the run. Received: schedule.warmup_steps={warmup}"
@@ -69,9 +77,9 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
         def __call__(self, step):
             step = ops.cast(step, "float32")
             rise = ops.minimum((step + 1) / max(warmup, 1), 1.0)
-            if name == "constant":
+            if name == "constant" or not decay:
                 return peak * rise
-            done = ops.clip((step - (steps - decay)) / max(decay, 1), 0.0, 1.0)
+            done = ops.clip((step - (steps - 1 - decay)) / decay, 0.0, 1.0)
             if name == "cosine":
                 share = 0.5 * (1 + ops.cos(math.pi * done))
             else:

@@ -1,0 +1,101 @@
+"""Learning-rate schedules: every update's rate against the formula, and in a run of the trainer."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from configs.base import schedule
+from tests import toys
+from trainers.schedules import SCHEDULES, make_schedule
+from trainers.workdir import read_metrics
+from zoo.errors import UsageError
+
+CASES = [
+    ("constant", 30, {"warmup_steps": 4}),
+    ("constant", 4, {"warmup_steps": 4}),
+    ("cosine", 30, {}),
+    ("cosine", 30, {"warmup_steps": 1}),
+    ("cosine", 30, {"warmup_steps": 7, "final_fraction": 0.1}),
+    ("cosine", 8, {"warmup_steps": 7}),
+    ("linear", 30, {"final_fraction": 0.2}),
+    ("linear", 30, {"warmup_steps": 7}),
+    ("linear", 2, {}),
+    ("wsd", 30, {}),
+    ("wsd", 30, {"decay_steps": 0}),
+    ("wsd", 30, {"decay_steps": 2}),
+    ("wsd", 30, {"warmup_steps": 7, "decay_steps": 10, "final_fraction": 0.3}),
+    ("wsd", 30, {"warmup_steps": 7, "decay_steps": 23}),
+    ("wsd", 5, {"decay_steps": 5}),
+]
+
+
+def curve(name, steps, warmup_steps=0, decay_steps=None, final_fraction=0.0):
+    """The rates of all updates for a peak of 1, written as the three phases one after another."""
+    rise = [(u + 1) / warmup_steps for u in range(warmup_steps)]
+    if name == "constant":
+        return rise + [1.0] * (steps - warmup_steps)
+    if name == "wsd":
+        falling = 1 if decay_steps is None else decay_steps
+    else:
+        falling = steps - max(warmup_steps, 1)  # the update before these has the peak
+    stable = [1.0] * (steps - warmup_steps - falling)
+    shares = [n / falling for n in range(1, falling + 1)]
+    if name == "cosine":
+        left = [0.5 * (1 + math.cos(math.pi * t)) for t in shares]
+    else:
+        left = [1 - t for t in shares]
+    fall = [final_fraction + (1 - final_fraction) * share for share in left]
+    return rise + stable + fall
+
+
+@pytest.mark.parametrize(("name", "steps", "arguments"), CASES)
+def test_the_whole_curve(name, steps, arguments):
+    rate = make_schedule(name, 2.0, steps, **arguments)
+    expected = 2.0 * np.array(curve(name, steps, **arguments))
+    found = np.array(rate(np.arange(steps)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    if name != "constant" and arguments.get("decay_steps") != 0:
+        final = 2.0 * arguments.get("final_fraction", 0.0)
+        assert found[-1] == pytest.approx(final, abs=1e-7)
+        assert found[-2] > found[-1]
+    # A callback may ask beyond the end.
+    assert float(rate(steps + 5)) == found[-1]
+
+
+def test_every_schedule_has_a_case():
+    assert {name for name, *_ in CASES} == set(SCHEDULES)
+    assert make_schedule("constant", 0.5, 10) == 0.5
+
+
+def test_cosine_is_keras_own():
+    """Keras counts the steps after the first, as its last is `decay_steps` itself."""
+    ours = make_schedule("cosine", 0.3, 91)
+    stock = keras.optimizers.schedules.CosineDecay(0.3, 90)
+    for step in (0, 1, 45, 89, 90):
+        assert float(ours(step)) == pytest.approx(float(stock(step)), abs=1e-7)
+
+
+def test_phases_longer_than_the_run_are_refused():
+    with pytest.raises(UsageError, match="warmup_steps=80, schedule.decay_steps=30 and 100 steps"):
+        make_schedule("wsd", 1.0, 100, warmup_steps=80, decay_steps=30)
+    with pytest.raises(UsageError, match="warmup_steps=4 and 3 steps"):
+        make_schedule("cosine", 1.0, 3, warmup_steps=4)
+
+
+def test_the_updates_of_a_run_have_these_rates(run):
+    """As logged, and as Adam's weights tell: the last update of a fall to 0 changes none."""
+    seen = []
+
+    class Remember(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(np.concatenate([v.numpy().ravel() for v in self.model.net.weights]))
+
+    config = toys.recipe(steps=5, log_every=1)
+    config.schedule = schedule("wsd", warmup_steps=2, decay_steps=2)
+    trainer = run(config, toys.token_data(), callbacks=[Remember()])
+    rates = [x["learning_rate"] for x in read_metrics(trainer.workdir.path) if "loss" in x]
+    np.testing.assert_allclose(rates, [0.05, 0.1, 0.1, 0.05, 0.0], rtol=1e-5)
+    changed = [not np.array_equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    assert changed == [True, True, True, False]
