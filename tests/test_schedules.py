@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from configs.base import schedule
+from configs.base import optimizer, schedule
 from tests import toys
 from trainers.schedules import SCHEDULES, make_schedule
 from trainers.workdir import read_metrics
@@ -93,6 +93,7 @@ def test_the_updates_of_a_run_have_these_rates(run):
             seen.append(np.concatenate([v.numpy().ravel() for v in self.model.net.weights]))
 
     config = toys.recipe(steps=5, log_every=1)
+    config.optimizer = optimizer("adam", learning_rate=0.1)
     config.schedule = schedule("wsd", warmup_steps=2, decay_steps=2)
     trainer = run(config, toys.token_data(), callbacks=[Remember()])
     rates = [x["learning_rate"] for x in read_metrics(trainer.workdir.path) if "loss" in x]
