@@ -266,6 +266,7 @@ def test_neighbours_in_a_graph():
     first, second = keras.layers.Dense(3, name="first"), keras.layers.Dense(2, name="second")
     model = keras.Model(image, second(first(image)))
     (start,) = keras_internals.input_layers(model)
+    assert keras_internals.final_layers(model) == [second]
     assert keras_internals.layers_before(first) == [start]
     assert keras_internals.layers_after(first) == [second]
     assert keras_internals.layers_before(second) == [first]

@@ -200,6 +200,11 @@ def input_layers(model: keras.Model) -> list:
     return [tensor._keras_history.operation for tensor in getattr(model, "inputs", None) or ()]
 
 
+def final_layers(model: keras.Model) -> list:
+    """Returns the layers that give a graph's outputs."""
+    return [tensor._keras_history.operation for tensor in model.outputs]
+
+
 def connections(model: keras.Model) -> list[tuple]:
     """Returns `(layer, tensors that it takes, layers they come from)` of a graph's every call."""
     graph = getattr(model, "_functional", model)  # that of a Sequential

@@ -4,6 +4,8 @@ The table of names and arguments loads no Keras, so that recipes can be read wit
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 
 from zoo.errors import UsageError, compiled, near_names
 
@@ -17,7 +19,8 @@ _COMMON = {
 # Weight decay leaves alone what these match: a variable's path, e.g. "block_1/norm/scale".
 _DECAY = {
     "weight_decay": 0.0,
-    "weight_decay_exclude": r"(^|/)(bias|gamma|beta|scale|[^/]*centroids/.*|.*norm[^/]*/[^/]+)$",
+    "weight_decay_exclude": r"(^|/)(bias|gamma|beta|scale|[^/]*centroids/.*"
+    r"|.*norm[^/]*/(?![^/]*(kernel|embeddings)$)[^/]+)$",
 }
 OPTIMIZERS: dict[str, dict] = {
     "sgd": {**_COMMON, **_DECAY, "momentum": 0.9, "nesterov": False},
@@ -25,8 +28,13 @@ OPTIMIZERS: dict[str, dict] = {
     "adamw": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7},
     "lion": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.99},
     "adafactor": {**_COMMON, **_DECAY, "beta_2_decay": -0.8},
-    "muon": {**_COMMON, **_DECAY, "momentum": 0.95, "exclude_embeddings": True},
-}
+    # AdamW trains what Muon must not: vectors, embeddings, output layers, and variables whose path
+    # `exclude` matches.
+    "muon": {
+        **_COMMON, **_DECAY, "momentum": 0.95, "exclude_embeddings": True, "exclude_outputs": True,
+        "exclude": "",
+    },
+}  # fmt: skip
 _CLASSES = {
     "sgd": "SGD", "adam": "Adam", "adamw": "AdamW",
     "lion": "Lion", "adafactor": "Adafactor", "muon": "Muon",
@@ -41,11 +49,13 @@ class Rules:
       exclude: weight decay leaves them alone.
       slow: they learn at `slow_rate` times the learning rate.
       slow_rate: see there.
+      muon: arguments of `trainers.muon.left_to_adamw`; None for another optimizer.
     """
 
     exclude: str = ""
     slow: str = ""
     slow_rate: float = 0.1
+    muon: Mapping | None = None
 
 
 def check_optimizer(name: str) -> None:
@@ -85,8 +95,15 @@ def make_optimizer(
         raise UsageError(
             f"optimizer.weight_decay is 0 (off) or positive. Received: {arguments['weight_decay']}."
         )
+    muon = None
+    if name == "muon":
+        keys = ("exclude_embeddings", "exclude_outputs", "exclude")
+        muon = {key: arguments.pop(key) for key in keys}
     rules = Rules(
-        arguments.pop("weight_decay_exclude", ""), arguments.pop("slow"), arguments.pop("slow_rate")
+        arguments.pop("weight_decay_exclude", ""),
+        arguments.pop("slow"),
+        arguments.pop("slow_rate"),
+        muon,
     )
     if rules.slow_rate <= 0:
         raise UsageError(f"optimizer.slow_rate is positive. Received: {rules.slow_rate}.")
@@ -115,10 +132,16 @@ def inner(optimizer):
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def apply_rules(optimizer, variables, rules: Rules) -> list[str]:
+def apply_rules(optimizer, variables, rules: Rules, models=()) -> list[str]:
     """Keeps weight decay off some variables and slows others down; before the optimizer is built.
 
     Keras matches names ("bias"), which cannot tell a norm's scale from another's; paths can.
+
+    Args:
+      optimizer: not built yet.
+      variables: those that it will train.
+      rules: from `make_optimizer`.
+      models: what the variables are a part of, for Muon; see `trainers.muon.left_to_adamw`.
 
     Returns:
       Paths of the variables that weight decay leaves alone.
@@ -127,6 +150,14 @@ def apply_rules(optimizer, variables, rules: Rules) -> list[str]:
       UsageError: for what is no regular expression.
     """
     optimizer = inner(optimizer)
+    if rules.muon is not None:
+        from trainers.muon import left_to_adamw
+
+        excluded = left_to_adamw(models, variables, **rules.muon)
+        optimizer.exclude_embeddings = (
+            False  # Keras goes by layer names; the next line has them all
+        )
+        optimizer.exclude_layers = [f"^{re.escape(v.path)}$" for v in excluded]
     decay = getattr(optimizer, "weight_decay", None)
     excluded = _matching("weight_decay_exclude", rules.exclude, variables) if decay else []
     slow = _matching("slow", rules.slow, variables)

@@ -93,7 +93,8 @@ class TrainStep(keras.Model):
             variables = player.model.trainable_variables
             keras_internals.switch_off_all_reduce(inner(own))
             keras_internals.compute_once(inner(own))
-            self.decay_excluded += apply_rules(own, variables, rules)
+            models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
+            self.decay_excluded += apply_rules(own, variables, rules, models)
             own.build(variables)
 
     # --- what Keras asks of a model -----------------------------------------------------------

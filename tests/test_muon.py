@@ -1,0 +1,133 @@
+"""Muon and the variables that it leaves to AdamW; weight decay and layers' names."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from configs.base import optimizer
+from tests import toys
+from trainers.muon import left_to_adamw, output_layers
+from trainers.optimizers import OPTIMIZERS
+from zoo import registry
+from zoo.catalog import CATALOG
+from zoo.description import build_abstract
+from zoo.errors import UsageError
+
+DEFAULTS = {key: OPTIMIZERS["muon"][key] for key in OPTIMIZERS["muon"] if "exclude" in key}
+del DEFAULTS["weight_decay_exclude"]
+# Matrices of tiny models that compute outputs or look up vectors, besides what is no matrix.
+EXPECTED = {
+    "cnn_classifier": {"probabilities/kernel"},
+    "gpt_nano": {"embedding/embeddings", "positions/embeddings"},
+    "llama_nano": {"embedding/embeddings"},
+    "lstm_generator": {"embedding/embeddings", "probabilities/kernel"},
+    "transformer_tiny": {"embedding/embeddings"},
+    "bert_tiny": {
+        "embedding/embeddings", "type_embedding/embeddings", "positions/embeddings", "nsp/kernel",
+    },
+    "roberta_base": {"embedding/embeddings", "positions/embeddings"},
+    "gan_mnist": {"pixels/kernel", "logit/kernel"},
+    "dcgan_mnist": {"logit/kernel"},
+    "vgg16_transfer": {"probabilities/kernel"},
+}  # fmt: skip
+
+
+def matrices(models, variables, **changes):
+    found = left_to_adamw(models, variables, **{**DEFAULTS, **changes})
+    return {v.path for v in found if len(v.shape) == 2}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_heads_and_embeddings_of_every_family(name):
+    row = registry.entry(name)
+    model = build_abstract(name, **row.tiny)
+    task = registry.build_task(row.task, **row.task_arguments)
+    found = set()
+    for player in task.players(model):
+        found |= matrices([player.model, model], player.model.trainable_variables)
+    assert found == EXPECTED[name]
+    assert {x.name for x in CATALOG if x.tiny} == set(EXPECTED)
+
+
+def test_an_untied_projection_is_an_output_too():
+    arguments = {**registry.entry("gpt_nano").tiny, "tie_weights": False}
+    model = build_abstract("gpt_nano", **arguments)
+    outputs = matrices([model], model.trainable_variables, exclude_embeddings=False)
+    assert {"embedding/reverse_embeddings"} <= outputs
+    assert "positions/embeddings" not in outputs
+
+
+def test_names_decide_nothing():
+    """A hidden layer called embedding is one of Muon's; an embedding called table is not."""
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 8, name="table")(tokens)
+    x = layers.Dense(8, name="embedding_projection")(layers.Flatten()(x))
+    one = layers.Activation("relu")(layers.Dense(3, name="one")(x))
+    two = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(4, name="inside"), layers.Dense(2, name="two")]
+    )
+    model = keras.Model(tokens, {"one": one, "two": layers.Softmax()(two(x))})
+    assert {layer.name for layer in output_layers(model)} == {"one", "two"}
+    variables = model.trainable_variables
+    assert matrices([model], variables) == {
+        "table/embeddings",
+        "one/kernel",
+        f"{two.name}/two/kernel",
+    }
+    assert matrices([model], variables, exclude_outputs=False) == {"table/embeddings"}
+    assert matrices([model], variables, exclude="inside|projection") == {
+        "table/embeddings", "one/kernel", f"{two.name}/two/kernel", f"{two.name}/inside/kernel",
+        "embedding_projection/kernel",
+    }  # fmt: skip
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="own")
+        self.hidden, self.last = layers.Dense(4, name="hidden"), layers.Dense(3, name="last")
+
+    def call(self, x):
+        return self.last(self.hidden(x))
+
+
+def test_a_subclassed_model_must_name_its_output_layer():
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    with pytest.raises(UsageError, match="output layers of 'own', a subclassed model, are not"):
+        matrices([model], model.trainable_variables)
+    assert matrices([model], model.trainable_variables, exclude="last/") == {"own/last/kernel"}
+    assert not matrices([model], model.trainable_variables, exclude_outputs=False)
+
+
+def test_a_run_trains_them_by_adamw(run):
+    """AdamW keeps a second moment of a variable, Muon does not."""
+    config = toys.recipe(steps=2)
+    config.optimizer = optimizer("muon", learning_rate=0.01, weight_decay=0.1)
+    step = run(config, toys.token_data()).step
+    has = {
+        v.path
+        for v, second in zip(
+            step.net.trainable_variables, step.optimizers[0].adam_velocities, strict=True
+        )
+        if second is not None
+    }
+    assert {v.path for v in step.net.trainable_variables if len(v.shape) == 2} - has == {
+        f"block_{i}/{part}/kernel" for i in (0, 1) for part in ("up", "down")
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "excluded"),
+    [
+        ("block_1/norm/scale", True), ("norm_1/weight", True), ("a/bias", True),
+        ("batch_normalization/gamma", True), ("normal/kernel", False),
+        ("norm_head/kernel", False), ("weight_norm/dense/kernel", False),
+        ("spectral_norm/recurrent_kernel", False), ("norms/embeddings", False),
+    ],
+)  # fmt: skip
+def test_decay_reaches_kernels_in_layers_that_are_called_like_norms(path, excluded):
+    pattern = OPTIMIZERS["adamw"]["weight_decay_exclude"]
+    assert bool(re.search(pattern, path)) == excluded
