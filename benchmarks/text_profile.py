@@ -5,7 +5,7 @@
 The model is that of benchmarks/text_speed.py. TensorFlow's own profiler says how long each
 operation held a thread; rows with the share of each kind go to results/text_profile.csv.
 
-Why bfloat16 is 1.76 times KerasHub's float32 in results/text_speed.csv (1.77 on 2026-11-24) and not
+Why bfloat16 was 1.76 times KerasHub's float32 (1.77 on 2026-11-24, results/text_speed.csv) and not
 twice: on 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-26, matrix products were 47 % of the time
 that operations held a thread, and they run at what the machine's large product reaches; elementwise
 operations 25 %, casts between the precisions 9 %, sums 7 %, copies 4 %, random numbers 4 %, softmax
@@ -92,10 +92,10 @@ def main() -> None:
     """Profiles each precision in a process of its own."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--precision", choices=["float32", "mixed_bfloat16"])
+    parser.add_argument("--precision", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     if not arguments.precision:
-        for precision in ("float32", "mixed_bfloat16"):
+        for precision in ("float32", "bfloat16"):
             command = [sys.executable, "-m", "benchmarks.text_profile", f"--precision={precision}"]
             subprocess.run([*command, f"--steps={arguments.steps}"], check=True)
         return

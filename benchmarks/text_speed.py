@@ -1,11 +1,20 @@
-"""How fast a GPT trains here, against stock KerasHub and PyTorch with transformers.
+"""Compares the training speed of a GPT with KerasHub and PyTorch, each at its best setting.
 
-    python -m benchmarks.text_speed [--rounds=7] [--steps=6]
+    python -m benchmarks.text_speed [--rounds=7] [--steps=6] [--contenders zoo keras_hub_jax]
 
-GPT of 4 layers, width 256, 8 heads, 256 tokens, vocabulary 8,192, batch 8, dropout 0.1, AdamW.
-Every contender runs in a process of its own and they take turns, one round after the other, so
-that what else the machine does hits all of them. Prints tokens a second (medians), the ratios,
-and the share of what a large matrix product reaches. Rows go to results/text_speed.csv.
+GPT with 4 layers, width 256, 8 heads, 256 tokens, vocabulary 8,192, batch 8, dropout 0.1, AdamW.
+Each contender trains in float32 and in bfloat16 (Keras: `mixed_bfloat16`, PyTorch: autocast):
+
+- `zoo`: the step that `zoo train` runs.
+- `keras_hub`: `GPT2CausalLM.fit` on TensorFlow with `jit_compile="auto"`, which is XLA here;
+  `keras_hub_plain` with `jit_compile=False`; `keras_hub_jax` on Keras' JAX backend.
+- `pytorch`: transformers' `GPT2LMHeadModel` with SDPA attention and the fused AdamW;
+  `pytorch_compile`: the same under `torch.compile`.
+
+Each contender runs in its own process. The processes take turns, so that other load on the machine
+affects all of them. The script prints the median throughput, the processor time per step, the ratio
+to the zoo at the same precision, and the share of the throughput of a large matrix product. Rows go
+to results/text_speed.csv.
 """
 
 import argparse
@@ -21,7 +30,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCABULARY, BATCH, DROPOUT = 4, 256, 8, 256, 8192, 8, 0.1
-CONTENDERS = ("keras_hub", "pytorch", "zoo_float32", "zoo_bfloat16")
+CONTENDERS = (
+    "zoo", "keras_hub", "keras_hub_plain", "keras_hub_jax", "pytorch", "pytorch_compile",
+)  # fmt: skip
+PRECISIONS = ("float32", "bfloat16")
 # Of a training step: six a weight that takes part in a product, and attention's two products.
 FLOPS_PER_TOKEN = 6 * (LAYERS * 12 * WIDTH**2 + VOCABULARY * WIDTH) + 12 * LAYERS * LENGTH * WIDTH
 
@@ -49,7 +61,8 @@ def zoo(precision: str):
     }  # fmt: skip
     config.task = {"name": "clm", "chunk": 512}
     config.optimizer = optimizer("adamw", learning_rate=1e-3)
-    config.trainer.update({"global_batch_size": BATCH, "precision": precision})
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+    config.trainer.update({"global_batch_size": BATCH, "precision": policy})
     strategy = make_strategy("one_device")
     step, task = build_step(config, strategy, 10**6)
     tokens = data(64)
@@ -68,14 +81,13 @@ def zoo(precision: str):
     return train
 
 
-def keras_hub():
-    """`GPT2CausalLM.fit` as it comes.
-
-    What a call of `fit` costs before its first batch is over is not counted.
-    """
+def keras_hub(precision: str, jit_compile: str | bool = "auto"):
+    """`GPT2CausalLM.fit`; the time before the end of the first batch of `fit` is not counted."""
     import keras
     import keras_hub
 
+    if precision == "bfloat16":
+        keras.mixed_precision.set_global_policy("mixed_bfloat16")
     backbone = keras_hub.models.GPT2Backbone(
         VOCABULARY, LAYERS, HEADS, WIDTH, 4 * WIDTH, dropout=DROPOUT,
         max_sequence_length=LENGTH,
@@ -84,6 +96,7 @@ def keras_hub():
     model.compile(
         optimizer=keras.optimizers.AdamW(1e-3),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=jit_compile,
     )
     tokens, place = data(64), 0
 
@@ -107,8 +120,8 @@ def keras_hub():
     return train
 
 
-def pytorch():
-    """transformers' GPT2LMHeadModel and a plain loop."""
+def pytorch(precision: str, compiled: bool = False):
+    """transformers' `GPT2LMHeadModel` and a plain loop."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -116,10 +129,21 @@ def pytorch():
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
-            resid_pdrop=DROPOUT, embd_pdrop=DROPOUT, attn_pdrop=DROPOUT,
+            resid_pdrop=DROPOUT, embd_pdrop=DROPOUT, attn_pdrop=DROPOUT, use_cache=False,
+            attn_implementation="sdpa",
         )
     ).train()  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def loss_of(rows):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(rows[:, :-1]).logits
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), rows[:, 1:].flatten()
+        )
+
+    if compiled:
+        loss_of = torch.compile(loss_of)
     tokens, place = torch.tensor(data(64)), 0
 
     def train(steps: int) -> tuple[float, float]:
@@ -129,8 +153,7 @@ def pytorch():
             rows = tokens[(place + torch.arange(BATCH)) % len(tokens)]
             place += BATCH
             optimizer.zero_grad()
-            logits = model(rows[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            loss = loss_of(rows)
             loss.backward()
             optimizer.step()
             total += loss.item()
@@ -139,42 +162,48 @@ def pytorch():
     return train
 
 
-def serve(name: str) -> None:
+def serve(name: str, precision: str) -> None:
     """Trains on request: a number of steps a line on stdin, an answer a line on stdout.
 
-    No steps ask for the FLOPs a second of a large matrix product in the contender's type.
+    Zero steps ask for the FLOPs per second of a large matrix product in this precision.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print does not mix with the answers
-    if name.startswith("zoo_"):
-        train = zoo({"zoo_float32": "float32", "zoo_bfloat16": "mixed_bfloat16"}[name])
-    else:
-        train = {"keras_hub": keras_hub, "pytorch": pytorch}[name]()
+    os.dup2(2, 1)  # output of the libraries must not mix with the answers
+    train = {
+        "zoo": zoo,
+        "keras_hub": keras_hub,
+        "keras_hub_plain": lambda precision: keras_hub(precision, jit_compile=False),
+        "keras_hub_jax": keras_hub,
+        "pytorch": pytorch,
+        "pytorch_compile": lambda precision: pytorch(precision, compiled=True),
+    }[name](precision)
     for line in sys.stdin:
         if int(line):
+            processor = time.process_time()
             seconds, loss = train(int(line))
-            answer = {"seconds": seconds, "loss": loss}
+            processor = time.process_time() - processor
+            answer = {"seconds": seconds, "processor_seconds": processor, "loss": loss}
         else:
             from trainers.bench import matmul_peak
             from trainers.strategy import make_strategy
 
-            kind = "float32" if name == "zoo_float32" else "bfloat16"
-            answer = {"peak": matmul_peak(kind, make_strategy("one_device"))}
+            answer = {"peak": matmul_peak(precision, make_strategy("one_device"))}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 class Contender:
     """A process that trains when it is told to."""
 
-    def __init__(self, name: str):
-        command = [sys.executable, "-m", "benchmarks.text_speed", f"--serve={name}"]
+    def __init__(self, name: str, precision: str):
+        command = [sys.executable, "-m", "benchmarks.text_speed", "--serve", name, precision]
+        backend = "jax" if name == "keras_hub_jax" else "tensorflow"
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
+            text=True, env={**os.environ, "KERAS_BACKEND": backend},
         )  # fmt: skip
 
     def train(self, steps: int) -> dict:
-        """Trains some steps; returns their seconds and the loss."""
+        """Trains some steps; returns their seconds, processor seconds and the last loss."""
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -189,40 +218,49 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--serve", choices=CONTENDERS)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--serve", nargs=2)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve)
+        serve(*arguments.serve)
         return
     from benchmarks.results_file import append
 
-    contenders = {name: Contender(name) for name in CONTENDERS}
+    names = ["zoo", *(name for name in arguments.contenders if name != "zoo")]
+    names = [(name, precision) for precision in PRECISIONS for name in names]
+    contenders = {}
     try:
-        for contender in contenders.values():
-            contender.train(2)  # traces
-        answers = {name: [] for name in CONTENDERS}
+        for name in names:
+            contenders[name] = Contender(*name)
+            contenders[name].train(2)  # traces and compiles
+        answers = {name: [] for name in names}
         for _ in range(arguments.rounds):
             for name, contender in contenders.items():
                 answers[name].append(contender.train(arguments.steps))
-        peaks = {n: contenders[n].train(0)["peak"] for n in CONTENDERS if n.startswith("zoo_")}
+        peaks = {
+            precision: contenders["zoo", precision].train(0)["peak"] for precision in PRECISIONS
+        }
     finally:
         for contender in contenders.values():
             contender.close()
     rates = {
-        name: statistics.median(arguments.steps * BATCH * LENGTH / a["seconds"] for a in found)
-        for name, found in answers.items()
+        name: statistics.median(arguments.steps * BATCH * LENGTH / a["seconds"] for a in rounds)
+        for name, rounds in answers.items()
     }
     rows = []
-    for name, rate in rates.items():
-        peak = peaks.get(name)
+    for (name, precision), rate in rates.items():
+        rounds, peak = answers[name, precision], peaks[precision]
         row = {
             "contender": name,
+            "precision": precision,
             "tokens_per_second": round(rate),
-            "to_keras_hub": round(rate / rates["keras_hub"], 2),
-            "to_pytorch": round(rate / rates["pytorch"], 2),
-            "loss": round(answers[name][-1]["loss"], 3),
-            "matmul_gflops": peak and round(peak / 1e9),
-            "share_of_matmul": peak and round(rate * FLOPS_PER_TOKEN / peak, 2),
+            "zoo_speedup": round(rates["zoo", precision] / rate, 2),
+            "processor_seconds_per_step": round(
+                statistics.median(a["processor_seconds"] for a in rounds) / arguments.steps, 2
+            ),
+            "loss": round(rounds[-1]["loss"], 3),
+            "matmul_gflops": round(peak / 1e9),
+            "share_of_matmul": round(rate * FLOPS_PER_TOKEN / peak, 2),
         }
         rows.append(row)
         print(row, flush=True)
