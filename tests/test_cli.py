@@ -65,6 +65,19 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_results_are_on_stdout_and_all_else_on_stderr(zoo_command, capsys):
+    from trainers.cli.main import main
+
+    capsys.readouterr()
+    assert main(["zoo"]) == 2  # no answer to a question: usage
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("zoo VERB")
+    answer = zoo_command("fetch")
+    assert all("Folder" not in line for line in answer.out.splitlines())
+    assert answer.err.startswith("Folder: ")
+
+
 # --- train ---------------------------------------------------------------------------------------
 
 
@@ -283,10 +296,27 @@ def test_predict_names_the_file_that_is_no_picture(trained, tmp_path, zoo_comman
     for file in (good, bad):
         grey(digits[0][0]).save(file)
     damage(bad)
-    answer = zoo_command("predict", trained[0], good, bad)
+    answer = zoo_command("predict", trained[0], good, bad, good)
     assert answer.status == 1
     assert f"Cannot read {bad} as a picture: " in answer.one_line()
-    assert answer.out == ""
+    rows = [line.split("\t") for line in answer.out.splitlines()]
+    assert [row[0] for row in rows] == [str(good), str(good)]
+    assert rows[0][1] == str(digits[1][0])
+
+
+def test_predict_of_unreadable_files_alone_loads_no_model(
+    trained, tmp_path, zoo_command, monkeypatch
+):
+    def load_model(*arguments):
+        raise AssertionError("no file can be read: the model is not needed")
+
+    monkeypatch.setattr("trainers.predict.load_model", load_model)
+    answer = zoo_command("predict", trained[0], tmp_path / "a.png", tmp_path / "b.png", "--json")
+    assert answer.status == 1
+    assert json.loads(answer.out) == []
+    assert [line.split()[4] for line in answer.err.splitlines()] == [
+        str(tmp_path / "a.png"), str(tmp_path / "b.png")
+    ]  # fmt: skip
 
 
 def test_load_takes_the_final_and_the_best(trained):

@@ -211,6 +211,53 @@ def test_bad_files_are_left_out_by_name_and_counted(folder, capsys):
         assert capsys.readouterr().err == "".join(f"zoo: left out {line}\n" for line in told)
 
 
+def test_what_no_class_of_a_split_holds_is_named_and_counted(folder, capsys):
+    save(folder / "more" / "cats" / "1.png")
+    save(folder / "more" / "2.png")
+    (folder / "notes.txt").write_text("labels are by folder")
+    (folder / "train" / "list.csv").write_text("0.png")
+    (folder / "val" / "cats" / "away").symlink_to(folder / "more", target_is_directory=True)
+    (folder / ".DS_Store").write_bytes(b"not looked at")
+    told = ["notes.txt", "more (2 files)", "train/list.csv", "val/cats/away (1 file)"]
+    data = load(folder)
+    facts = data.facts["Pictures"]
+    assert facts["not used"] == 5
+    assert [facts[f"not used {i}"] for i in (1, 2, 3, 4)] == told
+    assert len(data.splits["train"]["image"]) == 7
+    assert capsys.readouterr().err == (
+        f"zoo: {folder}: 5 files are in no class of a split and not used: {', '.join(told)}\n"
+    )
+    save(folder / "train" / "3.png")
+    load(folder / "train")
+    assert "2 files are in no class of a split and not used: 3.png, list.csv" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_class_that_training_lacks_is_refused_before_anything_is_decoded(folder, monkeypatch):
+    from zoo.data import pictures
+
+    monkeypatch.setattr(pictures, "decode", None)
+    save(folder / "val" / "birds" / "1.png")
+    with pytest.raises(UsageError, match="'validation' has classes that 'train' lacks: 'birds'"):
+        load(folder)
+    (folder / "train" / "birds").mkdir()
+    with pytest.raises(UsageError, match="the folder of 'birds' is empty"):
+        load(folder)
+
+
+def test_labels_that_no_training_example_has_are_said(tmp_path, capsys):
+    image, label = np.zeros((4, 2, 2, 1), "uint8"), np.array([0, 1, 1, 0])
+    np.savez(
+        tmp_path / "a.npz", train_image=image, train_label=label, test_image=image,
+        test_label=label + 1,
+    )  # fmt: skip
+    zoo.data.load(f"npz:{tmp_path / 'a.npz'}")
+    assert "no training example has the class 2, which the split 'test' has" in (
+        capsys.readouterr().err
+    )
+
+
 def test_pictures_are_decoded_once_and_again_when_one_changes(folder, monkeypatch):
     from zoo.data import pictures
 

@@ -98,7 +98,10 @@ def command(argv) -> int:
         try:
             trainer.train()
         except Terminated as stop:
-            print(f"stopped by {stop} and saved at step {trainer.done}; run again to go on")
+            print(
+                f"stopped by {stop} and saved at step {trainer.done}; run again to go on",
+                file=sys.stderr,
+            )
             return TERMINATED
     print(table(write_summary(workdir, out, words[0])))
     return 0

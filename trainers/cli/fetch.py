@@ -30,7 +30,10 @@ def command(argv: Sequence[str]) -> int:
         for name in list_datasets():
             entry = dataset_entry(name)
             print(f"{name:18}{_state(entry, folder):14}{entry.description} ({entry.licence})")
-        print(f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.")
+        print(
+            f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.",
+            file=sys.stderr,
+        )
     # All names first: a typing error in the second must not show after a long download.
     for name in names:
         dataset_entry(name)

@@ -33,8 +33,9 @@ def main(argv=None) -> int:
     """Runs `zoo VERB`; returns the exit status."""
     argv = list(sys.argv if argv is None else argv)
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
-        print(__doc__.strip())
-        return 0 if len(argv) > 1 else USAGE
+        asked = len(argv) > 1
+        print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else USAGE
     verb = argv[1]
     if verb not in VERBS:
         print(

@@ -1,5 +1,6 @@
 """zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: labels for your own pictures.
 
+A file that cannot be read is named on stderr, the others are labeled, and the exit status is 1.
 Pictures are turned grey or coloured and resized as the model asks. MNIST's digits are white on
 black: pass --invert for dark digits on light paper.
 """
@@ -9,7 +10,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
+from trainers.cli.common import FAILED, checkpoint_flag, json_flag, modules_flag, parse, run
 
 _FLAGS = flags.FlagValues()
 _CHECKPOINT = checkpoint_flag(_FLAGS)
@@ -23,13 +24,17 @@ def command(argv) -> int:
     words, _ = parse(_FLAGS, argv, __doc__, at_least=2, modules=_IMPORT)
     from trainers.predict import predict_pictures
 
-    rows = predict_pictures(words[0], words[1:], checkpoint=_CHECKPOINT.value, invert=_INVERT.value)
+    rows, errors = predict_pictures(
+        words[0], words[1:], checkpoint=_CHECKPOINT.value, invert=_INVERT.value
+    )
     if _JSON.value:
         print(json.dumps(rows, indent=2))
     else:
         for row in rows:
             print(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}")
-    return 0
+    for error in errors:
+        print(f"zoo: error: {error}", file=sys.stderr)
+    return FAILED if errors else 0
 
 
 if __name__ == "__main__":

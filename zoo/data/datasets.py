@@ -20,6 +20,7 @@ or in a module of yours (loaded with `--import=my_module`):
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +214,30 @@ def load(
       UsageError: unknown name, or a file or folder that is not there.
       RunError: missing, damaged or inconsistent data.
     """
+    dataset = _load(name, manual_dir, image_size)
+    _say_unseen_classes(dataset)
+    return dataset
+
+
+def _say_unseen_classes(dataset: Dataset) -> None:
+    """Warns of labels that no training example has: no model learns them."""
+    if "label" not in dataset.splits.get("train", {}):
+        return
+    known = np.unique(np.asarray(dataset.splits["train"]["label"]))
+    for split, arrays in dataset.splits.items():
+        unseen = np.setdiff1d(np.asarray(arrays["label"]), known) if "label" in arrays else ()
+        if len(unseen):
+            names = dataset.class_names
+            shown = [names[i] if i < len(names) else str(i) for i in unseen[:5]]
+            print(
+                f"zoo: data set {dataset.name!r}: no training example has the class"
+                f"{'es' * (len(unseen) > 1)} {', '.join(shown)}{' …' * (len(unseen) > 5)}, which "
+                f"the split {split!r} has",
+                file=sys.stderr,
+            )
+
+
+def _load(name, manual_dir, image_size) -> Dataset:
     folder = Path(manual_dir).expanduser() if manual_dir else None
     # Checked also where a cache would do: a wrong path fails on every machine or on none.
     if folder and not folder.is_dir():

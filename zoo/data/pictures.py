@@ -48,6 +48,8 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     """
     height, width, channels = shape
     try:
+        if not os.path.isfile(file):
+            raise Unreadable("there is no such file")
         if not os.path.getsize(file):
             raise Unreadable("the file is empty")
         with Image.open(file) as picture:
@@ -103,19 +105,11 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
       image_size: height and width, and channels if not 3.
 
     Raises:
-      UsageError: where there is no such folder, or it holds no two classes.
+      UsageError: see `scan`.
       RunError: where a class has no picture that can be read.
     """
     root, shape = Path(folder).expanduser(), shape_of(image_size)
-    if not root.is_dir():
-        raise UsageError(f"There is no folder {root}.")
-    splits = _splits(root)
-    names = sorted({name for classes in splits.values() for name in classes})
-    if len(names) < 2:
-        raise UsageError(
-            f"{root} must hold a folder of pictures for each of two classes or more, or such "
-            f"folders in {', '.join(SPLITS)}. Found: {', '.join(names) or 'no folder'}."
-        )
+    splits, names, ignored = scan(root)
     # The order is that of the names, whatever the file system's is.
     files = {
         split: [(file, names.index(name)) for name in sorted(classes) for file in classes[name]]
@@ -139,6 +133,7 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
         print(f"zoo: left out {line}", file=sys.stderr)
     if len(left_out) > _SHOWN:
         print(f"zoo: left out {len(left_out) - _SHOWN:,} files more", file=sys.stderr)
+    facts |= _say_ignored(root, ignored)
     digest = hashlib.sha256(place.name.encode()).hexdigest()
     return Dataset(f"{FOLDER}{root}", arrays, tuple(names), digest, facts={"Pictures": facts})
 
@@ -157,27 +152,107 @@ def shape_of(image_size) -> tuple[int, int, int]:
     return size
 
 
-def _splits(root: Path) -> dict[str, dict[str, list[Path]]]:
-    found = {}
-    for entry in _folders(root):
-        if split := SPLITS.get(entry.name.lower()):
-            if split in found:
-                raise UsageError(f"{root} has two folders for the split {split!r}.")
-            found[split] = _classes(entry)
-            if not found[split]:
-                raise UsageError(
-                    f"{entry} has no folder for each class: sort its pictures into such, or move "
-                    "it away."
-                )
-    return found or {"train": _classes(root)}
+def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[str, int]]:
+    """Lists the files of a folder by split and class, without opening any.
 
+    Args:
+      root: as at the top of this file.
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    return {
-        entry.name: sorted(
-            file for file in entry.rglob("*") if file.is_file() and not file.name.startswith(".")
+    Returns:
+      `(splits, class_names, ignored)`: split name -> class name -> files; the sorted names of the
+      classes; and what no split and no class holds, as relative path -> number of files.
+
+    Raises:
+      UsageError: where there is no such folder, it holds no two classes, or a class is not in the
+        training split.
+    """
+    if not root.is_dir():
+        raise UsageError(f"There is no folder {root}.")
+    splits, ignored = _splits(root)
+    names = sorted({name for classes in splits.values() for name in classes})
+    if len(names) < 2:
+        raise UsageError(
+            f"{root} must hold a folder of pictures for each of two classes or more, or such "
+            f"folders in {', '.join(SPLITS)}. Found: {', '.join(names) or 'no folder'}."
         )
-        for entry in _folders(folder)
+    known = splits.get("train", names)
+    for split, classes in splits.items():
+        if unknown := sorted(set(classes) - set(known)):
+            raise UsageError(
+                f"{root}: each class needs a folder in the training split, and {split!r} has "
+                f"classes that 'train' lacks: {', '.join(map(repr, unknown))}. Add their images to "
+                f"'train', or move them out of {split!r}."
+            )
+    for name, files in splits.get("train", {}).items():
+        if not files:
+            raise UsageError(
+                f"{root}: each class needs images in the training split, and the folder of "
+                f"{name!r} is empty. Add images, or remove the folder."
+            )
+    return splits, names, ignored
+
+
+def _splits(root: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[str, int]]:
+    found, ignored = {}, {}
+    folders = {entry: SPLITS.get(entry.name.lower()) for entry in _folders(root)}
+    if not any(folders.values()):
+        return {"train": _classes(root, root, ignored)}, ignored
+    _note_files(root, root, ignored)
+    for entry, split in folders.items():
+        if not split:
+            ignored[entry.name] = len(_files(entry))
+            continue
+        if split in found:
+            raise UsageError(f"{root} has two folders for the split {split!r}.")
+        found[split] = _classes(entry, root, ignored)
+        if not found[split]:
+            raise UsageError(
+                f"{entry} has no folder for each class: sort its pictures into such, or move "
+                "it away."
+            )
+    return found, ignored
+
+
+def _classes(folder: Path, root: Path, ignored: dict[str, int]) -> dict[str, list[Path]]:
+    """Files by class; adds files beside the classes, and links that are not followed."""
+    _note_files(folder, root, ignored)
+    found = {}
+    for entry in _folders(folder):
+        found[entry.name] = _files(entry)
+        for link in entry.rglob("*"):
+            if link.is_symlink() and not link.is_file():
+                ignored[str(link.relative_to(root))] = 1
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(x for x in folder.rglob("*") if x.is_file() and not x.name.startswith("."))
+
+
+def _note_files(folder: Path, root: Path, ignored: dict[str, int]) -> None:
+    for entry in sorted(folder.iterdir()):
+        if not entry.is_dir() and not entry.name.startswith("."):
+            ignored[str(entry.relative_to(root))] = 1
+
+
+def _say_ignored(root: Path, ignored: dict[str, int]) -> dict[str, int | str]:
+    """Prints what a folder holds besides classes; returns it as facts of the report."""
+    if not ignored:
+        return {}
+    lines = [
+        f"{name} ({count:,} file{'s' * (count != 1)})" if (root / name).is_dir() else name
+        for name, count in ignored.items()
+    ]
+    more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
+    count = sum(ignored.values())
+    print(
+        f"zoo: {root}: {count:,} file{'s are' if count != 1 else ' is'} in no class of a split and "
+        f"not used: {', '.join(lines[:_SHOWN])}{more}",
+        file=sys.stderr,
+    )
+    return {
+        "not used": count,
+        **{f"not used {i}": line for i, line in enumerate(lines[:_SHOWN], 1)},
     }
 
 
