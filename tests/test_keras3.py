@@ -433,6 +433,27 @@ for built in (False, True):
 """
 
 
+def test_gptq_calibrates_nothing(monkeypatch):
+    from keras.src.quantizers import gptq
+
+    counts = []
+    monkeypatch.setattr(
+        gptq.GPTQ, "update_hessian_with_batch", lambda self, x: counts.append(len(x))
+    )
+    inputs = keras.Input((4, 8))
+    block = keras.Sequential([keras.Input((4, 8)), keras.layers.Dense(8)])
+    model = keras.Model(inputs, block(inputs))
+    settings = keras.quantizers.GPTQConfig(
+        dataset=[np.zeros(4, "int32")], tokenizer=object(), num_samples=1, sequence_length=4,
+        group_size=8, quantization_layer_structure={
+            "pre_block_layers": [lambda tokens: np.ones((1, 4, 8), "float32")],
+            "sequential_blocks": [block],
+        },
+    )  # fmt: skip
+    model.quantize("gptq", config=settings, filters=lambda x: isinstance(x, layers.Dense))
+    still("GPTQ and AWQ calibrate nothing", not counts, f"{len(counts)} updates")
+
+
 def test_gptq_saves_less_than_it_loads():
     layer = keras.layers.Dense(4, use_bias=False)
     layer.build((None, 8))

@@ -7,6 +7,7 @@ import contextlib
 import copy
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -252,6 +253,28 @@ def mend_tf2onnx() -> None:
     from keras.src.export.tf2onnx_lib import patch_tf2onnx
 
     patch_tf2onnx()
+
+
+def set_calibrated(layer: keras.layers.Dense, form: str, rounded, group: int) -> None:
+    """Replaces the kernel of a layer, after `layer.quantize(form)`, by 4-bit integers.
+
+    Args:
+      layer: of Keras.
+      form: "gptq" or "awq".
+      rounded: a `trainers.compress.int4.Rounded`, of the transposed kernel.
+      group: number of inputs that share a scale.
+    """
+    del layer._kernel
+    packed, *_ = keras.quantizers.pack_int4(rounded.integers, axis=0, dtype="uint8")
+    layer.quantized_kernel.assign(packed)
+    layer.kernel_scale.assign(rounded.scale)
+    layer.kernel_zero.assign(rounded.zero)
+    layer.g_idx.assign(np.arange(rounded.integers.shape[1]) // group)
+    if form == "awq":
+        layer.awq_scales.assign(rounded.channels)
+    setattr(layer, f"is_{form}_calibrated", True)
+    layer.quantization_config = None  # the type of the layer says it all
+    save_zero_points(layer)
 
 
 def save_zero_points(layer: keras.layers.Layer) -> None:

@@ -1,26 +1,27 @@
-"""GPTQ (Frantar et al. 2022, arXiv:2210.17323), AWQ (Lin et al. 2023, arXiv:2306.00978) by Keras.
+"""GPTQ and AWQ of transformer blocks, calibrated on examples, in the layers of Keras.
 
-Both round the kernels of transformer blocks to 4 bits, one block after the other, by what each is
-given on examples. Keras runs a block on hidden states alone; here it gets its attention mask too.
+Keras 3.15.1 replaces `layer.call` to see a layer's inputs, after it has set the quantization mode
+for which `Layer.__call__` takes `quantized_call` instead: it sees nothing. Here the inputs are
+recorded while the layers are still floats, one block after the other, so that each block is given
+what the rounded blocks before it compute.
 """
 
 import contextlib
-import itertools
 import re
-import sys
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from trainers import keras_internals
-from zoo.errors import UsageError
+from trainers.compress import int4
+from zoo.errors import RunError, UsageError
 
-_GROUP = 64  # neighbours along a kernel's input that share a scale
+_BATCH = 8  # examples in one forward pass
 
 
-def quantize(model: keras.Model, form: str, examples: Mapping) -> None:
-    """Rounds the blocks of a model in place.
+def quantize(model: keras.Model, form: str, examples: Mapping) -> dict[str, int]:
+    """Rounds the kernels of a model's transformer blocks to 4 bits in place.
 
     Args:
       model: Functional, with layers `block_0` and on, called with hidden states and the output of
@@ -28,8 +29,12 @@ def quantize(model: keras.Model, form: str, examples: Mapping) -> None:
       form: "gptq" or "awq".
       examples: an array a name of the model's inputs, (N, …).
 
+    Returns:
+      Path of each layer that was rounded -> number of input vectors that it was calibrated on.
+
     Raises:
       UsageError: for a model of another kind.
+      RunError: where a layer of a block was given no inputs.
     """
     blocks = [layer for layer in model.layers if re.fullmatch(r"block_\d+", layer.name)]
     if not blocks or not any(layer.name == "mask" for layer in model.layers):
@@ -37,47 +42,57 @@ def quantize(model: keras.Model, form: str, examples: Mapping) -> None:
             f"keras_{form} rounds the blocks of zoo.models.gpt, llama and bert. The model "
             f"{model.name!r} has none: keras_int8 rounds every Dense layer and embedding."
         )
+    before = keras.Model(model.inputs, [blocks[0].input[0], model.get_layer("mask").output])
     count = len(next(iter(examples.values())))
-    mask = model.get_layer("mask").output
-    before = keras.Model(model.inputs, [blocks[0].input[0], mask])
-    hidden, biases = zip(
-        *(
-            before([np.asarray(examples[tensor.name][i : i + 1]) for tensor in model.inputs])
-            for i in range(count)
-        ),
-        strict=True,
-    )
-    inside = {id(part) for block in blocks for part in keras_internals.all_layers(block)}
-    given = itertools.cycle(hidden)
-    structure = {
-        "pre_block_layers": [lambda tokens: next(given)],
-        "sequential_blocks": [_Masked(block, biases) for block in blocks],
-    }
-    make = {"gptq": keras.quantizers.GPTQConfig, "awq": keras.quantizers.AWQConfig}[form]
-    settings = make(
-        # What Keras would feed the blocks; here the hidden states are known already.
-        dataset=[np.zeros(count, "int32")], tokenizer=_Unused(), num_samples=count,
-        sequence_length=1, group_size=_GROUP, quantization_layer_structure=structure,
-    )  # fmt: skip
-    with contextlib.redirect_stdout(sys.stderr):  # Keras' progress: a block takes its time
-        model.quantize(form, config=settings, filters=lambda layer: id(layer) in inside)
+    batches = [
+        before([np.asarray(examples[x.name][i : i + _BATCH]) for x in model.inputs])
+        for i in range(0, count, _BATCH)
+    ]
+    counts = {}
     for block in blocks:
-        for layer in keras_internals.all_layers(block):
-            if getattr(layer, "quantization_mode", None) == form:
-                layer.quantization_config = None  # it holds the examples
-                keras_internals.save_zero_points(layer)
+        dense = [x for x in keras_internals.all_layers(block) if type(x) is keras.layers.Dense]
+        with _recorded(dense) as inputs:
+            for hidden, bias in batches:
+                block(hidden, bias)
+        for layer, seen in zip(dense, inputs, strict=True):
+            if not seen.rows:
+                raise RunError(f"keras_{form}: {layer.path} was given no inputs to calibrate on.")
+            counts[layer.path] = seen.rows
+            _round(layer, form, seen)
+        batches = [(block(hidden, bias), bias) for hidden, bias in batches]
+    return counts
 
 
-class _Masked(keras.layers.Layer):
-    """A block with the masks of the examples, one a call, over and over."""
+@contextlib.contextmanager
+def _recorded(dense: list):
+    """Yields the statistics of each layer's inputs, which calls inside the context fill."""
+    found = [int4.Inputs(layer.kernel.shape[0]) for layer in dense]
 
-    def __init__(self, block, biases):
-        super().__init__(name=f"masked_{block.name}")
-        self.block, self.biases = block, itertools.cycle(biases)
+    def recording(call, inputs):
+        def record(x, *args, **kwargs):
+            inputs.add(x)
+            return call(x, *args, **kwargs)
 
-    def call(self, x):
-        return self.block(x, next(self.biases))
+        return record
+
+    calls = [layer.call for layer in dense]
+    for layer, call, inputs in zip(dense, calls, found, strict=True):
+        layer.call = recording(call, inputs)
+    try:
+        yield found
+    finally:
+        for layer, call in zip(dense, calls, strict=True):
+            layer.call = call
 
 
-class _Unused:
-    """Keras asks for a tokenizer, and for numbers does not use it."""
+def _round(layer: keras.layers.Dense, form: str, inputs: int4.Inputs) -> None:
+    """Makes a layer one of Keras' own of that form, with our integers."""
+    weights = layer.kernel.numpy().T
+    if form == "gptq":
+        rounded, settings = int4.gptq(weights, inputs), keras.quantizers.GPTQConfig
+    else:
+        # The scores of attention are products of two outputs: there the authors clip nothing.
+        clip = not re.search("query|key", layer.name)
+        rounded, settings = int4.awq(weights, inputs, clip), keras.quantizers.AWQConfig
+    layer.quantize(form, config=settings(None, None, group_size=int4.GROUP))
+    keras_internals.set_calibrated(layer, form, rounded, int4.GROUP)

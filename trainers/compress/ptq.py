@@ -145,7 +145,12 @@ def _quantize(model, form: str, found: Subject, examples: int, seed: int) -> Non
         if form in ("gptq", "awq"):
             from trainers.compress.calibrated import quantize as calibrate
 
-            calibrate(model, form, found.representative(examples, seed))
+            counts = calibrate(model, form, found.representative(examples, seed))
+            print(
+                f"keras_{form}: {len(counts)} layers rounded, each calibrated on at least "
+                f"{min(counts.values()):,} input vectors",
+                file=sys.stderr,
+            )
         elif form == "int8":
             model.quantize(config=quantizers.Int8QuantizationConfig(activation_quantizer=None))
         else:
