@@ -20,8 +20,8 @@ from zoo.errors import UsageError
 
 # Those of the extra `prep` in setup.cfg.
 _PACKAGES = (
-    "datasketch", "fastwarc", "ftfy", "lxml_html_clean", "protego", "py3langid", "pyarrow", "scipy",
-    "trafilatura", "zstandard",
+    "brotli", "datasketch", "ftfy", "lxml_html_clean", "protego", "py3langid", "pyarrow", "scipy",
+    "trafilatura", "webencodings", "zstandard",
 )  # fmt: skip
 
 _FLAGS = flags.FlagValues()

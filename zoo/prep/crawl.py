@@ -9,13 +9,13 @@ so a kill costs one request at most.
 """
 
 import gzip
-import io
 import json
 import os
 import re
 import sqlite3
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -347,22 +347,25 @@ def links(answer: Answer) -> list[str]:
 
 def warc_record(answer: Answer) -> bytes:
     """Returns a page as a gzipped response record of WARC 1.0."""
-    from fastwarc.warc import WarcRecord, WarcRecordType
-
     left_out = {"content-encoding", "transfer-encoding", "content-length", "connection"}
     head = [f"HTTP/1.1 {answer.status} OK"]
     head += [f"{k}: {v}" for k, v in answer.headers if k.lower() not in left_out]
     head += [f"Content-Length: {len(answer.body)}", "", ""]
-    record = WarcRecord()
-    record.init_headers(WarcRecordType.response)
-    record.headers["WARC-Target-URI"] = answer.url
-    record.headers["WARC-Date"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    record.headers["WARC-IP-Address"] = answer.address
-    record.headers["Content-Type"] = "application/http; msgtype=response"
-    record.set_bytes_content("\r\n".join(head).encode("latin-1", "replace") + answer.body)
-    out = io.BytesIO()
-    record.write(out)
-    return gzip.compress(out.getvalue(), 6, mtime=0)
+    block = "\r\n".join(head).encode("latin-1", "replace") + answer.body
+    about = [
+        "WARC/1.0",
+        "WARC-Type: response",
+        f"WARC-Record-ID: <{uuid.uuid4().urn}>",
+        f"WARC-Target-URI: {answer.url}",
+        f"WARC-Date: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        f"WARC-IP-Address: {answer.address}",
+        "Content-Type: application/http; msgtype=response",
+        f"Content-Length: {len(block)}",
+        "",
+        "",
+    ]
+    record = "\r\n".join(about).encode() + block + b"\r\n\r\n"
+    return gzip.compress(record, 6, mtime=0)
 
 
 def reasons(made: Mapping) -> Counter:

@@ -13,9 +13,10 @@ import socket
 import ssl
 import threading
 import time
-import zlib
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+from zoo.prep.response import TOO_LARGE, Response, Unreadable
 
 AGENT = "keras-zoo"
 USER_AGENT = f"{AGENT}/0.1 (collects text for language models; obeys robots.txt)"
@@ -161,8 +162,13 @@ def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answ
             if length.isdigit() and len(body) < int(length):
                 raise Failed("cut off")
             headers = response.getheaders()
-            body = _unpacked(body, response.getheader("Content-Encoding") or "", max_bytes)
+            answer = Response(response.status, [(k.lower(), v) for k, v in headers], body)
+            body = answer.body(max_bytes, ("content-encoding",))
             return Answer(url, response.status, headers, body, address)
+    except Unreadable as error:
+        if error.args[0] == TOO_LARGE:
+            raise Refused("too large") from None
+        raise Failed("bad answer") from error
     except ssl.SSLCertVerificationError:
         raise Refused("certificate") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -175,18 +181,3 @@ def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answ
 def _shut(guard: socket.socket) -> None:
     with contextlib.suppress(OSError):
         guard.shutdown(socket.SHUT_RDWR)
-
-
-def _unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Some servers pack although they were asked not to."""
-    if encoding.lower().strip() in ("", "identity"):
-        return body
-    if encoding.lower().strip() not in ("gzip", "x-gzip", "deflate"):
-        raise Refused("content encoding")
-    try:
-        unpacked = zlib.decompressobj(47).decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise Failed("bad answer") from None
-    if len(unpacked) > max_bytes:
-        raise Refused("too large")
-    return unpacked

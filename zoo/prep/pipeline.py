@@ -43,7 +43,9 @@ FORMAT = 1
 SPLITS = ("train", "validation")
 # Hashes that a step holds at once, 16 bytes each and several times that while it sorts them.
 PART = 4_000_000
-_LIBRARIES = ("trafilatura", "ftfy", "datasketch", "py3langid", "fastwarc", "lxml", "tokenizers")
+_LIBRARIES = (
+    "trafilatura", "ftfy", "datasketch", "py3langid", "webencodings", "lxml", "tokenizers",
+)  # fmt: skip
 # Settings of the rules that name a file.
 _LISTS = (("address", "blocked_domains"), ("blocked_words", "file"), ("toxicity", "file"))
 _DATA = ("tokenizer", "vocabulary_size", "normalization", "sequence_length", "packing")

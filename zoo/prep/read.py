@@ -4,24 +4,17 @@ Whatever a file holds, reading it ends: what cannot be used is skipped and count
 in `Tally.unreadable`. Nothing larger than `prep.max_document_bytes` is ever held.
 """
 
-import codecs
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 
+from zoo.prep import response, warc
+from zoo.prep.charset import decode, without_surrogates
 from zoo.prep.document import Document, Tally
+from zoo.prep.members import Members
 from zoo.prep.unpack import opened
 
 PAGES = ("text/html", "application/xhtml+xml")
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
-_DECLARED = re.compile(
-    rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE
-)
 _DAMAGED = object()
-_SURROGATES = re.compile("[\ud800-\udfff]")
 # What a document may bring along; the first name that is there counts.
 _FIELDS = {
     "url": ("url", "link"),
@@ -52,6 +45,7 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
 
         # What a whole file suffers is counted by one of its stripes.
         whole = tally if stripe == 0 else Tally()
+        before = whole.unreadable.total()
         try:
             for document in _READERS[file["kind"]](file["path"], prep, mine, tally, whole):
                 document.source = file["path"]
@@ -59,102 +53,51 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
                 yield document
         except OSError as error:
             whole.unreadable[f"files: {error.strerror or 'damaged'}"] += 1
+        if number < 0 and whole.unreadable.total() == before:
+            whole.unreadable["files: no records"] += 1
 
 
 # --- readers: (path, settings, whether the next record is ours, tally, tally of the file) ---------
 
 
+# Records that never hold a page, and are left out without a word.
+_ABOUT = ("warcinfo", "request", "metadata")
+
+
 def _warc(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
     limit = prep["max_document_bytes"]
-    kinds = WarcRecordType.response | WarcRecordType.conversion
-    with opened(path, prep["max_file_ratio"]) as file:
-        try:
-            records = ArchiveIterator(
-                _Forward(file), record_types=kinds, parse_http=False, stream_detect=False
-            )
-            for record in _without_panic(records):
-                if not mine():
-                    continue
-                size = record.content_length
-                if size > limit:
-                    tally.unreadable["records too large"] += 1
-                    continue
-                body = record.reader.read(size)
-                if len(body) < size:
-                    tally.unreadable["records cut off"] += 1
-                    continue
-                try:
-                    document = next(_without_panic(_of_record(record, body, limit, tally)), None)
-                except (OSError, ValueError, RuntimeError):
-                    tally.unreadable["records damaged"] += 1
-                    continue
-                if document:
-                    yield document
-        except (OSError, ValueError, RuntimeError):
-            if not file.raw.problem:
-                whole.unreadable["files: damaged"] += 1
-        _count_problem(file, whole)
+    with Members(path, prep["max_file_ratio"], b"WARC/") as members:
+        for record in warc.records(members, limit):
+            if record.type in _ABOUT or not mine():
+                continue
+            try:
+                yield _of_record(record, limit)
+            except response.Unreadable as reason:
+                tally.unreadable[str(reason)] += 1
+        if members.problem:
+            whole.unreadable[f"files: {members.problem}"] += 1
 
 
-class _Forward:
-    """A file as fastwarc wants it: it asks for `seek`, and goes forward only."""
-
-    def __init__(self, file):
-        self.read, self._file = file.read, file
-
-    def tell(self) -> int:
-        return 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if offset == 0 and whence == 1:
-            return 0
-        raise OSError("a WARC file is read forward")
-
-
-def _without_panic(items: Iterator) -> Iterator:
-    """Yields items; a panic of Rust code, which is no Exception, becomes a RuntimeError."""
-    items = iter(items)
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":
-                raise
-            raise RuntimeError(str(error)) from None
-        yield item
-
-
-def _of_record(record, body: bytes, limit: int, tally: Tally) -> Iterator[Document]:
-    from fastwarc.warc import WarcRecordType
-
-    url = record.headers.get("WARC-Target-URI") or ""
-    url = _clean(url.strip("<>"))[:2000]
-    if record.record_type == WarcRecordType.conversion:
-        yield Document(text=decode(body), url=url)
-        return
+def _of_record(record: warc.Record, limit: int) -> Document:
+    """Returns the page or text of a record; raises `Unreadable` with the reason why it is none."""
+    if record.problem:
+        raise response.Unreadable(record.problem)
+    url = record.headers.get("warc-target-uri", "").strip("<>")
+    url = without_surrogates(url)[:2000]
+    if record.type == "conversion":
+        return Document(text=decode(record.body, page=False), url=url)
+    if record.type != "response":
+        raise response.Unreadable("records of other types")
     if not url.lower().startswith(("http:", "https:")):
-        tally.unreadable["records of no page"] += 1
-        return
-    record.set_bytes_content(body)
-    record.parse_http(auto_decode="all")
-    headers = record.http_headers
-    kind = (record.http_content_type or "").lower()
-    if not headers or headers.status_code != 200:
-        tally.unreadable["responses other than 200"] += 1
-        return
-    if kind not in PAGES and kind != "text/plain":
-        tally.unreadable["responses of other types"] += 1
-        return
-    content = record.reader.read(limit + 1)
-    if len(content) > limit:
-        tally.unreadable["records too large"] += 1
-        return
-    text = decode(content, record.http_charset or "")
-    yield Document(text=text, url=url) if kind == "text/plain" else Document(html=text, url=url)
+        raise response.Unreadable("records of no page")
+    answer = response.parse(record.body)
+    if answer.status != 200:
+        raise response.Unreadable("responses other than 200")
+    page = answer.media_type in PAGES
+    if not page and answer.media_type != "text/plain":
+        raise response.Unreadable("responses of other types")
+    text = decode(answer.body(limit), answer.charset, page)
+    return Document(html=text, url=url) if page else Document(text=text, url=url)
 
 
 def _whole(path: str, prep: Mapping, tally: Tally, whole: Tally) -> bytes | None:
@@ -182,7 +125,7 @@ def _html(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
 def _text(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
     content = _whole(path, prep, tally, whole) if mine() else None
     if content is not None:
-        yield Document(text=decode(content))
+        yield Document(text=decode(content, page=False))
 
 
 def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
@@ -199,7 +142,7 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
                 tally.unreadable["records too large"] += 1
             elif line.strip() and not file.raw.problem:
                 try:
-                    row = json.loads(decode(line), strict=False)
+                    row = json.loads(decode(line, page=False), strict=False)
                 except (ValueError, RecursionError):
                     tally.unreadable["lines that are no JSON"] += 1
                     continue
@@ -281,13 +224,13 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
         tally.unreadable["records damaged"] += 1
         return None
     html = decode(html) if isinstance(html, bytes) else html
-    text = decode(text) if isinstance(text, bytes) else text
+    text = decode(text, page=False) if isinstance(text, bytes) else text
     page = isinstance(html, str) and bool(html)
     content = html if page else text
     if not isinstance(content, str) or not content.strip():
         tally.unreadable["records without text"] += 1
         return None
-    content = _clean(content)
+    content = without_surrogates(content)
     if len(content.encode()) > prep["max_document_bytes"]:
         tally.unreadable["records too large"] += 1
         return None
@@ -295,70 +238,5 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     for field, names in _FIELDS.items():
         values = (row.get(name) for name in names)
         value = next((value for value in values if value and value is not _DAMAGED), "")
-        setattr(found, field, _clean(str(value))[:2000])
+        setattr(found, field, without_surrogates(str(value))[:2000])
     return found
-
-
-def _clean(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no UTF-8 can hold."""
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def decode(content: bytes, declared: str = "") -> str:
-    """Returns the text of bytes: by their mark, as UTF-8, as declared, or as they look."""
-    for mark, encoding in _BOMS:
-        if content.startswith(mark):
-            return _clean(content[len(mark) :].decode(_without_mark(encoding, mark), "replace"))
-    inside = _DECLARED.search(content[:4096])
-    said = [declared, inside and inside.group(1).decode("ascii", "replace")]
-    for encoding in filter(_is_seven_bits, said):  # ASCII to all others
-        text = _decoded(content, encoding)
-        if text is not None:
-            return text
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        pass
-    text = content.decode(errors="replace")
-    bad = text.count("\N{REPLACEMENT CHARACTER}")
-    # Bytes of no other encoding look like UTF-8: Chinese and Japanese ones where a third does.
-    if sum(map(str.isascii, text)) + 2 * bad < len(text):
-        return text  # with a stray byte, or a character that was cut
-    for encoding in said:
-        text = _decoded(content, encoding)
-        if text is not None:
-            return text
-    from trafilatura.utils import detect_encoding
-
-    for encoding in detect_encoding(content):
-        text = _decoded(content, encoding)
-        if text is not None:
-            return text
-    return content.decode(errors="replace")
-
-
-def _is_seven_bits(encoding: str | None) -> bool:
-    return bool(re.match("iso-?2022|hz", encoding or "", re.IGNORECASE))
-
-
-def _without_mark(encoding: str, mark: bytes) -> str:
-    little = mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF32_LE)
-    return encoding if encoding == "utf-8" else encoding + ("-le" if little else "-be")
-
-
-# The five bytes that Windows-1252 leaves open are control characters to browsers.
-codecs.register_error("c1", lambda e: (e.object[e.start : e.end].decode("latin-1"), e.end))
-
-
-def _decoded(content: bytes, encoding: str | None) -> str | None:
-    if not encoding:
-        return None
-    try:
-        known = codecs.lookup(encoding)
-        if known.name == "utf-8":
-            return None
-        # Browsers read Latin-1 as Windows-1252, and pages mean it.
-        name = "cp1252" if known.name in ("iso8859-1", "ascii") else known.name
-        return _clean(content.decode(name, "c1" if name == "cp1252" else "strict"))
-    except (LookupError, ValueError, UnicodeError):
-        return None

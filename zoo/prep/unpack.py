@@ -8,11 +8,16 @@ import zlib
 FREE_BYTES = 64 << 20
 
 
+def is_bomb(unpacked: int, packed: int, max_ratio: float) -> bool:
+    """Returns whether so many bytes out of `packed` ones are more than a file may hold."""
+    return unpacked > FREE_BYTES and unpacked > max(1, packed) * max_ratio
+
+
 class Unpacked(io.RawIOBase):
     """The bytes of a file, unpacked where its name ends in .gz or .zst.
 
     What cannot be unpacked ends the file early, and `problem` says why: "damaged", "truncated" or
-    "bomb"; "" where all was well. A Zstandard file that is cut off is not told from a whole one.
+    "bomb"; "" where all was well.
 
     Args:
       path: of the file.
@@ -25,10 +30,7 @@ class Unpacked(io.RawIOBase):
         if path.lower().endswith(".gz"):
             self._file = gzip.GzipFile(fileobj=self._raw)
         elif path.lower().endswith(".zst"):
-            import zstandard
-
-            unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-            self._file = unpacker.stream_reader(self._raw, read_across_frames=True)
+            self._file = _Zstandard(self._raw)
         else:
             self._file, self._max_ratio = self._raw, 0
 
@@ -51,10 +53,8 @@ class Unpacked(io.RawIOBase):
                 raise
             return self._end("damaged")
         self._read += len(data)
-        if self._max_ratio and self._read > FREE_BYTES:
-            packed = max(1, self._raw.tell())
-            if self._read > packed * self._max_ratio:
-                return self._end("bomb")
+        if self._max_ratio and is_bomb(self._read, self._raw.tell(), self._max_ratio):
+            return self._end("bomb")
         buffer[: len(data)] = data
         return len(data)
 
@@ -67,6 +67,38 @@ class Unpacked(io.RawIOBase):
             self._file.close()
             self._raw.close()
         super().close()
+
+
+class _Zstandard:
+    """Reads Zstandard frames, and tells a frame that is cut off, as gzip.GzipFile does."""
+
+    _PIECE = 1024  # may unpack to 32 MB
+
+    def __init__(self, raw):
+        import zstandard
+
+        self._raw, self._packed, self._data = raw, b"", memoryview(b"")
+        self._frames = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._frame = None
+
+    def read1(self, size: int) -> bytes | memoryview:
+        """Returns at most `size` bytes; none at the end. Raises EOFError where it comes early."""
+        while not self._data:
+            packed = self._packed or self._raw.read(self._PIECE)
+            if not packed:
+                if self._frame:
+                    raise EOFError
+                return b""
+            self._packed = b""
+            self._frame = self._frame or self._frames.decompressobj()
+            self._data = memoryview(self._frame.decompress(packed))
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+    def close(self) -> None:
+        """Does nothing: whoever opened the file closes it."""
 
 
 def opened(path: str, max_ratio: float) -> io.BufferedReader:

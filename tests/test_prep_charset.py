@@ -1,0 +1,104 @@
+"""Encodings: as declared, as browsers read them."""
+
+import pytest
+
+pytest.importorskip("trafilatura", reason="needs the extra `prep`")
+
+from zoo.prep.read import decode
+
+TEXTS = {
+    "gb2312": "今天天气很好，我们去公园散步。图书馆里有很多书，一共借了三本，准备慢慢地读完它们。",
+    "gbk": "今天天氣很好，我們去公園散步。圖書館裡有很多書，一共借了三本，準備慢慢地讀完它們。",
+    "big5": "今天天氣很好，我們去公園散步。圖書館裡有很多書，一共借了三本，準備慢慢地讀完它們。",
+    "shift_jis": "こんにちは世界。日本語のページです。東京大学は日本の大学で、カタカナも使います。",
+    "euc-jp": "こんにちは世界。日本語のページです。東京大学は日本の大学で、カタカナも使います。",
+    "euc-kr": "오늘은 날씨가 매우 좋아서 우리는 공원으로 산책을 갔습니다. 책이 많습니다.",
+    "windows-1251": "Съешь ещё этих мягких французских булок, да выпей чаю — и всё.",
+    "windows-1253": "Σήμερα ο καιρός είναι πολύ καλός και πήγαμε για έναν περίπατο στο πάρκο.",
+    "windows-874": "วันนี้อากาศดีมาก เราไปเดินเล่นในสวนสาธารณะ ห้องสมุดมีหนังสือมากมาย",
+    "utf-8": "Größe, naïve façade — “quoted” déjà vu, und über Straßen",
+}
+# A byte that stands for nothing, at the end of a paragraph.
+STRAY = {"windows-1251": b"\x98", "windows-1253": b"\xd2", "windows-874": b"\xfc"}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["meta", "header"])
+@pytest.mark.parametrize("label", TEXTS)
+def test_a_stray_byte_is_one_replacement_character(label, inside):
+    text = TEXTS[label]
+    codec = {"shift_jis": "cp932", "euc-kr": "cp949", "windows-874": "cp874"}.get(label, label)
+    stray = STRAY.get(label, b"\xff")
+    wanted = "\x98" if label == "windows-1251" else "\ufffd"  # a control character to browsers
+    meta = f'<meta charset="{label}">' if inside else ""
+    page = f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>".encode(codec) + stray + b"</p>"
+    found = decode(page, "" if inside else label)
+    assert found == f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>{wanted}</p>"
+
+
+def test_what_hardly_fits_is_read_as_it_looks():
+    text = TEXTS["windows-1251"] * 5
+    assert decode(text.encode("cp1251"), "big5") == text
+    assert decode(("Größe und Straße " * 20).encode("cp1252"), "utf-8") == "Größe und Straße " * 20
+
+
+@pytest.mark.parametrize(
+    ("label", "content", "text"),
+    [
+        ("iso-8859-9", b"\x93\xc7ok g\xfczel\x94 \xddstanbul\x92da", "“Çok güzel” İstanbul’da"),
+        ("iso-8859-1", b"\x80 \x93caf\xe9\x94 \x81", "€ “café” \x81"),
+        ("latin1", b"caf\xe9\x85", "café…"),
+        ("us-ascii", b"caf\xe9", "café"),
+        ("shift_jis", b"\x87\x40 \x87\x8a \xfb\xfc", "① ㈱ 髙"),
+        ("x-sjis", b"\x81\x60", "～"),
+        ("euc-jp", b"\xad\xa1 \xa1\xc1 \xb0\xec", "① ～ 一"),
+        ("iso-2022-jp", b'\x1b$B-!$"\x1b(B \x1b(I1\x1b(B', "①あ ｱ"),
+        ("gb2312", b"\x80 \xd6\xd0 \x95\x32\x82\x36", "€ 中 𠀀"),
+        ("GB_2312-80", b"\xd6\xd0", "中"),
+        ("ks_c_5601-1987", b"\x81\x41\xb0\xa1", "갂가"),
+        ("big5", b"\xa3\xe1 \xa4\xa4 \xf9\xd6", "€ 中 碁"),
+        ("tis-620", b"\xc7\xd1\xb9 \x80", "วัน €"),
+        ("iso-8859-8-i", b"\xf9\xec\xe5\xed", "שלום"),
+        ("x-mac-cyrillic", "Привет".encode("mac-cyrillic"), "Привет"),
+    ],
+)
+def test_labels_are_those_of_the_web(label, content, text):
+    assert decode(content, label) == text
+    meta = f"<meta http-equiv=Content-Type content='text/html; charset={label}'>"
+    assert decode(meta.encode() + content) == meta + text
+    assert decode(content, f" {label.upper()}\n") == text
+
+
+def test_utf_16_without_a_mark():
+    assert decode("héllo".encode("utf-16-le"), "utf-16") == "héllo"
+    assert decode("héllo".encode("utf-16-be"), "utf-16be") == "héllo"
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["unicode_escape", "raw_unicode_escape", "utf-7", "punycode", "idna", "rot13", "hex", "zip",
+     "undefined", "mbcs", "cp037", "utf_32"],
+)  # fmt: skip
+def test_names_that_only_python_knows_count_for_nothing(label):
+    text = r"A \u0041 \x41 +AGE- xn--a 4142 – déjà vu"
+    assert decode(text.encode(), label) == text
+    ascii_text = r"A \u0041 \x41 +AGE- xn--a 4142"
+    assert decode(ascii_text.encode(), label) == ascii_text
+    page = f'<meta charset="{label}">{ascii_text}'
+    assert decode(page.encode()) == page
+
+
+def test_what_browsers_refuse_to_decode_is_no_text():
+    assert decode(b"~{VPND~}", "hz-gb-2312") == "\ufffd"
+    assert decode(b"\x1b$)C\x0e0!\x0f", "iso-2022-kr") == "\ufffd"
+    assert decode(b"plain text", "iso-2022-kr") == "plain text"
+
+
+def test_declarations_that_do_not_count():
+    text = TEXTS["windows-1251"]
+    page = f"<!-- <meta charset=big5> --><meta charset=no-such><meta charset=windows-1251>{text}"
+    assert decode(page.encode("cp1251")) == page
+    page = f"<meta charset=utf-16>{text}"  # what could be read so far is ASCII
+    assert decode(page.encode()) == page
+    # A text or a line of JSON that speaks of a page declares nothing.
+    text = '{"html": "<meta charset=gb2312>今天天气很好"}'
+    assert decode(text.encode() + b"\xff", page=False) == text + "\ufffd"

@@ -1,0 +1,288 @@
+"""WARC files with a record that is wrong: it is counted, and all others are read."""
+
+import gzip
+import random
+import zlib
+from collections import Counter
+
+import pytest
+
+from tests import pages
+
+pytest.importorskip("trafilatura", reason="needs the extra `prep`")
+
+from zoo.prep import files, read
+from zoo.prep.document import Tally
+
+PAGE = pages.page(3).encode()
+
+
+def read_all(path, **changes):
+    """Returns (documents, what was unreadable) of a file."""
+    prep, skipped, tally = pages.settings(**changes), Counter(), Tally()
+    made = []
+    for shard in files.shards(files.find([str(path)], skipped), 1 << 40):
+        made += read.documents(shard, prep, tally)
+    return made, dict(tally.unreadable + skipped)
+
+
+def record(block, url="http://example.org/bad", length=None, kind="response"):
+    """Returns a record, not packed; `length` is a wrong Content-Length."""
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:0>\r\n"
+        f"WARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\n"
+        f"Content-Length: {len(block) if length is None else length}\r\n\r\n"
+    )
+    return head.encode() + block + b"\r\n\r\n"
+
+
+def answer(body, *headers):
+    """Returns an HTTP response of a page."""
+    return (
+        "\r\n".join(
+            ["HTTP/1.1 200 OK", "Content-Type: text/html; charset=utf-8", *headers, "", ""]
+        ).encode()
+        + body
+    )
+
+
+def good(number):
+    return record(answer(pages.page(number).encode()), f"http://example.org/{number}")
+
+
+def chunked(body, extension=b""):
+    parts = [body[i : i + 100] for i in range(0, len(body), 100)]
+    made = b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts)
+    return made + b"0\r\n\r\n"
+
+
+def brotli(body):
+    import brotli as library
+
+    return library.compress(body, quality=4)
+
+
+def zstandard(body):
+    import zstandard as library
+
+    return library.compress(body)
+
+
+PACKED = gzip.compress(PAGE, mtime=0)
+CHUNKED = "Transfer-Encoding: chunked"
+READ = {
+    "chunked": answer(chunked(PAGE), CHUNKED),
+    "chunk extensions": answer(chunked(PAGE, b' ; a="b";c'), CHUNKED),
+    "gzip": answer(PACKED, "Content-Encoding: gzip"),
+    "x-gzip": answer(PACKED, "Content-Encoding: x-gzip"),
+    "GZIP": answer(PACKED, "content-encoding: GZIP"),
+    "gzip of several members": answer(
+        gzip.compress(PAGE[:99]) + gzip.compress(PAGE[99:]), "Content-Encoding: gzip"
+    ),
+    "gzip in chunks": answer(chunked(PACKED), "Content-Encoding: gzip", CHUNKED),
+    "gzip twice": answer(gzip.compress(PACKED), "Content-Encoding: gzip, gzip"),
+    "deflate": answer(zlib.compress(PAGE), "Content-Encoding: deflate"),
+    "deflate without a header": answer(zlib.compress(PAGE)[2:-4], "Content-Encoding: deflate"),
+    "br": answer(brotli(PAGE), "Content-Encoding: br"),
+    "zstd": answer(zstandard(PAGE), "Content-Encoding: zstd"),
+    "none": answer(PAGE, "Content-Encoding: none"),
+    "identity": answer(PAGE, "Content-Encoding: identity"),
+    "unknown": answer(PAGE, "Content-Encoding: utf-8"),
+    "after 100 Continue": b"HTTP/1.1 100 Continue\r\n\r\n" + answer(PAGE),
+    "folded header": answer(PAGE, "X-A: b\r\n  c"),
+}
+CUT, BAD_CHUNKS, NOT_PACKED = (
+    "responses cut off",
+    "responses of bad chunks",
+    "responses that are not packed as declared",
+)
+COUNTED = {
+    "gzip declared, not packed": (answer(PAGE, "Content-Encoding: gzip"), NOT_PACKED),
+    "deflate declared, not packed": (answer(PAGE, "Content-Encoding: deflate"), NOT_PACKED),
+    "br declared, not packed": (answer(PAGE, "Content-Encoding: br"), NOT_PACKED),
+    "zstd declared, not packed": (answer(PAGE, "Content-Encoding: zstd"), NOT_PACKED),
+    "half of gzip": (answer(PACKED[: len(PACKED) // 2], "Content-Encoding: gzip"), CUT),
+    "half of deflate": (answer(zlib.compress(PAGE)[:-30], "Content-Encoding: deflate"), CUT),
+    "half of br": (answer(brotli(PAGE)[:-30], "Content-Encoding: br"), CUT),
+    "half of zstd": (answer(zstandard(PAGE)[:-30], "Content-Encoding: zstd"), CUT),
+    "half of a page": (answer(PAGE[:-30], f"Content-Length: {len(PAGE)}"), CUT),
+    "binary of an unknown coding": (
+        answer(PACKED, "Content-Encoding: compress"),
+        "responses of an unknown content coding",
+    ),
+    "not chunked": (answer(PAGE, CHUNKED), BAD_CHUNKS),
+    "negative chunk": (answer(b"-5\r\nabcde\r\n0\r\n\r\n", CHUNKED), BAD_CHUNKS),
+    "0x": (answer(b"0x5\r\nabcde\r\n0\r\n\r\n", CHUNKED), BAD_CHUNKS),
+    "endless size": (answer(b"F" * 40 + b"\r\nabcde\r\n0\r\n\r\n", CHUNKED), BAD_CHUNKS),
+    "short chunk": (answer(b"3\r\nabcde\r\n0\r\n\r\n", CHUNKED), BAD_CHUNKS),
+    "long chunk": (answer(b"7fffffff\r\nabcde\r\n0\r\n\r\n", CHUNKED), CUT),
+    "no last chunk": (answer(chunked(PAGE)[:-5], CHUNKED), CUT),
+    "headers cut short": (b"HTTP/1.1 200 OK\r\nContent-Type: text/ht", CUT),
+    "status cut short": (b"HTTP/1.1 2", CUT),
+    "no headers": (PAGE, "responses without HTTP headers"),
+    "nothing": (b"", CUT),
+}
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["members", "plain"])
+@pytest.mark.parametrize("name", [*READ, *COUNTED])
+def test_a_response_costs_itself_alone(tmp_path, name, packed):
+    block, reason = COUNTED.get(name) or (READ[name], None)
+    parts = [good(0), record(block), *map(good, range(1, 10))]
+    path = tmp_path / ("a.warc.gz" if packed else "a.warc")
+    path.write_bytes(b"".join(map(gzip.compress, parts)) if packed else b"".join(parts))
+    found, unreadable = read_all(path)
+    urls = [document.url.rpartition("/")[2] for document in found]
+    assert urls == ["0", *([] if reason else ["bad"]), *map(str, range(1, 10))]
+    assert unreadable == ({reason: 1} if reason else {})
+    assert reason or found[1].html == PAGE.decode()
+
+
+BAD = record(answer(PAGE))
+LENGTH = len(answer(PAGE))
+CONTAINER = {
+    # name: (bytes of the record, reason in a member of its own, reason in a plain file)
+    "too long": (record(answer(PAGE), length=LENGTH + 700), "records cut off", None),
+    "far too long": (record(answer(PAGE), length=10**12), "records cut off", None),
+    "too short": (record(answer(PAGE), length=LENGTH - 100), "records of a wrong length", None),
+    "no number": (record(answer(PAGE), length="many"), "records damaged", None),
+    "negative": (record(answer(PAGE), length=-5), "records damaged", None),
+    "no length": (BAD.replace(b"Content-Length", b"X-Length", 1), "records damaged", None),
+    "version alone": (b"WARC/1.0", "records cut off", "records damaged"),
+    "version line alone": (b"WARC/1.0\r\n", "records cut off", "records damaged"),
+    "headers cut short": (BAD[:90] + b"\r\n", "records cut off", "records damaged"),
+    "garbage": (b"\x00\x01 no record\r\n" * 20, "records damaged", None),
+    "of another type": (record(b"x", kind="resource"), "records of other types", None),
+}
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["members", "plain"])
+@pytest.mark.parametrize("name", CONTAINER)
+def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
+    bad, reason, in_plain = CONTAINER[name]
+    if not packed:
+        reason = in_plain or reason.replace("cut off", "of a wrong length")
+        bad += b"\r\n" if name == "version alone" else b""
+    parts = [good(0), bad, *map(good, range(1, 5))]
+    path = tmp_path / ("a.warc.gz" if packed else "a.warc")
+    path.write_bytes(b"".join(map(gzip.compress, parts)) if packed else b"".join(parts))
+    found, unreadable = read_all(path)
+    assert [document.url[-1] for document in found] == [*"01234"]
+    assert unreadable == {reason: 1}
+
+
+def test_a_damaged_member_costs_itself_alone(tmp_path):
+    members = [gzip.compress(good(number)) for number in range(6)]
+    for number, place in ((1, 5), (3, len(members[3]) // 2), (4, len(members[4]) - 6)):
+        damaged = bytearray(members[number])
+        damaged[place : place + 2] = b"\xff\xff"  # the header, the data, the checksum
+        members[number] = bytes(damaged)
+    (tmp_path / "a.warc.gz").write_bytes(members[0] + bytes(100) + b"".join(members[1:]))
+    found, unreadable = read_all(tmp_path)
+    # A damaged time in the header of a member is no loss.
+    assert [document.url[-1] for document in found] == [*"0125"]
+    assert unreadable == {"records damaged": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(b"WARC/1.0"), "records cut off"),
+        (gzip.compress(good(0))[:-30], "files: truncated"),
+        (b"no gzip at all", "files: damaged"),
+        (gzip.compress(b"no WARC at all"), "records damaged"),
+        (b"", "files: no records"),
+        (gzip.compress(b""), "files: no records"),
+        (gzip.compress(record(b"", kind="warcinfo")), "files: no records"),
+    ],
+)
+def test_a_file_that_gives_nothing_is_counted(tmp_path, content, reason):
+    (tmp_path / "a.warc.gz").write_bytes(content)
+    assert read_all(tmp_path) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_a_bomb_inside_a_response_is_no_memory(tmp_path, coding):
+    import tracemalloc
+
+    pack = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli, "zstd": zstandard}
+    bomb = pack[coding](bytes(64 << 20))
+    (tmp_path / "a.warc").write_bytes(record(answer(bomb, f"Content-Encoding: {coding}")) + good(1))
+    tracemalloc.start()
+    found, unreadable = read_all(tmp_path, max_document_bytes=1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(found), unreadable) == (1, {"records too large": 1})
+    assert peak < 24 << 20
+
+
+def test_large_records_are_passed_over(tmp_path):
+    large = record(answer(b"<p>" + bytes(3 << 20)))
+    (tmp_path / "a.warc").write_bytes(good(0) + large + good(1))
+    (tmp_path / "b.warc.gz").write_bytes(b"".join(map(gzip.compress, (good(0), large, good(1)))))
+    found, unreadable = read_all(tmp_path, max_document_bytes=1 << 20)
+    assert [document.url[-1] for document in found] == [*"0101"]
+    assert unreadable == {"records too large": 2}
+
+
+@pytest.mark.parametrize("ending", [".warc.zst", ".jsonl.zst", ".txt.zst"])
+def test_a_zstandard_file_that_is_cut_off_is_told(tmp_path, ending):
+    whole = {".warc.zst": good(0), ".jsonl.zst": b'{"text": "one"}\n', ".txt.zst": b"one"}[ending]
+    whole = zstandard(whole) + zstandard(whole)
+    (tmp_path / f"a{ending}").write_bytes(whole)
+    found, unreadable = read_all(tmp_path)
+    assert (len(found), unreadable) == (1 if ending == ".txt.zst" else 2, {})
+    (tmp_path / f"a{ending}").write_bytes(whole[:-8])
+    found, unreadable = read_all(tmp_path)
+    assert (len(found), unreadable) == (0 if ending == ".txt.zst" else 1, {"files: truncated": 1})
+
+
+def test_the_records_are_those_of_fastwarc(tmp_path):
+    """The same pages in other forms: one member for all, Zstandard, two lines between records."""
+    fastwarc = pytest.importorskip("fastwarc.warc")
+    import zstandard as library
+
+    parts = [good(number) for number in range(20)]
+    whole = b"".join(parts).replace(b"\r\n\r\nWARC/", b"\r\n\r\n\r\nWARC/", 3)
+    for name, content in (
+        ("a.warc", whole),
+        ("b.warc.gz", gzip.compress(whole)),
+        ("c.warc.gz", b"".join(map(gzip.compress, parts))),
+        ("d.warc.zst", library.compress(whole)),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        found, unreadable = read_all(path)
+        assert not unreadable
+        if not name.endswith("zst"):
+            with open(path, "rb") as file:
+                theirs = [
+                    (each.headers["WARC-Target-URI"], each.reader.read().decode())
+                    for each in fastwarc.ArchiveIterator(file)
+                ]
+            assert [(document.url, document.html) for document in found] == theirs
+        assert [document.url.rpartition("/")[2] for document in found] == [*map(str, range(20))]
+
+
+def test_damage_anywhere_is_told_and_costs_little(tmp_path):
+    """Flips, cuts and insertions in one member of ten: at most two records go, none unmentioned."""
+    draw = random.Random(0)
+    members = [gzip.compress(good(number)) for number in range(10)]
+    for turn in range(120):
+        made, bad = list(members), draw.randrange(10)
+        data, place = bytearray(made[bad]), draw.randrange(len(made[bad]))
+        kind = turn % 3
+        if kind == 0:
+            data[place] ^= 1 << draw.randrange(8)
+        elif kind == 1:
+            del data[place : place + draw.randint(1, 50)]
+        else:
+            data[place:place] = draw.randbytes(draw.randint(1, 50))
+        made[bad] = bytes(data)
+        (tmp_path / "a.warc.gz").write_bytes(b"".join(made))
+        found, unreadable = read_all(tmp_path)
+        urls = {document.url[-1] for document in found}
+        assert len(urls) == len(found) >= 8
+        assert {*"0123456789"} - urls <= {str(bad), str(bad + 1)}
+        assert unreadable or len(found) == 10, (turn, kind, place)
+        assert all(d.html == pages.page(int(d.url[-1])) for d in found)
