@@ -64,7 +64,6 @@ def base() -> ml_collections.ConfigDict:
                 "ema": 0.0,  # momentum of the average of the weights; 0 for none
                 "seed": 0,
                 "deterministic": False,  # bit-identical reruns on a GPU too, slower there
-                "input_workers": 0,  # processes that prepare batches; 0: the trainer's own threads
                 "steps_per_execution": 1,  # updates between two looks of Python
                 "log_every": 100,  # updates
                 "evaluate_every": 0,  # updates; 0 for every epoch's end

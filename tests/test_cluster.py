@@ -10,7 +10,6 @@ import time
 import pytest
 
 from tests.workers import free_addresses
-from trainers import input_workers
 from trainers import link as links
 from trainers.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.link import Link
@@ -355,16 +354,15 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
         link._fail("the test is over")
 
 
-@pytest.mark.parametrize("module", [links, input_workers])
-def test_the_last_checkpoint_comes_before_the_end(module, monkeypatch, capsys):
+def test_the_last_checkpoint_comes_before_the_end(monkeypatch, capsys):
     done = []
-    monkeypatch.setattr(module.os, "_exit", lambda status: done.append(status))
+    monkeypatch.setattr(links.os, "_exit", lambda status: done.append(status))
 
     def last():
         done.append("checkpoint")
         raise OSError("full")
 
     with pytest.raises(OSError, match="full"):  # nothing raises where the process has ended
-        module._leave("worker 1 is lost", last)
+        links._leave("worker 1 is lost", last)
     assert done == ["checkpoint", 1]
     assert "zoo: error: worker 1 is lost" in capsys.readouterr().err

@@ -114,8 +114,6 @@ def test_hosts_of_a_pod_make_their_batches_without_python(cores, hosts, monkeypa
         return
     with pytest.raises(UsageError, match="The 2 hosts of this TPU .* they do not have"):
         tpu.check(recipe("tpu"), strategy, arrays)
-    with pytest.raises(UsageError, match="feed one host, and this TPU has 2"):
-        tpu.check(recipe("tpu", input_workers=2), strategy, arrays)
 
 
 def test_each_host_makes_the_shares_of_its_cores(one):

@@ -10,10 +10,10 @@ from trainers import tpu
 from trainers.build import build_step, update_function
 from trainers.compress import check_sizes
 from trainers.features import made_up
-from trainers.input_workers import InputWorkers
 from trainers.recipe import check_batch, check_examples
 from trainers.strategy import distribute, make_strategy, prepare_devices
 from zoo import registry
+from zoo.data import pipeline
 from zoo.description import forward_flops
 from zoo.errors import UsageError
 
@@ -65,11 +65,6 @@ def bench(config, seconds: float = 10.0) -> Measured:
       config: a resolved recipe.
       seconds: how long to measure: half of it training, a quarter each step and input alone.
     """
-    with InputWorkers(config.trainer.input_workers) as workers:
-        return _bench(config, seconds, workers)
-
-
-def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     trainer = config.trainer
     check_sizes(config.compress)
     prepare_devices(trainer.replicas, trainer.deterministic)
@@ -91,7 +86,7 @@ def _bench(config, seconds: float, workers: InputWorkers) -> Measured:
     # Training runs a frozen part once: its updates begin behind it.
     learner = step.net if task.frozen(step.net).model is None else step.net.head
     tpu.check(config, strategy, arrays)
-    batches = workers.batches(
+    batches = pipeline.training_batches(
         arrays, step.task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,
         first_step=0, last_step=10**9,
     )  # fmt: skip

@@ -411,11 +411,6 @@ def _here(address: str) -> bool:
 
 def _leave(line: str, last=None) -> None:
     # The main thread may hang in a collective operation for ever; nothing but this ends it.
-    say_and_end(line, last)
-
-
-def say_and_end(line: str, last=None) -> None:
-    """Ends the process from whatever thread, with a line, after a call of `last`."""
     print(f"zoo: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
     try:
         if last:

@@ -13,6 +13,7 @@ from trainers.keras_internals import last_learning_rate
 from trainers.optimizers import inner
 from trainers.strategy import distribute
 from trainers.workdir import save_model
+from zoo.data import pipeline
 from zoo.data.disk import write_json
 from zoo.errors import RunError
 
@@ -118,7 +119,7 @@ class Loop:
         """An iterator over the batches from here to the end of the run."""
         skipped = self.counters["skipped_batches"]
         batches = functools.partial(
-            self.input.batches,
+            pipeline.training_batches,
             self.arrays,
             self.step.task.prepare,
             batch_size=self.config.trainer.global_batch_size,

@@ -276,7 +276,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     at_least = {
         "global_batch_size": 1, "steps_per_execution": 1, "log_every": 1, "keep": 1,
         "micro_batch_size": 0, "replicas": 0, "evaluate_every": 0, "checkpoint_every": 0,
-        "max_rollbacks": 0, "input_workers": 0, "steps": 0, "epochs": 0, "seed": 0,
+        "max_rollbacks": 0, "steps": 0, "epochs": 0, "seed": 0,
     }  # fmt: skip
     for key, least in at_least.items():
         if trainer[key] < least:

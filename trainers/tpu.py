@@ -87,13 +87,7 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
     if not is_tpu(strategy):
         return
     check_recipe(config)
-    trainer = config.trainer
     hosts = strategy.extended.num_hosts
-    if hosts > 1 and trainer.input_workers:
-        raise UsageError(
-            f"Input workers feed one host, and this TPU has {hosts}. Received: "
-            f"trainer.input_workers={trainer.input_workers}; leave it at 0."
-        )
     if hosts > 1 and not pipeline.all_held(arrays):
         raise UsageError(
             f"The {hosts} hosts of this TPU make their batches by themselves, "

@@ -21,7 +21,6 @@ from trainers.callbacks import make_callbacks
 from trainers.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
 from trainers.goodput import Goodput
-from trainers.input_workers import InputWorkers
 from trainers.link import Alone, Link
 from trainers.loop import Loop
 from trainers.precision import slow_bfloat16
@@ -90,7 +89,6 @@ class Trainer(Loop):
         }  # fmt: skip
         name = self.cluster.name(self.link.index) if self.cluster else ""
         self.stop = Stop(config.trainer.preemption_notice, name)
-        self.input = InputWorkers(config.trainer.input_workers, last=self._wait_for_checkpoint)
         self._said: set[str] = set()
 
     # --- the run, in order ----------------------------------------------------------------------
@@ -143,7 +141,7 @@ class Trainer(Loop):
             if said := slow_bfloat16(self.config.trainer.precision, devices):
                 self._event("warning", said)
             self._run_frozen_once()
-            with self.stop.listening(), self.input:
+            with self.stop.listening():
                 logs = self._loop()
                 if self.saver:
                     self.saver.wait()  # a SIGTERM while it finishes loses nothing

@@ -40,7 +40,7 @@ MAY_CHANGE = frozenset(
         "trainer.strategy", "trainer.replicas", "trainer.steps_per_execution",
         "trainer.micro_batch_size", "trainer.remat", "trainer.jit_compile",
         "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.callbacks",
-        "trainer.max_rollbacks", "trainer.preemption_notice", "trainer.input_workers",
+        "trainer.max_rollbacks", "trainer.preemption_notice",
         "data.manual_dir",
     }
 )  # fmt: skip

@@ -155,7 +155,6 @@ class Distillation:
                 dense.build((None, None, widths[0]))
                 self.projections[one.name] = dense
         self.variables = [v for dense in self.projections.values() for v in dense.variables]
-        # Without the models: it may go to another process (trainers/input_workers.py).
         self.prepare = functools.partial(_prepare, task)
 
     def __getattr__(self, name):

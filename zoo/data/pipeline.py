@@ -92,7 +92,6 @@ def training_batches(
     first_step: int,
     last_step: int,
     shares: range | None = None,
-    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of steps `first_step` to `last_step - 1`.
 
@@ -105,7 +104,6 @@ def training_batches(
       first_step: 0, or where a resumed run goes on.
       last_step: where the run ends.
       shares: of which replicas, those of this process; None for all of them.
-      part: (i, n): of these elements the i-th and every n-th from there on.
 
     Returns:
       A dataset of dicts with static shapes. Rows beyond the epoch's end have weight 0.
@@ -127,10 +125,7 @@ def training_batches(
         key = tf.stack([tf.constant(seed, tf.int64), step])
         return prepare(batch, _uniform(key, batch_size, replica * share, share), True)
 
-    first, every = part
-    numbers = tf.data.Dataset.range(
-        first_step * len(shares) + first, last_step * len(shares), every
-    )
+    numbers = tf.data.Dataset.range(first_step * len(shares), last_step * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
     return batches.prefetch(2 * len(shares)).with_options(options())
 
