@@ -12,6 +12,7 @@ import zoo
 from tests import toys
 from trainers import export
 from trainers.export import FORMATS, difference, export_workdir, in_float32
+from zoo import processes
 from zoo.errors import RunError, UsageError
 
 
@@ -152,7 +153,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     ],
 )
 def test_a_conversion_that_dies_leaves_nothing(trained, tmp_path, monkeypatch, code, said):
-    monkeypatch.setattr(export, "_CHILD", code)
+    monkeypatch.setattr(processes, "arguments", lambda *_: [sys.executable, "-c", code])
     with pytest.raises(RunError, match=said):
         export_workdir(str(trained[0]), "keras", str(tmp_path / "a.keras"))
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from trainers.compress.subject import Subject
 from trainers.keras_internals import all_layers
 from trainers.recipe import as_dict, of_workdir
 from trainers.workdir import open_model, read_config
-from zoo import registry
+from zoo import processes, registry
 from zoo.data import Dataset
 from zoo.errors import RunError, UsageError
 
@@ -216,7 +217,7 @@ def test_ranges_come_from_the_training_data():
 )
 def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
     found = subject("cnn_classifier")
-    monkeypatch.setattr(litert, "_CHILD", code)
+    monkeypatch.setattr(processes, "arguments", lambda *_: [sys.executable, "-c", code])
     with pytest.raises(RunError, match=said):
         litert.write(found.served(), found.examples(), tmp_path / "a.tflite", "int8")
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,6 @@ pictures, token numbers), and is written with a description beside it, `OUT.json
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.workdir import data_section, model_path, read_config
+from zoo import processes
 from zoo.data.disk import write_json
 from zoo.errors import RunError, UsageError
 
@@ -67,13 +66,7 @@ def export_workdir(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         made = Path(folder) / f"model{ending}"
-        package = str(Path(__file__).resolve().parents[1])
-        done = subprocess.run(
-            # -P and the path: another `trainers` in the current folder must not be run instead.
-            [sys.executable, "-P", "-c", _CHILD, package, workdir, form, str(made),
-             checkpoint, *modules],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        )  # fmt: skip
+        done = processes.run("trainers.export:main", workdir, form, str(made), checkpoint, *modules)
         if done.returncode < 0:
             raise RunError(f"The conversion to {form} was ended by signal {-done.returncode}.")
         if done.returncode:
@@ -85,16 +78,12 @@ def export_workdir(
     return found
 
 
-_CHILD = "import sys; sys.path.insert(0, sys.argv.pop(1)); from trainers.export import main; main()"
-
-
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def main() -> None:
+def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> None:
     """Exports and checks; prints the description as the last line."""
-    workdir, form, out, checkpoint, *modules = sys.argv[1:]
     try:
         print(json.dumps(_export(workdir, form, out, checkpoint, modules)))
     except Exception as error:  # converters raise what they like, often over many lines

@@ -5,8 +5,6 @@ so it runs apart, and such an end becomes one line.
 """
 
 import contextlib
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo import processes
 from zoo.errors import RunError, UsageError
 
 NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
@@ -43,11 +42,7 @@ def write(
         quantisation = asked if quantisation == "float32" else quantisation
         if examples is not None:
             np.savez(Path(folder) / "examples.npz", **examples)
-        package = str(Path(__file__).resolve().parents[1])
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _CHILD, package, folder, str(out), quantisation],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        )  # fmt: skip
+        done = processes.run("trainers.litert:main", folder, str(out), quantisation)
     if done.returncode < 0:
         raise RunError(
             f"The conversion to LiteRT {quantisation} was ended by signal {-done.returncode}"
@@ -74,14 +69,12 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
 
 
 _LOOP = ": it cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"
-_CHILD = "import sys; sys.path.insert(0, sys.argv.pop(1)); from trainers.litert import main; main()"
 
 
-def main() -> None:
+def main(folder: str, out: str, quantisation: str) -> None:
     """Converts a saved model; says in one line why not."""
     from trainers.start import start_tensorflow
 
-    folder, out, quantisation = sys.argv[1:]
     start_tensorflow()
     try:
         Path(out).write_bytes(convert(folder, quantisation))

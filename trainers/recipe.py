@@ -6,7 +6,6 @@ Loads no TensorFlow.
 import ast
 import importlib
 import importlib.util
-import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from trainers.preemption import SERVERS
 from trainers.schedules import SCHEDULES
 from zoo.data.tokenizers import KINDS
 from zoo.errors import UsageError, near_names
+from zoo.processes import search_current_folder_last, shadowed
 
 _CONFIGS = Path(base.__file__).parent
 _NAMED_SECTIONS = {
@@ -409,14 +409,18 @@ def import_user_modules(names: Sequence[str]) -> None:
     Raises:
       UsageError: where a module is missing or does not run.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the folder that the command runs in
+    search_current_folder_last()
     for name in names:
         if "/" in name or name.endswith(".py"):
             module = name.removesuffix(".py").strip("./").replace("/", ".")
             raise UsageError(
                 f"--import takes the name of a module, as Python does. Received: {name!r}; from "
                 f"its folder it is --import={module}."
+            )
+        if other := shadowed(name):
+            raise UsageError(
+                f"--import={name} names another module than the one in this folder, which is "
+                f"searched last: rename yours. Received: {other}."
             )
         try:
             _remember(importlib.import_module(name))

@@ -22,6 +22,7 @@ import sys
 
 from trainers.cli.common import USAGE, run
 from zoo.errors import near_names
+from zoo.processes import drop_current_folder
 
 VERBS = (
     "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "compress",
@@ -31,6 +32,7 @@ VERBS = (
 
 def main(argv=None) -> int:
     """Runs `zoo VERB`; returns the exit status."""
+    drop_current_folder()
     argv = list(sys.argv if argv is None else argv)
     if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
         asked = len(argv) > 1

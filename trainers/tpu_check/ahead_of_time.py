@@ -220,7 +220,3 @@ def _place(condition: str) -> str:
     """Returns where in the model a loop stands, by its condition: `lstm/while`."""
     found = re.findall(r'op_name="(?:call\.\d+/)*([^"]*while[^/"]*)/', condition)
     return found[-1] if found else ""
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

@@ -1,14 +1,13 @@
 """libtpu's ahead-of-time compiler, in a process of its own. Loads no TensorFlow."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from zoo import processes
 from zoo.errors import RunError, UsageError
 
 # Of the other process alone: JAX stays off devices, libtpu does not look for a TPU machine.
@@ -49,12 +48,11 @@ class Compiler:
 
     def __enter__(self):
         check_installed()
-        path = [folder or os.getcwd() for folder in sys.path]
         self._folder = tempfile.TemporaryDirectory()
         self._log = open(Path(self._folder.name) / "log", "w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainers.tpu_check.ahead_of_time", self.topology],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **_ENVIRONMENT},
+            processes.arguments("trainers.tpu_check.ahead_of_time:serve", self.topology),
+            env=processes.environment(_ENVIRONMENT),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         return self

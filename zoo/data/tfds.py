@@ -7,7 +7,6 @@ recipe would behave differently from all later ones.
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo import processes
 from zoo.data.datasets import Dataset, cache_dir, data_dir, list_datasets
 from zoo.data.disk import one_at_a_time
 from zoo.data.records import Records, RecordWriter, open_records
@@ -105,20 +105,10 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
 
 
 def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None, shape: tuple):
-    package_parent = str(Path(__file__).resolve().parents[2])
-    python_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        # -P: another `zoo` in the current folder must not be run in place of this one.
-        [
-            *(sys.executable, "-P", "-m", "zoo.data.tfds", name, version),
-            *(str(manual_dir or ""), *map(str, shape)),
-        ],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(python_path), "CUDA_VISIBLE_DEVICES": "-1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    done = processes.run(
+        "zoo.data.tfds:main", name, version, str(manual_dir or ""), *map(str, shape),
+        more={"CUDA_VISIBLE_DEVICES": "-1"},
+    )  # fmt: skip
     if done.returncode < 0:
         raise RunError(f"Preparing {name!r} was ended by signal {-done.returncode}.")
     remarks = [line for line in done.stderr.splitlines() if line.startswith("zoo: ")]
@@ -237,7 +227,7 @@ def _decode_pictures(tfds, builder, split: str, height: int, width: int, channel
     return {"image": np.stack(images), "label": np.array(labels, np.int64)}
 
 
-def _main(name: str, version: str, manual_dir: str, *shape: str) -> int:
+def main(name: str, version: str, manual_dir: str, *shape: str) -> int:
     originals = Path(manual_dir) if manual_dir else None
     try:
         size = tuple(map(int, shape))
@@ -252,7 +242,3 @@ def _main(name: str, version: str, manual_dir: str, *shape: str) -> int:
         return 0
     print(" ".join(message.split()), flush=True)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))

@@ -5,6 +5,7 @@ which appears when it is whole, and does nothing where they are there. So a step
 that sees the files, in any order and as often as one likes: what it leaves is the same.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from zoo.errors import RunError, UsageError
+from zoo.processes import safe_children
 
 
 class Local:
@@ -27,9 +29,11 @@ class Local:
     def __init__(self, workers: int = 0, modules: Sequence[str] = ()):
         self.workers = workers or len(os.sched_getaffinity(0))
         self._modules, self._pool = tuple(modules), None
+        self._environment = contextlib.ExitStack()
 
     def __enter__(self) -> "Local":
         if self.workers > 1:
+            self._environment.enter_context(safe_children())
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["zoo.prep.steps"])
             self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self._modules,))
@@ -41,6 +45,7 @@ class Local:
                 for worker in multiprocessing.active_children():
                     worker.terminate()
             self._pool.shutdown(cancel_futures=True)
+        self._environment.close()
 
     def run(self, function: Callable, tasks: Sequence[dict]) -> Iterator[dict]:
         """Runs every task; yields each one that is done.
@@ -122,7 +127,7 @@ class Beam:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
 
-        with beam.Pipeline(options=PipelineOptions(self._options)) as pipeline:
+        with safe_children(), beam.Pipeline(options=PipelineOptions(self._options)) as pipeline:
             (
                 pipeline
                 | "Tasks" >> beam.Create(list(tasks))

@@ -11,7 +11,6 @@ arXiv:1910.10683, 2.2), FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.5).
 import functools
 import importlib
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -28,6 +27,7 @@ from zoo.prep.languages import (
     identify,
 )
 from zoo.prep.word_lists import TOXIC
+from zoo.processes import search_current_folder_last
 
 _MARKS = re.compile(rf"\A[^{LETTERS}]+|[^{LETTERS}]+\Z")
 _BULLETS = ("-", "*", "•", "●", "○", "▪", "■", "‣", "–", "·")
@@ -235,8 +235,7 @@ def scorer(name: str, file: str):
 
         return share
     module, _, function = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the folder that the command runs in
+    search_current_folder_last()
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,0 +1,154 @@
+"""Python processes that run beside foreign modules never import them."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import commands
+from zoo.prep.engine import Local
+
+BAIT = "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
+# Modules that the zoo and Python load late, or in child processes.
+SHADOWS = ("json", "subprocess", "multiprocessing", "socket", "importlib_resources", "numpy", "jax")
+OURS = ("zoo", "trainers", "configs")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of modules that leave a trace when one of them is executed; `mine.py` does not."""
+    place, marker = tmp_path / "folder", tmp_path / "executed"
+    for name in (*SHADOWS, *OURS):
+        (place / name).mkdir(parents=True)
+        (place / name / "__init__.py").write_text(BAIT.format(marker=str(marker)))
+    (place / "mine.py").write_text(
+        "import json, multiprocessing, sys, zoo.errors, trainers\n"
+        "def count(text):\n    return float(len(text))\n"
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "zoo").write_text(commands.ZOO)
+    return place
+
+
+def executed(folder) -> str:
+    """The modules of the folder that were executed."""
+    marker = folder.parent / "executed"
+    return marker.read_text() if marker.exists() else ""
+
+
+def script(folder, code: str, name="script.py", **environment) -> subprocess.CompletedProcess:
+    """Runs a script that lies elsewhere, as the command `zoo` does, in the folder."""
+    (folder.parent / name).write_text(code)
+    return python(folder, str(folder.parent / name), **environment)
+
+
+def python(folder, *words, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(commands.ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+def test_a_module_of_import_is_searched_last(folder):
+    done = python(folder, str(folder.parent / "bin" / "zoo"), "list", "gpt_nano", "--import=mine")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gpt_nano")
+    assert executed(folder) == ""
+
+
+def test_a_module_of_import_that_another_one_hides_is_refused(folder):
+    words = str(folder.parent / "bin" / "zoo"), "list", "--import=json"
+    done = python(folder, *words)
+    assert done.returncode == 2
+    assert "--import=json names another module than the one in this folder" in done.stderr
+    assert "lib" in done.stderr
+    assert executed(folder) == ""
+
+
+@pytest.mark.parametrize("verb", ["list", "main"])
+def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, verb):
+    """`python -m` finds our own packages through the current folder alone if it holds some."""
+    for name in OURS:
+        (folder / name / "__init__.py").unlink()
+        (folder / name).rmdir()
+    words = ["-m", f"trainers.cli.{verb}", *(["list"] if verb == "main" else []), "--json"]
+    done = python(folder, *words)
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+@pytest.mark.parametrize("entry", ["", ".", "here"])
+def test_a_child_does_not_search_the_current_folder(folder, entry):
+    """Also where PYTHONPATH holds it, as `PYTHONPATH=:/more` does."""
+    path = os.pathsep.join([str(commands.ROOT), str(folder) if entry == "here" else entry])
+    code = (
+        "import os, sys\n"
+        "sys.path[:] = [p for p in sys.path[1:] if os.path.realpath(p) != os.getcwd()]\n"
+        "from zoo import processes\n"
+        "done = processes.run('trainers.recipe:list_recipes', more={'MORE': '1'})\n"
+        "sys.exit(done.returncode != 1 or 'cnn_digits' not in done.stderr)\n"
+    )
+    done = script(folder, code, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+def test_workers_of_prepare_do_not_search_the_current_folder(folder):
+    """Neither do multiprocessing's fork server and resource tracker."""
+    code = (
+        "if __name__ == '__main__':\n"
+        "    import os, sys\n"
+        "    from zoo.prep.engine import Local\n"
+        "    with Local(2, ['mine']) as engine:\n"
+        "        sys.path.append(os.getcwd())\n"
+        "        assert len(list(engine.run(len, [{}, {}]))) == 2\n"
+    )
+    done = script(folder, code)
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+def test_the_scorer_of_the_user_is_searched_last(folder):
+    code = (
+        "from zoo.prep.filters import scorer\n"
+        "assert scorer('mine:count', '')('four') == 4\n"
+        "import json, multiprocessing, importlib_resources\n"
+    )
+    done = script(folder, code)
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+@pytest.mark.slow
+def test_commands_that_start_children_beside_foreign_modules(folder, trained):
+    zoo = str(folder.parent / "bin" / "zoo")
+    out = str(folder.parent / "model.tflite")
+    words = ["export", str(trained[0]), "--format=litert", f"--out={out}", "--import=mine"]
+    done = python(folder, zoo, *words)
+    assert done.returncode == 0, done.stderr
+    done = python(folder, zoo, "tpu_check", "cnn_digits:debug", "--import=mine")
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+def test_the_environment_is_given_back(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    before = dict(os.environ)
+    with Local(2):
+        assert os.environ["PYTHONSAFEPATH"] == "1"
+        assert os.environ["PYTHONPATH"].endswith("/somewhere")
+    assert dict(os.environ) == before
+
+
+def test_children_are_started_in_one_place():
+    """No other source file starts a Python or changes where modules are searched."""
+    found = {
+        str(path.relative_to(commands.ROOT))
+        for package in ("zoo", "trainers", "configs")
+        for path in (commands.ROOT / package).rglob("*.py")
+        if any(word in path.read_text() for word in ("sys.executable", "sys.path"))
+    }
+    assert found == {"zoo/processes.py", "trainers/cli/__init__.py"}
