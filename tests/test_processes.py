@@ -128,7 +128,9 @@ def test_commands_that_start_children_beside_foreign_modules(folder, trained):
     words = ["export", str(trained[0]), "--format=litert", f"--out={out}", "--import=mine"]
     done = python(folder, zoo, *words)
     assert done.returncode == 0, done.stderr
-    done = python(folder, zoo, "tpu_check", "cnn_digits:debug", "--import=mine")
+    done = python(
+        folder, zoo, "tpu_check", "cnn_digits:debug", "--topology=v5e:2x2", "--import=mine"
+    )
     assert done.returncode == 0, done.stderr
     assert executed(folder) == ""
 

@@ -5,11 +5,14 @@ TensorFlow's server takes the port over; the connections outlive that. A collect
 or fails with some internal message when a peer dies; here the kernel closes the dead process's
 connection, or its machine falls silent, and every survivor says who it was and ends.
 
-Messages are bytes and JSON; nothing that is received is ever executed. Loads no TensorFlow.
+Messages are bytes and JSON, bounded by trainers/wire.py; nothing that is received is ever executed.
+A peer that is malformed, slow or silent while workers come together is turned away, and one that
+becomes so later ends the run with its name. Loads no TensorFlow.
 """
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import queue
@@ -17,17 +20,22 @@ import socket
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection
 
+from trainers import wire
 from trainers.cluster import Cluster
 from zoo.errors import RunError, UsageError
 
 WAIT = 900.0  # seconds in which all workers must have come
 SAY = 5.0  # and after how many it is said for whom a worker waits
-HELLO = 5.0  # seconds in which who calls, or is called, has said all of who it is
+HELLO = 5.0  # seconds for each message of the handshake
+_CALLERS = 128  # that shake hands at the same time
 BEAT, SILENCE = 3.0, 30.0  # a sign of life each, and after how long without one a worker is lost
 _AGAIN = "run the same command on all workers to go on from the last checkpoint"
-_VALUE, _BEAT, _FAILED, _BYE = b"v", b"b", b"f", b"e"
+# A value may come in several messages: parts, and the end of the value.
+_PART, _VALUE, _BEAT, _FAILED, _BYE = b"p", b"v", b"b", b"f", b"e"
+_WAITING = 1000  # values that a peer may send before they are asked for
+# Bytes of a value from a worker, and from the chief, which sends the state of the training.
+_LARGEST_SAID, _LARGEST_STATE = 2**16, 2**36
 _WELCOME = b"welcome"
 
 
@@ -75,6 +83,7 @@ class Link(Alone):
         self.cluster = cluster
         self.index, self.count = cluster.index, len(cluster.workers)
         self.chief = self.index == 0
+        self._secret = wire.secret()
         self._leave = leave or functools.partial(_leave, last=last)
         self._peers: dict[int, _Peer] = {}
         self._ending = threading.Event()
@@ -88,15 +97,16 @@ class Link(Alone):
         """
         connections = self._listen() if self.chief else {0: self._call()}
         for index, connection in connections.items():
-            self._peers[index] = _Peer(index, connection, self._lost)
+            largest = _LARGEST_SAID if self.chief else _LARGEST_STATE
+            self._peers[index] = _Peer(index, connection, self._lost, largest)
         for peer in self._peers.values():  # now that all are known to whom a loss is told
             peer.start()
 
     # --- agreeing -------------------------------------------------------------------------------
 
     def same(self, what: str, fingerprint: str) -> None:
-        others = self._gather(fingerprint.encode())
-        differ = [i for i, other in others.items() if other.decode() != fingerprint]
+        own = hashlib.sha256(fingerprint.encode(errors="surrogateescape")).digest()
+        differ = [i for i, other in self._gather(own).items() if other != own]
         line = ""
         if differ:
             line = (
@@ -112,7 +122,10 @@ class Link(Alone):
     def share(self, value=None):
         if not self.chief:
             message = self._peers[0].receive()
-            return message[1:] if message[:1] == b"b" else json.loads(message[1:])
+            try:
+                return message[1:] if message[:1] == b"b" else json.loads(message[1:])
+            except (ValueError, RecursionError):
+                raise self._not_understood(0) from None
         message = b"b" + value if isinstance(value, bytes) else b"j" + json.dumps(value).encode()
         for peer in self._peers.values():
             peer.send(_VALUE, message)
@@ -120,14 +133,19 @@ class Link(Alone):
 
     def any(self, *flags: bool) -> list[bool]:
         own = bytes(flags)
-        rows = [own, *self._gather(own).values()]
+        rows = [own]
+        for index, row in self._gather(own).items():
+            if len(row) != len(own):
+                raise self._not_understood(index)
+            rows.append(row)
         return [
             bool(flag) for flag in self.share([max(column) for column in zip(*rows, strict=True)])
         ]
 
     def each(self, text: str) -> list[str]:
-        others = self._gather(text.encode())
-        return self.share([text, *(other.decode() for other in others.values())])
+        own = wire.printable(text)
+        others = self._gather(own.encode(errors="replace")).values()
+        return self.share([own, *(wire.printable(o.decode(errors="replace")) for o in others)])
 
     def _gather(self, message: bytes) -> dict[int, bytes]:
         """On the chief the others' messages; elsewhere nothing, for this worker's is sent."""
@@ -135,6 +153,9 @@ class Link(Alone):
             return {index: peer.receive() for index, peer in sorted(self._peers.items())}
         self._peers[0].send(_VALUE, message)
         return {}
+
+    def _not_understood(self, index: int) -> RunError:
+        return RunError(f"{self.cluster.name(index)} sent a message that is not understood")
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -158,9 +179,9 @@ class Link(Alone):
     def _fail(self, message: str) -> None:
         with self._said:  # a thread that has a line to say ends the process with it
             self._ending.set()
-        line = f"{self.cluster.name(self.index)} failed: {message}"
+        line = wire.printable(f"{self.cluster.name(self.index)} failed: {message}")
         for peer in self._peers.values():
-            peer.send(_FAILED, line.encode())
+            peer.send(_FAILED, line.encode(errors="replace"))
         self._disconnect()
 
     def _close(self) -> None:
@@ -188,60 +209,90 @@ class Link(Alone):
         line = line or f"{self.cluster.name(index)} is gone; {_AGAIN}"
         others = [peer for other, peer in self._peers.items() if other != index]
         for peer in others:  # the chief alone has others
-            peer.send(_FAILED, line.encode())
+            peer.send(_FAILED, line.encode(errors="replace"))
         if others:
             time.sleep(0.5)  # for the line to be read before the connection breaks
         self._leave(line)
 
     # --- coming together ------------------------------------------------------------------------
 
-    def _listen(self) -> dict[int, Connection]:
-        found: dict[int, Connection] = {}
+    def _listen(self) -> dict[int, socket.socket]:
+        found: dict[int, socket.socket] = {}
+        try:
+            self._await_all(found)
+        except BaseException:
+            for stream in found.values():
+                stream.close()
+            raise
+        for stream in found.values():
+            with contextlib.suppress(OSError):  # noticed by the thread that reads
+                wire.send(stream, _WELCOME, HELLO)
+        return found
+
+    def _await_all(self, found: dict[int, socket.socket]) -> None:
+        """Fills `found`; a caller that shakes hands slowly, or not at all, delays nobody else."""
+        callers: list[socket.socket] = []
+        changing, complete = threading.Lock(), False
+
+        def shake_hands(stream: socket.socket) -> None:
+            index, refusal = wire.answer(stream, self.count, self._secret, HELLO)
+            with changing:
+                callers.remove(stream)
+                if not refusal and (complete or index in found and not wire.readable(found[index])):
+                    refusal = f"{self.cluster.name(index)} is there already."
+                if not refusal:
+                    if index in found:
+                        found[index].close()
+                    found[index] = stream
+                    return
+            with contextlib.suppress(OSError):
+                wire.send(stream, refusal.encode(), HELLO)
+            stream.close()
+
         end = _Deadline(lambda: [i for i in range(1, self.count) if i not in found], self.cluster)
         with self._own_port() as listener:
             while True:
-                for index in [i for i, one in found.items() if one.poll()]:
-                    del found[index]  # nothing was asked of it: what is there to read is its end
-                if len(found) == self.count - 1:
-                    break
+                with changing:
+                    # Nothing was asked of them: what is there to read is their end.
+                    for index in [i for i, one in found.items() if wire.readable(one)]:
+                        found.pop(index).close()
+                    if len(found) == self.count - 1:
+                        complete = True
+                        break
                 end.check()
                 try:
                     stream, _ = listener.accept()
                 except TimeoutError:
                     continue
-                connection = Connection(stream.detach())
-                index, refusal = _hello(connection, self.count)
-                if index in found and not found[index].poll():
-                    refusal = f"{self.cluster.name(index)} is there already."
-                if refusal:
-                    with contextlib.suppress(OSError):
-                        connection.send_bytes(refusal.encode())
-                    connection.close()
-                else:
-                    found[index] = connection
-        for connection in found.values():
-            connection.send_bytes(_WELCOME)
-        return found
+                except OSError:  # the caller is gone already, or this process has too many files
+                    time.sleep(0.1)
+                    continue
+                with changing:
+                    callers.append(stream)
+                    if len(callers) > _CALLERS:
+                        _shut(callers[-_CALLERS - 1])
+                threading.Thread(target=shake_hands, args=[stream], daemon=True).start()
 
-    def _call(self) -> Connection:
+    def _call(self) -> socket.socket:
         self._own_port().close()
         host, port = _split(self.cluster.workers[0])
         end = _Deadline(lambda: [0], self.cluster)
-        hello = {"zoo": 1, "worker": self.index, "count": self.count}
         while True:
             end.check()
-            with contextlib.suppress(OSError, EOFError):
+            with contextlib.ExitStack() as stack, contextlib.suppress(OSError, EOFError):
                 stream = socket.create_connection((host, port), timeout=1.0)
-                stream.settimeout(None)
+                stack.callback(stream.close)
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection = Connection(stream.detach())
-                connection.send_bytes(json.dumps(hello).encode())
-                while not connection.poll(1.0):
+                refusal = wire.call(stream, self.index, self.count, self._secret, HELLO)
+                while not refusal and not wire.readable(stream, 1.0):
                     end.check()
-                answer = _first_message(connection)
-                if answer == _WELCOME:
-                    return connection
-                raise RunError(f"{self.cluster.name(0)} refuses: {answer.decode(errors='replace')}")
+                if not refusal:
+                    answer = wire.receive(stream, HELLO, wire.LARGEST_HELLO)
+                    if answer == _WELCOME:
+                        stack.pop_all()
+                        return stream
+                    refusal = wire.printable(answer.decode(errors="replace"))
+                raise RunError(f"{self.cluster.name(0)} refuses: {refusal}")
             time.sleep(0.2)
 
     def _own_port(self) -> socket.socket:
@@ -264,16 +315,24 @@ class Link(Alone):
                 f"{self.cluster.name(self.index)} cannot listen at its address: {error.strerror}. "
                 "Give it another port, or end what has this one."
             ) from None
-        listener.settimeout(1.0)
+        listener.settimeout(0.2)
         return listener
 
 
 class _Peer:
-    """A connection, a thread that reads it, and one that sends signs of life."""
+    """A connection, a thread that reads it, and one that sends signs of life.
 
-    def __init__(self, index: int, connection: Connection, lost):
+    Args:
+      index: of the worker at its other end.
+      connection: to it.
+      lost: called with the index and a line, or "", where the worker is lost.
+      largest: bytes of a value that it may send.
+    """
+
+    def __init__(self, index: int, connection: socket.socket, lost, largest: int):
         self.index = index
-        self._connection = connection
+        self._connection, self._largest = connection, largest
+        self._sender = connection.dup()  # timeouts of its own
         self._lost = lost
         self._sending = threading.Lock()
         self._closed = threading.Event()
@@ -284,9 +343,25 @@ class _Peer:
             threading.Thread(target=work, daemon=True).start()
 
     def send(self, kind: bytes, message: bytes = b"") -> None:
-        # A peer that is gone is noticed by the thread that reads.
-        with contextlib.suppress(OSError), self._sending:
-            self._connection.send_bytes(kind + message)
+        """Sends a message, a long one in parts."""
+        # The last line of a process waits for no peer that takes nothing.
+        seconds = HELLO if kind == _FAILED else SILENCE
+        size = wire.LARGEST - 1
+        pieces = [message[i : i + size] for i in range(0, len(message), size)] or [b""]
+        kinds = [_PART] * (len(pieces) - 1) + [kind]
+        try:
+            for kind, piece in zip(kinds, pieces, strict=True):
+                if not self._sending.acquire(timeout=seconds):
+                    raise TimeoutError
+                try:
+                    wire.send(self._sender, kind + piece, seconds)
+                finally:
+                    self._sending.release()
+        except TimeoutError:  # signs of life of one that takes nothing count for nothing
+            if kind != _FAILED and not self._closed.is_set():
+                self._lost(self.index, "")
+        except OSError:
+            pass  # a peer that is gone is noticed by the thread that reads
 
     def receive(self, kind: bytes = _VALUE) -> bytes:
         """Waits for the next value; a loss meanwhile ends the process."""
@@ -297,30 +372,50 @@ class _Peer:
 
     def close(self) -> None:
         self._closed.set()
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(fileno=os.dup(self._connection.fileno())) as stream,
-        ):
-            stream.shutdown(socket.SHUT_WR)  # what the peer has sent is still read
+        with contextlib.suppress(OSError):
+            self._sender.shutdown(socket.SHUT_WR)  # what the peer has sent is still read
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT):
             self.send(_BEAT)
+        with self._sending:
+            self._sender.close()
 
     def _read(self) -> None:
         try:
-            while self._connection.poll(SILENCE):
-                message = self._connection.recv_bytes()
-                kind, content = message[:1], message[1:]
+            while wire.readable(self._connection, SILENCE):
+                kind, content = self._next()
                 if kind == _FAILED:
-                    self._lost(self.index, content.decode(errors="replace"))
+                    self._lost(self.index, wire.printable(content.decode(errors="replace")))
                 elif kind != _BEAT:
+                    if self._values.qsize() > _WAITING:
+                        raise wire.Malformed("too many values")
                     self._values.put((kind, content))
                 if kind == _BYE:  # its end is none to talk about
                     return
             self._lost(self.index, "")
         except (OSError, EOFError):
             self._lost(self.index, "")
+        finally:
+            self._connection.close()
+
+    def _next(self) -> tuple[bytes, bytes]:
+        """Receives a message, or a value of several."""
+        parts, size = [], 0
+        while True:
+            message = wire.receive(self._connection, SILENCE)
+            kind, content = message[:1], message[1:]
+            if kind not in (_PART, _VALUE, _BEAT, _FAILED, _BYE):
+                raise wire.Malformed("an unknown kind of message")
+            if kind in (_BEAT, _FAILED, _BYE) and not (kind == _BEAT and parts):
+                return kind, content
+            if kind != _BEAT:
+                parts.append(content)
+                size += len(content)
+            if size > self._largest:
+                raise wire.Malformed("too large a value")
+            if kind == _VALUE:
+                return kind, b"".join(parts)
 
 
 class _Deadline:
@@ -343,52 +438,18 @@ class _Deadline:
             print(f"zoo: waiting for {names}{doubt}", file=sys.stderr, flush=True)
 
 
-def _hello(connection: Connection, count: int) -> tuple[int | None, str]:
-    """Returns which worker calls, and why it is not let in: a port hears from strangers too."""
-    try:
-        message = json.loads(_first_message(connection))
-        if message["zoo"] != 1:
-            return None, "another version of the zoo."
-        index, of = int(message["worker"]), int(message["count"])
-    except TimeoutError:
-        return None, "nothing was said."
-    except (OSError, EOFError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
-        return None, "not understood."
-    if of != count or not 0 < index < count:
-        return None, f"worker {index} of {of} called, this run has {count} workers."
-    return index, ""
-
-
-def _first_message(connection: Connection) -> bytes:
-    """Receives what `Connection.send_bytes` sent, within `HELLO` seconds and 1000 bytes.
-
-    Connection itself waits without end for the rest of a message that has begun.
-    """
-    until = time.monotonic() + HELLO
-
-    def read(count: int) -> bytes:
-        found = b""
-        while len(found) < count:
-            if not connection.poll(max(0.0, until - time.monotonic())):
-                raise TimeoutError
-            piece = os.read(connection.fileno(), count - len(found))
-            if not piece:
-                raise EOFError
-            found += piece
-        return found
-
-    size = int.from_bytes(read(4), "big")
-    if size > 1000:
-        raise OSError("too long")
-    return read(size)
-
-
 def _of_a_collective(error: BaseException) -> bool:
     # TensorFlow's own classes cannot be named here without importing TensorFlow.
     return any(kind.__name__ == "OpError" for kind in type(error).__mro__) and (
         "Collective" in str(error)
         or type(error).__name__ in ("UnavailableError", "AbortedError", "CancelledError")
     )
+
+
+def _shut(stream: socket.socket) -> None:
+    """Ends a connection that another thread reads, and with it the reading."""
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
 
 
 def _split(address: str) -> tuple[str, int]:

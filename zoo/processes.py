@@ -90,8 +90,7 @@ def search_current_folder_last() -> None:
     standard library, of an installed package or of the zoo.
     """
     drop_current_folder()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    sys.path.append("")
 
 
 def drop_current_folder() -> None:
