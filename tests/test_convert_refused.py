@@ -148,10 +148,10 @@ def _with_half_a_config(folder):
         (_of_zeros, "its header is no JSON"),
         (_empty, "no safetensors file, or is cut short"),
         (_with_a_wrong_header, "describes tensor 'model.norm.weight' wrongly"),
-        (_shards_without_one, "Cannot read .*model-00002-of-00002.safetensors: No such file"),
+        (_shards_without_one, "model-00002-of-00002.safetensors cannot be read: No such file"),
         (_shards_elsewhere, "no weight_map from tensors to files beside it"),
         (_shards_without_a_tensor, "'other.weight' is not in"),
-        (_with_half_a_config, "Cannot read .*config.json"),
+        (_with_half_a_config, "config.json cannot be read"),
     ],
 )
 def test_damaged_folders(damage, message, copied):

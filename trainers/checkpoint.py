@@ -6,10 +6,8 @@ place and shape, not by Keras' automatic names, which differ from process to pro
 """
 
 import hashlib
-import io
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from zoo.data.disk import atomic
+from zoo.data.arrays import open_npz
+from zoo.data.disk import atomic, remove_temporary
 from zoo.errors import RunError, UsageError
 
 _READERS = 2  # threads; reading and checking a CRC leave Python to others
@@ -86,8 +85,7 @@ def allocate(step) -> list[np.ndarray]:
 def store(folder: Path, snapshot: Snapshot, keep: int) -> Path:
     """Does what `save` does, with a copy made before."""
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_temporary(folder)
     path = folder / f"step_{snapshot.step:010d}.npz"
     with atomic(path) as file:
         write(file, snapshot)
@@ -147,39 +145,20 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
       RunError: where the file is damaged or cannot be read.
     """
     try:
-        # Opened here because np.load and ZipFile leave a damaged file open.
-        opened = io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb")  # noqa: SIM115
-        with opened as file, zipfile.ZipFile(file) as archive:
-
-            def array(name):
-                # Read whole, so that its CRC is checked whatever the array's own head says.
-                return _array(archive.read(f"{name}.npy"))
-
-            header = json.loads(array("header").tobytes())
+        with open_npz(path) as archive:
+            header = json.loads(archive["header"].tobytes())
             names = [f"{i:05d}" for i in range(len(header["paths"]))]
             with ThreadPoolExecutor(_READERS) as readers:
-                arrays = list(readers.map(array, names))
+                arrays = list(readers.map(archive.__getitem__, names))
         return {key: header[key] for key in ("step", "counters", "paths")}, arrays
+    except RunError:
+        raise
     # NumPy, zipfile and json raise about ten kinds for a damaged file, MemoryError among them.
     except Exception as error:
         path = "that was sent" if isinstance(path, bytes) else path
         raise RunError(
             f"The checkpoint {path} is damaged: {error or type(error).__name__}."
         ) from None
-
-
-def _array(data: bytes) -> np.ndarray:
-    """The array of an .npy file, which lies where the file's content does: no copy is made."""
-    head = io.BytesIO(data)
-    version = np.lib.format.read_magic(head)
-    if version != (1, 0):
-        raise ValueError(f"an array of version {version}")
-    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(head)
-    if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded")
-    if by_columns:
-        raise ValueError("an array by columns")
-    return np.frombuffer(data, dtype, offset=head.tell()).reshape(shape)
 
 
 def _portable(array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainers.workdir import data_section, model_path, read_config
 from zoo import processes
-from zoo.data.disk import write_json
+from zoo.data.disk import atomic, atomic_path, write_json
 from zoo.errors import RunError, UsageError
 
 # Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
@@ -64,8 +64,7 @@ def export_workdir(
     read_config(workdir)
     model_path(workdir, checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        made = Path(folder) / f"model{ending}"
+    with atomic_path(path) as made:
         done = processes.run("trainers.export:main", workdir, form, str(made), checkpoint, *modules)
         if done.returncode < 0:
             raise RunError(f"The conversion to {form} was ended by signal {-done.returncode}.")
@@ -73,8 +72,7 @@ def export_workdir(
             words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
             raise RunError(f"The conversion to {form} failed: {words}")
         found = json.loads(done.stdout.splitlines()[-1])
-        made.rename(path)
-        write_json(_beside(path), found)
+    write_json(_beside(path), found)
     return found
 
 
@@ -278,7 +276,9 @@ def _write_litert(model, out: str, inputs: dict) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         quantisation = prepare(model, folder, inputs)
-        Path(out).write_bytes(convert(folder, quantisation))
+        content = convert(folder, quantisation)
+    with atomic(out) as file:
+        file.write(content)
 
 
 def _read_litert(out: str, inputs: dict) -> list[np.ndarray]:

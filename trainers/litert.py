@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo import processes
+from zoo.data.disk import atomic
 from zoo.errors import RunError, UsageError
 
 NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
@@ -77,7 +78,9 @@ def main(folder: str, out: str, quantisation: str) -> None:
 
     start_tensorflow()
     try:
-        Path(out).write_bytes(convert(folder, quantisation))
+        content = convert(folder, quantisation)
+        with atomic(out) as file:
+            file.write(content)
     except Exception as error:  # converters raise what they like, often over many lines
         words = " ".join(str(error).split())[:500]
         raise SystemExit(f"{type(error).__name__}: {words}") from None

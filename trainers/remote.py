@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from zoo.data.datasets import cache_dir
-from zoo.data.disk import read_json, write_json
+from zoo.data.disk import atomic_path, one_at_a_time, open_in_place, read_json, write_json
 from zoo.errors import RunError, UsageError
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
@@ -156,7 +156,8 @@ class Mirror:
         for name in lacking:
             target = Path(f"{self.path}{name}")
             target.parent.mkdir(parents=True, exist_ok=True)
-            _gfile().copy(self.remote + name, str(target), overwrite=True)
+            with atomic_path(target) as made:
+                _gfile().copy(self.remote + name, str(made))
             known[name] = [there[name], _stamp(target)]
         self._know(known)
         if lacking:
@@ -222,9 +223,7 @@ class Mirror:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """While it lasts no other thread or process of this machine copies."""
-        self._index.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, open(self._index.with_suffix(".lock"), "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._lock, one_at_a_time(self._index.with_suffix(".lock")):
             yield
 
     def _upload(self, name: str) -> None:
@@ -307,7 +306,7 @@ def _stamp_there(address: str) -> list:
 def _is_locked(path: Path) -> bool:
     if not path.exists():
         return False
-    with open(path, "a") as file:
+    with open_in_place(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -8,16 +8,18 @@ import dataclasses
 import datetime
 import fcntl
 import html
+import io
 import json
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from trainers import report_sections as sections
-from zoo.data.disk import atomic
-from zoo.errors import UsageError
+from zoo.data.arrays import open_npz
+from zoo.data.bounds import JSON_EXPANSION
+from zoo.data.disk import atomic, open_file, read_bytes, read_json
+from zoo.errors import RunError, UsageError
 
 _MOST_SHEETS = 12
 
@@ -130,11 +132,11 @@ def _state(workdir: Path) -> str:
 def _is_locked(path: Path) -> bool:
     """Whether a training holds its work directory; its lock ends with it, however it ends."""
     try:
-        with open(path) as file:
+        with open_file(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, RunError):
         return False
     return False
 
@@ -144,8 +146,8 @@ def _read_json(path: Path, notes: list[str]) -> dict:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(path)
+    except RunError as error:
         notes.append(f"{path.name} could not be read: {error}")
         return {}
     if not isinstance(value, dict):
@@ -158,12 +160,11 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict],
     records, events, bad_lines = [], [], 0
     total_seconds = 0.0
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        lines = []
-    except OSError as error:
+        content = read_bytes(path, JSON_EXPANSION) if path.exists() else b""
+    except RunError as error:
         notes.append(f"{path.name} could not be read: {error}")
-        lines = []
+        content = b""
+    lines = content.decode(errors="replace").splitlines()
     for index, line in enumerate(lines):
         row = _parse_row(line)
         if row is None:
@@ -217,12 +218,13 @@ def _read_pictures(folder: Path, notes: list[str]) -> dict[str, bytes]:
         if not path.exists():
             continue
         try:
-            with Image.open(path) as image:
+            content = read_bytes(path)
+            with Image.open(io.BytesIO(content)) as image:
                 image.verify()
             number = path.stem.removeprefix("step_")
             title = f"step {int(number):,}" if number.isdigit() else "from one to another"
-            found[title] = path.read_bytes()
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a bad file
+            found[title] = content
+        except Exception as error:  # Pillow raises what it likes for a bad file
             notes.append(f"{path.name} could not be read: {error}")
     return found
 
@@ -231,10 +233,10 @@ def _read_samples(path: Path, notes: list[str]) -> list[dict]:
     if not path.exists():
         return []
     try:
-        rows = json.loads(path.read_text())
+        rows = read_json(path)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("it holds no list of samples")
-    except (OSError, ValueError, RecursionError) as error:
+            raise RunError("it holds no list of samples")
+    except RunError as error:
         notes.append(f"{path.name} could not be read: {error}")
         return []
     return rows
@@ -245,12 +247,11 @@ def _read_arrays(path: Path, notes: list[str]) -> dict:
     if not path.exists():
         return {}
     try:
-        # Opened here, because numpy leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open_npz(path) as file:
+            arrays = dict(file)
         _check_arrays(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as e:
-        notes.append(f"{path.name} could not be read: {e}")
+    except Exception as error:  # zipfile and NumPy raise about ten kinds for a damaged file
+        notes.append(f"{path.name} could not be read: {error}")
         return {}
     return arrays
 

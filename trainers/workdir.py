@@ -21,7 +21,6 @@ import json
 import math
 import os
 import platform
-import re
 import sys
 import time
 import warnings
@@ -30,7 +29,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainers import remote
-from zoo.data.disk import atomic, fsync_folder, read_json, write_json
+from zoo.data.bounds import JSON_EXPANSION
+from zoo.data.disk import (
+    atomic,
+    atomic_path,
+    open_in_place,
+    read_bytes,
+    read_json,
+    remove_temporary,
+    write_json,
+)
 from zoo.errors import RunError, UsageError
 
 FORMAT_VERSION = 1
@@ -44,8 +52,6 @@ MAY_CHANGE = frozenset(
         "data.manual_dir",
     }
 )  # fmt: skip
-# Names of files that a kill left half written, as `atomic` and `save_model` call them.
-_HALF_WRITTEN = re.compile(r"\.(.+\.)?\d+\.tmp(\.keras)?")
 LITERT, FLOATS = "model.tflite", "float.keras"
 _KEYS = ("source", "config", "class_names", "data_fingerprint")
 
@@ -72,7 +78,7 @@ class WorkDirectory:
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self / ".lock", "a")  # noqa: SIM115 (held while training)
+            self._lock = open_in_place(self / ".lock")  # held while training
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
         except OSError as error:
@@ -84,9 +90,7 @@ class WorkDirectory:
             self._lock = None
             raise RunError(f"Another process works in {self.path}.") from None
         for folder in (".", "checkpoints", "best", "evaluation"):
-            for leftover in (self / folder).glob(".*"):
-                if _HALF_WRITTEN.fullmatch(leftover.name):
-                    leftover.unlink(missing_ok=True)
+            remove_temporary(self / folder)
         return self
 
     def close(self) -> None:
@@ -234,7 +238,7 @@ class WorkDirectory:
             for key, value in values.items()
         }
         # Closed each time: a bucket that is mounted takes a file when it is closed.
-        with open(self._metrics, "a") as file:
+        with open_in_place(self._metrics) as file:
             file.write(json.dumps(values) + "\n")
 
 
@@ -320,10 +324,10 @@ def read_metrics(workdir: str | Path) -> list[dict]:
     path = Path(workdir) / "metrics.jsonl"
     lines = []
     if path.exists():
-        for line in path.read_text(errors="replace").splitlines():
+        for line in read_bytes(path, JSON_EXPANSION).decode(errors="replace").splitlines():
             try:
                 lines.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
     return [line for line in lines if isinstance(line, dict)]
 
@@ -331,15 +335,8 @@ def read_metrics(workdir: str | Path) -> list[dict]:
 def save_model(model, path: Path) -> None:
     """Saves a bare model atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp.keras")
-    try:
-        model.save(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as made:
+        model.save(made)
 
 
 def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:

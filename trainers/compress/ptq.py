@@ -28,7 +28,7 @@ from trainers.workdir import (
     read_metrics,
     save_model,
 )
-from zoo.data.disk import atomic
+from zoo.data.disk import atomic, read_bytes
 from zoo.errors import RunError, UsageError
 
 _SAME = 1e-5  # of the largest output: a model and what its file gives
@@ -130,7 +130,7 @@ def _keep(directory, config, source, found: Subject, made: Path, metrics, predic
     if found.split:
         write_evaluation(directory, found.split, "final", step, metrics, predictions, found.dataset)
     with atomic(directory / made.name) as file:
-        file.write(made.read_bytes())
+        file.write(read_bytes(made))
 
 
 # --- Keras ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from trainers.compress.latency import THREADS, interleaved
 from trainers.compress.subject import Subject, load
 from trainers.litert import NO_RUNTIME
 from trainers.workdir import FLOATS, LITERT, open_model
-from zoo.data.disk import read_json, write_json
+from zoo.data.disk import read_bytes, read_json, write_json
 from zoo.errors import RunError
 
 
@@ -67,7 +67,7 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
                 **counts(side),
                 "file": "keras" if as_keras else "litert",
                 "bytes": path.stat().st_size,
-                "gzip_bytes": len(gzip.compress(path.read_bytes(), 9, mtime=0)),
+                "gzip_bytes": len(gzip.compress(read_bytes(path), 9, mtime=0)),
                 "milliseconds": times.get(name),
                 "remark": remarks[name],
                 "test": side.metrics(),

@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainers.workdir import load_model, model_path, read_config, read_tokenizer
 from zoo import registry
 from zoo.data.datasets import cache_dir
-from zoo.data.disk import one_at_a_time, read_json, write_json
+from zoo.data.disk import file_digest, one_at_a_time, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.windows import Windows
@@ -175,4 +175,4 @@ def check_data(saved: Mapping, dataset, workdir: str) -> None:
 
 
 def _digest(workdir: str) -> str:
-    return hashlib.sha256(model_path(workdir).read_bytes()).hexdigest()
+    return file_digest(model_path(workdir))

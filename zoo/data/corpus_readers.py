@@ -6,7 +6,6 @@ order mark at a file's start is dropped; invalid UTF-8 is read as U+FFFD and cou
 
 import codecs
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -18,11 +17,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from zoo.data.bounds import (
+    JSON_EXPANSION,
+    LONGEST_LINE,
+    TEXT_EXPANSION,
+    Decompressed,
+    check_memory,
+)
+from zoo.data.disk import open_file, unreadable
 from zoo.errors import RunError
 
 VERSES_PER_DOCUMENT = 100
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _GZIP_START = b"\x1f\x8b"
+_CHUNK = 1 << 20  # bytes
 
 
 @dataclass
@@ -64,12 +72,23 @@ class TextFile:
     def text(self, tally: Tally | None = None) -> str:
         """Returns all of it; raises RunError where it cannot be read."""
         with self._opened() as file:
-            return self._decode(file.read(), tally, at_start=True)
+            parts, size = [], 0
+            while part := file.read(_CHUNK):
+                parts.append(part)
+                size += len(part)
+                check_memory(self.path, TEXT_EXPANSION * size)
+            return self._decode(b"".join(parts), tally, at_start=True)
 
     def lines(self, tally: Tally | None = None) -> Iterator[str]:
         """Yields the lines, without their ends (\\n or \\r\\n); never holds more than one."""
         with self._opened() as file:
-            for number, line in enumerate(file):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b"")):
+                if len(line) > LONGEST_LINE:
+                    raise RunError(
+                        f"{self.path} cannot be read: line {number + 1:,} is longer than "
+                        f"{LONGEST_LINE >> 20} MiB."
+                    )
+                check_memory(self.path, JSON_EXPANSION * len(line))
                 text = self._decode(line, tally, at_start=number == 0)
                 yield text.removesuffix("\n").removesuffix("\r")
 
@@ -78,15 +97,15 @@ class TextFile:
         if _stamp(self.path) != self.stamp:
             raise RunError(f"{self.path} was changed while it was in use. Start again.")
         try:
-            with open(self.path, "rb") as raw:
+            with open_file(self.path) as raw:
                 if as_stored or self.path.suffix != ".gz":
                     yield raw
                 else:
-                    # The buffer: GzipFile itself takes a microsecond of Python a line.
-                    with io.BufferedReader(gzip.GzipFile(fileobj=raw)) as unpacked:
+                    # The buffer: a line would take microseconds of Python otherwise.
+                    with io.BufferedReader(Decompressed(self.path, raw), _CHUNK) as unpacked:
                         yield unpacked
         except (OSError, EOFError, zlib.error) as error:
-            raise _unreadable(self.path, error) from None
+            raise unreadable(self.path, error) from None
 
     def _decode(self, data: bytes, tally: Tally | None, at_start: bool) -> str:
         if at_start:
@@ -113,12 +132,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     return status.st_size, status.st_mtime_ns
-
-
-def _unreadable(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.")
 
 
 # --- the user's own text ------------------------------------------------------------------------

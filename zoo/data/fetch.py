@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.datasets import data_dir, dataset_entry
-from zoo.data.disk import fsync_folder
+from zoo.data.disk import atomic, open_file
 from zoo.errors import RunError, UsageError
 
 TIMEOUT_SECONDS = 30
@@ -80,13 +79,28 @@ def is_right(path: Path, file: FetchFile) -> bool:
     """Returns whether `path`, or `path`.gz unpacked, is `file`, by its size and its sha256."""
     packed = path.with_name(f"{path.name}.gz")
     if not path.exists() and packed.is_file():
-        with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(packed) as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+        with (
+            contextlib.suppress(OSError, EOFError, zlib.error),
+            open_file(packed) as raw,
+            gzip.GzipFile(fileobj=raw) as opened,
+        ):
+            return _digest_of(opened, file.size) == file.sha256
         return False
     if not path.is_file() or path.stat().st_size != file.size:
         return False
-    with open(path, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+    with open_file(path) as opened:
+        return _digest_of(opened, file.size) == file.sha256
+
+
+def _digest_of(opened, size: int) -> str:
+    """Returns the sha256 of a stream in hex; "" where it is longer than `size`."""
+    digest, received = hashlib.sha256(), 0
+    while chunk := opened.read(CHUNK_BYTES):
+        received += len(chunk)
+        if received > size:
+            return ""
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def is_there(path: Path, file: FetchFile) -> bool:
@@ -96,30 +110,19 @@ def is_there(path: Path, file: FetchFile) -> bool:
 
 
 def _download(file: FetchFile, path: Path):
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.part")
-    try:
-        digest, received = hashlib.sha256(), 0
-        with open(descriptor, "wb") as opened:
-            for chunk in _chunks(file):
-                received += len(chunk)
-                if received > file.size:
-                    # Stop here: an endless answer must not fill the disk.
-                    raise _wrong(file, f"{file.size:,} bytes", f"more than {file.size:,}")
-                digest.update(chunk)
-                opened.write(chunk)
-            if received != file.size:
-                raise _wrong(file, f"{file.size:,} bytes", f"{received:,}")
-            if digest.hexdigest() != file.sha256:
-                raise _wrong(file, f"sha256 {file.sha256}", digest.hexdigest())
-            opened.flush()
-            os.fsync(opened.fileno())
-        # mkstemp makes a file for its owner alone; data may be shared.
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
-    fsync_folder(path.parent)
+    digest, received = hashlib.sha256(), 0
+    with atomic(path) as opened:
+        for chunk in _chunks(file):
+            received += len(chunk)
+            if received > file.size:
+                # Stop here: an endless answer must not fill the disk.
+                raise _wrong(file, f"{file.size:,} bytes", f"more than {file.size:,}")
+            digest.update(chunk)
+            opened.write(chunk)
+        if received != file.size:
+            raise _wrong(file, f"{file.size:,} bytes", f"{received:,}")
+        if digest.hexdigest() != file.sha256:
+            raise _wrong(file, f"sha256 {file.sha256}", digest.hexdigest())
 
 
 def _chunks(file: FetchFile) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.arrays import open_npz
 from zoo.data.datasets import SPLITS, Dataset, fingerprint
 from zoo.errors import RunError, UsageError
 
@@ -54,15 +55,13 @@ def load(name: str, path: Path) -> Dataset:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     what = ""
     try:
-        # Pickled objects can run any code, so they are never loaded. Opened here because np.load
-        # leaves a damaged file open.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_npz(path) as archive:
             arrays = {}
-            for what in archive.files:
+            for what in archive:
                 arrays[what] = archive[what]
-                if not isinstance(arrays[what], np.ndarray):
-                    raise ValueError("not an array")
             return arrays
+    except RunError:
+        raise
     # NumPy and zipfile raise about ten kinds for a damaged file, MemoryError among them.
     except Exception as error:
         where = f"{path}, array {what!r}" if what else str(path)

@@ -8,9 +8,11 @@ CMYK converted, 16 bits scaled to 8, white behind what is transparent, of an ani
 picture. What cannot be read is left out and named.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +21,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from zoo.data.bounds import check_memory
 from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
-from zoo.data.disk import one_at_a_time
+from zoo.data.disk import file_digest, one_at_a_time, open_file
 from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError
 
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
 _SHOWN = 20
+# Several threads decode; of images that take some 100 MB and more only one at a time does.
+_LARGE, _LARGE_PIXELS = threading.Lock(), 1 << 23
+_PIXEL_BYTES = 16  # at worst: 4 as decoded, and copies
 
 
 class Unreadable(Exception):
@@ -48,17 +54,23 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     """
     height, width, channels = shape
     try:
-        if not os.path.isfile(file):
+        if not os.path.exists(file):
             raise Unreadable("there is no such file")
-        if not os.path.getsize(file):
-            raise Unreadable("the file is empty")
-        with Image.open(file) as picture:
-            if picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-                # It may be an attack, and it is no picture to train on.
-                raise Unreadable(f"it has {picture.width}x{picture.height} pixels")
-            plain, remarks = _plain(picture)
+        with open_file(file) as stream:
+            if not os.fstat(stream.fileno()).st_size:
+                raise Unreadable("the file is empty")
+            with Image.open(stream) as picture:
+                pixels = picture.width * picture.height
+                if pixels > Image.MAX_IMAGE_PIXELS:
+                    # It may be an attack, and it is no picture to train on.
+                    raise Unreadable(f"it has {picture.width}x{picture.height} pixels")
+                with _LARGE if pixels > _LARGE_PIXELS else contextlib.nullcontext():
+                    check_memory(file, _PIXEL_BYTES * pixels)
+                    plain, remarks = _plain(picture)
     except Unreadable:
         raise
+    except RunError as error:
+        raise Unreadable(str(error)) from None
     except Exception as error:  # decoders raise what they like
         raise Unreadable(" ".join(f"{type(error).__name__}: {error}".split())) from None
     plain = plain.convert("L" if channels == 1 else "RGB")
@@ -266,14 +278,9 @@ def _digest(root: Path, files, names, shape) -> str:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split in sorted(files):
             paths = [file for file, _ in files[split]]
-            for file, own in zip(paths, pool.map(_file_digest, paths), strict=True):
+            for file, own in zip(paths, pool.map(file_digest, paths), strict=True):
                 digest.update(repr((split, str(file.relative_to(root)), own)).encode())
     return digest.hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _records(place: Path, root: Path, members, names, shape) -> Records:

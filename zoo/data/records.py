@@ -26,7 +26,16 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import fsync_file, fsync_folder, naming
+from zoo.data.bounds import JSON_EXPANSION
+from zoo.data.disk import (
+    file_digest,
+    fsync_file,
+    fsync_folder,
+    naming,
+    open_file,
+    open_in_place,
+    read_bytes,
+)
 from zoo.errors import RunError, UsageError
 
 FORMAT = 2
@@ -204,14 +213,14 @@ def _unfinished_folder(folder: Path):
     for other in folder.parent.iterdir():
         if not other.name.startswith(prefix):
             continue
-        with contextlib.suppress(OSError), open(other / MANIFEST, "a") as file:
+        with contextlib.suppress(OSError), open_in_place(other / MANIFEST) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(other)
     while True:
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         # Until it is locked, another writer may take it for a dead one and remove it.
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            file = open(made / MANIFEST, "a")  # noqa: SIM115
+            file = open_in_place(made / MANIFEST)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(made / MANIFEST)):
@@ -426,10 +435,16 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
             layout = _Layout(
                 name, tuple(row["row_shape"]), np.dtype(row["dtype"]), row["rows_per_shard"]
             )
+            numbers = [rows, layout.rows_per_shard, *layout.row_shape]
+            if not all(type(number) is int and number > 0 for number in numbers):
+                raise ValueError
+            # Each shard has a digest: what is declared is no longer than the manifest itself.
+            if -(-rows // layout.rows_per_shard) != len(row["sha256"]):
+                raise ValueError
             layouts.append(layout)
-            names = [layout.file_name(shard) for shard in range(len(layout.shard_rows(rows)))]
+            names = [layout.file_name(shard) for shard in range(len(row["sha256"]))]
             digests |= zip(names, row["sha256"], strict=True)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, AttributeError, SyntaxError):
         raise _refused(folder, MANIFEST, "is damaged") from None
     strange = {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests)
     if strange:
@@ -441,11 +456,12 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
 
 
 def _read_manifest(folder: Path) -> dict:
+    if not (folder / MANIFEST).exists():
+        raise _refused(folder, MANIFEST, "is missing")
+    content = read_bytes(folder / MANIFEST, JSON_EXPANSION)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(content)
         version = manifest["format"]
-    except FileNotFoundError:
-        raise _refused(folder, MANIFEST, "is missing") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _refused(folder, MANIFEST, "is damaged") from None
     if version != FORMAT:
@@ -462,7 +478,8 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
             raise _refused(folder, path.name, "is missing")
         if (size := path.stat().st_size) != expected:
             raise _refused(folder, path.name, f"has {size:,} bytes of {expected:,}")
-        mapped = np.memmap(path, layout.dtype, "r", shape=(count, *layout.row_shape))
+        with open_file(path) as file:
+            mapped = np.memmap(file, layout.dtype, "r", shape=(count, *layout.row_shape))
         # The bare array: every slice of a np.memmap costs microseconds of bookkeeping.
         maps.append(mapped.view(np.ndarray))
     return maps
@@ -470,8 +487,7 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
 
 def _verify(folder: Path, digests: Mapping[str, str]):
     def digest_of(name: str) -> str:
-        with open(folder / name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(folder / name)
 
     # Threads: hashing lets go of Python's lock.
     with ThreadPoolExecutor(min(len(digests), os.cpu_count() or 1)) as pool:

@@ -243,8 +243,8 @@ def facts(corpus, tokenizer, splits: Mapping, texts: Callable | None = None) -> 
     key = _digest(corpus.fingerprint, tokenizer.fingerprint, split)
     path = cache_dir() / "tokenizers" / f"{_file_name(corpus.name)}-{key[:16]}-report.json"
     try:
-        measured = json.loads(path.read_text())
-    except (OSError, ValueError):  # not there yet, or cut short
+        measured = read_json(path)
+    except RunError:  # not there yet, or cut short
         documents = texts(split) if texts else corpus.splits[split]()
         measured = {"measured on": split, **tokenizers.report(tokenizer, documents)}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ text (up to the rounding of sums of log-probabilities, for "sentencepiece"). `PI
 without such a place are cut where they end; kinds that keep white space stay lossless.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -38,6 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import disk
+from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.vocabularies import (
     NO_TEXT,
     SPECIAL,
@@ -357,18 +357,11 @@ class Tokenizer:
         path = Path(path)
         data = self._data()
         data["checksum"] = _digest(data)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with open(temporary, "w", encoding="ascii") as file:
+            with disk.atomic(path, "w") as file:
                 json.dump(data, file, indent=1)
-                disk.fsync_file(file)
-            os.replace(temporary, path)
-            disk.fsync_folder(path.parent)
         except OSError as error:
             raise RunError(f"{path} cannot be written: {error.strerror or error}.") from None
-        finally:
-            with contextlib.suppress(OSError):  # It is there only where something failed.
-                temporary.unlink()
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
@@ -381,10 +374,9 @@ def load(path: str | os.PathLike) -> Tokenizer:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
+    content = disk.read_bytes(path, JSON_EXPANSION)
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}.") from None
+        data = json.loads(content)
     except (ValueError, RecursionError):  # No UTF-8, no JSON, or nested too deep.
         data = None
     version = data.get("format_version") if isinstance(data, dict) else None

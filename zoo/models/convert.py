@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.data.disk import read_json, write_json
+from zoo.data.disk import atomic_path, read_json, write_json
 from zoo.errors import RunError, UsageError
 from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family
@@ -396,15 +395,14 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder that takes its name once it is whole; on failure none is left."""
     folder = Path(os.path.abspath(folder))
     made = [parent for parent in folder.parents if not parent.exists()]
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"The folder to write is new, or empty. Received: {folder}.")
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            yield temporary
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()

@@ -4,6 +4,7 @@ Written out here because reading it takes neither PyTorch nor transformers
 (https://github.com/huggingface/safetensors, section Format).
 """
 
+import itertools
 import json
 import math
 import struct
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import atomic, read_json
+from zoo.data.bounds import JSON_EXPANSION, check_memory
+from zoo.data.disk import atomic, open_file, read_json, unreadable
 from zoo.errors import RunError, UsageError
 
 INDEX = "model.safetensors.index.json"
@@ -69,11 +71,13 @@ class Tensors(Mapping):
             )
         count = math.prod(shape)
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
+                # As stored, as float32, and transposed by the model.
+                check_memory(path, 12 * count)
                 file.seek(start)
                 values = np.fromfile(file, _TYPES[kind], count)
         except OSError as error:
-            raise RunError(f"Cannot read {path}: {error.strerror}.") from None
+            raise unreadable(path, error) from None
         if values.size != count:
             raise RunError(f"{path} is damaged: it ends inside tensor {name!r}.")
         if kind == "BF16":
@@ -136,26 +140,29 @@ def write(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable]]) -
 def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Returns `{name: (type, shape, first byte)}` of a file whose every tensor lies inside it."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             total = file.seek(0, 2)
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if total < 8 or length > min(total - 8, _LARGEST_HEADER):
                 raise RunError(f"{path} is damaged: it is no safetensors file, or is cut short.")
+            check_memory(path, JSON_EXPANSION * length)
             header = json.loads(file.read(length))
     except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}.") from None
-    except ValueError:
+        raise unreadable(path, error) from None
+    except (ValueError, RecursionError):
         raise RunError(f"{path} is damaged: its header is no JSON.") from None
     if not isinstance(header, dict):
         raise RunError(f"{path} is damaged: its header is no table of tensors.")
     header.pop("__metadata__", None)
-    entries = {}
+    entries, places = {}, []
     for name, entry in header.items():
         try:
             kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             size = _TYPES[kind].itemsize * math.prod(shape) if kind in _TYPES else end - start
-            whole = 0 <= start <= end and end - start == size and min(shape, default=0) >= 0
+            integers = all(type(number) is int for number in (*shape, start, end))
+            whole = integers and 0 <= start <= end and end - start == size
+            whole = whole and min(shape, default=0) >= 0
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:
@@ -163,4 +170,8 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
         if 8 + length + end > total:
             raise RunError(f"{path} is cut short: it ends before the end of tensor {name!r}.")
         entries[name] = (kind, shape, 8 + length + start)
+        places.append((start, end))
+    places.sort()
+    if any(end > start for (_, end), (start, _) in itertools.pairwise(places)):
+        raise RunError(f"{path} is damaged: its header has tensors that overlap.")
     return entries

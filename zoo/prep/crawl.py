@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
-from zoo.data.disk import fsync_folder, read_json, write_json
+from zoo.data.disk import fsync_folder, open_in_place, read_json, write_json
 from zoo.errors import RunError, UsageError
 from zoo.prep import extract, fetch
 from zoo.prep.fetch import Answer, Failed, Refused
@@ -126,7 +126,7 @@ class _Crawler:
         self.sites = starts | set(self._fact("sites") or ())
         self.pages = self._fact("pages") or 0
         self.number, offset = self._fact("place") or (0, 0)
-        self.warc = open(self._path(), "ab")  # noqa: SIM115
+        self.warc = open_in_place(self._path(), "ab")
         # What stands behind the last page that was marked is half a page.
         self.warc.truncate(offset)
         fsync_folder(folder)
@@ -300,7 +300,7 @@ class _Crawler:
         if self.warc.tell() > WARC_BYTES:
             self.warc.close()
             self.number += 1
-            self.warc = open(self._path(), "ab")  # noqa: SIM115
+            self.warc = open_in_place(self._path(), "ab")
         self._set("pages", self.pages)
         self._set("place", (self.number, self.warc.tell()))
         return True

@@ -10,11 +10,13 @@ arXiv:1910.10683, 2.2), FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.5).
 
 import functools
 import importlib
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from zoo.data.disk import open_file
 from zoo.data.tokenizers import normalize
 from zoo.errors import RunError, UsageError
 from zoo.prep.document import Document
@@ -254,7 +256,7 @@ def _lines(file: str) -> frozenset[str]:
     if not file:
         return frozenset()
     try:
-        with open(file, encoding="utf-8-sig") as lines:
+        with io.TextIOWrapper(open_file(file), encoding="utf-8-sig") as lines:
             words = [line.strip().lower() for line in lines if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"The list {file} cannot be read: {error}.") from None

@@ -26,7 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import packing
-from zoo.data.disk import atomic, read_json, write_json
+from zoo.data.disk import (
+    atomic,
+    file_digest,
+    open_in_place,
+    read_json,
+    remove_temporary,
+    write_json,
+)
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.text import token_type, tokenizer_of
 from zoo.data.tokenizers import load as load_tokenizer
@@ -131,8 +138,7 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
 def _sweep(out: Path) -> None:
     """Removes the halves of files that a kill left, as `zoo.data.disk.atomic` names them."""
     for folder in (out, out / "text", out / "crawl"):
-        for path in folder.glob(".*.[0-9]*.tmp"):
-            path.unlink(missing_ok=True)
+        remove_temporary(folder)
 
 
 def _corpus_print(name: str) -> str:
@@ -146,10 +152,7 @@ def _list_prints(prep: Mapping) -> dict[str, str]:
     found = {}
     for rule, key in _LISTS:
         if rule in prep["rules"] and (file := prep[rule][key]):
-            try:
-                found[f"{rule}.{key}"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-            except OSError as error:
-                raise RunError(f"The list {file} cannot be read: {error}.") from None
+            found[f"{rule}.{key}"] = file_digest(file)
     return found
 
 
@@ -169,7 +172,7 @@ def _other_plan(out: Path) -> UsageError:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    with open(out / ".lock", "w") as file:
+    with open_in_place(out / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import atomic
+from zoo.data.disk import atomic, open_file
 from zoo.prep.document import Document
 
 
@@ -34,7 +34,7 @@ def read_documents(path: Path) -> Iterator[Document]:
     """Yields the documents of a file of JSON lines that a step left."""
     import zstandard
 
-    with open(path, "rb") as raw:
+    with open_file(path) as raw:
         if path.suffix == ".gz":
             lines = gzip.GzipFile(fileobj=raw)
         else:

@@ -4,11 +4,11 @@ As in the field's usual measures, but with a classifier of the same pictures in 
 its last layer's input are the features, its output the classes.
 """
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
+from zoo.data.disk import file_digest
 from zoo.errors import UsageError
 
 NEIGHBOURS = 3  # of Kynkäänniemi et al.
@@ -175,4 +175,4 @@ def _features(judge):
 def _hash(classifier: str) -> str:
     from trainers.workdir import model_path
 
-    return hashlib.sha256(model_path(classifier).read_bytes()).hexdigest()[:16]
+    return file_digest(model_path(classifier))[:16]

@@ -1,0 +1,148 @@
+"""How files are opened: regular files only, and never through a planted link when writing."""
+
+import os
+import socket
+import stat
+import threading
+
+import pytest
+
+from zoo.data import disk, tokenizers
+from zoo.errors import RunError
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A file outside the folder that is written in."""
+    path = tmp_path / "foreign"
+    path.write_text("theirs")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder"
+
+
+def test_no_write_goes_through_a_link_with_a_guessable_name(folder, foreign):
+    for name in ("report.html", "tokenizer.json", "value.json"):
+        (folder / f".{name}.{os.getpid()}.tmp").symlink_to(foreign)
+    with disk.atomic(folder / "report.html", "w") as file:
+        file.write("ours")
+    tokenizers.train("byte", ["text"], 300, "none").save(folder / "tokenizer.json")
+    disk.write_json(folder / "value.json", 1)
+    assert foreign.read_text() == "theirs"
+    assert (folder / "report.html").read_text() == "ours"
+
+
+def test_a_temporary_name_that_is_taken_is_not_written(folder, foreign, monkeypatch):
+    monkeypatch.setattr(disk.secrets, "token_hex", lambda _: "0123456789abcdef")
+    (folder / ".zoo-0123456789abcdef.tmp").symlink_to(foreign)
+    with pytest.raises(FileExistsError), disk.atomic(folder / "report.html") as file:
+        file.write(b"ours")
+    with pytest.raises(FileExistsError), disk.atomic_path(folder / "model.keras") as made:
+        made.write_text("ours")
+    assert foreign.read_text() == "theirs"
+
+
+def test_a_link_that_is_replaced_leaves_its_target(folder, foreign):
+    (folder / "config.json").symlink_to(foreign)
+    disk.write_json(folder / "config.json", {})
+    assert foreign.read_text() == "theirs"
+    assert not (folder / "config.json").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.symlink, lambda _, path: os.mkfifo(path), lambda _, path: os.mkdir(path)],
+    ids=["link", "pipe", "folder"],
+)
+def test_a_lock_or_log_is_a_file(folder, foreign, make):
+    make(foreign, folder / ".lock")
+    with pytest.raises(RunError, match=r"\.lock cannot be written: it is"):
+        disk.open_in_place(folder / ".lock")
+    with pytest.raises(RunError), disk.one_at_a_time(folder / ".lock"):
+        pass
+    assert foreign.read_text() == "theirs"
+
+
+def test_files_are_made_under_the_umask(folder):
+    before = os.umask(0o027)
+    try:
+        disk.write_json(folder / "a.json", 1)
+        with disk.atomic_path(folder / "b") as made:
+            made.write_text("b")
+    finally:
+        os.umask(before)
+    for name in ("a.json", "b"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o640
+
+
+def test_a_failed_write_leaves_what_was_there(folder):
+    disk.write_json(folder / "a.json", 1)
+
+    def fail():
+        with disk.atomic_path(folder / "a.json") as made:
+            made.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert os.listdir(folder) == ["a.json"]
+    assert disk.read_json(folder / "a.json") == 1
+
+
+def test_what_a_kill_left_is_removed(folder):
+    (folder / ".zoo-0123456789abcdef.tmp").mkdir()
+    (folder / ".zoo-0123456789abcdef.tmp" / "model.keras").write_text("half")
+    (folder / ".zoo-fedcba9876543210.tmp").write_text("half")
+    (folder / ".zoo-mine.tmp").write_text("not ours")
+    disk.remove_temporary(folder)
+    assert os.listdir(folder) == [".zoo-mine.tmp"]
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (os.mkfifo, "a named pipe"),
+        (os.mkdir, "a folder"),
+        (_socket, "a socket"),
+        (lambda path: os.symlink("/dev/zero", path), "a device"),
+        (lambda path: os.symlink("nowhere", path), "No such file"),
+    ],
+    ids=["pipe", "folder", "socket", "device", "dangling"],
+)
+def test_only_regular_files_are_read(folder, monkeypatch, make, kind):
+    monkeypatch.chdir(folder)  # a socket's name is short
+    make("x")
+    for read in (disk.open_file, disk.read_bytes, disk.read_json, disk.file_digest):
+        with pytest.raises(RunError, match=f"x cannot be read: .*{kind}"):
+            read("x")
+
+
+def test_a_file_that_becomes_a_pipe_while_it_is_opened_does_not_hang(folder, monkeypatch):
+    path = folder / "x"
+    os.mkfifo(path)
+    monkeypatch.setattr(disk.os, "stat", lambda *_, **__: os.stat_result((stat.S_IFREG, *[0] * 9)))
+    found = []
+
+    def read():
+        with pytest.raises(RunError, match="named pipe"):
+            disk.open_file(path)
+        found.append(True)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert found
+
+
+def test_a_link_to_a_file_is_read(folder, foreign):
+    (folder / "data").symlink_to(foreign)
+    assert disk.read_bytes(folder / "data") == b"theirs"
