@@ -1,10 +1,11 @@
-"""Starting TensorFlow without its talk on stderr, so that a command's error is one line."""
+"""Starts TensorFlow for a command."""
 
 import contextlib
 import os
 import sys
 from pathlib import Path
 
+from zoo import quiet
 from zoo.errors import UsageError
 
 
@@ -19,13 +20,11 @@ def start_tensorflow() -> None:
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise UsageError(f"The trainer runs on TensorFlow. Received: KERAS_BACKEND={backend}.")
-    talks = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1") == "0"
-    with contextlib.nullcontext() if talks else _quiet_stderr():
-        with without_jax():
-            import tensorflow as tf
-
+    with without_jax():
+        import tensorflow as tf
+    with quiet.quiet_stderr():
         gpus = tf.config.list_physical_devices("GPU")
-    if not talks:
+    if not quiet.wants_logs():
         tf.get_logger().setLevel("ERROR")  # its profiler warns of what it calls itself
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # in use already, by an earlier command
@@ -53,17 +52,3 @@ def without_jax():
     finally:
         if absent:
             del sys.modules["jax"]
-
-
-@contextlib.contextmanager
-def _quiet_stderr():
-    # TensorFlow writes to the file descriptor, which sys.stderr does not see.
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

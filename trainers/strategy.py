@@ -27,6 +27,11 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        # With oneDNN, Grappler's remapper fuses convolution, bias and LeakyReLU although the
+        # gradient reads what is in between; it fails, logs an error and changes nothing. Training
+        # gains nothing from it on a CPU (steps of a CNN, a GAN and a GPT: the same time).
+        tf.config.optimizer.set_experimental_options({"remapping": False})
     try:
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)

@@ -6,10 +6,15 @@
     >>> model = zoo.build("cnn_classifier", num_classes=10)   # a plain keras.Model
     >>> trained = zoo.load("/tmp/cnn")                        # the model of a work directory
 
-Importing this package loads no TensorFlow; building a model does.
+Importing this package loads no TensorFlow; building a model does, and TensorFlow's start-up logs
+stay off stderr (zoo/quiet.py).
 """
 
-from zoo.registry import build, describe, list_models, load, register, register_task
+from zoo import quiet
+
+quiet.install()
+
+from zoo.registry import build, describe, list_models, load, register, register_task  # noqa: E402
 
 __all__ = ["build", "describe", "list_models", "load", "register", "register_task"]
 __version__ = "0.1.0"

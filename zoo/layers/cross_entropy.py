@@ -10,6 +10,8 @@ Axes: N positions, C hidden_dim, V vocabulary, M positions of a chunk.
 import keras
 from keras import ops
 
+from zoo.layers.gather import pick
+
 
 def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradients=True):
     """Returns the weighted sum of cross-entropies of `hidden @ kernel^T + bias`.
@@ -46,7 +48,7 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
         largest = ops.max(logits, -1, keepdims=True)
         exponentials = ops.exp(logits - largest)
         total = ops.sum(exponentials, -1, keepdims=True)
-        at_target = ops.take_along_axis(logits, targets_M[:, None], -1)
+        at_target = pick(logits, targets_M)[:, None]
         losses = (ops.log(total) + largest - at_target)[:, 0]
         if not with_gradients:
             right = ops.equal(ops.cast(ops.argmax(logits, -1), targets_M.dtype), targets_M)

@@ -7,6 +7,8 @@ finite; a token whose probability is 0 in float32 is never chosen at random.
 
 from keras import ops
 
+from zoo.layers.gather import pick
+
 # Columns of the table in which `choose` looks up a token: rows are summed first.
 _COLUMNS = 128
 _ONE = 0x3F800000  # the bits of 1.0 in float32
@@ -50,7 +52,7 @@ def top_k(logits, uniform, k, temperature=1.0, p=1.0):
     before = ops.cumsum(powers, axis=-1) - powers
     powers = ops.where(before < p * ops.sum(powers, axis=-1, keepdims=True), powers, 0.0)
     place = choose(powers, uniform)
-    return ops.cast(ops.take_along_axis(tokens, place[:, None], axis=1)[:, 0], "int32")
+    return ops.cast(pick(tokens, place), "int32")
 
 
 def top_p(logits, uniform, p, temperature=1.0):
@@ -116,10 +118,8 @@ def choose(weights, uniform):
     sums = ops.cumsum(ops.sum(table, axis=-1), axis=-1)
     goal = _below(uniform * sums[:, -1], sums[:, -1])
     row = _first_above(sums, goal)
-    before = ops.where(
-        row > 0, ops.take_along_axis(sums, ops.maximum(row - 1, 0)[:, None], axis=1)[:, 0], 0.0
-    )
-    inside = ops.cumsum(ops.take_along_axis(table, row[:, None, None], axis=1)[:, 0], axis=-1)
+    before = ops.where(row > 0, pick(sums, ops.maximum(row - 1, 0)), 0.0)
+    inside = ops.cumsum(pick(table, row), axis=-1)
     return row * _COLUMNS + _first_above(inside, _below(goal - before, inside[:, -1]))
 
 

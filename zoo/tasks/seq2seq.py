@@ -13,6 +13,7 @@ from keras import ops
 
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
+from zoo.layers.gather import pick
 from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, OncePerModel, Task
 from zoo.tasks.text import (
@@ -117,7 +118,8 @@ class SequenceToSequence(Task):
             right = ops.cast(ops.equal(ops.argmax(outputs, -1), labels), "float32")
             gap = 0.0
             if smoothing:
-                at_label = ops.take_along_axis(outputs, labels[..., None], -1)[..., 0]
+                rows = ops.reshape(outputs, (-1, outputs.shape[-1]))
+                at_label = ops.reshape(pick(rows, ops.reshape(labels, (-1,))), ops.shape(labels))
                 gap = at_label - ops.mean(outputs, -1)
         if smoothing:
             # Smoothed cross-entropy is the plain one plus a share of how far the label's logit

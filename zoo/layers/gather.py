@@ -1,0 +1,23 @@
+"""One entry per row of a tensor."""
+
+from keras import ops
+
+
+def pick(x, index):
+    """Returns `x[n, index[n]]` for each row n.
+
+    `ops.take_along_axis` gives the same, but transposes its indices as int64, for which oneDNN has
+    no kernel: TensorFlow then logs "oneDNN supports DT_INT64 only on platforms with AVX-512" as an
+    error on every CPU.
+
+    Args:
+      x: (N, K, ...), K static.
+      index: (N,) integers in [0, K).
+
+    Returns:
+      (N, ...).
+    """
+    rows = ops.arange(ops.shape(x)[0], dtype="int64") * x.shape[1]
+    return ops.take(
+        ops.reshape(x, (-1, *x.shape[2:])), rows + ops.cast(index, "int64"), axis=0
+    )  # fmt: skip
