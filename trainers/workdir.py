@@ -380,10 +380,12 @@ def open_model(path: str | Path):
 
     from trainers.compress.qat import is_quantized, quantize
     from zoo import registry
+    from zoo.models.weight_files import at_most, check_keras
 
     registry.import_builders()
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with at_most(path, check_keras(path)):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
         if is_quantized(path):
             quantize(model)
             with warnings.catch_warnings():
@@ -391,6 +393,8 @@ def open_model(path: str | Path):
                 warnings.filterwarnings("ignore", "Skipping nested container")
                 model.load_weights(path)
         return model
+    except RunError:
+        raise
     except Exception as error:
         raise RunError(f"Cannot load {path}: {error}") from None
 

@@ -12,6 +12,7 @@ further family is a file beside convert_gpt.py.
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family
 from zoo.models.convert_gpt import GPT
 from zoo.models.convert_llama import LLAMA
+from zoo.models.weight_files import at_most
 
 FAMILIES = (GPT, LLAMA)
 
@@ -127,7 +129,8 @@ def from_transformers(source: str | Path) -> keras.Model:
     family, arguments = _read_config(folder / "config.json")
     opened = convert_safetensors.open_folder(folder) if path.is_dir() else None
     tensors = opened if opened is not None else convert_safetensors.Tensors([path])
-    model = _build(family, arguments, folder / "config.json")
+    with at_most(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
+        model = _build(family, arguments, folder / "config.json")
     # A model saved without its head has the same names without the prefix.
     bare = not any(name.startswith(family.prefix) for name in tensors)
 

@@ -16,6 +16,7 @@ import keras
 from keras import layers, ops
 
 from zoo.errors import RunError, UsageError, near_names
+from zoo.models.weight_files import check_h5
 
 # Module of keras.applications -> the functions in it that build a network. The first that is not
 # here by name is looked for in none: what a network does to its pictures stands in its module.
@@ -193,6 +194,7 @@ def _load(base: Backbone, weights: str) -> None:
     path = Path(weights).expanduser()
     if path.is_file() and path.name.endswith(".weights.h5"):
         try:
+            check_h5(path)
             with warnings.catch_warnings():  # of what is missing; errors say what matters
                 warnings.simplefilter("ignore")
                 base.load_weights(path)

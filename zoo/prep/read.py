@@ -5,13 +5,15 @@ in `Tally.unreadable`. Nothing larger than `prep.max_document_bytes` is ever hel
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 
+from zoo.data.disk import open_file
 from zoo.prep import response, warc
 from zoo.prep.charset import decode, without_surrogates
 from zoo.prep.document import Document, Tally
 from zoo.prep.members import Members
-from zoo.prep.unpack import opened
+from zoo.prep.unpack import FREE_BYTES, opened
 
 PAGES = ("text/html", "application/xhtml+xml")
 _DAMAGED = object()
@@ -161,8 +163,9 @@ def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tall
         *(n for names in _FIELDS.values() for n in names),
     }
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            about = file.metadata
+        with open_file(path) as stream, pyarrow.parquet.ParquetFile(stream) as file:
+            about, size = file.metadata, 0
+            most = max(FREE_BYTES, prep["max_file_ratio"] * os.path.getsize(path))
             for group in map(about.row_group, range(about.num_row_groups)):
                 columns = map(group.column, range(group.num_columns))
                 packed = sum(column.total_compressed_size for column in columns)
@@ -170,14 +173,36 @@ def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tall
                     whole.unreadable["files: bomb"] += 1
                     return
             columns = [name for name in file.schema_arrow.names if name in wanted]
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                for place in range(batch.num_rows):
-                    if mine():
-                        row = {name: _value(batch.column(name)[place]) for name in columns}
-                        if document := _of_row(row, prep, tally):
-                            yield document
+            for number in range(about.num_row_groups):
+                # Rows may share one value, so each may have the size of the whole row group.
+                rows = FREE_BYTES // max(1, about.row_group(number).total_byte_size)
+                for batch in file.iter_batches(max(1, min(256, rows)), [number], columns):
+                    # Of all rows, so that it does not depend on which of them are `mine`.
+                    size += sum(map(_bytes_of, batch.columns))
+                    if size > most:
+                        whole.unreadable["files: bomb"] += 1
+                        return
+                    for place in range(batch.num_rows):
+                        if mine():
+                            row = {name: _value(batch.column(name)[place]) for name in columns}
+                            if document := _of_row(row, prep, tally):
+                                yield document
     except (pyarrow.ArrowException, ValueError, KeyError, NotImplementedError):
         whole.unreadable["files: damaged"] += 1
+
+
+def _bytes_of(column) -> int:
+    """Returns the bytes of a column's values, a shared value as often as it occurs."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not pyarrow.types.is_dictionary(column.type):
+        return column.nbytes
+    try:
+        lengths = pyarrow.compute.binary_length(column.dictionary)
+    except pyarrow.ArrowNotImplementedError:  # neither text nor bytes
+        return column.nbytes
+    return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
 
 
 def _value(field):

@@ -4,6 +4,8 @@ import gzip
 import io
 import zlib
 
+from zoo.data.disk import open_file
+
 # Below this a bomb does no harm, and a file of one page may well be all spaces.
 FREE_BYTES = 64 << 20
 
@@ -25,7 +27,7 @@ class Unpacked(io.RawIOBase):
     """
 
     def __init__(self, path: str, max_ratio: float):
-        self._raw = open(path, "rb")  # noqa: SIM115
+        self._raw = open_file(path)
         self._max_ratio, self._read, self.problem = max_ratio, 0, ""
         if path.lower().endswith(".gz"):
             self._file = gzip.GzipFile(fileobj=self._raw)
