@@ -140,6 +140,26 @@ def test_sizes_in_a_manifest_are_counts(tmp_path, key, value):
         records.open_records(tmp_path / "a")
 
 
+def test_rows_of_parquet_that_share_a_value(tmp_path, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    from tests import pages
+    from zoo.prep import files, read
+    from zoo.prep.document import Tally
+
+    monkeypatch.setattr(read, "FREE_BYTES", 1 << 20)
+    text = pyarrow.DictionaryArray.from_arrays(np.zeros(5000, "i4"), ["word " * 2000])
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), path, compression="zstd")
+    tally, counted = Tally(), 0
+    for shard in files.shards(files.find([str(path)], {}), 1 << 40):
+        for _ in read.documents(shard, pages.settings(), tally):
+            counted += 1
+    assert dict(tally.unreadable) == {"files: bomb": 1}
+    assert counted <= 104  # 10 kB each
+
+
 def test_an_image_has_to_fit_in_memory(tmp_path, little_memory):
     from PIL import Image
 

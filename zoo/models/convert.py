@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from zoo.data.disk import atomic_path, read_json, write_json
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family
 from zoo.models.convert_gpt import GPT
@@ -257,16 +257,14 @@ def _load_preset(name: str):
             raise UsageError(
                 f"KerasHub has no preset {name!r}, and there is no such folder."
             ) from None
-        raise RunError(
-            f"Cannot load KerasHub's preset {name!r}: {' '.join(text.split())}"
-        ) from None
+        raise RunError(f"Cannot load KerasHub's preset {name!r}: {short(text)}") from None
 
 
 def _build(family: Family, arguments: dict, where) -> keras.Model:
     try:
         return family.build(**arguments)
     except ValueError as error:
-        raise UsageError(f"{where}: no {family.name} can be built of it: {error}") from None
+        raise UsageError(f"{where}: no {family.name} can be built of it: {short(error)}") from None
 
 
 def _recognize(model: keras.Model) -> tuple[Family, dict]:
