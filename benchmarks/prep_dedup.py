@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import append
-from zoo.prep import pipeline, steps, store
+from zoo.prep import pipeline, store
+from zoo.prep.document import record_of
 from zoo.prep.engine import Local
 from zoo.prep.settings import defaults
 
@@ -85,7 +86,7 @@ def main(count: int):
     kept = []
     real = pipeline.card.describe
     pipeline.card.describe = lambda *a: (
-        kept.extend(_pairs(folder / "out" / "work", prep)),
+        kept.extend(_pairs(folder / "out" / "work")),
         real(*a),
     )[1]
     start = time.monotonic()
@@ -118,16 +119,14 @@ def main(count: int):
     shutil.rmtree(folder)
 
 
-def _pairs(work: Path, prep) -> list[tuple[int, int]]:
-    """The verified pairs as places in the input: a stripe k of n holds k, k + n, …"""
-    plan = json.loads((work / "plan.json").read_text())
-    stripes = len(plan["shards"])
-    found = []
-    for shard in range(stripes):
-        for a, b in store.load(steps.path_of(work, "verified_pairs", shard, ".npy")).tolist():
-            one, two = ((key & 0xFFFFFFFF) * stripes + (key >> 32) for key in (a, b))
-            found.append((min(one, two), max(one, two)))
-    return found
+def _pairs(work: Path) -> list[tuple[int, int]]:
+    """Returns the verified pairs as places in the one input file."""
+    paths = sorted((work / "verified_pairs").glob("*.npy"))
+    return [
+        (record_of(first), record_of(second))
+        for path in paths
+        for first, second in store.load(path).tolist()
+    ]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 from zoo.prep.settings import defaults
@@ -54,6 +55,17 @@ def settings(**changes):
         assert name in place, key
         place[name] = value
     return prep
+
+
+def read_all(path, **changes):
+    """Returns (documents, what was unreadable) of a file or folder, each file in one stripe."""
+    from zoo.prep import files, read
+    from zoo.prep.document import Tally
+
+    skipped, tally, made = Counter(), Tally(), []
+    for shard in files.shards(files.find([str(path)], skipped), 1 << 40):
+        made += read.documents(shard, settings(**changes), tally)
+    return made, dict(tally.unreadable + skipped)
 
 
 DATA = {

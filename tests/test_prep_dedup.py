@@ -1,6 +1,7 @@
 """Duplicates: planted ones are found, and nothing else is."""
 
 import itertools
+import json
 import random
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests import pages
 pytest.importorskip("datasketch", reason="needs the extra `prep`")
 
 from zoo.prep import dedup, pipeline, steps, store
-from zoo.prep.document import Document
+from zoo.prep.document import Document, key_of, keys_from, record_of, shard_of
 from zoo.prep.engine import Local
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st")]
@@ -33,7 +34,7 @@ def planted(originals, seed=0):
 
 
 def near_pairs(texts, tmp_path, **changes):
-    """Returns (verified pairs, groups) that the steps find among texts, as places in the list."""
+    """Returns (verified pairs, document that goes -> one that stays), as places in the list."""
     prep = pages.settings(**changes)
     same = {"work": str(tmp_path), "out": str(tmp_path), "prep": prep, "shards": 3}
     (tmp_path / "filtered").mkdir()
@@ -41,7 +42,7 @@ def near_pairs(texts, tmp_path, **changes):
     for shard in range(3):
         with store.lines_into(tmp_path / "filtered" / f"{shard:05d}.jsonl.zst") as write:
             for number in range(shard, len(texts), 3):
-                key = shard << 32 | number
+                key = key_of(0, number, 3)
                 place[key] = number
                 write(Document(text=texts[number], key=key).to_json())
 
@@ -78,10 +79,11 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
     found, gone = near_pairs(texts, tmp_path)
     assert len(found & wanted) / len(wanted) >= 0.98
     assert len(found & wanted) / len(found) >= 0.98
-    # A group is of one original, and its first document stays.
-    assert all((b % 3, b) < (a % 3, a) for a, b in gone.items())
+    # What goes is a duplicate of an earlier document that stays.
+    assert all(b < a for a, b in gone.items())
     assert all(groups[a] == groups[b] for a, b in gone.items())
     assert not set(gone) & set(gone.values())
+    assert all(len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]) for a, b in gone.items())
 
 
 def test_the_curve_is_the_documented_one():
@@ -112,10 +114,7 @@ def test_jaccard_and_shingles():
     assert dedup.normal("می‌رود «خانه»!") == "می‌رود خانه"
 
 
-def test_groups_repeats_candidates_and_frequent_lines():
-    edges = [np.array([[5, 9], [2, 5]], np.uint64), np.array([[7, 8]], np.uint64)]
-    assert dedup.groups(edges).tolist() == [[5, 2], [8, 7], [9, 2]]
-    assert dedup.groups([]).shape == (0, 2)
+def test_repeats_candidates_and_frequent_lines():
     hashes, keys = np.array([4, 1, 4, 4, 1, 3], np.uint64), np.array([9, 8, 2, 5, 1, 7], np.uint64)
     assert sorted(dedup.repeats(hashes, keys).tolist()) == [[5, 2], [8, 1], [9, 2]]
     assert dedup.candidates(hashes, keys).tolist() == [[1, 8], [2, 5], [2, 9], [5, 9]]
@@ -127,7 +126,77 @@ def test_groups_repeats_candidates_and_frequent_lines():
     for i in range(1000):
         links |= {(other, i) for other in (*range(min(half, i)), *range(max(0, i - half), i))}
     assert set(map(tuple, many.tolist())) == links
-    assert dedup.groups([many]).shape == (999, 2)
+    assert dedup.representatives([many], lambda a, b: True).tolist() == [
+        [i, 0] for i in range(1, 1000)
+    ]
+
+
+def test_a_document_goes_only_for_one_that_stays():
+    asked = []
+
+    def similar(a, b):
+        asked.append((a, b))
+        return (a, b) == (2, 7)
+
+    # 2 - 5 - 9 is a chain; 7 is like 5, and like 2, though no bucket said so; 3 and 4 are a pair.
+    pairs = [np.array([[5, 9], [2, 5]], np.uint64), np.array([[3, 4], [5, 7]], np.uint64)]
+    assert dedup.representatives(pairs, similar).tolist() == [[4, 3], [5, 2], [7, 2]]
+    assert asked == [(2, 7), (2, 9)]
+    assert dedup.representatives([], similar).shape == (0, 2)
+
+
+def chain(count=30, lines=24, seed=0):
+    """Returns texts of which each has two lines that the one before it has not."""
+    draw = random.Random(seed)
+    made = [" ".join(draw.choices(WORDS, k=12)).capitalize() for _ in range(2 * count + lines)]
+    return ["\n".join(f"{line}." for line in made[2 * i : 2 * i + lines]) for i in range(count)]
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 24, 20_000], ids=["one shard", "several"])
+def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
+    """The same documents stay, however the input is cut: each is unlike all others that stay."""
+    draw, texts = random.Random(1), [*chain(), *chain(6, seed=2)]
+    draw.shuffle(texts)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "rows.jsonl").write_text(lines)
+    for number in range(3):  # and the same page twice, in files of their own
+        (tmp_path / "in" / f"{number}.txt").write_text(pages.paragraphs(number // 2))
+    prep = pages.settings(
+        input=str(tmp_path / "in"), shard_bytes=shard_bytes, rules=[], dedup__line_documents=0
+    )
+    with Local(1) as engine:
+        pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
+    left = [
+        document.text
+        for path in (tmp_path / "out" / "text").glob("*.gz")
+        for document in store.read_documents(path)
+    ]
+    sets = {text: dedup.shingles(dedup.normal(text), 5) for text in texts}
+    stay = []  # in the order of the input
+    for text in texts:
+        if all(dedup.jaccard(sets[text], sets[other]) < 0.8 for other in stay):
+            stay.append(text)
+    assert 12 < len(stay) < 30
+    assert sorted(left) == sorted([*stay, pages.paragraphs(0), pages.paragraphs(1)])
+
+
+def test_keys_are_in_the_order_of_the_input():
+    """Three files: two in shard 0, one cut into the shards 1 to 5, two in shard 6."""
+    keys = [key_of(0, record, 1) for record in range(40)]
+    keys += [key_of(1, record, 5) for record in range(100)]
+    keys += [key_of(6, record, 1) for record in range(7)]
+    array = np.array(keys, np.uint64)
+    assert keys == sorted(set(keys))
+    assert record_of(array).tolist() == [*range(40), *range(100), *range(7)]
+    assert shard_of(array).tolist() == [0] * 40 + [1 + i % 5 for i in range(100)] + [6] * 7
+    assert [shard_of(key) for key in keys] == shard_of(array).tolist()
+    pairs = np.stack([array, array], 1)
+    for shard in range(8):
+        low, high = keys_from(shard)
+        mine = [key for key in keys if shard_of(key) == shard]
+        assert all(low <= key < high for key in mine)
+        assert steps._of_shard(pairs, shard)[:, 0].tolist() == mine
 
 
 def test_a_long_document_is_sketched_in_pieces(monkeypatch):

@@ -22,17 +22,6 @@ from zoo.prep.document import Document, Tally
 BODY = "<p>A sentence of a page that is long enough to be the main text of it, really.</p>"
 
 
-def read_all(path, **changes):
-    """Returns (documents, what was unreadable) of a file or folder, in one stripe."""
-    prep = pages.settings(**changes)
-    skipped, tally = Counter(), Tally()
-    found = files.find([str(path)], skipped)
-    made = []
-    for shard in files.shards(found, 1 << 40):
-        made += read.documents(shard, prep, tally)
-    return made, dict(tally.unreadable + skipped)
-
-
 # --- readers --------------------------------------------------------------------------------------
 
 
@@ -58,7 +47,7 @@ def test_every_kind_of_file_is_read(tmp_path):
         + pages.warc(b"GIF", kind="image/gif") + pages.warc("five", "http://e/5", "text/plain")
     )  # fmt: skip
     (tmp_path / "h.png").write_bytes(b"")
-    found, unreadable = read_all(tmp_path, licence="CC BY")
+    found, unreadable = pages.read_all(tmp_path, licence="CC BY")
     texts = [d.text or d.html for d in found]
     assert texts == [
         pages.page(1), pages.page(2), "plain تُکست", "one", "two", "three", pages.page(4), "five",
@@ -96,14 +85,14 @@ def test_what_parquet_cannot_say_costs_its_row_alone(tmp_path):
     dates = pyarrow.array([0, 0, 1_700_000_000_000], pyarrow.timestamp("s"))  # milliseconds, meant
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "date": dates}), path)
-    found, unreadable = read_all(path)
+    found, unreadable = pages.read_all(path)
     assert [(x.text, x.date) for x in found] == [("one", "1970-01-01 00:00:00"), ("three", "")]
     assert unreadable == {"records damaged": 1}
 
 
 def test_half_a_surrogate_pair_makes_no_text_of_a_page(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"html": "<p>Hi \\ud83d there</p>", "text": "other"}\n')
-    (found,), _ = read_all(tmp_path / "a.jsonl", html_field="html")
+    (found,), _ = pages.read_all(tmp_path / "a.jsonl", html_field="html")
     assert (found.html, found.text) == ("<p>Hi \N{REPLACEMENT CHARACTER} there</p>", "")
 
 
@@ -209,7 +198,7 @@ def test_bombs_end_early_and_are_counted(tmp_path):
     start = time.monotonic()
     for name in ("a.jsonl.gz", "b.warc.gz", "c.html.gz"):
         (tmp_path / name).write_bytes(bomb)
-    found, unreadable = read_all(tmp_path)
+    found, unreadable = pages.read_all(tmp_path)
     assert not found
     assert unreadable["files: bomb"] >= 1
     assert unreadable["documents too large"] == 1  # of a page no more is unpacked than it may have
@@ -220,8 +209,8 @@ def test_a_bomb_is_told_from_a_large_file(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "FREE_BYTES", 1000)
     rows = "".join(json.dumps({"text": f"{random.Random(i).random()}"}) + "\n" for i in range(500))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
-    assert len(read_all(tmp_path, max_file_ratio=200)[0]) == 500
-    assert read_all(tmp_path, max_file_ratio=2)[1] == {"files: bomb": 1}
+    assert len(pages.read_all(tmp_path, max_file_ratio=200)[0]) == 500
+    assert pages.read_all(tmp_path, max_file_ratio=2)[1] == {"files: bomb": 1}
 
 
 def test_a_bomb_inside_a_response_is_counted(tmp_path):
@@ -236,7 +225,7 @@ def test_a_bomb_inside_a_response_is_counted(tmp_path):
         b"WARC-Record-ID: <u:1>\r\nContent-Type: application/http; msgtype=response\r\n"
         + f"Content-Length: {len(block)}\r\n\r\n".encode() + block + b"\r\n\r\n"
     )  # fmt: skip
-    found, unreadable = read_all(tmp_path)
+    found, unreadable = pages.read_all(tmp_path)
     assert not found
     assert unreadable == {"records too large": 1}
 
@@ -254,7 +243,7 @@ def test_what_is_cut_off_or_damaged_is_counted_and_the_rest_is_read(tmp_path):
     (tmp_path / "f.parquet").write_bytes(b"PAR1 not really PAR1")
     (tmp_path / "g.html.gz").write_bytes(gzip.compress(pages.page(2).encode())[:-20])
     (tmp_path / "h.txt").write_bytes(b"")
-    found, unreadable = read_all(tmp_path)
+    found, unreadable = pages.read_all(tmp_path)
     assert [d.text for d in found if d.source.endswith("a.jsonl.gz")][:2] == ["row 0", "row 1"]
     assert sum(d.source.endswith("d.warc") for d in found) == 1
     assert sum(d.source.endswith("e.warc.gz") for d in found) == 1
@@ -272,7 +261,7 @@ def test_bad_lines_are_counted(tmp_path):
         b'{"text": "bad \xff byte"}', b'{"text": "last"}',
     ]  # fmt: skip
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    found, unreadable = read_all(tmp_path, max_document_bytes=10_000)
+    found, unreadable = pages.read_all(tmp_path, max_document_bytes=10_000)
     assert [d.text for d in found][:1] == ["good"]
     assert found[-1].text == "last"
     assert "half \ufffd pair" in [d.text for d in found]
@@ -290,7 +279,7 @@ def test_a_line_of_a_hundred_megabytes_takes_no_memory(tmp_path):
             file.write(b"a" * (1 << 20))
         file.write(b'"}\n{"text": "next"}\n')
     tracemalloc.start()
-    found, unreadable = read_all(tmp_path, max_document_bytes=1 << 20)
+    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [d.text for d in found] == ["next"]
@@ -310,15 +299,15 @@ def test_links_pipes_and_names_that_are_none(tmp_path):
     (inside / "loop.txt").symlink_to(inside / "loop.txt")
     os.mkfifo(inside / "pipe.txt")
     for pattern in (inside, inside / "*", inside / "**/*.txt"):
-        found, unreadable = read_all(pattern)
+        found, unreadable = pages.read_all(pattern)
         assert {d.text for d in found} == {"mine"}
         assert unreadable["links out of the folder"] >= 1
         assert unreadable["not plain files"] == 1
         assert unreadable["files that are not there"] == 2
     # Named itself, a link is meant.
-    assert [d.text for d in read_all(inside / "to_secret.txt")[0]] == ["secret"]
+    assert [d.text for d in pages.read_all(inside / "to_secret.txt")[0]] == ["secret"]
     with pytest.raises(UsageError, match="names no file"):
-        read_all(tmp_path / "nothing*")
+        pages.read_all(tmp_path / "nothing*")
 
 
 ENDINGS = (".warc", ".warc.gz", ".wet", ".html", ".html.gz", ".txt", ".jsonl", ".jsonl.gz",
@@ -403,6 +392,16 @@ def test_the_main_text_with_title_date_and_language():
     assert document.html is None
 
 
+def test_comments_of_readers_are_no_text():
+    comments = "".join(f"<p>A comment of a reader, number {i}, who agrees.</p>" for i in range(5))
+    html = pages.page(3).replace("<footer>", f'<div id="comments">{comments}</div><footer>')
+    for changes, there in (({}, False), ({"extract__comments": True}, True)):
+        document = Document(html=html)
+        extract.extract(document, pages.settings(**changes)["extract"])
+        assert pages.paragraphs(3).split("\n")[0] in document.text
+        assert ("A comment of a reader" in document.text) == there
+
+
 @pytest.mark.parametrize(
     ("html", "reason"),
     [
@@ -459,7 +458,8 @@ def test_extraction_is_as_good_as_trafilaturas_own():
         raw = gzip.decompress((folder / "html" / name).read_bytes())
         document = Document(html=read.decode(raw), url=url)
         extract.extract(document, pages.settings()["extract"])
-        for who, text in (("ours", document.text), ("theirs", trafilatura.extract(raw) or "")):
+        theirs = trafilatura.extract(raw, include_comments=False) or ""
+        for who, text in (("ours", document.text), ("theirs", theirs)):
             scores[who]["hits"] += sum(segment in text for segment in page["with"])
             scores[who]["wrong"] += sum(segment in text for segment in page["without"])
     assert scores["ours"]["hits"] >= scores["theirs"]["hits"] > 0

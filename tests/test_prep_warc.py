@@ -3,7 +3,6 @@
 import gzip
 import random
 import zlib
-from collections import Counter
 
 import pytest
 
@@ -11,19 +10,8 @@ from tests import pages
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
-from zoo.prep import files, read
-from zoo.prep.document import Tally
 
 PAGE = pages.page(3).encode()
-
-
-def read_all(path, **changes):
-    """Returns (documents, what was unreadable) of a file."""
-    prep, skipped, tally = pages.settings(**changes), Counter(), Tally()
-    made = []
-    for shard in files.shards(files.find([str(path)], skipped), 1 << 40):
-        made += read.documents(shard, prep, tally)
-    return made, dict(tally.unreadable + skipped)
 
 
 def record(block, url="http://example.org/bad", length=None, kind="response"):
@@ -131,7 +119,7 @@ def test_a_response_costs_itself_alone(tmp_path, name, packed):
     parts = [good(0), record(block), *map(good, range(1, 10))]
     path = tmp_path / ("a.warc.gz" if packed else "a.warc")
     path.write_bytes(b"".join(map(gzip.compress, parts)) if packed else b"".join(parts))
-    found, unreadable = read_all(path)
+    found, unreadable = pages.read_all(path)
     urls = [document.url.rpartition("/")[2] for document in found]
     assert urls == ["0", *([] if reason else ["bad"]), *map(str, range(1, 10))]
     assert unreadable == ({reason: 1} if reason else {})
@@ -166,7 +154,7 @@ def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
     parts = [good(0), bad, *map(good, range(1, 5))]
     path = tmp_path / ("a.warc.gz" if packed else "a.warc")
     path.write_bytes(b"".join(map(gzip.compress, parts)) if packed else b"".join(parts))
-    found, unreadable = read_all(path)
+    found, unreadable = pages.read_all(path)
     assert [document.url[-1] for document in found] == [*"01234"]
     assert unreadable == {reason: 1}
 
@@ -178,7 +166,7 @@ def test_a_damaged_member_costs_itself_alone(tmp_path):
         damaged[place : place + 2] = b"\xff\xff"  # the header, the data, the checksum
         members[number] = bytes(damaged)
     (tmp_path / "a.warc.gz").write_bytes(members[0] + bytes(100) + b"".join(members[1:]))
-    found, unreadable = read_all(tmp_path)
+    found, unreadable = pages.read_all(tmp_path)
     # A damaged time in the header of a member is no loss.
     assert [document.url[-1] for document in found] == [*"0125"]
     assert unreadable == {"records damaged": 2}
@@ -198,7 +186,7 @@ def test_a_damaged_member_costs_itself_alone(tmp_path):
 )
 def test_a_file_that_gives_nothing_is_counted(tmp_path, content, reason):
     (tmp_path / "a.warc.gz").write_bytes(content)
-    assert read_all(tmp_path) == ([], {reason: 1})
+    assert pages.read_all(tmp_path) == ([], {reason: 1})
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
@@ -209,7 +197,7 @@ def test_a_bomb_inside_a_response_is_no_memory(tmp_path, coding):
     bomb = pack[coding](bytes(64 << 20))
     (tmp_path / "a.warc").write_bytes(record(answer(bomb, f"Content-Encoding: {coding}")) + good(1))
     tracemalloc.start()
-    found, unreadable = read_all(tmp_path, max_document_bytes=1 << 20)
+    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (len(found), unreadable) == (1, {"records too large": 1})
@@ -220,7 +208,7 @@ def test_large_records_are_passed_over(tmp_path):
     large = record(answer(b"<p>" + bytes(3 << 20)))
     (tmp_path / "a.warc").write_bytes(good(0) + large + good(1))
     (tmp_path / "b.warc.gz").write_bytes(b"".join(map(gzip.compress, (good(0), large, good(1)))))
-    found, unreadable = read_all(tmp_path, max_document_bytes=1 << 20)
+    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
     assert [document.url[-1] for document in found] == [*"0101"]
     assert unreadable == {"records too large": 2}
 
@@ -230,10 +218,10 @@ def test_a_zstandard_file_that_is_cut_off_is_told(tmp_path, ending):
     whole = {".warc.zst": good(0), ".jsonl.zst": b'{"text": "one"}\n', ".txt.zst": b"one"}[ending]
     whole = zstandard(whole) + zstandard(whole)
     (tmp_path / f"a{ending}").write_bytes(whole)
-    found, unreadable = read_all(tmp_path)
+    found, unreadable = pages.read_all(tmp_path)
     assert (len(found), unreadable) == (1 if ending == ".txt.zst" else 2, {})
     (tmp_path / f"a{ending}").write_bytes(whole[:-8])
-    found, unreadable = read_all(tmp_path)
+    found, unreadable = pages.read_all(tmp_path)
     assert (len(found), unreadable) == (0 if ending == ".txt.zst" else 1, {"files: truncated": 1})
 
 
@@ -252,7 +240,7 @@ def test_the_records_are_those_of_fastwarc(tmp_path):
     ):
         path = tmp_path / name
         path.write_bytes(content)
-        found, unreadable = read_all(path)
+        found, unreadable = pages.read_all(path)
         assert not unreadable
         if not name.endswith("zst"):
             with open(path, "rb") as file:
@@ -280,7 +268,7 @@ def test_damage_anywhere_is_told_and_costs_little(tmp_path):
             data[place:place] = draw.randbytes(draw.randint(1, 50))
         made[bad] = bytes(data)
         (tmp_path / "a.warc.gz").write_bytes(b"".join(made))
-        found, unreadable = read_all(tmp_path)
+        found, unreadable = pages.read_all(tmp_path)
         urls = {document.url[-1] for document in found}
         assert len(urls) == len(found) >= 8
         assert {*"0123456789"} - urls <= {str(bad), str(bad + 1)}

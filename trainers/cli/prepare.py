@@ -20,7 +20,7 @@ from zoo.errors import UsageError
 
 # Those of the extra `prep` in setup.cfg.
 _PACKAGES = (
-    "brotli", "datasketch", "ftfy", "lxml_html_clean", "protego", "py3langid", "pyarrow", "scipy",
+    "brotli", "datasketch", "ftfy", "lxml_html_clean", "protego", "py3langid", "pyarrow",
     "trafilatura", "webencodings", "zstandard",
 )  # fmt: skip
 

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import (
     file_digest,
     fsync_file,
@@ -33,9 +34,9 @@ from zoo.data.disk import (
     naming,
     open_file,
     open_in_place,
-    read_json,
+    read_bytes,
 )
-from zoo.errors import RunError, UsageError, short
+from zoo.errors import RunError, UsageError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -124,7 +125,7 @@ class RecordWriter:
         try:
             self.metadata = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise UsageError(f"The metadata must be JSON: {short(error)}.") from None
+            raise UsageError(f"The metadata of {self.folder} must be JSON: {error}.") from None
         self.rows = 0
 
     def __enter__(self) -> "RecordWriter":
@@ -435,10 +436,10 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
                 name, tuple(row["row_shape"]), np.dtype(row["dtype"]), row["rows_per_shard"]
             )
             numbers = [rows, layout.rows_per_shard, *layout.row_shape]
+            if not all(type(number) is int and number > 0 for number in numbers):
+                raise ValueError
             # Each shard has a digest: what is declared is no longer than the manifest itself.
-            if not all(type(number) is int and number > 0 for number in numbers) or (
-                -(-rows // layout.rows_per_shard) != len(row["sha256"])
-            ):
+            if -(-rows // layout.rows_per_shard) != len(row["sha256"]):
                 raise ValueError
             layouts.append(layout)
             names = [layout.file_name(shard) for shard in range(len(row["sha256"]))]
@@ -457,10 +458,11 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
 def _read_manifest(folder: Path) -> dict:
     if not (folder / MANIFEST).exists():
         raise _refused(folder, MANIFEST, "is missing")
+    content = read_bytes(folder / MANIFEST, JSON_EXPANSION)
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = json.loads(content)
         version = manifest["format"]
-    except (RunError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _refused(folder, MANIFEST, "is damaged") from None
     if version != FORMAT:
         raise _refused(folder, MANIFEST, f"has format {version!r}, this version reads {FORMAT}")

@@ -9,13 +9,15 @@ where all minima of a band agree. That happens with probability 1 - (1 - s^rows)
     25 bands, 8  0.093  0.345  0.773  0.928  0.990  0.9996 0.999999
 
 Candidates are then verified: they are duplicates where the exact Jaccard of their sets reaches
-`similarity`. What is linked by a chain of duplicates is a group; its first document stays.
+`similarity`. A document is dropped only where it is a duplicate of an earlier one that stays.
+Chains are not followed: where A is like B and B like C, C stays unless it is like A, for along a
+chain of small changes two documents may end up with nothing in common.
 """
 
 import functools
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -138,21 +140,36 @@ def candidates(hashes: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(pairs), axis=0)
 
 
-def groups(edges: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns (m, 2) uint64, sorted: key of a document that goes, and of its group's first."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def representatives(
+    duplicates: Iterable[np.ndarray], similar: Callable[[int, int], bool]
+) -> np.ndarray:
+    """Decides which documents go: in the order of keys, each that is like one that stays.
 
-    edges = np.concatenate([np.empty((0, 2), np.uint64), *edges])
-    keys, places = np.unique(edges, return_inverse=True)
-    if not len(keys):
-        return np.empty((0, 2), np.uint64)
+    Args:
+      duplicates: (n, 2) uint64 each: keys of two documents that are alike, the smaller first.
+      similar: whether two documents are alike. It is asked for those that are not among the pairs
+        (a bucket of many documents has no pairs of all): whether a document is like the one that
+        stays for its neighbor.
+
+    Returns:
+      (m, 2) uint64, sorted: key of a document that goes, and of one it is like, which stays.
+    """
+    duplicates = np.concatenate([np.empty((0, 2), np.uint64), *duplicates])
+    keys, places = np.unique(duplicates, return_inverse=True)
     places = places.reshape(-1, 2)
-    ones = np.ones(len(places), np.int8)
-    graph = coo_array((ones, (places[:, 0], places[:, 1])), shape=(len(keys), len(keys)))
-    _, label = connected_components(graph, directed=False)
-    # `keys` are sorted, so the first place of a label is the group's first document.
-    _, first = np.unique(label, return_index=True)
-    representative = keys[first][label]
-    goes = representative != keys
-    return np.stack([keys[goes], representative[goes]], 1)
+    places = places[np.lexsort((places[:, 0], places[:, 1]))]
+    seconds, starts = np.unique(places[:, 1], return_index=True)
+    kept = np.arange(len(keys))  # for each document the one that stays: itself or an earlier one
+    for second, start, end in zip(seconds, starts, np.r_[starts, len(places)][1:], strict=True):
+        earlier = places[start:end, 0]
+        of_earlier = kept[earlier]
+        stays = earlier[of_earlier == earlier]
+        if len(stays):
+            kept[second] = stays[0]
+            continue
+        for other in np.unique(of_earlier):
+            if similar(int(keys[other]), int(keys[second])):
+                kept[second] = other
+                break
+    goes = kept != np.arange(len(keys))
+    return np.stack([keys[goes], keys[kept[goes]]], 1)

@@ -7,6 +7,36 @@ from dataclasses import dataclass, field
 # What a data card shows of each reason.
 SAMPLES = 3
 SAMPLE_CHARACTERS = 300
+_RECORD_BITS, _STRIPE_BITS = 32, 6
+MAX_STRIPES = 1 << _STRIPE_BITS
+
+
+def key_of(first_shard: int, record: int, stripes: int) -> int:
+    """Returns the key of a document: keys are in the order of the input, however it is cut.
+
+    Args:
+      first_shard: of those that share the document's file.
+      record: place in that file, or in the files of that shard.
+      stripes: number of shards that share the file, at most MAX_STRIPES.
+    """
+    return (first_shard << _RECORD_BITS | record) << _STRIPE_BITS | (stripes - 1)
+
+
+def shard_of(key):
+    """Returns the shard that a document is in. Takes an int or an array of keys."""
+    stripes = (key & (MAX_STRIPES - 1)) + 1
+    return (key >> (_RECORD_BITS + _STRIPE_BITS)) + record_of(key) % stripes
+
+
+def record_of(key):
+    """Returns the place of a document in its file. Takes an int or an array of keys."""
+    return (key >> _STRIPE_BITS) & ((1 << _RECORD_BITS) - 1)
+
+
+def keys_from(shard: int) -> tuple[int, int]:
+    """Returns the range of keys in which all those of a shard lie, and others too."""
+    bits = _RECORD_BITS + _STRIPE_BITS
+    return max(0, shard - MAX_STRIPES + 1) << bits, (shard + 1) << bits
 
 
 @dataclass
@@ -16,7 +46,7 @@ class Document:
     Attributes:
       text: what it says; "" while it is a page that has not been extracted.
       html: the page, as bytes or str; None where the input was text.
-      key: shard << 32 | place in it: the order of the input, and unique.
+      key: of `key_of`, unique.
       source: file that it comes from.
       url, title, date, language, licence: as far as they are known, else "".
     """

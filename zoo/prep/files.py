@@ -13,6 +13,7 @@ from glob import iglob
 from pathlib import Path
 
 from zoo.errors import UsageError
+from zoo.prep.document import MAX_STRIPES
 
 PACKED = (".gz", ".zst")
 # Ending -> how it is read.
@@ -28,8 +29,6 @@ KINDS = {
 }
 # Files of one document each are read together, at most so many.
 FILES_A_SHARD = 2000
-# Every stripe of a large file unpacks all of it: more of them would cost more than they win.
-MAX_STRIPES = 64
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,8 @@ def corpus_files(names: list[str]) -> list[InputFile]:
 def shards(files: list[InputFile], shard_bytes: int) -> list[dict]:
     """Returns the pieces of work: {"files": [...], "stripe": k, "stripes": n}.
 
-    Small files share a shard. A large one is n shards that each take every n-th document.
+    Small files share a shard. A large one is n shards, one after the other, that each take every
+    n-th document. Each unpacks all of the file, so there are at most MAX_STRIPES.
     """
     made: list[dict] = []
     together: list[Mapping] = []

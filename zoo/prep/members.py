@@ -7,8 +7,7 @@ import os
 import re
 import zlib
 
-from zoo.data.disk import open_file
-from zoo.prep.unpack import Unpacked, is_bomb
+from zoo.prep.unpack import Unpacked, is_bomb, open_input
 
 _MAGIC = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _PIECE = 1 << 16
@@ -33,7 +32,7 @@ class Members:
         name = path.lower()
         self.problem, self.losses = "", 0
         self._by_members, self._begins, self._max_ratio = name.endswith(".gz"), begins, max_ratio
-        self._file = open_file(path) if self._by_members else Unpacked(path, max_ratio)
+        self._file = open_input(path) if self._by_members else Unpacked(path, max_ratio)
         self._size = None if name.endswith((".gz", ".zst")) else os.path.getsize(path)
         self._packed = b""  # read, and not unpacked
         self._data, self._at = b"", 0  # unpacked, and from where on not taken

@@ -285,11 +285,12 @@ def _near_duplicates(on, on_shards, same: dict, work: Path, parts: int, exact_pa
     names = [task["name"] for task in tasks]
     on_shards(steps.verified_pairs, "near duplicates", candidates=names)
     if not (work / "near.npy").exists():
-        edges = (
+        duplicates = (
             np.array(load(steps.path_of(work, "verified_pairs", shard, ".npy")))
             for shard in range(same["shards"])
         )
-        save(work / "near.npy", dedup.groups(edges))
+        similar = steps.Similar(work, same["prep"]["dedup"]["similarity"])
+        save(work / "near.npy", dedup.representatives(duplicates, similar))
 
 
 def _validation_below(work: Path, count: int, exact_parts: int, share: float) -> int:

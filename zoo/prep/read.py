@@ -5,18 +5,15 @@ in `Tally.unreadable`. Nothing larger than `prep.max_document_bytes` is ever hel
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 
-from zoo.data.disk import open_file
-from zoo.prep import response, warc
+from zoo.prep import parquet, response, warc
 from zoo.prep.charset import decode, without_surrogates
 from zoo.prep.document import Document, Tally
 from zoo.prep.members import Members
-from zoo.prep.unpack import FREE_BYTES, opened
+from zoo.prep.unpack import opened
 
 PAGES = ("text/html", "application/xhtml+xml")
-_DAMAGED = object()
 # What a document may bring along; the first name that is there counts.
 _FIELDS = {
     "url": ("url", "link"),
@@ -30,12 +27,15 @@ _FIELDS = {
 def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]:
     """Yields the documents of a shard of `zoo.prep.files`, in the order of the input.
 
+    Their `key` is their place among the records of the shard's files.
+
     Args:
       shard: with "files", "stripe" and "stripes".
       prep: the recipe's section.
       tally: its `unreadable` is added to.
     """
     stripe, stripes = shard["stripe"], shard["stripes"]
+    before = 0
     for file in shard["files"]:
         number = -1
 
@@ -47,16 +47,17 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
 
         # What a whole file suffers is counted by one of its stripes.
         whole = tally if stripe == 0 else Tally()
-        before = whole.unreadable.total()
+        problems = whole.unreadable.total()
         try:
             for document in _READERS[file["kind"]](file["path"], prep, mine, tally, whole):
-                document.source = file["path"]
+                document.source, document.key = file["path"], before + number
                 document.licence = document.licence or prep["licence"]
                 yield document
         except OSError as error:
             whole.unreadable[f"files: {error.strerror or 'damaged'}"] += 1
-        if number < 0 and whole.unreadable.total() == before:
+        if number < 0 and whole.unreadable.total() == problems:
             whole.unreadable["files: no records"] += 1
+        before += number + 1
 
 
 # --- readers: (path, settings, whether the next record is ours, tally, tally of the file) ---------
@@ -155,7 +156,6 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
 
 def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
     import pyarrow
-    import pyarrow.parquet
 
     wanted = {
         prep["text_field"],
@@ -163,54 +163,17 @@ def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tall
         *(n for names in _FIELDS.values() for n in names),
     }
     try:
-        with open_file(path) as stream, pyarrow.parquet.ParquetFile(stream) as file:
-            about, size = file.metadata, 0
-            most = max(FREE_BYTES, prep["max_file_ratio"] * os.path.getsize(path))
-            for group in map(about.row_group, range(about.num_row_groups)):
-                columns = map(group.column, range(group.num_columns))
-                packed = sum(column.total_compressed_size for column in columns)
-                if group.total_byte_size > max(64 << 20, prep["max_file_ratio"] * max(1, packed)):
-                    whole.unreadable["files: bomb"] += 1
-                    return
-            columns = [name for name in file.schema_arrow.names if name in wanted]
-            for number in range(about.num_row_groups):
-                # Rows may share one value, so each may have the size of the whole row group.
-                rows = FREE_BYTES // max(1, about.row_group(number).total_byte_size)
-                for batch in file.iter_batches(max(1, min(256, rows)), [number], columns):
-                    # Of all rows, so that it does not depend on which of them are `mine`.
-                    size += sum(map(_bytes_of, batch.columns))
-                    if size > most:
-                        whole.unreadable["files: bomb"] += 1
-                        return
-                    for place in range(batch.num_rows):
-                        if mine():
-                            row = {name: _value(batch.column(name)[place]) for name in columns}
-                            if document := _of_row(row, prep, tally):
-                                yield document
+        for group in parquet.row_groups(path, wanted, mine, prep["max_file_ratio"]):
+            try:
+                for row in group:
+                    if document := _of_row(row, prep, tally):
+                        yield document
+            except parquet.DamagedRows:
+                whole.unreadable["row groups damaged"] += 1
+    except parquet.Bomb:
+        whole.unreadable["files: bomb"] += 1
     except (pyarrow.ArrowException, ValueError, KeyError, NotImplementedError):
         whole.unreadable["files: damaged"] += 1
-
-
-def _bytes_of(column) -> int:
-    """Returns the bytes of a column's values, a shared value as often as it occurs."""
-    import pyarrow
-    import pyarrow.compute
-
-    if not pyarrow.types.is_dictionary(column.type):
-        return column.nbytes
-    try:
-        lengths = pyarrow.compute.binary_length(column.dictionary)
-    except pyarrow.ArrowNotImplementedError:  # neither text nor bytes
-        return column.nbytes
-    return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
-
-
-def _value(field):
-    """Returns a field in Python; _DAMAGED for broken UTF-8, or a date that Python cannot hold."""
-    try:
-        return field.as_py()
-    except (ValueError, OverflowError):
-        return _DAMAGED
 
 
 def _corpus(name: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
@@ -245,7 +208,7 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
         return None
     text = row.get(prep["text_field"]) if prep["text_field"] else None
     html = row.get(prep["html_field"]) if prep["html_field"] else None
-    if _DAMAGED in (text, html):
+    if parquet.DAMAGED in (text, html):
         tally.unreadable["records damaged"] += 1
         return None
     html = decode(html) if isinstance(html, bytes) else html
@@ -262,6 +225,6 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     found = Document(html=content) if page else Document(text=content)
     for field, names in _FIELDS.items():
         values = (row.get(name) for name in names)
-        value = next((value for value in values if value and value is not _DAMAGED), "")
+        value = next((value for value in values if value and value is not parquet.DAMAGED), "")
         setattr(found, field, without_surrogates(str(value))[:2000])
     return found

@@ -32,8 +32,8 @@ _DEFAULTS = {
         "other_sites": False,  # follow links to hosts that no start address names
     },
     "extract": {
-        "favor": "",  # or "precision" or "recall"
-        "comments": True,
+        "favor": "",  # or "precision" or "recall"; docs/prepare.md has the measured difference
+        "comments": False,  # of readers, below the article
         "tables": True,
         "metadata": True,  # title, date and licence; a sixth of the time
         "timeout": 20.0,  # processor seconds of a page
@@ -104,7 +104,7 @@ _DEFAULTS = {
         "min_line": 15,  # characters; shorter lines are not counted
         "min_characters": 200,  # what is shorter when lines were taken out is dropped
     },
-    "validation": 0.01,  # share of the groups of near duplicates
+    "validation": 0.01,  # share of the documents that are left
     "tokenizer_bytes": 200 << 20,  # of text that the tokenizer is trained on
 }  # fmt: skip
 

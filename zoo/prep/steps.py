@@ -13,7 +13,7 @@ import numpy as np
 from zoo.data.disk import read_json, write_json
 from zoo.prep import dedup
 from zoo.prep.clean import clean
-from zoo.prep.document import Document, Tally
+from zoo.prep.document import Document, Tally, key_of, keys_from, shard_of
 from zoo.prep.extract import extract
 from zoo.prep.filters import RULES
 from zoo.prep.read import documents
@@ -59,11 +59,12 @@ def _text_size(document: Document) -> int:
 def filtered(task: dict) -> dict:
     """Reads, extracts, cleans and filters a shard; leaves documents and the hashes of lines."""
     prep, shard, tally = task["prep"], task["name"], Tally()
+    stripes, first_shard = task["shard"]["stripes"], shard - task["shard"]["stripe"]
     lines_of: list[np.ndarray] = []
     path = path_of(task["work"], "filtered", shard, ".jsonl.zst")
     with lines_into(path) as write:
-        for number, document in enumerate(documents(task["shard"], prep, tally)):
-            document.key = shard << 32 | number
+        for document in documents(task["shard"], prep, tally):
+            document.key = key_of(first_shard, document.key, stripes)
             if not through(document, prep, tally):
                 continue
             write(document.to_json())
@@ -232,25 +233,31 @@ def candidate_pairs(task: dict) -> dict:
 def verified_pairs(task: dict) -> dict:
     """Compares the candidates whose first lies in a shard; leaves those that are duplicates."""
     work, shard = task["work"], task["name"]
-    low, high = np.uint64(shard << 32), np.uint64((shard + 1) << 32)
     pairs = [np.empty((0, 2), KEY)]
     for name in task["candidates"]:
-        found = load(path_of(work, "candidate_pairs", name, ".npy"))
-        first = found[:, 0]
-        pairs.append(found[np.searchsorted(first, low) : np.searchsorted(first, high)])
+        pairs.append(_of_shard(load(path_of(work, "candidate_pairs", name, ".npy")), shard))
     pairs = np.unique(np.concatenate(pairs), axis=0)
-    sets = _Shingles(work)
-    least = task["prep"]["dedup"]["similarity"]
-    same = [dedup.jaccard(sets[a], sets[b]) >= least for a, b in pairs.tolist()]
-    same = np.array(same, bool)
+    similar = Similar(work, task["prep"]["dedup"]["similarity"])
+    same = np.array([similar(a, b) for a, b in pairs.tolist()], bool)
     save(path_of(work, "verified_pairs", shard, ".npy"), pairs[same].reshape(-1, 2))
     return {"pairs": len(pairs), "same": int(same.sum())}
 
 
-class _Shingles:
-    """The shingles of a document by its key, of any shard, read through the page cache."""
+def _of_shard(pairs: np.ndarray, shard: int) -> np.ndarray:
+    """Returns the pairs, of sorted ones, whose first key belongs to a shard."""
+    low, high = np.searchsorted(pairs[:, 0], np.array(keys_from(shard), KEY))
+    near = np.asarray(pairs[low:high])
+    return near[shard_of(near[:, 0]) == shard]
 
-    def __init__(self, work: Path | str):
+
+class Similar:
+    """Whether two documents, given by their keys, are near duplicates.
+
+    The shingles of any shard are read through the page cache.
+    """
+
+    def __init__(self, work: Path | str, similarity: float):
+        self._similarity = similarity
         self._open = functools.lru_cache(64)(
             lambda shard: [
                 load(path_of(work, "signed", shard, ending))
@@ -258,8 +265,11 @@ class _Shingles:
             ]
         )
 
-    def __getitem__(self, key: int) -> np.ndarray:
-        keys, ends, flat = self._open(key >> 32)
+    def __call__(self, a: int, b: int) -> bool:
+        return dedup.jaccard(self._shingles(a), self._shingles(b)) >= self._similarity
+
+    def _shingles(self, key: int) -> np.ndarray:
+        keys, ends, flat = self._open(shard_of(key))
         place = int(np.searchsorted(keys, np.uint64(key)))
         return flat[ends[place] : ends[place + 1]]
 
@@ -271,9 +281,9 @@ class _Shingles:
 def text(task: dict) -> dict:
     """Leaves the documents that stay, as the splits' text, and counts them."""
     work, shard, tally = task["work"], task["name"], Tally()
-    exact = set(task_part(exact_of(work, task["exact_parts"]), shard))
+    exact = set(_of_shard(exact_of(work, task["exact_parts"]), shard)[:, 0].tolist())
     near_path = Path(work) / "near.npy"
-    near = set(task_part(load(near_path), shard)) if near_path.exists() else set()
+    near = set(_of_shard(load(near_path), shard)[:, 0].tolist()) if near_path.exists() else set()
     hashes = load(path_of(work, "signed", shard, "-exact.npy"))
     limit = np.uint64(task["validation_below"])
     out = Path(task["out"]) / "text"
@@ -293,18 +303,11 @@ def text(task: dict) -> dict:
             else:
                 tally.reach("kept", _text_size(document))
                 tally.keep(document)
-                # Those that stay are the first of their groups: no group is in two splits.
+                # Of two near duplicates one is gone: they are not in two splits.
                 held = value < limit
                 (validation if held else train)(document.to_json())
                 counts["validation" if held else "train"] += 1
     return {"counts": counts, "tally": tally.to_json()}
-
-
-def task_part(pairs: np.ndarray, shard: int) -> list[int]:
-    """Returns the keys, of sorted pairs, that belong to a shard."""
-    first = pairs[:, 0]
-    low, high = np.searchsorted(first, np.array([shard << 32, (shard + 1) << 32], KEY))
-    return first[low:high].tolist()
 
 
 @step

@@ -5,6 +5,7 @@ import io
 import zlib
 
 from zoo.data.disk import open_file
+from zoo.errors import RunError
 
 # Below this a bomb does no harm, and a file of one page may well be all spaces.
 FREE_BYTES = 64 << 20
@@ -13,6 +14,14 @@ FREE_BYTES = 64 << 20
 def is_bomb(unpacked: int, packed: int, max_ratio: float) -> bool:
     """Returns whether so many bytes out of `packed` ones are more than a file may hold."""
     return unpacked > FREE_BYTES and unpacked > max(1, packed) * max_ratio
+
+
+def open_input(path: str) -> io.BufferedReader:
+    """Opens a regular file; raises OSError for all others: opening a pipe would wait for ever."""
+    try:
+        return open_file(path)
+    except RunError as error:
+        raise OSError(0, "cannot be read") from error
 
 
 class Unpacked(io.RawIOBase):
@@ -27,7 +36,7 @@ class Unpacked(io.RawIOBase):
     """
 
     def __init__(self, path: str, max_ratio: float):
-        self._raw = open_file(path)
+        self._raw = open_input(path)
         self._max_ratio, self._read, self.problem = max_ratio, 0, ""
         if path.lower().endswith(".gz"):
             self._file = gzip.GzipFile(fileobj=self._raw)
