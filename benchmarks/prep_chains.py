@@ -58,8 +58,8 @@ def documents() -> list[tuple[str, str]]:
     return made
 
 
-def ours(texts: list[str], folder: Path) -> tuple[set[int], np.ndarray]:
-    """Returns the places of what stays, and the pairs that were verified."""
+def ours(texts: list[str], folder: Path) -> tuple[set[int], set[int], np.ndarray]:
+    """Returns the places of what stays, of exact duplicates, and the pairs that were verified."""
     prep = json.loads(json.dumps(defaults()))
     same = {"work": str(folder), "out": str(folder), "prep": prep, "shards": 1}
     with store.lines_into(folder / "filtered" / "00000.jsonl.zst") as write:
@@ -77,9 +77,9 @@ def ours(texts: list[str], folder: Path) -> tuple[set[int], np.ndarray]:
     on(steps.exact_duplicates, "", [{**same, "name": 0, "parts": 1}])
     pipeline._near_duplicates(on, on_shards, same, folder, 1, 1)
     gone = {record_of(int(key)) for key in store.load(folder / "near.npy")[:, 0]}
-    gone |= {record_of(int(key)) for key in steps.exact_of(folder, 1)[:, 0]}
+    exact = {record_of(int(key)) for key in steps.exact_of(folder, 1)[:, 0]}
     pairs = record_of(np.array(store.load(folder / "verified_pairs" / "00000.npy")))
-    return set(range(len(texts))) - gone, pairs
+    return set(range(len(texts))) - gone - exact, exact, pairs
 
 
 def whole_chains(count: int, pairs: np.ndarray) -> set[int]:
@@ -138,10 +138,10 @@ def main(python: str):
     truth, rows = Truth(texts), []
     with tempfile.TemporaryDirectory(prefix="zoo_prep_chains_") as folder:
         (Path(folder) / "filtered").mkdir()
-        kept, pairs = ours(texts, Path(folder))
+        kept, exact, pairs = ours(texts, Path(folder))
         for method, stays in (
             ("zoo", kept),
-            ("whole chains", whole_chains(len(texts), pairs)),
+            ("whole chains", whole_chains(len(texts), pairs) - exact),
             ("datatrove 0.10", datatrove(texts, Path(folder) / "peer", python)),
         ):
             row = {"method": method, "documents": len(texts)}

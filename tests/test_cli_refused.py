@@ -286,13 +286,13 @@ def test_two_processes_in_one_directory_are_refused(verb, old, zoo_command):
 @pytest.mark.parametrize(
     ("text", "status", "line"),
     [
-        ("", 1, "config.json: Expecting value"),
-        ('{"format_version": 1, "config"', 1, "config.json: "),
+        ("", 1, "config.json cannot be read: it is no JSON (Expecting value"),
+        ('{"format_version": 1, "config"', 1, "config.json cannot be read: it is no JSON ("),
         ("[]", 1, "config.json is damaged: it holds no recipe"),
         ('{"format_version": 1}', 1, "config.json is damaged: it holds no recipe"),
         ('{"format_version": 1, "config": {}}', 1, "config.json is damaged: it lacks 'source'"),
         ('{"format_version": 99, "config": {}}', 2, "has format 99; this version reads 1"),
-        ("\udcff", 1, "config.json: 'utf-8' codec can't decode"),
+        ("\udcff", 1, "config.json cannot be read: it is no JSON ('utf-8' codec can't decode"),
     ],
     ids=["empty", "cut", "list", "no recipe", "empty recipe", "newer", "no text"],
 )

@@ -6,8 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.commands import ROOT
+from zoo.layers import sampling
+from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 
 # What a user's process has, without the settings of the tests.
@@ -84,3 +87,19 @@ def test_pick_is_indexing(shape):
     x = np.random.default_rng(0).normal(size=shape).astype("float32")
     index = np.array([6, 0, 3, 3, 1], "int32")
     assert np.array_equal(pick(x, index), x[np.arange(5), index])
+
+
+def test_no_graph_transposes_int64():
+    """For which oneDNN has no kernel: TensorFlow logs an error where it meets one."""
+
+    def computed():
+        x = tf.random.stateless_uniform((4, 300), (0, 0))
+        targets, ones = tf.range(4), tf.ones(4)
+        kernel = tf.ones((300, 300))
+        loss = linear_cross_entropy(x, kernel, None, targets, ones, chunk=2)[0]
+        return loss, sampling.sample(x, ones / 2), sampling.top_k(x, ones / 2, 3)
+
+    graph = tf.function(computed, autograph=False).get_concrete_function().graph
+    assert "GatherV2" in {operation.type for operation in graph.get_operations()}
+    transposed = [o for o in graph.get_operations() if o.type == "Transpose"]
+    assert not [o.name for o in transposed if o.outputs[0].dtype == tf.int64]

@@ -239,7 +239,7 @@ def test_what_is_updated_in_place_counts_once():
     assert (found.peak, found.arguments) == (167, 110)
 
 
-def test_deep_models_are_a_line_through_two_depths(monkeypatch):
+def test_deep_models_are_a_line_through_two_depths(monkeypatch, capsys):
     sizes = {2: 30, 4: 40}
 
     class Fake:
@@ -256,6 +256,15 @@ def test_deep_models_are_a_line_through_two_depths(monkeypatch):
     steps = check.Steps({}, 10, Fake({}, 2))
     assert steps.parameters == 70
     assert steps.compile(Share(1, 1)) == Program(70, 70, 0, 0, 70, 70, 70, 10.0)
+    assert capsys.readouterr() == (
+        "",
+        "zoo: building the train step of 2 blocks\n"
+        "zoo: building the train step of 4 blocks\n"
+        "zoo: tracing the train step of 2 blocks, 1 examples a core\n"
+        "zoo: compiling the train step of 2 blocks, 1 examples a core, for the TPU\n"
+        "zoo: tracing the train step of 4 blocks, 1 examples a core\n"
+        "zoo: compiling the train step of 4 blocks, 1 examples a core, for the TPU\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -434,6 +443,7 @@ def test_the_command(zoo_command, monkeypatch):
         "--config.trainer.global_batch_size=8", "--config.model.filters=(4,4,4)",
     )  # fmt: skip
     assert answer.status == 0, answer.err
+    assert "zoo: looking for the largest batch that fits" in answer.err.splitlines()
     found = json.loads(answer.out)
     assert (found["cores"], found["rows"]) == (1, 8)
     assert found["fits"]

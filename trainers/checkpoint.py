@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from zoo.data.arrays import open_npz
 from zoo.data.disk import atomic, remove_temporary
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 _READERS = 2  # threads; reading and checking a CRC leave Python to others
 _NAME = re.compile(r"step_(\d{10})\.npz")
@@ -157,7 +157,7 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
     except Exception as error:
         path = "that was sent" if isinstance(path, bytes) else path
         raise RunError(
-            f"The checkpoint {path} is damaged: {error or type(error).__name__}."
+            f"The checkpoint {path} is damaged: {short(error) or type(error).__name__}."
         ) from None
 
 

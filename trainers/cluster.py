@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from zoo.errors import UsageError
+from zoo.errors import UsageError, short
 
 _ADDRESS = re.compile(r"([\w.-]+|\[[\da-fA-F:.%]+\]):(?P<port>[0-9]{1,5})")
 _PACKAGES = ("zoo", "trainers", "configs")
@@ -81,7 +81,7 @@ def _of_tf_config(text: str) -> Cluster:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             'TF_CONFIG is {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", '
-            f'"index": 0}}}}. Received: {text!r} ({type(error).__name__}: {error}).'
+            f'"index": 0}}}}. Received: {text!r} ({type(error).__name__}: {short(error)}).'
         ) from None
     strange = [name for name in (*jobs, kind) if name not in ("chief", "worker")]
     if strange:

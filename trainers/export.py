@@ -16,7 +16,7 @@ import numpy as np
 from trainers.workdir import data_section, model_path, read_config
 from zoo import processes
 from zoo.data.disk import atomic, atomic_path, write_json
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 # Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
 FORMATS = {
@@ -70,7 +70,7 @@ def export_workdir(
             raise RunError(f"The conversion to {form} was ended by signal {-done.returncode}.")
         if done.returncode:
             words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise RunError(f"The conversion to {form} failed: {words}")
+            raise RunError(f"The conversion to {form} failed: {short(words)}")
         found = json.loads(done.stdout.splitlines()[-1])
     write_json(_beside(path), found)
     return found
@@ -86,7 +86,7 @@ def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> N
         print(json.dumps(_export(workdir, form, out, checkpoint, modules)))
     except Exception as error:  # converters raise what they like, often over many lines
         kind = "" if isinstance(error, (UsageError, RunError)) else f"{type(error).__name__}: "
-        raise SystemExit(kind + " ".join(str(error).split())[:500]) from None
+        raise SystemExit(kind + short(error)) from None
 
 
 def _export(workdir, form, out, checkpoint, modules) -> dict:
@@ -178,7 +178,7 @@ def _examples(saved: dict, workdir: str, model):
     except (UsageError, RunError) as error:
         task.players(model)
         arrays = task.synthetic(model, _EXAMPLES, 0)
-        source = f"made up, for the data are not here: {error}"
+        source = f"made up, for the data are not here: {short(error)}"
     return task, examples_of(task, arrays), source
 
 

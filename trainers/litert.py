@@ -14,7 +14,7 @@ import numpy as np
 
 from zoo import processes
 from zoo.data.disk import atomic
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
 
@@ -51,7 +51,7 @@ def write(
         )
     if done.returncode:
         words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise RunError(f"The conversion to LiteRT {quantisation} failed: {words}")
+        raise RunError(f"The conversion to LiteRT {quantisation} failed: {short(words)}")
 
 
 def prepare(model, folder: str, inputs: Mapping) -> str:
@@ -82,7 +82,7 @@ def main(folder: str, out: str, quantisation: str) -> None:
         with atomic(out) as file:
             file.write(content)
     except Exception as error:  # converters raise what they like, often over many lines
-        words = " ".join(str(error).split())[:500]
+        words = short(error)
         raise SystemExit(f"{type(error).__name__}: {words}") from None
 
 
@@ -136,7 +136,7 @@ class LiteRTFile:
             self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
             self._run = self.interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
-            raise RunError(f"Cannot open {path}: {' '.join(str(error).split())}") from None
+            raise RunError(f"Cannot open {path}: {short(error)}") from None
         self.inputs = {
             name: (tuple(detail["shape"][1:].tolist()), np.dtype(detail["dtype"]))
             for name, detail in self._run.get_input_details().items()

@@ -15,7 +15,7 @@ from trainers.strategy import distribute
 from trainers.workdir import save_model
 from zoo.data import pipeline
 from zoo.data.disk import write_json
-from zoo.errors import RunError
+from zoo.errors import RunError, short
 
 
 class Terminated(Exception):
@@ -216,7 +216,7 @@ class Loop:
         try:
             return self.writer()
         except tf.errors.OpError as error:  # such as too little memory: the run has a better use
-            said = " ".join(str(error.message).split())[:200]
+            said = short(error.message)
             self._event("warning", f"no samples are kept from here on: {said}")
             self.writer = None
             return {}

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from zoo.errors import UsageError, compiled, near_names
+from zoo.errors import UsageError, compiled, near_names, short
 
 _COMMON = {
     "learning_rate": 1e-3,
@@ -120,7 +120,7 @@ def make_optimizer(
             **arguments,
         )
     except ValueError as error:
-        said = " ".join(str(error).split())
+        said = short(error)
         raise UsageError(f"No optimizer {name!r} has such values: {said}") from None
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

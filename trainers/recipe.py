@@ -17,7 +17,7 @@ from trainers.optimizers import OPTIMIZERS
 from trainers.preemption import SERVERS
 from trainers.schedules import SCHEDULES
 from zoo.data.tokenizers import KINDS
-from zoo.errors import UsageError, near_names
+from zoo.errors import UsageError, near_names, short
 from zoo.processes import search_current_folder_last, shadowed
 
 _CONFIGS = Path(base.__file__).parent
@@ -90,7 +90,8 @@ def _run(module, part):
         lines = [frame.lineno for frame in frames if frame.filename == module.__file__]
         where = f", line {lines[-1]}" if lines else ""
         raise UsageError(
-            f"The recipe {module.__file__} does not run{where}: {type(error).__name__}: {error}."
+            f"The recipe {module.__file__} does not run{where}: {type(error).__name__}: "
+            f"{short(error)}."
         ) from None
 
 
@@ -251,7 +252,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         as_dict(config)
     except TypeError as error:
         raise UsageError(
-            f"A recipe holds numbers, words, truth values and lists of them: {error}."
+            f"A recipe holds numbers, words, truth values and lists of them: {short(error)}."
         ) from None
     trainer, chunk = config.trainer, plain["task"].get("chunk", 0)
     if config.compress.keep_zeros and (config.compress.sparsity or config.compress.m_by_n):
@@ -428,5 +429,5 @@ def import_user_modules(names: Sequence[str]) -> None:
             raise
         except Exception as error:
             raise UsageError(
-                f"--import={name} does not run: {type(error).__name__}: {error}."
+                f"--import={name} does not run: {type(error).__name__}: {short(error)}."
             ) from None

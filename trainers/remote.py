@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from zoo.data.datasets import cache_dir
 from zoo.data.disk import atomic_path, one_at_a_time, open_in_place, read_json, write_json
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")
@@ -330,5 +330,5 @@ def _named(remote: str):
             f"{remote}; tensorflow-io brings some."
         ) from None
     except tf.errors.OpError as error:
-        reason = " ".join(str(error.message).split())[:300]
+        reason = short(error.message)
         raise RunError(f"Cannot work in {remote}: {reason or type(error).__name__}.") from None

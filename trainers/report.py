@@ -19,7 +19,7 @@ from trainers import report_sections as sections
 from zoo.data.arrays import open_npz
 from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import atomic, open_file, read_bytes, read_json
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 _MOST_SHEETS = 12
 
@@ -148,7 +148,7 @@ def _read_json(path: Path, notes: list[str]) -> dict:
     try:
         value = read_json(path)
     except RunError as error:
-        notes.append(f"{path.name} could not be read: {error}")
+        notes.append(f"{path.name} could not be read: {short(error)}")
         return {}
     if not isinstance(value, dict):
         notes.append(f"{path.name} could not be read: it holds no JSON object")
@@ -162,7 +162,7 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict],
     try:
         content = read_bytes(path, JSON_EXPANSION) if path.exists() else b""
     except RunError as error:
-        notes.append(f"{path.name} could not be read: {error}")
+        notes.append(f"{path.name} could not be read: {short(error)}")
         content = b""
     lines = content.decode(errors="replace").splitlines()
     for index, line in enumerate(lines):
@@ -225,7 +225,7 @@ def _read_pictures(folder: Path, notes: list[str]) -> dict[str, bytes]:
             title = f"step {int(number):,}" if number.isdigit() else "from one to another"
             found[title] = content
         except Exception as error:  # Pillow raises what it likes for a bad file
-            notes.append(f"{path.name} could not be read: {error}")
+            notes.append(f"{path.name} could not be read: {short(error)}")
     return found
 
 
@@ -237,7 +237,7 @@ def _read_samples(path: Path, notes: list[str]) -> list[dict]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise RunError("it holds no list of samples")
     except RunError as error:
-        notes.append(f"{path.name} could not be read: {error}")
+        notes.append(f"{path.name} could not be read: {short(error)}")
         return []
     return rows
 
@@ -251,7 +251,7 @@ def _read_arrays(path: Path, notes: list[str]) -> dict:
             arrays = dict(file)
         _check_arrays(arrays)
     except Exception as error:  # zipfile and NumPy raise about ten kinds for a damaged file
-        notes.append(f"{path.name} could not be read: {error}")
+        notes.append(f"{path.name} could not be read: {short(error)}")
         return {}
     return arrays
 

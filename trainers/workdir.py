@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainers import remote
+from trainers.layout import FOLDERS, check_layout
 from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import (
     atomic,
@@ -39,7 +40,7 @@ from zoo.data.disk import (
     remove_temporary,
     write_json,
 )
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 FORMAT_VERSION = 1
 # What may differ when a run goes on: it changes how a step is computed, not what.
@@ -73,7 +74,8 @@ class WorkDirectory:
         """Creates the folder and locks it; the lock ends with the process, however it ends.
 
         Raises:
-          RunError: where another process holds it, or the folder cannot be written.
+          RunError: where another process holds it, the folder cannot be written, or a folder lies
+            where a file is written, or the other way round.
         """
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
@@ -89,7 +91,12 @@ class WorkDirectory:
             self._lock.close()
             self._lock = None
             raise RunError(f"Another process works in {self.path}.") from None
-        for folder in (".", "checkpoints", "best", "evaluation"):
+        try:
+            check_layout(self.path)
+        except RunError:
+            self.close()
+            raise
+        for folder in (".", *FOLDERS):
             remove_temporary(self / folder)
         return self
 
@@ -380,10 +387,12 @@ def open_model(path: str | Path):
 
     from trainers.compress.qat import is_quantized, quantize
     from zoo import registry
+    from zoo.models.weight_files import at_most, check_keras
 
     registry.import_builders()
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with at_most(path, check_keras(path)):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
         if is_quantized(path):
             quantize(model)
             with warnings.catch_warnings():
@@ -391,8 +400,10 @@ def open_model(path: str | Path):
                 warnings.filterwarnings("ignore", "Skipping nested container")
                 model.load_weights(path)
         return model
+    except RunError:
+        raise
     except Exception as error:
-        raise RunError(f"Cannot load {path}: {error}") from None
+        raise RunError(f"Cannot load {path}: {short(error)}") from None
 
 
 def data_section(workdir: str | Path, saved: Mapping) -> dict:

@@ -117,7 +117,10 @@ def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = N
     def forward(values, arguments):
         pairs = list(zip(weights, values, strict=True))
         with keras.StatelessScope(state_mapping=pairs, initialize_variables=False):
-            structure = keras.tree.pack_sequence_as(model._inputs_struct, arguments)
+            if isinstance(model, keras.Sequential):
+                structure = arguments[0]
+            else:
+                structure = keras.tree.pack_sequence_as(model._inputs_struct, arguments)
             return model(structure, training=False)
 
     function = tf.function(forward, autograph=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.catalog import CATALOG, Entry
-from zoo.errors import UsageError, near_names
+from zoo.errors import UsageError, near_names, short
 
 _models: dict[str, Entry] = {}
 _tasks: dict[str, str | Callable] = {
@@ -156,7 +156,7 @@ def _resolve(target: str | Callable) -> Callable:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"Cannot import {target!r} (MODULE:NAME): {error}.") from error
+        raise UsageError(f"Cannot import {target!r} (MODULE:NAME): {short(error)}.") from error
 
 
 def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str) -> None:
@@ -206,7 +206,8 @@ def build(name: str, /, **overrides):
     except (ValueError, TypeError, LookupError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UsageError(
-            f"Model {name!r} cannot be built: {type(error).__name__}: {error} Received: {given}."
+            f"Model {name!r} cannot be built: {type(error).__name__}: {short(error)} Received: "
+            f"{short(given)}."
         ) from error
 
 

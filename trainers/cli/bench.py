@@ -48,7 +48,8 @@ def command(argv) -> int:
     print(f"bottleneck        {found.bottleneck}: input gives {given / taken:.2g} x the appetite")
     print(f"FLOPs an update   {found.flops / 1e9:.2f} G")
     print(f"machine's peak    {found.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
-    print(f"share of it       {found.share:.1%}")
+    remark = f" ({found.remark})" if found.remark else ""
+    print(f"share of it       {found.share:.1%}{remark}")
     return 0
 
 

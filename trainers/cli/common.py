@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 
@@ -92,7 +92,7 @@ def parse(
     except flags.Error as error:
         unknown = overrides and isinstance(error, flags.UnrecognizedFlagError)
         hint = " Settings of a recipe are --config.KEY=VALUE." if unknown else ""
-        raise UsageError(" ".join(str(error).split()) + hint) from None
+        raise UsageError(short(error) + hint) from None
     if len(words) < at_least or (at_most is not None and len(words) > at_most):
         raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
     if modules is not None and modules.value:

@@ -21,7 +21,7 @@ import importlib
 import sys
 
 from trainers.cli.common import USAGE, run
-from zoo.errors import near_names
+from zoo.errors import near_names, short
 from zoo.processes import drop_current_folder
 
 VERBS = (
@@ -41,7 +41,8 @@ def main(argv=None) -> int:
     verb = argv[1]
     if verb not in VERBS:
         print(
-            f"zoo: error: there is no verb {verb!r}.{near_names(verb, VERBS)} See `zoo --help`.",
+            f"zoo: error: there is no verb {short(repr(verb))}.{near_names(verb, VERBS)} "
+            "See `zoo --help`.",
             file=sys.stderr,
         )
         return USAGE

@@ -12,7 +12,6 @@ computed together have one. Micro-batches and replicas therefore change the resu
 """
 
 import contextlib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from trainers import keras_internals
 from trainers.compress.tfmot import engines
 from zoo.errors import UsageError
 from zoo.models.transfer import Backbone
+from zoo.models.weight_files import open_weights
 
 _RANGES = "quantization_ranges"  # a layer inside each layer that rounds
 _PER_CHANNEL = (layers.Conv2D, layers.DepthwiseConv2D)
@@ -89,11 +89,8 @@ def rounds(model: keras.Model) -> bool:
 
 def is_quantized(path: str | Path) -> bool:
     """Whether a .keras file holds ranges beside the weights."""
-    import h5py
-
-    with zipfile.ZipFile(path) as file, file.open("model.weights.h5") as weights:
-        found = h5py.File(weights, "r").visit(lambda name: name.endswith(_RANGES) or None)
-    return bool(found)
+    with open_weights(path) as weights:
+        return bool(weights.visit(lambda name: name.endswith(_RANGES) or None))
 
 
 def of_tokens(model: keras.Model) -> bool:

@@ -1,6 +1,7 @@
 """Whether a recipe's train step compiles for a TPU, fits into it, and how fast it could be."""
 
 import dataclasses
+import sys
 
 from trainers.tpu_check.abstract import AbstractStep, Share, check_recipe, depth_of, share_of
 from trainers.tpu_check.chips import parse_topology
@@ -100,6 +101,7 @@ def check(config, topology: str, largest: bool = True) -> Checked:
         fits = program.peak <= chip.usable
         rows, peak = share.rows if fits else 0, program.peak if fits else 0.0
         if largest:
+            _say("looking for the largest batch that fits")
             rows, peak = largest_rows(
                 lambda n: steps.compile(Share(n, share.micro_batches)).peak,
                 share.rows, program.peak, chip.usable,
@@ -122,13 +124,22 @@ class Steps:
     def __init__(self, config, depth: int, compiler):
         self.depth, self.compiler = depth, compiler
         self.depths = DEPTHS if depth > DEEP else ()
-        self.steps = [AbstractStep(config, d) for d in self.depths] or [AbstractStep(config)]
+        self.steps = []
+        for blocks in self.depths or (0,):
+            _say(f"building the train step{_of(blocks)}")
+            self.steps.append(AbstractStep(config, blocks) if blocks else AbstractStep(config))
         counts = [step.parameters for step in self.steps]
         self.parameters = int(line(self.depths, counts, depth)) if self.depths else counts[0]
 
     def compile(self, share: Share) -> Program:
         """Compiles the update of a core's share; for a deep model, twice."""
-        found = [as_program(self.compiler.compile(lower(step, share))) for step in self.steps]
+        found = []
+        for blocks, step in zip(self.depths or (0,), self.steps, strict=True):
+            what = f"{_of(blocks)}, {share.rows:,} examples a core"
+            _say(f"tracing the train step{what}")
+            hlo = lower(step, share)
+            _say(f"compiling the train step{what}, for the TPU")
+            found.append(as_program(self.compiler.compile(hlo)))
         if not self.depths:
             return found[0]
         parts = zip(*(dataclasses.astuple(one) for one in found), strict=True)
@@ -136,6 +147,15 @@ class Steps:
             None if None in pair else line(self.depths, pair, self.depth) for pair in parts
         )
         return Program(*values, sum(one.seconds for one in found))
+
+
+def _say(stage: str) -> None:
+    """Prints what takes the next seconds, or minutes."""
+    print(f"zoo: {stage}", file=sys.stderr, flush=True)
+
+
+def _of(blocks: int) -> str:
+    return f" of {blocks} blocks" if blocks else ""
 
 
 def as_program(answer: dict) -> Program:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.errors import RunError, UsageError, near_names
+from zoo.errors import RunError, UsageError, near_names, short
 
 NPZ = "npz:"
 FOLDER = "folder:"
@@ -265,7 +265,7 @@ def _load(name, manual_dir, image_size) -> Dataset:
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UsageError(
             f"The loader of {name!r}, which is given data.manual_dir or None, does not run: "
-            f"{type(error).__name__}: {error}."
+            f"{type(error).__name__}: {short(error)}."
         ) from None
     if not isinstance(dataset, Dataset):
         raise UsageError(

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.data.bounds import JSON_EXPANSION, check_memory
-from zoo.errors import RunError
+from zoo.errors import RunError, short
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket",
@@ -60,7 +60,7 @@ def _check_kind(path, mode: int) -> None:
 
 def unreadable(path, error: Exception) -> RunError:
     """Returns the `RunError` of a file that an operating system's error keeps from being read."""
-    return RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.")
+    return RunError(f"{path} cannot be read: {short(getattr(error, 'strerror', None) or error)}.")
 
 
 def read_bytes(path: str | Path, expansion: int = 1) -> bytes:
@@ -96,7 +96,7 @@ def read_json(path: str | Path):
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: it is no JSON ({error}).") from None
+        raise RunError(f"{path} cannot be read: it is no JSON ({short(error)}).") from None
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zoo.data.datasets import data_dir, dataset_entry
 from zoo.data.disk import atomic, open_file
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
@@ -138,7 +138,7 @@ def _chunks(file: FetchFile) -> Iterator[bytes]:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
     else:
         return
-    raise RunError(f"{file.file_name} cannot be downloaded from {file.url}: {reason}.")
+    raise RunError(f"{file.file_name} cannot be downloaded from {file.url}: {short(reason)}.")
 
 
 def _wrong(file: FetchFile, expected: str, received: str) -> RunError:

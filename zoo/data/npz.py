@@ -6,7 +6,7 @@ import numpy as np
 
 from zoo.data.arrays import open_npz
 from zoo.data.datasets import SPLITS, Dataset, fingerprint
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 # A label beyond this is a damaged number, not a class; it would ask for a billion class names.
 MAX_CLASSES = 100_000
@@ -65,4 +65,4 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     # NumPy and zipfile raise about ten kinds for a damaged file, MemoryError among them.
     except Exception as error:
         where = f"{path}, array {what!r}" if what else str(path)
-        raise RunError(f"{where} cannot be read as a NumPy .npz file: {error}") from None
+        raise RunError(f"{where} cannot be read as a NumPy .npz file: {short(error)}") from None

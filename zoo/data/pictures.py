@@ -25,7 +25,7 @@ from zoo.data.bounds import check_memory
 from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
 from zoo.data.disk import file_digest, one_at_a_time, open_file
 from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
@@ -72,7 +72,7 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     except RunError as error:
         raise Unreadable(str(error)) from None
     except Exception as error:  # decoders raise what they like
-        raise Unreadable(" ".join(f"{type(error).__name__}: {error}".split())) from None
+        raise Unreadable(short(f"{type(error).__name__}: {error}")) from None
     plain = plain.convert("L" if channels == 1 else "RGB")
     plain = ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(plain, np.uint8).reshape(shape), remarks

@@ -26,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import (
     file_digest,
     fsync_file,
@@ -34,9 +33,9 @@ from zoo.data.disk import (
     naming,
     open_file,
     open_in_place,
-    read_bytes,
+    read_json,
 )
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -125,7 +124,7 @@ class RecordWriter:
         try:
             self.metadata = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise UsageError(f"The metadata of {self.folder} must be JSON: {error}.") from None
+            raise UsageError(f"The metadata must be JSON: {short(error)}.") from None
         self.rows = 0
 
     def __enter__(self) -> "RecordWriter":
@@ -436,10 +435,10 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
                 name, tuple(row["row_shape"]), np.dtype(row["dtype"]), row["rows_per_shard"]
             )
             numbers = [rows, layout.rows_per_shard, *layout.row_shape]
-            if not all(type(number) is int and number > 0 for number in numbers):
-                raise ValueError
             # Each shard has a digest: what is declared is no longer than the manifest itself.
-            if -(-rows // layout.rows_per_shard) != len(row["sha256"]):
+            if not all(type(number) is int and number > 0 for number in numbers) or (
+                -(-rows // layout.rows_per_shard) != len(row["sha256"])
+            ):
                 raise ValueError
             layouts.append(layout)
             names = [layout.file_name(shard) for shard in range(len(row["sha256"]))]
@@ -458,11 +457,10 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
 def _read_manifest(folder: Path) -> dict:
     if not (folder / MANIFEST).exists():
         raise _refused(folder, MANIFEST, "is missing")
-    content = read_bytes(folder / MANIFEST, JSON_EXPANSION)
     try:
-        manifest = json.loads(content)
+        manifest = read_json(folder / MANIFEST)
         version = manifest["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (RunError, KeyError, TypeError):
         raise _refused(folder, MANIFEST, "is damaged") from None
     if version != FORMAT:
         raise _refused(folder, MANIFEST, f"has format {version!r}, this version reads {FORMAT}")

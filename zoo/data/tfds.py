@@ -18,7 +18,7 @@ from zoo import processes
 from zoo.data.datasets import Dataset, cache_dir, data_dir, list_datasets
 from zoo.data.disk import one_at_a_time
 from zoo.data.records import Records, RecordWriter, open_records
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 
 def load(
@@ -237,7 +237,7 @@ def main(name: str, version: str, manual_dir: str, *shape: str) -> int:
         message = str(error)
     except Exception as error:
         # TFDS and TensorFlow raise what they like, often over many lines.
-        message = f"TFDS could not prepare {name!r}: {type(error).__name__}: {error}"
+        message = f"TFDS could not prepare {name!r}: {type(error).__name__}: {short(error)}"
     else:
         return 0
     print(" ".join(message.split()), flush=True)

@@ -49,7 +49,7 @@ from zoo.data.vocabularies import (
     WordPieces,
     Words,
 )
-from zoo.errors import RunError, UsageError, near_names
+from zoo.errors import RunError, UsageError, near_names, short
 
 _KINDS = {
     "character": Characters,
@@ -396,7 +396,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
         whole = tokenizer._data() == data
     # Whoever wrote the right checksum beside this did it on purpose; each library has its errors.
     except Exception as error:
-        raise RunError(f"{path} holds no tokenizer: {error}") from None
+        raise RunError(f"{path} holds no tokenizer: {short(error)}") from None
     if not whole:
         raise RunError(f"{path} was altered (its fingerprint differs): train it again.")
     return tokenizer

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<sep>", "<mask>")
 UNKNOWN = SPECIAL.index("<unk>")
@@ -399,7 +399,7 @@ class SentencePieces(Vocabulary):
                 raise failed[0] from None
             if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
                 at_least("sentencepiece", size, int(found[1]), " of this text")
-            reason = " ".join(str(error).split())
+            reason = short(error)
             raise RunError(f"SentencePiece could not be trained: {reason}") from None
         return base64.b64encode(model.getvalue()).decode()
 

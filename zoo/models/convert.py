@@ -12,6 +12,7 @@ further family is a file beside convert_gpt.py.
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -22,11 +23,12 @@ import keras
 import numpy as np
 
 from zoo.data.disk import atomic_path, read_json, write_json
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family
 from zoo.models.convert_gpt import GPT
 from zoo.models.convert_llama import LLAMA
+from zoo.models.weight_files import at_most
 
 FAMILIES = (GPT, LLAMA)
 
@@ -127,7 +129,8 @@ def from_transformers(source: str | Path) -> keras.Model:
     family, arguments = _read_config(folder / "config.json")
     opened = convert_safetensors.open_folder(folder) if path.is_dir() else None
     tensors = opened if opened is not None else convert_safetensors.Tensors([path])
-    model = _build(family, arguments, folder / "config.json")
+    with at_most(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
+        model = _build(family, arguments, folder / "config.json")
     # A model saved without its head has the same names without the prefix.
     bare = not any(name.startswith(family.prefix) for name in tensors)
 
@@ -254,16 +257,14 @@ def _load_preset(name: str):
             raise UsageError(
                 f"KerasHub has no preset {name!r}, and there is no such folder."
             ) from None
-        raise RunError(
-            f"Cannot load KerasHub's preset {name!r}: {' '.join(text.split())}"
-        ) from None
+        raise RunError(f"Cannot load KerasHub's preset {name!r}: {short(text)}") from None
 
 
 def _build(family: Family, arguments: dict, where) -> keras.Model:
     try:
         return family.build(**arguments)
     except ValueError as error:
-        raise UsageError(f"{where}: no {family.name} can be built of it: {error}") from None
+        raise UsageError(f"{where}: no {family.name} can be built of it: {short(error)}") from None
 
 
 def _recognize(model: keras.Model) -> tuple[Family, dict]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import keras
 from keras import layers, ops
 
-from zoo.errors import RunError, UsageError, near_names
+from zoo.errors import RunError, UsageError, near_names, short
+from zoo.models.weight_files import check_h5
 
 # Module of keras.applications -> the functions in it that build a network. The first that is not
 # here by name is looked for in none: what a network does to its pictures stands in its module.
@@ -180,8 +181,9 @@ def _backbone(backbone: str, shape: tuple[int, int, int], weights: str) -> Backb
         if named is None:
             raise
         raise RunError(
-            f"The ImageNet weights of {backbone!r} could not be downloaded: {error}. Where there "
-            "is no network, put Keras' file into ~/.keras/models, or set model.weights to a path."
+            f"The ImageNet weights of {backbone!r} could not be downloaded: {short(error)}. "
+            "Where there is no network, put Keras' file into ~/.keras/models, or set "
+            "model.weights to a path."
         ) from None
     base = Backbone(network.input, network.output, name="base")
     if weights not in ("none", "imagenet"):
@@ -193,11 +195,12 @@ def _load(base: Backbone, weights: str) -> None:
     path = Path(weights).expanduser()
     if path.is_file() and path.name.endswith(".weights.h5"):
         try:
+            check_h5(path)
             with warnings.catch_warnings():  # of what is missing; errors say what matters
                 warnings.simplefilter("ignore")
                 base.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = short(error)
             raise UsageError(f"{path} does not hold the weights of this backbone: {said}") from None
         return
     if not (path.is_dir() or path.suffix == ".keras" and path.is_file()):

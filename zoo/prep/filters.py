@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from zoo.data.disk import open_file
 from zoo.data.tokenizers import normalize
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 from zoo.prep.document import Document
 from zoo.prep.languages import (
     LETTERS,
@@ -243,7 +243,7 @@ def scorer(name: str, file: str):
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
             f"prep.toxicity.scorer is 'words' or MODULE:FUNCTION, text -> score. "
-            f"Received: {name!r}: {error}."
+            f"Received: {name!r}: {short(error)}."
         ) from None
 
 
@@ -259,7 +259,7 @@ def _lines(file: str) -> frozenset[str]:
         with io.TextIOWrapper(open_file(file), encoding="utf-8-sig") as lines:
             words = [line.strip().lower() for line in lines if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"The list {file} cannot be read: {error}.") from None
+        raise RunError(f"The list {file} cannot be read: {short(error)}.") from None
     forms = (normalize(word, form) for word in words if word for form in ("NFC", "persian"))
     return frozenset(forms)
 

@@ -58,14 +58,13 @@ def row_groups(
             try:
                 _check(file, about.row_group(number), names, max_ratio)
                 for batch in table.iter_batches(ROWS, [number], columns=names):
+                    # Of all rows, so that it does not depend on which of them are `mine`.
+                    size += sum(map(_bytes_of, batch.columns))
+                    if is_bomb(size, packed, max_ratio):
+                        raise Bomb
                     for place in range(batch.num_rows):
-                        if not mine():
-                            continue
-                        row = {name: _value(batch.column(name)[place]) for name in names}
-                        size += sum(len(v) for v in row.values() if isinstance(v, (str, bytes)))
-                        if is_bomb(size, packed, max_ratio):
-                            raise Bomb
-                        yield row
+                        if mine():
+                            yield {name: _value(batch.column(name)[place]) for name in names}
             except (pyarrow.ArrowException, OSError) as error:
                 raise DamagedRows from error
 
@@ -77,6 +76,17 @@ def _is_text(kind) -> bool:
     from pyarrow import types
 
     return types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind)
+
+
+def _bytes_of(column) -> int:
+    """Returns the bytes of a column's values, a shared value as often as it occurs."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not pyarrow.types.is_dictionary(column.type):
+        return column.nbytes
+    lengths = pyarrow.compute.binary_length(column.dictionary)
+    return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
 
 
 def _value(field):
