@@ -7,9 +7,12 @@ import zlib
 import pytest
 
 from tests import pages
+from zoo.data.datasets import data_dir
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
+from zoo.prep.members import Members
+from zoo.prep.warc import records
 
 PAGE = pages.page(3).encode()
 
@@ -237,6 +240,8 @@ def test_the_records_are_those_of_fastwarc(tmp_path):
         ("b.warc.gz", gzip.compress(whole)),
         ("c.warc.gz", b"".join(map(gzip.compress, parts))),
         ("d.warc.zst", library.compress(whole)),
+        ("e.warc", whole.replace(b"WARC/1.0", b"WARC/1.1")),
+        ("f.warc", whole.replace(b"WARC/1.0", b"WARC/0.18")),
     ):
         path = tmp_path / name
         path.write_bytes(content)
@@ -250,6 +255,25 @@ def test_the_records_are_those_of_fastwarc(tmp_path):
                 ]
             assert [(document.url, document.html) for document in found] == theirs
         assert [document.url.rpartition("/")[2] for document in found] == [*map(str, range(20))]
+
+
+def test_real_files_are_read_as_fastwarc_reads_them():
+    """Of 2008 (WARC/0.18) to 2017, by three programs."""
+    fastwarc = pytest.importorskip("fastwarc.warc")
+    paths = sorted((data_dir() / "warc").glob("*.warc*"))
+    if not paths:
+        pytest.skip("ZOO_DATA_DIR holds no warc")
+    for path in paths:
+        with open(path, "rb") as file:
+            theirs = [
+                (each.record_id.strip("<>"), each.reader.read())
+                for each in fastwarc.ArchiveIterator(file, parse_http=False)
+            ]
+        with Members(str(path), 200, b"WARC/") as members:
+            ours = list(records(members, 10 << 20))
+        assert not any(each.problem for each in ours)
+        ours = [(each.headers["warc-record-id"].strip("<>"), each.body) for each in ours]
+        assert ours == theirs
 
 
 def test_damage_anywhere_is_told_and_costs_little(tmp_path):

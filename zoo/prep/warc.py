@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from zoo.prep.members import Members
 from zoo.prep.response import TOO_LARGE
 
-_VERSION = re.compile(rb"WARC/\d\.\d[ \t]*\r?\n\Z")
-_NEXT = re.compile(rb"\r?\n(WARC/\d\.\d[ \t]*\r?\n)")
+_VERSION = re.compile(rb"WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n\Z")
+_NEXT = re.compile(rb"\r?\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n)")
 _LINE, _HEAD = 1 << 16, 1 << 20  # bytes that a header line, and all of them, may have
 DAMAGED, CUT_OFF = "records damaged", "records cut off"
 WRONG_LENGTH = "records of a wrong length"
