@@ -143,20 +143,29 @@ CONTAINER = {
     "version line alone": (b"WARC/1.0\r\n", "records cut off", "records damaged"),
     "headers cut short": (BAD[:90] + b"\r\n", "records cut off", "records damaged"),
     "garbage": (b"\x00\x01 no record\r\n" * 20, "records damaged", None),
+    "garbage without an end": (b"\x00\xff no record" * 20, "records damaged", None),
     "of another type": (record(b"x", kind="resource"), "records of other types", None),
 }
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["members", "plain"])
-@pytest.mark.parametrize("name", CONTAINER)
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        (name, packed)
+        for name in CONTAINER
+        for packed in ("members", "plain", "one member")
+        if (name, packed) != ("far too long", "one member")  # nothing tells that it is not so long
+    ],
+)
 def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
     bad, reason, in_plain = CONTAINER[name]
-    if not packed:
+    if packed != "members":
         reason = in_plain or reason.replace("cut off", "of a wrong length")
         bad += b"\r\n" if name == "version alone" else b""
     parts = [good(0), bad, *map(good, range(1, 5))]
-    path = tmp_path / ("a.warc.gz" if packed else "a.warc")
-    path.write_bytes(b"".join(map(gzip.compress, parts)) if packed else b"".join(parts))
+    path = tmp_path / ("a.warc" if packed == "plain" else "a.warc.gz")
+    whole = b"".join(map(gzip.compress, parts) if packed == "members" else parts)
+    path.write_bytes(gzip.compress(whole) if packed == "one member" else whole)
     found, unreadable = pages.read_all(path)
     assert [document.url[-1] for document in found] == [*"01234"]
     assert unreadable == {reason: 1}

@@ -67,6 +67,7 @@ def _record(members: Members, limit: int) -> Record | None:
         return None
     if not _VERSION.match(line):
         cut = not members.peek(1) and b"WARC/1.0\r\n".startswith(line)
+        members.unread(line)
         _resync(members)
         return Record(problem=CUT_OFF if cut else DAMAGED)
     headers = _headers(members)
@@ -133,11 +134,13 @@ def _at_end(members: Members) -> bool:
 
 
 def _resync(members: Members) -> bool:
-    """Moves to the next line that begins a record; whether there is one in this member."""
+    """Moves to where the next record begins; whether there is one in this member."""
     at_start = True
     while line := members.readline(_LINE):
-        if at_start and _VERSION.match(line):
-            members.unread(line)
+        match = _VERSION.search(line)
+        # Behind garbage without an end of line the first header tells.
+        if match and ((at_start and not match.start()) or members.peek(5) == b"WARC-"):
+            members.unread(line[match.start() :])
             return True
         at_start = line.endswith(b"\n")
     return False
