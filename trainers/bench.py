@@ -64,7 +64,7 @@ class Measured:
     remark: str
 
 
-def bench(config, seconds: float = 10.0) -> Measured:
+def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
     """Runs a recipe's train step on made-up examples, which its task provides.
 
     A task that makes its data set itself, as those on text do, is run on it: vocabulary and
@@ -73,6 +73,7 @@ def bench(config, seconds: float = 10.0) -> Measured:
     Args:
       config: a resolved recipe.
       seconds: how long to measure: half of it training, a quarter each step and input alone.
+      dataset: the data of such a task, where it is loaded already.
     """
     trainer = config.trainer
     check_sizes(config.compress)
@@ -81,8 +82,7 @@ def bench(config, seconds: float = 10.0) -> Measured:
     replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size
     check_batch(config, replicas)
     chunk = trainer.steps_per_execution
-    dataset = None
-    if registry.makes_data(config.task.name):
+    if dataset is None and registry.makes_data(config.task.name):
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     # A length that every schedule's phases fit into.
     step, task = build_step(config, strategy, 10**9, dataset)

@@ -3,9 +3,8 @@
 What a callback remembers is not in the checkpoint: a resumed run starts it anew.
 """
 
-import keras
-
 from zoo.errors import UsageError, near_names
+from zoo.lazy import keras
 
 
 def _tensorboard(config, workdir):
@@ -38,14 +37,17 @@ def register_callback(name: str, make) -> None:
     _callbacks[name] = make
 
 
-def make_callbacks(config, workdir) -> list[keras.callbacks.Callback]:
-    """Returns the callbacks that the recipe names; raises `UsageError` for an unknown one."""
-    made = []
-    for name in config.trainer.callbacks:
+def check_callbacks(names) -> None:
+    """Raises `UsageError` for an unknown name."""
+    for name in names:
         if not isinstance(name, str) or name not in _callbacks:
             raise UsageError(
                 f"No callback is named {name!r}.{near_names(str(name), _callbacks)} "
                 f"Known: {', '.join(_callbacks)}."
             )
-        made.append(_callbacks[name](config, workdir))
-    return made
+
+
+def make_callbacks(config, workdir) -> list["keras.callbacks.Callback"]:
+    """Returns the callbacks that the recipe names; raises `UsageError` for an unknown one."""
+    check_callbacks(config.trainer.callbacks)
+    return [_callbacks[name](config, workdir) for name in config.trainer.callbacks]

@@ -5,11 +5,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
-
 from zoo.errors import UsageError, near_names
+from zoo.lazy import keras
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def check_precision(name: str) -> None:
+    """Raises `UsageError` for an unknown name."""
+    if name not in PRECISIONS:
+        raise UsageError(
+            f"No precision is named {name!r}.{near_names(name, PRECISIONS)} "
+            f"Known: {', '.join(PRECISIONS)}."
+        )
 
 
 @contextlib.contextmanager
@@ -19,11 +27,7 @@ def precision(name: str):
     Raises:
       UsageError: for an unknown name.
     """
-    if name not in PRECISIONS:
-        raise UsageError(
-            f"No precision is named {name!r}.{near_names(name, PRECISIONS)} "
-            f"Known: {', '.join(PRECISIONS)}."
-        )
+    check_precision(name)
     former = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -340,6 +340,31 @@ def check_batch(config: ml_collections.ConfigDict, replicas: int) -> None:
         )
 
 
+def check_tpu(config) -> None:
+    """Raises `UsageError` for what no TPU can do."""
+    trainer = config.trainer
+    if trainer.precision == "mixed_float16":
+        raise UsageError(
+            "A TPU computes in float32 or bfloat16. Received: trainer.precision=mixed_float16; "
+            "take mixed_bfloat16, which needs no loss scaling."
+        )
+    if trainer.jit_compile:
+        raise UsageError(
+            "A TPU's step is compiled as a whole. Received: trainer.jit_compile=True; leave it off."
+        )
+    if trainer.deterministic:
+        raise UsageError("trainer.deterministic is for GPUs. Received: True on a TPU.")
+    check_replicas(trainer.replicas)
+
+
+def check_replicas(replicas: int) -> None:
+    """Raises `UsageError` where a number of cores is asked for."""
+    if replicas:
+        raise UsageError(
+            f"Strategy tpu takes all cores. Received: trainer.replicas={replicas}; leave it at 0."
+        )
+
+
 def as_dict(config: ml_collections.ConfigDict) -> dict:
     """Returns plain dicts and lists, as config.json holds them."""
     import json

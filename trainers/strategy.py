@@ -9,8 +9,8 @@ from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
 from trainers.cluster import Cluster
-from trainers.recipe import check_strategy
-from trainers.tpu import check_replicas, is_tpu, tpu_strategy
+from trainers.recipe import check_replicas, check_strategy
+from trainers.tpu import is_tpu, tpu_strategy
 from zoo.errors import UsageError
 
 _SILENCE = 120_000  # ms; TensorFlow ends a process whose peer is silent, without a word to users

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from trainers.recipe import check_tpu
 from zoo.data import pipeline
 from zoo.errors import RunError, UsageError
 
@@ -57,36 +58,11 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
-def check_recipe(config) -> None:
-    """Raises `UsageError` for what no TPU can do."""
-    trainer = config.trainer
-    if trainer.precision == "mixed_float16":
-        raise UsageError(
-            "A TPU computes in float32 or bfloat16. Received: trainer.precision=mixed_float16; "
-            "take mixed_bfloat16, which needs no loss scaling."
-        )
-    if trainer.jit_compile:
-        raise UsageError(
-            "A TPU's step is compiled as a whole. Received: trainer.jit_compile=True; leave it off."
-        )
-    if trainer.deterministic:
-        raise UsageError("trainer.deterministic is for GPUs. Received: True on a TPU.")
-    check_replicas(trainer.replicas)
-
-
-def check_replicas(replicas: int) -> None:
-    """Raises `UsageError` where a number of cores is asked for."""
-    if replicas:
-        raise UsageError(
-            f"Strategy tpu takes all cores. Received: trainer.replicas={replicas}; leave it at 0."
-        )
-
-
 def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
     """Checks that a TPU can train a recipe on a split; raises `UsageError` for what it cannot."""
     if not is_tpu(strategy):
         return
-    check_recipe(config)
+    check_tpu(config)
     hosts = strategy.extended.num_hosts
     if hosts > 1 and not pipeline.all_held(arrays):
         raise UsageError(

@@ -70,6 +70,11 @@ class WorkDirectory:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder is a copy of one that lies elsewhere."""
+        return self._mirror is not None
+
     def open(self) -> "WorkDirectory":
         """Creates the folder and locks it; the lock ends with the process, however it ends.
 

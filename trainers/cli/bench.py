@@ -10,9 +10,12 @@ import sys
 
 from absl import flags
 
+from trainers import preflight
 from trainers.cli.common import json_flag, modules_flag, parse, run
+from trainers.compress import check_sizes
 from trainers.recipe import resolve
 from trainers.start import start_tensorflow
+from zoo import registry
 
 _FLAGS = flags.FlagValues()
 _SECONDS = flags.DEFINE_float(
@@ -28,11 +31,14 @@ def command(argv) -> int:
         _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
     )
     config = resolve(words[0], overrides)
+    preflight.check_config(config)
+    check_sizes(config.compress)
+    dataset = preflight.load_data(config) if registry.makes_data(config.task.name) else None
     start_tensorflow()
 
     from trainers.bench import bench
 
-    found = bench(config, _SECONDS.value)
+    found = bench(config, _SECONDS.value, dataset)
     if _JSON.value:
         print(json.dumps(dataclasses.asdict(found), indent=2))
         return 0

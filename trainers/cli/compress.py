@@ -26,18 +26,17 @@ student of them; all but the last leave their work directories in D/stages. D is
 like any other (run again to go on); D/compression.json and .html compare it to WORKDIR.
 """
 
-import copy
 import json
 import sys
 from pathlib import Path
 
 from absl import flags
 
+from trainers import preflight
 from trainers.cli.common import TERMINATED, json_flag, modules_flag, parse, run
 from trainers.compress.methods import METHODS, plan
-from trainers.recipe import as_dict
 from trainers.start import start_tensorflow
-from trainers.workdir import WorkDirectory, model_path, read_config
+from trainers.workdir import model_path, read_config
 from zoo.errors import UsageError, near_names
 
 _FLAGS = flags.FlagValues()
@@ -75,26 +74,26 @@ def command(argv) -> int:
         start_tensorflow()  # the student's builder is asked for its arguments
     plans = plan(methods, [str(folder) for folder in folders], overrides)
     model_path(workdir)
+    for name, config, folder in zip(methods, plans, [*stages, out], strict=True):
+        if METHODS[name].trains:
+            # Another run's folder is refused before the stages ahead of it are trained.
+            preflight.check_config(config)
+            preflight.check_workdir(config, folder)
+    dataset = preflight.load_data(plans[0]) if METHODS[methods[0]].trains else None
 
     start_tensorflow()
-    from trainers.compress import settle_weights
     from trainers.compress.summary import table, write_summary
     from trainers.loop import Terminated
     from trainers.trainer import Trainer
 
-    for name, config, folder in zip(methods, plans, [*stages, out], strict=True):
-        # Another run's folder is refused before the stages ahead of it are trained.
-        if METHODS[name].trains and (folder / "config.json").exists():
-            settled = copy.deepcopy(config)
-            settle_weights(settled, folder)
-            WorkDirectory(folder).check_recipe(as_dict(settled))
     for name, config, start, folder in zip(methods, plans, folders, [*stages, out], strict=True):
         if not METHODS[name].trains:
             from trainers.compress.ptq import quantize
 
             quantize(config, start, folder, source)
             continue
-        trainer = Trainer(config, folder, source=source)
+        same = config.data == plans[0].data and config.task == plans[0].task
+        trainer = Trainer(config, folder, source=source, dataset=dataset if same else None)
         try:
             trainer.train()
         except Terminated as stop:

@@ -10,8 +10,10 @@ import sys
 
 from absl import flags
 
+from trainers import preflight
 from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
-from trainers.recipe import resolve
+from trainers.compress import check_sizes
+from trainers.recipe import check_batch, check_tpu, resolve
 from trainers.start import start_tensorflow
 from trainers.tpu_check.chips import CHIPS, parse_topology
 from trainers.tpu_check.compiler import check_installed
@@ -32,8 +34,12 @@ def command(argv) -> int:
     )
     if not _TOPOLOGY.value:
         raise UsageError("zoo tpu_check needs --topology, such as v5e:2x4.")
-    parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded
+    _, cores = parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded
     config = resolve(words[0], overrides)
+    check_tpu(config)
+    preflight.check_config(config)
+    check_batch(config, cores)
+    check_sizes(config.compress)
     check_installed()
     start_tensorflow()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
+from trainers import preflight
 from trainers.cli.common import TERMINATED, modules_flag, parse, run, shown
 from trainers.cluster import read_cluster
 from trainers.recipe import as_dict, check_batch, list_recipes, resolve
@@ -68,6 +69,7 @@ def command(argv) -> int:
         from trainers.cli.evaluate import evaluate
 
         if (Path(workdir) / "config.json").exists():
+            preflight.check_workdir(config, workdir)
             start_tensorflow()
             from trainers import compress
 
@@ -88,13 +90,19 @@ def command(argv) -> int:
     cluster = read_cluster(_WORKERS.value, _INDEX.value) if several else None
     if several:
         check_batch(config, len(cluster.workers))
+    preflight.check_config(config)
+    preflight.check_start(config, workdir)
+    dataset = None
+    if not several:  # what one of several workers finds wrong, it tells the others
+        preflight.check_workdir(config, workdir)
+        dataset = preflight.load_data(config)
     start_tensorflow()
     from trainers.loop import Terminated
     from trainers.trainer import Trainer
 
     read_test = _MODE.value == "train_and_eval"
     trainer = Trainer(
-        config, workdir, source=source, read_test=read_test, cluster=cluster,
+        config, workdir, source=source, dataset=dataset, read_test=read_test, cluster=cluster,
         tpu_name=_TPU.value or "local",
     )  # fmt: skip
     try:

@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from trainers import tpu
 from trainers.build import build_step
 from trainers.compress import check_sizes
 from trainers.features import made_up
 from trainers.keras_internals import variables_without_values
-from trainers.recipe import check_batch
+from trainers.recipe import check_batch, check_tpu
 from zoo import registry
 from zoo.data import pipeline
 from zoo.errors import UsageError
@@ -54,7 +53,7 @@ def share_of(config, cores: int) -> Share:
 
 def check_recipe(config) -> None:
     """Raises `UsageError` for what a TPU, or a program without values, cannot do."""
-    tpu.check_recipe(config)
+    check_tpu(config)
     check_sizes(config.compress)
     if config.compress.distill.teacher:
         raise UsageError(

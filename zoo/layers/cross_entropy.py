@@ -7,10 +7,8 @@ Wijmans et al. 2024, Cut Your Losses, arXiv:2411.09009, and of Liger Kernel, arX
 Axes: N positions, C hidden_dim, V vocabulary, M positions of a chunk.
 """
 
-import keras
-from keras import ops
-
 from zoo.layers.gather import pick
+from zoo.lazy import keras, ops
 
 
 def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradients=True):

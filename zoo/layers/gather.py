@@ -1,6 +1,6 @@
 """One entry per row of a tensor."""
 
-from keras import ops
+from zoo.lazy import ops
 
 
 def pick(x, index):

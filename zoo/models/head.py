@@ -1,9 +1,7 @@
 """A language model without its projection onto the vocabulary, and that projection."""
 
-import keras
-from keras import ops
-
 from zoo.errors import UsageError
+from zoo.lazy import keras, ops
 
 
 def has_head(model) -> bool:
@@ -13,7 +11,7 @@ def has_head(model) -> bool:
     )
 
 
-def split_head(model: keras.Model):
+def split_head(model: "keras.Model"):
     """Splits a model in front of its projection onto the vocabulary; both parts share its weights.
 
     Args:

@@ -124,6 +124,13 @@ class Task:
         """
         return arguments
 
+    def check_arguments(self, arguments: Mapping[str, Any], dataset) -> None:
+        """Raises `UsageError` where the builder's arguments do not fit the data set.
+
+        It needs no model and runs before TensorFlow is loaded, with what `complete` returned. An
+        argument may be missing, where a builder calls it something else.
+        """
+
     def check(self, model, dataset) -> None:
         """Raises `UsageError` where model and data set do not fit each other."""
 

@@ -9,10 +9,10 @@ int32, and give logits or probabilities (B, T, V).
 import math
 
 import numpy as np
-from keras import ops
 
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
+from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, OncePerModel, Task
 from zoo.tasks.text import (
@@ -55,6 +55,11 @@ class CausalLanguageModeling(Task):
     def complete(self, arguments, dataset):
         """The vocabulary is the tokenizer's where the recipe says 0."""
         return complete_vocabulary(self, arguments, dataset)
+
+    def check_arguments(self, arguments, dataset) -> None:
+        """Compares the vocabularies and the sequence lengths."""
+        check_vocabulary(arguments.get("vocabulary_size"), dataset)
+        check_length(self, None, dataset, "tokens", 1)
 
     def check(self, model, dataset) -> None:
         """Compares the vocabularies and the sequence lengths."""

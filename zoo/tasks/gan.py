@@ -7,9 +7,9 @@ one device would have seen.
 """
 
 import numpy as np
-from keras import ops
 
 from zoo.errors import UsageError
+from zoo.lazy import ops
 from zoo.tasks.base import Forward, Player, Task
 
 LOSSES = ("non_saturating", "hinge")
@@ -66,6 +66,15 @@ class GenerativeAdversarial(Task):
 
             check_classifier(self.classifier, dataset)
         return arguments
+
+    def check_arguments(self, arguments, dataset) -> None:
+        """Looks for the images."""
+        for split, arrays in dataset.splits.items():
+            if "image" not in arrays:
+                raise UsageError(
+                    f"A GAN needs the array 'image'. Data set {dataset.name!r}, split {split!r} "
+                    f"has: {', '.join(arrays)}."
+                )
 
     def check(self, model, dataset) -> None:
         """Compares the pictures' shape with the discriminator's input."""

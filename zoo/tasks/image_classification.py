@@ -6,9 +6,9 @@ picture, and its `head` then learns from the stored features.
 """
 
 import numpy as np
-from keras import ops
 
 from zoo.errors import UsageError
+from zoo.lazy import ops
 from zoo.tasks.base import Forward, Frozen, Task
 
 
@@ -67,11 +67,19 @@ class ImageClassification(Task):
                 raise UsageError("task.label_smoothing and mixup both soften labels: take one.")
             self.augment = Augment(amounts)
 
+    def check_arguments(self, arguments, dataset) -> None:
+        """Compares image shape and labels with `input_shape` and `num_classes`."""
+        shape, classes = arguments.get("input_shape"), arguments.get("num_classes")
+        self._check_data(dataset, tuple(shape) if shape else None, classes)
+
     def check(self, model, dataset) -> None:
         """Compares picture shape and labels with the model's input and output."""
-        expected, classes = tuple(model.input_shape[1:]), model.output_shape[-1]
+        expected = tuple(model.input_shape[1:])
         if self.augment:
             self.augment.check(expected[-1])
+        self._check_data(dataset, expected, model.output_shape[-1])
+
+    def _check_data(self, dataset, expected: tuple | None, classes: int | None) -> None:
         for split, arrays in dataset.splits.items():
             for key in ("image", "label"):
                 if key not in arrays:
@@ -80,7 +88,7 @@ class ImageClassification(Task):
                         f"{dataset.name!r}, split {split!r} has: {', '.join(arrays)}."
                     )
             shape = tuple(arrays["image"].shape[1:])
-            if shape != expected:
+            if expected and shape != expected:
                 raise UsageError(
                     f"The model takes pictures of shape {expected}. Data set {dataset.name!r}, "
                     f"split {split!r} has {shape}; set model.input_shape."
@@ -91,14 +99,15 @@ class ImageClassification(Task):
                     f"Labels are one integer a picture. Data set {dataset.name!r}, split "
                     f"{split!r} has shape {labels.shape}, {labels.dtype}."
                 )
-            if labels.min() < 0 or labels.max() >= classes:
+            if classes and (labels.min() < 0 or labels.max() >= classes):
                 raise UsageError(
                     f"The model has {classes} classes. Data set {dataset.name!r}, split {split!r} "
                     f"has labels {labels.min()} to {labels.max()}; set model.num_classes."
                 )
         names = dataset.class_names
         # Arrays without names may lack the highest of the classes that there are.
-        if names and len(names) != classes and names != tuple(map(str, range(len(names)))):
+        numbers = tuple(map(str, range(len(names))))
+        if classes and names and names != numbers and len(names) != classes:
             raise UsageError(
                 f"The model has {classes} classes. Data set {dataset.name!r} has {len(names)} "
                 f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "

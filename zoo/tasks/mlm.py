@@ -13,9 +13,9 @@ Axes: B batch, T positions, M positions to predict, V vocabulary.
 import math
 
 import numpy as np
-from keras import ops
 
 from zoo.errors import UsageError
+from zoo.lazy import ops
 from zoo.tasks import text
 from zoo.tasks.base import Forward, Task
 
@@ -54,6 +54,11 @@ class MaskedLanguageModeling(Task):
         known = self.tokenizer.vocabulary_size if self.tokenizer else 0
         self.vocabulary_size = known or arguments.get("vocabulary_size", 0)
         return arguments
+
+    def check_arguments(self, arguments, dataset) -> None:
+        """Compares the vocabularies and the sequence lengths."""
+        text.check_vocabulary(arguments.get("vocabulary_size"), dataset)
+        text.check_length(self, None, dataset, "tokens", 0)
 
     def check(self, model, dataset) -> None:
         """Compares the heads, the vocabularies and the sequence lengths."""

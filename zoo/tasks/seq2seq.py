@@ -9,11 +9,11 @@ several, each ending with <end>; the n-th of the one belongs to the n-th of the 
 import math
 
 import numpy as np
-from keras import ops
 
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
+from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, OncePerModel, Task
 from zoo.tasks.text import (
@@ -73,6 +73,13 @@ class SequenceToSequence(Task):
     def complete(self, arguments, dataset):
         """The vocabulary is the tokenizer's where the recipe says 0."""
         return complete_vocabulary(self, arguments, dataset)
+
+    def check_arguments(self, arguments, dataset) -> None:
+        """Compares the vocabularies, and looks for the arrays."""
+        check_vocabulary(arguments.get("vocabulary_size"), dataset)
+        for split in dataset.splits:
+            for key in ("source", "target"):
+                check_array(dataset, split, key)
 
     def check(self, model, dataset) -> None:
         """Compares the vocabularies, and looks for the arrays."""

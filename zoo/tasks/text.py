@@ -55,10 +55,10 @@ def complete_vocabulary(task, arguments, dataset):
     return {**arguments, "vocabulary_size": task.tokenizer.vocabulary_size}
 
 
-def check_vocabulary(size: int, dataset) -> None:
-    """Raises `UsageError` where a model has fewer tokens than the tokenizer."""
+def check_vocabulary(size: int | None, dataset) -> None:
+    """Raises `UsageError` where a model has fewer tokens than the tokenizer; None is any size."""
     tokenizer = dataset.tokenizer
-    if tokenizer is not None and tokenizer.vocabulary_size > size:
+    if tokenizer is not None and size is not None and tokenizer.vocabulary_size > size:
         raise UsageError(
             f"The tokenizer of {dataset.name!r} has {tokenizer.vocabulary_size} tokens, the model "
             f"{size}; set model.vocabulary_size=0 to take the tokenizer's."
@@ -79,7 +79,7 @@ def check_inputs(model, known: set[str]) -> None:
 
 def check_length(task, model, dataset, key: str, targets: int) -> None:
     """Raises `UsageError` where sequences are longer than the model's positions."""
-    limits = [sequence_length(model), getattr(task, "positions", None)]
+    limits = [model and sequence_length(model), getattr(task, "positions", None)]
     limit = min((n for n in limits if n), default=None)
     for split, arrays in dataset.splits.items():
         check_array(dataset, split, key)

@@ -1,0 +1,164 @@
+"""What needs no model is refused before TensorFlow is loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands import ROOT
+from trainers import preflight
+from trainers.recipe import as_dict, resolve
+from zoo.data.disk import write_json
+
+# Many commands in one process: each must be refused, and TensorFlow must not be there in the end.
+REFUSED = """
+import contextlib, io, json, sys
+from trainers.cli.main import main
+answers = []
+for words in json.loads(sys.argv[1]):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        status = main(["zoo", *words])
+    loaded = sorted({"tensorflow", "keras"} & set(sys.modules))
+    answers.append([status, error.getvalue(), loaded])
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with images, arrays, text and a work directory that has begun."""
+    place = tmp_path_factory.mktemp("preflight")
+    for name in ("ants", "bees", "cats"):
+        for i in range(4):
+            file = place / "images" / name / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 10), (40 * i, 0, 0)).save(file)
+    arrays = {
+        f"{split}_{key}": value
+        for split in ("train", "test")
+        for key, value in {
+            "image": np.zeros((8, 14, 14, 1), "uint8"), "label": np.arange(8) % 4,
+        }.items()
+    }  # fmt: skip
+    np.savez(place / "small.npz", **arrays)
+    (place / "book.txt").write_text("A line of text that is long enough.\n" * 200)
+    (place / "file").write_text("")
+    run = place / "run"
+    run.mkdir()
+    config = as_dict(resolve("cnn_digits:debug"))
+    write_json(
+        run / "config.json",
+        {
+            "format_version": 1, "source": "cnn_digits:debug", "config": config,
+            "class_names": [], "data_fingerprint": "", "tokenizer": None, "facts": {},
+        },
+    )  # fmt: skip
+    return place
+
+
+CNN, FINE = "train cnn_digits:debug --workdir=new", "train vgg16_transfer:debug --workdir=new"
+CASES = [
+    # recipe against the work directory
+    ("train cnn_digits:debug --workdir=run --config.optimizer.learning_rate=0.5", "learning_rate"),
+    ("train cnn_digits:debug --mode=eval --workdir=run --config.model.hidden_dim=3", "hidden_dim"),
+    ("train cnn_digits:debug --workdir=file", "The work directory is a folder"),
+    # sizes of the data against the model
+    (f"{CNN} --config.data.source=npz:small.npz", "set model.input_shape"),
+    (
+        f"{CNN} --config.data.source=npz:small.npz --config.model.input_shape=14,14,1 "
+        "--config.model.num_classes=3",
+        "set model.num_classes",
+    ),
+    (
+        f"{FINE} --config.data.source=folder:images --config.data.image_size=32,32",
+        "set model.input_shape=32,32,3 or data.image_size=28,28,1",
+    ),
+    (
+        f"{FINE} --config.data.source=folder:images --config.data.image_size=28,28,1",
+        "set model.num_classes=3",
+    ),
+    (f"{FINE} --config.data.source=tfds:cifar10:3.0.2 --config.data.image_size=32,32", "28,28,1"),
+    (f"{CNN} --config.trainer.global_batch_size=5000", "4000"),
+    (
+        "train gpt_shakespeare:debug --workdir=new --config.data.source=text:book.txt "
+        "--config.model.sequence_length=32",
+        "The model has 32 positions",
+    ),
+    (
+        "train gpt_shakespeare:debug --workdir=new --config.data.source=text:book.txt "
+        "--config.model.vocabulary_size=7",
+        "set model.vocabulary_size=0",
+    ),
+    # missing data and paths
+    (f"{CNN} --config.data.source=npz:nothing.npz", "There is no file"),
+    (f"{CNN} --config.data.source=digit", "Did you mean 'digits'"),
+    (f"{CNN} --config.init_from=nothing", "There is no "),
+    (f"{FINE} --config.model.weights=nothing.weights.h5", "a path that exists"),
+    (f"{CNN} --config.compress.distill.teacher=nothing", "nothing"),
+    # names
+    (f"{CNN} --config.trainer.precision=float23", "Did you mean 'float32'"),
+    (f"{CNN} --config.trainer.callbacks=tensorbord", "Did you mean 'tensorboard'"),
+    (f"{CNN} --config.trainer.remat=(", "trainer.remat is a regular expression"),
+    (f"{CNN} --config.compress.pattern=(", "compress.pattern is a regular expression"),
+    (f"{CNN} --config.model.name=cnn_clasifier", "Did you mean 'cnn_classifier'"),
+    # numbers
+    (f"{CNN} --config.task.label_smoothing=2", "task.label_smoothing lies in [0, 1)"),
+    ("train dcgan_mnist:debug --workdir=new --config.task.samples=1", "task.samples"),
+    ("train seq2seq_multi30k:debug --workdir=new --config.task.beams=-1", "task.beams"),
+    (f"{CNN} --config.trainer.micro_batch_size=7", "micro"),
+    (f"{CNN} --config.trainer.replicas=2", "one_device has one replica"),
+    # other verbs
+    ("bench cnn_digits:debug --config.task.label_smoothing=2", "label_smoothing"),
+    ("bench gpt_shakespeare:debug --config.data.source=text:nothing.txt", "nothing.txt"),
+    ("bench cnn_digits:debug --config.compress.structured.sparsity=0.5", "structured"),
+    ("tpu_check cnn_digits:debug --topology=v5e:1x1 --config.trainer.jit_compile=1", "as a whole"),
+    ("tpu_check cnn_digits:debug --topology=v5e:2x2 --config.trainer.global_batch_size=6", "4"),
+    ("tpu_check cnn_digits:debug --topology=v5e:2x2 --config.trainer.precision=f", "precision"),
+]
+
+
+def test_refusals_load_no_tensorflow(place):
+    inherited = {k: v for k, v in os.environ.items() if k != "ZOO_DATA_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, json.dumps([words.split() for words, _ in CASES])],
+        cwd=place, capture_output=True, text=True, timeout=300,
+        env=inherited | {"PYTHONPATH": str(ROOT), "ZOO_CACHE_DIR": str(place / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for (words, said), (status, error, loaded) in zip(CASES, answers, strict=True):
+        assert status in (1, 2), (words, error)
+        assert said in error, words
+        lines = error.splitlines()
+        assert lines[-1].startswith("zoo: error: "), words
+        assert not loaded, words
+    assert not (place / "new").exists()
+
+
+def test_images_are_not_decoded_before_a_wrong_size_is_refused(place, monkeypatch):
+    monkeypatch.setattr("zoo.data.pictures.decode", None)
+    sizes = [("data.source", f"folder:{place / 'images'}"), ("data.image_size", "28,28,1")]
+    with pytest.raises(preflight.UsageError, match="set model.num_classes=3"):
+        preflight.load_data(resolve("vgg16_transfer:debug", sizes))
+
+
+def test_what_fits_passes(place, tmp_path):
+    """The same recipe goes on in its folder, and sizes that a run filled in are no change."""
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    config = resolve("cnn_digits:debug", [("trainer.log_every", "3")])
+    preflight.check_config(config)
+    preflight.check_workdir(config, run)
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["compress"]["structured"] |= {"sparsity": 0.5, "widths": ["hidden=32"]}
+    write_json(run / "config.json", saved)
+    preflight.check_workdir(
+        resolve("cnn_digits:debug", [("compress.structured.sparsity", "0.5")]), run
+    )
+    assert preflight.load_data(config).name == "digits"
+    assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == ["config.json"]

@@ -1,0 +1,18 @@
+"""`keras` and `keras.ops`, imported where they are first used.
+
+The modules of tasks are imported before TensorFlow is, so that a wrong recipe is refused at once.
+"""
+
+import importlib
+
+
+class _Lazy:
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str):
+        return getattr(importlib.import_module(self._module), name)
+
+
+keras = _Lazy("keras")
+ops = _Lazy("keras.ops")
