@@ -47,6 +47,9 @@ def ours(start):
     model = network(keras)
     model.set_weights(start)
     quantize(model, decay=0.999)
+    for variable in model.non_trainable_weights:
+        if variable.path.endswith("_updates"):
+            variable.assign(1e9)  # TF-MOT does not correct the average for its start
     step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
     update = tf.function(step.update, autograph=False)
     losses = []

@@ -74,9 +74,32 @@ def test_a_kernel_keeps_the_energy_and_no_lower_rank_does(shape, energy):
     lost = np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
     assert lost <= 1 - energy + 1e-6
     assert sum(x.size for x in kernel.factors(ranks)) == kernel.size_at(ranks)
-    if len(kernel._views) == 1 and ranks[1]:  # a matrix after all: Eckart and Young
+    if kernel.points == 1 and ranks[1]:  # a matrix after all: Eckart and Young
         fewer = kernel.product((0, ranks[1] - 1))
         assert np.sum((fewer - value) ** 2) / np.sum(value**2) > 1 - energy
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 24), (3, 24, 1), (3, 3, 2, 24), (3, 3, 12, 16)])
+def test_the_energy_is_spent_where_channels_can_go(shape):
+    """No cheaper pair of ranks keeps 0.8; an axis of one channel takes no part of the loss."""
+    value = np.random.default_rng(4).normal(size=shape).astype("float32")
+    value *= np.linspace(0.2, 2, shape[-1]) * np.linspace(0.5, 2, shape[-2])[:, None]
+    kernel = Kernel(value, 0)
+
+    def kept(ranks):
+        return 1 - np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
+
+    ranks = kernel.ranks(0.8)
+    assert kept(ranks) >= 0.8 - 1e-6
+    for axis, rank in enumerate(ranks):
+        if rank > 1:
+            fewer = tuple(n - (i == axis) for i, n in enumerate(ranks))
+            assert kept(fewer) < 0.8 + (0.01 if min(shape[-2:]) > 2 else 1e-6)  # HOSVD's ranks
+    if shape[-2] == 1:
+        assert ranks[0] == 0
+        values = np.linalg.svd(value.reshape(-1, shape[-1]), compute_uv=False) ** 2
+        assert ranks[1] == np.searchsorted(np.cumsum(values) / values.sum(), 0.8) + 1
+        assert kept(ranks) < 0.8 + values[ranks[1] - 1] / values.sum()
 
 
 def test_matrices_are_the_nearest_of_their_rank():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import zoo
+from tests import toys
+from tests.litert_files import constants
 from trainers import export, litert
 from trainers.compress import ptq
 from trainers.compress.subject import Subject
@@ -41,7 +43,8 @@ def file_of(found, folder, quantisation="float32"):
     export.write_saved_model(found.served(), str(saved), found.examples(), batch=1)
     if quantisation == "int8":
         np.savez(saved / "examples.npz", **found.representative(20, 0))
-    path.write_bytes(litert.convert(str(saved), quantisation))
+    per_tensor = litert.one_scale(found.served(), quantisation)
+    path.write_bytes(litert.convert(str(saved), quantisation, per_tensor))
     return path
 
 
@@ -185,6 +188,60 @@ def test_a_task_measures_a_file_as_it_measures_the_model(name, more, tmp_path):
     found.file = file_of(found, tmp_path, "float16")
     other = found.evaluate()[0]
     assert max(abs(other[key] - value) for key, value in expected.items()) > 1e-7
+
+
+@pytest.mark.parametrize("quantisation", ["float32", "float16", "dynamic"])
+def test_a_tied_embedding_is_stored_once(quantisation, tmp_path):
+    found = subject("gpt_nano")
+    size = {"vocabulary_size": 500, "hidden_dim": 16, "num_layers": 1}
+    found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
+    path = file_of(found, tmp_path, quantisation)
+    stored = [values for values, _ in constants(path, 500 * 16) if 500 in values.shape]
+    assert [values.dtype for values in stored] == [
+        {"float32": "float32", "float16": "float16", "dynamic": "int8"}[quantisation]
+    ]
+    got = litert.LiteRTFile(path)(found.examples())
+    assert export.difference(ptq._outputs(found.model, found), got) < 0.05
+
+
+def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
+    """Of a trained run: each kernel has no more integers than the recipe has clusters."""
+    arguments = {**registry.entry("cnn_classifier").tiny, "filters": (12, 16, 16)}
+    arguments["input_shape"] = (20, 20, 1)
+    config = toys.recipe(
+        "cnn_classifier", "image_classification", model_arguments=arguments, steps=3
+    )
+    config.compress.cluster.number = 8
+    data = toys.image_data(side=20, test=8)
+    run(config, data, tmp_path / "clustered")
+    monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
+
+    def here(model, inputs, out, quantisation, examples, per_tensor):
+        folder = tmp_path / f"saved_{quantisation}"
+        litert.prepare(model, str(folder), inputs)
+        if examples is not None:
+            np.savez(folder / "examples.npz", **examples)
+        out.write_bytes(litert.convert(str(folder), quantisation, per_tensor))
+
+    monkeypatch.setattr(ptq, "write", here)
+    kernels = []
+    for form in ("litert_dynamic", "litert_int8"):
+        config.compress.ptq.update({"format": form, "examples": 8})
+        ptq.quantize(config, tmp_path / "clustered", tmp_path / form)
+        file = constants(tmp_path / form / "model.tflite", 100)
+        kernels += [values for values, _ in file if values.dtype == "int8"]
+    assert {x.ndim for x in kernels} == {2, 4}
+    assert max(len(np.unique(x)) for x in kernels) <= 8
+
+
+def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
+    from trainers.compress.methods import plan
+
+    folders = [str(trained[0]), str(tmp_path / "stage")]
+    for form in ("keras_int8", "keras_int4", "keras_gptq", "keras_awq"):
+        with pytest.raises(UsageError, match="which splits the clusters of a kernel"):
+            plan(["cluster", "ptq"], folders, [("compress.ptq.format", form)])
+    assert plan(["cluster", "ptq"], folders, [("compress.ptq.format", "litert_int8")])
 
 
 def test_ranges_come_from_the_training_data():

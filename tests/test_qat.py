@@ -16,6 +16,7 @@ from tests.commands import ROOT
 from tests.test_resume import Interrupted, StopAt
 from trainers.compress.prune import sparsities
 from trainers.compress.qat import FreshRanges, quantize, rounded_once, rounds
+from trainers.workdir import read_metrics
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.models.transfer import Backbone
@@ -110,7 +111,21 @@ def test_every_setting_trains_much_the_same(trainer, run):
     plain, other = (run(config, toys.token_data()) for config in configs)
     same = trainer.keys() & {"steps_per_execution", "remat"}
     bound = 1e-6 if same else 0.4 if "micro_batch_size" in trainer else 0.1
-    assert toys.difference(plain.step.net, other.step.net) <= bound
+    counts = [
+        {v.path: v for v in done.step.net.weights if v.path.endswith("_updates")}
+        for done in (plain, other)
+    ]
+    passes = 4 if "micro_batch_size" in trainer else 1
+    for path, variable in counts[1].items():
+        assert variable.numpy() == passes * counts[0][path].numpy() == passes * 10
+        variable.assign(10)
+    if "precision" in trainer:
+        # A value at an end of its range has a gradient or none by its last bit: here the losses.
+        lines = (read_metrics(done.workdir.path) for done in (plain, other))
+        one, two = ([x["loss"] for x in some if "loss" in x][-1] for some in lines)
+        assert two == pytest.approx(one, rel=0.02)
+    else:
+        assert toys.difference(plain.step.net, other.step.net) <= bound
     before = quantized_start()
     for path, value in ranges(other.step.net).items():
         assert np.abs(value - before[path]).max() > 0, path  # it has moved
@@ -259,3 +274,60 @@ def test_a_model_inside_another_keeps_its_ranges(tmp_path):
     assert rounds(opened)
     image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype("uint8")
     np.testing.assert_array_equal(opened(image), served(image))
+
+
+def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
+    """20 updates of outputs in 0 … 0.8: the file uses nearly all of its 256 levels."""
+    from trainers.workdir import open_model, save_model
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(4, activation="relu", name="only")(inputs))
+    quantize(model, decay=0.99)
+    model.get_layer("only").kernel.assign(np.eye(4))
+    FreshRanges(model).begin()
+    batches = np.random.default_rng(0).uniform(0, 0.8, (20, 16, 4)).astype("float32")
+    batches[0] *= 0.5  # the first batch has no more to say than another one
+    for batch in batches:
+        model(batch, training=True)
+    save_model(model, tmp_path / "model.keras")
+    opened = open_model(tmp_path / "model.keras")
+    found = ranges(opened)
+    weights = 0.99 ** np.arange(19, -1, -1)
+    expected = np.sum(weights * batches.max((1, 2))) / np.sum(weights)
+    assert found["only_ranges/output_max"] == pytest.approx(expected, abs=0.005)
+    assert found["only_ranges/output_min"] == pytest.approx(0, abs=1e-5)
+    values = np.linspace(0, 0.8, 1000, dtype="float32")[:, None] * np.ones(4, "float32")
+    assert len(np.unique(opened(values))) > 240
+
+
+def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
+    """Each kernel is rounded once: the file's integers times their scale are its values."""
+    from tests.litert_files import constants
+    from tests.test_ptq import subject
+    from trainers import export
+
+    found = subject("gpt_nano")
+    size = {"vocabulary_size": 80, "hidden_dim": 32, "num_layers": 1}
+    keras.utils.set_random_seed(1)
+    found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
+    quantize(found.model)
+    FreshRanges(found.model).begin()
+    examples = found.examples()
+    for _ in range(20):
+        found.model(export._arranged(found.model, examples), training=True)
+    path = tmp_path / "model.tflite"
+    written = export.write_checked(found.model, found.task, examples, "litert", str(path))
+    assert written["largest_difference"] < 0.05
+    stored = [values * scales for values, scales in constants(path) if values.dtype == "int8"]
+    with rounded_once(found.model):
+        trained = {v.path: v.numpy() for v in found.model.trainable_variables if v.ndim == 2}
+    trained = {path: value for path, value in trained.items() if value.size >= 1024}
+    assert len(stored) == len(trained) == 5  # the embedding, which gives the logits too, once
+    for path, value in trained.items():
+        gaps = [
+            np.abs(x - one).max()
+            for x in stored
+            for one in (value, value.T)
+            if x.shape == one.shape
+        ]
+        assert min(gaps) < 1e-6, path

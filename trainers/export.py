@@ -272,11 +272,11 @@ def _read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
 
 def _write_litert(model, out: str, inputs: dict) -> None:
     """One example at a time: a loop (LSTM) needs a batch of known size."""
-    from trainers.litert import convert, prepare
+    from trainers.litert import convert, one_scale, prepare
 
     with tempfile.TemporaryDirectory() as folder:
         quantisation = prepare(model, folder, inputs)
-        content = convert(folder, quantisation)
+        content = convert(folder, quantisation, one_scale(model, quantisation))
     with atomic(out) as file:
         file.write(content)
 

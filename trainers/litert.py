@@ -24,8 +24,9 @@ QUANTISATIONS = ("float32", "float16", "dynamic", "int8")
 
 
 def write(
-    model, inputs: Mapping, out: str | Path, quantisation: str = "float32", examples=None
-) -> None:
+    model, inputs: Mapping, out: str | Path, quantisation: str = "float32", examples=None,
+    per_tensor: bool = False,
+) -> None:  # fmt: skip
     """Converts a model in a process of its own.
 
     Args:
@@ -34,6 +35,7 @@ def write(
       out: the file.
       quantisation: one of `QUANTISATIONS`.
       examples: for "int8": name -> (N, …), by which ranges are chosen.
+      per_tensor: whether every kernel has one scale, as clusters need it; see also `one_scale`.
 
     Raises:
       RunError: where the conversion fails, or ends its process.
@@ -41,9 +43,11 @@ def write(
     with tempfile.TemporaryDirectory() as folder:
         asked = prepare(model, folder, inputs)
         quantisation = asked if quantisation == "float32" else quantisation
+        per_tensor = per_tensor or one_scale(model, quantisation)
         if examples is not None:
             np.savez(Path(folder) / "examples.npz", **examples)
-        done = processes.run("trainers.litert:main", folder, str(out), quantisation)
+        scales = "per_tensor" if per_tensor else "per_channel"
+        done = processes.run("trainers.litert:main", folder, str(out), quantisation, scales)
     if done.returncode < 0:
         raise RunError(
             f"The conversion to LiteRT {quantisation} was ended by signal {-done.returncode}"
@@ -69,16 +73,31 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
     return "dynamic" if rounds(model) else "float32"
 
 
+def one_scale(model, quantisation: str) -> bool:
+    """Returns whether a model's kernels need one scale each, in place of one per output channel.
+
+    Models of tokens that learned in 8 bits do: training rounded each kernel by one scale. So do
+    tied embeddings in "dynamic": the converter stores one array for the table and the kernel only
+    where both have the same scales, and a table has one. In "int8" it gives the table the range of
+    its outputs, so that there are two arrays in any case.
+    """
+    from trainers.compress.qat import of_tokens
+    from trainers.keras_internals import all_layers
+
+    tied = any(getattr(layer, "tie_weights", False) for layer in all_layers(model))
+    return of_tokens(model) or (tied and quantisation == "dynamic")
+
+
 _LOOP = ": it cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"
 
 
-def main(folder: str, out: str, quantisation: str) -> None:
+def main(folder: str, out: str, quantisation: str, scales: str) -> None:
     """Converts a saved model; says in one line why not."""
     from trainers.start import start_tensorflow
 
     start_tensorflow()
     try:
-        content = convert(folder, quantisation)
+        content = convert(folder, quantisation, scales == "per_tensor")
         with atomic(out) as file:
             file.write(content)
     except Exception as error:  # converters raise what they like, often over many lines
@@ -86,16 +105,18 @@ def main(folder: str, out: str, quantisation: str) -> None:
         raise SystemExit(f"{type(error).__name__}: {words}") from None
 
 
-def convert(folder: str, quantisation: str = "float32") -> bytes:
+def convert(folder: str, quantisation: str = "float32", per_tensor: bool = False) -> bytes:
     """Returns the file of a saved model with a batch of one; in this process.
 
     Args:
       folder: of the saved model; for "int8" examples.npz lies in it.
       quantisation: one of `QUANTISATIONS`.
+      per_tensor: whether every kernel has one scale, in place of one per output channel.
     """
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    converter._experimental_disable_per_channel = per_tensor
     if quantisation != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantisation == "float16":

@@ -43,43 +43,55 @@ class Kernel:
         shape = self.value.shape
         self.held = self.value.size
         self.points = int(np.prod(shape[:-2])) if not self.inputs else 0
-        if self.inputs:
-            self._views = [self.value.reshape(int(np.prod(shape[: self.inputs])), -1)]
-        else:
-            # By channels that come in (rows), and by those that go out (columns).
-            self._views = [self.value.reshape(-1, shape[-1])]
-            if self.points > 1:
-                into = np.moveaxis(self.value, -2, -1).reshape(-1, shape[-2])
-                self._views.insert(0, into)
+        rows = int(np.prod(shape[: self.inputs])) if self.inputs else self.value.size // shape[-1]
+        self._view = self.value.reshape(rows, -1)  # of a convolution, by the channels that go out
 
     @functools.cached_property
-    def _kept(self) -> list[np.ndarray]:
-        """Shares of the energy that the largest singular values hold together, of each view."""
-        found = []
-        for view in self._views:
-            small = view.astype(np.float64)
-            small = small.T @ small if small.shape[0] > small.shape[1] else small @ small.T
-            values = np.maximum(np.linalg.eigvalsh(small)[::-1], 0)
-            found.append(np.cumsum(values) / max(values.sum(), 1e-30))
-        return found
+    def _kept(self) -> np.ndarray:
+        """Shares of the energy that a matrix keeps with 1, 2, … singular values."""
+        small = self._view.astype(np.float64)
+        small = small.T @ small if small.shape[0] > small.shape[1] else small @ small.T
+        values = np.maximum(np.linalg.eigvalsh(small)[::-1], 0)
+        return np.cumsum(values) / max(values.sum(), 1e-30)
+
+    @functools.cached_property
+    def _kept_by_channels(self) -> np.ndarray:
+        """Shares of the energy that a convolution keeps with (1 … I, 1 … O) mixed channels.
+
+        Those of the truncated higher-order SVD (De Lathauwer et al. 2000), which Tucker's
+        decomposition starts from and improves.
+        """
+        core = self.value.astype(np.float64)
+        for axis in (-2, -1):
+            core = np.moveaxis(core, axis, -1)
+            flat = core.reshape(-1, core.shape[-1])
+            vectors = np.linalg.eigh(flat.T @ flat)[1][:, ::-1]
+            core = np.moveaxis(core @ vectors, -1, axis)
+        energy = np.sum(core**2, axis=tuple(range(core.ndim - 2)))
+        return np.cumsum(np.cumsum(energy, 0), 1) / max(energy.sum(), 1e-30)
 
     def ranks(self, energy: float) -> tuple[int, ...]:
-        """The lowest ranks that keep that share; what two axes lose together is halved."""
-        share = 1 - (1 - energy) / len(self._kept)
-        found = [
-            min(int(np.searchsorted(kept, share - 1e-9)) + 1, len(kept)) for kept in self._kept
-        ]
+        """The ranks with the fewest numbers that keep that share of the energy.
+
+        A convolution has 0 in place of a rank for channels that all stay and need no mixing.
+        """
         if self.inputs:
-            return tuple(found)
-        into, out = found if len(found) == 2 else (0, *found)
-        # Channels that all stay need no mixing.
-        shape = self.value.shape
-        return (0 if into >= shape[-2] else into, 0 if out >= shape[-1] else out)
+            return (min(int(np.searchsorted(self._kept, energy - 1e-9)) + 1, len(self._kept)),)
+        kept = self._kept_by_channels
+        inputs, outputs = kept.shape
+        into = range(1, inputs + 1) if self.points > 1 else [inputs]  # 1 x 1 is a matrix
+        found = []
+        for i in into:
+            out = min(int(np.searchsorted(kept[i - 1], energy - 1e-9)) + 1, outputs)
+            if kept[i - 1, out - 1] >= energy - 1e-9:
+                ranks = (0 if i == inputs else i, 0 if out == outputs else out)
+                found.append((self.size_at(ranks), -kept[i - 1, out - 1], ranks))
+        return min(found)[2]
 
     def size_at(self, ranks: Sequence[int]) -> int:
         """Numbers in its factors."""
         if self.inputs:
-            return ranks[0] * sum(self._views[0].shape)
+            return ranks[0] * sum(self._view.shape)
         (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
         middle = self.points * (into or inputs) * (out or outputs)
         return inputs * into + middle + out * outputs
@@ -88,14 +100,14 @@ class Kernel:
         """Returns the kernels of the parts of a layer of `zoo.layers.low_rank`, in order."""
         shape = self.value.shape
         if self.inputs:
-            left, right = _two(self._views[0], ranks[0])
+            left, right = _two(self._view, ranks[0])
             return [
                 left.reshape(*shape[: self.inputs], ranks[0]),
                 right.reshape(ranks[0], *shape[self.inputs :]),
             ]
         into, out = ranks
         if not into:
-            left, right = _two(self._views[-1], out)
+            left, right = _two(self._view, out)
             return [left.reshape(*shape[:-1], out), right.reshape(*self._ones(), out, shape[-1])]
         core, mixes = _tucker(self.value, into, out)
         parts = [mixes[0].reshape(*self._ones(), shape[-2], into), core]

@@ -163,6 +163,12 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             defaults = [(f"compress.{key}", text) for key, text in method.defaults.items()]
             config = change(config, [*defaults, *given])
             method.check(config)
+            if config.compress.cluster.number and config.compress.ptq.format.startswith("keras_"):
+                raise UsageError(
+                    "Keras' integers have a scale per output, which splits the clusters of a "
+                    "kernel: use compress.ptq.format=litert_dynamic or litert_int8, which keep "
+                    f"them by one scale per kernel. Received: {config.compress.ptq.format}."
+                )
             low = config.compress.low_rank
             if config.compress.ptq.format.startswith("keras_") and any(
                 low[way] for way in (*_RANKS_BY, "keep")

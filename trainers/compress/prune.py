@@ -30,7 +30,8 @@ class Pruner:
         all of it at once. Masks are chosen anew every `frequency` updates.
       initial_sparsity: at the beginning of a polynomial schedule.
       begin, end: shares of the run between which masks change.
-      frequency: updates.
+      frequency: updates. A polynomial schedule needs two periods of it between `begin` and `end`:
+        with fewer the sparsity would not grow, but jump.
       pattern: regular expression of the paths of the variables to prune.
       m_by_n: (2, 4): two of four neighbours along a kernel's input are 0, from `begin` on; () for
         none. It goes without `sparsity`'s schedule.
@@ -60,10 +61,19 @@ class Pruner:
         check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, block)
         self.kernels = _chosen(model, pattern)
         first = max(2, round(begin * total_steps))
-        periods = max(0, round(end * total_steps) - first) // frequency
+        room = max(0, round(end * total_steps) - first)
+        periods = room // frequency
+        if sparsity and schedule == "polynomial" and not m_by_n and periods < 2:
+            raise UsageError(
+                f"A polynomial schedule takes two periods of compress.frequency={frequency} at "
+                f"least, and between compress.begin and compress.end lie {room} updates of "
+                f"{total_steps}: "
+                + (f"set compress.frequency={max(1, room // 10)}" if room > 1 else "train longer")
+                + ", or compress.schedule=constant."
+            )
         last = first + periods * frequency  # a turn of the schedule, so that it is reached
         tfmot = engines()
-        if schedule == "polynomial" and periods:
+        if schedule == "polynomial" and periods:  # without, of m_by_n
             plan = tfmot.pruning_schedule.PolynomialDecay(
                 initial_sparsity, sparsity, first, last, frequency=frequency
             )

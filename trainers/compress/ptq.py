@@ -78,7 +78,8 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
                 examples = None
                 if form == "int8":
                     examples = found.representative(settings.examples, config.trainer.seed)
-                write(found.served(), found.examples(), made, form, examples)
+                clustered = bool(config.compress.cluster.number)
+                write(found.served(), found.examples(), made, form, examples, clustered)
                 result = _with(found, file=made)
             else:
                 made = Path(folder) / "model.keras"

@@ -3,15 +3,20 @@
 In a forward pass kernels and outputs are rounded to the 8-bit grid of their range; gradients pass
 through. The scheme is TF-MOT's default for 8 bits: kernels of two-dimensional convolutions have a
 range a channel, all else one a tensor; outputs a moving average, the input of a network all that
-was seen. Layers are changed in place, at any depth, so that a model keeps its names and its file:
-opened by Keras alone a .keras file holds the trained weights without their rounding; the zoo opens
-it with it (`is_quantized`).
+was seen. Models of tokens have a range a tensor throughout, as in their LiteRT file
+(`trainers.litert.one_scale`). The moving average is corrected for its start as Adam's moments are:
+TF-MOT's begins at -6 and 6, which 20 updates hardly change.
+
+Layers are changed in place, at any depth, so that a model keeps its names and its file: opened by
+Keras alone a .keras file holds the trained weights without their rounding; the zoo opens it with it
+(`is_quantized`).
 
 What is seen in training decides the ranges, as it decides batch normalisation's: rows that are
 computed together have one. Micro-batches and replicas therefore change the result a little.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +33,7 @@ from zoo.models.weight_files import open_weights
 _RANGES = "quantization_ranges"  # a layer inside each layer that rounds
 _PER_CHANNEL = (layers.Conv2D, layers.DepthwiseConv2D)
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+_TOKENS = (layers.Embedding, *_RECURRENT)
 _KERNELS = (
     *_PER_CHANNEL, layers.Conv1D, layers.Conv3D, layers.Conv2DTranspose, layers.Dense,
     layers.EinsumDense, layers.Embedding, *_RECURRENT,
@@ -47,8 +53,7 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
 
     Args:
       model: changed in place; its ranges become weights of it that are not trained.
-      decay: of the moving average of outputs' ranges, in (0, 1). TF-MOT has 0.999, which takes
-        thousands of updates to get away from its start at -6 and 6.
+      decay: of the moving average of outputs' ranges, in (0, 1); TF-MOT has 0.999.
 
     Returns:
       The names of the layers that round now. Layers that learn nothing stay as they are, and so
@@ -77,8 +82,9 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
             f"The model {model.name!r} trains none."
         )
     inputs = _entries(model)
+    per_channel = () if any(isinstance(x, _TOKENS) for x in chosen) else _PER_CHANNEL
     for layer in chosen:
-        layer.call = _Rounding(layer, inputs, decay)
+        layer.call = _Rounding(layer, inputs, decay, isinstance(layer, per_channel))
     return [layer.name for layer in chosen]
 
 
@@ -95,7 +101,7 @@ def is_quantized(path: str | Path) -> bool:
 
 def of_tokens(model: keras.Model) -> bool:
     """Whether much of a model (norms, attention, cells) lies between the layers that round."""
-    return any(isinstance(x, (layers.Embedding, *_RECURRENT)) for x in _changed(model))
+    return any(isinstance(x, _TOKENS) for x in _changed(model))
 
 
 @contextlib.contextmanager
@@ -184,7 +190,7 @@ def _learns_up_to(layer) -> bool:
 class _Rounding:
     """What a layer's `call` becomes: the call it had, between quantizers."""
 
-    def __init__(self, layer, inputs: list, decay: float):
+    def __init__(self, layer, inputs: list, decay: float, per_channel: bool):
         tfmot = engines()
         self.layer = layer
         self._training = False
@@ -193,7 +199,7 @@ class _Rounding:
         weights = _Weights(self._ranges)
         self.kernels: list[tuple] = []
         for part, variable in kernels_of(layer):
-            if isinstance(layer, _PER_CHANNEL):
+            if per_channel:
                 quantizer = tfmot.default_8bit_quantizers.Default8BitConvWeightsQuantizer()
             elif isinstance(layer, layers.Conv2DTranspose):
                 quantizer = tfmot.default_8bit_quantizers.Default8BitConvTransposeWeightsQuantizer()
@@ -317,8 +323,14 @@ def _moving_average(tfmot, decay: float) -> Callable:
     class MovingAverage(tfmot.quantizers.MovingAverageQuantizer):
         """TF-MOT's, whose assignment needs a merge of all replicas inside the forward pass.
 
-        Here each replica moves its own, and the train step takes their mean.
+        Here each replica moves its own, and the train step takes their mean. The number of updates
+        is kept to correct the average for its start (Kingma and Ba 2015, section 3).
         """
+
+        def build(self, tensor_shape, name, layer):
+            zero = keras.initializers.Constant(0.0)
+            updates = layer.add_weight(f"{name}_updates", initializer=zero, trainable=False)
+            return {**super().build(tensor_shape, name, layer), "updates": updates}
 
         def __call__(self, inputs, training, weights, **kwargs):
             ends = weights["min_var"], weights["max_var"]
@@ -327,14 +339,21 @@ def _moving_average(tfmot, decay: float) -> Callable:
                     tf.minimum(tf.reduce_min(inputs), 0.0),
                     tf.maximum(tf.reduce_max(inputs), 0.0),
                 )
-                ends = [self._move(*pair) for pair in zip(ends, seen, strict=True)]
+                updates = weights["updates"]
+                updates = updates.assign(tf.convert_to_tensor(updates) + 1.0)
+                # (1 - decay) / (1 - decay ** updates): 1 at the first update.
+                rate = (1.0 - decay) / -tf.math.expm1(math.log(decay) * updates)
+                ends = [
+                    self._move(*pair, tf.minimum(rate, 1.0))
+                    for pair in zip(ends, seen, strict=True)
+                ]
             return tf.quantization.fake_quant_with_min_max_vars(
                 inputs, *ends, num_bits=self.num_bits, narrow_range=self.narrow_range
             )
 
         @staticmethod
-        def _move(end, value):
+        def _move(end, value, rate):
             before = tf.convert_to_tensor(end)
-            return end.assign(before - (before - value) * tf.constant(1.0 - decay))
+            return end.assign(before - (before - value) * rate)
 
     return MovingAverage
