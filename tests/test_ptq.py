@@ -114,7 +114,11 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5)
     refused = [
-        (("export", run, "--format=keras", f"--out={tmp_path}/a.keras"), "holds no Keras model"),
+        (("export", run, "--format=keras", f"--out={tmp_path}/a.keras"), "--format=litert gives"),
+        (
+            ("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx"),
+            "a LiteRT file (litert_int8)",
+        ),
         (("evaluate", run, "--checkpoint=best"), "holds no Keras model"),
         (("compress", "ptq", run, f"--out={tmp_path}/b"), "is rounded already (litert_int8)"),
     ]
@@ -122,6 +126,13 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
         answer = zoo_command(*words)
         assert answer.status == 2
         assert said in answer.one_line()
+    exported = tmp_path / "a.tflite"
+    answer = zoo_command("export", run, "--format=litert", f"--out={exported}", "--json")
+    assert answer.status == 0, answer.err
+    assert exported.read_bytes() == (run / "model.tflite").read_bytes()
+    found = json.loads(answer.out)
+    assert found["inputs"] == {"image": {"shape": [1, 28, 28, 1], "dtype": "uint8"}}
+    assert 0 < found["largest_difference"] < 0.2  # from the model before it was rounded
     (run / "model.tflite").write_bytes(b"not a file of LiteRT")
     answer = zoo_command("evaluate", run)
     assert answer.status == 1
@@ -377,6 +388,10 @@ def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
     kernel = zoo.load(out).get_layer("hidden").kernel.numpy()
     assert kernel.dtype == "int8"
     assert (kernel == 0).mean() > 0.75
+    exported = tmp_path / "a.keras"
+    answer = zoo_command("export", out, "--format=keras", f"--out={exported}")
+    assert answer.status == 0, answer.err
+    assert exported.read_bytes() == (out / "model.keras").read_bytes()
     again = zoo_command(*words, "--config.compress.ptq.format=keras_int8")
     assert "small is finished already" in again.err
     other = tmp_path / "other"

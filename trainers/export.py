@@ -2,7 +2,8 @@
 
 `export_workdir` does the work in a process of its own: a conversion that fails can take the
 interpreter with it. What is exported computes in float32, takes what the data hold (bytes of
-pictures, token numbers), and is written with a description beside it, `OUT.json`.
+pictures, token numbers), and is written with a description beside it, `OUT.json`. Of a work
+directory of `zoo compress ptq` the file that it holds is given as it is, in the file's own format.
 """
 
 import importlib.util
@@ -13,9 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.workdir import data_section, model_path, read_config
+from trainers.workdir import (
+    FLOATS,
+    LITERT,
+    data_section,
+    is_litert,
+    model_path,
+    open_model,
+    read_config,
+)
 from zoo import processes
-from zoo.data.disk import atomic, atomic_path, write_json
+from zoo.data.disk import atomic, atomic_path, read_bytes, write_json
 from zoo.errors import RunError, UsageError, short
 
 # Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
@@ -61,8 +70,16 @@ def export_workdir(
         raise UsageError(
             f"The format {form} takes the package {lacking[0]}: pip install 'keras-zoo[export]'."
         )
-    read_config(workdir)
-    model_path(workdir, checkpoint)
+    saved = read_config(workdir)
+    if is_litert(saved) and checkpoint == "final":
+        if form != "litert":
+            raise UsageError(
+                f"{workdir} holds a LiteRT file ({_rounded(saved)}), of which nothing else can be "
+                f"made: --format=litert gives it. Received: --format={form}; that takes the work "
+                "directory that `zoo compress ptq` started from."
+            )
+    else:
+        model_path(workdir, checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as made:
         done = processes.run("trainers.export:main", workdir, form, str(made), checkpoint, *modules)
@@ -74,6 +91,11 @@ def export_workdir(
         found = json.loads(done.stdout.splitlines()[-1])
     write_json(_beside(path), found)
     return found
+
+
+def _rounded(saved: Mapping) -> str:
+    """The format of `zoo compress ptq` that a work directory has; "" for none."""
+    return saved["config"].get("compress", {}).get("ptq", {}).get("format", "")
 
 
 def _beside(path: Path) -> Path:
@@ -97,11 +119,54 @@ def _export(workdir, form, out, checkpoint, modules) -> dict:
     start_tensorflow()
     import_user_modules(modules)
     saved = read_config(workdir)
-    model = load_model(workdir, checkpoint)
-    task, examples, source = _examples(saved, workdir, model)
-    found = write_checked(model, task, examples, form, out)
     more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
+    if checkpoint == "final" and form == "keras" and _rounded(saved):
+        return {**_held_keras(workdir, out), **more}
+    held = is_litert(saved)
+    model = open_model(Path(workdir) / FLOATS) if held else load_model(workdir, checkpoint)
+    task, examples, source = _examples(saved, workdir, model)
+    if held:
+        found = _held_litert(workdir, model, task, examples, out)
+    else:
+        found = write_checked(model, task, examples, form, out)
     return {**found, **more, "examples": source}
+
+
+def _copy(path: Path, out: str) -> None:
+    with atomic(out) as file:
+        file.write(read_bytes(path))
+
+
+def _held_keras(workdir, out: str) -> dict:
+    """Gives the Keras file of `zoo compress ptq`, and tells what it takes and gives."""
+    _copy(model_path(workdir), out)
+    model = open_model(out)
+    outputs = {f"output_{i}": x for i, x in enumerate(_tensors(model.outputs))}
+    described = {
+        side: {name: {"shape": [*x.shape], "dtype": x.dtype} for name, x in found.items()}
+        for side, found in (("inputs", {x.name: x for x in model.inputs}), ("outputs", outputs))
+    }
+    source = f"none: the file of {workdir} as it is, of the model without its preprocessing"
+    return {
+        "format": "keras", **described, "bytes": size_of(Path(out)), "largest_difference": 0.0,
+        "examples": source,
+    }  # fmt: skip
+
+
+def _tensors(outputs) -> list:
+    import keras
+
+    return keras.tree.flatten(outputs)
+
+
+def _held_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
+    """Gives the LiteRT file of `zoo compress ptq`, compared with the model before rounding."""
+    _copy(Path(workdir) / LITERT, out)
+    _, inputs, expected = _expected(model, task, examples)
+    worst = difference(expected, _read_litert(out, inputs))
+    if not np.isfinite(worst):
+        raise RunError("its outputs are not those of the model that it was made of.")
+    return _described("litert", inputs, expected, out, worst)
 
 
 def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
@@ -122,15 +187,24 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
     """
     from trainers.compress.qat import rounds
 
-    served = task.served(in_float32(model))
-    inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
-    expected = _flat(served(_arranged(served, inputs), training=False))
+    served, inputs, expected = _expected(model, task, examples)
     WRITERS[form](served, out, inputs)
     worst = difference(expected, READERS[form](out, inputs))
     if not worst <= (TOLERANCE_ROUNDED if rounds(model) else TOLERANCE):
         raise RunError(
             f"it computes something else: its outputs differ by {worst:.2g} of the largest."
         )
+    return _described(form, inputs, expected, out, worst)
+
+
+def _expected(model, task, examples: Mapping) -> tuple:
+    """Returns the served model in float32, its inputs by name, and its outputs."""
+    served = task.served(in_float32(model))
+    inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
+    return served, inputs, _flat(served(_arranged(served, inputs), training=False))
+
+
+def _described(form: str, inputs: Mapping, expected: Sequence, out: str, worst: float) -> dict:
     outputs = {f"output_{i}": x for i, x in enumerate(expected)}
     rows = 1 if form == "litert" else None  # a LiteRT file takes one example at a time
     described = {
