@@ -30,8 +30,8 @@ class Pruner:
         all of it at once. Masks are chosen anew every `frequency` updates.
       initial_sparsity: at the beginning of a polynomial schedule.
       begin, end: shares of the run between which masks change.
-      frequency: updates. A polynomial schedule needs two periods of it between `begin` and `end`:
-        with fewer the sparsity would not grow, but jump.
+      frequency: updates. A polynomial schedule needs a whole period of it between `begin` and
+        `end`: without one the sparsity would not grow, but jump.
       pattern: regular expression of the paths of the variables to prune.
       m_by_n: (2, 4): two of four neighbours along a kernel's input are 0, from `begin` on; () for
         none. It goes without `sparsity`'s schedule.
@@ -63,12 +63,12 @@ class Pruner:
         first = max(2, round(begin * total_steps))
         room = max(0, round(end * total_steps) - first)
         periods = room // frequency
-        if sparsity and schedule == "polynomial" and not m_by_n and periods < 2:
+        if sparsity and schedule == "polynomial" and not m_by_n and not periods:
             raise UsageError(
-                f"A polynomial schedule takes two periods of compress.frequency={frequency} at "
-                f"least, and between compress.begin and compress.end lie {room} updates of "
+                f"A polynomial schedule takes a whole period of compress.frequency={frequency}, "
+                f"and between compress.begin and compress.end lie {room} updates of "
                 f"{total_steps}: "
-                + (f"set compress.frequency={max(1, room // 10)}" if room > 1 else "train longer")
+                + (f"set compress.frequency={max(1, room // 10)}" if room else "train longer")
                 + ", or compress.schedule=constant."
             )
         last = first + periods * frequency  # a turn of the schedule, so that it is reached
