@@ -1,9 +1,11 @@
 """How files are opened: regular files only, and never through a planted link when writing."""
 
+import ast
 import os
 import socket
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +148,41 @@ def test_a_file_that_becomes_a_pipe_while_it_is_opened_does_not_hang(folder, mon
 def test_a_link_to_a_file_is_read(folder, foreign):
     (folder / "data").symlink_to(foreign)
     assert disk.read_bytes(folder / "data") == b"theirs"
+
+
+# Modules that open files without `zoo.data.disk`, and why.
+OPEN_BY_HAND = {
+    "zoo/data/disk.py": "the helpers themselves",
+    "zoo/data/bounds.py": "the system's files of control groups",
+    "zoo/data/records.py": "shards in a new folder that only this user may enter",
+    "zoo/prep/pipeline.py": "its own source code",
+    "trainers/cli/generate.py": "--prompts, which may be a pipe",
+    "trainers/cluster.py": "its own source code, and the user's modules",
+    "trainers/precision.py": "the system's file about the processor",
+    "trainers/workdir.py": "the system's file about the processor",
+    "trainers/tpu_check/ahead_of_time.py": "files in a temporary folder",
+    "trainers/tpu_check/compiler.py": "files in a temporary folder",
+}
+_METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "touch"}
+_FUNCTIONS = {"tempfile.mkstemp", "tempfile.NamedTemporaryFile", "os.open", "io.open", "gzip.open"}
+
+
+def _opens(source: str):
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        null = "devnull" in ast.unparse(node)
+        if isinstance(node.func, ast.Attribute):
+            own = name.startswith("disk.")  # our functions of the same name
+            if (node.func.attr in _METHODS and not own) or (name in _FUNCTIONS and not null):
+                yield name
+        elif name == "open" and not null:
+            yield name
+
+
+def test_files_are_opened_in_one_place():
+    root = Path(disk.__file__).parents[2]
+    files = [path for part in ("zoo", "trainers") for path in sorted((root / part).rglob("*.py"))]
+    found = {str(path.relative_to(root)) for path in files if list(_opens(path.read_text()))}
+    assert found - OPEN_BY_HAND.keys() == set(), "use zoo.data.disk"

@@ -1,6 +1,8 @@
 """Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
 
 import contextlib
+import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -321,9 +323,41 @@ def test_half_a_file_never_has_its_name(bucket, monkeypatch):
         patch.setattr(tf.io.gfile, "rename", killed)
         with pytest.raises(Interrupted):
             folder.push()
-    assert files(f"{bucket}/run") == {"config.json.tmp"}
+    (left,) = files(f"{bucket}/run")
+    assert re.fullmatch(r"config\.json\.[0-9a-f]{32}\.tmp", left)
     folder.close()
     assert "config.json" in files(f"{bucket}/run")
+
+
+def test_a_folder_that_others_write_in_is_neither_waited_for_nor_written_through(tmp_path, cache):
+    shared, foreign = tmp_path / "shared", tmp_path / "foreign"
+    shared.mkdir()
+    foreign.write_text("theirs")
+    for name in ("config.json.tmp", ".writer"):
+        (shared / name).symlink_to(foreign)
+    folder = WorkDirectory(f"file://{shared}").open()
+    (folder / "config.json").write_text("{}")
+    mirror = remote.mirror_of(folder.path)
+    mirror.claim()
+    (folder / "config.json").write_text("{}")
+    folder.push()
+    folder.close()
+    assert foreign.read_text() == "theirs"
+    assert (shared / "config.json").read_text() == "{}"
+    os.mkfifo(shared / "tokenizer.json")
+    with pytest.raises(RunError, match="it is a named pipe"):
+        remote.local(f"file://{shared}")
+
+
+def test_what_a_kill_left_on_a_bucket_is_removed_by_the_next_run(bucket):
+    folder = WorkDirectory(f"{bucket}/run").open()
+    for name in (f"a.{'0' * 32}.tmp", "mine.tmp"):
+        with tf.io.gfile.GFile(f"{bucket}/run/{name}", "w") as file:
+            file.write("half")
+    remote.mirror_of(folder.path).claim()
+    folder.close()
+    assert files(f"{bucket}/run") >= {"mine.tmp"}
+    assert f"a.{'0' * 32}.tmp" not in files(f"{bucket}/run")
 
 
 def test_commands_take_addresses(zoo_command, trained, bucket, cache, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo import processes
-from zoo.data.disk import atomic
+from zoo.data.disk import atomic, open_file
 from zoo.errors import RunError, UsageError, short
 
 NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
@@ -153,6 +153,7 @@ class LiteRTFile:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise UsageError(f"{path} cannot be run: {NO_RUNTIME}.") from None
+        open_file(path).close()  # LiteRT would wait for a named pipe
         try:
             self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
             self._run = self.interpreter.get_signature_runner("serving_default")

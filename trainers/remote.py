@@ -22,13 +22,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from zoo.data.datasets import cache_dir
-from zoo.data.disk import atomic_path, one_at_a_time, open_in_place, read_json, write_json
+from zoo.data.disk import (
+    atomic_path,
+    one_at_a_time,
+    open_file,
+    open_in_place,
+    read_json,
+    write_json,
+)
 from zoo.errors import RunError, UsageError, short
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")
 _FLAGS = ("--workdir=", "--model_dir=", "--out=")
 _WRITER = "/.writer"
+_TEMPORARY = re.compile(r".*\.[0-9a-f]{32}\.tmp")
 _TRIES = 3  # to copy a folder that changes meanwhile
 _mirrors: dict[Path, "Mirror"] = {}
 
@@ -157,6 +165,7 @@ class Mirror:
             target = Path(f"{self.path}{name}")
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target) as made:
+                _check_kind(self.remote + name)
                 _gfile().copy(self.remote + name, str(made))
             known[name] = [there[name], _stamp(target)]
         self._know(known)
@@ -174,12 +183,19 @@ class Mirror:
         with self._alone(), _named(self.remote):
             gfile, self._name = _gfile(), uuid.uuid4().hex
             gfile.makedirs(self.remote)
-            if gfile.exists(self.remote + _WRITER):
-                gfile.remove(self.remote + _WRITER)  # ram:// would append
-            with gfile.GFile(self.remote + _WRITER, "w") as file:
+            temporary = f"{self.remote}{_WRITER}.{self._name}.tmp"
+            with gfile.GFile(temporary, "w") as file:
                 file.write(self._name)
+            gfile.rename(temporary, self.remote + _WRITER, overwrite=True)
+            self._remove_temporary()
             self._pull()
             self._seen = set(self._here())
+
+    def _remove_temporary(self) -> None:
+        """Removes what kills left of `_upload`."""
+        for folder, _, names in list(_gfile().walk(self.remote)):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                _gfile().remove(f"{folder.rstrip('/')}/{name}")
 
     def _check_writer(self) -> None:
         if self._name and self._writer() not in (self._name, ""):
@@ -190,6 +206,7 @@ class Mirror:
 
     def _writer(self) -> str:
         try:
+            _check_kind(self.remote + _WRITER)
             with _gfile().GFile(self.remote + _WRITER) as file:
                 return file.read()
         except _gone():
@@ -231,9 +248,11 @@ class Mirror:
         _gfile().makedirs(address.rpartition("/")[0])
         # A kill leaves no half of a file under its name.
         self._check_writer()
-        _gfile().copy(f"{self.path}{name}", f"{address}.tmp", overwrite=True)
+        # Nobody can guess the name: file:// may be a folder that others write in.
+        temporary = f"{address}.{uuid.uuid4().hex}.tmp"
+        _gfile().copy(f"{self.path}{name}", temporary)
         self._check_writer()  # copying may have taken minutes
-        _gfile().rename(f"{address}.tmp", address, overwrite=True)
+        _gfile().rename(temporary, address, overwrite=True)
 
     def _known(self) -> dict[str, list]:
         return read_json(self._index) if self._index.exists() else {}
@@ -262,6 +281,13 @@ class Mirror:
             if gfile.exists(f"{self.remote}.json"):
                 found.append(f"{self.remote}.json")
         return {name.removeprefix(self.remote): _stamp_there(name) for name in found}
+
+
+def _check_kind(address: str) -> None:
+    """Raises RunError where a file of a folder on this machine is none, such as a named pipe."""
+    path = Path(address.removeprefix("file://"))
+    if address.startswith("file://") and path.exists():
+        open_file(path).close()
 
 
 def _gone() -> type[Exception]:

@@ -341,7 +341,8 @@ def read_metrics(workdir: str | Path) -> list[dict]:
                 lines.append(json.loads(line))
             except (ValueError, RecursionError):
                 continue
-    return [line for line in lines if isinstance(line, dict)]
+    lines = [line for line in lines if isinstance(line, dict)]
+    return [line for line in lines if isinstance(line.get("step", 0), int | float)]
 
 
 def save_model(model, path: Path) -> None:
