@@ -453,3 +453,21 @@ def test_canonical_addresses():
     ):
         assert crawl.canonical(url) == wanted
         assert crawl.canonical(wanted) == wanted
+
+
+def test_links_are_read_in_the_declared_encoding():
+    headers = [("Content-Type", "text/html; charset=windows-1251")]
+    body = pages.page(1, links=["/привет"]).encode("cp1251")
+    answer = fetch.Answer("http://example.org/", 200, headers, body, "192.0.2.1")
+    assert crawl.links(answer) == ["http://example.org/%D0%BF%D1%80%D0%B8%D0%B2%D0%B5%D1%82"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip"])
+def test_half_of_a_packed_page_is_no_page(site, coding):
+    packed = gzip.compress(pages.page(1).encode())
+    site.pages["/whole"] = (200, {"Content-Encoding": coding}, packed)
+    site.pages["/half"] = (200, {"Content-Encoding": coding}, packed[: len(packed) // 2])
+    found = fetch.get(f"{site.url}/whole", 5.0, 1 << 20, allow_private=True)
+    assert found.body == pages.page(1).encode()
+    with pytest.raises(Failed):
+        fetch.get(f"{site.url}/half", 5.0, 1 << 20, allow_private=True)

@@ -317,12 +317,15 @@ def _origin(url: str) -> str:
 
 def links(answer: Answer) -> list[str]:
     """Returns the addresses that a page links to and lets robots follow, each once."""
-    from zoo.prep.read import decode
+    from zoo.prep.charset import decode
+    from zoo.prep.response import Response
 
     if "html" not in answer.header("Content-Type"):
         return []
     try:
-        tree = extract.parsed(decode(answer.body))
+        headers = [(name.lower(), value) for name, value in answer.headers]
+        declared = Response(answer.status, headers, b"").charset
+        tree = extract.parsed(decode(answer.body, declared))
     except (ValueError, AssertionError, RecursionError):
         return []
     if tree is None:
