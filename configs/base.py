@@ -29,6 +29,19 @@ def _section(name: str, defaults: dict, arguments: dict) -> ml_collections.Confi
     return section
 
 
+# Examples of what the tuples hold that are empty by default.
+ELEMENTS = {
+    "data.image_size": 224,
+    "data.languages": "en",
+    "trainer.callbacks": "tensorboard",
+    "compress.m_by_n": 2,
+    "compress.structured.widths": "PATH=UNITS",
+    "compress.low_rank.ranks": "PATH=RANK",
+    "prep.clean.mask": "email",
+    "prep.language.keep": "en",
+}
+
+
 def base() -> ml_collections.ConfigDict:
     """Returns all keys with the values that most recipes share."""
     return ml_collections.ConfigDict(

@@ -7,8 +7,9 @@ import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
 from trainers.strategy import distribute, gathered
-from zoo.data.disk import atomic, read_json, write_json
+from zoo.data.disk import atomic, read_object, write_json
 from zoo.data.pipeline import evaluation_batches
+from zoo.errors import RunError
 from zoo.tasks.base import Task
 
 
@@ -124,5 +125,10 @@ def _heat(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
 def read_evaluation(workdir, split: str) -> dict[str, float]:
     """Returns the metrics that `write_evaluation` wrote of the run's end; none where it did not."""
     path = workdir / "evaluation" / f"{split}.json"
-    found = read_json(path) if path.exists() else {"checkpoint": ""}
+    if not path.exists():
+        return {}
+    found = read_object(path, checkpoint=str, metrics=dict)
+    for name, value in found["metrics"].items():
+        if not isinstance(value, int | float | str):
+            raise RunError(f"{path} is damaged: the metric {name!r} is {repr(value)[:100]}.")
     return found["metrics"] if found["checkpoint"] == "final" else {}

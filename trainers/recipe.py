@@ -7,24 +7,20 @@ import ast
 import importlib
 import importlib.util
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
 
 from configs import base
-from trainers.optimizers import OPTIMIZERS
 from trainers.preemption import SERVERS
-from trainers.schedules import SCHEDULES
+from trainers.schema import NAMED_SECTIONS, check_values
 from zoo.data.tokenizers import KINDS
-from zoo.errors import UsageError, near_names, short
+from zoo.errors import RunError, UsageError, near_names, short
 from zoo.processes import search_current_folder_last, shadowed
 
 _CONFIGS = Path(base.__file__).parent
-_NAMED_SECTIONS = {
-    "optimizer": (OPTIMIZERS, base.optimizer),
-    "schedule": (SCHEDULES, base.schedule),
-}
 _LENGTHS = ("trainer.steps", "trainer.epochs")
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 # The files of the user that were run: recipes, and modules of --import.
@@ -56,7 +52,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
         else:
             spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
             module = importlib.util.module_from_spec(spec)
-            _run(module, lambda: spec.loader.exec_module(module))
+            _run(f"The recipe {path}", lambda: spec.loader.exec_module(module), str(path))
             user_files.add(path.resolve())
     elif name in list_recipes():
         module = importlib.import_module(f"configs.{name}")
@@ -65,9 +61,10 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
             f"No recipe is named {name!r}.{near_names(name, list_recipes())} "
             f"Known: {', '.join(list_recipes())}; or give a path that ends in .py."
         )
-    if not hasattr(module, "get_config"):
+    if not callable(vars(module).get("get_config")):
         raise UsageError(f"The recipe {name} has no function get_config(arg).")
-    config = _run(module, lambda: module.get_config(argument))
+    what, file = f"The recipe {module.__file__}", module.__file__
+    config = _run(what, lambda: module.get_config(argument), file)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(
             f"get_config of the recipe {name} returns a ConfigDict; start from configs.base. "
@@ -76,22 +73,32 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
     for section in base.base():
         if section not in config:
             raise UsageError(f"The recipe lacks {section}; start from configs.base.")
+    check_values(_run(what, config.to_dict))
     return config.lock()
 
 
-def _run(module, part):
-    """Runs a part of a recipe; an error in it is the user's, named with its line."""
+def _run(what: str, part, file: str = ""):
+    """Runs code of the user, or what depends on it; an error in it is the user's.
+
+    Args:
+      what: how the error message calls it.
+      part: a function without arguments.
+      file: the source file of which the message names the line.
+    """
     try:
         return part()
-    except UsageError:
+    except (UsageError, RunError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit, RecursionError and MemoryError among them
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == module.__file__]
+        lines = [frame.lineno for frame in frames if file and frame.filename == file]
         where = f", line {lines[-1]}" if lines else ""
+        try:
+            said = str(error)
+        except Exception:
+            said = "an error without a message"
         raise UsageError(
-            f"The recipe {module.__file__} does not run{where}: {type(error).__name__}: "
-            f"{short(error)}."
+            f"{what} does not run{where}: {type(error).__name__}: {short(said)}."
         ) from None
 
 
@@ -133,9 +140,9 @@ def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
         values = _with_tuples(values)
         if section in ("data", "trainer", "compress", "prep"):  # a newer key keeps its default
             config[section].update(values)
-        elif section in _NAMED_SECTIONS:
+        elif section in NAMED_SECTIONS:
             name = values.pop("name")
-            config[section] = _NAMED_SECTIONS[section][1](name, **values)
+            config[section] = NAMED_SECTIONS[section][1](name, **values)
         else:
             config[section] = values
     return config.lock()
@@ -156,8 +163,8 @@ def change(
     # gave and the new optimizer lacks are dropped; keys that the user gives are refused below.
     for key, text in overrides:
         section, _, rest = key.partition(".")
-        if section in _NAMED_SECTIONS and rest == "name" and text != config[section].name:
-            known, make = _NAMED_SECTIONS[section]
+        if section in NAMED_SECTIONS and rest == "name" and text != config[section].name:
+            known, make = NAMED_SECTIONS[section]
             inherited = config[section].to_dict()
             section_keys = known.get(text, {})
             values = {k: v for k, v in inherited.items() if k in section_keys}
@@ -218,8 +225,15 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
         if value and not (value in _NAMES or value.startswith("keras_hub:")):
             path = expanded(value).absolute()
             # What a run starts from may be gone when it goes on.
-            if path.exists() or key == "init_from":
+            if _exists(path) or key == "init_from":
                 section[key] = str(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def check_examples(examples: int, batch_size: int) -> None:
@@ -233,27 +247,11 @@ def check_examples(examples: int, batch_size: int) -> None:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Checks what can be checked without building anything; raises `UsageError`."""
-    plain, reference = config.to_dict(), base.base().to_dict()
-    _check_keys("", plain, reference)
-    for section in ("data", "trainer", "compress", "prep"):
-        _check_keys(f"{section}.", plain[section], reference[section])
-    for section in ("compress", "prep"):
-        for name, values in reference[section].items():
-            if isinstance(values, dict):
-                _check_keys(f"{section}.{name}.", plain[section][name], values)
-    for section, (_, make) in _NAMED_SECTIONS.items():
-        _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
-        _check_keys(f"{section}.", plain[section], make(plain[section]["name"]).to_dict())
+    plain = _run("The recipe", config.to_dict)
+    check_values(plain)
     for section in ("model", "task"):
-        _check_keys(f"{section}.", plain[section], {"name": ""}, closed=False)
         if not plain[section]["name"]:
             raise UsageError(f"The recipe has no {section}.name.")
-    try:
-        as_dict(config)
-    except TypeError as error:
-        raise UsageError(
-            f"A recipe holds numbers, words, truth values and lists of them: {short(error)}."
-        ) from None
     trainer, chunk = config.trainer, plain["task"].get("chunk", 0)
     if config.compress.keep_zeros and (config.compress.sparsity or config.compress.m_by_n):
         raise UsageError(
@@ -276,8 +274,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     at_least = {
         "global_batch_size": 1, "steps_per_execution": 1, "log_every": 1, "keep": 1,
-        "micro_batch_size": 0, "replicas": 0, "evaluate_every": 0, "checkpoint_every": 0,
-        "max_rollbacks": 0, "steps": 0, "epochs": 0, "seed": 0,
     }  # fmt: skip
     for key, least in at_least.items():
         if trainer[key] < least:
@@ -292,10 +288,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     if not 0 <= trainer.ema < 1:
         raise UsageError(f"trainer.ema is 0 (off) or lies in (0, 1). Received: {trainer.ema}.")
-    if config.data.validation_size < 0:
-        raise UsageError(
-            f"data.validation_size is at least 0. Received: {config.data.validation_size}."
-        )
 
 
 def check_strategy(name: str) -> None:
@@ -304,24 +296,6 @@ def check_strategy(name: str) -> None:
         raise UsageError(
             f"No strategy is named {name!r}.{near_names(name, STRATEGIES)} "
             f"Known: {', '.join(STRATEGIES)}."
-        )
-
-
-def _check_keys(prefix: str, section: dict, reference: dict, closed: bool = True) -> None:
-    """Checks that a section has the keys of the reference, of its types, and no others."""
-    for key, example in reference.items():
-        if key not in section:
-            raise UsageError(f"The recipe lacks {prefix}{key}; start from configs.base.")
-        value, wanted = section[key], type(example)
-        fits = {float: (float, int), tuple: (tuple, list)}.get(wanted, wanted)
-        if not isinstance(value, fits) or (isinstance(value, bool) and wanted is not bool):
-            kind = "a section" if wanted is dict else f"of type {wanted.__name__}"
-            raise UsageError(f"{prefix}{key} is {kind}. Received: {value!r}.")
-    unknown = [key for key in section if closed and key not in reference]
-    if unknown:
-        raise UsageError(
-            f"The recipe has an unknown key {prefix}{unknown[0]}."
-            f"{near_names(unknown[0], reference)}"
         )
 
 
@@ -405,7 +379,9 @@ def _parse(key: str, text: str, current):
     try:
         if wanted is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        value = ast.literal_eval(text) if text else ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, about what looks like code
+            value = ast.literal_eval(text) if text else ()
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if wanted is int and isinstance(value, float) and value.is_integer():
@@ -416,10 +392,15 @@ def _parse(key: str, text: str, current):
             return wanted(value)
         if type(value) is wanted:
             return value
-    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError):
+    except (RecursionError, MemoryError, OverflowError):
+        pass
+    except (ValueError, SyntaxError, KeyError, TypeError):
         if wanted in (tuple, list):  # names without quotes: a,b
             return wanted(part.strip() for part in text.strip("()[]").split(",") if part.strip())
-    raise UsageError(f"{key} is of type {wanted.__name__} (now {current!r}). Received: {text!r}.")
+    raise UsageError(
+        f"{key} is of type {wanted.__name__} (now {short(repr(current))}). Received: "
+        f"{short(repr(text))}."
+    )
 
 
 def _remember(module) -> None:
@@ -448,11 +429,4 @@ def import_user_modules(names: Sequence[str]) -> None:
                 f"--import={name} names another module than the one in this folder, which is "
                 f"searched last: rename yours. Received: {other}."
             )
-        try:
-            _remember(importlib.import_module(name))
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"--import={name} does not run: {type(error).__name__}: {short(error)}."
-            ) from None
+        _remember(_run(f"--import={name}", lambda name=name: importlib.import_module(name)))

@@ -30,10 +30,12 @@ from pathlib import Path
 
 from trainers import remote
 from trainers.layout import FOLDERS, check_layout
+from trainers.schema import check_values
 from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import (
     atomic,
     atomic_path,
+    check_object,
     open_in_place,
     read_bytes,
     read_json,
@@ -54,7 +56,7 @@ MAY_CHANGE = frozenset(
     }
 )  # fmt: skip
 LITERT, FLOATS = "model.tflite", "float.keras"
-_KEYS = ("source", "config", "class_names", "data_fingerprint")
+_TYPES = {"source": str, "config": dict, "class_names": list, "data_fingerprint": str}
 
 
 class WorkDirectory:
@@ -301,10 +303,21 @@ def read_config(workdir: str | Path) -> dict:
             f"{path} has format {saved.get('format_version')}; this version reads {FORMAT_VERSION}."
         )
     sections = saved["config"] if isinstance(saved["config"], dict) else {}
-    lacking = [key for key in _KEYS if key not in saved]
+    lacking = [key for key in _TYPES if key not in saved]
     lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
     if lacking:
         raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
+    check_object(path, saved, **_TYPES)
+    if not all(isinstance(name, str) for name in saved["class_names"]):
+        raise RunError(f"{path} is damaged: names of classes are words.")
+    if not isinstance(saved.get("tokenizer"), str | None):
+        raise RunError(f"{path} is damaged: 'tokenizer' is no fingerprint.")
+    if not isinstance(saved.setdefault("facts", {}), dict):
+        raise RunError(f"{path} is damaged: 'facts' is no object.")
+    try:
+        check_values(sections, whole=False)
+    except UsageError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
     _fill(sections, _defaults(sections))
     return saved
 
@@ -341,8 +354,7 @@ def read_metrics(workdir: str | Path) -> list[dict]:
                 lines.append(json.loads(line))
             except (ValueError, RecursionError):
                 continue
-    lines = [line for line in lines if isinstance(line, dict)]
-    return [line for line in lines if isinstance(line.get("step", 0), int | float)]
+    return [line for line in lines if isinstance(line, dict) and type(line.get("step", 0)) is int]
 
 
 def save_model(model, path: Path) -> None:

@@ -3,12 +3,15 @@
 import fnmatch
 import importlib
 import inspect
+import numbers
 import os
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.catalog import CATALOG, Entry
-from zoo.errors import UsageError, near_names, short
+from zoo.errors import RunError, UsageError, near_names, short
 
 _models: dict[str, Entry] = {}
 _tasks: dict[str, str | Callable] = {
@@ -169,6 +172,37 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str
                 f"{what} takes no argument {name!r}.{near_names(name, parameters)} "
                 f"It takes: {', '.join(parameters)}."
             )
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except Exception:  # annotations of a user's function may name what is not there
+        return
+    ours = function.__module__.startswith("zoo.")  # none of ours takes a number below 0
+    for name, value in arguments.items():
+        if name in hints and not _is_a(value, hints[name], 0 if ours else -(2**63)):
+            hint = hints[name]
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise UsageError(
+                f"{what}: {name} is of type {wanted}{', at least 0' if ours else ''}. "
+                f"Received: {repr(value)[:200]}."
+            )
+
+
+def _is_a(value, hint, least: int) -> bool:
+    """Whether an argument fits an annotation; numbers are finite and at least `least`."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, part, least) for part in parts)
+    if hint in (int, float):
+        fits = isinstance(value, numbers.Integral if hint is int else numbers.Real)
+        return fits and not isinstance(value, bool) and least <= value < 2**63
+    if hint in (bool, str, types.NoneType):
+        return isinstance(value, hint)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        # Of all our tuples the elements are of one type; the builder knows how many it takes.
+        return all(_is_a(one, parts[0], least) for one in value)
+    return True
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -201,9 +235,9 @@ def build(name: str, /, **overrides):
     _check_arguments(builder, arguments, f"Model {name!r}")
     try:
         return builder(**arguments)
-    except UsageError:
+    except (UsageError, RunError):
         raise
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UsageError(
             f"Model {name!r} cannot be built: {type(error).__name__}: {short(error)} Received: "
@@ -224,7 +258,14 @@ def build_task(name: str, /, **arguments):
         )
     task = _resolve(_tasks[name])
     _check_arguments(task, arguments, f"Task {name!r}")
-    return task(**arguments)
+    try:
+        return task(**arguments)
+    except (UsageError, RunError):
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        raise UsageError(
+            f"Task {name!r} cannot be made: {type(error).__name__}: {error}"
+        ) from error
 
 
 def describe(name: str, batch_size: int = 1, **overrides):

@@ -6,12 +6,12 @@ Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interru
 
 import contextlib
 import errno
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
+from trainers.cli.streams import standard_streams
 from zoo.errors import RunError, UsageError, short
 
 USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
@@ -113,6 +113,17 @@ def shown(metrics: Mapping[str, float | str]) -> str:
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `command(argv)` and turns what it raises into one line and an exit status."""
     argv = list(sys.argv if argv is None else argv)
+    with standard_streams(drop_output=getattr(command, "leaves_files", False)):
+        return _run(command, argv)
+
+
+def leaves_files(command):
+    """Marks a command whose work is in files: it goes on where its output cannot be written."""
+    command.leaves_files = True
+    return command
+
+
+def _run(command: Callable[[Sequence[str]], int | None], argv: list[str]) -> int:
     try:
         try:
             with _on_this_machine(argv) as words:
@@ -128,10 +139,11 @@ def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
         return _fail(error, FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `zoo list | head`: Python must not find it again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `zoo list | head`
         return BROKEN_PIPE
     except OSError as error:
+        if error.errno == errno.EBADF and not error.filename:
+            return _fail(error.strerror, FAILED)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"the disk is full: {error.filename or error}", FAILED)
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):

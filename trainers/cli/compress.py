@@ -33,7 +33,7 @@ from pathlib import Path
 from absl import flags
 
 from trainers import preflight
-from trainers.cli.common import TERMINATED, json_flag, modules_flag, parse, run
+from trainers.cli.common import TERMINATED, json_flag, leaves_files, modules_flag, parse, run
 from trainers.compress.methods import METHODS, plan
 from trainers.start import start_tensorflow
 from trainers.workdir import model_path, read_config
@@ -47,6 +47,7 @@ _JSON = json_flag(_FLAGS, "compare prints JSON.")
 _IMPORT = modules_flag(_FLAGS)
 
 
+@leaves_files
 def command(argv) -> int:
     """Compresses and compares."""
     words, overrides = parse(_FLAGS, argv, __doc__, at_least=2, overrides=True, modules=_IMPORT)

@@ -63,7 +63,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     from trainers.evaluate import Evaluator, write_evaluation
     from trainers.workdir import is_litert, load_model, read_metrics
     from zoo import registry
-    from zoo.data.disk import read_json
+    from zoo.data.disk import read_object
 
     whole = True
     if is_litert(saved):
@@ -89,7 +89,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     found, samples = task.whole_split(model, dataset, split) if whole else ({}, [])
     metrics |= found
     if checkpoint == "best":
-        step = read_json(directory / "best" / "metrics.json")["step"]
+        step = read_object(directory / "best" / "metrics.json", step=int)["step"]
     else:
         lines = read_metrics(directory.path)
         step = max((line.get("step", 0) for line in lines), default=0)

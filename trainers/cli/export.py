@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
+from trainers.cli.common import checkpoint_flag, json_flag, leaves_files, modules_flag, parse, run
 from zoo.errors import UsageError
 
 _FLAGS = flags.FlagValues()
@@ -26,6 +26,7 @@ _JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
 
 
+@leaves_files
 def command(argv) -> int:
     """Exports and checks a work directory's model."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)

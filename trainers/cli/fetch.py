@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import leaves_files, modules_flag, parse, run
 from zoo.data.datasets import data_dir, dataset_entry, list_datasets
 from zoo.data.fetch import fetch, is_there
 
@@ -22,6 +22,7 @@ _DESTINATION = flags.DEFINE_string(
 _IMPORT = modules_flag(_FLAGS)
 
 
+@leaves_files
 def command(argv: Sequence[str]) -> int:
     """Downloads, or lists."""
     names, _ = parse(_FLAGS, argv, __doc__, modules=_IMPORT)

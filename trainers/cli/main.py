@@ -20,8 +20,8 @@
 import importlib
 import sys
 
-from trainers.cli.common import USAGE, run
-from zoo.errors import near_names, short
+from trainers.cli.common import USAGE, Help, run
+from zoo.errors import UsageError, near_names
 from zoo.processes import drop_current_folder
 
 VERBS = (
@@ -34,20 +34,20 @@ def main(argv=None) -> int:
     """Runs `zoo VERB`; returns the exit status."""
     drop_current_folder()
     argv = list(sys.argv if argv is None else argv)
-    if len(argv) < 2 or argv[1] in ("-h", "--help", "help"):
-        asked = len(argv) > 1
-        print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else USAGE
-    verb = argv[1]
-    if verb not in VERBS:
-        print(
-            f"zoo: error: there is no verb {short(repr(verb))}.{near_names(verb, VERBS)} "
-            "See `zoo --help`.",
-            file=sys.stderr,
-        )
+    if len(argv) > 1 and argv[1] in VERBS:
+        command = importlib.import_module(f"trainers.cli.{argv[1]}").command
+        return run(command, [f"zoo {argv[1]}", *argv[2:]])
+    return run(_answer, argv)
+
+
+def _answer(argv) -> int:
+    """Answers where there is no verb to run."""
+    if len(argv) < 2:
+        print(__doc__.strip(), file=sys.stderr)
         return USAGE
-    command = importlib.import_module(f"trainers.cli.{verb}").command
-    return run(command, [f"zoo {verb}", *argv[2:]])
+    if argv[1] in ("-h", "--help", "help"):
+        raise Help(__doc__.strip())
+    raise UsageError(f"there is no verb {argv[1]!r}.{near_names(argv[1], VERBS)} See `zoo --help`.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from trainers.cli.common import modules_flag, parse, run
+from trainers.cli.common import leaves_files, modules_flag, parse, run
 from trainers.recipe import as_dict, resolve
 from zoo.errors import UsageError
 
@@ -40,6 +40,7 @@ _PRIVATE = flags.DEFINE_bool(
 _IMPORT = modules_flag(_FLAGS)
 
 
+@leaves_files
 def command(argv) -> int:
     """Prepares."""
     words, overrides = parse(

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from trainers.cli.common import parse, run
+from trainers.cli.common import leaves_files, parse, run
 
 _FLAGS = flags.FlagValues()
 
 
+@leaves_files
 def command(argv: Sequence[str]) -> int:
     """Writes the report."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1)

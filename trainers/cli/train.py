@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from trainers import preflight
-from trainers.cli.common import TERMINATED, modules_flag, parse, run, shown
+from trainers.cli.common import TERMINATED, leaves_files, modules_flag, parse, run, shown
 from trainers.cluster import read_cluster
 from trainers.recipe import as_dict, check_batch, list_recipes, resolve
 from trainers.start import start_tensorflow
@@ -47,6 +47,7 @@ _OVERRIDE = flags.DEFINE_multi_string(
 _IMPORT = modules_flag(_FLAGS)
 
 
+@leaves_files
 def command(argv) -> int:
     """Trains."""
     words, overrides = parse(_FLAGS, argv, __doc__, at_most=1, overrides=True, modules=_IMPORT)

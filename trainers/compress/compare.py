@@ -6,7 +6,7 @@ from pathlib import Path
 from trainers.compress.summary import shown
 from trainers.workdir import read_config
 from zoo.data.disk import read_json
-from zoo.errors import UsageError
+from zoo.errors import RunError, UsageError
 
 
 def compare(folders: Sequence[str]) -> dict:
@@ -53,7 +53,15 @@ def _read(folder: str) -> dict:
             f"{folder} has no compression.json: `zoo compress METHOD WORKDIR --out={folder}` "
             "writes it."
         )
-    return read_json(path)
+    found = read_json(path)
+    try:
+        for side in ("before", "after"):
+            _beats(*2 * [_row("", found, side)], found["mode"])
+        if all(isinstance(found[key], str) for key in ("task", "data", "split", "from", "method")):
+            return found
+    except (LookupError, TypeError, AttributeError, ArithmeticError):
+        pass
+    raise RunError(f"{path} is damaged: it is no record of `zoo compress`.")
 
 
 def _row(name: str, found: dict, side: str) -> dict:

@@ -15,7 +15,6 @@ from trainers.workdir import (
     open_model,
     read_config,
 )
-from zoo.data.disk import read_json
 from zoo.errors import RunError
 
 _BATCH = 64
@@ -106,9 +105,9 @@ class Subject:
         """Metrics of `split` that are numbers: those on record where they are of this model."""
         if not self.split:
             return {}
-        path = self.path / "evaluation" / f"{self.split}.json"
-        record = read_json(path) if path.exists() else {}
-        found = record["metrics"] if record.get("checkpoint") == "final" else self.evaluate()[0]
+        from trainers.evaluate import read_evaluation
+
+        found = read_evaluation(self.path, self.split) or self.evaluate()[0]
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
 

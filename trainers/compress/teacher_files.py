@@ -20,7 +20,7 @@ from zoo.data.disk import file_digest, one_at_a_time, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.windows import Windows
-from zoo.errors import UsageError
+from zoo.errors import RunError, UsageError
 
 _BATCH = 32
 _READ = 4096  # rows at once, to hash them
@@ -139,6 +139,8 @@ def taught_sentences(dataset, settings: Mapping, config):
             translator = Translator(load_model(workdir), read_tokenizer(workdir, saved))
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)
+    if not isinstance(targets, list) or list(map(type, targets)) != [str] * len(sources):
+        raise RunError(f"{path} is damaged: delete it, and it is made again.")
     kept = [pair for pair in zip(sources, targets, strict=True) if pair[1]]
     if not kept:
         raise UsageError(f"The teacher translates every sentence to nothing: {workdir}.")

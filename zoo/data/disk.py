@@ -102,6 +102,32 @@ def read_json(path: str | Path):
 # --- writing ------------------------------------------------------------------------------------
 
 
+def read_object(path: str | Path, **types: type | tuple) -> dict:
+    """Reads a JSON object that holds these keys.
+
+    Args:
+      path: the file.
+      **types: the type of each key's value, as for `isinstance`; bool is no int here.
+
+    Raises:
+      RunError: where the file is damaged, cannot be read, or holds something else.
+    """
+    return check_object(path, read_json(path), **types)
+
+
+def check_object(path: str | Path, found, **types: type | tuple) -> dict:
+    """Checks what `read_object` checks of a file that was read; returns it."""
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged: it holds no JSON object.")
+    for key, wanted in types.items():
+        if key not in found:
+            raise RunError(f"{path} is damaged: it lacks {key!r}.")
+        value = found[key]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise RunError(f"{path} is damaged: {key!r} is {repr(value)[:100]}.")
+    return found
+
+
 def fsync_file(file):
     """Puts what was written to an open file on the disk."""
     file.flush()

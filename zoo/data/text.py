@@ -10,7 +10,7 @@ import numpy as np
 from zoo.data import packing, tokenizers
 from zoo.data.corpora import load_corpus
 from zoo.data.datasets import Dataset, cache_dir
-from zoo.data.disk import read_json, write_json
+from zoo.data.disk import read_json, read_object, write_json
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
@@ -80,7 +80,9 @@ def from_prepared(data: Mapping) -> Dataset:
             f"{PREPARED}D is a folder that `zoo prepare --out=D` has finished. Received: {folder}."
         )
     _check_length(data)
-    about = read_json(folder / "prepared.json")
+    about = read_object(
+        folder / "prepared.json", packing=str, sequence_length=int, records=dict, licences=dict
+    )
     tokenizer = tokenizers.load(folder / "tokenizer.json")
     for key in ("packing", "sequence_length"):
         # Windows over a stream may have any length; rows have the one they were packed for.
@@ -108,7 +110,7 @@ def from_prepared(data: Mapping) -> Dataset:
             k: {"tokens": Windows(v["tokens"], data["sequence_length"])} for k, v in splits.items()
         }
     sizes = {name: len(next(iter(arrays.values()))) for name, arrays in splits.items()}
-    card = read_json(folder / "data_card.json")
+    card = read_object(folder / "data_card.json", tokenizer_report=dict)
     known = {
         "Tokenizer": {"measured on": "validation", **card["tokenizer_report"]},
         "Data": {"source": data["source"], "licence": ", ".join(about["licences"]), **sizes},

@@ -1,0 +1,174 @@
+"""Overrides, recipes and config.json of any content end in a configuration or in one line.
+
+`ZOO_FUZZ=20` makes twenty times as many inputs.
+"""
+
+import copy
+import json
+import os
+import random
+import textwrap
+
+import pytest
+
+from trainers import recipe as recipes
+from trainers.recipe import as_dict, change, load_recipe, of_workdir, resolve
+from trainers.workdir import read_config
+from zoo.errors import RunError, UsageError
+
+TIMES = int(os.environ.get("ZOO_FUZZ", "1"))
+SOURCES = ("cnn_digits:debug", "gpt_pydoc:debug", "gan_mnist", "seq2seq_multi30k", "web_text:debug")
+TEXTS = (
+    "", " ", "0", "1", "-1", "5", "1.5", "-0.0", "1e400", "-1e400", "1e308", "nan", "None", "True",
+    "a", "a,b", "()", "(1,)", "(1.5,)", "(True,)", "(-1,)", "('a',)", "(None,)", "[[[]]]", "{}",
+    "{1: 2}", "b'x'", "1j", "...", "(1,", "'", "[1] * 9", "__import__('os').getpid()", "0x10",
+    "1if 1else 0", "9" * 4000, "9" * 5000, str(2**31), str(2**53), str(2**63),
+    "(" * 300 + ")" * 300, "-" * 3000 + "1", "[" * 100_000, "x" * 5000, "\ud800", "\x00",
+    "\x1b[2J", "~nobody_here/x", "://", "gs://b/x", "../..", "adamw", "cosine", "auto", "%s", "\n",
+)  # fmt: skip
+VALUES = (
+    None, True, False, 0, 1, -1, 5, 1.5, -1.5, 1e308, float("nan"), float("inf"), 2**31, 2**64,
+    10**400, "", "x", "x" * 2000, "\ud800", [], [1], [1.5], [True], ["x"], [None], [[[]]], {},
+    {"name": "x"}, {"name": 1}, {"": {}},
+)  # fmt: skip
+
+
+def one_line(action):
+    """Runs an action; what it refuses is refused by one of the two errors that are one line."""
+    try:
+        return action()
+    except (UsageError, RunError):
+        return None
+
+
+def test_overrides():
+    """1,000 of them, one to three at once."""
+    numbers = random.Random(0)
+    accepted = 0
+    loaded = {source: load_recipe(source) for source in SOURCES}
+    for _ in range(1000 * TIMES):
+        config = copy.deepcopy(loaded[numbers.choice(SOURCES)])
+        known = [*recipes._keys(config), "trainer", "model", "nothing", "", ".", "trainer.steps.x"]
+        overrides = [
+            (numbers.choice(known), numbers.choice(TEXTS)) for _ in range(numbers.choice((1, 1, 3)))
+        ]
+        if one_line(lambda config=config, overrides=overrides: change(config, overrides)):
+            json.loads(json.dumps(as_dict(config)), parse_constant=pytest.fail)
+            accepted += 1
+    assert 100 * TIMES < accepted < 700 * TIMES
+
+
+def mutated(value, numbers):
+    """A copy of a JSON value with something in it replaced, left out, or of another name."""
+    if isinstance(value, dict) and value and numbers.random() < 0.9:
+        key = numbers.choice(list(value))
+        changed = {**value, key: mutated(value[key], numbers)}
+        if numbers.random() < 0.1:
+            del changed[key]
+        elif numbers.random() < 0.1:
+            changed["other"] = changed.pop(key)
+        return changed
+    if isinstance(value, list) and value and numbers.random() < 0.7:
+        place = numbers.randrange(len(value))
+        return [*value[:place], mutated(value[place], numbers), *value[place + 1 :]]
+    return numbers.choice(VALUES)
+
+
+def test_config_json(tmp_path):
+    """500 files with one to three changes, and 100 that are cut or hold other bytes."""
+    numbers = random.Random(1)
+    accepted = 0
+    whole = [
+        {
+            "format_version": 1, "source": source, "config": as_dict(resolve(source)),
+            "class_names": ["a", "b"], "data_fingerprint": "0" * 64, "tokenizer": None, "facts": {},
+        }
+        for source in SOURCES
+    ]  # fmt: skip
+    path = tmp_path / "config.json"
+    for turn in range(600 * TIMES):
+        saved = numbers.choice(whole)
+        for _ in range(numbers.choice((1, 1, 3))):
+            saved = mutated(saved, numbers)
+        content = json.dumps(saved).encode()
+        if turn % 6 == 0:
+            place = numbers.randrange(len(content))
+            content = content[:place] + numbers.randbytes(turn % 3)
+        path.write_bytes(content)
+
+        def read():
+            found = read_config(tmp_path)
+            config = of_workdir(found["config"])
+            return change(config, [])
+
+        accepted += bool(one_line(read))
+    assert 10 * TIMES < accepted < 300 * TIMES
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"config":' * 100_000, "9" * 5000, "NaN"])
+def test_config_json_that_is_nested_or_no_object(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("config.model = 1.0", "model is a section. Received: 1.0"),
+        ("config.optimizer = 'adam'", "optimizer is a section. Received: 'adam'"),
+        ("config.data = None", "data is a section. Received: None"),
+        ("config.compress.low_rank = ()", "compress.low_rank is a section. Received: ()"),
+        ("config.compress.low_rank.ranks = (5,)", "compress.low_rank.ranks holds values of type"),
+        ("config.compress.m_by_n = (2.0, 4)", "compress.m_by_n holds values of type int"),
+        ("config.compress.block = (True, 1)", "compress.block holds values of type int"),
+        ("config.data.image_size = (-1, 2)", "data.image_size is at least 0"),
+        ("config.trainer.log_every = True", "trainer.log_every is of type int. Received: True"),
+        ("config.trainer.log_every = 2**31", "trainer.log_every is less than 2,147,483,648"),
+        ("config.trainer.ema = float('nan')", "trainer.ema is finite in float32. Received: nan"),
+        ("config.optimizer.learning_rate = -1.0", "optimizer.learning_rate is at least 0"),
+        ("config.optimizer.learning_rate = 1e39", "is finite in float32. Received: 1e+39"),
+        ("config.model.filters = (float('inf'),)", "model.filters is finite"),
+        ("config.model.hidden_dim = 2**63", "model.hidden_dim is less than 2**63"),
+        ("config.model.hidden_dim = 10**5000", "model.hidden_dim is less than 2**63"),
+        ("config.model.x = config.model", "model.x is nested more than 20 times"),
+        ("config.model[1] = 2", "does not run: "),
+        ("config.model.x = object()", "Object of type object in model.x"),
+        ("config.model.x = b'x'", "Object of type bytes in model.x"),
+        ("f = lambda: f()\nf()", "RecursionError"),
+        ("x = ()\nfor _ in range(100_000): x = (x,)\nconfig.model.x = x", ""),
+        ("2.0 ** 10_000", "OverflowError"),
+        ("raise MemoryError", "MemoryError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+        ("class E(Exception):\n    def __str__(self): 1 / 0\nraise E", "E: an error without a"),
+        ("raise ValueError('x' * 10_000)", "ValueError: xxx"),
+    ],
+)
+def test_a_recipe_of_wrong_values_is_one_line(body, words, tmp_path):
+    path = tmp_path / "mine.py"
+    head = "from configs import cnn_digits\ndef get_config(arg=''):\n"
+    first = "config = cnn_digits.get_config('debug')\nconfig = type(config)(config.to_dict(), "
+    first += "type_safe=False)\n"
+    path.write_text(head + textwrap.indent(f"{first}{body}\nreturn config\n", "    "))
+    with pytest.raises(UsageError) as caught:
+        resolve(str(path))
+    said = " ".join(str(caught.value).split())
+    assert words in said
+    assert len(said) < 800
+
+
+def test_ctrl_c_in_a_recipe_is_none_of_its_errors(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        resolve(str(path))
+
+
+@pytest.mark.parametrize("text", ["raise SystemExit(0)", "f = lambda: f()\nf()"])
+def test_a_module_that_ends_the_process_is_one_line(text, tmp_path, monkeypatch, zoo_command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "module_that_ends.py").write_text(text)
+    answer = zoo_command("list", "--import=module_that_ends")
+    assert answer.status == 2
+    assert "--import=module_that_ends does not run: " in answer.one_line()

@@ -1,0 +1,94 @@
+"""Standard streams that are closed, full, or a pipe that nobody reads any more.
+
+Messages on stderr matter to nobody who cannot read them: what cannot be written is dropped and the
+command goes on. So it is with stdout in a command that leaves files, such as training. In other
+commands a failed write to stdout is an error.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+
+
+@contextlib.contextmanager
+def standard_streams(drop_output: bool):
+    """Gives a command streams that exist.
+
+    A descriptor that is closed would be taken by the next file that is opened, and messages of C
+    libraries written into it, so that /dev/null takes its place.
+
+    Args:
+      drop_output: whether what cannot be written to stdout is dropped.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):  # of names that are not text, for instance
+            stream.reconfigure(errors="backslashreplace")
+    output = before[0] or _Closed()
+    sys.stdout = Dropping(output) if drop_output else output
+    sys.stderr = Dropping(before[1] or _Closed())
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                to_nowhere(stream)  # or Python fails on it again when it ends
+        sys.stdout, sys.stderr = before
+
+
+def to_nowhere(stream) -> None:
+    """Puts /dev/null behind a stream that cannot be written."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class Dropping:
+    """A text stream that drops what cannot be written.
+
+    Args:
+      stream: gets what can.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError):
+            to_nowhere(self._stream)
+        return len(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            to_nowhere(self._stream)
+
+
+class _Closed(io.TextIOBase):
+    """In place of a stream that was closed when the process started."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "the standard output is closed")
