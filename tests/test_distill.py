@@ -278,6 +278,12 @@ def test_the_teacher_alone_teaches(run, tmp_path):
     done = run(config, data_of("lstm"))
     lines = [line["soft"] for line in read_metrics(done.workdir.path) if "soft" in line]
     assert lines[-1] < 0.1 * lines[0], lines
+    tokens = data_of("lstm").splits["train"]["tokens"]
+    expected, got = (
+        np.asarray(model({"tokens": tokens}))
+        for model in (zoo.load(teacher), zoo.load(done.workdir.path))
+    )
+    assert kl(expected, got).mean() < 0.1 * lines[0]  # from the files
 
 
 @pytest.mark.slow
