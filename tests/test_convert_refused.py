@@ -220,3 +220,9 @@ def test_writing_leaves_all_or_nothing(tmp_path, monkeypatch):
         convert.to_transformers(model, tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+
+
+def test_a_preset_folder_with_a_named_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(RunError, match="config.json cannot be read: it is a named pipe"):
+        convert.from_keras_hub(str(tmp_path))

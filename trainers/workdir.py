@@ -36,6 +36,7 @@ from zoo.data.disk import (
     atomic,
     atomic_path,
     check_object,
+    open_file,
     open_in_place,
     read_bytes,
     read_json,
@@ -401,6 +402,7 @@ def open_model(path: str | Path):
     Raises:
       RunError: where it is damaged, or holds layers that nothing registered with Keras.
     """
+    open_file(path).close()  # what is no file is said before Keras is loaded
     import keras
 
     from trainers.compress.qat import is_quantized, quantize

@@ -22,7 +22,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.data.disk import atomic_path, read_json, write_json
+from zoo.data.disk import atomic_path, open_file, read_json, write_json
 from zoo.errors import RunError, UsageError, short
 from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family
@@ -249,6 +249,10 @@ def _read_config(path: Path) -> tuple[Family, dict]:
 def _load_preset(name: str):
     import keras_hub
 
+    if Path(name).is_dir():
+        for path in Path(name).rglob("*"):
+            if not path.is_dir():
+                open_file(path).close()  # KerasHub would wait for a named pipe
     try:
         return keras_hub.models.Backbone.from_preset(name)
     except Exception as error:  # of the network, of a file, of a class that is none of KerasHub
