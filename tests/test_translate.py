@@ -1,5 +1,6 @@
 """Translating, and scoring translations."""
 
+import importlib.util
 import json
 
 import keras
@@ -11,6 +12,7 @@ from configs.base import optimizer
 from tests import toys
 from tests.test_seq2seq import SIZES, model, numbers  # noqa: F401 (a fixture)
 from trainers.translate import Translator, scores, translate
+from trainers.translation_scores import tokenizer as tokenizer_of
 from zoo.data import tokenizers
 from zoo.errors import UsageError
 from zoo.models import gpt
@@ -95,10 +97,50 @@ def test_a_translation_is_no_longer_than_asked(translator):
 
 def test_scores_are_those_of_sacrebleu():
     references = ["The cat sat on the mat.", "It's a dog, isn't it?"]
-    assert scores(references, references) == pytest.approx({"bleu": 100, "chrf": 100})
+    equal = scores(references, references)
+    assert (equal["bleu"], equal["chrf"]) == pytest.approx((100, 100))
     found = scores(["the cat sat on the mat .", "It is a dog, isn't it?"], references)
     # sacrebleu 2.6: `sacrebleu reference.txt -i found.txt -m bleu chrf`
-    assert found == pytest.approx({"bleu": 73.9, "chrf": 87.9}, abs=0.06)
+    assert (found["bleu"], found["chrf"]) == pytest.approx((73.9, 87.9), abs=0.06)
+    assert found["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
+    assert found["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|")
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "words"),
+    [
+        ("zh", "今天天气很好，我们去公园散步", "zh"),
+        ("zh-TW", "今天天氣很好，我們去公園散步", "zh"),
+        ("cmn", "今天天气很好，我们去公园散步", "zh"),
+        ("", "今天天气很好，我们去公园散步", "zh"),
+        ("en", "今天天气很好，我们去公园散步", "zh"),  # not what the text is in
+        ("ja", "今日は天気がいいので公園を散歩します", "char"),
+        ("", "今日は天気がいいので公園を散歩します", "char"),
+        ("ko_KR", "오늘은 날씨가 좋아서 공원을 산책합니다", "char"),
+        ("th", "วันนี้อากาศดีมากเราไปเดินเล่นในสวนกัน", "char"),
+        ("", "วันนี้อากาศดีมากเราไปเดินเล่นในสวนกัน", "char"),
+        ("km", "ថ្ងៃនេះអាកាសធាតុល្អណាស់យើងទៅដើរលេង", "char"),
+        ("my", "ယနေ့ရာသီဥတုအလွန်ကောင်းမွန်သည်", "char"),
+        ("fa", "امروز هوا خوب است، به پارک می‌رویم.", "13a"),
+        ("de", "Heute ist das Wetter schön, wir gehen in den Park.", "13a"),
+    ],
+)
+def test_bleu_counts_what_the_language_has_for_words(language, text, words, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # no MeCab
+    equal = scores([text], [text], language)
+    assert (equal["bleu"], equal["chrf"]) == pytest.approx((100, 100))
+    assert f"|tok:{words}|" in equal["bleu_signature"]
+    near = scores([text[:-2] + text[-1]], [text], language)
+    assert 50 < near["bleu"] < 100
+    said = capsys.readouterr().err
+    by_words = language[:2] in ("ja", "ko") or "は" in text
+    assert ("counts characters (tok:char)" in said) == by_words
+
+
+def test_japanese_and_korean_are_split_by_mecab_where_it_is(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert tokenizer_of(["今日は天気がいい"], "ja") == "ja-mecab"
+    assert tokenizer_of(["오늘은 날씨가 좋아서"], "ko") == "ko-mecab"
 
 
 @pytest.mark.parametrize(
@@ -156,6 +198,10 @@ def test_a_run_ends_with_bleu_and_its_translations(run, numbers, zoo_command):  
     (folder / "test_samples.json").unlink()
     answer = zoo_command("evaluate", trainer.workdir.path, "--json")
     assert answer.status == 0, answer.err
-    assert json.loads(answer.out)["metrics"] == pytest.approx(trainer.metrics)
+    found = json.loads(answer.out)["metrics"]
+    assert found.keys() == trainer.metrics.keys()
+    for name, value in trainer.metrics.items():
+        assert found[name] == (value if isinstance(value, str) else pytest.approx(value))
+    assert "|tok:13a|" in found["bleu_signature"]
     assert json.loads((folder / "test_samples.json").read_text()) == samples
     assert keras.saving.load_model(trainer.workdir / "model.keras").count_params()

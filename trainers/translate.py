@@ -14,10 +14,12 @@ import tensorflow as tf
 
 from trainers.beam_search import beam_search
 from trainers.generate import LONGEST
+from trainers.translation_scores import scores
 from zoo.errors import UsageError
 from zoo.models.decoding_seq2seq import Seq2SeqDecoding
 from zoo.tasks.text import END, FIRST_WORD, PADDING, START
 
+__all__ = ["Translator", "check", "scores", "translate"]
 # Sources are padded to a multiple of this, so that few searches are compiled.
 BUCKET = 32
 NEVER = -1e9  # added to the logits of what is no text
@@ -132,17 +134,3 @@ def check(beams: int, max_tokens: int, batch_size: int) -> None:
             raise UsageError(f"{name} is at least {least}. Received: {value}.")
     if max_tokens > LONGEST:
         raise UsageError(f"max_tokens is at most {LONGEST:,}. Received: {max_tokens}.")
-
-
-def scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Returns "bleu" (Papineni et al. 2002) and "chrf" (Popovic 2015) of a corpus, 0 to 100.
-
-    Both are sacrebleu's (Post 2018) with its defaults: mixed case, tokenised by "13a", one
-    reference each; predictions and references are plain text.
-    """
-    import sacrebleu
-
-    return {
-        "bleu": sacrebleu.corpus_bleu(list(predictions), [list(references)]).score,
-        "chrf": sacrebleu.corpus_chrf(list(predictions), [list(references)]).score,
-    }

@@ -23,9 +23,11 @@ class ParallelDataset(Dataset):
     Attributes:
       pairs: split -> function that returns a fresh iterator of (source, target) strings: all of
         the split, as they stand in the corpus.
+      languages: ISO 639 codes of source and target; () where the corpus does not say.
     """
 
     pairs: Mapping[str, Callable[[], Iterator]] = dataclasses.field(default_factory=dict)
+    languages: tuple[str, ...] = ()
 
 
 def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
@@ -67,7 +69,9 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     what = {"pairs": data["packing"], "length": length}
     splits, digest = prepared(corpus, tokenizer, what, layout, rows)
     known = facts(corpus, tokenizer, splits, lambda s: chain.from_iterable(corpus.splits[s]()))
-    return ParallelDataset(corpus.name, splits, (), digest, tokenizer, known, pairs=corpus.splits)
+    return ParallelDataset(
+        corpus.name, splits, (), digest, tokenizer, known, corpus.splits, tuple(corpus.languages)
+    )
 
 
 def packed_rows(found: Iterator, split: str, tokenizer, length: int, packed: bool) -> dict:

@@ -171,7 +171,7 @@ class SequenceToSequence(Task):
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
-        from trainers.translate import scores
+        from trainers.translation_scores import scores
 
         translate = self.translator(model, dataset.tokenizer)
         sources, references = zip(*pairs(), strict=True)
@@ -180,7 +180,8 @@ class SequenceToSequence(Task):
             {"source": source, "prediction": prediction, "reference": reference}
             for source, prediction, reference in zip(sources, found, references, strict=True)
         ]
-        return scores(found, references), samples
+        language = dataset.languages[-1] if dataset.languages else ""
+        return scores(found, references, language), samples
 
     def synthetic(self, model, examples, seed):
         """Sentences that count modulo a small number; each translation is one step ahead."""

