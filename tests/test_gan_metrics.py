@@ -1,5 +1,7 @@
 """Measures of made pictures, on sets of which the answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,33 @@ def test_a_generator_of_one_class(judge):
     name, _, digest = found["classifier"].partition(" sha256:")
     assert name == "run"
     assert len(digest) == 16
+
+
+def test_classes_that_the_split_lacks_are_not_missed(judge):
+    """A generator of all that there is covers it, however rare a class is."""
+    path, data = judge
+    test = data.splits["test"]
+    dark = {key: array[test["label"] == 0] for key, array in test.items()}
+    few = {key: array[:2] for key, array in dark.items()}
+    for split in (dark, few):
+        judged = dataclasses.replace(data, splits={**data.splits, "test": split})
+        found = gan_metrics.measure(constant(-0.8), judged, "test", str(path), 100)
+        assert (found["classes_covered"], found["real_classes"]) == (1, 1)
+        assert (found["smallest_class_share"], found["real_smallest_class_share"]) == (1, 1)
+        assert found["class_entropy"] == found["real_class_entropy"] == 0
+        # Third neighbors need four images.
+        assert ("precision" in found) == ("recall" in found) == (split is dark)
+
+
+def test_a_rare_class_is_covered_by_its_share():
+    def probabilities(*counts):
+        return np.repeat(np.eye(len(counts)), counts, axis=0)
+
+    shares = gan_metrics.class_shares(probabilities(95, 5))
+    np.testing.assert_allclose(shares, [0.95, 0.05])
+    assert gan_metrics.classes_covered(np.array([0.96, 0.04]), shares) == 2
+    assert gan_metrics.classes_covered(np.array([0.99, 0.01]), shares) == 1
+    assert gan_metrics.entropy(shares) == pytest.approx(0.1985, abs=1e-4)
 
 
 def test_the_hash_is_that_of_the_weights(judge, tmp_path):

@@ -28,14 +28,20 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
 
     Returns:
       frechet_distance: see `frechet_distance`; real_frechet_distance: that of as many training
-        pictures, for comparison (where the split is another one).
-      precision, recall: see `precision_recall`.
-      classes_covered: to how many classes at least half an equal share of the samples goes.
-      smallest_class_share: of all classes.
-      class_entropy: of these shares, in nats; the logarithm of the number of classes at most.
+        images, for comparison (where the split is another one).
+      precision, recall: see `precision_recall`; absent where a side has no more than `NEIGHBOURS`
+        images.
+      classes_covered: how many of the split's classes get at least half the share of the samples
+        that they have of the split; real_classes: how many classes the split has. Both by the
+        classifier.
+      smallest_class_share: of the samples, over the classes that the split has;
+        real_smallest_class_share: the same of the split.
+      class_entropy, real_class_entropy: of the shares of all classes, in nats.
       top_probability: mean of the classifier's largest probability.
-      real_top_probability: the same of the split's pictures.
+      real_top_probability: the same of the split's images.
       classifier: the name of its folder and a hash of its weights' file.
+
+    What a single image, or none, cannot tell is absent.
     """
     import zoo
 
@@ -43,24 +49,48 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
     features = _features(judge)
     real, real_classes = features(dataset.splits[split]["image"][:samples])
     made, classes = features(make_pictures(model, samples, seed))
-    shares = np.bincount(classes.argmax(-1), minlength=classes.shape[1]) / len(classes)
-    precision, recall = precision_recall(real, made)
-    found = {
-        "frechet_distance": frechet_distance(real, made),
-        "precision": precision,
-        "recall": recall,
-        "classes_covered": int((shares >= 0.5 / len(shares)).sum()),
-        "smallest_class_share": float(shares.min()),
-        "class_entropy": float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum()),
+    shares, real_shares = class_shares(classes), class_shares(real_classes)
+    there = real_shares > 0
+    found = {}
+    if len(real) > 1:
+        found["frechet_distance"] = frechet_distance(real, made)
+    if min(len(real), len(made)) > NEIGHBOURS:
+        found["precision"], found["recall"] = precision_recall(real, made)
+    found |= {
+        "classes_covered": classes_covered(shares, real_shares),
+        "real_classes": int(there.sum()),
+        "smallest_class_share": float(shares[there].min()),
+        "real_smallest_class_share": float(real_shares[there].min()),
+        "class_entropy": entropy(shares),
+        "real_class_entropy": entropy(real_shares),
         "top_probability": float(classes.max(-1).mean()),
         "real_top_probability": float(real_classes.max(-1).mean()),
         "classifier": f"{Path(classifier).resolve().name} sha256:{_hash(classifier)}",
     }
-    if split != "train":
-        rows = np.random.default_rng(seed).permutation(len(dataset.splits["train"]["image"]))
-        other, _ = features(dataset.splits["train"]["image"][np.sort(rows[:samples])])
-        found["real_frechet_distance"] = frechet_distance(real, other)
+    if split != "train" and len(real) > 1:
+        stored = dataset.splits["train"]["image"]
+        rows = np.random.default_rng(seed).permutation(len(stored))[:samples]
+        if len(rows) > 1:
+            other, _ = features(stored[np.sort(rows)])
+            found["real_frechet_distance"] = frechet_distance(real, other)
     return found
+
+
+def class_shares(probabilities: np.ndarray) -> np.ndarray:
+    """Returns the share of each class in the predicted classes of `(N, classes)`."""
+    counts = np.bincount(probabilities.argmax(-1), minlength=probabilities.shape[1])
+    return counts / len(probabilities)
+
+
+def classes_covered(shares: np.ndarray, real_shares: np.ndarray) -> int:
+    """Returns how many of the real classes have at least half their real share."""
+    return int((shares >= real_shares / 2)[real_shares > 0].sum())
+
+
+def entropy(shares: np.ndarray) -> float:
+    """Returns the entropy of shares that sum to 1, in nats."""
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum())
 
 
 def check_classifier(classifier: str, dataset) -> None:
