@@ -42,8 +42,8 @@ def main() -> None:
                 {
                     "features": "kept" if views else "computed each time",
                     "images_per_second": round(statistics.median(rates), 1),
-                    "test_accuracy": read_evaluation(workdir, "test")["accuracy"],
-                    "test_loss": round(read_evaluation(workdir, "test")["loss"], 5),
+                    "test_accuracy": read_evaluation(workdir, "test").metrics["accuracy"],
+                    "test_loss": round(read_evaluation(workdir, "test").metrics["loss"], 5),
                 }
             )
             print(rows[-1], flush=True)

@@ -76,7 +76,7 @@ def main() -> None:
                     *(flag.format(weights=arguments.weights) for flag in WAYS[way]),
                 ]  # fmt: skip
                 subprocess.run(command, check=True)
-                metrics = read_evaluation(workdir, "test")
+                metrics = read_evaluation(workdir, "test").metrics
                 row = {
                     "way": way,
                     "base_updates": updates[way],

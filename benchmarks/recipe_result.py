@@ -7,8 +7,8 @@
 
 Each run is `zoo train` in a process of its own, and goes on where its folder of --keep has a part
 of it; a row a seed and metric goes to results/recipes.csv, from which WORKSPACE.md's table is made.
-The values are those of the test split; of the validation split at the end of training where the
-data have no test split.
+The values are those of the final (averaged, where the recipe has `trainer.ema`) weights on the test
+split; on the validation split where the data have no test split.
 """
 
 import argparse
@@ -36,13 +36,9 @@ def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[s
         subprocess.run(command, check=True)
         lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
         parameters = zoo.load(str(workdir)).count_params()
-        split, values = "validation", {}
-        if (workdir / "evaluation" / "test.json").exists():
-            split = "test"
-            values = json.loads((workdir / "evaluation" / "test.json").read_text())["metrics"]
-    if not values:
-        for line in lines:
-            values |= {name[4:]: line[name] for name in line if name.startswith("val_")}
+        files = [workdir / "evaluation" / f"{name}.json" for name in ("test", "validation")]
+        found = json.loads(next(file for file in files if file.exists()).read_text())
+        split, values = found["split"], found["metrics"]
     rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
     return [
         {

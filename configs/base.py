@@ -52,7 +52,7 @@ def base() -> ml_collections.ConfigDict:
                 # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, tfds:NAME:VERSION
                 "source": "",
                 "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
-                "validation_size": 0,  # examples of the training split held out
+                "validation_size": 0,  # training examples held out, stratified by class
                 "image_size": (),  # of folder: and tfds: (height, width), or with channels
                 # Of text alone:
                 "languages": (),  # ("en", "de"): source and target; () as the source has them

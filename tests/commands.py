@@ -20,11 +20,12 @@ class Answer:
     err: str
 
     def one_line(self) -> str:
-        """The only line on stderr, of an error without a traceback."""
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.startswith("zoo: error: "), self.err
+        """The only line on stderr besides progress, of an error without a traceback."""
+        lines = [x for x in self.err.splitlines() if not x.startswith(("step ", "hold-out at "))]
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("zoo: error: "), self.err
         assert "Traceback" not in self.out + self.err
-        return self.err.strip()
+        return lines[0]
 
 
 def zoo_process(*words, **options) -> Answer:
@@ -65,6 +66,6 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def metrics(line: str) -> dict[str, float]:
-    """Reads `loss 2.19  accuracy 0.47`."""
-    words = line.split()
+    """Reads `test (final weights, step 30): loss 2.19  accuracy 0.47`."""
+    words = line.partition(": ")[2].split()
     return {name: float(value) for name, value in zip(words[::2], words[1::2], strict=True)}

@@ -97,7 +97,8 @@ def test_a_row_tells_how_before_and_after_compare():
     assert notes["ms, 1 thread"] == "0.50x the speed"
     assert notes["accuracy"] == "-0.05"
     found["after"] |= {"milliseconds": None, "remark": "no runtime file: it loops"}
-    text = table(found)
+    text = table({**found, "split": "test"})
+    assert text.startswith("metrics: test split ")
     assert text.splitlines()[-1] == "after: no runtime file: it loops"
     assert next(line for line in text.splitlines() if "2 threads" in line).split()[-1] == "–"
 

@@ -91,6 +91,12 @@ def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
         for status, err in both.wait():
             assert status == 0, err
     test_resume.assert_same_end(whole, workdir)
+    # And they logged the same, but for what befell them.
+    parts, expected = ([x for x in read_metrics(d) if "event" not in x] for d in (workdir, whole))
+    assert len(parts) == len(expected)
+    for line, other in zip(parts, expected, strict=True):
+        for key in {"step", "loss", "accuracy", "val_loss", "val_accuracy"} & {*line, *other}:
+            assert line[key] == pytest.approx(other[key], rel=1e-5), (line, other)
 
 
 def test_a_silent_machine_ends_the_others_within_a_minute(tmp_path):

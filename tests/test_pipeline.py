@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from zoo.data import pipeline
+from zoo.data import rows as stored_rows
+from zoo.data.hold_out import hold_out
 
 
 def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, shares=None):
@@ -61,22 +63,6 @@ def test_replicas_share_the_batch_of_one(replicas):
             joined = np.concatenate([part[key] for part in parts])
             np.testing.assert_array_equal(batch[key], joined)
     assert (whole[0]["random"] != whole[1]["random"]).all()
-
-
-@pytest.mark.parametrize(("replicas", "shares"), [(1, None), (4, range(1, 4))])
-def test_parts_in_turn_are_the_whole(replicas, shares):
-    arrays = {"number": np.arange(70)}
-
-    def read(part):
-        found = pipeline.training_batches(
-            arrays, lambda batch, uniform, training: batch, batch_size=16, replicas=replicas,
-            seed=0, first_step=3, last_step=10, shares=shares, part=part,
-        )  # fmt: skip
-        return [batch["number"].numpy().tolist() for batch in found]
-
-    whole, parts = read((0, 1)), [read((i, 3)) for i in range(3)]
-    assert [parts[i % 3][i // 3] for i in range(len(whole))] == whole
-    assert sum(map(len, parts)) == len(whole)
 
 
 def _of_workers(whole, replicas, mine):
@@ -156,11 +142,11 @@ def test_no_two_draws_are_the_same(training):
 def test_holding_out_leaves_on_the_disk_what_is_large(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.arange(300).reshape(100, 3))
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    plain, out = pipeline.hold_out({"image": mapped, "label": np.arange(100)}, 10)
-    monkeypatch.setattr(pipeline, "LARGEST_HELD", 1000)
-    kept, held = pipeline.hold_out({"image": mapped, "label": np.arange(100)}, 10)
+    plain, out = hold_out({"image": mapped, "number": np.arange(100)}, 10)
+    monkeypatch.setattr(stored_rows, "LARGEST_HELD", 1000)
+    kept, held = hold_out({"image": mapped, "number": np.arange(100)}, 10)
     for some, same in ((kept, plain), (held, out)):
-        assert isinstance(some["image"], pipeline.Rows)
+        assert isinstance(some["image"], stored_rows.Rows)
         assert (some["image"].shape, some["image"].dtype) == (same["image"].shape, mapped.dtype)
         np.testing.assert_array_equal(some["image"], same["image"])
         np.testing.assert_array_equal(some["image"][np.array([3, 1])], same["image"][[3, 1]])
@@ -173,12 +159,12 @@ def test_holding_out_leaves_on_the_disk_what_is_large(tmp_path, monkeypatch):
 
 def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():
     arrays = {"number": np.arange(100)}
-    kept, held = pipeline.hold_out(arrays, 10)
-    again, same = pipeline.hold_out(arrays, 10)
+    kept, held = hold_out(arrays, 10)
+    again, same = hold_out(arrays, 10)
     np.testing.assert_array_equal(held["number"], same["number"])
     assert len(kept["number"]) == 90
     assert not set(kept["number"]) & set(held["number"])
-    assert pipeline.hold_out(arrays, 0) == (arrays, None)
+    assert hold_out(arrays, 0) == (arrays, None)
 
 
 def test_affine_changes_move_as_they_say():

@@ -144,7 +144,7 @@ def test_a_full_work_directory_gives_every_section(tmp_path):
     assert page.table("split") == [["test", "final", "40", "10", "0.5000", "0.7000"]]
     assert page.table("step") == [["10", "resumed", "from step 10"]]
     assert "notes" not in page.classes
-    for tile in ("test accuracy0.7000final checkpoint, 10 examples", "steps40of 40, epoch 2",
+    for tile in ("test accuracy0.7000final weights, 10 examples", "steps40of 40, epoch 2",
                  "wall time4.0 sresumes: 1", "throughput120.00samples / s, median"):  # fmt: skip
         assert tile in page.words
     for pair in (["filters", "[32, 64]"], ["augment.shift", "2"], ["devices", '["CPU:0"]']):

@@ -10,7 +10,7 @@ from trainers import tpu
 from trainers.bench import bench
 from trainers.build import build_step
 from trainers.strategy import distribute, make_strategy
-from zoo.data import pipeline
+from zoo.data import pipeline, rows
 from zoo.errors import RunError, UsageError
 
 
@@ -108,7 +108,7 @@ def test_hosts_of_a_pod_make_their_batches_without_python(cores, hosts, monkeypa
     monkeypatch.setattr(Resolver, "hosts", hosts)
     strategy, arrays = make_strategy("tpu"), toys.token_data().splits["train"]
     tpu.check(recipe("tpu"), strategy, arrays)
-    monkeypatch.setattr(pipeline, "LARGEST_HELD", 10)
+    monkeypatch.setattr(rows, "LARGEST_HELD", 10)
     if hosts == 1:
         tpu.check(recipe("tpu"), strategy, arrays)
         return

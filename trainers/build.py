@@ -10,7 +10,6 @@ from trainers.remat import apply_remat
 from trainers.schedules import make_schedule
 from trainers.step import TrainStep
 from zoo import registry
-from zoo.data import pipeline
 from zoo.errors import UsageError
 
 
@@ -87,32 +86,6 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         )
         step.compressors = compress.compressors(step, config.compress.to_dict(), total_steps)
     return step, task
-
-
-def split_training(dataset, validation_size: int):
-    """Returns the training split's arrays and those held out of it, or None, by name each.
-
-    Raises:
-      UsageError: where there is none, or too little in it, or a validation split besides.
-    """
-    if "train" not in dataset.splits:
-        raise UsageError(
-            f"Training needs the split 'train'. Data set {dataset.name!r} has: "
-            f"{', '.join(dataset.splits)}."
-        )
-    stored = dataset.splits["train"]
-    examples = len(next(iter(stored.values())))
-    if validation_size >= examples:
-        raise UsageError(
-            f"Data set {dataset.name!r} has {examples} training examples. Received: "
-            f"data.validation_size={validation_size}."
-        )
-    if validation_size and "validation" in dataset.splits:
-        raise UsageError(
-            f"Data set {dataset.name!r} has a validation split: leave data.validation_size at 0. "
-            f"Received: {validation_size}."
-        )
-    return pipeline.hold_out(stored, validation_size)
 
 
 def synchronize_normalization(model: keras.Model) -> bool:

@@ -1,11 +1,13 @@
 """Metrics of a model over a whole split."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from trainers.means import Means, evaluate_batch
+from trainers.shown import number
 from trainers.strategy import distribute, gathered
 from zoo.data.disk import atomic, read_object, write_json
 from zoo.data.pipeline import evaluation_batches
@@ -61,8 +63,38 @@ class Evaluator:
         return self.means.logs(self.means.take()), predictions
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Metrics, and what they were measured on.
+
+    Attributes:
+      split: of the data set; "training" for the means of the last log window.
+      weights: see `weights_name`.
+      step: updates that these weights have seen.
+      metrics: name -> value; a metric that is text says by what others were measured.
+    """
+
+    split: str
+    weights: str
+    step: int
+    metrics: Mapping[str, float | str]
+
+    def __str__(self) -> str:
+        found = "  ".join(
+            f"{name} {value if isinstance(value, str) else number(value)}"
+            for name, value in self.metrics.items()
+        )
+        found = found or "no value: no target of it counts"
+        return f"{self.split} ({self.weights} weights, step {self.step:,}): {found}"
+
+
+def weights_name(checkpoint: str, config: Mapping) -> str:
+    """Returns what to call the weights of a checkpoint: "final", "final averaged", "best", …"""
+    return f"{checkpoint} averaged" if config["trainer"]["ema"] else checkpoint
+
+
 def write_evaluation(
-    workdir, split, checkpoint, step, metrics, predictions, dataset, samples=(), model=None
+    workdir, result: Result, checkpoint: str, predictions, dataset, samples=(), model=None
 ) -> None:
     """Writes evaluation/<split>.json and what the report shows of it.
 
@@ -71,16 +103,17 @@ def write_evaluation(
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
-    arrays = dataset.splits[split]
+    split, arrays = result.split, dataset.splits[result.split]
     name = split if checkpoint == "final" else f"{split}_{checkpoint}"
     write_json(
         folder / f"{name}.json",
         {
             "split": split,
             "checkpoint": checkpoint,
-            "step": step,
+            "weights": result.weights,
+            "step": result.step,
             "examples": len(next(iter(arrays.values()))),
-            "metrics": metrics,
+            "metrics": result.metrics,
         },
     )
     if samples:
@@ -122,13 +155,15 @@ def _heat(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
     return {"heat_index": index, "heat_inputs": pictures, "heat_maps": maps}
 
 
-def read_evaluation(workdir, split: str) -> dict[str, float]:
-    """Returns the metrics that `write_evaluation` wrote of the run's end; none where it did not."""
+def read_evaluation(workdir, split: str) -> Result | None:
+    """Returns what `write_evaluation` wrote at the run's end; None where it did not."""
     path = workdir / "evaluation" / f"{split}.json"
     if not path.exists():
-        return {}
-    found = read_object(path, checkpoint=str, metrics=dict)
+        return None
+    found = read_object(path, checkpoint=str, step=int, metrics=dict)
     for name, value in found["metrics"].items():
         if not isinstance(value, int | float | str):
             raise RunError(f"{path} is damaged: the metric {name!r} is {repr(value)[:100]}.")
-    return found["metrics"] if found["checkpoint"] == "final" else {}
+    if found["checkpoint"] != "final" or "weights" not in found:
+        return None
+    return Result(split, str(found["weights"]), found["step"], found["metrics"])

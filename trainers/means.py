@@ -1,4 +1,9 @@
-"""Weighted means of loss terms and statistics over many batches and replicas."""
+"""Weighted means of loss terms and statistics over many batches and replicas.
+
+A mean over nothing has no value: where no target counted, its name is absent.
+"""
+
+import math
 
 import keras
 import tensorflow as tf
@@ -39,32 +44,57 @@ class Means:
         self.metrics[name].update_state(mean, sample_weight=weight)
 
     def result(self) -> dict:
-        """The means so far, with the whole loss under "loss"."""
-        return self._with_loss({name: mean.result() for name, mean in self.metrics.items()})
+        """Returns the means so far, with the whole loss under "loss"; NaN where nothing counted."""
+        means = {name: mean.total / mean.count for name, mean in self.metrics.items()}
+        if "regularization" in means:
+            means["regularization"] = self.metrics["regularization"].result()
+        return {**means, "loss": self._loss(means) + means.get("regularization", 0.0)}
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Returns name -> (total, weight) since the last `take`; on all workers, or none."""
+        return {
+            name: (float(mean.total.numpy()), float(mean.count.numpy()))
+            for name, mean in self.metrics.items()
+        }
 
     def take(self) -> dict[str, tuple[float, float]]:
-        """Returns name -> (total, count) since the last call, and starts again."""
-        taken = {}
-        for name, mean in self.metrics.items():
-            taken[name] = float(mean.total.numpy()), float(mean.count.numpy())
+        """Does what `read` does, and starts again."""
+        taken = self.read()
+        for mean in self.metrics.values():
             mean.reset_state()
         return taken
 
+    def put(self, taken: dict[str, tuple[float, float]]) -> None:
+        """Goes on from what `read` returned."""
+        for name, mean in self.metrics.items():
+            total, weight = taken.get(name, (0.0, 0.0))
+            mean.total.assign(total)
+            mean.count.assign(weight)
+
     def logs(self, taken: dict[str, tuple[float, float]]) -> dict[str, float]:
-        """Turns totals and counts into means, with the whole loss under "loss"."""
+        """Turns totals and weights into means, with the whole loss under "loss".
+
+        Returns:
+          name -> value. What no target counted in is absent, and so is what follows from it: the
+          loss where one of its terms is absent, the perplexity where the loss is.
+        """
         means = {
-            name: total / count if count else 0.0
-            for name, (total, count) in taken.items()
-            if count or name != "regularization"
+            name: total / weight if weight else math.nan
+            for name, (total, weight) in taken.items()
+            if weight or name != "regularization"
         }
-        derived = self.task.derived({**means, "loss": self._loss(means)})  # of the data alone
-        return {**self._with_loss(means), **derived}
+        unknown = {name for name in means if not taken[name][1]}
+        if any(self.task.terms.get(name) for name in unknown):
+            unknown.add("loss")
+        data_loss = self._loss(means)  # without penalties of the weights
+        derived = self.task.derived({**means, "loss": data_loss})
+        if unknown:
+            derived = {name: value for name, value in derived.items() if not math.isnan(value)}
+        means["loss"] = data_loss + means.get("regularization", 0.0)
+        return {k: v for k, v in means.items() if k not in unknown} | derived
 
     def _loss(self, means: dict):
-        return sum(c * means[name] for name, c in self.task.terms.items())
-
-    def _with_loss(self, means: dict) -> dict:
-        return {**means, "loss": self._loss(means) + means.get("regularization", 0.0)}
+        return sum(c * means[name] for name, c in self.task.terms.items() if c)
 
 
 def evaluate_batch(model, task: Task, means: Means, data) -> Forward:

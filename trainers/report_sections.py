@@ -47,12 +47,12 @@ def evaluation_metrics(evaluations) -> str:
     if not names:
         return ""
     rows = [
-        [_text(split), _text(summary.get("checkpoint", "–"))]
+        [_text(split), _text(_weights(summary))]
         + [_count(summary.get("step")), _count(summary.get("examples"))]
         + [_short(metrics[name]) if name in metrics else "–" for name in names]
         for split, summary, metrics in summaries
     ]
-    head = ["split", "checkpoint", "step", "examples", *map(_text, names)]
+    head = ["split", "weights", "step", "examples", *map(_text, names)]
     return section("Evaluation", table(head, rows, text_columns=2))
 
 
@@ -65,7 +65,7 @@ def curves(records: list[dict]) -> str:
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
     plots = [
         _curve(name, {"training": _series(records, name),
-                      "validation": _series(records, f"val_{name}")})
+                      "validation": _series(records, f"val_{name}")}, named=True)
         for name in metrics
     ]  # fmt: skip
     learning_rates = [key for key in keys if key.startswith("learning_rate")]
@@ -169,22 +169,30 @@ def environment(values: dict) -> str:
 def _metric_tile(run) -> str:
     """The first metric of the test split that is no loss (those of a GAN that come first are)."""
     for evaluation in run.evaluations:
+        examples = _count(evaluation.summary.get("examples"))
+        detail = f"{_weights(evaluation.summary)} weights, {examples} examples"
         metrics = _metrics(evaluation.summary)
         if metrics:
             names = ["frechet_distance", *(name for name in metrics if name != "loss"), "loss"]
             name = next(name for name in names if name in metrics)
-            checkpoint = evaluation.summary.get("checkpoint", "")
-            examples = _count(evaluation.summary.get("examples"))
-            detail = f"{checkpoint} checkpoint, {examples} examples"
             return tile(f"{evaluation.split} {name}", _short(metrics[name]), detail)
+        if evaluation.summary.get("metrics") == {}:
+            return tile(f"{evaluation.split} metric", "no value", f"{detail}, none with a target")
     keys = [key for key in (run.records[-1] if run.records else {}) if _is_metric(key)]
     waiting = "" if run.state == "finished" else ", not yet tested"
     for key in ["val_accuracy", "val_loss", "loss", *keys]:
         series = _series(run.records, key)
         if series:
             step, value = list(series.items())[-1]
-            return tile(key, _short(value), f"at step {_count(step)}{waiting}")
+            name = key.removeprefix("val_")
+            split = "validation" if name != key else "training"
+            return tile(f"{split} {name}", _short(value), f"at step {_count(step)}{waiting}")
     return tile("test metric", "–", "not yet tested")
+
+
+def _weights(summary: dict) -> str:
+    """Which weights an evaluation measured: "final", "best averaged", …"""
+    return str(summary.get("weights", summary.get("checkpoint", "–")))
 
 
 def _steps_tile(run) -> str:
@@ -254,12 +262,13 @@ def _series(records: list[dict], key: str) -> dict[float, float]:
     return {record["step"]: number(record[key]) for record in records if key in record}
 
 
-def _curve(name: str, lines: dict[str, dict[float, float]]) -> str:
+def _curve(name: str, lines: dict[str, dict[float, float]], named: bool = False) -> str:
+    """Draws a metric of the splits that have it; `named` names the split of a single line too."""
     lines = {label: series for label, series in lines.items() if series}
     if not lines:
         return ""
     title = _text(name.replace("_", " "))
-    captions = [_curve_caption(label if len(lines) > 1 else "", lines[label]) for label in lines]
+    captions = [_curve_caption(label if named else "", lines[label]) for label in lines]
     return (
         f"<figure><h3>{title}</h3>{figures.line_plot(lines, name)}"
         f"<figcaption>{'<br>'.join(captions)}</figcaption></figure>"

@@ -16,22 +16,30 @@ import keras
 import tensorflow as tf
 
 from trainers import checkpoint, compress, tpu
-from trainers.build import build_step, split_training, update_function
+from trainers.build import build_step, update_function
 from trainers.callbacks import make_callbacks
 from trainers.cluster import Cluster, code_fingerprint, read_cluster
-from trainers.evaluate import Evaluator, read_evaluation, write_evaluation
+from trainers.evaluate import (
+    Evaluator,
+    Result,
+    read_evaluation,
+    weights_name,
+    write_evaluation,
+)
 from trainers.goodput import Goodput
 from trainers.link import Alone, Link
-from trainers.loop import Loop
+from trainers.log_windows import LogWindows
+from trainers.loop import ONCE, Loop, event_key
 from trainers.precision import slow_bfloat16
 from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.samples import sample_writer
 from trainers.saver import Saver
 from trainers.strategy import make_strategy, prepare_devices
-from trainers.workdir import NoDirectory, WorkDirectory, save_model
+from trainers.workdir import NoDirectory, WorkDirectory, read_metrics, save_model
 from zoo import registry
 from zoo.data import pipeline
+from zoo.data.hold_out import judged_split, with_hold_out
 from zoo.errors import RunError, UsageError
 from zoo.tasks.base import Frozen
 
@@ -47,14 +55,16 @@ class Trainer(Loop):
       source: name of the recipe, for the report.
       dataset: a `zoo.data.Dataset` in place of the one that `data.source` names.
       callbacks: Keras callbacks besides those that the recipe names.
-      read_test: whether to evaluate on the test split at the end.
+      read_test: whether the model may be judged by the test split at the end; by the validation
+        split otherwise.
       cluster: of strategy multi_worker; None reads TF_CONFIG.
       tpu_name: of strategy tpu, see `trainers.tpu.tpu_strategy`.
 
     With several workers each runs the same program. The first, the chief, alone touches the work
     directory and runs the recipe's callbacks; what it decides, the others hear from `self.link`.
     After `train`, `step.net` is the trained model; with `trainer.ema` it has the weights that would
-    train on, and model.keras in the work directory their average.
+    train on, and model.keras in the work directory their average. `result` says what the returned
+    metrics were measured on.
     """
 
     def __init__(
@@ -85,11 +95,12 @@ class Trainer(Loop):
         # What a checkpoint holds besides variables.
         self.counters = {
             "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
-            "useful": 0.0, "unevaluated": False,
+            "useful": 0.0, "unevaluated": False, "windows": None, "lines": 0,
         }  # fmt: skip
         name = self.cluster.name(self.link.index) if self.cluster else ""
         self.stop = Stop(config.trainer.preemption_notice, name)
-        self._said: set[str] = set()
+        self._said: set[tuple[str, str]] = set()
+        self.result: Result | None = None
 
     # --- the run, in order ----------------------------------------------------------------------
 
@@ -97,7 +108,8 @@ class Trainer(Loop):
         """Trains, or goes on training, to the end.
 
         Returns:
-          The metrics of the test split, where the data set has one; else the last training logs.
+          The metrics of the test split; where there is none (or `read_test` is off) of the
+          validation split; where there is none either, the training means of the last log window.
 
         Raises:
           UsageError: where recipe, data, model and work directory do not fit together.
@@ -106,9 +118,11 @@ class Trainer(Loop):
         """
         self.link.connect()
         with self.link.together():
-            return self._train()
+            found = self.link.share(dataclasses.astuple(self._train()))
+        self.result = Result(*found)
+        return self.result.metrics
 
-    def _train(self) -> dict[str, float]:
+    def _train(self) -> Result:
         self.workdir.open()
         try:
             self._build()
@@ -129,7 +143,7 @@ class Trainer(Loop):
             self._restore(found := self._checkpoints())  # what there is now: see `write_config`
             if self.link.share(self._is_finished()):
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
-                return self.link.share(read_evaluation(self.workdir, "test"))
+                return read_evaluation(self.workdir, self.judged) or self._training_means()
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)
             if self.link.chief:
@@ -142,10 +156,10 @@ class Trainer(Loop):
                 self._event("warning", said)
             self._run_frozen_once()
             with self.stop.listening():
-                logs = self._loop()
+                self._loop()
                 if self.saver:
                     self.saver.wait()  # a SIGTERM while it finishes loses nothing
-            return self.link.share(self._finish()) or logs
+            return self._finish()
         finally:
             try:
                 if self.saver:
@@ -170,7 +184,9 @@ class Trainer(Loop):
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
         self.link.same("data", self.dataset.fingerprint)
         self.dataset = compress.settle(config, self.workdir.path, self.dataset)
-        self.arrays, held_out = split_training(self.dataset, config.data.validation_size)
+        self.dataset, self.hold_out_note = with_hold_out(self.dataset, config.data.validation_size)
+        self.arrays = self.dataset.splits["train"]
+        self.judged = judged_split(self.dataset.splits, self.read_test)
         tpu.check(config, self.strategy, self.arrays)
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.examples, trainer.global_batch_size)
@@ -179,7 +195,8 @@ class Trainer(Loop):
 
         self.step, self.task = build_step(config, self.strategy, self.total_steps, self.dataset)
         self.task.check(self.step.net, self.dataset)
-        self.held_out = held_out or self.dataset.splits.get("validation")
+        self.remarks = self.task.remarks(self.dataset)
+        self.held_out = self.dataset.splits.get("validation")
         self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
         self.evaluates = self.held_out is not None or self.writer is not None
         named = make_callbacks(config, self.workdir) if self.link.chief else []
@@ -189,6 +206,7 @@ class Trainer(Loop):
                 "restore_best_weights would leave checkpoints and moving averages of other weights "
                 "than the model's: leave it off; the best model is kept as best/model.keras."
             )
+        self.windows = LogWindows(self.step.means)
         self._run = update_function(self.step, self.strategy)
 
     def _run_frozen_once(self) -> None:
@@ -248,11 +266,23 @@ class Trainer(Loop):
                 raise RunError(f"{error} Delete it to go on from {older}.") from None
         if found or self.config.init_from:
             self._take_over()
+        if self.counters["windows"]:
+            self.windows.restore(self.counters["windows"])
         self.done = int(self.step.step.numpy())
 
     def _start_log(self, found: list) -> None:
-        again = self.counters["unevaluated"]
-        self.goodput = Goodput(self.counters, self.workdir.start_metrics(self.done, again))
+        began = self.workdir.start_metrics(self.done, self.counters["lines"])
+        self.goodput = Goodput(self.counters, began)
+        if self.link.chief:
+            self._said = {
+                event_key(line["event"], str(line.get("detail")))
+                for line in read_metrics(self.workdir.path)
+                if line.get("event") in ONCE
+            }
+        if self.hold_out_note:
+            self._event("hold-out", self.hold_out_note)
+        for remark in self.remarks:
+            self._event("warning", remark)
         if found:
             self._event("resumed", f"from {found[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
@@ -262,41 +292,51 @@ class Trainer(Loop):
         """Whether all is there that `_finish` writes; as the chief sees it."""
         ended = self.done == self.total_steps or self.counters["stopped"]
         files = ("model.keras", "report.html")
-        evaluates = self.read_test and "test" in self.dataset.splits
         return (
             ended
             and all((self.workdir / name).exists() for name in files)
-            and (not evaluates or bool(read_evaluation(self.workdir, "test")))
+            and (not self.judged or read_evaluation(self.workdir, self.judged) is not None)
         )
 
-    def _finish(self) -> dict[str, float]:
-        """Writes the bare model, reads the test split for the first time, writes the report."""
+    def _training_means(self) -> Result:
+        return Result("training", "current", self.done, self.windows.logs)
+
+    def _finish(self) -> Result:
+        """Writes the bare model, judges it by a split that it has not seen, writes the report."""
         from trainers.report import write_report
 
-        metrics, chief = {}, self.link.chief
+        chief, result = self.link.chief, self._training_means()
         if chief:  # it is the last to be written, and tells that all is there
             (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
             if chief:
                 save_model(self.step.net, self.workdir / "model.keras")
-            if chief and "validation" in self.dataset.splits:
+            if self.judged:
+                result = self._judge()
+            if chief and self.judged == "test" and "validation" in self.dataset.splits:
                 found, _ = self.task.whole_split(self.step.net, self.dataset, "validation")
                 if found:
                     self.workdir.log(step=self.done, **{f"val_{k}": v for k, v in found.items()})
-            if self.read_test and "test" in self.dataset.splits:
-                evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
-                metrics, predictions = evaluator()
-                if chief:
-                    whole, samples = self.task.whole_split(self.step.net, self.dataset, "test")
-                    metrics |= whole
-                    write_evaluation(
-                        self.workdir, "test", "final", self.done, metrics, predictions,
-                        self.dataset, samples, self.step.net,
-                    )  # fmt: skip
         self._event("finished", f"{self.counters['seconds']:.1f} s of training")
         if chief:
             write_report(self.workdir.path)
-        return metrics
+        return result
+
+    def _judge(self) -> Result:
+        """Measures the final weights on the split `judged`."""
+        evaluator = self.validation
+        if self.judged == "test":
+            evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
+        metrics, predictions = evaluator()
+        weights = weights_name("final", self.config)
+        if not self.link.chief:
+            return Result(self.judged, weights, self.done, metrics)
+        whole, samples = self.task.whole_split(self.step.net, self.dataset, self.judged)
+        result = Result(self.judged, weights, self.done, {**metrics, **whole})
+        write_evaluation(
+            self.workdir, result, "final", predictions, self.dataset, samples, self.step.net
+        )
+        return result
 
     def _wait_for_checkpoint(self) -> None:
         """What is being written gets some time when the process is to end at once."""

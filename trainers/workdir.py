@@ -9,7 +9,7 @@
     model.tflite       in its place, of `zoo compress ptq` to LiteRT; float.keras is what it rounds
     model.keras        at the end: the bare model; opens with plain keras.saving in safe mode, and
                        where it holds layers of the zoo with `zoo.load`
-    evaluation/        metrics and predictions a split
+    evaluation/        metrics and predictions a split, with the weights that were measured
     report.html
 
 Nothing read from here is ever executed.
@@ -56,6 +56,8 @@ MAY_CHANGE = frozenset(
         "data.manual_dir",
     }
 )  # fmt: skip
+# Lines of metrics.jsonl that tell of one process of a run, not of its training.
+PROCESS_EVENTS = frozenset({"started", "resumed", "preemption notice"})
 LITERT, FLOATS = "model.tflite", "float.keras"
 _TYPES = {"source": str, "config": dict, "class_names": list, "data_fingerprint": str}
 
@@ -68,6 +70,7 @@ class WorkDirectory:
         self._mirror = remote.mirror_of(self.path)
         self._lock = None
         self._metrics: Path | None = None  # while training
+        self.lines = 0  # of metrics.jsonl
         self._made: list[Path] = []  # folders that were not there before
 
     def __truediv__(self, name: str) -> Path:
@@ -218,11 +221,13 @@ class WorkDirectory:
 
     # --- metrics -------------------------------------------------------------------------------
 
-    def start_metrics(self, step: int, unevaluated: bool = False) -> float:
-        """Opens metrics.jsonl for appending, without the lines after `step`.
+    def start_metrics(self, step: int, lines: int | None = None) -> float:
+        """Opens metrics.jsonl for appending, without what the run does again.
 
-        They come from steps that were done after the last checkpoint, and are done again; so is
-        the evaluation at `step` where it is `unevaluated`.
+        Args:
+          step: of the checkpoint that the run goes on from.
+          lines: how many lines the file had when that was written; None keeps all up to `step`.
+            Lines that tell of a process (`PROCESS_EVENTS`) stay.
 
         Returns:
           When the run began, in seconds since 1970: the first line tells.
@@ -230,14 +235,13 @@ class WorkDirectory:
         path = self / "metrics.jsonl"
         kept = [
             line
-            for line in read_metrics(self.path)
-            if line.get("step", 0) < step
-            or line.get("step", 0) == step
-            and not (unevaluated and _is_evaluation(line))
+            for number, line in enumerate(read_metrics(self.path))
+            if line.get("step", 0) <= step
+            and (lines is None or number < lines or line.get("event") in PROCESS_EVENTS)
         ]
         with atomic(path, "w") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
-        self._metrics = path
+        self._metrics, self.lines = path, len(kept)
         times = [line.get("time") for line in kept if line.get("event") == "started"]
         if times and isinstance(times[0], int | float):
             return times[0]
@@ -255,17 +259,14 @@ class WorkDirectory:
         # Closed each time: a bucket that is mounted takes a file when it is closed.
         with open_in_place(self._metrics) as file:
             file.write(json.dumps(values) + "\n")
-
-
-def _is_evaluation(line: Mapping) -> bool:
-    return line.get("event") == "sample" or any(key.startswith("val_") for key in line)
+        self.lines += 1
 
 
 class NoDirectory(WorkDirectory):
     """The work directory of a worker that is not the chief: it writes nothing."""
 
     def __init__(self, path: str | Path):
-        self.path, self._mirror = Path(path), None
+        self.path, self._mirror, self.lines = Path(path), None, 0
 
     def open(self) -> "NoDirectory":
         return self
@@ -279,7 +280,7 @@ class NoDirectory(WorkDirectory):
     def write_environment(self, devices: list[str]) -> None:
         pass
 
-    def start_metrics(self, step: int, unevaluated: bool = False) -> float:
+    def start_metrics(self, step: int, lines: int | None = None) -> float:
         return time.time()
 
     def log(self, **values) -> None:

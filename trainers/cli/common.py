@@ -7,7 +7,7 @@ Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interru
 import contextlib
 import errno
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -100,14 +100,6 @@ def parse(
 
         import_user_modules(modules.value)
     return words, found
-
-
-def shown(metrics: Mapping[str, float | str]) -> str:
-    """Metrics in a line; one that is text says by what others were measured."""
-    return "  ".join(
-        f"{name} {value}" if isinstance(value, str) else f"{name} {value:.6g}"
-        for name, value in metrics.items()
-    )
 
 
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -1,16 +1,20 @@
-"""zoo evaluate WORKDIR [--split=test] [--checkpoint=final|best] [--json]: metrics of a split."""
+"""zoo evaluate WORKDIR [--split=S] [--checkpoint=final|best] [--json]: metrics of a split."""
 
+import dataclasses
 import json
 import sys
 
 from absl import flags
 
-from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run, shown
+from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
 from trainers.start import start_tensorflow
 from zoo.errors import UsageError, near_names
 
 _FLAGS = flags.FlagValues()
-_SPLIT = flags.DEFINE_string("split", "test", "Split of the data set.", flag_values=_FLAGS)
+_SPLIT = flags.DEFINE_string(
+    "split", None, "Split of the data set; if not given, test where there is one, else validation.",
+    flag_values=_FLAGS,
+)  # fmt: skip
 _CHECKPOINT = checkpoint_flag(_FLAGS)
 _JSON = json_flag(_FLAGS)
 _IMPORT = modules_flag(_FLAGS)
@@ -22,8 +26,15 @@ def command(argv) -> int:
     return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value)
 
 
-def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
-    """Evaluates a work directory's model, prints the metrics and keeps them in it."""
+def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) -> int:
+    """Evaluates a work directory's model, prints the metrics and keeps them in it.
+
+    Args:
+      workdir: of a finished run.
+      split: of its data set; None for test where there is one, else validation.
+      checkpoint: "final" or "best".
+      as_json: whether to print JSON.
+    """
     from trainers.workdir import (
         WorkDirectory,
         data_section,
@@ -31,6 +42,7 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
         model_path,
         read_config,
     )
+    from zoo.data.hold_out import judged_split, with_hold_out
     from zoo.registry import load_data
 
     # What needs no TensorFlow comes first: a wrong request is answered at once.
@@ -39,6 +51,9 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
     if checkpoint == "best" or not is_litert(saved):
         model_path(workdir, checkpoint)
     dataset = load_data(data_section(workdir, saved), config["task"])
+    dataset, _ = with_hold_out(dataset, config["data"]["validation_size"])
+    if split is None:
+        split = judged_split(dataset.splits) or "test"
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
@@ -46,21 +61,21 @@ def evaluate(workdir: str, split: str, checkpoint: str, as_json: bool) -> int:
         )
     directory = WorkDirectory(workdir).open()
     try:
-        metrics = _evaluate(directory, saved, dataset, split, checkpoint)
+        result = _evaluate(directory, saved, dataset, split, checkpoint)
     finally:
         directory.close()
     if as_json:
-        print(json.dumps({"split": split, "checkpoint": checkpoint, "metrics": metrics}))
+        print(json.dumps({**dataclasses.asdict(result), "checkpoint": checkpoint}))
     else:
-        print(shown(metrics))
+        print(result)
     return 0
 
 
-def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[str, float]:
+def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     start_tensorflow()
     import tensorflow as tf
 
-    from trainers.evaluate import Evaluator, write_evaluation
+    from trainers.evaluate import Evaluator, Result, weights_name, write_evaluation
     from trainers.workdir import is_litert, load_model, read_metrics
     from zoo import registry
     from zoo.data.disk import read_object
@@ -93,11 +108,12 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str) -> dict[st
     else:
         lines = read_metrics(directory.path)
         step = max((line.get("step", 0) for line in lines), default=0)
+    result = Result(split, weights_name(checkpoint, saved["config"]), step, metrics)
     write_evaluation(
-        directory, split, checkpoint, step, metrics, predictions, dataset, samples,
+        directory, result, checkpoint, predictions, dataset, samples,
         None if is_litert(saved) else model,
     )  # fmt: skip
-    return metrics
+    return result
 
 
 if __name__ == "__main__":

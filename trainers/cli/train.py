@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from trainers import preflight
-from trainers.cli.common import TERMINATED, leaves_files, modules_flag, parse, run, shown
+from trainers.cli.common import TERMINATED, leaves_files, modules_flag, parse, run
 from trainers.cluster import read_cluster
 from trainers.recipe import as_dict, check_batch, list_recipes, resolve
 from trainers.start import start_tensorflow
@@ -76,7 +76,7 @@ def command(argv) -> int:
 
             compress.settle_weights(config, Path(workdir))
         WorkDirectory(workdir).check_recipe(as_dict(config))
-        return evaluate(workdir, "test", "final", as_json=False)
+        return evaluate(workdir, None, "final", as_json=False)
 
     several = config.trainer.strategy == "multi_worker"
     if not several and (_WORKERS.value or _INDEX.value is not None):
@@ -107,14 +107,22 @@ def command(argv) -> int:
         tpu_name=_TPU.value or "local",
     )  # fmt: skip
     try:
-        metrics = trainer.train()
+        trainer.train()
     except Terminated as stop:
-        print(f"stopped by {stop} and saved at step {trainer.done}; run again to go on")
+        print(
+            f"stopped by {stop} and saved at step {trainer.done}; run again to go on",
+            file=sys.stderr,
+        )
         return TERMINATED
     if not trainer.link.chief:
         return 0
-    if metrics:
-        print(shown(metrics))
+    print(trainer.result)
+    if trainer.result.split == "training":
+        print(
+            "zoo: there is no test or validation split: these are means over the last training "
+            "updates. data.validation_size=N holds out N training examples.",
+            file=sys.stderr,
+        )
     print(f"report: {trainer.workdir / 'report.html'}")
     return 0
 

@@ -93,7 +93,8 @@ def _beats(one: dict, other: dict, mode: str) -> bool:
 
 def comparison_table(found: dict) -> str:
     """A line a model; a star for those of the front."""
-    head = ("", found["metric"], "file", "bytes", "gzip_bytes", "nonzeros", "ms, 1 thread", "speed")
+    metric = f"{found['split']} {found['metric']}".strip()
+    head = ("", metric, "file", "bytes", "gzip_bytes", "nonzeros", "ms, 1 thread", "speed")
     lines = [head]
     for model in found["models"]:
         times, speed = model["milliseconds"] or {}, model["speed"]

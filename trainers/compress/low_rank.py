@@ -289,7 +289,7 @@ def _measure(model, config, dataset, examples: int = 1024) -> Callable[[], float
     from trainers.evaluate import Evaluator
     from trainers.strategy import make_strategy
     from zoo import registry
-    from zoo.data.pipeline import hold_out
+    from zoo.data.hold_out import hold_out
 
     arguments = config.task.to_dict()
     task = registry.build_task(arguments.pop("name"), **arguments)
@@ -301,7 +301,17 @@ def _measure(model, config, dataset, examples: int = 1024) -> Callable[[], float
         model, task, arrays, min(config.trainer.global_batch_size, examples),
         make_strategy("one_device"),
     )  # fmt: skip
-    return lambda: evaluate()[0]["loss"]
+
+    def loss() -> float:
+        metrics, _ = evaluate()
+        if "loss" not in metrics:
+            raise UsageError(
+                "compress.low_rank.sensitivity needs examples with targets: the "
+                f"{len(next(iter(arrays.values())))} examples that it measures have none."
+            )
+        return metrics["loss"]
+
+    return loss
 
 
 # --- the model ----------------------------------------------------------------------------------

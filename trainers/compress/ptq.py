@@ -116,7 +116,7 @@ def _with(found: Subject, model=None, file=None) -> Subject:
 
 def _keep(directory, config, source, found: Subject, made: Path, metrics, predictions) -> None:
     """Writes the work directory; what tells that it is whole comes last."""
-    from trainers.evaluate import write_evaluation
+    from trainers.evaluate import Result, weights_name, write_evaluation
 
     step = max((line.get("step", 0) for line in read_metrics(found.path)), default=0)
     directory.write_config(as_dict(config), source, found.dataset)
@@ -129,7 +129,8 @@ def _keep(directory, config, source, found: Subject, made: Path, metrics, predic
     )
     save_model(found.model, directory / FLOATS)
     if found.split:
-        write_evaluation(directory, found.split, "final", step, metrics, predictions, found.dataset)
+        result = Result(found.split, weights_name("final", found.saved["config"]), step, metrics)
+        write_evaluation(directory, result, "final", predictions, found.dataset)
     with atomic(directory / made.name) as file:
         file.write(read_bytes(made))
 

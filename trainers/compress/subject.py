@@ -48,7 +48,9 @@ class Subject:
     @property
     def split(self) -> str:
         """The split that it is measured on; "" where there is none but the training's."""
-        return next((s for s in ("test", "validation") if s in self.dataset.splits), "")
+        from zoo.data.hold_out import judged_split
+
+        return judged_split(self.dataset.splits)
 
     @property
     def makes_whole_samples(self) -> bool:
@@ -107,7 +109,8 @@ class Subject:
             return {}
         from trainers.evaluate import read_evaluation
 
-        found = read_evaluation(self.path, self.split) or self.evaluate()[0]
+        result = read_evaluation(self.path, self.split)
+        found = self.evaluate()[0] if result is None else result.metrics
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
@@ -123,7 +126,7 @@ def load(workdir: str | Path, dataset=None) -> Subject:
       RunError: where a file is damaged or the data are not here.
     """
     from zoo import registry
-    from zoo.data.pipeline import hold_out
+    from zoo.data.hold_out import with_hold_out
 
     path = Path(workdir)
     saved = read_config(path)
@@ -136,10 +139,7 @@ def load(workdir: str | Path, dataset=None) -> Subject:
     if dataset is None:
         data = data_section(path, saved)
         dataset = registry.load_data(data, saved["config"]["task"])
-        kept, held_out = hold_out(dataset.splits["train"], data.get("validation_size", 0))
-        if held_out:
-            splits = {**dataset.splits, "train": kept, "validation": held_out}
-            dataset = dataclasses.replace(dataset, splits=splits)
+        dataset, _ = with_hold_out(dataset, data["validation_size"])
     task.complete(saved["config"]["model"], dataset)
     task.check(model, dataset)
     task.players(model)

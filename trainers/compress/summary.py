@@ -10,6 +10,7 @@ import numpy as np
 from trainers.compress.latency import THREADS, interleaved
 from trainers.compress.subject import Subject, load
 from trainers.litert import NO_RUNTIME
+from trainers.shown import number
 from trainers.workdir import FLOATS, LITERT, open_model
 from zoo.data.disk import read_bytes, read_json, write_json
 from zoo.errors import RunError
@@ -139,7 +140,8 @@ def _flat(side: dict) -> dict:
 
 def table(found: dict) -> str:
     """The same as text."""
-    lines = [f"{'':24}{'before':>14}{'after':>14}"]
+    judged = f"metrics: {split} split" if (split := found.get("split")) else ""
+    lines = [f"{judged:24}{'before':>14}{'after':>14}"]
     for name, value, new, note in rows(found):
         cells = "".join(f"{shown(x):>14}" for x in (value, new))
         lines.append(f"{name:24}{cells}  {note}".rstrip())
@@ -153,4 +155,4 @@ def shown(value) -> str:
     """A number of a table; a dash for what is not known."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else number(value, digits=5)

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
+from zoo.data.rows import is_held
 from zoo.data.windows import Windows
-
-LARGEST_HELD = 2**30  # bytes of an array that is copied into memory
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -35,51 +34,6 @@ def epoch_order(positions, epoch, seed: int, examples: int):
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     return tf.random.experimental.index_shuffle(positions, seed=key, max_index=examples - 1)
-
-
-def hold_out(arrays: Mapping[str, np.ndarray], size: int):
-    """Splits `size` examples off for validation, the same ones in every run.
-
-    Returns:
-      `(training, validation)`, both dicts of arrays; validation is None for size 0. What is too
-      large for the memory stays on the disk.
-    """
-    if not size:
-        return arrays, None
-    examples = len(next(iter(arrays.values())))
-    order = np.random.Generator(np.random.PCG64(0)).permutation(examples)
-    kept, held = np.sort(order[size:]), np.sort(order[:size])
-    return {k: _rows(v, kept) for k, v in arrays.items()}, {
-        k: _rows(v, held) for k, v in arrays.items()
-    }
-
-
-def _rows(array, rows: np.ndarray):
-    return array[rows] if _is_held(array) or isinstance(array, Windows) else Rows(array, rows)
-
-
-class Rows:
-    """Some rows of an array that is too large for the memory; read as they are asked for.
-
-    Args:
-      array: has a shape, a type, and rows by arrays of their numbers.
-      rows: the numbers, in order.
-    """
-
-    def __init__(self, array, rows: np.ndarray):
-        self._array, self._numbers = array, rows
-        self.shape, self.dtype = (len(rows), *array.shape[1:]), array.dtype
-        self.ndim = len(self.shape)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index):
-        numbers = self._numbers[index]
-        return self._array[numbers]
-
-    def __array__(self, dtype=None, copy=None):
-        return np.asarray(self[:], dtype)
 
 
 def training_batches(
@@ -200,11 +154,7 @@ def _salted(key, turn: int):
 
 def all_held(arrays: Mapping) -> bool:
     """Whether batches are made without Python, and so on any host."""
-    return all(map(_is_held, arrays.values()))
-
-
-def _is_held(array) -> bool:
-    return isinstance(array, np.ndarray) and array.nbytes <= LARGEST_HELD
+    return all(map(is_held, arrays.values()))
 
 
 def _reader(arrays: Mapping) -> Callable:
@@ -213,7 +163,7 @@ def _reader(arrays: Mapping) -> Callable:
     Small arrays are held in memory, as tensors; large and sharded ones are read by NumPy.
     """
     with tf.device("CPU"):  # not in the accelerator's memory
-        held = {key: tf.constant(array) for key, array in arrays.items() if _is_held(array)}
+        held = {key: tf.constant(array) for key, array in arrays.items() if is_held(array)}
 
     def read(index, key):
         batch = {}

@@ -134,6 +134,14 @@ class Task:
     def check(self, model, dataset) -> None:
         """Raises `UsageError` where model and data set do not fit each other."""
 
+    def remarks(self, dataset) -> list[str]:
+        """Returns what the user should know of the data before training; a line each.
+
+        Raises:
+          UsageError: where the data cannot judge a model of this task.
+        """
+        return []
+
     def prepare(self, batch: dict, uniform, training: bool) -> dict:
         """Turns stored examples into what the model takes; runs inside tf.data, without AutoGraph.
 

@@ -7,6 +7,7 @@ picture, and its `head` then learns from the stored features.
 
 import numpy as np
 
+from zoo.data.classes import check_classes
 from zoo.errors import UsageError
 from zoo.lazy import ops
 from zoo.tasks.base import Forward, Frozen, Task
@@ -113,6 +114,15 @@ class ImageClassification(Task):
                 f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "
                 f"model.num_classes={len(names)}."
             )
+
+    def remarks(self, dataset):
+        """Classes that validation and test split lack or nearly lack."""
+        found = [
+            check_classes(dataset, split)
+            for split in ("validation", "test")
+            if {"train", split} <= dataset.splits.keys()
+        ]
+        return [remark for remark in found if remark]
 
     def prepare(self, batch, uniform, training):
         """uint8 to float in [0, 1]; a random affine map of each training picture."""
