@@ -231,3 +231,20 @@ def test_no_default_hides_behind_a_recipe(recipe):
     assert set(config.model) - {"name"} == arguments_of(builder)
     task = registry._resolve(registry._tasks[config.task.name])
     assert set(config.task) - {"name"} == arguments_of(task)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"hidden_dim": 4.0}, {"hidden_dim": True}, {"hidden_dim": -1}, {"hidden_dim": 2**62},
+        {"hidden_dim": float("nan")}, {"filters": (True, 4, 4)}, {"filters": 5},
+        {"filters": (4.0, 4, 4)}, {"num_classes": "x"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_argument_of_another_type_or_size_is_one_line(arguments):
+    (name,) = arguments
+    with pytest.raises(zoo.registry.UsageError, match=f"{name} is of type .*, from 0 to 2.*31"):
+        zoo.build("cnn_classifier", **arguments)
+    with pytest.raises(zoo.registry.UsageError, match="label_smoothing is of type float"):
+        zoo.registry.build_task("image_classification", label_smoothing=True)

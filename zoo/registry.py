@@ -176,32 +176,34 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except Exception:  # annotations of a user's function may name what is not there
         return
-    ours = function.__module__.startswith("zoo.")  # none of ours takes a number below 0
+    # Ours take no number below 0, and no larger size than 2**31.
+    ours = function.__module__.startswith("zoo.")
+    limits = (0, 2**31) if ours else (-(2**63), 2**63)
     for name, value in arguments.items():
-        if name in hints and not _is_a(value, hints[name], 0 if ours else -(2**63)):
+        if name in hints and not _is_a(value, hints[name], *limits):
             hint = hints[name]
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
             raise UsageError(
-                f"{what}: {name} is of type {wanted}{', at least 0' if ours else ''}. "
+                f"{what}: {name} is of type {wanted}{', from 0 to 2**31' if ours else ''}. "
                 f"Received: {repr(value)[:200]}."
             )
 
 
-def _is_a(value, hint, least: int) -> bool:
-    """Whether an argument fits an annotation; numbers are finite and at least `least`."""
+def _is_a(value, hint, least: int, limit: int) -> bool:
+    """Whether an argument fits an annotation; numbers are finite, from `least` to below `limit`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_is_a(value, part, least) for part in parts)
+        return any(_is_a(value, part, least, limit) for part in parts)
     if hint in (int, float):
         fits = isinstance(value, numbers.Integral if hint is int else numbers.Real)
-        return fits and not isinstance(value, bool) and least <= value < 2**63
+        return fits and not isinstance(value, bool) and least <= value < limit
     if hint in (bool, str, types.NoneType):
         return isinstance(value, hint)
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False
         # Of all our tuples the elements are of one type; the builder knows how many it takes.
-        return all(_is_a(one, parts[0], least) for one in value)
+        return all(_is_a(one, parts[0], least, limit) for one in value)
     return True
 
 
