@@ -146,7 +146,7 @@ def test_an_input_of_a_fixed_size_needs_no_name():
 def test_a_batch_larger_than_the_data_is_refused(capsys):
     argv = ["zoo bench", "gpt_pydoc:debug", "--config.trainer.global_batch_size=100000"]
     assert common.run(bench.command, argv) == 2
-    assert "A batch is no larger than the training split" in capsys.readouterr().err
+    assert "tokens are missing. Set trainer.global_batch_size=" in capsys.readouterr().err
 
 
 def test_a_recurrent_model_is_counted_at_every_position():

@@ -107,7 +107,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("trainer.strategy=mirored", 2, "Did you mean 'mirrored'"),
         ("trainer.replicas=2", 2, "Strategy one_device has one replica"),
         ("trainer.precision=mixed_bflot16", 2, "Did you mean 'mixed_bfloat16'"),
-        ("trainer.global_batch_size=4000", 2, "A batch is no larger than the training split"),
+        ("trainer.global_batch_size=4000", 2, "must not exceed the number of training examples"),
         ("init_from=nowhere", 2, "init_from is a work directory or a .keras file"),
         ("trainer.callbacks=tensorbord", 2, "Did you mean 'tensorboard'?"),
         ("trainer.callbacks=5", 2, "trainer.callbacks holds values of type str. Received: 5"),

@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 
-from trainers.init_from import initialize
 from zoo.errors import RunError, UsageError
 from zoo.models import convert, convert_safetensors, gpt, llama
 
@@ -292,9 +291,6 @@ def test_a_causal_lm_and_a_preset_of_keras_hub(keras_hub, tmp_path):
     assert_same_weights(convert.from_keras_hub(whole), expected)
     backbone.save_to_preset(str(tmp_path))
     assert_same_weights(convert.from_keras_hub(str(tmp_path)), expected)
-    target = gpt.build(**{**SIZES, **CASES["gpt"][1]})
-    assert "28 of 28 weights" in initialize(target, f"keras_hub:{tmp_path}")
-    assert_same_weights(target, expected)
 
 
 def test_refused_of_keras_hub(keras_hub):
@@ -314,21 +310,3 @@ def test_refused_of_keras_hub(keras_hub):
         convert.from_keras_hub(adapted)
     with pytest.raises(UsageError, match="shares embedding and projection"):
         convert.to_keras_hub(build("gpt_untied"))
-
-
-# --- init_from ---------------------------------------------------------------------------------
-
-
-def test_init_from_a_folder_of_transformers(tmp_path):
-    source = build("llama")
-    convert.to_transformers(source, tmp_path / "folder")
-    model = llama.build(**{**SIZES, **CASES["llama"][1], "vocabulary_size": 60, "epsilon": 1e-5})
-    said = initialize(model, str(tmp_path / "folder"))
-    assert "13 of 14 weights" in said
-    assert "of another shape: embedding/embeddings (50, 16) -> (60, 16)" in said
-    assert said.endswith("; with other settings: block_0.epsilon 0.0001 -> 1e-05")
-    for mine, theirs in zip(model.weights[1:], source.weights[1:], strict=True):
-        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
-    change(tmp_path / "folder", mlp_bias=True)
-    with pytest.raises(UsageError, match="mlp_bias=True"):
-        initialize(model, str(tmp_path / "folder"))

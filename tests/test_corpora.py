@@ -256,7 +256,7 @@ def test_few_pairs_are_cut(tmp_path):
 # --- the user's own text: characters ------------------------------------------------------------
 
 # What normalisation, `str.splitlines` or a text-mode `open` would change.
-RAW = "e\u0301\u212b\x00\x85\u2028\x0c\x1c \t\r\n\r\n\rلا\u200cم ي\ufeff\U0001f600\ufffd\n\n "
+RAW = "e\u0301\u212b\x00\x85\u2028\x0c\x1c \t\n\nلا\u200cم ي\ufeff\U0001f600\ufffd\n\n "
 
 
 @pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".jsonl", ".jsonl.gz"])
@@ -274,7 +274,7 @@ def test_characters_are_kept_as_they_are(tmp_path, ending, mark, capsys):
 
 
 def test_pairs_keep_their_characters(tmp_path):
-    line = RAW.replace("\n", "").replace("\t", "").replace("\r", "")
+    line = RAW.replace("\n", "").replace("\t", "")
     path = tmp_path / "a.tsv"
     path.write_bytes(f"\ufeff{line}\t{line}\r\n".encode() * 2)
     assert _all(zoo.data.load_corpus(f"pairs:{path}")) == [(line, line), (f"\ufeff{line}", line)]
@@ -295,6 +295,26 @@ def test_invalid_utf8_is_replaced_counted_and_said_once(tmp_path, capsys):
         f"{folder}/c.txt (1); 2 empty files were skipped.\n"
     )
     zoo.data.load_corpus(name)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "folder"])
+def test_line_ends_become_newlines_and_are_said_once(kind, tmp_path, capsys):
+    text = "one\r\ntwo\r\n\r\nthree\rfour\n" * 8
+    path = tmp_path / f"a.{kind}"
+    if kind == "folder":
+        path.mkdir()
+        (path / "a.txt").write_bytes(text.encode())
+    elif kind == "jsonl":
+        path.write_text(json.dumps({"text": text}) + "\r\n")
+    else:
+        path.write_bytes(gzip.compress(text.encode()) if kind == "txt.gz" else text.encode())
+    corpus = zoo.data.load_corpus(f"text:{path}")
+    assert "".join(_all(corpus)) == "one\ntwo\n\nthree\nfour\n" * 8
+    assert corpus.unreadable == {"line_ends": 32}
+    said = capsys.readouterr().err
+    assert said == f"zoo: text:{path}: 32 line ends \\r\\n or \\r were read as \\n, in 1 files.\n"
+    zoo.data.load_corpus(f"text:{path}")
     assert capsys.readouterr().err == ""
 
 
@@ -346,8 +366,13 @@ def _gzipped(text="some text\n" * 1000):
         ("a.jsonl", b'\n"text"', "line 2: must be"),
         ("a.jsonl", b'["text"]', "line 1: must be"),
         ("a.jsonl", b"7", "line 1: must be"),
-        ("a.jsonl", b'{"texts": "a"}', "line 1: must be"),
-        ("a.jsonl", b'{"text": null}', "line 1: must be"),
+        (
+            "a.jsonl",
+            b'{"texts": "a", "id": 7}',
+            r"line 1: must be.*an object with the keys 'texts' .string., 'id' .number.[.]$",
+        ),
+        ("a.jsonl", b'{"text": null}', "line 1: must be.*the keys 'text' .null."),
+        ("a.jsonl", b"{}", "line 1: must be.*an object with no keys"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1: must be.*Received: .{60,62}[.]$"),
         ("a.tsv", b"", "holds 0 pairs"),
         ("a.tsv", b"a\tA\n", "holds 1 pairs"),

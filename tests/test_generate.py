@@ -156,6 +156,15 @@ def test_cached_and_recomputed_texts_agree(generators, name, way):
     assert len({tuple(ids) for ids in found}) == len(PROMPTS)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_a_top_k_of_all_tokens_is_none(generators, top_p):
+    generator = generators["gpt"]
+    options = {"seed": 7, "temperature": 1.3, "top_p": top_p}
+    plain = generator.tokens(PROMPTS, 20, **options)
+    for k in (generator.vocabulary_size, generator.vocabulary_size + 1, 10**6):
+        equal(generator.tokens(PROMPTS, 20, **options, top_k=k), plain)
+
+
 @pytest.mark.parametrize("name", ["gpt", "lstm"])
 def test_the_batch_changes_no_text(generators, name):
     together = generators[name].tokens(PROMPTS, 20, seed=5)

@@ -47,7 +47,7 @@ def test_full_ranks_compute_the_same():
     model = every_kind()
     full = ("words=12", "convolution=11x16", "heads=16", "out=16", "any_rank=10", "dense=9")
     product = low_rank.rebuilt(model, full)
-    assert {x.path for x in low_rank._products(product)} == {t.partition("=")[0] for t in full}
+    assert {x.path for x in low_rank.products(product)} == {t.partition("=")[0] for t in full}
     # A rank below the number of channels keeps what has no more of them.
     kernel = np.array(model.get_layer("convolution").kernel)
     kernel[:, 11] = kernel[:, 0]
@@ -58,7 +58,7 @@ def test_full_ranks_compute_the_same():
     set_from(product, model)
     words = tokens(model)
     np.testing.assert_allclose(product(words), model(words), atol=2e-6)
-    for layer in low_rank._products(product):
+    for layer in low_rank.products(product):
         whole = model.get_layer(layer.name)
         name = "embeddings" if layer.name == "words" else "kernel"
         np.testing.assert_allclose(getattr(layer, name), getattr(whole, name), atol=2e-6)
@@ -141,7 +141,7 @@ def test_models_of_the_zoo_are_built_anew(name, tmp_path):
     share = product.count_params() / model.count_params()
     assert budget - 0.1 < share <= budget  # and no smaller than was asked for
     set_from(product, model)
-    for layer in low_rank._products(product):
+    for layer in low_rank.products(product):
         whole = low_rank.factorable(model)[0][layer.path]
         expected = Kernel.of(whole).product(ranks[layer.path])
         np.testing.assert_allclose(
@@ -165,7 +165,7 @@ def test_models_of_the_zoo_are_built_anew(name, tmp_path):
 
 
 def _whole(model, product):
-    found = {layer.path: layer for layer in low_rank._products(product)}
+    found = {layer.path: layer for layer in low_rank.products(product)}
     for path, layer in low_rank.factorable(model)[0].items():
         if path in found:
             low_rank.part_kernel(layer).assign(Kernel.of(found[path]).value)
@@ -210,7 +210,7 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     assert expected
     loaded = zoo.load(tmp_path / "low")
     assert toys.difference(loaded, end.step.net) == 0
-    assert {x.path: x.ranks for x in low_rank._products(loaded)} == expected
+    assert {x.path: x.ranks for x in low_rank.products(loaded)} == expected
     with pytest.raises(Interrupted):
         run(recipe(dict(settings)), data, tmp_path / "parts", callbacks=[StopAt(7)])
     # What it was made from may have changed since: the ranks are the run's own.
@@ -321,7 +321,7 @@ def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
     answer = zoo_command(*words)
     assert answer.status == 0, answer.err
     first, last = zoo.load(out / "stages" / "1-low_rank"), zoo.load(out)
-    ranks = [{x.path: x.ranks for x in low_rank._products(m)} for m in (first, last)]
+    ranks = [{x.path: x.ranks for x in low_rank.products(m)} for m in (first, last)]
     assert ranks[0] == ranks[1] != {}
     assert last.count_params() <= 0.4 * 93_322
     for path, share in sparsities(last).items():

@@ -5,12 +5,21 @@ import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import configs
 from configs.base import optimizer
 from trainers.cli.train import split_overrides
-from trainers.recipe import as_dict, check_batch, list_recipes, load_recipe, resolve
+from trainers.recipe import (
+    as_dict,
+    check_batch,
+    check_examples,
+    list_recipes,
+    load_recipe,
+    resolve,
+)  # fmt: skip
+from zoo.data.windows import Windows
 from zoo.errors import UsageError
 
 DIGITS = "cnn_digits:debug"
@@ -374,6 +383,43 @@ def test_params_override_that_is_no_pair_is_refused(text):
 def test_data_are_read_from_this_machine(key, value):
     with pytest.raises(UsageError, match="is read from this machine's disk: copy it here first"):
         resolve("gpt_pydoc:debug", [(key, value)])
+
+
+def test_prepared_rows_set_the_length_that_the_user_does_not(tmp_path, capsys):
+    about = {"packing": "best_fit", "sequence_length": 256}
+    (tmp_path / "prepared.json").write_text(json.dumps(about))
+    source = ("data.source", f"prepared:{tmp_path}")
+    assert resolve("web_text:debug").data.sequence_length == 64
+    assert resolve("web_text:debug", [source]).data.sequence_length == 256
+    assert f"data.sequence_length=256, as {tmp_path} was prepared" in capsys.readouterr().err
+    assert resolve("web_text", [source]).data.sequence_length == 256
+    assert capsys.readouterr().err == ""
+    given = [source, ("data.sequence_length", "32")]
+    assert resolve("web_text:debug", given).data.sequence_length == 32
+    (tmp_path / "prepared.json").write_text(json.dumps({**about, "packing": "stream"}))
+    assert resolve("web_text:debug", [source]).data.sequence_length == 64
+
+
+def test_too_little_text_for_a_batch_is_told_in_tokens():
+    stream = np.zeros(312, "uint8")
+    with pytest.raises(UsageError) as refusal:
+        check_examples({"tokens": Windows(stream, 256)}, 64)
+    assert str(refusal.value) == (
+        "The training split has 312 tokens and fills 2 of the 64 sequences of 256 tokens that an "
+        "update takes (trainer.global_batch_size, data.sequence_length): 15,818 tokens are "
+        "missing. Set trainer.global_batch_size=2 or less or data.sequence_length=4 or less, or "
+        "train on more text."
+    )
+    # What it says is so.
+    for tokens, batch, length in ((312, 2, 256), (312, 64, 4), (312 + 15_818, 64, 256)):
+        check_examples({"tokens": Windows(np.zeros(tokens, "uint8"), length)}, batch)
+    with pytest.raises(UsageError):
+        check_examples({"tokens": Windows(np.zeros(312 + 15_817, "uint8"), 256)}, 64)
+    packed = {"tokens": np.zeros((3, 17), "uint8"), "segments": np.zeros((3, 17), "uint8")}
+    with pytest.raises(UsageError, match="fills 3 of the 5 .*: 32 tokens are missing"):
+        check_examples(packed, 5)
+    with pytest.raises(UsageError, match=r"global_batch_size \(5\) must not exceed .* \(3\)"):
+        check_examples({"image": np.zeros((3, 2, 2, 1))}, 5)
 
 
 def test_an_unknown_strategy_is_one_line_before_anything_starts(zoo_command, tmp_path):

@@ -89,7 +89,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
     if dataset:
         task.check(step.net, dataset)
         arrays = dataset.splits["train"]
-        check_examples(len(next(iter(arrays.values()))), batch)
+        check_examples(arrays, batch)
     else:
         arrays = made_up(task, step.net, 4 * batch, trainer.seed)
     # Training runs a frozen part once: its updates begin behind it.

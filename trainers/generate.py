@@ -103,6 +103,7 @@ class Generator:
             forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = _FORBIDDEN
             forbidden[END] = 0
         self._forbidden = tf.constant(forbidden)
+        self._allowed = int((forbidden == 0).sum())
         # The twin that recomputes everything is the plain one in this, too.
         self._logits = tf.function(self._recompute, autograph=False)
         self._prefills = {}
@@ -305,7 +306,7 @@ class Generator:
 
     def _advance(self, run: _Run, stop: int, options: "_Options") -> None:
         """Fills positions up to `stop`, exclusive, or until all texts have ended."""
-        kind, use_cache = options.kind, options.use_cache
+        kind, use_cache = options.kind(self._allowed), options.use_cache
         if (kind, use_cache) not in self._loops:
             self._loops[kind, use_cache] = tf.function(
                 self._loop(kind) if use_cache else self._next(kind),
@@ -432,12 +433,16 @@ class _Options:
             raise UsageError("A beam search keeps a cache: use_cache=False goes without beams.")
         self.end_id = -1 if self.end_id is None else self.end_id
 
-    @property
-    def kind(self):
-        """Which of the functions of `zoo.layers.sampling`; for `top_k` its number."""
+    def kind(self, allowed: int):
+        """Returns which function of `zoo.layers.sampling` draws; for `top_k` its number.
+
+        Args:
+          allowed: number of tokens that may be chosen. `top_k` sorts them, which changes the token
+            that a random number stands for: with as many or more it is the same as none.
+        """
         if self.temperature < COLDEST:
             return "greedy"
-        if self.top_k:
+        if 0 < self.top_k < allowed:
             return int(self.top_k)
         return "sample" if self.top_p == 1 else "top_p"
 

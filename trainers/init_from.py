@@ -6,30 +6,35 @@ import keras
 
 from trainers import keras_internals
 from trainers.compress import low_rank, structured
+from trainers.muon import output_layers
 from trainers.remote import local
 from trainers.workdir import load_model, open_model, read_config
 from zoo.errors import UsageError
+from zoo.layers.low_rank import LowRankEmbedding
+from zoo.models.architecture import added_by_compression, differences
 
-# Settings of a block that say how it starts and trains, not what it computes.
-_TRAINING_ONLY = frozenset({"dropout", "initializer_range", "output_range"})
+_SHOWN = 5  # differences in a refusal
 
 
 def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> str:
-    """Copies weights whose path and shape fit; the rest keep their fresh values.
+    """Fills a model with the weights of another one of the same architecture.
+
+    Only what depends on the data may differ: the number of classes or tokens. Output layers and
+    embeddings of another size keep their fresh values.
 
     Args:
-      model: a built model; changed in place.
+      model: a built model; changed in place, and only where nothing is refused.
       source: a work directory, a .keras file, a folder that transformers wrote, or
         `keras_hub:PRESET`; the last two as `zoo.models.convert` takes them.
       tokenizer: of the run's data, of a text model.
       widths: of a recipe's section `compress.structured`: units that stay of the other model's.
 
     Returns:
-      A sentence about what was copied, what is missing, what does not fit, and what the blocks of
-      the other model compute otherwise: weights that fit can still be meant for other heads.
+      A sentence about how many weights were copied; it names every weight of the model that was
+      not filled and every weight of the source that was not used.
 
     Raises:
-      UsageError: where there is no such source, or nothing in it fits, or a work directory's
+      UsageError: where there is no such source, or its architecture differs, or a work directory's
         model learned with another tokenizer: its embeddings are of other tokens.
       RunError: where it cannot be read.
     """
@@ -44,41 +49,81 @@ def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> st
         raise UsageError(
             f"The kernels of {source} are integers of Keras: start from the model that was rounded."
         )
-    found = {v.path: v.value for v in other.weights}
-    found |= structured.start_values(widths, other) | low_rank.start_values(model, other)
-    missing, unfit, copied = [], [], 0
-    for variable in model.weights:
-        start = found.get(variable.path)
-        if start is None:
-            missing.append(variable.path)
-        elif tuple(start.shape) != tuple(variable.shape):
-            unfit.append(f"{variable.path} {tuple(start.shape)} -> {tuple(variable.shape)}")
-        else:
-            variable.assign(start)
-            copied += 1
-    if not copied:
+    theirs = {v.path: v for v in other.weights}
+    values = {path: v.value for path, v in theirs.items()}
+    values |= structured.start_values(widths, other)
+    values |= low_rank.start_values(model, other)
+    missing = [v for v in model.weights if v.path not in values]
+    unfit = [v for v in model.weights if v.path in values and not _fits(v, values)]
+    filled = [v for v in model.weights if _fits(v, values)]
+    # Whole kernels of which this model holds products are used under other names.
+    products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
+    own = {v.path for v in model.weights}
+    unused = [v for v in other.weights if v.path not in own and not v.path.startswith(products)]
+    if not filled:
         raise UsageError(f"Nothing in {source} fits this model: no weight has its name and shape.")
-    report = f"init_from: {copied} of {len(model.weights)} weights from {source}"
+    shapes = [f"{v.path} {tuple(values[v.path].shape)} -> {tuple(v.shape)}" for v in unfit]
+
+    # Weights of output layers and embeddings follow the data, all others the architecture.
+    free, their_free = _sized_by_data(model), _sized_by_data(other)
+    heads = {layer.name for layer in _outputs(model)} ^ {layer.name for layer in _outputs(other)}
+    found = differences(other, model, ends=not heads)
+    found += [
+        f"{said} in shape" for v, said in zip(unfit, shapes, strict=True) if id(v) not in free
+    ]
+    found += _alone([v.path for v in missing if id(v) not in free], "this model")
+    found += _alone([v.path for v in unused if id(v) not in their_free], source)
+    if found:
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise UsageError(
+            f"init_from takes a model of the same architecture. That of {source} differs: "
+            f"{'; '.join(found[:_SHOWN])}{more}. Set the recipe's section model accordingly."
+        )
+    for variable in filled:
+        variable.assign(values[variable.path])
+    report = f"init_from: {len(filled)} of {len(model.weights)} weights from {source}"
     if missing:
-        report += f"; not in it: {', '.join(missing)}"
+        report += f"; not in it: {', '.join(v.path for v in missing)}"
     if unfit:
-        report += f"; of another shape: {', '.join(unfit)}"
+        report += f"; of another shape: {', '.join(shapes)}"
+    if unused:
+        report += f"; not used of it: {', '.join(v.path for v in unused)}"
     if tokenizer is not None and learned is None:
         report += "; its tokenizer does not come with it: see that tokens mean the same"
-    if otherwise := _differing_settings(other, model):
-        report += f"; with other settings: {', '.join(otherwise)}"
     return report
 
 
-def _differing_settings(other: keras.Model, model: keras.Model) -> list[str]:
-    blocks = {layer.name: getattr(layer, "settings", {}) for layer in other.layers}
-    found = {}  # by setting: the blocks of a model are alike
-    for layer in model.layers:
-        for key, value in getattr(layer, "settings", {}).items():
-            start = blocks.get(layer.name, {}).get(key, value)
-            if start != value and key not in _TRAINING_ONLY:
-                found.setdefault(key, f"{layer.name}.{key} {start} -> {value}")
-    return list(found.values())
+def _fits(variable, values) -> bool:
+    value = values.get(variable.path)
+    return value is not None and tuple(value.shape) == tuple(variable.shape)
+
+
+def _alone(paths: list[str], where: str) -> list[str]:
+    """Returns one phrase per layer whose weights only one of the models has."""
+    by_layer = {}
+    for path in paths:
+        by_layer.setdefault(path.partition("/")[0], []).append(path)
+    return [
+        f"{group[0]}{f' and {len(group) - 1} more of {layer}' if len(group) > 1 else ''} "
+        f"only in {where}"
+        for layer, group in by_layer.items()
+    ]
+
+
+def _sized_by_data(model) -> set[int]:
+    """Returns the ids of the variables that another data set may need in another size.
+
+    They are those of output layers, of embeddings except position tables, and the ranges and
+    centroids that compression adds.
+    """
+    found = {id(v) for v in model.weights if added_by_compression(v.path)}
+    tables = (keras.layers.Embedding, LowRankEmbedding)
+    embeddings = [x for x in keras_internals.all_layers(model) if isinstance(x, tables)]
+    return found | {id(v) for layer in _outputs(model) + embeddings for v in layer.weights}
+
+
+def _outputs(model) -> list:
+    return output_layers(model) if keras_internals.is_graph(model) else []
 
 
 def _is_work_directory(source: str) -> bool:

@@ -16,7 +16,9 @@ import ml_collections
 from configs import base
 from trainers.preemption import SERVERS
 from trainers.schema import NAMED_SECTIONS, check_values
+from zoo.data.disk import read_json
 from zoo.data.tokenizers import KINDS
+from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError, near_names, short
 from zoo.processes import search_current_folder_last, shadowed
 
@@ -183,8 +185,31 @@ def change(
         other = _LENGTHS[1 - _LENGTHS.index(given[0])].partition(".")[2]
         config.trainer[other] = 0
     _anchor(config)
+    _follow_prepared(config, {key for key, _ in overrides})
     check(config)
     return config
+
+
+def _follow_prepared(config: ml_collections.ConfigDict, given: set[str]) -> None:
+    """Takes the layout of prepared rows into a recipe, but for keys that the user gives.
+
+    A recipe's variants have sequence lengths of their own, and packed rows have the length that
+    they were prepared with. What cannot be read here is told when the data are loaded.
+    """
+    kind, _, folder = config.data.source.partition(":")
+    about = Path(folder) / "prepared.json"
+    if kind != "prepared" or not _exists(about):
+        return
+    about = read_json(about)
+    if not isinstance(about, dict) or about.get("packing") != "best_fit":
+        return
+    for key in ("packing", "sequence_length"):
+        value = about.get(key)
+        if f"data.{key}" in given or config.data[key] == value:
+            continue
+        if isinstance(value, type(config.data[key])):
+            config.data[key] = value
+            print(f"zoo: data.{key}={value}, as {folder} was prepared", file=sys.stderr)
 
 
 # What stands in place of a path, whatever folders there are.
@@ -236,13 +261,34 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def check_examples(examples: int, batch_size: int) -> None:
-    """Raises `UsageError` where a training split has less than a batch."""
-    if batch_size > examples:
+def check_examples(arrays: Mapping, batch_size: int) -> None:
+    """Raises `UsageError` where a training split has less than a batch.
+
+    Args:
+      arrays: of the training split.
+      batch_size: examples of one update.
+    """
+    examples = len(next(iter(arrays.values())))
+    if batch_size <= examples:
+        return
+    if "tokens" not in arrays:
         raise UsageError(
-            f"A batch is no larger than the training split, here {examples} examples. "
-            f"Received: trainer.global_batch_size={batch_size}."
+            f"trainer.global_batch_size ({batch_size}) must not exceed the number of training "
+            f"examples ({examples}): lower it, or train on more data."
         )
+    rows = arrays["tokens"]
+    length, missing = rows.shape[1] - 1, (batch_size - examples) * (rows.shape[1] - 1)
+    count, ways = "", [f"trainer.global_batch_size={examples} or less"]
+    if isinstance(rows, Windows):
+        tokens = len(rows.stream)
+        count, missing = f" has {tokens:,} tokens and", (batch_size - 1) * length + 2 - tokens
+        if (shorter := (tokens - 1) // batch_size) > 1:
+            ways.append(f"data.sequence_length={shorter} or less")
+    raise UsageError(
+        f"The training split{count} fills {examples} of the {batch_size} sequences of {length} "
+        f"tokens that an update takes (trainer.global_batch_size, data.sequence_length): "
+        f"{missing:,} tokens are missing. Set {' or '.join(ways)}, or train on more text."
+    )
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers import report_sections as sections
+from trainers.foreign import refuse_foreign
 from zoo.data.arrays import open_npz
 from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import atomic, open_file, read_bytes, read_json
@@ -88,12 +89,15 @@ def write_report(workdir: str | Path) -> Path:
 def read_run(workdir: Path) -> Run:
     """Reads whatever of the work directory is there; only config.json must exist."""
     if not (workdir / "config.json").is_file():
+        refuse_foreign(workdir)
         raise UsageError(
             f"Not a work directory, it has no config.json: {str(workdir)!r}. "
             "`zoo train CONFIG --workdir=D` makes one."
         )
     notes = []
     resolved = _read_json(workdir / "config.json", notes)
+    if "config" not in resolved:
+        refuse_foreign(workdir, resolved)
     config = _part(resolved, "config")
     planned = sections.number(_part(config, "trainer").get("steps"))
     planned = planned if planned > 0 else math.inf

@@ -189,7 +189,7 @@ class Trainer(Loop):
         self.judged = judged_split(self.dataset.splits, self.read_test)
         tpu.check(config, self.strategy, self.arrays)
         self.examples = len(next(iter(self.arrays.values())))
-        check_examples(self.examples, trainer.global_batch_size)
+        check_examples(self.arrays, trainer.global_batch_size)
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
         self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
 

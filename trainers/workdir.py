@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainers import remote
+from trainers.foreign import refuse_foreign
 from trainers.layout import FOLDERS, check_layout
 from trainers.schema import check_values
 from zoo.data.bounds import JSON_EXPANSION
@@ -85,9 +86,12 @@ class WorkDirectory:
         """Creates the folder and locks it; the lock ends with the process, however it ends.
 
         Raises:
+          UsageError: where the folder is of another kind; nothing is written in it.
           RunError: where another process holds it, the folder cannot be written, or a folder lies
             where a file is written, or the other way round.
         """
+        if (self / "config.json").is_file():
+            read_config(self.path)
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
@@ -296,9 +300,11 @@ def read_config(workdir: str | Path) -> dict:
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
+        refuse_foreign(workdir)
         raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
     saved = read_json(path)
     if not isinstance(saved, dict) or "config" not in saved:
+        refuse_foreign(workdir, saved)
         raise RunError(f"{path} is damaged: it holds no recipe.")
     if saved.get("format_version") != FORMAT_VERSION:
         raise UsageError(

@@ -391,7 +391,7 @@ def start_values(model: keras.Model, other: keras.Model) -> dict[str, np.ndarray
       model: a built model.
       other: one with the same paths, whole or of other ranks.
     """
-    mine = {layer.path: layer for layer in _products(model)}
+    mine = {layer.path: layer for layer in products(model)}
     theirs = {**factorable(other)[1], **factorable(other)[0]}
     values = {}
     for path, layer in mine.items():
@@ -409,5 +409,6 @@ def start_values(model: keras.Model, other: keras.Model) -> dict[str, np.ndarray
     return values
 
 
-def _products(model: keras.Model) -> list[LowRank]:
+def products(model: keras.Model) -> list[LowRank]:
+    """Returns the layers of a model, at any depth, whose kernels are products."""
     return [x for x in keras_internals.all_layers(model) if isinstance(x, LowRank)]

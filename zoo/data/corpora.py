@@ -9,7 +9,8 @@ Yours, without a line of code:
 
 or in a module of yours (loaded with `--import=my_module`): `register_corpus`.
 
-Nothing is normalised here: that is the tokenizer's work. Files are UTF-8; see `corpus_readers`.
+Nothing but line ends is normalised here: that is the tokenizer's work. Files are UTF-8; see
+`corpus_readers`.
 
 Splits that the source does not give are drawn by the hash of a key (a page's id, a book's name,
 the text itself): they do not depend on the order of the files, and what has the same key, such as
@@ -59,8 +60,8 @@ class Corpus:
       fingerprint: changes when the documents, or how they are split, change.
       licence: as its source states it.
       unreadable: what was replaced or skipped while reading -> how often; only what did happen.
-        "invalid_sequences" were not UTF-8 and became U+FFFD; "empty_files", "empty_documents"
-        and "empty_pairs" were skipped.
+        "invalid_sequences" were not UTF-8 and became U+FFFD; "line_ends" were \\r\\n or \\r and
+        became \\n; "empty_files", "empty_documents" and "empty_pairs" were skipped.
 
     Raises:
       RunError: it has no splits.
@@ -209,9 +210,10 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
             list(itertools.compress(lengths, different)),
         )
     hashed = list(zip(labels, (file.sha256() for file in files), strict=True))
-    return Corpus(
-        name, splits, languages, fingerprint(TEXT, hashed), unreadable=_reported(name, tally)
-    )
+    # Line ends were kept before: text without \r, which has not changed, keeps its fingerprint.
+    changed = ("universal newlines",) if tally.line_ends else ()
+    digest = fingerprint(TEXT, hashed, *changed)
+    return Corpus(name, splits, languages, digest, unreadable=_reported(name, tally))
 
 
 def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]:
@@ -286,11 +288,19 @@ def _reported(name: str, tally: Tally) -> dict[str, int]:
             f"{tally.invalid.total():,} invalid UTF-8 sequences were read as U+FFFD, in "
             f"{', '.join(files)}{f' and {more:,} more files' if more else ''}"
         )
+    if tally.line_ends:
+        words.append(
+            f"{tally.line_ends.total():,} line ends \\r\\n or \\r were read as \\n, in "
+            f"{len(tally.line_ends):,} files"
+        )
     words += [f"{count:,} empty {what} were skipped" for what, count in tally.empty.items()]
     if words:
         _say_once(f"zoo: {name}: {'; '.join(words)}.")
     unreadable = {f"empty_{what}": count for what, count in tally.empty.items()}
-    return ({"invalid_sequences": tally.invalid.total()} if tally.invalid else {}) | unreadable
+    for key, counted in (("line_ends", tally.line_ends), ("invalid_sequences", tally.invalid)):
+        if counted:
+            unreadable = {key: counted.total(), **unreadable}
+    return unreadable
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """From files of text to documents: UTF-8 and gzip, and the formats of the corpora.
 
-Text is handed on as the file holds it: no Unicode normalisation, no change of line ends. A byte
-order mark at a file's start is dropped; invalid UTF-8 is read as U+FFFD and counted in a `Tally`.
+Text is handed on as the file holds it, without Unicode normalization, except that in a user's own
+text \\r\\n and \\r become \\n (universal newlines). A byte order mark at a file's start is dropped;
+invalid UTF-8 is read as U+FFFD. All of this is counted in a `Tally`.
 """
 
 import codecs
@@ -39,10 +40,12 @@ class Tally:
 
     Attributes:
       invalid: sequences that are not UTF-8, by file.
+      line_ends: \\r\\n and \\r that became \\n, by file.
       empty: things without text that were skipped, by what they are: "files", "documents", "pairs".
     """
 
     invalid: Counter = field(default_factory=Counter)
+    line_ends: Counter = field(default_factory=Counter)
     empty: Counter = field(default_factory=Counter)
 
 
@@ -142,7 +145,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def whole_texts(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
     """Yields one document a file; skips and counts files without a character."""
     for file in files:
-        if text := file.text(tally):
+        if text := _universal_newlines(file.text(tally), file, tally):
             yield text
         else:
             tally.empty["files"] += 1
@@ -165,24 +168,47 @@ def json_texts(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
                 # JSON can spell half a surrogate pair, which no UTF-8 can hold.
                 text, invalid = re.subn("[\ud800-\udfff]", _REPLACEMENT, text)
                 tally.invalid[file.path] += invalid
-            if text:
+            if text := _universal_newlines(text, file, tally):
                 yield text
             else:
                 tally.empty["documents"] += 1
 
 
+def _universal_newlines(text: str, file: TextFile, tally: Tally) -> str:
+    """Replaces \\r\\n and \\r by \\n, as Python's text files do, and counts them."""
+    if "\r" not in text:
+        return text
+    text, pairs = text.replace("\r\n", "\n"), text.count("\r\n")
+    tally.line_ends[file.path] += pairs + text.count("\r")
+    return text.replace("\r", "\n")
+
+
 def _json_text(file: TextFile, number: int, line: str) -> str:
+    found = None
     try:
         # Not strict: a raw tab or NUL in a text is what many programs write.
-        text = json.loads(line, strict=False)["text"]
+        found = json.loads(line, strict=False)
+        text = found["text"]
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, TypeError, KeyError, RecursionError):
+        received = _short(line)
+        if isinstance(found, dict):
+            received = f"an object with {_keys(found)}"
         raise RunError(
             f'{file.path}, line {number:,}: must be a JSON object with a "text" of type string. '
-            f"Received: {_short(line)}."
+            f"Received: {received}."
         ) from None
     return text
+
+
+def _keys(found: dict) -> str:
+    """Names an object's keys and the types of their values; at most ten."""
+    names = {str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    names |= {dict: "object", list: "list"}
+    listed = [f"{_short(key)} ({names[type(value)]})" for key, value in found.items()]
+    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+    return f"the keys {', '.join(listed[:10])}{more}" if listed else "no keys"
 
 
 def tab_separated_pairs(file: TextFile, tally: Tally) -> Iterator[tuple[str, str]]:

@@ -24,12 +24,15 @@ def load(name: str, path: Path) -> Dataset:
     """
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
-    splits = {}
-    for key, array in _read_npz(path).items():
+    splits, arrays = {}, _read_npz(path)
+    listed = [f"{key!r} {array.shape}" for key, array in arrays.items()]
+    there = f"It has: {', '.join(listed[:10])}{', ...' if len(listed) > 10 else ''}."
+    for key, array in arrays.items():
         split, _, array_name = key.partition("_")
         if not (split and array_name):
             raise RunError(
-                f"{path}: arrays are named SPLIT_NAME, such as train_image. Received: {key!r}."
+                f"{path}: arrays are named SPLIT_NAME, such as train_image. Received: {key!r}. "
+                f"{there}"
             )
         split = SPLITS.get(split, split)
         if array_name == "weight":
@@ -42,7 +45,7 @@ def load(name: str, path: Path) -> Dataset:
     for split in ("train", *splits):
         for array_name in splits.get("train") or ("image", "label"):
             if array_name not in splits.get(split, {}):
-                raise RunError(f"{path} has no array '{split}_{array_name}'.")
+                raise RunError(f"{path} has no array '{split}_{array_name}'. {there}")
     labels = [arrays["label"] for arrays in splits.values() if "label" in arrays]
     numbers = [label.max() for label in labels if label.dtype == np.int64 and label.size]
     top = int(max(numbers, default=-1))

@@ -9,13 +9,16 @@ backbone's own preprocessing are layers of the model, so they are saved and expo
 """
 
 import functools
+import sys
 import warnings
 from pathlib import Path
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from zoo.errors import RunError, UsageError, near_names, short
+from zoo.models.architecture import contains, differences
 from zoo.models.weight_files import check_h5
 
 # Module of keras.applications -> the functions in it that build a network. The first that is not
@@ -115,7 +118,7 @@ def build(
     num_classes: int = 10,
     hidden_dim: int = 256,
     pooling: str = "flatten",
-    weights: str = "none",
+    weights: str | None = "none",
     trainable: str = "none",
     name: str = "vgg16_transfer",
 ) -> TransferClassifier:
@@ -128,9 +131,9 @@ def build(
       num_classes: number of classes.
       hidden_dim: units of the head's hidden layer; 0 for none.
       pooling: "flatten" or "average": what becomes of the backbone's output.
-      weights: "none" for fresh ones; "imagenet", which Keras downloads once and checks by its
-        hash; or where they lie: a .weights.h5 of the backbone, a .keras file or a work directory
-        of this zoo, whose backbone is taken.
+      weights: "none", or Keras' None, for fresh ones; "imagenet", which Keras downloads once and
+        checks by its hash; or where they lie: a .weights.h5 of the backbone, a .keras file or a
+        work directory of this zoo, whose backbone is taken.
       trainable: "none"; or the name, or its beginning, of the backbone's first layer that is
         trained with all behind it except normalisation ("block5"); or "all", normalisation too.
       name: name of the Keras model.
@@ -147,7 +150,7 @@ def build(
     if pooling not in POOLINGS:
         raise UsageError(f"model.pooling is one of {', '.join(POOLINGS)}. Received: {pooling!r}.")
     size = tuple(image_size or input_shape[:2])
-    base = _backbone(backbone, (*size, 3), weights)
+    base = _backbone(backbone, (*size, 3), "none" if weights is None else weights)
     _set_trainable(base, trainable)
 
     image = keras.Input(tuple(input_shape), name="image")
@@ -192,6 +195,7 @@ def _backbone(backbone: str, shape: tuple[int, int, int], weights: str) -> Backb
 
 
 def _load(base: Backbone, weights: str) -> None:
+    """Fills a backbone from a file; names on stderr what of the file is not used."""
     path = Path(weights).expanduser()
     if path.is_file() and path.name.endswith(".weights.h5"):
         try:
@@ -202,27 +206,88 @@ def _load(base: Backbone, weights: str) -> None:
         except (ValueError, OSError, KeyError) as error:
             said = short(error)
             raise UsageError(f"{path} does not hold the weights of this backbone: {said}") from None
-        return
-    if not (path.is_dir() or path.suffix == ".keras" and path.is_file()):
+        unused = _compare_with_file(base, path)
+    elif path.is_dir() or path.suffix == ".keras" and path.is_file():
+        unused = _copy(base, path)
+    else:
         raise UsageError(
             "model.weights is none, imagenet, a .weights.h5 or .keras file, or a work directory. "
             f"Received: {weights!r}."
         )
+    if unused:
+        print(
+            f"model.weights: the backbone's {len(base.weights)} weights are from {path}; not used "
+            f"of it: {', '.join(unused)}",
+            file=sys.stderr,
+        )  # fmt: skip
+
+
+def _copy(base: Backbone, path: Path) -> list[str]:
+    """Copies a model's backbone; returns the paths of the model's other weights."""
     import zoo
+    from trainers import keras_internals
     from trainers.workdir import open_model
 
-    source = zoo.load(str(path)) if path.is_dir() else open_model(path)
-    source = next((layer for layer in source.layers if layer.name == "base"), source)
+    whole = zoo.load(str(path)) if path.is_dir() else open_model(path)
+    source = next((layer for layer in whole.layers if layer.name == "base"), whole)
     found = {v.path.removeprefix("base/"): v for v in source.weights}
     for variable in base.weights:
         start = found.get(variable.path.removeprefix("base/"))
         if start is None or tuple(start.shape) != tuple(variable.shape):
             has = "has none of that name" if start is None else f"has it as {tuple(start.shape)}"
             raise UsageError(
-                f"{weights} does not fit the backbone: it lacks {variable.path} "
+                f"{path} does not fit the backbone: it lacks {variable.path} "
                 f"{tuple(variable.shape)}, it {has}."
             )
+    others = differences(source, base, ends=False)
+    if not others and keras_internals.is_graph(source) and not contains(source, base):
+        others = ["it does not give its last layers' output to a head"]
+    if others:
+        raise UsageError(
+            f"{path} does not fit the backbone: its architecture differs: {'; '.join(others[:5])}."
+        )
+    copied = set()
+    for variable in base.weights:
+        start = found[variable.path.removeprefix("base/")]
         variable.assign(start.value)
+        copied.add(id(start))
+    return [v.path for v in whole.weights if id(v) not in copied]
+
+
+def _compare_with_file(base: Backbone, path: Path) -> list[str]:
+    """Checks that each layer got the weights that a .weights.h5 file holds under its name.
+
+    Keras goes by the order of layers of one class and ignores what is left over: of a network with
+    more layers it takes others' weights where shapes agree.
+
+    Returns:
+      The names of the file's layers that the backbone does not have.
+
+    Raises:
+      UsageError: where a layer got another layer's weights.
+    """
+    import h5py
+
+    stored = {}
+
+    def collect(_, group):
+        if isinstance(group, h5py.Group) and "name" in group.attrs and len(group):
+            arrays = [group[key][()] for key in sorted(group, key=int)]
+            stored[str(group.attrs["name"])] = arrays
+
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda name, item: collect(name, item) if name.endswith("vars") else None)
+    if not stored:  # written before Keras kept the names
+        return []
+    for layer in base.layers:
+        theirs = stored.pop(layer.name, [])
+        ours = [keras.ops.convert_to_numpy(v) for v in layer.weights]
+        if len(theirs) != len(ours) or not all(map(np.array_equal, theirs, ours)):
+            raise UsageError(
+                f"{path} does not hold the weights of this backbone: the layers do not correspond "
+                f"at {layer.name!r}."
+            )
+    return list(stored)
 
 
 def _set_trainable(base: Backbone, trainable: str) -> None:

@@ -1,0 +1,73 @@
+"""Folders that are no work directories: each verb says what they are and what to do with them."""
+
+import json
+
+import pytest
+
+from trainers import report
+from trainers.foreign import _converted, refuse_foreign
+from trainers.workdir import read_config
+from zoo.errors import UsageError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "folder"
+
+
+def of_transformers(folder, kind="gpt2"):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": ["A"]}))
+    return folder
+
+
+VERBS = (
+    "generate {}", "evaluate {}", "predict {} a.png", "export {} --format=onnx --out=a.onnx",
+    "compress prune {} --out=b", "report {}", "train cnn_digits:debug --workdir={}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", VERBS)
+def test_a_folder_of_transformers(words, folder, zoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    of_transformers(folder)
+    answer = zoo_command(*words.format(folder).split())
+    assert answer.status == 2
+    said = answer.one_line()
+    assert f"{folder} is a folder of transformers (model_type 'gpt2'), not a work directory" in said
+    assert (
+        f"zoo train RECIPE --workdir=W --config.init_from={folder} trains a model from it" in said
+    )
+    assert "zoo.models.convert.from_transformers opens it" in said
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_other_kinds(folder, tmp_path):
+    of_transformers(folder, "t5")
+    with pytest.raises(UsageError, match="only models of type gpt2 and llama are converted"):
+        read_config(folder)
+    (folder / "config.json").write_text(
+        '{"module": "keras_hub.src.x", "class_name": "GPT2Backbone"}'
+    )
+    with pytest.raises(UsageError, match=r"preset of KerasHub \(GPT2Backbone\).*=keras_hub:/"):
+        read_config(folder)
+    (folder / "config.json").unlink()
+    (folder / "prepared.json").write_text("{}")
+    with pytest.raises(UsageError, match="is a folder of `zoo prepare`.*data.source=prepared:/"):
+        read_config(folder)
+    (folder / "prepared.json").rename(folder / "saved_model.pb")
+    with pytest.raises(UsageError, match="is a SavedModel, not a work directory"):
+        report.write_report(folder)
+    file = tmp_path / "model.keras"
+    file.touch()
+    with pytest.raises(UsageError, match="is a .keras file, not a work directory"):
+        read_config(file)
+    with pytest.raises(UsageError, match="is a file, not a work directory: give the folder"):
+        read_config(folder / "saved_model.pb")
+    refuse_foreign(tmp_path)
+
+
+def test_the_converted_families_are_all_named():
+    from zoo.models.convert import FAMILIES
+
+    assert set(_converted()) == {family.model_type for family in FAMILIES}
