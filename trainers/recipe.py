@@ -6,6 +6,7 @@ Loads no TensorFlow.
 import ast
 import importlib
 import importlib.util
+import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence

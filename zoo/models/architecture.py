@@ -51,7 +51,7 @@ def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> l
         if their_class != our_class and "LowRank" not in their_class + our_class:
             found.setdefault(("class", their_class, our_class), []).append(path)
             continue
-        for key in their_values.keys() & our_values.keys():
+        for key in sorted(their_values.keys() & our_values.keys()):
             if their_values[key] != our_values[key]:
                 found.setdefault((key, their_values[key], our_values[key]), []).append(path)
     phrases = []
