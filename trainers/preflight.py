@@ -94,7 +94,7 @@ def load_data(config):
     arguments = task.complete(arguments, dataset)
     task.check_arguments(arguments, dataset)
     if arrays := dataset.splits.get("train"):
-        check_examples(len(next(iter(arrays.values()))), config.trainer.global_batch_size)
+        check_examples(arrays, config.trainer.global_batch_size)
     return dataset
 
 
