@@ -15,7 +15,7 @@ from trainers.keras_internals import last_learning_rate
 from trainers.optimizers import inner
 from trainers.shown import duration, short_number
 from trainers.strategy import distribute
-from trainers.workdir import save_model
+from trainers.workdir import read_metrics, save_model
 from zoo.data import pipeline
 from zoo.data.disk import write_json
 from zoo.errors import RunError, short
@@ -346,6 +346,7 @@ class Loop:
         if self.windows.in_epoch and self._ends_epoch():
             self.windows.end_epoch()
         self.workdir.start_metrics(step)
+        self._read_said()
         self._event("rolled back", f"loss not finite at step {bad + 1}; back to {path.name}")
         self._save()  # so that a kill does not forget what was left out
         return True
@@ -370,6 +371,15 @@ class Loop:
         for notice in notices:
             self._event("preemption notice", notice)
         return Terminated("a preemption notice" if notices else "SIGTERM")
+
+    def _read_said(self) -> None:
+        """Takes from metrics.jsonl which events of `ONCE` it holds."""
+        if self.link.chief:
+            self._said = {
+                event_key(line["event"], str(line.get("detail")))
+                for line in read_metrics(self.workdir.path)
+                if line.get("event") in ONCE
+            }
 
     def _event(self, event: str, detail: str) -> None:
         if not self.link.chief:

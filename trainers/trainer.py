@@ -29,14 +29,14 @@ from trainers.evaluate import (
 from trainers.goodput import Goodput
 from trainers.link import Alone, Link
 from trainers.log_windows import LogWindows
-from trainers.loop import ONCE, Loop, event_key
+from trainers.loop import Loop
 from trainers.precision import slow_bfloat16
 from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.samples import sample_writer
 from trainers.saver import Saver
 from trainers.strategy import make_strategy, prepare_devices
-from trainers.workdir import NoDirectory, WorkDirectory, read_metrics, save_model
+from trainers.workdir import NoDirectory, WorkDirectory, save_model
 from zoo import registry
 from zoo.data import pipeline
 from zoo.data.hold_out import judged_split, with_hold_out
@@ -273,12 +273,7 @@ class Trainer(Loop):
     def _start_log(self, found: list) -> None:
         began = self.workdir.start_metrics(self.done, self.counters["lines"])
         self.goodput = Goodput(self.counters, began)
-        if self.link.chief:
-            self._said = {
-                event_key(line["event"], str(line.get("detail")))
-                for line in read_metrics(self.workdir.path)
-                if line.get("event") in ONCE
-            }
+        self._read_said()
         if self.hold_out_note:
             self._event("hold-out", self.hold_out_note)
         for remark in self.remarks:
