@@ -162,3 +162,21 @@ def test_what_fits_passes(place, tmp_path):
     )
     assert preflight.load_data(config).name == "digits"
     assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == ["config.json"]
+
+
+def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
+    (place / "run" / "model.keras").write_bytes(b"not looked at")
+    monkeypatch.setattr("trainers.workdir.load_model", None)
+    answer = zoo_command("generate", place / "run")
+    assert "holds a model of the task 'image_classification'" in answer.one_line()
+
+
+def test_options_of_generate_need_no_tensorflow():
+    code = (
+        "import sys\n"
+        "from trainers.generate_options import Options, UsageError\n"
+        "try:\n    Options(10, temperature=-1.0)\n"
+        "except UsageError as error:\n    assert 'temperature is 0 to' in str(error)\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.beam_search import beam_search
+from trainers.generate_options import Options
 from zoo.errors import UsageError
 from zoo.layers import sampling
 from zoo.models.decoding import decoding
@@ -29,9 +30,6 @@ from zoo.xla import compiles
 PREFILL = 32
 # Seconds between two pieces of a stream, which sets how many tokens a piece has; and the most.
 SECONDS, CHUNK = 0.05, 64
-LONGEST = 2**20  # tokens of a continuation
-HOTTEST = 1e9  # with more, what must not be chosen would be
-COLDEST = 1e-6  # temperatures below it are 0: differences of logits divided by them are no numbers
 # Added to the logits of tokens that must not be chosen. No temperature allowed makes it small.
 _FORBIDDEN = -1e30
 
@@ -123,7 +121,7 @@ class Generator:
           **options: of `tokens`.
         """
         ids = self._checked(self.encode(prompt))
-        options = _Options(max_tokens, **options)
+        options = Options(max_tokens, **options)
 
         def pieces():
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -189,7 +187,7 @@ class Generator:
         Raises:
           UsageError: for a prompt that fills the model's positions, or a value out of range.
         """
-        options = _Options(
+        options = Options(
             max_tokens, temperature, top_k, top_p, beams, seed, end_id, use_cache
         )  # fmt: skip
         prompts = [self._checked(prompt) for prompt in prompts]
@@ -205,7 +203,7 @@ class Generator:
             self._say(start + len(found[-1]), stop, start + max_tokens)
         return found
 
-    def _pieces(self, prompt, options: "_Options"):
+    def _pieces(self, prompt, options: "Options"):
         """Yields new tokens of one prompt, as many at a time as take about `SECONDS`."""
         if options.beams > 1:
             yield self._search(prompt, options)
@@ -271,7 +269,7 @@ class Generator:
 
     # --- drawing ---------------------------------------------------------------------------------
 
-    def _begin(self, prompts, options: "_Options") -> _Run:
+    def _begin(self, prompts, options: "Options") -> _Run:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         ends = lengths + options.max_tokens
         ends = np.minimum(ends, self.sequence_length or ends)
@@ -304,7 +302,7 @@ class Generator:
             )
         return self._prefills[shapes](tokens, cache)
 
-    def _advance(self, run: _Run, stop: int, options: "_Options") -> None:
+    def _advance(self, run: _Run, stop: int, options: "Options") -> None:
         """Fills positions up to `stop`, exclusive, or until all texts have ended."""
         kind, use_cache = options.kind(self._allowed), options.use_cache
         if (kind, use_cache) not in self._loops:
@@ -389,7 +387,7 @@ class Generator:
 
     # --- searching -------------------------------------------------------------------------------
 
-    def _search(self, prompt, options: "_Options"):
+    def _search(self, prompt, options: "Options"):
         """Returns the best continuation that a beam search finds."""
         stop = min(len(prompt) + options.max_tokens, self.sequence_length or 2**31 - 1)
         cache = self.decoding.start(1, self._width(stop))
@@ -402,49 +400,6 @@ class Generator:
         found = _cut(tokens[0, 0].numpy(), options.end_id)
         self._say(len(prompt) + len(found), stop, len(prompt) + options.max_tokens)
         return found
-
-
-@dataclasses.dataclass
-class _Options:
-    """How tokens are chosen; see `Generator.tokens`."""
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    beams: int = 1
-    seed: int = 0
-    end_id: int | None = END
-    use_cache: bool = True
-
-    def __post_init__(self):
-        rules = [
-            ("max_tokens", 1 <= self.max_tokens <= LONGEST, f"1 to {LONGEST:,}"),
-            ("temperature", 0 <= self.temperature <= HOTTEST, f"0 to {HOTTEST:,.0f}"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("beams", self.beams >= 1, "1 (off) or more"),
-            ("seed", self.seed >= 0, "0 or more"),
-        ]
-        for name, right, rule in rules:
-            if not right:
-                raise UsageError(f"{name} is {rule}. Received: {getattr(self, name)}.")
-        if self.beams > 1 and not self.use_cache:
-            raise UsageError("A beam search keeps a cache: use_cache=False goes without beams.")
-        self.end_id = -1 if self.end_id is None else self.end_id
-
-    def kind(self, allowed: int):
-        """Returns which function of `zoo.layers.sampling` draws; for `top_k` its number.
-
-        Args:
-          allowed: number of tokens that may be chosen. `top_k` sorts them, which changes the token
-            that a random number stands for: with as many or more it is the same as none.
-        """
-        if self.temperature < COLDEST:
-            return "greedy"
-        if 0 < self.top_k < allowed:
-            return int(self.top_k)
-        return "sample" if self.top_p == 1 else "top_p"
 
 
 def _cut(ids, end_id):

@@ -15,6 +15,7 @@ import numpy as np
 from zoo import processes
 from zoo.data.disk import atomic, open_file
 from zoo.errors import RunError, UsageError, short
+from zoo.quiet import quiet_stderr
 
 NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
 
@@ -155,7 +156,8 @@ class LiteRTFile:
             raise UsageError(f"{path} cannot be run: {NO_RUNTIME}.") from None
         open_file(path).close()  # LiteRT would wait for a named pipe
         try:
-            self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            with quiet_stderr():  # it logs that it uses its CPU kernels
+                self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
             self._run = self.interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
             raise RunError(f"Cannot open {path}: {short(error)}") from None

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.beam_search import beam_search
-from trainers.generate import LONGEST
+from trainers.generate_options import LONGEST
 from trainers.translation_scores import scores
 from zoo.errors import UsageError
 from zoo.models.decoding_seq2seq import Seq2SeqDecoding

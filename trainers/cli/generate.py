@@ -23,6 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
+from trainers.generate_options import Options
 from zoo.data.tokenizers import normalize
 from zoo.errors import RunError, UsageError
 
@@ -59,7 +60,7 @@ def command(argv) -> int:
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
     options = _options()
     prompts = _prompts()
-    model, tokenizer, config = _load(words[0], _CHECKPOINT.value)
+    model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options)
     if tokenizer is None:
         return _drawn(model, Path(words[0]))
     _refuse((_COUNT, _OUT), "This model writes text")
@@ -135,11 +136,12 @@ def _prompts() -> list[str]:
     return prompts
 
 
-def _load(workdir: str, checkpoint: str):
+def _load(workdir: str, checkpoint: str, options: dict):
     """Returns model, tokenizer and recipe of a work directory; no tokenizer of a GAN.
 
     Raises:
-      UsageError: where it holds a model that generates nothing, or not its tokenizer.
+      UsageError: where it holds a model that generates nothing, or not its tokenizer, or an
+        option is out of its bounds.
       RunError: where a file is damaged.
     """
     from trainers.start import start_tensorflow
@@ -150,13 +152,17 @@ def _load(workdir: str, checkpoint: str):
     model_path(workdir, checkpoint)
     task = config["config"]["task"]["name"]
     tokenizer = read_tokenizer(workdir, config) if config.get("tokenizer") else None
+    other = UsageError(
+        f"zoo generate writes text or draws pictures; {workdir} holds a model of the task {task!r}."
+    )
+    if task == "image_classification":
+        raise other
+    if tokenizer is not None:
+        Options(_MAX_TOKENS.value, **options)
     start_tensorflow()
     model = load_model(workdir, checkpoint)
     if tokenizer is None and not hasattr(model, "generator"):
-        raise UsageError(
-            "zoo generate writes text or draws pictures; "
-            f"{workdir} holds a model of the task {task!r}."
-        )
+        raise other
     return model, tokenizer, config["config"]
 
 
