@@ -190,7 +190,7 @@ def test_an_end_in_a_prompt_ends_nothing(generators):
 
 
 def test_nothing_is_computed_after_the_last_end(generators):
-    options = generate._Options(60, seed=1)
+    options = generate.Options(60, seed=1)
     run = generators["lstm"]._begin([[7]] * 8, options)
     generators["lstm"]._advance(run, 61, options)
     found = generators["lstm"].tokens([[7]] * 8, 60, seed=1)

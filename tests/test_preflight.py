@@ -110,7 +110,7 @@ CASES = [
     # numbers
     (f"{CNN} --config.task.label_smoothing=2", "task.label_smoothing lies in [0, 1)"),
     ("train dcgan_mnist:debug --workdir=new --config.task.samples=1", "task.samples"),
-    ("train seq2seq_multi30k:debug --workdir=new --config.task.beams=-1", "task.beams"),
+    ("train seq2seq_multi30k:debug --workdir=new --config.task.beams=-1", "beams"),
     (f"{CNN} --config.trainer.micro_batch_size=7", "micro"),
     (f"{CNN} --config.trainer.replicas=2", "one_device has one replica"),
     # other verbs
