@@ -94,7 +94,7 @@ def base() -> ml_collections.ConfigDict:
                 "initial_sparsity": 0.0,
                 "begin": 0.0,  # between these shares of the run masks change …
                 "end": 0.7,
-                "frequency": 100,  # … every so many updates
+                "frequency": 100,  # … every so many updates; a whole period must fit between them
                 "pattern": "",  # regular expression of the paths of variables; "" for all kernels
                 "m_by_n": (),  # (2, 4): two zeros among four inputs, in place of sparsity
                 "block": (1, 1),  # inputs and outputs that are 0 together
