@@ -105,7 +105,11 @@ def test_config_json(tmp_path):
     assert 10 * TIMES < accepted < 300 * TIMES
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"config":' * 100_000, "9" * 5000, "NaN"])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"config":' * 100_000, "9" * 5000, "NaN"],
+    ids=["lists", "objects", "digits", "nan"],
+)
 def test_config_json_that_is_nested_or_no_object(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(RunError):
