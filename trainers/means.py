@@ -8,6 +8,7 @@ import math
 import keras
 import tensorflow as tf
 
+from zoo.rows import use_row_weights
 from zoo.tasks.base import Forward, Task
 
 
@@ -99,7 +100,7 @@ class Means:
 
 def evaluate_batch(model, task: Task, means: Means, data) -> Forward:
     """Adds one batch to the means without changing the model."""
-    with keras.StatelessScope():
+    with keras.StatelessScope(), use_row_weights(data.get("weight")):
         result = task.forward(model, data, training=False)
     means.add(result.sums, result.statistics, task.weights(data))
     return result

@@ -8,11 +8,15 @@
     5. Where weights are pruned, mask them; whatever else compresses them has its turn.
 
 Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
-batch cannot change the result. (Batch normalisation is the exception by its nature: it sees the
-rows that are computed together, padding included.) `TrainStep` is a `keras.Model`, so plain `fit`
-runs it too. Where a task has several players (a GAN: discriminator, then generator), each in turn
-takes steps 2 to 4 with its own variables, loss terms and optimizer, and sees what those before it
-have become.
+batch cannot change the result. Layers that mix rows are the exception for micro-batches: batch
+normalization uses the statistics of one micro-batch over all replicas, and moves its moving
+statistics once per micro-batch. Padding enters none of them: the row weights are published while
+the network is called (`zoo.rows`), a short batch has the statistics of its real rows, and a
+micro-batch without a real row changes no variable of the network.
+
+`TrainStep` is a `keras.Model`, so plain `fit` runs it too. Where a task has several players (a
+GAN: discriminator, then generator), each in turn takes steps 2 to 4 with its own variables, loss
+terms and optimizer, and sees what those before it have become.
 
 Random numbers (dropout) are a function of (seed, step, micro-batch, replica): the seed generators'
 states are replaced for the call and never advance, so a resumed run draws what the uninterrupted
@@ -27,11 +31,18 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from trainers import keras_internals
+from trainers import batch_norm, keras_internals
+from trainers.activity import ActivityPenalties
 from trainers.means import Means, evaluate_batch
 from trainers.optimizers import Rules, apply_rules, check_rules, inner
 from zoo.errors import UsageError
+from zoo.rows import use_row_weights
 from zoo.tasks.base import Task
+
+batch_norm.install()
+_ROWS = " rows"  # beside the weights of the loss terms
+# They blend rows by numbers of their own, which may take padding for a partner.
+_REFUSED = (keras.layers.MixUp, keras.layers.CutMix)
 
 
 class TrainStep(keras.Model):
@@ -80,6 +91,20 @@ class TrainStep(keras.Model):
         )  # fmt: skip
         self.means = Means(task, penalty=True)
         self.built = True
+        inside = keras_internals.all_layers(model)
+        for layer in inside:
+            if isinstance(layer, _REFUSED):
+                raise UsageError(
+                    f"{type(layer).__name__} inside a network blends rows with padding: use "
+                    f"task.augment instead. Received: the layer {layer.name!r}."
+                )
+        self._activity = ActivityPenalties(model)
+        self._synchronized = {
+            id(v)
+            for layer in inside
+            if getattr(layer, "synchronized", False) and layer.trainable
+            for v in layer.non_trainable_variables
+        }
         self.compressors = ()  # what changes weights after an update, see `trainers.compress`
         self.players = task.players(model)
         single = isinstance(optimizer, keras.optimizers.Optimizer)
@@ -134,15 +159,18 @@ class TrainStep(keras.Model):
             return replica.all_reduce(operation, values) if replicas > 1 and values else values
 
         local = self.task.weights(data)
-        weights = add_up(local)
+        counts = {**local, _ROWS: _real_rows(data)} if self._activity else local
+        weights = add_up(counts)
         all_sums, all_statistics, finite = {}, {}, tf.constant(True)
         for turn, optimizer in enumerate(self.optimizers):
             gradients, sums, statistics, changes = self._turn(turn, data, weights, replicas)
             gradients = add_up(gradients)
             # As a list: the keys of `changes` have another order in each process.
             changing = [v for v in self.net.non_trainable_weights if id(v) in changes]
-            means = add_up([changes[id(v)] for v in changing], tf.distribute.ReduceOp.MEAN)
-            for variable, value in zip(changing, means, strict=True):
+            values = [changes[id(v)] for v in changing]
+            if replicas > 1 and values:
+                values = self._mean_of_replicas(data, changing, values, replicas, add_up)
+            for variable, value in zip(changing, values, strict=True):
                 variable.assign(value)
             optimizer.apply(gradients, self.players[turn].model.trainable_variables)
 
@@ -250,7 +278,8 @@ class TrainStep(keras.Model):
         known = [(by_id[key], value) for key, value in state.items()]
         scope = keras.StatelessScope(state_mapping=seeded + known, collect_losses=True)
         with tf.GradientTape() as tape:
-            with scope:
+            of_real_rows = self._activity.of_real_rows(weights.get(_ROWS), share)
+            with scope, use_row_weights(data.get("weight")), of_real_rows:
                 result = player.forward(self.net, data, training=True)
             loss = sum(
                 coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])
@@ -263,7 +292,7 @@ class TrainStep(keras.Model):
                 result.sums["regularization"] = penalty
                 loss += penalty
             loss = optimizer.scale_loss(loss)
-        with scope:  # recomputed blocks run now
+        with scope, use_row_weights(data.get("weight")):  # recomputed blocks run now
             gradients = tape.gradient(loss, [v.value for v in variables])
         for v in self.net.trainable_variables:
             if scope.get_current_value(v) is not None:
@@ -276,6 +305,8 @@ class TrainStep(keras.Model):
             for key, v in by_id.items()
             if scope.get_current_value(v) is not None
         }
+        if changes and "weight" in data:
+            changes = self._kept_without_rows(data, by_id, state, changes)
         missing = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
         if missing:
             warnings.warn(f"No gradient reaches {', '.join(missing)}: they are not trained.")
@@ -286,6 +317,43 @@ class TrainStep(keras.Model):
             for v, g in zip(variables, gradients, strict=True)
         ]
         return gradients, result.sums, result.statistics, changes
+
+    def _kept_without_rows(self, data, by_id, state, changes):
+        """Returns `changes`, or the values before where the rows are all padding.
+
+        A synchronized layer has the rows of all replicas.
+        """
+        here = everywhere = _real_rows(data)
+        replica = tf.distribute.get_replica_context()
+        if self._synchronized and replica.num_replicas_in_sync > 1:
+            everywhere = replica.all_reduce(tf.distribute.ReduceOp.SUM, here)
+        return {
+            key: tf.where(
+                (everywhere if key in self._synchronized else here) > 0,
+                value,
+                state[key] if key in state else by_id[key].value,
+            )
+            for key, value in changes.items()
+        }
+
+    @staticmethod
+    def _mean_of_replicas(data, variables, values, replicas, add_up):
+        """Returns the means of new values over the replicas, each counting by its real rows."""
+        rows = _real_rows(data)
+        total = add_up(rows)
+        share = replicas * tf.math.divide_no_nan(rows, total)  # of a mean over replicas
+        types = [tf.float32 if v.dtype.is_floating else tf.float64 for v in values]
+        parts = [
+            tf.cast(v, kind) * tf.cast(share, kind) for v, kind in zip(values, types, strict=True)
+        ]
+        means = add_up(parts, tf.distribute.ReduceOp.MEAN)
+        means = [
+            tf.cast(mean if v.dtype.is_floating else tf.round(mean), v.dtype)
+            for mean, v in zip(means, values, strict=True)
+        ]
+        return [
+            tf.where(total > 0, mean, v.value) for mean, v in zip(means, variables, strict=True)
+        ]
 
     def _accumulate(self, turn, data, weights, micro_batches, share):
         rows = self.micro_batch_size
@@ -302,9 +370,7 @@ class TrainStep(keras.Model):
             )
 
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        if replicas > 1 and any(
-            getattr(layer, "synchronized", False) for layer in keras_internals.all_layers(self.net)
-        ):
+        if replicas > 1 and self._synchronized:
             # Synchronised normalisation talks to the other replicas, which a loop cannot.
             return self._accumulate_unrolled(compute, micro_batches)
         # A trace that is thrown away tells what the loop carries: which variables (moving
@@ -335,3 +401,10 @@ class TrainStep(keras.Model):
             )
             state = more[3]
         return gradients, sums, statistics, state
+
+
+def _real_rows(data):
+    """Returns the number of rows that are no padding, float32."""
+    if "weight" not in data:
+        return tf.constant(float(next(iter(data.values())).shape[0]))
+    return tf.reduce_sum(tf.cast(data["weight"] > 0, tf.float32))

@@ -15,6 +15,10 @@ from zoo import quiet
 quiet.install()
 
 from zoo.registry import build, describe, list_models, load, register, register_task  # noqa: E402
+from zoo.rows import row_weights, use_row_weights  # noqa: E402
 
-__all__ = ["build", "describe", "list_models", "load", "register", "register_task"]
+__all__ = [
+    "build", "describe", "list_models", "load", "register", "register_task", "row_weights",
+    "use_row_weights",
+]  # fmt: skip
 __version__ = "0.1.0"

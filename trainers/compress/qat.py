@@ -12,7 +12,8 @@ Keras alone a .keras file holds the trained weights without their rounding; the 
 (`is_quantized`).
 
 What is seen in training decides the ranges, as it decides batch normalisation's: rows that are
-computed together have one. Micro-batches and replicas therefore change the result a little.
+computed together have one. Micro-batches and replicas therefore change the result a little. Rows
+that pad a batch are not seen (`zoo.rows`).
 """
 
 import contextlib
@@ -24,6 +25,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+import zoo.rows
 from trainers import keras_internals
 from trainers.compress.tfmot import engines
 from zoo.errors import UsageError
@@ -215,11 +217,12 @@ class _Rounding:
             ranges = quantizer.build(None, part, weights)
             return lambda x: _apply(quantizer, x, self._training, ranges)
 
+        of_all = _all_values(tfmot)
         moving = _moving_average(tfmot, decay)
         self.input = None
         sources = keras_internals.layers_before(layer)
         if any(x in inputs for x in sources) and _takes_numbers(layer):
-            self.input = activity(tfmot.quantizers.AllValuesQuantizer, "input")
+            self.input = activity(of_all, "input")
         self.before = self.after = None
         folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
         if not isinstance(layer, (*_RECURRENT, layers.Embedding)) and not folded:
@@ -319,6 +322,40 @@ class _Range:
         return tf.convert_to_tensor(self.variable.value, dtype, name=name)
 
 
+def _seen(inputs) -> tuple:
+    """Returns the least and the greatest value of real rows, and 0 in any case between them."""
+    weights = zoo.rows.row_weights(inputs)
+    if weights is None:
+        ends = tf.reduce_min(inputs), tf.reduce_max(inputs)
+    else:  # of each row first: rows are left out of a small tensor
+        inside = list(range(1, len(inputs.shape)))
+        real = weights > 0
+        ends = (
+            tf.reduce_min(tf.where(real, tf.reduce_min(inputs, inside), 0.0)),
+            tf.reduce_max(tf.where(real, tf.reduce_max(inputs, inside), 0.0)),
+        )
+    return tf.minimum(ends[0], 0.0), tf.maximum(ends[1], 0.0)
+
+
+def _all_values(tfmot) -> Callable:
+    class AllValues(tfmot.quantizers.AllValuesQuantizer):
+        """TF-MOT's, of real rows."""
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            ends = weights["min_var"], weights["max_var"]
+            if training:
+                least, greatest = _seen(inputs)
+                ends = (
+                    ends[0].assign(tf.minimum(tf.convert_to_tensor(ends[0]), least)),
+                    ends[1].assign(tf.maximum(tf.convert_to_tensor(ends[1]), greatest)),
+                )
+            return tf.quantization.fake_quant_with_min_max_vars(
+                inputs, *ends, num_bits=self.num_bits, narrow_range=self.narrow_range
+            )
+
+    return AllValues
+
+
 def _moving_average(tfmot, decay: float) -> Callable:
     class MovingAverage(tfmot.quantizers.MovingAverageQuantizer):
         """TF-MOT's, whose assignment needs a merge of all replicas inside the forward pass.
@@ -335,17 +372,13 @@ def _moving_average(tfmot, decay: float) -> Callable:
         def __call__(self, inputs, training, weights, **kwargs):
             ends = weights["min_var"], weights["max_var"]
             if training:
-                seen = (
-                    tf.minimum(tf.reduce_min(inputs), 0.0),
-                    tf.maximum(tf.reduce_max(inputs), 0.0),
-                )
                 updates = weights["updates"]
                 updates = updates.assign(tf.convert_to_tensor(updates) + 1.0)
                 # (1 - decay) / (1 - decay ** updates): 1 at the first update.
                 rate = (1.0 - decay) / -tf.math.expm1(math.log(decay) * updates)
                 ends = [
                     self._move(*pair, tf.minimum(rate, 1.0))
-                    for pair in zip(ends, seen, strict=True)
+                    for pair in zip(ends, _seen(inputs), strict=True)
                 ]
             return tf.quantization.fake_quant_with_min_max_vars(
                 inputs, *ends, num_bits=self.num_bits, narrow_range=self.narrow_range

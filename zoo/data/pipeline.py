@@ -77,7 +77,9 @@ def training_batches(
         batch = read(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
         batch["weight"] = tf.cast(position < examples, tf.float32)
         key = tf.stack([tf.constant(seed, tf.int64), step])
-        return prepare(batch, _uniform(key, batch_size, replica * share, share), True)
+        return _with_weight(
+            prepare(batch, _uniform(key, batch_size, replica * share, share), True), batch
+        )
 
     numbers = tf.data.Dataset.range(first_step * len(shares), last_step * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
@@ -111,11 +113,16 @@ def evaluation_batches(
         position = batch_number * batch_size + replica * share + tf.range(share, dtype=tf.int64)
         batch = read(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
-        return prepare(batch, _uniform_of_rows(seed, position), training)
+        return _with_weight(prepare(batch, _uniform_of_rows(seed, position), training), batch)
 
     numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * len(shares))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
     return batches.prefetch(2 * len(shares)).with_options(options())
+
+
+def _with_weight(prepared: dict, batch: Mapping) -> dict:
+    """Adds which rows are padding where the task has left it out."""
+    return {"weight": batch["weight"], **prepared}
 
 
 def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
