@@ -74,7 +74,9 @@ def base() -> ml_collections.ConfigDict:
                 "precision": "float32",
                 "jit_compile": False,  # XLA around forward and backward pass
                 "remat": "",  # regular expression of blocks to recompute; "" for none
-                "ema": 0.0,  # momentum of the average of the weights; 0 for none
+                # Momentum of the average of the weights; 0 for none. Batch statistics of the
+                # average are computed from up to 10,000 training rows at each evaluation.
+                "ema": 0.0,
                 "seed": 0,
                 "deterministic": False,  # bit-identical reruns on a GPU too, slower there
                 "steps_per_execution": 1,  # updates between two looks of Python

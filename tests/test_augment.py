@@ -94,6 +94,47 @@ def test_mixup_blends_two_pictures_and_tells_of_whom():
     assert len(set(partners)) == 24
 
 
+def test_mixup_takes_no_padding_for_a_partner():
+    """Real rows have each of them once; with no padding all is as without weights."""
+    arrays = colourful()
+    image = tf.constant(np.float32(arrays["image"]) / 255)
+    places = tf.range(24)
+    augment = Augment(parse(["mixup:1"]))
+    plain, other, _ = augment(image, places, numbers(0))
+    same, again, _ = augment(image, places, numbers(0), tf.ones(24))
+    np.testing.assert_array_equal(plain, same)
+    np.testing.assert_array_equal(other, again)
+    real = np.arange(24) < 7
+    _, other, _ = augment(image, places, numbers(0), tf.constant(np.float32(real)))
+    assert sorted(other.numpy()[:7]) == list(range(7))
+    assert list(other.numpy()[:7]) != list(range(7))
+    np.testing.assert_array_equal(other[7:], places[7:])
+
+
+def test_mixup_of_a_short_batch_blends_real_pictures():
+    """Through the pipeline: the last of three batches of 10 has 4 of the 24 pictures."""
+    arrays = colourful()
+    arrays["image"] = (
+        np.ones_like(arrays["image"]) * np.arange(24, dtype="uint8")[:, None, None, None]
+    )
+    arrays["label"] = np.arange(24, dtype="int32")
+    task = ImageClassification(augment=("mixup:1",))
+    for step in range(2, 30, 3):
+        (batch,) = training_batches(
+            arrays, task.prepare, batch_size=10, replicas=1, seed=0, first_step=step,
+            last_step=step + 1,
+        )  # fmt: skip
+        real = batch["weight"].numpy() > 0
+        assert real.sum() == 4
+        labels, others = batch["label"].numpy()[real], batch["other_label"].numpy()[real]
+        assert sorted(others) == sorted(labels)
+        share = batch["share"].numpy()[real]
+        expected = share * labels + (1 - share) * others
+        np.testing.assert_allclose(
+            255 * batch["image"].numpy()[real][:, 0, 0, 0], expected, atol=1e-4
+        )
+
+
 def test_randaugment_changes_pictures_more_where_stronger():
     gaps = {}
     for strength in (0.05, 0.9):

@@ -109,7 +109,9 @@ def test_the_penalty_is_the_slope_at_real_pictures():
     discriminator = keras.Model(image, x)
     pixels = np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 1))
     task = GenerativeAdversarial(r1=1.0)
-    _, slopes = task._with_slopes(discriminator, tf.constant(pixels), False)
+    _, slopes = task._with_slopes(
+        discriminator, {"image": tf.constant(pixels), "weight": tf.ones(3)}, False
+    )
     found = np.zeros_like(pixels)
     for place in np.ndindex(4, 4):
         step = np.zeros((4, 4, 1))

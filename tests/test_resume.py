@@ -11,12 +11,14 @@ import keras
 import numpy as np
 import pytest
 
+import zoo
 from configs.base import optimizer, schedule
 from tests import toys
 from trainers import checkpoint
 from trainers.workdir import read_metrics
+from zoo import registry
 from zoo.data import pipeline
-from zoo.errors import RunError
+from zoo.errors import RunError, UsageError
 
 
 def recipe(replicas=1, micro=4, **trainer):
@@ -379,3 +381,58 @@ def test_evaluation_takes_no_more_rows_at_once_than_training(run):
     config.data.validation_size = 14
     batches = run(config, toys.image_data()).validation.batches
     assert {len(batch["label"]) for batch in batches} == {2}
+
+
+class LessTheMean(keras.layers.Layer):
+    """A layer of a user's that mixes the rows of one replica."""
+
+    def call(self, x):
+        weights = zoo.row_weights(x)[:, None]
+        count = keras.ops.maximum(keras.ops.sum(weights), 1.0)  # padding alone: not 0 / 0
+        return x - keras.ops.sum(weights * x, 0) / count
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def mixes(name="toy_mixes"):
+    image = keras.Input((6, 6, 1), name="image")
+    x = LessTheMean(name="less_the_mean")(keras.layers.Flatten()(image))
+    return keras.Model(image, keras.layers.Dense(3, activation="softmax")(x), name=name)
+
+
+registry.register("toy_mixes", mixes, "image_classification")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("toy_norm", {}, {"micro_batch_size": 4}),
+        ("toy_mixes", {"micro_batch_size": 4}, {"micro_batch_size": 8}),
+        ("toy_mixes", {}, {"strategy": "mirrored", "replicas": 2}),
+        ("toy_norm", {"micro_batch_size": 4}, {"strategy": "mirrored", "replicas": 2}),
+    ],
+)
+def test_rows_that_are_mixed_stay_together(name, before, after, run, tmp_path):
+    """Batch statistics are those of a micro-batch: another one would train another model."""
+    folder = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(
+            toys.recipe(name, "image_classification", **before), toys.image_data(), folder,
+            callbacks=[StopAt(6)],
+        )  # fmt: skip
+    changed = toys.recipe(name, "image_classification", **{**before, **after})
+    was = (folder / "config.json").read_bytes()
+    with pytest.raises(UsageError, match="Layers of this model mix the rows"):
+        run(changed, toys.image_data(), folder)
+    assert (folder / "config.json").read_bytes() == was
+
+
+def test_replicas_that_see_the_same_rows_together_may_change(run, tmp_path):
+    """Batch normalization spans them; rows of no other layer are mixed at all."""
+    folder = tmp_path / "run"
+    recipe = toys.recipe("toy_norm", "image_classification", micro_batch_size=4)
+    with pytest.raises(Interrupted):
+        run(recipe, toys.image_data(), folder, callbacks=[StopAt(6)])
+    recipe.trainer.update({"strategy": "mirrored", "replicas": 2, "micro_batch_size": 2})
+    assert run(recipe, toys.image_data(), folder).done == 10

@@ -61,7 +61,8 @@ def _moments_of_real_rows(layer, inputs, mask):
     if mask is None:
         # First over each row's own positions: rows are left out of a small tensor (B, C).
         inside = [i for i in range(1, len(inputs.shape)) if i != axis]
-        size = tf.cast(tf.reduce_prod(tf.gather(tf.shape(inputs), inside)), inputs.dtype)
+        shape = tf.shape(inputs)
+        size = tf.cast(tf.reduce_prod([1, *(shape[i] for i in inside)]), inputs.dtype)
 
         def total(values):
             each = tf.reduce_sum(values, inside)
@@ -78,10 +79,10 @@ def _moments_of_real_rows(layer, inputs, mask):
         count = tf.reduce_sum(tf.cast(counted, inputs.dtype))
     both = add_up(tf.concat([total(inputs), [count]], 0))
     mean, count = tf.math.divide_no_nan(both[:-1], both[-1]), both[-1]
-    shape = [1] * len(inputs.shape)
-    shape[axis] = -1
+    along = [1] * len(inputs.shape)
+    along[axis] = -1
     # The variance does not change with its mean, as deviations from the mean add up to 0.
-    distance = tf.math.squared_difference(inputs, tf.reshape(tf.stop_gradient(mean), shape))
+    distance = tf.math.squared_difference(inputs, tf.reshape(tf.stop_gradient(mean), along))
     variance = tf.math.divide_no_nan(add_up(total(distance)), count)
     return (
         tf.where(count > 0, mean, tf.cast(layer.moving_mean, mean.dtype)),

@@ -114,6 +114,17 @@ def all_layers(model: keras.Model) -> list:
     return list(model._flatten_layers())
 
 
+def has_batch_statistics(layer: keras.layers.Layer) -> bool:
+    """Whether a layer that learns has variables of its own that no optimizer moves.
+
+    They are what it keeps of the batches that it sees, such as moving statistics.
+    """
+    return layer.trainable and any(
+        v.dtype != "uint32"
+        for v in layer._non_trainable_variables  # the states of seeds
+    )
+
+
 def child_layers(layer: keras.layers.Layer) -> list:
     """Returns the layers that are directly inside a layer."""
     return list(layer._flatten_layers(include_self=False, recursive=False))

@@ -35,8 +35,9 @@ from trainers import batch_norm, keras_internals
 from trainers.activity import ActivityPenalties
 from trainers.means import Means, evaluate_batch
 from trainers.optimizers import Rules, apply_rules, check_rules, inner
+from trainers.statistics import Statistics
 from zoo.errors import UsageError
-from zoo.rows import use_row_weights
+from zoo.rows import Rows, use_row_weights
 from zoo.tasks.base import Task
 
 batch_norm.install()
@@ -121,6 +122,18 @@ class TrainStep(keras.Model):
             models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
             self.decay_excluded += apply_rules(own, variables, rules, models)
             own.build(variables)
+        # Whether averaged weights need statistics of their own, and what computes them.
+        averaging = any(inner(own).use_ema for own in self.optimizers)
+        self._averages_statistics = averaging and any(
+            map(keras_internals.has_batch_statistics, inside)
+        )
+        self.statistics: Statistics | None = None
+        renormalized = [x.name for x in inside if getattr(x, "renorm", False) and x.trainable]
+        if averaging and renormalized:
+            raise UsageError(
+                "Batch renormalization has no statistics of averaged weights: set trainer.ema=0, "
+                f"or renorm=False. Received: the layer {renormalized[0]!r}."
+            )
 
     # --- what Keras asks of a model -----------------------------------------------------------
 
@@ -133,6 +146,11 @@ class TrainStep(keras.Model):
 
     def train_step(self, data):
         """One update, then the means since the last reset."""
+        if self._averages_statistics:
+            raise UsageError(
+                "Keras' fit ends with averaged weights beside the batch statistics of others: "
+                "leave trainer.ema at 0, or train by trainers.trainer.Trainer."
+            )
         self.update(data)
         return self.means.result()
 
@@ -156,7 +174,9 @@ class TrainStep(keras.Model):
         replicas = replica.num_replicas_in_sync
 
         def add_up(values, operation=tf.distribute.ReduceOp.SUM):
-            return replica.all_reduce(operation, values) if replicas > 1 and values else values
+            if replicas == 1 or isinstance(values, list) and not values:
+                return values
+            return replica.all_reduce(operation, values)
 
         local = self.task.weights(data)
         counts = {**local, _ROWS: _real_rows(data)} if self._activity else local
@@ -202,26 +222,58 @@ class TrainStep(keras.Model):
     def averaged(self):
         """Puts into the model the weights that are to be used and saved.
 
-        Those are the moving averages, where there are such; compression may have a last word.
+        Those are the moving averages, where there are such, with batch statistics of their own;
+        compression may have a last word.
+
+        Raises:
+          UsageError: where statistics are needed and `statistics` is not set.
         """
-        pairs = []
+        pairs, statistics = [], []
         for player, optimizer in zip(self.players, map(inner, self.optimizers), strict=True):
             if optimizer.use_ema and int(optimizer.iterations.numpy()):
                 averages = keras_internals.averaged_weights(optimizer)
                 pairs += zip(player.model.trainable_variables, averages, strict=True)
+                if self._averages_statistics:
+                    statistics += player.model.non_trainable_variables
         changing = []
         if pairs or self.compressors:
             changing = [*self.net.trainable_variables, *self.task.variables]
+        if statistics:
+            if self.statistics is None:
+                raise UsageError(
+                    "Averaged weights need batch statistics of their own. Received: a TrainStep "
+                    "without `statistics` (trainers.statistics.Statistics)."
+                )
+            changing += self.net.non_trainable_weights
         kept = [variable.numpy() for variable in changing]
         for variable, average in pairs:
             variable.assign(average.numpy())
         for compressor in self.compressors:
             compressor.restore()
         try:
+            if statistics:
+                self.statistics(statistics)
             yield
         finally:
             for variable, value in zip(changing, kept, strict=True):
                 variable.assign(value)
+
+    def mixed_rows(self, batch) -> Rows:
+        """Returns which kinds of layers that mix rows the network has: see `zoo.rows.Rows`.
+
+        Args:
+          batch: dict of `tf.TensorSpec`.
+        """
+        found = []
+
+        def forward(data):
+            with keras.StatelessScope(), use_row_weights(data["weight"]) as rows:
+                found.append(rows)
+                for player in self.players:
+                    player.forward(self.net, data, training=True)
+
+        tf.function(forward, autograph=False).get_concrete_function(batch)
+        return found[0]
 
     # --- inside a step -------------------------------------------------------------------------
 

@@ -35,8 +35,9 @@ from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.samples import sample_writer
 from trainers.saver import Saver
+from trainers.statistics import Statistics, statistics_batches
 from trainers.strategy import make_strategy, prepare_devices
-from trainers.workdir import NoDirectory, WorkDirectory, save_model
+from trainers.workdir import NoDirectory, WorkDirectory, read_config, save_model
 from zoo import registry
 from zoo.data import pipeline
 from zoo.data.hold_out import judged_split, with_hold_out
@@ -137,7 +138,11 @@ class Trainer(Loop):
                 print(said, file=sys.stderr)
             for compressor in self.step.compressors:
                 compressor.begin()
-            self.workdir.write_config(as_dict(self.config), self.source, self.dataset)
+            if found and self.link.chief and (self.workdir / "config.json").exists():
+                self._check_rows_together()
+            self.workdir.write_config(
+                as_dict(self.config), self.source, self.dataset, self.replicas
+            )
             if self.dataset.tokenizer is not None and self.link.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             self._restore(found := self._checkpoints())  # what there is now: see `write_config`
@@ -209,6 +214,34 @@ class Trainer(Loop):
         self.windows = LogWindows(self.step.means)
         self._run = update_function(self.step, self.strategy)
 
+    def _check_rows_together(self) -> None:
+        """Raises `UsageError` where layers that mix rows would see other numbers of them."""
+        self.workdir.check_recipe(as_dict(self.config))
+        trainer, saved = self.config.trainer, read_config(self.workdir.path)
+        before = saved["config"]["trainer"]
+        replicas = saved.get("replicas") or before["replicas"] or self.replicas
+        size, here = trainer.global_batch_size, trainer.micro_batch_size
+        was = before["micro_batch_size"] or size // replicas
+        now = here or size // self.replicas
+        if (was, replicas) == (now, self.replicas):
+            return
+        mixed = self.step.mixed_rows(
+            pipeline.training_batches(
+                self.arrays, self.step.task.prepare, batch_size=now, replicas=1, seed=0,
+                first_step=0, last_step=1,
+            ).element_spec
+        )  # fmt: skip
+        changed = was != now, was * replicas != now * self.replicas
+        if mixed.read and changed[0] or mixed.synchronized and changed[1]:
+            raise UsageError(
+                "Layers of this model mix the rows that are computed together (batch "
+                "normalization does), so micro-batches and replicas stay as they were. Received: "
+                f"trainer.micro_batch_size={here} on {self.replicas} replicas for "
+                f"{self.workdir.path}, which was made with "
+                f"trainer.micro_batch_size={before['micro_batch_size']} on {replicas}. Take a new "
+                "folder, or the setting as it was."
+            )
+
     def _run_frozen_once(self) -> None:
         """Puts features in place of pictures where a part of the model learns nothing."""
         self.frozen = self.step.task.frozen(self.step.net)
@@ -216,6 +249,12 @@ class Trainer(Loop):
             self._event("feature cache", self.frozen.remark)
         self.arrays = self._features("train", self.arrays, self.frozen)
         self.arrays = self.step.task.stored(self.arrays)
+        self.step.statistics = Statistics(
+            self.step,
+            lambda: statistics_batches(
+                self.arrays, self.step.task.prepare, self.config.trainer, self.replicas
+            ),
+        )
         held_out = self.held_out and self._features("validation", self.held_out)
         self.validation = held_out and self._evaluator(held_out)
 

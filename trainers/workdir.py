@@ -47,7 +47,8 @@ from zoo.data.disk import (
 from zoo.errors import RunError, UsageError, short
 
 FORMAT_VERSION = 1
-# What may differ when a run goes on: it changes how a step is computed, not what.
+# What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
+# rows, `trainers.trainer` refuses changes of the rows that are computed together.
 MAY_CHANGE = frozenset(
     {
         "trainer.strategy", "trainer.replicas", "trainer.steps_per_execution",
@@ -147,7 +148,7 @@ class WorkDirectory:
 
     # --- recipe --------------------------------------------------------------------------------
 
-    def write_config(self, config: Mapping, source: str, dataset) -> None:
+    def write_config(self, config: Mapping, source: str, dataset, replicas: int = 1) -> None:
         """Writes the resolved recipe, or checks that it is the one this folder was made with.
 
         A remote folder is this run's from then on, and the copy here what it holds then.
@@ -169,6 +170,7 @@ class WorkDirectory:
                 "data_fingerprint": dataset.fingerprint,
                 "tokenizer": dataset.tokenizer and dataset.tokenizer.fingerprint,
                 "facts": dataset.facts,
+                "replicas": replicas,
             },
         )
         if self._mirror:
@@ -278,7 +280,7 @@ class NoDirectory(WorkDirectory):
     def close(self) -> None:
         pass
 
-    def write_config(self, config: Mapping, source: str, dataset) -> None:
+    def write_config(self, config: Mapping, source: str, dataset, replicas: int = 1) -> None:
         pass
 
     def write_environment(self, devices: list[str]) -> None:

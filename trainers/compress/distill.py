@@ -246,6 +246,10 @@ class _Learner:
         return [*self.model.trainable_variables, *self.variables]
 
     @property
+    def non_trainable_variables(self):
+        return self.model.non_trainable_variables
+
+    @property
     def losses(self):
         return self.model.losses
 

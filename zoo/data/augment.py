@@ -86,13 +86,14 @@ class Augment:
         if "randaugment" in self.layers and channels != 3:
             raise UsageError("randaugment changes colours: pictures must have three channels.")
 
-    def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable):
+    def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable, weight=None):
         """Changes a batch.
 
         Args:
           image: (B, height, width, channels) float in [0, 1].
           label: (B,) integers.
           uniform: as `zoo.tasks.base.Task.prepare` gets it.
+          weight: (B,) float, 0 for rows that are padding; None where no row is.
 
         Returns:
           `(image, other_label, share)`: with mixup, picture i counts `share[i]` of its own label
@@ -110,11 +111,30 @@ class Augment:
             layer = self.layers[name]
             self.keys[name].start(tf.random.experimental.stateless_fold_in(key, turn))
             change = layer.get_random_transformation(image, training=True, seed=self.keys[name])
+            if name == "mixup" and weight is not None:
+                partners = _real_partners(change["permutation_order"], weight > 0)
+                change = {**change, "permutation_order": partners}
             image = layer.transform_images(image, change, training=True)
             if name == "mixup":
                 other = tf.gather(label, change["permutation_order"])
                 share = tf.cast(change["mix_weight"], tf.float32)
         return tf.clip_by_value(image, 0.0, 1.0), other, share
+
+
+def _real_partners(order: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+    """Returns the partner of each row: real rows are permuted among themselves.
+
+    Args:
+      order: (B,) int64, a random permutation of all rows; kept as it is where all are real.
+      real: (B,) bool.
+
+    Returns:
+      (B,) int64; padding has itself.
+    """
+    padding_last = tf.argsort(tf.cast(~tf.gather(real, order), tf.int32), stable=True)
+    among_real = tf.gather(order, padding_last)
+    place = tf.maximum(tf.cumsum(tf.cast(real, tf.int32)) - 1, 0)
+    return tf.where(real, tf.gather(among_real, place), tf.range(tf.size(order, order.dtype)))
 
 
 class _Key(keras.random.SeedGenerator):

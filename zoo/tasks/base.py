@@ -7,7 +7,8 @@ of all replicas and micro-batches before the backward pass and minimises
     sum over terms of  coefficient * sum / global weight
 
 so that neither the number of replicas, nor of micro-batches, nor padding, nor a short last batch
-changes the mathematics: a mean of means would.
+changes the mathematics: a mean of means would. Layers that mix rows read which of them are padding
+from `zoo.row_weights`.
 """
 
 import dataclasses

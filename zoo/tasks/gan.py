@@ -138,7 +138,7 @@ class GenerativeAdversarial(Task):
         weight = batch["weight"]
         fakes = ops.stop_gradient(model.generator(batch["discriminator_noise"], training=training))
         if "r1" in self.terms:
-            real, slopes = self._with_slopes(model.discriminator, batch["image"], training)
+            real, slopes = self._with_slopes(model.discriminator, batch, training)
         else:
             real = model.discriminator(batch["image"], training=training)[:, 0]
         fake = model.discriminator(fakes, training=training)[:, 0]
@@ -164,14 +164,20 @@ class GenerativeAdversarial(Task):
         losses = -logits if self.loss == "hinge" else ops.softplus(-logits)
         return Forward({"generator": ops.sum(losses * batch["weight"])}, {}, fakes)
 
-    def _with_slopes(self, discriminator, image, training):
-        """Logits (B,) and their slopes at each pixel, in the pictures' shape."""
+    def _with_slopes(self, discriminator, batch, training):
+        """Logits (B,) and their slopes at each pixel, in the pictures' shape.
+
+        The logits of padding are left out: where a layer mixes rows they depend on real pictures.
+        """
         import tensorflow as tf
 
+        image = batch["image"]
         with tf.GradientTape() as tape:
             tape.watch(image)
             logits = discriminator(image, training=training)[:, 0]
-        return logits, tf.cast(tape.gradient(logits, image), tf.float32)
+        real = tf.cast(batch["weight"], logits.dtype)
+        slopes = tape.gradient(logits, image, output_gradients=real)
+        return logits, tf.cast(slopes, tf.float32)
 
     def served(self, model):
         """The generator: from noise (B, noise_dim) to pictures in [-1, 1]."""

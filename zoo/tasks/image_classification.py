@@ -139,7 +139,7 @@ class ImageClassification(Task):
 
             image = random_affine(image, uniform, **self.affine)
         if training and self.augment:
-            image, other, share = self.augment(image, batch["label"], uniform)
+            image, other, share = self.augment(image, batch["label"], uniform, batch["weight"])
             if other is not None:
                 mixed = {"other_label": other, "share": share}
         return {**batch, "image": image, **mixed}
