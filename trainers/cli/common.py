@@ -18,8 +18,8 @@ USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 
 _OUT_OF_MEMORY = (
     "out of memory. What helps, in this order: a smaller trainer.micro_batch_size (same result "
-    "without batch normalization, more steps inside an update), trainer.precision=mixed_bfloat16, trainer.remat=<regular "
-    "expression of block names>"
+    "without batch normalization, more steps inside an update), trainer.precision=mixed_bfloat16, "
+    "trainer.remat=<regular expression of block names>"
 )
 
 
