@@ -115,9 +115,11 @@ def test_every_setting_trains_much_the_same(trainer, run):
         {v.path: v for v in done.step.net.weights if v.path.endswith("_updates")}
         for done in (plain, other)
     ]
-    passes = 4 if "micro_batch_size" in trainer else 1
+    # Of the 40 micro-batches two in each short last batch (6 of 16 rows) are padding alone.
+    passes = 36 if "micro_batch_size" in trainer else 10
     for path, variable in counts[1].items():
-        assert variable.numpy() == passes * counts[0][path].numpy() == passes * 10
+        assert counts[0][path].numpy() == 10
+        assert variable.numpy() == passes
         variable.assign(10)
     if "precision" in trainer:
         # A value at an end of its range has a gradient or none by its last bit: here the losses.
