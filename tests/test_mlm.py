@@ -264,7 +264,8 @@ def test_rows_keep_their_documents_apart_unless_told_otherwise():
     }
     (batch,) = batches(make_task("mlm"), arrays)
     assert batch["segments"].tolist() == arrays["segments"].tolist()
-    assert set(batch) == {"tokens", "segments", "masked", "targets", "counts", "raw"}
+    names = {"tokens", "segments", "masked", "targets", "counts", "raw", "weight"}
+    assert set(batch) == names
     (batch,) = batches(make_task("mlm", cross_documents=True), arrays)
     assert batch["segments"].tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]]
     (batch,) = batches(make_task("mlm"), {"tokens": np.array([[7, 8, START, 9, -1]])})
