@@ -136,7 +136,6 @@ def test_what_a_kill_left_is_gone_at_the_next_start(saved, monkeypatch):
         raise Killed
 
     workdir = saved.parent.parent
-    (workdir / "config.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # a kill tidies nothing up

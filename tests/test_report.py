@@ -78,7 +78,10 @@ class _Page(html.parser.HTMLParser):
 
 def _workdir(path, lines=(), config=None, **files):
     path.mkdir(exist_ok=True)
-    resolved = {"format_version": 1, "config": config or _CONFIG, "source": "cnn_mnist:debug"}
+    resolved = {
+        "format_version": 1, "config": config or _CONFIG, "source": "cnn_mnist:debug",
+        "class_names": [], "data_fingerprint": "",
+    }  # fmt: skip
     (path / "config.json").write_text(json.dumps(resolved))
     if lines:
         text = "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
@@ -407,7 +410,11 @@ def test_skipped_steps_are_drawn_only_where_there_were_any(tmp_path):
 
 
 def test_state_tells_finished_going_and_stopped_apart(tmp_path):
-    workdir = _workdir(tmp_path, [_training(20)])
+    config = {
+        "model": {"name": "cnn_classifier"}, "task": {"name": "image_classification"},
+        "data": {}, "trainer": {"steps": 40},
+    }  # fmt: skip
+    workdir = _workdir(tmp_path, [_training(20)], config)
     assert report.read_run(workdir).state == "stopped"
     training = WorkDirectory(workdir).open()
     assert report.read_run(workdir).state == "going"
@@ -416,7 +423,7 @@ def test_state_tells_finished_going_and_stopped_apart(tmp_path):
     (workdir / "model.keras").touch()
     assert report.read_run(workdir).state == "finished"
     (workdir / "model.keras").unlink()  # a kill may come after the last update
-    assert report.read_run(_workdir(tmp_path, [_training(40)])).state == "stopped"
+    assert report.read_run(_workdir(tmp_path, [_training(40)], config)).state == "stopped"
 
 
 def test_long_times_are_readable(tmp_path):
