@@ -350,9 +350,12 @@ def test_data_that_do_not_fit_are_refused(model):
     assert "has 501 tokens, the model 500" in refused("nsp", model, stored(), known)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
-def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(UsageError, match=r"task.mask_share lies in \(0, 1\]"):
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.0, r"lies in \(0, 1\]"), (-0.1, "is of type float, from 0"), (1.1, r"lies in \(0, 1\]")],
+)
+def test_a_share_that_is_none_is_refused(share, words):
+    with pytest.raises(UsageError, match=f"mask_share {words}"):
         registry.build_task("mlm", mask_share=share)
 
 

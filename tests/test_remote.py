@@ -1,6 +1,7 @@
 """Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,17 @@ from tests.test_resume import Interrupted, StopAt, assert_same_end, recipe
 from trainers import remote
 from trainers.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
+
+# The least that a config.json holds.
+CONFIG = json.dumps(
+    {
+        "format_version": 1, "source": "", "class_names": [], "data_fingerprint": "",
+        "config": {
+            "model": {"name": "cnn_classifier"}, "task": {"name": "image_classification"},
+            "data": {}, "trainer": {},
+        },
+    }
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +217,7 @@ def test_what_another_machine_wrote_counts(bucket, cache):
 
 def test_what_a_kill_kept_from_being_copied_is_kept(bucket):
     folder = WorkDirectory(f"{bucket}/run").open()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(CONFIG)
     folder.push()
     (folder / "metrics.jsonl").write_text("new")  # and then it was killed
     folder._lock.close()
@@ -303,7 +315,7 @@ def test_what_lies_beside_goes_with_it(tmp_path):
 
 def test_a_folder_in_which_this_machine_trains_is_left_alone(bucket):
     folder = WorkDirectory(f"{bucket}/run").open()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(CONFIG)
     with tf.io.gfile.GFile(f"{bucket}/run/other.json", "w") as file:
         file.write("another's")
     assert (remote.local(f"{bucket}/run") / "config.json").exists()

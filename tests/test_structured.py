@@ -246,7 +246,7 @@ def test_a_start_begins_with_the_units_that_matter(whole):
     ("settings", "said"),
     [
         ({"sparsity": 1.0}, r"share of each layer's units that goes, in \[0, 1\)"),
-        ({"sparsity": -0.5}, r"share of each layer's units that goes, in \[0, 1\)"),
+        ({"sparsity": -0.5}, "compress.structured.sparsity is at least 0"),
         ({"sparsity": 0.9}, "convolution_1 would lose all of its 4 units"),
         ({"sparsity": 0.01}, "No layer has so many units that one would go"),
         ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),

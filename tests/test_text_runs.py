@@ -94,7 +94,7 @@ def test_a_changed_recipe_is_refused_by_its_key(train, tmp_path):
         (["data.sequence_length=1"], "data.sequence_length is at least 2"),
         (["data.tokenizer=bpee"], "data.tokenizer is one of character"),
         (["model.hidden_dim=18", "model.num_heads=2"], "hidden_dim / num_heads is even"),
-        (["model.num_heads=-1"], "num_heads are positive"),
+        (["model.num_heads=-1"], "num_heads is of type int, from 0"),
         (["data.source=multi30k"], "has pairs of sentences, for task.name=seq2seq"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
