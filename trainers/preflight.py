@@ -3,6 +3,7 @@
 The trainer checks all of them again, and those that need the model. Loads no TensorFlow.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from trainers.callbacks import check_callbacks
@@ -15,8 +16,16 @@ from zoo.data.datasets import FOLDER, TFDS
 from zoo.errors import UsageError, compiled
 
 
-def check_config(config) -> None:
-    """Checks names, paths and sizes of a resolved recipe; raises `UsageError`."""
+def check_config(config, coming: Collection[Path] = ()) -> None:
+    """Checks names, paths and sizes of a resolved recipe.
+
+    Args:
+      config: the recipe.
+      coming: work directories that earlier stages of a chain have yet to make.
+
+    Raises:
+      UsageError: where a value is wrong or a path is missing.
+    """
     registry.entry(config.model.name)
     check_precision(config.trainer.precision)
     check_callbacks(config.trainer.callbacks)
@@ -42,7 +51,8 @@ def check_config(config) -> None:
             "model.weights is none, imagenet, or a path that exists. Received: "
             f"model.weights={weights}."
         )
-    if teacher := config.compress.distill.teacher:
+    teacher = config.compress.distill.teacher
+    if teacher and Path(teacher) not in coming:
         model_path(teacher)
     _build_task(config)
 

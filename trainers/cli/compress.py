@@ -78,7 +78,7 @@ def command(argv) -> int:
     for name, config, folder in zip(methods, plans, [*stages, out], strict=True):
         if METHODS[name].trains:
             # Another run's folder is refused before the stages ahead of it are trained.
-            preflight.check_config(config)
+            preflight.check_config(config, stages)
             preflight.check_workdir(config, folder)
     dataset = preflight.load_data(plans[0]) if METHODS[methods[0]].trains else None
 

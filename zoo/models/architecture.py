@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import keras
 from keras import layers
 
+from zoo.layers.low_rank import LowRank
+
 # Settings that say how a layer starts and trains, or how it is stored.
 _TRAINING_ONLY = re.compile(
     r"name|dtype|trainable|autocast|seed|rate|(recurrent_)?dropout|noise_shape|momentum|synchronized"
@@ -83,11 +85,13 @@ def _settings(model) -> dict[str, tuple[str, dict]]:
     """Returns `{path: (class, settings)}` of each layer with weights, at any depth."""
     from trainers import keras_internals
 
-    found = {}
-    for layer in keras_internals.all_layers(model):
-        graph = layer is model or keras_internals.is_graph(layer)
+    every, found = keras_internals.all_layers(model), {}
+    # They follow from the ranks: the last part has the activation and the bias.
+    parts = {id(part) for layer in every if isinstance(layer, LowRank) for part in layer.parts}
+    for layer in every:
+        compared = not (layer is model or keras_internals.is_graph(layer) or id(layer) in parts)
         path = layer.path or layer.name
-        if _own_weights(layer) and not graph and not added_by_compression(f"{path}/"):
+        if _own_weights(layer) and compared and not added_by_compression(f"{path}/"):
             found[_relative(path, model)] = (type(layer).__name__, dict(_values(layer)))
     return found
 
