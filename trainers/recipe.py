@@ -6,6 +6,7 @@ Loads no TensorFlow.
 import ast
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 import warnings
@@ -418,12 +419,23 @@ def _keys(config, prefix: str = ""):
             yield prefix + name
 
 
+def _check_flat(text: str) -> None:
+    """Raises RecursionError for text that may nest deeply, before Python parses it.
+
+    In CPython 3.11 a RecursionError inside `ast` makes later calls of `ast` in the process fail.
+    """
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", "''", text)
+    if len(re.findall(r"[(\[{]", bare)) > 200 or max(map(len, bare.split(","))) > 200:
+        raise RecursionError
+
+
 def _parse(key: str, text: str, current):
     """Reads a value of the type that the key has already."""
     wanted = type(current)
     if wanted is str:
         return text
     try:
+        _check_flat(text)
         if wanted is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         with warnings.catch_warnings():
