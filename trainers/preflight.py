@@ -11,7 +11,6 @@ from trainers.precision import check_precision
 from trainers.recipe import as_dict, check_batch, check_examples, check_tpu
 from trainers.workdir import WorkDirectory, model_path, read_config
 from zoo import registry
-from zoo.data import pictures
 from zoo.data.datasets import FOLDER, TFDS
 from zoo.errors import UsageError, compiled
 
@@ -115,6 +114,8 @@ def _build_task(config):
 
 def _check_source(data, arguments: dict) -> None:
     """Compares sizes before any image is decoded."""
+    from zoo.data import pictures  # it loads Pillow, which --help does without
+
     shape, size = tuple(arguments.get("input_shape") or ()), tuple(data.image_size)
     if not data.source.startswith((FOLDER, TFDS)) or not size:
         return
