@@ -32,9 +32,9 @@ def build(model: str):
     import numpy as np
     import tensorflow as tf
 
-    from configs.base import base, optimizer
-    from trainers.build import build_step, update_function
-    from trainers.strategy import make_strategy
+    from trainers.config.base import base, optimizer
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step, update_function
     from zoo.data import pipeline
 
     config = base()
@@ -65,7 +65,7 @@ def resume(model: str, path: str) -> float:
     import keras  # noqa: F401
     import tensorflow as tf  # noqa: F401
 
-    from trainers import checkpoint
+    from trainers.run import checkpoint
 
     start = time.perf_counter()
     step, update = build(model)
@@ -86,8 +86,8 @@ def main() -> None:
         print(resume(arguments.model, arguments.resume))
         return
 
-    from trainers import checkpoint
-    from trainers.saver import Saver
+    from trainers.run import checkpoint
+    from trainers.run.saver import Saver
 
     step, update = build(arguments.model)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,9 +16,9 @@ import keras
 import numpy as np
 
 from benchmarks.results_file import append
-from configs.base import optimizer, schedule
-from trainers.recipe import resolve
-from trainers.trainer import Trainer
+from trainers.config.base import optimizer, schedule
+from trainers.config.recipe import resolve
+from trainers.train.trainer import Trainer
 from zoo import registry
 from zoo.data import load
 

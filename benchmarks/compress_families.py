@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import append
-from trainers.compress.methods import METHODS
+from trainers.compress_jobs.methods import METHODS
 
 RECIPES = ("cnn_digits:debug", "lstm_pydoc:debug", "gpt_pydoc:debug", "bert_wiki:debug",
            "vgg16_transfer:debug")  # fmt: skip

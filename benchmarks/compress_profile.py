@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.results_file import append
-from trainers.start import start_tensorflow
+from zoo.start import start_tensorflow
 
 _EXAMPLES = 40
 
@@ -28,7 +28,7 @@ def main() -> None:
     start_tensorflow()
     import keras
 
-    from trainers.compress.subject import load
+    from trainers.compress_jobs.subject import load
 
     found = load(arguments.workdir)
     values = found.examples("train", range(_EXAMPLES))["image"].astype("float32") / 255
@@ -49,9 +49,9 @@ def main() -> None:
 
 
 def _row(recipe: str, name: str, model, values) -> dict:
-    from trainers.compress.latency import interleaved
-    from trainers.export import write_saved_model
-    from trainers.litert import convert
+    from trainers.compress_jobs.latency import interleaved
+    from trainers.export.formats import write_saved_model
+    from trainers.export.litert import convert
 
     with tempfile.TemporaryDirectory() as folder:
         files = {}

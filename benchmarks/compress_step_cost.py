@@ -23,9 +23,9 @@ import time
 import tensorflow as tf
 
 from benchmarks.results_file import append
-from trainers.build import build_step, update_function
-from trainers.recipe import resolve
-from trainers.strategy import make_strategy, prepare_devices
+from trainers.config.recipe import resolve
+from trainers.distributed.strategy import make_strategy, prepare_devices
+from trainers.train.build import build_step, update_function
 from zoo import registry
 from zoo.data import pipeline
 

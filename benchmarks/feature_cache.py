@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.results_file import append
-from trainers.evaluate import read_evaluation
-from trainers.workdir import read_metrics
+from trainers.evaluation.evaluate import read_evaluation
+from trainers.run.workdir import read_metrics
 
 
 def main() -> None:

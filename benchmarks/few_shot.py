@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.results_file import append
-from trainers.evaluate import read_evaluation
-from trainers.workdir import read_metrics
+from trainers.evaluation.evaluate import read_evaluation
+from trainers.run.workdir import read_metrics
 from zoo.data import load
 
 A_CLASS, EPOCHS = 10, 30

@@ -21,8 +21,8 @@ import keras
 import numpy as np
 
 from benchmarks.results_file import append
-from trainers.generate import Generator
 from zoo import registry
+from zoo.generation.generate import Generator
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCABULARY = 4, 256, 8, 256, 8192
 PROMPT = list(range(100, 116))
@@ -43,7 +43,7 @@ def ours(top_k: int):
 
 def ours_streaming(top_k: int):
     """The same, handed out in small pieces."""
-    from zoo.data.tokenizers import train
+    from zoo.data.text.tokenizers import train
 
     model = registry.build(
         "gpt_nano", vocabulary_size=VOCABULARY, sequence_length=LENGTH, num_layers=LAYERS,

@@ -29,8 +29,8 @@ def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, fl
     import numpy as np
 
     import zoo
-    from trainers.compress import low_rank
-    from trainers.recipe import of_workdir
+    from trainers.compression import low_rank
+    from trainers.config.recipe import of_workdir
     from zoo import registry
 
     whole, config = zoo.load(workdir), of_workdir(saved["config"])

@@ -35,8 +35,8 @@ class Watch(keras.callbacks.Callback):
 
 def measure(recipe: str, steps: int) -> dict:
     """Trains in this process; returns MiB."""
-    from trainers.recipe import resolve
-    from trainers.trainer import Trainer
+    from trainers.config.recipe import resolve
+    from trainers.train.trainer import Trainer
 
     changes = {"steps": steps, "log_every": 100, "evaluate_every": 500, "checkpoint_every": 500}
     config = resolve(recipe, [(f"trainer.{key}", str(value)) for key, value in changes.items()])

@@ -28,7 +28,8 @@ from scipy.sparse.csgraph import connected_components
 
 from benchmarks.results_file import append
 from zoo.data.datasets import data_dir
-from zoo.prep import dedup, pipeline, steps, store
+from zoo.prep import pipeline, steps, store
+from zoo.prep.cleaning import dedup
 from zoo.prep.document import Document, key_of, record_of
 from zoo.prep.engine import Local
 from zoo.prep.settings import defaults

@@ -15,9 +15,9 @@ from collections import Counter
 
 from benchmarks.results_file import append
 from zoo.data.datasets import data_dir
+from zoo.prep.cleaning.extract import extract
 from zoo.prep.document import Document
-from zoo.prep.extract import extract
-from zoo.prep.read import decode
+from zoo.prep.reading.read import decode
 from zoo.prep.settings import defaults
 
 

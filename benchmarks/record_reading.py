@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.records import RecordWriter, open_records
+from zoo.storage.records import RecordWriter, open_records
 
 ROW, BATCH, SHARD_BYTES = 257, 32, 16 << 20
 

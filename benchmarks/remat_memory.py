@@ -30,8 +30,8 @@ def measure(blocks: int, width: int, rows: int, pattern: str) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from trainers.remat import apply_remat
-    from trainers.step import TrainStep
+    from trainers.train.remat import apply_remat
+    from trainers.train.step import TrainStep
     from zoo.tasks.image_classification import ImageClassification
 
     layers = keras.layers

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from configs.base import base, optimizer, schedule
-from trainers.build import build_step, update_function
-from trainers.strategy import distribute, make_strategy, prepare_devices
+from trainers.config.base import base, optimizer, schedule
+from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
+from trainers.train.build import build_step, update_function
 from zoo import registry
 from zoo.data import pipeline
 

@@ -4,7 +4,7 @@ import csv
 from datetime import date
 from pathlib import Path
 
-from trainers.workdir import cpu_name
+from trainers.run.workdir import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -18,8 +18,8 @@ def measure(recipe: str) -> float:
     """Returns the seconds, once, in this process."""
     import keras
 
-    from trainers.recipe import resolve
-    from trainers.trainer import Trainer
+    from trainers.config.recipe import resolve
+    from trainers.train.trainer import Trainer
 
     class Enough(Exception):
         pass

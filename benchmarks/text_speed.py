@@ -50,9 +50,9 @@ def zoo(precision: str):
     """The zoo's own step, as `zoo train` runs it."""
     import tensorflow as tf
 
-    from configs.base import base, optimizer
-    from trainers.build import build_step, update_function
-    from trainers.strategy import make_strategy
+    from trainers.config.base import base, optimizer
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step, update_function
     from zoo.data import pipeline
 
     config = base()
@@ -186,7 +186,7 @@ def serve(name: str, precision: str) -> None:
             answer = {"seconds": seconds, "processor_seconds": processor, "loss": loss}
         else:
             from trainers.bench import matmul_peak
-            from trainers.strategy import make_strategy
+            from trainers.distributed.strategy import make_strategy
 
             answer = {"peak": matmul_peak(precision, make_strategy("one_device"))}
         print(json.dumps(answer), file=answers, flush=True)

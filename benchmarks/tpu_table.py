@@ -14,8 +14,8 @@ import time
 import ml_collections
 
 from benchmarks.results_file import append
-from configs.base import base, optimizer
-from trainers.recipe import resolve
+from trainers.config.base import base, optimizer
+from trainers.config.recipe import resolve
 from trainers.tpu_check.check import check
 from zoo import registry
 from zoo.errors import RunError, UsageError

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.results_file import RESULTS
-from trainers.recipe import list_recipes, load_recipe
+from trainers.config.recipe import list_recipes, load_recipe
 from zoo.catalog import CATALOG
 
 WORKSPACE = Path(__file__).parent.parent / "WORKSPACE.md"

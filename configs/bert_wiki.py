@@ -10,8 +10,8 @@ Of the training's pairs 87.6 % at the end; of the validation's 65.6, 75.0, 80.1 
 it: its 12,298 s are no measure of speed (18 samples a second were seen when it was alone).
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

@@ -8,7 +8,7 @@ of training.
 """
 
 from configs import cnn_mnist
-from trainers.recipe import unknown_variant
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

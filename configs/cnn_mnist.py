@@ -14,8 +14,8 @@ the 44th. XLA is off: with it a step takes 109 ms instead of 30 (`zoo bench cnn_
 --config.trainer.jit_compile=true`), since its convolutions on a CPU are slower than oneDNN's.
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

@@ -20,7 +20,7 @@ float32: on CPUs without AVX512_BF16 bfloat16's gradients of convolutions take 3
 """
 
 from configs import gan_mnist
-from configs.base import optimizer
+from trainers.config.base import optimizer
 
 
 def get_config(arg: str = ""):

@@ -6,8 +6,8 @@
 With --config.task.classifier=W, W a work directory of `cnn_mnist`, the samples are measured.
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

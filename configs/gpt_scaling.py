@@ -18,8 +18,8 @@ The learning rate falls as 1 / width, by the argument; --config.model.depth leav
 results/scaling.csv before the last of each rung).
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 DEPTHS = (1, 2, 3, 4)
 

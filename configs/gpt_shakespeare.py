@@ -11,8 +11,8 @@ minutes) and 1.47 for its GPU recipe (10.7 M parameters). Learning rate and drop
 parts of the training split, in runs of 500 and 1,000 updates.
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

@@ -4,8 +4,8 @@ zoo train llama_wiki --workdir=D        (zoo fetch wikipedia_en, or ZOO_DATA_DIR
 zoo generate D --prompt="The city of" --temperature=0.8
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

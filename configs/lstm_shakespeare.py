@@ -9,8 +9,8 @@ character (2.137 bits a byte) over the whole validation split after 1,123 s of t
 settings are the first that were tried.
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

@@ -10,8 +10,8 @@ Rows hold about 3.6 pairs each, without which 60 % of the positions would be pad
 beams BLEU 37.3 (sacrebleu, detokenised), chrF 61.2; validation BLEU 36.7.
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

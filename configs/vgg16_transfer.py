@@ -33,8 +33,8 @@ to 90.0 % of fashion_mnist's test pictures, and from there, seed 0 alone:
     all of it, from the base    80.8 %
 """
 
-from configs.base import base, optimizer, schedule
-from trainers.recipe import unknown_variant
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import unknown_variant
 
 
 def get_config(arg: str = ""):

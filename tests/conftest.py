@@ -21,10 +21,10 @@ sys.modules["triton"] = None
 @pytest.fixture(scope="session", autouse=True)
 def devices():
     """Splits the CPU into four logical devices, before any test starts TensorFlow."""
-    from trainers.start import without_jax
+    from zoo.start import without_jax
 
     with without_jax():
-        from trainers.strategy import prepare_devices
+        from trainers.distributed.strategy import prepare_devices
 
     prepare_devices(4)
 
@@ -39,7 +39,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def run(collected, tmp_path):
     """Returns `run(config, dataset, **trainer_arguments) -> Trainer`, trained in a new folder."""
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     counter = iter(range(1000))
 
@@ -80,7 +80,7 @@ def zoo_command(capsys):
 @pytest.fixture(scope="session")
 def xla():
     """Skips where TensorFlow cannot compile for a CPU: its build for TPUs."""
-    from zoo.xla import compiles
+    from zoo.layers.xla import compiles
 
     if not compiles():
         pytest.skip("XLA does not compile for CPUs here")
@@ -96,13 +96,13 @@ def collected():
 
 @pytest.fixture
 def one(collected):
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
 
     return make_strategy("one_device")
 
 
 @pytest.fixture
 def two(collected):
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
 
     return make_strategy("mirrored", 2)

@@ -40,7 +40,7 @@ def _data(row):
 
 
 def _train(row, workdir=None, callbacks=(), change=None, **trainer):
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     config = _recipe(row, **trainer)
     if change:
@@ -89,8 +89,8 @@ def saves_and_loads(row):
 
 def lowers_the_loss(row):
     """Each player lowers its own, while the others stand still."""
-    from configs.base import optimizer
-    from trainers.workdir import read_metrics
+    from trainers.config.base import optimizer
+    from trainers.run.workdir import read_metrics
     from zoo import registry
 
     def adam(config):
@@ -178,7 +178,7 @@ def recomputed_blocks_change_nothing(row):
 def prunes(row):
     """Every kernel that learns has the share of zeros that was asked for, in the file as well."""
     import zoo
-    from trainers.compress.prune import sparsities
+    from trainers.compression.prune import sparsities
 
     def half(config):
         config.compress.update({"sparsity": 0.5, "frequency": 1, "end": 0.5})
@@ -201,11 +201,11 @@ def learns_in_eight_bits(row):
     import numpy as np
 
     import zoo
-    from configs.base import optimizer
-    from trainers.compress.prune import sparsities
-    from trainers.compress.qat import rounds
-    from trainers.export import examples_of, write_checked
+    from trainers.compression.prune import sparsities
+    from trainers.config.base import optimizer
+    from trainers.export.formats import examples_of, write_checked
     from zoo import registry
+    from zoo.layers.rounding import rounds
 
     def rounded(config):
         config.compress.qat.on = True
@@ -239,8 +239,8 @@ def learns_in_eight_bits(row):
 
 def exports(row):
     """Learned in bfloat16 or not, its files compute in their runtimes what it computes."""
-    from trainers.export import FORMATS, examples_of, write_checked
-    from trainers.precision import precision
+    from trainers.export.formats import FORMATS, examples_of, write_checked
+    from trainers.optimization.precision import precision
     from zoo import registry
 
     with precision("mixed_bfloat16"):
@@ -305,7 +305,7 @@ def rows(family: str):
 
 def main(family: str) -> None:
     """Runs every promise of every row of a family."""
-    from trainers.strategy import prepare_devices
+    from trainers.distributed.strategy import prepare_devices
 
     prepare_devices(2)
     with tempfile.TemporaryDirectory() as cache:

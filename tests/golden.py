@@ -67,7 +67,8 @@ for folder in sys.argv[1:]:
     weights = zoo.load(folder).weights
     for weight in weights:
         value = np.asarray(keras.ops.convert_to_numpy(weight.value))
-        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+        digest.update(f"{value.dtype}{value.shape}".encode() +
+        np.ascontiguousarray(value).tobytes())
     print(json.dumps([folder, len(weights), digest.hexdigest()]), flush=True)
 """
 

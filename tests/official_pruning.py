@@ -30,7 +30,7 @@ def official(start):
     """Returns the masks before each batch's forward pass, and the weights at the end."""
     import tf_keras
 
-    from trainers.compress.tfmot import engines
+    from zoo.layers.tfmot import engines
 
     engines()
     import tensorflow_model_optimization as tfmot
@@ -65,8 +65,8 @@ def ours(start):
     import keras
     import tensorflow as tf
 
-    from trainers.compress.prune import Pruner
-    from trainers.step import TrainStep
+    from trainers.compression.prune import Pruner
+    from trainers.train.step import TrainStep
     from zoo.tasks.image_classification import ImageClassification
 
     model = network(keras)

@@ -11,7 +11,7 @@ def official(start):
     """Returns the loss of each update, the trained weights, and predictions."""
     import tf_keras
 
-    from trainers.compress.tfmot import engines
+    from zoo.layers.tfmot import engines
 
     engines()
     import tensorflow_model_optimization as tfmot
@@ -40,8 +40,8 @@ def ours(start):
     import keras
     import tensorflow as tf
 
-    from trainers.compress.qat import quantize
-    from trainers.step import TrainStep
+    from trainers.train.step import TrainStep
+    from zoo.layers.rounding import quantize
     from zoo.tasks.image_classification import ImageClassification
 
     model = network(keras)

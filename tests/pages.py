@@ -59,8 +59,9 @@ def settings(**changes):
 
 def read_all(path, **changes):
     """Returns (documents, what was unreadable) of a file or folder, each file in one stripe."""
-    from zoo.prep import files, read
+    from zoo.prep import files
     from zoo.prep.document import Tally
+    from zoo.prep.reading import read
 
     skipped, tally, made = Counter(), Tally(), []
     for shard in files.shards(files.find([str(path)], skipped), 1 << 40):

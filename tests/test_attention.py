@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from zoo.layers.attention import MASKED, attend, mask_bias, reference_attend, rotate
 from zoo.layers.transformer import TransformerBlock
-from zoo.xla import write_rows
+from zoo.layers.xla import write_rows
 
 
 def random(*shape, seed=0):
@@ -113,7 +113,7 @@ def test_rows_are_replaced_without_xla_too(count, first, jit, xla, monkeypatch):
     right = rows.copy()
     right[:, first : first + count] = new
     for compiles in (True, False):
-        monkeypatch.setattr("zoo.xla.compiles", lambda compiles=compiles: compiles)
+        monkeypatch.setattr("zoo.layers.xla.compiles", lambda compiles=compiles: compiles)
         write = tf.function(write_rows, jit_compile=jit, autograph=False)
         found = write(tf.constant(rows), tf.constant(new), tf.constant(first))
         np.testing.assert_array_equal(found, right)

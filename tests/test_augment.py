@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from zoo.data.augment import Augment, parse
+from zoo.data.arrays.augment import Augment, parse
 from zoo.data.pipeline import evaluation_batches, training_batches
 from zoo.errors import UsageError
 from zoo.tasks.image_classification import ImageClassification
@@ -201,7 +201,7 @@ def test_each_is_a_function_of_seed_and_step(spec):
 
 
 def test_no_two_draws_have_the_same_seed(monkeypatch):
-    from zoo.data import augment
+    from zoo.data.arrays import augment
 
     seeds, draw = [], augment._Key.next
 

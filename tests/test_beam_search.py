@@ -8,9 +8,9 @@ import tensorflow as tf
 from keras import ops
 
 from tests.test_generate import lively
-from trainers.beam_search import NEVER, beam_search
-from trainers.generate import Generator
-from zoo.models.decoding import decoding
+from zoo.generation.beam_search import NEVER, beam_search
+from zoo.generation.decoding import decoding
+from zoo.generation.generate import Generator
 from zoo.models.llama import build as llama
 from zoo.models.lstm import build as lstm
 

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from trainers.precision import precision
-from trainers.recipe import resolve
+from trainers.config.recipe import resolve
+from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.catalog import CATALOG
 from zoo.errors import UsageError

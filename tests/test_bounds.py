@@ -11,10 +11,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from zoo.data import bounds, disk, npz, records, tokenizers
-from zoo.data.corpora import load_corpus
-from zoo.data.pictures import Unreadable, decode
+from zoo.data.arrays import npz
+from zoo.data.arrays.pictures import Unreadable, decode
+from zoo.data.text import tokenizers
+from zoo.data.text.corpora import load_corpus
 from zoo.errors import RunError
+from zoo.storage import bounds, disk, records
 
 BOMB = "its data take .* at most 100 times what they are stored in"
 
@@ -55,7 +57,7 @@ def test_a_document_has_to_fit_in_memory(tmp_path, little_memory):
 
 
 def test_a_line_has_a_longest_length(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.data.corpus_readers.LONGEST_LINE", 1000)
+    monkeypatch.setattr("zoo.data.text.corpus_readers.LONGEST_LINE", 1000)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "' + "a" * 1000 + '"}\n')
     with pytest.raises(RunError, match="line 2 is longer than"):
         load_corpus(f"text:{tmp_path}/a.jsonl")
@@ -145,8 +147,9 @@ def test_rows_of_parquet_that_share_a_value(tmp_path, monkeypatch):
     import pyarrow.parquet
 
     from tests import pages
-    from zoo.prep import files, read, unpack
+    from zoo.prep import files
     from zoo.prep.document import Tally
+    from zoo.prep.reading import read, unpack
 
     monkeypatch.setattr(unpack, "FREE_BYTES", 1 << 20)
     text = pyarrow.DictionaryArray.from_arrays(np.zeros(5000, "i4"), ["word " * 2000])
@@ -170,7 +173,7 @@ def test_an_image_has_to_fit_in_memory(tmp_path, little_memory):
 
 def test_the_memory_of_a_limited_process():
     code = (
-        "from zoo.data.bounds import available_memory, check_memory; print(available_memory());"
+        "from zoo.storage.bounds import available_memory, check_memory; print(available_memory());"
         "check_memory('a', 3 << 30)"
     )
     ended = subprocess.run(
@@ -227,7 +230,7 @@ def _links(file):
     ("change", "words"), [(_zeros, BOMB), (_declared, BOMB), (_links, "'other' in it is a link")]
 )
 def test_weights_that_expand(saved, tmp_path, change, words):
-    from trainers.workdir import open_model
+    from trainers.run.workdir import open_model
 
     path = _with_h5(saved, tmp_path / "a.keras", change)
     with pytest.raises(RunError, match=words):
@@ -235,7 +238,7 @@ def test_weights_that_expand(saved, tmp_path, change, words):
 
 
 def test_a_keras_file_that_expands(saved, tmp_path):
-    from trainers.workdir import open_model
+    from trainers.run.workdir import open_model
 
     path = _zip(tmp_path / "a.keras", {**saved, "assets/zeros": bytes(4 << 20)})
     with pytest.raises(RunError, match=BOMB):
@@ -243,7 +246,7 @@ def test_a_keras_file_that_expands(saved, tmp_path):
 
 
 def test_a_model_larger_than_its_weights(saved, tmp_path):
-    from trainers.workdir import open_model
+    from trainers.run.workdir import open_model
 
     config = saved["config.json"].replace(b'"units": 2', b'"units": 20000000')
     assert config != saved["config.json"]
@@ -254,6 +257,6 @@ def test_a_model_larger_than_its_weights(saved, tmp_path):
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_whole_model_opens(saved, tmp_path, kind):
-    from trainers.workdir import open_model
+    from trainers.run.workdir import open_model
 
     assert open_model(_zip(tmp_path / "a.keras", saved, kind)).count_params() == 8

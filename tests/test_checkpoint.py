@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests import toys
-from trainers import checkpoint
-from trainers.workdir import WorkDirectory
+from trainers.run import checkpoint
+from trainers.run.workdir import WorkDirectory
 from zoo.errors import RunError, UsageError
 
 COUNTERS = {"skipped_batches": 2, "best": 0.75, "seconds": 1.5}
@@ -63,8 +63,8 @@ def test_every_dtype_comes_back_bit_for_bit(saved):
 
 
 def test_a_train_step_comes_back_bit_for_bit(tmp_path):
-    from trainers.build import build_step
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step
 
     def build(seed, **arguments):
         config = toys.recipe(

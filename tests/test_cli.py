@@ -16,10 +16,10 @@ from PIL import Image, ImageOps
 import zoo
 from tests import commands
 from tests.commands import content, metrics, zoo_process
-from trainers import checkpoint
-from trainers.callbacks import _callbacks
 from trainers.cli.main import VERBS
-from trainers.recipe import as_dict, resolve
+from trainers.config.recipe import as_dict, resolve
+from trainers.run import checkpoint
+from trainers.train.callbacks import _callbacks
 from zoo.data import load
 
 # --- the doors: quick, and without TensorFlow ----------------------------------------------------
@@ -315,7 +315,7 @@ def test_predict_of_unreadable_files_alone_loads_no_model(
     def load_model(*arguments):
         raise AssertionError("no file can be read: the model is not needed")
 
-    monkeypatch.setattr("trainers.predict.load_model", load_model)
+    monkeypatch.setattr("trainers.evaluation.predict.load_model", load_model)
     answer = zoo_command("predict", trained[0], tmp_path / "a.png", tmp_path / "b.png", "--json")
     assert answer.status == 1
     assert json.loads(answer.out) == []

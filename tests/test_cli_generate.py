@@ -10,12 +10,12 @@ import pytest
 
 from tests import commands
 from tests.test_generate import lively
-from trainers.generate import Generator
-from trainers.translate import Translator
-from trainers.workdir import FORMAT_VERSION, save_model
+from trainers.run.workdir import FORMAT_VERSION, save_model
 from zoo import registry
-from zoo.data import tokenizers
-from zoo.data.disk import write_json
+from zoo.data.text import tokenizers
+from zoo.generation.generate import Generator
+from zoo.generation.translate import Translator
+from zoo.storage.disk import write_json
 from zoo.tasks.text import END, FIRST_WORD, MASK, SEPARATOR, START
 
 SIZES = {
@@ -93,7 +93,7 @@ class Terminal(io.StringIO):
 def test_one_prompt_is_shown_as_it_comes(workdir, generator, monkeypatch):
     from trainers.cli.main import main
 
-    monkeypatch.setattr("trainers.generate.CHUNK", 4)
+    monkeypatch.setattr("zoo.generation.generate.CHUNK", 4)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     words = ["--prompt=abc", "--max_tokens=30", "--seed=4"]

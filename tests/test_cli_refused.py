@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.commands import content, metrics
-from trainers import checkpoint
-from trainers.workdir import WorkDirectory, read_metrics
+from trainers.run import checkpoint
+from trainers.run.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
 
 # --- words and flags: TensorFlow is not asked ----------------------------------------------------
@@ -400,7 +400,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(
 @pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EIO", "EFBIG"])
 def test_a_disk_that_fails_is_named_with_the_file(code, tmp_path, monkeypatch):
     from trainers.cli.common import run
-    from zoo.data.disk import write_json
+    from zoo.storage.disk import write_json
 
     def fail(_):
         number = getattr(errno, code)

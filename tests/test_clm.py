@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from zoo import registry
-from zoo.data import Dataset, pipeline, tokenizers
+from zoo.data import Dataset, pipeline
+from zoo.data.text import tokenizers
 from zoo.data.windows import Windows
 from zoo.errors import UsageError
 

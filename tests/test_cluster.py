@@ -10,9 +10,9 @@ import time
 import pytest
 
 from tests.workers import free_addresses
-from trainers import link as links
-from trainers.cluster import Cluster, code_fingerprint, read_cluster
-from trainers.link import Link
+from trainers.distributed import link as links
+from trainers.distributed.cluster import Cluster, code_fingerprint, read_cluster
+from trainers.distributed.link import Link
 from zoo.errors import RunError, UsageError
 
 
@@ -73,7 +73,7 @@ def test_a_wrong_cluster_is_one_line(arguments, line):
 
 
 def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
-    from trainers import cluster
+    from trainers.distributed import cluster
 
     before = code_fingerprint()
     assert before == code_fingerprint()
@@ -89,7 +89,7 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
 
 def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
     """Of a recipe, a module and a package; in whatever folder they lie."""
-    from trainers import recipe
+    from trainers.config import recipe
 
     monkeypatch.setattr(recipe, "user_files", set())
     found = []
@@ -116,7 +116,7 @@ def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
 
 def test_a_library_by_another_packages_name(tmp_path, monkeypatch):
     """TensorFlow comes as tensorflow-cpu or tf-nightly, too."""
-    from trainers import cluster
+    from trainers.distributed import cluster
 
     (tmp_path / "toy_library.py").write_text("__version__ = '7.1'")
     monkeypatch.syspath_prepend(tmp_path)

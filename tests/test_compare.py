@@ -6,9 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from trainers import litert
-from trainers.compress import latency
-from trainers.compress.summary import rows, table
+from trainers.compress_jobs import latency
+from trainers.compress_jobs.summary import rows, table
+from trainers.export import litert
 
 
 def side(accuracy=0.9, gzip_bytes=1000, ms=1.0, **more):

@@ -9,10 +9,10 @@ import pytest
 
 import zoo
 from tests import commands
-from trainers.compress.methods import plan
-from trainers.compress.prune import sparsities
-from trainers.compress.qat import rounds
-from trainers.recipe import as_dict, change, list_recipes, of_workdir, resolve
+from trainers.compress_jobs.methods import plan
+from trainers.compression.prune import sparsities
+from trainers.config.recipe import as_dict, change, list_recipes, of_workdir, resolve
+from zoo.layers.rounding import rounds
 
 SHORT = ("--config.trainer.steps=30", "--config.compress.frequency=2")
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from zoo.errors import RunError, UsageError
-from zoo.models import convert, convert_safetensors, gpt, llama
+from zoo.models import gpt, llama
+from zoo.models.convert import published as convert
+from zoo.models.convert import safetensors as convert_safetensors
 
 SIZES = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 16, "num_heads": 4}
 # Nothing is at its default: a setting that is not carried over shows in the outputs.

@@ -11,7 +11,8 @@ import pytest
 
 from tests.test_convert import build, change, read, save
 from zoo.errors import RunError, UsageError
-from zoo.models import convert, convert_safetensors
+from zoo.models.convert import published as convert
+from zoo.models.convert import safetensors as convert_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import zoo.data
-from zoo.data import corpora, corpus_splits, datasets
+from zoo.data import datasets
+from zoo.data.text import corpora, corpus_splits
 from zoo.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent

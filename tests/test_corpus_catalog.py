@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import zoo.data
-from zoo.data import corpus_catalog, datasets, fetch
-from zoo.data.corpus_files import original_files
+from zoo.data import datasets, fetch
+from zoo.data.text import corpus_catalog
+from zoo.data.text.corpus_files import original_files
 from zoo.errors import RunError
 
 # Documents (or pairs) and characters a split.

@@ -36,7 +36,7 @@ def register(monkeypatch):
 
 def test_importing_loads_no_tensorflow():
     code = """
-import sys, zoo.data, zoo.data.packing, zoo.data.records
+import sys, zoo.data, zoo.data.text.packing, zoo.storage.records
 zoo.data.load("digits")
 print([m for m in ("tensorflow", "tensorflow_datasets", "keras") if m in sys.modules])
 """

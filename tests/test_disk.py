@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from zoo.data import disk, tokenizers
+from zoo.data.text import tokenizers
 from zoo.errors import RunError
+from zoo.storage import disk
 
 
 @pytest.fixture
@@ -150,16 +151,16 @@ def test_a_link_to_a_file_is_read(folder, foreign):
     assert disk.read_bytes(folder / "data") == b"theirs"
 
 
-# Modules that open files without `zoo.data.disk`, and why.
+# Modules that open files without `zoo.storage.disk`, and why.
 OPEN_BY_HAND = {
-    "zoo/data/disk.py": "the helpers themselves",
-    "zoo/data/bounds.py": "the system's files of control groups",
-    "zoo/data/records.py": "shards in a new folder that only this user may enter",
+    "zoo/storage/disk.py": "the helpers themselves",
+    "zoo/storage/bounds.py": "the system's files of control groups",
+    "zoo/storage/records.py": "shards in a new folder that only this user may enter",
     "zoo/prep/pipeline.py": "its own source code",
     "trainers/cli/generate.py": "--prompts, which may be a pipe",
-    "trainers/cluster.py": "its own source code, and the user's modules",
-    "trainers/precision.py": "the system's file about the processor",
-    "trainers/workdir.py": "the system's file about the processor",
+    "trainers/distributed/cluster.py": "its own source code, and the user's modules",
+    "trainers/optimization/precision.py": "the system's file about the processor",
+    "trainers/run/workdir.py": "the system's file about the processor",
     "trainers/tpu_check/ahead_of_time.py": "files in a temporary folder",
     "trainers/tpu_check/compiler.py": "files in a temporary folder",
 }
@@ -185,4 +186,4 @@ def test_files_are_opened_in_one_place():
     root = Path(disk.__file__).parents[2]
     files = [path for part in ("zoo", "trainers") for path in sorted((root / part).rglob("*.py"))]
     found = {str(path.relative_to(root)) for path in files if list(_opens(path.read_text()))}
-    assert found - OPEN_BY_HAND.keys() == set(), "use zoo.data.disk"
+    assert found - OPEN_BY_HAND.keys() == set(), "use zoo.storage.disk"

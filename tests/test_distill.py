@@ -8,18 +8,18 @@ import pytest
 import tensorflow as tf
 
 import zoo
-from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
 from tests.test_seq2seq import numbers  # noqa: F401 (a fixture)
 from tests.test_seq2seq import sentences as texts
-from trainers.compress.distill import Distillation, divergence
-from trainers.recipe import as_dict
-from trainers.translate import Translator
-from trainers.workdir import WorkDirectory, read_metrics, save_model
+from trainers.compression.distill import Distillation, divergence
+from trainers.config.base import optimizer
+from trainers.config.recipe import as_dict
+from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo import registry
 from zoo.data import Dataset
 from zoo.errors import UsageError
+from zoo.generation.translate import Translator
 
 # Model and task of each kind, with the sizes in which the teacher is larger.
 KINDS = {
@@ -256,7 +256,7 @@ def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_pat
     fresh = built("clm", ALL)[2].variables
     for one, other in zip(whole.step.task.variables, fresh, strict=True):
         assert one.shape == other.shape
-    from trainers.checkpoint import list_checkpoints, read
+    from trainers.run.checkpoint import list_checkpoints, read
 
     header, _ = read(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1][1])
     size = len(bare.weights) + 2
@@ -401,8 +401,8 @@ def test_what_the_command_refuses(trained, tmp_path, zoo_command):
 
 
 def test_a_student_of_another_family(tmp_path):
-    from trainers.compress.methods import plan
-    from trainers.recipe import resolve
+    from trainers.compress_jobs.methods import plan
+    from trainers.config.recipe import resolve
 
     config = {**as_dict(resolve("gpt_pydoc"))}
     content = {

@@ -10,8 +10,8 @@ import pytest
 
 import zoo
 from tests import toys
-from trainers import export
-from trainers.export import FORMATS, difference, export_workdir, in_float32
+from trainers.export import formats as export
+from trainers.export.formats import FORMATS, difference, export_workdir, in_float32
 from zoo import processes
 from zoo.errors import RunError, UsageError
 
@@ -171,7 +171,7 @@ def test_without_the_data_examples_are_made_up_and_said(trained, tmp_path):
 
 
 def test_half_precision_becomes_whole():
-    from trainers.precision import precision
+    from trainers.optimization.precision import precision
 
     with precision("mixed_bfloat16"):
         model = zoo.build("gpt_nano", **zoo.registry.entry("gpt_nano").tiny)

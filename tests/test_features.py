@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests import toys
-from trainers import features
-from trainers.features import features_of
-from trainers.workdir import read_metrics
+from trainers.input import features
+from trainers.input.features import features_of
+from trainers.run.workdir import read_metrics
 from zoo import registry
 from zoo.errors import RunError
 from zoo.tasks.image_classification import ImageClassification

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from trainers import report
-from trainers.foreign import _converted, refuse_foreign
-from trainers.workdir import read_config
+from trainers.report import page as report
+from trainers.run.workdir import read_config
 from zoo.errors import UsageError
+from zoo.storage.foreign import _converted, refuse_foreign
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_folder_of_transformers(words, folder, zoo_command, tmp_path, monkeypa
     assert (
         f"zoo train RECIPE --workdir=W --config.init_from={folder} trains a model from it" in said
     )
-    assert "zoo.models.convert.from_transformers opens it" in said
+    assert "zoo.models.convert.published.from_transformers opens it" in said
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
@@ -68,6 +68,6 @@ def test_other_kinds(folder, tmp_path):
 
 
 def test_the_converted_families_are_all_named():
-    from zoo.models.convert import FAMILIES
+    from zoo.models.convert.published import FAMILIES
 
     assert set(_converted()) == {family.model_type for family in FAMILIES}

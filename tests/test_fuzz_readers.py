@@ -22,10 +22,15 @@ import keras
 import numpy as np
 import pytest
 
-from trainers import checkpoint, report, workdir
-from zoo.data import corpora, datasets, npz, pictures, records, tokenizers
+from trainers.report import page as report
+from trainers.run import checkpoint, workdir
+from zoo.data import datasets
+from zoo.data.arrays import npz, pictures
+from zoo.data.text import corpora, tokenizers
 from zoo.errors import RunError, UsageError
-from zoo.models import convert, convert_safetensors
+from zoo.models.convert import published as convert
+from zoo.models.convert import safetensors as convert_safetensors
+from zoo.storage import records
 
 SECONDS = 10  # for one input, on a busy machine
 TIMES = int(os.environ.get("ZOO_FUZZ", "1"))

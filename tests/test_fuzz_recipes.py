@@ -11,9 +11,9 @@ import textwrap
 
 import pytest
 
-from trainers import recipe as recipes
-from trainers.recipe import as_dict, change, load_recipe, of_workdir, resolve
-from trainers.workdir import read_config
+from trainers.config import recipe as recipes
+from trainers.config.recipe import as_dict, change, load_recipe, of_workdir, resolve
+from trainers.run.workdir import read_config
 from zoo.errors import RunError, UsageError
 
 TIMES = int(os.environ.get("ZOO_FUZZ", "1"))

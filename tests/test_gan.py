@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs.base import optimizer
 from tests import toys
-from trainers.optimizers import inner
-from trainers.workdir import read_metrics
+from trainers.config.base import optimizer
+from trainers.optimization.optimizers import inner
+from trainers.run.workdir import read_metrics
 from zoo import registry
 from zoo.data import Dataset
 from zoo.errors import UsageError
@@ -181,7 +181,7 @@ def test_each_player_has_its_optimizer_its_rate_and_the_generator_the_average(ru
 
 
 def test_a_checkpoint_holds_both_optimizers(run, tmp_path):
-    from trainers import checkpoint
+    from trainers.run import checkpoint
 
     trainer = run(recipe(), pictures())
     held = {id(v) for v in checkpoint.variables_of(trainer.step)}
@@ -259,7 +259,7 @@ def test_samples_without_a_validation_split(run):
 
 
 def test_a_damaged_sheet_becomes_a_note(run):
-    from trainers.report import write_report
+    from trainers.report.page import write_report
 
     trainer = run(recipe(steps=10, evaluate_every=5), pictures())
     (trainer.workdir / "samples" / "step_0000000005.png").write_bytes(b"no picture")

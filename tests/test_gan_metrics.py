@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs.base import optimizer
 from tests import toys
-from trainers.pictures import interpolation, sheet
+from trainers.config.base import optimizer
 from zoo import registry
 from zoo.data import Dataset
 from zoo.errors import UsageError
+from zoo.generation.image_grids import interpolation, sheet
 from zoo.tasks import gan_metrics
 from zoo.tasks.gan import GenerativeAdversarial
 
@@ -58,7 +58,7 @@ def test_one_mode_and_none(centre, expected):
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     """A work directory of a classifier of pictures of which the brightness is the class."""
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     generator = np.random.default_rng(0)
     label = generator.integers(0, 2, 200).astype("int32")

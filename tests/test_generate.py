@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers import generate
-from trainers.generate import Generator, uniforms
 from zoo import registry
-from zoo.data import tokenizers
+from zoo.data.text import tokenizers
 from zoo.errors import UsageError
-from zoo.layers import sampling
-from zoo.models.decoding import decoding
+from zoo.generation import generate, sampling
+from zoo.generation.decoding import decoding
+from zoo.generation.generate import Generator, uniforms
 from zoo.models.gpt import build as gpt
 from zoo.models.llama import build as llama
 from zoo.models.lstm import build as lstm

@@ -7,9 +7,9 @@ import pytest
 
 from tests import test_resume, toys
 from tests.test_resume import Interrupted, StopAt
-from trainers import goodput
-from trainers.goodput import Goodput
-from trainers.report import write_report
+from trainers.report.page import write_report
+from trainers.run import goodput
+from trainers.run.goodput import Goodput
 
 
 def test_the_first_update_of_a_process_does_not_count(monkeypatch):

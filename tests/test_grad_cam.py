@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from tests import toys
-from trainers.grad_cam import choose, grad_cam
+from trainers.evaluation.grad_cam import choose, grad_cam
 from zoo import registry
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests import toys
-from trainers.compress.subject import load
-from trainers.workdir import read_metrics
+from trainers.compress_jobs.subject import load
+from trainers.run.workdir import read_metrics
 from zoo.data import Dataset
 from zoo.data.classes import check_classes
 from zoo.data.hold_out import hold_out, judged_split, with_hold_out

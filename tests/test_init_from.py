@@ -6,10 +6,11 @@ import pytest
 from keras import layers
 
 from tests.test_convert import change, keras_hub, third_party, torch, transformers  # noqa: F401
-from trainers.init_from import initialize
+from trainers.train.init_from import initialize
 from zoo import registry
 from zoo.errors import UsageError
-from zoo.models import bert, cnn, convert, gan, gpt, llama, lstm, seq2seq
+from zoo.models import bert, cnn, gan, gpt, llama, lstm, seq2seq
+from zoo.models.convert import published as convert
 
 SIZES = {
     "vocabulary_size": 20, "sequence_length": 12, "num_layers": 2, "hidden_dim": 16,
@@ -165,7 +166,7 @@ def test_layers_without_weights_are_a_part_of_the_architecture(changes, said, tm
 
 
 def test_what_compression_adds_is_named(tmp_path):
-    from trainers.compress.qat import quantize
+    from zoo.layers.rounding import quantize
 
     network().save(tmp_path / "plain.keras")
     rounded = network()

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests.test_ptq import subject
-from trainers.compress import calibrated, int4, ptq
-from trainers.keras_internals import all_layers
+from trainers.compress_jobs import calibrated, int4, ptq
 from zoo.errors import RunError
+from zoo.keras_internals import all_layers
 
 METHODS = {"gptq": int4.gptq, "awq": int4.awq}
 

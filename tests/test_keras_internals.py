@@ -1,4 +1,4 @@
-"""The private names of Keras behave as trainers/keras_internals.py expects of them."""
+"""The private names of Keras behave as zoo/keras_internals.py expects of them."""
 
 import configparser
 from pathlib import Path
@@ -12,12 +12,12 @@ from packaging.requirements import Requirement
 
 from tests.stock import flat, on_replicas, sgd, train
 from tests.test_keras3 import booleans, of_booleans
-from trainers import keras_internals
+from zoo import keras_internals
 
 ROOT = Path(__file__).parents[1]
 
 
-# --- trainers/keras_internals.py, name by name ----------------------------------------------------
+# --- zoo/keras_internals.py, name by name ----------------------------------------------------
 
 
 def test_keras_is_a_version_that_the_private_names_are_known_of():

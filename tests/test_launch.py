@@ -10,7 +10,7 @@ from tests.commands import ROOT
 from trainers.cli import train
 from trainers.cli.common import parse
 from trainers.cli.main import VERBS
-from trainers.recipe import resolve
+from trainers.config.recipe import resolve
 
 FILES = sorted((ROOT / "launch").glob("*.yaml"))
 _KEYS = {

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from trainers.layout import FILES, FOLDERS
-from trainers.workdir import WorkDirectory
+from trainers.run.layout import FILES, FOLDERS
+from trainers.run.workdir import WorkDirectory
 from zoo.errors import RunError
 
 INSIDE = (

@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.contract import _batch, _outputs, rows
 from tests.test_cli_generate import work_directory
-from trainers.precision import precision
+from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.catalog import CATALOG
 

@@ -8,14 +8,14 @@ import keras
 import numpy as np
 import pytest
 
-from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt
-from trainers import loop
-from trainers.means import Means
-from trainers.shown import duration, short_number
-from trainers.workdir import read_metrics
+from trainers.config.base import optimizer
+from trainers.evaluation.means import Means
+from trainers.run.workdir import read_metrics
+from trainers.train import loop
 from zoo import registry
+from zoo.formatting import duration, short_number
 from zoo.tasks.base import Task
 
 TIMES = ("seconds", "goodput", "time", "samples_per_second", "tokens_per_second")
@@ -66,7 +66,7 @@ def lines_of(workdir):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What the uninterrupted run logs, and what its callbacks hear."""
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     heard, workdir = Heard(), tmp_path_factory.mktemp("whole") / "run"
     Trainer(recipe(), workdir, dataset=toys.token_data(), callbacks=[heard]).train()
@@ -105,7 +105,7 @@ def test_a_kill_between_a_checkpoint_and_what_follows_it(where, whole, run, tmp_
             raise Interrupted
         return before(self, *arguments)
 
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     before = getattr(Trainer, where)
     config = recipe(checkpoint_every=3)
@@ -119,7 +119,7 @@ def test_a_kill_between_a_checkpoint_and_what_follows_it(where, whole, run, tmp_
 
 
 def test_a_kill_while_the_report_is_written_leaves_one_end(whole, run, tmp_path, monkeypatch):
-    from trainers import report
+    from trainers.report import page as report
 
     with monkeypatch.context() as patch:
         patch.setattr(report, "write_report", lambda path: (_ for _ in ()).throw(Interrupted()))

@@ -11,9 +11,9 @@ from keras import layers
 import zoo
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
-from trainers.compress import low_rank
-from trainers.compress.decomposition import Kernel
-from trainers.compress.prune import sparsities
+from trainers.compression import low_rank
+from trainers.compression.decomposition import Kernel
+from trainers.compression.prune import sparsities
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRank, split_equation
@@ -186,7 +186,7 @@ def recipe(settings=None, **trainer):
 @pytest.fixture(scope="module")
 def whole(devices, tmp_path_factory):
     """A work directory of a digit classifier that learned for a moment."""
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     folder = tmp_path_factory.mktemp("whole") / "run"
     Trainer(recipe(), folder, dataset=toys.image_data(side=20)).train()

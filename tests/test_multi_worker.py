@@ -9,7 +9,7 @@ import pytest
 from tests import test_resume, toys, workers
 from tests.commands import content
 from tests.workers import Workers
-from trainers.workdir import open_model, read_metrics
+from trainers.run.workdir import open_model, read_metrics
 
 pytestmark = pytest.mark.slow
 

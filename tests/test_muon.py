@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from configs.base import optimizer
 from tests import toys
-from trainers.muon import left_to_adamw, output_layers
-from trainers.optimizers import OPTIMIZERS
+from trainers.config.base import optimizer
+from trainers.optimization.muon import left_to_adamw, output_layers
+from trainers.optimization.optimizers import OPTIMIZERS
 from zoo import registry
 from zoo.catalog import CATALOG
 from zoo.description import build_abstract

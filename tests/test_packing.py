@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.data.packing import best_fit, best_fit_decreasing, padding_share, stream
+from zoo.data.text.packing import best_fit, best_fit_decreasing, padding_share, stream
 from zoo.errors import UsageError
 
 ROWS = [(seed, length) for seed in range(12) for length in (2, 3, 7, 32)]

@@ -13,7 +13,7 @@ from PIL import Image
 
 import zoo
 from tests.commands import ROOT
-from zoo.data.pictures import Unreadable, decode
+from zoo.data.arrays.pictures import Unreadable, decode
 from zoo.errors import RunError, UsageError
 
 RED, BLUE = (200, 30, 20), (10, 40, 220)
@@ -235,7 +235,7 @@ def test_what_no_class_of_a_split_holds_is_named_and_counted(folder, capsys):
 
 
 def test_a_class_that_training_lacks_is_refused_before_anything_is_decoded(folder, monkeypatch):
-    from zoo.data import pictures
+    from zoo.data.arrays import pictures
 
     monkeypatch.setattr(pictures, "decode", None)
     save(folder / "val" / "birds" / "1.png")
@@ -259,7 +259,7 @@ def test_labels_that_no_training_example_has_are_said(tmp_path, capsys):
 
 
 def test_pictures_are_decoded_once_and_again_when_one_changes(folder, monkeypatch):
-    from zoo.data import pictures
+    from zoo.data.arrays import pictures
 
     calls = []
 

@@ -169,7 +169,7 @@ def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():
 
 def test_affine_changes_move_as_they_say():
     """A shift alone moves a bright pixel by whole pixels; no change at all is the identity."""
-    from zoo.data.images import random_affine
+    from zoo.data.arrays.images import random_affine
 
     image = np.zeros((2, 9, 9, 1), np.float32)
     image[:, 4, 4] = 1

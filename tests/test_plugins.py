@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.commands import content, metrics, zoo_process
-from trainers import callbacks
+from trainers.train import callbacks
 from zoo import registry
 from zoo.data import datasets
 
@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 import zoo
-from trainers.callbacks import register_callback
+from trainers.train.callbacks import register_callback
 from zoo.data import Dataset, register_dataset
 from zoo.tasks.base import Forward, Task
 
@@ -80,7 +80,7 @@ register_callback("witness", lambda config, workdir: Witness(workdir))
 RECIPE = '''
 """My own recipe."""
 
-from configs.base import base, optimizer
+from trainers.config.base import base, optimizer
 
 
 def get_config(arg=""):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from configs.base import optimizer
 from tests import toys
-from trainers.optimizers import inner
-from trainers.precision import slow_bfloat16
+from trainers.config.base import optimizer
+from trainers.optimization.optimizers import inner
+from trainers.optimization.precision import slow_bfloat16
 
 
 def train(run, precision, *, clip_norm=0.3, **trainer):
@@ -67,7 +67,7 @@ def test_an_overflow_skips_the_step_and_is_counted(replicas, run, tmp_path):
 
 
 def weights(workdir, step):
-    from trainers import checkpoint
+    from trainers.run import checkpoint
 
     header, arrays = checkpoint.read(workdir / "checkpoints" / f"step_{step:010d}.npz")
     trained = [p.startswith(("embedding", "block", "logits")) for p in header["paths"]]
@@ -95,8 +95,8 @@ def test_bfloat16_on_a_cpu_without_it_is_said(policy, devices, cpu, slow, tmp_pa
 
 
 def test_a_run_says_it(run, monkeypatch):
-    from trainers import trainer
-    from trainers.workdir import read_metrics
+    from trainers.run.workdir import read_metrics
+    from trainers.train import trainer
 
     monkeypatch.setattr(trainer, "slow_bfloat16", lambda *_: "too slow")
     done = run(toys.recipe(steps=1, checkpoint_every=1), toys.token_data())

@@ -11,10 +11,10 @@ import keras
 import pytest
 
 from tests import test_resume, toys
-from trainers import preemption
-from trainers.preemption import Stop
-from trainers.recipe import change
-from trainers.workdir import read_metrics
+from trainers.config.recipe import change
+from trainers.distributed import preemption
+from trainers.distributed.preemption import Stop
+from trainers.run.workdir import read_metrics
 from zoo.errors import UsageError
 
 PREEMPTED = "/computeMetadata/v1/instance/preempted"
@@ -262,8 +262,8 @@ def test_a_worker_that_is_not_the_chief_warns_on_stderr(cloud, capsys):
 def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
     cloud, monkeypatch, run, tmp_path, capsys
 ):
-    from trainers.loop import Terminated
-    from trainers.trainer import Trainer
+    from trainers.train.loop import Terminated
+    from trainers.train.trainer import Trainer
 
     class Notice(keras.callbacks.Callback):
         """The notice comes after update 6, and is noticed before the next."""

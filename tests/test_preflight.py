@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.commands import ROOT
-from trainers import preflight
-from trainers.recipe import as_dict, resolve
-from zoo.data.disk import write_json
+from trainers.config.recipe import as_dict, resolve
+from trainers.train import preflight
+from zoo.storage.disk import write_json
 
 # Many commands in one process: each must be refused, and TensorFlow must not be there in the end.
 REFUSED = """
@@ -142,7 +142,7 @@ def test_refusals_load_no_tensorflow(place):
 
 
 def test_images_are_not_decoded_before_a_wrong_size_is_refused(place, monkeypatch):
-    monkeypatch.setattr("zoo.data.pictures.decode", None)
+    monkeypatch.setattr("zoo.data.arrays.pictures.decode", None)
     sizes = [("data.source", f"folder:{place / 'images'}"), ("data.image_size", "28,28,1")]
     with pytest.raises(preflight.UsageError, match="set model.num_classes=3"):
         preflight.load_data(resolve("vgg16_transfer:debug", sizes))
@@ -166,7 +166,7 @@ def test_what_fits_passes(place, tmp_path):
 
 def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
     (place / "run" / "model.keras").write_bytes(b"not looked at")
-    monkeypatch.setattr("trainers.workdir.load_model", None)
+    monkeypatch.setattr("trainers.run.workdir.load_model", None)
     answer = zoo_command("generate", place / "run")
     assert "holds a model of the task 'image_classification'" in answer.one_line()
 
@@ -174,7 +174,7 @@ def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
 def test_options_of_generate_need_no_tensorflow():
     code = (
         "import sys\n"
-        "from trainers.generate_options import Options, UsageError\n"
+        "from zoo.generation.generate_options import Options, UsageError\n"
         "try:\n    Options(10, temperature=-1.0)\n"
         "except UsageError as error:\n    assert 'temperature is 0 to' in str(error)\n"
         "sys.exit('tensorflow' in sys.modules)"

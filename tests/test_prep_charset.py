@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
-from zoo.prep.read import decode
+from zoo.prep.reading.read import decode
 
 TEXTS = {
     "gb2312": "今天天气很好，我们去公园散步。图书馆里有很多书，一共借了三本，准备慢慢地读完它们。",

@@ -6,7 +6,7 @@ from tests import pages
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
-from zoo.prep import clean, languages
+from zoo.prep.cleaning import clean, languages
 from zoo.prep.document import Document
 
 # --- clean ------------------------------------------------------------------------------------

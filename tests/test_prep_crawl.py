@@ -16,10 +16,11 @@ from tests import pages
 pytest.importorskip("protego", reason="needs the extra `prep`")
 
 from zoo.errors import RunError, UsageError
-from zoo.prep import crawl, fetch, pipeline, read
+from zoo.prep import crawl, fetch, pipeline
 from zoo.prep.document import Tally
 from zoo.prep.engine import Local
 from zoo.prep.fetch import Failed, Refused
+from zoo.prep.reading import read
 
 
 class Site:

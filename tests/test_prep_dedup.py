@@ -11,7 +11,8 @@ from tests import pages
 
 pytest.importorskip("datasketch", reason="needs the extra `prep`")
 
-from zoo.prep import dedup, pipeline, steps, store
+from zoo.prep import pipeline, steps, store
+from zoo.prep.cleaning import dedup
 from zoo.prep.document import Document, key_of, keys_from, record_of, shard_of
 from zoo.prep.engine import Local
 

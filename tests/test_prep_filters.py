@@ -9,7 +9,7 @@ from tests import pages
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
 from zoo.errors import RunError, UsageError
-from zoo.prep import filters
+from zoo.prep.cleaning import filters
 from zoo.prep.document import Document
 from zoo.prep.settings import defaults
 

@@ -12,8 +12,8 @@ pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 import pyarrow
 from pyarrow import parquet
 
-from zoo.prep import read
 from zoo.prep.document import Tally
+from zoo.prep.reading import read
 
 
 def write(path, text, rows=1, **options):

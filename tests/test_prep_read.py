@@ -16,8 +16,10 @@ from zoo.errors import UsageError
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
-from zoo.prep import clean, extract, files, read, steps, unpack
+from zoo.prep import files, steps
+from zoo.prep.cleaning import clean, extract
 from zoo.prep.document import Document, Tally
+from zoo.prep.reading import read, unpack
 
 BODY = "<p>A sentence of a page that is long enough to be the main text of it, really.</p>"
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests import commands, pages
 from tests.commands import content
-from zoo.data import corpora
+from zoo.data.text import corpora
 from zoo.errors import RunError, UsageError
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
@@ -315,7 +315,7 @@ def test_whoever_ends_it_waits_for_no_worker():
 def test_a_full_disk_is_named(site, tmp_path, monkeypatch):
     import errno
 
-    from zoo.data import disk
+    from zoo.storage import disk
 
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -416,9 +416,9 @@ def test_a_model_is_trained_on_what_was_prepared(site, tmp_path):
 
 @pytest.mark.slow
 def test_persian_becomes_few_tokens_and_keeps_its_joiners(tmp_path):
-    from trainers.recipe import as_dict, resolve
-    from zoo.data import tokenizers
+    from trainers.config.recipe import as_dict, resolve
     from zoo.data.datasets import data_dir
+    from zoo.data.text import tokenizers
 
     if not (data_dir() / "persian_news").exists():
         pytest.skip("ZOO_DATA_DIR holds no persian_news")

@@ -11,8 +11,8 @@ from zoo.data.datasets import data_dir
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
-from zoo.prep.members import Members
-from zoo.prep.warc import records
+from zoo.prep.reading.members import Members
+from zoo.prep.reading.warc import records
 
 PAGE = pages.page(3).encode()
 

@@ -87,7 +87,7 @@ def test_a_child_does_not_search_the_current_folder(folder, entry):
         "import os, sys\n"
         "sys.path[:] = [p for p in sys.path[1:] if os.path.realpath(p) != os.getcwd()]\n"
         "from zoo import processes\n"
-        "done = processes.run('trainers.recipe:list_recipes', more={'MORE': '1'})\n"
+        "done = processes.run('trainers.config.recipe:list_recipes', more={'MORE': '1'})\n"
         "sys.exit(done.returncode != 1 or 'cnn_digits' not in done.stderr)\n"
     )
     done = script(folder, code, PYTHONPATH=path)
@@ -112,7 +112,7 @@ def test_workers_of_prepare_do_not_search_the_current_folder(folder):
 
 def test_the_scorer_of_the_user_is_searched_last(folder):
     code = (
-        "from zoo.prep.filters import scorer\n"
+        "from zoo.prep.cleaning.filters import scorer\n"
         "assert scorer('mine:count', '')('four') == 4\n"
         "import json, multiprocessing, importlib_resources\n"
     )

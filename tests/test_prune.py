@@ -11,10 +11,10 @@ import tensorflow as tf
 from keras import layers
 
 import zoo
-from configs.base import optimizer
 from tests import toys
 from tests.commands import ROOT
-from trainers.compress.prune import Pruner, prunable, sparsities
+from trainers.compression.prune import Pruner, prunable, sparsities
+from trainers.config.base import optimizer
 from zoo.errors import UsageError
 
 SPARSE = {"sparsity": 0.75, "frequency": 2, "end": 0.8}
@@ -243,7 +243,7 @@ def test_masks_are_those_of_tf_mot():
 
 
 def test_tf_mot_leaves_keras_alone():
-    from trainers.compress.tfmot import engines
+    from zoo.layers.tfmot import engines
 
     engines()
     assert "TF_USE_LEGACY_KERAS" not in os.environ

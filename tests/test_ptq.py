@@ -11,15 +11,16 @@ import pytest
 import zoo
 from tests import toys
 from tests.litert_files import constants
-from trainers import export, litert
-from trainers.compress import ptq
-from trainers.compress.subject import Subject
-from trainers.keras_internals import all_layers
-from trainers.recipe import as_dict, of_workdir
-from trainers.workdir import open_model, read_config
+from trainers.compress_jobs import ptq
+from trainers.compress_jobs.subject import Subject
+from trainers.config.recipe import as_dict, of_workdir
+from trainers.export import formats as export
+from trainers.export import litert
+from trainers.run.workdir import open_model, read_config
 from zoo import processes, registry
 from zoo.data import Dataset
 from zoo.errors import RunError, UsageError
+from zoo.keras_internals import all_layers
 
 TINY = ("gpt_nano", "llama_nano", "bert_tiny", "transformer_tiny", "lstm_generator")
 
@@ -247,7 +248,7 @@ def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
 
 
 def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
-    from trainers.compress.methods import plan
+    from trainers.compress_jobs.methods import plan
 
     folders = [str(trained[0]), str(tmp_path / "stage")]
     for form in ("keras_int8", "keras_int4", "keras_gptq", "keras_awq"):
@@ -405,7 +406,7 @@ def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
 
 
 def test_plans_do_not_share_a_recipe(trained):
-    from trainers.compress.methods import plan
+    from trainers.compress_jobs.methods import plan
 
     start = str(trained[0])
     plans = plan(["prune", "ptq"], [start, "/stage"], [("compress.sparsity", "0.5")])

@@ -10,15 +10,15 @@ import pytest
 from keras import layers
 
 import zoo
-from configs.base import optimizer
 from tests import toys
 from tests.commands import ROOT
 from tests.test_resume import Interrupted, StopAt
-from trainers.compress.prune import sparsities
-from trainers.compress.qat import FreshRanges, quantize, rounded_once, rounds
-from trainers.workdir import read_metrics
+from trainers.compression.prune import sparsities
+from trainers.config.base import optimizer
+from trainers.run.workdir import read_metrics
 from zoo import registry
 from zoo.errors import UsageError
+from zoo.layers.rounding import FreshRanges, quantize, rounded_once, rounds
 from zoo.models.transfer import Backbone
 
 
@@ -186,7 +186,7 @@ def test_zeros_stay_where_pruning_put_them(run, tmp_path):
 
 def test_generation_computes_what_the_model_does():
     """Decoding a token at a time takes no road around the rounding."""
-    from zoo.models.decoding import project
+    from zoo.generation.decoding import project
 
     keras.utils.set_random_seed(0)
     model = registry.build(
@@ -268,7 +268,7 @@ def test_it_learns_as_tf_mot_does():
 
 def test_a_model_inside_another_keeps_its_ranges(tmp_path):
     """As a classifier with its preprocessing around it, in a file that is opened again."""
-    from trainers.workdir import open_model, save_model
+    from trainers.run.workdir import open_model, save_model
 
     model = registry.build("cnn_classifier", num_classes=3, filters=(2, 2, 2))
     quantize(model)
@@ -282,7 +282,7 @@ def test_a_model_inside_another_keeps_its_ranges(tmp_path):
 
 def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
     """20 updates of outputs in 0 … 0.8: the file uses nearly all of its 256 levels."""
-    from trainers.workdir import open_model, save_model
+    from trainers.run.workdir import open_model, save_model
 
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(4, activation="relu", name="only")(inputs))
@@ -308,7 +308,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     """Each kernel is rounded once: the file's integers times their scale are its values."""
     from tests.litert_files import constants
     from tests.test_ptq import subject
-    from trainers import export
+    from trainers.export import formats as export
 
     found = subject("gpt_nano")
     size = {"vocabulary_size": 80, "hidden_dim": 32, "num_layers": 1}

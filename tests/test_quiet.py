@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.commands import ROOT
-from zoo.layers import sampling
+from zoo.generation import sampling
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 
@@ -30,7 +30,7 @@ def said(code: str, *words: str, folder=ROOT, **environment) -> str:
 
 USES = {
     "zoo": "import zoo; import numpy as np; zoo.build('cnn_classifier')(np.ones((1, 28, 28, 1)))",
-    "trainer": "from trainers.trainer import Trainer; import tensorflow as tf; print(tf.ones(3))",
+    "trainer": "import trainers.train.trainer; import tensorflow as tf; print(tf.ones(3))",
 }
 
 
@@ -54,13 +54,13 @@ def test_logs_can_be_asked_for():
 
 
 TRAINING = """
-from trainers.start import start_tensorflow
+from zoo.start import start_tensorflow
 start_tensorflow()
 import tensorflow as tf
-from trainers.build import build_step, update_function
-from trainers.features import made_up
-from trainers.recipe import resolve
-from trainers.strategy import make_strategy, prepare_devices
+from trainers.train.build import build_step, update_function
+from trainers.input.features import made_up
+from trainers.config.recipe import resolve
+from trainers.distributed.strategy import make_strategy, prepare_devices
 
 prepare_devices(0)
 strategy = make_strategy("one_device")

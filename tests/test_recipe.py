@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import configs
-from configs.base import optimizer
 from trainers.cli.train import split_overrides
-from trainers.recipe import (
+from trainers.config.base import optimizer
+from trainers.config.recipe import (
     as_dict,
     check_batch,
     check_examples,
@@ -292,7 +292,9 @@ def test_a_recipe_without_base_is_told_so(recipe):
         "# comment\nimport ml_collections\n"
         "def get_config(arg=''):\n    return ml_collections.ConfigDict({'model': {'name': 'x'}})\n"
     )
-    with pytest.raises(UsageError, match="The recipe lacks compress; start from configs.base"):
+    with pytest.raises(
+        UsageError, match="The recipe lacks compress; start from trainers.config.base"
+    ):
         resolve(path)
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.data import records
-from zoo.data.records import RecordWriter, ShardedArray, open_records
 from zoo.errors import RunError, UsageError
+from zoo.storage import records
+from zoo.storage.records import RecordWriter, ShardedArray, open_records
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUT = {"tokens": ((5,), "uint16"), "label": ((), np.int64)}
@@ -348,7 +348,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from zoo.data.records import RecordWriter, open_records
+from zoo.storage.records import RecordWriter, open_records
 
 def write(folder):
     layout = {"x": ((5,), "u2"), "y": ((), "i8")}
@@ -404,7 +404,7 @@ TOGETHER = """
 import sys
 from pathlib import Path
 import numpy as np
-from zoo.data.records import RecordWriter, open_records
+from zoo.storage.records import RecordWriter, open_records
 folder = Path(sys.argv[1])
 with RecordWriter(folder, {"x": ((5,), "u2")}, shard_bytes=100) as writer:
     for _ in range(40):

@@ -10,7 +10,7 @@ import pytest
 
 import zoo
 from trainers.cli.main import main
-from trainers.recipe import list_recipes, load_recipe
+from trainers.config.recipe import list_recipes, load_recipe
 from zoo import registry
 from zoo.catalog import CATALOG
 from zoo.description import build_abstract
@@ -130,7 +130,7 @@ def test_the_classifier_layer_for_layer():
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_the_classifier_gives_probabilities(policy):
-    from trainers.precision import precision
+    from trainers.optimization.precision import precision
 
     with precision(policy):
         model = zoo.build("cnn_classifier")

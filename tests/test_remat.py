@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from trainers.precision import precision
+from trainers.optimization.precision import precision
 from zoo.errors import UsageError
 
 
@@ -47,7 +47,7 @@ def test_batch_normalization_moves_once(run):
 
 def test_layers_inside_are_told_that_this_is_training():
     """Also where the block around them does not hand it on."""
-    from trainers.remat import apply_remat
+    from trainers.train.remat import apply_remat
 
     class Quiet(keras.layers.Layer):
         def __init__(self, **kwargs):
@@ -81,7 +81,7 @@ def test_pattern_must_match(run):
 
 
 def test_nested_layers_are_found_once():
-    from trainers.remat import apply_remat
+    from trainers.train.remat import apply_remat
 
     model = toys.token_model()
     assert apply_remat(model, ".*_0|up") == ["block_0", "up"]  # block_0/up lies inside block_0
@@ -100,7 +100,7 @@ def test_peak_memory_falls():
 
 def test_frozen_weights_keep_all_their_bits():
     """Though the block computes in bfloat16, and moving statistics in it do move."""
-    from trainers.remat import apply_remat
+    from trainers.train.remat import apply_remat
 
     keras.utils.set_random_seed(0)
     with precision("mixed_bfloat16"):

@@ -14,9 +14,9 @@ import tensorflow as tf
 import zoo
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end, recipe
-from trainers import remote
-from trainers.workdir import WorkDirectory, read_metrics
+from trainers.run.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
+from zoo.storage import remote
 
 # The least that a config.json holds.
 CONFIG = json.dumps(

@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from trainers import report, report_sections
 from trainers.cli import report as report_cli
 from trainers.cli.common import run
-from trainers.workdir import WorkDirectory
+from trainers.report import page as report
+from trainers.report import sections as report_sections
+from trainers.run.workdir import WorkDirectory
 from zoo.errors import UsageError
 
 _EVIL = "<script>alert('x')</script>"

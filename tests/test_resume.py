@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import zoo
-from configs.base import optimizer, schedule
 from tests import toys
-from trainers import checkpoint
-from trainers.workdir import read_metrics
+from trainers.config.base import optimizer, schedule
+from trainers.run import checkpoint
+from trainers.run.workdir import read_metrics
 from zoo import registry
 from zoo.data import pipeline
 from zoo.errors import RunError, UsageError
@@ -94,7 +94,7 @@ def test_resume_with_another_number_of_replicas(run, tmp_path):
 
 
 def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
-    from trainers.loop import Terminated
+    from trainers.train.loop import Terminated
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -123,7 +123,7 @@ def lines_of(workdir):
 @pytest.mark.parametrize("how", ["SIGTERM before", "SIGTERM in", "kill in"])
 def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypatch):
     """And what it would have told is told when the run goes on."""
-    from trainers import loop
+    from trainers.train import loop
 
     evaluate, asked = loop.Loop._evaluate, []
 
@@ -174,8 +174,8 @@ CHILD = """
 import sys
 from tests import test_resume, toys
 from trainers.cli.common import run
-from trainers.loop import Terminated
-from trainers.trainer import Trainer
+from trainers.train.loop import Terminated
+from trainers.train.trainer import Trainer
 config = test_resume.recipe(steps=int(sys.argv[2]), checkpoint_every=4)
 try:
     Trainer(config, sys.argv[1], dataset=toys.token_data()).train()
@@ -356,7 +356,7 @@ class ReportEarly(keras.callbacks.Callback):
 
 def test_an_evaluation_that_was_broken_off_is_made_again(run, tmp_path, monkeypatch):
     """And the metrics of another checkpoint are not taken for those of the run."""
-    from trainers import trainer
+    from trainers.train import trainer
 
     config = toys.recipe("toy_norm", "image_classification")
     data = toys.image_data(test=20)

@@ -8,8 +8,8 @@ from keras import layers, ops
 
 import zoo
 from tests import toys
-from trainers.build import synchronize_normalization
-from trainers.step import TrainStep
+from trainers.train.build import synchronize_normalization
+from trainers.train.step import TrainStep
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.tasks.gan import GenerativeAdversarial
@@ -45,7 +45,7 @@ def short_batch(real, rows=8):
 
 def updated(model, batch, task=None, micro=0, replicas=1, steps=2, jit=False):
     """Trains a model on one batch again and again; returns the step."""
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
 
     strategy = make_strategy("mirrored", replicas) if replicas > 1 else make_strategy("one_device")
     with strategy.scope():
@@ -186,7 +186,7 @@ def test_xla_computes_the_same(xla):
 
 
 def test_recomputed_blocks_see_no_padding():
-    from trainers.remat import apply_remat
+    from trainers.train.remat import apply_remat
 
     def model():
         found = MODELS["plain"]()
@@ -272,7 +272,7 @@ def test_no_player_of_a_gan_sees_padding(replicas):
 
 
 def test_a_layer_reads_the_weights_in_an_evaluation():
-    from trainers.means import Means, evaluate_batch
+    from trainers.evaluation.means import Means, evaluate_batch
 
     model = classifier(layers.Flatten(), MinibatchDeviation())
     task, found = ImageClassification(), []
@@ -306,7 +306,7 @@ def test_blending_inside_a_network_is_refused():
 
 
 def test_ranges_of_eight_bits_are_those_of_real_rows():
-    from trainers.compress.qat import quantize
+    from zoo.layers.rounding import quantize
 
     def model():
         found = classifier(norm())

@@ -4,11 +4,12 @@ import numpy as np
 import tensorflow as tf
 
 from tests import toys
-from trainers.generate import Generator
-from trainers.report import write_report
-from trainers.workdir import read_metrics
+from trainers.report.page import write_report
+from trainers.run.workdir import read_metrics
 from zoo import registry
-from zoo.data import Dataset, tokenizers
+from zoo.data import Dataset
+from zoo.data.text import tokenizers
+from zoo.generation.generate import Generator
 
 
 def little_gpt():

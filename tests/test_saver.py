@@ -9,9 +9,9 @@ import pytest
 
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, recipe
-from trainers import checkpoint, saver
-from trainers.build import build_step
-from trainers.trainer import Trainer
+from trainers.run import checkpoint, saver
+from trainers.train.build import build_step
+from trainers.train.trainer import Trainer
 
 
 @pytest.fixture

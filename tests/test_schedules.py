@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from configs.base import optimizer, schedule
 from tests import toys
-from trainers.schedules import SCHEDULES, make_schedule
-from trainers.workdir import read_metrics
+from trainers.config.base import optimizer, schedule
+from trainers.optimization.schedules import SCHEDULES, make_schedule
+from trainers.run.workdir import read_metrics
 from zoo.errors import UsageError
 
 CASES = [

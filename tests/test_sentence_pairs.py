@@ -5,10 +5,10 @@ import contextlib
 import numpy as np
 import pytest
 
-from configs.base import base
+from trainers.config.base import base
 from zoo import registry
-from zoo.data import tokenizers
-from zoo.data.sentence_pairs import (
+from zoo.data.text import tokenizers
+from zoo.data.text.sentence_pairs import (
     NEXT,
     RANDOM,
     make_pairs,

@@ -7,11 +7,11 @@ import tensorflow as tf
 from keras import ops
 
 from tests import toys
-from trainers.precision import precision
+from trainers.optimization.precision import precision
 from zoo import registry
-from zoo.data import parallel
+from zoo.data.text import parallel
+from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
 from zoo.models import seq2seq
-from zoo.models.decoding_seq2seq import Seq2SeqDecoding
 from zoo.tasks.seq2seq import SequenceToSequence
 from zoo.tasks.text import END, FIRST_WORD, START
 

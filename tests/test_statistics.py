@@ -8,8 +8,8 @@ import tensorflow as tf
 import zoo
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
-from trainers.step import TrainStep
-from trainers.workdir import read_metrics
+from trainers.run.workdir import read_metrics
+from trainers.train.step import TrainStep
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.tasks.image_classification import ImageClassification
@@ -48,7 +48,7 @@ def recipe(**changes):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     trainer = Trainer(recipe(), tmp_path_factory.mktemp("whole") / "run", dataset=two_classes())
     trainer.metrics = trainer.train()

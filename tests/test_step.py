@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs.base import optimizer, schedule
 from tests import toys
-from trainers.build import synchronize_normalization
-from trainers.loop import Loop
-from trainers.means import Means
-from trainers.optimizers import make_optimizer
+from trainers.config.base import optimizer, schedule
+from trainers.evaluation.means import Means
+from trainers.optimization.optimizers import make_optimizer
+from trainers.train.build import synchronize_normalization
+from trainers.train.loop import Loop
 from zoo import registry
 from zoo.errors import UsageError
 
@@ -23,7 +23,7 @@ BOUND = 1e-6
 @pytest.fixture(scope="module")
 def reference(devices, tmp_path_factory):
     """Trains each (task, optimizer) once on one device and in one piece."""
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     made = {}
 
@@ -122,8 +122,8 @@ def test_equals_plain_keras_on_a_full_batch(xla, run):
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
 def test_fit_runs_the_same_step(strategy, reference, run):
     """`TrainStep` is a Keras model: plain `fit` over the same batches gives the same weights."""
-    from trainers.build import build_step
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step
     from zoo.data.pipeline import training_batches
 
     whole = reference("sgd", lambda: tokens("sgd"))
@@ -152,8 +152,8 @@ def test_xla_computes_the_same(reference, run, xla):
 
 def test_replicas_and_steps_draw_other_dropout_masks(run):
     """Each replica sees the same rows here: equal masks would give equal losses."""
-    from trainers.build import build_step
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step
 
     config = toys.recipe(model_arguments={"dropout": 0.5}, strategy="mirrored", replicas=2)
     strategy = make_strategy("mirrored", 2)
@@ -184,8 +184,8 @@ def test_replicas_and_steps_draw_other_dropout_masks(run):
 
 def test_micro_batches_draw_other_masks_on_each_replica(run):
     """The same through the loop that accumulates; and the seeds' own states stay as they are."""
-    from trainers.build import build_step
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step
 
     config = toys.recipe(
         model_arguments={"dropout": 0.5}, strategy="mirrored", replicas=2, micro_batch_size=4
@@ -240,7 +240,7 @@ def test_xla_with_synchronized_normalization_is_refused(run):
 
 def test_what_layers_add_to_the_loss_is_in_it(devices):
     """`add_loss` of 3 a call: the loss says so, and its gradient moves the weights."""
-    from trainers.step import TrainStep
+    from trainers.train.step import TrainStep
 
     class Adds(keras.layers.Layer):
         def build(self, shape):
@@ -265,8 +265,8 @@ def test_what_layers_add_to_the_loss_is_in_it(devices):
 
 def one_update(config, **changes):
     """Returns the trained variables, by path, before and after one update."""
-    from trainers.build import build_step
-    from trainers.strategy import make_strategy
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step
 
     step, _ = build_step(config, make_strategy("one_device"), 10)
     arrays = toys.token_data().splits["train"]
@@ -357,7 +357,7 @@ def test_micro_batch_that_does_not_divide_is_refused(run):
 
 def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkeypatch):
     """Not by their addresses: other processes have others, and would add up other tensors."""
-    from trainers import step
+    from trainers.train import step
 
     found = []
     plain = tf.distribute.ReplicaContext.all_reduce

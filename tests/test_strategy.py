@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from trainers.strategy import local_replicas, make_strategy
+from trainers.distributed.strategy import local_replicas, make_strategy
 from zoo.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def test_auto_takes_the_replicas_that_are_asked_for(collected):
 
 @pytest.mark.parametrize(("gpus", "name"), [(0, "one_device"), (1, "one_device"), (2, "mirrored")])
 def test_auto_by_what_is_there(gpus, name, monkeypatch, capsys):
-    from trainers import strategy
+    from trainers.distributed import strategy
 
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind] * gpus)
     assert strategy._choose(0) == name
@@ -32,7 +32,7 @@ def test_auto_by_what_is_there(gpus, name, monkeypatch, capsys):
 
 
 def test_several_workers_take_no_part_of_a_machine():
-    from trainers.cluster import Cluster
+    from trainers.distributed.cluster import Cluster
 
     cluster = Cluster(("a:1", "b:2"), 0)
     with pytest.raises(UsageError, match="all GPUs of each machine. Received: trainer.replicas=2"):

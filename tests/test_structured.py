@@ -12,12 +12,12 @@ import zoo
 from tests import toys
 from tests.test_low_rank import recipe as low_rank_recipe
 from tests.test_resume import Interrupted, StopAt, assert_same_end
-from trainers.compress import structured
-from trainers.compress.qat import rounds
-from trainers.compress.units import units
-from trainers.init_from import initialize
+from trainers.compression import structured
+from trainers.compression.units import units
+from trainers.train.init_from import initialize
 from zoo import registry
 from zoo.errors import UsageError
+from zoo.layers.rounding import rounds
 
 # What of its tiny layers loses units, and by how much each becomes smaller.
 HALVED = {
@@ -193,7 +193,7 @@ def recipe(settings=None, **trainer):
 @pytest.fixture(scope="module")
 def whole(devices, tmp_path_factory):
     """A work directory of a digit classifier that learned for a moment."""
-    from trainers.trainer import Trainer
+    from trainers.train.trainer import Trainer
 
     folder = tmp_path_factory.mktemp("whole") / "run"
     Trainer(recipe(), folder, dataset=toys.image_data(side=20)).train()

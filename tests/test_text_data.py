@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from configs.base import base
-from zoo.data import text, tokenizers
+from trainers.config.base import base
+from zoo.data.text import dataset as text
+from zoo.data.text import tokenizers
 from zoo.errors import RunError, UsageError
 
 BOOK = "\n".join(f"Line {i} of a book, naïve and 🙂, says {i * i}." for i in range(400))

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from tests import commands
-from trainers.workdir import read_config
-from zoo.data import tokenizers
+from trainers.run.workdir import read_config
+from zoo.data.text import tokenizers
 
 # Six updates of a model of some thousand weights.
 RECIPE = """

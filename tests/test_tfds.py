@@ -13,7 +13,8 @@ import pytest
 
 import zoo.data
 from tests import commands
-from zoo.data import fetch, tfds
+from zoo.data import fetch
+from zoo.data.arrays import tfds
 from zoo.errors import RunError
 
 IMAGE = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)

@@ -18,8 +18,8 @@ from tests.test_tokenizers import (
     _text,
     _with,
 )
-from zoo.data import tokenizers
-from zoo.data.tokenizers import KINDS, normalize, train
+from zoo.data.text import tokenizers
+from zoo.data.text.tokenizers import KINDS, normalize, train
 from zoo.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,7 +290,7 @@ def test_a_failure_while_writing_leaves_the_old_file(trained, tmp_path, monkeypa
 
 def test_importing_it_is_cheap():
     code = """
-import sys, zoo.data.tokenizers
+import sys, zoo.data.text.tokenizers
 print([m for m in ("tensorflow", "keras", "tokenizers", "sentencepiece") if m in sys.modules])
 """
     assert _python(code).stdout == "[]\n"

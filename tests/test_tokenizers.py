@@ -9,8 +9,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from zoo.data import tokenizers
-from zoo.data.tokenizers import KINDS, SPECIAL, Tokenizer, normalize, train
+from zoo.data.text import tokenizers
+from zoo.data.text.tokenizers import KINDS, SPECIAL, Tokenizer, normalize, train
 from zoo.errors import UsageError
 
 LOSSLESS = ("byte", "bpe", "sentencepiece")
@@ -187,7 +187,7 @@ def test_word_pieces():
 
 
 def test_word_pieces_of_more_characters_than_are_worth_it(monkeypatch):
-    from zoo.data.vocabularies import WordPieces
+    from zoo.data.text.vocabularies import WordPieces
 
     monkeypatch.setattr(WordPieces, "max_characters", 4)
     tokenizer = train("wordpiece", ["abc abc cab ba] x^ aé" * 9], 40)

@@ -5,11 +5,11 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from trainers import strategy as strategies
-from trainers import tpu
 from trainers.bench import bench
-from trainers.build import build_step
-from trainers.strategy import distribute, make_strategy
+from trainers.distributed import strategy as strategies
+from trainers.distributed import tpu
+from trainers.distributed.strategy import distribute, make_strategy
+from trainers.train.build import build_step
 from zoo.data import pipeline, rows
 from zoo.errors import RunError, UsageError
 

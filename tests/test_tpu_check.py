@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.test_tpu_lint import Step
-from trainers.recipe import resolve
+from trainers.config.recipe import resolve
 from trainers.tpu_check import check, compiler
 from trainers.tpu_check.abstract import AbstractStep, Share, depth_of, share_of
 from trainers.tpu_check.ahead_of_time import ProgramText, for_tpu

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-from trainers.recipe import list_recipes, resolve
+from trainers.config.recipe import list_recipes, resolve
 from trainers.tpu_check.abstract import AbstractStep, Share, share_of
 from trainers.tpu_check.lowering import lower
 from zoo.errors import RunError

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from configs.base import optimizer, schedule
 from tests import toys
-from trainers.link import Alone
-from trainers.trainer import Trainer
-from trainers.workdir import NoDirectory, read_metrics
+from trainers.config.base import optimizer, schedule
+from trainers.distributed.link import Alone
+from trainers.run.workdir import NoDirectory, read_metrics
+from trainers.train.trainer import Trainer
 from zoo import registry
 from zoo.errors import UsageError
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import zoo
-from configs.base import optimizer
 from tests import toys
+from trainers.config.base import optimizer
 from zoo import registry
 from zoo.errors import RunError, UsageError
 from zoo.models import transfer

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from configs.base import optimizer
 from tests import toys
 from tests.test_seq2seq import SIZES, model, numbers  # noqa: F401 (a fixture)
-from trainers.translate import Translator, scores, translate
-from trainers.translation_scores import tokenizer as tokenizer_of
-from zoo.data import tokenizers
+from trainers.config.base import optimizer
+from zoo.data.text import tokenizers
 from zoo.errors import UsageError
+from zoo.generation.translate import Translator, scores, translate
+from zoo.generation.translation_scores import tokenizer as tokenizer_of
 from zoo.models import gpt
 from zoo.tasks.text import END, FIRST_WORD, START
 

@@ -7,11 +7,11 @@ import tensorflow as tf
 from keras import layers
 
 import zoo
-from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt
-from trainers.compress.cluster import SetClusters, _centroids, cluster
-from trainers.compress.prune import prunable
+from trainers.compression.cluster import SetClusters, _centroids, cluster
+from trainers.compression.prune import prunable
+from trainers.config.base import optimizer
 from zoo.errors import UsageError
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from tests.test_cluster import Left, together
 from tests.workers import free_addresses
-from trainers import link as links
-from trainers import wire
-from trainers.cluster import Cluster
-from trainers.link import Link
+from trainers.distributed import link as links
+from trainers.distributed import wire
+from trainers.distributed.cluster import Cluster
+from trainers.distributed.link import Link
 from zoo.errors import RunError, UsageError
 
 

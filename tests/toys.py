@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from configs.base import base, optimizer, schedule
+from trainers.config.base import base, optimizer, schedule
 from zoo import registry
 from zoo.data import Dataset
 from zoo.models.transfer import TransferClassifier

@@ -37,11 +37,11 @@ def train(argv) -> int:
     import keras
 
     from tests import test_preemption, toys
-    from trainers import preemption
-    from trainers.cluster import read_cluster
-    from trainers.loop import Terminated
-    from trainers.recipe import change
-    from trainers.trainer import Trainer
+    from trainers.config.recipe import change
+    from trainers.distributed import preemption
+    from trainers.distributed.cluster import read_cluster
+    from trainers.train.loop import Terminated
+    from trainers.train.trainer import Trainer
 
     workdir, workers, index, *changes = argv[1:]
     cluster = read_cluster(workers, int(index), "") if workers else read_cluster()

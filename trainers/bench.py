@@ -6,12 +6,12 @@ import time
 
 import tensorflow as tf
 
-from trainers import tpu
-from trainers.build import build_step, update_function
-from trainers.compress import check_sizes
-from trainers.features import made_up
-from trainers.recipe import check_batch, check_examples
-from trainers.strategy import distribute, make_strategy, prepare_devices
+from trainers.compression import check_sizes
+from trainers.config.recipe import check_batch, check_examples
+from trainers.distributed import tpu
+from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
+from trainers.input.features import made_up
+from trainers.train.build import build_step, update_function
 from zoo import registry
 from zoo.data import pipeline
 from zoo.description import forward_flops

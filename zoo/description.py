@@ -76,7 +76,7 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
 
 def build_abstract(name: str, **overrides) -> keras.Model:
     """Builds a model whose variables have shapes but no values."""
-    from trainers.keras_internals import forget_uninitialized
+    from zoo.keras_internals import forget_uninitialized
 
     try:
         with keras.StatelessScope(initialize_variables=False):
@@ -137,6 +137,6 @@ def _shapes(layer) -> list[tuple]:
 
 
 def _recipes(name: str) -> tuple[str, ...]:
-    from trainers.recipe import list_recipes, load_recipe
+    from trainers.config.recipe import list_recipes, load_recipe
 
     return tuple(r for r in list_recipes() if load_recipe(r).model.name == name)

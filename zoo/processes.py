@@ -40,7 +40,7 @@ def arguments(function: str, *words: str) -> list[str]:
     """Returns the command line of a child Python that calls a function of the zoo.
 
     Args:
-      function: such as "trainers.export:main"; what it returns is the exit status.
+      function: such as "trainers.export.formats:main"; what it returns is the exit status.
       *words: its arguments.
     """
     module, _, name = function.partition(":")

@@ -24,10 +24,10 @@ _tasks: dict[str, str | Callable] = {
 }
 # How a task's data come from a recipe's `data` section; by name or npz file where not given here.
 _loaders: dict[str, str | Callable] = {
-    "clm": "zoo.data.text:language_modeling",
-    "seq2seq": "zoo.data.parallel:pairs",
-    "mlm": "zoo.data.sentence_pairs:rows_of_text",
-    "nsp": "zoo.data.sentence_pairs:sentence_pairs",
+    "clm": "zoo.data.text.dataset:language_modeling",
+    "seq2seq": "zoo.data.text.parallel:pairs",
+    "mlm": "zoo.data.text.sentence_pairs:rows_of_text",
+    "nsp": "zoo.data.text.sentence_pairs:sentence_pairs",
 }
 
 
@@ -291,7 +291,7 @@ def load(workdir: str, checkpoint: str = "final"):
     Raises:
       UsageError: where the folder holds no such model.
     """
-    from trainers.workdir import load_model, open_model
+    from trainers.run.workdir import load_model, open_model
 
     if str(workdir).endswith(".keras"):
         if not os.path.exists(workdir):

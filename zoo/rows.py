@@ -2,7 +2,8 @@
 
 The batch's "weight" is 0 for rows that only pad a short batch to its static shape. The train step
 and the evaluation publish it while the network is called. Batch normalization reads it
-(`trainers.batch_norm`); a layer of your own that computes anything from several rows does too:
+(`trainers.train.batch_norm`); a layer of your own that computes anything from several rows does
+too:
 
     class BatchMean(keras.layers.Layer):
         def call(self, x):  # (B, C)
@@ -32,7 +33,8 @@ class Rows:
     Attributes:
       read: whether a layer that mixes the rows of one replica has asked for the weights.
       synchronized: whether a layer that mixes the rows of all replicas has.
-      penalty: factor of activity regularizers, see `trainers.activity`; None outside training.
+      penalty: factor of activity regularizers, see `trainers.train.activity`; None outside
+        training.
     """
 
     def __init__(self, weights):

@@ -10,12 +10,12 @@ import sys
 
 from absl import flags
 
-from trainers import preflight
 from trainers.cli.common import json_flag, modules_flag, parse, run
-from trainers.compress import check_sizes
-from trainers.recipe import resolve
-from trainers.start import start_tensorflow
+from trainers.compression import check_sizes
+from trainers.config.recipe import resolve
+from trainers.train import preflight
 from zoo import registry
+from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _SECONDS = flags.DEFINE_float(

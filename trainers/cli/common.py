@@ -96,7 +96,7 @@ def parse(
     if len(words) < at_least or (at_most is not None and len(words) > at_most):
         raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
     if modules is not None and modules.value:
-        from trainers.recipe import import_user_modules
+        from trainers.config.recipe import import_user_modules
 
         import_user_modules(modules.value)
     return words, found
@@ -151,10 +151,10 @@ def _run(command: Callable[[Sequence[str]], int | None], argv: list[str]) -> int
 
 
 def _on_this_machine(argv: list[str]):
-    """See `trainers.remote.localized`; loads it where there may be something remote alone."""
+    """See `zoo.storage.remote.localized`; loads it where there may be something remote alone."""
     if not any("://" in word for word in argv):
         return contextlib.nullcontext(argv)
-    from trainers.remote import localized
+    from zoo.storage.remote import localized
 
     return localized(argv)
 

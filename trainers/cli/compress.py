@@ -32,12 +32,12 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers import preflight
 from trainers.cli.common import TERMINATED, json_flag, leaves_files, modules_flag, parse, run
-from trainers.compress.methods import METHODS, plan
-from trainers.start import start_tensorflow
-from trainers.workdir import model_path, read_config
+from trainers.compress_jobs.methods import METHODS, plan
+from trainers.run.workdir import model_path, read_config
+from trainers.train import preflight
 from zoo.errors import UsageError, near_names
+from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _OUT = flags.DEFINE_string(
@@ -83,13 +83,13 @@ def command(argv) -> int:
     dataset = preflight.load_data(plans[0]) if METHODS[methods[0]].trains else None
 
     start_tensorflow()
-    from trainers.compress.summary import table, write_summary
-    from trainers.loop import Terminated
-    from trainers.trainer import Trainer
+    from trainers.compress_jobs.summary import table, write_summary
+    from trainers.train.loop import Terminated
+    from trainers.train.trainer import Trainer
 
     for name, config, start, folder in zip(methods, plans, folders, [*stages, out], strict=True):
         if not METHODS[name].trains:
-            from trainers.compress.ptq import quantize
+            from trainers.compress_jobs.ptq import quantize
 
             quantize(config, start, folder, source)
             continue
@@ -108,8 +108,8 @@ def command(argv) -> int:
 
 
 def _compare(folders, overrides) -> int:
-    from trainers.compress.compare import compare, comparison_table
-    from trainers.compress.page import write_comparison
+    from trainers.compress_jobs.compare import compare, comparison_table
+    from trainers.compress_jobs.page import write_comparison
 
     if overrides:
         raise UsageError(f"zoo compress compare trains nothing. Received: {overrides[0][0]}.")

@@ -10,7 +10,7 @@ import sys
 from absl import flags
 
 from trainers.cli.common import json_flag, modules_flag, parse, run
-from trainers.start import start_tensorflow
+from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _BATCH = flags.DEFINE_integer(

@@ -7,8 +7,8 @@ import sys
 from absl import flags
 
 from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
-from trainers.start import start_tensorflow
 from zoo.errors import UsageError, near_names
+from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _SPLIT = flags.DEFINE_string(
@@ -35,7 +35,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
       checkpoint: "final" or "best".
       as_json: whether to print JSON.
     """
-    from trainers.workdir import (
+    from trainers.run.workdir import (
         WorkDirectory,
         data_section,
         is_litert,
@@ -75,14 +75,14 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     start_tensorflow()
     import tensorflow as tf
 
-    from trainers.evaluate import Evaluator, Result, weights_name, write_evaluation
-    from trainers.workdir import is_litert, load_model, read_metrics
+    from trainers.evaluation.evaluate import Evaluator, Result, weights_name, write_evaluation
+    from trainers.run.workdir import is_litert, load_model, read_metrics
     from zoo import registry
-    from zoo.data.disk import read_object
+    from zoo.storage.disk import read_object
 
     whole = True
     if is_litert(saved):
-        from trainers.compress.subject import load
+        from trainers.compress_jobs.subject import load
 
         found = load(directory.path, dataset)
         model, task, whole = found.measured(), found.task, found.makes_whole_samples

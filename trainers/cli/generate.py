@@ -23,9 +23,9 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
-from trainers.generate_options import Options
-from zoo.data.tokenizers import normalize
+from zoo.data.text.tokenizers import normalize
 from zoo.errors import RunError, UsageError
+from zoo.generation.generate_options import Options
 
 _FLAGS = flags.FlagValues()
 _PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.", flag_values=_FLAGS)
@@ -75,7 +75,7 @@ def command(argv) -> int:
     trained = config["data"]["sequence_length"] if length and not config["init_from"] else None
     if "mlm" in names:
         return _show(_filled(model, tokenizer, prompts, trained))
-    from trainers.generate import Generator
+    from zoo.generation.generate import Generator
 
     generator = Generator(
         model, tokenizer, sequence_length=length, trained_length=trained,
@@ -144,8 +144,8 @@ def _load(workdir: str, checkpoint: str, options: dict):
         option is out of its bounds.
       RunError: where a file is damaged.
     """
-    from trainers.start import start_tensorflow
-    from trainers.workdir import load_model, model_path, read_config, read_tokenizer
+    from trainers.run.workdir import load_model, model_path, read_config, read_tokenizer
+    from zoo.start import start_tensorflow
 
     # What can be wrong is looked at before TensorFlow is loaded: it is answered at once.
     config = read_config(workdir)
@@ -182,7 +182,7 @@ def _refuse(flags_, why: str) -> None:
 
 
 def _drawn(model, workdir: Path) -> int:
-    from trainers.pictures import save_sheet, sheet
+    from zoo.generation.image_grids import save_sheet, sheet
     from zoo.tasks.gan_metrics import make_pictures
 
     text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
@@ -201,7 +201,7 @@ def _drawn(model, workdir: Path) -> int:
 
 
 def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
-    from trainers.translate import Translator
+    from zoo.generation.translate import Translator
 
     _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "A translation draws nothing")
     if prompts == [""]:
@@ -228,7 +228,7 @@ def _say_unknown(tokenizer, prompts: list[str]) -> None:
 
 
 def _filled(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:
-    from trainers.fill_mask import fill_mask, filled
+    from zoo.generation.fill_mask import fill_mask, filled
 
     flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS
     _refuse(flags_, "An encoder takes the likeliest words")

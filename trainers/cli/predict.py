@@ -22,7 +22,7 @@ _IMPORT = modules_flag(_FLAGS)
 def command(argv) -> int:
     """Prints a line a picture: file, label, probability."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=2, modules=_IMPORT)
-    from trainers.predict import predict_pictures
+    from trainers.evaluation.predict import predict_pictures
 
     rows, errors = predict_pictures(
         words[0], words[1:], checkpoint=_CHECKPOINT.value, invert=_INVERT.value

@@ -15,7 +15,7 @@ import sys
 from absl import flags
 
 from trainers.cli.common import leaves_files, modules_flag, parse, run
-from trainers.recipe import as_dict, resolve
+from trainers.config.recipe import as_dict, resolve
 from zoo.errors import UsageError
 
 # Those of the extra `prep` in setup.cfg.

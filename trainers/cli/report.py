@@ -19,7 +19,7 @@ def command(argv: Sequence[str]) -> int:
     """Writes the report."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1)
     # matplotlib takes a second to load, which a wrong request need not wait for.
-    from trainers.report import write_report
+    from trainers.report.page import write_report
 
     print(write_report(words[0]))
     return 0

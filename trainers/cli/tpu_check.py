@@ -10,14 +10,14 @@ import sys
 
 from absl import flags
 
-from trainers import preflight
 from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
-from trainers.compress import check_sizes
-from trainers.recipe import check_batch, check_tpu, resolve
-from trainers.start import start_tensorflow
+from trainers.compression import check_sizes
+from trainers.config.recipe import check_batch, check_tpu, resolve
 from trainers.tpu_check.chips import CHIPS, parse_topology
 from trainers.tpu_check.compiler import check_installed
+from trainers.train import preflight
 from zoo.errors import UsageError
+from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _TOPOLOGY = flags.DEFINE_string(

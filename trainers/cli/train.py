@@ -9,13 +9,13 @@ from pathlib import Path
 
 from absl import flags
 
-from trainers import preflight
 from trainers.cli.common import TERMINATED, leaves_files, modules_flag, parse, run
-from trainers.cluster import read_cluster
-from trainers.recipe import as_dict, check_batch, list_recipes, resolve
-from trainers.start import start_tensorflow
-from trainers.workdir import WorkDirectory
+from trainers.config.recipe import as_dict, check_batch, list_recipes, resolve
+from trainers.distributed.cluster import read_cluster
+from trainers.run.workdir import WorkDirectory
+from trainers.train import preflight
 from zoo.errors import UsageError
+from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _CONFIG = flags.DEFINE_string(
@@ -72,7 +72,7 @@ def command(argv) -> int:
         if (Path(workdir) / "config.json").exists():
             preflight.check_workdir(config, workdir)
             start_tensorflow()
-            from trainers import compress
+            from trainers import compression as compress
 
             compress.settle_weights(config, Path(workdir))
         WorkDirectory(workdir).check_recipe(as_dict(config))
@@ -98,8 +98,8 @@ def command(argv) -> int:
         preflight.check_workdir(config, workdir)
         dataset = preflight.load_data(config)
     start_tensorflow()
-    from trainers.loop import Terminated
-    from trainers.trainer import Trainer
+    from trainers.train.loop import Terminated
+    from trainers.train.trainer import Trainer
 
     read_test = _MODE.value == "train_and_eval"
     trainer = Trainer(

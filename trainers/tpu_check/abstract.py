@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from trainers.build import build_step
-from trainers.compress import check_sizes
-from trainers.features import made_up
-from trainers.keras_internals import variables_without_values
-from trainers.recipe import check_batch, check_tpu
+from trainers.compression import check_sizes
+from trainers.config.recipe import check_batch, check_tpu
+from trainers.input.features import made_up
+from trainers.train.build import build_step
 from zoo import registry
 from zoo.data import pipeline
 from zoo.errors import UsageError
+from zoo.keras_internals import variables_without_values
 
 # The arguments of builders that say how many equal blocks there are.
 _DEPTHS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
@@ -78,7 +78,7 @@ class AbstractStep:
       depth: blocks of the model; 0 for as many as the recipe says.
 
     Attributes:
-      step: the `trainers.step.TrainStep`.
+      step: the `trainers.train.step.TrainStep`.
       parameters: of the model.
     """
 

@@ -1,7 +1,5 @@
 """What the models learn from. Imports no TensorFlow."""
 
-from zoo.data import corpus_catalog  # noqa: F401  registers the corpora
-from zoo.data.corpora import Corpus, list_corpora, load_corpus, register_corpus
 from zoo.data.datasets import (
     Dataset,
     cache_dir,
@@ -10,6 +8,8 @@ from zoo.data.datasets import (
     load,
     register_dataset,
 )
+from zoo.data.text import corpus_catalog  # noqa: F401  registers the corpora
+from zoo.data.text.corpora import Corpus, list_corpora, load_corpus, register_corpus
 
 __all__ = [
     "Corpus",

@@ -8,7 +8,8 @@ Your own data, in a file:
     np.savez("mine.npz", train_image=…, train_label=…, test_image=…, test_label=…)
     zoo.data.load("npz:mine.npz")
 
-a folder of pictures with a folder for each class (zoo/data/pictures.py), resized to one size:
+a folder of pictures with a folder for each class (zoo/data/arrays/pictures.py), resized to one
+size:
 
     zoo.data.load("folder:/my/pictures", image_size=(224, 224))
 
@@ -53,7 +54,7 @@ class Dataset:
         "label" is (N,) int32 or int64, a position in `class_names`.
       class_names: the classes in the order of their labels; empty where there are none.
       fingerprint: changes when the data change; a run resumes only on the data it began with.
-      tokenizer: of text, a `zoo.data.tokenizers.Tokenizer`; it is kept beside the run.
+      tokenizer: of text, a `zoo.data.text.tokenizers.Tokenizer`; it is kept beside the run.
       facts: title -> name -> JSON value: what the report tells of the data.
 
     Raises:
@@ -244,7 +245,7 @@ def _load(name, manual_dir, image_size) -> Dataset:
         raise UsageError(f"data.manual_dir must be a folder that exists. Received: {manual_dir}.")
     if name.startswith(FOLDER):
         _refuse_manual_dir(name, folder)
-        from zoo.data import pictures
+        from zoo.data.arrays import pictures
 
         return pictures.load_folder(name.removeprefix(FOLDER), image_size)
     if name.startswith(TFDS):
@@ -255,7 +256,7 @@ def _load(name, manual_dir, image_size) -> Dataset:
         )
     if name.startswith(NPZ):
         _refuse_manual_dir(name, folder)
-        from zoo.data import npz
+        from zoo.data.arrays import npz
 
         return npz.load(name, Path(name.removeprefix(NPZ)).expanduser())
     try:
@@ -276,7 +277,7 @@ def _load(name, manual_dir, image_size) -> Dataset:
 
 
 def _load_tfds(name: str, folder: Path | None, image_size: Sequence[int]) -> Dataset:
-    from zoo.data import pictures, tfds
+    from zoo.data.arrays import pictures, tfds
 
     known, _, version = name.removeprefix(TFDS).partition(":")
     if not re.fullmatch(r"[\w/]+", known) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
@@ -313,12 +314,12 @@ def _load_digits(manual_dir: Path | None) -> Dataset:
 
 def _register_tfds(name: str, version: str, description: str, licence: str):
     def loader(manual_dir):
-        from zoo.data import tfds
+        from zoo.data.arrays import tfds
 
         return tfds.load(name, version, manual_dir)
 
     def files():
-        from zoo.data import tfds
+        from zoo.data.arrays import tfds
 
         return tfds.original_files(name)
 

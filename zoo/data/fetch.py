@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.datasets import data_dir, dataset_entry
-from zoo.data.disk import atomic, open_file
 from zoo.errors import RunError, UsageError, short
+from zoo.storage.disk import atomic, open_file
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20

@@ -2,7 +2,7 @@
 
 Each does what the Keras layer of its name does, with layers of Keras inside it, so that whatever
 prunes, quantises or exports those knows it as well. Which rank loses how much is decided in
-`trainers/compress/low_rank.py`.
+`trainers/compression/low_rank.py`.
 """
 
 import keras

@@ -12,7 +12,7 @@ from zoo.layers.attention import attend, attention_scores, rotate
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
-from zoo.xla import write_rows
+from zoo.layers.xla import write_rows
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layer", "rms")

@@ -44,7 +44,7 @@ def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> l
       model: that gets them.
       ends: whether their outputs are compared, too.
     """
-    from trainers import keras_internals
+    from zoo import keras_internals
 
     theirs, ours = _settings(source), _settings(model)
     found = {}
@@ -83,7 +83,7 @@ def added_by_compression(path: str) -> bool:
 
 def _settings(model) -> dict[str, tuple[str, dict]]:
     """Returns `{path: (class, settings)}` of each layer with weights, at any depth."""
-    from trainers import keras_internals
+    from zoo import keras_internals
 
     every, found = keras_internals.all_layers(model), {}
     # They follow from the ranks: the last part has the activation and the bias.
@@ -128,7 +128,7 @@ def _inputs(model) -> dict[str, str]:
     Layers without weights are described by class and settings, since their names may be Keras'
     own numbering; "outputs" are those of the model.
     """
-    from trainers import keras_internals
+    from zoo import keras_internals
 
     graph = {}
     for layer, _, before in keras_internals.connections(model):

@@ -19,7 +19,7 @@ from keras import layers, ops
 
 from zoo.errors import RunError, UsageError, near_names, short
 from zoo.models.architecture import contains, differences
-from zoo.models.weight_files import check_h5
+from zoo.storage.weight_files import check_h5
 
 # Module of keras.applications -> the functions in it that build a network. The first that is not
 # here by name is looked for in none: what a network does to its pictures stands in its module.
@@ -225,8 +225,8 @@ def _load(base: Backbone, weights: str) -> None:
 def _copy(base: Backbone, path: Path) -> list[str]:
     """Copies a model's backbone; returns the paths of the model's other weights."""
     import zoo
-    from trainers import keras_internals
-    from trainers.workdir import open_model
+    from trainers.run.workdir import open_model
+    from zoo import keras_internals
 
     whole = zoo.load(str(path)) if path.is_dir() else open_model(path)
     source = next((layer for layer in whole.layers if layer.name == "base"), whole)

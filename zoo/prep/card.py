@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from zoo.data.tokenizers import report
+from zoo.data.text.tokenizers import report
 from zoo.prep.document import Tally
 
 # In the order of the work; the rules come between.

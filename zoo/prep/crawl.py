@@ -22,10 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
-from zoo.data.disk import fsync_folder, open_in_place, read_json, write_json
 from zoo.errors import RunError, UsageError
-from zoo.prep import extract, fetch
+from zoo.prep import fetch
+from zoo.prep.cleaning import extract
 from zoo.prep.fetch import Answer, Failed, Refused
+from zoo.storage.disk import fsync_folder, open_in_place, read_json, write_json
 
 REDIRECTS = 5
 TYPES = ("text/html", "application/xhtml+xml", "text/plain")
@@ -317,8 +318,8 @@ def _origin(url: str) -> str:
 
 def links(answer: Answer) -> list[str]:
     """Returns the addresses that a page links to and lets robots follow, each once."""
-    from zoo.prep.charset import decode
-    from zoo.prep.response import Response
+    from zoo.prep.reading.charset import decode
+    from zoo.prep.reading.response import Response
 
     if "html" not in answer.header("Content-Type"):
         return []

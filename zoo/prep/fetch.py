@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from zoo.prep.response import TOO_LARGE, Response, Unreadable
+from zoo.prep.reading.response import TOO_LARGE, Response, Unreadable
 
 AGENT = "keras-zoo"
 USER_AGENT = f"{AGENT}/0.1 (collects text for language models; obeys robots.txt)"

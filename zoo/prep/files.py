@@ -160,7 +160,7 @@ def _encodable(name: str) -> bool:
 
 def corpus_files(names: list[str]) -> list[InputFile]:
     """Returns `corpus:NAME`s as files; raises `UsageError` for an unknown one."""
-    from zoo.data.corpora import list_corpora
+    from zoo.data.text.corpora import list_corpora
     from zoo.errors import near_names
 
     names = [name.removeprefix("corpus:") for name in names]

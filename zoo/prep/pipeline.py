@@ -2,7 +2,7 @@
 
     D/text/          what was kept: a document a line, with address, title, licence …, by split
     D/tokenizer.json
-    D/records/       tokens by split, as zoo.data.records
+    D/records/       tokens by split, as zoo.storage.records
     D/data_card.html, D/data_card.json
     D/prepared.json  last; where it is, all of D is whole
     D/work/          what lies between the steps; removed at the end
@@ -25,8 +25,19 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import packing
-from zoo.data.disk import (
+from zoo.data.text import packing
+from zoo.data.text.dataset import token_type, tokenizer_of
+from zoo.data.text.tokenizers import load as load_tokenizer
+from zoo.data.text.tokenizers import train as train_tokenizer
+from zoo.errors import RunError, UsageError
+from zoo.prep import card, steps
+from zoo.prep.cleaning import dedup
+from zoo.prep.document import Tally
+from zoo.prep.files import corpus_files, find, shards, split_input
+from zoo.prep.progress import Progress
+from zoo.prep.settings import check
+from zoo.prep.store import load, read_documents, save
+from zoo.storage.disk import (
     atomic,
     file_digest,
     open_in_place,
@@ -34,17 +45,7 @@ from zoo.data.disk import (
     remove_temporary,
     write_json,
 )
-from zoo.data.records import RecordWriter, open_records
-from zoo.data.text import token_type, tokenizer_of
-from zoo.data.tokenizers import load as load_tokenizer
-from zoo.data.tokenizers import train as train_tokenizer
-from zoo.errors import RunError, UsageError
-from zoo.prep import card, dedup, steps
-from zoo.prep.document import Tally
-from zoo.prep.files import corpus_files, find, shards, split_input
-from zoo.prep.progress import Progress
-from zoo.prep.settings import check
-from zoo.prep.store import load, read_documents, save
+from zoo.storage.records import RecordWriter, open_records
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -136,13 +137,13 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
 
 
 def _sweep(out: Path) -> None:
-    """Removes the halves of files that a kill left, as `zoo.data.disk.atomic` names them."""
+    """Removes the halves of files that a kill left, as `zoo.storage.disk.atomic` names them."""
     for folder in (out, out / "text", out / "crawl"):
         remove_temporary(folder)
 
 
 def _corpus_print(name: str) -> str:
-    from zoo.data.corpora import load_corpus
+    from zoo.data.text.corpora import load_corpus
 
     return load_corpus(name.removeprefix("corpus:")).fingerprint
 
@@ -341,7 +342,7 @@ def _tokenizer(data: Mapping, prep: Mapping, out: Path, count: int):
 
 
 def _kinds():
-    from zoo.data.tokenizers import KINDS
+    from zoo.data.text.tokenizers import KINDS
 
     return KINDS
 

@@ -1,7 +1,7 @@
 """The keys of a recipe's section `prep`, and what they mean. Loads nothing.
 
-Sections in it are the settings of one step each. A rule of `zoo.prep.filters` runs where `rules`
-names it, in that order, with the thresholds of the section of its name.
+Sections in it are the settings of one step each. A rule of `zoo.prep.cleaning.filters` runs where
+`rules` names it, in that order, with the thresholds of the section of its name.
 """
 
 import copy
@@ -119,7 +119,7 @@ def defaults() -> dict:
 
 def check(prep: Mapping, data: Mapping) -> None:
     """Checks the values of a section with all keys; raises `UsageError`."""
-    from zoo.prep.filters import RULES, scorer
+    from zoo.prep.cleaning.filters import RULES, scorer
 
     if not prep["input"]:
         raise UsageError(
@@ -159,7 +159,7 @@ def check(prep: Mapping, data: Mapping) -> None:
     ):  # fmt: skip
         if not 0 < value < 1:
             raise UsageError(f"prep.{key} lies in (0, 1). Received: {value}.")
-    from zoo.data.text import PACKINGS
-    from zoo.data.text import check as check_text
+    from zoo.data.text.dataset import PACKINGS
+    from zoo.data.text.dataset import check as check_text
 
     check_text(data, PACKINGS)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import read_json, write_json
-from zoo.prep import dedup
-from zoo.prep.clean import clean
+from zoo.prep.cleaning import dedup
+from zoo.prep.cleaning.clean import clean
+from zoo.prep.cleaning.extract import extract
+from zoo.prep.cleaning.filters import RULES
 from zoo.prep.document import Document, Tally, key_of, keys_from, shard_of
-from zoo.prep.extract import extract
-from zoo.prep.filters import RULES
-from zoo.prep.read import documents
+from zoo.prep.reading.read import documents
 from zoo.prep.store import lines_into, load, read_documents, save, slice_of
+from zoo.storage.disk import read_json, write_json
 
 HASH, KEY = np.uint64, np.uint64
 
@@ -313,8 +313,8 @@ def text(task: dict) -> dict:
 @step
 def tokens(task: dict) -> dict:
     """Turns the text of a shard into tokens; leaves them and where each document ends."""
-    from zoo.data.text import token_type
-    from zoo.data.tokenizers import load as load_tokenizer
+    from zoo.data.text.dataset import token_type
+    from zoo.data.text.tokenizers import load as load_tokenizer
 
     tokenizer = load_tokenizer(Path(task["out"]) / "tokenizer.json")
     counts = {}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import atomic, open_file
 from zoo.prep.document import Document
+from zoo.storage.disk import atomic, open_file
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import file_digest
 from zoo.errors import UsageError
+from zoo.storage.disk import file_digest
 
 NEIGHBOURS = 3  # of Kynkäänniemi et al.
 _ROWS = 1000  # of a distance matrix that exist at once
@@ -95,7 +95,7 @@ def entropy(shares: np.ndarray) -> float:
 
 def check_classifier(classifier: str, dataset) -> None:
     """Raises `UsageError` where the work directory holds no classifier of such pictures."""
-    from trainers.workdir import model_path, read_config
+    from trainers.run.workdir import model_path, read_config
 
     saved = read_config(classifier)
     model_path(classifier)
@@ -203,6 +203,6 @@ def _features(judge):
 
 
 def _hash(classifier: str) -> str:
-    from trainers.workdir import model_path
+    from trainers.run.workdir import model_path
 
     return file_digest(model_path(classifier))[:16]

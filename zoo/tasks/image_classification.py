@@ -23,8 +23,8 @@ class ImageClassification(Task):
       shift: largest move, in pixels.
       zoom: largest relative change of size: 0.1 is 0.9 to 1.1.
       shear: largest shear, in degrees.
-      augment: further changes of training pictures, in the words of `zoo.data.augment`: ("flip",
-        "crop:0.5").
+      augment: further changes of training pictures, in the words of `zoo.data.arrays.augment`:
+        ("flip", "crop:0.5").
       feature_views: of a frozen extractor: how many changed views of each training picture are
         kept. 1 keeps the features of unchanged pictures, and none where they are to be changed; 0
         keeps none.
@@ -61,7 +61,7 @@ class ImageClassification(Task):
         self.feature_views = feature_views
         self.augment = None
         if augment:
-            from zoo.data.augment import Augment, parse
+            from zoo.data.arrays.augment import Augment, parse
 
             amounts = parse(augment)
             if "mixup" in amounts and label_smoothing:
@@ -135,7 +135,7 @@ class ImageClassification(Task):
             image = tf.cast(image, tf.float32) * (1 / 255)
         mixed = {}
         if training and any(self.affine.values()):
-            from zoo.data.images import random_affine
+            from zoo.data.arrays.images import random_affine
 
             image = random_affine(image, uniform, **self.affine)
         if training and self.augment:

@@ -40,7 +40,7 @@ class SequenceToSequence(Task):
       chunk: positions whose logits exist at once; 0 for all of them.
       beams: width of the search with which whole splits are translated; 1 takes the most
         probable token each time, 0 translates nothing.
-      length_penalty: of that search, see `trainers.beam_search`.
+      length_penalty: of that search, see `zoo.generation.beam_search`.
     """
 
     statistics = ("nll", "accuracy")
@@ -171,7 +171,7 @@ class SequenceToSequence(Task):
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
-        from trainers.translation_scores import scores
+        from zoo.generation.translation_scores import scores
 
         translate = self.translator(model, dataset.tokenizer)
         sources, references = zip(*pairs(), strict=True)
@@ -202,6 +202,6 @@ class SequenceToSequence(Task):
 
 
 def _translator(model, tokenizer):
-    from trainers.translate import Translator
+    from zoo.generation.translate import Translator
 
     return Translator(model, tokenizer)

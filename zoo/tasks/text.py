@@ -4,7 +4,7 @@ import numpy as np
 
 from zoo.errors import UsageError
 
-# The first ids of every tokenizer, zoo.data.tokenizers.SPECIAL; words come after them.
+# The first ids of every tokenizer, zoo.data.text.tokenizers.SPECIAL; words come after them.
 PADDING, UNKNOWN, START, END, SEPARATOR, MASK = range(6)
 FIRST_WORD = 6
 

@@ -1,0 +1,1 @@
+"""Compression of finished runs, and comparisons of compressed models."""

@@ -1,0 +1,206 @@
+"""GPTQ and AWQ of one weight matrix: 4-bit integers chosen by what the layer is given.
+
+Both minimize the error of a layer's outputs over the calibration inputs, which the Gram matrix of
+these inputs gives exactly: a change D of the weights has the mean squared error trace(D G D^T) / N.
+Keras 3.15.1 has both methods, but neither as published: its GPTQ uses the inverse Hessian where the
+paper uses its Cholesky factor, and its AWQ uses the largest magnitude in place of the mean and has
+no clipping search. Its layers store the result (`trainers.compress_jobs.calibrated`).
+
+Axes: O outputs, I inputs, G groups of neighboring inputs that share a scale.
+"""
+
+import dataclasses
+
+import numpy as np
+
+GROUP = 64  # inputs that share a scale and a zero point
+_LEVELS = 15  # 4 bits without a sign
+_DAMPING = 0.01  # of the mean of the Hessian's diagonal; the GPTQ paper's
+_ALPHAS = np.linspace(0, 1, 20, endpoint=False)  # as the authors of AWQ
+_CLIPS = 1 - np.arange(11) / 20  # shares of the largest magnitude that remain, as they
+_SHRINKS = 1 - np.arange(40) / 100  # shares of a group's range, as in the code of GPTQ's authors
+
+
+class Inputs:
+    """Statistics of the inputs that a layer was given.
+
+    Attributes:
+      rows: N, the number of input vectors.
+      gram: float64 (I, I), the sum of x x^T.
+      magnitudes: float64 (I,), the sum of |x|.
+    """
+
+    def __init__(self, size: int):
+        self.rows, self.gram, self.magnitudes = 0, np.zeros((size, size)), np.zeros(size)
+
+    def add(self, inputs) -> None:
+        """Adds inputs of shape (..., I)."""
+        flat = np.asarray(inputs, np.float32).reshape(-1, len(self.gram))
+        self.rows += len(flat)
+        self.gram += flat.T @ flat
+        self.magnitudes += np.abs(flat).sum(0)
+
+    def error(self, change) -> np.ndarray:
+        """Mean squared error (O,) of the outputs where the weights (O, I) change by `change`."""
+        return np.einsum("oi,oi->o", change @ self.gram, change) / self.rows
+
+
+@dataclasses.dataclass
+class Rounded:
+    """A matrix as a layer of Keras keeps it.
+
+    Attributes:
+      integers: uint8 (O, I) in [0, 15].
+      scale, zero: float32 and uint8 (O, G).
+      channels: float32 (I,), by which the weights were multiplied before they were rounded.
+    """
+
+    integers: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+    channels: np.ndarray
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float32 (O, I): what the layer computes with."""
+        of = np.arange(self.integers.shape[1]) // GROUP
+        return (self.integers - np.float32(self.zero[:, of])) * self.scale[:, of] / self.channels
+
+
+def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
+    """Rounds each weight to the nearest level of its group's range.
+
+    Args:
+      weights: (O, I).
+      channels: (I,), positive; multiplies the weights before they are rounded.
+      limits: (O, G), magnitudes to which the multiplied weights are clipped.
+    """
+    weights = np.asarray(weights, np.float32)
+    channels = np.ones(weights.shape[1]) if channels is None else channels
+    channels = np.float32(channels)
+    scaled = weights * channels
+    parts = []
+    for group, start in enumerate(range(0, scaled.shape[1], GROUP)):
+        part = scaled[:, start : start + GROUP]
+        if limits is not None:
+            part = np.clip(part, -limits[:, group, None], limits[:, group, None])
+        scale, zero = _range(part)
+        parts.append((_level(part, scale, zero), scale, zero))
+    return Rounded(*(np.concatenate(x, 1) for x in zip(*parts, strict=True)), channels)
+
+
+def _range(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point (O, 1) of weights (O, I); 0 is always a level."""
+    low = np.minimum(part.min(1, keepdims=True), 0)
+    high = np.maximum(part.max(1, keepdims=True), 0)
+    scale = np.float32((high - low) / _LEVELS)
+    scale[scale == 0] = 1
+    return scale, np.uint8(np.round(-low / scale))
+
+
+def _searched_range(part, importance) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point (O, 1) of the least error, weighted by `importance` (I,)."""
+    found = [_range(share * part) for share in _SHRINKS]
+    errors = [
+        (part - (_level(part, scale, zero) - np.float64(zero)) * scale) ** 2 @ importance
+        for scale, zero in found
+    ]
+    best = np.argmin(errors, 0)[None, :, None]
+    scale, zero = (np.take_along_axis(np.stack(x), best, 0)[0] for x in zip(*found, strict=True))
+    return scale, zero
+
+
+def _level(part, scale, zero) -> np.ndarray:
+    return np.uint8(np.clip(np.round(part / scale + zero), 0, _LEVELS))
+
+
+def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
+    """Rounds a column at a time; the columns that follow compensate its error.
+
+    Algorithm 1 of Frantar et al. 2022 (arXiv:2210.17323), with a block of one group. A group's
+    range is the one with the least error of its weights, weighted by the Hessian's diagonal; the
+    authors' code searches it without these weights.
+
+    Args:
+      weights: (O, I).
+      inputs: what the layer was given.
+    """
+    weights = np.array(weights, np.float64)
+    hessian = 2 * inputs.gram / inputs.rows
+    dead = np.diag(hessian) == 0
+    hessian[dead, dead] = 1
+    weights[:, dead] = 0
+    hessian[np.diag_indices_from(hessian)] += _DAMPING * np.diag(hessian).mean()
+    inverse = np.linalg.cholesky(np.linalg.inv(hessian)).T
+    parts = []
+    for start in range(0, weights.shape[1], GROUP):
+        end = min(start + GROUP, weights.shape[1])
+        scale, zero = _searched_range(weights[:, start:end], np.diag(hessian)[start:end])
+        integers, errors = [], []
+        for i in range(start, end):
+            column = weights[:, i : i + 1]
+            integers.append(_level(column, scale, zero))
+            left = column - (integers[-1] - np.float64(zero)) * scale
+            errors.append(left / inverse[i, i])
+            weights[:, i + 1 : end] -= errors[-1] * inverse[i, i + 1 : end]
+        weights[:, end:] -= np.concatenate(errors, 1) @ inverse[start:end, end:]
+        parts.append((np.concatenate(integers, 1), scale, zero))
+    joined = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
+    return Rounded(*joined, np.ones(weights.shape[1], np.float32))
+
+
+def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
+    """Enlarges the input channels that matter before rounding, then clips outlying weights.
+
+    Lin et al. 2023 (arXiv:2306.00978): channel scales mean|x|^alpha / mean|w|^(1 - alpha), |w|
+    relative to the largest of its group, with the alpha of the least output error; scales of 1 are
+    tried too. Clipping is searched per group and kept for the outputs that it makes better.
+
+    Args:
+      weights: (O, I).
+      inputs: what the layer was given.
+      clip: whether to search for clipping.
+    """
+    weights = np.asarray(weights, np.float32)
+    given = np.maximum(inputs.magnitudes / inputs.rows, 1e-8)
+    held = _relative(weights)
+    tried = [np.ones(weights.shape[1])]
+    for alpha in _ALPHAS:
+        channels = np.maximum(given**alpha / (held ** (1 - alpha) + 1e-4), 1e-4)
+        tried.append(channels / np.sqrt(channels.max() * channels.min()))
+    found = [nearest(weights, channels) for channels in tried]
+    best = min(found, key=lambda x: inputs.error(x.weights - weights).sum())
+    if not clip:
+        return best
+    clipped = nearest(weights, best.channels, _limits(weights * best.channels, best, inputs))
+    better = inputs.error(clipped.weights - weights) < inputs.error(best.weights - weights)
+    integers, scale, zero = (
+        np.where(better[:, None], getattr(clipped, name), getattr(best, name))
+        for name in ("integers", "scale", "zero")
+    )
+    return Rounded(integers, scale, zero, best.channels)
+
+
+def _relative(weights: np.ndarray) -> np.ndarray:
+    """Mean over the outputs (I,) of |w| relative to the largest of its group."""
+    found = []
+    for start in range(0, weights.shape[1], GROUP):
+        part = np.abs(weights[:, start : start + GROUP])
+        found.append((part / np.maximum(part.max(1, keepdims=True), 1e-8)).mean(0))
+    return np.concatenate(found)
+
+
+def _limits(scaled: np.ndarray, best: Rounded, inputs: Inputs) -> np.ndarray:
+    """Magnitudes (O, G) at which clipping costs each group's part of the outputs least."""
+    found = []
+    for start in range(0, scaled.shape[1], GROUP):
+        some = slice(start, start + GROUP)
+        part, channels = scaled[:, some], best.channels[some]
+        gram = inputs.gram[some, some] / np.outer(channels, channels)
+        largest = np.abs(part).max(1, keepdims=True)
+        errors = []
+        for share in _CLIPS:
+            change = nearest(part, limits=share * largest).weights - part
+            errors.append(np.einsum("oi,oi->o", change @ gram, change))
+        found.append(_CLIPS[np.argmin(errors, 0)][:, None] * largest)
+    return np.concatenate(found, 1)

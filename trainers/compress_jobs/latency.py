@@ -1,0 +1,46 @@
+"""Milliseconds a sample of LiteRT files, measured side by side."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+THREADS = (1, 2)
+_SECONDS = 2.0  # of measuring, for each number of threads
+_LEAST, _MOST = 5, 500  # calls of each file
+
+
+def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[str, float]]:
+    """Runs files in turn, one call each, so that whatever else a machine does slows all alike.
+
+    Args:
+      files: name -> LiteRT file.
+      examples: name of an input of any of them -> (N, …); one is given a call, in order.
+
+    Returns:
+      Name -> number of threads, as text -> median milliseconds of a call from Python.
+    """
+    from trainers.export.litert import LiteRTFile
+
+    found: dict[str, dict[str, float]] = {name: {} for name in files}
+    count = len(next(iter(examples.values())))
+    rows = [{k: v[i : i + 1] for k, v in examples.items()} for i in range(count)]
+    for threads in THREADS:
+        opened = {name: LiteRTFile(path, threads) for name, path in files.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in files}
+        inputs = {name: [*file.inputs] for name, file in opened.items()}
+        for name, file in opened.items():
+            file.one({key: rows[0][key] for key in inputs[name]})
+        start = time.perf_counter()
+        for call in range(_MOST):
+            if call >= _LEAST and time.perf_counter() - start > _SECONDS:
+                break
+            for name, file in opened.items():
+                row = {key: rows[call % count][key] for key in inputs[name]}
+                begin = time.perf_counter()
+                file.one(row)
+                seconds[name].append(time.perf_counter() - begin)
+        for name, values in seconds.items():
+            found[name][str(threads)] = float(np.median(values)) * 1e3
+    return found

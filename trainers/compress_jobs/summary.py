@@ -1,0 +1,158 @@
+"""What compressing a work directory's model brought, and what it cost."""
+
+import gzip
+import importlib.util
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from trainers.compress_jobs.latency import THREADS, interleaved
+from trainers.compress_jobs.subject import Subject, load
+from trainers.export.litert import NO_RUNTIME
+from trainers.run.workdir import FLOATS, LITERT, open_model
+from zoo.errors import RunError
+from zoo.formatting import number
+from zoo.storage.disk import read_bytes, read_json, write_json
+
+
+def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
+    """Measures two work directories on the same test split (validation, where there is none).
+
+    What stands there already is taken where it is newer than the model.
+
+    Returns what it writes to `after`/compression.json and shows in compression.html beside it:
+
+      method, from, task, data, split.
+      metric, mode: that by which its task chooses checkpoints, and whether "min" or "max" is best.
+      before, after: of each model
+        parameters, nonzeros: numbers of weights (of a rounded model: before it was rounded).
+        file: "litert", or "keras" where no LiteRT file can be made, or Keras' own integers are
+          kept, which LiteRT makes floats of. bytes, gzip_bytes: of that file.
+        milliseconds: number of threads -> median time of a sample in LiteRT; none, and `remark`
+          says why, where it has no such file.
+        test: metrics.
+    """
+    from trainers.compress_jobs.page import write_page
+
+    record, page = Path(after) / "compression.json", Path(after) / "compression.html"
+    models = [path for name in ("model.keras", LITERT) if (path := Path(after) / name).exists()]
+    if record.exists() and all(p.stat().st_mtime <= record.stat().st_mtime for p in models):
+        return read_json(record)
+    one = load(before)
+    other = load(after, one.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {"before": one, "after": other}
+        files, remarks = {}, {}
+        for name, side in sides.items():
+            files[name], remarks[name] = runtime_file(side, Path(folder) / f"{name}.tflite")
+        as_keras = _keeps_integers(other) or None in files.values()
+        running = {name: path for name, path in files.items() if path}
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            running = {}
+            remarks = {name: text or f"not timed: {NO_RUNTIME}" for name, text in remarks.items()}
+        examples = {**other.examples(), **one.examples()}
+        times = interleaved(running, examples) if running else {}
+        found = {
+            "method": method,
+            "from": str(before),
+            "task": one.saved["config"]["task"]["name"],
+            "data": one.dataset.fingerprint,
+            "split": one.split,
+            "metric": one.task.monitor.removeprefix("val_"),
+            "mode": one.task.monitor_mode,
+        }
+        for name, side in sides.items():
+            path = side.path / "model.keras" if as_keras else files[name]
+            found[name] = {
+                **counts(side),
+                "file": "keras" if as_keras else "litert",
+                "bytes": path.stat().st_size,
+                "gzip_bytes": len(gzip.compress(read_bytes(path), 9, mtime=0)),
+                "milliseconds": times.get(name),
+                "remark": remarks[name],
+                "test": side.metrics(),
+            }
+    write_page(found, page)
+    write_json(record, found)  # last: where it is, all is there
+    return found
+
+
+def runtime_file(side: Subject, path: Path) -> tuple[Path | None, str]:
+    """The LiteRT file of a work directory's model, made at `path` where there is none.
+
+    Returns:
+      `(file, "")`; or `(None, why)` where none can be made.
+    """
+    from trainers.export.litert import write
+
+    if side.file is not None:
+        return side.file, ""
+    try:
+        write(side.served(), side.examples(), path)
+    except RunError as error:
+        return None, f"no runtime file: {error}"
+    return path, ""
+
+
+def counts(side: Subject) -> dict[str, int]:
+    """Numbers of weights, and of those that are not 0."""
+    floats = side.path / FLOATS
+    model = open_model(floats) if floats.exists() else side.model
+    # The ends of 8-bit ranges are no weights.
+    weights = [v.numpy() for v in model.weights if "_ranges/" not in v.path]
+    return {
+        "parameters": int(sum(value.size for value in weights)),
+        "nonzeros": int(sum(np.count_nonzero(value) for value in weights)),
+    }
+
+
+def _keeps_integers(side: Subject) -> bool:
+    return side.compress.get("ptq", {}).get("format", "").startswith("keras")
+
+
+def rows(found: dict) -> list[tuple[str, object, object, str]]:
+    """A row a fact: its name, before, after, and how they compare; None for what is not known."""
+    before, after = (_flat(found[side]) for side in ("before", "after"))
+    lines = []
+    for name, value in before.items():
+        new = after.get(name)
+        if isinstance(value, int) and isinstance(new, int):
+            note = f"{value / max(new, 1):.2f}x smaller" if new < value else ""
+        elif name.startswith("ms, ") and value and new:
+            note = f"{value / new:.2f}x the speed"
+        elif value is None or new is None:
+            note = ""
+        else:
+            note = f"{new - value:+.2g}"
+        lines.append((name, value, new, note))
+    return lines
+
+
+def _flat(side: dict) -> dict:
+    times = side["milliseconds"] or {}
+    return {
+        **{name: side[name] for name in ("parameters", "nonzeros", "bytes", "gzip_bytes")},
+        **{f"ms, {n} thread{'s' * (n > 1)}": times.get(str(n)) for n in THREADS},
+        **side["test"],
+    }
+
+
+def table(found: dict) -> str:
+    """The same as text."""
+    judged = f"metrics: {split} split" if (split := found.get("split")) else ""
+    lines = [f"{judged:24}{'before':>14}{'after':>14}"]
+    for name, value, new, note in rows(found):
+        cells = "".join(f"{shown(x):>14}" for x in (value, new))
+        lines.append(f"{name:24}{cells}  {note}".rstrip())
+    for side in ("before", "after"):
+        if found[side]["remark"]:
+            lines.append(f"{side}: {found[side]['remark']}")
+    return "\n".join(lines)
+
+
+def shown(value) -> str:
+    """A number of a table; a dash for what is not known."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else number(value, digits=5)

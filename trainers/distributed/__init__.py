@@ -1,0 +1,1 @@
+"""Strategies, worker processes and preemption."""

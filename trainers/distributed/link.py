@@ -1,0 +1,480 @@
+"""What workers tell each other besides gradients: that they are the same, that they are alive.
+
+Each worker holds one TCP connection to the chief, made at the chief's own address before
+TensorFlow's server takes the port over; the connections outlive that. A collective operation hangs
+or fails with some internal message when a peer dies; here the kernel closes the dead process's
+connection, or its machine falls silent, and every survivor says who it was and ends.
+
+Messages are bytes and JSON, bounded by trainers/distributed/wire.py; nothing that is received is
+ever executed. A peer that is malformed, slow or silent while workers come together is turned away,
+and one that becomes so later ends the run with its name. Loads no TensorFlow.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+
+from trainers.distributed import wire
+from trainers.distributed.cluster import Cluster
+from zoo.errors import RunError, UsageError
+
+WAIT = 900.0  # seconds in which all workers must have come
+SAY = 5.0  # and after how many it is said for whom a worker waits
+HELLO = 5.0  # seconds for each message of the handshake
+_CALLERS = 128  # that shake hands at the same time
+BEAT, SILENCE = 3.0, 30.0  # a sign of life each, and after how long without one a worker is lost
+_AGAIN = "run the same command on all workers to go on from the last checkpoint"
+# A value may come in several messages: parts, and the end of the value.
+_PART, _VALUE, _BEAT, _FAILED, _BYE = b"p", b"v", b"b", b"f", b"e"
+_WAITING = 1000  # values that a peer may send before they are asked for
+# Bytes of a value from a worker, and from the chief, which sends the state of the training.
+_LARGEST_SAID, _LARGEST_STATE = 2**16, 2**36
+_WELCOME = b"welcome"
+
+
+class Alone:
+    """A run of one process: it is the chief, and agrees with itself."""
+
+    chief, index, count = True, 0, 1
+
+    def connect(self) -> None:
+        """Waits for the others."""
+
+    def same(self, what: str, fingerprint: str) -> None:
+        """Raises `UsageError` on all workers where they do not all have this fingerprint."""
+
+    def share(self, value=None):
+        """Returns the chief's value (JSON or bytes) on every worker."""
+        return value
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any worker."""
+        return list(flags)
+
+    def each(self, text: str) -> list[str]:
+        """Returns what every worker says, in their order."""
+        return [text]
+
+    @contextlib.contextmanager
+    def together(self):
+        """Ends with the others: each waits for all, or all end where one fails."""
+        yield
+
+
+class Link(Alone):
+    """The connections of one worker, from `connect` to the end of `together`.
+
+    All workers call `same`, `share`, `any` and `each` in the same order.
+
+    Args:
+      cluster: all workers, and which of them this is.
+      leave: called with a line where another worker is lost; ends the process.
+      last: called by the usual `leave` before it does.
+    """
+
+    def __init__(self, cluster: Cluster, leave=None, last=None):
+        self.cluster = cluster
+        self.index, self.count = cluster.index, len(cluster.workers)
+        self.chief = self.index == 0
+        self._secret = wire.secret()
+        self._leave = leave or functools.partial(_leave, last=last)
+        self._peers: dict[int, _Peer] = {}
+        self._ending = threading.Event()
+        self._said = threading.Lock()
+
+    def connect(self) -> None:
+        """Waits until all workers are there.
+
+        Raises:
+          RunError: where this worker's address is in use or not its own, or others do not come.
+        """
+        connections = self._listen() if self.chief else {0: self._call()}
+        for index, connection in connections.items():
+            largest = _LARGEST_SAID if self.chief else _LARGEST_STATE
+            self._peers[index] = _Peer(index, connection, self._lost, largest)
+        for peer in self._peers.values():  # now that all are known to whom a loss is told
+            peer.start()
+
+    # --- agreeing -------------------------------------------------------------------------------
+
+    def same(self, what: str, fingerprint: str) -> None:
+        own = hashlib.sha256(fingerprint.encode(errors="surrogateescape")).digest()
+        differ = [i for i, other in self._gather(own).items() if other != own]
+        line = ""
+        if differ:
+            line = (
+                f"All workers have the same {what}. Received: another on "
+                f"{', '.join(map(self.cluster.name, differ))} than on {self.cluster.name(0)}."
+            )
+        line = self.share(line)
+        if line:
+            error = UsageError(line)
+            error.ends_all = True
+            raise error
+
+    def share(self, value=None):
+        if not self.chief:
+            message = self._peers[0].receive()
+            try:
+                return message[1:] if message[:1] == b"b" else json.loads(message[1:])
+            except (ValueError, RecursionError):
+                raise self._not_understood(0) from None
+        message = b"b" + value if isinstance(value, bytes) else b"j" + json.dumps(value).encode()
+        for peer in self._peers.values():
+            peer.send(_VALUE, message)
+        return value
+
+    def any(self, *flags: bool) -> list[bool]:
+        own = bytes(flags)
+        rows = [own]
+        for index, row in self._gather(own).items():
+            if len(row) != len(own):
+                raise self._not_understood(index)
+            rows.append(row)
+        return [
+            bool(flag) for flag in self.share([max(column) for column in zip(*rows, strict=True)])
+        ]
+
+    def each(self, text: str) -> list[str]:
+        own = wire.printable(text)
+        others = self._gather(own.encode(errors="replace")).values()
+        return self.share([own, *(wire.printable(o.decode(errors="replace")) for o in others)])
+
+    def _gather(self, message: bytes) -> dict[int, bytes]:
+        """On the chief the others' messages; elsewhere nothing, for this worker's is sent."""
+        if self.chief:
+            return {index: peer.receive() for index, peer in sorted(self._peers.items())}
+        self._peers[0].send(_VALUE, message)
+        return {}
+
+    def _not_understood(self, index: int) -> RunError:
+        return RunError(f"{self.cluster.name(index)} sent a message that is not understood")
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def together(self):
+        try:
+            yield
+        except BaseException as error:
+            if getattr(error, "ends_all", False):
+                self._close()
+                raise
+            if _of_a_collective(error):
+                # Most likely a peer has died, which the thread that reads it sees at once, or
+                # where it fell silent after a while. It ends this process with its name.
+                time.sleep(SILENCE + 2 * BEAT)
+            again = "" if isinstance(error, UsageError) else f"; {_AGAIN}"
+            self._fail((str(error) or type(error).__name__) + again)
+            raise
+        self._close()
+
+    def _fail(self, message: str) -> None:
+        with self._said:  # a thread that has a line to say ends the process with it
+            self._ending.set()
+        line = wire.printable(f"{self.cluster.name(self.index)} failed: {message}")
+        for peer in self._peers.values():
+            peer.send(_FAILED, line.encode(errors="replace"))
+        self._disconnect()
+
+    def _close(self) -> None:
+        if not self.chief:
+            self._peers[0].send(_BYE)
+        for peer in self._peers.values():
+            peer.receive(_BYE)
+        self._ending.set()
+        if self.chief:
+            for peer in self._peers.values():
+                peer.send(_BYE)
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        for peer in self._peers.values():
+            peer.close()
+        self._peers = {}
+
+    def _lost(self, index: int, line: str) -> None:
+        """Called by a peer's thread."""
+        with self._said:
+            if self._ending.is_set():
+                return
+            self._ending.set()
+        line = line or f"{self.cluster.name(index)} is gone; {_AGAIN}"
+        others = [peer for other, peer in self._peers.items() if other != index]
+        for peer in others:  # the chief alone has others
+            peer.send(_FAILED, line.encode(errors="replace"))
+        if others:
+            time.sleep(0.5)  # for the line to be read before the connection breaks
+        self._leave(line)
+
+    # --- coming together ------------------------------------------------------------------------
+
+    def _listen(self) -> dict[int, socket.socket]:
+        found: dict[int, socket.socket] = {}
+        try:
+            self._await_all(found)
+        except BaseException:
+            for stream in found.values():
+                stream.close()
+            raise
+        for stream in found.values():
+            with contextlib.suppress(OSError):  # noticed by the thread that reads
+                wire.send(stream, _WELCOME, HELLO)
+        return found
+
+    def _await_all(self, found: dict[int, socket.socket]) -> None:
+        """Fills `found`; a caller that shakes hands slowly, or not at all, delays nobody else."""
+        callers: list[socket.socket] = []
+        changing, complete = threading.Lock(), False
+
+        def shake_hands(stream: socket.socket) -> None:
+            index, refusal = wire.answer(stream, self.count, self._secret, HELLO)
+            with changing:
+                callers.remove(stream)
+                if not refusal and (complete or index in found and not wire.readable(found[index])):
+                    refusal = f"{self.cluster.name(index)} is there already."
+                if not refusal:
+                    if index in found:
+                        found[index].close()
+                    found[index] = stream
+                    return
+            with contextlib.suppress(OSError):
+                wire.send(stream, refusal.encode(), HELLO)
+            stream.close()
+
+        end = _Deadline(lambda: [i for i in range(1, self.count) if i not in found], self.cluster)
+        with self._own_port() as listener:
+            while True:
+                with changing:
+                    # Nothing was asked of them: what is there to read is their end.
+                    for index in [i for i, one in found.items() if wire.readable(one)]:
+                        found.pop(index).close()
+                    if len(found) == self.count - 1:
+                        complete = True
+                        break
+                end.check()
+                try:
+                    stream, _ = listener.accept()
+                except TimeoutError:
+                    continue
+                except OSError:  # the caller is gone already, or this process has too many files
+                    time.sleep(0.1)
+                    continue
+                with changing:
+                    callers.append(stream)
+                    if len(callers) > _CALLERS:
+                        _shut(callers[-_CALLERS - 1])
+                threading.Thread(target=shake_hands, args=[stream], daemon=True).start()
+
+    def _call(self) -> socket.socket:
+        self._own_port().close()
+        host, port = _split(self.cluster.workers[0])
+        end = _Deadline(lambda: [0], self.cluster)
+        while True:
+            end.check()
+            with contextlib.ExitStack() as stack, contextlib.suppress(OSError, EOFError):
+                stream = socket.create_connection((host, port), timeout=1.0)
+                stack.callback(stream.close)
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                refusal = wire.call(stream, self.index, self.count, self._secret, HELLO)
+                while not refusal and not wire.readable(stream, 1.0):
+                    end.check()
+                if not refusal:
+                    answer = wire.receive(stream, HELLO, wire.LARGEST_HELLO)
+                    if answer == _WELCOME:
+                        stack.pop_all()
+                        return stream
+                    refusal = wire.printable(answer.decode(errors="replace"))
+                raise RunError(f"{self.cluster.name(0)} refuses: {refusal}")
+            time.sleep(0.2)
+
+    def _own_port(self) -> socket.socket:
+        """A listening socket at this worker's address, which nobody else may have.
+
+        TensorFlow's server itself would share the port with whoever has it.
+        """
+        host, port = _split(self.cluster.workers[self.index])
+        try:
+            if host in ("localhost", "127.0.0.1"):
+                listener = socket.create_server(("127.0.0.1", port))
+            elif socket.has_dualstack_ipv6():
+                listener = socket.create_server(
+                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True
+                )
+            else:
+                listener = socket.create_server(("", port))
+        except OSError as error:
+            raise RunError(
+                f"{self.cluster.name(self.index)} cannot listen at its address: {error.strerror}. "
+                "Give it another port, or end what has this one."
+            ) from None
+        listener.settimeout(0.2)
+        return listener
+
+
+class _Peer:
+    """A connection, a thread that reads it, and one that sends signs of life.
+
+    Args:
+      index: of the worker at its other end.
+      connection: to it.
+      lost: called with the index and a line, or "", where the worker is lost.
+      largest: bytes of a value that it may send.
+    """
+
+    def __init__(self, index: int, connection: socket.socket, lost, largest: int):
+        self.index = index
+        self._connection, self._largest = connection, largest
+        self._sender = connection.dup()  # timeouts of its own
+        self._lost = lost
+        self._sending = threading.Lock()
+        self._closed = threading.Event()
+        self._values: queue.SimpleQueue = queue.SimpleQueue()
+
+    def start(self) -> None:
+        for work in (self._read, self._beat):
+            threading.Thread(target=work, daemon=True).start()
+
+    def send(self, kind: bytes, message: bytes = b"") -> None:
+        """Sends a message, a long one in parts."""
+        # The last line of a process waits for no peer that takes nothing.
+        seconds = HELLO if kind == _FAILED else SILENCE
+        size = wire.LARGEST - 1
+        pieces = [message[i : i + size] for i in range(0, len(message), size)] or [b""]
+        kinds = [_PART] * (len(pieces) - 1) + [kind]
+        try:
+            for kind, piece in zip(kinds, pieces, strict=True):
+                if not self._sending.acquire(timeout=seconds):
+                    raise TimeoutError
+                try:
+                    wire.send(self._sender, kind + piece, seconds)
+                finally:
+                    self._sending.release()
+        except TimeoutError:  # signs of life of one that takes nothing count for nothing
+            if kind != _FAILED and not self._closed.is_set():
+                self._lost(self.index, "")
+        except OSError:
+            pass  # a peer that is gone is noticed by the thread that reads
+
+    def receive(self, kind: bytes = _VALUE) -> bytes:
+        """Waits for the next value; a loss meanwhile ends the process."""
+        while True:
+            got, message = self._values.get()
+            if got == kind:
+                return message
+
+    def close(self) -> None:
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self._sender.shutdown(socket.SHUT_WR)  # what the peer has sent is still read
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT):
+            self.send(_BEAT)
+        with self._sending:
+            self._sender.close()
+
+    def _read(self) -> None:
+        try:
+            while wire.readable(self._connection, SILENCE):
+                kind, content = self._next()
+                if kind == _FAILED:
+                    self._lost(self.index, wire.printable(content.decode(errors="replace")))
+                elif kind != _BEAT:
+                    if self._values.qsize() > _WAITING:
+                        raise wire.Malformed("too many values")
+                    self._values.put((kind, content))
+                if kind == _BYE:  # its end is none to talk about
+                    return
+            self._lost(self.index, "")
+        except (OSError, EOFError):
+            self._lost(self.index, "")
+        finally:
+            self._connection.close()
+
+    def _next(self) -> tuple[bytes, bytes]:
+        """Receives a message, or a value of several."""
+        parts, size = [], 0
+        while True:
+            message = wire.receive(self._connection, SILENCE)
+            kind, content = message[:1], message[1:]
+            if kind not in (_PART, _VALUE, _BEAT, _FAILED, _BYE):
+                raise wire.Malformed("an unknown kind of message")
+            if kind in (_BEAT, _FAILED, _BYE) and not (kind == _BEAT and parts):
+                return kind, content
+            if kind != _BEAT:
+                parts.append(content)
+                size += len(content)
+            if size > self._largest:
+                raise wire.Malformed("too large a value")
+            if kind == _VALUE:
+                return kind, b"".join(parts)
+
+
+class _Deadline:
+    """Says once for whom a worker waits, and gives up in the end."""
+
+    def __init__(self, missing, cluster: Cluster):
+        self._missing, self._cluster = missing, cluster
+        self._start, self._said = time.monotonic(), False
+
+    def check(self) -> None:
+        passed = time.monotonic() - self._start
+        names = ", ".join(map(self._cluster.name, self._missing()))
+        if passed > WAIT:
+            raise RunError(f"Gave up after {WAIT:.0f} s of waiting for {names}.")
+        if passed > SAY and not self._said:
+            self._said = True
+            own = self._cluster.workers[self._cluster.index]
+            # No error: behind NAT an address that is right is none of the machine's own.
+            doubt = "" if _here(own) else f"; {own} is not this machine's: is the index right?"
+            print(f"zoo: waiting for {names}{doubt}", file=sys.stderr, flush=True)
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    # TensorFlow's own classes cannot be named here without importing TensorFlow.
+    return any(kind.__name__ == "OpError" for kind in type(error).__mro__) and (
+        "Collective" in str(error)
+        or type(error).__name__ in ("UnavailableError", "AbortedError", "CancelledError")
+    )
+
+
+def _shut(stream: socket.socket) -> None:
+    """Ends a connection that another thread reads, and with it the reading."""
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _here(address: str) -> bool:
+    """Whether `host:port` is an address of this machine."""
+    try:
+        found = socket.getaddrinfo(_split(address)[0], None, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    for family, kind, protocol, _, name in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as one:
+            one.bind(name)
+            return True
+    return False
+
+
+def _leave(line: str, last=None) -> None:
+    # The main thread may hang in a collective operation for ever; nothing but this ends it.
+    print(f"zoo: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    try:
+        if last:
+            last()
+    finally:
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""Metrics of trained models, predictions and heat maps."""

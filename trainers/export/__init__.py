@@ -1,0 +1,1 @@
+"""Model files for other runtimes, each opened there before it counts."""

@@ -1,0 +1,1 @@
+"""Inputs that are computed once: features of a frozen base."""

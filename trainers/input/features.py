@@ -1,0 +1,112 @@
+"""Features of a frozen part of a model, computed once and kept on the disk.
+
+The folder's name is the hash of everything that they follow from: the part's weights and what its
+layers are, the data, and how pictures are changed. So what is found there is never stale: where any
+of it differs, another folder is made.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from zoo import keras_internals
+from zoo.data.datasets import cache_dir
+from zoo.data.pipeline import evaluation_batches
+from zoo.storage.disk import one_at_a_time
+from zoo.storage.records import RecordWriter, open_records
+from zoo.tasks.base import Frozen, Task
+
+_FORMAT = 1
+_BATCH = 32
+_READ = 4096  # pictures at once, to hash them
+
+
+def features_of(
+    frozen: Frozen, task: Task, arrays: Mapping[str, np.ndarray], changes: Mapping, seed: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """Returns a split with "feature" in place of "image".
+
+    Args:
+      frozen: from `Task.frozen`. With views, features have the shape (views, F), else (F,).
+      task: prepares the examples.
+      arrays: the split.
+      changes: says how pictures are changed at random: the recipe's section of the task.
+      seed: of the run, and so of the changes.
+
+    Returns:
+      `(arrays, where)`: the second says whether they were there, and where.
+    """
+    key = _key(frozen, arrays["image"], changes if frozen.views else {}, seed)
+    folder = cache_dir() / "features" / key
+    with one_at_a_time(folder.parent / f".{key}.lock"):
+        there = folder.exists()
+        if not there:
+            count = len(next(iter(arrays.values())))
+            views = f", {frozen.views} views of each" if frozen.views else ""
+            print(f"zoo: features of {count:,} pictures{views}", file=sys.stderr, flush=True)
+            _write(folder, frozen, task, arrays, seed)
+        feature = open_records(folder).arrays["feature"]
+    others = {name: array for name, array in arrays.items() if name != "image"}
+    if feature.nbytes <= 2**28:  # one shard
+        feature = np.asarray(feature)
+    return {**others, "feature": feature}, f"{'read from' if there else 'kept in'} {folder}"
+
+
+def _key(frozen: Frozen, images, changes: Mapping, seed: int) -> str:
+    layers = [
+        (type(layer).__name__, {k: v for k, v in layer.get_config().items() if k != "name"})
+        for layer in keras_internals.all_layers(frozen.model)
+        if not isinstance(layer, keras.Model)
+    ]
+    content = {
+        "format": _FORMAT, "versions": (keras.__version__, tf.__version__), "layers": layers,
+        "views": frozen.views, "seed": seed if frozen.views else 0, "changes": changes,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode())
+    values = [variable.numpy() for variable in frozen.model.weights]
+    for start in range(0, len(images), _READ):
+        values.append(images[start : start + _READ])
+        for value in map(np.ascontiguousarray, values):
+            digest.update(repr((value.shape, value.dtype.str)).encode())
+            digest.update(value.reshape(-1).view(np.uint8))
+        values = []
+    return digest.hexdigest()
+
+
+def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
+    model, count = frozen.model, len(next(iter(arrays.values())))
+
+    @tf.function(autograph=False)
+    def run(image):
+        return tf.cast(model(image, training=False), tf.float32)
+
+    passes = [
+        evaluation_batches(
+            arrays, task.prepare, batch_size=min(_BATCH, count), replicas=1,
+            training=bool(frozen.views), seed=seed * max(1, frozen.views) + view,
+        )
+        for view in range(max(1, frozen.views))
+    ]  # fmt: skip
+    written = 0
+    with RecordWriter(folder, {"feature": (frozen.feature_shape, "float32")}) as writer:
+        for batches in zip(*passes, strict=True):
+            views = [run(batch["image"]).numpy() for batch in batches]
+            rows = np.stack(views, axis=1) if frozen.views else views[0]
+            rows = rows[: count - written]  # the last batch is padded
+            writer.append(feature=rows)
+            written += len(rows)
+
+
+def made_up(task: Task, model, examples: int, seed: int) -> dict:
+    """Returns made-up stored examples as training has them: behind a frozen part, with features."""
+    arrays, frozen = task.synthetic(model, examples, seed), task.frozen(model)
+    if frozen.model is None:
+        return arrays
+    feature = np.random.default_rng(0).random((examples, *frozen.feature_shape), "float32")
+    kept = {key: array for key, array in arrays.items() if key != "image"}
+    return task.stored({**kept, "feature": feature})

@@ -1,0 +1,492 @@
+"""A work directory: what lies in it, and how it is written so that a kill leaves it whole.
+
+    config.json        the resolved recipe, before the first step
+    environment.json   machine, versions and command
+    tokenizer.json     of a text model
+    metrics.jsonl      one object a log interval
+    checkpoints/       the last `trainer.keep` of them
+    best/model.keras   by the validation split
+    model.tflite       in its place, of `zoo compress ptq` to LiteRT; float.keras is what it rounds
+    model.keras        at the end: the bare model; opens with plain keras.saving in safe mode, and
+                       where it holds layers of the zoo with `zoo.load`
+    evaluation/        metrics and predictions a split, with the weights that were measured
+    report.html
+
+Nothing read from here is ever executed.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainers.config.schema import check_values
+from trainers.run.layout import FOLDERS, check_layout
+from zoo.errors import RunError, UsageError, short
+from zoo.storage import remote
+from zoo.storage.bounds import JSON_EXPANSION
+from zoo.storage.disk import (
+    atomic,
+    atomic_path,
+    check_object,
+    open_file,
+    open_in_place,
+    read_bytes,
+    read_json,
+    remove_temporary,
+    write_json,
+)
+from zoo.storage.foreign import refuse_foreign
+
+FORMAT_VERSION = 1
+# What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
+# rows, `trainers.train.trainer` refuses changes of the rows that are computed together.
+MAY_CHANGE = frozenset(
+    {
+        "trainer.strategy", "trainer.replicas", "trainer.steps_per_execution",
+        "trainer.micro_batch_size", "trainer.remat", "trainer.jit_compile",
+        "trainer.log_every", "trainer.checkpoint_every", "trainer.keep", "trainer.callbacks",
+        "trainer.max_rollbacks", "trainer.preemption_notice",
+        "data.manual_dir",
+    }
+)  # fmt: skip
+# Lines of metrics.jsonl that tell of one process of a run, not of its training.
+PROCESS_EVENTS = frozenset({"started", "resumed", "preemption notice"})
+LITERT, FLOATS = "model.tflite", "float.keras"
+_TYPES = {"source": str, "config": dict, "class_names": list, "data_fingerprint": str}
+
+
+class WorkDirectory:
+    """A work directory that this process alone may write, from `open` to `close`."""
+
+    def __init__(self, path: str | Path):
+        self.path = remote.local(path)
+        self._mirror = remote.mirror_of(self.path)
+        self._lock = None
+        self._metrics: Path | None = None  # while training
+        self.lines = 0  # of metrics.jsonl
+        self._made: list[Path] = []  # folders that were not there before
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder is a copy of one that lies elsewhere."""
+        return self._mirror is not None
+
+    def open(self) -> "WorkDirectory":
+        """Creates the folder and locks it; the lock ends with the process, however it ends.
+
+        Raises:
+          UsageError: where the folder is of another kind; nothing is written in it.
+          RunError: where another process holds it, the folder cannot be written, or a folder lies
+            where a file is written, or the other way round.
+        """
+        if (self / "config.json").is_file():
+            read_config(self.path)
+        try:
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open_in_place(self / ".lock")  # held while training
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
+        except OSError as error:
+            raise RunError(f"Cannot write in {self.path}: {error.strerror}.") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            self._lock = None
+            raise RunError(f"Another process works in {self.path}.") from None
+        try:
+            check_layout(self.path)
+        except RunError:
+            self.close()
+            raise
+        for folder in (".", *FOLDERS):
+            remove_temporary(self / folder)
+        return self
+
+    def close(self) -> None:
+        """Gives the folder back; leaves nothing of it where it became no work directory."""
+        self._metrics = None
+        if self._lock:
+            if not (self / "config.json").exists():
+                (self / ".lock").unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+        with contextlib.suppress(OSError):  # not empty: something came of it
+            for folder in self._made:
+                folder.rmdir()
+        if self._mirror:
+            remote.push_at_end(self._mirror)
+
+    def push(self) -> None:
+        """Copies what is new to where the folder truly lies, if that is not on this machine.
+
+        Where that fails it is tried again after the next checkpoint, and at the end.
+
+        Raises:
+          remote.TakenOver: where another run works there since.
+        """
+        try:
+            if self._mirror:
+                self._mirror.push()
+        except remote.TakenOver:
+            raise
+        except RunError as error:
+            print(f"zoo: {error}", file=sys.stderr, flush=True)
+
+    # --- recipe --------------------------------------------------------------------------------
+
+    def write_config(self, config: Mapping, source: str, dataset, replicas: int = 1) -> None:
+        """Writes the resolved recipe, or checks that it is the one this folder was made with.
+
+        A remote folder is this run's from then on, and the copy here what it holds then.
+
+        Raises:
+          UsageError: where the folder was made with another recipe; names the differences.
+        """
+        self._check_origin(config, dataset)
+        if self._mirror:
+            self._mirror.claim()
+            self._check_origin(config, dataset)
+        write_json(
+            self / "config.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "source": source,
+                "config": config,
+                "class_names": list(dataset.class_names),
+                "data_fingerprint": dataset.fingerprint,
+                "tokenizer": dataset.tokenizer and dataset.tokenizer.fingerprint,
+                "facts": dataset.facts,
+                "replicas": replicas,
+            },
+        )
+        if self._mirror:
+            self._mirror.push()  # what cannot be written is known before the first step
+
+    def _check_origin(self, config: Mapping, dataset) -> None:
+        if (self / "config.json").exists():
+            self.check_recipe(config)
+            saved = read_config(self.path)
+            if saved["data_fingerprint"] != dataset.fingerprint:
+                raise UsageError(
+                    f"{self.path} was made with other data than {dataset.name!r} holds now. "
+                    "Take a new --workdir."
+                )
+            return
+        leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
+        if leftovers:
+            raise UsageError(
+                f"{self.path} holds {leftovers[0]} but no config.json: it cannot be told what "
+                "made it. Take a new --workdir."
+            )
+
+    def check_recipe(self, config: Mapping) -> None:
+        """Raises `UsageError` where the folder was made with another recipe, with what differs."""
+        changes = [
+            f"{key}: {old!r} -> {new!r}"
+            for key, old, new in _differences(read_config(self.path)["config"], config)
+            if key not in MAY_CHANGE
+        ]
+        if changes:
+            raise UsageError(
+                f"{self.path} was made with another recipe ({'; '.join(changes)}). "
+                "Take a new folder, or the recipe as it was."
+            )
+
+    def write_environment(self, devices: list[str]) -> None:
+        """Writes machine, versions and command."""
+        import keras
+        import tensorflow as tf
+
+        write_json(
+            self / "environment.json",
+            {
+                "cpu": cpu_name(),
+                "cores": os.cpu_count(),
+                "python": platform.python_version(),
+                "tensorflow": tf.__version__,
+                "keras": keras.__version__,
+                "devices": devices,
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            },
+        )
+
+    # --- metrics -------------------------------------------------------------------------------
+
+    def start_metrics(self, step: int, lines: int | None = None) -> float:
+        """Opens metrics.jsonl for appending, without what the run does again.
+
+        Args:
+          step: of the checkpoint that the run goes on from.
+          lines: how many lines the file had when that was written; None keeps all up to `step`.
+            Lines that tell of a process (`PROCESS_EVENTS`) stay.
+
+        Returns:
+          When the run began, in seconds since 1970: the first line tells.
+        """
+        path = self / "metrics.jsonl"
+        kept = [
+            line
+            for number, line in enumerate(read_metrics(self.path))
+            if line.get("step", 0) <= step
+            and (lines is None or number < lines or line.get("event") in PROCESS_EVENTS)
+        ]
+        with atomic(path, "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._metrics, self.lines = path, len(kept)
+        times = [line.get("time") for line in kept if line.get("event") == "started"]
+        if times and isinstance(times[0], int | float):
+            return times[0]
+        now = time.time()
+        began = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        self.log(step=step, event="started", detail=began, time=round(now, 3))
+        return now
+
+    def log(self, **values) -> None:
+        """Appends one line to metrics.jsonl; a number that is not finite becomes null."""
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        # Closed each time: a bucket that is mounted takes a file when it is closed.
+        with open_in_place(self._metrics) as file:
+            file.write(json.dumps(values) + "\n")
+        self.lines += 1
+
+
+class NoDirectory(WorkDirectory):
+    """The work directory of a worker that is not the chief: it writes nothing."""
+
+    def __init__(self, path: str | Path):
+        self.path, self._mirror, self.lines = Path(path), None, 0
+
+    def open(self) -> "NoDirectory":
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def write_config(self, config: Mapping, source: str, dataset, replicas: int = 1) -> None:
+        pass
+
+    def write_environment(self, devices: list[str]) -> None:
+        pass
+
+    def start_metrics(self, step: int, lines: int | None = None) -> float:
+        return time.time()
+
+    def log(self, **values) -> None:
+        pass
+
+
+def read_config(workdir: str | Path) -> dict:
+    """Returns the content of config.json; settings that are newer than it have their defaults.
+
+    Raises:
+      UsageError: where the folder is not a work directory, or of another format.
+      RunError: where the file is damaged.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        refuse_foreign(workdir)
+        raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
+    saved = read_json(path)
+    if not isinstance(saved, dict) or "config" not in saved:
+        refuse_foreign(workdir, saved)
+        raise RunError(f"{path} is damaged: it holds no recipe.")
+    if saved.get("format_version") != FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has format {saved.get('format_version')}; this version reads {FORMAT_VERSION}."
+        )
+    sections = saved["config"] if isinstance(saved["config"], dict) else {}
+    lacking = [key for key in _TYPES if key not in saved]
+    lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
+    if lacking:
+        raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
+    check_object(path, saved, **_TYPES)
+    if not all(isinstance(name, str) for name in saved["class_names"]):
+        raise RunError(f"{path} is damaged: names of classes are words.")
+    if not isinstance(saved.get("tokenizer"), str | None):
+        raise RunError(f"{path} is damaged: 'tokenizer' is no fingerprint.")
+    if not isinstance(saved.setdefault("facts", {}), dict):
+        raise RunError(f"{path} is damaged: 'facts' is no object.")
+    try:
+        check_values(sections, whole=False)
+    except UsageError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    _fill(sections, _defaults(sections))
+    return saved
+
+
+def _defaults(sections: Mapping) -> dict:
+    """Sections whose keys are the same in all recipes, or follow from a name, by default."""
+    from trainers.config.base import base
+    from trainers.config.recipe import as_dict
+    from trainers.optimization.optimizers import OPTIMIZERS
+    from trainers.optimization.schedules import SCHEDULES
+
+    config = as_dict(base())
+    found = {name: config[name] for name in ("data", "trainer", "prep", "compress")}
+    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if name in sections:
+            found[name] = known.get(sections[name].get("name"), {})
+    return found
+
+
+def _fill(saved: dict, defaults: Mapping) -> None:
+    """Gives keys that an older version did not know their defaults, which change nothing."""
+    for key, value in defaults.items():
+        if isinstance(saved.setdefault(key, value), dict) and isinstance(value, dict):
+            _fill(saved[key], value)
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """Returns the lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = []
+    if path.exists():
+        for line in read_bytes(path, JSON_EXPANSION).decode(errors="replace").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
+    return [line for line in lines if isinstance(line, dict) and type(line.get("step", 0)) is int]
+
+
+def save_model(model, path: Path) -> None:
+    """Saves a bare model atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as made:
+        model.save(made)
+
+
+def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
+    """Returns where a model lies; raises `UsageError` where there is none."""
+    if checkpoint not in ("final", "best"):
+        raise UsageError(f"A checkpoint is 'final' or 'best'. Received: {checkpoint!r}.")
+    path = Path(workdir) / ("best/model.keras" if checkpoint == "best" else "model.keras")
+    if is_litert(read_config(workdir)):
+        raise UsageError(
+            f"{workdir} holds no Keras model: its model is the file {LITERT}, which `zoo evaluate` "
+            "runs."
+        )
+    if not path.exists():
+        hint = (
+            "the recipe has data.validation_size=0, or no evaluation has run yet"
+            if checkpoint == "best"
+            else "training has not ended; run the same `zoo train` to go on"
+        )
+        raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
+    return path
+
+
+def is_litert(saved: Mapping) -> bool:
+    """Whether a work directory's model is a LiteRT file; `saved` is what `read_config` returned."""
+    ptq = saved["config"].get("compress", {}).get("ptq", {})
+    return ptq.get("format", "").startswith("litert")
+
+
+def load_model(workdir: str | Path, checkpoint: str = "final"):
+    """See `zoo.load`."""
+    return open_model(model_path(remote.local(workdir), checkpoint))
+
+
+def open_model(path: str | Path):
+    """Returns the model of a .keras file, which may hold layers of the zoo; runs nothing in it.
+
+    Raises:
+      RunError: where it is damaged, or holds layers that nothing registered with Keras.
+    """
+    open_file(path).close()  # what is no file is said before Keras is loaded
+    import keras
+
+    from zoo import registry
+    from zoo.layers.rounding import is_quantized, quantize
+    from zoo.storage.weight_files import at_most, check_keras
+
+    registry.import_builders()
+    try:
+        with at_most(path, check_keras(path)):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        if is_quantized(path):
+            quantize(model)
+            with warnings.catch_warnings():
+                # Of layers that stand in two lists: Keras has loaded them by the first.
+                warnings.filterwarnings("ignore", "Skipping nested container")
+                model.load_weights(path)
+        return model
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(f"Cannot load {path}: {short(error)}") from None
+
+
+def data_section(workdir: str | Path, saved: Mapping) -> dict:
+    """Returns the section `data` of a work directory's recipe, with the tokenizer that lies in it.
+
+    The text may have changed since, and a tokenizer made of it with it.
+
+    Raises:
+      UsageError: where the folder holds another tokenizer.
+    """
+    data = dict(saved["config"]["data"])
+    if saved.get("tokenizer"):
+        read_tokenizer(workdir, saved)
+        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
+    return data
+
+
+def read_tokenizer(workdir: str | Path, saved: Mapping):
+    """Returns the tokenizer that a work directory's model learned with.
+
+    Args:
+      workdir: the folder.
+      saved: what `read_config` returned.
+
+    Raises:
+      UsageError: where the folder holds another one.
+      RunError: where its file is damaged.
+    """
+    from zoo.data.text import tokenizers
+
+    file = Path(workdir) / "tokenizer.json"
+    tokenizer = tokenizers.load(file)
+    if tokenizer.fingerprint != saved["tokenizer"]:
+        raise UsageError(
+            f"{file} is not the tokenizer that the model learned with: its fingerprint is "
+            f"{tokenizer.fingerprint[:12]}…, that in config.json {saved['tokenizer'][:12]}…."
+        )
+    return tokenizer
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = ""):
+    for key in sorted({*old, *new}):
+        before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{name}.")
+        elif before != after:
+            yield name, before, after
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    name = found.get("model name", platform.machine())
+    return f"{name}, AVX512_BF16" if "avx512_bf16" in found.get("flags", "") else name

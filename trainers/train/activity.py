@@ -1,0 +1,70 @@
+"""Activity regularizers of real rows.
+
+Keras divides what an activity regularizer gives by the number of rows, padding included. In a train
+step the penalty of a batch is the sum over its real rows by their number, for any micro-batches and
+replicas. Regularizers must therefore be sums over the elements, as Keras' L1 and L2 are.
+"""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from zoo import keras_internals
+from zoo.rows import current_rows, weights_of
+
+
+class ActivityPenalties:
+    """The activity regularizers of a network.
+
+    Args:
+      model: the network.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._layers = [
+            (layer, layer.activity_regularizer, _OfRealRows(layer.activity_regularizer))
+            for layer in keras_internals.all_layers(model)
+            if getattr(layer, "activity_regularizer", None) is not None
+        ]
+        self._inside = 0  # replicas take turns inside a forward pass
+
+    def __bool__(self) -> bool:
+        return bool(self._layers)
+
+    @contextlib.contextmanager
+    def of_real_rows(self, rows, share):
+        """Leaves padding out of the penalties of the forward pass inside.
+
+        Args:
+          rows: number of real rows in the global batch, float32.
+          share: by which the train step multiplies the penalties.
+        """
+        if not self._layers or (published := current_rows()) is None:
+            yield
+            return
+        published.penalty = tf.math.divide_no_nan(1.0, rows * share)
+        for layer, _, masked in self._layers:
+            layer.activity_regularizer = masked
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:  # a saved model has the regularizers themselves
+                for layer, plain, _ in self._layers:
+                    layer.activity_regularizer = plain
+
+
+class _OfRealRows:
+    def __init__(self, regularizer):
+        self._regularizer = regularizer
+
+    def __call__(self, x):
+        rows = current_rows()
+        if rows is None or rows.penalty is None or rows.weights is None:
+            return self._regularizer(x)
+        real = tf.reshape(weights_of(rows, x) > 0, (-1, *[1] * (len(x.shape) - 1)))
+        loss = self._regularizer(tf.where(real, x, tf.zeros_like(x)))
+        # Keras divides by the number of rows.
+        return loss * tf.cast(rows.penalty * tf.cast(tf.shape(x)[0], tf.float32), loss.dtype)

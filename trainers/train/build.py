@@ -1,0 +1,100 @@
+"""From a recipe to a train step: model, task and optimizers, made in the strategy's scope."""
+
+import keras
+import tensorflow as tf
+
+from trainers import compression as compress
+from trainers.optimization.optimizers import make_optimizer
+from trainers.optimization.precision import precision
+from trainers.optimization.schedules import make_schedule
+from trainers.train.remat import apply_remat
+from trainers.train.step import TrainStep
+from zoo import keras_internals, registry
+from zoo.errors import UsageError
+
+
+def update_function(step: TrainStep, strategy: tf.distribute.Strategy):
+    """Returns `run(iterator, count)`, which does that many updates in one call."""
+
+    def run(iterator, count):
+        def body(i):
+            strategy.run(step.update, args=(next(iterator),))
+            return (i + 1,)
+
+        tf.while_loop(lambda i: i < count, body, (tf.constant(0),), parallel_iterations=1)
+
+    return tf.function(run, autograph=False)
+
+
+def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, dataset=None):
+    """Builds model, task and optimizer of a recipe, inside the strategy's scope.
+
+    Args:
+      config: a resolved recipe.
+      strategy: in whose scope variables are made.
+      total_steps: length of the run, for the schedule.
+      dataset: from which builder arguments follow that the recipe leaves open.
+
+    Returns:
+      `(TrainStep, Task)`: the recipe's task; that of the step may be more than it, see
+      `trainers.compression.taught`.
+    """
+    trainer = config.trainer
+    model_arguments = config.model.to_dict()
+    task_arguments = config.task.to_dict()
+    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    if dataset is not None:
+        model_arguments = task.complete(model_arguments, dataset)
+    schedule = config.schedule.to_dict()
+    optimizer_arguments = config.optimizer.to_dict()
+    keras.utils.set_random_seed(trainer.seed)
+    with strategy.scope(), precision(trainer.precision):
+        model = registry.build(model_arguments.pop("name"), **model_arguments)
+        if (
+            strategy.num_replicas_in_sync > 1
+            and synchronize_normalization(model)
+            and trainer.jit_compile
+        ):
+            raise UsageError(
+                "XLA cannot compile batch normalisation that is synchronised over replicas. "
+                "Received: trainer.jit_compile=True on several replicas."
+            )
+        model = compress.changed(model, config.compress.to_dict())
+        if trainer.remat:
+            apply_remat(model, trainer.remat)
+        learned = compress.taught(task, model, config, dataset)
+        optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
+        optimizers = []
+        for player in learned.players(model):
+            rate = player.rate * optimizer_arguments["learning_rate"]
+            optimizer, rules = make_optimizer(
+                optimizer_name,
+                make_schedule(schedule_name, rate, total_steps, **schedule),
+                ema=trainer.ema if player.averaged else 0.0,
+                loss_scaling=trainer.precision == "mixed_float16",
+                **optimizer_arguments,
+            )
+            optimizers.append(optimizer)
+        step = TrainStep(
+            model,
+            learned,
+            optimizers,
+            micro_batch_size=trainer.micro_batch_size,
+            jit_compile=trainer.jit_compile,
+            seed=trainer.seed,
+            rules=rules,
+        )
+        step.compressors = compress.compressors(step, config.compress.to_dict(), total_steps)
+    return step, task
+
+
+def synchronize_normalization(model: keras.Model) -> bool:
+    """Makes batch normalisation that learns span all replicas; returns whether there is any."""
+    found = [
+        layer
+        for layer in keras_internals.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    for layer in found:
+        layer.synchronized = True
+    return bool(found)

@@ -1,0 +1,151 @@
+"""Starting a run from the weights of another model."""
+
+from pathlib import Path
+
+import keras
+
+from trainers.compression import low_rank, structured
+from trainers.optimization.muon import output_layers
+from trainers.run.workdir import load_model, open_model, read_config
+from zoo import keras_internals
+from zoo.errors import UsageError
+from zoo.layers.low_rank import LowRankEmbedding
+from zoo.models.architecture import added_by_compression, differences
+from zoo.storage.remote import local
+
+_SHOWN = 5  # differences in a refusal
+
+
+def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> str:
+    """Fills a model with the weights of another one of the same architecture.
+
+    Only what depends on the data may differ: the number of classes or tokens. Output layers and
+    embeddings of another size keep their fresh values.
+
+    Args:
+      model: a built model; changed in place, and only where nothing is refused.
+      source: a work directory, a .keras file, a folder that transformers wrote, or
+        `keras_hub:PRESET`; the last two as `zoo.models.convert.published` takes them.
+      tokenizer: of the run's data, of a text model.
+      widths: of a recipe's section `compress.structured`: units that stay of the other model's.
+
+    Returns:
+      A sentence about how many weights were copied; it names every weight of the model that was
+      not filled and every weight of the source that was not used.
+
+    Raises:
+      UsageError: where there is no such source, or its architecture differs, or a work directory's
+        model learned with another tokenizer: its embeddings are of other tokens.
+      RunError: where it cannot be read.
+    """
+    source = str(local(source))
+    other = open_source(source)
+    learned = read_config(source).get("tokenizer") if _is_work_directory(source) else None
+    if tokenizer is not None and learned not in (None, tokenizer.fingerprint):
+        raise UsageError(
+            f"The model of {source} learned with another tokenizer: set data.tokenizer={source}."
+        )
+    if any(getattr(x, "quantization_mode", None) for x in keras_internals.all_layers(other)):
+        raise UsageError(
+            f"The kernels of {source} are integers of Keras: start from the model that was rounded."
+        )
+    theirs = {v.path: v for v in other.weights}
+    values = {path: v.value for path, v in theirs.items()}
+    values |= structured.start_values(widths, other)
+    values |= low_rank.start_values(model, other)
+    missing = [v for v in model.weights if v.path not in values]
+    unfit = [v for v in model.weights if v.path in values and not _fits(v, values)]
+    filled = [v for v in model.weights if _fits(v, values)]
+    # Whole kernels of which this model holds products are used under other names.
+    products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
+    own = {v.path for v in model.weights}
+    unused = [v for v in other.weights if v.path not in own and not v.path.startswith(products)]
+    if not filled:
+        raise UsageError(f"Nothing in {source} fits this model: no weight has its name and shape.")
+    shapes = [f"{v.path} {tuple(values[v.path].shape)} -> {tuple(v.shape)}" for v in unfit]
+
+    # Weights of output layers and embeddings follow the data, all others the architecture.
+    free, their_free = _sized_by_data(model), _sized_by_data(other)
+    heads = {layer.name for layer in _outputs(model)} ^ {layer.name for layer in _outputs(other)}
+    found = differences(other, model, ends=not heads)
+    found += [
+        f"{said} in shape" for v, said in zip(unfit, shapes, strict=True) if id(v) not in free
+    ]
+    found += _alone([v.path for v in missing if id(v) not in free], "this model")
+    found += _alone([v.path for v in unused if id(v) not in their_free], source)
+    if found:
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise UsageError(
+            f"init_from takes a model of the same architecture. That of {source} differs: "
+            f"{'; '.join(found[:_SHOWN])}{more}. Set the recipe's section model accordingly."
+        )
+    for variable in filled:
+        variable.assign(values[variable.path])
+    report = f"init_from: {len(filled)} of {len(model.weights)} weights from {source}"
+    if missing:
+        report += f"; not in it: {', '.join(v.path for v in missing)}"
+    if unfit:
+        report += f"; of another shape: {', '.join(shapes)}"
+    if unused:
+        report += f"; not used of it: {', '.join(v.path for v in unused)}"
+    if tokenizer is not None and learned is None:
+        report += "; its tokenizer does not come with it: see that tokens mean the same"
+    return report
+
+
+def _fits(variable, values) -> bool:
+    value = values.get(variable.path)
+    return value is not None and tuple(value.shape) == tuple(variable.shape)
+
+
+def _alone(paths: list[str], where: str) -> list[str]:
+    """Returns one phrase per layer whose weights only one of the models has."""
+    by_layer = {}
+    for path in paths:
+        by_layer.setdefault(path.partition("/")[0], []).append(path)
+    return [
+        f"{group[0]}{f' and {len(group) - 1} more of {layer}' if len(group) > 1 else ''} "
+        f"only in {where}"
+        for layer, group in by_layer.items()
+    ]
+
+
+def _sized_by_data(model) -> set[int]:
+    """Returns the ids of the variables that another data set may need in another size.
+
+    They are those of output layers, of embeddings except position tables, and the ranges and
+    centroids that compression adds.
+    """
+    found = {id(v) for v in model.weights if added_by_compression(v.path)}
+    tables = (keras.layers.Embedding, LowRankEmbedding)
+    embeddings = [x for x in keras_internals.all_layers(model) if isinstance(x, tables)]
+    return found | {id(v) for layer in _outputs(model) + embeddings for v in layer.weights}
+
+
+def _outputs(model) -> list:
+    return output_layers(model) if keras_internals.is_graph(model) else []
+
+
+def _is_work_directory(source: str) -> bool:
+    from zoo.models.convert import published as convert
+
+    return Path(source).is_dir() and not convert.is_transformers(source)
+
+
+def open_source(source: str) -> keras.Model:
+    """Returns the model of a source as `initialize` takes them."""
+    from zoo.models.convert import published as convert
+
+    path = Path(source)
+    if source.startswith("keras_hub:"):
+        return convert.from_keras_hub(source.removeprefix("keras_hub:"))
+    if path.is_dir() and convert.is_transformers(path):
+        return convert.from_transformers(path)
+    if path.is_dir():
+        return load_model(path)
+    if path.suffix == ".keras" and path.is_file():
+        return open_model(path)
+    raise UsageError(
+        "init_from is a work directory or a .keras file, or a folder of transformers, or "
+        f"keras_hub:PRESET. Received: {source!r}."
+    )

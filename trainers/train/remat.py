@@ -1,0 +1,96 @@
+"""Gradient checkpointing of chosen blocks that is right with dropout.
+
+A recomputed block keeps its inputs alone; what lies inside is computed again for the gradient
+(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174). Under plain
+`keras.remat` the second computation draws other dropout masks than the first, and the gradients
+are silently wrong. Here the block's state (seeds, moving statistics) is noted before the first
+computation and put back for the second, whose own updates are dropped.
+"""
+
+import keras
+import tensorflow as tf
+
+from zoo import keras_internals
+from zoo.errors import UsageError, compiled
+
+
+def apply_remat(model: keras.Model, pattern: str) -> list[str]:
+    """Makes the layers whose names match recompute their inside in the backward pass.
+
+    Args:
+      model: a built model; its layers (nested ones too) are changed in place.
+      pattern: regular expression that must match a layer's whole name.
+
+    Returns:
+      The names of the layers that matched, outermost only.
+
+    Raises:
+      UsageError: for an invalid pattern, or one that matches no layer.
+    """
+    matches = compiled("trainer.remat", pattern).fullmatch
+    found, names = [], []
+
+    def visit(layer):
+        for child in keras_internals.child_layers(layer):
+            names.append(child.name)
+            if matches(child.name):
+                found.append(child)
+            else:
+                visit(child)
+
+    visit(model)
+    if not found:
+        raise UsageError(
+            f"trainer.remat matches no layer. Received: {pattern!r}. The layers are: "
+            f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+        )
+    for layer in found:
+        _recompute(layer)
+    return [layer.name for layer in found]
+
+
+def _recompute(layer: keras.layers.Layer) -> None:
+    plain_call = layer.call
+    trained = {id(v) for v in layer.trainable_variables}
+    state = [v for v in layer.variables if id(v) not in trained]
+
+    def call(*args, **kwargs):
+        leaves = keras.tree.flatten((args, kwargs))
+        # recompute_grad differentiates with respect to its positional arguments, and adds to
+        # them to order the computation: floating tensors go in, all else is closed over.
+        positions = [
+            i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
+        ]
+        with keras_internals.as_stored():  # not as the layer computes: bfloat16 would round them
+            before = [(v, tf.identity(v.value)) for v in state]
+        changed = {}
+        call_of_now = keras_internals.call_of_now()
+
+        def block(*tensors):
+            filled = list(leaves)
+            for position, tensor in zip(positions, tensors, strict=True):
+                filled[position] = tensor
+            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
+            scope = keras.StatelessScope(state_mapping=before, collect_losses=True)
+            start = [scope.get_current_value(v) for v in state]
+            # Layers inside are told by their outer one alone whether this is training, and there is
+            # none around the second computation.
+            with scope, call_of_now():
+                outputs = plain_call(*inner_args, **inner_kwargs)
+            if scope.losses:  # the gradient of what is not an output would be lost
+                raise UsageError(
+                    f"A recomputed block adds nothing to the loss. Received: {layer.name!r}, whose "
+                    "layers do; leave it out of trainer.remat."
+                )
+            if not changed:  # the first computation
+                for variable, value in zip(state, start, strict=True):
+                    if (now := scope.get_current_value(variable)) is not value:
+                        changed[id(variable)] = variable, now
+            return outputs
+
+        outputs = keras.remat(block)(*(leaves[i] for i in positions))
+        for variable, value in changed.values():
+            variable.assign(value)
+        return outputs
+
+    layer.call = call

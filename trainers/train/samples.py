@@ -1,0 +1,59 @@
+"""What a generative model makes while it is being trained, for the report."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+TOKENS, TEMPERATURE = 200, 0.8
+
+
+def sample_writer(step, dataset, config, folder: Path) -> Callable[[], dict] | None:
+    """Returns a function that keeps a sample made with the weights of the moment.
+
+    Args:
+      step: a `TrainStep`.
+      dataset: its data, with a tokenizer for text.
+      config: the recipe.
+      folder: the work directory.
+
+    Returns:
+      None where the task or the model generates nothing. The function gives what goes into
+      metrics.jsonl: {"detail": text}, or {"picture": file in the work directory}.
+    """
+    if step.task.generates == "pictures":
+        return _picture_writer(step, config, folder)
+    if step.task.generates == "text" and dataset.tokenizer is not None:
+        from zoo.generation.decoding import generates
+
+        if generates(step.net):  # a user's own model may be none that we can decode
+            return _text_writer(step.net, dataset.tokenizer, config)
+    return None
+
+
+def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
+    from zoo.generation.generate import Generator
+
+    # Without XLA: a model is compiled for minutes of training, not for a sample now and then.
+    generator = Generator(
+        model, tokenizer, sequence_length=config.data.sequence_length, jit_compile=False
+    )
+    limit = min(TOKENS, config.data.sequence_length - 1)
+
+    def write() -> dict:
+        options = {"temperature": TEMPERATURE, "seed": config.trainer.seed}
+        return {"detail": generator.text([""], limit, **options)[0]}
+
+    return write
+
+
+def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
+    from zoo.generation.image_grids import interpolation, save_sheet, sheet
+    from zoo.tasks.gan_metrics import make_pictures
+
+    def write() -> dict:
+        name = f"samples/step_{int(step.step.numpy()):010d}.png"
+        save_sheet(folder / name, sheet(make_pictures(step.net, 64, config.trainer.seed), 16))
+        strip = interpolation(step.net, rows=4, columns=16, seed=config.trainer.seed)
+        save_sheet(folder / "samples" / "interpolation.png", strip)
+        return {"picture": name}
+
+    return write

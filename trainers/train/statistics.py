@@ -1,0 +1,92 @@
+"""Batch statistics of averaged weights.
+
+Moving statistics follow the weights that are trained, not their average (`trainer.ema`). With the
+average in the network they are computed anew from training batches (Izmailov et al. 2018,
+arXiv:1803.05407, section 3.2; Wu and Johnson 2021, arXiv:2105.07576, section 3): moving means and
+variances become the means of the batches' own, and whatever else layers keep of the batches they
+see moves on by its own rule. Weights and batches decide the result, so a checkpoint needs no more.
+"""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from trainers.train import batch_norm
+from zoo.data import pipeline
+from zoo.rows import use_row_weights
+
+ROWS = 10_000  # that are enough for statistics of ImageNet (Wu and Johnson 2021, figure 3)
+
+
+def statistics_batches(arrays, prepare: Callable, trainer, replicas: int) -> tf.data.Dataset:
+    """Returns the first full training batches of the run, at most about `ROWS` rows.
+
+    Each element holds the rows that are normalized together in an update: a micro-batch of all
+    replicas. So their number does not change the statistics.
+
+    Args:
+      arrays: the training split, of at least one batch.
+      prepare: see `zoo.tasks.base.Task.prepare`.
+      trainer: the recipe's section.
+      replicas: of the run.
+    """
+    size = trainer.global_batch_size
+    full = len(next(iter(arrays.values()))) // size
+    together = (trainer.micro_batch_size or size // replicas) * replicas
+    return pipeline.training_batches(
+        arrays, prepare, batch_size=size, replicas=size // together, seed=trainer.seed,
+        first_step=0, last_step=min(full, -(-ROWS // size)),
+    )  # fmt: skip
+
+
+class Statistics:
+    """Computes the batch statistics of the weights that a step's network has.
+
+    It runs on one device and asks no other replica or worker, so that one alone can save a model.
+
+    Args:
+      step: a `trainers.train.step.TrainStep`.
+      batches: returns the batches.
+    """
+
+    def __init__(self, step, batches: Callable):
+        self._step, self._batches = step, batches
+        self._layers, self._changed = [], []  # as the trace finds them
+        self._run = tf.function(self._forward, autograph=False)
+
+    def __call__(self, variables) -> None:
+        """Assigns to the moving statistics among `variables`; to no other variable."""
+        wanted = {id(v) for v in variables}
+        totals, count = [], 0
+        for data in self._batches():
+            moments, changes = self._run(tf.constant(count), data)
+            moments = [value.numpy().astype("float64") for value in moments]
+            totals = [a + b for a, b in zip(totals, moments, strict=True)] if count else moments
+            count += 1
+            for variable, value in zip(self._changed, changes, strict=True):
+                if id(variable) in wanted:
+                    variable.assign(value.numpy())
+        calls: dict = {}
+        for layer, mean, variance in zip(self._layers, totals[::2], totals[1::2], strict=True):
+            calls.setdefault(id(layer), (layer, []))[1].append((mean / count, variance / count))
+        for layer, values in calls.values():
+            for variable, per_call in zip(
+                (layer.moving_mean, layer.moving_variance), zip(*values, strict=True), strict=True
+            ):
+                if id(variable) in wanted:
+                    variable.assign(sum(per_call) / len(per_call))
+
+    def _forward(self, number, data):
+        """Moments of each normalization, and new values of the variables that layers change."""
+        step = self._step
+        seeds = step._seeds(0, number)
+        scope = keras.StatelessScope(list(zip(step.seed_states, seeds, strict=True)))
+        with scope, use_row_weights(data["weight"]), batch_norm.recorded_moments() as recorded:
+            for player in step.players:
+                player.forward(step.net, data, training=True)
+        self._layers = [layer for layer, *_ in recorded]
+        found = {id(v): scope.get_current_value(v) for v in step.net.non_trainable_weights}
+        self._changed = [v for v in step.net.non_trainable_weights if found[id(v)] is not None]
+        moments = [value for _, *both in recorded for value in both]
+        return moments, [tf.cast(found[id(v)], v.dtype) for v in self._changed]

@@ -1,0 +1,463 @@
+"""The train step. Read this to know how anything in the zoo is trained.
+
+    1. Add up, over all replicas, how many samples or tokens each loss term counts.
+    2. For each micro-batch: forward, sum the losses, divide by the GLOBAL weight, backward;
+       add the gradients up in float32.
+    3. Add the gradients up over the replicas.
+    4. Hand them to the Keras optimizer: unscaling, finiteness test, clipping, update, average.
+    5. Where weights are pruned, mask them; whatever else compresses them has its turn.
+
+Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
+batch cannot change the result. Layers that mix rows are the exception for micro-batches: batch
+normalization uses the statistics of one micro-batch over all replicas, and moves its moving
+statistics once per micro-batch. Padding enters none of them: the row weights are published while
+the network is called (`zoo.rows`), a short batch has the statistics of its real rows, and a
+micro-batch without a real row changes no variable of the network.
+
+`TrainStep` is a `keras.Model`, so plain `fit` runs it too. Where a task has several players (a
+GAN: discriminator, then generator), each in turn takes steps 2 to 4 with its own variables, loss
+terms and optimizer, and sees what those before it have become.
+
+Random numbers (dropout) are a function of (seed, step, micro-batch, replica): the seed generators'
+states are replaced for the call and never advance, so a resumed run draws what the uninterrupted
+one would have drawn, and replicas draw different masks.
+"""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from trainers.evaluation.means import Means, evaluate_batch
+from trainers.optimization.optimizers import Rules, apply_rules, check_rules, inner
+from trainers.train import batch_norm
+from trainers.train.activity import ActivityPenalties
+from trainers.train.statistics import Statistics
+from zoo import keras_internals
+from zoo.errors import UsageError
+from zoo.rows import Rows, use_row_weights
+from zoo.tasks.base import Task
+
+batch_norm.install()
+_ROWS = " rows"  # beside the weights of the loss terms
+# They blend rows by numbers of their own, which may take padding for a partner.
+_REFUSED = (keras.layers.MixUp, keras.layers.CutMix)
+
+
+class TrainStep(keras.Model):
+    """A model, its task and its optimizer, as one update.
+
+    Args:
+      model: a built model; the bare network, which is what gets saved and exported.
+      task: what a batch means.
+      optimizer: a Keras optimizer, or one for each of the task's players; made, like the model,
+        inside the strategy's scope.
+      micro_batch_size: rows that one replica computes at once; 0 for its whole share.
+      jit_compile: whether XLA compiles the forward and backward pass.
+      seed: of all random numbers drawn while training.
+      rules: which variables the optimizers treat otherwise.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        task: Task,
+        optimizer: keras.optimizers.Optimizer | Sequence[keras.optimizers.Optimizer],
+        *,
+        micro_batch_size: int = 0,
+        jit_compile: bool = False,
+        seed: int = 0,
+        rules: Rules = Rules(),  # noqa: B008 - frozen
+    ):
+        super().__init__(name="train_step")
+        self.net = model
+        self.task = task
+        self.micro_batch_size = micro_batch_size
+        self.jit_gradients = jit_compile
+        self.seed = seed
+        self._compiled = {}
+        self.seed_states = tuple(keras_internals.seed_variables(model))
+        # Batches seen, an update tried on each. The optimizer's own count leaves out those that
+        # loss scaling skipped.
+        self.step = self.add_weight(
+            shape=(), dtype="int64", initializer="zeros", trainable=False, name="step",
+            aggregation="only_first_replica",
+        )  # fmt: skip
+        # The first step whose loss or gradient was not finite; -1 while there is none.
+        self.first_bad = self.add_weight(
+            shape=(), dtype="int64", initializer=keras.initializers.Constant(-1),
+            trainable=False, name="first_bad", aggregation="only_first_replica",
+        )  # fmt: skip
+        self.means = Means(task, penalty=True)
+        self.built = True
+        inside = keras_internals.all_layers(model)
+        for layer in inside:
+            if isinstance(layer, _REFUSED):
+                raise UsageError(
+                    f"{type(layer).__name__} inside a network blends rows with padding: use "
+                    f"task.augment instead. Received: the layer {layer.name!r}."
+                )
+        self._activity = ActivityPenalties(model)
+        self._synchronized = {
+            id(v)
+            for layer in inside
+            if getattr(layer, "synchronized", False) and layer.trainable
+            for v in layer.non_trainable_variables
+        }
+        self.compressors = ()  # what changes weights after an update, see `trainers.compression`
+        self.players = task.players(model)
+        single = isinstance(optimizer, keras.optimizers.Optimizer)
+        self.optimizers = [optimizer] if single else list(optimizer)
+        # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
+        self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
+        keras_internals.needs_unbuilt_fit(self)
+        self.decay_excluded = []
+        check_rules([v for one in self.players for v in one.model.trainable_variables], rules)
+        for player, own in zip(self.players, self.optimizers, strict=True):
+            variables = player.model.trainable_variables
+            keras_internals.switch_off_all_reduce(inner(own))
+            keras_internals.compute_once(inner(own))
+            models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
+            self.decay_excluded += apply_rules(own, variables, rules, models)
+            own.build(variables)
+        # Whether averaged weights need statistics of their own, and what computes them.
+        averaging = any(inner(own).use_ema for own in self.optimizers)
+        self._averages_statistics = averaging and any(
+            map(keras_internals.has_batch_statistics, inside)
+        )
+        self.statistics: Statistics | None = None
+        renormalized = [x.name for x in inside if getattr(x, "renorm", False) and x.trainable]
+        if averaging and renormalized:
+            raise UsageError(
+                "Batch renormalization has no statistics of averaged weights: set trainer.ema=0, "
+                f"or renorm=False. Received: the layer {renormalized[0]!r}."
+            )
+
+    # --- what Keras asks of a model -----------------------------------------------------------
+
+    def call(self, inputs, training=None):
+        return self.net(inputs, training=training)
+
+    @property
+    def metrics(self):
+        return list(self.means.metrics.values())
+
+    def train_step(self, data):
+        """One update, then the means since the last reset."""
+        if self._averages_statistics:
+            raise UsageError(
+                "Keras' fit ends with averaged weights beside the batch statistics of others: "
+                "leave trainer.ema at 0, or train by trainers.train.trainer.Trainer."
+            )
+        self.update(data)
+        return self.means.result()
+
+    def test_step(self, data):
+        """Adds one batch to the means; changes nothing else."""
+        evaluate_batch(self.net, self.task, self.means, data)
+        return self.means.result()
+
+    def get_metrics_result(self):
+        return self.means.result()
+
+    # --- used by our own loop ------------------------------------------------------------------
+
+    def update(self, data) -> None:
+        """One update from one replica's share of the global batch.
+
+        Args:
+          data: dict of tensors with a common, static first axis; see `zoo.tasks.base.Batch`.
+        """
+        replica = tf.distribute.get_replica_context()
+        replicas = replica.num_replicas_in_sync
+
+        def add_up(values, operation=tf.distribute.ReduceOp.SUM):
+            if replicas == 1 or isinstance(values, list) and not values:
+                return values
+            return replica.all_reduce(operation, values)
+
+        local = self.task.weights(data)
+        counts = {**local, _ROWS: _real_rows(data)} if self._activity else local
+        weights = add_up(counts)
+        all_sums, all_statistics, finite = {}, {}, tf.constant(True)
+        for turn, optimizer in enumerate(self.optimizers):
+            gradients, sums, statistics, changes = self._turn(turn, data, weights, replicas)
+            gradients = add_up(gradients)
+            # As a list: the keys of `changes` have another order in each process.
+            changing = [v for v in self.net.non_trainable_weights if id(v) in changes]
+            values = [changes[id(v)] for v in changing]
+            if replicas > 1 and values:
+                values = self._mean_of_replicas(data, changing, values, replicas, add_up)
+            for variable, value in zip(changing, values, strict=True):
+                variable.assign(value)
+            optimizer.apply(gradients, self.players[turn].model.trainable_variables)
+
+            finite &= tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
+            if optimizer is inner(optimizer):  # loss scaling skips such gradients itself
+                finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+            for name, value in sums.items():  # "regularization" comes from each player
+                all_sums[name] = all_sums.get(name, 0.0) + value
+            all_statistics |= statistics
+        self.first_bad.assign(
+            tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.step.value)
+        )
+        self.step.assign_add(1)
+        for compressor in self.compressors:
+            compressor.update()
+        self.means.add(all_sums, all_statistics, {"regularization": 1 / replicas, **local})
+
+    def save(self, *args, **kwargs) -> None:
+        """Saves the bare model, as `averaged` gives it: what Keras' ModelCheckpoint calls."""
+        with self.averaged():
+            self.net.save(*args, **kwargs)
+
+    def save_weights(self, *args, **kwargs) -> None:
+        """Saves the bare model's weights, as `averaged` gives them."""
+        with self.averaged():
+            self.net.save_weights(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def averaged(self):
+        """Puts into the model the weights that are to be used and saved.
+
+        Those are the moving averages, where there are such, with batch statistics of their own;
+        compression may have a last word.
+
+        Raises:
+          UsageError: where statistics are needed and `statistics` is not set.
+        """
+        pairs, statistics = [], []
+        for player, optimizer in zip(self.players, map(inner, self.optimizers), strict=True):
+            if optimizer.use_ema and int(optimizer.iterations.numpy()):
+                averages = keras_internals.averaged_weights(optimizer)
+                pairs += zip(player.model.trainable_variables, averages, strict=True)
+                if self._averages_statistics:
+                    statistics += player.model.non_trainable_variables
+        changing = []
+        if pairs or self.compressors:
+            changing = [*self.net.trainable_variables, *self.task.variables]
+        if statistics:
+            if self.statistics is None:
+                raise UsageError(
+                    "Averaged weights need batch statistics of their own. Received: a TrainStep "
+                    "without `statistics` (trainers.train.statistics.Statistics)."
+                )
+            changing += self.net.non_trainable_weights
+        kept = [variable.numpy() for variable in changing]
+        for variable, average in pairs:
+            variable.assign(average.numpy())
+        for compressor in self.compressors:
+            compressor.restore()
+        try:
+            if statistics:
+                self.statistics(statistics)
+            yield
+        finally:
+            for variable, value in zip(changing, kept, strict=True):
+                variable.assign(value)
+
+    def mixed_rows(self, batch) -> Rows:
+        """Returns which kinds of layers that mix rows the network has: see `zoo.rows.Rows`.
+
+        Args:
+          batch: dict of `tf.TensorSpec`.
+        """
+        found = []
+
+        def forward(data):
+            with keras.StatelessScope(), use_row_weights(data["weight"]) as rows:
+                found.append(rows)
+                for player in self.players:
+                    player.forward(self.net, data, training=True)
+
+        tf.function(forward, autograph=False).get_concrete_function(batch)
+        return found[0]
+
+    # --- inside a step -------------------------------------------------------------------------
+
+    def _micro_batches(self, data) -> int:
+        rows = next(iter(data.values())).shape[0]
+        if not self.micro_batch_size:
+            return 1
+        if rows is None or rows % self.micro_batch_size:
+            raise UsageError(
+                "The micro batch divides a replica's share of the global batch. Received: "
+                f"trainer.micro_batch_size={self.micro_batch_size} for a share of {rows}."
+            )
+        return rows // self.micro_batch_size
+
+    def _turn(self, turn, data, weights, replicas):
+        """What `_gradients` gives, of the whole share of one replica."""
+        micro_batches = self._micro_batches(data)
+        if micro_batches == 1:
+            return self._gradients(turn, data, weights, self._seeds(turn, 0), {}, 1 / replicas)
+        share = 1 / (replicas * micro_batches)
+        return self._accumulate(turn, data, weights, micro_batches, share)
+
+    def _seeds(self, turn, micro_batch):
+        """Seed states for one micro-batch: (seed, step, micro-batch, replica) folded in."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seeds = []
+        for state in self.seed_states:
+            seed = tf.bitcast(tf.cast(state.value, tf.uint32), tf.int32)
+            parts = (self.seed, self.step.value, micro_batch, replica, *([turn] if turn else []))
+            for part in parts:
+                seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(part, tf.int32))
+            seeds.append(tf.cast(tf.bitcast(seed, tf.uint32), state.dtype))
+        return seeds
+
+    def _gradients(self, turn, data, weights, seeds, state, share):
+        """Gradients, loss sums, statistics and new state of one micro-batch.
+
+        The computation is pure: variables are read and never written, so it may stand inside a
+        loop, under XLA and in each replica.
+        """
+        if self.jit_gradients:
+            if turn not in self._compiled:
+                self._compiled[turn] = tf.function(
+                    functools.partial(self._pure_gradients, turn), jit_compile=True, autograph=False
+                )
+            return self._compiled[turn](data, weights, seeds, state, share)
+        return self._pure_gradients(turn, data, weights, seeds, state, share)
+
+    def _pure_gradients(self, turn, data, weights, seeds, state, share):
+        player, optimizer = self.players[turn], self.optimizers[turn]
+        variables = player.model.trainable_variables
+        by_id = {id(v): v for v in self.net.non_trainable_weights}
+        seeded = list(zip(self.seed_states, seeds, strict=True))
+        known = [(by_id[key], value) for key, value in state.items()]
+        scope = keras.StatelessScope(state_mapping=seeded + known, collect_losses=True)
+        with tf.GradientTape() as tape:
+            of_real_rows = self._activity.of_real_rows(weights.get(_ROWS), share)
+            with scope, use_row_weights(data.get("weight")), of_real_rows:
+                result = player.forward(self.net, data, training=True)
+            loss = sum(
+                coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])
+                for name, coefficient in player.terms.items()
+            )
+            # Of the weights, and what layers add by `add_loss`: a share each micro-batch.
+            penalties = [tf.cast(x, tf.float32) for x in [*player.model.losses, *scope.losses]]
+            if penalties:
+                penalty = share * tf.add_n(penalties)
+                result.sums["regularization"] = penalty
+                loss += penalty
+            loss = optimizer.scale_loss(loss)
+        with scope, use_row_weights(data.get("weight")):  # recomputed blocks run now
+            gradients = tape.gradient(loss, [v.value for v in variables])
+        for v in self.net.trainable_variables:
+            if scope.get_current_value(v) is not None:
+                raise UsageError(
+                    f"A layer assigns to {v.path} while it is trained (as SpectralNormalization "
+                    "does): the update would lose that. Take a constraint or a layer that does not."
+                )
+        changes = {
+            key: tf.cast(scope.get_current_value(v), v.dtype)
+            for key, v in by_id.items()
+            if scope.get_current_value(v) is not None
+        }
+        if changes and "weight" in data:
+            changes = self._kept_without_rows(data, by_id, state, changes)
+        missing = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
+        if missing:
+            warnings.warn(f"No gradient reaches {', '.join(missing)}: they are not trained.")
+        # An embedding's gradient is a list of rows with repeats; optimizers and clipping need
+        # the sum.
+        gradients = [
+            tf.zeros_like(v.value) if g is None else tf.cast(tf.convert_to_tensor(g), v.dtype)
+            for v, g in zip(variables, gradients, strict=True)
+        ]
+        return gradients, result.sums, result.statistics, changes
+
+    def _kept_without_rows(self, data, by_id, state, changes):
+        """Returns `changes`, or the values before where the rows are all padding.
+
+        A synchronized layer has the rows of all replicas.
+        """
+        here = everywhere = _real_rows(data)
+        replica = tf.distribute.get_replica_context()
+        if self._synchronized and replica.num_replicas_in_sync > 1:
+            everywhere = replica.all_reduce(tf.distribute.ReduceOp.SUM, here)
+        return {
+            key: tf.where(
+                (everywhere if key in self._synchronized else here) > 0,
+                value,
+                state[key] if key in state else by_id[key].value,
+            )
+            for key, value in changes.items()
+        }
+
+    @staticmethod
+    def _mean_of_replicas(data, variables, values, replicas, add_up):
+        """Returns the means of new values over the replicas, each counting by its real rows."""
+        rows = _real_rows(data)
+        total = add_up(rows)
+        share = replicas * tf.math.divide_no_nan(rows, total)  # of a mean over replicas
+        types = [tf.float32 if v.dtype.is_floating else tf.float64 for v in values]
+        parts = [
+            tf.cast(v, kind) * tf.cast(share, kind) for v, kind in zip(values, types, strict=True)
+        ]
+        means = add_up(parts, tf.distribute.ReduceOp.MEAN)
+        means = [
+            tf.cast(mean if v.dtype.is_floating else tf.round(mean), v.dtype)
+            for mean, v in zip(means, values, strict=True)
+        ]
+        return [
+            tf.where(total > 0, mean, v.value) for mean, v in zip(means, variables, strict=True)
+        ]
+
+    def _accumulate(self, turn, data, weights, micro_batches, share):
+        rows = self.micro_batch_size
+        stacked = tf.nest.map_structure(
+            lambda x: tf.reshape(x, (micro_batches, rows, *x.shape[1:])), dict(data)
+        )
+
+        def micro_batch(i):
+            return tf.nest.map_structure(lambda x: x[i], stacked)
+
+        def compute(i, state):
+            return self._gradients(
+                turn, micro_batch(i), weights, self._seeds(turn, i), state, share
+            )
+
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        if replicas > 1 and self._synchronized:
+            # Synchronised normalisation talks to the other replicas, which a loop cannot.
+            return self._accumulate_unrolled(compute, micro_batches)
+        # A trace that is thrown away tells what the loop carries: which variables (moving
+        # statistics) a forward pass changes, and the names of the statistics.
+        probe = tf.function(lambda: compute(0, {}), autograph=False).get_concrete_function()
+        _, sums, statistics, changes = probe.structured_outputs
+        state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
+        zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
+        variables = self.players[turn].model.trainable_variables
+        carry = ([tf.zeros_like(v.value) for v in variables], *zeros, state)
+
+        def body(i, gradients, sums, statistics, state):
+            more = compute(i, state)
+            added = tf.nest.map_structure(tf.add, (gradients, sums, statistics), tuple(more[:3]))
+            return (i + 1, *added, more[3])
+
+        return tf.while_loop(
+            lambda i, *_: i < micro_batches, body, (tf.constant(0), *carry),
+            parallel_iterations=1,
+        )[1:]  # fmt: skip
+
+    def _accumulate_unrolled(self, compute, micro_batches):
+        gradients, sums, statistics, state = compute(0, {})
+        for i in range(1, micro_batches):
+            more = compute(i, state)
+            gradients, sums, statistics = tf.nest.map_structure(
+                tf.add, (gradients, sums, statistics), tuple(more[:3])
+            )
+            state = more[3]
+        return gradients, sums, statistics, state
+
+
+def _real_rows(data):
+    """Returns the number of rows that are no padding, float32."""
+    if "weight" not in data:
+        return tf.constant(float(next(iter(data.values())).shape[0]))
+    return tf.reduce_sum(tf.cast(data["weight"] > 0, tf.float32))

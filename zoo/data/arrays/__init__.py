@@ -1,0 +1,1 @@
+"""Images and other arrays of fixed shape."""

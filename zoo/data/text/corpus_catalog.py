@@ -1,0 +1,246 @@
+"""The corpora that the zoo knows by name. Importing this registers them; it reads no file.
+
+All but `pydoc` are read from original files, each checked against the sha256 in `corpus_files`
+when the corpus is loaded: a damaged or another file fails instead of giving other figures.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from zoo.data.datasets import data_dir
+from zoo.data.text import corpus_readers as readers
+from zoo.data.text.corpora import Corpus, fingerprint, refuse_manual_dir, register_corpus
+from zoo.data.text.corpus_readers import TextFile
+from zoo.data.text.corpus_splits import split_by_hash
+from zoo.errors import RunError, UsageError
+
+
+def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) -> tuple:
+    """Returns (the `TextFile`s of `name`, of `stems` where given; the sha256 of each).
+
+    Raises:
+      RunError: a file is missing or is not the one that is registered.
+    """
+    from zoo.data.text.corpus_files import original_files
+
+    folder = manual_dir or data_dir() / name
+    if not folder.is_dir():
+        raise RunError(
+            f"There is no folder {folder}: run `zoo fetch {name}`, or set ZOO_DATA_DIR, or "
+            "data.manual_dir to the folder of its files."
+        )
+    found, missing = [], []
+    for file in original_files(name):
+        if stems and file.file_name.removesuffix(".gz") not in stems:
+            continue
+        # What the source holds uncompressed may lie compressed here.
+        paths = [folder / file.file_name, folder / f"{file.file_name}.gz"]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            missing.append(file.file_name)
+        else:
+            found.append((file, TextFile.found(path)))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise RunError(
+            f"{folder} lacks {', '.join(missing[:3])}{more}. `zoo fetch {name}` gets them."
+        )
+    for file, text in found:
+        try:
+            sha256 = text.sha256(as_stored=text.path.name == file.file_name)
+        except RunError as error:
+            raise RunError(f"{error} Delete it and run `zoo fetch {name}`.") from None
+        if sha256 != file.sha256:
+            raise RunError(
+                f"{text.path} is not the registered file of {name!r}: delete it and run "
+                f"`zoo fetch {name}`, or read files of your own as text:PATH."
+            )
+    return [text for _, text in found], [file.sha256 for file, _ in found]
+
+
+def _chosen_languages(name: str, known: Sequence[str], count: int, chosen: tuple) -> tuple:
+    if not chosen:
+        return tuple(known[:count])
+    if len(chosen) != count or len(set(chosen)) != count or not set(chosen) <= set(known):
+        what = "two different ones of" if count > 1 else "no languages but"
+        raise UsageError(
+            f"The corpus {name!r} takes {what} {', '.join(known)}. Received: {', '.join(chosen)}."
+        )
+    return chosen
+
+
+def _register(name, languages, splits, description, licence, count=1, stems=lambda languages: ()):
+    """Registers the corpus of `corpus_files`.
+
+    `splits` is a function of the files and the chosen languages, `count` of those in `languages`;
+    `stems(languages)` the names, without .gz, of the files that are read for these.
+    """
+
+    def loader(manual_dir, chosen):
+        chosen = _chosen_languages(name, languages, count, chosen)
+        files, hashes = _originals(name, manual_dir, stems(chosen))
+        content = fingerprint(name, chosen, hashes)
+        return Corpus(name, splits(files, chosen), chosen, content, licence)
+
+    def files():
+        from zoo.data.text.corpus_files import original_files
+
+        return original_files(name)
+
+    register_corpus(name, loader, files, description, licence)
+
+
+# --- from CPython itself ------------------------------------------------------------------------
+
+
+def _load_pydoc(manual_dir: Path | None, languages: tuple[str, ...]) -> Corpus:
+    refuse_manual_dir("pydoc", manual_dir)
+    languages = _chosen_languages("pydoc", ["en"], 1, languages)
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise RunError("This Python came without pydoc_data, which holds the text.") from None
+    # "else" is the text of "if" again; the first name in the alphabet stands for both.
+    names = {text: name for name, text in sorted(topics.items(), reverse=True)}
+    keyed = sorted((name, text) for text, name in names.items())
+    splits = _by_hash("pydoc", lambda: iter(keyed), 0.1)
+    return Corpus("pydoc", splits, languages, fingerprint("pydoc", keyed), "PSF-2.0")
+
+
+register_corpus(
+    "pydoc",
+    _load_pydoc,
+    description="Python's own language reference, about 80 topics that come with CPython and "
+    "differ between its versions: figures hold for one version",
+    licence="PSF-2.0",
+)
+
+
+# --- from original files ------------------------------------------------------------------------
+
+
+def _by_hash(name: str, keyed: Callable[[], Iterator[tuple[str, object]]], share: float) -> dict:
+    # The name is part of the key, or one draw would decide for all corpora.
+    return split_by_hash(lambda: ((f"{name}:{key}", text) for key, text in keyed()), share)
+
+
+def _shakespeare(files, languages):
+    def part(of_train):
+        text = files[0].text()
+        at = int(len(text) * 0.9)
+        yield text[:at] if of_train else text[at:]
+
+    return {"train": lambda: part(True), "validation": lambda: part(False)}
+
+
+def _wikipedia(files, languages):
+    return _by_hash("wikipedia_en", lambda: readers.wikipedia_articles(files), 0.02)
+
+
+def _novels(files, languages):
+    return _by_hash("novels_en", lambda: readers.named_texts(files), 0.05)
+
+
+def _poems(files, languages):
+    return _by_hash("persian_poems", lambda: readers.verses(files), 0.05)
+
+
+def _news(files, languages):
+    return _by_hash("persian_news", lambda: readers.news_articles(files), 0.05)
+
+
+def _tatoeba(files, languages):
+    swap = languages == ("fa", "en")
+
+    def keyed():
+        # English is the key in both directions: 164 sentences have several translations.
+        for english, persian in readers.tab_separated_pairs(files[0], readers.Tally()):
+            yield english, (persian, english) if swap else (english, persian)
+
+    return _by_hash("tatoeba_en_fa", keyed, 0.05)
+
+
+_MULTI30K_SPLITS = {
+    "train": "train",
+    "validation": "val",
+    "test": "test_2016_flickr",
+    "test_2017": "test_2017_flickr",
+}
+
+
+def _multi30k(files, languages):
+    by_name = {file.path.name: file for file in files}
+
+    def pairs(stem):
+        source, target = (by_name[f"{stem}.{language}.gz"] for language in languages)
+        return readers.aligned_lines(source, target)
+
+    return {split: functools.partial(pairs, stem) for split, stem in _MULTI30K_SPLITS.items()}
+
+
+_register(
+    "tiny_shakespeare",
+    ["en"],
+    _shakespeare,
+    "1.1 million characters of Shakespeare's plays, one document: the first 90 % to train, the "
+    "last 10 % to validate, as in nanoGPT",
+    "not stated by its source; the text is in the public domain",
+)
+_register(
+    "wikipedia_en",
+    ["en"],
+    _wikipedia,
+    "2,949 English Wikipedia articles of 2015, 41 million characters; 2 % validation, 2 % test",
+    "CC BY-SA 3.0",
+)
+_register(
+    "novels_en",
+    ["en"],
+    _novels,
+    "43 English novels of 1839 to 1927, 27 million characters, a document a book; 2 books "
+    "validation, 2 test",
+    "not stated by its source; published before 1928",
+)
+_register(
+    "wikitext2",
+    ["en"],
+    # By its right name: what is measured on it is not WikiText-2's test perplexity.
+    lambda files, languages: {"validation": lambda: readers.wikitext_articles(files)},
+    "WikiText-2's validation split, 60 articles; to measure on, there is no train split",
+    "CC BY-SA 3.0",
+)
+_register(
+    "multi30k",
+    ["en", "de", "fr"],
+    _multi30k,
+    "29,000 + 1,014 + 1,000 captions in English, German and French; languages choose the pair",
+    "non-commercial research and education",
+    count=2,
+    stems=lambda languages: [
+        f"{stem}.{language}" for stem in _MULTI30K_SPLITS.values() for language in languages
+    ],
+)
+_register(
+    "tatoeba_en_fa",
+    ["en", "fa"],
+    _tatoeba,
+    "2,616 English sentences in Persian; 5 % validation, 5 % test",
+    "CC BY 2.0 FR; each line of pes.txt names its authors",
+    count=2,
+)
+_register(
+    "persian_poems",
+    ["fa"],
+    _poems,
+    "7 Persian poets, 178,000 hemistichs, 100 a document; 5 % validation, 5 % test. A poem may "
+    "go on from one document to the next",
+    "not stated by its source; classical texts",
+)
+_register(
+    "persian_news",
+    ["fa"],
+    _news,
+    "900 Persian news articles; 5 % validation, 5 % test",
+    "Apache-2.0; the articles belong to the news agency",
+)

@@ -1,0 +1,1 @@
+"""Text, translations and image grids from trained models."""

@@ -1,0 +1,89 @@
+"""The words behind the masks of a text, from an encoder that learned to find them.
+
+fill_mask(zoo.load(workdir), tokenizer, "The [MASK] sat on the mat.")
+"""
+
+import sys
+
+import numpy as np
+from keras import ops
+
+from zoo.errors import UsageError
+from zoo.tasks.text import END, FIRST_WORD, MASK, SEPARATOR, START, sequence_length
+
+MARK = "[MASK]"
+# Kinds whose tokens begin with the space before a word: the mask stands for it, too.
+_WITH_SPACE = ("bpe", "sentencepiece")
+
+
+def fill_mask(
+    model, tokenizer, text: str, candidates: int = 5, trained_length: int | None = None
+) -> list[list[tuple[str, float]]]:
+    """Returns the likeliest tokens for each mask.
+
+    Args:
+      model: of `zoo.models.bert`, trained with the tokenizer.
+      tokenizer: a `zoo.data.text.tokenizers.Tokenizer`.
+      text: with "[MASK]" wherever a token is asked for; all are asked for at once.
+      candidates: how many for each.
+      trained_length: positions that were trained; that a text goes beyond them is said on standard
+        error.
+
+    Returns:
+      For each mask `(token, probability)` pairs, the likeliest first.
+
+    Raises:
+      UsageError: for a text without a mask, or longer than the model's positions, and where model
+        and tokenizer do not belong together.
+    """
+    vocabulary = model.output["mlm"].shape[-1]
+    if tokenizer.vocabulary_size > vocabulary:
+        raise UsageError(
+            f"The tokenizer is not the model's: it has {tokenizer.vocabulary_size} tokens, the "
+            f"model {vocabulary}."
+        )
+    parts = text.split(MARK)
+    if len(parts) < 2:
+        raise UsageError(f"An encoder fills in what {MARK} stands for. Received: {text!r}.")
+    tokens, masked = [START], []
+    for number, part in enumerate(parts):
+        more = number < len(parts) - 1
+        if more and tokenizer.kind in _WITH_SPACE:
+            part = part.removesuffix(" ")
+        tokens += tokenizer.encode(part).tolist()
+        if more:
+            masked.append(len(tokens))
+            tokens.append(MASK)
+    pairs = "nsp" in model.output
+    tokens.append(SEPARATOR if pairs else END)
+    limit = sequence_length(model)
+    if len(tokens) > limit:
+        raise UsageError(
+            f"The text has {len(tokens)} tokens; the model has {limit} positions."
+        )  # fmt: skip
+    if trained_length and len(tokens) > trained_length:
+        print(
+            f"zoo: the text has {len(tokens)} tokens, and {trained_length} positions were trained "
+            "(data.sequence_length): words beyond them are guessed badly",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    row = np.int32([tokens])
+    inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([masked])}
+    if pairs:
+        inputs["types"] = np.zeros_like(row)
+    logits = ops.convert_to_numpy(model(inputs, training=False)["mlm"])[0].astype("float64")
+    logits = logits[:, FIRST_WORD : tokenizer.vocabulary_size]  # no special tokens
+    chances = np.exp(logits - logits.max(-1, keepdims=True))
+    chances /= chances.sum(-1, keepdims=True)
+    order = np.argsort(-chances, axis=-1, kind="stable")[:, :candidates]
+    return [
+        [(tokenizer.decode([FIRST_WORD + i]).strip(), float(chance[i])) for i in best]
+        for best, chance in zip(order, chances, strict=True)
+    ]
+
+
+def filled(text: str, found: list[list[tuple[str, float]]]) -> str:
+    """Returns a text with the likeliest token in place of each mask."""
+    parts = text.split(MARK)
+    words = [best[0][0] for best in found]
+    return "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))

@@ -1,0 +1,136 @@
+"""Translation with an encoder-decoder, and how good it is.
+
+translator = Translator(zoo.load(workdir), tokenizer)
+translator(["A man walks his dog."])                      # a list of str
+
+A sentence is translated alike whatever else is translated with it (up to rounding).
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from zoo.errors import UsageError
+from zoo.generation.beam_search import beam_search
+from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
+from zoo.generation.generate_options import LONGEST
+from zoo.generation.translation_scores import scores
+from zoo.tasks.text import END, FIRST_WORD, PADDING, START
+
+__all__ = ["Translator", "check", "scores", "translate"]
+# Sources are padded to a multiple of this, so that few searches are compiled.
+BUCKET = 32
+NEVER = -1e9  # added to the logits of what is no text
+
+
+class Translator:
+    """A model and its tokenizer, compiled once for any number of calls.
+
+    Args:
+      model: of `zoo.models.seq2seq`, trained with the tokenizer.
+      tokenizer: a `zoo.data.text.tokenizers.Tokenizer`.
+      jit_compile: whether XLA compiles the search.
+
+    Raises:
+      UsageError: where model and tokenizer do not belong together.
+    """
+
+    def __init__(self, model, tokenizer, *, jit_compile: bool = False):
+        names = {layer.name for layer in model.layers}
+        if not {"encoder_norm", "decoder_0"} <= names:
+            raise UsageError(f"The model {model.name!r} translates nothing: it has no encoder.")
+        if tokenizer.vocabulary_size > model.output_shape[-1]:
+            raise UsageError(
+                f"The tokenizer is not the model's: it has {tokenizer.vocabulary_size} tokens, "
+                f"the model {model.output_shape[-1]}."
+            )
+        self.tokenizer, self.jit_compile = tokenizer, jit_compile
+        self.decoding = Seq2SeqDecoding(model)
+        forbidden = np.zeros(self.decoding.vocabulary_size, np.float32)
+        forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = NEVER
+        forbidden[END] = 0
+        self._forbidden = tf.constant(forbidden)
+        self._starts = {}
+
+    def __call__(
+        self,
+        sources: Sequence[str],
+        *,
+        beams: int = 4,
+        length_penalty: float = 0.6,
+        max_tokens: int = 0,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """Translates sentences.
+
+        Args:
+          sources: one sentence each.
+          beams: width of the search (Vaswani et al. 2017, section 6.1); 1 takes the most probable
+            token each time.
+          length_penalty: see `zoo.generation.beam_search`.
+          max_tokens: the longest translation; 0 for twice the source, rounded up to whole buckets.
+          batch_size: sentences that are translated at once.
+
+        Returns:
+          The best translation of each, in order.
+
+        Raises:
+          UsageError: for a value out of range.
+        """
+        check(beams, max_tokens, batch_size)
+        encoded = [np.append(ids, END) for ids in self.tokenizer.encode_documents(sources)]
+        widths = [-(-len(ids) // BUCKET) * BUCKET for ids in encoded]
+        order = sorted(range(len(encoded)), key=lambda i: (widths[i], i))
+        found = [""] * len(encoded)
+        order = [i for i in order if len(encoded[i]) > 1]  # of no text there is no translation
+        for width, group in itertools.groupby(order, widths.__getitem__):
+            group = list(group)
+            # Few shapes, for each is traced: a batch that is not full is filled up.
+            rows = min(batch_size, 1 << (len(group) - 1).bit_length())
+            for start in range(0, len(group), rows):
+                batch = group[start : start + rows]
+                source = np.full((rows, width), PADDING, np.int32)
+                for row, i in enumerate(batch + batch[:1] * (rows - len(batch))):
+                    source[row, : len(encoded[i])] = encoded[i]
+                best = self._search(source, max_tokens or 2 * width, beams, length_penalty)
+                for i, ids in zip(batch, best, strict=False):
+                    ended = np.flatnonzero(ids == END)
+                    ids = ids[: ended[0]] if ended.size else ids
+                    found[i] = self.tokenizer.decode(ids).strip()
+        return found
+
+    def _search(self, source, max_tokens, beams, length_penalty):
+        """Returns the best tokens (B, max_tokens) for sources (B, S)."""
+        length = max(16, 1 << (max_tokens - 1).bit_length())
+        key = (*source.shape, length)
+        if key not in self._starts:
+            self._starts[key] = tf.function(
+                lambda source: self.decoding.start(source.shape[0], length, source=source),
+                autograph=False,
+            )
+        cache = self._starts[key](tf.constant(source))
+        tokens, _ = beam_search(
+            self.decoding, cache, [START] * len(source), max_tokens, beams, END, length_penalty,
+            forbidden=self._forbidden, jit_compile=self.jit_compile,
+        )  # fmt: skip
+        return tokens[:, 0].numpy()
+
+
+def translate(model, tokenizer, sources: Sequence[str], **options) -> list[str]:
+    """Translates sentences once; see `Translator`, which is faster for many calls."""
+    return Translator(model, tokenizer)(sources, **options)
+
+
+def check(beams: int, max_tokens: int, batch_size: int) -> None:
+    """Raises `UsageError` for a value out of range."""
+    for name, value, least in (
+        ("beams", beams, 1),
+        ("max_tokens", max_tokens, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise UsageError(f"{name} is at least {least}. Received: {value}.")
+    if max_tokens > LONGEST:
+        raise UsageError(f"max_tokens is at most {LONGEST:,}. Received: {max_tokens}.")

@@ -1,0 +1,160 @@
+"""Llama elsewhere: transformers' LlamaForCausalLM and KerasHub's LlamaBackbone."""
+
+from collections.abc import Mapping
+
+from zoo.errors import RunError, UsageError
+from zoo.models import llama
+from zoo.models.convert.family import Config, Family, tensors
+
+
+def _rotary_base(config: Config) -> float:
+    """Returns the base, which stood alone before transformers 5 and in a table since."""
+    bases = {}
+    if (alone := config.take("rope_theta")) is not None:
+        bases["rope_theta"] = alone
+    for key in ("rope_parameters", "rope_scaling"):
+        table = config.take(key) or {}
+        if not isinstance(table, dict):
+            config.refuse(key, table, "plain rotary positions")
+        for name, value in table.items():
+            if name == "rope_theta":
+                bases[f"{key}.{name}"] = value
+            elif (name, value) not in (
+                ("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)
+            ) and value is not None:  # fmt: skip
+                config.refuse(f"{key}.{name}", value, "plain rotary positions")
+    for key, value in bases.items():
+        if type(value) not in (int, float) or value <= 0:
+            raise RunError(f"{config.path}: {key} is a positive number. Received: {value!r}.")
+    if len(set(bases.values())) > 1:
+        (first, base), (key, value), *_ = bases.items()
+        config.refuse(key, value, f"one base, and {first} is {base}")
+    return float(next(iter(bases.values()), 10_000.0))
+
+
+def _read(config: Config) -> dict:
+    hidden_dim, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
+    config.expect("head_dim", None, hidden_dim // num_heads)
+    config.expect("hidden_act", "silu", "swish")
+    config.expect("attention_bias", False)
+    config.expect("mlp_bias", False)
+    config.expect("attention_dropout", 0.0)
+    config.expect("partial_rotary_factor", None, 1.0)
+    config.expect("sliding_window", None)
+    return {
+        "vocabulary_size": config.size("vocab_size"),
+        "sequence_length": config.size("max_position_embeddings", 2048),
+        "num_layers": config.size("num_hidden_layers"),
+        "hidden_dim": hidden_dim,
+        "num_heads": num_heads,
+        "num_key_value_heads": config.size("num_key_value_heads", num_heads),
+        "intermediate_dim": config.size("intermediate_size"),
+        "rotary_base": _rotary_base(config),
+        "tie_weights": config.flag("tie_word_embeddings", False),
+        "epsilon": config.number("rms_norm_eps", 1e-6),
+    }
+
+
+def _write(arguments: Mapping) -> dict:
+    base = arguments["rotary_base"]
+    return {
+        "vocab_size": arguments["vocabulary_size"],
+        "max_position_embeddings": arguments["sequence_length"],
+        "num_hidden_layers": arguments["num_layers"],
+        "hidden_size": arguments["hidden_dim"],
+        "num_attention_heads": arguments["num_heads"],
+        "num_key_value_heads": arguments["num_key_value_heads"] or arguments["num_heads"],
+        "intermediate_size": arguments["intermediate_dim"],
+        "hidden_act": "silu",
+        "rms_norm_eps": arguments["epsilon"],
+        # The first is what transformers 4 reads, the second what 5 reads.
+        "rope_theta": base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": base},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": arguments["tie_weights"],
+    }
+
+
+def _read_backbone(backbone) -> dict:
+    for name, plain in (
+        ("rope_position_scaling_factor", 1.0),
+        ("rope_frequency_adjustment_factor", None),
+        ("rope_low_freq_factor", None),
+        ("rope_high_freq_factor", None),
+        ("rope_pretraining_sequence_length", None),
+    ):
+        if (value := getattr(backbone, name)) != plain:
+            raise UsageError(
+                f"A backbone with {name}={value!r} cannot be converted: our Llama has plain "
+                "rotary positions."
+            )
+    return {
+        "vocabulary_size": backbone.vocabulary_size,
+        "num_layers": backbone.num_layers,
+        "hidden_dim": backbone.hidden_dim,
+        "num_heads": backbone.num_query_heads,
+        "num_key_value_heads": backbone.num_key_value_heads,
+        "intermediate_dim": backbone.intermediate_dim,
+        "dropout": backbone.dropout,
+        "rotary_base": float(backbone.rope_max_wavelength),
+        "tie_weights": backbone.token_embedding.tie_weights,
+        "epsilon": backbone.layer_norm_epsilon,
+    }
+
+
+def _write_backbone(arguments: Mapping) -> dict:
+    names = ("vocabulary_size", "num_layers", "hidden_dim", "intermediate_dim", "dropout")
+    return {
+        **{name: arguments[name] for name in names},
+        "num_query_heads": arguments["num_heads"],
+        "num_key_value_heads": arguments["num_key_value_heads"] or arguments["num_heads"],
+        "rope_max_wavelength": arguments["rotary_base"],
+        "layer_norm_epsilon": arguments["epsilon"],
+        "tie_word_embeddings": arguments["tie_weights"],
+    }
+
+
+_OUTSIDE = {
+    "embedding/embeddings": ("model.embed_tokens.weight", "token_embedding/embeddings"),
+    "embedding/reverse_embeddings": ("lm_head.weight", "token_embedding/reverse_embeddings"),
+    "final_norm/scale": ("model.norm.weight", "sequence_output_layernorm/scale"),
+}
+_BLOCK = {
+    "attention_norm/scale": ("input_layernorm.weight", "self_attention_layernorm/scale"),
+    "attention/query_key_value/kernel": (
+        "self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight",
+        "self_attention/query/kernel self_attention/key/kernel self_attention/value/kernel",
+    ),
+    "attention/output/kernel": (
+        "self_attn.o_proj.weight",
+        "self_attention/attention_output/kernel",
+    ),
+    "feed_forward_norm/scale": (
+        "post_attention_layernorm.weight",
+        "feedforward_layernorm/scale",
+    ),
+    "feed_forward/gate_up/kernel": (
+        "mlp.gate_proj.weight mlp.up_proj.weight",
+        "feedforward_gate_dense/kernel feedforward_intermediate_dense/kernel",
+    ),
+    "feed_forward/down/kernel": ("mlp.down_proj.weight", "feedforward_output_dense/kernel"),
+}
+
+LLAMA = Family(
+    name="Llama",
+    build=llama.build,
+    norm="rms",
+    arguments=("num_key_value_heads", "rotary_base", "epsilon"),
+    tensors=tensors("model.layers.{}.", _OUTSIDE, _BLOCK),
+    prefix="model.",
+    linear=lambda path: path.endswith("/kernel") or path == "embedding/reverse_embeddings",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    ignored=(".rotary_emb.inv_freq",),
+    backbones=("LlamaBackbone", "Llama3Backbone"),
+    read=_read,
+    write=_write,
+    read_backbone=_read_backbone,
+    write_backbone=_write_backbone,
+)

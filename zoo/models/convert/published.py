@@ -1,0 +1,416 @@
+"""Our decoders to and from the published weights: KerasHub's backbones, transformers' folders.
+
+    model = from_keras_hub("gpt2_base_en")
+    model = from_transformers("TinyLlama-1.1B")  # a folder: config.json and safetensors
+    to_transformers(model, "converted")          # opens with AutoModelForCausalLM.from_pretrained
+
+Weights are moved, never computed with: there and back is bit-exact in float32. What a published
+model has and ours has not (scaled rotary positions, other activations ...) is refused by name. A
+further family is a file beside convert_gpt.py.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from zoo.errors import RunError, UsageError, short
+from zoo.models.convert import safetensors as convert_safetensors
+from zoo.models.convert.family import Config, Family
+from zoo.models.convert.gpt import GPT
+from zoo.models.convert.llama import LLAMA
+from zoo.storage.disk import atomic_path, open_file, read_json, write_json
+from zoo.storage.weight_files import at_most
+
+FAMILIES = (GPT, LLAMA)
+
+_TRANSFORMERS, _KERAS_HUB = 0, 1  # columns of `Family.tensors`
+# Settings of a layer that say how it starts and trains, not what it computes.
+_TRAINING_ONLY = frozenset(
+    {
+        "name", "dtype", "trainable", "rate", "seed", "dropout", "initializer_range",
+        "output_range", "embeddings_initializer", "embeddings_regularizer",
+        "activity_regularizer", "embeddings_constraint",
+    }
+)  # fmt: skip
+
+
+def from_keras_hub(source) -> keras.Model:
+    """Returns our model with the weights of one of KerasHub.
+
+    Args:
+      source: a GPT2Backbone, LlamaBackbone or Llama3Backbone, a CausalLM around one, or what
+        `keras_hub.models.Backbone.from_preset` takes: the name of a preset, or a folder.
+
+    Returns:
+      The model of `zoo.models.gpt.build` or `zoo.models.llama.build`, in the dtype policy of the
+      moment. A Llama of KerasHub knows no longest sequence, and ours then has the builder's.
+
+    Raises:
+      UsageError: for another kind of model, an unknown preset, or a setting we do not have.
+      RunError: where a preset cannot be loaded.
+    """
+    import keras_hub
+
+    backbone = _load_preset(source) if isinstance(source, str) else source
+    backbone = getattr(backbone, "backbone", backbone)
+    for family in FAMILIES:
+        if type(backbone) in [getattr(keras_hub.models, name) for name in family.backbones]:
+            break
+    else:
+        known = ", ".join(name for family in FAMILIES for name in family.backbones)
+        raise UsageError(f"KerasHub's {known} are converted. Received: {type(backbone).__name__}.")
+    where = f"KerasHub's {type(backbone).__name__}"
+    model = _build(family, family.read_backbone(backbone), where)
+    theirs = _backbone_variables(family, model, backbone)
+
+    def fetch(name, shape, linear):
+        return keras.ops.convert_to_numpy(theirs[name]).astype("float32").reshape(shape)
+
+    _fill(family, model, _KERAS_HUB, fetch)
+    return model
+
+
+def to_keras_hub(model: keras.Model):
+    """Returns KerasHub's backbone with the weights of our model.
+
+    Args:
+      model: a gpt or llama of the zoo. What KerasHub's GPT-2 has not is refused: rotary
+        positions, and a projection of its own.
+
+    Returns:
+      A `keras_hub.models.GPT2Backbone` or `LlamaBackbone`.
+
+    Raises:
+      UsageError: for another model.
+    """
+    import keras_hub
+
+    family, arguments = _recognize(model)
+    backbone = getattr(keras_hub.models, family.backbones[0])(**family.write_backbone(arguments))
+    theirs = _backbone_variables(family, model, backbone)
+    for variable, names in _pairs(family, model, _KERAS_HUB):
+        for name, part in zip(names, _split(model, variable, len(names)), strict=True):
+            theirs[name].assign(part.reshape(theirs[name].shape))
+    return backbone
+
+
+def from_transformers(source: str | Path) -> keras.Model:
+    """Returns our model with the weights of a folder that transformers wrote.
+
+    Args:
+      source: a folder of a GPT2LMHeadModel or LlamaForCausalLM (config.json, and
+        model.safetensors or its shards with their index), or one of its .safetensors files that
+        holds all weights. Neither PyTorch nor transformers is needed.
+
+    Returns:
+      The model of `zoo.models.gpt.build` or `zoo.models.llama.build`, in the dtype policy of the
+      moment. Its dropout is that of config.json for GPT-2, and none for Llama.
+
+    Raises:
+      UsageError: where there is no such folder, for another kind of model, or for a setting that
+        we do not have; named.
+      RunError: where a file is damaged, or a tensor is missing, unknown or of another shape.
+    """
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and not (path.suffix == ".safetensors" and path.is_file()):
+        raise UsageError(
+            f"A folder or a .safetensors file is converted. Received: {str(source)!r}."
+        )
+    family, arguments = _read_config(folder / "config.json")
+    opened = convert_safetensors.open_folder(folder) if path.is_dir() else None
+    tensors = opened if opened is not None else convert_safetensors.Tensors([path])
+    with at_most(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
+        model = _build(family, arguments, folder / "config.json")
+    # A model saved without its head has the same names without the prefix.
+    bare = not any(name.startswith(family.prefix) for name in tensors)
+
+    def place(name):
+        return name.removeprefix(family.prefix) if bare else name
+
+    wanted = {place(n) for _, names in _pairs(family, model, _TRANSFORMERS) for n in names}
+    if arguments["tie_weights"] and "lm_head.weight" in tensors:
+        wanted.add("lm_head.weight")
+        shared = place(family.tensors["embedding/embeddings"][_TRANSFORMERS][0])
+        if shared in tensors and not np.array_equal(tensors[shared], tensors["lm_head.weight"]):
+            raise RunError(
+                f"config.json ties the head to the embedding, but 'lm_head.weight' of "
+                f"{tensors.path('lm_head.weight')} is not {shared!r}."
+            )
+    for name in tensors:
+        if name not in wanted and not name.endswith(family.ignored):
+            raise RunError(
+                f"Tensor {name!r} of {tensors.path(name)} has no place in our {family.name}."
+            )
+
+    def fetch(name, shape, linear):
+        name, shape = place(name), shape[::-1] if linear else shape
+        if name not in tensors:
+            raise RunError(f"Tensor {name!r} is missing in {path}.")
+        if tensors.shape(name) != shape:
+            raise RunError(
+                f"Tensor {name!r} of {tensors.path(name)} has shape {tensors.shape(name)}; "
+                f"config.json asks for {shape}."
+            )
+        return tensors[name].T if linear else tensors[name]
+
+    _fill(family, model, _TRANSFORMERS, fetch)
+    return model
+
+
+def to_transformers(
+    model: keras.Model,
+    folder: str | Path,
+    *,
+    sequence_length: int = 0,
+    bos_token_id: int | None = None,
+    eos_token_id: int | None = None,
+) -> None:
+    """Writes a folder that transformers' `from_pretrained` loads, whole or not at all.
+
+    Args:
+      model: a gpt or llama of the zoo. Dropout, which acts in training alone, is not written for
+        Llama, whose configuration has no place for ours.
+      folder: a new one, or an empty one.
+      sequence_length: the longest, for a model that does not know it (rotary positions); 0 for
+        2048.
+      bos_token_id: token before a text, which the tokenizer knows and the model does not.
+      eos_token_id: token after a text; without it `generate` does not stop by itself.
+
+    Raises:
+      UsageError: for another model, or where the folder holds something.
+      RunError: where it cannot be written.
+    """
+    family, arguments = _recognize(model)
+    known = arguments.get("sequence_length")
+    if known and sequence_length not in (0, known):
+        raise UsageError(f"The model has {known} positions. Received: {sequence_length}.")
+    if not known:
+        arguments["sequence_length"] = sequence_length or 2048
+    config = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **family.write(arguments),
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+    }
+    tensors = {}
+    for variable, names in _pairs(family, model, _TRANSFORMERS):
+        linear = family.linear(variable.path)
+        shapes = _part_shapes(model, variable, len(names))
+        for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
+            values = functools.partial(_part, model, variable, len(names), i, linear)
+            tensors[name] = (shape[::-1] if linear else shape, values)
+    with _new_folder(Path(folder)) as temporary:
+        write_json(temporary / "config.json", config)
+        convert_safetensors.write(temporary / convert_safetensors.SINGLE, tensors)
+
+
+def is_transformers(folder: str | Path) -> bool:
+    """Returns whether a folder's config.json is one of transformers.
+
+    Raises:
+      RunError: where it cannot be read.
+    """
+    path = Path(folder) / "config.json"
+    config = read_json(path) if path.exists() else None
+    return isinstance(config, dict) and "model_type" in config
+
+
+# --- which model -------------------------------------------------------------------------------
+
+
+def _read_config(path: Path) -> tuple[Family, dict]:
+    if not path.exists():
+        raise UsageError(f"{path.parent} is no folder of transformers: it has no config.json.")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is damaged: it is no table of settings.")
+    kind = values.get("model_type")
+    for family in FAMILIES:
+        if family.model_type == kind:
+            config = Config(values, path)
+            arguments = family.read(config)
+            config.finish()
+            return family, arguments
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise UsageError(f"{path}: models of type {known} are converted. Received: {kind!r}.")
+
+
+def _load_preset(name: str):
+    import keras_hub
+
+    if Path(name).is_dir():
+        for path in Path(name).rglob("*"):
+            if not path.is_dir():
+                open_file(path).close()  # KerasHub would wait for a named pipe
+    try:
+        return keras_hub.models.Backbone.from_preset(name)
+    except Exception as error:  # of the network, of a file, of a class that is none of KerasHub
+        text = str(error)
+        if "Unknown preset identifier" in text:
+            raise UsageError(
+                f"KerasHub has no preset {name!r}, and there is no such folder."
+            ) from None
+        raise RunError(f"Cannot load KerasHub's preset {name!r}: {short(text)}") from None
+
+
+def _build(family: Family, arguments: dict, where) -> keras.Model:
+    try:
+        return family.build(**arguments)
+    except ValueError as error:
+        raise UsageError(f"{where}: no {family.name} can be built of it: {short(error)}") from None
+
+
+def _recognize(model: keras.Model) -> tuple[Family, dict]:
+    """Returns the family of a model of ours and the builder arguments that give its like.
+
+    The model is compared with what its arguments build, layer by layer: anything that another
+    version of it may have besides is found, and refused by name.
+    """
+    layers = {layer.name: layer for layer in getattr(model, "layers", ())}
+    block, embedding = layers.get("block_0"), layers.get("embedding")
+    settings = getattr(block, "settings", {})
+    if "norm" not in settings or not isinstance(embedding, keras.layers.ReversibleEmbedding):
+        raise UsageError(
+            "A gpt or llama of the zoo is converted. Received: a "
+            f"{type(model).__name__} named {getattr(model, 'name', None)!r}."
+        )
+    family = next(family for family in FAMILIES if family.norm == settings["norm"])
+    own = ("hidden_dim", "num_heads", "intermediate_dim", "dropout", *family.arguments)
+    arguments = {
+        "vocabulary_size": embedding.input_dim,
+        "num_layers": sum(name.startswith("block_") for name in layers),
+        "tie_weights": embedding.tie_weights,
+        **{key: settings[key] for key in own},
+    }
+    if "positions" in layers:
+        arguments["sequence_length"] = layers["positions"].sequence_length
+    expected, received = _anatomy(_build_abstract(family, arguments)), _anatomy(model)
+    # Inputs last: they differ wherever a layer is missing, which says more.
+    for key in sorted({**received, **expected}, key=lambda key: key.endswith(".inputs")):
+        if expected.get(key) == received.get(key):
+            continue
+        what = f"has {key} {received.get(key)}, not {expected.get(key)}"
+        what = what if key in expected else f"has {key} besides"
+        what = what if key in received else f"lacks {key}"
+        raise UsageError(f"The model {model.name!r} is no {family.name} as published: it {what}.")
+    return family, arguments
+
+
+def _build_abstract(family: Family, arguments: dict) -> keras.Model:
+    from zoo.keras_internals import forget_uninitialized
+
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            return _build(family, arguments, "The model")
+    finally:
+        forget_uninitialized()  # the next scope to end would give them values
+
+
+def _anatomy(model: keras.Model) -> dict[str, str]:
+    """Returns what a model computes with: its layers, their settings and inputs, its weights."""
+    found = {}
+    for layer in model.get_config().get("layers", ()):
+        name = layer["config"]["name"]
+        found[name] = layer["class_name"]
+        for key, value in layer["config"].items():
+            if key not in _TRAINING_ONLY:
+                found[f"{name}.{key}"] = json.dumps(value, sort_keys=True, default=str)
+        # A block that runs twice, or elsewhere, differs in this alone.
+        nodes = json.dumps(layer.get("inbound_nodes"), default=str)
+        found[f"{name}.inputs"] = ", ".join(re.findall(r'"keras_history": (\[.*?\])', nodes))
+    for variable in model.weights:
+        found[variable.path] = str(tuple(variable.shape))
+    return found
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+def _pairs(family: Family, model: keras.Model, side: int) -> Iterator[tuple[Any, list[str]]]:
+    """Yields each variable of ours with the names of the tensors that it is made of."""
+    for variable in model.weights:
+        block, _, rest = variable.path.partition("/")
+        if block.startswith("block_"):
+            number = block.removeprefix("block_")
+            names = family.tensors["block_{}/" + rest][side]
+            yield variable, [name.format(number) for name in names]
+        else:
+            yield variable, family.tensors[variable.path][side]
+
+
+def _part_shapes(model: keras.Model, variable, count: int) -> list[tuple[int, ...]]:
+    """Returns the shapes of the parts that stand side by side along a variable's last axis."""
+    *lead, total = variable.shape
+    if count == 3:  # queries are as wide as the model, keys and values share the rest
+        hidden_dim = model.get_layer("embedding").output_dim
+        widths = [hidden_dim, (total - hidden_dim) // 2, (total - hidden_dim) // 2]
+    else:
+        widths = [total // count] * count
+    return [(*lead, width) for width in widths]
+
+
+def _split(model: keras.Model, variable, count: int) -> list[np.ndarray]:
+    values = keras.ops.convert_to_numpy(variable).astype("float32")
+    ends = np.cumsum([shape[-1] for shape in _part_shapes(model, variable, count)])
+    return np.split(values, ends[:-1], axis=-1)
+
+
+def _part(model: keras.Model, variable, count: int, i: int, linear: bool) -> np.ndarray:
+    part = _split(model, variable, count)[i]
+    return part.T if linear else part
+
+
+def _fill(family: Family, model: keras.Model, side: int, fetch: Callable) -> None:
+    """Gives a model its weights, one variable at a time.
+
+    `fetch(name, shape, linear)` returns a tensor in our shape; `linear` tells that transformers
+    keeps it as (outputs, inputs).
+    """
+    for variable, names in _pairs(family, model, side):
+        shapes = _part_shapes(model, variable, len(names))
+        linear = family.linear(variable.path)
+        parts = [fetch(name, shape, linear) for name, shape in zip(names, shapes, strict=True)]
+        variable.assign(np.concatenate(parts, axis=-1))
+
+
+def _backbone_variables(family: Family, model: keras.Model, backbone) -> dict[str, Any]:
+    """Returns a backbone's variables by path, which are those that ours stand for, and no more."""
+    theirs = {variable.path: variable for variable in backbone.weights}
+    wanted = {name for _, names in _pairs(family, model, _KERAS_HUB) for name in names}
+    for path in sorted(wanted ^ set(theirs)):
+        # Adapters and quantized kernels come this way.
+        what = "lacks" if path in wanted else "has, and ours has not,"
+        raise UsageError(f"KerasHub's {type(backbone).__name__} {what} the variable {path!r}.")
+    return theirs
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder that takes its name once it is whole; on failure none is left."""
+    folder = Path(os.path.abspath(folder))
+    made = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"The folder to write is new, or empty. Received: {folder}.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            yield temporary
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise RunError(f"Cannot write {folder}: {error.strerror or error}.") from None
+        raise

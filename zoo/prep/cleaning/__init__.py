@@ -1,0 +1,1 @@
+"""Extracts, cleans, filters and deduplicates documents."""

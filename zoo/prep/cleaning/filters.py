@@ -1,0 +1,283 @@
+"""Rules that keep a document or give the reason why not: `rule(document, settings) -> reason`.
+
+Each is by name in RULES and has its thresholds in the recipe's section `prep.NAME`. They hold for
+any language that puts spaces between words; a rule that needs a language's own words (stop words,
+a word list) passes documents of languages it does not know. Rules of C4 also take lines out.
+
+Sources: Gopher (Rae et al. 2021, arXiv:2112.11446, A.1.1), C4 (Raffel et al. 2020,
+arXiv:1910.10683, 2.2), FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.5).
+"""
+
+import functools
+import importlib
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from zoo.data.text.tokenizers import normalize
+from zoo.errors import RunError, UsageError, short
+from zoo.prep.cleaning.languages import (
+    LETTERS,
+    STOP_WORDS,
+    count_sentences,
+    ends_line,
+    ends_sentence,
+    identify,
+)
+from zoo.prep.cleaning.word_lists import TOXIC
+from zoo.prep.document import Document
+from zoo.processes import search_current_folder_last
+from zoo.storage.disk import open_file
+
+_MARKS = re.compile(rf"\A[^{LETTERS}]+|[^{LETTERS}]+\Z")
+_BULLETS = ("-", "*", "•", "●", "○", "▪", "■", "‣", "–", "·")
+_ELLIPSES = ("...", "…", ". . .")
+_POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies",
+             "use cookies")  # fmt: skip
+_WORD = re.compile(rf"[{LETTERS}]+(?:[\u200c'’-][{LETTERS}]+)*")
+_CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
+
+
+def language(document: Document, settings: Mapping) -> str:
+    """Sets the language by the text; drops those that are not to be kept."""
+    found, probability = identify(document.text)
+    document.language = found
+    if settings["keep"] and found not in settings["keep"]:
+        return f"is {found}"
+    if settings["keep"] and probability < settings["least"]:
+        return "unsure"
+    return ""
+
+
+def address(document: Document, settings: Mapping) -> str:
+    """Drops by the address alone: blocked domains, and words of adult sites."""
+    if not document.url:
+        return ""
+    try:
+        host = (urlsplit(document.url).hostname or "").lower()
+    except ValueError:
+        return "no address"
+    domains = _lines(settings["blocked_domains"])
+    parts = host.split(".")
+    if domains and any(".".join(parts[i:]) in domains for i in range(len(parts))):
+        return "blocked domain"
+    words = set(re.split(r"[\W_]+", document.url.lower()))
+    if words & set(settings["blocked_words"]):
+        return "blocked word"
+    return ""
+
+
+def gopher_quality(document: Document, settings: Mapping) -> str:
+    """Is it prose: lengths, symbols, bullets, ellipses, letters and stop words."""
+    text = document.text
+    words = text.split()
+    bare = [word for word in (_MARKS.sub("", word) for word in words) if word]
+    if len(bare) < settings["min_words"]:
+        return "few words"
+    if len(bare) > settings["max_words"]:
+        return "many words"
+    mean = sum(map(len, bare)) / len(bare)
+    if mean < settings["min_mean_word_length"]:
+        return "short words"
+    if mean > settings["max_mean_word_length"]:
+        return "long words"
+    most = settings["max_symbols"] * len(words)
+    if text.count("#") > most or sum(map(text.count, _ELLIPSES)) > most:
+        return "symbols"
+    lines = [line for line in text.split("\n") if line]
+    if sum(line.startswith(_BULLETS) for line in lines) > settings["max_bullet_lines"] * len(lines):
+        return "bullets"
+    ellipses = sum(line.endswith(_ELLIPSES) for line in lines)
+    if ellipses > settings["max_ellipsis_lines"] * len(lines):
+        return "ellipses"
+    # Most words are of letters alone, which is told faster than whether there is one.
+    alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
+    if alphabetic < settings["min_alphabetic_words"] * len(words):
+        return "few letters"
+    stop_words = STOP_WORDS.get(document.language)
+    if stop_words and len(stop_words.intersection(map(str.lower, bare))) < min(
+        settings["min_stop_words"], len(stop_words)
+    ):
+        return "stop words"
+    return ""
+
+
+def gopher_repetition(document: Document, settings: Mapping) -> str:
+    """Does it repeat itself: lines, paragraphs and runs of words."""
+    text = document.text
+    for name, parts in (
+        ("paragraph", [p.strip() for p in text.split("\n\n")]),
+        ("line", text.split("\n")),
+    ):
+        parts = [part for part in parts if part]
+        again, characters = _repeated(parts)
+        if again > settings[f"max_duplicate_{name}s"] * len(parts):
+            return f"{name}s"
+        if characters > settings[f"max_duplicate_{name}_characters"] * len(text):
+            return f"{name} characters"
+    words = _WORD.findall(text)
+    for n, most in enumerate(settings["max_top_ngram"], 2):
+        if _top_ngram(words, n) > most * len(text):
+            return f"top {n}-gram"
+    shares = settings["max_duplicate_ngrams"]
+    # A run of ten words that comes again holds a run of five that does: most documents have none
+    # that is long enough, and are asked once.
+    if shares and _duplicate_ngrams(words, 5) > min(shares) * len(text):
+        for n, most in enumerate(shares, 5):
+            if _duplicate_ngrams(words, n) > most * len(text):
+                return f"duplicate {n}-grams"
+    return ""
+
+
+def _repeated(parts: list[str]) -> tuple[int, int]:
+    """Returns how many parts stood before already, and their characters."""
+    if len(seen := set(parts)) == len(parts):
+        return 0, 0
+    return len(parts) - len(seen), sum(map(len, parts)) - sum(map(len, seen))
+
+
+def _top_ngram(words: list[str], n: int) -> int:
+    """Returns the characters that the most frequent n-gram covers, where it comes again."""
+    counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
+    if not counts:
+        return 0
+    most = max(counts.values())
+    if most == 1:
+        return 0
+    return most * max(sum(map(len, gram)) + n - 1 for gram, c in counts.items() if c == most)
+
+
+def _duplicate_ngrams(words: list[str], n: int) -> int:
+    """Returns the characters of words in n-grams that stood before already, each word once."""
+    seen, covered, end = set(), 0, 0
+    for place, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
+        if gram in seen:
+            covered += sum(map(len, words[max(place, end) : place + n]))
+            end = place + n
+        else:
+            seen.add(gram)
+    return covered
+
+
+def c4(document: Document, settings: Mapping) -> str:
+    """Takes out lines that are no prose; drops pages of code, dummy text and few sentences."""
+    text = document.text
+    lower = text.lower()
+    if "lorem ipsum" in lower:
+        return "lorem ipsum"
+    if "{" in text:
+        return "curly bracket"
+    lines = (_CITATION.sub("", line).rstrip() for line in text.split("\n"))
+    kept = [line for line in lines if not line or _c4_keeps(line, settings)]
+    shorter = re.sub("\n{3,}", "\n\n", "\n".join(kept)).strip()
+    if not shorter:
+        return "no lines"
+    if sum(map(count_sentences, kept)) < settings["min_sentences"]:
+        return "few sentences"
+    document.text = shorter
+    return ""
+
+
+def _c4_keeps(line: str, settings: Mapping) -> bool:
+    words = line.split()
+    if len(words) < settings["min_line_words"] or len(line) > settings["max_word_length"] and any(
+        len(word) > settings["max_word_length"] for word in words
+    ):  # fmt: skip
+        return False
+    if settings["terminal_punctuation"] and not ends_sentence(line):
+        return False
+    lower = line.lower()
+    return "javascript" not in lower and not any(policy in lower for policy in _POLICIES)
+
+
+def fineweb(document: Document, settings: Mapping) -> str:
+    """Is it a list: lines that end no sentence, short lines, repeated lines, many line ends."""
+    lines = [line for line in document.text.split("\n") if line]
+    if not lines:
+        return "no lines"
+    if sum(map(ends_line, lines)) < settings["min_lines_ended"] * len(lines):
+        return "lines without end"
+    short = sum(len(line) <= settings["short_line"] for line in lines)
+    if short > settings["max_short_lines"] * len(lines):
+        return "short lines"
+    size = sum(map(len, lines))
+    if _repeated(lines)[1] > settings["max_duplicate_characters"] * size:
+        return "repeated lines"
+    if document.text.count("\n") > settings["max_newlines"] * len(document.text.split()):
+        return "line ends"
+    return ""
+
+
+def blocked_words(document: Document, settings: Mapping) -> str:
+    """Counts the words and phrases of the user's file, whole words, in any case."""
+    phrases = _lines(settings["file"])
+    if not phrases:
+        return ""
+    found = len(_pattern(phrases).findall(document.text.lower()))
+    return "blocked word" if found > settings["most"] else ""
+
+
+def toxicity(document: Document, settings: Mapping) -> str:
+    """Asks a scorer; by default, the share of words that stand on a word list."""
+    score = scorer(settings["scorer"], settings["file"])(document.text)
+    return "toxic" if score > settings["most"] else ""
+
+
+@functools.cache
+def scorer(name: str, file: str):
+    """Returns the function of `toxicity.scorer`; raises `UsageError` where there is none."""
+    if name == "words":
+        words = _lines(file) or TOXIC
+
+        def share(text):
+            found = _WORD.findall(text.lower())
+            return sum(word in words for word in found) / max(1, len(found))
+
+        return share
+    module, _, function = name.partition(":")
+    search_current_folder_last()
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"prep.toxicity.scorer is 'words' or MODULE:FUNCTION, text -> score. "
+            f"Received: {name!r}: {short(error)}."
+        ) from None
+
+
+@functools.cache
+def _lines(file: str) -> frozenset[str]:
+    """Returns the lines of a list, as text is after cleaning, in Persian or another language.
+
+    Blank ones and those after # are left out.
+    """
+    if not file:
+        return frozenset()
+    try:
+        with io.TextIOWrapper(open_file(file), encoding="utf-8-sig") as lines:
+            words = [line.strip().lower() for line in lines if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"The list {file} cannot be read: {short(error)}.") from None
+    forms = (normalize(word, form) for word in words if word for form in ("NFC", "persian"))
+    return frozenset(forms)
+
+
+@functools.cache
+def _pattern(phrases: frozenset[str]) -> re.Pattern:
+    inside = rf"[{LETTERS}\u200c]"  # words go on behind a ZWNJ
+    one = "|".join(map(re.escape, sorted(phrases)))
+    return re.compile(rf"(?<!{inside})(?:{one})(?!{inside})")
+
+
+RULES = {
+    "language": language,
+    "address": address,
+    "gopher_quality": gopher_quality,
+    "gopher_repetition": gopher_repetition,
+    "c4": c4,
+    "fineweb": fineweb,
+    "blocked_words": blocked_words,
+    "toxicity": toxicity,
+}

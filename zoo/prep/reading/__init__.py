@@ -1,0 +1,1 @@
+"""Opens what was collected: WARC, HTML, Parquet, JSON lines, text."""

@@ -1,0 +1,1 @@
+"""Reads and writes files: atomically, bounded, local or remote."""

@@ -1,0 +1,41 @@
+"""What a file or folder is that was given as a work directory and is none."""
+
+from pathlib import Path
+
+from zoo.errors import UsageError
+
+
+def refuse_foreign(path: str | Path, saved=None) -> None:
+    """Raises `UsageError` where a path is of another known kind; the message says what to do.
+
+    Args:
+      path: what was given as a work directory.
+      saved: the content of its config.json, where it has one.
+    """
+    path = Path(path)
+    start = f"zoo train RECIPE --workdir=W --config.init_from={path} trains a model from it"
+    if path.suffix == ".keras" and path.is_file():
+        kind, use = "is a .keras file", f"{start}, and zoo.load opens it in Python"
+    elif path.is_file():
+        kind, use = "is a file", "give the folder that `zoo train --workdir=W` wrote"
+    elif isinstance(saved, dict) and "model_type" in saved:
+        kind = f"is a folder of transformers (model_type {saved['model_type']!r})"
+        use = f"{start}, and zoo.models.convert.published.from_transformers opens it in Python"
+        if saved["model_type"] not in _converted():
+            use = f"only models of type {' and '.join(_converted())} are converted"
+    elif isinstance(saved, dict) and str(saved.get("module", "")).startswith("keras_hub"):
+        kind = f"is a preset of KerasHub ({saved.get('class_name')})"
+        use = start.replace(f"init_from={path}", f"init_from=keras_hub:{path}")
+    elif (path / "prepared.json").exists():
+        kind = "is a folder of `zoo prepare`"
+        use = f"zoo train RECIPE --config.data.source=prepared:{path} --workdir=W trains on it"
+    elif (path / "saved_model.pb").exists():
+        kind, use = "is a SavedModel", "tf.saved_model.load opens it"
+    else:
+        return
+    raise UsageError(f"{path} {kind}, not a work directory: {use}.")
+
+
+def _converted() -> tuple[str, ...]:
+    # As of zoo.models.convert.published.FAMILIES, which loads Keras.
+    return ("gpt2", "llama")
