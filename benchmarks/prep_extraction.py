@@ -14,7 +14,7 @@ import re
 from collections import Counter
 
 from benchmarks.results_file import append
-from zoo.data.datasets import data_dir
+from zoo.storage.paths import data_dir
 from zoo.prep.cleaning.extract import extract
 from zoo.prep.document import Document
 from zoo.prep.reading.read import decode

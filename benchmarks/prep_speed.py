@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import append
-from zoo.data.datasets import data_dir
+from zoo.storage.paths import data_dir
 from zoo.prep.settings import defaults
 
 # One, in the process itself: only so are all processor seconds counted on both sides.

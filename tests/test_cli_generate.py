@@ -16,7 +16,7 @@ from zoo.data.text import tokenizers
 from zoo.generation.generate import Generator
 from zoo.generation.translate import Translator
 from zoo.storage.disk import write_json
-from zoo.tasks.text import END, FIRST_WORD, MASK, SEPARATOR, START
+from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 
 SIZES = {
     "vocabulary_size": 262, "num_layers": 1, "hidden_dim": 8, "num_heads": 1, "sequence_length": 64,

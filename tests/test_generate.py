@@ -16,7 +16,7 @@ from zoo.generation.generate import Generator, uniforms
 from zoo.models.gpt import build as gpt
 from zoo.models.llama import build as llama
 from zoo.models.lstm import build as lstm
-from zoo.tasks.text import END, START
+from zoo.special_tokens import END, START
 
 V = 40
 SIZES = {"vocabulary_size": V, "num_layers": 2, "hidden_dim": 16}

@@ -10,7 +10,7 @@ import tensorflow as tf
 from zoo import registry
 from zoo.data import Dataset, pipeline
 from zoo.errors import UsageError
-from zoo.tasks.text import FIRST_WORD, MASK, SEPARATOR, START
+from zoo.special_tokens import FIRST_WORD, MASK, SEPARATOR, START
 
 V, T = 500, 40
 ROWS = 64

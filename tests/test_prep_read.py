@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from tests import pages
-from zoo.data.datasets import data_dir
+from zoo.storage.paths import data_dir
 from zoo.errors import UsageError
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")

@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from tests import pages
-from zoo.data.datasets import data_dir
+from zoo.storage.paths import data_dir
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 

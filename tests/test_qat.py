@@ -19,7 +19,7 @@ from trainers.run.workdir import read_metrics
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.layers.rounding import FreshRanges, quantize, rounded_once, rounds
-from zoo.models.transfer import Backbone
+from zoo.layers.backbone import Backbone
 
 
 def recipe(model="toy_tokens", task="toy_token", arguments=None, compress=None, **trainer):

@@ -13,7 +13,7 @@ from zoo.data.text import parallel
 from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
 from zoo.models import seq2seq
 from zoo.tasks.seq2seq import SequenceToSequence
-from zoo.tasks.text import END, FIRST_WORD, START
+from zoo.special_tokens import END, FIRST_WORD, START
 
 VOCABULARY = 16
 SIZES = {

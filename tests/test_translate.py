@@ -16,7 +16,7 @@ from zoo.errors import UsageError
 from zoo.generation.translate import Translator, scores, translate
 from zoo.generation.translation_scores import tokenizer as tokenizer_of
 from zoo.models import gpt
-from zoo.tasks.text import END, FIRST_WORD, START
+from zoo.special_tokens import END, FIRST_WORD, START
 
 TEXTS = ["b", "a b c", "", "d d d d d", "c a", "a " * 20, "h g f e d c b a", "a b c"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import keras
 
 from zoo import registry
-from zoo.tasks.text import sequence_length
+from zoo.models.inputs import sequence_length
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import leaves_files, modules_flag, parse, run
-from zoo.data.datasets import data_dir, dataset_entry, list_datasets
+from zoo.data.datasets import dataset_entry, list_datasets
+from zoo.storage.paths import data_dir
 from zoo.data.fetch import fetch, is_there
 
 _FLAGS = flags.FlagValues()

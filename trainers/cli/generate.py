@@ -183,7 +183,7 @@ def _refuse(flags_, why: str) -> None:
 
 def _drawn(model, workdir: Path) -> int:
     from zoo.generation.image_grids import save_sheet, sheet
-    from zoo.tasks.gan_metrics import make_pictures
+    from zoo.generation.image_grids import make_pictures
 
     text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
     _refuse(text, "A GAN draws pictures")

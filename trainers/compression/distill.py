@@ -27,7 +27,7 @@ from trainers.run.workdir import load_model, read_config
 from zoo.errors import UsageError
 from zoo.layers.transformer import TransformerBlock
 from zoo.tasks.base import Forward, Frozen, Player, Task
-from zoo.tasks.text import PADDING
+from zoo.special_tokens import PADDING
 
 
 def distillation(task: Task, student: keras.Model, config, dataset=None) -> "Distillation":

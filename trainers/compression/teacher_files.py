@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from trainers.run.workdir import load_model, model_path, read_config, read_tokenizer
 from zoo import registry
-from zoo.data.datasets import cache_dir
+from zoo.storage.paths import cache_dir
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError

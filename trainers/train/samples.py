@@ -47,7 +47,7 @@ def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
 
 def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
     from zoo.generation.image_grids import interpolation, save_sheet, sheet
-    from zoo.tasks.gan_metrics import make_pictures
+    from zoo.generation.image_grids import make_pictures
 
     def write() -> dict:
         name = f"samples/step_{int(step.step.numpy()):010d}.png"

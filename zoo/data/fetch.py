@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.datasets import data_dir, dataset_entry
+from zoo.data.datasets import dataset_entry
+from zoo.storage.paths import data_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.disk import atomic, open_file
 

@@ -9,7 +9,8 @@ import numpy as np
 from keras import ops
 
 from zoo.errors import UsageError
-from zoo.tasks.text import END, FIRST_WORD, MASK, SEPARATOR, START, sequence_length
+from zoo.models.inputs import sequence_length
+from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 
 MARK = "[MASK]"
 # Kinds whose tokens begin with the space before a word: the mask stands for it, too.

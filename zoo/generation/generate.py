@@ -23,7 +23,7 @@ from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding import decoding
 from zoo.generation.generate_options import Options
 from zoo.layers.xla import compiles
-from zoo.tasks.text import END, FIRST_WORD, START
+from zoo.special_tokens import END, FIRST_WORD, START
 
 # Prompts shorter than this go through the loop, token by token: that is sooner done than tracing
 # the function that computes all of a prompt at once.

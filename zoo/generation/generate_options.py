@@ -3,7 +3,7 @@
 import dataclasses
 
 from zoo.errors import UsageError
-from zoo.tasks.text import END
+from zoo.special_tokens import END
 
 COLDEST = 1e-6  # temperatures below it are 0: differences of logits divided by them are no numbers
 LONGEST = 2**20  # tokens of a continuation

@@ -36,8 +36,6 @@ def interpolation(model, rows: int, columns: int, seed: int) -> np.ndarray:
     The way between is that of equal angles (White 2016, arXiv:1609.04468, section 2.1): the noise
     keeps its length, which a straight line would not.
     """
-    from zoo.tasks.gan_metrics import in_batches, to_bytes
-
     size = model.generator.input_shape[-1]
     start, end = np.random.default_rng(seed).standard_normal((2, rows, 1, size))
     lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (start, end)]
@@ -58,3 +56,27 @@ def save_sheet(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
         file.write(stream.getvalue())
+
+
+def make_pictures(model, count: int, seed: int) -> np.ndarray:
+    """Returns so many pictures of a generator, uint8."""
+    noise = np.random.default_rng(seed).standard_normal((count, model.generator.input_shape[-1]))
+    return to_bytes(in_batches(model.generator, noise.astype("float32")))
+
+
+def in_batches(model, inputs: np.ndarray):
+    """Returns a model's outputs, float32, computed some hundred rows at a time.
+
+    `predict` would compute them under the strategy that the model was made with.
+    """
+    import keras
+
+    parts = [model(inputs[i : i + 256], training=False) for i in range(0, len(inputs), 256)]
+    return keras.tree.map_structure(
+        lambda *x: np.concatenate([np.asarray(a, "float32") for a in x]), *parts
+    )
+
+
+def to_bytes(pictures: np.ndarray) -> np.ndarray:
+    """Turns pictures in [-1, 1] into uint8."""
+    return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype("uint8")

@@ -17,7 +17,7 @@ from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
 from zoo.generation.generate_options import LONGEST
 from zoo.generation.translation_scores import scores
-from zoo.tasks.text import END, FIRST_WORD, PADDING, START
+from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
 __all__ = ["Translator", "check", "scores", "translate"]
 # Sources are padded to a multiple of this, so that few searches are compiled.

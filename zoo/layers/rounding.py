@@ -29,7 +29,7 @@ import zoo.rows
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.tfmot import engines
-from zoo.models.transfer import Backbone
+from zoo.layers.backbone import Backbone
 from zoo.storage.weight_files import open_weights
 
 _RANGES = "quantization_ranges"  # a layer inside each layer that rounds

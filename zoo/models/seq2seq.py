@@ -14,7 +14,7 @@ from zoo.layers.attention import MaskBias
 from zoo.layers.dropout import Dropout
 from zoo.layers.transformer import TransformerBlock, normalization
 from zoo.models.gpt import scale
-from zoo.tasks.text import END, PADDING, START
+from zoo.special_tokens import END, PADDING, START
 
 EPSILON = 1e-5
 

@@ -18,6 +18,7 @@ import numpy as np
 from keras import layers, ops
 
 from zoo.errors import RunError, UsageError, near_names, short
+from zoo.layers.backbone import Backbone
 from zoo.models.architecture import contains, differences
 from zoo.storage.weight_files import check_h5
 
@@ -75,17 +76,6 @@ class Preprocessing(layers.Layer):
         return {**super().get_config(), "backbone": self.backbone}
 
 
-@keras.saving.register_keras_serializable("zoo")
-class Backbone(keras.Model):
-    """A network of keras.applications that trains as a whole or stays as it was learned.
-
-    While any of its layers is frozen, all of it computes as in inference: normalisation uses, and
-    keeps, the statistics that it came with, and nothing is dropped.
-    """
-
-    def call(self, inputs, training=None, mask=None):
-        whole = all(layer.trainable for layer in self.layers)
-        return super().call(inputs, training=bool(training) and whole)
 
 
 @keras.saving.register_keras_serializable("zoo")

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from zoo.data.datasets import cache_dir
+from zoo.storage.paths import cache_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.disk import (
     atomic_path,

@@ -15,17 +15,8 @@ from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, OncePerModel, Task
-from zoo.tasks.text import (
-    check_inputs,
-    check_length,
-    check_vocabulary,
-    complete_vocabulary,
-    counting,
-    documents,
-    input_names,
-    sequence_length,
-    two_documents,
-)
+from zoo.tasks.text import check_inputs, check_length, check_vocabulary, complete_vocabulary, counting, documents, two_documents
+from zoo.models.inputs import input_names, sequence_length
 
 
 class CausalLanguageModeling(Task):

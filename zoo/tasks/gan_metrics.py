@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.errors import UsageError
+from zoo.generation.image_grids import in_batches, make_pictures
 from zoo.storage.disk import file_digest
 
 NEIGHBOURS = 3  # of Kynkäänniemi et al.
@@ -113,28 +114,10 @@ def check_classifier(classifier: str, dataset) -> None:
         )
 
 
-def make_pictures(model, count: int, seed: int) -> np.ndarray:
-    """Returns so many pictures of a generator, uint8."""
-    noise = np.random.default_rng(seed).standard_normal((count, model.generator.input_shape[-1]))
-    return to_bytes(in_batches(model.generator, noise.astype("float32")))
 
 
-def in_batches(model, inputs: np.ndarray):
-    """Returns a model's outputs, float32, computed some hundred rows at a time.
-
-    `predict` would compute them under the strategy that the model was made with.
-    """
-    import keras
-
-    parts = [model(inputs[i : i + 256], training=False) for i in range(0, len(inputs), 256)]
-    return keras.tree.map_structure(
-        lambda *x: np.concatenate([np.asarray(a, "float32") for a in x]), *parts
-    )
 
 
-def to_bytes(pictures: np.ndarray) -> np.ndarray:
-    """Turns pictures in [-1, 1] into uint8."""
-    return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype("uint8")
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:

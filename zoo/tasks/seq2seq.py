@@ -16,16 +16,8 @@ from zoo.layers.gather import pick
 from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
 from zoo.tasks.base import Forward, OncePerModel, Task
-from zoo.tasks.text import (
-    END,
-    FIRST_WORD,
-    PADDING,
-    START,
-    check_array,
-    check_inputs,
-    check_vocabulary,
-    complete_vocabulary,
-)
+from zoo.tasks.text import check_array, check_inputs, check_vocabulary, complete_vocabulary
+from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
 
 class SequenceToSequence(Task):

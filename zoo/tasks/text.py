@@ -3,10 +3,9 @@
 import numpy as np
 
 from zoo.errors import UsageError
+from zoo.models.inputs import input_names, sequence_length
+from zoo.special_tokens import FIRST_WORD, START
 
-# The first ids of every tokenizer, zoo.data.text.tokenizers.SPECIAL; words come after them.
-PADDING, UNKNOWN, START, END, SEPARATOR, MASK = range(6)
-FIRST_WORD = 6
 
 
 def documents(batch, cross_documents: bool):
@@ -33,17 +32,8 @@ def documents(batch, cross_documents: bool):
     return tf.maximum(tokens, 0), segments
 
 
-def input_names(model) -> list[str]:
-    """Returns the names of a Functional model's inputs."""
-    return [tensor.name for tensor in model.inputs]
 
 
-def sequence_length(model) -> int | None:
-    """Returns the largest number of positions a model has; None where any number will do."""
-    for layer in model.layers:
-        if hasattr(layer, "sequence_length"):
-            return layer.sequence_length
-    return None
 
 
 def complete_vocabulary(task, arguments, dataset):

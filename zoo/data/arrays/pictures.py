@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
+from zoo.data.datasets import FOLDER, SPLITS, Dataset
+from zoo.storage.paths import cache_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.bounds import check_memory
 from zoo.storage.disk import file_digest, one_at_a_time, open_file

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zoo.data.datasets import data_dir
+from zoo.storage.paths import data_dir
 from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpora import Corpus, fingerprint, refuse_manual_dir, register_corpus
 from zoo.data.text.corpus_readers import TextFile

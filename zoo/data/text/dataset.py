@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.datasets import Dataset, cache_dir
+from zoo.data.datasets import Dataset
+from zoo.storage.paths import cache_dir
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.data.windows import Windows
