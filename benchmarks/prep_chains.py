@@ -27,12 +27,12 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from benchmarks.results_file import append
-from zoo.storage.paths import data_dir
 from zoo.prep import pipeline, steps, store
 from zoo.prep.cleaning import dedup
 from zoo.prep.document import Document, key_of, record_of
 from zoo.prep.engine import Local
 from zoo.prep.settings import defaults
+from zoo.storage.paths import data_dir
 
 SIMILARITY = 0.8
 

@@ -14,11 +14,11 @@ import re
 from collections import Counter
 
 from benchmarks.results_file import append
-from zoo.storage.paths import data_dir
 from zoo.prep.cleaning.extract import extract
 from zoo.prep.document import Document
 from zoo.prep.reading.read import decode
 from zoo.prep.settings import defaults
+from zoo.storage.paths import data_dir
 
 
 def zoo(**settings):

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 from benchmarks.results_file import append
-from zoo.storage.paths import data_dir
 from zoo.prep.settings import defaults
+from zoo.storage.paths import data_dir
 
 # One, in the process itself: only so are all processor seconds counted on both sides.
 WORKERS = 1

@@ -230,7 +230,7 @@ def _links(file):
     ("change", "words"), [(_zeros, BOMB), (_declared, BOMB), (_links, "'other' in it is a link")]
 )
 def test_weights_that_expand(saved, tmp_path, change, words):
-    from trainers.run.workdir import open_model
+    from zoo.saved.model import open_model
 
     path = _with_h5(saved, tmp_path / "a.keras", change)
     with pytest.raises(RunError, match=words):
@@ -238,7 +238,7 @@ def test_weights_that_expand(saved, tmp_path, change, words):
 
 
 def test_a_keras_file_that_expands(saved, tmp_path):
-    from trainers.run.workdir import open_model
+    from zoo.saved.model import open_model
 
     path = _zip(tmp_path / "a.keras", {**saved, "assets/zeros": bytes(4 << 20)})
     with pytest.raises(RunError, match=BOMB):
@@ -246,7 +246,7 @@ def test_a_keras_file_that_expands(saved, tmp_path):
 
 
 def test_a_model_larger_than_its_weights(saved, tmp_path):
-    from trainers.run.workdir import open_model
+    from zoo.saved.model import open_model
 
     config = saved["config.json"].replace(b'"units": 2', b'"units": 20000000')
     assert config != saved["config.json"]
@@ -257,6 +257,6 @@ def test_a_model_larger_than_its_weights(saved, tmp_path):
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_whole_model_opens(saved, tmp_path, kind):
-    from trainers.run.workdir import open_model
+    from zoo.saved.model import open_model
 
     assert open_model(_zip(tmp_path / "a.keras", saved, kind)).count_params() == 8

@@ -10,13 +10,14 @@ import pytest
 
 from tests import commands
 from tests.test_generate import lively
-from trainers.run.workdir import FORMAT_VERSION, save_model
+from trainers.run.workdir import save_model
 from zoo import registry
 from zoo.data.text import tokenizers
 from zoo.generation.generate import Generator
 from zoo.generation.translate import Translator
-from zoo.storage.disk import write_json
+from zoo.saved.workdir import FORMAT_VERSION
 from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
+from zoo.storage.disk import write_json
 
 SIZES = {
     "vocabulary_size": 262, "num_layers": 1, "hidden_dim": 8, "num_heads": 1, "sequence_length": 64,

@@ -11,9 +11,10 @@ import pytest
 import zoo
 from tests import toys
 from trainers.export import formats as export
-from trainers.export.formats import FORMATS, difference, export_workdir, in_float32
+from trainers.export.formats import FORMATS, difference, export_workdir
 from zoo import processes
 from zoo.errors import RunError, UsageError
+from zoo.models.float32 import in_float32
 
 
 @pytest.fixture(scope="module")

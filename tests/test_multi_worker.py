@@ -9,7 +9,8 @@ import pytest
 from tests import test_resume, toys, workers
 from tests.commands import content
 from tests.workers import Workers
-from trainers.run.workdir import open_model, read_metrics
+from trainers.run.workdir import read_metrics
+from zoo.saved.model import open_model
 
 pytestmark = pytest.mark.slow
 

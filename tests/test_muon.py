@@ -9,8 +9,8 @@ from keras import layers
 
 from tests import toys
 from trainers.config.base import optimizer
+from trainers.config.choices import OPTIMIZERS
 from trainers.optimization.muon import left_to_adamw, output_layers
-from trainers.optimization.optimizers import OPTIMIZERS
 from zoo import registry
 from zoo.catalog import CATALOG
 from zoo.description import build_abstract

@@ -166,7 +166,7 @@ def test_what_fits_passes(place, tmp_path):
 
 def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
     (place / "run" / "model.keras").write_bytes(b"not looked at")
-    monkeypatch.setattr("trainers.run.workdir.load_model", None)
+    monkeypatch.setattr("zoo.saved.model.load_model", None)
     answer = zoo_command("generate", place / "run")
     assert "holds a model of the task 'image_classification'" in answer.one_line()
 

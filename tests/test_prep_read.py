@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 
 from tests import pages
-from zoo.storage.paths import data_dir
 from zoo.errors import UsageError
+from zoo.storage.paths import data_dir
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 

@@ -417,8 +417,8 @@ def test_a_model_is_trained_on_what_was_prepared(site, tmp_path):
 @pytest.mark.slow
 def test_persian_becomes_few_tokens_and_keeps_its_joiners(tmp_path):
     from trainers.config.recipe import as_dict, resolve
-    from zoo.storage.paths import data_dir
     from zoo.data.text import tokenizers
+    from zoo.storage.paths import data_dir
 
     if not (data_dir() / "persian_news").exists():
         pytest.skip("ZOO_DATA_DIR holds no persian_news")

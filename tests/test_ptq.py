@@ -16,11 +16,12 @@ from trainers.compress_jobs.subject import Subject
 from trainers.config.recipe import as_dict, of_workdir
 from trainers.export import formats as export
 from trainers.export import litert
-from trainers.run.workdir import open_model, read_config
+from trainers.run.workdir import read_config
 from zoo import processes, registry
 from zoo.data import Dataset
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers
+from zoo.saved.model import open_model
 
 TINY = ("gpt_nano", "llama_nano", "bert_tiny", "transformer_tiny", "lstm_generator")
 

@@ -18,8 +18,8 @@ from trainers.config.base import optimizer
 from trainers.run.workdir import read_metrics
 from zoo import registry
 from zoo.errors import UsageError
-from zoo.layers.rounding import FreshRanges, quantize, rounded_once, rounds
 from zoo.layers.backbone import Backbone
+from zoo.layers.rounding import FreshRanges, quantize, rounded_once, rounds
 
 
 def recipe(model="toy_tokens", task="toy_token", arguments=None, compress=None, **trainer):
@@ -268,7 +268,8 @@ def test_it_learns_as_tf_mot_does():
 
 def test_a_model_inside_another_keeps_its_ranges(tmp_path):
     """As a classifier with its preprocessing around it, in a file that is opened again."""
-    from trainers.run.workdir import open_model, save_model
+    from trainers.run.workdir import save_model
+    from zoo.saved.model import open_model
 
     model = registry.build("cnn_classifier", num_classes=3, filters=(2, 2, 2))
     quantize(model)
@@ -282,7 +283,8 @@ def test_a_model_inside_another_keeps_its_ranges(tmp_path):
 
 def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
     """20 updates of outputs in 0 … 0.8: the file uses nearly all of its 256 levels."""
-    from trainers.run.workdir import open_model, save_model
+    from trainers.run.workdir import save_model
+    from zoo.saved.model import open_model
 
     inputs = keras.Input((4,))
     model = keras.Model(inputs, layers.Dense(4, activation="relu", name="only")(inputs))

@@ -336,8 +336,8 @@ def test_ranges_of_token_models_see_no_padding():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_an_unfrozen_base_sees_no_padding(frozen):
-    from zoo.models.transfer import TransferClassifier
     from zoo.layers.backbone import Backbone
+    from zoo.models.transfer import TransferClassifier
 
     def model():
         keras.utils.set_random_seed(0)

@@ -8,7 +8,8 @@ import pytest
 
 from tests import toys
 from trainers.config.base import optimizer, schedule
-from trainers.optimization.schedules import SCHEDULES, make_schedule
+from trainers.config.choices import SCHEDULES
+from trainers.optimization.schedules import make_schedule
 from trainers.run.workdir import read_metrics
 from zoo.errors import UsageError
 

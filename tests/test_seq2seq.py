@@ -12,8 +12,8 @@ from zoo import registry
 from zoo.data.text import parallel
 from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
 from zoo.models import seq2seq
-from zoo.tasks.seq2seq import SequenceToSequence
 from zoo.special_tokens import END, FIRST_WORD, START
+from zoo.tasks.seq2seq import SequenceToSequence
 
 VOCABULARY = 16
 SIZES = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import keras
 
 from zoo import registry
+from zoo.keras_internals import forget_uninitialized
 from zoo.models.inputs import sequence_length
 
 
@@ -30,7 +31,6 @@ class Description:
       memory: bytes to train at `batch_size` in float32: weights, gradients and two optimizer
         slots of each trainable weight, and every layer's output for the batch. What the
         operations need besides is not in it.
-      recipes: names of the recipes that build it.
     """
 
     name: str
@@ -44,7 +44,6 @@ class Description:
     flops: int
     batch_size: int
     memory: int
-    recipes: tuple[str, ...]
 
 
 def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
@@ -70,14 +69,12 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
     return Description(
         name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, positions,
-        forward_flops(model, lengths or None), batch_size, memory, _recipes(name),
+        forward_flops(model, lengths or None), batch_size, memory,
     )  # fmt: skip
 
 
 def build_abstract(name: str, **overrides) -> keras.Model:
     """Builds a model whose variables have shapes but no values."""
-    from zoo.keras_internals import forget_uninitialized
-
     try:
         with keras.StatelessScope(initialize_variables=False):
             return registry.build(name, **overrides)
@@ -134,9 +131,3 @@ def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = N
 
 def _shapes(layer) -> list[tuple]:
     return [tuple(tensor.shape) for tensor in keras.tree.flatten(layer.output)]
-
-
-def _recipes(name: str) -> tuple[str, ...]:
-    from trainers.config.recipe import list_recipes, load_recipe
-
-    return tuple(r for r in list_recipes() if load_recipe(r).model.name == name)

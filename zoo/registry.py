@@ -115,10 +115,10 @@ def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
     """
     if task["name"] in _loaders:
         return _resolve(_loaders[task["name"]])(data, task)
-    from zoo.data import load
-
     # Recipes that were resolved before there was an image_size have none.
-    return load(data["source"], data["manual_dir"] or None, tuple(data.get("image_size", ())))
+    return _resolve("zoo.data:load")(
+        data["source"], data["manual_dir"] or None, tuple(data.get("image_size", ()))
+    )
 
 
 def entry(name: str) -> Entry:
@@ -272,9 +272,7 @@ def build_task(name: str, /, **arguments):
 
 def describe(name: str, batch_size: int = 1, **overrides):
     """Returns a `zoo.description.Description` of a model, without allocating its weights."""
-    from zoo.description import describe_model
-
-    return describe_model(name, batch_size, **overrides)
+    return _resolve("zoo.description:describe_model")(name, batch_size, **overrides)
 
 
 def load(workdir: str, checkpoint: str = "final"):
@@ -291,10 +289,8 @@ def load(workdir: str, checkpoint: str = "final"):
     Raises:
       UsageError: where the folder holds no such model.
     """
-    from trainers.run.workdir import load_model, open_model
-
     if str(workdir).endswith(".keras"):
         if not os.path.exists(workdir):
             raise UsageError(f"There is no file {workdir}.")
-        return open_model(workdir)
-    return load_model(workdir, checkpoint)
+        return _resolve("zoo.saved.model:open_model")(workdir)
+    return _resolve("zoo.saved.model:load_model")(workdir, checkpoint)

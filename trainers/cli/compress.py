@@ -34,9 +34,10 @@ from absl import flags
 
 from trainers.cli.common import TERMINATED, json_flag, leaves_files, modules_flag, parse, run
 from trainers.compress_jobs.methods import METHODS, plan
-from trainers.run.workdir import model_path, read_config
+from trainers.run.workdir import read_config
 from trainers.train import preflight
 from zoo.errors import UsageError, near_names
+from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()

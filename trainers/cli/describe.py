@@ -23,13 +23,15 @@ _IMPORT = modules_flag(_FLAGS)
 def command(argv) -> int:
     """Prints the description."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    from trainers.config.recipe import recipes_of
     from zoo import registry
 
     registry.entry(words[0])  # an unknown name is answered before TensorFlow is loaded
     start_tensorflow()
     found = registry.describe(words[0], _BATCH.value)
+    recipes = recipes_of(words[0])
     if _JSON.value:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(json.dumps({**dataclasses.asdict(found), "recipes": recipes}, indent=2))
         return 0
     print(f"{found.name}: {'; '.join(x for x in (found.task, found.paper, found.licence) if x)}")
     for layer in found.layers:
@@ -39,7 +41,7 @@ def command(argv) -> int:
         print(f"positions          {found.positions:,} in a sample")
     print(f"FLOPs a sample     {found.flops:,} forward")
     print(f"training memory    {found.memory / 2**20:.1f} MiB at batch size {found.batch_size}")
-    print(f"recipes            {', '.join(found.recipes) or 'none'}")
+    print(f"recipes            {', '.join(recipes) or 'none'}")
     return 0
 
 

@@ -35,15 +35,10 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
       checkpoint: "final" or "best".
       as_json: whether to print JSON.
     """
-    from trainers.run.workdir import (
-        WorkDirectory,
-        data_section,
-        is_litert,
-        model_path,
-        read_config,
-    )
+    from trainers.run.workdir import WorkDirectory, read_config
     from zoo.data.hold_out import judged_split, with_hold_out
     from zoo.registry import load_data
+    from zoo.saved.workdir import data_section, is_litert, model_path
 
     # What needs no TensorFlow comes first: a wrong request is answered at once.
     saved = read_config(workdir)
@@ -76,8 +71,10 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     import tensorflow as tf
 
     from trainers.evaluation.evaluate import Evaluator, Result, weights_name, write_evaluation
-    from trainers.run.workdir import is_litert, load_model, read_metrics
+    from trainers.run.workdir import read_metrics
     from zoo import registry
+    from zoo.saved.model import load_model
+    from zoo.saved.workdir import is_litert
     from zoo.storage.disk import read_object
 
     whole = True

@@ -13,8 +13,8 @@ from absl import flags
 
 from trainers.cli.common import leaves_files, modules_flag, parse, run
 from zoo.data.datasets import dataset_entry, list_datasets
-from zoo.storage.paths import data_dir
 from zoo.data.fetch import fetch, is_there
+from zoo.storage.paths import data_dir
 
 _FLAGS = flags.FlagValues()
 _DESTINATION = flags.DEFINE_string(

@@ -144,7 +144,9 @@ def _load(workdir: str, checkpoint: str, options: dict):
         option is out of its bounds.
       RunError: where a file is damaged.
     """
-    from trainers.run.workdir import load_model, model_path, read_config, read_tokenizer
+    from trainers.run.workdir import read_config
+    from zoo.saved.model import load_model
+    from zoo.saved.workdir import model_path, read_tokenizer
     from zoo.start import start_tensorflow
 
     # What can be wrong is looked at before TensorFlow is loaded: it is answered at once.
@@ -182,8 +184,7 @@ def _refuse(flags_, why: str) -> None:
 
 
 def _drawn(model, workdir: Path) -> int:
-    from zoo.generation.image_grids import save_sheet, sheet
-    from zoo.generation.image_grids import make_pictures
+    from zoo.generation.image_grids import make_pictures, save_sheet, sheet
 
     text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
     _refuse(text, "A GAN draws pictures")

@@ -17,18 +17,12 @@ import numpy as np
 from trainers.compress_jobs.subject import Subject, load
 from trainers.config.recipe import as_dict
 from trainers.export.litert import NO_RUNTIME, write
-from trainers.run.workdir import (
-    FLOATS,
-    LITERT,
-    WorkDirectory,
-    load_model,
-    open_model,
-    read_metrics,
-    save_model,
-)
+from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers
 from zoo.layers.rounding import rounds
+from zoo.saved.model import load_model, open_model
+from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import atomic, read_bytes
 
 _SAME = 1e-5  # of the largest output: a model and what its file gives
@@ -51,7 +45,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
       UsageError: where the model has nothing that the format rounds.
       RunError: where the conversion fails, or the saved model computes something else.
     """
-    from trainers.export.formats import in_float32
+    from zoo.models.float32 import in_float32
 
     directory = WorkDirectory(workdir).open()
     try:
@@ -104,7 +98,7 @@ def _check_origin(directory: WorkDirectory, start) -> None:
 
 def load_in_float32(workdir):
     """A work directory's model once more, computing in float32."""
-    from trainers.export.formats import in_float32
+    from zoo.models.float32 import in_float32
 
     return in_float32(load_model(workdir))
 

@@ -6,16 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from trainers.run.workdir import (
-    FLOATS,
-    LITERT,
-    data_section,
-    is_litert,
-    load_model,
-    open_model,
-    read_config,
-)
+from trainers.run.workdir import read_config
 from zoo.errors import RunError
+from zoo.saved.model import load_model, open_model
+from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert
 
 _BATCH = 64
 
@@ -59,7 +53,7 @@ class Subject:
 
     def served(self):
         """What is exported of the model, in float32."""
-        from trainers.export.formats import in_float32
+        from zoo.models.float32 import in_float32
 
         return self.task.served(in_float32(self.model))
 

@@ -10,9 +10,10 @@ import numpy as np
 from trainers.compress_jobs.latency import THREADS, interleaved
 from trainers.compress_jobs.subject import Subject, load
 from trainers.export.litert import NO_RUNTIME
-from trainers.run.workdir import FLOATS, LITERT, open_model
 from zoo.errors import RunError
 from zoo.formatting import number
+from zoo.saved.model import open_model
+from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import read_bytes, read_json, write_json
 
 

@@ -278,7 +278,7 @@ def settle(config, workdir: Path, dataset) -> None:
         saved = read_config(config.init_from)["config"]["compress"]["low_rank"]
         low.ranks = tuple(saved["ranks"])
         return
-    from trainers.train.init_from import open_source
+    from zoo.models.sources import open_source
 
     model = open_source(config.init_from)
     measure = _measure(model, config, dataset) if low.sensitivity else None

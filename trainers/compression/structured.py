@@ -113,7 +113,7 @@ def settle(config, workdir: Path) -> None:
     if not (left or begun or section.keep):
         if not config.init_from:
             raise UsageError("Which units matter follows from weights: set init_from.")
-        from trainers.train.init_from import open_source
+        from zoo.models.sources import open_source
 
         left = decide(open_source(config.init_from), section.sparsity, section.pattern)
     section.widths = tuple(f"{path}={count}" for path, count in {**before, **left}.items())

@@ -13,13 +13,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainers.run.workdir import load_model, model_path, read_config, read_tokenizer
+from trainers.run.workdir import read_config
 from zoo import registry
-from zoo.storage.paths import cache_dir
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
+from zoo.saved.model import load_model
+from zoo.saved.workdir import model_path, read_tokenizer
 from zoo.storage.disk import file_digest, one_at_a_time, read_json, write_json
+from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
 
 _BATCH = 32

@@ -5,8 +5,7 @@
 
 import ml_collections
 
-from trainers.optimization.optimizers import OPTIMIZERS, check_optimizer
-from trainers.optimization.schedules import SCHEDULES, check_schedule
+from trainers.config.choices import OPTIMIZERS, SCHEDULES, check_optimizer, check_schedule
 from zoo.prep.settings import defaults as prep_defaults
 
 

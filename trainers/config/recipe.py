@@ -16,8 +16,8 @@ from pathlib import Path
 import ml_collections
 
 from trainers.config import base
+from trainers.config.choices import CLOUDS
 from trainers.config.schema import NAMED_SECTIONS, check_values
-from trainers.distributed.preemption import SERVERS
 from zoo.data.text.tokenizers import KINDS
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError, near_names, short
@@ -34,6 +34,11 @@ user_files: set[Path] = set()
 def list_recipes() -> list[str]:
     """Returns the names of the recipes that come with the zoo."""
     return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
+
+
+def recipes_of(model: str) -> list[str]:
+    """Returns the names of the recipes that build a model."""
+    return [name for name in list_recipes() if load_recipe(name).model.name == model]
 
 
 def load_recipe(source: str) -> ml_collections.ConfigDict:
@@ -329,9 +334,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_strategy(trainer.strategy)
     if trainer.seed >= 2**32:
         raise UsageError(f"trainer.seed is less than 2**32. Received: {trainer.seed}.")
-    if trainer.preemption_notice not in ("", *SERVERS):
+    if trainer.preemption_notice not in ("", *CLOUDS):
         raise UsageError(
-            f"trainer.preemption_notice is one of {', '.join(SERVERS)}, or empty. "
+            f"trainer.preemption_notice is one of {', '.join(CLOUDS)}, or empty. "
             f"Received: {trainer.preemption_notice!r}."
         )
     if not 0 <= trainer.ema < 1:

@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping
 
 from trainers.config import base
-from trainers.optimization.optimizers import OPTIMIZERS
-from trainers.optimization.schedules import SCHEDULES
+from trainers.config.choices import OPTIMIZERS, SCHEDULES
 from zoo.errors import UsageError, near_names, short
 
 NAMED_SECTIONS = {

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainers.run.workdir import load_model, model_path, read_config
+from trainers.run.workdir import read_config
 from zoo.data.arrays.pictures import Unreadable, decode
 from zoo.errors import UsageError
+from zoo.saved.model import load_model
+from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
 
 _BATCH = 64

@@ -14,17 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.run.workdir import (
-    FLOATS,
-    LITERT,
-    data_section,
-    is_litert,
-    model_path,
-    open_model,
-    read_config,
-)
+from trainers.run.workdir import read_config
 from zoo import processes
 from zoo.errors import RunError, UsageError, short
+from zoo.saved.model import open_model
+from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert, model_path
 from zoo.storage.disk import atomic, atomic_path, read_bytes, write_json
 
 # Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
@@ -115,7 +109,7 @@ def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> N
 
 def _export(workdir, form, out, checkpoint, modules) -> dict:
     from trainers.config.recipe import import_user_modules
-    from trainers.run.workdir import load_model
+    from zoo.saved.model import load_model
     from zoo.start import start_tensorflow
 
     start_tensorflow()
@@ -201,6 +195,8 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
 
 def _expected(model, task, examples: Mapping) -> tuple:
     """Returns the served model in float32, its inputs by name, and its outputs."""
+    from zoo.models.float32 import in_float32
+
     served = task.served(in_float32(model))
     inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
     return served, inputs, _flat(served(_arranged(served, inputs), training=False))
@@ -216,26 +212,6 @@ def _described(form: str, inputs: Mapping, expected: Sequence, out: str, worst: 
     return {
         "format": form, **described, "bytes": size_of(Path(out)), "largest_difference": worst
     }  # fmt: skip
-
-
-def in_float32(model):
-    """Returns a model that computes in float32 throughout, with the same weights."""
-    import keras
-
-    from zoo.layers.rounding import quantize, rounds
-
-    config = keras.saving.serialize_keras_object(model)
-    text = json.dumps(config)
-    if "mixed_" not in text:
-        return model
-    half = "bfloat16" if "mixed_bfloat16" in text else "float16"
-    for policy in (f"mixed_{half}", half):  # some layers name the type that they compute in
-        text = text.replace(f'"{policy}"', '"float32"')
-    same = keras.saving.deserialize_keras_object(json.loads(text))
-    if rounds(model):
-        quantize(same)
-    same.set_weights(model.get_weights())
-    return same
 
 
 def _examples(saved: dict, workdir: str, model):
@@ -411,7 +387,7 @@ def _write_keras(model, out: str, inputs: dict) -> None:
 
 
 def _read_keras(out: str, inputs: dict) -> list[np.ndarray]:
-    from trainers.run.workdir import open_model
+    from zoo.saved.model import open_model
 
     model = open_model(out)
     return _flat(model(_arranged(model, inputs), training=False))

@@ -31,7 +31,7 @@ def write(
     """Converts a model in a process of its own.
 
     Args:
-      model: Functional, computing in float32; see `trainers.export.formats.in_float32`.
+      model: Functional, computing in float32; see `zoo.models.float32.in_float32`.
       inputs: an array a name, (B, …): of which shapes and types the file takes, one at a time.
       out: the file.
       quantisation: one of `QUANTISATIONS`.

@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from zoo import keras_internals
-from zoo.storage.paths import cache_dir
 from zoo.data.pipeline import evaluation_batches
 from zoo.storage.disk import one_at_a_time
+from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
 from zoo.tasks.base import Frozen, Task
 

@@ -7,34 +7,9 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from zoo.errors import UsageError, compiled, near_names, short
+from trainers.config.choices import OPTIMIZERS, check_optimizer
+from zoo.errors import UsageError, compiled, short
 
-_COMMON = {
-    "learning_rate": 1e-3,
-    "clip_norm": 0.0,
-    # What `slow` matches in a variable's path ("^block5_") learns at `slow_rate` times the rate.
-    "slow": "",
-    "slow_rate": 0.1,
-}
-# Weight decay leaves alone what these match: a variable's path, e.g. "block_1/norm/scale".
-_DECAY = {
-    "weight_decay": 0.0,
-    "weight_decay_exclude": r"(^|/)(bias|gamma|beta|scale|[^/]*centroids/.*"
-    r"|.*norm[^/]*/(?![^/]*(kernel|embeddings)$)[^/]+)$",
-}
-OPTIMIZERS: dict[str, dict] = {
-    "sgd": {**_COMMON, **_DECAY, "momentum": 0.9, "nesterov": False},
-    "adam": {**_COMMON, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7},
-    "adamw": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7},
-    "lion": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.99},
-    "adafactor": {**_COMMON, **_DECAY, "beta_2_decay": -0.8},
-    # AdamW trains what Muon must not: vectors, embeddings, output layers, and variables whose path
-    # `exclude` matches.
-    "muon": {
-        **_COMMON, **_DECAY, "momentum": 0.95, "exclude_embeddings": True, "exclude_outputs": True,
-        "exclude": "",
-    },
-}  # fmt: skip
 _CLASSES = {
     "sgd": "SGD", "adam": "Adam", "adamw": "AdamW",
     "lion": "Lion", "adafactor": "Adafactor", "muon": "Muon",
@@ -56,15 +31,6 @@ class Rules:
     slow: str = ""
     slow_rate: float = 0.1
     muon: Mapping | None = None
-
-
-def check_optimizer(name: str) -> None:
-    """Raises `UsageError` for an unknown optimizer."""
-    if name not in OPTIMIZERS:
-        raise UsageError(
-            f"No optimizer is named {name!r}.{near_names(name, OPTIMIZERS)} "
-            f"Known: {', '.join(OPTIMIZERS)}."
-        )
 
 
 def make_optimizer(

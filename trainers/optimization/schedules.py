@@ -3,25 +3,8 @@
 The tables of names and arguments load no Keras, so that recipes can be read without it.
 """
 
-from zoo.errors import UsageError, near_names
-
-# name -> arguments and their defaults. The peak is optimizer.learning_rate.
-SCHEDULES: dict[str, dict] = {
-    "constant": {"warmup_steps": 0},
-    "cosine": {"warmup_steps": 0, "final_fraction": 0.0},
-    "linear": {"warmup_steps": 0, "final_fraction": 0.0},
-    # Warmup-stable-decay (Hu et al. 2024, MiniCPM, arXiv:2404.06395, section 4).
-    "wsd": {"warmup_steps": 0, "decay_steps": 1, "final_fraction": 0.0},
-}
-
-
-def check_schedule(name: str) -> None:
-    """Raises `UsageError` for an unknown schedule."""
-    if name not in SCHEDULES:
-        raise UsageError(
-            f"No schedule is named {name!r}.{near_names(name, SCHEDULES)} "
-            f"Known: {', '.join(SCHEDULES)}."
-        )
+from trainers.config.choices import SCHEDULES, check_schedule
+from zoo.errors import UsageError
 
 
 def make_schedule(name: str, peak: float, steps: int, **arguments):

@@ -1,18 +1,14 @@
 """The drawings of the report, as elements that stand in the page itself.
 
-No text from files comes here: matplotlib would read its `$` as maths.
+No text from files comes here: matplotlib would read its `$` as maths. matplotlib and Pillow are
+imported by the functions that draw: the trainer draws at the end of a run alone.
 """
 
 import base64
 import io
 import re
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 _LARGEST_PICTURE = 256  # pixels a side: the page must stay light
 # Stand-ins that the style sheet's variables replace, so that plots follow light and dark mode.
@@ -31,8 +27,9 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
       lines: `training` and `validation`, or one of them, to step -> value.
       name: any word that no other plot of the page has.
     """
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.add_subplot()
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(6.4, 3.4)
     for label, series in lines.items():
         # A line of few points, or of one, is seen by its dots.
         marker = "o" if len(series) <= 30 else None
@@ -48,8 +45,7 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
 
 def bars(values: dict[str, float], name: str) -> str:
     """Draws a bar a ratio, with a line at 1."""
-    figure = Figure(figsize=(6.4, 0.9 + 0.45 * len(values)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(6.4, 0.9 + 0.45 * len(values))
     labels = list(values)[::-1]
     drawn = axes.barh(labels, [values[label] for label in labels], color=_COLOURS["training"])
     axes.bar_label(drawn, fmt="{:.2f}", padding=4, color=_COLOURS["ink"], fontsize=11)
@@ -60,8 +56,7 @@ def bars(values: dict[str, float], name: str) -> str:
 
 def scatter(points: list[tuple[float, float, str, bool]], x: str, y: str, name: str) -> str:
     """Draws labelled points `(x, y, label, full)` over a logarithmic x axis."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(6.4, 3.8)
     for place, value, label, full in points:
         colour = _COLOURS["validation" if full else "training"]
         axes.plot(
@@ -85,8 +80,9 @@ def scatter(points: list[tuple[float, float, str, bool]], x: str, y: str, name: 
 
 def matrix(shares: np.ndarray, name: str) -> str:
     """Draws a confusion matrix `(true, predicted)` of shares between 0 and 1."""
-    figure = Figure(figsize=(7, 7), dpi=200, layout="constrained")  # a pixel a class up to 1,000
-    axes = figure.add_subplot()
+    from matplotlib.colors import LinearSegmentedColormap
+
+    figure, axes = _axes(7, 7, dpi=200)  # a pixel a class up to 1,000
     blue = [(0.23, 0.47, 0.94, alpha) for alpha in (0.04, 0.6, 1.0)]
     # The square root lifts confusions of a few percent out of the background.
     axes.imshow(np.sqrt(shares), cmap=LinearSegmentedColormap.from_list("share", blue))
@@ -96,6 +92,8 @@ def matrix(shares: np.ndarray, name: str) -> str:
 
 def picture(pixels: np.ndarray, alternative: str) -> str:
     """Returns `(H, W)` or `(H, W, C)`, uint8 or float in [0, 1], as an image element."""
+    from PIL import Image
+
     if pixels.dtype.kind == "f":
         pixels = np.nan_to_num(np.clip(pixels, 0, 1)) * 255
     if pixels.ndim == 3 and pixels.shape[-1] != 3:
@@ -118,6 +116,8 @@ def warmed(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
       (H, 2 W, 3) uint8.
     """
+    import matplotlib
+
     colour = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
     grey = np.repeat(colour.mean(axis=-1, keepdims=True), 3, axis=-1)
     warm = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
@@ -130,8 +130,18 @@ def png(data: bytes, alternative: str, attribute: str = "") -> str:
     return f'<img{attribute} alt="{alternative}" src="data:image/png;base64,{text}">'
 
 
-def _svg(figure: Figure, axes, name: str) -> str:
+def _axes(width: float, height: float, **options):
+    """Returns a figure of that size, in inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", **options)
+    return figure, figure.add_subplot()
+
+
+def _svg(figure, axes, name: str) -> str:
     """Returns a figure as an SVG element that takes its colours from the page."""
+    import matplotlib
+
     axes.tick_params(length=0, labelcolor=_COLOURS["ink"], labelsize=11)
     axes.xaxis.label.set(color=_COLOURS["ink"], fontsize=11)
     axes.yaxis.label.set(color=_COLOURS["ink"], fontsize=11)

@@ -23,30 +23,28 @@ import os
 import platform
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from trainers.config.base import base
+from trainers.config.choices import OPTIMIZERS, SCHEDULES
+from trainers.config.recipe import as_dict
 from trainers.config.schema import check_values
 from trainers.run.layout import FOLDERS, check_layout
-from zoo.errors import RunError, UsageError, short
+from zoo.errors import RunError, UsageError
+from zoo.saved import workdir as saved_run
 from zoo.storage import remote
 from zoo.storage.bounds import JSON_EXPANSION
 from zoo.storage.disk import (
     atomic,
     atomic_path,
-    check_object,
-    open_file,
     open_in_place,
     read_bytes,
-    read_json,
     remove_temporary,
     write_json,
 )
-from zoo.storage.foreign import refuse_foreign
 
-FORMAT_VERSION = 1
 # What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
 # rows, `trainers.train.trainer` refuses changes of the rows that are computed together.
 MAY_CHANGE = frozenset(
@@ -60,8 +58,6 @@ MAY_CHANGE = frozenset(
 )  # fmt: skip
 # Lines of metrics.jsonl that tell of one process of a run, not of its training.
 PROCESS_EVENTS = frozenset({"started", "resumed", "preemption notice"})
-LITERT, FLOATS = "model.tflite", "float.keras"
-_TYPES = {"source": str, "config": dict, "class_names": list, "data_fingerprint": str}
 
 
 class WorkDirectory:
@@ -163,7 +159,7 @@ class WorkDirectory:
         write_json(
             self / "config.json",
             {
-                "format_version": FORMAT_VERSION,
+                "format_version": saved_run.FORMAT_VERSION,
                 "source": source,
                 "config": config,
                 "class_names": list(dataset.class_names),
@@ -300,45 +296,18 @@ def read_config(workdir: str | Path) -> dict:
       UsageError: where the folder is not a work directory, or of another format.
       RunError: where the file is damaged.
     """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        refuse_foreign(workdir)
-        raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
-    saved = read_json(path)
-    if not isinstance(saved, dict) or "config" not in saved:
-        refuse_foreign(workdir, saved)
-        raise RunError(f"{path} is damaged: it holds no recipe.")
-    if saved.get("format_version") != FORMAT_VERSION:
-        raise UsageError(
-            f"{path} has format {saved.get('format_version')}; this version reads {FORMAT_VERSION}."
-        )
-    sections = saved["config"] if isinstance(saved["config"], dict) else {}
-    lacking = [key for key in _TYPES if key not in saved]
-    lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
-    if lacking:
-        raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
-    check_object(path, saved, **_TYPES)
-    if not all(isinstance(name, str) for name in saved["class_names"]):
-        raise RunError(f"{path} is damaged: names of classes are words.")
-    if not isinstance(saved.get("tokenizer"), str | None):
-        raise RunError(f"{path} is damaged: 'tokenizer' is no fingerprint.")
-    if not isinstance(saved.setdefault("facts", {}), dict):
-        raise RunError(f"{path} is damaged: 'facts' is no object.")
+    saved = saved_run.read_config(workdir)
+    sections = saved["config"]
     try:
         check_values(sections, whole=False)
     except UsageError as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        raise RunError(f"{Path(workdir) / 'config.json'} is damaged: {error}") from None
     _fill(sections, _defaults(sections))
     return saved
 
 
 def _defaults(sections: Mapping) -> dict:
     """Sections whose keys are the same in all recipes, or follow from a name, by default."""
-    from trainers.config.base import base
-    from trainers.config.recipe import as_dict
-    from trainers.optimization.optimizers import OPTIMIZERS
-    from trainers.optimization.schedules import SCHEDULES
-
     config = as_dict(base())
     found = {name: config[name] for name in ("data", "trainer", "prep", "compress")}
     for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -372,105 +341,6 @@ def save_model(model, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as made:
         model.save(made)
-
-
-def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
-    """Returns where a model lies; raises `UsageError` where there is none."""
-    if checkpoint not in ("final", "best"):
-        raise UsageError(f"A checkpoint is 'final' or 'best'. Received: {checkpoint!r}.")
-    path = Path(workdir) / ("best/model.keras" if checkpoint == "best" else "model.keras")
-    if is_litert(read_config(workdir)):
-        raise UsageError(
-            f"{workdir} holds no Keras model: its model is the file {LITERT}, which `zoo evaluate` "
-            "runs."
-        )
-    if not path.exists():
-        hint = (
-            "the recipe has data.validation_size=0, or no evaluation has run yet"
-            if checkpoint == "best"
-            else "training has not ended; run the same `zoo train` to go on"
-        )
-        raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
-    return path
-
-
-def is_litert(saved: Mapping) -> bool:
-    """Whether a work directory's model is a LiteRT file; `saved` is what `read_config` returned."""
-    ptq = saved["config"].get("compress", {}).get("ptq", {})
-    return ptq.get("format", "").startswith("litert")
-
-
-def load_model(workdir: str | Path, checkpoint: str = "final"):
-    """See `zoo.load`."""
-    return open_model(model_path(remote.local(workdir), checkpoint))
-
-
-def open_model(path: str | Path):
-    """Returns the model of a .keras file, which may hold layers of the zoo; runs nothing in it.
-
-    Raises:
-      RunError: where it is damaged, or holds layers that nothing registered with Keras.
-    """
-    open_file(path).close()  # what is no file is said before Keras is loaded
-    import keras
-
-    from zoo import registry
-    from zoo.layers.rounding import is_quantized, quantize
-    from zoo.storage.weight_files import at_most, check_keras
-
-    registry.import_builders()
-    try:
-        with at_most(path, check_keras(path)):
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        if is_quantized(path):
-            quantize(model)
-            with warnings.catch_warnings():
-                # Of layers that stand in two lists: Keras has loaded them by the first.
-                warnings.filterwarnings("ignore", "Skipping nested container")
-                model.load_weights(path)
-        return model
-    except RunError:
-        raise
-    except Exception as error:
-        raise RunError(f"Cannot load {path}: {short(error)}") from None
-
-
-def data_section(workdir: str | Path, saved: Mapping) -> dict:
-    """Returns the section `data` of a work directory's recipe, with the tokenizer that lies in it.
-
-    The text may have changed since, and a tokenizer made of it with it.
-
-    Raises:
-      UsageError: where the folder holds another tokenizer.
-    """
-    data = dict(saved["config"]["data"])
-    if saved.get("tokenizer"):
-        read_tokenizer(workdir, saved)
-        data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
-    return data
-
-
-def read_tokenizer(workdir: str | Path, saved: Mapping):
-    """Returns the tokenizer that a work directory's model learned with.
-
-    Args:
-      workdir: the folder.
-      saved: what `read_config` returned.
-
-    Raises:
-      UsageError: where the folder holds another one.
-      RunError: where its file is damaged.
-    """
-    from zoo.data.text import tokenizers
-
-    file = Path(workdir) / "tokenizer.json"
-    tokenizer = tokenizers.load(file)
-    if tokenizer.fingerprint != saved["tokenizer"]:
-        raise UsageError(
-            f"{file} is not the tokenizer that the model learned with: its fingerprint is "
-            f"{tokenizer.fingerprint[:12]}…, that in config.json {saved['tokenizer'][:12]}…."
-        )
-    return tokenizer
 
 
 def _differences(old: Mapping, new: Mapping, prefix: str = ""):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from trainers.config.recipe import as_dict, check_batch, check_examples, check_tpu
 from trainers.optimization.precision import check_precision
-from trainers.run.workdir import WorkDirectory, model_path, read_config
+from trainers.run.workdir import WorkDirectory, read_config
 from trainers.train.callbacks import check_callbacks
 from zoo import registry
 from zoo.data.datasets import FOLDER, TFDS
 from zoo.errors import UsageError, compiled
+from zoo.saved.workdir import model_path
 
 
 def check_config(config, coming: Collection[Path] = ()) -> None:

@@ -46,8 +46,7 @@ def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
 
 
 def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
-    from zoo.generation.image_grids import interpolation, save_sheet, sheet
-    from zoo.generation.image_grids import make_pictures
+    from zoo.generation.image_grids import interpolation, make_pictures, save_sheet, sheet
 
     def write() -> dict:
         name = f"samples/step_{int(step.step.numpy()):010d}.png"

@@ -30,6 +30,7 @@ from trainers.evaluation.evaluate import (
     write_evaluation,
 )
 from trainers.optimization.precision import slow_bfloat16
+from trainers.report.page import write_report
 from trainers.run import checkpoint
 from trainers.run.goodput import Goodput
 from trainers.run.saver import Saver
@@ -339,8 +340,6 @@ class Trainer(Loop):
 
     def _finish(self) -> Result:
         """Writes the bare model, judges it by a split that it has not seen, writes the report."""
-        from trainers.report.page import write_report
-
         chief, result = self.link.chief, self._training_means()
         if chief:  # it is the last to be written, and tells that all is there
             (self.workdir / "report.html").unlink(missing_ok=True)

@@ -124,10 +124,6 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]], class_names: Seq
     return digest.hexdigest()
 
 
-
-
-
-
 @dataclass(frozen=True)
 class DatasetEntry:
     """One row of the register; see `register_dataset`."""

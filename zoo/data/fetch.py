@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoo.data.datasets import dataset_entry
-from zoo.storage.paths import data_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.disk import atomic, open_file
+from zoo.storage.paths import data_dir
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20

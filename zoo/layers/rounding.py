@@ -9,7 +9,7 @@ moments are: TF-MOT's begins at -6 and 6, which 20 updates hardly change.
 
 Layers are changed in place, at any depth, so that a model keeps its names and its file: opened by
 Keras alone a .keras file holds the trained weights without their rounding; the zoo opens it with it
-(`is_quantized`).
+(`zoo.saved.open_model`).
 
 What is seen in training decides the ranges, as it decides batch normalisation's: rows that are
 computed together have one. Micro-batches and replicas therefore change the result a little. Rows
@@ -19,7 +19,6 @@ that pad a batch are not seen (`zoo.rows`).
 import contextlib
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -28,11 +27,10 @@ from keras import layers
 import zoo.rows
 from zoo import keras_internals
 from zoo.errors import UsageError
-from zoo.layers.tfmot import engines
 from zoo.layers.backbone import Backbone
-from zoo.storage.weight_files import open_weights
+from zoo.layers.tfmot import engines
 
-_RANGES = "quantization_ranges"  # a layer inside each layer that rounds
+RANGES = "quantization_ranges"  # a layer inside each layer that rounds
 _PER_CHANNEL = (layers.Conv2D, layers.DepthwiseConv2D)
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 _TOKENS = (layers.Embedding, *_RECURRENT)
@@ -93,12 +91,6 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
 def rounds(model: keras.Model) -> bool:
     """Whether `quantize` has changed a model."""
     return bool(_changed(model))
-
-
-def is_quantized(path: str | Path) -> bool:
-    """Whether a .keras file holds ranges beside the weights."""
-    with open_weights(path) as weights:
-        return bool(weights.visit(lambda name: name.endswith(_RANGES) or None))
 
 
 def of_tokens(model: keras.Model) -> bool:
@@ -232,7 +224,7 @@ class _Rounding:
             if activation not in _BEFORE or activation in _AFTER_TOO:
                 self.after = activity(moving, "output")
         self._ranges.build(())
-        keras_internals.add_layer(layer, _RANGES, self._ranges)
+        keras_internals.add_layer(layer, RANGES, self._ranges)
         self.plain = layer.call
 
     def look_at_kernels(self) -> None:

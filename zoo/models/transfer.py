@@ -20,6 +20,7 @@ from keras import layers, ops
 from zoo.errors import RunError, UsageError, near_names, short
 from zoo.layers.backbone import Backbone
 from zoo.models.architecture import contains, differences
+from zoo.saved.model import load_model, open_model
 from zoo.storage.weight_files import check_h5
 
 # Module of keras.applications -> the functions in it that build a network. The first that is not
@@ -74,8 +75,6 @@ class Preprocessing(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "backbone": self.backbone}
-
-
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -214,11 +213,9 @@ def _load(base: Backbone, weights: str) -> None:
 
 def _copy(base: Backbone, path: Path) -> list[str]:
     """Copies a model's backbone; returns the paths of the model's other weights."""
-    import zoo
-    from trainers.run.workdir import open_model
     from zoo import keras_internals
 
-    whole = zoo.load(str(path)) if path.is_dir() else open_model(path)
+    whole = load_model(path) if path.is_dir() else open_model(path)
     source = next((layer for layer in whole.layers if layer.name == "base"), whole)
     found = {v.path.removeprefix("base/"): v for v in source.weights}
     for variable in base.weights:

@@ -21,7 +21,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from zoo.storage.paths import cache_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.disk import (
     atomic_path,
@@ -31,6 +30,7 @@ from zoo.storage.disk import (
     read_json,
     write_json,
 )
+from zoo.storage.paths import cache_dir
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")

@@ -14,9 +14,17 @@ from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
-from zoo.tasks.base import Forward, OncePerModel, Task
-from zoo.tasks.text import check_inputs, check_length, check_vocabulary, complete_vocabulary, counting, documents, two_documents
 from zoo.models.inputs import input_names, sequence_length
+from zoo.tasks.base import Forward, OncePerModel, Task
+from zoo.tasks.text import (
+    check_inputs,
+    check_length,
+    check_vocabulary,
+    complete_vocabulary,
+    counting,
+    documents,
+    two_documents,
+)
 
 
 class CausalLanguageModeling(Task):

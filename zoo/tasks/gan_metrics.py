@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo import registry
 from zoo.errors import UsageError
 from zoo.generation.image_grids import in_batches, make_pictures
+from zoo.saved.workdir import model_path, read_config
 from zoo.storage.disk import file_digest
 
 NEIGHBOURS = 3  # of Kynkäänniemi et al.
@@ -44,9 +46,7 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
 
     What a single image, or none, cannot tell is absent.
     """
-    import zoo
-
-    judge = zoo.load(classifier)
+    judge = registry.load(classifier)
     features = _features(judge)
     real, real_classes = features(dataset.splits[split]["image"][:samples])
     made, classes = features(make_pictures(model, samples, seed))
@@ -96,8 +96,6 @@ def entropy(shares: np.ndarray) -> float:
 
 def check_classifier(classifier: str, dataset) -> None:
     """Raises `UsageError` where the work directory holds no classifier of such pictures."""
-    from trainers.run.workdir import model_path, read_config
-
     saved = read_config(classifier)
     model_path(classifier)
     if saved["config"]["task"]["name"] != "image_classification":
@@ -112,12 +110,6 @@ def check_classifier(classifier: str, dataset) -> None:
             f"task.classifier takes pictures of shape {shape}, and data set {dataset.name!r} has "
             f"{pictures}. Received: {classifier}."
         )
-
-
-
-
-
-
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -186,6 +178,4 @@ def _features(judge):
 
 
 def _hash(classifier: str) -> str:
-    from trainers.run.workdir import model_path
-
     return file_digest(model_path(classifier))[:16]

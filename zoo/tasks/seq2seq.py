@@ -15,9 +15,9 @@ from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
+from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 from zoo.tasks.base import Forward, OncePerModel, Task
 from zoo.tasks.text import check_array, check_inputs, check_vocabulary, complete_vocabulary
-from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
 
 class SequenceToSequence(Task):

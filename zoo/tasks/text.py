@@ -7,7 +7,6 @@ from zoo.models.inputs import input_names, sequence_length
 from zoo.special_tokens import FIRST_WORD, START
 
 
-
 def documents(batch, cross_documents: bool):
     """Returns stored tokens and the document of each; runs inside tf.data.
 
@@ -30,10 +29,6 @@ def documents(batch, cross_documents: bool):
     if cross_documents:
         segments = tf.minimum(segments, 1)
     return tf.maximum(tokens, 0), segments
-
-
-
-
 
 
 def complete_vocabulary(task, arguments, dataset):

@@ -22,10 +22,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from zoo.data.datasets import FOLDER, SPLITS, Dataset
-from zoo.storage.paths import cache_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.bounds import check_memory
 from zoo.storage.disk import file_digest, one_at_a_time, open_file
+from zoo.storage.paths import cache_dir
 from zoo.storage.records import SHARD_BYTES, Records, RecordWriter, open_records
 
 _FORMAT = 1  # of what a file becomes; part of the cache's key

@@ -16,9 +16,9 @@ import numpy as np
 
 from zoo import processes
 from zoo.data.datasets import Dataset, list_datasets
-from zoo.storage.paths import cache_dir, data_dir
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.disk import one_at_a_time
+from zoo.storage.paths import cache_dir, data_dir
 from zoo.storage.records import Records, RecordWriter, open_records
 
 

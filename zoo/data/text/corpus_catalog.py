@@ -8,12 +8,12 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zoo.storage.paths import data_dir
 from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpora import Corpus, fingerprint, refuse_manual_dir, register_corpus
 from zoo.data.text.corpus_readers import TextFile
 from zoo.data.text.corpus_splits import split_by_hash
 from zoo.errors import RunError, UsageError
+from zoo.storage.paths import data_dir
 
 
 def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) -> tuple:

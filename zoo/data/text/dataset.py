@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.datasets import Dataset
-from zoo.storage.paths import cache_dir
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
 from zoo.storage.disk import read_json, read_object, write_json
+from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
 
 FORMAT = 2

@@ -1,0 +1,1 @@
+"""Reads what `zoo train` and `zoo export` wrote; nothing of it is executed."""
