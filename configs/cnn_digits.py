@@ -7,15 +7,14 @@ TensorFlow 2.21, Keras 3.15.1: 99.0, 98.9 and 99.2 % of the test images (seeds 0
 of training.
 """
 
-from configs import cnn_mnist
-from trainers.config.recipe import unknown_variant
+from trainers.config.recipe import shipped_recipe, unknown_variant
 
 
 def get_config(arg: str = ""):
     """Variants: "" trains to the end, "debug" ends within a minute on two cores."""
     if arg not in ("", "debug"):
         raise unknown_variant(arg, ["debug"])
-    config = cnn_mnist.get_config(arg)
+    config = shipped_recipe("cnn_mnist", arg)
     config.data.source = "digits"
     config.data.validation_size = 500
     config.trainer.global_batch_size = 64

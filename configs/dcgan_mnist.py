@@ -19,13 +19,13 @@ real digits 0.86.
 float32: on CPUs without AVX512_BF16 bfloat16's gradients of convolutions take 30 times as long.
 """
 
-from configs import gan_mnist
 from trainers.config.base import optimizer
+from trainers.config.recipe import shipped_recipe
 
 
 def get_config(arg: str = ""):
     """Variants: "" is the full run, "debug" ends within a minute, without a download."""
-    config = gan_mnist.get_config(arg)
+    config = shipped_recipe("gan_mnist", arg)
     config.model = {"name": "dcgan_mnist", "noise_dim": 64, "filters": 32}
     config.task.r1 = 1.0
     config.optimizer = optimizer("adam", learning_rate=5e-4, beta_1=0.0, beta_2=0.99)

@@ -8,12 +8,12 @@ The rules that ask for sentences are left out: verse has none. Letters are norma
 ones, ZWNJ is kept.
 """
 
-from configs import web_text
+from trainers.config.recipe import shipped_recipe
 
 
 def get_config(arg: str = ""):
     """Variants: "" trains for some minutes, "debug" ends within a minute on two cores."""
-    config = web_text.get_config(arg)
+    config = shipped_recipe("web_text", arg)
     config.data.vocabulary_size = 1000 if arg else 24_000
     config.data.normalization = "persian"
     config.task.chunk = 512  # the logits of all positions at once would be 24,000 numbers each

@@ -15,12 +15,12 @@ parameters, come to 2.048 bits a byte on the three documents held out (8 bits is
 no measure of speed: 33 minutes of processor time.
 """
 
-from configs import gpt_pydoc
+from trainers.config.recipe import shipped_recipe
 
 
 def get_config(arg: str = ""):
     """Variants: "" trains for some minutes, "debug" ends within a minute on two cores."""
-    config = gpt_pydoc.get_config(arg)
+    config = shipped_recipe("gpt_pydoc", arg)
     config.data.source = ""
     config.data.vocabulary_size = 1000 if arg else 8000
     config.data.sequence_length = 64 if arg else 256

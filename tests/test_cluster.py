@@ -78,11 +78,13 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
     before = code_fingerprint()
     assert before == code_fingerprint()
     for package in cluster._PACKAGES:
-        (tmp_path / package).symlink_to(cluster.Path(cluster.__file__).parents[1] / package)
+        (tmp_path / package).symlink_to(cluster.Path(cluster.__file__).parents[2] / package)
     other = tmp_path / "other"
     other.mkdir()
     (other / "new.py").write_text("a = 1")
-    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "trainers" / "cluster.py"))
+    monkeypatch.setattr(
+        cluster, "__file__", str(tmp_path / "trainers" / "distributed" / "cluster.py")
+    )
     monkeypatch.setattr(cluster, "_PACKAGES", (*cluster._PACKAGES, "other"))
     assert code_fingerprint() != before
 
@@ -99,8 +101,8 @@ def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
         (place / "my_package" / "__init__.py").write_text("")
         (place / "my_package" / "part.py").write_text(f"rate = {rate}")
         (place / "mine.py").write_text(
-            "from configs.cnn_digits import get_config as base\n"
-            "def get_config(arg=''):\n    return base('debug')\n"
+            "from trainers.config.recipe import shipped_recipe\n"
+            "def get_config(arg=''):\n    return shipped_recipe('cnn_digits', 'debug')\n"
         )
         recipe.user_files.clear()
         recipe.load_recipe(f"{place}/mine.py")

@@ -151,8 +151,10 @@ def test_config_json_that_is_nested_or_no_object(tmp_path, content):
 )
 def test_a_recipe_of_wrong_values_is_one_line(body, words, tmp_path):
     path = tmp_path / "mine.py"
-    head = "from configs import cnn_digits\ndef get_config(arg=''):\n"
-    first = "config = cnn_digits.get_config('debug')\nconfig = type(config)(config.to_dict(), "
+    head = "from trainers.config.recipe import shipped_recipe\ndef get_config(arg=''):\n"
+    first = (
+        "config = shipped_recipe('cnn_digits', 'debug')\nconfig = type(config)(config.to_dict(), "
+    )
     first += "type_safe=False)\n"
     path.write_text(head + textwrap.indent(f"{first}{body}\nreturn config\n", "    "))
     with pytest.raises(UsageError) as caught:

@@ -223,7 +223,7 @@ def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeyp
     shutil.copytree(Path(pipeline.__file__).parent, source)
     monkeypatch.setattr(pipeline, "__file__", str(source / "pipeline.py"))
     assert plan(input="corpus:persian_news") == second
-    with open(source / "clean.py", "a") as file:
+    with open(source / "cleaning" / "clean.py", "a") as file:
         file.write("\n")
     assert plan(input="corpus:persian_news") != second
 

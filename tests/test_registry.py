@@ -200,10 +200,6 @@ def test_list_as_json(capsys):
 # --- every row of the catalog ---------------------------------------------------------------------
 
 
-def recipes_of(name):
-    return [r for r in list_recipes() if load_recipe(r).model.name == name]
-
-
 def arguments_of(function):
     return set(inspect.signature(function).parameters) - {"name", "self"}
 

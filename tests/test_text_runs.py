@@ -11,10 +11,11 @@ from zoo.data.text import tokenizers
 
 # Six updates of a model of some thousand weights.
 RECIPE = """
-from configs import gpt_shakespeare
+from trainers.config.recipe import shipped_recipe
+
 
 def get_config(arg=""):
-    config = gpt_shakespeare.get_config("debug")
+    config = shipped_recipe("gpt_shakespeare", "debug")
     config.model.hidden_dim, config.model.num_heads = 16, 2
     config.data.sequence_length = 16
     config.trainer.steps = config.trainer.evaluate_every = 6

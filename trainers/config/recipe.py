@@ -4,6 +4,7 @@ Loads no TensorFlow.
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import re
@@ -24,7 +25,7 @@ from zoo.errors import RunError, UsageError, near_names, short
 from zoo.processes import search_current_folder_last, shadowed
 from zoo.storage.disk import read_json
 
-_CONFIGS = Path(base.__file__).parent
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _LENGTHS = ("trainer.steps", "trainer.epochs")
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 # The files of the user that were run: recipes, and modules of --import.
@@ -33,7 +34,7 @@ user_files: set[Path] = set()
 
 def list_recipes() -> list[str]:
     """Returns the names of the recipes that come with the zoo."""
-    return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
+    return sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem != "__init__")
 
 
 def recipes_of(model: str) -> list[str]:
@@ -57,14 +58,14 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
             raise UsageError(f"There is no recipe file {name}.")
         # A recipe of configs/ is the same one by its path as by its name.
         if path.resolve().parent == _CONFIGS.resolve():
-            module = importlib.import_module(f"configs.{path.stem}")
+            module = _shipped(path.stem)
         else:
             spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
             module = importlib.util.module_from_spec(spec)
             _run(f"The recipe {path}", lambda: spec.loader.exec_module(module), str(path))
             user_files.add(path.resolve())
     elif name in list_recipes():
-        module = importlib.import_module(f"configs.{name}")
+        module = _shipped(name)
     else:
         raise UsageError(
             f"No recipe is named {name!r}.{near_names(name, list_recipes())} "
@@ -84,6 +85,30 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
             raise UsageError(f"The recipe lacks {section}; start from trainers.config.base.")
     check_values(_run(what, config.to_dict))
     return config.lock()
+
+
+@functools.cache
+def _shipped(name: str):
+    """Returns the module of a recipe in configs/, by its path: a user may have a `configs` too."""
+    spec = importlib.util.spec_from_file_location(f"zoo_recipe_{name}", _CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shipped_recipe(name: str, argument: str = "") -> ml_collections.ConfigDict:
+    """Returns the configuration of a recipe that comes with the zoo, for another to change.
+
+    Args:
+      name: of the recipe.
+      argument: its variant.
+
+    Raises:
+      UsageError: for an unknown name or variant.
+    """
+    if name not in list_recipes():
+        raise UsageError(f"No recipe is named {name!r}.{near_names(name, list_recipes())}")
+    return _shipped(name).get_config(argument)
 
 
 def _run(what: str, part, file: str = ""):

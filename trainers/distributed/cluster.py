@@ -124,7 +124,7 @@ def code_fingerprint(files: Iterable[Path] = ()) -> str:
     import platform
 
     digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for package in _PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + b"\0")
