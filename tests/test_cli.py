@@ -315,7 +315,7 @@ def test_predict_of_unreadable_files_alone_loads_no_model(
     def load_model(*arguments):
         raise AssertionError("no file can be read: the model is not needed")
 
-    monkeypatch.setattr("trainers.evaluation.predict.load_model", load_model)
+    monkeypatch.setattr("zoo.registry.load", load_model)
     answer = zoo_command("predict", trained[0], tmp_path / "a.png", tmp_path / "b.png", "--json")
     assert answer.status == 1
     assert json.loads(answer.out) == []

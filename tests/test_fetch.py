@@ -13,6 +13,7 @@ from trainers.cli.common import run
 from zoo.data import datasets, fetch
 from zoo.data.fetch import FetchFile
 from zoo.errors import RunError, UsageError
+from zoo.storage.paths import data_dir
 
 BODY = bytes(range(256)) * 20_000  # 5 MB: several chunks
 
@@ -228,7 +229,7 @@ def test_the_originals_are_those_that_tfds_registered(name):
     assert all(len(file.sha256) == 64 for file in files.values())
     images = files["train-images-idx3-ubyte.gz"]
     assert images.size == {"mnist": 9_912_422, "fashion_mnist": 26_421_880}[name]
-    folder = datasets.data_dir() / name
+    folder = data_dir() / name
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set ZOO_DATA_DIR to compare with the real files")
     assert all(fetch.is_right(folder / file.file_name, file) for file in files.values())

@@ -30,6 +30,7 @@ from zoo.data.text import corpora, tokenizers
 from zoo.errors import RunError, UsageError
 from zoo.models.convert import published as convert
 from zoo.models.convert import safetensors as convert_safetensors
+from zoo.saved.model import open_model
 from zoo.storage import records
 
 SECONDS = 10  # for one input, on a busy machine
@@ -189,7 +190,7 @@ READERS = {
     "config": ("run/config.json", read_run, (bytes_changed, json_changed), 120),
     "metrics": ("run/metrics.jsonl", read_run, (bytes_changed, lines_changed), 60),
     "go_on": ("run/metrics.jsonl", go_on, (bytes_changed, lines_changed), 60),
-    "model": ("model.keras", workdir.open_model, (bytes_changed, member_changed), 60),
+    "model": ("model.keras", open_model, (bytes_changed, member_changed), 60),
     "report_config": ("run/config.json", read_report, (json_changed,), 10),
     "report_metrics": ("run/metrics.jsonl", read_report, (bytes_changed, lines_changed), 8),
     "report_json": ("run/evaluation/test.json", read_report, (json_changed,), 8),

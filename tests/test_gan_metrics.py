@@ -10,6 +10,7 @@ from trainers.config.base import optimizer
 from zoo import registry
 from zoo.data import Dataset
 from zoo.errors import UsageError
+from zoo.generation import image_grids
 from zoo.generation.image_grids import interpolation, sheet
 from zoo.tasks import gan_metrics
 from zoo.tasks.gan import GenerativeAdversarial
@@ -186,9 +187,9 @@ def test_a_sheet_has_each_picture_in_its_place():
 def test_an_interpolation_keeps_the_length_of_the_noise(monkeypatch):
     model = registry.build("gan_mnist", noise_dim=30, hidden_dim=4)
     seen = []
-    real = gan_metrics.in_batches
+    real = image_grids.in_batches
     monkeypatch.setattr(
-        gan_metrics, "in_batches", lambda m, noise: (seen.append(noise), real(m, noise))[1]
+        image_grids, "in_batches", lambda m, noise: (seen.append(noise), real(m, noise))[1]
     )
     pixels = interpolation(model, rows=2, columns=5, seed=0)
     assert pixels.shape == (2 * 29 - 1, 5 * 29 - 1, 1)

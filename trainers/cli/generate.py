@@ -145,7 +145,6 @@ def _load(workdir: str, checkpoint: str, options: dict):
       RunError: where a file is damaged.
     """
     from trainers.run.workdir import read_config
-    from zoo.saved.model import load_model
     from zoo.saved.workdir import model_path, read_tokenizer
     from zoo.start import start_tensorflow
 
@@ -162,6 +161,8 @@ def _load(workdir: str, checkpoint: str, options: dict):
     if tokenizer is not None:
         Options(_MAX_TOKENS.value, **options)
     start_tensorflow()
+    from zoo.saved.model import load_model
+
     model = load_model(workdir, checkpoint)
     if tokenizer is None and not hasattr(model, "generator"):
         raise other

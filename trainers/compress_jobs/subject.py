@@ -8,7 +8,6 @@ import numpy as np
 
 from trainers.run.workdir import read_config
 from zoo.errors import RunError
-from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert
 
 _BATCH = 64
@@ -127,7 +126,7 @@ def load(workdir: str | Path, dataset=None) -> Subject:
     file = path / LITERT if is_litert(saved) else None
     if file is not None and not file.exists():
         raise RunError(f"{path} is damaged: it lacks {LITERT}.")
-    model = load_model(path) if file is None else open_model(path / FLOATS)
+    model = registry.load(str(path if file is None else path / FLOATS))
     arguments = dict(saved["config"]["task"])
     task = registry.build_task(arguments.pop("name"), **arguments)
     if dataset is None:

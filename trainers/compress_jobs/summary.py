@@ -10,9 +10,9 @@ import numpy as np
 from trainers.compress_jobs.latency import THREADS, interleaved
 from trainers.compress_jobs.subject import Subject, load
 from trainers.export.litert import NO_RUNTIME
+from zoo import registry
 from zoo.errors import RunError
 from zoo.formatting import number
-from zoo.saved.model import open_model
 from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import read_bytes, read_json, write_json
 
@@ -99,7 +99,7 @@ def runtime_file(side: Subject, path: Path) -> tuple[Path | None, str]:
 def counts(side: Subject) -> dict[str, int]:
     """Numbers of weights, and of those that are not 0."""
     floats = side.path / FLOATS
-    model = open_model(floats) if floats.exists() else side.model
+    model = registry.load(str(floats)) if floats.exists() else side.model
     # The ends of 8-bit ranges are no weights.
     weights = [v.numpy() for v in model.weights if "_ranges/" not in v.path]
     return {

@@ -18,7 +18,6 @@ from zoo import registry
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
-from zoo.saved.model import load_model
 from zoo.saved.workdir import model_path, read_tokenizer
 from zoo.storage.disk import file_digest, one_at_a_time, read_json, write_json
 from zoo.storage.paths import cache_dir
@@ -138,7 +137,7 @@ def taught_sentences(dataset, settings: Mapping, config):
                 f"zoo: the teacher translates {len(sources):,} sentences",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
-            translator = Translator(load_model(workdir), read_tokenizer(workdir, saved))
+            translator = Translator(registry.load(workdir), read_tokenizer(workdir, saved))
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)
     if not isinstance(targets, list) or list(map(type, targets)) != [str] * len(sources):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainers.run.workdir import read_config
+from zoo import registry
 from zoo.data.arrays.pictures import Unreadable, decode
 from zoo.errors import UsageError
-from zoo.saved.model import load_model
 from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
 
@@ -75,6 +75,6 @@ def predict_pictures(
 
 def _load(workdir: str, checkpoint: str):
     start_tensorflow()
-    model = load_model(workdir, checkpoint)
+    model = registry.load(workdir, checkpoint)
     model.compile(jit_compile=False)  # which the build for TPUs cannot do for a CPU
     return model

@@ -17,7 +17,6 @@ import numpy as np
 from trainers.run.workdir import read_config
 from zoo import processes
 from zoo.errors import RunError, UsageError, short
-from zoo.saved.model import open_model
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert, model_path
 from zoo.storage.disk import atomic, atomic_path, read_bytes, write_json
 
@@ -109,7 +108,7 @@ def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> N
 
 def _export(workdir, form, out, checkpoint, modules) -> dict:
     from trainers.config.recipe import import_user_modules
-    from zoo.saved.model import load_model
+    from zoo.saved.model import load_model, open_model
     from zoo.start import start_tensorflow
 
     start_tensorflow()
@@ -136,6 +135,8 @@ def _copy(path: Path, out: str) -> None:
 def _held_keras(workdir, out: str) -> dict:
     """Gives the Keras file of `zoo compress ptq`, and tells what it takes and gives."""
     _copy(model_path(workdir), out)
+    from zoo.saved.model import open_model
+
     model = open_model(out)
     outputs = {f"output_{i}": x for i, x in enumerate(_tensors(model.outputs))}
     described = {

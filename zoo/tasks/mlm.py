@@ -16,6 +16,8 @@ import numpy as np
 
 from zoo.errors import UsageError
 from zoo.lazy import ops
+from zoo.models.inputs import input_names, sequence_length
+from zoo.special_tokens import FIRST_WORD, MASK, PADDING, SEPARATOR, START
 from zoo.tasks import text
 from zoo.tasks.base import Forward, Task
 
@@ -95,11 +97,11 @@ class MaskedLanguageModeling(Task):
 
         # Without tokenizer and builder arguments (`zoo bench`) the words are those of the batch.
         size = self.vocabulary_size or tf.reduce_max(tokens) + 1
-        words = tf.cast(tf.maximum(size - text.FIRST_WORD, 1), tf.float32)
-        others = text.FIRST_WORD + tf.cast(others * words, tf.int32)
+        words = tf.cast(tf.maximum(size - FIRST_WORD, 1), tf.float32)
+        others = FIRST_WORD + tf.cast(others * words, tf.int32)
         others = tf.minimum(others, size - 1)  # the product may be rounded up
         new = tf.where(fates < MASKED_SHARE + RANDOM_SHARE, others, targets)
-        new = tf.where(fates < MASKED_SHARE, text.MASK, new)
+        new = tf.where(fates < MASKED_SHARE, MASK, new)
         new = tf.where(asked, new, targets)
         rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(masked))
         return {
@@ -125,7 +127,7 @@ class MaskedLanguageModeling(Task):
         """
         import tensorflow as tf
 
-        possible = (segments > 0) & (tokens >= text.FIRST_WORD)
+        possible = (segments > 0) & (tokens >= FIRST_WORD)
         total = tf.reduce_sum(tf.cast(possible, tf.int32), axis=1, keepdims=True)
         wanted = tf.cast(tf.round(self.mask_share * tf.cast(total, tf.float32)), tf.int32)
         wanted = tf.clip_by_value(wanted, tf.minimum(total, 1), slots)
@@ -163,7 +165,7 @@ class MaskedLanguageModeling(Task):
 
     def forward(self, model, batch, training):
         """Returns summed cross-entropy and accuracy of the words asked for."""
-        outputs = model({name: batch[name] for name in text.input_names(model)}, training=training)
+        outputs = model({name: batch[name] for name in input_names(model)}, training=training)
         loss, right = _classification(outputs["mlm"], batch["targets"], batch["counts"])
         counted = ops.sum(batch["counts"])
         return Forward({self.mlm: loss}, {"mlm_accuracy": (right, counted)}, outputs)
@@ -175,10 +177,10 @@ class MaskedLanguageModeling(Task):
     def synthetic(self, model, examples, seed):
         """Counting modulo a small number, in two documents and padding."""
         generator = np.random.default_rng(seed)
-        shape = examples, text.sequence_length(model) or 32
+        shape = examples, sequence_length(model) or 32
         tokens = text.counting(generator, model.output["mlm"].shape[-1], shape)
         segments = text.two_documents(generator, shape)
-        tokens = np.where(segments > 0, tokens, text.PADDING)
+        tokens = np.where(segments > 0, tokens, PADDING)
         return {"tokens": tokens.astype("int32"), "segments": segments.astype("uint16")}
 
 
@@ -220,7 +222,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
 
         tokens = tf.cast(batch["tokens"], tf.int32)
         # Both sentences are one segment: they see each other.
-        return tokens, tf.cast(tokens != text.PADDING, tf.int32)
+        return tokens, tf.cast(tokens != PADDING, tf.int32)
 
     def weights(self, batch):
         """One a word asked for; one a pair."""
@@ -237,7 +239,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
     def synthetic(self, model, examples, seed):
         """Two sentences that count; the second goes on from the first, or does not."""
         generator = np.random.default_rng(seed)
-        length = text.sequence_length(model) or 32
+        length = sequence_length(model) or 32
         vocabulary = model.output["mlm"].shape[-1]
         label = generator.integers(0, 2, examples)
         jump = label * generator.integers(1, 4, examples)
@@ -250,9 +252,9 @@ class NextSentencePrediction(MaskedLanguageModeling):
         tokens = text.counting(
             generator, vocabulary, (examples, length), first + second * (jump[:, None] - 1)
         )
-        tokens = np.where(places == 0, text.START, tokens)
-        tokens = np.where((places == cuts) | (places == ends - 1), text.SEPARATOR, tokens)
-        tokens = np.where(places < ends, tokens, text.PADDING)
+        tokens = np.where(places == 0, START, tokens)
+        tokens = np.where((places == cuts) | (places == ends - 1), SEPARATOR, tokens)
+        tokens = np.where(places < ends, tokens, PADDING)
         return {
             "tokens": tokens.astype("int32"),
             "types": (second & (places < ends)).astype("uint8"),
