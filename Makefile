@@ -7,7 +7,7 @@ RUN := runs/quickstart
 # TensorFlow leaves a core idle much of the time that tests take.
 TWO := -n 2 --dist loadfile
 
-.PHONY: quickstart test test-fast test-tpu-build test-launch lint workspace clean
+.PHONY: quickstart test test-fast test-tpu-build test-launch lint golden workspace clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
@@ -38,8 +38,13 @@ test-launch:
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-logo
 
-# Writes the table of WORKSPACE.md anew, from the catalog, the recipes and the results.
+# Short runs of a commit and of this working tree must give the same weights and metrics.
+golden: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.golden $(BASE)
+
+# Writes the tables of WORKSPACE.md anew, from the catalog, the recipes, the results and the tree.
 workspace: $(VENV)/.installed
 	$(VENV)/bin/python -m benchmarks.workspace_table
 

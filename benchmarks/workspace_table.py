@@ -1,8 +1,9 @@
-"""Makes WORKSPACE.md's table from the catalog, the recipes and results/recipes.csv.
+"""Makes WORKSPACE.md's tables: models, from catalog and results; packages, from the tree.
 
-python -m benchmarks.workspace_table      writes it (`make workspace`); a test checks it
+python -m benchmarks.workspace_table      writes them (`make workspace`); a test checks them
 """
 
+import ast
 import csv
 import dataclasses
 import statistics
@@ -12,8 +13,8 @@ from benchmarks.results_file import RESULTS
 from trainers.config.recipe import list_recipes, load_recipe
 from zoo.catalog import CATALOG
 
-WORKSPACE = Path(__file__).parent.parent / "WORKSPACE.md"
-BEGIN, END = "<!-- models: made by `make workspace` -->", "<!-- end of models -->"
+ROOT = Path(__file__).parent.parent
+WORKSPACE = ROOT / "WORKSPACE.md"
 
 
 @dataclasses.dataclass
@@ -77,12 +78,37 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str) -> str:
-    """Returns WORKSPACE.md's text with the table of now."""
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+def packages() -> str:
+    """Returns the packages of zoo and trainers as Markdown, in the order of the import contract."""
+    order = (ROOT / ".importlinter").read_text().split()
+    lines = ["| package | holds | files |", "|---|---|---|"]
+    for top in ("zoo", "trainers"):
+        folders = [path.parent for path in (ROOT / top).rglob("__init__.py")]
+        rank = {name: -place for place, name in enumerate(order)}
+        for folder in sorted(folders, key=lambda path: _place(path.relative_to(ROOT), rank)):
+            docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+            files = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+            lines.append(
+                f"| `{folder.relative_to(ROOT)}/` | {docstring.splitlines()[0].rstrip('.')} | "
+                f"{', '.join(files)} |"
+            )
+    return "\n".join(lines)
+
+
+def _place(path: Path, rank: dict[str, int]) -> tuple:
+    """Sorts packages by the import order, and packages inside them by name."""
+    inside = path.parts[1:]
+    return (rank[inside[0]] if inside else -(10**6), inside)
+
+
+def with_tables(text: str) -> str:
+    """Returns WORKSPACE.md's text with the tables of now."""
+    for name, made in (("models", table()), ("packages", packages())):
+        begin, end = f"<!-- {name}: made by `make workspace` -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 if __name__ == "__main__":
-    WORKSPACE.write_text(with_table(WORKSPACE.read_text()))
+    WORKSPACE.write_text(with_tables(WORKSPACE.read_text()))
