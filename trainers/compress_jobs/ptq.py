@@ -14,13 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from trainers.compress_jobs.calibrated import quantize as calibrate
 from trainers.compress_jobs.subject import Subject, load
 from trainers.config.recipe import as_dict
+from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
+from trainers.export.formats import difference
 from trainers.export.litert import NO_RUNTIME, write
 from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers
 from zoo.layers.rounding import rounds
+from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import atomic, read_bytes
@@ -45,8 +49,6 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
       UsageError: where the model has nothing that the format rounds.
       RunError: where the conversion fails, or the saved model computes something else.
     """
-    from zoo.models.float32 import in_float32
-
     directory = WorkDirectory(workdir).open()
     try:
         if (directory / "config.json").exists():
@@ -98,8 +100,6 @@ def _check_origin(directory: WorkDirectory, start) -> None:
 
 def load_in_float32(workdir):
     """A work directory's model once more, computing in float32."""
-    from zoo.models.float32 import in_float32
-
     return in_float32(load_model(workdir))
 
 
@@ -110,8 +110,6 @@ def _with(found: Subject, model=None, file=None) -> Subject:
 
 def _keep(directory, config, source, found: Subject, made: Path, metrics, predictions) -> None:
     """Writes the work directory; what tells that it is whole comes last."""
-    from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
-
     step = max((line.get("step", 0) for line in read_metrics(found.path)), default=0)
     directory.write_config(as_dict(config), source, found.dataset)
     if found.dataset.tokenizer is not None:
@@ -139,8 +137,6 @@ def _quantize(model, form: str, found: Subject, examples: int, seed: int) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a line for each layer that has nothing to round
         if form in ("gptq", "awq"):
-            from trainers.compress_jobs.calibrated import quantize as calibrate
-
             counts = calibrate(model, form, found.representative(examples, seed))
             print(
                 f"keras_{form}: {len(counts)} layers rounded, each calibrated on at least "
@@ -160,8 +156,6 @@ def _quantize(model, form: str, found: Subject, examples: int, seed: int) -> Non
 
 def _reopened(model, path: Path, found: Subject, form: str):
     """Saves a quantised model, opens it, and returns it where it computes the same."""
-    from trainers.export.formats import difference
-
     model.save(path)
     try:
         again = open_model(path)

@@ -26,6 +26,7 @@ from trainers.compression import teacher_files
 from trainers.run.workdir import read_config
 from zoo.errors import UsageError
 from zoo.layers.transformer import TransformerBlock
+from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model
 from zoo.special_tokens import PADDING
 from zoo.tasks.base import Forward, Frozen, Player, Task
@@ -48,8 +49,6 @@ def distillation(task: Task, student: keras.Model, config, dataset=None) -> "Dis
     saved = read_config(settings["teacher"])
     teacher = load_model(settings["teacher"])
     if config.trainer.precision == "float32":
-        from zoo.models.float32 import in_float32
-
         teacher = in_float32(teacher)
     _check_pair(saved, teacher, student, task, config, dataset)
     return Distillation(task, student, teacher, settings)

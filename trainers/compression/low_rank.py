@@ -21,8 +21,11 @@ from keras import layers
 
 from trainers.compression import rebuild
 from trainers.compression.decomposition import CONVOLUTIONS, Kernel, largest_ranks
+from trainers.distributed.strategy import make_strategy
+from trainers.evaluation.evaluate import Evaluator
 from trainers.run.workdir import read_config
-from zoo import keras_internals
+from zoo import keras_internals, registry
+from zoo.data.hold_out import hold_out
 from zoo.errors import UsageError, compiled
 from zoo.layers.low_rank import (
     LowRank,
@@ -33,6 +36,7 @@ from zoo.layers.low_rank import (
     LowRankReversibleEmbedding,
     split_equation,
 )
+from zoo.models.sources import open_source
 
 WAYS = ("energy", "budget", "sensitivity")
 # What is tried, one after the other, where the loss is measured.
@@ -278,19 +282,12 @@ def settle(config, workdir: Path, dataset) -> None:
         saved = read_config(config.init_from)["config"]["compress"]["low_rank"]
         low.ranks = tuple(saved["ranks"])
         return
-    from zoo.models.sources import open_source
-
     model = open_source(config.init_from)
     measure = _measure(model, config, dataset) if low.sensitivity else None
     low.ranks = written(decide(model, low, measure))
 
 
 def _measure(model, config, dataset, examples: int = 1024) -> Callable[[], float]:
-    from trainers.distributed.strategy import make_strategy
-    from trainers.evaluation.evaluate import Evaluator
-    from zoo import registry
-    from zoo.data.hold_out import hold_out
-
     arguments = config.task.to_dict()
     task = registry.build_task(arguments.pop("name"), **arguments)
     task.complete(config.model.to_dict(), dataset)

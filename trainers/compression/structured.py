@@ -23,6 +23,7 @@ from trainers.compression.units import Units, units
 from trainers.run.workdir import read_config
 from zoo.errors import UsageError, compiled
 from zoo.layers.transformer import TransformerBlock
+from zoo.models.sources import open_source
 
 
 def check(settings) -> None:
@@ -113,8 +114,6 @@ def settle(config, workdir: Path) -> None:
     if not (left or begun or section.keep):
         if not config.init_from:
             raise UsageError("Which units matter follows from weights: set init_from.")
-        from zoo.models.sources import open_source
-
         left = decide(open_source(config.init_from), section.sparsity, section.pattern)
     section.widths = tuple(f"{path}={count}" for path, count in {**before, **left}.items())
 

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.distributed.strategy import distribute, gathered
+from trainers.evaluation.grad_cam import choose, grad_cam
 from trainers.evaluation.means import Means, evaluate_batch
 from zoo.data.pipeline import evaluation_batches
 from zoo.errors import RunError
@@ -142,8 +143,6 @@ def write_evaluation(
 
 def _heat(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
     """Some pictures, and where the model saw in them what it took them for."""
-    from trainers.evaluation.grad_cam import choose, grad_cam
-
     index = choose(labels, probabilities, worst)
     if not len(index):
         return {}

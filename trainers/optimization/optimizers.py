@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 
 from trainers.config.choices import OPTIMIZERS, check_optimizer
+from trainers.optimization.muon import left_to_adamw
+from zoo import keras_internals
 from zoo.errors import UsageError, compiled, short
 
 _CLASSES = {
@@ -118,8 +120,6 @@ def apply_rules(optimizer, variables, rules: Rules, models=()) -> list[str]:
     """
     optimizer = inner(optimizer)
     if rules.muon is not None:
-        from trainers.optimization.muon import left_to_adamw
-
         excluded = left_to_adamw(models, variables, **rules.muon)
         optimizer.exclude_embeddings = (
             False  # Keras goes by layer names; the next line has them all
@@ -154,8 +154,6 @@ def _matching(key: str, pattern: str, variables) -> list:
 
 def _slow_down(optimizer, variables, decays: dict[str, float | None], rate: float) -> None:
     """Makes steps of the variables in `decays` by `rate` times the learning rate, decay and all."""
-    from zoo import keras_internals
-
     step = optimizer.update_step
 
     def update_step(gradient, variable, learning_rate):

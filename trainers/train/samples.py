@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from zoo.generation.decoding import generates
+from zoo.generation.generate import Generator
+from zoo.generation.image_grids import interpolation, make_pictures, save_sheet, sheet
+
 TOKENS, TEMPERATURE = 200, 0.8
 
 
@@ -21,17 +25,14 @@ def sample_writer(step, dataset, config, folder: Path) -> Callable[[], dict] | N
     """
     if step.task.generates == "pictures":
         return _picture_writer(step, config, folder)
-    if step.task.generates == "text" and dataset.tokenizer is not None:
-        from zoo.generation.decoding import generates
-
-        if generates(step.net):  # a user's own model may be none that we can decode
-            return _text_writer(step.net, dataset.tokenizer, config)
-    return None
+    # A user's own model may be one that the generator cannot decode.
+    text = step.task.generates == "text" and dataset.tokenizer is not None
+    return (
+        _text_writer(step.net, dataset.tokenizer, config) if text and generates(step.net) else None
+    )
 
 
 def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
-    from zoo.generation.generate import Generator
-
     # Without XLA: a model is compiled for minutes of training, not for a sample now and then.
     generator = Generator(
         model, tokenizer, sequence_length=config.data.sequence_length, jit_compile=False
@@ -46,8 +47,6 @@ def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
 
 
 def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
-    from zoo.generation.image_grids import interpolation, make_pictures, save_sheet, sheet
-
     def write() -> dict:
         name = f"samples/step_{int(step.step.numpy()):010d}.png"
         save_sheet(folder / name, sheet(make_pictures(step.net, 64, config.trainer.seed), 16))

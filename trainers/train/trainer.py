@@ -29,6 +29,7 @@ from trainers.evaluation.evaluate import (
     weights_name,
     write_evaluation,
 )
+from trainers.input.features import features_of
 from trainers.optimization.precision import slow_bfloat16
 from trainers.report.page import write_report
 from trainers.run import checkpoint
@@ -37,6 +38,7 @@ from trainers.run.saver import Saver
 from trainers.run.workdir import NoDirectory, WorkDirectory, read_config, save_model
 from trainers.train.build import build_step, update_function
 from trainers.train.callbacks import make_callbacks
+from trainers.train.init_from import initialize
 from trainers.train.log_windows import LogWindows
 from trainers.train.loop import Loop
 from trainers.train.samples import sample_writer
@@ -133,8 +135,6 @@ class Trainer(Loop):
             # Checked before anything is written: a wrong init_from leaves no work directory.
             found = self._checkpoints()
             if self.config.init_from and not found and self.link.chief:
-                from trainers.train.init_from import initialize
-
                 tokenizer = self.dataset.tokenizer
                 widths = self.config.compress.structured.widths
                 said = initialize(self.step.net, self.config.init_from, tokenizer, widths)
@@ -266,8 +266,6 @@ class Trainer(Loop):
         frozen = frozen or dataclasses.replace(self.frozen, views=0)
         if frozen.model is None:
             return arrays
-        from trainers.input.features import features_of
-
         found, where = features_of(
             frozen, self.task, arrays, self.config.task.to_dict(), self.config.trainer.seed
         )

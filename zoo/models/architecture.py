@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import keras
 from keras import layers
 
+from zoo import keras_internals
 from zoo.layers.low_rank import LowRank
 
 # Settings that say how a layer starts and trains, or how it is stored.
@@ -44,8 +45,6 @@ def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> l
       model: that gets them.
       ends: whether their outputs are compared, too.
     """
-    from zoo import keras_internals
-
     theirs, ours = _settings(source), _settings(model)
     found = {}
     for path in [p for p in ours if p in theirs]:
@@ -83,8 +82,6 @@ def added_by_compression(path: str) -> bool:
 
 def _settings(model) -> dict[str, tuple[str, dict]]:
     """Returns `{path: (class, settings)}` of each layer with weights, at any depth."""
-    from zoo import keras_internals
-
     every, found = keras_internals.all_layers(model), {}
     # They follow from the ranks: the last part has the activation and the bias.
     parts = {id(part) for layer in every if isinstance(layer, LowRank) for part in layer.parts}
@@ -128,8 +125,6 @@ def _inputs(model) -> dict[str, str]:
     Layers without weights are described by class and settings, since their names may be Keras'
     own numbering; "outputs" are those of the model.
     """
-    from zoo import keras_internals
-
     graph = {}
     for layer, _, before in keras_internals.connections(model):
         graph.setdefault(id(layer), (layer, []))[1].append(before)

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from zoo import keras_internals
 from zoo.errors import RunError, UsageError, near_names, short
 from zoo.layers.backbone import Backbone
 from zoo.models.architecture import contains, differences
@@ -213,8 +214,6 @@ def _load(base: Backbone, weights: str) -> None:
 
 def _copy(base: Backbone, path: Path) -> list[str]:
     """Copies a model's backbone; returns the paths of the model's other weights."""
-    from zoo import keras_internals
-
     whole = load_model(path) if path.is_dir() else open_model(path)
     source = next((layer for layer in whole.layers if layer.name == "base"), whole)
     found = {v.path.removeprefix("base/"): v for v in source.weights}

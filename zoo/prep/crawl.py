@@ -26,6 +26,8 @@ from zoo.errors import RunError, UsageError
 from zoo.prep import fetch
 from zoo.prep.cleaning import extract
 from zoo.prep.fetch import Answer, Failed, Refused
+from zoo.prep.reading.charset import decode
+from zoo.prep.reading.response import Response
 from zoo.storage.disk import fsync_folder, open_in_place, read_json, write_json
 
 REDIRECTS = 5
@@ -318,9 +320,6 @@ def _origin(url: str) -> str:
 
 def links(answer: Answer) -> list[str]:
     """Returns the addresses that a page links to and lets robots follow, each once."""
-    from zoo.prep.reading.charset import decode
-    from zoo.prep.reading.response import Response
-
     if "html" not in answer.header("Content-Type"):
         return []
     try:

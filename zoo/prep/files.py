@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from glob import iglob
 from pathlib import Path
 
-from zoo.errors import UsageError
+from zoo.data.text.corpora import list_corpora
+from zoo.errors import UsageError, near_names
 from zoo.prep.document import MAX_STRIPES
 
 PACKED = (".gz", ".zst")
@@ -160,9 +161,6 @@ def _encodable(name: str) -> bool:
 
 def corpus_files(names: list[str]) -> list[InputFile]:
     """Returns `corpus:NAME`s as files; raises `UsageError` for an unknown one."""
-    from zoo.data.text.corpora import list_corpora
-    from zoo.errors import near_names
-
     names = [name.removeprefix("corpus:") for name in names]
     for name in names:
         if name not in list_corpora():

@@ -26,12 +26,15 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.text import packing
+from zoo.data.text.corpora import load_corpus
 from zoo.data.text.dataset import token_type, tokenizer_of
+from zoo.data.text.tokenizers import KINDS
 from zoo.data.text.tokenizers import load as load_tokenizer
 from zoo.data.text.tokenizers import train as train_tokenizer
 from zoo.errors import RunError, UsageError
 from zoo.prep import card, steps
 from zoo.prep.cleaning import dedup
+from zoo.prep.crawl import crawl, reasons
 from zoo.prep.document import Tally
 from zoo.prep.files import corpus_files, find, shards, split_input
 from zoo.prep.progress import Progress
@@ -112,8 +115,6 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
     files = find(patterns, skipped, out) if patterns else []
     files += corpus_files(corpora)
     if addresses:
-        from zoo.prep.crawl import crawl, reasons
-
         skipped += reasons(crawl(addresses, prep["crawl"], out / "crawl", allow_private))
         files += find([f"{glob.escape(str(out / 'crawl'))}/*.warc.gz"], skipped)
     if not files:
@@ -143,8 +144,6 @@ def _sweep(out: Path) -> None:
 
 
 def _corpus_print(name: str) -> str:
-    from zoo.data.text.corpora import load_corpus
-
     return load_corpus(name.removeprefix("corpus:")).fingerprint
 
 
@@ -343,8 +342,6 @@ def _tokenizer(data: Mapping, prep: Mapping, out: Path, count: int):
 
 
 def _kinds():
-    from zoo.data.text.tokenizers import KINDS
-
     return KINDS
 
 

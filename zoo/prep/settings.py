@@ -7,7 +7,10 @@ Sections in it are the settings of one step each. A rule of `zoo.prep.cleaning.f
 import copy
 from collections.abc import Mapping
 
+from zoo.data.text.dataset import PACKINGS
+from zoo.data.text.dataset import check as check_text
 from zoo.errors import UsageError, near_names
+from zoo.prep.cleaning.filters import RULES, scorer
 
 # Thresholds: Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), C4 (Raffel et al. 2020,
 # arXiv:1910.10683, 2.2) and FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.6) as datatrove, by
@@ -119,8 +122,6 @@ def defaults() -> dict:
 
 def check(prep: Mapping, data: Mapping) -> None:
     """Checks the values of a section with all keys; raises `UsageError`."""
-    from zoo.prep.cleaning.filters import RULES, scorer
-
     if not prep["input"]:
         raise UsageError(
             "zoo prepare needs pages: --config.prep.input=PATTERN, a folder or an address. "
@@ -159,7 +160,4 @@ def check(prep: Mapping, data: Mapping) -> None:
     ):  # fmt: skip
         if not 0 < value < 1:
             raise UsageError(f"prep.{key} lies in (0, 1). Received: {value}.")
-    from zoo.data.text.dataset import PACKINGS
-    from zoo.data.text.dataset import check as check_text
-
     check_text(data, PACKINGS)

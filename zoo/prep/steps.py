@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.text.dataset import token_type
+from zoo.data.text.tokenizers import load as load_tokenizer
 from zoo.prep.cleaning import dedup
 from zoo.prep.cleaning.clean import clean
 from zoo.prep.cleaning.extract import extract
@@ -313,9 +315,6 @@ def text(task: dict) -> dict:
 @step
 def tokens(task: dict) -> dict:
     """Turns the text of a shard into tokens; leaves them and where each document ends."""
-    from zoo.data.text.dataset import token_type
-    from zoo.data.text.tokenizers import load as load_tokenizer
-
     tokenizer = load_tokenizer(Path(task["out"]) / "tokenizer.json")
     counts = {}
     for split in ("train", "validation"):

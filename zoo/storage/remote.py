@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from zoo.errors import RunError, UsageError, short
+from zoo.start import start_tensorflow
 from zoo.storage.disk import (
     atomic_path,
     one_at_a_time,
@@ -343,8 +344,6 @@ def _is_locked(path: Path) -> bool:
 @contextlib.contextmanager
 def _named(remote: str):
     """Starts TensorFlow, and turns what its file systems raise into one line."""
-    from zoo.start import start_tensorflow
-
     start_tensorflow()
     import tensorflow as tf
 

@@ -11,6 +11,7 @@ import numpy as np
 from zoo.errors import UsageError
 from zoo.lazy import ops
 from zoo.tasks.base import Forward, Player, Task
+from zoo.tasks.gan_metrics import check_classifier, measure
 
 LOSSES = ("non_saturating", "hinge")
 # Beyond these, over a log interval, the game is over.
@@ -62,8 +63,6 @@ class GenerativeAdversarial(Task):
 
     def complete(self, arguments, dataset):
         if self.classifier:
-            from zoo.tasks.gan_metrics import check_classifier
-
             check_classifier(self.classifier, dataset)
         return arguments
 
@@ -201,8 +200,6 @@ class GenerativeAdversarial(Task):
         """Measures samples by the features and classes of `task.classifier`, where it is given."""
         if not self.classifier:
             return {}, []
-        from zoo.tasks.gan_metrics import measure
-
         return measure(model, dataset, split, self.classifier, self.samples), []
 
     def synthetic(self, model, examples, seed):

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from zoo import processes
+from zoo.data import fetch
 from zoo.data.datasets import Dataset, list_datasets
+from zoo.data.fetch import FetchFile
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.disk import one_at_a_time
 from zoo.storage.paths import cache_dir, data_dir
@@ -50,8 +52,6 @@ def load(
 def original_files(name: str) -> tuple:
     """Returns the `FetchFile`s that TFDS has registered for `name`, named as it expects them."""
     import tensorflow_datasets as tfds
-
-    from zoo.data.fetch import FetchFile
 
     return tuple(
         FetchFile(url, info.filename or url.rsplit("/", 1)[-1], int(info.size), info.checksum)
@@ -161,8 +161,6 @@ def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int,
 
 def _originals(name: str, manual_dir: Path | None) -> Path:
     """Returns a folder that holds every original file of `name`, downloading them at need."""
-    from zoo.data import fetch
-
     folder = manual_dir or data_dir() / name
     if manual_dir or folder.is_dir():
         files = [file.file_name for file in original_files(name)]

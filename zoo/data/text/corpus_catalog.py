@@ -10,6 +10,7 @@ from pathlib import Path
 
 from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpora import Corpus, fingerprint, refuse_manual_dir, register_corpus
+from zoo.data.text.corpus_files import original_files
 from zoo.data.text.corpus_readers import TextFile
 from zoo.data.text.corpus_splits import split_by_hash
 from zoo.errors import RunError, UsageError
@@ -22,8 +23,6 @@ def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) ->
     Raises:
       RunError: a file is missing or is not the one that is registered.
     """
-    from zoo.data.text.corpus_files import original_files
-
     folder = manual_dir or data_dir() / name
     if not folder.is_dir():
         raise RunError(
@@ -84,8 +83,6 @@ def _register(name, languages, splits, description, licence, count=1, stems=lamb
         return Corpus(name, splits(files, chosen), chosen, content, licence)
 
     def files():
-        from zoo.data.text.corpus_files import original_files
-
         return original_files(name)
 
     register_corpus(name, loader, files, description, licence)

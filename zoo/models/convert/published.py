@@ -23,6 +23,7 @@ import keras
 import numpy as np
 
 from zoo.errors import RunError, UsageError, short
+from zoo.keras_internals import forget_uninitialized
 from zoo.models.convert import safetensors as convert_safetensors
 from zoo.models.convert.family import Config, Family
 from zoo.models.convert.gpt import GPT
@@ -308,8 +309,6 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
 
 
 def _build_abstract(family: Family, arguments: dict) -> keras.Model:
-    from zoo.keras_internals import forget_uninitialized
-
     try:
         with keras.StatelessScope(initialize_variables=False):
             return _build(family, arguments, "The model")

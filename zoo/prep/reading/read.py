@@ -7,6 +7,7 @@ in `Tally.unreadable`. Nothing larger than `prep.max_document_bytes` is ever hel
 import json
 from collections.abc import Callable, Iterator, Mapping
 
+from zoo.data.text.corpora import load_corpus
 from zoo.prep.document import Document, Tally
 from zoo.prep.reading import parquet, response, warc
 from zoo.prep.reading.charset import decode, without_surrogates
@@ -177,8 +178,6 @@ def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tall
 
 
 def _corpus(name: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
-    from zoo.data.text.corpora import load_corpus
-
     corpus = load_corpus(name)
     language = corpus.languages[0] if len(corpus.languages) == 1 else ""
     for split in corpus.splits.values():
