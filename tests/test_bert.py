@@ -307,6 +307,6 @@ def test_no_size_is_refused():
 @pytest.mark.parametrize("variant", ["", ":debug"])
 def test_the_recipe_names_every_argument(variant):
     config = resolve(f"bert_wiki{variant}")
-    task = registry._resolve(registry._tasks[config.task.name])
+    task = registry.resolve(registry._tasks[config.task.name])
     for section, function in ((config.model, bert.build), (config.task, task)):
         assert set(section) - {"name"} == set(inspect.signature(function).parameters) - {"name"}

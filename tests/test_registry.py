@@ -207,7 +207,7 @@ def arguments_of(function):
 @pytest.mark.parametrize("row", CATALOG, ids=lambda row: row.name)
 def test_a_row_of_the_catalog_is_true(row):
     assert row.task in registry.list_tasks()
-    assert callable(registry._resolve(row.builder))
+    assert callable(registry.resolve(row.builder))
     assert build_abstract(row.name).count_params() == row.parameters
     if row.tiny:  # what learns is small; a frozen backbone has the sizes that it was published with
         learning = build_abstract(row.name, **row.tiny).trainable_variables
@@ -223,9 +223,9 @@ def test_a_row_of_the_catalog_is_true(row):
 def test_no_default_hides_behind_a_recipe(recipe):
     """Every argument of builder and task has a value in the recipe, and no other stands there."""
     config = load_recipe(recipe)
-    builder = registry._resolve(registry.entry(config.model.name).builder)
+    builder = registry.resolve(registry.entry(config.model.name).builder)
     assert set(config.model) - {"name"} == arguments_of(builder)
-    task = registry._resolve(registry._tasks[config.task.name])
+    task = registry.resolve(registry._tasks[config.task.name])
     assert set(config.task) - {"name"} == arguments_of(task)
 
 

@@ -1,6 +1,7 @@
-"""`keras` and `keras.ops`, imported where they are first used.
+"""Heavy libraries, imported where they are first used.
 
-The modules of tasks are imported before TensorFlow is, so that a wrong recipe is refused at once.
+The modules of tasks and data sets are imported before TensorFlow is, so that a wrong recipe is
+refused at once, and `zoo --help` loads nothing.
 """
 
 import importlib
@@ -16,3 +17,6 @@ class _Lazy:
 
 keras = _Lazy("keras")
 ops = _Lazy("keras.ops")
+tf = _Lazy("tensorflow")
+Image = _Lazy("PIL.Image")
+ImageOps = _Lazy("PIL.ImageOps")

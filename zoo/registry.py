@@ -114,9 +114,9 @@ def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
       RunError: for missing or damaged data.
     """
     if task["name"] in _loaders:
-        return _resolve(_loaders[task["name"]])(data, task)
+        return resolve(_loaders[task["name"]])(data, task)
     # Recipes that were resolved before there was an image_size have none.
-    return _resolve("zoo.data:load")(
+    return resolve("zoo.data:load")(
         data["source"], data["manual_dir"] or None, tuple(data.get("image_size", ()))
     )
 
@@ -152,7 +152,14 @@ def list_tasks() -> list[str]:
     return sorted(_tasks)
 
 
-def _resolve(target: str | Callable) -> Callable:
+def resolve(target: str | Callable) -> Callable:
+    """Returns what `"module:name"` names, imported now; anything but a string as it is.
+
+    Parts that load Keras are named so by modules that must not, such as those of tasks.
+
+    Raises:
+      UsageError: where there is no such module or name.
+    """
     if not isinstance(target, str):
         return target
     module, _, attribute = target.partition(":")
@@ -213,7 +220,7 @@ def arguments(name: str) -> dict[str, Any]:
     Those without a default are left out.
     """
     row = entry(name)
-    parameters = inspect.signature(_resolve(row.builder)).parameters.values()
+    parameters = inspect.signature(resolve(row.builder)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {key: value for key, value in {**defaults, **row.arguments}.items() if key != "name"}
 
@@ -232,7 +239,7 @@ def build(name: str, /, **overrides):
       UsageError: for an unknown name or argument, or a value of which no model can be built.
     """
     row = entry(name)
-    builder = _resolve(row.builder)
+    builder = resolve(row.builder)
     arguments = {**row.arguments, **overrides}
     _check_arguments(builder, arguments, f"Model {name!r}")
     try:
@@ -258,7 +265,7 @@ def build_task(name: str, /, **arguments):
             f"No task is named {name!r}.{near_names(name, _tasks)} "
             f"Known: {', '.join(list_tasks())}."
         )
-    task = _resolve(_tasks[name])
+    task = resolve(_tasks[name])
     _check_arguments(task, arguments, f"Task {name!r}")
     try:
         return task(**arguments)
@@ -272,7 +279,7 @@ def build_task(name: str, /, **arguments):
 
 def describe(name: str, batch_size: int = 1, **overrides):
     """Returns a `zoo.description.Description` of a model, without allocating its weights."""
-    return _resolve("zoo.description:describe_model")(name, batch_size, **overrides)
+    return resolve("zoo.description:describe_model")(name, batch_size, **overrides)
 
 
 def load(workdir: str, checkpoint: str = "final"):
@@ -292,5 +299,5 @@ def load(workdir: str, checkpoint: str = "final"):
     if str(workdir).endswith(".keras"):
         if not os.path.exists(workdir):
             raise UsageError(f"There is no file {workdir}.")
-        return _resolve("zoo.saved.model:open_model")(workdir)
-    return _resolve("zoo.saved.model:load_model")(workdir, checkpoint)
+        return resolve("zoo.saved.model:open_model")(workdir)
+    return resolve("zoo.saved.model:load_model")(workdir, checkpoint)

@@ -16,8 +16,10 @@ import tensorflow as tf
 from trainers.run.workdir import read_config
 from zoo import registry
 from zoo.data.pipeline import evaluation_batches
+from zoo.data.text.parallel import packed_rows
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
+from zoo.generation.translate import Translator
 from zoo.saved.workdir import model_path, read_tokenizer
 from zoo.storage.disk import file_digest, one_at_a_time, read_json, write_json
 from zoo.storage.paths import cache_dir
@@ -118,9 +120,6 @@ def taught_sentences(dataset, settings: Mapping, config):
             f"out of the teacher's sentences measures the teacher. Received: data.validation_size="
             f"{config.data.validation_size}."
         )
-    from zoo.data.text.parallel import packed_rows
-    from zoo.generation.translate import Translator
-
     workdir, beams = settings["teacher"], settings["sentences"]
     saved = read_config(workdir)
     check_data(saved, dataset, workdir)

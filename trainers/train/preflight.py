@@ -11,6 +11,7 @@ from trainers.optimization.precision import check_precision
 from trainers.run.workdir import WorkDirectory, read_config
 from trainers.train.callbacks import check_callbacks
 from zoo import registry
+from zoo.data.arrays import pictures
 from zoo.data.datasets import FOLDER, TFDS
 from zoo.errors import UsageError, compiled
 from zoo.saved.workdir import model_path
@@ -115,8 +116,6 @@ def _build_task(config):
 
 def _check_source(data, arguments: dict) -> None:
     """Compares sizes before any image is decoded."""
-    from zoo.data.arrays import pictures  # it loads Pillow, which --help does without
-
     shape, size = tuple(arguments.get("input_shape") or ()), tuple(data.image_size)
     if not data.source.startswith((FOLDER, TFDS)) or not size:
         return

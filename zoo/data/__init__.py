@@ -1,6 +1,7 @@
 """What the models learn from. Imports no TensorFlow."""
 
-from zoo.data.datasets import Dataset, list_datasets, load, register_dataset
+from zoo.data.datasets import Dataset, list_datasets, register_dataset
+from zoo.data.sources import load
 from zoo.data.text import corpus_catalog  # noqa: F401  registers the corpora
 from zoo.data.text.corpora import Corpus, list_corpora, load_corpus, register_corpus
 from zoo.storage.paths import cache_dir, data_dir

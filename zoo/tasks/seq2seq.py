@@ -10,7 +10,9 @@ import math
 
 import numpy as np
 
+from zoo import registry
 from zoo.errors import UsageError
+from zoo.generation.translation_scores import scores
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
@@ -163,8 +165,6 @@ class SequenceToSequence(Task):
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
-        from zoo.generation.translation_scores import scores
-
         translate = self.translator(model, dataset.tokenizer)
         sources, references = zip(*pairs(), strict=True)
         found = translate(sources, beams=self.beams, length_penalty=self.length_penalty)
@@ -194,6 +194,4 @@ class SequenceToSequence(Task):
 
 
 def _translator(model, tokenizer):
-    from zoo.generation.translate import Translator
-
-    return Translator(model, tokenizer)
+    return registry.resolve("zoo.generation.translate:Translator")(model, tokenizer)

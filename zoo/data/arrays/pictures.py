@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from zoo.data.datasets import FOLDER, SPLITS, Dataset
 from zoo.errors import RunError, UsageError, short
+from zoo.lazy import Image, ImageOps
 from zoo.storage.bounds import check_memory
 from zoo.storage.disk import file_digest, one_at_a_time, open_file
 from zoo.storage.paths import cache_dir
@@ -79,8 +79,8 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     return np.asarray(plain, np.uint8).reshape(shape), remarks
 
 
-def _plain(picture: Image.Image) -> tuple[Image.Image, list[str]]:
-    """8-bit RGB of a picture, and what was special about it."""
+def _plain(picture) -> tuple:
+    """8-bit RGB of a `PIL.Image.Image`, and what was special about it."""
     remarks = []
     if getattr(picture, "n_frames", 1) > 1:
         remarks.append("animated: its first picture")
