@@ -40,7 +40,10 @@ TRAIN = {
     "gpt_pydoc": ["train", "gpt_pydoc:debug", *SHORT],
     "lstm_pydoc": ["train", "lstm_pydoc:debug", *SHORT],
     "bert_wiki": ["train", "bert_wiki:debug", *SHORT],
-    "seq2seq_multi30k": ["train", "seq2seq_multi30k:debug", *SHORT],
+    "seq2seq_multi30k": [
+        "train", "seq2seq_multi30k:debug", *SHORT, "--config.data.source=pairs:pairs.tsv",
+        "--config.data.vocabulary_size=500", "--config.data.validation_size=20",
+    ],
     "dcgan_mnist": ["train", "dcgan_mnist:debug", *SHORT],
     "vgg16_transfer": ["train", "vgg16_transfer:debug", *SHORT],
     "mirrored": [
@@ -79,6 +82,9 @@ class Tree:
     def __init__(self, root: Path, folder: Path):
         self.root, self.folder = root, folder
         folder.mkdir(parents=True, exist_ok=True)
+        # Relative paths: the recipes of both trees are the same.
+        lines = [line for seed in range(60) for line in pages.sentences(seed)]
+        (folder / "pairs.tsv").write_text("".join(f"{x}\t{x.swapcase()}\n" for x in lines))
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(root),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainers.compress_jobs import latency
-from trainers.compress_jobs.summary import rows, table
+from trainers.compress_jobs.table import rows, table
 from trainers.export import litert
 
 

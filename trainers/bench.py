@@ -6,8 +6,7 @@ import time
 
 import tensorflow as tf
 
-from trainers.compression import check_sizes
-from trainers.config.recipe import check_batch, check_examples
+from trainers.config.recipe import check_batch, check_examples, check_sizes
 from trainers.distributed import tpu
 from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
 from trainers.input.features import made_up

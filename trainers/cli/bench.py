@@ -11,8 +11,7 @@ import sys
 from absl import flags
 
 from trainers.cli.common import json_flag, modules_flag, parse, run
-from trainers.compression import check_sizes
-from trainers.config.recipe import resolve
+from trainers.config.recipe import check_sizes, resolve
 from trainers.train import preflight
 from zoo import registry
 from zoo.start import start_tensorflow

@@ -84,7 +84,8 @@ def command(argv) -> int:
     dataset = preflight.load_data(plans[0]) if METHODS[methods[0]].trains else None
 
     start_tensorflow()
-    from trainers.compress_jobs.summary import table, write_summary
+    from trainers.compress_jobs.summary import write_summary
+    from trainers.compress_jobs.table import table
     from trainers.train.loop import Terminated
     from trainers.train.trainer import Trainer
 

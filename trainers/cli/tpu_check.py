@@ -11,8 +11,7 @@ import sys
 from absl import flags
 
 from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
-from trainers.compression import check_sizes
-from trainers.config.recipe import check_batch, check_tpu, resolve
+from trainers.config.recipe import check_batch, check_sizes, check_tpu, resolve
 from trainers.tpu_check.chips import CHIPS, parse_topology
 from trainers.tpu_check.compiler import check_installed
 from trainers.train import preflight

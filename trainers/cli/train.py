@@ -72,9 +72,9 @@ def command(argv) -> int:
         if (Path(workdir) / "config.json").exists():
             preflight.check_workdir(config, workdir)
             start_tensorflow()
-            from trainers import compression as compress
+            from trainers.compression import techniques
 
-            compress.settle_weights(config, Path(workdir))
+            techniques.settle_weights(config, Path(workdir))
         WorkDirectory(workdir).check_recipe(as_dict(config))
         return evaluate(workdir, None, "final", as_json=False)
 

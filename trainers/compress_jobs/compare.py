@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.compress_jobs.summary import shown
+from trainers.compress_jobs.table import shown
 from trainers.run.workdir import read_config
 from zoo.errors import RunError, UsageError
 from zoo.storage.disk import read_json

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from trainers.export.litert import LiteRTFile
+
 THREADS = (1, 2)
 _SECONDS = 2.0  # of measuring, for each number of threads
 _LEAST, _MOST = 5, 500  # calls of each file
@@ -21,8 +23,6 @@ def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[
     Returns:
       Name -> number of threads, as text -> median milliseconds of a call from Python.
     """
-    from trainers.export.litert import LiteRTFile
-
     found: dict[str, dict[str, float]] = {name: {} for name in files}
     count = len(next(iter(examples.values())))
     rows = [{k: v[i : i + 1] for k, v in examples.items()} for i in range(count)]

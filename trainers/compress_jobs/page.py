@@ -3,6 +3,7 @@
 import html
 from pathlib import Path
 
+from trainers.compress_jobs.table import rows, shown
 from trainers.report import figures as report_figures
 from trainers.report import page as report
 from trainers.report import sections
@@ -11,8 +12,6 @@ from zoo.storage.disk import atomic
 
 def write_page(found: dict, path: Path) -> None:
     """Writes the page of one compression; `found` as `trainers.compress_jobs.summary` has it."""
-    from trainers.compress_jobs.summary import rows, shown
-
     before, after = found["before"], found["after"]
     name = html.escape(found["metric"])
     values = [side["test"].get(found["metric"]) for side in (before, after)]
@@ -44,8 +43,6 @@ def write_page(found: dict, path: Path) -> None:
 
 def write_comparison(found: dict, path: Path) -> None:
     """Writes the page of several; `found` as `trainers.compress_jobs.compare` has it."""
-    from trainers.compress_jobs.summary import shown
-
     models, metric = found["models"], found["metric"]
     plots = []
     for key, title in (("gzip_bytes", "gzip bytes"), ("ms", "milliseconds a sample, 1 thread")):
@@ -93,8 +90,6 @@ def _about(found: dict) -> str:
 
 
 def _changed(values: list) -> tuple[str, str]:
-    from trainers.compress_jobs.summary import shown
-
     before, after = values
     if before is None or after is None:
         return shown(after), ""
@@ -102,8 +97,6 @@ def _changed(values: list) -> tuple[str, str]:
 
 
 def _ratio_tile(name: str, before, after, word: str, unit: str) -> str:
-    from trainers.compress_jobs.summary import shown
-
     detail = f"{shown(before)} {unit} to {shown(after)} {unit}"
     return sections.tile(name, f"{before / after:.2f}x {word}", detail)
 

@@ -6,8 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from trainers.evaluation.evaluate import Evaluator, read_evaluation
+from trainers.export.formats import examples_of
+from trainers.export.litert import FileModel
 from trainers.run.workdir import read_config
+from zoo import registry
+from zoo.data.hold_out import judged_split, with_hold_out
 from zoo.errors import RunError
+from zoo.models.float32 import in_float32
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert
 
 _BATCH = 64
@@ -41,8 +47,6 @@ class Subject:
     @property
     def split(self) -> str:
         """The split that it is measured on; "" where there is none but the training's."""
-        from zoo.data.hold_out import judged_split
-
         return judged_split(self.dataset.splits)
 
     @property
@@ -52,14 +56,10 @@ class Subject:
 
     def served(self):
         """What is exported of the model, in float32."""
-        from zoo.models.float32 import in_float32
-
         return self.task.served(in_float32(self.model))
 
     def examples(self, split: str = "", places=range(8)) -> dict:
         """Some examples of a split, as the served model takes them: name -> (N, …)."""
-        from trainers.export.formats import examples_of
-
         found = examples_of(self.task, self.dataset.splits[split or self.split or "train"], places)
         return {tensor.name: np.asarray(found[tensor.name]) for tensor in self.served().inputs}
 
@@ -73,8 +73,6 @@ class Subject:
         """What a task evaluates: the Keras model, or the LiteRT file in its own runtime."""
         if self.file is None:
             return self.model
-        from trainers.export.litert import FileModel
-
         model = self.model
         return FileModel(self.file, model, self.task.served(model))
 
@@ -85,8 +83,6 @@ class Subject:
         holds one forward pass.
         """
         import tensorflow as tf
-
-        from trainers.evaluation.evaluate import Evaluator
 
         model = self.measured()
         metrics, predictions = Evaluator(
@@ -100,8 +96,6 @@ class Subject:
         """Metrics of `split` that are numbers: those on record where they are of this model."""
         if not self.split:
             return {}
-        from trainers.evaluation.evaluate import read_evaluation
-
         result = read_evaluation(self.path, self.split)
         found = self.evaluate()[0] if result is None else result.metrics
         return {name: value for name, value in found.items() if isinstance(value, float)}
@@ -118,9 +112,6 @@ def load(workdir: str | Path, dataset=None) -> Subject:
       UsageError: where it is none, or data and model do not fit.
       RunError: where a file is damaged or the data are not here.
     """
-    from zoo import registry
-    from zoo.data.hold_out import with_hold_out
-
     path = Path(workdir)
     saved = read_config(path)
     file = path / LITERT if is_litert(saved) else None

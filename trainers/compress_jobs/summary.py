@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.compress_jobs.latency import THREADS, interleaved
+from trainers.compress_jobs.latency import interleaved
+from trainers.compress_jobs.page import write_page
 from trainers.compress_jobs.subject import Subject, load
-from trainers.export.litert import NO_RUNTIME
+from trainers.export.litert import NO_RUNTIME, write
 from zoo import registry
 from zoo.errors import RunError
-from zoo.formatting import number
 from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import read_bytes, read_json, write_json
 
@@ -34,8 +34,6 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
           says why, where it has no such file.
         test: metrics.
     """
-    from trainers.compress_jobs.page import write_page
-
     record, page = Path(after) / "compression.json", Path(after) / "compression.html"
     models = [path for name in ("model.keras", LITERT) if (path := Path(after) / name).exists()]
     if record.exists() and all(p.stat().st_mtime <= record.stat().st_mtime for p in models):
@@ -85,8 +83,6 @@ def runtime_file(side: Subject, path: Path) -> tuple[Path | None, str]:
     Returns:
       `(file, "")`; or `(None, why)` where none can be made.
     """
-    from trainers.export.litert import write
-
     if side.file is not None:
         return side.file, ""
     try:
@@ -110,50 +106,3 @@ def counts(side: Subject) -> dict[str, int]:
 
 def _keeps_integers(side: Subject) -> bool:
     return side.compress.get("ptq", {}).get("format", "").startswith("keras")
-
-
-def rows(found: dict) -> list[tuple[str, object, object, str]]:
-    """A row a fact: its name, before, after, and how they compare; None for what is not known."""
-    before, after = (_flat(found[side]) for side in ("before", "after"))
-    lines = []
-    for name, value in before.items():
-        new = after.get(name)
-        if isinstance(value, int) and isinstance(new, int):
-            note = f"{value / max(new, 1):.2f}x smaller" if new < value else ""
-        elif name.startswith("ms, ") and value and new:
-            note = f"{value / new:.2f}x the speed"
-        elif value is None or new is None:
-            note = ""
-        else:
-            note = f"{new - value:+.2g}"
-        lines.append((name, value, new, note))
-    return lines
-
-
-def _flat(side: dict) -> dict:
-    times = side["milliseconds"] or {}
-    return {
-        **{name: side[name] for name in ("parameters", "nonzeros", "bytes", "gzip_bytes")},
-        **{f"ms, {n} thread{'s' * (n > 1)}": times.get(str(n)) for n in THREADS},
-        **side["test"],
-    }
-
-
-def table(found: dict) -> str:
-    """The same as text."""
-    judged = f"metrics: {split} split" if (split := found.get("split")) else ""
-    lines = [f"{judged:24}{'before':>14}{'after':>14}"]
-    for name, value, new, note in rows(found):
-        cells = "".join(f"{shown(x):>14}" for x in (value, new))
-        lines.append(f"{name:24}{cells}  {note}".rstrip())
-    for side in ("before", "after"):
-        if found[side]["remark"]:
-            lines.append(f"{side}: {found[side]['remark']}")
-    return "\n".join(lines)
-
-
-def shown(value) -> str:
-    """A number of a table; a dash for what is not known."""
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else number(value, digits=5)

@@ -519,3 +519,18 @@ def import_user_modules(names: Sequence[str]) -> None:
                 f"searched last: rename yours. Received: {other}."
             )
         _remember(_run(f"--import={name}", lambda name=name: importlib.import_module(name)))
+
+
+def check_sizes(section) -> None:
+    """Raises `UsageError` where sizes of layers would follow from weights, which are not read."""
+    structured, low = section.structured, section.low_rank
+    if (structured.sparsity or structured.keep) and not structured.widths:
+        key, where = "structured", "widths"
+    elif (low.energy or low.budget or low.sensitivity or low.keep) and not low.ranks:
+        key, where = "low_rank", "ranks"
+    else:
+        return
+    raise UsageError(
+        f"compress.{key} chooses sizes by the weights' values, which are not read here: give "
+        f"compress.{key}.{where}, as the config.json of a run has them."
+    )

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from trainers.compression import check_sizes
-from trainers.config.recipe import check_batch, check_tpu
+from trainers.config.recipe import check_batch, check_sizes, check_tpu
 from trainers.input.features import made_up
 from trainers.train.build import build_step
 from zoo import registry

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from trainers import compression as compress
+from trainers.compression import techniques
 from trainers.optimization.optimizers import make_optimizer
 from trainers.optimization.precision import precision
 from trainers.optimization.schedules import make_schedule
@@ -37,7 +37,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
 
     Returns:
       `(TrainStep, Task)`: the recipe's task; that of the step may be more than it, see
-      `trainers.compression.taught`.
+      `trainers.compression.techniques.taught`.
     """
     trainer = config.trainer
     model_arguments = config.model.to_dict()
@@ -59,10 +59,10 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
                 "XLA cannot compile batch normalisation that is synchronised over replicas. "
                 "Received: trainer.jit_compile=True on several replicas."
             )
-        model = compress.changed(model, config.compress.to_dict())
+        model = techniques.changed(model, config.compress.to_dict())
         if trainer.remat:
             apply_remat(model, trainer.remat)
-        learned = compress.taught(task, model, config, dataset)
+        learned = techniques.taught(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
         for player in learned.players(model):
@@ -84,7 +84,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             seed=trainer.seed,
             rules=rules,
         )
-        step.compressors = compress.compressors(step, config.compress.to_dict(), total_steps)
+        step.compressors = techniques.compressors(step, config.compress.to_dict(), total_steps)
     return step, task
 
 

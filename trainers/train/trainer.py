@@ -15,7 +15,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from trainers import compression as compress
+from trainers.compression import techniques
 from trainers.config.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.distributed import tpu
 from trainers.distributed.cluster import Cluster, code_fingerprint, read_cluster
@@ -191,7 +191,7 @@ class Trainer(Loop):
         if self.dataset is None:
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
         self.link.same("data", self.dataset.fingerprint)
-        self.dataset = compress.settle(config, self.workdir.path, self.dataset)
+        self.dataset = techniques.settle(config, self.workdir.path, self.dataset)
         self.dataset, self.hold_out_note = with_hold_out(self.dataset, config.data.validation_size)
         self.arrays = self.dataset.splits["train"]
         self.judged = judged_split(self.dataset.splits, self.read_test)
