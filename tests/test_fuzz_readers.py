@@ -24,7 +24,7 @@ import pytest
 
 from trainers.report import page as report
 from trainers.run import checkpoint, workdir
-from zoo.data import datasets
+from zoo.data import sources
 from zoo.data.arrays import npz, pictures
 from zoo.data.text import corpora, tokenizers
 from zoo.errors import RunError, UsageError
@@ -403,6 +403,6 @@ def test_folders_of_images_and_text_leave_out_what_is_no_file(valid, tmp_path, c
             make(tmp_path / "images" / name / f"{kind}.png")
             make(tmp_path / "images" / name / f"{kind}.txt")
     with limited(SECONDS):
-        found = datasets.load(f"folder:{tmp_path}/images", image_size=(4, 4))
+        found = sources.load(f"folder:{tmp_path}/images", image_size=(4, 4))
         corpora.load_corpus(f"text:{tmp_path}/images")
     assert len(found.splits["train"]["label"]) == 2

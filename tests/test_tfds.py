@@ -116,7 +116,7 @@ def test_processes_at_once_prepare_once(cache, tmp_path):
     code = """
 import sys, time
 import numpy as np
-from zoo.data import tfds
+from zoo.data.arrays import tfds
 def produce():
     open(sys.argv[1], "a").write("made ")
     time.sleep(0.5)

@@ -47,7 +47,7 @@ def _python(code, **environment):
 FINGERPRINTS = """
 import os, sys
 from tests.test_tokenizers import KINDS, SIZES, _text
-from zoo.data import tokenizers
+from zoo.data.text import tokenizers
 if os.environ["CORES"] == "1":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 texts = [_text(), _text(seed=2)]
@@ -300,7 +300,7 @@ def test_it_is_silent_in_threads_and_forks():
     code = """
 import os, sys
 from tests.test_tokenizers import KINDS, SIZES, _text
-from zoo.data import tokenizers
+from zoo.data.text import tokenizers
 trained = [tokenizers.train(kind, [_text()], SIZES[kind]) for kind in KINDS]
 expected = [t.encode(_text(100, 4)) for t in trained]
 for t in trained:
