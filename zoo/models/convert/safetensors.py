@@ -1,27 +1,20 @@
-"""The safetensors format: eight bytes of header length, a JSON header, raw little-endian values.
+"""Weights in safetensors files, by the library of that name: float32, one tensor at a time."""
 
-Written out here because reading it takes neither PyTorch nor transformers
-(https://github.com/huggingface/safetensors, section Format).
-"""
-
-import itertools
-import json
-import math
-import struct
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from zoo.errors import RunError, UsageError
+from zoo.errors import RunError, UsageError, short
 from zoo.storage.bounds import JSON_EXPANSION, check_memory
-from zoo.storage.disk import atomic, open_file, read_json, unreadable
+from zoo.storage.disk import atomic_path, open_file, read_json, unreadable
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# bfloat16 is the upper half of a float32 and has no name in NumPy.
-_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_LARGEST_HEADER = 100_000_000  # bytes, as the format has it
+_TYPES = ("F32", "F16", "BF16")
 
 
 class Tensors(Mapping):
@@ -35,54 +28,57 @@ class Tensors(Mapping):
     """
 
     def __init__(self, paths: list[Path]):
-        self._entries = {}
+        self._files, self._places = {}, {}
         for path in paths:
-            for name, entry in _read_header(path).items():
-                if name in self._entries:
-                    raise RunError(
-                        f"Tensor {name!r} is in both {self._entries[name][0]} and {path}."
-                    )
-                self._entries[name] = (path, *entry)
+            self._files[path] = _open(path)
+            for name in self._files[path].keys():  # noqa: SIM118  it is no mapping
+                if name in self._places:
+                    raise RunError(f"Tensor {name!r} is in both {self._places[name]} and {path}.")
+                self._places[name] = path
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._places)
 
     def path(self, name: str) -> Path:
         """Returns the file that holds a tensor."""
-        return self._entries[name][0]
+        return self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor without reading it."""
-        return self._entries[name][2]
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name: str):
+        return self._files[self._places[name]].get_slice(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns a tensor as float32.
 
         Raises:
-          RunError: where it holds no floating-point numbers of 16 or 32 bits, or cannot be read.
+          RunError: where it holds no floating-point numbers of 16 or 32 bits.
         """
-        path, kind, shape, start = self._entries[name]
+        path, kind = self._places[name], self._slice(name).get_dtype()
         if kind not in _TYPES:
             raise RunError(
                 f"Tensor {name!r} of {path} is of type {kind}; {', '.join(_TYPES)} are read."
             )
-        count = math.prod(shape)
-        try:
-            with open_file(path) as file:
-                # As stored, as float32, and transposed by the model.
-                check_memory(path, 12 * count)
-                file.seek(start)
-                values = np.fromfile(file, _TYPES[kind], count)
-        except OSError as error:
-            raise unreadable(path, error) from None
-        if values.size != count:
-            raise RunError(f"{path} is damaged: it ends inside tensor {name!r}.")
-        if kind == "BF16":
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False).reshape(shape)
+        # As stored, as float32, and transposed by the model.
+        check_memory(path, 12 * int(np.prod(self.shape(name), dtype=np.int64)))
+        return self._files[path].get_tensor(name).astype(np.float32, copy=False)
+
+
+def _open(path: Path):
+    """Opens a file, of which the library checks that the tensors fill it."""
+    try:
+        with open_file(path) as file:
+            check_memory(path, JSON_EXPANSION * min(int.from_bytes(file.read(8), "little"), 10**8))
+        return safe_open(path, framework="numpy")
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: {short(error)}") from None
 
 
 def open_folder(folder: Path) -> Tensors:
@@ -113,7 +109,7 @@ def open_folder(folder: Path) -> Tensors:
 
 
 def write(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable]]) -> None:
-    """Writes one file of float32 tensors, one tensor in memory at a time.
+    """Writes one file of float32 tensors; it holds a copy of all of them while it does.
 
     Args:
       path: of the file.
@@ -122,56 +118,13 @@ def write(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable]]) -
     Raises:
       OSError: as the disk says.
     """
-    # transformers refuses a file that does not say what framework's layout it has.
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, (shape, _) in tensors.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # values start at a multiple of eight
-    with atomic(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, (shape, values) in tensors.items():
-            array = np.ascontiguousarray(values(), _TYPES["F32"])
-            assert array.shape == tuple(shape), name
-            file.write(array.data)
-
-
-def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
-    """Returns `{name: (type, shape, first byte)}` of a file whose every tensor lies inside it."""
-    try:
-        with open_file(path) as file:
-            total = file.seek(0, 2)
-            file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            if total < 8 or length > min(total - 8, _LARGEST_HEADER):
-                raise RunError(f"{path} is damaged: it is no safetensors file, or is cut short.")
-            check_memory(path, JSON_EXPANSION * length)
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except (ValueError, RecursionError):
-        raise RunError(f"{path} is damaged: its header is no JSON.") from None
-    if not isinstance(header, dict):
-        raise RunError(f"{path} is damaged: its header is no table of tensors.")
-    header.pop("__metadata__", None)
-    entries, places = {}, []
-    for name, entry in header.items():
+    arrays = {}
+    for name, (shape, values) in tensors.items():
+        arrays[name] = np.ascontiguousarray(values(), np.float32)
+        assert arrays[name].shape == tuple(shape), name
+    with atomic_path(path) as made:
+        # transformers refuses a file that does not say what framework's layout it has.
         try:
-            kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            size = _TYPES[kind].itemsize * math.prod(shape) if kind in _TYPES else end - start
-            integers = all(type(number) is int for number in (*shape, start, end))
-            whole = integers and 0 <= start <= end and end - start == size
-            whole = whole and min(shape, default=0) >= 0
-        except (KeyError, TypeError, ValueError):
-            whole = False
-        if not whole:
-            raise RunError(f"{path} is damaged: its header describes tensor {name!r} wrongly.")
-        if 8 + length + end > total:
-            raise RunError(f"{path} is cut short: it ends before the end of tensor {name!r}.")
-        entries[name] = (kind, shape, 8 + length + start)
-        places.append((start, end))
-    places.sort()
-    if any(end > start for (_, end), (start, _) in itertools.pairwise(places)):
-        raise RunError(f"{path} is damaged: its header has tensors that overlap.")
-    return entries
+            save_file(arrays, made, metadata={"format": "pt"})
+        except SafetensorError as error:  # its only word for a full disk, too
+            raise OSError(errno.EIO, short(error), str(path)) from None
