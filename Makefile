@@ -7,33 +7,39 @@ RUN := runs/quickstart
 # TensorFlow leaves a core idle much of the time that tests take.
 TWO := -n 2 --dist loadfile
 
-.PHONY: quickstart test test-fast test-tpu-build test-launch lint golden workspace clean
+.PHONY: quickstart test test-slow test-tpu-build test-launch lint golden workspace clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TWO) -m "not alone"
+	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not alone"
+
+test-slow: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(TWO) -m "slow and not alone"
 	$(VENV)/bin/python -m pytest -m alone
 
-test-fast: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not alone"
-	$(VENV)/bin/python -m pytest -m "not slow and alone"
-
 # The build of TensorFlow for TPUs runs on a CPU too: what the trainer does must be the same there.
-test-tpu-build:
-	PYTHON=$(PYTHON) bash launch/install_tpu.sh .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet pytest
+test-tpu-build: .venv-tpu/.installed
 	.venv-tpu/bin/python -m pytest -m "not slow and not alone" \
 	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py \
 	  tests/test_remote.py tests/test_saver.py tests/test_samples.py tests/test_translate.py \
 	  tests/test_generate.py tests/test_beam_search.py tests/test_cli_generate.py
 
 # SkyPilot brings 59 packages, some of them older than TensorFlow's: an environment of its own.
-test-launch:
+test-launch: .venv-launch/.installed
+	.venv-launch/bin/python launch/load.py
+
+# Environments are kept between runs, where there are some.
+.venv-tpu/.installed: launch/install_tpu.sh setup.cfg
+	PYTHON=$(PYTHON) bash launch/install_tpu.sh .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet pytest
+	touch $@
+
+.venv-launch/.installed:
 	$(PYTHON) -m venv .venv-launch
 	.venv-launch/bin/python -m pip install --quiet 'skypilot>=0.14'
-	.venv-launch/bin/python launch/load.py
+	touch $@
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

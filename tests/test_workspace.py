@@ -14,10 +14,14 @@ def test_tables_are_current():
 
 
 def test_paths_that_the_documents_name_exist():
-    for document in ("WORKSPACE.md", "README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text()
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        if document.name == "CHANGELOG.md":  # it tells of earlier layouts
+            continue
+        text = document.read_text()
         for path in re.findall(r"`((?:zoo|trainers|configs|tests|benchmarks|docs)/[\w./]*)`", text):
             assert (ROOT / path).exists(), f"{document} names {path}"
+        for link in re.findall(r"\]\(([\w./]+\.md)(?:#\w+)?\)", text):
+            assert (document.parent / link).exists(), f"{document} links to {link}"
 
 
 def test_readme_opens_with_the_two_commands():
