@@ -8,7 +8,6 @@ import pytest
 
 from trainers.compress_jobs import latency
 from trainers.compress_jobs.table import rows, table
-from trainers.export import litert
 
 
 def side(accuracy=0.9, gzip_bytes=1000, ms=1.0, **more):
@@ -118,7 +117,7 @@ def test_files_take_turns(monkeypatch):
             calls.append((self.path, self.threads, int(inputs["x"][0])))
             now[0] += 1.0 if len(calls) == 9 else 0.004 if self.path == "slow" else 0.001
 
-    monkeypatch.setattr(litert, "LiteRTFile", File)
+    monkeypatch.setattr(latency, "LiteRTFile", File)
     monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     found = latency.interleaved(
         {"fast": "fast", "slow": "slow"},

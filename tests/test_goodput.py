@@ -10,14 +10,15 @@ from tests.test_resume import Interrupted, StopAt
 from trainers.report.page import write_report
 from trainers.run import goodput
 from trainers.run.goodput import Goodput
+from trainers.run.state import RunState
 
 
 def test_the_first_update_of_a_process_does_not_count(monkeypatch):
     now = {"perf_counter": 0.0, "time": 100.0}
     clock = types.SimpleNamespace(**{name: lambda name=name: now[name] for name in now})
     monkeypatch.setattr(goodput, "time", clock)
-    counters = {"useful": 5.0}  # of an earlier process
-    found = Goodput(counters, born=60.0)
+    state = RunState(useful=5.0)  # of an earlier process
+    found = Goodput(state, born=60.0)
     for block, seconds in (
         (found.update, 9),
         (found.update, 3),
@@ -27,7 +28,7 @@ def test_the_first_update_of_a_process_does_not_count(monkeypatch):
         with block():
             now["perf_counter"] += seconds
         now["perf_counter"] += 100  # validating, saving
-    assert counters["useful"] == 11.0
+    assert state.useful == 11.0
     assert found.share() == 11 / 40
 
 
@@ -45,7 +46,7 @@ def test_what_is_done_again_does_not_count(run, tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = sum("loss" in line for line in lines)
     # Each look at whether the loss is finite waits too: at 4, then at 5, 8, 10, 12 and 13.
-    assert trainer.counters["useful"] == 3 + 8 + logged + 1 + 5
+    assert trainer.state.useful == 3 + 8 + logged + 1 + 5
     started = [line for line in lines if line.get("event") == "started"]
     assert len(started) == 1
 

@@ -13,7 +13,12 @@ from tests.test_resume import Interrupted, StopAt
 from trainers.config.base import optimizer
 from trainers.evaluation.means import Means
 from trainers.run.workdir import read_metrics
-from trainers.train import loop
+from trainers.train import trainer
+from trainers.train.hooks.keras_callbacks import KerasCallbacks
+from trainers.train.hooks.periods import Periods
+from trainers.train.hooks.validation import Validation
+from trainers.train.loop import Terminated
+from trainers.train.trainer import Trainer
 from zoo import registry
 from zoo.formatting import duration, short_number
 from zoo.tasks.base import Task
@@ -66,8 +71,6 @@ def lines_of(workdir):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What the uninterrupted run logs, and what its callbacks hear."""
-    from trainers.train.trainer import Trainer
-
     heard, workdir = Heard(), tmp_path_factory.mktemp("whole") / "run"
     Trainer(recipe(), workdir, dataset=toys.token_data(), callbacks=[heard]).train()
     return lines_of(workdir), heard.epochs
@@ -91,26 +94,26 @@ def test_a_killed_run_logs_what_the_uninterrupted_run_logs(whole, run, tmp_path)
 @pytest.mark.parametrize(
     "where",
     [
-        "_end_epoch",
-        pytest.param("_evaluate", marks=pytest.mark.slow),
-        pytest.param("_finish", marks=pytest.mark.slow),
+        (KerasCallbacks, "end_epoch"),
+        pytest.param((Validation, "evaluate"), marks=pytest.mark.slow),
+        pytest.param((Trainer, "_finish"), marks=pytest.mark.slow),
     ],
+    ids=["epoch", "evaluation", "finish"],
 )
 def test_a_kill_between_a_checkpoint_and_what_follows_it(where, whole, run, tmp_path, monkeypatch):
     lines, epochs = whole
     heard = Heard()
 
     def killed(self, *arguments):
-        if self.done in (15, 18):
+        state = self.state if isinstance(self, Trainer) else self._state
+        if state.done in (15, 18):
             raise Interrupted
         return before(self, *arguments)
 
-    from trainers.train.trainer import Trainer
-
-    before = getattr(Trainer, where)
+    before = getattr(*where)
     config = recipe(checkpoint_every=3)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, where, killed)
+        patch.setattr(*where, killed)
         with pytest.raises(Interrupted):
             run(config, toys.token_data(), tmp_path / "run", callbacks=[heard])
     run(config, toys.token_data(), tmp_path / "run", callbacks=[heard])
@@ -119,10 +122,8 @@ def test_a_kill_between_a_checkpoint_and_what_follows_it(where, whole, run, tmp_
 
 
 def test_a_kill_while_the_report_is_written_leaves_one_end(whole, run, tmp_path, monkeypatch):
-    from trainers.report import page as report
-
     with monkeypatch.context() as patch:
-        patch.setattr(report, "write_report", lambda path: (_ for _ in ()).throw(Interrupted()))
+        patch.setattr(trainer, "write_report", lambda path: (_ for _ in ()).throw(Interrupted()))
         with pytest.raises(Interrupted):
             run(recipe(), toys.token_data(), tmp_path / "run")
     assert read_metrics(tmp_path / "run")[-1]["event"] == "finished"
@@ -140,7 +141,7 @@ def test_a_stop_by_sigterm_at_an_epochs_end_is_heard_of_once(whole, run, tmp_pat
             if int(self.model.step.numpy()) == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(loop.Terminated):
+    with pytest.raises(Terminated):
         run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[Terminate(), heard])
     assert sorted(heard.epochs) == [0]
     run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[heard])
@@ -190,15 +191,8 @@ def test_a_rollback_goes_back_to_the_means_of_the_checkpoint(run, tmp_path):
     ],
 )
 def test_windows_are_equal_whatever_the_length_of_an_epoch(steps, every, expected):
-    class Toy(loop.Loop):
-        def __init__(self):
-            self.config, self.total_steps = toys.recipe(log_every=every), steps
-
-    toy, found = Toy(), []
-    for toy.done in range(1, steps + 1):
-        if toy._ends_window():
-            found.append(toy.done)
-    assert found == expected
+    periods = Periods(steps, steps_per_epoch=5, log_every=every)
+    assert [done for done in range(1, steps + 1) if periods.ends_window(done)] == expected
 
 
 def test_an_epochs_means_are_of_all_its_updates(run, tmp_path):
@@ -217,7 +211,7 @@ def test_an_epochs_means_are_of_all_its_updates(run, tmp_path):
     expected = losses[arrays["mask"]].mean()
     for epoch in (0, 1):
         assert heard.epochs[epoch]["loss"] == pytest.approx(expected, rel=1e-4)
-    assert trainer.steps_per_epoch == 5
+    assert trainer.periods.steps_per_epoch == 5
 
 
 def test_a_run_that_a_callback_stops_logs_its_last_updates(run, tmp_path):

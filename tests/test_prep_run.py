@@ -16,7 +16,6 @@ import pytest
 
 from tests import commands, pages
 from tests.commands import content
-from zoo.data.text import corpora
 from zoo.errors import RunError, UsageError
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
@@ -212,7 +211,7 @@ def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeyp
     words.write_text("one\n")
 
     corpus = types.SimpleNamespace(fingerprint="a")
-    monkeypatch.setattr(corpora, "load_corpus", lambda name: corpus)
+    monkeypatch.setattr(pipeline, "load_corpus", lambda name: corpus)
     first = plan(input="corpus:persian_news")
     assert plan(input="corpus:persian_news") == first
     corpus.fingerprint = "b"

@@ -124,28 +124,29 @@ def lines_of(workdir):
 def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypatch):
     """And what it would have told is told when the run goes on."""
     from trainers.train import loop
+    from trainers.train.hooks.validation import Validation
 
-    evaluate, asked = loop.Loop._evaluate, []
+    evaluate, asked = Validation.evaluate, []
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if int(self.model.step.numpy()) == 8 and how == "SIGTERM before":
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def interrupted(trainer):
-        if trainer.done == 8:
+    def interrupted(validation):
+        if validation._state.done == 8:
             asked.append(8)
             if how == "kill in":
                 raise Interrupted
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(trainer)
+        return evaluate(validation)
 
     config = recipe(evaluate_every=4)
     config.data.validation_size = 8
     data = toys.token_data()
     whole = run(config, data, workdir=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_evaluate", interrupted)
+        patch.setattr(Validation, "evaluate", interrupted)
         with pytest.raises((loop.Terminated, Interrupted)):
             run(config, data, workdir=tmp_path / "parts", callbacks=[Terminate()])
     assert asked == ([] if how == "SIGTERM before" else [8])
@@ -153,7 +154,7 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypa
     again = run(config, data, workdir=tmp_path / "parts")
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
-    assert again.counters["best"] == whole.counters["best"]
+    assert again.state.best == whole.state.best
 
 
 def test_seeds_are_in_the_checkpoint(run, tmp_path):
@@ -289,8 +290,8 @@ def test_nan_between_two_log_lines_is_not_saved(run, tmp_path):
 def test_rollback_leaves_the_bad_batch_out(run, tmp_path):
     """With batch 4 of 5 poisoned, the end is that of training on batches 1, 2, 3, 5, 6."""
     trainer = run(poison_recipe(max_rollbacks=1), poisoned(3), workdir=tmp_path / "run")
-    assert trainer.done == 5
-    assert trainer.counters["skipped_batches"] == 1
+    assert trainer.state.done == 5
+    assert trainer.state.skipped_batches == 1
     events = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "rolled back" in events
 
@@ -435,4 +436,4 @@ def test_replicas_that_see_the_same_rows_together_may_change(run, tmp_path):
     with pytest.raises(Interrupted):
         run(recipe, toys.image_data(), folder, callbacks=[StopAt(6)])
     recipe.trainer.update({"strategy": "mirrored", "replicas": 2, "micro_batch_size": 2})
-    assert run(recipe, toys.image_data(), folder).done == 10
+    assert run(recipe, toys.image_data(), folder).state.done == 10

@@ -13,7 +13,7 @@ from trainers.config.base import optimizer, schedule
 from trainers.evaluation.means import Means
 from trainers.optimization.optimizers import make_optimizer
 from trainers.train.build import synchronize_normalization
-from trainers.train.loop import Loop
+from trainers.train.hooks.keras_callbacks import share_rates
 from zoo import registry
 from zoo.errors import UsageError
 
@@ -417,9 +417,6 @@ def test_rates_of_the_chief_are_those_of_all():
     own = keras.optimizers.SGD(0.5)
     plan = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 10))
     link = types.SimpleNamespace(count=2, share=lambda mine: [0.125, mine[1]])
-    loop = types.SimpleNamespace(
-        link=link, step=types.SimpleNamespace(optimizers=[own, plan])
-    )  # fmt: skip
-    Loop._take_over_rates(loop)
+    share_rates([own, plan], link)
     assert float(own.learning_rate) == 0.125
     assert float(plan.learning_rate) == 0.5

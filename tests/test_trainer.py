@@ -11,6 +11,7 @@ import pytest
 from tests import toys
 from trainers.config.base import optimizer, schedule
 from trainers.distributed.link import Alone
+from trainers.run.events import Events
 from trainers.run.workdir import NoDirectory, read_metrics
 from trainers.train.trainer import Trainer
 from zoo import registry
@@ -97,14 +98,14 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
     )  # fmt: skip
     assert [epoch for epoch, _ in epochs] == [0, 1]  # stopped early, after patience
     assert epochs[0][1] == ["accuracy", "loss", "val_accuracy", "val_loss"]
-    assert trainer.done == 8
+    assert trainer.state.done == 8
     assert csv.read_text().splitlines()[0] == "epoch,accuracy,loss,val_accuracy,val_loss"
     assert list((tmp_path / "run" / "tensorboard").rglob("events.out*"))
     assert (tmp_path / "run" / "model.keras").exists()
     assert len(trainer.step.history.epoch) == 2
     # The same command again does not train on.
     again = run(config, toys.image_data(), workdir=tmp_path / "run")
-    assert again.done == 8
+    assert again.state.done == 8
     assert toys.difference(trainer.step.net, again.step.net) == 0
 
 
@@ -120,7 +121,7 @@ def test_callbacks_hear_of_every_evaluation(run):
     lines = read_metrics(trainer.workdir.path)
     found = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
     assert list(found) == [3, 6, 9, 12]
-    assert trainer.steps_per_epoch == 4
+    assert trainer.periods.steps_per_epoch == 4
     np.testing.assert_allclose(heard, [found[3], found[6], found[12]], rtol=1e-4)
 
 
@@ -129,7 +130,7 @@ def test_classes_without_a_name_are_refused(run):
     with pytest.raises(UsageError, match=r"has 2 \(a, b\); set model.num_classes=2"):
         run(toys.recipe("toy_norm", "image_classification"), data)
     numbered = dataclasses.replace(data, class_names=("0", "1"))  # the third may be missing
-    assert run(toys.recipe("toy_norm", "image_classification", steps=1), numbered).done == 1
+    assert run(toys.recipe("toy_norm", "image_classification", steps=1), numbered).state.done == 1
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
@@ -170,11 +171,11 @@ def test_the_log_tells_examples_and_rates_as_they_were(run):
     lines = [line for line in read_metrics(trainer.workdir.path) if "loss" in line]
     rates = [line["learning_rate"] for line in lines]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.05, 0.0], rtol=1e-5)
-    assert trainer.steps_per_epoch == 2  # of 16 examples and 4
-    counts = []
+    assert trainer.periods.steps_per_epoch == 2  # of 16 examples and 4
+    progress, counts = trainer._hooks(None).progress, []
     for done, steps in ((1, 1), (2, 1), (2, 2), (4, 4), (3, 2)):
-        trainer.done = done
-        counts.append(trainer._examples(steps))
+        trainer.state.done = done
+        counts.append(progress.examples_of(steps))
     assert counts == [16, 4, 20, 40, 20]
 
 
@@ -228,6 +229,7 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
     trainer.link.chief, said = False, {}
     trainer.link.same = said.__setitem__
     trainer.workdir = NoDirectory(trainer.workdir.path)
+    trainer.events = Events(trainer.workdir, trainer.state, chief=False)
     trainer.train()
     assert not list(tmp_path.iterdir())
     # What it would hold against the others': each must be as strong as they are.

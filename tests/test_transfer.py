@@ -158,7 +158,7 @@ def test_weights_come_from_a_file(vgg, kind, tmp_path, monkeypatch):
     else:
         path = tmp_path / "run"
         path.mkdir()
-        monkeypatch.setattr(zoo, "load", lambda folder: {str(path): vgg}[folder])
+        monkeypatch.setattr(transfer, "load_model", lambda folder: {path: vgg}[folder])
     other = registry.build("vgg16_transfer", **SMALL | {"weights": str(path), "num_classes": 5})
     for start, end in zip(vgg.base.weights, other.base.weights, strict=True):
         np.testing.assert_array_equal(start, end)

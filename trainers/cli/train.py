@@ -110,7 +110,7 @@ def command(argv) -> int:
         trainer.train()
     except Terminated as stop:
         print(
-            f"stopped by {stop} and saved at step {trainer.done}; run again to go on",
+            f"stopped by {stop} and saved at step {trainer.state.done}; run again to go on",
             file=sys.stderr,
         )
         return TERMINATED

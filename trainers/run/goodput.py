@@ -8,17 +8,19 @@ compiles, is not, nor is validating, saving, or what a kill made be done again.
 import contextlib
 import time
 
+from trainers.run.state import RunState
+
 
 class Goodput:
-    """Adds the seconds of updates to `counters["useful"]`, which a checkpoint keeps.
+    """Adds the seconds of updates to `state.useful`, which a checkpoint keeps.
 
     Args:
-      counters: of the run.
+      state: of the run.
       born: time of its first start, in seconds since 1970.
     """
 
-    def __init__(self, counters: dict, born: float):
-        self._counters, self._born = counters, born
+    def __init__(self, state: RunState, born: float):
+        self._state, self._born = state, born
         self._traced = False
 
     @contextlib.contextmanager
@@ -33,8 +35,8 @@ class Goodput:
         """Around a wait for the device to have done them."""
         start = time.perf_counter()
         yield
-        self._counters["useful"] += time.perf_counter() - start
+        self._state.useful += time.perf_counter() - start
 
     def share(self) -> float:
         """The goodput until now, in [0, 1]."""
-        return min(1.0, self._counters["useful"] / max(time.time() - self._born, 1e-9))
+        return min(1.0, self._state.useful / max(time.time() - self._born, 1e-9))

@@ -6,7 +6,7 @@ unchanged. Read `Trainer.train` from top to bottom for the order of things.
 """
 
 import dataclasses
-import io
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from trainers.distributed import tpu
 from trainers.distributed.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.distributed.link import Alone, Link
 from trainers.distributed.preemption import Stop
-from trainers.distributed.strategy import make_strategy, prepare_devices
+from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
 from trainers.evaluation.evaluate import (
     Evaluator,
     Result,
@@ -32,27 +32,35 @@ from trainers.evaluation.evaluate import (
 from trainers.input.features import features_of
 from trainers.optimization.precision import slow_bfloat16
 from trainers.report.page import write_report
-from trainers.run import checkpoint
+from trainers.run.events import Events
 from trainers.run.goodput import Goodput
 from trainers.run.saver import Saver
+from trainers.run.state import RunState
 from trainers.run.workdir import NoDirectory, WorkDirectory, read_config, save_model
+from trainers.train import loop
 from trainers.train.build import build_step, update_function
 from trainers.train.callbacks import make_callbacks
+from trainers.train.hooks.base import Hooks
+from trainers.train.hooks.checkpoints import Checkpoints, Rollback
+from trainers.train.hooks.keras_callbacks import KerasCallbacks
+from trainers.train.hooks.periods import Periods
+from trainers.train.hooks.progress import Progress
+from trainers.train.hooks.stops import Stops
+from trainers.train.hooks.validation import Validation
 from trainers.train.init_from import initialize
 from trainers.train.log_windows import LogWindows
-from trainers.train.loop import Loop
 from trainers.train.samples import sample_writer
 from trainers.train.statistics import Statistics, statistics_batches
 from zoo import registry
 from zoo.data import pipeline
 from zoo.data.hold_out import judged_split, with_hold_out
-from zoo.errors import RunError, UsageError
+from zoo.errors import UsageError
 from zoo.tasks.base import Frozen
 
 _LAST_CHECKPOINT = 25.0  # seconds to write it before the process ends because another was lost
 
 
-class Trainer(Loop):
+class Trainer:
     """One run of one recipe in one work directory.
 
     Args:
@@ -88,7 +96,8 @@ class Trainer(Loop):
         check(config)
         self.config = config
         self.source = source
-        self.cluster, self.link, self.saver = None, Alone(), None
+        self.cluster, self.link = None, Alone()
+        self.checkpoints: Checkpoints | None = None
         if config.trainer.strategy == "multi_worker":
             self.cluster = cluster or read_cluster()
             self.link = Link(self.cluster, last=self._wait_for_checkpoint)
@@ -98,14 +107,10 @@ class Trainer(Loop):
         self.callbacks = list(callbacks)
         self.tpu_name = tpu_name
         self.read_test = read_test
-        # What a checkpoint holds besides variables.
-        self.counters = {
-            "skipped_batches": 0, "rollbacks": 0, "best": None, "seconds": 0.0, "stopped": False,
-            "useful": 0.0, "unevaluated": False, "windows": None, "lines": 0,
-        }  # fmt: skip
+        self.state = RunState()
+        self.events = Events(self.workdir, self.state, self.link.chief)
         name = self.cluster.name(self.link.index) if self.cluster else ""
         self.stop = Stop(config.trainer.preemption_notice, name)
-        self._said: set[tuple[str, str]] = set()
         self.result: Result | None = None
 
     # --- the run, in order ----------------------------------------------------------------------
@@ -133,45 +138,50 @@ class Trainer(Loop):
         try:
             self._build()
             # Checked before anything is written: a wrong init_from leaves no work directory.
-            found = self._checkpoints()
-            if self.config.init_from and not found and self.link.chief:
+            files = self.checkpoints.files()
+            if self.config.init_from and not files and self.link.chief:
                 tokenizer = self.dataset.tokenizer
                 widths = self.config.compress.structured.widths
                 said = initialize(self.step.net, self.config.init_from, tokenizer, widths)
                 print(said, file=sys.stderr)
             for compressor in self.step.compressors:
                 compressor.begin()
-            if found and self.link.chief and (self.workdir / "config.json").exists():
+            if files and self.link.chief and (self.workdir / "config.json").exists():
                 self._check_rows_together()
             self.workdir.write_config(
                 as_dict(self.config), self.source, self.dataset, self.replicas
             )
             if self.dataset.tokenizer is not None and self.link.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
-            self._restore(found := self._checkpoints())  # what there is now: see `write_config`
+            files = self.checkpoints.files()  # what there is now: see `write_config`
+            self.checkpoints.restore(files, fresh=not self.config.init_from)
             if self.link.share(self._is_finished()):
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
                 return read_evaluation(self.workdir, self.judged) or self._training_means()
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)
             if self.link.chief:
-                self.saver = Saver(
+                self.checkpoints.saver = Saver(
                     self.workdir / "checkpoints", self.step, self.config.trainer.keep,
                     self.workdir.push,
                 )  # fmt: skip
-            self._start_log(found)
+            goodput = self._start_log(files)
             if said := slow_bfloat16(self.config.trainer.precision, devices):
-                self._event("warning", said)
+                self.events("warning", said)
             self._run_frozen_once()
             with self.stop.listening():
-                self._loop()
-                if self.saver:
-                    self.saver.wait()  # a SIGTERM while it finishes loses nothing
+                loop.run(
+                    self.step,
+                    lambda iterator, count: self._run(iterator, tf.constant(count)),
+                    self._batches,
+                    self._hooks(goodput),
+                )
+                self.checkpoints.wait()  # a SIGTERM while it finishes loses nothing
             return self._finish()
         finally:
             try:
-                if self.saver:
-                    self.saver.close()
+                if self.checkpoints:
+                    self.checkpoints.close()
             finally:
                 self.workdir.close()
 
@@ -198,15 +208,19 @@ class Trainer(Loop):
         tpu.check(config, self.strategy, self.arrays)
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.arrays, trainer.global_batch_size)
-        self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
-        self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
+        steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
+        total = trainer.steps or trainer.epochs * steps_per_epoch
 
-        self.step, self.task = build_step(config, self.strategy, self.total_steps, self.dataset)
+        self.step, self.task = build_step(config, self.strategy, total, self.dataset)
         self.task.check(self.step.net, self.dataset)
         self.remarks = self.task.remarks(self.dataset)
         self.held_out = self.dataset.splits.get("validation")
         self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
-        self.evaluates = self.held_out is not None or self.writer is not None
+        self.periods = Periods(
+            total, steps_per_epoch, trainer.steps_per_execution, trainer.log_every,
+            trainer.evaluate_every, trainer.checkpoint_every,
+            evaluates=self.held_out is not None or self.writer is not None,
+        )  # fmt: skip
         named = make_callbacks(config, self.workdir) if self.link.chief else []
         self.all_callbacks = [*self.callbacks, *named]
         if any(getattr(callback, "restore_best_weights", False) for callback in self.all_callbacks):
@@ -215,6 +229,7 @@ class Trainer(Loop):
                 "than the model's: leave it off; the best model is kept as best/model.keras."
             )
         self.windows = LogWindows(self.step.means)
+        self.checkpoints = Checkpoints(self.state, self.step, self.windows, self.link, self.workdir)
         self._run = update_function(self.step, self.strategy)
 
     def _check_rows_together(self) -> None:
@@ -249,7 +264,7 @@ class Trainer(Loop):
         """Puts features in place of pictures where a part of the model learns nothing."""
         self.frozen = self.step.task.frozen(self.step.net)
         if self.frozen.remark:
-            self._event("feature cache", self.frozen.remark)
+            self.events("feature cache", self.frozen.remark)
         self.arrays = self._features("train", self.arrays, self.frozen)
         self.arrays = self.step.task.stored(self.arrays)
         self.step.statistics = Statistics(
@@ -269,7 +284,7 @@ class Trainer(Loop):
         found, where = features_of(
             frozen, self.task, arrays, self.config.task.to_dict(), self.config.trainer.seed
         )
-        self._event("feature cache", f"{part} {where}")
+        self.events("feature cache", f"{part} {where}")
         return found
 
     def _evaluator(self, arrays) -> Evaluator:
@@ -277,55 +292,67 @@ class Trainer(Loop):
         share = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
         return Evaluator(self.step.net, self.task, arrays, share * self.replicas, self.strategy)
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
-        """Those in the work directory, as the chief sees it."""
-        if self.saver:
-            self.saver.wait()
-        found = checkpoint.list_checkpoints(self.workdir / "checkpoints")
-        shared = self.link.share([(step, str(path)) for step, path in found])
-        return [(step, Path(path)) for step, path in shared]
-
-    def _take_over(self) -> None:
-        """Puts the chief's state into all workers."""
-        if self.link.count == 1:
-            return
-        file = io.BytesIO()
-        if self.link.chief:
-            checkpoint.write(file, checkpoint.Snapshot(self.step, self.counters))
-        state = self.link.share(file.getvalue())
-        if not self.link.chief:
-            self.counters.update(checkpoint.restore(state, self.step))
-
-    def _restore(self, found: list) -> None:
-        """Goes to the last checkpoint, where there is one."""
-        if found and self.link.chief:
-            try:
-                self.counters.update(checkpoint.restore(found[-1][1], self.step))
-            except RunError as error:
-                older = f"step {found[-2][0]}" if len(found) > 1 else "the beginning"
-                raise RunError(f"{error} Delete it to go on from {older}.") from None
-        if found or self.config.init_from:
-            self._take_over()
-        if self.counters["windows"]:
-            self.windows.restore(self.counters["windows"])
-        self.done = int(self.step.step.numpy())
-
-    def _start_log(self, found: list) -> None:
-        began = self.workdir.start_metrics(self.done, self.counters["lines"])
-        self.goodput = Goodput(self.counters, began)
-        self._read_said()
+    def _start_log(self, files: list) -> Goodput:
+        began = self.workdir.start_metrics(self.state.done, self.state.lines)
+        self.events.read()
         if self.hold_out_note:
-            self._event("hold-out", self.hold_out_note)
+            self.events("hold-out", self.hold_out_note)
         for remark in self.remarks:
-            self._event("warning", remark)
-        if found:
-            self._event("resumed", f"from {found[-1][1].name}")
+            self.events("warning", remark)
+        if files:
+            self.events("resumed", f"from {files[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
-            self._save()  # the first place to go back to
+            self.checkpoints.save()  # the first place to go back to
+        return Goodput(self.state, began)
+
+    def _batches(self):
+        """Returns an iterator over the batches from here to the end of the run."""
+        skipped = self.state.skipped_batches
+        batches = functools.partial(
+            pipeline.training_batches,
+            self.arrays,
+            self.step.task.prepare,
+            batch_size=self.config.trainer.global_batch_size,
+            replicas=self.replicas,
+            seed=self.config.trainer.seed,
+            first_step=self.state.done + skipped,
+            last_step=self.periods.total + skipped,
+        )
+        return iter(distribute(self.strategy, lambda shares: batches(shares=shares)))
+
+    def _hooks(self, goodput: Goodput) -> Hooks:
+        """Returns what the loop calls between updates."""
+        state, periods, step, windows = self.state, self.periods, self.step, self.windows
+        workdir, events, trainer = self.workdir, self.events, self.config.trainer
+        chief = self.link.chief
+        progress = Progress(
+            state, periods, step, windows, goodput, workdir, events,
+            examples=self.examples, batch_size=trainer.global_batch_size, chief=chief,
+        )  # fmt: skip
+        rollback = Rollback(
+            trainer.max_rollbacks, state, periods, step, windows, self.checkpoints, goodput,
+            workdir, events,
+        )  # fmt: skip
+        return Hooks(
+            state,
+            periods,
+            progress=progress,
+            validation=Validation(
+                state, periods, step, self.task, self.config, windows, workdir, events, progress,
+                evaluator=self.validation, writer=self.writer, chief=chief,
+            ),
+            checkpoints=self.checkpoints,
+            rollback=rollback,
+            stops=Stops(self.stop, step, self.link, rollback, events),
+            callbacks=KerasCallbacks(
+                self.all_callbacks, state, periods, step, windows, self.link,
+                progress_bar=progress.interactive,
+            ),
+        )  # fmt: skip
 
     def _is_finished(self) -> bool:
         """Whether all is there that `_finish` writes; as the chief sees it."""
-        ended = self.done == self.total_steps or self.counters["stopped"]
+        ended = self.state.done == self.periods.total or self.state.stopped
         files = ("model.keras", "report.html")
         return (
             ended
@@ -334,7 +361,7 @@ class Trainer(Loop):
         )
 
     def _training_means(self) -> Result:
-        return Result("training", "current", self.done, self.windows.logs)
+        return Result("training", "current", self.state.done, self.windows.logs)
 
     def _finish(self) -> Result:
         """Writes the bare model, judges it by a split that it has not seen, writes the report."""
@@ -349,8 +376,10 @@ class Trainer(Loop):
             if chief and self.judged == "test" and "validation" in self.dataset.splits:
                 found, _ = self.task.whole_split(self.step.net, self.dataset, "validation")
                 if found:
-                    self.workdir.log(step=self.done, **{f"val_{k}": v for k, v in found.items()})
-        self._event("finished", f"{self.counters['seconds']:.1f} s of training")
+                    self.workdir.log(
+                        step=self.state.done, **{f"val_{k}": v for k, v in found.items()}
+                    )
+        self.events("finished", f"{self.state.seconds:.1f} s of training")
         if chief:
             write_report(self.workdir.path)
         return result
@@ -363,9 +392,9 @@ class Trainer(Loop):
         metrics, predictions = evaluator()
         weights = weights_name("final", self.config)
         if not self.link.chief:
-            return Result(self.judged, weights, self.done, metrics)
+            return Result(self.judged, weights, self.state.done, metrics)
         whole, samples = self.task.whole_split(self.step.net, self.dataset, self.judged)
-        result = Result(self.judged, weights, self.done, {**metrics, **whole})
+        result = Result(self.judged, weights, self.state.done, {**metrics, **whole})
         write_evaluation(
             self.workdir, result, "final", predictions, self.dataset, samples, self.step.net
         )
@@ -373,5 +402,5 @@ class Trainer(Loop):
 
     def _wait_for_checkpoint(self) -> None:
         """What is being written gets some time when the process is to end at once."""
-        if self.saver:
-            self.saver.wait_at_most(_LAST_CHECKPOINT)
+        if self.checkpoints and self.checkpoints.saver:
+            self.checkpoints.saver.wait_at_most(_LAST_CHECKPOINT)

@@ -1,0 +1,45 @@
+"""What a run remembers besides its variables."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass
+class RunState:
+    """What a checkpoint holds besides variables; all but `done` stands in its header as it is.
+
+    Attributes:
+      done: number of updates that the weights have had.
+      skipped_batches: number of batches that rollbacks left out.
+      rollbacks: number of times that the run went back to a checkpoint.
+      best: value of the monitored metric of the best model; None before the first evaluation.
+      seconds: training time so far.
+      useful: seconds of updates that a checkpoint holds or will hold; see `trainers.run.goodput`.
+      stopped: whether a callback stopped the run for good.
+      unevaluated: whether an evaluation is due after the last update.
+      windows: state of the log windows; see `trainers.train.log_windows`.
+      lines: number of lines of metrics.jsonl.
+    """
+
+    done: int = 0
+    skipped_batches: int = 0
+    rollbacks: int = 0
+    best: float | None = None
+    seconds: float = 0.0
+    useful: float = 0.0
+    stopped: bool = False
+    unevaluated: bool = False
+    windows: dict | None = None
+    lines: int = 0
+
+    def counters(self) -> dict:
+        """Returns JSON values for a checkpoint's header."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["done"]  # a variable of the step
+        return values
+
+    def restore(self, counters: Mapping) -> None:
+        """Takes over the values of a checkpoint's header."""
+        for field in dataclasses.fields(self):
+            if field.name in counters:
+                setattr(self, field.name, counters[field.name])

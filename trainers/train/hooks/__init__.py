@@ -1,0 +1,1 @@
+"""What the training loop calls between updates: logs, evaluation, checkpoints, stops, callbacks."""

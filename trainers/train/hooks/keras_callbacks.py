@@ -1,0 +1,87 @@
+"""Keras callbacks in the loop, in the order in which `fit` calls them."""
+
+from collections.abc import Sequence
+
+import keras
+
+from trainers.optimization.optimizers import inner
+from trainers.run.state import RunState
+from trainers.train.hooks.base import CallbackHook
+from trainers.train.hooks.periods import Periods
+from trainers.train.log_windows import LogWindows
+
+
+class KerasCallbacks(CallbackHook):
+    """Calls Keras callbacks, whose model is the `TrainStep`.
+
+    Args:
+      callbacks: of this process.
+      state: of the run.
+      periods: of the run.
+      step: the `TrainStep`.
+      windows: its log windows, whose means callbacks see.
+      link: to the other workers: what callbacks of the chief decide, all do.
+      progress_bar: whether Keras' progress bar is shown.
+    """
+
+    def __init__(
+        self, callbacks: Sequence[keras.callbacks.Callback], state: RunState, periods: Periods,
+        step, windows: LogWindows, link, *, progress_bar: bool,
+    ):  # fmt: skip
+        self._state, self._periods, self._step = state, periods, step
+        self._windows, self._link = windows, link
+        self._list = keras.callbacks.CallbackList(
+            callbacks,
+            add_history=True,
+            add_progbar=progress_bar,
+            model=step,
+            verbose=1,
+            epochs=-(-periods.total // periods.steps_per_epoch),
+            steps=periods.steps_per_epoch,
+        )
+
+    def begin(self) -> None:
+        self._list.on_train_begin()
+        self._step.stop_training = self._state.stopped
+        if self._windows.in_epoch:
+            self._list.on_epoch_begin((self._state.done - 1) // self._periods.steps_per_epoch)
+
+    def complete_epoch(self) -> None:
+        if self._windows.in_epoch and self._periods.ends_epoch(self._state.done):
+            self.end_epoch()
+
+    def begin_epoch(self) -> None:
+        if not self._windows.in_epoch:
+            self._list.on_epoch_begin(self._state.done // self._periods.steps_per_epoch)
+            self._windows.in_epoch = True
+
+    def begin_updates(self) -> None:
+        self._first = self._state.done % self._periods.steps_per_epoch
+        self._list.on_train_batch_begin(self._first)
+
+    def end_updates(self, count: int) -> None:
+        self._list.on_train_batch_end(self._first + count - 1, self._windows.logs)
+
+    def rolled_back(self) -> None:
+        if self._windows.in_epoch:
+            self._list.on_epoch_begin(self._state.done // self._periods.steps_per_epoch)
+
+    def end_epoch(self) -> None:
+        epoch = (self._state.done - 1) // self._periods.steps_per_epoch
+        self._list.on_epoch_end(epoch, self._windows.end_epoch())
+        (self._step.stop_training,) = self._link.any(bool(self._step.stop_training))
+        share_rates(self._step.optimizers, self._link)
+
+    def end(self) -> None:
+        self._list.on_train_end(self._windows.logs)
+
+
+def share_rates(optimizers, link) -> None:
+    """Gives all workers the learning rates that callbacks of the chief may have changed."""
+    if link.count == 1:
+        return
+    plain = [inner(own) for own in optimizers]
+    mine = [float(own.learning_rate.numpy()) for own in plain]
+    for own, rate, before in zip(plain, link.share(mine), mine, strict=True):
+        if rate != before:
+            own.learning_rate = rate

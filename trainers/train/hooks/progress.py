@@ -1,0 +1,138 @@
+"""Log lines: in metrics.jsonl, on stderr, and the means that callbacks see."""
+
+import collections
+import math
+import sys
+import time
+
+from trainers.optimization.optimizers import inner
+from trainers.run.events import Events
+from trainers.run.goodput import Goodput
+from trainers.run.state import RunState
+from trainers.train.hooks.base import ProgressHook
+from trainers.train.hooks.periods import Due, Periods
+from trainers.train.log_windows import LogWindows
+from zoo.formatting import duration, short_number
+from zoo.keras_internals import last_learning_rate
+
+
+class Progress(ProgressHook):
+    """Writes a line for each log window.
+
+    Args:
+      state: of the run.
+      periods: of the run.
+      step: the `TrainStep`.
+      windows: its log windows.
+      goodput: of the run.
+      workdir: the work directory.
+      events: where warnings of the task go.
+      examples: number of training examples.
+      batch_size: number of examples of one update.
+      chief: whether this process prints.
+    """
+
+    def __init__(
+        self, state: RunState, periods: Periods, step, windows: LogWindows, goodput: Goodput,
+        workdir, events: Events, *, examples: int, batch_size: int, chief: bool,
+    ):  # fmt: skip
+        self._state, self._periods, self._step, self._windows = state, periods, step, windows
+        self._goodput, self._workdir, self._events = goodput, workdir, events
+        self._examples, self._batch_size, self._chief = examples, batch_size, chief
+        self.interactive = sys.stdout.isatty() and chief
+        self._pace: tuple[int, float] | None = None
+
+    def begin(self) -> None:
+        self._started = time.perf_counter() - self._state.seconds
+
+    def start(self) -> None:
+        self._start = time.perf_counter()
+
+    def updating(self):
+        return self._goodput.update()
+
+    def updated(self, count: int) -> None:
+        self._windows.steps += count
+        self._pace = self._pace or (self._state.done, time.perf_counter())
+
+    def log(self, due: Due) -> None:
+        if due.log or due.epoch_end:
+            with self._goodput.wait():
+                self._windows.collect()
+        self._windows.seconds += time.perf_counter() - self._start
+        if due.log:
+            self._log()
+
+    def finish(self) -> None:
+        if self._windows.steps:
+            self._windows.collect()
+            self._log()
+
+    def say(self, text: str) -> None:
+        """Prints a line of progress with the time that is left."""
+        if not self._chief:
+            return
+        done, total = self._state.done, self._periods.total
+        line = f"step {done:,}/{total:,}  {text}"
+        if done < total and (pace := self._seconds_per_update()):
+            line += f"  {duration((total - done) * pace)} left"
+        start = "\n" if self.interactive else ""  # below the progress bar
+        print(f"{start}{line}", file=sys.stderr, flush=True)
+
+    def _seconds_per_update(self) -> float | None:
+        """Of this process since its first update, which traces: with evaluations and all else."""
+        if self._pace is None or self._state.done <= self._pace[0]:
+            return None
+        done, since = self._pace
+        return (time.perf_counter() - since) / (self._state.done - done)
+
+    def _log(self) -> None:
+        state, step, windows = self._state, self._step, self._windows
+        state.seconds = time.perf_counter() - self._started
+        steps, seconds = windows.steps, windows.seconds
+        counted = windows.end_window()
+        logs = windows.logs
+        self._warn(logs)
+        rates = {
+            f"learning_rate_{player.name}".rstrip("_"): last_learning_rate(inner(own))
+            for player, own in zip(step.players, step.optimizers, strict=True)
+        }
+        more = {}
+        if any(own is not inner(own) for own in step.optimizers):  # loss scaling
+            more["skipped_steps"] = sum(
+                state.done - int(inner(own).iterations.numpy()) for own in step.optimizers
+            )
+        speeds = {"samples": self.examples_of(steps) / seconds}
+        if step.task.unit != "samples":
+            speeds[step.task.unit] = counted[next(iter(step.task.terms))] / seconds
+        values = {**logs, **rates, **{f"{k}_per_second": v for k, v in speeds.items()}, **more}
+        self._workdir.log(
+            step=state.done,
+            epoch=round(state.done / self._periods.steps_per_epoch, 4),
+            **{k: float(f"{v:.6g}") for k, v in values.items()},
+            seconds=round(state.seconds, 3),
+            goodput=round(self._goodput.share(), 4),
+        )
+        if not self.interactive:
+            parts = [f"training: {in_words(logs)}", in_words({**rates, **more})]
+            parts += [f"{short_number(v)} {k}/s" for k, v in speeds.items()]
+            self.say("  ".join(parts))
+
+    def examples_of(self, steps: int) -> int:
+        """Returns how many examples the last updates saw: an epoch's last batch is padded."""
+        epoch = self._periods.steps_per_epoch
+        done = self._state.done + self._state.skipped_batches
+        epochs = done // epoch - (done - steps) // epoch
+        return steps * self._batch_size - epochs * (epoch * self._batch_size - self._examples)
+
+    def _warn(self, logs) -> None:
+        """Logs the task's warning; a metric without a value is NaN to it."""
+        warning = self._step.task.warning(collections.defaultdict(lambda: math.nan, logs))
+        if warning:
+            self._events("warning", warning)
+
+
+def in_words(values) -> str:
+    """Returns values in a line; "no value" where there are none."""
+    line = "  ".join(f"{name} {short_number(value)}" for name, value in values.items())
+    return line or "no value (no target counts)"

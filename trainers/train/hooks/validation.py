@@ -1,0 +1,102 @@
+"""Evaluation while training: the held-out split, the best model, and samples."""
+
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from trainers.evaluation.evaluate import Evaluator, weights_name
+from trainers.run.events import Events
+from trainers.run.state import RunState
+from trainers.run.workdir import save_model
+from trainers.train.hooks.base import ValidationHook
+from trainers.train.hooks.periods import Periods
+from trainers.train.hooks.progress import Progress, in_words
+from trainers.train.log_windows import LogWindows
+from zoo.errors import short
+from zoo.storage.disk import write_json
+
+
+class Validation(ValidationHook):
+    """Evaluates the averaged weights and keeps the best model so far; keeps a sample.
+
+    Args:
+      state: of the run.
+      periods: of the run.
+      step: the `TrainStep`.
+      task: of the recipe, which says what the best model is.
+      config: the recipe.
+      windows: the log windows, in which the values of an epoch's last evaluation stand.
+      workdir: the work directory.
+      events: where warnings go.
+      progress: prints the values.
+      evaluator: of the held-out split; None where there is none.
+      writer: keeps a sample, see `trainers.train.samples`; None for a model that makes none.
+      chief: whether this process writes.
+    """
+
+    def __init__(
+        self, state: RunState, periods: Periods, step, task, config, windows: LogWindows, workdir,
+        events: Events, progress: Progress, *, evaluator: Evaluator | None,
+        writer: Callable[[], dict] | None, chief: bool,
+    ):  # fmt: skip
+        self._state, self._periods, self._step, self._task = state, periods, step, task
+        self._config, self._windows, self._workdir = config, windows, workdir
+        self._events, self._progress, self._chief = events, progress, chief
+        self._evaluator, self._writer = evaluator, writer
+
+    def evaluate(self) -> None:
+        with self._step.averaged():
+            logs = self._validate() if self._evaluator else {}
+            sample = self._sample() if self._writer and self._chief else {}
+        state = self._state
+        if logs:
+            epoch = round(state.done / self._periods.steps_per_epoch, 4)
+            self._workdir.log(step=state.done, epoch=epoch, **logs)
+        if self._evaluator:
+            weights = weights_name("current", self._config)
+            plain = {name.removeprefix("val_"): value for name, value in logs.items()}
+            self._progress.say(f"validation ({weights} weights): {in_words(plain)}")
+        if sample:
+            self._workdir.log(step=state.done, event="sample", **sample)
+        state.unevaluated = False
+        self._windows.evaluated = logs
+
+    def _sample(self) -> dict:
+        try:
+            return self._writer()
+        except tf.errors.OpError as error:  # such as too little memory: the run has a better use
+            self._events("warning", f"no samples are kept from here on: {short(error.message)}")
+            self._writer = None
+            return {}
+
+    def _validate(self) -> dict[str, float]:
+        metrics, _ = self._evaluator()
+        logs = {f"val_{name}": value for name, value in metrics.items()}
+        if not self._task.keeps_best:
+            return logs
+        value, best = logs.get(self._task.monitor), self._state.best
+        if value is None:
+            self._events(
+                "warning",
+                f"no target of the validation split counts in {self._task.monitor}, by which the "
+                "best model is chosen: none is kept",
+            )
+            return logs
+        sign = 1 if self._task.monitor_mode == "max" else -1
+        if math.isfinite(value) and (best is None or sign * value > sign * best):
+            self._state.best = value
+            if self._chief:
+                self._keep(logs)
+        return logs
+
+    def _keep(self, logs: dict[str, float]) -> None:
+        """Saves the model of now as the best one."""
+        folder = self._workdir / "best"
+        save_model(self._step.net, folder / "model.keras")
+        origin = {
+            "step": self._state.done,
+            "split": "validation",
+            "weights": weights_name("best", self._config),
+        }
+        write_json(folder / "metrics.json", {**origin, **logs})
