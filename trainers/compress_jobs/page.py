@@ -1,4 +1,4 @@
-"""HTML pages about compressed models; loads no TensorFlow."""
+"""HTML pages about compressed models, in the style of `trainers.report.page`; loads no TensorFlow."""
 
 import html
 from pathlib import Path

@@ -56,7 +56,7 @@ def base() -> ml_collections.ConfigDict:
                 "image_size": (),  # of folder: and tfds: (height, width), or with channels
                 # Of text alone:
                 "languages": (),  # ("en", "de"): source and target; () as the source has them
-                "tokenizer": "",  # kind of tokenizer, or a work directory that has one
+                "tokenizer": "",  # a kind of zoo.data.text.tokenizers, or a work directory that has one
                 "vocabulary_size": 0,
                 "normalization": "NFC",
                 "sequence_length": 0,  # tokens that the model sees at once

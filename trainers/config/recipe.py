@@ -71,7 +71,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
     config = _run(what, lambda: module.get_config(argument), file)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(
-            f"get_config of the recipe {name} returns a ConfigDict; see trainers.config.base. "
+            f"get_config of the recipe {name} returns a ConfigDict; start from trainers.config.base. "
             f"Received: {type(config).__name__}."
         )
     for section in base.base():
@@ -237,7 +237,9 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
     _refuse_remote("data.source", path)
-    if kind in ("text", "pairs", "npz", "folder", "prepared") and path:
+    if kind in ("text", "pairs", "npz", "folder", "prepared") and colon:
+        if not path:
+            raise UsageError(f"data.source={kind}:PATH needs a path. Received: '{kind}:'.")
         config.data.source = f"{kind}{colon}{expanded(path).absolute()}"
     places = [
         (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),

@@ -16,7 +16,6 @@ Nothing read from here is ever executed.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from pathlib import Path
 from trainers.config.schema import check_values
 from trainers.run.layout import FOLDERS, check_layout
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import lock_folder
 from zoo.storage import remote
 from zoo.storage.bounds import JSON_EXPANSION
 from zoo.storage.disk import (
@@ -44,7 +44,7 @@ from zoo.storage.disk import (
     remove_temporary,
     write_json,
 )
-from zoo.storage.foreign import refuse_foreign
+from zoo.storage.foreign import check_has_config, refuse_foreign
 
 FORMAT_VERSION = 1
 # What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
@@ -93,20 +93,16 @@ class WorkDirectory:
         """
         if (self / "config.json").is_file():
             read_config(self.path)
+        elif self.path.is_dir():
+            refuse_foreign(self.path)
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open_in_place(self / ".lock")  # held while training
+            self._lock = lock_folder(self.path)  # held while training
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
         except OSError as error:
             raise RunError(f"Cannot write in {self.path}: {error.strerror}.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            self._lock = None
-            raise RunError(f"Another process works in {self.path}.") from None
         try:
             check_layout(self.path)
         except RunError:
@@ -122,7 +118,7 @@ class WorkDirectory:
         if self._lock:
             if not (self / "config.json").exists():
                 (self / ".lock").unlink(missing_ok=True)
-            self._lock.close()
+            self._lock.lock.release()
             self._lock = None
         with contextlib.suppress(OSError):  # not empty: something came of it
             for folder in self._made:
@@ -301,12 +297,11 @@ def read_config(workdir: str | Path) -> dict:
       RunError: where the file is damaged.
     """
     path = Path(workdir) / "config.json"
-    if not path.exists():
-        refuse_foreign(workdir)
-        raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
+    check_has_config(workdir)
     saved = read_json(path)
-    if not isinstance(saved, dict) or "config" not in saved:
+    if not isinstance(saved, dict) or "format_version" not in saved:
         refuse_foreign(workdir, saved)
+    if not isinstance(saved, dict) or "config" not in saved:
         raise RunError(f"{path} is damaged: it holds no recipe.")
     if saved.get("format_version") != FORMAT_VERSION:
         raise UsageError(

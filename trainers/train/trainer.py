@@ -30,6 +30,8 @@ from trainers.evaluation.evaluate import (
     write_evaluation,
 )
 from trainers.optimization.precision import slow_bfloat16
+from trainers.optimization.schedules import total_steps
+from trainers.padding import check_padding
 from trainers.run import checkpoint
 from trainers.run.goodput import Goodput
 from trainers.run.saver import Saver
@@ -198,7 +200,7 @@ class Trainer(Loop):
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.arrays, trainer.global_batch_size)
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
-        self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
+        self.total_steps = total_steps(trainer, self.examples)
 
         self.step, self.task = build_step(config, self.strategy, self.total_steps, self.dataset)
         self.task.check(self.step.net, self.dataset)
@@ -213,6 +215,8 @@ class Trainer(Loop):
                 "restore_best_weights would leave checkpoints and moving averages of other weights "
                 "than the model's: leave it off; the best model is kept as best/model.keras."
             )
+        together = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
+        check_padding(self.step, self.task, self.arrays, together)
         self.windows = LogWindows(self.step.means)
         self._run = update_function(self.step, self.strategy)
 

@@ -26,6 +26,7 @@ import tensorflow as tf
 from keras import layers
 
 import zoo.rows
+from trainers.config.compress_rules import check_decay
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.tfmot import engines
@@ -65,8 +66,7 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
     Raises:
       UsageError: where there is no such layer, or `decay` is out of bounds.
     """
-    if not 0 < decay < 1:
-        raise UsageError(f"compress.qat.decay lies in (0, 1). Received: {decay}.")
+    check_decay(decay)
     as_in_inference = {
         id(layer)
         for base in keras_internals.all_layers(model)
