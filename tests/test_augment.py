@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from zoo.data.arrays.augment import Augment, parse
+from zoo.data.arrays.augment import Augment
+from zoo.data.arrays.augmentations import parse
 from zoo.data.pipeline import evaluation_batches, training_batches
 from zoo.errors import UsageError
 from zoo.tasks.image_classification import ImageClassification
@@ -203,14 +204,14 @@ def test_each_is_a_function_of_seed_and_step(spec):
 def test_no_two_draws_have_the_same_seed(monkeypatch):
     from zoo.data.arrays import augment
 
-    seeds, draw = [], augment._Key.next
+    seeds, draw = [], augment.Key.next
 
     def noted(key, ordered=True):
         seed = draw(key)
         seeds.append(tuple(seed.numpy()))
         return seed
 
-    monkeypatch.setattr(augment._Key, "next", noted)
+    monkeypatch.setattr(augment.Key, "next", noted)
     arrays = colourful()
     Augment(parse(ALL))(np.float32(arrays["image"]) / 255, arrays["label"], numbers(0))
     assert len(seeds) > 10

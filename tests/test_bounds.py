@@ -16,6 +16,7 @@ from zoo.data.arrays.pictures import Unreadable, decode
 from zoo.data.text import tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.errors import RunError
+from zoo.models.convert import safetensors as convert_safetensors
 from zoo.storage import bounds, disk, records
 
 BOMB = "its data take .* at most 100 times what they are stored in"
@@ -142,6 +143,23 @@ def test_sizes_in_a_manifest_are_counts(tmp_path, key, value):
         records.open_records(tmp_path / "a")
 
 
+def test_arrays_of_many_axes(tmp_path):
+    """Were these numbers large, their product would take hours."""
+    shape = [1] * 500_000
+    row = {"dtype": "<f4", "row_shape": shape, "rows_per_shard": 1, "sha256": ["0" * 64]}
+    content = {"rows": 1, "arrays": {"a": row}, "metadata": {}}
+    manifest = {"format": records.FORMAT, "fingerprint": records._fingerprint(content), **content}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="manifest.json is damaged"):
+        records.open_records(tmp_path)
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+    header = json.dumps(header).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(RunError, match="its header describes tensor 'a' wrongly"):
+        convert_safetensors.open_folder(tmp_path)
+
+
 def test_rows_of_parquet_that_share_a_value(tmp_path, monkeypatch):
     import pyarrow
     import pyarrow.parquet
@@ -234,6 +252,19 @@ def test_weights_that_expand(saved, tmp_path, change, words):
 
     path = _with_h5(saved, tmp_path / "a.keras", change)
     with pytest.raises(RunError, match=words):
+        open_model(path)
+
+
+def test_groups_nested_in_groups(saved, tmp_path):
+    """The names of 3,000 of them take minutes to find."""
+    from zoo.saved.model import open_model
+
+    def nested(file):
+        for _ in range(300):
+            file = file.create_group("a")
+
+    path = _with_h5(saved, tmp_path / "a.keras", nested)
+    with pytest.raises(RunError, match="its groups are nested 200 times and more"):
         open_model(path)
 
 

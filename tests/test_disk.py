@@ -65,8 +65,6 @@ def test_a_lock_or_log_is_a_file(folder, foreign, make):
     make(foreign, folder / ".lock")
     with pytest.raises(RunError, match=r"\.lock cannot be written: it is"):
         disk.open_in_place(folder / ".lock")
-    with pytest.raises(RunError), disk.one_at_a_time(folder / ".lock"):
-        pass
     assert foreign.read_text() == "theirs"
 
 
@@ -149,6 +147,26 @@ def test_a_file_that_becomes_a_pipe_while_it_is_opened_does_not_hang(folder, mon
 def test_a_link_to_a_file_is_read(folder, foreign):
     (folder / "data").symlink_to(foreign)
     assert disk.read_bytes(folder / "data") == b"theirs"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "holds no JSON object"),
+        ("null", "holds no JSON object"),
+        ("{}", "lacks 'step'"),
+        ('{"step": true}', "'step' is True"),
+        ('{"step": 1.5}', "'step' is 1.5"),
+        ('{"step": "1"}', "'step' is '1'"),
+    ],
+)
+def test_an_object_of_json_holds_what_is_asked_of_it(folder, content, words):
+    path = folder / "a.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match=f"a.json is damaged: (it )?{words}"):
+        disk.read_object(path, step=int)
+    path.write_text('{"step": 1, "on": true}')
+    assert disk.read_object(path, step=int, on=bool) == {"step": 1, "on": True}
 
 
 # Modules that open files without `zoo.storage.disk`, and why.

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from tests import commands
+from trainers.cli import main
+from zoo import processes
 from zoo.prep.engine import Local
 
 BAIT = "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
@@ -79,6 +81,18 @@ def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, verb):
     assert executed(folder) == ""
 
 
+def test_a_current_folder_in_pythonpath_is_searched_last(folder):
+    """By what is imported once a command has begun, as numpy is."""
+    for name in {*SHADOWS, *OURS} - {"numpy"}:
+        (folder / name / "__init__.py").unlink()
+        (folder / name).rmdir()
+    (folder / "mine.py").write_text("import numpy\n")
+    words = str(folder.parent / "bin" / "zoo"), "list", "gpt_nano", "--import=mine"
+    done = python(folder, *words, PYTHONPATH=os.pathsep.join([str(commands.ROOT), "."]))
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
 @pytest.mark.parametrize("entry", ["", ".", "here"])
 def test_a_child_does_not_search_the_current_folder(folder, entry):
     """Also where PYTHONPATH holds it, as `PYTHONPATH=:/more` does."""
@@ -92,6 +106,16 @@ def test_a_child_does_not_search_the_current_folder(folder, entry):
     )
     done = script(folder, code, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+def test_the_command_line_of_a_child_is_safe_in_any_environment(folder):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        processes.arguments("trainers.config.recipe:list_recipes"), cwd=folder, capture_output=True,
+        text=True, timeout=300, env={**environment, "PYTHONPATH": str(commands.ROOT)},
+    )  # fmt: skip
+    assert "cnn_digits" in done.stderr
     assert executed(folder) == ""
 
 
@@ -133,6 +157,28 @@ def test_commands_that_start_children_beside_foreign_modules(folder, trained):
     )
     assert done.returncode == 0, done.stderr
     assert executed(folder) == ""
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("text.usetex: 1")])
+def test_matplotlib_reads_no_settings_of_the_current_folder(folder, make):
+    make(folder / "matplotlibrc")
+    code = (
+        "import os\nhere = os.getcwd()\n"
+        "from trainers.report import figures\n"
+        "assert not figures._matplotlib().rcParams['text.usetex']\n"
+        "assert os.getcwd() == here\n"
+    )
+    done = script(folder, code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_while_a_verb_is_loaded_is_one_line(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.importlib, "import_module", interrupted)
+    assert main.main(["zoo", "train"]) == 130
+    assert capsys.readouterr().err == "zoo: error: interrupted\n"
 
 
 def test_the_environment_is_given_back(monkeypatch):

@@ -6,7 +6,8 @@ import time
 
 import tensorflow as tf
 
-from trainers.config.recipe import check_batch, check_examples, check_sizes
+from trainers.config.compress_rules import check_sizes
+from trainers.config.recipe import check_batch, check_examples
 from trainers.distributed import tpu
 from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
 from trainers.input.features import made_up

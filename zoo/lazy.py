@@ -18,5 +18,6 @@ class _Lazy:
 keras = _Lazy("keras")
 ops = _Lazy("keras.ops")
 tf = _Lazy("tensorflow")
+PIL = _Lazy("PIL")
 Image = _Lazy("PIL.Image")
 ImageOps = _Lazy("PIL.ImageOps")

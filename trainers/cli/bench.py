@@ -11,7 +11,8 @@ import sys
 from absl import flags
 
 from trainers.cli.common import json_flag, modules_flag, parse, run
-from trainers.config.recipe import check_sizes, resolve
+from trainers.config.compress_rules import check_sizes
+from trainers.config.recipe import resolve
 from trainers.train import preflight
 from zoo import registry
 from zoo.start import start_tensorflow

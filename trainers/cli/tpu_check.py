@@ -11,7 +11,8 @@ import sys
 from absl import flags
 
 from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
-from trainers.config.recipe import check_batch, check_sizes, check_tpu, resolve
+from trainers.config.compress_rules import check_sizes
+from trainers.config.recipe import check_batch, check_tpu, resolve
 from trainers.tpu_check.chips import CHIPS, parse_topology
 from trainers.tpu_check.compiler import check_installed
 from trainers.train import preflight

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from trainers.config.compress_rules import check_clusters
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.rounding import kernels_of
@@ -29,8 +30,7 @@ def cluster(model: keras.Model, number: int) -> None:
     Raises:
       UsageError: for fewer, or where the model trains no kernel.
     """
-    if number < 2:
-        raise UsageError(f"compress.cluster.number is at least 2. Received: {number}.")
+    check_clusters(number)
     found = [
         layer
         for layer in keras_internals.all_layers(model)

@@ -5,6 +5,7 @@ from trainers.compression.cluster import SetClusters, cluster
 from trainers.compression.distill import distillation
 from trainers.compression.prune import KeptZeros, Pruner
 from trainers.compression.teacher_files import taught_sentences
+from trainers.config.compress_rules import check_decay, check_trains, pruning
 from zoo.errors import UsageError
 from zoo.keras_internals import all_layers
 from zoo.layers.low_rank import LowRankReversibleEmbedding
@@ -49,6 +50,7 @@ def changed(model, settings: dict):
     if settings["cluster"]["number"]:
         cluster(model, settings["cluster"]["number"])
     if settings["qat"]["on"]:
+        check_decay(settings["qat"]["decay"])
         quantize(model, settings["qat"]["decay"])
     return model
 
@@ -87,24 +89,14 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
       settings: the section `compress` of a recipe.
       total_steps: updates of the whole run.
     """
-    if settings["ptq"]["format"]:
-        raise UsageError("compress.ptq is of `zoo compress ptq WORKDIR`, which does not train.")
+    check_trains(settings)
     found = []
     if settings["keep_zeros"]:
         found.append(KeptZeros(step.net))
     elif settings["sparsity"] or settings["m_by_n"]:
-        found.append(Pruner(step.net, step.step, total_steps, **_pruning(settings)))
+        found.append(Pruner(step.net, step.step, total_steps, **pruning(settings)))
     if settings["cluster"]["number"]:
         found.append(SetClusters(step.net))
     if settings["qat"]["on"]:
         found.append(FreshRanges(step.net))
     return tuple(found)
-
-
-def _pruning(settings: dict) -> dict:
-    """The keys of pruning stand in the section itself; other methods have sections in it."""
-    return {
-        key: value
-        for key, value in settings.items()
-        if key != "keep_zeros" and not isinstance(value, dict)
-    }

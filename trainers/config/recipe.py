@@ -267,7 +267,9 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
     _refuse_remote("data.source", path)
-    if kind in ("text", "pairs", "npz", "folder", "prepared") and path:
+    if kind in ("text", "pairs", "npz", "folder", "prepared") and colon:
+        if not path:
+            raise UsageError(f"data.source={kind}:PATH needs a path. Received: '{kind}:'.")
         config.data.source = f"{kind}{colon}{expanded(path).absolute()}"
     places = [
         (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),
@@ -519,18 +521,3 @@ def import_user_modules(names: Sequence[str]) -> None:
                 f"searched last: rename yours. Received: {other}."
             )
         _remember(_run(f"--import={name}", lambda name=name: importlib.import_module(name)))
-
-
-def check_sizes(section) -> None:
-    """Raises `UsageError` where sizes of layers would follow from weights, which are not read."""
-    structured, low = section.structured, section.low_rank
-    if (structured.sparsity or structured.keep) and not structured.widths:
-        key, where = "structured", "widths"
-    elif (low.energy or low.budget or low.sensitivity or low.keep) and not low.ranks:
-        key, where = "low_rank", "ranks"
-    else:
-        return
-    raise UsageError(
-        f"compress.{key} chooses sizes by the weights' values, which are not read here: give "
-        f"compress.{key}.{where}, as the config.json of a run has them."
-    )

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from zoo import keras_internals
 from zoo.data.pipeline import evaluation_batches
-from zoo.storage.disk import one_at_a_time
+from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
 from zoo.tasks.base import Frozen, Task
@@ -43,7 +43,7 @@ def features_of(
     """
     key = _key(frozen, arrays["image"], changes if frozen.views else {}, seed)
     folder = cache_dir() / "features" / key
-    with one_at_a_time(folder.parent / f".{key}.lock"):
+    with one_at_a_time(folder):
         there = folder.exists()
         if not there:
             count = len(next(iter(arrays.values())))

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from trainers.config.choices import OPTIMIZERS, check_optimizer
+from trainers.config.choices import OPTIMIZERS, check_arguments, check_optimizer
 from trainers.optimization.muon import left_to_adamw
 from zoo import keras_internals
 from zoo.errors import UsageError, compiled, short
@@ -54,15 +54,9 @@ def make_optimizer(
 
     check_optimizer(name)
     arguments = {**OPTIMIZERS[name], **arguments}
-    rate, clip_norm = arguments.pop("learning_rate"), arguments.pop("clip_norm")
-    if not 0 <= rate < float("inf"):
-        raise UsageError(f"optimizer.learning_rate is 0 or positive. Received: {rate}.")
-    if clip_norm < 0:
-        raise UsageError(f"optimizer.clip_norm is 0 (off) or positive. Received: {clip_norm}.")
-    if (arguments.get("weight_decay") or 0.0) < 0:
-        raise UsageError(
-            f"optimizer.weight_decay is 0 (off) or positive. Received: {arguments['weight_decay']}."
-        )
+    check_arguments(name, arguments)
+    clip_norm = arguments.pop("clip_norm")
+    del arguments["learning_rate"]  # the schedule has it
     muon = None
     if name == "muon":
         keys = ("exclude_embeddings", "exclude_outputs", "exclude")
@@ -73,8 +67,6 @@ def make_optimizer(
         arguments.pop("slow_rate"),
         muon,
     )
-    if rules.slow_rate <= 0:
-        raise UsageError(f"optimizer.slow_rate is positive. Received: {rules.slow_rate}.")
     if not arguments.get("weight_decay", 0.0) and name != "adamw":  # AdamW wants a number
         arguments["weight_decay"] = None
     if name == "muon":

@@ -4,7 +4,45 @@ The tables of names and arguments load no Keras, so that recipes can be read wit
 """
 
 from trainers.config.choices import SCHEDULES, check_schedule
+from zoo.data.rows import steps_per_epoch
 from zoo.errors import UsageError
+
+
+def total_steps(trainer, examples: int) -> int:
+    """Returns the number of updates of a whole run.
+
+    Args:
+      trainer: the recipe's section `trainer`.
+      examples: number of training examples.
+    """
+    return trainer.steps or trainer.epochs * steps_per_epoch(examples, trainer.global_batch_size)
+
+
+def check_phases(
+    name: str, steps: int, warmup_steps: int, decay_steps=None, final_fraction=1.0
+) -> None:
+    """Checks the values of a schedule; raises `UsageError`.
+
+    Args:
+      name: a name of `SCHEDULES`.
+      steps: updates of the whole run.
+      warmup_steps, decay_steps, final_fraction: those of `SCHEDULES[name]`.
+    """
+    check_schedule(name)
+    decay = 0 if decay_steps is None else _updates_of_decay(steps, decay_steps)
+    if warmup_steps < 0 or decay < 0 or warmup_steps + decay > steps:
+        said = "" if decay_steps is None else f", schedule.decay_steps={decay}"
+        raise UsageError(
+            "The phases of a schedule fit into the run. Received: "
+            f"schedule.warmup_steps={warmup_steps}{said} and {steps} steps; lower the phases or "
+            "raise trainer.steps."
+        )
+    if not 0 <= final_fraction < float("inf"):
+        raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final_fraction}.")
+
+
+def _updates_of_decay(steps: int, decay_steps: int) -> int:
+    return decay_steps or max(1, steps // 10)
 
 
 def make_schedule(name: str, peak: float, steps: int, **arguments):
@@ -19,8 +57,8 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
         cosine:       final + (peak - final) * (1 + cos(pi * t)) / 2
         linear, wsd:  final + (peak - final) * (1 - t)
 
-    D is `decay_steps` for `wsd`; `cosine` and `linear` fall in all updates after the one that has
-    the peak. `constant` does not fall.
+    D is `decay_steps` for `wsd`, by default a tenth of the run, at least 1; `cosine` and `linear`
+    fall in all updates after the one that has the peak. `constant` does not fall.
 
     Args:
       name: a name of `SCHEDULES`.
@@ -42,17 +80,13 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
 
     check_schedule(name)
     arguments = {**SCHEDULES[name], **arguments}
+    check_phases(name, steps, **arguments)
     warmup = arguments["warmup_steps"]
-    decay = arguments.get("decay_steps", steps - max(warmup, 1))
-    if warmup < 0 or decay < 0 or warmup + decay > steps:
-        raise UsageError(
-            f"The phases of a schedule fit into the run. Received: schedule.warmup_steps={warmup}"
-            f"{f', schedule.decay_steps={decay}' if 'decay_steps' in arguments else ''} "
-            f"and {steps} steps; lower the phases or raise trainer.steps."
-        )
+    if name == "wsd":
+        decay = _updates_of_decay(steps, arguments["decay_steps"])
+    else:
+        decay = steps - max(warmup, 1)
     final = arguments.get("final_fraction", 1.0)
-    if not 0 <= final < float("inf"):
-        raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final}.")
     if name == "constant" and not warmup:
         return peak
 

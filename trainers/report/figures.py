@@ -5,10 +5,13 @@ imported by the functions that draw: the trainer draws at the end of a run alone
 """
 
 import base64
+import functools
 import io
 import re
 
 import numpy as np
+
+from zoo.processes import out_of_current_folder
 
 _LARGEST_PICTURE = 256  # pixels a side: the page must stay light
 # Stand-ins that the style sheet's variables replace, so that plots follow light and dark mode.
@@ -27,8 +30,6 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
       lines: `training` and `validation`, or one of them, to step -> value.
       name: any word that no other plot of the page has.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _axes(6.4, 3.4)
     for label, series in lines.items():
         # A line of few points, or of one, is seen by its dots.
@@ -36,7 +37,7 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
         style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5, "color": _COLOURS[label]}
         axes.plot(list(series), list(series.values()), **style)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     axes.grid(color=_COLOURS["line"], linewidth=0.8)
     axes.set_axisbelow(True)
@@ -80,12 +81,12 @@ def scatter(points: list[tuple[float, float, str, bool]], x: str, y: str, name: 
 
 def matrix(shares: np.ndarray, name: str) -> str:
     """Draws a confusion matrix `(true, predicted)` of shares between 0 and 1."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     figure, axes = _axes(7, 7, dpi=200)  # a pixel a class up to 1,000
     blue = [(0.23, 0.47, 0.94, alpha) for alpha in (0.04, 0.6, 1.0)]
     # The square root lifts confusions of a few percent out of the background.
-    axes.imshow(np.sqrt(shares), cmap=LinearSegmentedColormap.from_list("share", blue))
+    axes.imshow(
+        np.sqrt(shares), cmap=_matplotlib().colors.LinearSegmentedColormap.from_list("share", blue)
+    )
     axes.set(xlabel="predicted class", ylabel="true class")
     return _svg(figure, axes, name)
 
@@ -116,11 +117,9 @@ def warmed(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
       (H, 2 W, 3) uint8.
     """
-    import matplotlib
-
     colour = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
     grey = np.repeat(colour.mean(axis=-1, keepdims=True), 3, axis=-1)
-    warm = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
+    warm = 255 * _matplotlib().colormaps["inferno"](heat)[..., :3]
     return np.concatenate([colour, (0.4 * grey + 0.6 * warm)], axis=1).astype(np.uint8)
 
 
@@ -130,18 +129,25 @@ def png(data: bytes, alternative: str, attribute: str = "") -> str:
     return f'<img{attribute} alt="{alternative}" src="data:image/png;base64,{text}">'
 
 
+@functools.cache
+def _matplotlib():
+    """Imports matplotlib, but not the settings that a matplotlibrc of the current folder has."""
+    with out_of_current_folder():
+        import matplotlib
+        import matplotlib.colors
+        import matplotlib.figure
+        import matplotlib.ticker
+    return matplotlib
+
+
 def _axes(width: float, height: float, **options):
     """Returns a figure of that size, in inches, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", **options)
+    figure = _matplotlib().figure.Figure(figsize=(width, height), layout="constrained", **options)
     return figure, figure.add_subplot()
 
 
 def _svg(figure, axes, name: str) -> str:
     """Returns a figure as an SVG element that takes its colours from the page."""
-    import matplotlib
-
     axes.tick_params(length=0, labelcolor=_COLOURS["ink"], labelsize=11)
     axes.xaxis.label.set(color=_COLOURS["ink"], fontsize=11)
     axes.yaxis.label.set(color=_COLOURS["ink"], fontsize=11)
@@ -149,7 +155,7 @@ def _svg(figure, axes, name: str) -> str:
         spine.set_visible(False)
     stream = io.StringIO()
     # The salt keeps the names inside one figure apart from those of its neighbours.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]

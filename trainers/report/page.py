@@ -6,7 +6,6 @@ writing, gets a page too: what cannot be read becomes one line under the headlin
 
 import dataclasses
 import datetime
-import fcntl
 import html
 import io
 import json
@@ -16,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from trainers.report import sections
-from zoo.errors import RunError, UsageError, short
+from zoo.errors import RunError, short
 from zoo.storage.arrays import open_npz
 from zoo.storage.bounds import JSON_EXPANSION
-from zoo.storage.disk import atomic, open_file, read_bytes, read_json
-from zoo.storage.foreign import refuse_foreign
+from zoo.storage.disk import atomic, read_bytes, read_json
+from zoo.storage.foreign import check_has_config, refuse_foreign
+from zoo.storage.locks import is_held
 
 _MOST_SHEETS = 12
 
@@ -88,15 +88,10 @@ def write_report(workdir: str | Path) -> Path:
 
 def read_run(workdir: Path) -> Run:
     """Reads whatever of the work directory is there; only config.json must exist."""
-    if not (workdir / "config.json").is_file():
-        refuse_foreign(workdir)
-        raise UsageError(
-            f"Not a work directory, it has no config.json: {str(workdir)!r}. "
-            "`zoo train CONFIG --workdir=D` makes one."
-        )
+    check_has_config(workdir)
     notes = []
     resolved = _read_json(workdir / "config.json", notes)
-    if "config" not in resolved:
+    if "format_version" not in resolved:
         refuse_foreign(workdir, resolved)
     config = _part(resolved, "config")
     planned = sections.number(_part(config, "trainer").get("steps"))
@@ -130,19 +125,7 @@ def _part(config: dict, name: str) -> dict:
 def _state(workdir: Path) -> str:
     if any((workdir / name).exists() for name in ("model.keras", "model.tflite")):
         return "finished"
-    return "going" if _is_locked(workdir / ".lock") else "stopped"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a training holds its work directory; its lock ends with it, however it ends."""
-    try:
-        with open_file(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (OSError, RunError):
-        return False
-    return False
+    return "going" if is_held(workdir) else "stopped"
 
 
 def _read_json(path: Path, notes: list[str]) -> dict:
@@ -223,7 +206,7 @@ def _read_pictures(folder: Path, notes: list[str]) -> dict[str, bytes]:
             continue
         try:
             content = read_bytes(path)
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                 image.verify()
             number = path.stem.removeprefix("step_")
             title = f"step {int(number):,}" if number.isdigit() else "from one to another"

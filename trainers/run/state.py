@@ -17,7 +17,7 @@ class RunState:
       useful: seconds of updates that a checkpoint holds or will hold; see `trainers.run.goodput`.
       stopped: whether a callback stopped the run for good.
       unevaluated: whether an evaluation is due after the last update.
-      windows: state of the log windows; see `trainers.train.log_windows`.
+      windows: state of the log windows; see `trainers.train.hooks.log_windows`.
       lines: number of lines of metrics.jsonl.
     """
 

@@ -16,7 +16,6 @@ Nothing read from here is ever executed.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -44,6 +43,8 @@ from zoo.storage.disk import (
     remove_temporary,
     write_json,
 )
+from zoo.storage.foreign import refuse_foreign
+from zoo.storage.locks import lock_folder
 
 # What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
 # rows, `trainers.train.trainer` refuses changes of the rows that are computed together.
@@ -89,20 +90,16 @@ class WorkDirectory:
         """
         if (self / "config.json").is_file():
             read_config(self.path)
+        elif self.path.is_dir():
+            refuse_foreign(self.path)
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open_in_place(self / ".lock")  # held while training
+            self._lock = lock_folder(self.path)  # held while training
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
         except OSError as error:
             raise RunError(f"Cannot write in {self.path}: {error.strerror}.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            self._lock = None
-            raise RunError(f"Another process works in {self.path}.") from None
         try:
             check_layout(self.path)
         except RunError:
@@ -118,7 +115,7 @@ class WorkDirectory:
         if self._lock:
             if not (self / "config.json").exists():
                 (self / ".lock").unlink(missing_ok=True)
-            self._lock.close()
+            self._lock.lock.release()
             self._lock = None
         with contextlib.suppress(OSError):  # not empty: something came of it
             for folder in self._made:

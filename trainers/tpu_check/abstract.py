@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from trainers.config.recipe import check_batch, check_sizes, check_tpu
+from trainers.config.compress_rules import check_sizes
+from trainers.config.recipe import check_batch, check_tpu
 from trainers.input.features import made_up
 from trainers.train.build import build_step
 from zoo import registry

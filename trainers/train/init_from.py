@@ -11,9 +11,9 @@ from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRankEmbedding
 from zoo.models.architecture import added_by_compression, differences
-from zoo.models.convert import published as convert
 from zoo.models.sources import open_source
 from zoo.storage.remote import local
+from zoo.storage.transformers_files import is_transformers
 
 _SHOWN = 5  # differences in a refusal
 
@@ -129,4 +129,4 @@ def _outputs(model) -> list:
 
 
 def _is_work_directory(source: str) -> bool:
-    return Path(source).is_dir() and not convert.is_transformers(source)
+    return Path(source).is_dir() and not is_transformers(source)

@@ -31,6 +31,7 @@ from trainers.evaluation.evaluate import (
 )
 from trainers.input.features import features_of
 from trainers.optimization.precision import slow_bfloat16
+from trainers.optimization.schedules import total_steps
 from trainers.report.page import write_report
 from trainers.run.events import Events
 from trainers.run.goodput import Goodput
@@ -43,13 +44,14 @@ from trainers.train.callbacks import make_callbacks
 from trainers.train.hooks.base import Hooks
 from trainers.train.hooks.checkpoints import Checkpoints, Rollback
 from trainers.train.hooks.keras_callbacks import KerasCallbacks
+from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Periods
 from trainers.train.hooks.progress import Progress
+from trainers.train.hooks.samples import sample_writer
 from trainers.train.hooks.stops import Stops
 from trainers.train.hooks.validation import Validation
 from trainers.train.init_from import initialize
-from trainers.train.log_windows import LogWindows
-from trainers.train.samples import sample_writer
+from trainers.train.padding import check_padding
 from trainers.train.statistics import Statistics, statistics_batches
 from zoo import registry
 from zoo.data import pipeline
@@ -209,7 +211,7 @@ class Trainer:
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.arrays, trainer.global_batch_size)
         steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
-        total = trainer.steps or trainer.epochs * steps_per_epoch
+        total = total_steps(trainer, self.examples)
 
         self.step, self.task = build_step(config, self.strategy, total, self.dataset)
         self.task.check(self.step.net, self.dataset)
@@ -228,6 +230,8 @@ class Trainer:
                 "restore_best_weights would leave checkpoints and moving averages of other weights "
                 "than the model's: leave it off; the best model is kept as best/model.keras."
             )
+        together = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
+        check_padding(self.step, self.task, self.arrays, together)
         self.windows = LogWindows(self.step.means)
         self.checkpoints = Checkpoints(self.state, self.step, self.windows, self.link, self.workdir)
         self._run = update_function(self.step, self.strategy)

@@ -19,6 +19,7 @@ or in a module of yours (loaded with `--import=my_module`):
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_cl
     if not arrays:
         raise RunError(f"{where} has no arrays.")
     for key, array in arrays.items():
+        if key == "weight":
+            raise RunError(
+                f"{where}, array 'weight' has a name that is the trainer's own: its weights are 0 "
+                "for padding and 1 for examples. Take another name."
+            )
         if array.dtype == object:
             raise RunError(f"{where}, array {key!r} holds Python objects, not numbers or text.")
         if array.ndim == 0 or len(array) == 0:
@@ -169,8 +175,11 @@ def list_datasets() -> tuple[str, ...]:
 def dataset_entry(name: str) -> DatasetEntry:
     """Returns the row of `name`; raises UsageError with the near names where there is none."""
     if name not in _REGISTER:
+        near = near_names(name, _REGISTER)
+        if os.path.exists(name):
+            near = f" Did you mean '{FOLDER if os.path.isdir(name) else NPZ}{name}'?"
         raise UsageError(
-            f"There is no data set {name!r}.{near_names(name, _REGISTER)} "
+            f"There is no data set {name!r}.{near} "
             f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
             "folder:FOLDER for pictures, tfds:NAME:VERSION for any of TFDS; your own by --import "
             "of the module that registers it."

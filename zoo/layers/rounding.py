@@ -61,10 +61,8 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
       never see a training pass that could find their ranges.
 
     Raises:
-      UsageError: where there is no such layer, or `decay` is out of bounds.
+      UsageError: where there is no such layer.
     """
-    if not 0 < decay < 1:
-        raise UsageError(f"compress.qat.decay lies in (0, 1). Received: {decay}.")
     as_in_inference = {
         id(layer)
         for base in keras_internals.all_layers(model)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import keras
 
-from zoo.errors import UsageError
 from zoo.models.convert import published as convert
 from zoo.saved.model import load_model, open_model
+from zoo.saved.workdir import check_init_from
+from zoo.storage.transformers_files import is_transformers
 
 
 def open_source(source: str) -> keras.Model:
@@ -19,16 +20,10 @@ def open_source(source: str) -> keras.Model:
     Raises:
       UsageError: for anything else.
     """
+    check_init_from(source)
     path = Path(source)
     if source.startswith("keras_hub:"):
         return convert.from_keras_hub(source.removeprefix("keras_hub:"))
-    if path.is_dir() and convert.is_transformers(path):
+    if path.is_dir() and is_transformers(path):
         return convert.from_transformers(path)
-    if path.is_dir():
-        return load_model(path)
-    if path.suffix == ".keras" and path.is_file():
-        return open_model(path)
-    raise UsageError(
-        "init_from is a work directory or a .keras file, or a folder of transformers, or "
-        f"keras_hub:PRESET. Received: {source!r}."
-    )
+    return load_model(path) if path.is_dir() else open_model(path)

@@ -12,12 +12,11 @@ All of D is a function of the input, the recipe and the zoo, but for a page at i
 neither workers nor kills change a byte.
 """
 
-import contextlib
-import fcntl
 import glob
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -42,15 +41,19 @@ from zoo.prep.settings import check
 from zoo.prep.store import load, read_documents, save
 from zoo.storage.disk import (
     atomic,
+    check_object,
     file_digest,
-    open_in_place,
+    make_folder,
     read_json,
+    read_object,
     remove_temporary,
     write_json,
 )
+from zoo.storage.locks import lock_folder
 from zoo.storage.records import RecordWriter, open_records
 
 FORMAT = 1
+_FOLDERS = ("work", "text", "records", "crawl")  # of D; none is a link
 SPLITS = ("train", "validation")
 # Hashes that a step holds at once, 16 bytes each and several times that while it sorts them.
 PART = 4_000_000
@@ -83,12 +86,15 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
     check(prep, data)
     out = Path(out).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with lock_folder(out):
+        for name in _FOLDERS:
+            if os.path.lexists(out / name):
+                make_folder(out / name)
         plan, skipped = _plan(prep, data, out, allow_private)
         begun, done = out / "work" / "plan.json", out / "prepared.json"
         plan_hash = _digest(plan)
         if done.exists():
-            prepared = read_json(done)
+            prepared = _read_prepared(done)
             if prepared["plan"] != plan_hash:
                 raise _other_plan(out)
             _sweep(out)
@@ -101,12 +107,20 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
         elif any(path.name not in (".lock", "crawl", "work") for path in out.iterdir()):
             raise UsageError(f"{out} holds other files. Take a new --out.")
         else:
-            begun.parent.mkdir(exist_ok=True)
+            make_folder(begun.parent)
             write_json(begun, plan)
         prepared = _run(plan, skipped, out, engine)
         write_json(done, {"format": FORMAT, "plan": plan_hash, **prepared})
         shutil.rmtree(out / "work", ignore_errors=True)
-        return read_json(done)
+        return _read_prepared(done)
+
+
+def _read_prepared(path: Path) -> dict:
+    found = read_object(path, plan=str, documents=dict, tokens=dict)
+    for split in SPLITS:
+        for counts in (found["documents"], found["tokens"]):
+            check_object(path, counts, **{split: int})
+    return found
 
 
 def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
@@ -169,16 +183,6 @@ def _other_plan(out: Path) -> UsageError:
         f"{out} was made, or begun, with another recipe, other input files or word lists, or "
         "another version of the zoo or its libraries. Take a new --out."
     )
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    with open_in_place(out / ".lock") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"Another process prepares {out} now.") from None
-        yield
 
 
 def _digest(plan: Mapping) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from zoo.data.text import tokenizers
 from zoo.errors import RunError, UsageError
-from zoo.storage.disk import check_object, read_json
-from zoo.storage.foreign import refuse_foreign
+from zoo.storage.disk import check_object, lies_at, read_json
+from zoo.storage.foreign import check_has_config, refuse_foreign
+from zoo.storage.transformers_files import check_model_type, is_transformers
 
 FORMAT_VERSION = 1
 LITERT, FLOATS = "model.tflite", "float.keras"
@@ -25,12 +26,11 @@ def read_config(workdir: str | Path) -> dict:
       RunError: where the file is damaged.
     """
     path = Path(workdir) / "config.json"
-    if not path.exists():
-        refuse_foreign(workdir)
-        raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
+    check_has_config(workdir)
     saved = read_json(path)
-    if not isinstance(saved, dict) or "config" not in saved:
+    if not isinstance(saved, dict) or "format_version" not in saved:
         refuse_foreign(workdir, saved)
+    if not isinstance(saved, dict) or "config" not in saved:
         raise RunError(f"{path} is damaged: it holds no recipe.")
     if saved.get("format_version") != FORMAT_VERSION:
         raise UsageError(
@@ -113,3 +113,24 @@ def read_tokenizer(workdir: str | Path, saved: Mapping):
             f"{tokenizer.fingerprint[:12]}…, that in config.json {saved['tokenizer'][:12]}…."
         )
     return tokenizer
+
+
+def check_init_from(source: str) -> None:
+    """Raises `UsageError` where `init_from` is nothing that a run can start from.
+
+    Args:
+      source: as `trainers.train.init_from.initialize` takes it, on this machine.
+    """
+    path = Path(source)
+    if source.startswith("keras_hub:"):
+        return
+    if path.is_dir() and is_transformers(path):
+        config = path / "config.json"
+        check_model_type(config, read_json(config)["model_type"])
+    elif path.is_dir():
+        model_path(path)
+    elif not (path.suffix == ".keras" and path.is_file()):
+        raise UsageError(
+            "init_from is a work directory or a .keras file, or a folder of transformers, or "
+            f"keras_hub:PRESET. Received: {source}. {lies_at(path)}"
+        )

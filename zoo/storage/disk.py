@@ -28,6 +28,25 @@ _KINDS = {
 _TEMPORARY = re.compile(r"\.zoo-[0-9a-f]{16}\.tmp")
 
 
+def lies_at(path: str | Path, shown: int = 5) -> str:
+    """Returns a sentence for errors that says what lies at a path.
+
+    Args:
+      path: of anything, or of nothing.
+      shown: largest number of names of a folder's content.
+    """
+    try:
+        if not os.path.isdir(path):
+            return "It is a file." if os.path.lexists(path) else "Nothing lies there."
+        names = sorted(short(name) for name in os.listdir(path))
+    except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
+        return f"It cannot be read: {short(error)}."
+    if not names:
+        return "It is an empty folder."
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return f"The folder holds {', '.join(names[:shown])}{more}."
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -165,19 +184,18 @@ def open_in_place(path: str | Path, mode: str = "a"):
     return file
 
 
-@contextlib.contextmanager
-def one_at_a_time(path: Path):
-    """Holds the lock file `path`; waits for another process (or thread) that holds it.
+def make_folder(path: Path) -> None:
+    """Creates a folder unless it is there.
 
-    The kernel drops the lock with the process, so a kill leaves nothing to clean up. The file
-    stays: deleting it would let a third process lock another file of that name.
+    Raises:
+      RunError: where it is a link, or no folder.
+      OSError: as the disk says.
     """
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_in_place(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    with contextlib.suppress(FileExistsError):  # of what is no folder
+        path.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or not path.is_dir():
+        kind = "a link" if path.is_symlink() else "no folder"
+        raise RunError(f"{path} must be a folder that files are written in: it is {kind}.")
 
 
 @contextlib.contextmanager
@@ -257,6 +275,15 @@ def remove_temporary(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def is_leftover(folder: Path, first: str) -> bool:
+    """Whether a path is a folder, and no link, that is empty or holds the regular file `first`."""
+    try:
+        whole = not os.listdir(folder) or stat.S_ISREG(os.lstat(folder / first).st_mode)
+        return whole and not folder.is_symlink()
+    except OSError:
+        return False
 
 
 def write_json(path: str | Path, value) -> None:

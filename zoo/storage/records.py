@@ -25,17 +25,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import Timeout
 
 from zoo.errors import RunError, UsageError, short
+from zoo.storage.bounds import MOST_AXES
 from zoo.storage.disk import (
     file_digest,
     fsync_file,
     fsync_folder,
+    is_leftover,
+    lies_at,
     naming,
     open_file,
     open_in_place,
     read_json,
 )
+from zoo.storage.locks import lock_file
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -167,7 +172,7 @@ class RecordWriter:
                 shards.close()
             # Under its own name no longer, where it has become `folder`.
             shutil.rmtree(self._unfinished, ignore_errors=True)
-            self._lock.close()
+            self._lock.lock.release()
 
     def _finish(self):
         if not self.rows:
@@ -178,9 +183,10 @@ class RecordWriter:
             "metadata": self.metadata,
         }
         manifest = {"format": FORMAT, "fingerprint": _fingerprint(content), **content}
-        with naming(self._unfinished / MANIFEST):
-            json.dump(manifest, self._lock, indent=1)
-            fsync_file(self._lock)
+        path = self._unfinished / MANIFEST
+        with naming(path), open_in_place(path) as file:  # empty so far, and locked
+            json.dump(manifest, file, indent=1)
+            fsync_file(file)
         # mkdtemp makes a folder for its owner alone; records may be shared.
         self._unfinished.chmod(0o755)
         fsync_folder(self._unfinished)
@@ -201,33 +207,21 @@ class RecordWriter:
 
 
 def _unfinished_folder(folder: Path):
-    """Returns a new hidden folder beside `folder` and its open, locked, empty manifest.
+    """Returns a new hidden folder beside `folder`, and the lock on its empty manifest.
 
-    The lock tells the folder of a living writer from that of a killed one, which is removed: the
-    kernel drops it with the process.
+    The lock tells the folder of a living writer from that of a killed one, which is removed.
     """
-    import fcntl
-
     prefix = f".{folder.name}.tmp"
     for other in folder.parent.iterdir():
-        if not other.name.startswith(prefix):
+        if not other.name.startswith(prefix) or not is_leftover(other, MANIFEST):
             continue
-        with contextlib.suppress(OSError), open_in_place(other / MANIFEST) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), lock_file(other / MANIFEST).acquire(timeout=0):
             shutil.rmtree(other)
     while True:
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         # Until it is locked, another writer may take it for a dead one and remove it.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            file = open_in_place(made / MANIFEST)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(made / MANIFEST)):
-                    return made, file
-            except BaseException:
-                file.close()
-                raise
-            file.close()
+        with contextlib.suppress(FileNotFoundError, Timeout):
+            return made, lock_file(made / MANIFEST).acquire(timeout=0)
 
 
 class _ShardWriter:
@@ -423,7 +417,7 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.")
+        raise UsageError(f"There is no folder {folder}. {lies_at(folder)}")
     manifest = _read_manifest(folder)
     try:
         content = {key: manifest[key] for key in ("rows", "arrays", "metadata")}
@@ -436,17 +430,18 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
             )
             numbers = [rows, layout.rows_per_shard, *layout.row_shape]
             # Each shard has a digest: what is declared is no longer than the manifest itself.
-            if not all(type(number) is int and number > 0 for number in numbers) or (
-                -(-rows // layout.rows_per_shard) != len(row["sha256"])
+            counts = all(type(number) is int and number > 0 for number in numbers)
+            if (
+                not counts
+                or len(layout.row_shape) >= MOST_AXES
+                or (-(-rows // layout.rows_per_shard) != len(row["sha256"]))
             ):
                 raise ValueError
             layouts.append(layout)
-            names = [layout.file_name(shard) for shard in range(len(row["sha256"]))]
-            digests |= zip(names, row["sha256"], strict=True)
+            digests |= {layout.file_name(i): digest for i, digest in enumerate(row["sha256"])}
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError):
         raise _refused(folder, MANIFEST, "is damaged") from None
-    strange = {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests)
-    if strange:
+    if strange := {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests):
         raise _refused(folder, min(strange), "does not belong to these records")
     arrays = {layout.name: ShardedArray(_map(folder, layout, rows)) for layout in layouts}
     if verify:
@@ -484,12 +479,10 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
 
 
 def _verify(folder: Path, digests: Mapping[str, str]):
-    def digest_of(name: str) -> str:
-        return file_digest(folder / name)
-
     # Threads: hashing lets go of Python's lock.
     with ThreadPoolExecutor(min(len(digests), os.cpu_count() or 1)) as pool:
-        for name, digest in zip(digests, pool.map(digest_of, digests), strict=True):
+        found = pool.map(file_digest, [folder / name for name in digests])
+        for name, digest in zip(digests, found, strict=True):
             if digest != digests[name]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise _refused(folder, name, "was altered: its sha256 is another one")

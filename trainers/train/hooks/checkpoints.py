@@ -9,8 +9,8 @@ from trainers.run.goodput import Goodput
 from trainers.run.saver import Saver
 from trainers.run.state import RunState
 from trainers.train.hooks.base import CheckpointHook, RollbackHook
+from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Periods
-from trainers.train.log_windows import LogWindows
 from zoo.errors import RunError
 
 

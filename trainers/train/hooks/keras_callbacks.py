@@ -7,8 +7,8 @@ import keras
 from trainers.optimization.optimizers import inner
 from trainers.run.state import RunState
 from trainers.train.hooks.base import CallbackHook
+from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Periods
-from trainers.train.log_windows import LogWindows
 
 
 class KerasCallbacks(CallbackHook):

@@ -10,8 +10,8 @@ from trainers.run.events import Events
 from trainers.run.goodput import Goodput
 from trainers.run.state import RunState
 from trainers.train.hooks.base import ProgressHook
+from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Due, Periods
-from trainers.train.log_windows import LogWindows
 from zoo.formatting import duration, short_number
 from zoo.keras_internals import last_learning_rate
 

@@ -10,9 +10,9 @@ from trainers.run.events import Events
 from trainers.run.state import RunState
 from trainers.run.workdir import save_model
 from trainers.train.hooks.base import ValidationHook
+from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Periods
 from trainers.train.hooks.progress import Progress, in_words
-from trainers.train.log_windows import LogWindows
 from zoo.errors import short
 from zoo.storage.disk import write_json
 
@@ -31,7 +31,7 @@ class Validation(ValidationHook):
       events: where warnings go.
       progress: prints the values.
       evaluator: of the held-out split; None where there is none.
-      writer: keeps a sample, see `trainers.train.samples`; None for a model that makes none.
+      writer: keeps a sample, see `trainers.train.hooks.samples`; None for a model that makes none.
       chief: whether this process writes.
     """
 

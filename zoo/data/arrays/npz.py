@@ -7,6 +7,7 @@ import numpy as np
 from zoo.data.datasets import SPLITS, Dataset, fingerprint
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.arrays import open_npz
+from zoo.storage.disk import lies_at
 
 # A label beyond this is a damaged number, not a class; it would ask for a billion class names.
 MAX_CLASSES = 100_000
@@ -23,10 +24,10 @@ def load(name: str, path: Path) -> Dataset:
       RunError: it cannot be read, or an array is missing or wrong.
     """
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
+        raise UsageError(f"There is no file {path}. {lies_at(path)}")
     splits, arrays = {}, _read_npz(path)
     listed = [f"{key!r} {array.shape}" for key, array in arrays.items()]
-    there = f"It has: {', '.join(listed[:10])}{', ...' if len(listed) > 10 else ''}."
+    there = f"It has: {', '.join(listed[:10]) or 'none'}{', ...' if len(listed) > 10 else ''}."
     for key, array in arrays.items():
         split, _, array_name = key.partition("_")
         if not (split and array_name):
@@ -35,8 +36,6 @@ def load(name: str, path: Path) -> Dataset:
                 f"{there}"
             )
         split = SPLITS.get(split, split)
-        if array_name == "weight":
-            raise RunError(f"{path}: {key!r} has a name that is the trainer's own; take another.")
         if array_name in splits.get(split, {}):
             raise RunError(f"{path} has two arrays for '{split}_{array_name}'.")
         if array_name == "label" and array.dtype.kind in "iu":

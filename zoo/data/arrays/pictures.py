@@ -3,9 +3,9 @@
     FOLDER/train/ants/1.jpg, FOLDER/train/bees/2.png, FOLDER/val/ants/…   splits, then classes
     FOLDER/ants/1.jpg, FOLDER/bees/2.png                                  classes: all of it "train"
 
-Whatever Pillow reads becomes 8-bit grey or RGB as a viewer would show it: turned as its EXIF says,
-CMYK converted, 16 bits scaled to 8, white behind what is transparent, of an animation the first
-picture. What cannot be read is left out and named.
+AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP become 8-bit grey or RGB as a viewer would
+show them: turned as their EXIF says, CMYK converted, 16 bits scaled to 8, white behind what is
+transparent, of an animation the first picture. What cannot be read is left out and named.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +23,26 @@ import numpy as np
 
 from zoo.data.datasets import FOLDER, SPLITS, Dataset
 from zoo.errors import RunError, UsageError, short
-from zoo.lazy import Image, ImageOps
+from zoo.lazy import PIL, Image, ImageOps
 from zoo.storage.bounds import check_memory
-from zoo.storage.disk import file_digest, one_at_a_time, open_file
+from zoo.storage.disk import file_digest, lies_at, open_file
+from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import SHARD_BYTES, Records, RecordWriter, open_records
 
+# Pillow starts Ghostscript for EPS, also inside IPTC, and expands FITS without bound.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
 _SHOWN = 20
 # Several threads decode; of images that take some 100 MB and more only one at a time does.
-_LARGE, _LARGE_PIXELS = threading.Lock(), 1 << 23
+_LARGE, _LARGE_PIXELS, _LARGE_FILE = threading.RLock(), 1 << 23, 1 << 26
+_LARGEST_FILE = 1 << 30  # bytes, of which some decoders hold two copies
 _PIXEL_BYTES = 16  # at worst: 4 as decoded, and copies
+
+
+# `decode` refuses such images itself.
+warnings.filterwarnings("ignore", "Image size .* could be decompression bomb")
 
 
 class Unreadable(Exception):
@@ -58,9 +67,15 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
         if not os.path.exists(file):
             raise Unreadable("there is no such file")
         with open_file(file) as stream:
-            if not os.fstat(stream.fileno()).st_size:
+            size = os.fstat(stream.fileno()).st_size
+            if not size:
                 raise Unreadable("the file is empty")
-            with Image.open(stream) as picture:
+            if size > _LARGEST_FILE:
+                raise Unreadable(f"it has {size:,} bytes, at most {_LARGEST_FILE:,} are read")
+            with (
+                _LARGE if size > _LARGE_FILE else contextlib.nullcontext(),
+                Image.open(stream, formats=_FORMATS) as picture,
+            ):
                 pixels = picture.width * picture.height
                 if pixels > Image.MAX_IMAGE_PIXELS:
                     # It may be an attack, and it is no picture to train on.
@@ -72,6 +87,8 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
         raise
     except RunError as error:
         raise Unreadable(str(error)) from None
+    except PIL.UnidentifiedImageError:
+        raise Unreadable(f"cannot identify it as {', '.join(_FORMATS)}") from None
     except Exception as error:  # decoders raise what they like
         raise Unreadable(short(f"{type(error).__name__}: {error}")) from None
     plain = plain.convert("L" if channels == 1 else "RGB")
@@ -82,7 +99,7 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
 def _plain(picture) -> tuple:
     """8-bit RGB of a `PIL.Image.Image`, and what was special about it."""
     remarks = []
-    if getattr(picture, "n_frames", 1) > 1:
+    if getattr(picture, "is_animated", False):  # counting the frames would read all of them
         remarks.append("animated: its first picture")
     if picture.getexif().get(0x0112, 1) != 1:
         remarks.append("turned as its EXIF says")
@@ -180,13 +197,13 @@ def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[
         training split.
     """
     if not root.is_dir():
-        raise UsageError(f"There is no folder {root}.")
+        raise UsageError(f"There is no folder {root}. {lies_at(root)}")
     splits, ignored = _splits(root)
     names = sorted({name for classes in splits.values() for name in classes})
     if len(names) < 2:
         raise UsageError(
             f"{root} must hold a folder of pictures for each of two classes or more, or such "
-            f"folders in {', '.join(SPLITS)}. Found: {', '.join(names) or 'no folder'}."
+            f"folders in {', '.join(SPLITS)}. {lies_at(root)}"
         )
     known = splits.get("train", names)
     for split, classes in splits.items():
@@ -286,7 +303,7 @@ def _digest(root: Path, files, names, shape) -> str:
 
 def _records(place: Path, root: Path, members, names, shape) -> Records:
     """A split as records, decoded a chunk at a time unless that was done before."""
-    with one_at_a_time(place.parent / f".{place.name}.lock"):
+    with one_at_a_time(place):
         if place.exists():
             return open_records(place)
         left_out, remarks, seen = [], Counter(), Counter()

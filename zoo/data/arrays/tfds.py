@@ -19,7 +19,7 @@ from zoo.data import fetch
 from zoo.data.datasets import Dataset, list_datasets
 from zoo.data.fetch import FetchFile
 from zoo.errors import RunError, UsageError, short
-from zoo.storage.disk import one_at_a_time
+from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir, data_dir
 from zoo.storage.records import Records, RecordWriter, open_records
 
@@ -90,7 +90,7 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
       folder: from `_folder_of`. A damaged one is replaced.
       produce: returns the splits and the class names; called by one process at a time.
     """
-    with one_at_a_time(folder.parent / f".{folder.name}.lock"):
+    with one_at_a_time(folder):
         if _open_if_whole(folder) is not None:
             return
         splits, class_names = produce()

@@ -35,6 +35,7 @@ from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpus_readers import Tally, TextFile
 from zoo.data.text.corpus_splits import key_hash, split_by_cut, split_by_hash
 from zoo.errors import RunError, UsageError, near_names
+from zoo.storage.disk import lies_at
 
 TEXT = "text:"
 PAIRS = "pairs:"
@@ -189,7 +190,9 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     for document in read(files, tally):
         hashes.append(key_hash(document.strip()))
         lengths.append(len(document))
-    if sum(lengths) < 2:
+    _, first = np.unique(hashes, return_index=True)
+    # Repeated documents count once: the rest of them are left out below.
+    if np.asarray(lengths)[first].sum() < 2:
         raise RunError(
             f"{root} holds {'no text' if not lengths else 'a single character'}: "
             "there is nothing to learn from."
@@ -198,7 +201,6 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     def documents():
         return read(files, Tally())
 
-    _, first = np.unique(hashes, return_index=True)
     if len(first) >= MIN_DOCUMENTS_TO_SPLIT:
         splits = split_by_hash(lambda: ((text.strip(), text) for text in documents()), 0.05, hashes)
     else:
@@ -228,7 +230,7 @@ def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]
             and found.is_file()
         )
         if not labels:
-            raise UsageError(f"{root} holds no .txt or .txt.gz files.")
+            raise UsageError(f"{root} holds no .txt or .txt.gz files. {lies_at(root)}")
         return labels, [root / label for label in labels], readers.whole_texts
     path = _existing_file(text, root, "file or folder")
     for ending, read in ((".txt", readers.whole_texts), (".jsonl", readers.json_texts)):
@@ -274,7 +276,7 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
 
 def _existing_file(text: str, path: Path, what: str = "file") -> Path:
     if not (text and path.is_file()):
-        raise UsageError(f"There is no {what} {text!r}.")
+        raise UsageError(f"There is no {what} {text!r}. {lies_at(path)}")
     return path
 
 

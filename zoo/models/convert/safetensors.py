@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from zoo.errors import RunError, UsageError, short
-from zoo.storage.bounds import JSON_EXPANSION, check_memory
+from zoo.storage.bounds import JSON_EXPANSION, MOST_AXES, check_memory
 from zoo.storage.disk import atomic_path, open_file, read_json, unreadable
 
 INDEX = "model.safetensors.index.json"
@@ -48,7 +48,10 @@ class Tensors(Mapping):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor without reading it."""
-        return tuple(self._slice(name).get_shape())
+        shape = self._slice(name).get_shape()
+        if len(shape) > MOST_AXES:
+            raise RunError(f"{self._places[name]} is damaged: tensor {name!r} has too many axes.")
+        return tuple(shape)
 
     def _slice(self, name: str):
         return self._files[self._places[name]].get_slice(name)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from zoo.data.text.corpora import load_corpus
 from zoo.prep.document import Document, Tally
 from zoo.prep.reading import parquet, response, warc
-from zoo.prep.reading.charset import decode, without_surrogates
+from zoo.prep.reading.charset import as_utf8, decode, without_surrogates
 from zoo.prep.reading.members import Members
 from zoo.prep.reading.unpack import opened
 
@@ -64,7 +64,7 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
 # --- readers: (path, settings, whether the next record is ours, tally, tally of the file) ---------
 
 
-# Records that never hold a page, and are left out without a word.
+# Records that never hold a page: whole ones are left out and not counted.
 _ABOUT = ("warcinfo", "request", "metadata")
 
 
@@ -72,7 +72,7 @@ def _warc(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
     limit = prep["max_document_bytes"]
     with Members(path, prep["max_file_ratio"], b"WARC/") as members:
         for record in warc.records(members, limit):
-            if record.type in _ABOUT or not mine():
+            if (record.type in _ABOUT and not record.problem) or not mine():
                 continue
             try:
                 yield _of_record(record, limit)
@@ -89,7 +89,8 @@ def _of_record(record: warc.Record, limit: int) -> Document:
     url = record.headers.get("warc-target-uri", "").strip("<>")
     url = without_surrogates(url)[:2000]
     if record.type == "conversion":
-        return Document(text=decode(record.body, page=False), url=url)
+        declared = response.charset_of(record.headers.get("content-type", "")) or "utf-8"
+        return Document(text=decode(record.body, declared, page=False), url=url)
     if record.type != "response":
         raise response.Unreadable("records of other types")
     if not url.lower().startswith(("http:", "https:")):
@@ -140,13 +141,17 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
             cut = len(line) > limit
             while cut and line and not line.endswith(b"\n"):
                 line = file.readline(1 << 16)
-            if not mine():
+            if not (cut or line.strip()) or not mine():
                 continue
             if cut:
                 tally.unreadable["records too large"] += 1
-            elif line.strip() and not file.raw.problem:
+            elif not file.raw.problem:
+                text = as_utf8(line)
+                if text is None:
+                    tally.unreadable["lines that are not UTF-8"] += 1
+                    continue
                 try:
-                    row = json.loads(decode(line, page=False), strict=False)
+                    row = json.loads(text, strict=False)
                 except (ValueError, RecursionError):
                     tally.unreadable["lines that are no JSON"] += 1
                     continue

@@ -5,6 +5,7 @@ not packed by records, by the line "WARC/1.x" that it begins with.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,7 +14,13 @@ from zoo.prep.reading.response import TOO_LARGE
 
 _VERSION = re.compile(rb"WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n\Z")
 _NEXT = re.compile(rb"\r?\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n)")
+_LINE_OF = rb"WARC/\d{1,2}\.\d{1,2}[ \t]{0,40}\r?\n"
+# Where a record begins in a block of a wrong length. Behind garbage without an end of line the
+# first header tells.
+_IN_BLOCK = re.compile(rb"(?<=\n)" + _LINE_OF + rb"(?=[A-Za-z-]{1,40}:)")
+_IN_GARBAGE = re.compile(rb"(?<=\n)" + _LINE_OF + rb"|" + _LINE_OF + rb"(?=WARC-)")
 _LINE, _HEAD = 1 << 16, 1 << 20  # bytes that a header line, and all of them, may have
+_PIECE, _OVERLAP = 1 << 16, 128
 DAMAGED, CUT_OFF = "records damaged", "records cut off"
 WRONG_LENGTH = "records of a wrong length"
 
@@ -47,11 +54,9 @@ def records(members: Members, limit: int) -> Iterator[Record]:
       members: of the file, begun nowhere; each begins with b"WARC/".
       limit: number of bytes that a block may have.
     """
-    losses = 0
     while members.next():
-        if members.losses > losses:
-            losses = members.losses
-            yield Record(problem=DAMAGED)
+        if members.skipped:
+            yield Record(problem=TOO_LARGE if members.skipped == "bomb" else DAMAGED)
         while record := _record(members, limit):
             # The member's damage, or the file's end, is counted by itself.
             if members.damaged or (record.problem and members.problem):
@@ -61,8 +66,8 @@ def records(members: Members, limit: int) -> Iterator[Record]:
 
 def _record(members: Members, limit: int) -> Record | None:
     """Returns the next record of a member; None at its end."""
-    while (line := members.readline(_LINE)) and not line.strip():
-        pass
+    members.pass_over(b" \t\r\n")
+    line = members.readline(_LINE)
     if not line:
         return None
     if not _VERSION.match(line):
@@ -107,13 +112,11 @@ def _headers(members: Members) -> dict[str, str] | None:
 
 def _with_body(members: Members, headers: dict, length: int, limit: int) -> Record:
     if length > limit:
-        if length > members.left():
-            return Record(headers, problem=WRONG_LENGTH if _resync(members) else CUT_OFF)
-        skipped = members.skip(length)
-        if not _at_end(members):
+        problem = _passed_over(members, length)
+        if not problem and not _at_end(members):
             _resync(members)
-            return Record(headers, problem=WRONG_LENGTH)
-        return Record(headers, problem=TOO_LARGE if skipped == length else CUT_OFF)
+            problem = WRONG_LENGTH
+        return Record(headers, problem=problem or TOO_LARGE)
     body = members.read(length)
     if len(body) == length and _at_end(members):
         return Record(headers, body)
@@ -126,21 +129,40 @@ def _with_body(members: Members, headers: dict, length: int, limit: int) -> Reco
     return Record(headers, problem=WRONG_LENGTH)
 
 
+def _passed_over(members: Members, length: int) -> str:
+    """Passes over a block of `length` bytes, but not over a record in it.
+
+    Returns:
+      "" where the block was there, else CUT_OFF or WRONG_LENGTH.
+    """
+    found, left = _search(members, _IN_BLOCK, length)
+    return WRONG_LENGTH if found else CUT_OFF if left else ""
+
+
+def _resync(members: Members) -> bool:
+    """Moves to where the next record begins; whether there is one in this member."""
+    return _search(members, _IN_GARBAGE, sys.maxsize)[0]
+
+
+def _search(members: Members, record: re.Pattern, length: int) -> tuple[bool, int]:
+    """Moves to where a record begins, or over `length` bytes.
+
+    Returns:
+      Whether a record begins here, and how many of the bytes were not there.
+    """
+    before = b"\n"  # a line begins here
+    while length and (piece := members.read(min(length, _PIECE))):
+        length -= len(piece)
+        data = before + piece
+        if b"WARC/" in data and (match := record.search(data)):
+            members.unread(data[match.start() :])
+            return True, length
+        before = data[-_OVERLAP:]
+    return False, length
+
+
 def _at_end(members: Members) -> bool:
     """Whether a record ends here: by two ends of line, another record or the member's end."""
     after = members.peek(16)
     rest = after.lstrip(b"\r\n")
     return after.startswith(b"\r\n\r\n") or not rest or rest.startswith(b"WARC/")
-
-
-def _resync(members: Members) -> bool:
-    """Moves to where the next record begins; whether there is one in this member."""
-    at_start = True
-    while line := members.readline(_LINE):
-        match = _VERSION.search(line)
-        # Behind garbage without an end of line the first header tells.
-        if match and ((at_start and not match.start()) or members.peek(5) == b"WARC-"):
-            members.unread(line[match.start() :])
-            return True
-        at_start = line.endswith(b"\n")
-    return False
