@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests import toys
+from tests import test_quiet, toys
 from tests.litert_files import constants
 from trainers.compress_jobs import ptq
 from trainers.compress_jobs.subject import Subject
@@ -163,6 +163,15 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
     assert not (tmp_path / "out").exists()
 
 
+# The runtime writes into the process's stderr, once a process.
+RUN = """
+import sys
+import numpy as np
+from trainers.export.litert import LiteRTFile
+LiteRTFile(sys.argv[1])({"image": np.zeros((1, 28, 28, 1), "uint8")})
+"""
+
+
 @pytest.mark.parametrize(
     ("quantisation", "tolerance", "size"),
     [("float32", 1e-5, 1), ("float16", 2e-3, 0.6), ("dynamic", 0.03, 0.4), ("int8", 0.05, 0.4)],
@@ -181,6 +190,8 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
     assert worst <= tolerance
     assert (worst > 0) == (quantisation != "float32") or worst < 1e-6
     assert path.stat().st_size < size * 4 * found.model.count_params() + 12_000
+    if quantisation == "dynamic":
+        assert test_quiet.said(RUN, str(path)) == ""
 
 
 @pytest.mark.slow
@@ -246,6 +257,24 @@ def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
         kernels += [values for values, _ in file if values.dtype == "int8"]
     assert {x.ndim for x in kernels} == {2, 4}
     assert max(len(np.unique(x)) for x in kernels) <= 8
+
+
+def test_a_file_in_which_nothing_would_be_rounded_is_refused(run, tmp_path, monkeypatch):
+    """LiteRT's dynamic range leaves small kernels as they are."""
+    data = toys.image_data(test=8)
+    config = toys.recipe("toy_norm", "image_classification", steps=1)
+    run(config, data, tmp_path / "small")
+    monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
+
+    def here(model, inputs, out, quantisation, examples, per_tensor):
+        litert.prepare(model, str(tmp_path / "saved"), inputs)
+        out.write_bytes(litert.convert(str(tmp_path / "saved"), quantisation, per_tensor))
+
+    monkeypatch.setattr(ptq, "write", here)
+    config.compress.ptq.format = "litert_dynamic"
+    with pytest.raises(UsageError, match="rounds kernels of 1,024 numbers or more.*litert_int8"):
+        ptq.quantize(config, tmp_path / "small", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.tflite").exists()
 
 
 def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):

@@ -19,7 +19,7 @@ from trainers.compress_jobs.subject import Subject, load
 from trainers.config.recipe import as_dict
 from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
 from trainers.export.formats import difference
-from trainers.export.litert import NO_RUNTIME, write
+from trainers.export.litert import NO_RUNTIME, holds_integers, write
 from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers
@@ -76,6 +76,11 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
                     examples = found.representative(settings.examples, config.trainer.seed)
                 clustered = bool(config.compress.cluster.number)
                 write(found.served(), found.examples(), made, form, examples, clustered)
+                if form == "dynamic" and not holds_integers(made):
+                    raise UsageError(
+                        "LiteRT's litert_dynamic rounds kernels of 1,024 numbers or more. The "
+                        f"model of {start} has none: use compress.ptq.format=litert_int8."
+                    )
                 result = _with(found, file=made)
             else:
                 made = Path(folder) / "model.keras"

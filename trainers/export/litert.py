@@ -67,11 +67,18 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
     the kernels alone, rounded once, become integers.
     """
     from trainers.export.formats import write_saved_model
-    from zoo.layers.rounding import of_tokens, rounded_once, rounds
+    from zoo.layers.rounding import rounds
 
-    with rounded_once(model) if of_tokens(model) else contextlib.nullcontext():
+    with as_held(model):
         write_saved_model(model, folder, inputs, batch=1)
     return "dynamic" if rounds(model) else "float32"
+
+
+def as_held(model):
+    """Returns a context in which a model computes what its LiteRT file holds; see `prepare`."""
+    from zoo.layers.rounding import of_tokens, rounded_once
+
+    return rounded_once(model) if of_tokens(model) else contextlib.nullcontext()
 
 
 def one_scale(model, quantisation: str) -> bool:
@@ -138,6 +145,15 @@ def convert(folder: str, quantisation: str = "float32", per_tensor: bool = False
         return converter.convert()
 
 
+def holds_integers(path: str | Path) -> bool:
+    """Whether any tensor of a file is kept in 8-bit integers; it takes the runtime."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet_stderr():
+        tensors = Interpreter(model_path=str(path)).get_tensor_details()
+    return any(tensor["dtype"] == np.int8 for tensor in tensors)
+
+
 class LiteRTFile:
     """A file in its own runtime.
 
@@ -158,6 +174,7 @@ class LiteRTFile:
         try:
             with quiet_stderr():  # it logs that it uses its CPU kernels
                 self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+                self.interpreter.allocate_tensors()
             self._run = self.interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
             raise RunError(f"Cannot open {path}: {short(error)}") from None
