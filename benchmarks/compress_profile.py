@@ -50,8 +50,8 @@ def main() -> None:
 
 def _row(recipe: str, name: str, model, values) -> dict:
     from trainers.compress_jobs.latency import interleaved
-    from trainers.export.formats import write_saved_model
     from trainers.export.litert import convert
+    from trainers.export.saved_model import write_saved_model
 
     with tempfile.TemporaryDirectory() as folder:
         files = {}

@@ -233,7 +233,8 @@ def learns_in_eight_bits(row):
 
 def exports(row):
     """Learned in bfloat16 or not, its files compute in their runtimes what it computes."""
-    from trainers.export.formats import FORMATS, examples_of, write_checked
+    from trainers.export.export import FORMATS
+    from trainers.export.formats import examples_of, write_checked
     from trainers.optimization.precision import precision
     from zoo import registry
 

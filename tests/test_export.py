@@ -11,7 +11,8 @@ import pytest
 import zoo
 from tests import toys
 from trainers.export import formats as export
-from trainers.export.formats import FORMATS, difference, export_workdir
+from trainers.export.export import FORMATS, export_workdir
+from trainers.export.formats import difference
 from zoo import processes
 from zoo.errors import RunError, UsageError
 from zoo.models.float32 import in_float32
@@ -154,7 +155,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     ],
 )
 def test_a_conversion_that_dies_leaves_nothing(trained, tmp_path, monkeypatch, code, said):
-    monkeypatch.setattr(processes, "arguments", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
     with pytest.raises(RunError, match=said):
         export_workdir(str(trained[0]), "keras", str(tmp_path / "a.keras"))
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from trainers.compress_jobs import ptq
 from trainers.compress_jobs.subject import Subject
 from trainers.config.recipe import as_dict, of_workdir
 from trainers.export import formats as export
-from trainers.export import litert
+from trainers.export import litert, litert_file
 from trainers.run.workdir import read_config
 from zoo import processes, registry
 from zoo.data import Dataset
@@ -167,7 +167,7 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
 RUN = """
 import sys
 import numpy as np
-from trainers.export.litert import LiteRTFile
+from trainers.export.litert_file import LiteRTFile
 LiteRTFile(sys.argv[1])({"image": np.zeros((1, 28, 28, 1), "uint8")})
 """
 
@@ -185,7 +185,7 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
     path = file_of(found, tmp_path, quantisation)
     images = found.examples()
     expected = np.asarray(found.served()(images["image"]))
-    got = litert.LiteRTFile(path)(images)
+    got = litert_file.LiteRTFile(path)(images)
     worst = export.difference([expected], got)
     assert worst <= tolerance
     assert (worst > 0) == (quantisation != "float32") or worst < 1e-6
@@ -225,7 +225,7 @@ def test_a_tied_embedding_is_stored_once(quantisation, tmp_path):
     assert [values.dtype for values in stored] == [
         {"float32": "float32", "float16": "float16", "dynamic": "int8"}[quantisation]
     ]
-    got = litert.LiteRTFile(path)(found.examples())
+    got = litert_file.LiteRTFile(path)(found.examples())
     assert export.difference(ptq._outputs(found.model, found), got) < 0.05
 
 
@@ -317,7 +317,7 @@ def test_ranges_come_from_the_training_data():
 )
 def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
     found = subject("cnn_classifier")
-    monkeypatch.setattr(processes, "arguments", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
     with pytest.raises(RunError, match=said):
         litert.write(found.served(), found.examples(), tmp_path / "a.tflite", "int8")
     assert not list(tmp_path.iterdir())

@@ -345,12 +345,13 @@ def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, m
     """Ranges that end inside the outputs are not in the file; a wrong scale of a kernel is."""
     from tests.test_ptq import subject
     from trainers.export import formats as export
+    from trainers.export.saved_model import arranged
 
     found = subject("bert_tiny")
     quantize(found.model)
     FreshRanges(found.model).begin()
     examples = found.examples()
-    found.model(export._arranged(found.model, examples), training=True)
+    found.model(arranged(found.model, examples), training=True)
     for variable in found.model.non_trainable_weights:
         if variable.path.endswith(("nsp_ranges/output_min", "nsp_ranges/output_max")):
             variable.assign(variable / 2)
@@ -375,6 +376,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     from tests.litert_files import constants
     from tests.test_ptq import subject
     from trainers.export import formats as export
+    from trainers.export.saved_model import arranged
 
     found = subject("gpt_nano")
     size = {"vocabulary_size": 80, "hidden_dim": 32, "num_layers": 1}
@@ -384,7 +386,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     FreshRanges(found.model).begin()
     examples = found.examples()
     for _ in range(20):
-        found.model(export._arranged(found.model, examples), training=True)
+        found.model(arranged(found.model, examples), training=True)
     path = tmp_path / "model.tflite"
     written = export.write_checked(found.model, found.task, examples, "litert", str(path))
     assert written["largest_difference"] < 0.05

@@ -36,32 +36,37 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, **path, "PYTHONSAFEPATH": "1", **(more or {})}
 
 
-def arguments(function: str, *words: str) -> list[str]:
+def arguments(function: str, *words: str, tensorflow: bool = False) -> list[str]:
     """Returns the command line of a child Python that calls a function of the zoo.
 
     Args:
       function: such as "trainers.export.formats:main"; what it returns is the exit status.
       *words: its arguments.
+      tensorflow: whether TensorFlow is started first, as `zoo.start` does for every command.
     """
     module, _, name = function.partition(":")
-    code = f"import sys; from {module} import {name}; sys.exit({name}(*sys.argv[1:]))"
+    start = "from zoo.start import start_tensorflow; start_tensorflow(); " if tensorflow else ""
+    code = f"import sys; {start}from {module} import {name}; sys.exit({name}(*sys.argv[1:]))"
     return [sys.executable, "-P", "-c", code, *words]
 
 
-def run(function: str, *words: str, more: Mapping[str, str] | None = None):
+def run(
+    function: str, *words: str, more: Mapping[str, str] | None = None, tensorflow: bool = False
+):
     """Calls a function of the zoo in a child Python without input and captures what it prints.
 
     Args:
       function: as for `arguments`.
       *words: its arguments.
       more: environment variables that the child gets in addition.
+      tensorflow: as for `arguments`.
 
     Returns:
       A `subprocess.CompletedProcess` with text output.
     """
     return subprocess.run(
-        arguments(function, *words), env=environment(more), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, errors="replace",
+        arguments(function, *words, tensorflow=tensorflow), env=environment(more),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def command(argv) -> int:
     for flag in (_FORMAT, _OUT):
         if not flag.value:
             raise UsageError(f"zoo export needs --{flag.name}. See `zoo export --help`.")
-    from trainers.export.formats import export_workdir
+    from trainers.export.export import export_workdir
 
     found = export_workdir(words[0], _FORMAT.value, _OUT.value, _CHECKPOINT.value, _IMPORT.value)
     if _JSON.value:

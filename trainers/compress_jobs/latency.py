@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.export.litert import LiteRTFile
+from trainers.export.litert_file import LiteRTFile
 
 THREADS = (1, 2)
 _SECONDS = 2.0  # of measuring, for each number of threads

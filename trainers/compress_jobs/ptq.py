@@ -19,7 +19,8 @@ from trainers.compress_jobs.subject import Subject, load
 from trainers.config.recipe import as_dict
 from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
 from trainers.export.formats import difference
-from trainers.export.litert import NO_RUNTIME, holds_integers, write
+from trainers.export.litert import write
+from trainers.export.litert_file import NO_RUNTIME, holds_integers
 from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers

@@ -8,7 +8,7 @@ import numpy as np
 
 from trainers.evaluation.evaluate import Evaluator, read_evaluation
 from trainers.export.formats import examples_of
-from trainers.export.litert import FileModel
+from trainers.export.litert_file import FileModel
 from trainers.run.workdir import read_config
 from zoo import registry
 from zoo.data.hold_out import judged_split, with_hold_out

@@ -10,7 +10,8 @@ import numpy as np
 from trainers.compress_jobs.latency import interleaved
 from trainers.compress_jobs.page import write_page
 from trainers.compress_jobs.subject import Subject, load
-from trainers.export.litert import NO_RUNTIME, write
+from trainers.export.litert import write
+from trainers.export.litert_file import NO_RUNTIME
 from zoo import registry
 from zoo.errors import RunError
 from zoo.saved.workdir import FLOATS, LITERT

@@ -1,101 +1,39 @@
-"""A trained model as a file for other runtimes, checked in that runtime before it counts.
-
-`export_workdir` does the work in a process of its own: a conversion that fails can take the
-interpreter with it. What is exported computes in float32, takes what the data hold (bytes of
-pictures, token numbers), and is written with a description beside it, `OUT.json`. Of a work
-directory of `zoo compress ptq` the file that it holds is given as it is, in the file's own format.
-"""
+"""Formats of exported models: each is written, opened in its own runtime and compared."""
 
 import contextlib
-import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
+import tensorflow as tf
 
+from trainers.config.recipe import import_user_modules
+from trainers.export.export import rounded_format
+from trainers.export.litert import as_held, convert, one_scale, prepare
+from trainers.export.litert_file import LiteRTFile
+from trainers.export.saved_model import (
+    arranged,
+    flat,
+    function_of,
+    in_order,
+    read_saved_model,
+    write_saved_model,
+)
 from trainers.run.workdir import read_config
-from zoo import processes
+from zoo import keras_internals, registry
 from zoo.errors import RunError, UsageError, short
+from zoo.layers.rounding import rounds
+from zoo.models.float32 import in_float32
+from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert, model_path
-from zoo.storage.disk import atomic, atomic_path, read_bytes, write_json
+from zoo.storage.disk import atomic, read_bytes
 
-# Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
-FORMATS = {
-    "saved_model": ("", ()),
-    "litert": (".tflite", ("ai_edge_litert",)),
-    "onnx": (".onnx", ("tf2onnx", "onnxruntime")),
-    "keras": (".keras", ()),
-}
 TOLERANCE = 1e-3  # of the largest output: another order of additions
 TOLERANCE_ROUNDED = 0.1  # where layers round to 8 bits: a sum beside an edge falls to either side
 _EXAMPLES = 8
-
-
-def export_workdir(
-    workdir: str, form: str, out: str, checkpoint: str = "final", modules: Sequence[str] = ()
-) -> dict:
-    """Exports a work directory's model; loads no TensorFlow of its own.
-
-    Args:
-      workdir: of `zoo train`.
-      form: a key of `FORMATS`.
-      out: what is made: a folder for saved_model, else a file of the format's ending.
-      checkpoint: "final" or "best".
-      modules: of the user, that register what the model is made of.
-
-    Returns:
-      What is written to `OUT.json`: inputs, outputs, labels, bytes, the largest difference from the
-      Keras model on the examples, and which these were.
-
-    Raises:
-      UsageError: where `out` is there already or has another ending, or a package is missing.
-      RunError: where the conversion fails, or its result computes something else; nothing is left.
-    """
-    ending, packages = FORMATS[form]
-    path = Path(out)
-    if ending and path.suffix != ending:
-        raise UsageError(f"A file of the format {form} ends in {ending}. Received: {out}.")
-    for place in (path, _beside(path)):
-        if place.exists():
-            raise UsageError(f"{place} is there already: delete it or name another --out.")
-    if lacking := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            f"The format {form} takes the package {lacking[0]}: pip install 'keras-zoo[export]'."
-        )
-    saved = read_config(workdir)
-    if is_litert(saved) and checkpoint == "final":
-        if form != "litert":
-            raise UsageError(
-                f"{workdir} holds a LiteRT file ({_rounded(saved)}), of which nothing else can be "
-                f"made: --format=litert gives it. Received: --format={form}; that takes the work "
-                "directory that `zoo compress ptq` started from."
-            )
-    else:
-        model_path(workdir, checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as made:
-        done = processes.run(
-            "trainers.export.formats:main", workdir, form, str(made), checkpoint, *modules
-        )
-        if done.returncode < 0:
-            raise RunError(f"The conversion to {form} was ended by signal {-done.returncode}.")
-        if done.returncode:
-            words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise RunError(f"The conversion to {form} failed: {short(words)}")
-        found = json.loads(done.stdout.splitlines()[-1])
-    write_json(_beside(path), found)
-    return found
-
-
-def _rounded(saved: Mapping) -> str:
-    """The format of `zoo compress ptq` that a work directory has; "" for none."""
-    return saved["config"].get("compress", {}).get("ptq", {}).get("format", "")
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
 
 
 def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> None:
@@ -108,15 +46,10 @@ def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> N
 
 
 def _export(workdir, form, out, checkpoint, modules) -> dict:
-    from trainers.config.recipe import import_user_modules
-    from zoo.saved.model import load_model, open_model
-    from zoo.start import start_tensorflow
-
-    start_tensorflow()
     import_user_modules(modules)
     saved = read_config(workdir)
     more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
-    if checkpoint == "final" and form == "keras" and _rounded(saved):
+    if checkpoint == "final" and form == "keras" and rounded_format(saved):
         return {**_held_keras(workdir, out), **more}
     held = is_litert(saved)
     model = open_model(Path(workdir) / FLOATS) if held else load_model(workdir, checkpoint)
@@ -136,8 +69,6 @@ def _copy(path: Path, out: str) -> None:
 def _held_keras(workdir, out: str) -> dict:
     """Gives the Keras file of `zoo compress ptq`, and tells what it takes and gives."""
     _copy(model_path(workdir), out)
-    from zoo.saved.model import open_model
-
     model = open_model(out)
     outputs = {f"output_{i}": x for i, x in enumerate(_tensors(model.outputs))}
     described = {
@@ -152,8 +83,6 @@ def _held_keras(workdir, out: str) -> dict:
 
 
 def _tensors(outputs) -> list:
-    import keras
-
     return keras.tree.flatten(outputs)
 
 
@@ -183,16 +112,13 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
     Raises:
       RunError: where it computes something else.
     """
-    from trainers.export.litert import as_held
-    from zoo.layers.rounding import rounds
-
     served, inputs, expected = _expected(model, task, examples)
     WRITERS[form](served, out, inputs)
     got = READERS[form](out, inputs)
     # A LiteRT file of a token model holds rounded kernels alone. It does not clip outputs to the
     # ranges of training, which can be narrower than the outputs of a head that has just started.
     with as_held(served) if form == "litert" else contextlib.nullcontext():
-        held = _flat(served(_arranged(served, inputs), training=False))
+        held = flat(served(arranged(served, inputs), training=False))
     worst = difference(held, got)
     if not worst <= (TOLERANCE_ROUNDED if rounds(model) else TOLERANCE):
         raise RunError(
@@ -203,11 +129,9 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
 
 def _expected(model, task, examples: Mapping) -> tuple:
     """Returns the served model in float32, its inputs by name, and its outputs."""
-    from zoo.models.float32 import in_float32
-
     served = task.served(in_float32(model))
     inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
-    return served, inputs, _flat(served(_arranged(served, inputs), training=False))
+    return served, inputs, flat(served(arranged(served, inputs), training=False))
 
 
 def _described(form: str, inputs: Mapping, expected: Sequence, out: str, worst: float) -> dict:
@@ -224,8 +148,6 @@ def _described(form: str, inputs: Mapping, expected: Sequence, out: str, worst: 
 
 def _examples(saved: dict, workdir: str, model):
     """Returns the task, some prepared examples, and where they are from."""
-    from zoo import registry
-
     arguments = dict(saved["config"]["task"])
     task = registry.build_task(arguments.pop("name"), **arguments)
     data = data_section(workdir, saved)
@@ -244,8 +166,6 @@ def _examples(saved: dict, workdir: str, model):
 
 def examples_of(task, arrays: Mapping, places: Sequence[int] = range(_EXAMPLES)) -> dict:
     """Some examples of a split, as `Task.served` takes them: the first ones, if nothing is said."""
-    import tensorflow as tf
-
     size = len(next(iter(arrays.values())))
     places = np.array([place for place in places if place < size])
     batch = {name: tf.constant(np.asarray(array[places])) for name, array in arrays.items()}
@@ -259,19 +179,6 @@ def examples_of(task, arrays: Mapping, places: Sequence[int] = range(_EXAMPLES))
     if "image" in batch:  # what is exported prepares bytes itself
         prepared["image"] = batch["image"]
     return prepared
-
-
-def _arranged(model, inputs: dict):
-    """The inputs in the structure that a Functional model takes."""
-    import keras
-
-    return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
-
-
-def _flat(outputs) -> list[np.ndarray]:
-    import keras
-
-    return [np.asarray(x, np.float32) for x in keras.tree.flatten(outputs)]
 
 
 def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
@@ -292,48 +199,8 @@ def size_of(path: Path) -> int:
 # --- formats --------------------------------------------------------------------------------------
 
 
-def _function(model, inputs: dict, batch: int | None):
-    """The model as a function of tensors by name, and their specifications."""
-    import tensorflow as tf
-
-    specs = {
-        # Pictures have one size; sequences are exported at the length that was trained.
-        name: tf.TensorSpec((batch, *value.shape[1:]), value.dtype, name=name)
-        for name, value in inputs.items()
-    }
-
-    def serve(**tensors):
-        import keras
-
-        outputs = keras.tree.flatten(model(_arranged(model, tensors), training=False))
-        return {f"output_{i}": tf.cast(x, tf.float32) for i, x in enumerate(outputs)}
-
-    return tf.function(serve, autograph=False), specs
-
-
-def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None) -> None:
-    """Writes a served model with the signature `serving_default` for `batch` examples at once."""
-    import tensorflow as tf
-
-    function, specs = _function(model, inputs, batch)
-    module = tf.Module()
-    module.variables_ = [v.value for v in model.variables]
-    module.serve = function
-    signature = function.get_concrete_function(**specs)
-    tf.saved_model.save(module, out, signatures={"serving_default": signature})
-
-
-def _read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
-    import tensorflow as tf
-
-    serve = tf.saved_model.load(out).signatures["serving_default"]
-    return _in_order(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
-
-
 def _write_litert(model, out: str, inputs: dict) -> None:
     """One example at a time: a loop (LSTM) needs a batch of known size."""
-    from trainers.export.litert import convert, one_scale, prepare
-
     with tempfile.TemporaryDirectory() as folder:
         quantisation = prepare(model, folder, inputs)
         content = convert(folder, quantisation, one_scale(model, quantisation))
@@ -342,18 +209,13 @@ def _write_litert(model, out: str, inputs: dict) -> None:
 
 
 def _read_litert(out: str, inputs: dict) -> list[np.ndarray]:
-    from trainers.export.litert import LiteRTFile
-
     return LiteRTFile(out)(inputs)
 
 
 def _write_onnx(model, out: str, inputs: dict) -> None:
-    import tensorflow as tf
     import tf2onnx
 
-    from zoo import keras_internals
-
-    function, specs = _function(model, inputs, None)
+    function, specs = function_of(model, inputs, None)
     names = list(specs)
 
     @tf.function(autograph=False, input_signature=[specs[name] for name in names])
@@ -387,7 +249,7 @@ def _read_onnx(out: str, inputs: dict) -> list[np.ndarray]:
     given = {name.partition(":")[0]: name for name in names}
     outputs = [node.name for node in session.get_outputs()]
     values = session.run(outputs, {given[name]: value for name, value in inputs.items()})
-    return _in_order(dict(zip(outputs, values, strict=True)))
+    return in_order(dict(zip(outputs, values, strict=True)))
 
 
 def _write_keras(model, out: str, inputs: dict) -> None:
@@ -395,15 +257,8 @@ def _write_keras(model, out: str, inputs: dict) -> None:
 
 
 def _read_keras(out: str, inputs: dict) -> list[np.ndarray]:
-    from zoo.saved.model import open_model
-
     model = open_model(out)
-    return _flat(model(_arranged(model, inputs), training=False))
-
-
-def _in_order(outputs: dict) -> list[np.ndarray]:
-    names = sorted(outputs, key=lambda name: int(name.partition(":")[0].rpartition("_")[2]))
-    return [np.asarray(outputs[name], np.float32) for name in names]
+    return flat(model(arranged(model, inputs), training=False))
 
 
 WRITERS = {
@@ -411,6 +266,6 @@ WRITERS = {
     "keras": _write_keras,
 }  # fmt: skip
 READERS = {
-    "saved_model": _read_saved_model, "litert": _read_litert, "onnx": _read_onnx,
+    "saved_model": read_saved_model, "litert": _read_litert, "onnx": _read_onnx,
     "keras": _read_keras,
 }  # fmt: skip

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 
+from trainers.export.saved_model import write_saved_model
 from zoo import processes
-from zoo.errors import RunError, UsageError, short
-from zoo.quiet import quiet_stderr
-from zoo.storage.disk import atomic, open_file
-
-NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
+from zoo.errors import RunError, short
+from zoo.keras_internals import all_layers
+from zoo.layers.rounding import of_tokens, rounded_once, rounds
+from zoo.storage.disk import atomic
 
 # How weights are kept: as they are; as float16; as int8, with what a layer is given rounded anew in
 # each call; as int8 with all arithmetic in integers, by ranges seen on examples.
@@ -48,7 +49,9 @@ def write(
         if examples is not None:
             np.savez(Path(folder) / "examples.npz", **examples)
         scales = "per_tensor" if per_tensor else "per_channel"
-        done = processes.run("trainers.export.litert:main", folder, str(out), quantisation, scales)
+        done = processes.run(
+            "trainers.export.litert:main", folder, str(out), quantisation, scales, tensorflow=True
+        )
     if done.returncode < 0:
         raise RunError(
             f"The conversion to LiteRT {quantisation} was ended by signal {-done.returncode}"
@@ -66,9 +69,6 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
     converter makes integers throughout; of tokens, norms and attention stay in floating point, and
     the kernels alone, rounded once, become integers.
     """
-    from trainers.export.formats import write_saved_model
-    from zoo.layers.rounding import rounds
-
     with as_held(model):
         write_saved_model(model, folder, inputs, batch=1)
     return "dynamic" if rounds(model) else "float32"
@@ -76,8 +76,6 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
 
 def as_held(model):
     """Returns a context in which a model computes what its LiteRT file holds; see `prepare`."""
-    from zoo.layers.rounding import of_tokens, rounded_once
-
     return rounded_once(model) if of_tokens(model) else contextlib.nullcontext()
 
 
@@ -89,9 +87,6 @@ def one_scale(model, quantisation: str) -> bool:
     where both have the same scales, and a table has one. In "int8" it gives the table the range of
     its outputs, so that there are two arrays in any case.
     """
-    from zoo.keras_internals import all_layers
-    from zoo.layers.rounding import of_tokens
-
     tied = any(getattr(layer, "tie_weights", False) for layer in all_layers(model))
     return of_tokens(model) or (tied and quantisation == "dynamic")
 
@@ -101,9 +96,6 @@ _LOOP = ": it cannot calibrate recurrent layers; compress.ptq.format=litert_dyna
 
 def main(folder: str, out: str, quantisation: str, scales: str) -> None:
     """Converts a saved model; says in one line why not."""
-    from zoo.start import start_tensorflow
-
-    start_tensorflow()
     try:
         content = convert(folder, quantisation, scales == "per_tensor")
         with atomic(out) as file:
@@ -121,8 +113,6 @@ def convert(folder: str, quantisation: str = "float32", per_tensor: bool = False
       quantisation: one of `QUANTISATIONS`.
       per_tensor: whether every kernel has one scale, in place of one per output channel.
     """
-    import tensorflow as tf
-
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter._experimental_disable_per_channel = per_tensor
     if quantisation != "float32":
@@ -143,104 +133,3 @@ def convert(folder: str, quantisation: str = "float32", per_tensor: bool = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # calibration runs an interpreter that is to go
         return converter.convert()
-
-
-def holds_integers(path: str | Path) -> bool:
-    """Whether any tensor of a file is kept in 8-bit integers; it takes the runtime."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    with quiet_stderr():
-        tensors = Interpreter(model_path=str(path)).get_tensor_details()
-    return any(tensor["dtype"] == np.int8 for tensor in tensors)
-
-
-class LiteRTFile:
-    """A file in its own runtime.
-
-    Args:
-      path: of the file.
-      threads: that it computes with.
-
-    Raises:
-      RunError: where it cannot be opened.
-    """
-
-    def __init__(self, path: str | Path, threads: int = 1):
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            raise UsageError(f"{path} cannot be run: {NO_RUNTIME}.") from None
-        open_file(path).close()  # LiteRT would wait for a named pipe
-        try:
-            with quiet_stderr():  # it logs that it uses its CPU kernels
-                self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
-                self.interpreter.allocate_tensors()
-            self._run = self.interpreter.get_signature_runner("serving_default")
-        except (ValueError, RuntimeError) as error:
-            raise RunError(f"Cannot open {path}: {short(error)}") from None
-        self.inputs = {
-            name: (tuple(detail["shape"][1:].tolist()), np.dtype(detail["dtype"]))
-            for name, detail in self._run.get_input_details().items()
-        }
-
-    def one(self, inputs: Mapping) -> list[np.ndarray]:
-        """Outputs, each with a first axis of one, of inputs that have it too."""
-        found = self._run(**inputs)
-        names = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
-        return [np.asarray(found[name], np.float32) for name in names]
-
-    def __call__(self, inputs: Mapping) -> list[np.ndarray]:
-        """Outputs of any number of examples, one after the other."""
-        count = len(next(iter(inputs.values())))
-        rows = [self.one({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(count)]
-        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
-
-
-class FileModel:
-    """A LiteRT file that a task takes for the Keras model that it was made of.
-
-    What is asked of it besides being called is the Keras model's. Where a part of that model was
-    exported (the generator of a GAN), that part is the file.
-
-    Args:
-      path: of the file.
-      model: of which the file was made.
-      served: what `Task.served` makes of it.
-    """
-
-    def __init__(self, path: str | Path, model, served):
-        self._path, self._model, self._served = path, model, served
-        self._file = LiteRTFile(path)
-
-    def __getattr__(self, name: str):
-        value = getattr(self._model, name)
-        return FileModel(self._path, value, value) if value is self._served else value
-
-    def __call__(self, inputs, training: bool = False):
-        import keras
-        import tensorflow as tf
-
-        named = inputs if isinstance(inputs, Mapping) else {self._served.inputs[0].name: inputs}
-        names = list(self._file.inputs)
-
-        def run(*arrays):
-            given = dict(zip(names, arrays, strict=True))
-            return self._file({name: self._fitted(name, given[name]) for name in names})
-
-        flat = keras.tree.flatten(self._served.output)
-        outputs = tf.numpy_function(
-            run, [named[name] for name in names], [tf.float32] * len(flat), stateful=False
-        )
-        for got, expected in zip(outputs, flat, strict=True):
-            got.set_shape([None, *expected.shape[1:]])
-        return keras.tree.pack_sequence_as(self._served.output, outputs)
-
-    def _fitted(self, name: str, values: np.ndarray) -> np.ndarray:
-        shape, dtype = self._file.inputs[name]
-        if values.shape[1:] != shape:
-            raise RunError(
-                f"The file takes {name!r} of shape {shape}. Received: {values.shape[1:]}."
-            )
-        if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` made these of bytes
-            values = np.round(values * 255)
-        return values.astype(dtype)

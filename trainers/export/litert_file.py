@@ -1,0 +1,113 @@
+"""LiteRT files in their own runtime, also in the place of the Keras model. Loads no TensorFlow."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from zoo.errors import RunError, UsageError, short
+from zoo.quiet import quiet_stderr
+from zoo.storage.disk import open_file
+
+NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
+
+
+def holds_integers(path: str | Path) -> bool:
+    """Whether any tensor of a file is kept in 8-bit integers; it takes the runtime."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet_stderr():
+        tensors = Interpreter(model_path=str(path)).get_tensor_details()
+    return any(tensor["dtype"] == np.int8 for tensor in tensors)
+
+
+class LiteRTFile:
+    """A file in its own runtime.
+
+    Args:
+      path: of the file.
+      threads: that it computes with.
+
+    Raises:
+      RunError: where it cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:
+            raise UsageError(f"{path} cannot be run: {NO_RUNTIME}.") from None
+        open_file(path).close()  # LiteRT would wait for a named pipe
+        try:
+            with quiet_stderr():  # it logs that it uses its CPU kernels
+                self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+                self.interpreter.allocate_tensors()
+            self._run = self.interpreter.get_signature_runner("serving_default")
+        except (ValueError, RuntimeError) as error:
+            raise RunError(f"Cannot open {path}: {short(error)}") from None
+        self.inputs = {
+            name: (tuple(detail["shape"][1:].tolist()), np.dtype(detail["dtype"]))
+            for name, detail in self._run.get_input_details().items()
+        }
+
+    def one(self, inputs: Mapping) -> list[np.ndarray]:
+        """Outputs, each with a first axis of one, of inputs that have it too."""
+        found = self._run(**inputs)
+        names = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+        return [np.asarray(found[name], np.float32) for name in names]
+
+    def __call__(self, inputs: Mapping) -> list[np.ndarray]:
+        """Outputs of any number of examples, one after the other."""
+        count = len(next(iter(inputs.values())))
+        rows = [self.one({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(count)]
+        return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
+class FileModel:
+    """A LiteRT file that a task takes for the Keras model that it was made of.
+
+    What is asked of it besides being called is the Keras model's. Where a part of that model was
+    exported (the generator of a GAN), that part is the file.
+
+    Args:
+      path: of the file.
+      model: of which the file was made.
+      served: what `Task.served` makes of it.
+    """
+
+    def __init__(self, path: str | Path, model, served):
+        self._path, self._model, self._served = path, model, served
+        self._file = LiteRTFile(path)
+
+    def __getattr__(self, name: str):
+        value = getattr(self._model, name)
+        return FileModel(self._path, value, value) if value is self._served else value
+
+    def __call__(self, inputs, training: bool = False):
+        import keras
+        import tensorflow as tf
+
+        named = inputs if isinstance(inputs, Mapping) else {self._served.inputs[0].name: inputs}
+        names = list(self._file.inputs)
+
+        def run(*arrays):
+            given = dict(zip(names, arrays, strict=True))
+            return self._file({name: self._fitted(name, given[name]) for name in names})
+
+        flat = keras.tree.flatten(self._served.output)
+        outputs = tf.numpy_function(
+            run, [named[name] for name in names], [tf.float32] * len(flat), stateful=False
+        )
+        for got, expected in zip(outputs, flat, strict=True):
+            got.set_shape([None, *expected.shape[1:]])
+        return keras.tree.pack_sequence_as(self._served.output, outputs)
+
+    def _fitted(self, name: str, values: np.ndarray) -> np.ndarray:
+        shape, dtype = self._file.inputs[name]
+        if values.shape[1:] != shape:
+            raise RunError(
+                f"The file takes {name!r} of shape {shape}. Received: {values.shape[1:]}."
+            )
+        if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` made these of bytes
+            values = np.round(values * 255)
+        return values.astype(dtype)

@@ -1,0 +1,51 @@
+"""TensorFlow SavedModels of served models, and what all formats share."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def arranged(model, inputs: dict):
+    """The inputs in the structure that a Functional model takes."""
+    return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
+
+
+def flat(outputs) -> list[np.ndarray]:
+    return [np.asarray(x, np.float32) for x in keras.tree.flatten(outputs)]
+
+
+def function_of(model, inputs: dict, batch: int | None):
+    """The model as a function of tensors by name, and their specifications."""
+    specs = {
+        # Pictures have one size; sequences are exported at the length that was trained.
+        name: tf.TensorSpec((batch, *value.shape[1:]), value.dtype, name=name)
+        for name, value in inputs.items()
+    }
+
+    def serve(**tensors):
+        outputs = keras.tree.flatten(model(arranged(model, tensors), training=False))
+        return {f"output_{i}": tf.cast(x, tf.float32) for i, x in enumerate(outputs)}
+
+    return tf.function(serve, autograph=False), specs
+
+
+def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None) -> None:
+    """Writes a served model with the signature `serving_default` for `batch` examples at once."""
+    function, specs = function_of(model, inputs, batch)
+    module = tf.Module()
+    module.variables_ = [v.value for v in model.variables]
+    module.serve = function
+    signature = function.get_concrete_function(**specs)
+    tf.saved_model.save(module, out, signatures={"serving_default": signature})
+
+
+def read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
+    serve = tf.saved_model.load(out).signatures["serving_default"]
+    return in_order(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
+
+
+def in_order(outputs: dict) -> list[np.ndarray]:
+    names = sorted(outputs, key=lambda name: int(name.partition(":")[0].rpartition("_")[2]))
+    return [np.asarray(outputs[name], np.float32) for name in names]
