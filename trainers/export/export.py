@@ -61,9 +61,9 @@ def export_workdir(
     if is_litert(saved) and checkpoint == "final":
         if form != "litert":
             raise UsageError(
-                f"{workdir} holds a LiteRT file ({rounded_format(saved)}), of which nothing else can "
-                f"be made: --format=litert gives it. Received: --format={form}; that takes the work "
-                "directory that `zoo compress ptq` started from."
+                f"{workdir} holds a LiteRT file ({rounded_format(saved)}), of which nothing else "
+                f"can be made: --format=litert gives it. Received: --format={form}; that takes the "
+                "work directory that `zoo compress ptq` started from."
             )
     else:
         model_path(workdir, checkpoint)
