@@ -22,9 +22,12 @@ test-slow: $(VENV)/.installed-test
 # The build of TensorFlow for TPUs runs on a CPU too: what the trainer does must be the same there.
 test-tpu-build: .venv-tpu/.installed
 	.venv-tpu/bin/python -m pytest -m "not slow and not alone" \
-	  tests/test_tpu.py tests/test_strategy.py tests/test_step.py tests/test_checkpoint.py \
-	  tests/test_remote.py tests/test_saver.py tests/test_samples.py tests/test_translate.py \
-	  tests/test_generate.py tests/test_beam_search.py tests/test_cli_generate.py
+	  tests/trainers/distributed/test_tpu.py tests/trainers/distributed/test_strategy.py \
+	  tests/trainers/train/test_step.py tests/trainers/train/test_samples.py \
+	  tests/trainers/run/test_checkpoint.py tests/trainers/run/test_saver.py \
+	  tests/zoo/storage/test_remote.py tests/zoo/generation/test_translate.py \
+	  tests/zoo/generation/test_generate.py tests/zoo/generation/test_beam_search.py \
+	  tests/trainers/cli/test_cli_generate.py
 
 # SkyPilot brings 59 packages, some of them older than TensorFlow's: an environment of its own.
 test-launch: .venv-launch/.installed

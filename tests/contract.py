@@ -147,7 +147,7 @@ def two_replicas_equal_one(row):
 def resumes_exactly(row):
     from pathlib import Path
 
-    from tests.test_resume import Interrupted, StopAt, assert_same_end
+    from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
 
     _, whole = _plain(row.name)
     with tempfile.TemporaryDirectory() as folder:

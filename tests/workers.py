@@ -21,7 +21,7 @@ sys.exit(run(workers.train))
 
 def recipe(**trainer):
     """Everything that has state, as in `test_resume`, and validation, with short batches."""
-    from tests import test_resume
+    from tests.trainers.train import test_resume
 
     config = test_resume.recipe(**{"micro": 0, **trainer})
     config.data.validation_size = 6
@@ -36,7 +36,8 @@ def train(argv) -> int:
     """
     import keras
 
-    from tests import test_preemption, toys
+    from tests import toys
+    from tests.trainers.distributed import test_preemption
     from trainers.config.recipe import change
     from trainers.distributed import preemption
     from trainers.distributed.cluster import read_cluster

@@ -1,0 +1,457 @@
+"""`zoo compress ptq`: what is rounded computes the same to its tolerance, and is measured."""
+
+import json
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from tests import toys
+from tests.litert_files import constants
+from tests.zoo import test_quiet
+from trainers.compress_jobs import ptq
+from trainers.compress_jobs.subject import Subject
+from trainers.config.recipe import as_dict, of_workdir
+from trainers.export import formats as export
+from trainers.export import litert, litert_file
+from trainers.run.workdir import read_config
+from zoo import processes, registry
+from zoo.data import Dataset
+from zoo.errors import RunError, UsageError
+from zoo.keras_internals import all_layers
+from zoo.saved.model import open_model
+
+TINY = ("gpt_nano", "llama_nano", "bert_tiny", "transformer_tiny", "lstm_generator")
+
+
+def subject(name, examples=24, path=None, **more):
+    """A tiny model of the catalog, untrained, with made-up data of its task."""
+    row = registry.entry(name)
+    keras.utils.set_random_seed(0)  # bounds of rounding errors hold for given weights
+    model = registry.build(name, **row.tiny)
+    task = registry.build_task(row.task, **row.task_arguments, **more)
+    arrays = task.synthetic(model, examples, 0)
+    dataset = Dataset("synthetic", {"train": arrays, "test": arrays}, (), name)
+    task.complete(dict(row.tiny), dataset)
+    task.check(model, dataset)
+    task.players(model)
+    return Subject(path, {"config": {}}, dataset, task, model)
+
+
+def file_of(found, folder, quantisation="float32"):
+    """A LiteRT file of a subject, converted in this process."""
+    saved, path = folder / "saved", folder / f"{quantisation}.tflite"
+    export.write_saved_model(found.served(), str(saved), found.examples(), batch=1)
+    if quantisation == "int8":
+        np.savez(saved / "examples.npz", **found.representative(20, 0))
+    per_tensor = litert.one_scale(found.served(), quantisation)
+    path.write_bytes(litert.convert(str(saved), quantisation, per_tensor))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rounded(trained, tmp_path_factory):
+    """The digit classifier in full integers, by the command; `(path, what it answered)`."""
+    from trainers.cli.main import main
+
+    out = tmp_path_factory.mktemp("ptq") / "int8"
+    words = ("--config.compress.ptq.format=litert_int8", "--config.compress.ptq.examples=50")
+    assert main(["zoo", "compress", "ptq", str(trained[0]), f"--out={out}", *words]) == 0
+    return out
+
+
+def test_the_work_directory_of_a_file(trained, rounded):
+    """Its recipe is the other's with the format; its metrics are those of the file, run by hand."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    before, after = (read_config(folder)["config"] for folder in (trained[0], rounded))
+    assert after.pop("compress") == {
+        **before.pop("compress"), "ptq": {"format": "litert_int8", "examples": 50},
+    }  # fmt: skip
+    assert after == before
+
+    serve = Interpreter(str(rounded / "model.tflite")).get_signature_runner()
+    test = zoo.data.load("digits").splits["test"]
+    found = [serve(image=image[None])["output_0"][0].argmax() for image in test["image"]]
+    evaluation = json.loads((rounded / "evaluation" / "test.json").read_text())
+    assert evaluation["examples"] == len(test["label"])
+    accuracy = evaluation["metrics"]["accuracy"]
+    assert accuracy == pytest.approx(np.mean(found == test["label"]), abs=1e-6)
+    floats = json.loads((trained[0] / "evaluation" / "test.json").read_text())["metrics"]
+    assert evaluation["metrics"]["loss"] != floats["loss"]
+    assert accuracy == pytest.approx(floats["accuracy"], abs=0.02)
+
+
+def test_what_it_brought(trained, rounded):
+    import gzip
+
+    found = json.loads((rounded / "compression.json").read_text())
+    before, after = found["before"], found["after"]
+    content = (rounded / "model.tflite").read_bytes()
+    assert (found["metric"], found["mode"], found["split"]) == ("accuracy", "max", "test")
+    assert after["file"] == before["file"] == "litert"
+    assert after["bytes"] == len(content) < before["bytes"] / 3
+    assert after["gzip_bytes"] == len(gzip.compress(content, 9, mtime=0))
+    assert after["parameters"] == before["parameters"] == 93_322
+    for side, folder in (("before", trained[0]), ("after", rounded)):
+        assert set(found[side]["milliseconds"]) == {"1", "2"}
+        assert min(found[side]["milliseconds"].values()) > 0
+        metrics = json.loads((folder / "evaluation" / "test.json").read_text())["metrics"]
+        assert found[side]["test"] == metrics
+    page = (rounded / "compression.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<svg") == 1
+    assert f"{after['gzip_bytes']:,}" in page
+
+
+def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
+    """It is evaluated; what needs a Keras model says so; and nothing is done to it again."""
+    run = tmp_path / "run"
+    shutil.copytree(rounded, run)
+    expected = json.loads((run / "evaluation" / "test.json").read_text())["metrics"]
+    answer = zoo_command("evaluate", run, "--json")
+    assert answer.status == 0, answer.err
+    found = json.loads(answer.out)["metrics"]
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5)
+    refused = [
+        (("export", run, "--format=keras", f"--out={tmp_path}/a.keras"), "--format=litert gives"),
+        (
+            ("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx"),
+            "a LiteRT file (litert_int8)",
+        ),
+        (("evaluate", run, "--checkpoint=best"), "holds no Keras model"),
+        (("compress", "ptq", run, f"--out={tmp_path}/b"), "is rounded already (litert_int8)"),
+    ]
+    for words, said in refused:
+        answer = zoo_command(*words)
+        assert answer.status == 2
+        assert said in answer.one_line()
+    exported = tmp_path / "a.tflite"
+    answer = zoo_command("export", run, "--format=litert", f"--out={exported}", "--json")
+    assert answer.status == 0, answer.err
+    assert exported.read_bytes() == (run / "model.tflite").read_bytes()
+    found = json.loads(answer.out)
+    assert found["inputs"] == {"image": {"shape": [1, 28, 28, 1], "dtype": "uint8"}}
+    assert 0 < found["largest_difference"] < 0.2  # from the model before it was rounded
+    (run / "model.tflite").write_bytes(b"not a file of LiteRT")
+    answer = zoo_command("evaluate", run)
+    assert answer.status == 1
+    assert "Cannot open" in answer.one_line()
+
+
+def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
+    run, out = trained[0], f"--out={tmp_path / 'out'}"
+    form = "--config.compress.ptq.format="
+    refused = [
+        (("ptq", run, out, f"{form}litert_int4"), "compress.ptq.format is one of litert_int8"),
+        (("ptq", run, out, f"{form}keras_int9"), "Did you mean 'keras_int"),
+        (("ptq", run, out, "--config.compress.ptq.examples=0"), "examples is at least 1"),
+        (("ptq", run, out, "--config.trainer.steps=3"), "trainer.steps changes nothing"),
+        (("ptq", run, out, "--config.compress.ptq.fromat=x"), "'compress.ptq.fromat'"),
+        (("ptq+prune", run, out), "ptq comes last in a chain. Received: ptq+prune"),
+        (("prune", run, out, f"{form}litert_int8"), "of `zoo compress ptq WORKDIR`"),
+        (("ptq", run, run, out), "Usage: zoo compress"),
+        (("ptq", run, out, "--json"), "--json is of `zoo compress compare`"),
+    ]
+    for words, said in refused:
+        answer = zoo_command("compress", *words)
+        assert answer.status == 2, answer.err
+        assert said in answer.one_line()
+    assert not (tmp_path / "out").exists()
+
+
+# The runtime writes into the process's stderr, once a process.
+RUN = """
+import sys
+import numpy as np
+from trainers.export.litert_file import LiteRTFile
+LiteRTFile(sys.argv[1])({"image": np.zeros((1, 28, 28, 1), "uint8")})
+"""
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "tolerance", "size"),
+    [("float32", 1e-5, 1), ("float16", 2e-3, 0.6), ("dynamic", 0.03, 0.4), ("int8", 0.05, 0.4)],
+)
+def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
+    found = subject("cnn_classifier")
+    keras.utils.set_random_seed(1)
+    found.model = registry.build("cnn_classifier", filters=(16, 32, 32), hidden_dim=32)
+    arrays = found.task.synthetic(found.model, 24, 0)
+    found.dataset = Dataset("synthetic", {"train": arrays, "test": arrays}, (), "cnn")
+    path = file_of(found, tmp_path, quantisation)
+    images = found.examples()
+    expected = np.asarray(found.served()(images["image"]))
+    got = litert_file.LiteRTFile(path)(images)
+    worst = export.difference([expected], got)
+    assert worst <= tolerance
+    assert (worst > 0) == (quantisation != "float32") or worst < 1e-6
+    assert path.stat().st_size < size * 4 * found.model.count_params() + 12_000
+    if quantisation == "dynamic":
+        assert test_quiet.said(RUN, str(path)) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("gpt_nano", {"chunk": 5}), ("lstm_generator", {}), ("bert_tiny", {}),
+        ("transformer_tiny", {"beams": 0}), ("gan_mnist", {}),
+    ],
+)  # fmt: skip
+def test_a_task_measures_a_file_as_it_measures_the_model(name, more, tmp_path):
+    """The float file gives the Keras model's metrics; the rounded one others, of the file."""
+    found = subject(name, **more)
+    expected, _ = found.evaluate()
+    found.file = file_of(found, tmp_path)
+    metrics, _ = found.evaluate()
+    for key, value in expected.items():
+        assert metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+    found.file = file_of(found, tmp_path, "float16")
+    other = found.evaluate()[0]
+    assert max(abs(other[key] - value) for key, value in expected.items()) > 1e-7
+
+
+@pytest.mark.parametrize("quantisation", ["float32", "float16", "dynamic"])
+def test_a_tied_embedding_is_stored_once(quantisation, tmp_path):
+    found = subject("gpt_nano")
+    size = {"vocabulary_size": 500, "hidden_dim": 16, "num_layers": 1}
+    found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
+    path = file_of(found, tmp_path, quantisation)
+    stored = [values for values, _ in constants(path, 500 * 16) if 500 in values.shape]
+    assert [values.dtype for values in stored] == [
+        {"float32": "float32", "float16": "float16", "dynamic": "int8"}[quantisation]
+    ]
+    got = litert_file.LiteRTFile(path)(found.examples())
+    assert export.difference(ptq._outputs(found.model, found), got) < 0.05
+
+
+def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
+    """Of a trained run: each kernel has no more integers than the recipe has clusters."""
+    arguments = {**registry.entry("cnn_classifier").tiny, "filters": (12, 16, 16)}
+    arguments["input_shape"] = (20, 20, 1)
+    config = toys.recipe(
+        "cnn_classifier", "image_classification", model_arguments=arguments, steps=3
+    )
+    config.compress.cluster.number = 8
+    data = toys.image_data(side=20, test=8)
+    run(config, data, tmp_path / "clustered")
+    monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
+
+    def here(model, inputs, out, quantisation, examples, per_tensor):
+        folder = tmp_path / f"saved_{quantisation}"
+        litert.prepare(model, str(folder), inputs)
+        if examples is not None:
+            np.savez(folder / "examples.npz", **examples)
+        out.write_bytes(litert.convert(str(folder), quantisation, per_tensor))
+
+    monkeypatch.setattr(ptq, "write", here)
+    kernels = []
+    for form in ("litert_dynamic", "litert_int8"):
+        config.compress.ptq.update({"format": form, "examples": 8})
+        ptq.quantize(config, tmp_path / "clustered", tmp_path / form)
+        file = constants(tmp_path / form / "model.tflite", 100)
+        kernels += [values for values, _ in file if values.dtype == "int8"]
+    assert {x.ndim for x in kernels} == {2, 4}
+    assert max(len(np.unique(x)) for x in kernels) <= 8
+
+
+def test_a_file_in_which_nothing_would_be_rounded_is_refused(run, tmp_path, monkeypatch):
+    """LiteRT's dynamic range leaves small kernels as they are."""
+    data = toys.image_data(test=8)
+    config = toys.recipe("toy_norm", "image_classification", steps=1)
+    run(config, data, tmp_path / "small")
+    monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
+
+    def here(model, inputs, out, quantisation, examples, per_tensor):
+        litert.prepare(model, str(tmp_path / "saved"), inputs)
+        out.write_bytes(litert.convert(str(tmp_path / "saved"), quantisation, per_tensor))
+
+    monkeypatch.setattr(ptq, "write", here)
+    config.compress.ptq.format = "litert_dynamic"
+    with pytest.raises(UsageError, match="rounds kernels of 1,024 numbers or more.*litert_int8"):
+        ptq.quantize(config, tmp_path / "small", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.tflite").exists()
+
+
+def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
+    from trainers.compress_jobs.methods import plan
+
+    folders = [str(trained[0]), str(tmp_path / "stage")]
+    for form in ("keras_int8", "keras_int4", "keras_gptq", "keras_awq"):
+        with pytest.raises(UsageError, match="which splits the clusters of a kernel"):
+            plan(["cluster", "ptq"], folders, [("compress.ptq.format", form)])
+    assert plan(["cluster", "ptq"], folders, [("compress.ptq.format", "litert_int8")])
+
+
+def test_ranges_come_from_the_training_data():
+    found = subject("cnn_classifier")
+    train = {"image": np.zeros((30, 28, 28, 1), "uint8"), "label": np.zeros(30, "int32")}
+    train["image"] += np.arange(30, dtype="uint8")[:, None, None, None]
+    test = {"image": train["image"] + 100, "label": train["label"]}
+    found.dataset = Dataset("d", {"train": train, "test": test}, (), "d")
+    drawn = found.representative(20, 0)["image"][:, 0, 0, 0]
+    assert len(set(drawn.tolist())) == 20
+    assert drawn.max() < 100
+    assert found.representative(20, 0)["image"][:, 0, 0, 0].tolist() == drawn.tolist()
+    assert found.representative(20, 1)["image"][:, 0, 0, 0].tolist() != drawn.tolist()
+    assert len(found.representative(50, 0)["image"]) == 30
+    assert found.examples()["image"].min() >= 100
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            "ended by signal 11: it cannot",
+        ),
+        (
+            "raise SystemExit('ConverterError: no such operation')",
+            "failed: ConverterError: no such",
+        ),
+    ],
+)
+def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
+    found = subject("cnn_classifier")
+    monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
+    with pytest.raises(RunError, match=said):
+        litert.write(found.served(), found.examples(), tmp_path / "a.tflite", "int8")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Keras ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [*((name, "int8") for name in TINY), ("gpt_nano", "int4")]
+)
+def test_a_model_of_integers_is_the_same_from_its_file(name, form, tmp_path):
+    found = subject(name)
+    before = ptq._outputs(found.model, found)
+    ptq._quantize(found.model, form, found, 4, 0)
+    again = ptq._reopened(found.model, tmp_path / "model.keras", found, f"keras_{form}")
+    after = ptq._outputs(again, found)
+    assert export.difference(ptq._outputs(found.model, found), after) == 0
+    assert 0 < export.difference(before, after) < {"int8": 0.03, "int4": 0.3}[form]
+    kinds = {w.dtype for w in again.weights if w.path.endswith(("kernel", "embeddings"))}
+    assert kinds <= {"int8", "float32"}
+    modes = [getattr(x, "quantization_mode", None) for x in all_layers(again)]
+    kinds = (keras.layers.Dense, keras.layers.Embedding)  # all of these, at any depth
+    assert modes.count(form) == sum(isinstance(layer, kinds) for layer in all_layers(again))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "form"), [("gpt_nano", "gptq"), ("bert_tiny", "awq")])
+def test_blocks_are_rounded_by_what_they_are_given(name, form, tmp_path):
+    found = subject(name)
+    row = registry.entry(name)
+    found.model = registry.build(name, **{**row.tiny, "num_layers": 1})
+    before = ptq._outputs(found.model, found)
+    ptq._quantize(found.model, form, found, 4, 0)
+    again = ptq._reopened(found.model, tmp_path / "model.keras", found, f"keras_{form}")
+    assert 0 < export.difference(before, ptq._outputs(again, found)) < 0.3
+    modes = [getattr(layer, "quantization_mode", None) for layer in all_layers(again)]
+    assert modes.count(form) == 4  # attention and feed-forward have two kernels each
+    for layer in all_layers(found.model):  # as Keras 3.15.1 saves of itself
+        vars(layer).pop("_get_kernel_with_merged_lora", None)
+    with pytest.raises(RunError, match=f"keras_{form}: the (saved )?model"):
+        ptq._reopened(found.model, tmp_path / "b.keras", found, f"keras_{form}")
+
+
+def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_path):
+    found = subject("gpt_nano")
+    ptq._quantize(found.model, "int8", found, 4, 0)
+
+    def other(path):
+        model = open_model(path)
+        model.get_layer("final_norm").beta.assign_add(np.full(16, 0.01, "float32"))
+        return model
+
+    monkeypatch.setattr(ptq, "open_model", other)
+    with pytest.raises(RunError, match="keras_int8: the saved model computes something else"):
+        ptq._reopened(found.model, tmp_path / "model.keras", found, "keras_int8")
+
+
+def test_what_keras_cannot_round_is_said():
+    found = subject("cnn_classifier")
+    found.model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
+    with pytest.raises(UsageError, match="has none: litert_dynamic rounds convolutions"):
+        ptq._quantize(found.model, "int8", found, 4, 0)
+    with pytest.raises(UsageError, match="keras_gptq rounds the blocks"):
+        ptq._quantize(found.model, "gptq", found, 4, 0)
+
+
+def test_a_chunked_loss_of_integers_is_that_of_all_logits():
+    """The chunked loss takes the last kernel as it is, which would be the integers."""
+    import tensorflow as tf
+
+    found = subject("gpt_nano")
+    ptq._quantize(found.model, "int8", found, 4, 0)
+    batch = {k: tf.constant(v[:4]) for k, v in found.dataset.splits["test"].items()}
+    batch = found.task.prepare({**batch, "weight": tf.ones(4)}, None, False)
+    losses = []
+    for chunk in (0, 5):
+        found.task.chunk = chunk
+        losses.append(float(found.task.forward(found.model, batch, False).sums["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
+    """Pruned, then rounded: the zeros stay zeros, and gzip finds them."""
+    out = tmp_path / "small"
+    short = ("--config.trainer.steps=30", "--config.compress.frequency=2")
+    words = ("compress", "prune+ptq", trained[0], f"--out={out}", *short)
+    answer = zoo_command(*words, "--config.compress.ptq.format=keras_int8")
+    assert answer.status == 0, answer.err
+    stage = read_config(out / "stages" / "1-prune")["config"]
+    config = read_config(out)["config"]
+    assert stage["trainer"]["steps"] == 30
+    assert stage["compress"].pop("ptq")["format"] == ""
+    assert config["compress"].pop("ptq")["format"] == "keras_int8"
+    assert config == stage
+    found = json.loads((out / "compression.json").read_text())
+    assert found["after"]["file"] == "keras"
+    assert found["after"]["nonzeros"] < 0.25 * found["before"]["nonzeros"]
+    kernel = zoo.load(out).get_layer("hidden").kernel.numpy()
+    assert kernel.dtype == "int8"
+    assert (kernel == 0).mean() > 0.75
+    exported = tmp_path / "a.keras"
+    answer = zoo_command("export", out, "--format=keras", f"--out={exported}")
+    assert answer.status == 0, answer.err
+    assert exported.read_bytes() == (out / "model.keras").read_bytes()
+    again = zoo_command(*words, "--config.compress.ptq.format=keras_int8")
+    assert "small is finished already" in again.err
+    other = tmp_path / "other"
+    shutil.copytree(out / "stages" / "1-prune", other)
+    answer = zoo_command(
+        "compress", "ptq", other, f"--out={out}", "--config.compress.ptq.format=keras_int8"
+    )
+    assert answer.status == 2
+    assert "1-prune. Received:" in answer.one_line()
+
+
+def test_plans_do_not_share_a_recipe(trained):
+    from trainers.compress_jobs.methods import plan
+
+    start = str(trained[0])
+    plans = plan(["prune", "ptq"], [start, "/stage"], [("compress.sparsity", "0.5")])
+    assert [p.compress.ptq.format for p in plans] == ["", "litert_dynamic"]
+    assert plans[1].compress.sparsity == 0.5
+    assert as_dict(plans[1])["init_from"] == start
+    assert as_dict(of_workdir(as_dict(plans[1]))) == as_dict(plans[1])
+
+
+def test_what_was_held_out_stands_in_for_a_test_split():
+    found = subject("cnn_classifier")
+    arrays = found.dataset.splits["train"]
+    found.dataset = Dataset("d", {"train": arrays, "validation": arrays}, (), "d")
+    assert found.split == "validation"
+    found.dataset = Dataset("d", {"train": arrays}, (), "d")
+    assert found.split == ""
+    assert found.metrics() == {}

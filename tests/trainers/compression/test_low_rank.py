@@ -1,0 +1,373 @@
+"""Kernels as products: as near as the ranks allow, in the file, in the trainer and in a chain."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import zoo
+from tests import toys
+from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
+from trainers.compression import low_rank
+from trainers.compression.decomposition import Kernel
+from trainers.compression.prune import sparsities
+from trainers.config.compress_rules import parse_ranks
+from zoo import registry
+from zoo.errors import UsageError
+from zoo.layers.low_rank import LowRank, split_equation
+
+
+def every_kind():
+    """A model with each kind of layer that can be a product."""
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    x = layers.Embedding(40, 12, name="words")(tokens)
+    x = layers.Conv1D(16, 3, padding="same", activation="relu", name="convolution")(x)
+    x = layers.EinsumDense("abc,cde->abde", (None, 4, 6), bias_axes="de", name="heads")(x)
+    x = layers.EinsumDense("abde,dec->abc", (None, 16), activation="tanh", name="out")(x)
+    x = layers.EinsumDense("...c,cd->...d", 10, name="any_rank")(x)
+    x = layers.Dense(9, activation="relu", name="dense")(x)
+    return keras.Model(tokens, layers.LSTM(4, name="recurrent")(x), name="kinds")
+
+
+def set_from(model, other):
+    """What init_from does, without a work directory."""
+    values = low_rank.start_values(model, other)
+    found = {v.path: v.value for v in other.weights} | values
+    for variable in model.weights:
+        variable.assign(found[variable.path])
+
+
+def tokens(model, rows=3):
+    return np.random.default_rng(1).integers(0, 40, (rows, *model.input_shape[1:]))
+
+
+def test_full_ranks_compute_the_same():
+    model = every_kind()
+    full = ("words=12", "convolution=11x16", "heads=16", "out=16", "any_rank=10", "dense=9")
+    product = low_rank.rebuilt(model, full)
+    assert {x.path for x in low_rank.products(product)} == {t.partition("=")[0] for t in full}
+    # A rank below the number of channels keeps what has no more of them.
+    kernel = np.array(model.get_layer("convolution").kernel)
+    kernel[:, 11] = kernel[:, 0]
+    model.get_layer("convolution").kernel.assign(kernel)
+    for weight in model.weights:
+        if weight.path.endswith("bias"):
+            weight.assign(np.random.default_rng(0).normal(size=weight.shape))
+    set_from(product, model)
+    words = tokens(model)
+    np.testing.assert_allclose(product(words), model(words), atol=2e-6)
+    for layer in low_rank.products(product):
+        whole = model.get_layer(layer.name)
+        name = "embeddings" if layer.name == "words" else "kernel"
+        np.testing.assert_allclose(getattr(layer, name), getattr(whole, name), atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 10, 12), (5, 7, 9), (1, 1, 20, 24), (3, 1, 16)])
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
+def test_a_kernel_keeps_the_energy_and_no_lower_rank_does(shape, energy):
+    value = np.random.default_rng(2).normal(size=shape).astype("float32")
+    value *= np.linspace(0.1, 3, shape[-1]) * np.linspace(0.2, 2, shape[-2])[:, None]
+    kernel = Kernel(value, 0)
+    ranks = kernel.ranks(energy)
+    lost = np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
+    assert lost <= 1 - energy + 1e-6
+    assert sum(x.size for x in kernel.factors(ranks)) == kernel.size_at(ranks)
+    if kernel.points == 1 and ranks[1]:  # a matrix after all: Eckart and Young
+        fewer = kernel.product((0, ranks[1] - 1))
+        assert np.sum((fewer - value) ** 2) / np.sum(value**2) > 1 - energy
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 24), (3, 24, 1), (3, 3, 2, 24), (3, 3, 12, 16)])
+def test_the_energy_is_spent_where_channels_can_go(shape):
+    """No cheaper pair of ranks keeps 0.8; an axis of one channel takes no part of the loss."""
+    value = np.random.default_rng(4).normal(size=shape).astype("float32")
+    value *= np.linspace(0.2, 2, shape[-1]) * np.linspace(0.5, 2, shape[-2])[:, None]
+    kernel = Kernel(value, 0)
+
+    def kept(ranks):
+        return 1 - np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
+
+    ranks = kernel.ranks(0.8)
+    assert kept(ranks) >= 0.8 - 1e-6
+    for axis, rank in enumerate(ranks):
+        if rank > 1:
+            fewer = tuple(n - (i == axis) for i, n in enumerate(ranks))
+            assert kept(fewer) < 0.8 + (0.01 if min(shape[-2:]) > 2 else 1e-6)  # HOSVD's ranks
+    if shape[-2] == 1:
+        assert ranks[0] == 0
+        values = np.linalg.svd(value.reshape(-1, shape[-1]), compute_uv=False) ** 2
+        assert ranks[1] == np.searchsorted(np.cumsum(values) / values.sum(), 0.8) + 1
+        assert kept(ranks) < 0.8 + values[ranks[1] - 1] / values.sum()
+
+
+def test_matrices_are_the_nearest_of_their_rank():
+    value = np.random.default_rng(3).normal(size=(12, 3, 5)).astype("float32")
+    kernel = Kernel(value, 1)
+    left, values, right = np.linalg.svd(value.reshape(12, 15), full_matrices=False)
+    nearest = (left[:, :4] * values[:4]) @ right[:4]
+    np.testing.assert_allclose(kernel.product((4,)).reshape(12, 15), nearest, atol=1e-5)
+    assert [x.shape for x in kernel.factors((4,))] == [(12, 4), (4, 3, 5)]
+    kept = np.cumsum(values**2) / np.sum(values**2)
+    assert kernel.ranks(kept[3]) == (4,)
+    assert kernel.ranks(kept[3] + 1e-6) == (5,)
+
+
+def test_equations():
+    assert split_equation("abc,cde->abde") == ("abc,cz->abz", "abz,zde->abde")
+    assert split_equation("...de,dec->...c") == ("...de,dez->...z", "...z,zc->...c")
+    for equation in ("abc,dc->abd", "abc,bcd->abd", "abc,c->ab"):
+        with pytest.raises(ValueError, match="no product"):
+            split_equation(equation)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cnn_classifier", "gpt_nano", "bert_tiny", "lstm_generator"]
+    + [pytest.param("transformer_tiny", marks=pytest.mark.slow)],
+)
+def test_models_of_the_zoo_are_built_anew(name, tmp_path):
+    """Values, file and number of parameters; a tied embedding is a product both ways."""
+    row = registry.entry(name)
+    keras.utils.set_random_seed(0)
+    model = registry.build(name, **row.tiny)
+    # A tiny LSTM's cells, which stay as they are, are most of it.
+    budget = 0.9 if name == "lstm_generator" else 0.8
+    settings = {"energy": 0.0, "budget": budget, "sensitivity": 0.0, "pattern": ""}
+    ranks = low_rank.decide(model, settings)
+    product = low_rank.rebuilt(model, low_rank.written(ranks))
+    assert type(product) is type(model)
+    share = product.count_params() / model.count_params()
+    assert budget - 0.1 < share <= budget  # and no smaller than was asked for
+    set_from(product, model)
+    for layer in low_rank.products(product):
+        whole = low_rank.factorable(model)[0][layer.path]
+        expected = Kernel.of(whole).product(ranks[layer.path])
+        np.testing.assert_allclose(
+            Kernel.of(layer).value, expected, atol=1e-4 * abs(expected).max()
+        )
+    product.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    for one, other in zip(product.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    task = registry.build_task(row.task, **row.task_arguments)
+    batch = {k: tf.constant(v[:2]) for k, v in task.synthetic(model, 4, 0).items()}
+    task.vocabulary_size = row.tiny.get("vocabulary_size", 0)
+    batch["weight"] = tf.ones(2)
+    batch = task.prepare(batch, lambda n: tf.random.stateless_uniform((2, n), (0, 0)), False)
+    for net in (product, again):  # against a whole model that holds the products
+        keras.tree.map_structure(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+            task.forward(_whole(model, product), batch, False).outputs,
+            task.forward(net, batch, False).outputs,
+        )
+
+
+def _whole(model, product):
+    found = {layer.path: layer for layer in low_rank.products(product)}
+    for path, layer in low_rank.factorable(model)[0].items():
+        if path in found:
+            low_rank.part_kernel(layer).assign(Kernel.of(found[path]).value)
+    return model
+
+
+def recipe(settings=None, **trainer):
+    arguments = dict(registry.entry("cnn_classifier").tiny, input_shape=(20, 20, 1))
+    config = toys.recipe(
+        "cnn_classifier", "image_classification", model_arguments=arguments, **trainer
+    )
+    if settings:
+        config.init_from = settings.pop("init_from")
+        config.compress.low_rank.update(settings)
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(devices, tmp_path_factory):
+    """A work directory of a digit classifier that learned for a moment."""
+    from trainers.train.trainer import Trainer
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    Trainer(recipe(), folder, dataset=toys.image_data(side=20)).train()
+    return str(folder)
+
+
+def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path, capsys):
+    data = toys.image_data(side=20)
+    run(recipe(), data, tmp_path / "whole")
+    settings = {"init_from": str(tmp_path / "whole"), "energy": 0.7}
+    end = run(recipe(dict(settings)), data, tmp_path / "low")
+    said = capsys.readouterr().err
+    assert "not in it" not in said
+    assert "of another shape" not in said
+    saved = json.loads((tmp_path / "low" / "config.json").read_text())
+    ranks = saved["config"]["compress"]["low_rank"]["ranks"]
+    expected = low_rank.decide(
+        zoo.load(tmp_path / "whole"), {"energy": 0.7, "budget": 0, "pattern": ""}
+    )
+    assert parse_ranks(ranks) == expected
+    assert expected
+    loaded = zoo.load(tmp_path / "low")
+    assert toys.difference(loaded, end.step.net) == 0
+    assert {x.path: x.ranks for x in low_rank.products(loaded)} == expected
+    with pytest.raises(Interrupted):
+        run(recipe(dict(settings)), data, tmp_path / "parts", callbacks=[StopAt(7)])
+    # What it was made from may have changed since: the ranks are the run's own.
+    (tmp_path / "whole" / "model.keras").unlink()
+    run(recipe(dict(settings)), data, tmp_path / "parts")
+    assert_same_end(tmp_path / "low", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
+    data = toys.image_data(side=20)
+    config = recipe(steps=40)
+    config.optimizer.learning_rate = 0.02
+    model = run(config, data, tmp_path / "whole").step.net
+    config = recipe({"init_from": str(tmp_path / "whole"), "sensitivity": 0.05})
+    before = model.get_weights()
+    measure = low_rank._measure(model, config, data)
+    ranks = low_rank.decide(model, config.compress.low_rank, measure)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)  # put back
+    base, found = measure(), low_rank.factorable(model)[0]
+    assert ranks
+    for path, numbers in ranks.items():
+        kernel = Kernel.of(found[path])
+        with low_rank._replaced(found[path], kernel, numbers):
+            assert measure() <= 1.05 * base
+            assert measure() != base
+        lower = [kernel.ranks(rung) for rung in low_rank._LADDER]
+        lower = [other for other in lower if kernel.size_at(other) < kernel.size_at(numbers)]
+        if lower:  # the next rung is one too far
+            with low_rank._replaced(found[path], kernel, lower[0]):
+                assert measure() > 1.05 * base
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"energy": 1.0}, r"compress.low_rank.energy lies in \(0, 1\)"),
+        ({"budget": -0.1}, "compress.low_rank.budget is at least 0"),
+        ({"sensitivity": -1.0}, "compress.low_rank.sensitivity"),
+        ({"energy": 0.9, "budget": 0.5}, "Ranks follow from energy, from budget or"),
+        ({"energy": 0.9, "pattern": "kernal"}, "pattern matches nothing"),
+        ({"energy": 0.9, "pattern": "("}, "is a regular expression"),
+        ({"budget": 0.01}, "With every chosen kernel of rank 1"),
+        ({"energy": 0.9999999}, "No kernel becomes smaller"),
+        ({"ranks": ("hidden",)}, "holds PATH=RANK"),
+        ({"ranks": ("hiden=3",)}, "the model lacks: 'hiden'"),
+        ({"ranks": ("hidden=100000",)}, "hidden takes one rank of at most"),
+        ({"ranks": ("hidden=0",)}, "hidden takes one rank of at most"),
+        ({"ranks": ("hidden=2x2",)}, "hidden takes one rank of at most"),
+        ({"ranks": ("convolution_1=4",)}, "convolution_1 takes INxOUT"),
+        ({"ranks": ("convolution_1=0x0",)}, "convolution_1 takes INxOUT"),
+    ],
+)
+def test_what_no_ranks_are(settings, said, whole, run, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        run(recipe({"init_from": whole, **settings}), toys.image_data(side=20), tmp_path / "low")
+    assert not (tmp_path / "low").exists()
+
+
+def test_layers_out_of_reach_are_named():
+    model = toys.token_model()
+    settings = {"energy": 0.5, "budget": 0, "sensitivity": 0, "pattern": ""}
+    with pytest.raises(UsageError, match="block_0/up lies inside a layer that takes no ranks"):
+        low_rank.decide(model, settings)
+    assert low_rank.decide(model, {**settings, "pattern": "^(logits|embedding)$"})
+    ruled = toys.token_model(l2=0.1)
+    ruled.get_layer("logits").kernel_regularizer = keras.regularizers.L2(0.1)
+    with pytest.raises(UsageError, match="logits cannot be a product: its kernel has a regul"):
+        low_rank.decide(ruled, {**settings, "pattern": "logits"})
+
+
+@pytest.mark.slow
+def test_the_same_command_evaluates(trained, tmp_path, zoo_command):
+    words = (
+        "train", "cnn_digits:debug", f"--workdir={tmp_path / 'low'}", "--config.trainer.steps=25",
+        f"--config.init_from={trained[0]}", "--config.compress.low_rank.energy=0.5",
+    )  # fmt: skip
+    said = zoo_command(*words)
+    assert said.status == 0, said.err
+    again = zoo_command(*words, "--mode=eval")
+    assert again.status == 0, again.err
+    assert again.out.splitlines()[-1] in said.out
+    other = zoo_command(*words, "--config.compress.low_rank.energy=0.6", "--mode=eval")
+    assert "compress.low_rank.energy: 0.5 -> 0.6" in other.one_line()
+
+
+def test_a_budget_is_of_what_a_product_holds():
+    """Half of the parameters, and then half of those."""
+    settings = {"energy": 0.0, "budget": 0.5, "sensitivity": 0.0, "pattern": ""}
+    whole = keras.Sequential([keras.Input((64,)), layers.Dense(64, name="dense")])
+    before = whole
+    for most in (0.5, 0.25):
+        after = low_rank.rebuilt(whole, low_rank.written(low_rank.decide(before, settings)))
+        assert after.count_params() <= most * whole.count_params()
+        set_from(after, before)
+        before = after
+
+
+@pytest.mark.slow
+def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
+    out = tmp_path / "small"
+    words = (
+        "compress", "low_rank+prune", trained[0], f"--out={out}", "--config.trainer.steps=25",
+        "--config.compress.low_rank.budget=0.4", "--config.compress.sparsity=0.5",
+        "--config.compress.frequency=2",
+    )  # fmt: skip
+    answer = zoo_command(*words)
+    assert answer.status == 0, answer.err
+    first, last = zoo.load(out / "stages" / "1-low_rank"), zoo.load(out)
+    ranks = [{x.path: x.ranks for x in low_rank.products(m)} for m in (first, last)]
+    assert ranks[0] == ranks[1] != {}
+    assert last.count_params() <= 0.4 * 93_322
+    for path, share in sparsities(last).items():
+        assert share == pytest.approx(0.5, abs=0.02) or path.startswith("convolution_1"), path
+    found = json.loads((out / "compression.json").read_text())
+    assert found["after"]["parameters"] == last.count_params()
+    assert found["after"]["file"] == "litert"  # it was exported, and timed
+    assert found["after"]["milliseconds"]
+    assert zoo_command(*words).status == 0  # finished already
+
+    lower = zoo_command(
+        "compress", "low_rank", out / "stages" / "1-low_rank", f"--out={tmp_path / 'lower'}",
+        "--config.trainer.steps=25", "--config.compress.low_rank.energy=0.5",
+    )  # fmt: skip
+    assert lower.status == 0, lower.err
+    assert "not in it" not in lower.err
+    assert zoo.load(tmp_path / "lower").count_params() < last.count_params()
+
+
+def test_no_parts_inside_parts():
+    product = low_rank.rebuilt(every_kind(), ("dense=3",))
+    assert isinstance(product.get_layer("dense"), LowRank)
+    assert "dense/first" not in low_rank.factorable(product)[0]
+
+
+def test_a_frozen_backbone_stays_frozen():
+    """Its layers lie in a model inside the model, and learn nothing."""
+    row = registry.entry("vgg16_transfer")
+    model = registry.build(row.name, **row.tiny)
+    paths = [p for p in low_rank.factorable(model)[0] if p.endswith(("block1_conv2", "hidden"))]
+    ranks = {path: Kernel.of(low_rank.factorable(model)[0][path]).ranks(0.5) for path in paths}
+    assert len(ranks) == 2
+    product = low_rank.rebuilt(model, low_rank.written(ranks))
+    assert type(product) is type(model)
+    learned = [v.path.partition("/")[0] for v in product.trainable_variables]
+    assert learned == ["hidden"] * 3 + ["probabilities"] * 2
+    assert not product.extractor.trainable_variables
+    set_from(product, model)
+    image = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
+    outputs = product(image)
+    np.testing.assert_allclose(outputs, _whole(model, product)(image), atol=1e-4)
+
+
+def test_the_smallest_budget_is_rank_one_everywhere():
+    kernel = Kernel(np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype("float32"), 0)
+    least = kernel.size_at((1, 1))
+    (ranks,) = low_rank._within({"c": kernel}, 1.001 * least / kernel.held, kernel.held).values()
+    assert ranks == (1, 1)

@@ -1,0 +1,288 @@
+"""Units go: what is left computes the same where they had no weights, and is really smaller."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import zoo
+from tests import toys
+from tests.trainers.compression.test_low_rank import recipe as low_rank_recipe
+from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
+from trainers.compression import structured
+from trainers.compression.units import units
+from trainers.config.compress_rules import parse_widths
+from trainers.train.init_from import initialize
+from zoo import registry
+from zoo.errors import UsageError
+from zoo.layers.rounding import rounds
+
+# What of its tiny layers loses units, and by how much each becomes smaller.
+HALVED = {
+    "cnn_classifier": ["convolution_1", "convolution_2", "convolution_3", "hidden"],
+    "gpt_nano": ["block_0/attention", "block_0/feed_forward"],
+    "llama_nano": ["block_0/attention", "block_0/feed_forward"],
+    "bert_tiny": ["block_0/attention", "block_0/feed_forward", "pooler"],
+    "lstm_generator": ["embedding", "lstm_0", "lstm_1"],
+    "transformer_tiny": [
+        f"{side}_0/{part}"
+        for side, parts in (
+            ("encoder", ["attention", "feed_forward"]),
+            ("decoder", ["attention", "cross_attention", "feed_forward"]),
+        )
+        for part in parts
+    ],
+}
+
+
+def randomized(model, seed=0):
+    generator = np.random.default_rng(seed)
+    for weight in model.weights:
+        if "seed" not in weight.path:
+            weight.assign(0.5 + generator.random(weight.shape))  # a variance is positive
+            if not weight.path.endswith(("variance", "gamma")):
+                weight.assign(generator.normal(size=weight.shape) * 0.2)
+    return model
+
+
+def zeroed(model, widths, seed=1):
+    """Takes the weights of some units; those that have weights left are as many as will stay."""
+    found, generator = units(model)[0], np.random.default_rng(seed)
+    for path, count in widths.items():
+        gone = generator.permutation(found[path].count)[count:]
+        for cut in found[path].cuts:
+            value = np.moveaxis(cut.variable.numpy(), cut.axis, 0)
+            value[cut.places[gone].ravel()] = 0
+            cut.variable.assign(np.moveaxis(value, 0, cut.axis))
+
+
+def smaller(model, left):
+    """What the trainer does, without a work directory."""
+    widths = tuple(f"{path}={count}" for path, count in left.items())
+    small = structured.rebuilt(model, widths)
+    values = {v.path: v.value for v in model.weights} | structured.start_values(widths, model)
+    for variable in small.weights:
+        variable.assign(values[variable.path])
+    return small
+
+
+def outputs(row, model):
+    task = registry.build_task(row.task, **row.task_arguments)
+    batch = {k: tf.constant(v[:2]) for k, v in task.synthetic(model, 4, 0).items()}
+    task.vocabulary_size = row.tiny.get("vocabulary_size", 0)
+    batch["weight"] = tf.ones(2)
+    batch = task.prepare(batch, lambda n: tf.random.stateless_uniform((2, n), (0, 0)), False)
+    return keras.tree.flatten(task.forward(model, batch, False).outputs)
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_units_without_weights_go_and_nothing_changes(name, tmp_path):
+    """In the model and in its file, which Keras alone opens."""
+    row = registry.entry(name)
+    model = randomized(registry.build(name, **row.tiny))
+    left = structured.decide(model, 0.5, "")
+    assert set(HALVED[name]) <= set(left)
+    found = units(model)[0]
+    assert {path: 2 * count for path, count in left.items()} == {p: found[p].count for p in left}
+    zeroed(model, left)
+    small = smaller(model, left)
+    assert {path: its.count for path, its in units(small)[0].items()} == left
+    assert small.count_params() < 0.75 * model.count_params()
+    small.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    expected = outputs(row, model)
+    for net in (small, again):
+        for one, other in zip(expected, outputs(row, net), strict=True):
+            assert np.ptp(one) > 1e-3
+            np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_units_with_the_smallest_norms_go():
+    """Filters and their readers by hand: those of a dense layer lie behind a picture."""
+    row = registry.entry("cnn_classifier")
+    model = randomized(registry.build(row.name, **row.tiny))
+    made = model.get_layer("convolution_3").kernel.numpy()
+    hidden = model.get_layer("hidden").kernel.numpy()
+    read = hidden.reshape(-1, made.shape[-1], hidden.shape[-1])  # points, filters, units
+    norms = np.sqrt((made**2).sum((0, 1, 2)) + (read**2).sum((0, 2)))
+    stay = sorted(np.argsort(norms)[-5:])
+    np.testing.assert_allclose(units(model)[0]["convolution_3"].norms(), norms, rtol=1e-6)
+    small = smaller(model, {"convolution_3": 5})
+    np.testing.assert_array_equal(small.get_layer("convolution_3").kernel, made[..., stay])
+    kept = small.get_layer("hidden").kernel.numpy().reshape(-1, 5, hidden.shape[-1])
+    np.testing.assert_array_equal(kept, read[:, stay])
+
+
+def every_kind():
+    """Norms, poolings, branches and layers whose units cannot go."""
+    image = keras.Input((8, 8, 2), name="image")
+    x = layers.Conv2D(6, 3, use_bias=False, name="convolution")(image)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    x = layers.AveragePooling2D(2)(layers.ZeroPadding2D()(x))
+    left = layers.Conv2D(4, 3, padding="same", name="left")(x)
+    right = layers.Conv2D(4, 1, name="right")(x)
+    x = layers.Add(name="sum")([left, right])
+    x = layers.Conv2D(8, 3, activation="relu", name="last")(x)
+    pooled = layers.GlobalAveragePooling2D()(x)
+    rows = layers.Reshape((-1, 8), name="rows")(x)
+    x = layers.Dense(5, name="gate", activation="softmax")(pooled)
+    x = layers.Dense(6, name="dense")(x)
+    x = layers.LayerNormalization(name="layer_norm")(x)
+    x = layers.Dropout(0.5)(layers.Activation("tanh")(x))
+    x = layers.Dense(6, name="between")(x)
+    shared = layers.Dense(6, name="shared")
+    x = layers.Dense(3, name="out")(shared(shared(x)))
+    outputs = {"x": x, "rows": layers.LSTM(4, return_state=True, name="state")(rows)[1]}
+    return keras.Model(image, outputs, name="kinds")
+
+
+def test_through_norms_and_branches():
+    model = randomized(every_kind())
+    found, whole = units(model)
+    assert {path: its.count for path, its in found.items()} == {"convolution": 6, "dense": 6}
+    axes = [(c.variable.path, c.axis) for c in found["convolution"].cuts]
+    assert axes == [
+        ("convolution/kernel", 3), *((f"norm/{w}", 0) for w in
+        ("gamma", "beta", "moving_mean", "moving_variance")), ("left/kernel", 2),
+        ("right/kernel", 2),
+    ]  # fmt: skip
+    assert {path: reason.partition(",")[0] for path, reason in whole.items()} == {
+        "left": "its units go into sum",
+        "right": "its units go into sum",
+        "last": "its units go into rows",
+        "gate": "its activation",
+        "between": "shared is called more than once",
+        "shared": "shared is called more than once",
+        "out": "what out gives is what the model kinds gives",
+        "state": "its state is kept outside",
+    }
+    left = {"convolution": 2}
+    zeroed(model, left)
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 2)).astype("float32")
+    for one, other in zip(model(image).values(), smaller(model, left)(image).values(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    both = smaller(model, {"dense": 2, "convolution": 5})
+    assert both.get_layer("layer_norm").gamma.shape == (2,)
+    assert both.get_layer("left").kernel.shape == (3, 3, 5, 4)
+
+
+def test_a_frozen_base_keeps_its_units():
+    row = registry.entry("vgg16_transfer")
+    model = registry.build(row.name, **row.tiny)
+    assert structured.decide(model, 0.25, "") == {"hidden": 6}
+    with pytest.raises(UsageError, match="No unit can be taken out. block1_conv1: it is frozen"):
+        structured.decide(model, 0.25, "block1_conv1")
+    small = smaller(model, {"hidden": 6})
+    assert type(small) is type(model)
+    learned = [v.path.partition("/")[0] for v in small.trainable_variables]
+    assert learned == ["hidden"] * 2 + ["probabilities"] * 2
+    assert units(model)[0].keys() >= {"block1_conv1", "block5_conv2"}  # for one that learns
+    assert "the model base gives" in units(model)[1]["block5_conv3"]
+
+
+def recipe(settings=None, **trainer):
+    config = low_rank_recipe(**trainer)
+    if settings:
+        config.init_from = settings.pop("init_from")
+        config.compress.structured.update(settings)
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(devices, tmp_path_factory):
+    """A work directory of a digit classifier that learned for a moment."""
+    from trainers.train.trainer import Trainer
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    Trainer(recipe(), folder, dataset=toys.image_data(side=20)).train()
+    return str(folder)
+
+
+def test_the_trainer_starts_from_what_stays_and_resumes_exactly(whole, run, tmp_path, capsys):
+    data = toys.image_data(side=20)
+    settings = {"init_from": whole, "sparsity": 0.5, "pattern": "convolution_[12]"}
+    end = run(recipe(dict(settings)), data, tmp_path / "small")
+    said = capsys.readouterr().err
+    assert "10 of 10 weights" in said
+    assert "of another shape" not in said
+    saved = json.loads((tmp_path / "small" / "config.json").read_text())
+    widths = saved["config"]["compress"]["structured"]["widths"]
+    assert widths == ["convolution_1=2", "convolution_2=4"]
+    loaded = zoo.load(tmp_path / "small")
+    assert toys.difference(loaded, end.step.net) == 0
+    plain = keras.saving.load_model(tmp_path / "small" / "model.keras", safe_mode=True)
+    assert plain.get_layer("convolution_2").kernel.shape == (3, 3, 2, 4)
+    with pytest.raises(Interrupted):
+        run(recipe(dict(settings)), data, tmp_path / "parts", callbacks=[StopAt(7)])
+    run(recipe(dict(settings)), data, tmp_path / "parts")
+    assert_same_end(tmp_path / "small", tmp_path / "parts")
+
+    # More units of another layer go; what went stays away.
+    again = {"init_from": str(tmp_path / "small"), "sparsity": 0.25, "pattern": "_2|hidden"}
+    twice = run(recipe(again), data)
+    kept = {"convolution_1": 2, "convolution_2": 3, "convolution_3": 8, "hidden": 6}
+    assert {path: its.count for path, its in units(twice.step.net)[0].items()} == kept
+    assert "10 of 10 weights" in capsys.readouterr().err
+    for settings, changed in (({"keep": True}, {}), ({"widths": ("hidden=5",)}, {"hidden": 5})):
+        config = recipe({"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings})
+        structured.settle(config, tmp_path / "new")
+        before = {"convolution_1": 2, "convolution_2": 3, "hidden": 6}
+        assert parse_widths(config.compress.structured.widths) == {**before, **changed}
+
+
+def test_a_start_begins_with_the_units_that_matter(whole):
+    model = zoo.load(whole)
+    widths = ("convolution_1=2", "hidden=3")
+    small = structured.rebuilt(model, widths)
+    assert "10 of 10 weights" in initialize(small, whole, widths=widths)
+    norms = units(model)[0]["hidden"].norms()
+    bias = model.get_layer("hidden").bias.numpy()[sorted(np.argsort(norms)[-3:])]
+    np.testing.assert_array_equal(small.get_layer("hidden").bias, bias)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sparsity": 1.0}, r"share of each layer's units that goes, in \[0, 1\)"),
+        ({"sparsity": -0.5}, "compress.structured.sparsity is at least 0"),
+        ({"sparsity": 0.9}, "convolution_1 would lose all of its 4 units"),
+        ({"sparsity": 0.01}, "No layer has so many units that one would go"),
+        ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),
+        ({"sparsity": 0.5, "pattern": "prob"}, "probabilities: what probabilities gives is what"),
+        ({"sparsity": 0.5, "pattern": "("}, "is a regular expression"),
+        ({"widths": ("hidden",)}, "holds PATH=UNITS"),
+        ({"widths": ("hidden=0",)}, "holds PATH=UNITS"),
+        ({"widths": ("hiden=3",)}, "hiden=3, but the model lacks it"),
+        ({"widths": ("hidden=9",)}, "hidden=9, but hidden has 8"),
+        ({"widths": ("probabilities=2",)}, "probabilities keeps all its units"),
+    ],
+)
+def test_what_cannot_be_taken_out(settings, said, whole, run, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        run(recipe({"init_from": whole, **settings}), toys.image_data(side=20), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_of_ones_own_are_named():
+    model = toys.token_model()
+    with pytest.raises(UsageError, match="block_0/up: it lies inside a layer of its own, a Block"):
+        structured.decide(model, 0.5, "block_0/up")
+
+
+@pytest.mark.slow
+def test_chains_keep_what_stays(trained, tmp_path, zoo_command):
+    out = tmp_path / "rounded"
+    answer = zoo_command(
+        "compress", "structured+qat", trained[0], f"--out={out}", "--config.trainer.steps=25"
+    )
+    assert answer.status == 0, answer.err
+    first, last = zoo.load(out / "stages" / "1-structured"), zoo.load(out)
+    assert first.get_layer("convolution_2").filters == last.get_layer("convolution_2").filters == 32
+    assert (rounds(first), rounds(last)) == (False, True)
+    found = json.loads((out / "compression.json").read_text())
+    assert found["after"]["parameters"] == first.count_params() < 0.27 * 93_322
+    assert found["after"]["bytes"] < 0.12 * found["before"]["bytes"]  # of LiteRT files
+    assert zoo_command("evaluate", out).status == 0

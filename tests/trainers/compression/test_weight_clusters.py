@@ -1,0 +1,136 @@
+"""Clusters in the train step: few values, that are trained, everywhere and after everything."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import zoo
+from tests import toys
+from tests.trainers.train.test_resume import Interrupted, StopAt
+from trainers.compression.cluster import SetClusters, _centroids, cluster
+from trainers.compression.prune import prunable
+from trainers.config.base import optimizer
+from zoo.errors import UsageError
+
+
+def recipe(compress=None, **trainer):
+    config = toys.recipe("toy_tokens", "toy_token", **trainer)
+    config.optimizer = optimizer("adam", learning_rate=0.01)
+    config.compress.update({"cluster": {"number": 4}, **(compress or {})})
+    return config
+
+
+def values(model):
+    return {v.path: np.unique(v.numpy()) for v, _ in prunable(model) if "centroids" not in v.path}
+
+
+def centroids(model):
+    return {v.path: v.numpy() for v in model.trainable_variables if "centroids" in v.path}
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},
+        {"ema": 0.5},
+        {"micro_batch_size": 4},
+        {"strategy": "mirrored", "replicas": 2},
+        {"remat": "block_.*"},
+    ],
+    ids=lambda value: "-".join(map(str, value)) or "plain",
+)
+def test_every_kernel_has_few_values(trainer, run):
+    done = run(recipe(**trainer), toys.token_data())
+    saved = values(zoo.load(done.workdir.path))
+    assert len(saved) == 6  # embedding, four of the blocks, logits
+    assert {len(found) for found in saved.values()} <= {2, 3, 4}
+    assert max(len(found) for found in values(done.step.net).values()) > 4  # they learn on
+    if trainer.keys() - {"ema"}:
+        gap = toys.difference(run(recipe(), toys.token_data()).step.net, done.step.net)
+        assert gap < 1e-5
+
+
+def test_centroids_learn(run):
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append(centroids(self.model.net))
+
+    done = run(recipe(), toys.token_data(), callbacks=[Watch()])
+    for path, value in centroids(done.step.net).items():
+        assert np.abs(value - seen[0][path]).max() > 1e-4, path
+    assert len(seen[0]) == 6
+
+
+def test_a_centroid_gets_its_weights_gradients():
+    """And each weight that of its value, as if it were used itself."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6,))
+    model = keras.Model(x, layers.Dense(5, use_bias=False, name="only")(x))
+    cluster(model, 3)
+    SetClusters(model).begin()
+    data = tf.constant(np.random.default_rng(0).normal(size=(7, 6)), tf.float32)
+    layer = model.get_layer("only")
+    found = layer.centroids.weights[0]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(data) ** 2)
+    kernel_gradient, gradient = tape.gradient(loss, [layer.kernel.value, found.value])
+    kernel, start = layer.kernel.numpy(), found.numpy()
+    nearest = np.abs(kernel[..., None] - start).argmin(-1)
+    assert set(np.unique(nearest)) == {0, 1, 2}
+    expected = 2 * data.numpy().T @ (data.numpy() @ start[nearest])
+    np.testing.assert_allclose(kernel_gradient, expected, rtol=1e-4)
+    sums = [expected[nearest == i].sum() for i in range(3)]
+    np.testing.assert_allclose(tf.convert_to_tensor(gradient), sums, rtol=1e-4)
+
+
+def test_zeros_stay_zeros(run, tmp_path):
+    pruning = {"sparsity": 0.5, "frequency": 2, "cluster": {"number": 0}}
+    first = run(recipe(pruning), toys.token_data(), tmp_path / "pruned")
+    config = recipe({"keep_zeros": True})
+    config.init_from = str(tmp_path / "pruned")
+    second = zoo.load(run(config, toys.token_data()).workdir.path)
+    found = {v.path: v.numpy() for v in second.weights}
+    for variable, _ in prunable(first.step.net):
+        zeros = variable.numpy() == 0
+        assert zeros.mean() == pytest.approx(0.5, abs=0.01)
+        assert (found[variable.path][zeros] == 0).all()  # and others that are nearest to 0
+        assert 2 <= len(values(second)[variable.path]) <= 4
+
+
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_resumed_run_has_the_same_centroids(stop, run, tmp_path):
+    config = recipe(checkpoint_every=1)
+    whole = run(config, toys.token_data())
+    with pytest.raises(Interrupted):
+        run(config, toys.token_data(), tmp_path / "broken", callbacks=[StopAt(stop)])
+    resumed = run(config, toys.token_data(), tmp_path / "broken")
+    assert toys.difference(whole.step.net, resumed.step.net) == 0
+
+
+def test_what_cannot_be_clustered(run, tmp_path):
+    with pytest.raises(UsageError, match="compress.cluster.number is at least 2"):
+        run(recipe({"cluster": {"number": 1}}), toys.token_data(), tmp_path / "run")
+    with pytest.raises(UsageError, match="XLA cannot compile clusters"):
+        run(recipe(jit_compile=True), toys.token_data(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    x = keras.Input((6,))
+    bare = keras.Model(x, layers.LayerNormalization()(x), name="bare")
+    with pytest.raises(UsageError, match="The model 'bare' trains none"):
+        cluster(bare, 4)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_more_clusters_than_weights(zeros):
+    """As in a small kernel of which pruning has left little."""
+    values = np.float32([[-2, -1, 3], [4, 4, 5]])
+    if zeros:
+        values[0, 1:] = 0
+    found = _centroids(values, 16)
+    assert set(found) == set(np.unique(values))
+    several = _centroids(np.float32(np.r_[np.linspace(-9, -1, 9), 0, 7]), 6)
+    assert len(np.unique(several)) == len(several) <= 6
+    assert {0.0, 7.0} <= set(several)

@@ -1,0 +1,71 @@
+"""Goodput: what counts as useful, also after a run was interrupted."""
+
+import json
+import types
+
+import pytest
+
+from tests import toys
+from tests.trainers.train import test_resume
+from tests.trainers.train.test_resume import Interrupted, StopAt
+from trainers.report.page import write_report
+from trainers.run import goodput
+from trainers.run.goodput import Goodput
+from trainers.run.state import RunState
+
+
+def test_the_first_update_of_a_process_does_not_count(monkeypatch):
+    now = {"perf_counter": 0.0, "time": 100.0}
+    clock = types.SimpleNamespace(**{name: lambda name=name: now[name] for name in now})
+    monkeypatch.setattr(goodput, "time", clock)
+    state = RunState(useful=5.0)  # of an earlier process
+    found = Goodput(state, born=60.0)
+    for block, seconds in (
+        (found.update, 9),
+        (found.update, 3),
+        (found.wait, 2),
+        (found.update, 1),
+    ):
+        with block():
+            now["perf_counter"] += seconds
+        now["perf_counter"] += 100  # validating, saving
+    assert state.useful == 11.0
+    assert found.share() == 11 / 40
+
+
+def test_what_is_done_again_does_not_count(run, tmp_path, monkeypatch):
+    """Each look at the clock is a second: an update or a wait takes one."""
+    ticks = iter(range(10**6))
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks), time=lambda: 1e9)
+    monkeypatch.setattr(goodput, "time", clock)
+    data, workdir = toys.token_data(), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(test_resume.recipe(), data, workdir=workdir, callbacks=[StopAt(7)])
+    trainer = run(test_resume.recipe(), data, workdir=workdir)
+    # 4 updates and no line in the log until the checkpoint, the first traced; then 9, the first
+    # traced again, and lines after 5, 8 (a last line of an epoch is at 5, 10), 10 and 13.
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = sum("loss" in line for line in lines)
+    # Each look at whether the loss is finite waits too: at 4, then at 5, 8, 10, 12 and 13.
+    assert trainer.state.useful == 3 + 8 + logged + 1 + 5
+    started = [line for line in lines if line.get("event") == "started"]
+    assert len(started) == 1
+
+
+def test_goodput_counts_the_time_between_two_starts(run, tmp_path):
+    data, workdir = toys.token_data(), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(toys.recipe(checkpoint_every=2), data, workdir=workdir, callbacks=[StopAt(4)])
+    path = workdir / "metrics.jsonl"
+    first, *others = path.read_text().splitlines()
+    line = json.loads(first)
+    assert line["event"] == "started"
+    line["time"] -= 3600  # the machine was away for an hour
+    path.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    run(toys.recipe(checkpoint_every=2), data, workdir=workdir)
+    shares = [
+        line["goodput"] for line in map(json.loads, path.read_text().splitlines()) if "loss" in line
+    ]
+    assert all(0 <= share < 0.05 for share in shares)
+    page = write_report(workdir).read_text()
+    assert "goodput 0%" in page

@@ -1,0 +1,511 @@
+"""`zoo prepare` from pages to records and on to a trained model; kills, workers, bad requests."""
+
+import configparser
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import commands, pages
+from tests.commands import content
+from zoo.errors import RunError, UsageError
+from zoo.storage.locks import lock_folder
+from zoo.storage.records import RecordWriter
+
+pytest.importorskip("trafilatura", reason="needs the extra `prep`")
+
+from zoo.prep import pipeline, steps
+from zoo.prep.engine import Local
+
+RULES = ("language", "address", "gopher_quality", "c4", "fineweb")
+
+
+def prepare(folder, out, workers=1, data=pages.DATA, **changes):
+    changes = {"validation": 0.1, "shard_bytes": 4000, "rules": RULES, **changes}
+    prep = pages.settings(input=str(folder), **changes)
+    with Local(workers) as engine:
+        return pipeline.prepare(prep, data, out, engine)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return pages.site(tmp_path_factory.mktemp("site") / "pages")
+
+
+@pytest.fixture(scope="module")
+def made(site, tmp_path_factory):
+    """Prepared in one process; `(folder, what prepare returned)`."""
+    out = tmp_path_factory.mktemp("made") / "out"
+    return out, prepare(site, out)
+
+
+def kept_texts(out, split):
+    return [
+        document.text
+        for path in sorted((out / "text").glob(f"{split}-*.jsonl.gz"))
+        for document in pipeline.read_documents(path)
+    ]
+
+
+def test_every_story_is_kept_once_and_the_card_adds_up(made):
+    out, about = made
+    card = json.loads((out / "data_card.json").read_text())
+    assert about["documents"]["train"] + about["documents"]["validation"] == 40 + 1 + 1 + 6
+    assert min(about["documents"].values()) > 0
+    assert card["dropped"] == {
+        "exact duplicates: of an earlier document": 1,
+        "gopher_quality: few words": 1,
+        "near duplicates: of an earlier document": 1,
+    }
+    reached = [step["documents"] for step in card["funnel"]]
+    assert reached[0] - reached[-1] == sum(card["dropped"].values())
+    assert card["languages"] == {"en": 48}
+    texts = kept_texts(out, "train") + kept_texts(out, "validation")
+    assert len(set(texts)) == 48
+    assert not any(word in text for text in texts for word in ("Home", "Copyright", "<p>", "var "))
+    assert {pages.paragraphs(seed) for seed in range(20, 40)} <= set(texts)
+    html = (out / "data_card.html").read_text()
+    assert "exact duplicates: of an earlier document" in html
+    assert "http" not in html.split("<h2>Sites")[0].replace("http-", "")
+    assert not (out / "work").exists()
+
+
+def test_records_hold_the_text_and_the_splits_share_nothing(made):
+    from zoo.registry import load_data
+
+    out, about = made
+    dataset = load_data({**pages.DATA, "source": f"prepared:{out}"}, {"name": "clm"})
+    assert not set(kept_texts(out, "train")) & set(kept_texts(out, "validation"))
+    for split, arrays in dataset.splits.items():
+        tokens, segments = np.asarray(arrays["tokens"]), np.asarray(arrays["segments"])
+        found = sorted(
+            dataset.tokenizer.decode(row[segment == number])
+            for row, segment in zip(tokens, segments, strict=True)
+            for number in range(1, segment.max() + 1)
+        )
+        # Every short piece is part of a document, and all of them together are all of the text.
+        whole = "\n".join(kept_texts(out, split))
+        assert all(piece in whole for piece in found)
+        assert np.count_nonzero(segments) >= about["tokens"][split]
+    assert dataset.facts["Tokenizer"]["kind"] == "bpe"
+
+
+@pytest.mark.parametrize("workers", [3])
+def test_workers_change_nothing(site, made, tmp_path, workers):
+    prepare(site, tmp_path / "out", workers)
+    assert content(tmp_path / "out") == content(made[0])
+
+
+@pytest.mark.parametrize("broken", ["filtered", "signed", "verified_pairs", "text", "tokens"])
+def test_a_step_that_dies_is_gone_on_with(site, made, tmp_path, monkeypatch, broken):
+    done = []
+    real = steps.write_json
+
+    def dying(path, value):
+        if path.parent.name == broken and len(done) == 2:
+            raise KeyboardInterrupt  # files are there, the mark is not
+        if path.parent.name == broken:
+            done.append(path)
+        real(path, value)
+
+    monkeypatch.setattr(steps, "write_json", dying)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(site, tmp_path / "out")
+    monkeypatch.setattr(steps, "write_json", real)
+    before = [path.stat().st_mtime_ns for path in done]
+    (tmp_path / "out" / "text").mkdir(exist_ok=True)
+    for name in (".zoo-0123456789abcdef.tmp", "text/.zoo-0123456789abcdef.tmp"):
+        (tmp_path / "out" / name).write_text("half a file, as SIGKILL leaves one")
+    seen = []
+    monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: seen.append(path))
+    prepare(site, tmp_path / "out")
+    assert [path.stat().st_mtime_ns for path in done] == before, "finished shards were done again"
+    monkeypatch.undo()
+    prepare(site, tmp_path / "out")  # removes what lies between the steps
+    assert content(tmp_path / "out") == content(made[0])
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_the_same(site, made, tmp_path):
+    code = (
+        "import sys; from tests.zoo.prep.test_prep_run import prepare; from pathlib import Path\n"
+        f"prepare({str(site)!r}, {str(tmp_path / 'out')!r}, 2)"
+    )
+    root = str(Path(__file__).parents[3])
+    kills = 0
+    for seconds in (1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
+        run = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=root, stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": root, "OF_THE_TEST": str(tmp_path)},
+        )  # fmt: skip
+        time.sleep(seconds)
+        if run.poll() is None:
+            kills += 1
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        time.sleep(1.5)  # its workers notice
+        assert not _processes_with(f"OF_THE_TEST={tmp_path}")
+    assert kills >= 2
+    prepare(site, tmp_path / "out", 2)
+    assert content(tmp_path / "out") == content(made[0])
+
+
+def _processes_with(variable):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append((path.parent / "cmdline").read_bytes())
+        except OSError:  # it ended, or is another user's
+            continue
+    return found
+
+
+def test_done_is_done(site, made):
+    before = content(made[0])
+    assert prepare(site, made[0])["documents"] == made[1]["documents"]
+    assert content(made[0]) == before
+
+
+def test_the_wrong_folder_is_refused(site, made, tmp_path):
+    with pytest.raises(UsageError, match="another recipe, other input"):
+        prepare(site, made[0], validation=0.2)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        prepare(site, tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "picture.png").write_bytes(b"1")
+    with pytest.raises(UsageError, match="nothing to read .1 files of unknown kind"):
+        prepare(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(UsageError, match="names no file"):
+        prepare(tmp_path / "none-*.html", tmp_path / "out2")
+    with lock_folder(tmp_path), pytest.raises(RunError, match="Another process works in"):
+        prepare(site, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["work", "text", "records", "crawl", "work/filtered"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "file"])
+def test_nothing_is_written_outside_the_folder(site, tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(pipeline, "_run", None)  # a kill: the folder is begun
+    with pytest.raises(TypeError):
+        prepare(site, tmp_path / "out")
+    monkeypatch.undo()
+    place = tmp_path / "out" / name
+    shutil.rmtree(place, ignore_errors=True)
+    (tmp_path / "foreign").mkdir()
+    if kind in ("link", "dangling"):
+        place.symlink_to(tmp_path / ("foreign" if kind == "link" else "new"))
+    else:
+        place.touch()
+    with pytest.raises(RunError, match=f"out/{name} must be a folder"):
+        prepare(site, tmp_path / "out")
+    assert not list((tmp_path / "foreign").iterdir())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("00000-exact.npy", "pipe"),
+        ("00000-exact.npy", "damaged"),
+        ("00000.jsonl.zst", "damaged"),
+        ("00000.jsonl.zst", "empty"),
+        ("00000.json", "damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_step_is_one_line(site, tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(steps.dedup, "repeats", None)  # a kill: the texts are hashed
+    with pytest.raises(TypeError):
+        prepare(site, tmp_path / "out", shard_bytes=10**9)
+    monkeypatch.undo()
+    path = tmp_path / "out" / "work" / "signed" / name
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.write_bytes(b"{}" if kind == "damaged" else b"")
+    with pytest.raises(RunError, match=f"{name} (cannot be read|is damaged|holds)"):
+        prepare(site, tmp_path / "out", shard_bytes=10**9)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"plan": 1}'])
+def test_a_damaged_prepared_json_is_one_line(site, tmp_path, content):
+    (tmp_path / "prepared.json").write_text(content)
+    with pytest.raises(RunError, match="prepared.json is damaged"):
+        prepare(site, tmp_path)
+
+
+def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeypatch):
+    """What a path or a name stands for, not the path or the name alone."""
+    words = tmp_path / "words.txt"
+    prep = pages.settings(
+        input=str(site), blocked_words__file=str(words), rules=["blocked_words"]
+    )  # fmt: skip
+
+    def plan(**changes):
+        found, _ = pipeline._plan({**prep, **changes}, pages.DATA, tmp_path / "out", False)
+        return pipeline._digest(found)
+
+    with pytest.raises(RunError, match=r"words.txt cannot be read"):
+        plan()
+    plan(rules=[])  # nobody reads it
+    words.write_text("one\n")
+    first = plan()
+    assert plan() == first
+    words.write_text("two\n")
+    assert plan() != first
+    words.write_text("one\n")
+
+    corpus = types.SimpleNamespace(fingerprint="a")
+    monkeypatch.setattr(pipeline, "load_corpus", lambda name: corpus)
+    first = plan(input="corpus:persian_news")
+    assert plan(input="corpus:persian_news") == first
+    corpus.fingerprint = "b"
+    second = plan(input="corpus:persian_news")
+    assert second != first
+
+    source = tmp_path / "prep"
+    shutil.copytree(Path(pipeline.__file__).parent, source)
+    monkeypatch.setattr(pipeline, "__file__", str(source / "pipeline.py"))
+    assert plan(input="corpus:persian_news") == second
+    with open(source / "cleaning" / "clean.py", "a") as file:
+        file.write("\n")
+    assert plan(input="corpus:persian_news") != second
+
+
+def test_nothing_left_is_said(tmp_path):
+    (tmp_path / "short.html").write_text("<p>Too short.</p>")
+    with pytest.raises(RunError, match="No documents are left"):
+        prepare(tmp_path / "*.html", tmp_path / "out")
+
+
+def test_input_that_nobody_can_read_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"content": "It is here."}\n' * 3)
+    with pytest.raises(RunError, match=r"3 records without text.*prep.text_field \('text'\)"):
+        prepare(tmp_path / "a.jsonl", tmp_path / "out")
+
+
+def test_few_files_are_open_at_once(site, made, tmp_path):
+    """A shard is a file or more, and there are thousands of them in a large input."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "from tests import pages, test_prep_run\n"
+        f"test_prep_run.prepare({str(site)!r}, {str(tmp_path / 'out')!r}, shard_bytes=600)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=commands.ROOT, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shards = len(list((tmp_path / "out" / "text").iterdir()))
+    assert shards > 40  # of each, several files
+
+
+MODULE = """
+def scored(text):
+    return 1.0 if "museum" in text else 0.0
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_scorer_of_the_users(site, tmp_path, monkeypatch, zoo_command, workers):
+    """Found in the folder that the command runs in, by all workers; a wrong one at once."""
+    (tmp_path / "my_scorer_of_text.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    words = (
+        "prepare", "web_text:debug", "--out=D", f"--config.prep.input={site}",
+        f"--workers={workers}", "--config.prep.rules=toxicity", "--config.data.sequence_length=32",
+        "--config.data.vocabulary_size=300", "--config.prep.validation=0.2",
+    )  # fmt: skip
+    answer = zoo_command(*words, "--config.prep.toxicity.scorer=my_scorer_of_text:score")
+    assert answer.status == 2
+    assert "MODULE:FUNCTION" in answer.one_line()
+    answer = zoo_command(*words, "--config.prep.toxicity.scorer=my_scorer_of_text:scored")
+    assert answer.status == 0, answer.err
+    card = json.loads((tmp_path / "D" / "data_card.json").read_text())
+    assert "toxicity: toxic" in json.dumps(card)
+    # The command that is printed is one that runs.
+    last = answer.out.splitlines()[-1]
+    assert "--config.data.sequence_length=32 --config.data.vocabulary_size=300" in last
+
+
+def has_my_module(task):
+    assert task["module"] in sys.modules
+
+
+def test_modules_of_the_user_are_in_all_workers(tmp_path, monkeypatch):
+    (tmp_path / "my_corpora_of_text.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    with Local(2, ["my_corpora_of_text"]) as engine:
+        assert len(list(engine.run(has_my_module, [{"module": "my_corpora_of_text"}] * 4))) == 4
+    with pytest.raises(AssertionError), Local(2) as engine:
+        list(engine.run(has_my_module, [{"module": "my_corpora_of_text"}]))
+
+
+def sleeps(task):
+    time.sleep(task["seconds"])
+
+
+def test_whoever_ends_it_waits_for_no_worker():
+    def ended(engine):
+        for _ in engine.run(sleeps, [{"seconds": 0}, *[{"seconds": 600}] * 9]):
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Local(2) as engine:
+        ended(engine)
+    assert time.monotonic() - start < 60
+
+
+def test_a_full_disk_is_named(site, tmp_path, monkeypatch):
+    import errno
+
+    from zoo.storage import disk
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "fsync_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        prepare(site, tmp_path / "out")
+    assert str(tmp_path) in caught.value.filename
+    monkeypatch.undo()
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    prepare(site, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "needs --out=D"),
+        (("--out=D",), "zoo prepare needs pages"),
+        (("--out=D", "--config.prep.input=none.html"), "names no file: 'none.html'"),
+        (("--out=D", "--config.prep.rules=gofer"), "prep.rules has no 'gofer'"),
+        (("--out=D", "--config.prep.clean.mask=name"), "prep.clean.mask has no 'name'"),
+        (("--out=D", "--config.prep.validation=1.5"), "prep.validation lies in (0, 1)"),
+        (("--out=D", "--config.prep.dedup.bands=0"), "prep.dedup.bands is at least 1"),
+        (("--out=D", "--config.prep.dedup.band=2"), "no key 'prep.dedup.band'. Did you mean"),
+        (("--out=D", "--config.prep.input=corpus:pydok"), "'pydok' is no corpus. Did you mean"),
+        (("--out=D", "--config.prep.input=http://"), "'http://' is no web address"),
+    ],
+)
+def test_a_wrong_request_is_told_in_one_line(zoo_command, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    if any("prep.input" in word for word in words) or len(words) < 2:
+        given = ()
+    else:
+        given = ("--config.prep.input=.",)
+    answer = zoo_command("prepare", "web_text:debug", *words, *given)
+    assert answer.status == 2
+    assert said in answer.one_line()
+
+
+def test_the_lacking_packages_of_the_extra_are_named(zoo_command, tmp_path, monkeypatch):
+    from trainers.cli import prepare as command
+
+    file = configparser.ConfigParser()
+    file.read(commands.ROOT / "setup.cfg")
+    lines = file["options.extras_require"]["prep"].split("\n")
+    names = [line.partition(">=")[0] for line in lines if line and not line.startswith("#")]
+    assert tuple(names) == command._PACKAGES
+    monkeypatch.setattr(command, "_PACKAGES", ("ftfy", "no_such_one", "nor_this_one"))
+    answer = zoo_command("prepare", "web_text:debug", f"--out={tmp_path / 'out'}")
+    assert answer.status == 2
+    assert "keras-zoo[prep]'. Not installed: no_such_one, nor_this_one." in answer.one_line()
+
+
+def test_a_recipe_that_does_not_fit_what_was_prepared_is_refused(made, tmp_path):
+    from zoo.registry import load_data
+
+    for change, said in (
+        ({"packing": "stream"}, "prepared with data.packing=best_fit"),
+        ({"sequence_length": 64}, "prepared with data.sequence_length=32"),
+        ({"tokenizer": "byte"}, "data.tokenizer=bpe takes it"),
+        ({"source": f"prepared:{tmp_path}"}, "has finished"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            load_data({**pages.DATA, "source": f"prepared:{made[0]}", **change}, {"name": "clm"})
+
+
+def test_records_of_something_else_are_one_line(made, tmp_path):
+    from zoo.registry import load_data
+
+    out = tmp_path / "out"
+    shutil.copytree(made[0], out)
+    shutil.rmtree(out / "records" / "train")
+    with RecordWriter(out / "records" / "train", {"image": ((), "u1")}) as writer:
+        writer.append(image=np.zeros(3, np.uint8))
+    data = {**pages.DATA, "source": f"prepared:{out}"}
+    with pytest.raises(RunError, match="records/train is damaged: it holds no tokens"):
+        load_data({**data, "packing": "best_fit"}, {"name": "clm"})
+    about = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps({**about, "records": {"../records": ""}}))
+    with pytest.raises(RunError, match="prepared.json is damaged: a split is named '../records'"):
+        load_data(data, {"name": "clm"})
+
+
+def test_a_stream_is_read_with_windows_of_any_length(site, tmp_path):
+    from zoo.registry import load_data
+
+    data = {**pages.DATA, "packing": "stream"}
+    prepare(site, tmp_path / "out", data=data)
+    data |= {"source": f"prepared:{tmp_path / 'out'}", "sequence_length": 48, "tokenizer": ""}
+    dataset = load_data(data, {"name": "clm"})
+    assert dataset.splits["train"]["tokens"].shape[1] == 49
+    for length in (1, 0, -3):
+        with pytest.raises(UsageError, match="sequence_length is at least 2"):
+            load_data({**data, "sequence_length": length}, {"name": "clm"})
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_on_what_was_prepared(site, tmp_path):
+    out, workdir = tmp_path / "out", tmp_path / "run"
+    answer = commands.zoo_process(
+        "prepare", "web_text:debug", f"--config.prep.input={site}", f"--out={out}"
+    )
+    assert answer.status == 0, answer.err
+    assert "documents" in answer.out
+    assert "a second" in answer.err
+    words = (f"--config.data.source=prepared:{out}", f"--workdir={workdir}")
+    trained = commands.zoo_process(
+        "train", "web_text:debug", *words, "--config.trainer.global_batch_size=4"
+    )
+    assert trained.status == 0, trained.err
+    assert commands.metrics(trained.out.strip().splitlines()[-2])["loss"] < 6
+    judged = commands.zoo_process("evaluate", workdir, "--split=validation")
+    assert judged.status == 0, judged.err
+
+
+@pytest.mark.slow
+def test_persian_becomes_few_tokens_and_keeps_its_joiners(tmp_path):
+    from trainers.config.recipe import as_dict, resolve
+    from zoo.data.text import tokenizers
+    from zoo.storage.paths import data_dir
+
+    if not (data_dir() / "persian_news").exists():
+        pytest.skip("ZOO_DATA_DIR holds no persian_news")
+    config = as_dict(resolve("gpt_persian", [("prep.input", "corpus:persian_news")]))
+    with Local() as engine:
+        about = pipeline.prepare(config["prep"], config["data"], tmp_path / "out", engine)
+    assert sum(about["documents"].values()) > 850
+    held = kept_texts(tmp_path / "out", "validation")
+    tokenizer = tokenizers.load(tmp_path / "out" / "tokenizer.json")
+    assert tokenizers.report(tokenizer, held)["tokens_per_word"] <= 1.5
+    text = "".join(kept_texts(tmp_path / "out", "train"))
+    assert text.count("\u200c") > 10_000
+    assert not set("يك") & set(text)
+
+
+def test_on_beam_it_is_the_same(site, made, tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra `beam`")
+    from zoo.prep.engine import Beam
+
+    prep = pages.settings(input=str(site), validation=0.1, shard_bytes=4000, rules=RULES)
+    with Beam([]) as engine:
+        pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
+    assert content(tmp_path / "out") == content(made[0])

@@ -1,0 +1,51 @@
+"""Work directories open in a process that knows nothing of their layers, and compute the same."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from tests.contract import _batch, _outputs, rows
+from tests.trainers.cli.test_cli_generate import work_directory
+from trainers.optimization.precision import precision
+from zoo import registry
+from zoo.catalog import CATALOG
+
+# What the models of some folders give, as files of those folders. `zoo` alone is imported before
+# they are loaded.
+SCRIPT = """
+import sys, zoo
+models = [zoo.load(folder) for folder in sys.argv[1:]]
+from tests.zoo.saved.test_load import write_outputs
+for folder, model in zip(sys.argv[1:], models):
+    write_outputs(folder, model, "found")
+"""
+
+
+def write_outputs(folder, model, name):
+    import keras
+
+    row = registry.entry(str(folder).rpartition("/")[2].rpartition("-")[0])
+    found = keras.tree.flatten(_outputs(model, row, _batch(row)))
+    np.savez(f"{folder}/{name}.npz", *(np.asarray(x, "float32") for x in found))
+
+
+def test_every_family_opens_in_another_process(tmp_path):
+    """In float32, and as it was trained in mixed precision."""
+    folders = []
+    for family in sorted({row.family for row in CATALOG}):
+        row = next(row for row in rows(family) if row.tiny)
+        for name in ("float32", "mixed_bfloat16"):
+            with precision(name):
+                model = registry.build(row.name, **row.tiny)
+            folder = work_directory(tmp_path / f"{row.name}-{name}", model, None, row.task)
+            write_outputs(folder, model, "expected")
+            folders.append(folder)
+    command = [sys.executable, "-c", SCRIPT, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder in folders:
+        with np.load(folder / "expected.npz") as a, np.load(folder / "found.npz") as b:
+            assert a.files == b.files
+            for name in a.files:
+                np.testing.assert_array_equal(a[name], b[name], err_msg=str(folder))
