@@ -502,7 +502,7 @@ def test_multi_worker_fit_fails():
 
 def test_the_document_and_the_tests_agree():
     document = (ROOT / "docs" / "keras3.md").read_text()
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name in set(re.findall(r"`(test_\w+)`", document)):
         assert f"def {name}(" in tests, f"docs/keras3.md names {name}, which does not exist"
     here = Path(__file__).read_text()

@@ -3,10 +3,7 @@
 import contextlib
 import gzip
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,6 +125,10 @@ def _download(file: FetchFile, path: Path):
 
 def _chunks(file: FetchFile) -> Iterator[bytes]:
     """Yields the body; only what the network does wrong becomes a RunError, not a full disk."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
     try:
         with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as response:
             while chunk := response.read(CHUNK_BYTES):

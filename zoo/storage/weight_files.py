@@ -20,6 +20,7 @@ from zoo.storage.disk import open_file
 
 WEIGHTS = "model.weights.h5"
 _DEEPEST = 200  # groups in groups
+_TOO_DEEP = object()
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
 
 
@@ -65,9 +66,7 @@ def _check(path, file: h5py.File) -> int:
 
     def elsewhere(name, link):
         if name.count("/") > _DEEPEST:  # HDF5 finds each name from the top
-            raise RunError(
-                f"{path} cannot be read: its groups are nested {_DEEPEST} times and more."
-            )
+            return _TOO_DEEP  # h5py loses an error that is raised here
         if not isinstance(link, h5py.HardLink):
             return name
         if isinstance(found := file[name], h5py.Dataset):
@@ -75,7 +74,10 @@ def _check(path, file: h5py.File) -> int:
             return name if found.is_virtual or found.external else None
         return None
 
-    if name := file.visititems_links(elsewhere):
+    name = file.visititems_links(elsewhere)
+    if name is _TOO_DEEP:
+        raise RunError(f"{path} cannot be read: its groups are nested {_DEEPEST} times and more.")
+    if name:
         raise RunError(f"{path} cannot be read: {name!r} in it is a link, or lies in another file.")
     elements = sum(math.prod(found.shape or ()) for found in datasets)
     size = sum(math.prod(found.shape or ()) * found.dtype.itemsize for found in datasets)

@@ -17,6 +17,7 @@ from zoo.description import forward_flops
 from zoo.tasks.image_classification import ImageClassification
 
 
+@pytest.mark.slow
 def test_bench_counts_what_it_runs(capsys):
     argv = ["zoo bench", "cnn_digits:debug", "--seconds=0.5", "--json"]
     assert common.run(bench.command, argv) == 0
@@ -55,6 +56,7 @@ def test_step_and_peak_are_measured_in_turns(monkeypatch):
     assert "product" not in events[2 + 9 * 3 :]
 
 
+@pytest.mark.slow
 def test_a_share_above_the_peak_is_flagged(monkeypatch, zoo_command):
     from trainers import bench as module
 
@@ -119,6 +121,7 @@ def test_a_batch_is_the_shares_of_all_replicas(replicas):
     assert 20 / replicas < rate <= 100 / replicas
 
 
+@pytest.mark.slow
 def test_text_is_measured_at_its_length(capsys):
     """The recipe's own data decide the vocabulary."""
     argv = ["zoo bench", "gpt_pydoc:debug", "--seconds=0.5", "--json"]

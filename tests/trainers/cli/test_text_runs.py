@@ -62,6 +62,7 @@ def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(train, book, zoo_
     assert "is not the tokenizer that the model learned with" in answer.one_line()
 
 
+@pytest.mark.slow
 def test_going_on_with_other_text_takes_the_tokenizer_along(train, tmp_path):
     assert train(tmp_path / "one").status == 0
     other = tmp_path / "other.txt"
@@ -111,6 +112,7 @@ def test_what_contradicts_itself_is_one_line(train, tmp_path, words, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_users_own_model_writes_no_samples(recipe, book, tmp_path):
     """A model that we cannot decode is trained all the same."""
     (tmp_path / "own.py").write_text('''
@@ -142,6 +144,7 @@ zoo.register("own_gru", build, task="clm")
     assert "sample" not in (tmp_path / "run" / "metrics.jsonl").read_text().replace("samples", "")
 
 
+@pytest.mark.slow
 def test_a_damaged_report_of_the_tokenizer_is_made_again(train, tmp_path):
     assert train(tmp_path / "one").status == 0
     (report,) = (tmp_path / "cache" / "tokenizers").glob("*-report.json")
@@ -151,6 +154,7 @@ def test_a_damaged_report_of_the_tokenizer_is_made_again(train, tmp_path):
     assert report.read_text() == whole
 
 
+@pytest.mark.slow
 def test_the_same_text_elsewhere_is_the_same_data(train, book, tmp_path):
     assert train(tmp_path / "one").status == 0
     (tmp_path / "elsewhere").mkdir()

@@ -232,6 +232,7 @@ def test_splitting_a_batch_changes_nothing(kind, teachers, run):
     assert bool(whole.step.task.variables) == (kind != "nsp")
 
 
+@pytest.mark.slow
 def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_path):
     data, teacher = data_of("clm"), teachers("clm")
     before = zoo.load(teacher).get_weights()
@@ -355,6 +356,7 @@ def test_other_vocabularies_and_classes_are_refused(teachers, run, tmp_path):
 STUDENT = ("--config.model.hidden_dim=8", "--config.trainer.steps=25")
 
 
+@pytest.mark.slow
 def test_the_command(trained, tmp_path, zoo_command):
     out = tmp_path / "student"
     words = ("compress", "distill", trained[0], f"--out={out}", *STUDENT)

@@ -68,6 +68,7 @@ def test_trains_as_mirrored_does(cores, run):
     assert toys.difference(found.step.net, right.step.net) == 0
 
 
+@pytest.mark.slow
 def test_bench_runs_on_it(cores):
     config = toys.recipe("cnn_classifier", "image_classification", strategy="tpu")
     config.model.update({"num_classes": 10, "filters": (4, 4, 4)})

@@ -338,7 +338,7 @@ def test_a_damaged_cache_is_named(folder, tmp_path):
 def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
     refused = [
         (tmp_path / "nowhere", (8, 8), UsageError, "There is no folder"),
-        (folder / "train" / "cats", (8, 8), UsageError, "Found: no folder"),
+        (folder / "train" / "cats", (8, 8), UsageError, "for each of two classes or more"),
         (folder, (), UsageError, r"data.image_size .* Received: \(\)"),
         (folder, (8, 8, 2), UsageError, "1 or 3"),
         (folder, (0, 8), UsageError, "data.image_size"),
@@ -411,6 +411,7 @@ def prepared(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_any_data_set_of_tfds(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     data = zoo.data.load("tfds:spots:1.2.0", image_size=(6, 6))

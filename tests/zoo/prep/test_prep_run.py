@@ -294,7 +294,8 @@ def test_few_files_are_open_at_once(site, made, tmp_path):
     """A shard is a file or more, and there are thousands of them in a large input."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
-        "from tests import pages, test_prep_run\n"
+        "from tests import pages\n"
+        "from tests.zoo.prep import test_prep_run\n"
         f"test_prep_run.prepare({str(site)!r}, {str(tmp_path / 'out')!r}, shard_bytes=600)\n"
     )
     done = subprocess.run(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from tests.contract import _batch, _outputs, rows
 from tests.trainers.cli.test_cli_generate import work_directory
@@ -30,6 +31,7 @@ def write_outputs(folder, model, name):
     np.savez(f"{folder}/{name}.npz", *(np.asarray(x, "float32") for x in found))
 
 
+@pytest.mark.slow
 def test_every_family_opens_in_another_process(tmp_path):
     """In float32, and as it was trained in mixed precision."""
     folders = []

@@ -35,6 +35,8 @@ class Tensors(Mapping):
                 if name in self._places:
                     raise RunError(f"Tensor {name!r} is in both {self._places[name]} and {path}.")
                 self._places[name] = path
+                if len(self._slice(name).get_shape()) > MOST_AXES:
+                    raise RunError(f"{path} is damaged: its tensor {name!r} has too many axes.")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -48,10 +50,7 @@ class Tensors(Mapping):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor without reading it."""
-        shape = self._slice(name).get_shape()
-        if len(shape) > MOST_AXES:
-            raise RunError(f"{self._places[name]} is damaged: tensor {name!r} has too many axes.")
-        return tuple(shape)
+        return tuple(self._slice(name).get_shape())
 
     def _slice(self, name: str):
         return self._files[self._places[name]].get_slice(name)
