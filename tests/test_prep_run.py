@@ -18,6 +18,7 @@ from tests import commands, pages
 from tests.commands import content
 from zoo.data import corpora
 from zoo.errors import RunError, UsageError
+from zoo.locks import lock_folder
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
@@ -186,7 +187,7 @@ def test_the_wrong_folder_is_refused(site, made, tmp_path):
         prepare(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UsageError, match="names no file"):
         prepare(tmp_path / "none-*.html", tmp_path / "out2")
-    with pipeline._alone(tmp_path), pytest.raises(UsageError, match="Another process"):
+    with lock_folder(tmp_path), pytest.raises(RunError, match="Another process works in"):
         prepare(site, tmp_path)
 
 

@@ -451,7 +451,7 @@ def test_a_new_folder_that_another_writer_takes_for_a_dead_one(tmp_path, monkeyp
         if len(made) == 1 and moment == "before the lock":
             shutil.rmtree(made[0])
         if len(made) == 1 and moment == "at the lock":
-            raise BlockingIOError
+            raise BlockingIOError(errno.EAGAIN, "")
         flock(file, operation)
 
     monkeypatch.setattr(records.tempfile, "mkdtemp", make)

@@ -220,7 +220,7 @@ def test_what_a_kill_kept_from_being_copied_is_kept(bucket):
     (folder / "config.json").write_text(CONFIG)
     folder.push()
     (folder / "metrics.jsonl").write_text("new")  # and then it was killed
-    folder._lock.close()
+    folder._lock.lock.release()
     again = WorkDirectory(f"{bucket}/run").open()
     assert (again / "metrics.jsonl").read_text() == "new"
     again.close()

@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from trainers import keras_internals
 from zoo.data.datasets import cache_dir
-from zoo.data.disk import one_at_a_time
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.records import RecordWriter, open_records
+from zoo.locks import one_at_a_time
 from zoo.tasks.base import Frozen, Task
 
 _FORMAT = 1
@@ -43,7 +43,7 @@ def features_of(
     """
     key = _key(frozen, arrays["image"], changes if frozen.views else {}, seed)
     folder = cache_dir() / "features" / key
-    with one_at_a_time(folder.parent / f".{key}.lock"):
+    with one_at_a_time(folder):
         there = folder.exists()
         if not there:
             count = len(next(iter(arrays.values())))

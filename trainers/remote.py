@@ -12,7 +12,6 @@ more and ends.
 """
 
 import contextlib
-import fcntl
 import re
 import shutil
 import sys
@@ -22,15 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from zoo.data.datasets import cache_dir
-from zoo.data.disk import (
-    atomic_path,
-    one_at_a_time,
-    open_file,
-    open_in_place,
-    read_json,
-    write_json,
-)
+from zoo.data.disk import atomic_path, open_file, read_json, write_json
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import is_held, one_at_a_time
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")
@@ -138,7 +131,7 @@ class Mirror:
           RunError: where it cannot be read.
         """
         with self._alone(), _named(self.remote):
-            if not _is_locked(self.path / ".lock"):  # else this machine trains: nothing is newer
+            if not is_held(self.path):  # else this machine trains: nothing is newer
                 self._pull()
             self._seen = set(self._here())
 
@@ -240,7 +233,7 @@ class Mirror:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """While it lasts no other thread or process of this machine copies."""
-        with self._lock, one_at_a_time(self._index.with_suffix(".lock")):
+        with self._lock, one_at_a_time(self.path):
             yield
 
     def _upload(self, name: str) -> None:
@@ -327,17 +320,6 @@ def _stamp(path: str | Path) -> list:
 def _stamp_there(address: str) -> list:
     stat = _gfile().stat(address)
     return [stat.length, stat.mtime_nsec]
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with open_in_place(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 @contextlib.contextmanager

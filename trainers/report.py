@@ -6,7 +6,6 @@ writing, gets a page too: what cannot be read becomes one line under the headlin
 
 import dataclasses
 import datetime
-import fcntl
 import html
 import io
 import json
@@ -19,8 +18,9 @@ from trainers import report_sections as sections
 from trainers.foreign import refuse_foreign
 from zoo.data.arrays import open_npz
 from zoo.data.bounds import JSON_EXPANSION
-from zoo.data.disk import atomic, open_file, read_bytes, read_json
+from zoo.data.disk import atomic, read_bytes, read_json
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import is_held
 
 _MOST_SHEETS = 12
 
@@ -130,19 +130,7 @@ def _part(config: dict, name: str) -> dict:
 def _state(workdir: Path) -> str:
     if any((workdir / name).exists() for name in ("model.keras", "model.tflite")):
         return "finished"
-    return "going" if _is_locked(workdir / ".lock") else "stopped"
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a training holds its work directory; its lock ends with it, however it ends."""
-    try:
-        with open_file(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except (OSError, RunError):
-        return False
-    return False
+    return "going" if is_held(workdir) else "stopped"
 
 
 def _read_json(path: Path, notes: list[str]) -> dict:

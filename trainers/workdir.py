@@ -16,7 +16,6 @@ Nothing read from here is ever executed.
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -45,6 +44,7 @@ from zoo.data.disk import (
     write_json,
 )
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import lock_folder
 
 FORMAT_VERSION = 1
 # What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
@@ -96,17 +96,11 @@ class WorkDirectory:
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open_in_place(self / ".lock")  # held while training
+            self._lock = lock_folder(self.path)  # held while training
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
         except OSError as error:
             raise RunError(f"Cannot write in {self.path}: {error.strerror}.") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            self._lock = None
-            raise RunError(f"Another process works in {self.path}.") from None
         try:
             check_layout(self.path)
         except RunError:
@@ -122,7 +116,7 @@ class WorkDirectory:
         if self._lock:
             if not (self / "config.json").exists():
                 (self / ".lock").unlink(missing_ok=True)
-            self._lock.close()
+            self._lock.lock.release()
             self._lock = None
         with contextlib.suppress(OSError):  # not empty: something came of it
             for folder in self._made:

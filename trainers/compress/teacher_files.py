@@ -16,11 +16,12 @@ import tensorflow as tf
 from trainers.workdir import load_model, model_path, read_config, read_tokenizer
 from zoo import registry
 from zoo.data.datasets import cache_dir
-from zoo.data.disk import file_digest, one_at_a_time, read_json, write_json
+from zoo.data.disk import file_digest, read_json, write_json
 from zoo.data.pipeline import evaluation_batches
 from zoo.data.records import RecordWriter, open_records
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
+from zoo.locks import one_at_a_time
 
 _BATCH = 32
 _READ = 4096  # rows at once, to hash them
@@ -51,7 +52,7 @@ def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
         for start in range(0, len(array), _READ):
             digest.update(np.ascontiguousarray(array[start : start + _READ]).tobytes())
     folder = cache_dir() / "teachers" / digest.hexdigest()
-    with one_at_a_time(folder.parent / f".{folder.name}.lock"):
+    with one_at_a_time(folder):
         if not folder.exists():
             count = len(next(iter(arrays.values())))
             print(f"zoo: the teacher reads {count:,} examples", file=sys.stderr, flush=True)
@@ -130,7 +131,7 @@ def taught_sentences(dataset, settings: Mapping, config):
     digest = hashlib.sha256(asked.encode()).hexdigest()
     path = cache_dir() / "teachers" / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(path.parent / f".{path.name}.lock"):
+    with one_at_a_time(path):
         if not path.exists():
             print(
                 f"zoo: the teacher translates {len(sources):,} sentences",

@@ -166,21 +166,6 @@ def open_in_place(path: str | Path, mode: str = "a"):
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path):
-    """Holds the lock file `path`; waits for another process (or thread) that holds it.
-
-    The kernel drops the lock with the process, so a kill leaves nothing to clean up. The file
-    stays: deleting it would let a third process lock another file of that name.
-    """
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_in_place(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
 def naming(path: Path):
     """Gives an OSError that names no file, such as that of a full disk, the name `path`."""
     try:

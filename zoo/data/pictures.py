@@ -23,9 +23,10 @@ from PIL import Image, ImageOps
 
 from zoo.data.bounds import check_memory
 from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
-from zoo.data.disk import file_digest, one_at_a_time, open_file
+from zoo.data.disk import file_digest, open_file
 from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import one_at_a_time
 
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
@@ -285,7 +286,7 @@ def _digest(root: Path, files, names, shape) -> str:
 
 def _records(place: Path, root: Path, members, names, shape) -> Records:
     """A split as records, decoded a chunk at a time unless that was done before."""
-    with one_at_a_time(place.parent / f".{place.name}.lock"):
+    with one_at_a_time(place):
         if place.exists():
             return open_records(place)
         left_out, remarks, seen = [], Counter(), Counter()

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import Timeout
 
 from zoo.data.disk import (
     file_digest,
@@ -36,6 +37,7 @@ from zoo.data.disk import (
     read_json,
 )
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import lock_file
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -167,7 +169,7 @@ class RecordWriter:
                 shards.close()
             # Under its own name no longer, where it has become `folder`.
             shutil.rmtree(self._unfinished, ignore_errors=True)
-            self._lock.close()
+            self._lock.lock.release()
 
     def _finish(self):
         if not self.rows:
@@ -178,9 +180,10 @@ class RecordWriter:
             "metadata": self.metadata,
         }
         manifest = {"format": FORMAT, "fingerprint": _fingerprint(content), **content}
-        with naming(self._unfinished / MANIFEST):
-            json.dump(manifest, self._lock, indent=1)
-            fsync_file(self._lock)
+        path = self._unfinished / MANIFEST
+        with naming(path), open_in_place(path) as file:  # empty so far, and locked
+            json.dump(manifest, file, indent=1)
+            fsync_file(file)
         # mkdtemp makes a folder for its owner alone; records may be shared.
         self._unfinished.chmod(0o755)
         fsync_folder(self._unfinished)
@@ -201,33 +204,21 @@ class RecordWriter:
 
 
 def _unfinished_folder(folder: Path):
-    """Returns a new hidden folder beside `folder` and its open, locked, empty manifest.
+    """Returns a new hidden folder beside `folder`, and the lock on its empty manifest.
 
-    The lock tells the folder of a living writer from that of a killed one, which is removed: the
-    kernel drops it with the process.
+    The lock tells the folder of a living writer from that of a killed one, which is removed.
     """
-    import fcntl
-
     prefix = f".{folder.name}.tmp"
     for other in folder.parent.iterdir():
         if not other.name.startswith(prefix):
             continue
-        with contextlib.suppress(OSError), open_in_place(other / MANIFEST) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), lock_file(other / MANIFEST).acquire(timeout=0):
             shutil.rmtree(other)
     while True:
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         # Until it is locked, another writer may take it for a dead one and remove it.
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            file = open_in_place(made / MANIFEST)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(made / MANIFEST)):
-                    return made, file
-            except BaseException:
-                file.close()
-                raise
-            file.close()
+        with contextlib.suppress(FileNotFoundError, Timeout):
+            return made, lock_file(made / MANIFEST).acquire(timeout=0)
 
 
 class _ShardWriter:

@@ -16,9 +16,9 @@ import numpy as np
 
 from zoo import processes
 from zoo.data.datasets import Dataset, cache_dir, data_dir, list_datasets
-from zoo.data.disk import one_at_a_time
 from zoo.data.records import Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError, short
+from zoo.locks import one_at_a_time
 
 
 def load(
@@ -89,7 +89,7 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
       folder: from `_folder_of`. A damaged one is replaced.
       produce: returns the splits and the class names; called by one process at a time.
     """
-    with one_at_a_time(folder.parent / f".{folder.name}.lock"):
+    with one_at_a_time(folder):
         if _open_if_whole(folder) is not None:
             return
         splits, class_names = produce()

@@ -12,8 +12,6 @@ All of D is a function of the input, the recipe and the zoo, but for a page at i
 neither workers nor kills change a byte.
 """
 
-import contextlib
-import fcntl
 import glob
 import hashlib
 import importlib.metadata
@@ -29,7 +27,6 @@ from zoo.data import packing
 from zoo.data.disk import (
     atomic,
     file_digest,
-    open_in_place,
     read_json,
     remove_temporary,
     write_json,
@@ -39,6 +36,7 @@ from zoo.data.text import token_type, tokenizer_of
 from zoo.data.tokenizers import load as load_tokenizer
 from zoo.data.tokenizers import train as train_tokenizer
 from zoo.errors import RunError, UsageError
+from zoo.locks import lock_folder
 from zoo.prep import card, dedup, steps
 from zoo.prep.document import Tally
 from zoo.prep.files import corpus_files, find, shards, split_input
@@ -79,7 +77,7 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
     check(prep, data)
     out = Path(out).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with lock_folder(out):
         plan, skipped = _plan(prep, data, out, allow_private)
         begun, done = out / "work" / "plan.json", out / "prepared.json"
         plan_hash = _digest(plan)
@@ -168,16 +166,6 @@ def _other_plan(out: Path) -> UsageError:
         f"{out} was made, or begun, with another recipe, other input files or word lists, or "
         "another version of the zoo or its libraries. Take a new --out."
     )
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    with open_in_place(out / ".lock") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"Another process prepares {out} now.") from None
-        yield
 
 
 def _digest(plan: Mapping) -> str:
