@@ -271,6 +271,38 @@ def test_no_player_of_a_gan_sees_padding(replicas):
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("model", "task", "mixed"),
+    [
+        (gan, GenerativeAdversarial, (True, True)),
+        (MODELS["plain"], ImageClassification, (False, True)),
+        (MODELS["activity"], ImageClassification, (False, False)),
+    ],
+    ids=["gan", "norm", "activity"],
+)
+def test_a_step_tells_whether_its_layers_mix_rows(model, task, mixed):
+    net = model()
+    task = task()
+    optimizers = [keras.optimizers.SGD(0.1) for _ in task.players(net)]
+    step = TrainStep(net, task, optimizers)
+    batch = {"image": tf.TensorSpec((8, *SHAPE)), "weight": tf.TensorSpec((8,))}
+    batch |= {name: tf.TensorSpec((8, 3)) for name in ("discriminator_noise", "noise")}
+    batch |= {"label": tf.TensorSpec((8,), tf.int32)}
+    rows = step.mixed_rows(batch)
+    assert (rows.read, rows.synchronized) == mixed
+
+
+def test_layers_inside_a_nested_context_count_for_the_one_around_it():
+    x = tf.ones((2, 3))
+    with zoo.use_row_weights(tf.ones(4)) as outer, zoo.use_row_weights(tf.ones(2)):
+        zoo.row_weights(x)
+        norm()(x, training=True)
+    assert (outer.read, outer.synchronized) == (True, True)
+    with zoo.use_row_weights(tf.ones(4)) as outer, zoo.use_row_weights(tf.ones(2)):
+        norm()(x, training=True)
+    assert (outer.read, outer.synchronized) == (False, True)
+
+
 def test_a_layer_reads_the_weights_in_an_evaluation():
     from trainers.means import Means, evaluate_batch
 

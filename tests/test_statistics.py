@@ -8,6 +8,7 @@ import tensorflow as tf
 import zoo
 from tests import toys
 from tests.test_resume import Interrupted, StopAt, assert_same_end
+from trainers.statistics import statistics_batches
 from trainers.step import TrainStep
 from trainers.workdir import read_metrics
 from zoo import registry
@@ -98,6 +99,18 @@ def test_replicas_have_the_same_statistics(whole, run):
     other = run(recipe(strategy="mirrored", replicas=2), two_classes())
     one, two = (zoo.load(trainer.workdir.path) for trainer in (whole, other))
     assert toys.difference(one, two) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("replicas", "micro", "rows"), [(1, 0, 16), (1, 4, 4), (2, 4, 8), (2, 0, 16)]
+)
+def test_statistics_are_of_the_rows_that_an_update_normalizes_together(replicas, micro, rows):
+    """Of the four full batches of 76 examples; the short one is left out."""
+    arrays, task = two_classes().splits["train"], ImageClassification()
+    trainer = recipe(micro_batch_size=micro).trainer
+    batches = [*statistics_batches(arrays, task.prepare, trainer, replicas)]
+    assert [len(batch["weight"]) for batch in batches] == [rows] * (64 // rows)
+    assert all(np.all(batch["weight"] == 1) for batch in batches)
 
 
 def test_a_step_without_batches_is_refused():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from trainers.translation_scores import tokenizer as tokenizer_of
 from zoo.data import tokenizers
 from zoo.errors import UsageError
 from zoo.models import gpt
+from zoo.tasks.seq2seq import SequenceToSequence
 from zoo.tasks.text import END, FIRST_WORD, START
 
 TEXTS = ["b", "a b c", "", "d d d d d", "c a", "a " * 20, "h g f e d c b a", "a b c"]
@@ -135,6 +137,21 @@ def test_bleu_counts_what_the_language_has_for_words(language, text, words, monk
     said = capsys.readouterr().err
     by_words = language[:2] in ("ja", "ko") or "は" in text
     assert ("counts characters (tok:char)" in said) == by_words
+
+
+def test_the_task_scores_in_the_language_of_the_data(net, tokenizer):
+    """The references' script says nothing here: Latin letters in a file of Chinese."""
+    task = SequenceToSequence(beams=1)
+    tokens = {}
+    for languages in ((), ("de", "zh")):
+        data = SimpleNamespace(
+            pairs={"test": lambda: iter([("a b", "a b"), ("c", "c")])}, languages=languages,
+            tokenizer=tokenizer,
+        )  # fmt: skip
+        found, samples = task.whole_split(net, data, "test")
+        assert [sample["reference"] for sample in samples] == ["a b", "c"]
+        tokens[languages] = found["bleu_signature"].partition("|tok:")[2].partition("|")[0]
+    assert tokens == {(): "13a", ("de", "zh"): "zh"}
 
 
 def test_japanese_and_korean_are_split_by_mecab_where_it_is(monkeypatch):

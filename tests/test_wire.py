@@ -186,6 +186,66 @@ def test_a_chief_without_the_secret_is_no_chief(monkeypatch):
             Link(Cluster((address, other), 1)).connect()
 
 
+class Watched:
+    """A worker's connection that keeps what is sent, and may change it on its way."""
+
+    def __init__(self, stream, change=lambda content: content):
+        self._stream, self._change, self.sent = stream, change, []
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def sendall(self, content):
+        self.sent.append(self._change(content))
+        self._stream.sendall(self.sent[-1])
+
+
+def handshake(worker, count=3):
+    """Runs `worker` against a chief with a secret; returns what both found."""
+    ours, theirs = socket.socketpair()
+    found = []
+    chief = threading.Thread(
+        target=lambda: found.append(wire.answer(theirs, count, b"one", 5)), daemon=True
+    )
+    with ours, theirs:
+        chief.start()
+        said = worker(ours)
+        ours.shutdown(socket.SHUT_WR)
+        chief.join(10)
+        return said, found[0]
+
+
+def test_a_handshake_that_was_overheard_proves_nothing():
+    streams = []
+
+    def worker(stream):
+        streams.append(Watched(stream))
+        return wire.call(streams[0], 1, 3, b"one", 5)
+
+    assert handshake(worker) == ("", (1, ""))
+    hello, proof = streams[0].sent
+
+    def again(stream):
+        stream.sendall(hello)
+        wire.receive(stream, 5)
+        stream.sendall(proof)
+
+    _, (index, refusal) = handshake(again)
+    assert index is None
+    assert refusal.startswith("another secret")
+
+
+def test_a_hello_that_was_changed_on_its_way_is_noticed():
+    def changed(content):
+        return content.replace(b'"worker": 1', b'"worker": 2')
+
+    said, (index, _) = handshake(
+        lambda stream: wire.call(Watched(stream, changed), 1, 3, b"one", 5)
+    )
+    assert said.startswith("it has another secret")
+    assert index is None
+
+
 # --- after the welcome ----------------------------------------------------------------------------
 
 
