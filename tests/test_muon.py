@@ -65,7 +65,8 @@ def test_names_decide_nothing():
     tokens = keras.Input((5,), dtype="int32")
     x = layers.Embedding(7, 8, name="table")(tokens)
     x = layers.Dense(8, name="embedding_projection")(layers.Flatten()(x))
-    one = layers.Activation("relu")(layers.Dense(3, name="one")(x))
+    one = layers.LayerNormalization(name="scale")(layers.Dense(3, name="one")(x))
+    one = layers.Activation("relu")(one)
     two = keras.Sequential(
         [keras.Input((8,)), layers.Dense(4, name="inside"), layers.Dense(2, name="two")]
     )

@@ -1,5 +1,6 @@
 """The port of several workers, and strangers, liars and slow callers at it."""
 
+import contextlib
 import json
 import random
 import socket
@@ -61,12 +62,17 @@ class Run:
 # --- coming together ------------------------------------------------------------------------------
 
 
-def test_callers_that_say_nothing_delay_nobody():
-    """Each of them may take `HELLO` seconds; more of them than are answered at once."""
+def test_callers_that_say_nothing_delay_nobody(monkeypatch):
+    """Each of them may take `HELLO` seconds; those that wait longest make room for others."""
+    monkeypatch.setattr(links, "HELLO", 30.0)
     with Run(3) as run:
         run.threads[0].start()
         strangers = [reach(run.addresses[0]) for _ in range(links._CALLERS + 20)]
-        assert run.connected(links.HELLO)
+        for first in strangers[:20]:
+            first.settimeout(10)
+            assert first.recv(100) == b""
+        assert not any(wire.readable(other) for other in strangers[21:])
+        assert run.connected(20)
         for stranger in strangers:
             stranger.close()
 
@@ -90,9 +96,16 @@ def test_a_caller_that_says_a_byte_now_and_then_is_not_waited_for():
         time.sleep(0.1)
 
 
-def test_noise_at_the_port_changes_nothing():
-    numbers = random.Random(0)
-    beginnings = [b"", b"GET / HTTP/1.0\r\n", b"\x16\x03\x01", b"\xff" * 4, b"\0\0\0\x10", b"\0\0"]
+@pytest.mark.parametrize("largest", [wire.LARGEST_HELLO, wire.LARGEST])
+def test_a_message_that_declares_too_much_is_refused_before_it_comes(largest):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall((largest + 1).to_bytes(4, "big"))
+        with pytest.raises(wire.Malformed, match=f"at most {largest} are expected"):
+            wire.receive(ours, 1, largest)
+
+
+def test_a_hello_that_is_none_is_answered_with_the_reason():
     hellos = [
         {}, [], None, 1, {"zoo": 1}, {"zoo": 2, "worker": 1, "count": 2},
         {"zoo": 1, "worker": True, "count": 2}, {"zoo": 1, "worker": 1.0, "count": 2},
@@ -102,11 +115,23 @@ def test_noise_at_the_port_changes_nothing():
     ]  # fmt: skip
     with Run(2) as run:
         run.threads[0].start()
+        for hello in hellos:
+            with reach(run.addresses[0]) as stranger:
+                stranger.sendall(framed(json.dumps(hello).encode()))
+                assert wire.receive(stranger, 5).endswith(b"."), hello
+        assert run.connected(10)
+
+
+def test_noise_at_the_port_changes_nothing():
+    numbers = random.Random(0)
+    beginnings = [b"", b"GET / HTTP/1.0\r\n", b"\x16\x03\x01", b"\xff" * 4, b"\0\0\0\x10", b"\0\0"]
+    with Run(2) as run:
+        run.threads[0].start()
         for turn in range(120):
             with reach(run.addresses[0]) as stranger:
                 noise = beginnings[turn % len(beginnings)] + numbers.randbytes(turn % 40)
                 if turn % 3 == 0:
-                    noise = framed(json.dumps(hellos[turn % len(hellos)]).encode())
+                    noise = framed(noise)
                 stranger.sendall(noise)
         assert run.threads[0].is_alive()
         assert run.connected(10)
@@ -124,12 +149,25 @@ def test_a_worker_that_ends_at_once_kills_nobody():
         assert run.links[0]._peers or run.connected(10)
 
 
+def test_a_worker_that_is_gone_before_the_others_come_is_waited_for_again():
+    with Run(3) as run:
+        run.threads[0].start()
+        with reach(run.addresses[0]) as gone:
+            gone.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 3}'))
+            time.sleep(0.3)
+        run.threads[2].start()
+        run.threads[0].join(1.0)
+        assert run.threads[0].is_alive()
+        assert run.connected(10)
+
+
 # --- the secret -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_workers_with_one_secret_agree(count, monkeypatch):
-    monkeypatch.setenv(wire.SECRET, "open sesame\n")
+    monkeypatch.setenv(wire.SECRET, "open sesame\n")  # as from a file
+    assert wire.secret() == b"open sesame"
     assert together(count, lambda link: link.share("x")) == ["x"] * count
 
 
@@ -246,16 +284,60 @@ def test_a_hello_that_was_changed_on_its_way_is_noticed():
     assert index is None
 
 
+def with_a_false_chief(says: list[bytes], work=lambda link: None):
+    """Runs `work` on a worker whose chief says these messages in answer to the hello."""
+    address, other = free_addresses(2)
+    host, _, port = address.rpartition(":")
+
+    def chief(listener):
+        stream, _ = listener.accept()
+        with stream:
+            wire.receive(stream, 5)
+            for message in says:
+                stream.sendall(framed(message))
+            while stream.recv(2**16):
+                pass
+
+    with socket.create_server((host, int(port))) as listener:
+        threading.Thread(target=chief, args=[listener], daemon=True).start()
+        link = Link(Cluster((address, other), 1), lambda line: None)
+        try:
+            link.connect()
+            return work(link)
+        finally:
+            link._fail("the test is over")
+
+
+def test_a_refusal_is_printable():
+    """A character that turns the direction of writing is no control character to Python."""
+    with pytest.raises(RunError) as refused:
+        with_a_false_chief(["go \u202eaway\x1b[2J".encode()])
+    assert str(refused.value).endswith(" refuses: go  away [2J")
+
+
+@pytest.mark.parametrize("value", [b"j{", b"j\xff", b"j" + b"[" * 100_000, b"j"])
+def test_a_value_of_the_chief_that_is_none_is_one_line(value):
+    with pytest.raises(RunError, match="worker 0 .* sent a message that is not understood"):
+        with_a_false_chief([b"welcome", b"v" + value], lambda link: link.share())
+
+
 # --- after the welcome ----------------------------------------------------------------------------
 
 
-def with_a_liar(work, lies: list[bytes], monkeypatch):
-    """Runs `work` on a chief whose only worker says these bytes and nothing else.
+def with_a_liar(work, lies: list[bytes], monkeypatch, silence=60.0, lives=False):
+    """Runs `work` on a chief whose only worker says these bytes.
+
+    Args:
+      work: is given the chief's link.
+      lies: what the worker says.
+      monkeypatch: pytest's.
+      silence: seconds after which a silent worker is lost; none of 60 is within this test.
+      lives: whether the worker goes on to say that it lives.
 
     Returns:
       What `work` returned or raised, or `Left` with the line by which the process would end.
     """
-    monkeypatch.setattr(links, "SILENCE", 1.0)
+    monkeypatch.setattr(links, "SILENCE", silence)
     monkeypatch.setattr(links, "BEAT", 0.1)
     addresses = tuple(free_addresses(2))
     found = []
@@ -273,23 +355,34 @@ def with_a_liar(work, lies: list[bytes], monkeypatch):
     with reach(addresses[0]) as liar:
         liar.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 2}'))
         assert wire.receive(liar, 5) == b"welcome"
-        for lie in lies:
-            liar.sendall(lie)
+        with contextlib.suppress(OSError):  # the chief may end the connection at its first part
+            for lie in lies:
+                liar.sendall(lie)
         end = time.monotonic() + 10
         while not found and time.monotonic() < end:
+            if lives:
+                with contextlib.suppress(OSError):
+                    liar.sendall(framed(b"b"))
             time.sleep(0.01)
     assert found, "the chief hangs"
     return found[0]
 
 
+@pytest.mark.parametrize("lie", [b"\0\0\0\x50v", b"\0\0"], ids=["half", "less"])
+def test_a_worker_that_stops_within_a_message_ends_the_run_with_its_name(lie, monkeypatch):
+    found = with_a_liar(lambda link: link.any(False), [lie], monkeypatch, silence=1.0)
+    assert isinstance(found, Left), found
+    assert str(found).startswith("worker 1 (")
+
+
 @pytest.mark.parametrize(
     "lie",
     [
-        b"\xff\xff\xff\xff", (2**31 - 1).to_bytes(4, "big") + b"v", b"\0\0\0\x50v", b"\0\0",
+        b"\xff\xff\xff\xff", (2**31 - 1).to_bytes(4, "big") + b"v",
         framed(b""), framed(b"x"), framed(b"p" + b"x" * 2**17), framed(b"v" * 2**17),
         framed(b"pxx") * 40_000,
     ],
-    ids=["4 GB", "2 GB", "half", "less", "empty", "kind", "part", "value", "parts"],
+    ids=["4 GB", "2 GB", "empty", "kind", "part", "value", "parts"],
 )  # fmt: skip
 def test_a_worker_that_is_malformed_ends_the_run_with_its_name(lie, monkeypatch):
     found = with_a_liar(lambda link: link.any(False), [lie], monkeypatch)
@@ -327,6 +420,7 @@ def test_what_a_peer_says_holds_no_control_characters(monkeypatch):
 
 def test_a_peer_that_takes_nothing_is_lost(monkeypatch):
     """It says that it lives, and reads nothing of the checkpoint that the chief sends."""
-    signs = [framed(b"b")] * 3
-    found = with_a_liar(lambda link: link.share(b"x" * 2**26), signs, monkeypatch)
+    found = with_a_liar(
+        lambda link: link.share(b"x" * 2**26), [], monkeypatch, silence=1.0, lives=True
+    )
     assert isinstance(found, Left), found
