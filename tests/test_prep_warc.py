@@ -11,6 +11,7 @@ from zoo.data.datasets import data_dir
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
+from zoo.prep import unpack
 from zoo.prep.members import Members
 from zoo.prep.warc import records
 
@@ -59,11 +60,20 @@ def zstandard(body):
     return library.compress(body)
 
 
+def frames(body):
+    """Returns Zstandard frames, with one to skip between them, and what follows the last."""
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
+    return skipped + zstandard(body[:300]) + skipped + zstandard(body[300:]) + b"\n<!-- 3 ms -->"
+
+
 PACKED = gzip.compress(PAGE, mtime=0)
 CHUNKED = "Transfer-Encoding: chunked"
 READ = {
     "chunked": answer(chunked(PAGE), CHUNKED),
     "chunk extensions": answer(chunked(PAGE, b' ; a="b";c'), CHUNKED),
+    "chunk sizes of many zeros": answer(
+        chunked(PAGE).replace(b"64\r\n", b"%064x\r\n" % 100), CHUNKED
+    ),
     "gzip": answer(PACKED, "Content-Encoding: gzip"),
     "x-gzip": answer(PACKED, "Content-Encoding: x-gzip"),
     "GZIP": answer(PACKED, "content-encoding: GZIP"),
@@ -76,6 +86,7 @@ READ = {
     "deflate without a header": answer(zlib.compress(PAGE)[2:-4], "Content-Encoding: deflate"),
     "br": answer(brotli(PAGE), "Content-Encoding: br"),
     "zstd": answer(zstandard(PAGE), "Content-Encoding: zstd"),
+    "zstd of several frames": answer(frames(PAGE), "Content-Encoding: zstd"),
     "none": answer(PAGE, "Content-Encoding: none"),
     "identity": answer(PAGE, "Content-Encoding: identity"),
     "unknown": answer(PAGE, "Content-Encoding: utf-8"),
@@ -97,6 +108,11 @@ COUNTED = {
     "half of br": (answer(brotli(PAGE)[:-30], "Content-Encoding: br"), CUT),
     "half of zstd": (answer(zstandard(PAGE)[:-30], "Content-Encoding: zstd"), CUT),
     "half of a page": (answer(PAGE[:-30], f"Content-Length: {len(PAGE)}"), CUT),
+    "half of a page of an unknown coding": (
+        answer(PAGE[:-30], "Content-Encoding: utf-8", f"Content-Length: {len(PAGE)}"),
+        CUT,
+    ),
+    "half of the last frame of zstd": (answer(frames(PAGE)[:-40], "Content-Encoding: zstd"), CUT),
     "binary of an unknown coding": (
         answer(PACKED, "Content-Encoding: compress"),
         "responses of an unknown content coding",
@@ -135,6 +151,16 @@ CONTAINER = {
     # name: (bytes of the record, reason in a member of its own, reason in a plain file)
     "too long": (record(answer(PAGE), length=LENGTH + 700), "records cut off", None),
     "far too long": (record(answer(PAGE), length=10**12), "records cut off", None),
+    "a request that is too long": (
+        record(b"GET / HTTP/1.1\r\n\r\n", length=11 << 20, kind="request"),
+        "records cut off",
+        None,
+    ),
+    "a request without a length": (
+        record(b"GET / HTTP/1.1\r\n\r\n", length="", kind="request"),
+        "records damaged",
+        None,
+    ),
     "too short": (record(answer(PAGE), length=LENGTH - 100), "records of a wrong length", None),
     "no number": (record(answer(PAGE), length="many"), "records damaged", None),
     "negative": (record(answer(PAGE), length=-5), "records damaged", None),
@@ -153,8 +179,7 @@ CONTAINER = {
     [
         (name, packed)
         for name in CONTAINER
-        for packed in ("members", "plain", "one member")
-        if (name, packed) != ("far too long", "one member")  # nothing tells that it is not so long
+        for packed in ("members", "plain", "one member", "cut anywhere")
     ],
 )
 def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
@@ -165,7 +190,12 @@ def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
     parts = [good(0), bad, *map(good, range(1, 5))]
     path = tmp_path / ("a.warc" if packed == "plain" else "a.warc.gz")
     whole = b"".join(map(gzip.compress, parts) if packed == "members" else parts)
-    path.write_bytes(gzip.compress(whole) if packed == "one member" else whole)
+    if packed == "one member":
+        whole = gzip.compress(whole)
+    elif packed == "cut anywhere":
+        pieces = (whole[i : i + 777] for i in range(0, len(whole), 777))
+        whole = b"".join(gzip.compress(piece) for piece in pieces)
+    path.write_bytes(whole)
     found, unreadable = pages.read_all(path)
     assert [document.url[-1] for document in found] == [*"01234"]
     assert unreadable == {reason: 1}
@@ -227,6 +257,32 @@ def test_large_records_are_passed_over(tmp_path):
     assert unreadable == {"records too large": 2}
 
 
+def test_a_record_in_a_large_plain_file_that_claims_too_much_costs_itself_alone(tmp_path):
+    """It claims 2 MB, of which the next records take a part."""
+    claims = record(answer(PAGE), length=2 << 20)
+    parts = [good(0), claims, good(1), good(2), record(answer(bytes(3 << 20))), good(3)]
+    (tmp_path / "a.warc").write_bytes(b"".join(parts))
+    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
+    assert [document.url[-1] for document in found] == [*"0123"]
+    assert unreadable == {"records of a wrong length": 1, "records too large": 1}
+
+
+def test_a_record_that_is_a_bomb_costs_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "FREE_BYTES", 1 << 20)
+    bomb = gzip.compress(record(answer(bytes(9 << 20))))
+    first, *others = (gzip.compress(good(number)) for number in range(3))
+    path = tmp_path / "a.warc.gz"
+    path.write_bytes(first + bomb + others[0] + bomb + bomb + others[1])
+    found, unreadable = pages.read_all(path, max_file_ratio=20)
+    assert [document.url[-1] for document in found] == [*"012"]
+    assert unreadable == {"records too large": 3}
+    # Many of them are the file's fault.
+    path.write_bytes(first + 40 * bomb + others[0])
+    found, unreadable = pages.read_all(path, max_file_ratio=20)
+    assert [document.url[-1] for document in found] == ["0"]
+    assert unreadable == {"records too large": 16, "files: bomb": 1}
+
+
 @pytest.mark.parametrize("ending", [".warc.zst", ".jsonl.zst", ".txt.zst"])
 def test_a_zstandard_file_that_is_cut_off_is_told(tmp_path, ending):
     whole = {".warc.zst": good(0), ".jsonl.zst": b'{"text": "one"}\n', ".txt.zst": b"one"}[ending]
@@ -251,6 +307,10 @@ def test_the_records_are_those_of_fastwarc(tmp_path):
         ("b.warc.gz", gzip.compress(whole)),
         ("c.warc.gz", b"".join(map(gzip.compress, parts))),
         ("d.warc.zst", library.compress(whole)),
+        (
+            "g.warc.gz",
+            b"".join(gzip.compress(whole[i : i + 500]) for i in range(0, len(whole), 500)),
+        ),
         ("e.warc", whole.replace(b"WARC/1.0", b"WARC/1.1")),
         ("f.warc", whole.replace(b"WARC/1.0", b"WARC/0.18")),
     ):

@@ -1,9 +1,10 @@
 """Reads a file as a row of members: gzip members one by one, any other file as a single one.
 
 A WARC file has a gzip member for each record, so that what is wrong in one ends with its member.
+Some packers cut the data anywhere instead: a gzip member that does not begin as records do
+continues the member before it.
 """
 
-import os
 import re
 import zlib
 
@@ -12,6 +13,7 @@ from zoo.prep.unpack import Unpacked, is_bomb, open_input
 _MAGIC = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _PIECE = 1 << 16
 _TRIED = 4096  # packed bytes that tell whether a member begins
+_BOMBS = 16  # that are passed over in a file; one more ends it
 
 
 class Members:
@@ -20,23 +22,23 @@ class Members:
     Args:
       path: of the file. One that ends in .gz is read by members; others, .zst too, are one member.
       max_ratio: unpacked to packed bytes, above which a large file is a bomb.
-      begins: what each member begins with, unpacked. It is looked for after damage.
+      begins: what each record begins with, unpacked. It is looked for after damage.
 
     Attributes:
       problem: why the file ended early: "damaged", "truncated" or "bomb"; "" where all was well.
       damaged: whether something is wrong with this member, which has ended then.
-      losses: number of damaged stretches that were skipped to find the next member.
+      skipped: what was passed over to find this member: "damaged", "bomb" or "" for nothing.
     """
 
     def __init__(self, path: str, max_ratio: float, begins: bytes):
         name = path.lower()
-        self.problem, self.losses = "", 0
+        self.problem, self.skipped = "", ""
         self._by_members, self._begins, self._max_ratio = name.endswith(".gz"), begins, max_ratio
         self._file = open_input(path) if self._by_members else Unpacked(path, max_ratio)
-        self._size = None if name.endswith((".gz", ".zst")) else os.path.getsize(path)
         self._packed = b""  # read, and not unpacked
         self._data, self._at = b"", 0  # unpacked, and from where on not taken
-        self._unpacked = 0
+        self._unpacked = self._unpacked_before = 0  # in all, and up to this member
+        self._bombs, self._is_bomb = 0, False
         self._unpacker = None
         self.damaged, self._over, self._begun = False, True, False
 
@@ -55,7 +57,8 @@ class Members:
             return False
         if self._by_members and not self._find_member():
             return False
-        self.damaged, self._over, self._begun = False, False, True
+        self.damaged, self._over, self._begun, self._is_bomb = False, False, True, False
+        self._unpacked_before = self._unpacked
         self._unpacker = zlib.decompressobj(31)
         return True
 
@@ -67,13 +70,6 @@ class Members:
             self._at += len(pieces[-1])
             missing -= len(pieces[-1])
         return b"".join(pieces)
-
-    def skip(self, size: int) -> int:
-        """Skips bytes of the member; returns how many there were, `size` or less."""
-        left = size
-        while left and (piece := self.read(min(left, _PIECE))):
-            left -= len(piece)
-        return size - left
 
     def readline(self, limit: int) -> bytes:
         """Returns a line with its end, or its first `limit` bytes; b"" at the member's end."""
@@ -92,17 +88,11 @@ class Members:
         """Puts bytes back before those that come next."""
         self._data, self._at = data + self._data[self._at :], 0
 
-    def left(self) -> float:
-        """Returns the number of bytes left; infinity where the file is packed."""
-        if self._size is None:
-            return float("inf")
-        return self._size - self._unpacked + len(self._data) - self._at
-
     # --- unpacking --------------------------------------------------------------------------------
 
     def _fill(self) -> bool:
         """Unpacks one piece more of the member; False at its end."""
-        while not self._over:
+        while not self._over or self._continues():
             data = self._unpack() if self._by_members else self._read()
             if data:
                 self._unpacked += len(data)
@@ -129,24 +119,52 @@ class Members:
         if self._unpacker.eof:
             self._packed, self._over = self._unpacker.unused_data, True
         if is_bomb(self._unpacked + len(data), self._file.tell(), self._max_ratio):
-            return self._end("bomb")
+            return self._bomb()
         return data
+
+    def _bomb(self) -> bytes:
+        """Ends a member that unpacks to too much; the next one is looked for without unpacking."""
+        self._bombs += 1
+        if self._bombs > _BOMBS:
+            return self._end("bomb")
+        self.damaged = self._is_bomb = self._over = True
+        self._unpacked = self._unpacked_before
+        return b""
 
     def _end(self, problem: str) -> bytes:
         self.problem, self._over = problem, True
         return b""
 
+    # --- where the next member begins -------------------------------------------------------------
+
+    def _continues(self) -> bool:
+        """Goes on in the next gzip member where it continues this one; whether it does."""
+        if not self._by_members or not self._begun or self.problem or self.damaged:
+            return False
+        if not self._at_member():
+            return False
+        start = self._start(self._packed)
+        if start is None or (start and self._begins.startswith(start)):
+            return False
+        self._unpacker, self._over = zlib.decompressobj(31), False
+        return True
+
+    def _at_member(self) -> bool:
+        """Moves `_packed` over zeros, which pad tapes; whether the header of a member follows."""
+        while True:
+            self._packed = self._packed.lstrip(b"\0")
+            if len(self._packed) >= _TRIED or not (more := self._file.read(_PIECE)):
+                return bool(_MAGIC.match(self._packed))
+            self._packed += more
+
     def _find_member(self) -> bool:
-        """Moves `_packed` to the next member, over zeros and what is damaged."""
-        if not self.damaged:
-            while not (rest := self._packed.lstrip(b"\0")):  # tapes are padded with zeros
-                self._packed = self._file.read(_PIECE)
-                if not self._packed:
-                    return False
-            self._packed = rest
-            if _MAGIC.match(self._packed + self._file.peek(4)[:4]):
-                return True
-        place = 0
+        """Moves `_packed` to the next member, over what is damaged; whether there is one."""
+        self.skipped = ""
+        if not self.damaged and self._at_member():
+            return True
+        if not self.damaged and not self._packed:
+            return False
+        reason, place = "bomb" if self._is_bomb else "damaged", 0
         while True:
             match = _MAGIC.search(self._packed, place)
             place = match.start() if match else max(place, len(self._packed) - 3)
@@ -154,17 +172,17 @@ class Members:
                 self._packed, place = self._packed[place:] + more, 0
                 continue
             if not match:
-                self._end("damaged")
+                self._end(reason)
                 return False
-            if self._is_member(self._packed[place : place + _TRIED]):
-                self.losses += 1
-                self._packed = self._packed[place:]
+            start = self._start(self._packed[place : place + _TRIED])
+            if start and self._begins.startswith(start):
+                self.skipped, self._packed = reason, self._packed[place:]
                 return True
             place += 1
 
-    def _is_member(self, packed: bytes) -> bool:
+    def _start(self, packed: bytes) -> bytes | None:
+        """Returns the first bytes that a member unpacks to; None where it is none."""
         try:
-            found = zlib.decompressobj(31).decompress(packed, len(self._begins))
+            return zlib.decompressobj(31).decompress(packed[:_TRIED], len(self._begins))
         except zlib.error:
-            return False
-        return bool(found) and self._begins.startswith(found)
+            return None

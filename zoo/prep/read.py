@@ -63,7 +63,7 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
 # --- readers: (path, settings, whether the next record is ours, tally, tally of the file) ---------
 
 
-# Records that never hold a page, and are left out without a word.
+# Records that never hold a page: whole ones are left out and not counted.
 _ABOUT = ("warcinfo", "request", "metadata")
 
 
@@ -71,7 +71,7 @@ def _warc(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
     limit = prep["max_document_bytes"]
     with Members(path, prep["max_file_ratio"], b"WARC/") as members:
         for record in warc.records(members, limit):
-            if record.type in _ABOUT or not mine():
+            if (record.type in _ABOUT and not record.problem) or not mine():
                 continue
             try:
                 yield _of_record(record, limit)

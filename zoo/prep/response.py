@@ -13,6 +13,8 @@ _STATUS = re.compile(rb"HTTP/\d+(?:\.\d+)?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
 _CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([^\s"';,]+)""", re.IGNORECASE)
 # What no text holds: https://mimesniff.spec.whatwg.org/#binary-data-byte
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
+# A frame of Zstandard, or one to skip (RFC 8878, 3.1); several may follow each other.
+_ZSTD_FRAME = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 _MAX_CODINGS = 5
 TOO_LARGE = "records too large"
 _CUT_OFF = "responses cut off"
@@ -64,7 +66,8 @@ class Response:
         for coding in reversed(codings):
             body = decoded(body, coding, limit)
         length = self._header("content-length").strip()
-        if not codings and length.isdecimal() and len(length) < 20 and len(body) < int(length):
+        coded = any(coding == "chunked" or coding in _CODINGS for coding in codings)
+        if not coded and length.isdecimal() and len(length) < 20 and len(body) < int(length):
             raise Unreadable(_CUT_OFF)
         if len(body) > limit:
             raise Unreadable(TOO_LARGE)
@@ -140,7 +143,7 @@ def _unchunked(body: bytes) -> bytes:
         end = body.find(b"\n", place, place + 4096)
         line = body[place:] if end < 0 else body[place:end]
         size = line.partition(b";")[0].strip(b" \t\r")
-        if not re.fullmatch(rb"[0-9A-Fa-f]{1,16}", size):
+        if not re.fullmatch(rb"0*[0-9A-Fa-f]{1,16}", size):
             raise Unreadable("responses of bad chunks")
         count = int(size, 16)
         if end >= 0 and not count:
@@ -204,17 +207,23 @@ def _zstandard(body: bytes, limit: int) -> tuple[bytes, bool]:
     import zstandard
 
     # The window that RFC 9659 allows.
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 23).decompressobj()
-    pieces, size = [], 0
+    frames = zstandard.ZstdDecompressor(max_window_size=1 << 23)
+    frame, pieces, size, place = None, [], 0, 0
     try:
-        for place in range(0, len(body), 256):  # a piece may unpack to 8 MB
-            pieces.append(unpacker.decompress(body[place : place + 256]))
+        while place < len(body) and size <= limit:
+            if frame is None:
+                if place and not _ZSTD_FRAME.match(body, place):
+                    break  # what follows is ignored, as after gzip
+                frame = frames.decompressobj()
+            data = body[place : place + 256]  # may unpack to 8 MB
+            pieces.append(frame.decompress(data))
             size += len(pieces[-1])
-            if size > limit or unpacker.eof:
-                break
+            place += len(data) - len(frame.unused_data)
+            if frame.eof:
+                frame = None
     except zstandard.ZstdError:
         raise Unreadable("responses that are not packed as declared") from None
-    return b"".join(pieces), unpacker.eof
+    return b"".join(pieces), frame is None
 
 
 _CODINGS = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "br": _brotli, "zstd": _zstandard}

@@ -13,7 +13,10 @@ from zoo.prep.response import TOO_LARGE
 
 _VERSION = re.compile(rb"WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n\Z")
 _NEXT = re.compile(rb"\r?\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n)")
+# The same with the header that follows, for blocks that are passed over unread.
+_NEXT_HEAD = re.compile(rb"\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n[A-Za-z-]{1,40}:)")
 _LINE, _HEAD = 1 << 16, 1 << 20  # bytes that a header line, and all of them, may have
+_PIECE, _OVERLAP = 1 << 16, 128
 DAMAGED, CUT_OFF = "records damaged", "records cut off"
 WRONG_LENGTH = "records of a wrong length"
 
@@ -47,11 +50,9 @@ def records(members: Members, limit: int) -> Iterator[Record]:
       members: of the file, begun nowhere; each begins with b"WARC/".
       limit: number of bytes that a block may have.
     """
-    losses = 0
     while members.next():
-        if members.losses > losses:
-            losses = members.losses
-            yield Record(problem=DAMAGED)
+        if members.skipped:
+            yield Record(problem=TOO_LARGE if members.skipped == "bomb" else DAMAGED)
         while record := _record(members, limit):
             # The member's damage, or the file's end, is counted by itself.
             if members.damaged or (record.problem and members.problem):
@@ -107,13 +108,11 @@ def _headers(members: Members) -> dict[str, str] | None:
 
 def _with_body(members: Members, headers: dict, length: int, limit: int) -> Record:
     if length > limit:
-        if length > members.left():
-            return Record(headers, problem=WRONG_LENGTH if _resync(members) else CUT_OFF)
-        skipped = members.skip(length)
-        if not _at_end(members):
+        problem = _passed_over(members, length)
+        if not problem and not _at_end(members):
             _resync(members)
-            return Record(headers, problem=WRONG_LENGTH)
-        return Record(headers, problem=TOO_LARGE if skipped == length else CUT_OFF)
+            problem = WRONG_LENGTH
+        return Record(headers, problem=problem or TOO_LARGE)
     body = members.read(length)
     if len(body) == length and _at_end(members):
         return Record(headers, body)
@@ -124,6 +123,23 @@ def _with_body(members: Members, headers: dict, length: int, limit: int) -> Reco
         return Record(headers, problem=CUT_OFF)
     _resync(members)
     return Record(headers, problem=WRONG_LENGTH)
+
+
+def _passed_over(members: Members, length: int) -> str:
+    """Passes over a block of `length` bytes, but not over a record in it.
+
+    Returns:
+      "" where the block was there, else CUT_OFF or WRONG_LENGTH.
+    """
+    before = b""
+    while length and (piece := members.read(min(length, _PIECE))):
+        length -= len(piece)
+        data = before + piece
+        if b"\nWARC/" in data and (match := _NEXT_HEAD.search(data)):
+            members.unread(data[match.start(1) :])
+            return WRONG_LENGTH
+        before = data[-_OVERLAP:]
+    return CUT_OFF if length else ""
 
 
 def _at_end(members: Members) -> bool:
