@@ -56,6 +56,8 @@ def test_what_hardly_fits_is_read_as_it_looks():
         ("GB_2312-80", b"\xd6\xd0", "中"),
         ("ks_c_5601-1987", b"\x81\x41\xb0\xa1", "갂가"),
         ("big5", b"\xa3\xe1 \xa4\xa4 \xf9\xd6", "€ 中 碁"),
+        ("koi8-ru", b"\xae \xbe \xa4", "ў Ў є"),
+        ("gbk", b"\xa3\xa0 \xa8\xbc", "\u3000 ḿ"),
         ("tis-620", b"\xc7\xd1\xb9 \x80", "วัน €"),
         ("iso-8859-8-i", b"\xf9\xec\xe5\xed", "שלום"),
         ("x-mac-cyrillic", "Привет".encode("mac-cyrillic"), "Привет"),
@@ -91,6 +93,92 @@ def test_what_browsers_refuse_to_decode_is_no_text():
     assert decode(b"~{VPND~}", "hz-gb-2312") == "\ufffd"
     assert decode(b"\x1b$)C\x0e0!\x0f", "iso-2022-kr") == "\ufffd"
     assert decode(b"plain text", "iso-2022-kr") == "plain text"
+
+
+@pytest.mark.parametrize(
+    ("label", "codec", "text"),
+    [
+        ("gb2312", "gbk", "目"),  # also UTF-8 for another letter
+        ("gb2312", "gbk", "农"),
+        ("shift_jis", "cp932", "ﾒｹﾂｱ"),
+        ("euc-kr", "cp949", "호"),
+        ("euc-jp", "euc_jp", "年"),
+        ("big5", "big5", "議"),
+    ],
+)
+def test_a_few_characters_are_read_as_declared(label, codec, text):
+    page = f'<meta charset="{label}"><p>{text} is the name.</p>'
+    assert decode(page.encode(codec)) == page
+    # UTF-8 is found by characters that the declared encoding has not, or by many.
+    for other in ("“", "語", "déjà vu, naïve façade, café"):
+        page = f'<meta charset="{label}"><p>{other}</p>'
+        assert decode(page.encode()) == page
+
+
+@pytest.mark.parametrize("label", ["gb2312", "big5", "shift_jis", "euc-kr", "windows-1253"])
+def test_one_stray_byte_in_a_short_text(label):
+    codec = {"shift_jis": "cp932", "euc-kr": "cp949"}.get(label, label)
+    text = TEXTS[label][:12]
+    assert decode(text.encode(codec) + b"\xff", label) == text + "\ufffd"
+
+
+def test_bytes_that_fit_nothing_are_read_by_what_fits_best():
+    text = TEXTS["gb2312"][:20]
+    assert decode(text.encode("gbk") + b"\xff \xff \xff", "gb2312") == text + "\ufffd \ufffd \ufffd"
+
+
+def test_a_stray_byte_among_escapes_of_seven_bits():
+    text = TEXTS["shift_jis"]
+    assert decode(text.encode("iso2022_jp") + b" \xa9", "iso-2022-jp") == text + " \ufffd"
+    found = decode(text.encode("iso2022_jp") + "©".encode(), "iso-2022-jp")
+    assert found == text + "\ufffd\ufffd"
+
+
+DECLARE = (  # pages that declare gbk by one of several declarations that look like it
+    '<meta name="description" content="write charset=koi8-r"><meta charset=gbk>',
+    '<meta name=x content="text/html; charset=koi8-r"><meta charset=gbk>',
+    '<meta name=x data-charset="koi8-r"><metadata charset=koi8-r></metadata><meta charset=gbk>',
+    '<meta http-equiv="Content-Type" content="text/html; charset = \'gb2312\'">',
+    '<META CONTENT="text/html;charset=gb2312" HTTP-EQUIV=content-type>',
+    '<meta title="5 > 3" charset=gbk>',
+    "<meta\n/charset\n=\n' GBK '/>",
+    f'<meta property="og:title" data-x="{"y" * 300}" charset=gbk>',
+    f"<!-- {'y' * 5000} <meta charset=koi8-r> --><meta charset=gbk>",
+    "<!--><meta charset=gbk><!-- -->",
+    f"<style>{'p { color: red } ' * 3000}</style><meta charset=gbk>",
+    "<script>if (a<b) document.write('<meta charset=koi8-r>')</script><meta charset=gbk>",
+    "<title>How to write <meta charset=koi8-r></title><meta charset=gbk>",
+    '<a title="<meta charset=koi8-r>"></a><meta charset=gbk>',
+    "<meta charset=no-such><meta charset=gbk><meta charset=koi8-r>",
+    '<?xml version="1.0" encoding="GB2312"?>',
+    '<?xml version="1.0" encoding="koi8-r"?><meta charset=gbk>',
+)
+
+
+@pytest.mark.parametrize("head", DECLARE)
+def test_a_page_declares_its_encoding_as_the_standard_has_it(head):
+    page = f"{head}<p>{TEXTS['gb2312']}</p>"
+    assert decode(page.encode("gbk")) == page
+
+
+def test_pages_made_to_be_slow_declare_nothing_slowly():
+    import time
+
+    start = time.monotonic()
+    for part in (
+        "<!--",
+        "<a b='",
+        '<a =" ',
+        "<meta ",
+        "<meta x=",
+        "<?xml ",
+        "<",
+        "=",
+        "<title>",
+        "a=' ",
+    ):
+        decode((part * 100_000).encode() + b"\xd0")
+    assert time.monotonic() - start < 20
 
 
 def test_declarations_that_do_not_count():

@@ -7,6 +7,7 @@ only Python knows, such as `unicode_escape`, mean nothing.
 
 import codecs
 import re
+from collections.abc import Iterator
 
 import webencodings
 
@@ -17,28 +18,50 @@ _BOMS = (
     (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-_COMMENT = re.compile(rb"<!--.*?-->", re.DOTALL)
-_DECLARED = re.compile(
-    rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:+-]+)""",
-    re.IGNORECASE,
+# Where a page may declare its encoding. Browsers look at 1,024 bytes before they parse, and heed a
+# later <meta> while they parse.
+_HEAD = 1 << 16
+_XML = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']\s*([\w.:+-]+)", re.IGNORECASE)
+_TAG = re.compile(rb"<!--|<[!?]|</?([a-z][^\s/>]*)", re.IGNORECASE)
+_ATTRIBUTE = re.compile(
+    rb"""[\s/]*([^\s/>][^\s/>=]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)))?"""
+)
+# Elements whose content is no markup.
+_RAW = (b"script", b"style", b"title", b"textarea", b"xmp", b"noframes", b"iframe")
+_IN_CONTENT = re.compile(
+    rb"""charset\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s;"'][^\s;]*))""", re.IGNORECASE
 )
 # Python codecs that decode what the standard's decoder of this name does.
 _PYTHON = {"gbk": "gb18030", "iso-2022-jp": "iso2022_jp_ext"}
 _UTF16 = ("utf-16le", "utf-16be")
+_JIS_ESCAPE = re.compile(rb"\x1b(?:\$[@B(]|\([IJ])")
+# Two bytes of these are often UTF-8 too, many such pairs never.
+_TWO_BYTES = ("gbk", "gb18030", "big5", "euc-jp", "shift_jis", "euc-kr")
+_FEW = 3  # characters
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# The single bytes A0, FD, FE and FF are no Shift_JIS; Python maps them to private characters.
-_NO_SHIFT_JIS = dict.fromkeys(range(0xF8F0, 0xF8F4), _REPLACEMENT)
-# JIS X 0208 as the standard and Windows have it.
 _JIS = str.maketrans("\u301c\u2016\u2212\u00a2\u00a3\u00ac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
+_GB18030 = {0xE5E5: "\u3000", 0xE7C7: "\u1e3f"}
+# What Python's codecs decode otherwise than the standard.
+_OTHERWISE = {
+    # The single bytes A0, FD, FE and FF are no Shift_JIS; Python maps them to private characters.
+    "shift_jis": dict.fromkeys(range(0xF8F0, 0xF8F4), _REPLACEMENT),
+    # JIS X 0208 as the standard and Windows have it.
+    "euc-jp": _JIS,
+    "iso-2022-jp": _JIS,
+    "gbk": _GB18030,
+    "gb18030": _GB18030,
+    "koi8-u": {0x255D: "\u045e", 0x256C: "\u040e"},  # as in KOI8-RU
+}
 
 
 def decode(content: bytes, declared: str = "", page: bool = True) -> str:
     """Returns the text of bytes.
 
-    In this order: by the byte order mark; as UTF-8, where the bytes are UTF-8; as declared, with
-    U+FFFD for each byte that does not fit, unless these are more than MAX_MISFITS of all bytes; as
-    the bytes look.
+    In this order: by the byte order mark; as UTF-8, where the bytes are UTF-8 (but as declared,
+    where no more than a few characters fit both); as declared, with U+FFFD for each byte that does
+    not fit, unless these are more than one and more than MAX_MISFITS of all bytes; as the bytes
+    look.
 
     Args:
       content: any bytes.
@@ -49,21 +72,21 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
         if content.startswith(mark):
             return without_surrogates(content[len(mark) :].decode(codec, "replace"))
     encodings = _declared(content, declared, page)
-    if content.isascii():
-        for encoding in encodings:
-            if encoding.name == "iso-2022-jp" and b"\x1b" in content:
-                return _decoded(content, encoding)
-            # Encodings of seven bits that browsers do not decode, to the same end.
-            if encoding.name == "replacement" and (b"\x1b" in content or b"~{" in content):
-                return _REPLACEMENT
+    for encoding in encodings:
+        if encoding.name == "iso-2022-jp" and _JIS_ESCAPE.search(content):
+            return _decoded(content, encoding)
+        # Encodings of seven bits that browsers do not decode, to the same end.
+        escapes = content.isascii() and (b"\x1b" in content or b"~{" in content)
+        if encoding.name == "replacement" and escapes:
+            return _REPLACEMENT
     encodings = [encoding for encoding in encodings if encoding.name != "replacement"]
     if not (b"\0" in content and encodings and encodings[0].name in _UTF16):
-        text = _utf8(content, any(encoding.name != "utf-8" for encoding in encodings))
+        text = _utf8(content, encodings)
         if text is not None:
             return text
-    for encoding in encodings:
-        text = _decoded(content, encoding)
-        if text.count(_REPLACEMENT) <= MAX_MISFITS * len(content):
+    texts = [_decoded(content, encoding) for encoding in encodings]
+    for text in texts:
+        if text.count(_REPLACEMENT) <= max(1, MAX_MISFITS * len(content)):
             return text
     from trafilatura.utils import detect_encoding
 
@@ -75,7 +98,8 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
             continue
         if _REPLACEMENT not in text:
             return without_surrogates(text)
-    return content.decode(errors="replace")
+    texts.append(content.decode(errors="replace"))
+    return min(texts, key=lambda text: text.count(_REPLACEMENT))
 
 
 def without_surrogates(text: str) -> str:
@@ -84,32 +108,76 @@ def without_surrogates(text: str) -> str:
 
 
 def _declared(content: bytes, declared: str, page: bool) -> list[webencodings.Encoding]:
-    found = [webencodings.lookup(declared)]
+    """Returns the encodings that are declared, the one that counts first."""
+    labels = [declared]
     if page:
-        for match in _DECLARED.finditer(_COMMENT.sub(b"", content[:4096])):
-            encoding = webencodings.lookup(match.group(1).decode("latin-1"))
-            if encoding:
-                # What could be read so far is ASCII.
-                found.append(webencodings.UTF8 if encoding.name in _UTF16 else encoding)
-                break
-    return [encoding for encoding in found if encoding]
+        labels += _of_metas(content[:_HEAD])
+        if match := _XML.match(content, 0, _HEAD):
+            labels.append(match.group(1).decode("latin-1"))
+    found = [webencodings.lookup(label) for label in labels]
+    # Where the page itself says UTF-16, it was read as ASCII so far.
+    return [
+        webencodings.UTF8 if number and encoding.name in _UTF16 else encoding
+        for number, encoding in enumerate(found)
+        if encoding
+    ]
 
 
-def _utf8(content: bytes, other: bool) -> str | None:
+def _of_metas(content: bytes) -> Iterator[str]:
+    """Yields the labels of <meta charset> and of <meta http-equiv=content-type>, in their order.
+
+    https://html.spec.whatwg.org/multipage/parsing.html#prescan-a-byte-stream-to-determine-its-encoding
+    and, as a browser's parser does, outside of scripts and other raw text.
+    """
+    place = 0
+    while match := _TAG.search(content, place):
+        place = match.end()
+        tag = match.group().lower()
+        if tag in (b"<!--", b"<!", b"<?"):
+            end = b"-->" if tag == b"<!--" else b">"
+            place = content.find(end, place - 2 if tag == b"<!--" else place) + len(end)
+            if place < len(end):
+                return
+            continue
+        found: dict[bytes, bytes] = {}
+        while attribute := _ATTRIBUTE.match(content, place):
+            place = attribute.end()
+            value = next((v for v in attribute.groups()[1:] if v is not None), b"")
+            found.setdefault(attribute.group(1).lower(), value)
+        if tag == b"<meta":
+            label = found.get(b"charset")
+            if label is None and found.get(b"http-equiv", b"").lower() == b"content-type":
+                match = _IN_CONTENT.search(found.get(b"content", b""))
+                label = match and next(v for v in match.groups() if v is not None)
+            if label:
+                yield label.decode("latin-1")
+        elif tag[1:] in _RAW:
+            end = re.compile(rb"</" + tag[1:] + rb"[\s/>]", re.IGNORECASE).search(content, place)
+            if not end:
+                return
+            place = end.end()
+
+
+def _utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
     """Returns text where the bytes are UTF-8, perhaps with a stray byte; None where they are not.
 
-    Bytes of no other encoding look like UTF-8: Chinese and Japanese ones where a third does.
+    Many bytes of no other encoding look like UTF-8: Chinese and Japanese ones where a third does.
 
     Args:
-      other: whether another encoding is declared; that takes more to be wrong.
+      encodings: that are declared. Where none of them is UTF-8, that takes more to be wrong.
     """
+    other = any(encoding.name != "utf-8" for encoding in encodings)
     try:
-        return content.decode()
+        text, bad = content.decode(), 0
     except UnicodeDecodeError:
         text = content.decode(errors="replace")
-    bad = text.count(_REPLACEMENT)
+        bad = text.count(_REPLACEMENT)
     good = len(text) - sum(map(str.isascii, text)) - bad
-    return text if good > (10 * bad if other else bad) else None
+    if bad:
+        return text if good > (10 * bad if other else bad) else None
+    if 0 < good <= _FEW and encodings and all(e.name in _TWO_BYTES for e in encodings):
+        return None if _REPLACEMENT not in _decoded(content, encodings[0]) else text
+    return text
 
 
 def _decoded(content: bytes, encoding: webencodings.Encoding) -> str:
@@ -117,11 +185,7 @@ def _decoded(content: bytes, encoding: webencodings.Encoding) -> str:
     if encoding.name == "x-user-defined":  # of a <meta>, Windows-1252 is meant
         name = "cp1252"
     text = content.decode(_PYTHON.get(encoding.name, name), "as_browsers")
-    if encoding.name == "shift_jis":
-        text = text.translate(_NO_SHIFT_JIS)
-    elif encoding.name in ("euc-jp", "iso-2022-jp"):
-        text = text.translate(_JIS)
-    return without_surrogates(text)
+    return without_surrogates(text.translate(_OTHERWISE.get(encoding.name, {})))
 
 
 def _as_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
@@ -148,6 +212,8 @@ def _as_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
                 return bytes([first, second]).decode("cp932"), error.start + 2
             except UnicodeDecodeError:
                 pass
+    # One byte, where browsers pass over two: behind a stray or missing byte this finds the next
+    # character again.
     return _REPLACEMENT, error.end
 
 
