@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tests import toys
-from zoo.data.augment import Augment, parse
+from zoo.data.augment import Augment
+from zoo.data.augmentations import parse
 from zoo.data.pipeline import evaluation_batches, training_batches
 from zoo.errors import UsageError
 from zoo.tasks.image_classification import ImageClassification

@@ -14,6 +14,7 @@ from tests.test_resume import Interrupted, StopAt, assert_same_end
 from trainers.compress import low_rank
 from trainers.compress.decomposition import Kernel
 from trainers.compress.prune import sparsities
+from trainers.compress.settings import parse_ranks
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRank, split_equation
@@ -206,7 +207,7 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     expected = low_rank.decide(
         zoo.load(tmp_path / "whole"), {"energy": 0.7, "budget": 0, "pattern": ""}
     )
-    assert low_rank.parse(ranks) == expected
+    assert parse_ranks(ranks) == expected
     assert expected
     loaded = zoo.load(tmp_path / "low")
     assert toys.difference(loaded, end.step.net) == 0

@@ -47,6 +47,10 @@ def place(tmp_path_factory):
         }.items()
     }  # fmt: skip
     np.savez(place / "small.npz", **arrays)
+    rare = {f"train_{key}": arrays[f"train_{key}"] for key in ("image", "label")}
+    np.savez(place / "rare.npz", **{**rare, "train_label": np.array([0, 1, 1, 1, 2, 2, 3, 3])})
+    one = {"validation_image": rare["train_image"][:2], "validation_label": np.array([1, 1])}
+    np.savez(place / "one_class.npz", **rare, **one)
     (place / "book.txt").write_text("A line of text that is long enough.\n" * 200)
     (place / "file").write_text("")
     run = place / "run"
@@ -63,6 +67,9 @@ def place(tmp_path_factory):
 
 
 CNN, FINE = "train cnn_digits:debug --workdir=new", "train vgg16_transfer:debug --workdir=new"
+PRUNED = f"{CNN} --config.trainer.epochs=1 --config.compress.sparsity=0.5"
+SMALL = f"{CNN} --config.model.input_shape=14,14,1 --config.model.num_classes=4"
+SMALL += " --config.data.validation_size=0 --config.trainer.global_batch_size=4"
 CASES = [
     # recipe against the work directory
     ("train cnn_digits:debug --workdir=run --config.optimizer.learning_rate=0.5", "learning_rate"),
@@ -84,7 +91,7 @@ CASES = [
         "set model.num_classes=3",
     ),
     (f"{FINE} --config.data.source=tfds:cifar10:3.0.2 --config.data.image_size=32,32", "28,28,1"),
-    (f"{CNN} --config.trainer.global_batch_size=5000", "4000"),
+    (f"{CNN} --config.trainer.global_batch_size=5000", "3500"),
     (
         "train gpt_shakespeare:debug --workdir=new --config.data.source=text:book.txt "
         "--config.model.sequence_length=32",
@@ -113,6 +120,59 @@ CASES = [
     ("train seq2seq_multi30k:debug --workdir=new --config.task.beams=-1", "beams"),
     (f"{CNN} --config.trainer.micro_batch_size=7", "micro"),
     (f"{CNN} --config.trainer.replicas=2", "one_device has one replica"),
+    # ranges of the optimizer
+    (f"{CNN} --config.optimizer.beta_1=1.5", "optimizer.beta_1 lies in [0, 1)"),
+    (f"{CNN} --config.optimizer.epsilon=0", "optimizer.epsilon is positive"),
+    (f"{CNN} --config.optimizer.slow_rate=0", "optimizer.slow_rate is positive"),
+    (
+        f"{CNN} --config.optimizer.weight_decay_exclude=(",
+        "optimizer.weight_decay_exclude is a regular expression",
+    ),
+    (f"{CNN} --config.schedule.warmup_steps=5000", "The phases of a schedule fit"),
+    # ranges of compression
+    (f"{CNN} --config.compress.sparsity=1.5", "compress.sparsity lies in [0, 1)"),
+    (f"{PRUNED} --config.compress.schedule=cubic", "polynomial, constant"),
+    (f"{PRUNED} --config.compress.begin=0.8", "shares of the run"),
+    (f"{PRUNED} --config.compress.end=0.1", "compress.frequency=100"),
+    (f"{PRUNED} --config.compress.initial_sparsity=0.7", "must not exceed compress.sparsity"),
+    (f"{CNN} --config.compress.m_by_n=4,2", "compress.m_by_n is (2, 4)"),
+    (f"{CNN} --config.compress.block=0,1", "compress.block is a height and a width"),
+    (f"{CNN} --config.compress.cluster.number=1", "compress.cluster.number is at least 2"),
+    (f"{CNN} --config.compress.qat.decay=1", "compress.qat.decay lies in (0, 1)"),
+    (f"{CNN} --config.compress.low_rank.energy=1.2", "compress.low_rank.energy lies in (0, 1)"),
+    (f"{CNN} --config.compress.low_rank.ranks=hidden", "compress.low_rank.ranks holds PATH=RANK"),
+    (f"{CNN} --config.compress.low_rank.budget=0.5", "set init_from, or compress.low_rank.ranks"),
+    (f"{CNN} --config.compress.structured.sparsity=1", "compress.structured.sparsity is the share"),
+    (f"{CNN} --config.compress.structured.sparsity=0.5", "matter follows from weights"),
+    (f"{CNN} --config.compress.structured.widths=hidden=0", "holds PATH=UNITS, at least 1"),
+    (f"{CNN} --config.compress.distill.alpha=2", "compress.distill.alpha lies in [0, 1]"),
+    (f"{CNN} --config.compress.distill.temperature=0", "temperature is positive"),
+    (f"{CNN} --config.compress.ptq.format=litert_int8", "compress.ptq is of"),
+    # augmentations
+    (f"{CNN} --config.task.augment=cutuot", "Did you mean 'cutout'"),
+    (f"{CNN} --config.task.augment=crop:2", "an amount from 0.05 to 1.0"),
+    (f"{CNN} --config.task.augment=randaugment", "three channels"),
+    (f"{CNN} --config.task.augment=mixup --config.task.label_smoothing=0.1", "soften labels"),
+    # validation splits
+    (f"{CNN} --config.data.validation_size=4000", "has 4000 training examples"),
+    (f"{CNN} --config.data.validation_size=5", "each of the 10 classes"),
+    (f"{CNN} --config.data.validation_size=3995", "each of the 10 classes"),
+    (
+        f"{CNN} --config.data.validation_size=3900 --config.trainer.global_batch_size=128",
+        "number of training examples (100)",
+    ),
+    (
+        f"{SMALL} --config.data.source=npz:rare.npz --config.data.validation_size=4",
+        "class '0' with one",
+    ),
+    (
+        f"{SMALL} --config.data.source=npz:one_class.npz",
+        "examples of class '1' alone",
+    ),
+    (
+        f"{SMALL} --config.data.source=npz:one_class.npz --config.data.validation_size=4",
+        "leave data.validation_size at 0",
+    ),
     # other verbs
     ("bench cnn_digits:debug --config.task.label_smoothing=2", "label_smoothing"),
     ("bench gpt_shakespeare:debug --config.data.source=text:nothing.txt", "nothing.txt"),

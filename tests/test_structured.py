@@ -14,6 +14,7 @@ from tests.test_low_rank import recipe as low_rank_recipe
 from tests.test_resume import Interrupted, StopAt, assert_same_end
 from trainers.compress import structured
 from trainers.compress.qat import rounds
+from trainers.compress.settings import parse_widths
 from trainers.compress.units import units
 from trainers.init_from import initialize
 from zoo import registry
@@ -229,7 +230,7 @@ def test_the_trainer_starts_from_what_stays_and_resumes_exactly(whole, run, tmp_
         config = recipe({"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings})
         structured.settle(config, tmp_path / "new")
         before = {"convolution_1": 2, "convolution_2": 3, "hidden": 6}
-        assert structured.parse(config.compress.structured.widths) == {**before, **changed}
+        assert parse_widths(config.compress.structured.widths) == {**before, **changed}
 
 
 def test_a_start_begins_with_the_units_that_matter(whole):

@@ -35,6 +35,7 @@ OPTIMIZERS: dict[str, dict] = {
         "exclude": "",
     },
 }  # fmt: skip
+PATTERNS = ("slow", "weight_decay_exclude", "exclude")  # regular expressions of paths
 _CLASSES = {
     "sgd": "SGD", "adam": "Adam", "adamw": "AdamW",
     "lion": "Lion", "adafactor": "Adafactor", "muon": "Muon",
@@ -67,6 +68,34 @@ def check_optimizer(name: str) -> None:
         )
 
 
+def check_arguments(name: str, arguments: Mapping) -> None:
+    """Checks the arguments of an optimizer.
+
+    Args:
+      name: a name of `OPTIMIZERS`.
+      arguments: all those of `OPTIMIZERS[name]`.
+
+    Raises:
+      UsageError: where one is out of its range.
+    """
+    check_optimizer(name)
+    for key, value in arguments.items():
+        if key in ("learning_rate", "clip_norm", "weight_decay"):
+            fits, rule = 0 <= value < float("inf"), "is 0 or positive"
+        elif key in ("slow_rate", "epsilon"):
+            fits, rule = 0 < value < float("inf"), "is positive"
+        elif key in ("momentum", "beta_1", "beta_2"):
+            fits, rule = 0 <= value < 1, "lies in [0, 1)"
+        elif key == "beta_2_decay":
+            fits, rule = value < 0, "is negative"
+        else:
+            continue
+        if not fits:
+            raise UsageError(f"optimizer.{key} {rule}. Received: {value}.")
+    for key in PATTERNS:
+        compiled(f"optimizer.{key}", arguments.get(key, ""))
+
+
 def make_optimizer(
     name: str, schedule, *, ema: float = 0.0, loss_scaling: bool = False, **arguments
 ):
@@ -86,15 +115,9 @@ def make_optimizer(
 
     check_optimizer(name)
     arguments = {**OPTIMIZERS[name], **arguments}
-    rate, clip_norm = arguments.pop("learning_rate"), arguments.pop("clip_norm")
-    if not 0 <= rate < float("inf"):
-        raise UsageError(f"optimizer.learning_rate is 0 or positive. Received: {rate}.")
-    if clip_norm < 0:
-        raise UsageError(f"optimizer.clip_norm is 0 (off) or positive. Received: {clip_norm}.")
-    if (arguments.get("weight_decay") or 0.0) < 0:
-        raise UsageError(
-            f"optimizer.weight_decay is 0 (off) or positive. Received: {arguments['weight_decay']}."
-        )
+    check_arguments(name, arguments)
+    clip_norm = arguments.pop("clip_norm")
+    del arguments["learning_rate"]  # the schedule has it
     muon = None
     if name == "muon":
         keys = ("exclude_embeddings", "exclude_outputs", "exclude")
@@ -105,8 +128,6 @@ def make_optimizer(
         arguments.pop("slow_rate"),
         muon,
     )
-    if rules.slow_rate <= 0:
-        raise UsageError(f"optimizer.slow_rate is positive. Received: {rules.slow_rate}.")
     if not arguments.get("weight_decay", 0.0) and name != "adamw":  # AdamW wants a number
         arguments["weight_decay"] = None
     if name == "muon":

@@ -7,11 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from trainers.callbacks import check_callbacks
+from trainers.compress.settings import check_run, check_section, check_source
+from trainers.optimizers import check_arguments
 from trainers.precision import check_precision
 from trainers.recipe import as_dict, check_batch, check_examples, check_tpu
+from trainers.schedules import check_phases, total_steps
 from trainers.workdir import WorkDirectory, model_path, read_config
 from zoo import registry
 from zoo.data.datasets import FOLDER, TFDS
+from zoo.data.hold_out import with_hold_out
 from zoo.errors import UsageError, compiled
 
 
@@ -28,11 +32,14 @@ def check_config(config, coming: Collection[Path] = ()) -> None:
     registry.entry(config.model.name)
     check_precision(config.trainer.precision)
     check_callbacks(config.trainer.callbacks)
-    for key in ("trainer.remat", "compress.pattern", "optimizer.slow", "optimizer.exclude"):
+    for key in ("trainer.remat", "compress.pattern"):
         section, _, name = key.partition(".")
-        compiled(key, config[section].get(name, ""))
+        compiled(key, config[section][name])
     for name in ("structured", "low_rank"):
         compiled(f"compress.{name}.pattern", config.compress[name].pattern)
+    check_section(config.compress)
+    optimizer = config.optimizer.to_dict()
+    check_arguments(optimizer.pop("name"), optimizer)
     trainer = config.trainer
     if trainer.strategy == "tpu":
         check_tpu(config)
@@ -75,11 +82,23 @@ def check_workdir(config, workdir: str | Path) -> None:
     directory.open().close()
 
 
-def check_start(config, workdir: str | Path) -> None:
-    """Raises `UsageError` where a new run is to start from a path that does not exist."""
+def check_start(config, workdir: str | Path, coming: Collection[Path] = ()) -> None:
+    """Checks that what a new run starts from is there.
+
+    Args:
+      config: the recipe.
+      workdir: the folder of the run.
+      coming: work directories that earlier stages of a chain have yet to make.
+
+    Raises:
+      UsageError: where a path does not exist, or sizes follow from weights and none are given.
+    """
     start = config.init_from
     begun = (Path(workdir) / "config.json").exists()  # what it started from may be gone
-    if start and not begun and ":" not in start and not Path(start).exists():
+    check_source(config, begun)
+    if begun or not start or ":" in start or Path(start) in coming:
+        return
+    if not Path(start).exists():
         raise UsageError(
             "init_from is a work directory or a .keras file, or a folder of transformers, or "
             f"keras_hub:PRESET. There is no {start}."
@@ -102,9 +121,29 @@ def load_data(config):
     task = _build_task(config)
     arguments = task.complete(arguments, dataset)
     task.check_arguments(arguments, dataset)
-    if arrays := dataset.splits.get("train"):
-        check_examples(arrays, config.trainer.global_batch_size)
+    check_length(config, dataset)
     return dataset
+
+
+def check_length(config, dataset) -> None:
+    """Checks what depends on the number of training examples, and on their classes.
+
+    Args:
+      config: the recipe.
+      dataset: its `zoo.data.Dataset`.
+
+    Raises:
+      UsageError: where examples cannot be held out, or batches, a schedule or a compression do not
+        fit the examples that are left.
+    """
+    dataset, _ = with_hold_out(dataset, config.data.validation_size)
+    _build_task(config).remarks(dataset)
+    arrays = dataset.splits["train"]
+    check_examples(arrays, config.trainer.global_batch_size)
+    steps = total_steps(config.trainer, len(next(iter(arrays.values()))))
+    schedule = config.schedule.to_dict()
+    check_phases(schedule.pop("name"), steps, **schedule)
+    check_run(config, steps)
 
 
 def _build_task(config):

@@ -3,6 +3,7 @@
 The tables of names and arguments load no Keras, so that recipes can be read without it.
 """
 
+from zoo.data.rows import steps_per_epoch
 from zoo.errors import UsageError, near_names
 
 # name -> arguments and their defaults. The peak is optimizer.learning_rate.
@@ -22,6 +23,39 @@ def check_schedule(name: str) -> None:
             f"No schedule is named {name!r}.{near_names(name, SCHEDULES)} "
             f"Known: {', '.join(SCHEDULES)}."
         )
+
+
+def total_steps(trainer, examples: int) -> int:
+    """Returns the number of updates of a whole run.
+
+    Args:
+      trainer: the recipe's section `trainer`.
+      examples: number of training examples.
+    """
+    return trainer.steps or trainer.epochs * steps_per_epoch(examples, trainer.global_batch_size)
+
+
+def check_phases(
+    name: str, steps: int, warmup_steps: int, decay_steps=None, final_fraction=1.0
+) -> None:
+    """Checks the values of a schedule; raises `UsageError`.
+
+    Args:
+      name: a name of `SCHEDULES`.
+      steps: updates of the whole run.
+      warmup_steps, decay_steps, final_fraction: those of `SCHEDULES[name]`.
+    """
+    check_schedule(name)
+    decay = decay_steps or 0
+    if warmup_steps < 0 or decay < 0 or warmup_steps + decay > steps:
+        said = "" if decay_steps is None else f", schedule.decay_steps={decay_steps}"
+        raise UsageError(
+            "The phases of a schedule fit into the run. Received: "
+            f"schedule.warmup_steps={warmup_steps}{said} and {steps} steps; lower the phases or "
+            "raise trainer.steps."
+        )
+    if not 0 <= final_fraction < float("inf"):
+        raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final_fraction}.")
 
 
 def make_schedule(name: str, peak: float, steps: int, **arguments):
@@ -59,17 +93,10 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
 
     check_schedule(name)
     arguments = {**SCHEDULES[name], **arguments}
+    check_phases(name, steps, **arguments)
     warmup = arguments["warmup_steps"]
     decay = arguments.get("decay_steps", steps - max(warmup, 1))
-    if warmup < 0 or decay < 0 or warmup + decay > steps:
-        raise UsageError(
-            f"The phases of a schedule fit into the run. Received: schedule.warmup_steps={warmup}"
-            f"{f', schedule.decay_steps={decay}' if 'decay_steps' in arguments else ''} "
-            f"and {steps} steps; lower the phases or raise trainer.steps."
-        )
     final = arguments.get("final_fraction", 1.0)
-    if not 0 <= final < float("inf"):
-        raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final}.")
     if name == "constant" and not warmup:
         return peak
 

@@ -35,6 +35,7 @@ from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.samples import sample_writer
 from trainers.saver import Saver
+from trainers.schedules import total_steps
 from trainers.statistics import Statistics, statistics_batches
 from trainers.strategy import make_strategy, prepare_devices
 from trainers.workdir import NoDirectory, WorkDirectory, read_config, save_model
@@ -196,7 +197,7 @@ class Trainer(Loop):
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.arrays, trainer.global_batch_size)
         self.steps_per_epoch = pipeline.steps_per_epoch(self.examples, trainer.global_batch_size)
-        self.total_steps = trainer.steps or trainer.epochs * self.steps_per_epoch
+        self.total_steps = total_steps(trainer, self.examples)
 
         self.step, self.task = build_step(config, self.strategy, self.total_steps, self.dataset)
         self.task.check(self.step.net, self.dataset)

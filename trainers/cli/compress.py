@@ -79,8 +79,12 @@ def command(argv) -> int:
         if METHODS[name].trains:
             # Another run's folder is refused before the stages ahead of it are trained.
             preflight.check_config(config, stages)
+            preflight.check_start(config, folder, stages)
             preflight.check_workdir(config, folder)
     dataset = preflight.load_data(plans[0]) if METHODS[methods[0]].trains else None
+    for name, config in zip(methods[1:], plans[1:], strict=True):
+        if METHODS[name].trains:
+            preflight.check_length(config, dataset)
 
     start_tensorflow()
     from trainers.compress.summary import table, write_summary

@@ -1,5 +1,6 @@
 """What makes a model smaller, one file a method. What a recipe's section `compress` asks for."""
 
+from trainers.compress.settings import check_trains, pruning
 from zoo.errors import UsageError
 
 
@@ -111,8 +112,7 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
       settings: the section `compress` of a recipe.
       total_steps: updates of the whole run.
     """
-    if settings["ptq"]["format"]:
-        raise UsageError("compress.ptq is of `zoo compress ptq WORKDIR`, which does not train.")
+    check_trains(settings)
     found = []
     if settings["keep_zeros"]:
         from trainers.compress.prune import KeptZeros
@@ -121,7 +121,7 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
     elif settings["sparsity"] or settings["m_by_n"]:
         from trainers.compress.prune import Pruner
 
-        found.append(Pruner(step.net, step.step, total_steps, **_pruning(settings)))
+        found.append(Pruner(step.net, step.step, total_steps, **pruning(settings)))
     if settings["cluster"]["number"]:
         from trainers.compress.cluster import SetClusters
 
@@ -131,12 +131,3 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
 
         found.append(FreshRanges(step.net))
     return tuple(found)
-
-
-def _pruning(settings: dict) -> dict:
-    """The keys of pruning stand in the section itself; other methods have sections in it."""
-    return {
-        key: value
-        for key, value in settings.items()
-        if key != "keep_zeros" and not isinstance(value, dict)
-    }

@@ -13,6 +13,7 @@ from keras import layers
 
 from trainers import keras_internals
 from trainers.compress.qat import kernels_of
+from trainers.compress.settings import check_clusters
 from trainers.compress.tfmot import engines
 from zoo.errors import UsageError
 
@@ -29,8 +30,7 @@ def cluster(model: keras.Model, number: int) -> None:
     Raises:
       UsageError: for fewer, or where the model trains no kernel.
     """
-    if number < 2:
-        raise UsageError(f"compress.cluster.number is at least 2. Received: {number}.")
+    check_clusters(number)
     found = [
         layer
         for layer in keras_internals.all_layers(model)

@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from trainers.compress import teacher_files
+from trainers.compress.settings import check_distillation
 from trainers.workdir import load_model, read_config
 from zoo.errors import UsageError
 from zoo.layers.transformer import TransformerBlock
@@ -43,7 +44,7 @@ def distillation(task: Task, student: keras.Model, config, dataset=None) -> "Dis
       UsageError: where teacher, student and data do not belong together.
     """
     settings = config.compress.distill.to_dict()
-    check(settings)
+    check_distillation(settings)
     saved = read_config(settings["teacher"])
     teacher = load_model(settings["teacher"])
     if config.trainer.precision == "float32":
@@ -52,31 +53,6 @@ def distillation(task: Task, student: keras.Model, config, dataset=None) -> "Dis
         teacher = in_float32(teacher)
     _check_pair(saved, teacher, student, task, config, dataset)
     return Distillation(task, student, teacher, settings)
-
-
-def check(settings: Mapping) -> None:
-    """Raises `UsageError` for values out of range."""
-    if not 0 <= settings["alpha"] <= 1:
-        raise UsageError(f"compress.distill.alpha lies in [0, 1]. Received: {settings['alpha']}.")
-    if not 0 < settings["temperature"] < float("inf"):
-        raise UsageError(
-            f"compress.distill.temperature is positive. Received: {settings['temperature']}."
-        )
-    for key in ("hidden", "attention", "sentences"):
-        if not 0 <= settings[key] < float("inf"):
-            raise UsageError(
-                f"compress.distill.{key} is 0 (off) or positive. Received: {settings[key]}."
-            )
-    if not any(settings[key] for key in ("alpha", "hidden", "attention", "sentences")):
-        raise UsageError(
-            "Nothing is learned from the teacher with compress.distill.alpha, hidden, attention "
-            "and sentences all 0."
-        )
-    if settings["cache"] and (settings["hidden"] or settings["attention"]):
-        raise UsageError(
-            "compress.distill.cache keeps the teacher's outputs: it goes without hidden and "
-            "attention, for which the teacher runs."
-        )
 
 
 def _check_pair(saved, teacher, student, task, config, dataset) -> None:

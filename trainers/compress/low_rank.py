@@ -11,7 +11,6 @@ stands in the recipe from then on; the model is built with layers of `zoo.layers
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from keras import layers
 from trainers import keras_internals
 from trainers.compress import rebuild
 from trainers.compress.decomposition import CONVOLUTIONS, Kernel, largest_ranks
+from trainers.compress.settings import RANKS_BY, check_low_rank, check_source, parse_ranks
 from trainers.workdir import read_config
 from zoo.errors import UsageError, compiled
 from zoo.layers.low_rank import (
@@ -34,7 +34,6 @@ from zoo.layers.low_rank import (
     split_equation,
 )
 
-WAYS = ("energy", "budget", "sensitivity")
 # What is tried, one after the other, where the loss is measured.
 _LADDER = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _KINDS = (
@@ -117,7 +116,7 @@ def decide(
 
     Args:
       model: the one that is compressed; unchanged in the end.
-      settings: the section `compress.low_rank`, with one of `WAYS` above 0.
+      settings: the section `compress.low_rank`, with one of `RANKS_BY` above 0.
       measure: the model's loss, for `sensitivity`.
 
     Raises:
@@ -214,43 +213,8 @@ def part_kernel(part: layers.Layer):
 # --- the recipe ---------------------------------------------------------------------------------
 
 
-def check(low) -> None:
-    """Raises `UsageError` for what no section `compress.low_rank` can be."""
-    given = [way for way in WAYS if low[way]]
-    if len(given) > 1:
-        raise UsageError(
-            "Ranks follow from energy, from budget or from sensitivity. Received: "
-            + ", ".join(f"compress.low_rank.{way}={low[way]}" for way in given)
-        )
-    for way in ("energy", "budget"):
-        if not 0 <= low[way] < 1:
-            raise UsageError(
-                f"compress.low_rank.{way} lies in (0, 1); 0 is off. Received: {low[way]}."
-            )
-    if not 0 <= low["sensitivity"] < float("inf"):
-        raise UsageError(
-            "compress.low_rank.sensitivity is how much the loss may grow, 0.01 for one percent; 0 "
-            f"is off. Received: {low['sensitivity']}."
-        )
-    parse(low["ranks"])
-
-
-def parse(ranks: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Reads ("block_0/attention/output=12", "convolution_2=8x16")."""
-    found = {}
-    for text in ranks:
-        path, _, numbers = text.partition("=")
-        if not path or not re.fullmatch(r"\d+(x\d+)?", numbers):
-            raise UsageError(
-                "compress.low_rank.ranks holds PATH=RANK, or PATH=INxOUT of a convolution. "
-                f"Received: {text!r}."
-            )
-        found[path] = tuple(int(n) for n in numbers.split("x"))
-    return found
-
-
 def written(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """The reverse of `parse`."""
+    """The reverse of `parse_ranks`."""
     return tuple(f"{path}={'x'.join(map(str, numbers))}" for path, numbers in ranks.items())
 
 
@@ -264,16 +228,15 @@ def settle(config, workdir: Path, dataset) -> None:
         split.
     """
     low = config.compress.low_rank
-    check(low)
-    asked = any(low[way] for way in WAYS)
+    check_low_rank(low)
+    asked = any(low[way] for way in RANKS_BY)
     if low.ranks or not (asked or low.keep):
         return
     if (workdir / "config.json").exists():
         saved = read_config(workdir)["config"].get("compress", {})
         low.ranks = tuple(saved.get("low_rank", {}).get("ranks", ()))
         return
-    if not config.init_from:
-        raise UsageError("Ranks follow from weights: set init_from, or compress.low_rank.ranks.")
+    check_source(config, begun=False)
     if low.keep:
         saved = read_config(config.init_from)["config"]["compress"]["low_rank"]
         low.ranks = tuple(saved["ranks"])
@@ -323,7 +286,7 @@ def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
     Raises:
       UsageError: for a path that the model lacks, or ranks that its kernel cannot have.
     """
-    wanted = parse(ranks)
+    wanted = parse_ranks(ranks)
     known, _ = factorable(model)
     for path in wanted:
         if path not in known:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from configs import base
+from trainers.compress.settings import RANKS_BY
 from trainers.recipe import as_dict, change, of_workdir
 from trainers.workdir import read_config
 from zoo import registry
@@ -97,7 +98,7 @@ def _has_a_teacher(config) -> None:
         raise UsageError("Distillation takes the work directory of a teacher.")
 
 
-_RANKS_BY = ("energy", "budget", "sensitivity", "ranks")
+_RANKS_BY = (*RANKS_BY, "ranks")
 METHODS = {
     "prune": Method({"sparsity": "0.8"}, ("sparsity", "m_by_n"), _prunes),
     "cluster": Method(

@@ -11,10 +11,10 @@ import tensorflow as tf
 from keras import layers
 
 from trainers import keras_internals
+from trainers.compress.settings import check_pruning, pruning_updates
 from trainers.compress.tfmot import engines
 from zoo.errors import UsageError, compiled
 
-SCHEDULES = ("polynomial", "constant")
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 
@@ -58,19 +58,13 @@ class Pruner:
         m_by_n: tuple[int, ...] = (),
         block: tuple[int, int] = (1, 1),
     ):
-        check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, block)
+        values = {
+            "sparsity": sparsity, "schedule": schedule, "begin": begin, "end": end,
+            "frequency": frequency, "m_by_n": m_by_n,
+        }  # fmt: skip
+        check_pruning(**values, initial_sparsity=initial_sparsity, block=block)
         self.kernels = _chosen(model, pattern)
-        first = max(2, round(begin * total_steps))
-        room = max(0, round(end * total_steps) - first)
-        periods = room // frequency
-        if sparsity and schedule == "polynomial" and not m_by_n and not periods:
-            raise UsageError(
-                f"A polynomial schedule takes a whole period of compress.frequency={frequency}, "
-                f"and between compress.begin and compress.end lie {room} updates of "
-                f"{total_steps}: "
-                + (f"set compress.frequency={max(1, room // 10)}" if room else "train longer")
-                + ", or compress.schedule=constant."
-            )
+        first, periods = pruning_updates(total_steps, **values)
         last = first + periods * frequency  # a turn of the schedule, so that it is reached
         tfmot = engines()
         if schedule == "polynomial" and periods:  # without, of m_by_n
@@ -151,32 +145,6 @@ def _beside(variable, name: str, value) -> keras.Variable:
         value, dtype=variable.dtype, trainable=False, aggregation="mean",
         name=f"{name}_of_{variable.path.replace('/', '_')}",
     )  # fmt: skip
-
-
-def check(sparsity, schedule, initial_sparsity, begin, end, frequency, m_by_n, block) -> None:
-    """Raises `UsageError` for what no pruning can be."""
-    for name, value in (("sparsity", sparsity), ("initial_sparsity", initial_sparsity)):
-        if not 0 <= value < 1:
-            raise UsageError(f"compress.{name} lies in [0, 1). Received: {value}.")
-    if schedule not in SCHEDULES:
-        raise UsageError(
-            f"compress.schedule is one of {', '.join(SCHEDULES)}. Received: {schedule!r}."
-        )
-    if not 0 <= begin <= end <= 1:
-        raise UsageError(
-            "compress.begin and compress.end are shares of the run, the first not the larger. "
-            f"Received: {begin} and {end}."
-        )
-    if frequency < 1:
-        raise UsageError(f"compress.frequency is at least 1. Received: {frequency}.")
-    if m_by_n and not (len(m_by_n) == 2 and 0 < m_by_n[0] < m_by_n[1]):
-        raise UsageError(
-            f"compress.m_by_n is (2, 4) for two zeros of four, or (). Received: {tuple(m_by_n)}."
-        )
-    if len(block) != 2 or min(block) < 1 or (m_by_n and tuple(block) != (1, 1)):
-        raise UsageError(
-            f"compress.block is a height and a width, (1, 1) with m_by_n. Received: {tuple(block)}."
-        )
 
 
 def prunable(model: keras.Model) -> list[tuple]:

@@ -27,6 +27,7 @@ from keras import layers
 
 import zoo.rows
 from trainers import keras_internals
+from trainers.compress.settings import check_decay
 from trainers.compress.tfmot import engines
 from zoo.errors import UsageError
 from zoo.models.transfer import Backbone
@@ -65,8 +66,7 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
     Raises:
       UsageError: where there is no such layer, or `decay` is out of bounds.
     """
-    if not 0 < decay < 1:
-        raise UsageError(f"compress.qat.decay lies in (0, 1). Received: {decay}.")
+    check_decay(decay)
     as_in_inference = {
         id(layer)
         for base in keras_internals.all_layers(model)

@@ -9,7 +9,6 @@ Units without weights change nothing by going, except in front of layer normalis
 then of those that stay.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,33 +18,11 @@ from keras import layers
 
 from trainers.compress import rebuild
 from trainers.compress.decomposition import CONVOLUTIONS
+from trainers.compress.settings import check_source, check_structured, parse_widths
 from trainers.compress.units import Units, units
 from trainers.workdir import read_config
 from zoo.errors import UsageError, compiled
 from zoo.layers.transformer import TransformerBlock
-
-
-def check(settings) -> None:
-    """Raises `UsageError` for what no section `compress.structured` can be."""
-    if not 0 <= settings["sparsity"] < 1:
-        raise UsageError(
-            "compress.structured.sparsity is the share of each layer's units that goes, in [0, 1). "
-            f"Received: {settings['sparsity']}."
-        )
-    parse(settings["widths"])
-
-
-def parse(widths: Sequence[str]) -> dict[str, int]:
-    """Reads ("convolution_1=16", "block_0/attention=2")."""
-    found = {}
-    for text in widths:
-        path, _, number = text.partition("=")
-        if not path or not re.fullmatch(r"[1-9]\d*", number):
-            raise UsageError(
-                f"compress.structured.widths holds PATH=UNITS, at least 1. Received: {text!r}."
-            )
-        found[path] = int(number)
-    return found
 
 
 def decide(model: keras.Model, sparsity: float, pattern: str) -> dict[str, int]:
@@ -104,15 +81,14 @@ def settle(config, workdir: Path) -> None:
       workdir: where a run that was begun before has it.
     """
     section = config.compress.structured
-    check(section)
+    check_structured(section)
     if not (section.widths or section.sparsity or section.keep):
         return
     begun = (workdir / "config.json").exists()
     before = _saved(workdir if begun else config.init_from)
-    left = parse(section.widths)
+    left = parse_widths(section.widths)
     if not (left or begun or section.keep):
-        if not config.init_from:
-            raise UsageError("Which units matter follows from weights: set init_from.")
+        check_source(config, begun)
         from trainers.init_from import open_source
 
         left = decide(open_source(config.init_from), section.sparsity, section.pattern)
@@ -124,7 +100,7 @@ def _saved(source: str | Path) -> dict[str, int]:
     if not source or not (Path(source) / "config.json").exists():
         return {}
     compress = read_config(source)["config"].get("compress", {})
-    return parse(compress.get("structured", {}).get("widths", ()))
+    return parse_widths(compress.get("structured", {}).get("widths", ()))
 
 
 # --- the model ----------------------------------------------------------------------------------
@@ -136,7 +112,7 @@ def rebuilt(model: keras.Model, widths: Sequence[str]) -> keras.Model:
     Raises:
       UsageError: for a path that the model lacks, or of which no units can go, or so many.
     """
-    wanted = parse(widths)
+    wanted = parse_widths(widths)
     found, whole = units(model)
     for path, count in wanted.items():
         if path in whole:
@@ -173,7 +149,7 @@ def start_values(widths: Sequence[str], other: keras.Model) -> dict[str, np.ndar
     found = units(other)[0] if widths else {}
     kept = {
         path: _most(found[path], count)
-        for path, count in parse(widths).items()
+        for path, count in parse_widths(widths).items()
         if path in found and count < found[path].count
     }
     values = {}

@@ -5,57 +5,19 @@ here each draw is a function of a key that the batch brings. So a resumed run se
 the uninterrupted one would have seen, and replicas draw pictures of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from zoo.errors import UsageError, near_names
-
-# Name -> (amount where none is given, least, most, what it means). In the order of their turn.
-AUGMENTATIONS = {
-    "flip": (0.5, 0.5, 0.5, "left and right swapped in half of the pictures"),
-    "crop": (0.5, 0.05, 1.0, "a part of at least this share of the area, resized to the whole"),
-    "randaugment": (0.5, 0.0, 1.0, "two changes of this strength (Cubuk et al. 2020)"),
-    "cutout": (0.3, 0.0, 1.0, "a grey rectangle of at most this share of the area"),
-    "mixup": (0.2, 0.01, 10.0, "blended with another picture by Beta(a, a) (Zhang et al. 2018)"),
-}
-
-
-def parse(specs: Sequence[str]) -> dict[str, float]:
-    """Returns name -> amount from `("flip", "crop:0.6")`, in the order in which they are applied.
-
-    Raises:
-      UsageError: for an unknown name, an amount out of its bounds, or a name given twice.
-    """
-    found = {}
-    for spec in map(str, specs):
-        name, colon, text = spec.partition(":")
-        if name not in AUGMENTATIONS:
-            raise UsageError(
-                f"No augmentation is named {name!r}.{near_names(name, AUGMENTATIONS)} Known: "
-                + "; ".join(f"{key}: {row[3]}" for key, row in AUGMENTATIONS.items())
-                + "."
-            )
-        default, least, most, _ = AUGMENTATIONS[name]
-        try:
-            amount = float(text) if colon else default
-        except ValueError:
-            amount = float("nan")
-        if not least <= amount <= most or name in found:
-            raise UsageError(
-                f"task.augment takes each name once, as NAME or NAME:AMOUNT, {name} with an amount "
-                f"from {least} to {most}. Received: {spec!r}."
-            )
-        found[name] = amount
-    return {name: found[name] for name in AUGMENTATIONS if name in found}
+from zoo.data.augmentations import check_channels
 
 
 class Augment:
     """The changes of a recipe.
 
     Args:
-      amounts: from `parse`.
+      amounts: from `zoo.data.augmentations.parse`.
     """
 
     def __init__(self, amounts: dict[str, float]):
@@ -81,11 +43,6 @@ class Augment:
     def __reduce__(self):  # Keras would pickle its layers without their keys
         return Augment, (self.amounts,)
 
-    def check(self, channels: int) -> None:
-        """Raises `UsageError` where pictures with so many channels cannot be changed so."""
-        if "randaugment" in self.layers and channels != 3:
-            raise UsageError("randaugment changes colours: pictures must have three channels.")
-
     def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable, weight=None):
         """Changes a batch.
 
@@ -99,7 +56,7 @@ class Augment:
           `(image, other_label, share)`: with mixup, picture i counts `share[i]` of its own label
           and the rest of `other_label[i]`; both are None without.
         """
-        self.check(image.shape[-1])
+        check_channels(self.amounts, image.shape[-1])
         numbers = uniform(8)
         # Of the replica's first row: other rows, other numbers.
         key = tf.bitcast(tf.cast(numbers[0, 4:6] * 2.0**24, tf.uint32), tf.int32)

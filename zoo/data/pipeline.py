@@ -10,13 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from zoo.data.rows import is_held
+from zoo.data.rows import is_held, steps_per_epoch
 from zoo.data.windows import Windows
-
-
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Updates in which every example is seen once; the last batch may be padded."""
-    return -(-examples // batch_size)
 
 
 def epoch_order(positions, epoch, seed: int, examples: int):

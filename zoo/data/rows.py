@@ -1,4 +1,4 @@
-"""Some rows of an array, in memory or left on the disk."""
+"""Some rows of an array, in memory or left on the disk; in how many updates all are seen."""
 
 import math
 
@@ -17,6 +17,11 @@ def is_held(array) -> bool:
 def rows_of(array, rows: np.ndarray):
     """Returns some rows of an array; what is too large for the memory stays on the disk."""
     return array[rows] if is_held(array) or isinstance(array, Windows) else Rows(array, rows)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Returns the number of updates that see every row once; the last batch may be padded."""
+    return -(-examples // batch_size)
 
 
 class Rows:

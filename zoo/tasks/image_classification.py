@@ -5,8 +5,11 @@ pictures in [0, 1] and give probabilities. A model whose `extractor` is frozen i
 picture, and its `head` then learns from the stored features.
 """
 
+import functools
+
 import numpy as np
 
+from zoo.data.augmentations import check_channels, parse
 from zoo.data.classes import check_classes
 from zoo.errors import UsageError
 from zoo.lazy import ops
@@ -23,8 +26,8 @@ class ImageClassification(Task):
       shift: largest move, in pixels.
       zoom: largest relative change of size: 0.1 is 0.9 to 1.1.
       shear: largest shear, in degrees.
-      augment: further changes of training pictures, in the words of `zoo.data.augment`: ("flip",
-        "crop:0.5").
+      augment: further changes of training pictures, by the names of `zoo.data.augmentations`:
+        ("flip", "crop:0.5").
       feature_views: of a frozen extractor: how many changed views of each training picture are
         kept. 1 keeps the features of unchanged pictures, and none where they are to be changed; 0
         keeps none.
@@ -59,14 +62,19 @@ class ImageClassification(Task):
         if feature_views < 0:
             raise UsageError(f"task.feature_views is at least 0. Received: {feature_views}.")
         self.feature_views = feature_views
-        self.augment = None
-        if augment:
-            from zoo.data.augment import Augment, parse
+        self.amounts = parse(augment)
+        if "mixup" in self.amounts and label_smoothing:
+            raise UsageError("task.label_smoothing and mixup both soften labels: take one.")
 
-            amounts = parse(augment)
-            if "mixup" in amounts and label_smoothing:
-                raise UsageError("task.label_smoothing and mixup both soften labels: take one.")
-            self.augment = Augment(amounts)
+    @functools.cached_property
+    def augment(self):
+        """The `zoo.data.augment.Augment` of the recipe, made with its first batch."""
+        import tensorflow as tf
+
+        from zoo.data.augment import Augment
+
+        with tf.init_scope():  # out of the graph of tf.data: its layers make variables
+            return Augment(self.amounts)
 
     def check_arguments(self, arguments, dataset) -> None:
         """Compares image shape and labels with `input_shape` and `num_classes`."""
@@ -75,10 +83,7 @@ class ImageClassification(Task):
 
     def check(self, model, dataset) -> None:
         """Compares picture shape and labels with the model's input and output."""
-        expected = tuple(model.input_shape[1:])
-        if self.augment:
-            self.augment.check(expected[-1])
-        self._check_data(dataset, expected, model.output_shape[-1])
+        self._check_data(dataset, tuple(model.input_shape[1:]), model.output_shape[-1])
 
     def _check_data(self, dataset, expected: tuple | None, classes: int | None) -> None:
         for split, arrays in dataset.splits.items():
@@ -89,6 +94,7 @@ class ImageClassification(Task):
                         f"{dataset.name!r}, split {split!r} has: {', '.join(arrays)}."
                     )
             shape = tuple(arrays["image"].shape[1:])
+            check_channels(self.amounts, shape[-1])
             if expected and shape != expected:
                 raise UsageError(
                     f"The model takes pictures of shape {expected}. Data set {dataset.name!r}, "
@@ -138,7 +144,7 @@ class ImageClassification(Task):
             from zoo.data.images import random_affine
 
             image = random_affine(image, uniform, **self.affine)
-        if training and self.augment:
+        if training and self.amounts:
             image, other, share = self.augment(image, batch["label"], uniform, batch["weight"])
             if other is not None:
                 mixed = {"other_label": other, "share": share}
@@ -159,9 +165,9 @@ class ImageClassification(Task):
         extractor = getattr(model, "extractor", None)
         if extractor is None or extractor.trainable_variables or not self.feature_views:
             return Frozen()
-        if not (any(self.affine.values()) or self.augment):
+        if not (any(self.affine.values()) or self.amounts):
             return Frozen(extractor)
-        if self.augment and "mixup" in self.augment.amounts:
+        if "mixup" in self.amounts:
             return Frozen(remark="off: mixup makes a picture of two, anew each time")
         if self.feature_views == 1:
             return Frozen(
