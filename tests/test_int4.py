@@ -55,16 +55,20 @@ def test_the_error_is_that_of_the_outputs():
     np.testing.assert_allclose(of(x).error(change), expected, rtol=1e-4)
 
 
-def test_gptq_rounds_as_its_definition_says():
-    """Each column's error is made up for by the best change of all columns that follow."""
-    x = layer_inputs(12, 5) @ np.random.default_rng(3).normal(size=(12, 12))
-    weights = np.random.default_rng(4).normal(size=(7, 12))
-    hessian = 2 * x.T @ x / len(x)
-    hessian += 0.01 * np.diag(hessian).mean() * np.eye(12)
-    found = int4.gptq(weights, of(np.float32(x)))
-    zero, scale = np.float64(found.zero), found.scale
+@pytest.mark.parametrize("size", [12, int4.GROUP + 6])
+def test_gptq_rounds_as_its_definition_says(size):
+    """Each column's error is made up for by the best change of all columns that follow, those of
+    later groups too."""
+    x = layer_inputs(size, 5) @ np.random.default_rng(3).normal(size=(size, size))
+    weights = np.random.default_rng(4).normal(size=(7, size))
+    inputs = of(np.float32(x))
+    hessian = 2 * inputs.gram / len(x)
+    hessian += 0.01 * np.diag(hessian).mean() * np.eye(size)
+    found = int4.gptq(weights, inputs)
     left = weights.copy()
-    for i in range(12):
+    for i in range(size):
+        group = slice(i // int4.GROUP, i // int4.GROUP + 1)
+        zero, scale = np.float64(found.zero[:, group]), found.scale[:, group]
         level = np.clip(np.round(left[:, i : i + 1] / scale + zero), 0, 15)
         np.testing.assert_array_equal(found.integers[:, i], level[:, 0])
         error = left[:, i : i + 1] - (level - zero) * scale
@@ -81,10 +85,12 @@ def test_awq_takes_the_best_of_its_grid():
 
     found = int4.awq(weights, inputs, clip=False)
     held = (np.abs(weights) / np.abs(weights).max(1, keepdims=True)).mean(0)
-    for alpha in np.arange(20) / 20:
-        channels = np.abs(x).mean(0) ** alpha / (held ** (1 - alpha) + 1e-4)
-        assert error(found) <= error(int4.nearest(weights, channels)) * (1 + 1e-5)
-    assert error(found) < error(int4.nearest(weights))
+    grid = [
+        error(int4.nearest(weights, np.abs(x).mean(0) ** alpha / (held ** (1 - alpha) + 1e-4)))
+        for alpha in np.arange(20) / 20
+    ]
+    assert error(found) == pytest.approx(min(grid), rel=1e-4)
+    assert min(grid) < error(int4.nearest(weights))
     weights[:, 7] *= 8  # of a channel that hardly counts: clipping it serves the others
     x[:, 7] *= 0.01
     inputs = of(x)
@@ -98,9 +104,10 @@ def test_zero_stays_zero_and_a_group_of_one_sign_keeps_its_levels():
     x = layer_inputs(3, 0)
     x[:, 1] = 0  # an input that never occurs
     for method in METHODS.values():
-        found = method(weights, of(x)).weights
-        assert np.isfinite(found).all()
-        np.testing.assert_array_equal(found[2], 0)
+        for given in (x, np.zeros_like(x)):
+            found = method(weights, of(given)).weights
+            assert np.isfinite(found).all()
+            np.testing.assert_array_equal(found[2], 0)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +160,73 @@ def test_the_files_of_both_methods_keep_what_plain_rounding_loses(files):
         for one in both:
             error = np.mean((one(x).numpy() - expected) ** 2)
             assert error < 0.6 * np.mean((plain - expected) ** 2), path
+
+
+@pytest.fixture
+def calibrations(monkeypatch):
+    """A list that gets `(path, sum of x x^T)` of each layer before it is rounded."""
+    found, plain = [], calibrated._round
+
+    def watched(layer, form, inputs):
+        found.append((layer.path, inputs.gram.copy()))
+        plain(layer, form, inputs)
+
+    monkeypatch.setattr(calibrated, "_round", watched)
+    return found
+
+
+def test_a_block_is_calibrated_on_what_the_rounded_blocks_before_it_give(calibrations):
+    found = subject("gpt_nano")
+    for layer in dense_layers(found.model).values():
+        layer.kernel.assign(np.random.default_rng(6).normal(size=layer.kernel.shape))
+    examples = found.representative(4, 0)
+
+    def gram():
+        block = found.model.get_layer("block_1")
+        before = keras.Model(found.model.inputs, block.input[0])
+        hidden = before([examples[x.name] for x in found.model.inputs])
+        x = np.asarray(block.attention_norm(hidden)).reshape(-1, 16)
+        return x.T @ x
+
+    floats = gram()
+    calibrated.quantize(found.model, "gptq", examples)
+    (seen,) = [
+        each
+        for path, each in calibrations
+        if path.startswith("block_1/") and path.endswith("query_key_value")
+    ]
+    scale = np.abs(floats).max()
+    np.testing.assert_allclose(seen / scale, gram() / scale, atol=1e-3)
+    assert np.abs(seen - floats).max() > 0.02 * scale
+
+
+def test_awq_clips_no_layer_that_makes_the_scores_of_attention(calibrations, monkeypatch):
+    clips, plain = [], int4.awq
+
+    def awq(weights, inputs, clip=True):
+        clips.append(clip)
+        return plain(weights, inputs, clip)
+
+    monkeypatch.setattr(int4, "awq", awq)
+    found = subject("gpt_nano")
+    calibrated.quantize(found.model, "awq", found.representative(2, 0))
+    of_scores = ["query" in path for path, _ in calibrations]
+    assert any(of_scores)
+    assert clips == [not each for each in of_scores]
+
+
+def test_awq_clips_only_outputs_that_are_better_for_it():
+    """Groups are clipped one by one, and what is best for each may add up to a larger error."""
+    draw = np.random.default_rng(7)
+    size = 2 * int4.GROUP
+    x = np.float32(draw.normal(size=(300, 3)) @ draw.normal(size=(3, size)))
+    inputs, weights = of(x), draw.standard_t(3, size=(40, size))
+    plain, clipped = (
+        inputs.error(int4.awq(weights, inputs, clip).weights - weights) for clip in (False, True)
+    )
+    assert np.all(clipped <= plain * (1 + 1e-6))
+    assert np.any(clipped < plain)
+    assert np.any(clipped == plain)
 
 
 def test_a_layer_without_inputs_is_refused(monkeypatch):

@@ -214,6 +214,17 @@ def test_a_damaged_member_costs_itself_alone(tmp_path):
     assert unreadable == {"records damaged": 2}
 
 
+def test_a_packed_body_inside_a_damaged_member_is_no_member(tmp_path):
+    """It is stored as it is, so that the bytes of a gzip header stand in the file."""
+    stored = bytearray(gzip.compress(record(READ["gzip"]), compresslevel=0, mtime=0))
+    assert PACKED in stored
+    stored[11:13] = b"\xff\xff"  # the length of the stored block
+    (tmp_path / "a.warc.gz").write_bytes(gzip.compress(good(0)) + stored + gzip.compress(good(1)))
+    found, unreadable = pages.read_all(tmp_path)
+    assert [document.url[-1] for document in found] == [*"01"]
+    assert unreadable == {"records damaged": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
