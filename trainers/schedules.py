@@ -11,8 +11,9 @@ SCHEDULES: dict[str, dict] = {
     "constant": {"warmup_steps": 0},
     "cosine": {"warmup_steps": 0, "final_fraction": 0.0},
     "linear": {"warmup_steps": 0, "final_fraction": 0.0},
-    # Warmup-stable-decay (Hu et al. 2024, MiniCPM, arXiv:2404.06395, section 4).
-    "wsd": {"warmup_steps": 0, "decay_steps": 1, "final_fraction": 0.0},
+    # Warmup-stable-decay (Hu et al. 2024, MiniCPM, arXiv:2404.06395, section 4: a decay of 10 % of
+    # the run suffices); decay_steps=0 is a tenth of the run.
+    "wsd": {"warmup_steps": 0, "decay_steps": 0, "final_fraction": 0.0},
 }
 
 
@@ -46,9 +47,9 @@ def check_phases(
       warmup_steps, decay_steps, final_fraction: those of `SCHEDULES[name]`.
     """
     check_schedule(name)
-    decay = decay_steps or 0
+    decay = 0 if decay_steps is None else _updates_of_decay(steps, decay_steps)
     if warmup_steps < 0 or decay < 0 or warmup_steps + decay > steps:
-        said = "" if decay_steps is None else f", schedule.decay_steps={decay_steps}"
+        said = "" if decay_steps is None else f", schedule.decay_steps={decay}"
         raise UsageError(
             "The phases of a schedule fit into the run. Received: "
             f"schedule.warmup_steps={warmup_steps}{said} and {steps} steps; lower the phases or "
@@ -56,6 +57,10 @@ def check_phases(
         )
     if not 0 <= final_fraction < float("inf"):
         raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final_fraction}.")
+
+
+def _updates_of_decay(steps: int, decay_steps: int) -> int:
+    return decay_steps or max(1, steps // 10)
 
 
 def make_schedule(name: str, peak: float, steps: int, **arguments):
@@ -70,8 +75,8 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
         cosine:       final + (peak - final) * (1 + cos(pi * t)) / 2
         linear, wsd:  final + (peak - final) * (1 - t)
 
-    D is `decay_steps` for `wsd`; `cosine` and `linear` fall in all updates after the one that has
-    the peak. `constant` does not fall.
+    D is `decay_steps` for `wsd`, by default a tenth of the run, at least 1; `cosine` and `linear`
+    fall in all updates after the one that has the peak. `constant` does not fall.
 
     Args:
       name: a name of `SCHEDULES`.
@@ -95,7 +100,10 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
     arguments = {**SCHEDULES[name], **arguments}
     check_phases(name, steps, **arguments)
     warmup = arguments["warmup_steps"]
-    decay = arguments.get("decay_steps", steps - max(warmup, 1))
+    if name == "wsd":
+        decay = _updates_of_decay(steps, arguments["decay_steps"])
+    else:
+        decay = steps - max(warmup, 1)
     final = arguments.get("final_fraction", 1.0)
     if name == "constant" and not warmup:
         return peak
