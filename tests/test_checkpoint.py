@@ -233,6 +233,50 @@ def test_another_models_checkpoint_is_refused_and_changes_nothing(saved, foreign
     assert bits(step) == before
 
 
+SAME_SHAPES = ("block_0/kernel", "block_1/kernel", "dense/bias", "dense_1/bias")
+
+
+def renamed(step, paths):
+    """Gives the variables of `made` these paths; all have one shape and type."""
+    for variable, path in zip(checkpoint.variables_of(step), paths, strict=False):
+        variable._path = path
+    return step
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (("block_1/kernel", "block_0/kernel"), "variable 0 is 'block_0/kernel', here 'block_1/ke"),
+        (("block_0/kernel", "block_1/scale"), "variable 1 is 'block_1/kernel', here 'block_1/sca"),
+        ((*SAME_SHAPES[:2], "dense_1/bias", "dense/bias"), "variable 2 is 'dense/bias', here 'den"),
+        (("block_1/kernel", "block_0/kernel", "dense_4/bias", "dense_5/bias"), "variable 0 is"),
+        ((*SAME_SHAPES[:3], "dense_1_bias_momentum"), "variable 3 is 'dense_1/bias', here 'dense_"),
+    ],
+)
+def test_variables_of_one_shape_that_changed_places_are_refused(tmp_path, paths, words):
+    four = {"dtypes": ["float32"] * 4}
+    saved = checkpoint.save(tmp_path, renamed(made(seed=1, **four), SAME_SHAPES), {}, keep=1)
+    step = renamed(made(seed=2, **four), paths)
+    before = bits(step)
+    with pytest.raises(UsageError, match=f"{saved.name} belongs to another model: {words}"):
+        checkpoint.restore(saved, step)
+    assert bits(step) == before
+
+
+def test_automatic_numbers_of_another_process_are_no_difference(tmp_path):
+    names = ("block_0/dense/kernel", "block_1/dense_1/kernel", "adam/block_0_dense_kernel_momentum")
+    later = [
+        name.replace("dense_1", "dense_8").replace("dense/", "dense_7/").replace("adam", "adam_3")
+        .replace("dense_kernel", "dense_7_kernel")
+        for name in names
+    ]  # fmt: skip
+    three = {"dtypes": ["float32"] * 3}
+    saved = checkpoint.save(tmp_path, renamed(made(seed=1, **three), names), {}, keep=1)
+    step = renamed(made(seed=2, **three), later)
+    checkpoint.restore(saved, step)
+    assert bits(step) == bits(made(seed=1, **three))
+
+
 def test_a_checkpoint_holds_no_objects(tmp_path):
     """Nothing in a work directory is ever executed: pickled arrays are refused."""
     path = tmp_path / "step_0000000001.npz"

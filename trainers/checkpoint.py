@@ -2,7 +2,8 @@
 
 A checkpoint is an uncompressed .npz (a zip, so every array carries a CRC) of all variables in
 order, and a header with their paths, the step and the run's own counters. Arrays are matched by
-place and shape, not by Keras' automatic names, which differ from process to process.
+place; shapes, types and paths must agree, but for the numbers in Keras' automatic names, which
+differ from process to process.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from zoo.errors import RunError, UsageError, short
 
 _READERS = 2  # threads; reading and checking a CRC leave Python to others
 _NAME = re.compile(r"step_(\d{10})\.npz")
+_NUMBER = re.compile(r"_(\d+)(?=[_/]|$)")  # in a variable's path
 
 
 def variables_of(step) -> list:
@@ -133,9 +135,41 @@ def restore(path: Path | bytes, step) -> dict:
                 f"{path} belongs to another model: {name} is {saved[0]} {saved[1]}, "
                 f"here {here[0]} {here[1]}."
             )
+    paths = [variable.path for variable in variables]
+    if (place := _first_other(header["paths"], paths)) is not None:
+        raise UsageError(
+            f"{path} belongs to another model: variable {place} is {header['paths'][place]!r}, "
+            f"here {paths[place]!r}."
+        )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array.view(variable.dtype) if variable.dtype == "bfloat16" else array)
     return header["counters"]
+
+
+def _first_other(saved: Sequence[str], here: Sequence[str]) -> int | None:
+    """Returns where two lists of paths first name different variables; None if nowhere.
+
+    Keras counts layers without a name of their own through a process: `dense_1` may be `dense_5`
+    elsewhere. So words must be equal, and of the numbers behind a word ("block" in
+    `block_0/dense_1/kernel`) those that both lists use alike. Two layers of one shape without
+    names that changed places cannot be told apart.
+    """
+    pairs = list(zip(map(_words_and_numbers, saved), map(_words_and_numbers, here), strict=True))
+    used, used_here = (
+        {number for sides in pairs for number in sides[side][1].items()} for side in (0, 1)
+    )
+    counted = {word for word, _ in used ^ used_here}
+    for place, ((words, numbers), (other_words, other_numbers)) in enumerate(pairs):
+        fixed = (numbers.keys() | other_numbers.keys()) - counted
+        if words != other_words or any(numbers.get(x) != other_numbers.get(x) for x in fixed):
+            return place
+    return None
+
+
+def _words_and_numbers(path: str) -> tuple[str, dict[str, str]]:
+    """Returns a path without its numbers, and each number by the words before it."""
+    numbers = {_NUMBER.sub("", path[: m.start()]): m[1] for m in _NUMBER.finditer(path)}
+    return _NUMBER.sub("", path), numbers
 
 
 def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
