@@ -1,6 +1,7 @@
 """Parquet files that declare or hold far more than their bytes, and damaged ones."""
 
 import os
+import random
 import resource
 
 import pytest
@@ -12,7 +13,8 @@ pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 import pyarrow
 from pyarrow import parquet
 
-from zoo.prep import read
+from zoo.prep import parquet as zoo_parquet
+from zoo.prep import read, unpack
 from zoo.prep.document import Tally
 
 
@@ -102,6 +104,84 @@ def test_a_damaged_row_group_costs_itself_alone(tmp_path):
     found, unreadable = pages.read_all(tmp_path)
     assert [document.text for document in found] == texts[:10] + texts[20:]
     assert unreadable == {"row groups damaged": 1}
+
+
+def changed(path, **options):
+    """Writes three row groups, and returns the file's bytes and where its footer begins."""
+    table = pyarrow.table({"text": [f"text {number}" for number in range(30)]})
+    parquet.write_table(table, path, row_group_size=10, **options)
+    data = path.read_bytes()
+    return bytearray(data), len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+
+
+def test_one_bit_anywhere_ends_nothing_and_loses_no_row_in_silence(tmp_path):
+    """Some bits made pyarrow end the process, or leave out a row group without an error."""
+    path = tmp_path / "a.parquet"
+    good, footer = changed(path, compression="none")
+    draw = random.Random(4)
+    places = [*range(footer, len(good)), *draw.choices(range(footer), k=100)]
+    for place in places:
+        data = bytearray(good)
+        data[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        found, unreadable = pages.read_all(path)
+        assert len(found) == 30 or unreadable, place
+
+
+def test_a_damaged_page_is_told_by_its_checksum(tmp_path):
+    path = tmp_path / "a.parquet"
+    options = {"use_dictionary": False, "compression": "none", "write_page_checksum": True}
+    data, _ = changed(path, **options)
+    place = data.index(b"text 14")
+    data[place + 5 : place + 7] = b"99"
+    path.write_bytes(data)
+    found, unreadable = pages.read_all(path)
+    assert [document.text for document in found] == [
+        f"text {i}" for i in (*range(10), *range(20, 30))
+    ]
+    assert unreadable == {"row groups damaged": 1}
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
+def test_every_encoding_of_text_is_read(tmp_path, encoding):
+    path = tmp_path / "a.parquet"
+    changed(path, use_dictionary=False, column_encoding={"text": encoding})
+    found, unreadable = pages.read_all(path)
+    assert [document.text for document in found] == [f"text {number}" for number in range(30)]
+    assert not unreadable
+
+
+def test_a_prefix_that_many_rows_share_takes_no_memory(tmp_path, monkeypatch):
+    """Delta encoded, each row is what the one before it was, and nothing more."""
+    path, free = tmp_path / "a.parquet", 4 << 20
+    monkeypatch.setattr(unpack, "FREE_BYTES", free)
+    monkeypatch.setattr(zoo_parquet, "FREE_BYTES", free)
+    for kind in ("string", "large_binary"):
+        value = pyarrow.array(["a" * (1 << 20)] * 100).cast(kind)
+        encoding = {"text": "DELTA_BYTE_ARRAY"}
+        table = pyarrow.table({"text": value})
+        parquet.write_table(table, path, use_dictionary=False, column_encoding=encoding)
+        del value, table
+        before = pyarrow.total_allocated_bytes()
+        shard = {"files": [{"path": str(path), "kind": "parquet"}], "stripe": 0, "stripes": 1}
+        tally, most = Tally(), 0
+        for _ in read.documents(shard, pages.settings(), tally):
+            most = max(most, pyarrow.total_allocated_bytes() - before)
+        assert tally.unreadable == {"files: bomb": 1}
+        assert 0 < most < 20 << 20
+
+
+def test_a_date_without_a_known_time_zone_costs_no_text(tmp_path):
+    dates = pyarrow.array([1], pyarrow.timestamp("us", "Mars/Olympus"))
+    parquet.write_table(pyarrow.table({"text": ["one"], "date": dates}), tmp_path / "a.parquet")
+    (found,), unreadable = pages.read_all(tmp_path)
+    assert (found.text, found.date, unreadable) == ("one", "", {})
+
+
+def test_a_file_without_rows_holds_no_records(tmp_path):
+    empty = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+    parquet.write_table(empty, tmp_path / "a.parquet")
+    assert pages.read_all(tmp_path) == ([], {"files: no records": 1})
 
 
 @pytest.mark.parametrize("kind", ["parquet", "warc", "jsonl", "html", "text"])

@@ -270,6 +270,29 @@ def test_bad_lines_are_counted(tmp_path):
     }  # fmt: skip
 
 
+def test_json_is_utf_8_and_is_not_guessed(tmp_path):
+    texts = ["El niño comió piñas en la montaña", "caf\u00e9", "plain", "größer"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    data = "\n".join(lines[:2]).encode("latin-1") + "\n\n".join(["", *lines[2:]]).encode()
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + data)
+    found, unreadable = pages.read_all(tmp_path)
+    assert [document.text for document in found] == ["caf\ufffd", "plain", "größer"]
+    assert unreadable == {"lines that are not UTF-8": 1}
+    (tmp_path / "a.jsonl").write_bytes(b"\n \n\n")
+    assert pages.read_all(tmp_path) == ([], {"files: no records": 1})
+
+
+@pytest.mark.parametrize(("declared", "codec"), [("", "utf-8"), ("; charset=gbk", "gbk")])
+def test_texts_of_wet_files_are_utf_8_unless_they_say_otherwise(tmp_path, declared, codec):
+    body = "It is an English text of some words – 好".encode(codec).replace(b"some", b"s\xffome")
+    head = "WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://e/\r\n"
+    head += f"Content-Type: text/plain{declared}\r\nContent-Length: {len(body)}\r\n\r\n"
+    (tmp_path / "a.wet").write_bytes(head.encode() + body + b"\r\n\r\n")
+    (found,), unreadable = pages.read_all(tmp_path)
+    assert found.text == "It is an English text of s\ufffdome words – 好"
+    assert not unreadable
+
+
 def test_a_line_of_a_hundred_megabytes_takes_no_memory(tmp_path):
     import tracemalloc
 

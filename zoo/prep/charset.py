@@ -86,7 +86,7 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
             return text
     texts = [_decoded(content, encoding) for encoding in encodings]
     for text in texts:
-        if text.count(_REPLACEMENT) <= max(1, MAX_MISFITS * len(content)):
+        if _fits(text, content):
             return text
     from trafilatura.utils import detect_encoding
 
@@ -100,6 +100,19 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
             return without_surrogates(text)
     texts.append(content.decode(errors="replace"))
     return min(texts, key=lambda text: text.count(_REPLACEMENT))
+
+
+def as_utf8(content: bytes) -> str | None:
+    """Returns the text of what is UTF-8 by its format, such as JSON; None where much does not fit.
+
+    A byte that does not fit is U+FFFD.
+    """
+    text = content.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
+    return text if _fits(text, content) else None
+
+
+def _fits(text: str, content: bytes) -> bool:
+    return text.count(_REPLACEMENT) <= max(1, MAX_MISFITS * len(content))
 
 
 def without_surrogates(text: str) -> str:

@@ -3,16 +3,20 @@
 A few hundred bytes can declare any number of rows, and store one value of any size for all of them.
 So the footer is asked first, then the header of each page (which is what pyarrow allocates by), and
 the values that come out are counted. Columns of text are read as dictionaries, so that a value that
-many rows share is held once.
+many rows share is held once; of others few rows at once, where their pages are large.
+
+The footer is read here: pyarrow's objects for damaged columns end the process.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from zoo.prep.unpack import is_bomb, open_input
+from zoo.prep.unpack import FREE_BYTES, is_bomb, open_input
 
-ROWS = 256  # that are read at once
+ROWS = 256  # that are read at once, at most
 _ROW_BYTES = 64  # a row counts as at least so many
+_LONGEST = 1 << 16  # bytes of a string in a header or footer
 DAMAGED = object()  # a value that Python cannot hold: broken UTF-8, or a date behind the year 9999
 
 
@@ -50,14 +54,21 @@ def row_groups(
         schema = about.schema.to_arrow_schema()
         names = [field.name for field in schema if not types.is_nested(field.type)]
         names = [name for name in names if name in wanted]
-        texts = [name for name in names if _is_text(schema.field(name).type)]
+        groups = _row_groups(file)
+        if len(groups) != about.num_row_groups:
+            raise OSError("a footer that is none")
+        plain = {_path(column) for group in groups for column in _columns(group) if _delta(column)}
+        texts = [name for name in names if _is_text(schema.field(name).type) and name not in plain]
         packed, size = os.fstat(file.fileno()).st_size, 0
 
         def rows(number: int) -> Iterator[dict]:
             nonlocal size
             try:
-                _check(file, about.row_group(number), names, max_ratio)
-                for batch in table.iter_batches(ROWS, [number], columns=names):
+                count, at_once = _check(file, groups[number], names, texts, max_ratio)
+                if not count:
+                    return
+                for batch in table.iter_batches(at_once, [number], columns=names):
+                    count -= batch.num_rows
                     # Of all rows, so that it does not depend on which of them are `mine`.
                     size += sum(map(_bytes_of, batch.columns))
                     if is_bomb(size, packed, max_ratio):
@@ -65,11 +76,15 @@ def row_groups(
                     for place in range(batch.num_rows):
                         if mine():
                             yield {name: _value(batch.column(name)[place]) for name in names}
+                if count:  # pyarrow passes over some damage
+                    raise OSError("rows are missing")
             except (pyarrow.ArrowException, OSError) as error:
                 raise DamagedRows from error
 
-        with pyarrow.parquet.ParquetFile(file, read_dictionary=texts) as table:
-            yield from map(rows, range(about.num_row_groups))
+        with pyarrow.parquet.ParquetFile(
+            file, read_dictionary=texts, page_checksum_verification=True
+        ) as table:
+            yield from map(rows, range(len(groups)))
 
 
 def _is_text(kind) -> bool:
@@ -92,46 +107,94 @@ def _bytes_of(column) -> int:
 def _value(field):
     try:
         return field.as_py()
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, LookupError):  # the last of unknown time zones
         return DAMAGED
 
 
 # --- what a row group declares --------------------------------------------------------------------
 
 
-def _check(file, group, names: list[str], max_ratio: float) -> None:
-    """Raises `Bomb` where the rows or the pages of a row group are too many for its bytes."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    packed = sum(column.total_compressed_size for column in columns)
-    size, place = group.num_rows * _ROW_BYTES, file.tell()
+def _row_groups(file) -> list[dict]:
+    """Returns the row groups as the footer has them, by the numbers of their fields.
+
+    https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+    """
+    file.seek(-8, os.SEEK_END)
+    size = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - size, os.SEEK_END)
+    groups = _list(_Thrift(io.BytesIO(file.read(size))).struct(), 4)
+    return [group for group in groups if isinstance(group, dict)]
+
+
+def _columns(group: dict) -> list[dict]:
+    """Returns the metadata of the columns of a row group."""
+    columns = [column.get(3) for column in _list(group, 1) if isinstance(column, dict)]
+    return [column for column in columns if isinstance(column, dict)]
+
+
+def _path(column: dict) -> str:
+    parts = (part for part in _list(column, 3) if isinstance(part, bytes))
+    return b".".join(parts).decode(errors="replace")
+
+
+def _delta(column: dict) -> bool:
+    """Whether pages are delta encoded: pyarrow does not read these as dictionaries."""
+    return any(encoding in (6, 7) for encoding in _list(column, 2))
+
+
+def _list(fields: dict, number: int) -> list:
+    value = fields.get(number)
+    return value if isinstance(value, list) else []
+
+
+def _number(fields: dict, number: int) -> int:
+    value = fields.get(number)
+    if not isinstance(value, int) or value < 0:
+        raise OSError("a size that is none")
+    return value
+
+
+def _check(file, group, names: list[str], texts: list[str], max_ratio: float) -> tuple[int, int]:
+    """Checks what a row group declares.
+
+    Returns:
+      Its number of rows, and how many of them may be read at once.
+
+    Raises:
+      Bomb: where its rows or pages are too many for its bytes.
+      OSError: where it is damaged.
+    """
+    columns, rows, place = _columns(group), _number(group, 3), file.tell()
+    packed = sum(_number(column, 7) for column in columns)
+    size, largest = rows * _ROW_BYTES, 1
     for column in columns:
-        size += column.total_uncompressed_size
-        if column.path_in_schema in names:
-            pages = sum(_page_sizes(file, column))
-            size += max(0, pages - column.total_uncompressed_size)
+        unpacked, name = _number(column, 6), _path(column)
+        size += unpacked
+        if name in names and _number(column, 5) != rows:
+            raise OSError("a column of another length")
+        if name in names and rows:
+            pages = list(_page_sizes(file, column))
+            size += max(0, sum(pages) - unpacked)
+            # A row may take as much as a page: a value of a dictionary, or of what is before it.
+            if name not in texts:
+                largest = max(largest, *pages)
     file.seek(place)
     if is_bomb(size, packed, max_ratio):
         raise Bomb
+    return rows, max(1, min(ROWS, FREE_BYTES // largest))
 
 
-def _page_sizes(file, column) -> Iterator[int]:
+def _page_sizes(file, column: dict) -> Iterator[int]:
     """Yields the unpacked size of each page of a column, as the page's header has it."""
-    place = column.data_page_offset
-    if column.has_dictionary_page and column.dictionary_page_offset:
-        place = min(place, column.dictionary_page_offset)
-    end = place + column.total_compressed_size
+    place = _number(column, 9)
+    if column.get(11):
+        place = min(place, _number(column, 11))
+    end = place + _number(column, 7)
     while place < end:
         file.seek(place)
         fields = _Thrift(file).struct()
-        unpacked, packed = fields.get(2), fields.get(3)
-        if (
-            not isinstance(unpacked, int)
-            or not isinstance(packed, int)
-            or min(unpacked, packed) < 0
-        ):
-            raise OSError("a page without a size")
-        yield unpacked
-        place = file.tell() + packed
+        yield _number(fields, 2)
+        place = file.tell() + _number(fields, 3)
 
 
 class _Thrift:
@@ -140,33 +203,47 @@ class _Thrift:
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
 
-    _DEEPEST = 8
+    _DEEPEST = 12
 
     def __init__(self, file):
         self._file = file
 
-    def struct(self, depth: int = 0) -> dict[int, int | None]:
-        """Returns the fields by their number: integers, and None for all others."""
+    def struct(self, depth: int = 0) -> dict:
+        """Returns the fields by their number: integers, bytes, lists and structures."""
         fields, number = {}, 0
         if depth > self._DEEPEST:
             raise OSError("a header that is none")
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else _signed(self._varint())
-            fields[number] = self._field(head & 15, depth)
+            # A boolean of a structure is in its kind.
+            fields[number] = None if head & 15 in (1, 2) else self._value(head & 15, depth)
         return fields
 
-    def _field(self, kind: int, depth: int) -> int | None:
+    def _value(self, kind: int, depth: int):
+        if kind in (1, 2, 3):
+            return self._byte()
         if kind in (4, 5, 6):
             return _signed(self._varint())
-        if kind == 3:
-            self._byte()
-        elif kind == 8:
-            self._file.seek(self._varint(), 1)
-        elif kind == 12:
-            self.struct(depth + 1)
-        elif kind not in (1, 2):
-            raise OSError("a header that is none")
-        return None
+        if kind == 7:
+            return self._bytes(8)
+        if kind == 8:
+            return self._bytes(self._varint())
+        if kind in (9, 10) and depth < self._DEEPEST:
+            head = self._byte()
+            size = head >> 4 if head >> 4 < 15 else self._varint()
+            return [self._value(head & 15, depth + 1) for _ in range(size)]
+        if kind == 12:
+            return self.struct(depth + 1)
+        raise OSError("a header that is none")
+
+    def _bytes(self, size: int) -> bytes:
+        if size > _LONGEST:  # nothing that is needed is so long
+            self._file.seek(size, os.SEEK_CUR)
+            return b""
+        data = self._file.read(size)
+        if len(data) < size:
+            raise OSError("a header that is cut off")
+        return data
 
     def _byte(self) -> int:
         data = self._file.read(1)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 
 from zoo.prep import parquet, response, warc
-from zoo.prep.charset import decode, without_surrogates
+from zoo.prep.charset import as_utf8, decode, without_surrogates
 from zoo.prep.document import Document, Tally
 from zoo.prep.members import Members
 from zoo.prep.unpack import opened
@@ -88,7 +88,8 @@ def _of_record(record: warc.Record, limit: int) -> Document:
     url = record.headers.get("warc-target-uri", "").strip("<>")
     url = without_surrogates(url)[:2000]
     if record.type == "conversion":
-        return Document(text=decode(record.body, page=False), url=url)
+        declared = response.charset_of(record.headers.get("content-type", "")) or "utf-8"
+        return Document(text=decode(record.body, declared, page=False), url=url)
     if record.type != "response":
         raise response.Unreadable("records of other types")
     if not url.lower().startswith(("http:", "https:")):
@@ -139,13 +140,17 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
             cut = len(line) > limit
             while cut and line and not line.endswith(b"\n"):
                 line = file.readline(1 << 16)
-            if not mine():
+            if not (cut or line.strip()) or not mine():
                 continue
             if cut:
                 tally.unreadable["records too large"] += 1
-            elif line.strip() and not file.raw.problem:
+            elif not file.raw.problem:
+                text = as_utf8(line)
+                if text is None:
+                    tally.unreadable["lines that are not UTF-8"] += 1
+                    continue
                 try:
-                    row = json.loads(decode(line, page=False), strict=False)
+                    row = json.loads(text, strict=False)
                 except (ValueError, RecursionError):
                     tally.unreadable["lines that are no JSON"] += 1
                     continue

@@ -46,8 +46,7 @@ class Response:
     @property
     def charset(self) -> str:
         """Declared encoding, or ""."""
-        match = _CHARSET.search(self._header("content-type"))
-        return match.group(1) if match else ""
+        return charset_of(self._header("content-type"))
 
     def body(self, limit: int, coded_by=("content-encoding", "transfer-encoding")) -> bytes:
         """Returns the decoded body.
@@ -80,6 +79,12 @@ class Response:
         values = ",".join(value for key, value in self.headers if key == name)
         codings = (value.partition(";")[0].strip().lower() for value in values.split(","))
         return [coding for coding in codings if coding not in ("", "identity", "none")]
+
+
+def charset_of(content_type: str) -> str:
+    """Returns the charset of a Content-Type, or ""."""
+    match = _CHARSET.search(content_type)
+    return match.group(1) if match else ""
 
 
 def parse(block: bytes) -> Response:
