@@ -5,9 +5,10 @@ import json
 import pytest
 
 from trainers import report
-from trainers.foreign import _converted, refuse_foreign
+from trainers.foreign import refuse_foreign
 from trainers.workdir import read_config
 from zoo.errors import UsageError
+from zoo.models.transformers_files import CONVERTED
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_other_kinds(folder, tmp_path):
     with pytest.raises(UsageError, match="only models of type gpt2 and llama are converted"):
         read_config(folder)
     (folder / "config.json").write_text(
-        '{"module": "keras_hub.src.x", "class_name": "GPT2Backbone"}'
+        '{"module": "keras_hub.src.x", "class_name": "GPT2Backbone", "config": {}}'
     )
     with pytest.raises(UsageError, match=r"preset of KerasHub \(GPT2Backbone\).*=keras_hub:/"):
         read_config(folder)
@@ -70,4 +71,36 @@ def test_other_kinds(folder, tmp_path):
 def test_the_converted_families_are_all_named():
     from zoo.models.convert import FAMILIES
 
-    assert set(_converted()) == {family.model_type for family in FAMILIES}
+    assert set(CONVERTED) == {family.model_type for family in FAMILIES}
+
+
+@pytest.mark.parametrize("words", VERBS)
+def test_a_config_of_another_program(words, folder, zoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder.mkdir()
+    (folder / "config.json").write_text('{"name": "my-app", "version": 1}')
+    answer = zoo_command(*words.format(folder).split())
+    assert answer.status == 2
+    assert "config.json of another program (it holds 'name', 'version')" in answer.one_line()
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("words", VERBS[:-1])
+def test_what_lies_there_is_said(words, folder, zoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = f"{folder} is not a work directory: it has no config.json. "
+    assert f"{line}Nothing lies there." in zoo_command(*words.format(folder).split()).one_line()
+    folder.mkdir()
+    assert f"{line}It is an empty folder." in zoo_command(*words.format(folder).split()).one_line()
+    for name in "abcdefg":
+        (folder / name).touch()
+    answer = zoo_command(*words.format(folder).split())
+    assert f"{line}The folder holds a, b, c, d, e and 2 more." in answer.one_line()
+
+
+def test_no_run_begins_in_a_saved_model(folder, zoo_command):
+    folder.mkdir()
+    (folder / "saved_model.pb").touch()
+    answer = zoo_command("train", "cnn_digits:debug", f"--workdir={folder}")
+    assert "is a SavedModel, not a work directory" in answer.one_line()
+    assert [path.name for path in folder.iterdir()] == ["saved_model.pb"]

@@ -52,6 +52,8 @@ def place(tmp_path_factory):
     one = {"validation_image": rare["train_image"][:2], "validation_label": np.array([1, 1])}
     np.savez(place / "one_class.npz", **rare, **one)
     (place / "book.txt").write_text("A line of text that is long enough.\n" * 200)
+    (place / "bert").mkdir()
+    (place / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (place / "file").write_text("")
     run = place / "run"
     run.mkdir()
@@ -105,7 +107,18 @@ CASES = [
     # missing data and paths
     (f"{CNN} --config.data.source=npz:nothing.npz", "There is no file"),
     (f"{CNN} --config.data.source=digit", "Did you mean 'digits'"),
-    (f"{CNN} --config.init_from=nothing", "There is no "),
+    (f"{CNN} --config.init_from=nothing", "Nothing lies there"),
+    (f"{CNN} --config.init_from=book.txt", "It is a file"),
+    (f"{CNN} --config.init_from=images", "The folder holds ants, bees, cats"),
+    (f"{CNN} --config.init_from=run", "holds no final model"),
+    (f"{CNN} --config.init_from=bert", "models of type gpt2, llama are converted"),
+    (f"{CNN} --config.data.source=npz:", "data.source=npz:PATH needs a path"),
+    (f"{CNN} --config.data.source=npz:images", "The folder holds ants, bees, cats"),
+    (f"{CNN} --config.data.source=small.npz", "Did you mean 'npz:small.npz'"),
+    (f"{CNN} --config.data.source=images", "Did you mean 'folder:images'"),
+    (f"{CNN} --config.model.num_classes=0", "set model.num_classes"),
+    ("train gpt_pydoc:debug --workdir=new --config.data.source=text:images", "holds ants, bees"),
+    ("train seq2seq_multi30k:debug --workdir=new --config.data.source=pairs:images", "ants, bees"),
     (f"{FINE} --config.model.weights=nothing.weights.h5", "a path that exists"),
     (f"{CNN} --config.compress.distill.teacher=nothing", "nothing"),
     # names

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from zoo.errors import UsageError
+from zoo.data.disk import lies_at
+from zoo.errors import UsageError, short
+from zoo.models.transformers_files import CONVERTED
 
 
 def refuse_foreign(path: str | Path, saved=None) -> None:
@@ -21,8 +23,8 @@ def refuse_foreign(path: str | Path, saved=None) -> None:
     elif isinstance(saved, dict) and "model_type" in saved:
         kind = f"is a folder of transformers (model_type {saved['model_type']!r})"
         use = f"{start}, and zoo.models.convert.from_transformers opens it in Python"
-        if saved["model_type"] not in _converted():
-            use = f"only models of type {' and '.join(_converted())} are converted"
+        if saved["model_type"] not in CONVERTED:
+            use = f"only models of type {' and '.join(CONVERTED)} are converted"
     elif isinstance(saved, dict) and str(saved.get("module", "")).startswith("keras_hub"):
         kind = f"is a preset of KerasHub ({saved.get('class_name')})"
         use = start.replace(f"init_from={path}", f"init_from=keras_hub:{path}")
@@ -31,11 +33,17 @@ def refuse_foreign(path: str | Path, saved=None) -> None:
         use = f"zoo train RECIPE --config.data.source=prepared:{path} --workdir=W trains on it"
     elif (path / "saved_model.pb").exists():
         kind, use = "is a SavedModel", "tf.saved_model.load opens it"
+    elif isinstance(saved, dict) and saved and not {"format_version", "config"} & set(saved):
+        keys = ", ".join(repr(short(key)) for key in list(saved)[:3])
+        kind = f"has a config.json of another program (it holds {keys})"
+        use = "give the folder that `zoo train --workdir=W` wrote"
     else:
         return
     raise UsageError(f"{path} {kind}, not a work directory: {use}.")
 
 
-def _converted() -> tuple[str, ...]:
-    # As of zoo.models.convert.FAMILIES, which loads Keras.
-    return ("gpt2", "llama")
+def check_has_config(path: str | Path) -> None:
+    """Raises `UsageError` where a folder has no config.json; the message says what lies there."""
+    if not (Path(path) / "config.json").exists():
+        refuse_foreign(path)
+        raise UsageError(f"{path} is not a work directory: it has no config.json. {lies_at(path)}")

@@ -7,11 +7,13 @@ import keras
 from trainers import keras_internals
 from trainers.compress import low_rank, structured
 from trainers.muon import output_layers
+from trainers.preflight import check_init_from
 from trainers.remote import local
 from trainers.workdir import load_model, open_model, read_config
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRankEmbedding
 from zoo.models.architecture import added_by_compression, differences
+from zoo.models.transformers_files import is_transformers
 
 _SHOWN = 5  # differences in a refusal
 
@@ -127,25 +129,17 @@ def _outputs(model) -> list:
 
 
 def _is_work_directory(source: str) -> bool:
-    from zoo.models import convert
-
-    return Path(source).is_dir() and not convert.is_transformers(source)
+    return Path(source).is_dir() and not is_transformers(source)
 
 
 def open_source(source: str) -> keras.Model:
     """Returns the model of a source as `initialize` takes them."""
     from zoo.models import convert
 
+    check_init_from(source)
     path = Path(source)
     if source.startswith("keras_hub:"):
         return convert.from_keras_hub(source.removeprefix("keras_hub:"))
-    if path.is_dir() and convert.is_transformers(path):
+    if path.is_dir() and is_transformers(path):
         return convert.from_transformers(path)
-    if path.is_dir():
-        return load_model(path)
-    if path.suffix == ".keras" and path.is_file():
-        return open_model(path)
-    raise UsageError(
-        "init_from is a work directory or a .keras file, or a folder of transformers, or "
-        f"keras_hub:PRESET. Received: {source!r}."
-    )
+    return load_model(path) if path.is_dir() else open_model(path)

@@ -15,8 +15,10 @@ from trainers.schedules import check_phases, total_steps
 from trainers.workdir import WorkDirectory, model_path, read_config
 from zoo import registry
 from zoo.data.datasets import FOLDER, TFDS
+from zoo.data.disk import lies_at, read_json
 from zoo.data.hold_out import with_hold_out
 from zoo.errors import UsageError, compiled
+from zoo.models.transformers_files import check_model_type, is_transformers
 
 
 def check_config(config, coming: Collection[Path] = ()) -> None:
@@ -96,12 +98,28 @@ def check_start(config, workdir: str | Path, coming: Collection[Path] = ()) -> N
     start = config.init_from
     begun = (Path(workdir) / "config.json").exists()  # what it started from may be gone
     check_source(config, begun)
-    if begun or not start or ":" in start or Path(start) in coming:
+    if start and not begun and "://" not in start and Path(start) not in coming:
+        check_init_from(start)
+
+
+def check_init_from(source: str) -> None:
+    """Raises `UsageError` where `init_from` is nothing that a run can start from.
+
+    Args:
+      source: as `trainers.init_from.initialize` takes it, on this machine.
+    """
+    path = Path(source)
+    if source.startswith("keras_hub:"):
         return
-    if not Path(start).exists():
+    if path.is_dir() and is_transformers(path):
+        config = path / "config.json"
+        check_model_type(config, read_json(config)["model_type"])
+    elif path.is_dir():
+        model_path(path)
+    elif not (path.suffix == ".keras" and path.is_file()):
         raise UsageError(
             "init_from is a work directory or a .keras file, or a folder of transformers, or "
-            f"keras_hub:PRESET. There is no {start}."
+            f"keras_hub:PRESET. Received: {source}. {lies_at(path)}"
         )
 
 

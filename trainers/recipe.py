@@ -237,7 +237,9 @@ def _anchor(config: ml_collections.ConfigDict) -> None:
     """Makes the paths of a recipe absolute, so that they hold in whatever folder it is used."""
     kind, colon, path = config.data.source.partition(":")
     _refuse_remote("data.source", path)
-    if kind in ("text", "pairs", "npz", "folder", "prepared") and path:
+    if kind in ("text", "pairs", "npz", "folder", "prepared") and colon:
+        if not path:
+            raise UsageError(f"data.source={kind}:PATH needs a path. Received: '{kind}:'.")
         config.data.source = f"{kind}{colon}{expanded(path).absolute()}"
     places = [
         (config.data, "tokenizer"), (config, "init_from"), (config.compress.distill, "teacher"),

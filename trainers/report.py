@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from trainers import report_sections as sections
-from trainers.foreign import refuse_foreign
+from trainers.foreign import check_has_config, refuse_foreign
 from zoo.data.arrays import open_npz
 from zoo.data.bounds import JSON_EXPANSION
 from zoo.data.disk import atomic, read_bytes, read_json
-from zoo.errors import RunError, UsageError, short
+from zoo.errors import RunError, short
 from zoo.locks import is_held
 
 _MOST_SHEETS = 12
@@ -88,15 +88,10 @@ def write_report(workdir: str | Path) -> Path:
 
 def read_run(workdir: Path) -> Run:
     """Reads whatever of the work directory is there; only config.json must exist."""
-    if not (workdir / "config.json").is_file():
-        refuse_foreign(workdir)
-        raise UsageError(
-            f"Not a work directory, it has no config.json: {str(workdir)!r}. "
-            "`zoo train CONFIG --workdir=D` makes one."
-        )
+    check_has_config(workdir)
     notes = []
     resolved = _read_json(workdir / "config.json", notes)
-    if "config" not in resolved:
+    if "format_version" not in resolved:
         refuse_foreign(workdir, resolved)
     config = _part(resolved, "config")
     planned = sections.number(_part(config, "trainer").get("steps"))

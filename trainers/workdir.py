@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trainers import remote
-from trainers.foreign import refuse_foreign
+from trainers.foreign import check_has_config, refuse_foreign
 from trainers.layout import FOLDERS, check_layout
 from trainers.schema import check_values
 from zoo.data.bounds import JSON_EXPANSION
@@ -93,6 +93,8 @@ class WorkDirectory:
         """
         if (self / "config.json").is_file():
             read_config(self.path)
+        elif self.path.is_dir():
+            refuse_foreign(self.path)
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
@@ -295,12 +297,11 @@ def read_config(workdir: str | Path) -> dict:
       RunError: where the file is damaged.
     """
     path = Path(workdir) / "config.json"
-    if not path.exists():
-        refuse_foreign(workdir)
-        raise UsageError(f"{workdir} is not a work directory: it has no config.json.")
+    check_has_config(workdir)
     saved = read_json(path)
-    if not isinstance(saved, dict) or "config" not in saved:
+    if not isinstance(saved, dict) or "format_version" not in saved:
         refuse_foreign(workdir, saved)
+    if not isinstance(saved, dict) or "config" not in saved:
         raise RunError(f"{path} is damaged: it holds no recipe.")
     if saved.get("format_version") != FORMAT_VERSION:
         raise UsageError(

@@ -34,6 +34,7 @@ from zoo.data import corpus_readers as readers
 from zoo.data.corpus_readers import Tally, TextFile
 from zoo.data.corpus_splits import key_hash, split_by_cut, split_by_hash
 from zoo.data.datasets import list_datasets, register_dataset
+from zoo.data.disk import lies_at
 from zoo.errors import RunError, UsageError, near_names
 
 TEXT = "text:"
@@ -228,7 +229,7 @@ def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]
             and found.is_file()
         )
         if not labels:
-            raise UsageError(f"{root} holds no .txt or .txt.gz files.")
+            raise UsageError(f"{root} holds no .txt or .txt.gz files. {lies_at(root)}")
         return labels, [root / label for label in labels], readers.whole_texts
     path = _existing_file(text, root, "file or folder")
     for ending, read in ((".txt", readers.whole_texts), (".jsonl", readers.json_texts)):
@@ -274,7 +275,7 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
 
 def _existing_file(text: str, path: Path, what: str = "file") -> Path:
     if not (text and path.is_file()):
-        raise UsageError(f"There is no {what} {text!r}.")
+        raise UsageError(f"There is no {what} {text!r}. {lies_at(path)}")
     return path
 
 

@@ -187,8 +187,11 @@ def list_datasets() -> tuple[str, ...]:
 def dataset_entry(name: str) -> DatasetEntry:
     """Returns the row of `name`; raises UsageError with the near names where there is none."""
     if name not in _REGISTER:
+        near = near_names(name, _REGISTER)
+        if os.path.exists(name):
+            near = f" Did you mean '{FOLDER if os.path.isdir(name) else NPZ}{name}'?"
         raise UsageError(
-            f"There is no data set {name!r}.{near_names(name, _REGISTER)} "
+            f"There is no data set {name!r}.{near} "
             f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
             "folder:FOLDER for pictures, tfds:NAME:VERSION for any of TFDS; your own by --import "
             "of the module that registers it."

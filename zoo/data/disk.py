@@ -28,6 +28,25 @@ _KINDS = {
 _TEMPORARY = re.compile(r"\.zoo-[0-9a-f]{16}\.tmp")
 
 
+def lies_at(path: str | Path, shown: int = 5) -> str:
+    """Returns a sentence for errors that says what lies at a path.
+
+    Args:
+      path: of anything, or of nothing.
+      shown: largest number of names of a folder's content.
+    """
+    try:
+        if not os.path.isdir(path):
+            return "It is a file." if os.path.lexists(path) else "Nothing lies there."
+        names = sorted(short(name) for name in os.listdir(path))
+    except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
+        return f"It cannot be read: {short(error)}."
+    if not names:
+        return "It is an empty folder."
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return f"The folder holds {', '.join(names[:shown])}{more}."
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 

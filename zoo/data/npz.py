@@ -6,6 +6,7 @@ import numpy as np
 
 from zoo.data.arrays import open_npz
 from zoo.data.datasets import SPLITS, Dataset, fingerprint
+from zoo.data.disk import lies_at
 from zoo.errors import RunError, UsageError, short
 
 # A label beyond this is a damaged number, not a class; it would ask for a billion class names.
@@ -23,10 +24,10 @@ def load(name: str, path: Path) -> Dataset:
       RunError: it cannot be read, or an array is missing or wrong.
     """
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
+        raise UsageError(f"There is no file {path}. {lies_at(path)}")
     splits, arrays = {}, _read_npz(path)
     listed = [f"{key!r} {array.shape}" for key, array in arrays.items()]
-    there = f"It has: {', '.join(listed[:10])}{', ...' if len(listed) > 10 else ''}."
+    there = f"It has: {', '.join(listed[:10]) or 'none'}{', ...' if len(listed) > 10 else ''}."
     for key, array in arrays.items():
         split, _, array_name = key.partition("_")
         if not (split and array_name):

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from zoo.data.bounds import check_memory
 from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
-from zoo.data.disk import file_digest, open_file
+from zoo.data.disk import file_digest, lies_at, open_file
 from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError, short
 from zoo.locks import one_at_a_time
@@ -180,13 +180,13 @@ def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[
         training split.
     """
     if not root.is_dir():
-        raise UsageError(f"There is no folder {root}.")
+        raise UsageError(f"There is no folder {root}. {lies_at(root)}")
     splits, ignored = _splits(root)
     names = sorted({name for classes in splits.values() for name in classes})
     if len(names) < 2:
         raise UsageError(
             f"{root} must hold a folder of pictures for each of two classes or more, or such "
-            f"folders in {', '.join(SPLITS)}. Found: {', '.join(names) or 'no folder'}."
+            f"folders in {', '.join(SPLITS)}. {lies_at(root)}"
         )
     known = splits.get("train", names)
     for split, classes in splits.items():

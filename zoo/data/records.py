@@ -31,6 +31,7 @@ from zoo.data.disk import (
     file_digest,
     fsync_file,
     fsync_folder,
+    lies_at,
     naming,
     open_file,
     open_in_place,
@@ -414,7 +415,7 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.")
+        raise UsageError(f"There is no folder {folder}. {lies_at(folder)}")
     manifest = _read_manifest(folder)
     try:
         content = {key: manifest[key] for key in ("rows", "arrays", "metadata")}

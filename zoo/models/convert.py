@@ -28,6 +28,7 @@ from zoo.models import convert_safetensors
 from zoo.models.convert_family import Config, Family
 from zoo.models.convert_gpt import GPT
 from zoo.models.convert_llama import LLAMA
+from zoo.models.transformers_files import check_model_type
 from zoo.models.weight_files import at_most
 
 FAMILIES = (GPT, LLAMA)
@@ -215,17 +216,6 @@ def to_transformers(
         convert_safetensors.write(temporary / convert_safetensors.SINGLE, tensors)
 
 
-def is_transformers(folder: str | Path) -> bool:
-    """Returns whether a folder's config.json is one of transformers.
-
-    Raises:
-      RunError: where it cannot be read.
-    """
-    path = Path(folder) / "config.json"
-    config = read_json(path) if path.exists() else None
-    return isinstance(config, dict) and "model_type" in config
-
-
 # --- which model -------------------------------------------------------------------------------
 
 
@@ -236,14 +226,12 @@ def _read_config(path: Path) -> tuple[Family, dict]:
     if not isinstance(values, dict):
         raise RunError(f"{path} is damaged: it is no table of settings.")
     kind = values.get("model_type")
-    for family in FAMILIES:
-        if family.model_type == kind:
-            config = Config(values, path)
-            arguments = family.read(config)
-            config.finish()
-            return family, arguments
-    known = ", ".join(family.model_type for family in FAMILIES)
-    raise UsageError(f"{path}: models of type {known} are converted. Received: {kind!r}.")
+    check_model_type(path, kind)
+    family = next(family for family in FAMILIES if family.model_type == kind)
+    config = Config(values, path)
+    arguments = family.read(config)
+    config.finish()
+    return family, arguments
 
 
 def _load_preset(name: str):

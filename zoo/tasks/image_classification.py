@@ -106,7 +106,7 @@ class ImageClassification(Task):
                     f"Labels are one integer a picture. Data set {dataset.name!r}, split "
                     f"{split!r} has shape {labels.shape}, {labels.dtype}."
                 )
-            if classes and (labels.min() < 0 or labels.max() >= classes):
+            if classes is not None and (labels.min() < 0 or labels.max() >= classes):
                 raise UsageError(
                     f"The model has {classes} classes. Data set {dataset.name!r}, split {split!r} "
                     f"has labels {labels.min()} to {labels.max()}; set model.num_classes."
