@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests import commands
+from zoo import processes
 from zoo.prep.engine import Local
 
 BAIT = "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
@@ -92,6 +93,16 @@ def test_a_child_does_not_search_the_current_folder(folder, entry):
     )
     done = script(folder, code, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
+def test_the_command_line_of_a_child_is_safe_in_any_environment(folder):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        processes.arguments("trainers.recipe:list_recipes"), cwd=folder, capture_output=True,
+        text=True, timeout=300, env={**environment, "PYTHONPATH": str(commands.ROOT)},
+    )  # fmt: skip
+    assert "cnn_digits" in done.stderr
     assert executed(folder) == ""
 
 
