@@ -148,6 +148,26 @@ def test_a_link_to_a_file_is_read(folder, foreign):
     assert disk.read_bytes(folder / "data") == b"theirs"
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "holds no JSON object"),
+        ("null", "holds no JSON object"),
+        ("{}", "lacks 'step'"),
+        ('{"step": true}', "'step' is True"),
+        ('{"step": 1.5}', "'step' is 1.5"),
+        ('{"step": "1"}', "'step' is '1'"),
+    ],
+)
+def test_an_object_of_json_holds_what_is_asked_of_it(folder, content, words):
+    path = folder / "a.json"
+    path.write_text(content)
+    with pytest.raises(RunError, match=f"a.json is damaged: (it )?{words}"):
+        disk.read_object(path, step=int)
+    path.write_text('{"step": 1, "on": true}')
+    assert disk.read_object(path, step=int, on=bool) == {"step": 1, "on": True}
+
+
 # Modules that open files without `zoo.data.disk`, and why.
 OPEN_BY_HAND = {
     "zoo/data/disk.py": "the helpers themselves",
