@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, GifImagePlugin, Image, TiffImagePlugin
 
 import zoo
 from tests.commands import ROOT
@@ -169,6 +169,42 @@ def test_what_is_no_whole_picture_says_why(tmp_path, kind, said, monkeypatch):
     broken(tmp_path / "a.jpg", kind)
     with pytest.raises(Unreadable, match=said):
         decode(tmp_path / "a.jpg", (8, 8, 3))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_program_is_started(tmp_path, monkeypatch):
+    """Pillow runs Ghostscript on EPS, whatever the file's name."""
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    (tmp_path / "a.jpg").write_bytes(EPS)
+    with pytest.raises(Unreadable, match="cannot identify it as AVIF"):
+        decode(tmp_path / "a.jpg", (8, 8, 3))
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif"])
+def test_the_frames_of_an_animation_are_not_counted(tmp_path, suffix, monkeypatch):
+    """Counting reads all of them: a file of 20 MB has a million."""
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (20, 20), c) for c in (RED, BLUE, RED, BLUE)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    for plugin in (GifImagePlugin.GifImageFile, TiffImagePlugin.TiffImageFile):
+        monkeypatch.setattr(plugin, "n_frames", property(lambda _: 1 / 0))
+    assert "animated: its first picture" in decode(path, (10, 10, 3))[1]
+
+
+def test_a_file_of_many_bytes_is_not_read(tmp_path):
+    """A chunk of 2 GB that PNG declares is held, twice."""
+    save(tmp_path / "a.png")
+    os.truncate(tmp_path / "a.png", 5 << 30)  # takes no space on the disk
+    with pytest.raises(Unreadable, match="it has 5,368,709,120 bytes, at most"):
+        decode(tmp_path / "a.png", (8, 8, 3))
 
 
 # --- a folder ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def predict_pictures(
 
     Args:
       workdir: of a model that was trained on the task `image_classification`.
-      files: paths of pictures in any format that Pillow reads.
+      files: paths of pictures; see `zoo.data.pictures`.
       checkpoint: `"final"` or `"best"`.
       invert: whether to swap light and dark first.
 

@@ -206,7 +206,7 @@ def _read_pictures(folder: Path, notes: list[str]) -> dict[str, bytes]:
             continue
         try:
             content = read_bytes(path)
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
                 image.verify()
             number = path.stem.removeprefix("step_")
             title = f"step {int(number):,}" if number.isdigit() else "from one to another"

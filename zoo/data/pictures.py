@@ -3,9 +3,9 @@
     FOLDER/train/ants/1.jpg, FOLDER/train/bees/2.png, FOLDER/val/ants/…   splits, then classes
     FOLDER/ants/1.jpg, FOLDER/bees/2.png                                  classes: all of it "train"
 
-Whatever Pillow reads becomes 8-bit grey or RGB as a viewer would show it: turned as its EXIF says,
-CMYK converted, 16 bits scaled to 8, white behind what is transparent, of an animation the first
-picture. What cannot be read is left out and named.
+AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP become 8-bit grey or RGB as a viewer would
+show them: turned as their EXIF says, CMYK converted, 16 bits scaled to 8, white behind what is
+transparent, of an animation the first picture. What cannot be read is left out and named.
 """
 
 import contextlib
@@ -13,13 +13,14 @@ import hashlib
 import os
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zoo.data.bounds import check_memory
 from zoo.data.datasets import FOLDER, SPLITS, Dataset, cache_dir
@@ -28,12 +29,19 @@ from zoo.data.records import SHARD_BYTES, Records, RecordWriter, open_records
 from zoo.errors import RunError, UsageError, short
 from zoo.locks import one_at_a_time
 
+# Pillow starts Ghostscript for EPS, also inside IPTC, and expands FITS without bound.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _FORMAT = 1  # of what a file becomes; part of the cache's key
 _CHUNK = 256
 _SHOWN = 20
 # Several threads decode; of images that take some 100 MB and more only one at a time does.
-_LARGE, _LARGE_PIXELS = threading.Lock(), 1 << 23
+_LARGE, _LARGE_PIXELS, _LARGE_FILE = threading.RLock(), 1 << 23, 1 << 26
+_LARGEST_FILE = 1 << 30  # bytes, of which some decoders hold two copies
 _PIXEL_BYTES = 16  # at worst: 4 as decoded, and copies
+
+
+# `decode` refuses such images itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Unreadable(Exception):
@@ -58,9 +66,15 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
         if not os.path.exists(file):
             raise Unreadable("there is no such file")
         with open_file(file) as stream:
-            if not os.fstat(stream.fileno()).st_size:
+            size = os.fstat(stream.fileno()).st_size
+            if not size:
                 raise Unreadable("the file is empty")
-            with Image.open(stream) as picture:
+            if size > _LARGEST_FILE:
+                raise Unreadable(f"it has {size:,} bytes, at most {_LARGEST_FILE:,} are read")
+            with (
+                _LARGE if size > _LARGE_FILE else contextlib.nullcontext(),
+                Image.open(stream, formats=_FORMATS) as picture,
+            ):
                 pixels = picture.width * picture.height
                 if pixels > Image.MAX_IMAGE_PIXELS:
                     # It may be an attack, and it is no picture to train on.
@@ -72,6 +86,8 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
         raise
     except RunError as error:
         raise Unreadable(str(error)) from None
+    except UnidentifiedImageError:
+        raise Unreadable(f"cannot identify it as {', '.join(_FORMATS)}") from None
     except Exception as error:  # decoders raise what they like
         raise Unreadable(short(f"{type(error).__name__}: {error}")) from None
     plain = plain.convert("L" if channels == 1 else "RGB")
@@ -82,7 +98,7 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
 def _plain(picture: Image.Image) -> tuple[Image.Image, list[str]]:
     """8-bit RGB of a picture, and what was special about it."""
     remarks = []
-    if getattr(picture, "n_frames", 1) > 1:
+    if getattr(picture, "is_animated", False):  # counting the frames would read all of them
         remarks.append("animated: its first picture")
     if picture.getexif().get(0x0112, 1) != 1:
         remarks.append("turned as its EXIF says")
