@@ -1,9 +1,12 @@
 """The crawl, on a site that the test serves on 127.0.0.1; and what it refuses to connect to."""
 
+import contextlib
 import gzip
 import http.server
+import os
 import shutil
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -471,3 +474,47 @@ def test_half_of_a_packed_page_is_no_page(site, coding):
     assert found.body == pages.page(1).encode()
     with pytest.raises(Failed):
         fetch.get(f"{site.url}/half", 5.0, 1 << 20, allow_private=True)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
+def test_the_frontier_is_a_file_of_its_own(site, tmp_path, ending, kind):
+    foreign, path = tmp_path / "foreign", tmp_path / "crawl" / f"frontier.sqlite{ending}"
+    path.parent.mkdir()
+    if kind == "link":
+        foreign.write_bytes(b"")
+    if kind in ("link", "dangling"):
+        path.symlink_to(foreign)
+    else:
+        {"pipe": os.mkfifo, "folder": os.mkdir}[kind](path)
+    with pytest.raises(RunError, match=f"frontier.sqlite{ending} cannot be written: it is"):
+        run(site, tmp_path / "crawl")
+    assert foreign.exists() == (kind == "link")
+    assert kind != "link" or not foreign.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("asked", "x"),
+        ("place", '["../x", 1]'),
+        ("place", "[-1, 0]"),
+        ("place", "[1]"),
+        ("pages", '"x"'),
+        ("sites", "[5]"),
+    ],
+)
+def test_a_damaged_frontier_is_one_line(site, tmp_path, name, value):
+    starts = {"starts": [f"{site.url}/"]}
+    crawl._Crawler(tmp_path, starts | settings(), True).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "frontier.sqlite")) as base:
+        base.execute("insert or replace into fact values (?, ?)", [name, value])
+        base.commit()
+    with pytest.raises(RunError, match=f"frontier.sqlite is damaged: '{name}' is"):
+        run(site, tmp_path)
+    (tmp_path / "frontier.sqlite").write_text("no data base" * 100)
+    with pytest.raises(RunError, match="frontier.sqlite cannot be used: file is not a database"):
+        run(site, tmp_path)
+    (tmp_path / "crawl.json").write_text("{}")
+    with pytest.raises(RunError, match="crawl.json is damaged: it lacks 'asked'"):
+        run(site, tmp_path)

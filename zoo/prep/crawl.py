@@ -8,6 +8,7 @@ The frontier is an SQLite file beside the WARC: a page is on the disk before it 
 so a kill costs one request at most.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -22,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
-from zoo.data.disk import fsync_folder, open_in_place, read_json, write_json
-from zoo.errors import RunError, UsageError
+from zoo.data.disk import fsync_folder, open_in_place, read_object, write_json
+from zoo.errors import RunError, UsageError, short
 from zoo.prep import extract, fetch
 from zoo.prep.fetch import Answer, Failed, Refused
 
@@ -34,6 +35,7 @@ WARC_BYTES = 1 << 30
 LONGEST_DELAY = 60.0
 _ROBOTS_BYTES = 500 << 10
 _ROBOTS_HOSTS = 1000
+_FRONTIER = "frontier.sqlite"
 
 
 def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: bool = False) -> dict:
@@ -60,19 +62,19 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
     starts = [canonical(start) for start in starts]
     asked = json.loads(json.dumps({"starts": starts, **settings}))
     if (folder / "crawl.json").exists():
-        made = read_json(folder / "crawl.json")
+        made = read_object(folder / "crawl.json", asked=dict, pages=int, refused=dict)
         if made["asked"] != asked:
             raise UsageError(f"{folder} holds another crawl. Take a new --out.")
         return made
     folder.mkdir(parents=True, exist_ok=True)
-    crawler = _Crawler(folder, asked, allow_private)
     try:
-        crawler.run()
-        made = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
-        if not made["pages"]:
-            crawler.forget()
-    finally:
-        crawler.close()
+        with contextlib.closing(_Crawler(folder, asked, allow_private)) as crawler:
+            crawler.run()
+            made = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
+            if not made["pages"]:
+                crawler.forget()
+    except sqlite3.Error as error:  # damaged, or the disk is full
+        raise RunError(f"{folder / _FRONTIER} cannot be used: {short(error)}.") from None
     if not made["pages"]:
         listed = ", ".join(f"{count} {reason}" for reason, count in made["refused"].items())
         raise RunError(f"The crawl of {starts[0]} brought no page: {listed}.")
@@ -105,7 +107,10 @@ class _Crawler:
         self.folder, self.settings, self.allow_private = folder, asked, allow_private
         self.robots: dict[str, object] = {}
         self.next_time: dict[str, float] = {}
-        self.base = sqlite3.connect(folder / "frontier.sqlite")
+        for ending in ("", "-wal", "-shm", "-journal"):  # SQLite would follow links
+            if os.path.lexists(path := folder / f"{_FRONTIER}{ending}"):
+                open_in_place(path, "ab").close()
+        self.base = sqlite3.connect(folder / _FRONTIER)
         self.base.executescript(
             """
             pragma journal_mode=wal; pragma synchronous=full;
@@ -115,7 +120,7 @@ class _Crawler:
             create table if not exists fact (name text primary key, value text not null);
             """
         )
-        if (begun := self._fact("asked")) is None:
+        if (begun := self._fact("asked", dict)) is None:
             self._set("asked", asked)
             for start in asked["starts"]:
                 self._add(start, 0)
@@ -123,9 +128,9 @@ class _Crawler:
         elif begun != asked:
             raise UsageError(f"{folder} holds another crawl. Take a new --out.")
         starts = {urlsplit(start).hostname for start in asked["starts"]}
-        self.sites = starts | set(self._fact("sites") or ())
-        self.pages = self._fact("pages") or 0
-        self.number, offset = self._fact("place") or (0, 0)
+        self.sites = starts | set(self._fact("sites", list, str) or ())
+        self.pages = self._fact("pages", int) or 0
+        self.number, offset = self._fact("place", list, int) or (0, 0)
         self.warc = open_in_place(self._path(), "ab")
         # What stands behind the last page that was marked is half a page.
         self.warc.truncate(offset)
@@ -138,9 +143,24 @@ class _Crawler:
     def _path(self) -> Path:
         return self.folder / f"pages-{self.number:05d}.warc.gz"
 
-    def _fact(self, name: str):
+    def _fact(self, name: str, kind: type, element: type | None = None):
+        """Returns what was set under a name, None for nothing; checks its type."""
         row = self.base.execute("select value from fact where name = ?", [name]).fetchone()
-        return row and json.loads(row[0])
+        if row is None:
+            return None
+        try:
+            value = json.loads(row[0])
+        except (ValueError, TypeError, RecursionError):
+            value = None
+        numbers = value if isinstance(value, list) else [value]
+        if (
+            not isinstance(value, kind)
+            or (element and not all(isinstance(one, element) for one in value))
+            or any(isinstance(one, int) and not 0 <= one < 2**63 for one in numbers)
+            or (name == "place" and len(value) != 2)
+        ):
+            raise RunError(f"{self.folder / _FRONTIER} is damaged: {name!r} is {short(row[0])}.")
+        return value
 
     def _set(self, name: str, value):
         self.base.execute("insert or replace into fact values (?, ?)", [name, json.dumps(value)])
