@@ -15,6 +15,7 @@ from zoo.data import bounds, disk, npz, records, tokenizers
 from zoo.data.corpora import load_corpus
 from zoo.data.pictures import Unreadable, decode
 from zoo.errors import RunError
+from zoo.models import convert_safetensors
 
 BOMB = "its data take .* at most 100 times what they are stored in"
 
@@ -138,6 +139,23 @@ def test_sizes_in_a_manifest_are_counts(tmp_path, key, value):
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="is damaged"):
         records.open_records(tmp_path / "a")
+
+
+def test_arrays_of_many_axes(tmp_path):
+    """Were these numbers large, their product would take hours."""
+    shape = [1] * 500_000
+    row = {"dtype": "<f4", "row_shape": shape, "rows_per_shard": 1, "sha256": ["0" * 64]}
+    content = {"rows": 1, "arrays": {"a": row}, "metadata": {}}
+    manifest = {"format": records.FORMAT, "fingerprint": records._fingerprint(content), **content}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="manifest.json is damaged"):
+        records.open_records(tmp_path)
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+    header = json.dumps(header).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(RunError, match="its header describes tensor 'a' wrongly"):
+        convert_safetensors.open_folder(tmp_path)
 
 
 def test_rows_of_parquet_that_share_a_value(tmp_path, monkeypatch):

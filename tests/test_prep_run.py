@@ -191,6 +191,55 @@ def test_the_wrong_folder_is_refused(site, made, tmp_path):
         prepare(site, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["work", "text", "records", "crawl", "work/filtered"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "file"])
+def test_nothing_is_written_outside_the_folder(site, tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(pipeline, "_run", None)  # a kill: the folder is begun
+    with pytest.raises(TypeError):
+        prepare(site, tmp_path / "out")
+    monkeypatch.undo()
+    place = tmp_path / "out" / name
+    shutil.rmtree(place, ignore_errors=True)
+    (tmp_path / "foreign").mkdir()
+    if kind in ("link", "dangling"):
+        place.symlink_to(tmp_path / ("foreign" if kind == "link" else "new"))
+    else:
+        place.touch()
+    with pytest.raises(RunError, match=f"out/{name} must be a folder"):
+        prepare(site, tmp_path / "out")
+    assert not list((tmp_path / "foreign").iterdir())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("00000-exact.npy", "pipe"),
+        ("00000-exact.npy", "damaged"),
+        ("00000.jsonl.zst", "damaged"),
+        ("00000.jsonl.zst", "empty"),
+        ("00000.json", "damaged"),
+    ],
+)
+def test_a_damaged_file_of_a_step_is_one_line(site, tmp_path, monkeypatch, name, kind):
+    monkeypatch.setattr(steps.dedup, "repeats", None)  # a kill: the texts are hashed
+    with pytest.raises(TypeError):
+        prepare(site, tmp_path / "out", shard_bytes=10**9)
+    monkeypatch.undo()
+    path = tmp_path / "out" / "work" / "signed" / name
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.write_bytes(b"{}" if kind == "damaged" else b"")
+    with pytest.raises(RunError, match=f"{name} (cannot be read|is damaged|holds)"):
+        prepare(site, tmp_path / "out", shard_bytes=10**9)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"plan": 1}'])
+def test_a_damaged_prepared_json_is_one_line(site, tmp_path, content):
+    (tmp_path / "prepared.json").write_text(content)
+    with pytest.raises(RunError, match="prepared.json is damaged"):
+        prepare(site, tmp_path)
+
+
 def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeypatch):
     """What a path or a name stands for, not the path or the name alone."""
     words = tmp_path / "words.txt"

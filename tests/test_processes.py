@@ -146,6 +146,19 @@ def test_commands_that_start_children_beside_foreign_modules(folder, trained):
     assert executed(folder) == ""
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.write_text("text.usetex: 1")])
+def test_matplotlib_reads_no_settings_of_the_current_folder(folder, make):
+    make(folder / "matplotlibrc")
+    code = (
+        "import os\nhere = os.getcwd()\n"
+        "from trainers import report_figures\n"
+        "assert not report_figures.matplotlib.rcParams['text.usetex']\n"
+        "assert os.getcwd() == here\n"
+    )
+    done = script(folder, code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_environment_is_given_back(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)

@@ -478,3 +478,21 @@ def test_what_is_there_already_is_kept_and_told_before_the_work(tmp_path):
         RecordWriter(tmp_path / "notes", LAYOUT).__enter__()
     assert names(tmp_path / "notes") == ["a.txt"]
     assert names(tmp_path) == ["made", "mine", "notes"]
+
+
+def test_only_folders_of_killed_writers_are_removed(tmp_path):
+    """Nothing is written through a link with such a name, and the user's own folders stay."""
+    foreign = tmp_path / "foreign"
+    for folder in (foreign, tmp_path / ".made.tmp-my-notes", tmp_path / ".made.tmp-mynote"):
+        folder.mkdir()
+        (folder / "a.txt").touch()
+    (tmp_path / ".made.tmpaaaaaaaa").symlink_to(foreign)
+    (tmp_path / ".made.tmpbbbbbbbb").mkdir()
+    os.mkfifo(tmp_path / ".made.tmpbbbbbbbb" / "manifest.json")
+    (tmp_path / ".made.tmpcccccccc").mkdir()
+    (tmp_path / ".made.tmpcccccccc" / "manifest.json").symlink_to(foreign / "new")
+    (tmp_path / ".made.tmpdddddddd").mkdir()
+    before = names(tmp_path)
+    write(tmp_path / "made")
+    assert names(foreign) == ["a.txt"]
+    assert names(tmp_path) == sorted({*before, "made"} - {".made.tmpdddddddd"})

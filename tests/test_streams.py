@@ -78,3 +78,16 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
         env={**os.environ, "PYTHONPATH": str(commands.ROOT), "PYTHONIOENCODING": "ascii:strict"},
     )  # fmt: skip
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "\\ud800 caf\\xe9\n")
+
+
+def test_a_closed_standard_input_is_empty(tmp_path):
+    code = (
+        "import sys\nfrom trainers.cli.common import run\n"
+        "sys.exit(run(lambda argv: print(repr(sys.stdin.read()))))\n"
+    )
+    (tmp_path / "say.py").write_text(code)
+    done = subprocess.run(
+        ["bash", "-c", '"$@" <&-', "-", sys.executable, tmp_path / "say.py"], capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "''\n")

@@ -379,3 +379,22 @@ def test_real_text(name, file, normalization, bytes_per_token):
             assert "".join(tokenizer.decode(ids).split()) == "".join(
                 normalize(text, normalization).split()
             )
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word", "wordpiece"])
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("pre_tokenizer", {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
+                           "invert": False}),
+        ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "/////////////w=="}),
+        ("added_tokens", [{"id": 9, "content": "a", "single_word": False, "lstrip": False,
+                           "rstrip": False, "normalized": False, "special": True}]),
+    ],
+)  # fmt: skip
+def test_parts_that_no_kind_has_are_not_loaded(trained, tmp_path, kind, part, value):
+    """Some of them end the process: by memory, or by a search that takes too long."""
+    data = trained[kind]._data()
+    payload = {**json.loads(data["payload"]), part: value}
+    with pytest.raises(ValueError, match="has other parts than this kind"):
+        tokenizers.Tokenizer(kind, "none", json.dumps(payload), data["trained_on"])

@@ -7,12 +7,16 @@ import base64
 import io
 import re
 
-import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from zoo.processes import out_of_current_folder
+
+with out_of_current_folder():  # whose matplotlibrc it would read
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 _LARGEST_PICTURE = 256  # pixels a side: the page must stay light
 # Stand-ins that the style sheet's variables replace, so that plots follow light and dark mode.

@@ -83,6 +83,24 @@ def safe_children():
                 os.environ[name] = before[name]
 
 
+@contextlib.contextmanager
+def out_of_current_folder():
+    """Leaves the current folder for the duration of the context.
+
+    For libraries that read settings from it when they are imported.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was deleted
+        yield
+        return
+    os.chdir(_ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
 def search_current_folder_last() -> None:
     """Moves the current folder to the end of `sys.path`, or adds it there.
 

@@ -27,7 +27,8 @@ def standard_streams(drop_output: bool):
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
-    before = sys.stdout, sys.stderr
+    before, standard_input = (sys.stdout, sys.stderr), sys.stdin
+    sys.stdin = standard_input or io.StringIO()  # one that was closed is empty
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):  # of names that are not text, for instance
             stream.reconfigure(errors="backslashreplace")
@@ -42,7 +43,7 @@ def standard_streams(drop_output: bool):
                 stream.flush()
             except (OSError, ValueError):
                 to_nowhere(stream)  # or Python fails on it again when it ends
-        sys.stdout, sys.stderr = before
+        (sys.stdout, sys.stderr), sys.stdin = before, standard_input
 
 
 def to_nowhere(stream) -> None:

@@ -30,6 +30,7 @@ MAX_RATIO = 100
 # Bytes of Python objects per byte of JSON, at worst: "[]," is a list of 56 bytes and a pointer.
 JSON_EXPANSION = 32
 TEXT_EXPANSION = 5  # bytes for each byte of UTF-8, at worst: itself, and four for each character
+MOST_AXES = 64  # of an array: NumPy's own bound. The product of millions of sizes takes hours.
 LONGEST_LINE = 64 << 20  # bytes of a line, which is a JSON object or a pair of sentences
 
 

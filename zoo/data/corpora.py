@@ -190,7 +190,9 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     for document in read(files, tally):
         hashes.append(key_hash(document.strip()))
         lengths.append(len(document))
-    if sum(lengths) < 2:
+    _, first = np.unique(hashes, return_index=True)
+    # Repeated documents count once: the rest of them are left out below.
+    if np.asarray(lengths)[first].sum() < 2:
         raise RunError(
             f"{root} holds {'no text' if not lengths else 'a single character'}: "
             "there is nothing to learn from."
@@ -199,7 +201,6 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     def documents():
         return read(files, Tally())
 
-    _, first = np.unique(hashes, return_index=True)
     if len(first) >= MIN_DOCUMENTS_TO_SPLIT:
         splits = split_by_hash(lambda: ((text.strip(), text) for text in documents()), 0.05, hashes)
     else:

@@ -118,7 +118,9 @@ class TextFile:
                     f"{self.path} is UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8` converts it."
                 )
             if data.startswith(_GZIP_START):
-                raise RunError(f"{self.path} is compressed by gzip: its name must end in .gz.")
+                twice = self.path.suffix == ".gz"
+                how = " twice: unpack it once" if twice else ": its name must end in .gz"
+                raise RunError(f"{self.path} is compressed by gzip{how}.")
             data = data.removeprefix(codecs.BOM_UTF8)
         try:
             return data.decode()

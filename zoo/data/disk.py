@@ -184,6 +184,20 @@ def open_in_place(path: str | Path, mode: str = "a"):
     return file
 
 
+def make_folder(path: Path) -> None:
+    """Creates a folder unless it is there.
+
+    Raises:
+      RunError: where it is a link, or no folder.
+      OSError: as the disk says.
+    """
+    with contextlib.suppress(FileExistsError):  # of what is no folder
+        path.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or not path.is_dir():
+        kind = "a link" if path.is_symlink() else "no folder"
+        raise RunError(f"{path} must be a folder that files are written in: it is {kind}.")
+
+
 @contextlib.contextmanager
 def naming(path: Path):
     """Gives an OSError that names no file, such as that of a full disk, the name `path`."""
@@ -261,6 +275,15 @@ def remove_temporary(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def is_leftover(folder: Path, first: str) -> bool:
+    """Whether a path is a folder, and no link, that is empty or holds the regular file `first`."""
+    try:
+        whole = not os.listdir(folder) or stat.S_ISREG(os.lstat(folder / first).st_mode)
+        return whole and not folder.is_symlink()
+    except OSError:
+        return False
 
 
 def write_json(path: str | Path, value) -> None:

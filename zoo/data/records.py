@@ -27,10 +27,12 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 
+from zoo.data.bounds import MOST_AXES
 from zoo.data.disk import (
     file_digest,
     fsync_file,
     fsync_folder,
+    is_leftover,
     lies_at,
     naming,
     open_file,
@@ -211,7 +213,7 @@ def _unfinished_folder(folder: Path):
     """
     prefix = f".{folder.name}.tmp"
     for other in folder.parent.iterdir():
-        if not other.name.startswith(prefix):
+        if not other.name.startswith(prefix) or not is_leftover(other, MANIFEST):
             continue
         with contextlib.suppress(OSError), lock_file(other / MANIFEST).acquire(timeout=0):
             shutil.rmtree(other)
@@ -428,17 +430,18 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
             )
             numbers = [rows, layout.rows_per_shard, *layout.row_shape]
             # Each shard has a digest: what is declared is no longer than the manifest itself.
-            if not all(type(number) is int and number > 0 for number in numbers) or (
-                -(-rows // layout.rows_per_shard) != len(row["sha256"])
+            counts = all(type(number) is int and number > 0 for number in numbers)
+            if (
+                not counts
+                or len(layout.row_shape) >= MOST_AXES
+                or (-(-rows // layout.rows_per_shard) != len(row["sha256"]))
             ):
                 raise ValueError
             layouts.append(layout)
-            names = [layout.file_name(shard) for shard in range(len(row["sha256"]))]
-            digests |= zip(names, row["sha256"], strict=True)
+            digests |= {layout.file_name(i): digest for i, digest in enumerate(row["sha256"])}
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError):
         raise _refused(folder, MANIFEST, "is damaged") from None
-    strange = {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests)
-    if strange:
+    if strange := {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests):
         raise _refused(folder, min(strange), "does not belong to these records")
     arrays = {layout.name: ShardedArray(_map(folder, layout, rows)) for layout in layouts}
     if verify:
@@ -476,12 +479,10 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
 
 
 def _verify(folder: Path, digests: Mapping[str, str]):
-    def digest_of(name: str) -> str:
-        return file_digest(folder / name)
-
     # Threads: hashing lets go of Python's lock.
     with ThreadPoolExecutor(min(len(digests), os.cpu_count() or 1)) as pool:
-        for name, digest in zip(digests, pool.map(digest_of, digests), strict=True):
+        found = pool.map(file_digest, [folder / name for name in digests])
+        for name, digest in zip(digests, found, strict=True):
             if digest != digests[name]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise _refused(folder, name, "was altered: its sha256 is another one")

@@ -162,6 +162,12 @@ class _Library(Vocabulary):
 
     def __init__(self, payload):
         self.payload = payload
+        # Other parts of the library may end the process by what is written in them.
+        parts, own = json.loads(payload), _library().Tokenizer(_library().models.BPE())
+        own.pre_tokenizer = self.pre_tokenizer()
+        own = json.loads(own.to_str())
+        if any(parts[name] != own[name] for name in own if name not in ("version", "model")):
+            raise ValueError("it has other parts than this kind of tokenizer")
         self._model = _library().Tokenizer.from_str(payload)
         ids = self._model.get_vocab()
         self.names = sorted(ids, key=ids.get)
@@ -197,11 +203,14 @@ class BytePairs(_Library):
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
     """
 
-    @staticmethod
-    def train(pieces, size):
+    @classmethod
+    def pre_tokenizer(cls):
+        return _library().pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+    @classmethod
+    def train(cls, pieces, size):
         at_least("bpe", size, WITH_BYTES)
-        tokenizers = _library()
-        byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizers, byte_level = _library(), cls.pre_tokenizer()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=2,

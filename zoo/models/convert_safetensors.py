@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.bounds import JSON_EXPANSION, check_memory
+from zoo.data.bounds import JSON_EXPANSION, MOST_AXES, check_memory
 from zoo.data.disk import atomic, open_file, read_json, unreadable
 from zoo.errors import RunError, UsageError
 
@@ -159,6 +159,8 @@ def _read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     for name, entry in header.items():
         try:
             kind, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            if len(shape) > MOST_AXES:
+                raise ValueError
             size = _TYPES[kind].itemsize * math.prod(shape) if kind in _TYPES else end - start
             integers = all(type(number) is int for number in (*shape, start, end))
             whole = integers and 0 <= start <= end and end - start == size

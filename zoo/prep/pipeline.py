@@ -16,6 +16,7 @@ import glob
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,11 @@ import numpy as np
 from zoo.data import packing
 from zoo.data.disk import (
     atomic,
+    check_object,
     file_digest,
+    make_folder,
     read_json,
+    read_object,
     remove_temporary,
     write_json,
 )
@@ -45,6 +49,7 @@ from zoo.prep.settings import check
 from zoo.prep.store import load, read_documents, save
 
 FORMAT = 1
+_FOLDERS = ("work", "text", "records", "crawl")  # of D; none is a link
 SPLITS = ("train", "validation")
 # Hashes that a step holds at once, 16 bytes each and several times that while it sorts them.
 PART = 4_000_000
@@ -78,11 +83,14 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
     out = Path(out).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
+        for name in _FOLDERS:
+            if os.path.lexists(out / name):
+                make_folder(out / name)
         plan, skipped = _plan(prep, data, out, allow_private)
         begun, done = out / "work" / "plan.json", out / "prepared.json"
         plan_hash = _digest(plan)
         if done.exists():
-            prepared = read_json(done)
+            prepared = _read_prepared(done)
             if prepared["plan"] != plan_hash:
                 raise _other_plan(out)
             _sweep(out)
@@ -95,12 +103,20 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
         elif any(path.name not in (".lock", "crawl", "work") for path in out.iterdir()):
             raise UsageError(f"{out} holds other files. Take a new --out.")
         else:
-            begun.parent.mkdir(exist_ok=True)
+            make_folder(begun.parent)
             write_json(begun, plan)
         prepared = _run(plan, skipped, out, engine)
         write_json(done, {"format": FORMAT, "plan": plan_hash, **prepared})
         shutil.rmtree(out / "work", ignore_errors=True)
-        return read_json(done)
+        return _read_prepared(done)
+
+
+def _read_prepared(path: Path) -> dict:
+    found = read_object(path, plan=str, documents=dict, tokens=dict)
+    for split in SPLITS:
+        for counts in (found["documents"], found["tokens"]):
+            check_object(path, counts, **{split: int})
+    return found
 
 
 def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):

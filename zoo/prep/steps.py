@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.disk import read_json, write_json
+from zoo.data.disk import make_folder, read_object, write_json
 from zoo.prep import dedup
 from zoo.prep.clean import clean
 from zoo.prep.document import Document, Tally, key_of, keys_from, shard_of
@@ -20,6 +20,13 @@ from zoo.prep.read import documents
 from zoo.prep.store import lines_into, load, read_documents, save, slice_of
 
 HASH, KEY = np.uint64, np.uint64
+# What the marks of steps hold that is used.
+_ANSWERS = {
+    "filtered": {"lines": int, "tally": dict},
+    "signed": {"documents": int, "tally": dict},
+    "text": {"counts": dict, "tally": dict},
+    "tokens": {"train": int, "validation": int},
+}
 
 
 def path_of(work: Path | str, step: str, name: int | str, ending: str) -> Path:
@@ -36,7 +43,7 @@ def step(function: Callable[[dict], Mapping]) -> Callable[[dict], None]:
         mark = path_of(task["work"], function.__name__, task["name"], ".json")
         if mark.exists():
             return
-        mark.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(mark.parent)
         write_json(mark, function(task))
 
     return run
@@ -44,7 +51,7 @@ def step(function: Callable[[dict], Mapping]) -> Callable[[dict], None]:
 
 def answer(work: Path, name: str, shard: int | str) -> dict:
     """Returns what a step said of a shard."""
-    return read_json(path_of(work, name, shard, ".json"))
+    return read_object(path_of(work, name, shard, ".json"), **_ANSWERS.get(name, {}))
 
 
 def _text_size(document: Document) -> int:
@@ -287,7 +294,7 @@ def text(task: dict) -> dict:
     hashes = load(path_of(work, "signed", shard, "-exact.npy"))
     limit = np.uint64(task["validation_below"])
     out = Path(task["out"]) / "text"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     counts = {"train": 0, "validation": 0}
     with (
         lines_into(out / f"train-{shard:05d}.jsonl.gz") as train,

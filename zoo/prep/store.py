@@ -3,12 +3,16 @@
 import contextlib
 import gzip
 import io
+import math
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from zoo.data.disk import atomic, open_file
+from zoo.errors import RunError, short
 from zoo.prep.document import Document
 
 
@@ -39,8 +43,13 @@ def read_documents(path: Path) -> Iterator[Document]:
             lines = gzip.GzipFile(fileobj=raw)
         else:
             lines = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
-        for line in io.BufferedReader(lines, 1 << 18):
-            yield Document.from_json(line.decode())
+        try:
+            if not os.fstat(raw.fileno()).st_size:
+                raise EOFError("it is empty")
+            for line in io.BufferedReader(lines, 1 << 18):
+                yield Document.from_json(line.decode())
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError, ValueError, TypeError) as error:
+            raise _damaged(path, error) from None
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -50,11 +59,29 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def load(path: Path) -> np.ndarray:
-    """Maps an array into memory; an empty one is read."""
+    """Maps an array into memory; an empty one is read.
+
+    Raises:
+      RunError: where it is damaged, or no file.
+    """
     try:
-        return np.load(path, mmap_mode="r")
-    except ValueError:
-        return np.load(path)
+        with open_file(path) as file:
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"an array of version {version}")
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            if not math.prod(shape):
+                return np.empty(shape, dtype)
+            order = "F" if by_columns else "C"
+            return np.memmap(file, dtype, "r", file.tell(), shape, order)
+    except (OSError, EOFError, ValueError, TypeError, OverflowError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path} is damaged ({short(error)}): delete the folder {path.parents[1]} to begin anew."
+    )
 
 
 def slice_of(sorted_array: np.ndarray, part: int, parts: int) -> slice:
