@@ -80,6 +80,18 @@ def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, verb):
     assert executed(folder) == ""
 
 
+def test_a_current_folder_in_pythonpath_is_searched_last(folder):
+    """By what is imported once a command has begun, as numpy is."""
+    for name in {*SHADOWS, *OURS} - {"numpy"}:
+        (folder / name / "__init__.py").unlink()
+        (folder / name).rmdir()
+    (folder / "mine.py").write_text("import numpy\n")
+    words = str(folder.parent / "bin" / "zoo"), "list", "gpt_nano", "--import=mine"
+    done = python(folder, *words, PYTHONPATH=os.pathsep.join([str(commands.ROOT), "."]))
+    assert done.returncode == 0, done.stderr
+    assert executed(folder) == ""
+
+
 @pytest.mark.parametrize("entry", ["", ".", "here"])
 def test_a_child_does_not_search_the_current_folder(folder, entry):
     """Also where PYTHONPATH holds it, as `PYTHONPATH=:/more` does."""

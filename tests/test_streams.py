@@ -9,13 +9,13 @@ import pytest
 from tests import commands
 
 
-def shell(tmp_path, redirection: str, *words) -> tuple[int, str, str]:
-    """Runs `zoo WORD ...` behind a redirection; returns status, stdout and stderr."""
-    (tmp_path / "start").write_text(commands.ZOO)
+def shell(tmp_path, redirection: str, *words, code=commands.ZOO) -> tuple[int, str, str]:
+    """Runs `zoo WORD ...`, or other code, behind a redirection; returns status, stdout, stderr."""
+    (tmp_path / "start").write_text(code)
     done = subprocess.run(
         ["bash", "-c", f'"$@" {redirection}', "-", sys.executable, tmp_path / "start", *words],
-        env={**os.environ, "PYTHONPATH": str(commands.ROOT)}, capture_output=True, text=True,
-        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT), "PYTHONUNBUFFERED": ""},  # as usual
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -49,6 +49,32 @@ def test_an_answer_that_cannot_be_written(redirection, statuses, line, tmp_path)
 @pytest.mark.parametrize("redirection", [">&- 2>&-", "2>/dev/full >/dev/full", "<&- 2>&-"])
 def test_a_wrong_use_has_its_status_though_it_cannot_be_told(redirection, tmp_path):
     assert shell(tmp_path, redirection, "lsit") == (2, "", "")
+
+
+LEAVES_A_FILE = """
+import sys
+from trainers.cli.common import leaves_files, run
+
+@leaves_files
+def command(argv):
+    print("one", flush=True)
+    print("two")
+    print("three", file=sys.stderr, flush=True)
+    open(argv[1], "w").write("done")
+
+sys.exit(run(command))
+"""
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    [">&- 2>&-", ">/dev/full 2>/dev/full", ">/dev/full", "| true; exit ${PIPESTATUS[0]}"],
+)
+def test_a_command_that_leaves_files_drops_what_cannot_be_written(redirection, tmp_path):
+    status, out, err = shell(tmp_path, redirection, tmp_path / "file", code=LEAVES_A_FILE)
+    assert (status, out) == (0, "")
+    assert err in ("", "three\n")
+    assert (tmp_path / "file").read_text() == "done"
 
 
 @pytest.mark.slow
