@@ -252,6 +252,19 @@ def test_weights_that_expand(saved, tmp_path, change, words):
         open_model(path)
 
 
+def test_groups_nested_in_groups(saved, tmp_path):
+    """The names of 3,000 of them take minutes to find."""
+    from trainers.workdir import open_model
+
+    def nested(file):
+        for _ in range(300):
+            file = file.create_group("a")
+
+    path = _with_h5(saved, tmp_path / "a.keras", nested)
+    with pytest.raises(RunError, match="its groups are nested 200 times and more"):
+        open_model(path)
+
+
 def test_a_keras_file_that_expands(saved, tmp_path):
     from trainers.workdir import open_model
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests import commands
+from trainers.cli import main
 from zoo import processes
 from zoo.prep.engine import Local
 
@@ -169,6 +170,15 @@ def test_matplotlib_reads_no_settings_of_the_current_folder(folder, make):
     )
     done = script(folder, code)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_while_a_verb_is_loaded_is_one_line(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.importlib, "import_module", interrupted)
+    assert main.main(["zoo", "train"]) == 130
+    assert capsys.readouterr().err == "zoo: error: interrupted\n"
 
 
 def test_the_environment_is_given_back(monkeypatch):

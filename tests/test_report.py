@@ -394,6 +394,14 @@ def test_what_is_not_finite_is_told_and_breaks_nothing(tmp_path):
     assert "not finite in 1 of 1 records" in page.words
 
 
+def test_plots_of_many_metrics_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_sections, "_MOST_PLOTS", 3)
+    values = {f"metric_{i}": 1.0 for i in range(8)} | {f"x{i}_per_second": 1.0 for i in range(5)}
+    page = _page(_workdir(tmp_path, [{"step": step, **values} for step in (1, 2)]))
+    assert page.source.count("<svg") == 6
+    assert "7 more lie in metrics.jsonl." in page.words
+
+
 def test_training_and_validation_share_a_plot(tmp_path):
     lines = [_training(10), {"step": 10, "val_loss": 0.75}, _training(20)]
     page = _page(_workdir(tmp_path, lines))

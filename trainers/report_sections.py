@@ -13,6 +13,7 @@ _NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps", "goodput"}
 _RATE = "_per_second"
 _LARGEST_SAMPLES = 200
 _LARGEST_TABLE = 20
+_MOST_PLOTS = 60  # of metrics, and of rates: each takes 30 ms
 
 
 def number(value) -> float:
@@ -63,18 +64,20 @@ def curves(records: list[dict]) -> str:
     )
     metrics = [key.removeprefix("val_") for key in keys if _is_metric(key)]
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
+    rates = [*(key for key in keys if key.startswith("learning_rate")), *_rates(records)]
+    more = max(0, len(metrics) - _MOST_PLOTS) + max(0, len(rates) - _MOST_PLOTS)
     plots = [
         _curve(name, {"training": _series(records, name),
                       "validation": _series(records, f"val_{name}")}, named=True)
-        for name in metrics
+        for name in metrics[:_MOST_PLOTS]
     ]  # fmt: skip
-    learning_rates = [key for key in keys if key.startswith("learning_rate")]
-    for name in (*learning_rates, *_rates(records), "skipped_steps"):
+    for name in (*rates[:_MOST_PLOTS], "skipped_steps"):
         series = _series(records, name)
         if name != "skipped_steps" or any(series.values()):
             plots.append(_curve(name, {"training": series}))
     plots = "".join(plots)
-    return section("Curves", f'<div class="plots">{plots}</div>') if plots else ""
+    note = f"<p>{_count(more)} more lie in metrics.jsonl.</p>" if more else ""
+    return section("Curves", f'<div class="plots">{plots}</div>{note}') if plots else ""
 
 
 def classification(evaluation) -> str:

@@ -35,9 +35,16 @@ def main(argv=None) -> int:
     drop_current_folder()
     argv = list(sys.argv if argv is None else argv)
     if len(argv) > 1 and argv[1] in VERBS:
-        command = importlib.import_module(f"trainers.cli.{argv[1]}").command
+        try:
+            command = importlib.import_module(f"trainers.cli.{argv[1]}").command
+        except KeyboardInterrupt:  # loading it takes a second or two
+            command = _interrupted
         return run(command, [f"zoo {argv[1]}", *argv[2:]])
     return run(_answer, argv)
+
+
+def _interrupted(argv) -> int:
+    raise KeyboardInterrupt
 
 
 def _answer(argv) -> int:

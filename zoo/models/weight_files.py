@@ -19,6 +19,7 @@ from zoo.data.disk import open_file
 from zoo.errors import RunError
 
 WEIGHTS = "model.weights.h5"
+_DEEPEST = 200  # groups in groups
 _LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
 
 
@@ -63,6 +64,10 @@ def _check(path, file: h5py.File) -> int:
     datasets = []
 
     def elsewhere(name, link):
+        if name.count("/") > _DEEPEST:  # HDF5 finds each name from the top
+            raise RunError(
+                f"{path} cannot be read: its groups are nested {_DEEPEST} times and more."
+            )
         if not isinstance(link, h5py.HardLink):
             return name
         if isinstance(found := file[name], h5py.Dataset):
