@@ -99,6 +99,11 @@ class TrainStep(keras.Model):
                     f"{type(layer).__name__} inside a network blends rows with padding: use "
                     f"task.augment instead. Received: the layer {layer.name!r}."
                 )
+            if getattr(layer, "stateful", False):
+                raise UsageError(
+                    "Examples are drawn at random: none goes on where another in its place has "
+                    f"ended. Set stateful=False. Received: the layer {layer.name!r}."
+                )
         self._activity = ActivityPenalties(model)
         self._synchronized = {
             id(v)

@@ -30,6 +30,7 @@ from trainers.goodput import Goodput
 from trainers.link import Alone, Link
 from trainers.log_windows import LogWindows
 from trainers.loop import Loop
+from trainers.padding import check_padding
 from trainers.precision import slow_bfloat16
 from trainers.preemption import Stop
 from trainers.recipe import as_dict, check, check_batch, check_examples, user_files
@@ -212,6 +213,8 @@ class Trainer(Loop):
                 "restore_best_weights would leave checkpoints and moving averages of other weights "
                 "than the model's: leave it off; the best model is kept as best/model.keras."
             )
+        together = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
+        check_padding(self.step, self.task, self.arrays, together)
         self.windows = LogWindows(self.step.means)
         self._run = update_function(self.step, self.strategy)
 

@@ -80,6 +80,11 @@ def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_cl
     if not arrays:
         raise RunError(f"{where} has no arrays.")
     for key, array in arrays.items():
+        if key == "weight":
+            raise RunError(
+                f"{where}, array 'weight' has a name that is the trainer's own: its weights are 0 "
+                "for padding and 1 for examples. Take another name."
+            )
         if array.dtype == object:
             raise RunError(f"{where}, array {key!r} holds Python objects, not numbers or text.")
         if array.ndim == 0 or len(array) == 0:

@@ -36,8 +36,6 @@ def load(name: str, path: Path) -> Dataset:
                 f"{there}"
             )
         split = SPLITS.get(split, split)
-        if array_name == "weight":
-            raise RunError(f"{path}: {key!r} has a name that is the trainer's own; take another.")
         if array_name in splits.get(split, {}):
             raise RunError(f"{path} has two arrays for '{split}_{array_name}'.")
         if array_name == "label" and array.dtype.kind in "iu":
