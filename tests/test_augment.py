@@ -204,14 +204,14 @@ def test_each_is_a_function_of_seed_and_step(spec):
 def test_no_two_draws_have_the_same_seed(monkeypatch):
     from zoo.data import augment
 
-    seeds, draw = [], augment._Key.next
+    seeds, draw = [], augment.Key.next
 
     def noted(key, ordered=True):
         seed = draw(key)
         seeds.append(tuple(seed.numpy()))
         return seed
 
-    monkeypatch.setattr(augment._Key, "next", noted)
+    monkeypatch.setattr(augment.Key, "next", noted)
     arrays = colourful()
     Augment(parse(ALL))(np.float32(arrays["image"]) / 255, arrays["label"], numbers(0))
     assert len(seeds) > 10

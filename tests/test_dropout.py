@@ -80,3 +80,41 @@ def test_saves_and_loads(tmp_path):
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert isinstance(again.get_layer("dropout"), Dropout)
     assert again.get_layer("dropout").rate == 0.3
+
+
+class Noise(keras.layers.Layer):
+    """Draws without a generator of its own."""
+
+    def call(self, x, training=None):
+        return x + keras.random.normal(keras.ops.shape(x)) if training else x
+
+
+def test_numbers_drawn_without_a_seed_differ_from_update_to_update():
+    """And in each micro-batch, whatever was drawn before: a resumed run draws the same."""
+    from trainers.step import TrainStep
+    from zoo.tasks.image_classification import ImageClassification
+
+    def losses():
+        keras.utils.set_random_seed(0)
+        image = keras.Input((4,), name="image")
+        model = keras.Model(image, keras.layers.Dense(2, activation="softmax")(Noise()(image)))
+        step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.0))
+        data = {
+            "image": tf.ones((4, 4)), "label": tf.zeros(4, tf.int32), "weight": tf.ones(4),
+        }  # fmt: skip
+
+        @tf.function(autograph=False)
+        def loss(micro_batch):
+            seeds = step._seeds(0, micro_batch)
+            return step._pure_gradients(0, data, step.task.weights(data), seeds, {}, 1.0)[1]["loss"]
+
+        found = []
+        for number in (0, 1):
+            step.step.assign(number)
+            found += [float(loss(tf.constant(micro_batch))) for micro_batch in (0, 1)]
+        return found
+
+    first = losses()
+    keras.random.normal((3,))
+    assert losses() == first
+    assert len(set(first)) == 4

@@ -381,3 +381,15 @@ def test_last_learning_rate():
     assert keras_internals.last_learning_rate(constant) == 0.25
     constant.learning_rate = 0.5
     assert keras_internals.last_learning_rate(constant) == 0.5
+
+
+def test_numbers_without_a_seed_come_from_the_generator_that_is_set():
+    keras.utils.set_random_seed(0)
+    first, second = (keras.ops.convert_to_numpy(keras.random.normal((2,))) for _ in range(2))
+    keras.utils.set_random_seed(0)
+    one = keras.random.SeedGenerator(1)
+    with keras_internals.unseeded_draws(one):
+        inside = keras.ops.convert_to_numpy(keras.random.normal((2,)))
+    assert abs(inside - first).max() > 0
+    np.testing.assert_array_equal(keras.random.normal((2,)), first)  # the other did not move
+    np.testing.assert_array_equal(keras.random.normal((2,)), second)

@@ -14,12 +14,24 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.backend.tensorflow.core import Variable
 from keras.src.models.functional import Functional
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 
 def seed_variables(model: keras.Model) -> list:
     """States of the model's seed generators: `variables` holds them, `weights` does not."""
     weights = {id(v) for v in model.weights}
     return [v for v in model.variables if id(v) not in weights]
+
+
+@contextlib.contextmanager
+def unseeded_draws(generator: keras.random.SeedGenerator):
+    """Takes random numbers that are drawn without a seed inside from a generator."""
+    before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 
 
 def switch_off_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:

@@ -71,15 +71,16 @@ def _computed(step, raw) -> dict[str, np.ndarray]:
         return tf.random.stateless_uniform((raw["weight"].shape[0], count), (0, next(salts)))
 
     data = {"weight": raw["weight"], **step.task.prepare(raw, uniform, True)}
-    seeds = zip(step.seed_states, step._seeds(0, 0), strict=True)
-    scope = keras.StatelessScope(list(seeds), collect_losses=True)
+    seeds = step._seeds(0, 0)
+    scope = keras.StatelessScope(step.seeded(seeds), collect_losses=True)
+    unseeded = step.unseeded(seeds)
     rows = tf.reduce_sum(raw["weight"])
     found = {}
-    for player in step.players:
-        with scope, use_row_weights(data["weight"]), step._activity.of_real_rows(rows, 1.0):
+    with scope, unseeded, use_row_weights(data["weight"]), step._activity.of_real_rows(rows, 1.0):
+        for player in step.players:
             result = player.forward(step.net, data, training=True)
-        found |= {f"the loss {name!r}": value for name, value in result.sums.items()}
-        found |= {f"the metric {name!r}": pair for name, pair in result.statistics.items()}
+            found |= {f"the loss {name!r}": value for name, value in result.sums.items()}
+            found |= {f"the metric {name!r}": pair for name, pair in result.statistics.items()}
     if scope.losses:
         found["what layers add to the loss"] = scope.losses
     for variable in step.net.non_trainable_weights:

@@ -81,8 +81,10 @@ class Statistics:
         """Moments of each normalization, and new values of the variables that layers change."""
         step = self._step
         seeds = step._seeds(0, number)
-        scope = keras.StatelessScope(list(zip(step.seed_states, seeds, strict=True)))
-        with scope, use_row_weights(data["weight"]), batch_norm.recorded_moments() as recorded:
+        scope = keras.StatelessScope(step.seeded(seeds))
+        unseeded = step.unseeded(seeds)
+        recording = batch_norm.recorded_moments()
+        with scope, unseeded, use_row_weights(data["weight"]), recording as recorded:
             for player in step.players:
                 player.forward(step.net, data, training=True)
         self._layers = [layer for layer, *_ in recorded]

@@ -36,6 +36,7 @@ from trainers.activity import ActivityPenalties
 from trainers.means import Means, evaluate_batch
 from trainers.optimizers import Rules, apply_rules, check_rules, inner
 from trainers.statistics import Statistics
+from zoo.data.augment import Key
 from zoo.errors import UsageError
 from zoo.rows import Rows, use_row_weights
 from zoo.tasks.base import Task
@@ -302,16 +303,27 @@ class TrainStep(keras.Model):
         return self._accumulate(turn, data, weights, micro_batches, share)
 
     def _seeds(self, turn, micro_batch):
-        """Seed states for one micro-batch: (seed, step, micro-batch, replica) folded in."""
+        """Seed states for one micro-batch: (seed, step, micro-batch, replica) folded in.
+
+        The last one is for what is drawn without a seed generator.
+        """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seeds = []
-        for state in self.seed_states:
-            seed = tf.bitcast(tf.cast(state.value, tf.uint32), tf.int32)
+        for state in (*(v.value for v in self.seed_states), tf.zeros(2, tf.uint32)):
+            seed = tf.bitcast(tf.cast(state, tf.uint32), tf.int32)
             parts = (self.seed, self.step.value, micro_batch, replica, *([turn] if turn else []))
             for part in parts:
                 seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(part, tf.int32))
             seeds.append(tf.cast(tf.bitcast(seed, tf.uint32), state.dtype))
         return seeds
+
+    def seeded(self, seeds) -> list[tuple]:
+        """Returns each seed generator's state with its value among `_seeds`."""
+        return list(zip(self.seed_states, seeds[:-1], strict=True))
+
+    def unseeded(self, seeds):
+        """Returns a context in which the last of `_seeds` decides what is drawn without a seed."""
+        return keras_internals.unseeded_draws(Key(tf.bitcast(seeds[-1], tf.int32)))
 
     def _gradients(self, turn, data, weights, seeds, state, share):
         """Gradients, loss sums, statistics and new state of one micro-batch.
@@ -331,12 +343,12 @@ class TrainStep(keras.Model):
         player, optimizer = self.players[turn], self.optimizers[turn]
         variables = player.model.trainable_variables
         by_id = {id(v): v for v in self.net.non_trainable_weights}
-        seeded = list(zip(self.seed_states, seeds, strict=True))
         known = [(by_id[key], value) for key, value in state.items()]
-        scope = keras.StatelessScope(state_mapping=seeded + known, collect_losses=True)
+        scope = keras.StatelessScope([*self.seeded(seeds), *known], collect_losses=True)
+        unseeded = self.unseeded(seeds)
         with tf.GradientTape() as tape:
             of_real_rows = self._activity.of_real_rows(weights.get(_ROWS), share)
-            with scope, use_row_weights(data.get("weight")), of_real_rows:
+            with scope, use_row_weights(data.get("weight")), of_real_rows, unseeded:
                 result = player.forward(self.net, data, training=True)
             loss = sum(
                 coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])

@@ -38,7 +38,7 @@ class Augment:
                 self.layers[name] = keras.layers.MixUp(alpha=amount, dtype="float32")
         self.keys = {}
         for name, layer in self.layers.items():
-            self.keys[name] = layer.generator = _Key()
+            self.keys[name] = layer.generator = Key()
 
     def __reduce__(self):  # Keras would pickle its layers without their keys
         return Augment, (self.amounts,)
@@ -94,11 +94,11 @@ def _real_partners(order: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     return tf.where(real, tf.gather(among_real, place), tf.range(tf.size(order, order.dtype)))
 
 
-class _Key(keras.random.SeedGenerator):
+class Key(keras.random.SeedGenerator):
     """Stands where Keras wants a generator; its seeds follow from the key alone."""
 
-    def __init__(self):  # of the parent's state there is none
-        self.key = None
+    def __init__(self, key=None):  # of the parent's state there is none
+        self.start(key)
 
     def start(self, key: tf.Tensor) -> None:
         """Sets the key, (2,) int32, of what is drawn until the next start."""
