@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import time
 import zlib
 
 import pytest
@@ -292,6 +293,18 @@ def test_a_record_that_is_a_bomb_costs_itself_alone(tmp_path, monkeypatch):
     found, unreadable = pages.read_all(path, max_file_ratio=20)
     assert [document.url[-1] for document in found] == ["0"]
     assert unreadable == {"records too large": 16, "files: bomb": 1}
+
+
+@pytest.mark.parametrize(("line", "count"), [(b"\n", 24), (b"x\n", 8), (b"X: y\n", 4)])
+def test_millions_of_lines_are_passed_over_in_no_time(tmp_path, line, count):
+    lines = (b"" if line.isspace() else b"WARC/1.0\r\n") + line * (count << 20)
+    parts = [good(0), lines, b"\n", good(1)]
+    (tmp_path / "a.warc").write_bytes(b"".join(parts))
+    start = time.process_time()
+    found, unreadable = pages.read_all(tmp_path)
+    assert time.process_time() - start < 8
+    assert [document.url[-1] for document in found] == [*"01"]
+    assert unreadable == ({} if line.isspace() else {"records damaged": 1})
 
 
 @pytest.mark.parametrize("ending", [".warc.zst", ".jsonl.zst", ".txt.zst"])

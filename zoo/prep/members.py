@@ -71,6 +71,13 @@ class Members:
             missing -= len(pieces[-1])
         return b"".join(pieces)
 
+    def pass_over(self, characters: bytes) -> None:
+        """Passes over `characters`, in any order and number."""
+        while True:
+            self._data, self._at = self._data[self._at :].lstrip(characters), 0
+            if self._data or not self._fill():
+                return
+
     def readline(self, limit: int) -> bytes:
         """Returns a line with its end, or its first `limit` bytes; b"" at the member's end."""
         while True:

@@ -5,6 +5,7 @@ not packed by records, by the line "WARC/1.x" that it begins with.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,8 +14,11 @@ from zoo.prep.response import TOO_LARGE
 
 _VERSION = re.compile(rb"WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n\Z")
 _NEXT = re.compile(rb"\r?\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n)")
-# The same with the header that follows, for blocks that are passed over unread.
-_NEXT_HEAD = re.compile(rb"\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n[A-Za-z-]{1,40}:)")
+_LINE_OF = rb"WARC/\d{1,2}\.\d{1,2}[ \t]{0,40}\r?\n"
+# Where a record begins in a block of a wrong length. Behind garbage without an end of line the
+# first header tells.
+_IN_BLOCK = re.compile(rb"(?<=\n)" + _LINE_OF + rb"(?=[A-Za-z-]{1,40}:)")
+_IN_GARBAGE = re.compile(rb"(?<=\n)" + _LINE_OF + rb"|" + _LINE_OF + rb"(?=WARC-)")
 _LINE, _HEAD = 1 << 16, 1 << 20  # bytes that a header line, and all of them, may have
 _PIECE, _OVERLAP = 1 << 16, 128
 DAMAGED, CUT_OFF = "records damaged", "records cut off"
@@ -62,8 +66,8 @@ def records(members: Members, limit: int) -> Iterator[Record]:
 
 def _record(members: Members, limit: int) -> Record | None:
     """Returns the next record of a member; None at its end."""
-    while (line := members.readline(_LINE)) and not line.strip():
-        pass
+    members.pass_over(b" \t\r\n")
+    line = members.readline(_LINE)
     if not line:
         return None
     if not _VERSION.match(line):
@@ -131,15 +135,30 @@ def _passed_over(members: Members, length: int) -> str:
     Returns:
       "" where the block was there, else CUT_OFF or WRONG_LENGTH.
     """
-    before = b""
+    found, left = _search(members, _IN_BLOCK, length)
+    return WRONG_LENGTH if found else CUT_OFF if left else ""
+
+
+def _resync(members: Members) -> bool:
+    """Moves to where the next record begins; whether there is one in this member."""
+    return _search(members, _IN_GARBAGE, sys.maxsize)[0]
+
+
+def _search(members: Members, record: re.Pattern, length: int) -> tuple[bool, int]:
+    """Moves to where a record begins, or over `length` bytes.
+
+    Returns:
+      Whether a record begins here, and how many of the bytes were not there.
+    """
+    before = b"\n"  # a line begins here
     while length and (piece := members.read(min(length, _PIECE))):
         length -= len(piece)
         data = before + piece
-        if b"\nWARC/" in data and (match := _NEXT_HEAD.search(data)):
-            members.unread(data[match.start(1) :])
-            return WRONG_LENGTH
+        if b"WARC/" in data and (match := record.search(data)):
+            members.unread(data[match.start() :])
+            return True, length
         before = data[-_OVERLAP:]
-    return CUT_OFF if length else ""
+    return False, length
 
 
 def _at_end(members: Members) -> bool:
@@ -147,16 +166,3 @@ def _at_end(members: Members) -> bool:
     after = members.peek(16)
     rest = after.lstrip(b"\r\n")
     return after.startswith(b"\r\n\r\n") or not rest or rest.startswith(b"WARC/")
-
-
-def _resync(members: Members) -> bool:
-    """Moves to where the next record begins; whether there is one in this member."""
-    at_start = True
-    while line := members.readline(_LINE):
-        match = _VERSION.search(line)
-        # Behind garbage without an end of line the first header tells.
-        if match and ((at_start and not match.start()) or members.peek(5) == b"WARC-"):
-            members.unread(line[match.start() :])
-            return True
-        at_start = line.endswith(b"\n")
-    return False
