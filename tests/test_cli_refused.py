@@ -118,7 +118,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("optimizer.weight_decay_exclude=(", 2, "weight_decay_exclude is a regular expression"),
         ("schedule.warmup_steps=31", 2, "schedule.warmup_steps=31"),
         ("model.name=cnn_clasifier", 2, "Did you mean 'cnn_classifier'?"),
-        ("model.filters=8,8", 2, "Model 'cnn_classifier' cannot be built"),
+        ("model.filters=8,8", 2, "filters is of type tuple[int, int, int]"),
         ("task.name=image_clasification", 2, "Did you mean 'image_classification'?"),
         ("task.label_smoothing=1.0", 2, "task.label_smoothing lies in [0, 1)"),
     ],

@@ -244,6 +244,28 @@ def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
     assert "holds a model of the task 'image_classification'" in answer.one_line()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flag", "said"),
+    [
+        ("gpt_pydoc:debug", "--count=3", "--count has no meaning"),
+        ("dcgan_mnist:debug", "--prompt=a", "--prompt has no meaning"),
+        ("dcgan_mnist:debug", "--count=0", "--count is between 1"),
+        ("dcgan_mnist:debug", "--out=a.jpg", "--out names a .png file"),
+        ("seq2seq_multi30k:debug", "--beams=2", "Received neither"),
+        ("seq2seq_multi30k:debug", "--seed=2", "--seed has no meaning"),
+        ("bert_wiki:debug", "--max_tokens=2", "--max_tokens has no meaning"),
+    ],
+)
+def test_flags_that_do_not_fit_a_task(
+    recipe, flag, said, place, tmp_path, zoo_command, monkeypatch
+):
+    monkeypatch.setattr("trainers.start.start_tensorflow", None)
+    saved = json.loads((place / "run" / "config.json").read_text())
+    write_json(tmp_path / "config.json", saved | {"config": as_dict(resolve(recipe))})
+    (tmp_path / "model.keras").write_bytes(b"not looked at")
+    assert said in zoo_command("generate", tmp_path, flag).one_line()
+
+
 def test_options_of_generate_need_no_tensorflow():
     code = (
         "import sys\n"

@@ -29,6 +29,7 @@ def said(code: str, *words: str, folder=ROOT, **environment) -> str:
 
 
 USES = {
+    "describe": "import zoo; zoo.describe('cnn_classifier')",
     "zoo": "import zoo; import numpy as np; zoo.build('cnn_classifier')(np.ones((1, 28, 28, 1)))",
     "trainer": "from trainers.trainer import Trainer; import tensorflow as tf; print(tf.ones(3))",
 }

@@ -85,8 +85,16 @@ def test_list_is_sorted_and_whole(register):
         ),
         (
             lambda: zoo.build("cnn_classifier", filters=(8, 8)),
-            ["cannot be built", "filters=(8, 8)"],
+            ["filters is of type tuple[int, int, int], from 0", "Received: (8, 8)"],
         ),
+        (lambda: zoo.build("cnn_classifier", filters=(8, 8, 8, 8)), ["Received: (8, 8, 8, 8)"]),
+        (lambda: zoo.build("cnn_classifier", name=None), ["name is of type str. Received: None"]),
+        (lambda: zoo.build(3), ["No model is named 3"]),
+        (lambda: registry.entry(["cnn_classifier"]), ["No model is named ['cnn_classifier']"]),
+        (lambda: registry.build_task(None), ["No task is named None"]),
+        (lambda: zoo.describe("cnn_classifier", 0), ["batch_size is a whole number, at least 1"]),
+        (lambda: zoo.data.load(None), ["A data set has a name. Received: None"]),
+        (lambda: zoo.data.load("folder:x", image_size=28), ["(224, 224). Received: 28"]),
         (lambda: zoo.build("cnn_classifier", input_shape=(8, 8, 1)), ["cannot be built"]),
         (lambda: zoo.build("cnn_classifier", num_classes=0), ["cannot be built", "num_classes=0"]),
     ],
@@ -95,6 +103,11 @@ def test_a_wrong_name_or_value_is_answered_with_the_way_out(call, words):
     with pytest.raises(UsageError) as caught:
         call()
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_sizes_may_be_numbers_of_numpy():
+    model = zoo.build("cnn_classifier", num_classes=np.int64(3), hidden_dim=np.int32(4))
+    assert model.output_shape == (None, 3)
 
 
 def test_a_name_is_registered_once(register):

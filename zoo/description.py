@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import keras
 
 from zoo import registry
+from zoo.errors import UsageError
 from zoo.tasks.text import sequence_length
 
 
@@ -49,6 +50,8 @@ class Description:
 
 def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     """See `zoo.describe`."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size is a whole number, at least 1. Received: {batch_size!r}.")
     row = registry.entry(name)
     model = build_abstract(name, **overrides)
     positions, lengths = None, {}
@@ -128,7 +131,13 @@ def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = N
     options = option_builder.ProfileOptionBuilder(
         option_builder.ProfileOptionBuilder.float_operation()
     )
-    counted = model_analyzer.profile(graph, options=options.with_empty_output().build())
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # the profiler calls what TensorFlow has deprecated
+    try:
+        counted = model_analyzer.profile(graph, options=options.with_empty_output().build())
+    finally:
+        logger.setLevel(level)
     return counted.total_float_ops
 
 

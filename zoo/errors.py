@@ -55,7 +55,7 @@ def near_names(name: str, known, count: int = 3) -> str:
     """Returns `" Did you mean 'a', 'b'?"`, or `""` where nothing in `known` is near `name`."""
     import difflib
 
-    near = difflib.get_close_matches(name, [str(k) for k in known], n=count, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=count, cutoff=0.5)
     return f" Did you mean {', '.join(repr(n) for n in near)}?" if near else ""
 
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import numbers
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -127,7 +128,7 @@ def entry(name: str) -> Entry:
     Raises:
       UsageError: for an unknown name, with the nearest known ones.
     """
-    if name not in _models:
+    if not isinstance(name, str) or name not in _models:
         raise UsageError(f"No model is named {name!r}.{near_names(name, _models)} See `zoo list`.")
     return _models[name]
 
@@ -182,9 +183,10 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str
     for name, value in arguments.items():
         if name in hints and not _is_a(value, hints[name], *limits):
             hint = hints[name]
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            wanted = hint.__name__ if type(hint) is type else str(hint)
+            bounded = ours and re.search("int|float", wanted)
             raise UsageError(
-                f"{what}: {name} is of type {wanted}{', from 0 to 2**31' if ours else ''}. "
+                f"{what}: {name} is of type {wanted}{', from 0 to 2**31' if bounded else ''}. "
                 f"Received: {repr(value)[:200]}."
             )
 
@@ -202,9 +204,17 @@ def _is_a(value, hint, least: int, limit: int) -> bool:
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False
-        # Of all our tuples the elements are of one type; the builder knows how many it takes.
+        if parts[-1] is not ... and len(value) != len(parts):
+            return False
+        # Of all our tuples the elements are of one type.
         return all(_is_a(one, parts[0], least, limit) for one in value)
     return True
+
+
+def _plain(value):
+    """Returns the Python number of NumPy's, which Keras refuses as a size; else the value."""
+    of_numpy = isinstance(value, numbers.Number) and hasattr(value, "item")
+    return value.item() if of_numpy else value
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -235,6 +245,7 @@ def build(name: str, /, **overrides):
     builder = _resolve(row.builder)
     arguments = {**row.arguments, **overrides}
     _check_arguments(builder, arguments, f"Model {name!r}")
+    arguments = {key: _plain(value) for key, value in arguments.items()}
     try:
         return builder(**arguments)
     except (UsageError, RunError):
@@ -253,7 +264,7 @@ def build_task(name: str, /, **arguments):
     Raises:
       UsageError: for an unknown name or argument.
     """
-    if name not in _tasks:
+    if not isinstance(name, str) or name not in _tasks:
         raise UsageError(
             f"No task is named {name!r}.{near_names(name, _tasks)} "
             f"Known: {', '.join(list_tasks())}."

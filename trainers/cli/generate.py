@@ -60,20 +60,20 @@ def command(argv) -> int:
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
     options = _options()
     prompts = _prompts()
-    model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options)
-    if tokenizer is None:
-        return _drawn(model, Path(words[0]))
-    _refuse((_COUNT, _OUT), "This model writes text")
+    model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options, prompts)
+    kind = _kind(model, tokenizer)
+    _check_flags(kind, prompts, Path(words[0]))
+    if kind == "gan":
+        return _drawn(model, _sheet(Path(words[0])))
     _say_unknown(tokenizer, prompts)
-    names = {layer.name for layer in model.layers}
-    if "encoder_norm" in names:
+    if kind == "seq2seq":
         return _show(_translated(model, tokenizer, config, prompts))
     if _PROMPTS.value is not None:
         prompts = [prompt for prompt in prompts if prompt.strip()]
     # An LSTM has no number of positions; those of an older model may all have been trained.
     length = config["model"].get("sequence_length")
     trained = config["data"]["sequence_length"] if length and not config["init_from"] else None
-    if "mlm" in names:
+    if kind == "mlm":
         return _show(_filled(model, tokenizer, prompts, trained))
     from trainers.generate import Generator
 
@@ -136,7 +136,7 @@ def _prompts() -> list[str]:
     return prompts
 
 
-def _load(workdir: str, checkpoint: str, options: dict):
+def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     """Returns model, tokenizer and recipe of a work directory; no tokenizer of a GAN.
 
     Raises:
@@ -157,6 +157,7 @@ def _load(workdir: str, checkpoint: str, options: dict):
     )
     if task == "image_classification":
         raise other
+    _check_flags(task, prompts, Path(workdir))
     if tokenizer is not None:
         Options(_MAX_TOKENS.value, **options)
     start_tensorflow()
@@ -181,19 +182,47 @@ def _refuse(flags_, why: str) -> None:
             raise UsageError(f"{why}: --{flag.name} has no meaning here.")
 
 
-def _drawn(model, workdir: Path) -> int:
+def _kind(model, tokenizer) -> str:
+    """Returns how a model generates: "gan", "seq2seq", "mlm" or "clm"."""
+    names = {layer.name for layer in model.layers}
+    if tokenizer is None:
+        return "gan"
+    return "seq2seq" if "encoder_norm" in names else "mlm" if "mlm" in names else "clm"
+
+
+def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
+    """Checks the flags against a kind of `_kind`, or the name of a task; raises `UsageError`."""
+    if kind == "gan":
+        text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
+        _refuse(text, "A GAN draws pictures")
+        if not 1 <= _COUNT.value <= 10_000:
+            raise UsageError(f"--count is between 1 and 10,000. Received: {_COUNT.value}.")
+        if _SEED.value < 0:
+            raise UsageError(f"--seed is 0 or more. Received: {_SEED.value}.")
+        if (path := _sheet(workdir)).suffix != ".png" or path.is_dir():
+            raise UsageError(f"--out names a .png file. Received: {path}.")
+    if kind in ("clm", "seq2seq", "mlm", "nsp"):
+        _refuse((_COUNT, _OUT), "This model writes text")
+    if kind == "seq2seq":
+        _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "A translation draws nothing")
+        if prompts == [""]:
+            raise UsageError(
+                "An encoder-decoder translates --prompt or --prompts. Received neither."
+            )
+    if kind in ("mlm", "nsp"):
+        flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS
+        _refuse(flags_, "An encoder takes the likeliest words")
+
+
+def _sheet(workdir: Path) -> Path:
+    """Returns where the pictures of a GAN are written."""
+    return Path(_OUT.value or workdir / "generated.png")
+
+
+def _drawn(model, path: Path) -> int:
     from trainers.pictures import save_sheet, sheet
     from zoo.tasks.gan_metrics import make_pictures
 
-    text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
-    _refuse(text, "A GAN draws pictures")
-    if not 1 <= _COUNT.value <= 10_000:
-        raise UsageError(f"--count is between 1 and 10,000. Received: {_COUNT.value}.")
-    if _SEED.value < 0:
-        raise UsageError(f"--seed is 0 or more. Received: {_SEED.value}.")
-    path = Path(_OUT.value or workdir / "generated.png")
-    if path.suffix != ".png" or path.is_dir():
-        raise UsageError(f"--out names a .png file. Received: {path}.")
     pictures = make_pictures(model, _COUNT.value, _SEED.value)
     save_sheet(path, sheet(pictures, math.ceil(math.sqrt(_COUNT.value))))
     print(path)
@@ -203,9 +232,6 @@ def _drawn(model, workdir: Path) -> int:
 def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
     from trainers.translate import Translator
 
-    _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "A translation draws nothing")
-    if prompts == [""]:
-        raise UsageError("An encoder-decoder translates --prompt or --prompts. Received neither.")
     options = {"length_penalty": config["task"].get("length_penalty", 0.6)}
     options["beams"] = config["task"].get("beams", 0) or 1
     if _FLAGS[_BEAMS.name].present:
@@ -230,8 +256,6 @@ def _say_unknown(tokenizer, prompts: list[str]) -> None:
 def _filled(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:
     from trainers.fill_mask import fill_mask, filled
 
-    flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS
-    _refuse(flags_, "An encoder takes the likeliest words")
     rows = []
     for prompt in prompts:
         found = fill_mask(model, tokenizer, prompt, trained_length=trained)

@@ -246,6 +246,8 @@ def _say_unseen_classes(dataset: Dataset) -> None:
 
 
 def _load(name, manual_dir, image_size) -> Dataset:
+    if not isinstance(name, str):
+        raise UsageError(f"A data set has a name. Received: {short(repr(name))}.")
     folder = Path(manual_dir).expanduser() if manual_dir else None
     # Checked also where a cache would do: a wrong path fails on every machine or on none.
     if folder and not folder.is_dir():

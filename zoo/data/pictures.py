@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     except Unreadable:
         raise
     except RunError as error:
-        raise Unreadable(str(error)) from None
+        raise Unreadable(str(error).rstrip(".")) from None
     except UnidentifiedImageError:
         raise Unreadable(f"cannot identify it as {', '.join(_FORMATS)}") from None
     except Exception as error:  # decoders raise what they like
@@ -169,14 +169,14 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
 
 def shape_of(image_size) -> tuple[int, int, int]:
     """Returns height, width and channels; raises UsageError where they are none."""
-    size = tuple(image_size)
+    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
     if len(size) == 2:
         size = (*size, 3)
     whole = all(type(n) is int for n in size)
     if not whole or len(size) != 3 or min(size) < 1 or size[2] not in (1, 3):
         raise UsageError(
             "data.image_size is the height and width of pictures, and their channels, 1 or 3, if "
-            f"not 3: (224, 224). Received: {tuple(image_size)}."
+            f"not 3: (224, 224). Received: {image_size!r}."
         )
     return size
 
