@@ -207,6 +207,12 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path):
         decode(tmp_path / "a.png", (8, 8, 3))
 
 
+def test_the_reason_is_one_sentence(tmp_path):
+    with pytest.raises(Unreadable) as caught:
+        decode(tmp_path, (8, 8, 3))
+    assert str(caught.value).endswith("it is a folder, not a file")
+
+
 # --- a folder ------------------------------------------------------------------------------------
 
 

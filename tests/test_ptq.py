@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests import toys
+from tests import test_quiet, toys
 from tests.litert_files import constants
 from trainers import export, litert
 from trainers.compress import ptq
@@ -161,6 +161,15 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
     assert not (tmp_path / "out").exists()
 
 
+# The runtime writes into the process's stderr, once a process.
+RUN = """
+import sys
+import numpy as np
+from trainers.litert import LiteRTFile
+LiteRTFile(sys.argv[1])({"image": np.zeros((1, 28, 28, 1), "uint8")})
+"""
+
+
 @pytest.mark.parametrize(
     ("quantisation", "tolerance", "size"),
     [("float32", 1e-5, 1), ("float16", 2e-3, 0.6), ("dynamic", 0.03, 0.4), ("int8", 0.05, 0.4)],
@@ -179,6 +188,8 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
     assert worst <= tolerance
     assert (worst > 0) == (quantisation != "float32") or worst < 1e-6
     assert path.stat().st_size < size * 4 * found.model.count_params() + 12_000
+    if quantisation == "dynamic":
+        assert test_quiet.said(RUN, str(path)) == ""
 
 
 @pytest.mark.slow

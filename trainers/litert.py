@@ -158,6 +158,7 @@ class LiteRTFile:
         try:
             with quiet_stderr():  # it logs that it uses its CPU kernels
                 self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+                self.interpreter.allocate_tensors()
             self._run = self.interpreter.get_signature_runner("serving_default")
         except (ValueError, RuntimeError) as error:
             raise RunError(f"Cannot open {path}: {short(error)}") from None

@@ -10,6 +10,8 @@ place of batch normalisation, which would couple the rows of a batch.
 import keras
 from keras import layers
 
+from zoo.errors import UsageError
+
 PICTURE = (28, 28, 1)
 
 
@@ -39,7 +41,7 @@ def build(
       filters: channels of the discriminator's first convolution; twice as many of its second.
       name: name of the Keras model.
     """
-    noise = keras.Input((noise_dim,), name="noise")
+    noise = _noise(noise_dim)
     x = layers.Dense(hidden_dim, activation="relu", name="hidden")(noise)
     x = layers.Dense(784, activation="tanh", dtype="float32", name="pixels")(x)
     generator = keras.Model(noise, layers.Reshape(PICTURE, name="picture")(x), name="generator")
@@ -64,7 +66,7 @@ def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist
       filters: channels at full size of the discriminator; twice as many at half of it.
       name: name of the Keras model.
     """
-    noise = keras.Input((noise_dim,), name="noise")
+    noise = _noise(noise_dim)
     x = layers.Dense(7 * 7 * 2 * filters, name="seed")(noise)
     x = layers.Reshape((7, 7, 2 * filters), name="grid")(x)
     x = layers.LeakyReLU(0.2, name="leaky_1")(_position_norm("norm_1")(x))
@@ -92,6 +94,12 @@ def _position_norm(name: str) -> layers.Layer:
     return layers.RMSNormalization(epsilon=1e-6, name=name)
 
 
+def _noise(dim: int):
+    if dim < 1:
+        raise UsageError(f"noise_dim is at least 1. Received: {dim}.")
+    return keras.Input((dim,), name="noise")
+
+
 def _pair(generator, discriminator, noise_dim: int, name: str) -> GAN:
-    noise = keras.Input((noise_dim,), name="noise")
+    noise = _noise(noise_dim)
     return GAN(noise, discriminator(generator(noise)), name=name)
