@@ -115,17 +115,34 @@ def test_the_run_says_how_its_examples_were_held_out(run, tmp_path):
     assert found.split == "validation"
 
 
-def test_evaluate_judges_by_the_best_split_there_is(run, tmp_path, zoo_command):
+@pytest.fixture
+def train(tmp_path, zoo_command):
+    """Returns `train(*words) -> (work directory, answer)` of a command on two classes."""
     arrays = data_of(30, 10, side=28).splits["train"]
     np.savez(tmp_path / "mine.npz", **{f"train_{key}": value for key, value in arrays.items()})
     workdir = tmp_path / "run"
-    answer = zoo_command(
-        "train", "cnn_digits:debug", f"--workdir={workdir}",
-        f"--config.data.source=npz:{tmp_path / 'mine.npz'}", "--config.data.validation_size=8",
-        "--config.model.filters=(4,4,4)", "--config.model.num_classes=2",
-        "--config.trainer.global_batch_size=16", "--config.trainer.steps=2",
-        "--config.schedule.warmup_steps=0",
+    return lambda *words: (
+        workdir,
+        zoo_command(
+            "train", "cnn_digits:debug", f"--workdir={workdir}",
+            f"--config.data.source=npz:{tmp_path / 'mine.npz'}",
+            "--config.model.filters=(4,4,4)", "--config.model.num_classes=2",
+            "--config.trainer.global_batch_size=16", "--config.trainer.steps=2",
+            "--config.schedule.warmup_steps=0", *words,
+        ),
     )  # fmt: skip
+
+
+def test_means_of_training_are_no_result_of_a_split(train):
+    workdir, answer = train("--config.data.validation_size=0", "--config.trainer.log_every=2")
+    assert answer.status == 0, answer.err
+    assert answer.out.startswith("training (current weights, step 2): loss ")
+    assert "these are means over the last training updates. data.validation_size=N" in answer.err
+    assert not list((workdir / "evaluation").glob("*"))
+
+
+def test_evaluate_judges_by_the_best_split_there_is(train, zoo_command):
+    workdir, answer = train("--config.data.validation_size=8")
     assert answer.status == 0, answer.err
     result, report = answer.out.splitlines()
     assert result.startswith("validation (final averaged weights, step 2): loss ")
