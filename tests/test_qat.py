@@ -335,3 +335,17 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
             if x.shape == one.shape
         ]
         assert min(gaps) < 1e-6, path
+
+
+def test_kernels_of_token_models_have_one_scale_in_their_file():
+    """Training rounds them by one, tied or not; others have one per output."""
+    from trainers import litert
+
+    arguments = {**registry.entry("gpt_nano").tiny, "tie_weights": False, "num_layers": 1}
+    model = registry.build("gpt_nano", **arguments)
+    assert not litert.one_scale(model, "dynamic")
+    quantize(model)
+    assert litert.one_scale(model, "dynamic")
+    images = image_model()
+    quantize(images)
+    assert not litert.one_scale(images, "dynamic")
