@@ -88,6 +88,17 @@ def test_training_goes_on_with_its_own_statistics(whole, run):
         assert np.abs(variable.numpy() - value).max() > 1e-2
 
 
+def test_only_the_variables_that_are_asked_for_change(whole):
+    """One player of several may have averages: the statistics of the others stay."""
+    step = whole.step
+    asked = step.net.get_layer("norm").moving_mean
+    before = {id(v): v.numpy() for v in step.net.weights}
+    step.statistics([asked])
+    changed = [v for v in step.net.weights if not np.array_equal(v.numpy(), before[id(v)])]
+    asked.assign(before[id(asked)])
+    assert [v.path for v in changed] == [asked.path]
+
+
 def test_a_resumed_run_ends_with_the_same_file(whole, run, tmp_path):
     with pytest.raises(Interrupted):
         run(recipe(), two_classes(), tmp_path / "broken", callbacks=[StopAt(25)])
