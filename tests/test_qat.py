@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 import zoo
@@ -16,10 +17,12 @@ from tests.commands import ROOT
 from tests.test_resume import Interrupted, StopAt
 from trainers.compress.prune import sparsities
 from trainers.compress.qat import FreshRanges, quantize, rounded_once, rounds
-from trainers.workdir import read_metrics
+from trainers.precision import precision
 from zoo import registry
-from zoo.errors import UsageError
+from zoo.errors import RunError, UsageError
 from zoo.models.transfer import Backbone
+
+FAKE_QUANT = tf.quantization.fake_quant_with_min_max_vars
 
 
 def recipe(model="toy_tokens", task="toy_token", arguments=None, compress=None, **trainer):
@@ -91,6 +94,42 @@ def test_kernels_and_outputs_lie_on_the_grid():
     assert np.abs(kernel - model.get_layer("hidden").kernel.numpy()).max() > 0
 
 
+def test_bfloat16_trains_the_integers_of_the_file():
+    """Kernels are rounded from float32, as for the file, and not from bfloat16."""
+    with precision("mixed_bfloat16"):
+        image = keras.Input((64,))
+        model = keras.Model(image, layers.Dense(64, use_bias=False, name="only")(image))
+    quantize(model)
+    layer, seen = model.get_layer("only"), []
+    kernel = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
+    layer.kernel.assign(kernel)
+    plain = layer.call.plain
+    layer.call.plain = lambda *a, **k: seen.append(layer.kernel.value) or plain(*a, **k)
+    model(np.ones((1, 64), "float32"), training=True)
+    step = np.abs(kernel).max() / 127
+    assert ranges(model)["only_ranges/kernel_max"] == np.abs(kernel).max()
+    assert seen[0].dtype == tf.bfloat16
+    with rounded_once(model):
+        held = np.round(layer.kernel.numpy() / step)
+    np.testing.assert_array_equal(np.round(seen[0].numpy().astype("float32") / step), held)
+
+
+def with_open_ends(inputs, min, max, num_bits, narrow_range):
+    """TensorFlow's rounding, with gradients up to 1 % of the range beyond its ends.
+
+    TensorFlow moves a range's ends by up to half a step and gives no gradient beyond them. So the
+    last bit of an output near an end of its moving range decides whether it has one: after ten
+    updates the weights of bfloat16 are 0.31 away from those of float32, and 0.037 with open ends
+    (0.31 where only kernels' ranges have them).
+    """
+    values = FAKE_QUANT(inputs, min, max, num_bits=num_bits, narrow_range=narrow_range)
+    low, high = tf.convert_to_tensor(min), tf.convert_to_tensor(max)
+    beyond = 0.01 * (high - low)
+    inside = (inputs >= low - beyond) & (inputs <= high + beyond)
+    passed = tf.where(inside, inputs, 0.0)
+    return passed + tf.stop_gradient(values - passed)
+
+
 @pytest.mark.parametrize(
     "trainer",
     [
@@ -103,8 +142,10 @@ def test_kernels_and_outputs_lie_on_the_grid():
     ],
     ids=lambda value: "-".join(map(str, value)),
 )
-def test_every_setting_trains_much_the_same(trainer, run):
+def test_every_setting_trains_much_the_same(trainer, run, monkeypatch):
     """Micro-batches and replicas find ranges of their own, so these are near, not equal."""
+    if "precision" in trainer:
+        monkeypatch.setattr(tf.quantization, "fake_quant_with_min_max_vars", with_open_ends)
     configs = [recipe(**settings) for settings in ({}, trainer)]
     for config in configs:
         config.optimizer = optimizer("sgd", learning_rate=0.1)
@@ -121,13 +162,7 @@ def test_every_setting_trains_much_the_same(trainer, run):
         assert counts[0][path].numpy() == 10
         assert variable.numpy() == passes
         variable.assign(10)
-    if "precision" in trainer:
-        # A value at an end of its range has a gradient or none by its last bit: here the losses.
-        lines = (read_metrics(done.workdir.path) for done in (plain, other))
-        one, two = ([x["loss"] for x in some if "loss" in x][-1] for some in lines)
-        assert two == pytest.approx(one, rel=0.02)
-    else:
-        assert toys.difference(plain.step.net, other.step.net) <= bound
+    assert toys.difference(plain.step.net, other.step.net) <= bound
     before = quantized_start()
     for path, value in ranges(other.step.net).items():
         assert np.abs(value - before[path]).max() > 0, path  # it has moved
@@ -302,6 +337,35 @@ def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
     assert found["only_ranges/output_min"] == pytest.approx(0, abs=1e-5)
     values = np.linspace(0, 0.8, 1000, dtype="float32")[:, None] * np.ones(4, "float32")
     assert len(np.unique(opened(values))) > 240
+
+
+def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, monkeypatch):
+    """Ranges that end inside the outputs are not in the file; a wrong scale of a kernel is."""
+    from tests.test_ptq import subject
+    from trainers import export
+
+    found = subject("bert_tiny")
+    quantize(found.model)
+    FreshRanges(found.model).begin()
+    examples = found.examples()
+    found.model(export._arranged(found.model, examples), training=True)
+    for variable in found.model.non_trainable_weights:
+        if variable.path.endswith(("nsp_ranges/output_min", "nsp_ranges/output_max")):
+            variable.assign(variable / 2)
+    path = str(tmp_path / "model.tflite")
+    written = export.write_checked(found.model, found.task, examples, "litert", path)
+    assert written["largest_difference"] > export.TOLERANCE_ROUNDED  # from the rounded model
+    write, kernel = export.WRITERS["litert"], found.model.get_layer("nsp").kernel
+
+    def scaled(model, out, inputs):
+        value = kernel.numpy()
+        kernel.assign(1.2 * value)
+        write(model, out, inputs)
+        kernel.assign(value)
+
+    monkeypatch.setitem(export.WRITERS, "litert", scaled)
+    with pytest.raises(RunError, match="it computes something else: .* differ by 0.2"):
+        export.write_checked(found.model, found.task, examples, "litert", path)
 
 
 def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):

@@ -66,12 +66,19 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
     converter makes integers throughout; of tokens, norms and attention stay in floating point, and
     the kernels alone, rounded once, become integers.
     """
-    from trainers.compress.qat import of_tokens, rounded_once, rounds
+    from trainers.compress.qat import rounds
     from trainers.export import write_saved_model
 
-    with rounded_once(model) if of_tokens(model) else contextlib.nullcontext():
+    with as_held(model):
         write_saved_model(model, folder, inputs, batch=1)
     return "dynamic" if rounds(model) else "float32"
+
+
+def as_held(model):
+    """Returns a context in which a model computes what its LiteRT file holds; see `prepare`."""
+    from trainers.compress.qat import of_tokens, rounded_once
+
+    return rounded_once(model) if of_tokens(model) else contextlib.nullcontext()
 
 
 def one_scale(model, quantisation: str) -> bool:

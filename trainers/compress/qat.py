@@ -244,10 +244,11 @@ class _Rounding:
         self._training = keras_internals.in_training()
         if self.input is not None:
             inputs = self.input(inputs)
-        rounded = [
-            (variable, _apply(quantizer, variable.value, self._training, ranges))
-            for variable, quantizer, ranges in self.kernels
-        ]
+        with keras_internals.as_stored():  # the file holds what becomes of float32, not of bfloat16
+            rounded = [
+                (variable, _apply(quantizer, variable.value, self._training, ranges))
+                for variable, quantizer, ranges in self.kernels
+            ]
         activation = getattr(self.layer, "activation", None)
         if self.before is not None:
             self.layer.activation = lambda x: activation(self.before(x))
