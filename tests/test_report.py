@@ -371,6 +371,8 @@ def test_a_file_cut_short_becomes_a_note_and_the_rest_stands(tmp_path, name, kee
         ({"worst_index": np.array([10])}, "outside"),
         ({"worst_probabilities": np.zeros((1, 2))}, "do not fit"),
         ({"class_names": np.array(["a", None], dtype=object)}, "pickle"),
+        ({"class_names": np.arange(2001).astype(str)}, "2,001 classes"),
+        ({"class_names": np.frombuffer(b"\xff" * 12, "<U1")}, "maximum character"),
     ],
 )
 def test_arrays_that_do_not_fit_become_a_note(tmp_path, wrong, message):
@@ -383,6 +385,14 @@ def test_arrays_that_do_not_fit_become_a_note(tmp_path, wrong, message):
     assert "Classes, test" not in page.headings
 
 
+def test_pictures_without_a_pixel_become_a_note(tmp_path):
+    workdir = _workdir(tmp_path)
+    worst = {"worst_index": np.array([2]), "worst_inputs": np.zeros((1, 0, 4, 1), np.uint8)}
+    worst["worst_probabilities"] = np.full((1, 3), 0.3)
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES, **worst)
+    assert "test.npz could not be drawn: cannot write empty image" in _page(workdir).words
+
+
 def test_what_is_not_finite_is_told_and_breaks_nothing(tmp_path):
     lines = [_training(10), _training(20, loss=float("nan")), _training(30, loss=float("inf"))]
     lines += [_training(40, loss=10**400, accuracy=True, samples_per_second=None)]
@@ -392,6 +402,16 @@ def test_what_is_not_finite_is_told_and_breaks_nothing(tmp_path):
     assert "throughput120.00" in page.words
     page = _page(_workdir(tmp_path, [_training(10, loss=float("nan"))]))
     assert "not finite in 1 of 1 records" in page.words
+
+
+def test_integers_larger_than_any_float_are_shown(tmp_path):
+    large = 10**400
+    lines = [{"step": 1, "loss": large, "samples_per_second": large, "seconds": large}]
+    workdir = _workdir(tmp_path, lines)
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    summary = {"metrics": {"accuracy": large}, "step": large, "examples": large}
+    (workdir / "evaluation" / "test.json").write_text(json.dumps(summary))
+    assert "inf" in _page(workdir).words
 
 
 def test_plots_of_many_metrics_are_bounded(tmp_path, monkeypatch):

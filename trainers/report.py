@@ -22,6 +22,7 @@ from zoo.data.disk import atomic, read_bytes, read_json
 from zoo.errors import RunError, short
 from zoo.locks import is_held
 
+_MOST_CLASSES = 2000  # a matrix of all pairs is computed and drawn
 _MOST_SHEETS = 12
 
 
@@ -245,6 +246,9 @@ def _read_arrays(path: Path, notes: list[str]) -> dict:
 
 def _check_arrays(arrays: dict) -> None:
     labels, predictions, names = (arrays[k] for k in ("labels", "predictions", "class_names"))
+    if names.size > _MOST_CLASSES:
+        raise ValueError(f"{names.size:,} classes, of which at most {_MOST_CLASSES:,} are shown")
+    list(map(str, names.reshape(-1)))  # raises where they are no text
     if labels.ndim != 1 or labels.shape != predictions.shape:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} do not fit")
     limits = {"labels": names.size, "predictions": names.size, "worst_index": labels.size}
@@ -270,7 +274,16 @@ def _check_arrays(arrays: dict) -> None:
         )
 
 
+def _classification(evaluation: Evaluation, notes: list[str]) -> str:
+    try:
+        return sections.classification(evaluation)
+    except Exception as error:  # of pictures that are none, NumPy and Pillow raise what they like
+        notes.append(f"{evaluation.split}.npz could not be drawn: {short(error)}")
+        return ""
+
+
 def _page(run: Run) -> str:
+    classes = [_classification(evaluation, run.notes) for evaluation in run.evaluations]
     title = html.escape(f"{run.model} · {run.source}")
     body = "\n".join(
         part
@@ -279,7 +292,7 @@ def _page(run: Run) -> str:
             sections.notes(run.notes),
             sections.evaluation_metrics(run.evaluations),
             sections.curves(run.records),
-            *(sections.classification(evaluation) for evaluation in run.evaluations),
+            *classes,
             *(sections.translations(evaluation) for evaluation in run.evaluations),
             sections.samples(run.events),
             sections.pictures(run.pictures),

@@ -456,6 +456,10 @@ def _short(value) -> str:
     """Four digits or so; NaN is shown as such, for it is the news."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return _text(value)
+    try:
+        value = float(value)
+    except OverflowError:  # JSON holds integers of any size
+        value = math.inf
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else _text(value)
     if not value:
