@@ -257,6 +257,24 @@ def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
     assert max(len(np.unique(x)) for x in kernels) <= 8
 
 
+def test_a_file_in_which_nothing_would_be_rounded_is_refused(run, tmp_path, monkeypatch):
+    """LiteRT's dynamic range leaves small kernels as they are."""
+    data = toys.image_data(test=8)
+    config = toys.recipe("toy_norm", "image_classification", steps=1)
+    run(config, data, tmp_path / "small")
+    monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
+
+    def here(model, inputs, out, quantisation, examples, per_tensor):
+        litert.prepare(model, str(tmp_path / "saved"), inputs)
+        out.write_bytes(litert.convert(str(tmp_path / "saved"), quantisation, per_tensor))
+
+    monkeypatch.setattr(ptq, "write", here)
+    config.compress.ptq.format = "litert_dynamic"
+    with pytest.raises(UsageError, match="rounds kernels of 1,024 numbers or more.*litert_int8"):
+        ptq.quantize(config, tmp_path / "small", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.tflite").exists()
+
+
 def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
     from trainers.compress.methods import plan
 

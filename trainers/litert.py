@@ -145,6 +145,15 @@ def convert(folder: str, quantisation: str = "float32", per_tensor: bool = False
         return converter.convert()
 
 
+def holds_integers(path: str | Path) -> bool:
+    """Whether any tensor of a file is kept in 8-bit integers; it takes the runtime."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    with quiet_stderr():
+        tensors = Interpreter(model_path=str(path)).get_tensor_details()
+    return any(tensor["dtype"] == np.int8 for tensor in tensors)
+
+
 class LiteRTFile:
     """A file in its own runtime.
 

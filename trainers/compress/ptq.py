@@ -17,7 +17,7 @@ import numpy as np
 from trainers.compress.qat import rounds
 from trainers.compress.subject import Subject, load
 from trainers.keras_internals import all_layers
-from trainers.litert import NO_RUNTIME, write
+from trainers.litert import NO_RUNTIME, holds_integers, write
 from trainers.recipe import as_dict
 from trainers.workdir import (
     FLOATS,
@@ -80,6 +80,11 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
                     examples = found.representative(settings.examples, config.trainer.seed)
                 clustered = bool(config.compress.cluster.number)
                 write(found.served(), found.examples(), made, form, examples, clustered)
+                if form == "dynamic" and not holds_integers(made):
+                    raise UsageError(
+                        "LiteRT's litert_dynamic rounds kernels of 1,024 numbers or more. The "
+                        f"model of {start} has none: use compress.ptq.format=litert_int8."
+                    )
                 result = _with(found, file=made)
             else:
                 made = Path(folder) / "model.keras"
