@@ -12,6 +12,7 @@ from configs.base import optimizer
 from tests import toys
 from tests.test_resume import Interrupted, StopAt
 from trainers import loop
+from trainers.log_windows import LogWindows
 from trainers.means import Means
 from trainers.shown import duration, short_number
 from trainers.workdir import read_metrics
@@ -86,6 +87,20 @@ def test_a_killed_run_logs_what_the_uninterrupted_run_logs(whole, run, tmp_path)
     events = [line["event"] for line in read_metrics(tmp_path / "run") if "event" in line]
     assert events.count("warning") == events.count("started") == events.count("finished") == 1
     assert events.count("resumed") == 2  # not the second start: nothing was saved before
+
+
+@pytest.mark.parametrize("in_epoch", [True, False])
+def test_windows_come_back_whole(in_epoch):
+    """Speeds too: they are weights of the window by its seconds."""
+    means = Means(toys.TokenTask(), penalty=True)
+    state = {
+        "device": {name: [1.5, 2.0] for name in means.metrics},
+        "window": {"loss": [3.0, 4.0]}, "epoch": {"loss": [5.0, 6.0]}, "steps": 7, "seconds": 0.5,
+        "logs": {"loss": 0.1}, "evaluated": {"val_loss": 0.2}, "in_epoch": in_epoch,
+    }  # fmt: skip
+    windows = LogWindows(means)
+    windows.restore(state)
+    assert json.loads(json.dumps(windows.state())) == state
 
 
 @pytest.mark.parametrize(
