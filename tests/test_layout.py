@@ -29,8 +29,9 @@ def test_what_lies_where_a_file_is_written(tmp_path, name, make):
     [lambda path: path.write_text(""), os.mkfifo, lambda path: path.symlink_to("nowhere")],
     ids=["file", "pipe", "dangling"],
 )
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [*FOLDERS, "tensorboard/train", "tensorboard/validation"])
 def test_what_lies_where_a_folder_is(tmp_path, name, make):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     make(tmp_path / name)
     with pytest.raises(RunError, match=f"{name} must be a folder"):
         WorkDirectory(tmp_path).open()

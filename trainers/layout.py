@@ -20,18 +20,19 @@ FOLDERS = {
     "samples": re.compile(r".*\.png"),
     "tensorboard": re.compile("(?!)"),
 }
+_INNER_FOLDERS = ("tensorboard/train", "tensorboard/validation")
 
 
 def check_layout(workdir: Path) -> None:
     """Raises RunError where a folder or a named pipe lies where a file is written, or a file where
     a folder is. Links to files and folders are fine."""
     files = [workdir / name for name in FILES]
-    for name, pattern in FOLDERS.items():
-        folder = workdir / name
+    for name in (*FOLDERS, *_INNER_FOLDERS):
+        folder, pattern = workdir / name, FOLDERS.get(name)
         # A link that leads nowhere is no folder either, and none can be made there.
         if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
             raise _wrong(folder, "a folder")
-        if folder.is_dir():
+        if folder.is_dir() and pattern:
             files += [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
     for path in files:
         if path.exists() and not path.is_file():
