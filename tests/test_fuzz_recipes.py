@@ -58,6 +58,15 @@ def test_overrides():
     assert 100 * TIMES < accepted < 700 * TIMES
 
 
+@pytest.mark.parametrize("key", ["trainer.steps", "data.image_size"])
+@pytest.mark.parametrize("text", ["-" * 500 + "1", "1" + "+1" * 3000, "(" * 300 + ")" * 300])
+def test_nested_text_is_refused_before_python_parses_it(key, text, monkeypatch):
+    config = load_recipe(SOURCES[0])
+    monkeypatch.setattr(recipes.ast, "literal_eval", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(UsageError, match=f"{key} is of type"):
+        change(config, [(key, text)])
+
+
 def mutated(value, numbers):
     """A copy of a JSON value with something in it replaced, left out, or of another name."""
     if isinstance(value, dict) and value and numbers.random() < 0.9:

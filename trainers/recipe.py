@@ -424,7 +424,7 @@ def _keys(config, prefix: str = ""):
 def _check_flat(text: str) -> None:
     """Raises RecursionError for text that may nest deeply, before Python parses it.
 
-    In CPython 3.11 a RecursionError inside `ast` makes later calls of `ast` in the process fail.
+    So Python's parser never runs out of stack, and such text is no name in a tuple either.
     """
     bare = re.sub(r"'[^']*'|\"[^\"]*\"", "''", text)
     if len(re.findall(r"[(\[{]", bare)) > 200 or max(map(len, bare.split(","))) > 200:
