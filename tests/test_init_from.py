@@ -67,6 +67,15 @@ def test_what_acts_in_training_alone_and_the_vocabulary_may_differ(kind, sources
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_a_bert_takes_another_vocabulary(tmp_path):
+    """Its logits have a bias of their own behind the tied kernel."""
+    bert.build(**SIZES).save(tmp_path / "model.keras")
+    said = initialize(bert.build(**{**SIZES, "vocabulary_size": 30}), str(tmp_path / "model.keras"))
+    assert said.startswith("init_from: 36 of 38 weights")
+    assert "embedding/embeddings (20, 16) -> (30, 16)" in said
+    assert "mlm/bias (20,) -> (30,)" in said
+
+
 def test_a_folder_that_transformers_itself_wrote(transformers, tmp_path):  # noqa: F811
     config = transformers.GPT2Config(vocab_size=20, n_positions=12, n_embd=16, n_layer=2, n_head=4)
     with third_party():

@@ -115,12 +115,15 @@ def _alone(paths: list[str], where: str) -> list[str]:
 def _sized_by_data(model) -> set[int]:
     """Returns the ids of the variables that another data set may need in another size.
 
-    They are those of output layers, of embeddings except position tables, and the ranges and
-    centroids that compression adds.
+    They are those of output layers and of biases after them, of embeddings except position tables,
+    and the ranges and centroids that compression adds.
     """
     found = {id(v) for v in model.weights if added_by_compression(v.path)}
     tables = (keras.layers.Embedding, LowRankEmbedding)
     embeddings = [x for x in keras_internals.all_layers(model) if isinstance(x, tables)]
+    ends = keras_internals.final_layers(model) if keras_internals.is_graph(model) else []
+    vectors = [x for x in ends if all(len(v.shape) == 1 for v in getattr(x, "weights", ()))]
+    found |= {id(v) for layer in vectors for v in getattr(layer, "weights", ())}
     return found | {id(v) for layer in _outputs(model) + embeddings for v in layer.weights}
 
 
