@@ -17,6 +17,7 @@ import pytest
 from tests import commands, pages
 from tests.commands import content
 from zoo.data import corpora
+from zoo.data.records import RecordWriter
 from zoo.errors import RunError, UsageError
 from zoo.locks import lock_folder
 
@@ -430,6 +431,23 @@ def test_a_recipe_that_does_not_fit_what_was_prepared_is_refused(made, tmp_path)
     ):
         with pytest.raises(UsageError, match=said):
             load_data({**pages.DATA, "source": f"prepared:{made[0]}", **change}, {"name": "clm"})
+
+
+def test_records_of_something_else_are_one_line(made, tmp_path):
+    from zoo.registry import load_data
+
+    out = tmp_path / "out"
+    shutil.copytree(made[0], out)
+    shutil.rmtree(out / "records" / "train")
+    with RecordWriter(out / "records" / "train", {"image": ((), "u1")}) as writer:
+        writer.append(image=np.zeros(3, np.uint8))
+    data = {**pages.DATA, "source": f"prepared:{out}"}
+    with pytest.raises(RunError, match="records/train is damaged: it holds no tokens"):
+        load_data({**data, "packing": "best_fit"}, {"name": "clm"})
+    about = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps({**about, "records": {"../records": ""}}))
+    with pytest.raises(RunError, match="prepared.json is damaged: a split is named '../records'"):
+        load_data(data, {"name": "clm"})
 
 
 def test_a_stream_is_read_with_windows_of_any_length(site, tmp_path):

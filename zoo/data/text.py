@@ -102,7 +102,11 @@ def from_prepared(data: Mapping) -> Dataset:
         )
     splits, digests = {}, []
     for split in about["records"]:
+        if split not in ("train", "validation"):
+            raise RunError(f"{folder / 'prepared.json'} is damaged: a split is named {split!r}.")
         records = open_records(folder / "records" / split)
+        if "tokens" not in records.arrays:
+            raise RunError(f"{folder / 'records' / split} is damaged: it holds no tokens.")
         splits[split] = dict(records.arrays)
         digests.append(records.fingerprint)
     if about["packing"] == "stream":
