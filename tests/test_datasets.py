@@ -216,7 +216,10 @@ def test_npz_names_validation_as_folders_may(tmp_path):
     ("changes", "words"),
     [
         ({"test_label": None}, "no array 'test_label'. It has: 'train_image' .*, 'test_image' "),
-        ({"train_weight": np.ones(6)}, "array 'weight' has a name that is the trainer's own"),
+        (
+            {"train_weight": np.ones(6), "test_weight": np.ones(2)},
+            "array 'weight' has a name that is the trainer's own",
+        ),
         ({"training_label": np.zeros(6)}, "two arrays for 'train_label'"),
         ({"train_image": None, "train_label": None}, "no array 'train_image'"),
         ({"labels": np.zeros(3)}, "named SPLIT_NAME.*Received: 'labels'"),
