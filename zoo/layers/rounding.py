@@ -9,7 +9,7 @@ moments are: TF-MOT's begins at -6 and 6, which 20 updates hardly change.
 
 Layers are changed in place, at any depth, so that a model keeps its names and its file: opened by
 Keras alone a .keras file holds the trained weights without their rounding; the zoo opens it with it
-(`zoo.saved.open_model`).
+(`zoo.saved.model.open_model`).
 
 What is seen in training decides the ranges, as it decides batch normalisation's: rows that are
 computed together have one. Micro-batches and replicas therefore change the result a little. Rows

@@ -2,6 +2,9 @@
 
 import ast
 import json
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -73,6 +76,21 @@ def test_every_recipe_resolves_and_says_what_it_is(name, variant):
     if variant:
         steps, batch = config.trainer.steps, config.trainer.global_batch_size
         assert 0 < steps * batch <= 20_000, "a debug run ends within a minute on two cores"
+
+
+def test_a_users_folder_configs_is_not_imported_in_place_of_ours(tmp_path):
+    (tmp_path / "configs").mkdir()
+    for name in ("__init__", "cnn_digits", "cnn_mnist"):
+        (tmp_path / "configs" / f"{name}.py").write_text("raise SystemExit('of the user')")
+    code = (
+        "from trainers.config.recipe import load_recipe\n"
+        "print(load_recipe('cnn_digits').model.name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{CONFIGS.parent}"},
+    )  # fmt: skip
+    assert done.stdout == "cnn_classifier\n", done.stderr
 
 
 def test_two_configurations_share_nothing():
