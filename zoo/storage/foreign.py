@@ -22,7 +22,7 @@ def refuse_foreign(path: str | Path, saved=None) -> None:
         kind, use = "is a file", "give the folder that `zoo train --workdir=W` wrote"
     elif isinstance(saved, dict) and "model_type" in saved:
         kind = f"is a folder of transformers (model_type {saved['model_type']!r})"
-        use = f"{start}, and zoo.models.convert.published.from_transformers opens it in Python"
+        use = f"{start}, and zoo.models.convert.from_transformers opens it in Python"
         if saved["model_type"] not in CONVERTED:
             use = f"only models of type {' and '.join(CONVERTED)} are converted"
     elif isinstance(saved, dict) and str(saved.get("module", "")).startswith("keras_hub"):

@@ -39,7 +39,7 @@ def test_a_folder_of_transformers(words, folder, zoo_command, tmp_path, monkeypa
     assert (
         f"zoo train RECIPE --workdir=W --config.init_from={folder} trains a model from it" in said
     )
-    assert "zoo.models.convert.published.from_transformers opens it" in said
+    assert "zoo.models.convert.from_transformers opens it" in said
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 

@@ -6,7 +6,7 @@
 
 Weights are moved, never computed with: there and back is bit-exact in float32. What a published
 model has and ours has not (scaled rotary positions, other activations ...) is refused by name. A
-further family is a file beside convert_gpt.py.
+further family is a file beside gpt.py.
 """
 
 import contextlib
