@@ -28,7 +28,7 @@ def main() -> None:
     start_tensorflow()
     import keras
 
-    from trainers.compress_jobs.subject import load
+    from trainers.compress_jobs.loaded_run import load
 
     found = load(arguments.workdir)
     values = found.examples("train", range(_EXAMPLES))["image"].astype("float32") / 255

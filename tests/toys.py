@@ -16,7 +16,7 @@ class TokenTask(Task):
 
     statistics = ("accuracy",)
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         return {"loss": ops.sum(self._mask(batch))}
 
     def _mask(self, batch):
@@ -37,7 +37,7 @@ class TwoTermTask(TokenTask):
 
     terms = {"tokens": 1.0, "squares": 0.3}
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         return {"tokens": ops.sum(self._mask(batch)), "squares": ops.sum(batch["weight"])}
 
     def forward(self, model, batch, training):

@@ -79,7 +79,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
 
     whole = True
     if is_litert(saved):
-        from trainers.compress_jobs.subject import load
+        from trainers.compress_jobs.loaded_run import load
 
         found = load(directory.path, dataset)
         model, task, whole = found.measured(), found.task, found.makes_whole_samples

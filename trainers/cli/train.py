@@ -74,7 +74,7 @@ def command(argv) -> int:
             start_tensorflow()
             from trainers.compression import techniques
 
-            techniques.settle_weights(config, Path(workdir))
+            techniques.resolve_from_weights(config, Path(workdir))
         WorkDirectory(workdir).check_recipe(as_dict(config))
         return evaluate(workdir, None, "final", as_json=False)
 

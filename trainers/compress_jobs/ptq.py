@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from trainers.compress_jobs.calibrated import quantize as calibrate
-from trainers.compress_jobs.subject import Subject, load
+from trainers.compress_jobs.loaded_run import LoadedRun, load
 from trainers.config.recipe import as_dict
 from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
 from trainers.export.formats import difference
@@ -109,12 +109,12 @@ def load_in_float32(workdir):
     return in_float32(load_model(workdir))
 
 
-def _with(found: Subject, model=None, file=None) -> Subject:
+def _with(found: LoadedRun, model=None, file=None) -> LoadedRun:
     """The same task and data with the compressed model."""
     return dataclasses.replace(found, model=model or found.model, file=file)
 
 
-def _keep(directory, config, source, found: Subject, made: Path, metrics, predictions) -> None:
+def _keep(directory, config, source, found: LoadedRun, made: Path, metrics, predictions) -> None:
     """Writes the work directory; what tells that it is whole comes last."""
     step = max((line.get("step", 0) for line in read_metrics(found.path)), default=0)
     directory.write_config(as_dict(config), source, found.dataset)
@@ -136,7 +136,7 @@ def _keep(directory, config, source, found: Subject, made: Path, metrics, predic
 # --- Keras ----------------------------------------------------------------------------------------
 
 
-def _quantize(model, form: str, found: Subject, examples: int, seed: int) -> None:
+def _quantize(model, form: str, found: LoadedRun, examples: int, seed: int) -> None:
     """Has Keras round a model's kernels, in place; what a layer is given stays as it is."""
     from keras import quantizers
 
@@ -160,7 +160,7 @@ def _quantize(model, form: str, found: Subject, examples: int, seed: int) -> Non
         )
 
 
-def _reopened(model, path: Path, found: Subject, form: str):
+def _reopened(model, path: Path, found: LoadedRun, form: str):
     """Saves a quantised model, opens it, and returns it where it computes the same."""
     model.save(path)
     try:
@@ -176,7 +176,7 @@ def _reopened(model, path: Path, found: Subject, form: str):
     return again
 
 
-def _outputs(model, found: Subject) -> list[np.ndarray]:
+def _outputs(model, found: LoadedRun) -> list[np.ndarray]:
     import keras
 
     served = found.task.served(model)

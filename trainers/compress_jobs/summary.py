@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trainers.compress_jobs.latency import interleaved
+from trainers.compress_jobs.loaded_run import LoadedRun, load
 from trainers.compress_jobs.page import write_page
-from trainers.compress_jobs.subject import Subject, load
 from trainers.export.litert import write
 from trainers.export.litert_file import NO_RUNTIME
 from zoo import registry
@@ -78,7 +78,7 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
     return found
 
 
-def runtime_file(side: Subject, path: Path) -> tuple[Path | None, str]:
+def runtime_file(side: LoadedRun, path: Path) -> tuple[Path | None, str]:
     """The LiteRT file of a work directory's model, made at `path` where there is none.
 
     Returns:
@@ -93,7 +93,7 @@ def runtime_file(side: Subject, path: Path) -> tuple[Path | None, str]:
     return path, ""
 
 
-def counts(side: Subject) -> dict[str, int]:
+def counts(side: LoadedRun) -> dict[str, int]:
     """Numbers of weights, and of those that are not 0."""
     floats = side.path / FLOATS
     model = registry.load(str(floats)) if floats.exists() else side.model
@@ -105,5 +105,5 @@ def counts(side: Subject) -> dict[str, int]:
     }
 
 
-def _keeps_integers(side: Subject) -> bool:
+def _keeps_integers(side: LoadedRun) -> bool:
     return side.compress.get("ptq", {}).get("format", "").startswith("keras")

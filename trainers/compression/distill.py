@@ -11,7 +11,7 @@ differ; Wang et al. 2020 (MiniLM, arXiv:2002.10957) for the fourth. Each is a lo
 other: a sum over what counts, a weight known from the batch, a coefficient.
 
 For translation the teacher's own translations can stand in for the references (Kim and Rush 2016,
-Sequence-level knowledge distillation, arXiv:1606.07947): `taught_sentences`.
+Sequence-level knowledge distillation, arXiv:1606.07947): `with_teacher_sentences`.
 """
 
 import functools
@@ -142,9 +142,9 @@ class Distillation:
         """One: the student with the projections."""
         return (Player("", _Learner(model, self.variables), self.terms, self.forward),)
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """Those of the task; of a position each, or a row, for what the teacher says."""
-        own = self.task.weights(batch)
+        own = self.task.term_counts(batch)
         found = {name: own[key] for name, key in self.own.items()}
         for term, head in self.heads.items():
             found[term] = ops.sum(_counts(batch, head))

@@ -222,7 +222,7 @@ def written(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
     return tuple(f"{path}={'x'.join(map(str, numbers))}" for path, numbers in ranks.items())
 
 
-def settle(config, workdir: Path, dataset) -> None:
+def resolve_from_weights(config, workdir: Path, dataset) -> None:
     """Writes into a recipe the ranks that follow from the weights it starts from.
 
     Args:

@@ -74,7 +74,7 @@ def _matching(paths: Mapping, pattern: str) -> dict:
     return {path: value for path, value in paths.items() if matches(path)}
 
 
-def settle(config, workdir: Path) -> None:
+def resolve_from_weights(config, workdir: Path) -> None:
     """Writes into a recipe how many units stay of each layer of the model it starts from.
 
     Args:

@@ -98,7 +98,7 @@ def _write(folder, arrays: Mapping, task, teacher) -> None:
             written += len(rows)
 
 
-def taught_sentences(dataset, settings: Mapping, config):
+def with_teacher_sentences(dataset, settings: Mapping, config):
     """Returns a data set whose training targets are the teacher's own translations.
 
     Args:

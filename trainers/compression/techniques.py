@@ -4,7 +4,7 @@ from trainers.compression import low_rank, structured
 from trainers.compression.cluster import SetClusters, cluster
 from trainers.compression.distill import distillation
 from trainers.compression.prune import KeptZeros, Pruner
-from trainers.compression.teacher_files import taught_sentences
+from trainers.compression.teacher_files import with_teacher_sentences
 from trainers.config.compress_rules import check_decay, check_trains, pruning
 from zoo.errors import UsageError
 from zoo.keras_internals import all_layers
@@ -12,7 +12,7 @@ from zoo.layers.low_rank import LowRankReversibleEmbedding
 from zoo.layers.rounding import FreshRanges, quantize
 
 
-def settle(config, workdir, dataset):
+def resolve(config, workdir, dataset):
     """Writes into a recipe what of its section `compress` follows from weights and data.
 
     Returns the data, which a teacher may have changed.
@@ -22,16 +22,16 @@ def settle(config, workdir, dataset):
       workdir: the folder of the run, where one that was begun before has it.
       dataset: the run's data.
     """
-    settle_weights(config, workdir, dataset)
+    resolve_from_weights(config, workdir, dataset)
     if config.compress.distill.teacher and config.compress.distill.sentences:
-        dataset = taught_sentences(dataset, config.compress.distill.to_dict(), config)
+        dataset = with_teacher_sentences(dataset, config.compress.distill.to_dict(), config)
     return dataset
 
 
-def settle_weights(config, workdir, dataset=None) -> None:
-    """The part of `settle` that follows from weights; of a run that was begun it takes no data."""
-    structured.settle(config, workdir)
-    low_rank.settle(config, workdir, dataset)
+def resolve_from_weights(config, workdir, dataset=None) -> None:
+    """The part of `resolve` that follows from weights; of a run that was begun it takes no data."""
+    structured.resolve_from_weights(config, workdir)
+    low_rank.resolve_from_weights(config, workdir, dataset)
 
 
 def changed(model, settings: dict):
@@ -63,7 +63,7 @@ def _check_parts(model) -> None:
         )
 
 
-def taught(task, model, config, dataset=None):
+def with_teacher(task, model, config, dataset=None):
     """Returns the task as a student learns it, where the recipe names a teacher.
 
     Args:

@@ -102,5 +102,5 @@ def evaluate_batch(model, task: Task, means: Means, data) -> Forward:
     """Adds one batch to the means without changing the model."""
     with keras.StatelessScope(), use_row_weights(data.get("weight")):
         result = task.forward(model, data, training=False)
-    means.add(result.sums, result.statistics, task.weights(data))
+    means.add(result.sums, result.statistics, task.term_counts(data))
     return result

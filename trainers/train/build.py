@@ -37,7 +37,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
 
     Returns:
       `(TrainStep, Task)`: the recipe's task; that of the step may be more than it, see
-      `trainers.compression.techniques.taught`.
+      `trainers.compression.techniques.with_teacher`.
     """
     trainer = config.trainer
     model_arguments = config.model.to_dict()
@@ -62,7 +62,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         model = techniques.changed(model, config.compress.to_dict())
         if trainer.remat:
             apply_remat(model, trainer.remat)
-        learned = techniques.taught(task, model, config, dataset)
+        learned = techniques.with_teacher(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
         for player in learned.players(model):

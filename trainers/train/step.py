@@ -185,7 +185,7 @@ class TrainStep(keras.Model):
                 return values
             return replica.all_reduce(operation, values)
 
-        local = self.task.weights(data)
+        local = self.task.term_counts(data)
         counts = {**local, _ROWS: _real_rows(data)} if self._activity else local
         weights = add_up(counts)
         all_sums, all_statistics, finite = {}, {}, tf.constant(True)

@@ -19,7 +19,7 @@ from trainers.compression import techniques
 from trainers.config.recipe import as_dict, check, check_batch, check_examples, user_files
 from trainers.distributed import tpu
 from trainers.distributed.cluster import Cluster, code_fingerprint, read_cluster
-from trainers.distributed.link import Alone, Link
+from trainers.distributed.group import LocalGroup, WorkerGroup
 from trainers.distributed.preemption import Stop
 from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
 from trainers.evaluation.evaluate import (
@@ -77,7 +77,7 @@ class Trainer:
       tpu_name: of strategy tpu, see `trainers.distributed.tpu.tpu_strategy`.
 
     With several workers each runs the same program. The first, the chief, alone touches the work
-    directory and runs the recipe's callbacks; what it decides, the others hear from `self.link`.
+    directory and runs the recipe's callbacks; what it decides, the others hear from `self.group`.
     After `train`, `step.net` is the trained model; with `trainer.ema` it has the weights that would
     train on, and model.keras in the work directory their average. `result` says what the returned
     metrics were measured on.
@@ -98,20 +98,20 @@ class Trainer:
         check(config)
         self.config = config
         self.source = source
-        self.cluster, self.link = None, Alone()
+        self.cluster, self.group = None, LocalGroup()
         self.checkpoints: Checkpoints | None = None
         if config.trainer.strategy == "multi_worker":
             self.cluster = cluster or read_cluster()
-            self.link = Link(self.cluster, last=self._wait_for_checkpoint)
+            self.group = WorkerGroup(self.cluster, last=self._wait_for_checkpoint)
             check_batch(config, len(self.cluster.workers))
-        self.workdir = (WorkDirectory if self.link.chief else NoDirectory)(workdir)
+        self.workdir = (WorkDirectory if self.group.chief else NoDirectory)(workdir)
         self.dataset = dataset
         self.callbacks = list(callbacks)
         self.tpu_name = tpu_name
         self.read_test = read_test
         self.state = RunState()
-        self.events = Events(self.workdir, self.state, self.link.chief)
-        name = self.cluster.name(self.link.index) if self.cluster else ""
+        self.events = Events(self.workdir, self.state, self.group.chief)
+        name = self.cluster.name(self.group.index) if self.cluster else ""
         self.stop = Stop(config.trainer.preemption_notice, name)
         self.result: Result | None = None
 
@@ -129,9 +129,9 @@ class Trainer:
           RunError: where the loss is not finite, or a file cannot be read or written.
           Terminated: after SIGTERM or a preemption notice, once everything is saved.
         """
-        self.link.connect()
-        with self.link.together():
-            found = self.link.share(dataclasses.astuple(self._train()))
+        self.group.connect()
+        with self.group.together():
+            found = self.group.share(dataclasses.astuple(self._train()))
         self.result = Result(*found)
         return self.result.metrics
 
@@ -141,28 +141,28 @@ class Trainer:
             self._build()
             # Checked before anything is written: a wrong init_from leaves no work directory.
             files = self.checkpoints.files()
-            if self.config.init_from and not files and self.link.chief:
+            if self.config.init_from and not files and self.group.chief:
                 tokenizer = self.dataset.tokenizer
                 widths = self.config.compress.structured.widths
                 said = initialize(self.step.net, self.config.init_from, tokenizer, widths)
                 print(said, file=sys.stderr)
             for compressor in self.step.compressors:
                 compressor.begin()
-            if files and self.link.chief and (self.workdir / "config.json").exists():
+            if files and self.group.chief and (self.workdir / "config.json").exists():
                 self._check_rows_together()
             self.workdir.write_config(
                 as_dict(self.config), self.source, self.dataset, self.replicas
             )
-            if self.dataset.tokenizer is not None and self.link.chief:
+            if self.dataset.tokenizer is not None and self.group.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
             files = self.checkpoints.files()  # what there is now: see `write_config`
             self.checkpoints.restore(files, fresh=not self.config.init_from)
-            if self.link.share(self._is_finished()):
+            if self.group.share(self._is_finished()):
                 print(f"{self.workdir.path} is finished already", file=sys.stderr)
                 return read_evaluation(self.workdir, self.judged) or self._training_means()
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)
-            if self.link.chief:
+            if self.group.chief:
                 self.checkpoints.saver = Saver(
                     self.workdir / "checkpoints", self.step, self.config.trainer.keep,
                     self.workdir.push,
@@ -191,10 +191,10 @@ class Trainer:
         config, trainer = self.config, self.config.trainer
         prepare_devices(trainer.replicas, trainer.deterministic)
         devices = ",".join(device.device_type for device in tf.config.list_physical_devices())
-        self.link.same("number and kind of devices", devices)
-        self.link.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
-        self.link.same("code and versions", code_fingerprint(user_files) if self.cluster else "")
-        self.link.same("recipe", json.dumps(as_dict(config), sort_keys=True))
+        self.group.same("number and kind of devices", devices)
+        self.group.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
+        self.group.same("code and versions", code_fingerprint(user_files) if self.cluster else "")
+        self.group.same("recipe", json.dumps(as_dict(config), sort_keys=True))
         self.strategy = make_strategy(
             trainer.strategy, trainer.replicas, self.cluster, self.tpu_name
         )
@@ -202,8 +202,8 @@ class Trainer:
         check_batch(config, self.replicas)
         if self.dataset is None:
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
-        self.link.same("data", self.dataset.fingerprint)
-        self.dataset = techniques.settle(config, self.workdir.path, self.dataset)
+        self.group.same("data", self.dataset.fingerprint)
+        self.dataset = techniques.resolve(config, self.workdir.path, self.dataset)
         self.dataset, self.hold_out_note = with_hold_out(self.dataset, config.data.validation_size)
         self.arrays = self.dataset.splits["train"]
         self.judged = judged_split(self.dataset.splits, self.read_test)
@@ -223,7 +223,7 @@ class Trainer:
             trainer.evaluate_every, trainer.checkpoint_every,
             evaluates=self.held_out is not None or self.writer is not None,
         )  # fmt: skip
-        named = make_callbacks(config, self.workdir) if self.link.chief else []
+        named = make_callbacks(config, self.workdir) if self.group.chief else []
         self.all_callbacks = [*self.callbacks, *named]
         if any(getattr(callback, "restore_best_weights", False) for callback in self.all_callbacks):
             raise UsageError(
@@ -233,7 +233,9 @@ class Trainer:
         together = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
         check_padding(self.step, self.task, self.arrays, together)
         self.windows = LogWindows(self.step.means)
-        self.checkpoints = Checkpoints(self.state, self.step, self.windows, self.link, self.workdir)
+        self.checkpoints = Checkpoints(
+            self.state, self.step, self.windows, self.group, self.workdir
+        )
         self._run = update_function(self.step, self.strategy)
 
     def _check_rows_together(self) -> None:
@@ -328,7 +330,7 @@ class Trainer:
         """Returns what the loop calls between updates."""
         state, periods, step, windows = self.state, self.periods, self.step, self.windows
         workdir, events, trainer = self.workdir, self.events, self.config.trainer
-        chief = self.link.chief
+        chief = self.group.chief
         progress = Progress(
             state, periods, step, windows, goodput, workdir, events,
             examples=self.examples, batch_size=trainer.global_batch_size, chief=chief,
@@ -347,9 +349,9 @@ class Trainer:
             ),
             checkpoints=self.checkpoints,
             rollback=rollback,
-            stops=Stops(self.stop, step, self.link, rollback, events),
+            stops=Stops(self.stop, step, self.group, rollback, events),
             callbacks=KerasCallbacks(
-                self.all_callbacks, state, periods, step, windows, self.link,
+                self.all_callbacks, state, periods, step, windows, self.group,
                 progress_bar=progress.interactive,
             ),
         )  # fmt: skip
@@ -369,7 +371,7 @@ class Trainer:
 
     def _finish(self) -> Result:
         """Writes the bare model, judges it by a split that it has not seen, writes the report."""
-        chief, result = self.link.chief, self._training_means()
+        chief, result = self.group.chief, self._training_means()
         if chief:  # it is the last to be written, and tells that all is there
             (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
@@ -395,7 +397,7 @@ class Trainer:
             evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
         metrics, predictions = evaluator()
         weights = weights_name("final", self.config)
-        if not self.link.chief:
+        if not self.group.chief:
             return Result(self.judged, weights, self.state.done, metrics)
         whole, samples = self.task.whole_split(self.step.net, self.dataset, self.judged)
         result = Result(self.judged, weights, self.state.done, {**metrics, **whole})

@@ -154,7 +154,7 @@ class Task:
         """
         return batch
 
-    def weights(self, batch: Batch) -> dict[str, Any]:
+    def term_counts(self, batch: Batch) -> dict[str, Any]:
         """Returns the weight of each term in this batch, float32 scalars; no model needed."""
         raise NotImplementedError
 

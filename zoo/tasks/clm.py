@@ -85,7 +85,7 @@ class CausalLanguageModeling(Task):
             "bytes": counts * sizes,
         }
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """One a target that counts."""
         return {"loss": ops.sum(batch["counts"])}
 

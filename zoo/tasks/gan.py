@@ -123,7 +123,7 @@ class GenerativeAdversarial(Task):
             Player("generator", model.generator, {"generator": 1.0}, self._generator),
         )  # fmt: skip
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """One a real picture; as many are made."""
         return dict.fromkeys(self.terms, ops.sum(batch["weight"]))
 

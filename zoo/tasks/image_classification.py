@@ -175,7 +175,7 @@ class ImageClassification(Task):
             )
         return Frozen(extractor, self.feature_views)
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """One a picture that does not pad."""
         return {"loss": ops.sum(batch["weight"])}
 

@@ -159,7 +159,7 @@ class MaskedLanguageModeling(Task):
         asked = (tf.range(slots) < wanted) & usable & (chosen[:, :slots] != after)
         return positions, asked
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """One a word asked for."""
         return {self.mlm: ops.sum(batch["counts"])}
 
@@ -224,9 +224,9 @@ class NextSentencePrediction(MaskedLanguageModeling):
         # Both sentences are one segment: they see each other.
         return tokens, tf.cast(tokens != PADDING, tf.int32)
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """One a word asked for; one a pair."""
-        return {**super().weights(batch), "nsp": ops.sum(batch["weight"])}
+        return {**super().term_counts(batch), "nsp": ops.sum(batch["weight"])}
 
     def forward(self, model, batch, training):
         """Returns summed cross-entropies and accuracies of words and pairs."""

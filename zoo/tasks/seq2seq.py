@@ -98,7 +98,7 @@ class SequenceToSequence(Task):
             "counts": counts,
         }
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         """One a target token."""
         return {"loss": ops.sum(batch["counts"])}
 

@@ -43,7 +43,7 @@ class Regression(Task):
     def __init__(self, scale=1.0):
         self.scale = scale
 
-    def weights(self, batch):
+    def term_counts(self, batch):
         return {"loss": ops.sum(batch["weight"])}
 
     def forward(self, model, batch, training):

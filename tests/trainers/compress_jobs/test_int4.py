@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.trainers.compress_jobs.test_ptq import subject
+from tests.trainers.compress_jobs.test_ptq import loaded_run
 from trainers.compress_jobs import calibrated, int4, ptq
 from zoo.errors import RunError
 from zoo.keras_internals import all_layers
@@ -119,7 +119,7 @@ def files(tmp_path_factory):
 
     def fresh():
         keras.utils.set_random_seed(3)
-        found = subject("gpt_nano")
+        found = loaded_run("gpt_nano")
         for i in range(2):
             norm = found.model.get_layer(f"block_{i}").attention_norm
             norm.gamma.assign(np.where(np.arange(16) == 5, 20, 1))
@@ -176,7 +176,7 @@ def calibrations(monkeypatch):
 
 
 def test_a_block_is_calibrated_on_what_the_rounded_blocks_before_it_give(calibrations):
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     for layer in dense_layers(found.model).values():
         layer.kernel.assign(np.random.default_rng(6).normal(size=layer.kernel.shape))
     examples = found.representative(4, 0)
@@ -208,7 +208,7 @@ def test_awq_clips_no_layer_that_makes_the_scores_of_attention(calibrations, mon
         return plain(weights, inputs, clip)
 
     monkeypatch.setattr(int4, "awq", awq)
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     calibrated.quantize(found.model, "awq", found.representative(2, 0))
     of_scores = ["query" in path for path, _ in calibrations]
     assert any(of_scores)
@@ -230,7 +230,7 @@ def test_awq_clips_only_outputs_that_are_better_for_it():
 
 
 def test_a_layer_without_inputs_is_refused(monkeypatch):
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     monkeypatch.setattr(int4.Inputs, "add", lambda self, x: None)
     with pytest.raises(RunError, match="keras_gptq: block_0/.* was given no inputs"):
         calibrated.quantize(found.model, "gptq", found.representative(2, 0))

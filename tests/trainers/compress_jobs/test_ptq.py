@@ -13,7 +13,7 @@ from tests import toys
 from tests.litert_files import constants
 from tests.zoo import test_quiet
 from trainers.compress_jobs import ptq
-from trainers.compress_jobs.subject import Subject
+from trainers.compress_jobs.loaded_run import LoadedRun
 from trainers.config.recipe import as_dict, of_workdir
 from trainers.export import formats as export
 from trainers.export import litert, litert_file
@@ -27,7 +27,7 @@ from zoo.saved.model import open_model
 TINY = ("gpt_nano", "llama_nano", "bert_tiny", "transformer_tiny", "lstm_generator")
 
 
-def subject(name, examples=24, path=None, **more):
+def loaded_run(name, examples=24, path=None, **more):
     """A tiny model of the catalog, untrained, with made-up data of its task."""
     row = registry.entry(name)
     keras.utils.set_random_seed(0)  # bounds of rounding errors hold for given weights
@@ -38,7 +38,7 @@ def subject(name, examples=24, path=None, **more):
     task.complete(dict(row.tiny), dataset)
     task.check(model, dataset)
     task.players(model)
-    return Subject(path, {"config": {}}, dataset, task, model)
+    return LoadedRun(path, {"config": {}}, dataset, task, model)
 
 
 def file_of(found, folder, quantisation="float32"):
@@ -178,7 +178,7 @@ LiteRTFile(sys.argv[1])({"image": np.zeros((1, 28, 28, 1), "uint8")})
     [("float32", 1e-5, 1), ("float16", 2e-3, 0.6), ("dynamic", 0.03, 0.4), ("int8", 0.05, 0.4)],
 )
 def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
-    found = subject("cnn_classifier")
+    found = loaded_run("cnn_classifier")
     keras.utils.set_random_seed(1)
     found.model = registry.build("cnn_classifier", filters=(16, 32, 32), hidden_dim=32)
     arrays = found.task.synthetic(found.model, 24, 0)
@@ -205,7 +205,7 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
 )  # fmt: skip
 def test_a_task_measures_a_file_as_it_measures_the_model(name, more, tmp_path):
     """The float file gives the Keras model's metrics; the rounded one others, of the file."""
-    found = subject(name, **more)
+    found = loaded_run(name, **more)
     expected, _ = found.evaluate()
     found.file = file_of(found, tmp_path)
     metrics, _ = found.evaluate()
@@ -218,7 +218,7 @@ def test_a_task_measures_a_file_as_it_measures_the_model(name, more, tmp_path):
 
 @pytest.mark.parametrize("quantisation", ["float32", "float16", "dynamic"])
 def test_a_tied_embedding_is_stored_once(quantisation, tmp_path):
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     size = {"vocabulary_size": 500, "hidden_dim": 16, "num_layers": 1}
     found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
     path = file_of(found, tmp_path, quantisation)
@@ -289,7 +289,7 @@ def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
 
 
 def test_ranges_come_from_the_training_data():
-    found = subject("cnn_classifier")
+    found = loaded_run("cnn_classifier")
     train = {"image": np.zeros((30, 28, 28, 1), "uint8"), "label": np.zeros(30, "int32")}
     train["image"] += np.arange(30, dtype="uint8")[:, None, None, None]
     test = {"image": train["image"] + 100, "label": train["label"]}
@@ -317,7 +317,7 @@ def test_ranges_come_from_the_training_data():
     ],
 )
 def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
-    found = subject("cnn_classifier")
+    found = loaded_run("cnn_classifier")
     monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
     with pytest.raises(RunError, match=said):
         litert.write(found.served(), found.examples(), tmp_path / "a.tflite", "int8")
@@ -331,7 +331,7 @@ def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
     ("name", "form"), [*((name, "int8") for name in TINY), ("gpt_nano", "int4")]
 )
 def test_a_model_of_integers_is_the_same_from_its_file(name, form, tmp_path):
-    found = subject(name)
+    found = loaded_run(name)
     before = ptq._outputs(found.model, found)
     ptq._quantize(found.model, form, found, 4, 0)
     again = ptq._reopened(found.model, tmp_path / "model.keras", found, f"keras_{form}")
@@ -348,7 +348,7 @@ def test_a_model_of_integers_is_the_same_from_its_file(name, form, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), [("gpt_nano", "gptq"), ("bert_tiny", "awq")])
 def test_blocks_are_rounded_by_what_they_are_given(name, form, tmp_path):
-    found = subject(name)
+    found = loaded_run(name)
     row = registry.entry(name)
     found.model = registry.build(name, **{**row.tiny, "num_layers": 1})
     before = ptq._outputs(found.model, found)
@@ -364,7 +364,7 @@ def test_blocks_are_rounded_by_what_they_are_given(name, form, tmp_path):
 
 
 def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_path):
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     ptq._quantize(found.model, "int8", found, 4, 0)
 
     def other(path):
@@ -378,7 +378,7 @@ def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_
 
 
 def test_what_keras_cannot_round_is_said():
-    found = subject("cnn_classifier")
+    found = loaded_run("cnn_classifier")
     found.model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
     with pytest.raises(UsageError, match="has none: litert_dynamic rounds convolutions"):
         ptq._quantize(found.model, "int8", found, 4, 0)
@@ -390,7 +390,7 @@ def test_a_chunked_loss_of_integers_is_that_of_all_logits():
     """The chunked loss takes the last kernel as it is, which would be the integers."""
     import tensorflow as tf
 
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     ptq._quantize(found.model, "int8", found, 4, 0)
     batch = {k: tf.constant(v[:4]) for k, v in found.dataset.splits["test"].items()}
     batch = found.task.prepare({**batch, "weight": tf.ones(4)}, None, False)
@@ -448,7 +448,7 @@ def test_plans_do_not_share_a_recipe(trained):
 
 
 def test_what_was_held_out_stands_in_for_a_test_split():
-    found = subject("cnn_classifier")
+    found = loaded_run("cnn_classifier")
     arrays = found.dataset.splits["train"]
     found.dataset = Dataset("d", {"train": arrays, "validation": arrays}, (), "d")
     assert found.split == "validation"

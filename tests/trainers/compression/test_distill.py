@@ -121,7 +121,7 @@ def test_terms_of_a_language_model_by_hand():
         {"labels": 0.3, "soft": 0.7 * 4, "hidden": 2.0, "attention": 3.0}
     )
     batch = prepared(task, "clm")
-    found, weights = task.forward(student, batch, training=False), task.weights(batch)
+    found, weights = task.forward(student, batch, training=False), task.term_counts(batch)
     inputs = {key: batch[key] for key in ("tokens", "segments")}
     logits, said = (np.asarray(model(inputs)) for model in (student, teacher))
     counts = np.asarray(batch["counts"])
@@ -195,7 +195,7 @@ def test_terms_of_probabilities_by_hand():
 def test_both_heads_of_a_bert_are_taught():
     student, teacher, task = built("nsp", {"alpha": 0.5, "temperature": 1.0, "hidden": 1.0})
     batch = prepared(task, "nsp")
-    found, weights = task.forward(student, batch, training=False), task.weights(batch)
+    found, weights = task.forward(student, batch, training=False), task.term_counts(batch)
     inputs = {key: batch[key] for key in ("tokens", "segments", "types", "masked")}
     ours, theirs = student(inputs), teacher(inputs)
     for term, head, counts in (("soft", "mlm", "counts"), ("soft_nsp", "nsp", "weight")):

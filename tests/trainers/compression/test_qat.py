@@ -343,11 +343,11 @@ def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
 
 def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, monkeypatch):
     """Ranges that end inside the outputs are not in the file; a wrong scale of a kernel is."""
-    from tests.trainers.compress_jobs.test_ptq import subject
+    from tests.trainers.compress_jobs.test_ptq import loaded_run
     from trainers.export import formats as export
     from trainers.export.saved_model import arranged
 
-    found = subject("bert_tiny")
+    found = loaded_run("bert_tiny")
     quantize(found.model)
     FreshRanges(found.model).begin()
     examples = found.examples()
@@ -374,11 +374,11 @@ def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, m
 def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     """Each kernel is rounded once: the file's integers times their scale are its values."""
     from tests.litert_files import constants
-    from tests.trainers.compress_jobs.test_ptq import subject
+    from tests.trainers.compress_jobs.test_ptq import loaded_run
     from trainers.export import formats as export
     from trainers.export.saved_model import arranged
 
-    found = subject("gpt_nano")
+    found = loaded_run("gpt_nano")
     size = {"vocabulary_size": 80, "hidden_dim": 32, "num_layers": 1}
     keras.utils.set_random_seed(1)
     found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})

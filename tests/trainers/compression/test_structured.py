@@ -228,7 +228,7 @@ def test_the_trainer_starts_from_what_stays_and_resumes_exactly(whole, run, tmp_
     assert "10 of 10 weights" in capsys.readouterr().err
     for settings, changed in (({"keep": True}, {}), ({"widths": ("hidden=5",)}, {"hidden": 5})):
         config = recipe({"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings})
-        structured.settle(config, tmp_path / "new")
+        structured.resolve_from_weights(config, tmp_path / "new")
         before = {"convolution_1": 2, "convolution_2": 3, "hidden": 6}
         assert parse_widths(config.compress.structured.widths) == {**before, **changed}
 

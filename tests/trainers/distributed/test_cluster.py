@@ -10,9 +10,9 @@ import time
 import pytest
 
 from tests.workers import free_addresses
-from trainers.distributed import link as links
+from trainers.distributed import group as groups
 from trainers.distributed.cluster import Cluster, code_fingerprint, read_cluster
-from trainers.distributed.link import Link
+from trainers.distributed.group import WorkerGroup
 from zoo.errors import RunError, UsageError
 
 
@@ -147,7 +147,7 @@ def together(count, work, addresses=None):
         def leave(line):
             results[index] = Left(line)
 
-        link = Link(Cluster(addresses, index), leave)
+        link = WorkerGroup(Cluster(addresses, index), leave)
         try:
             link.connect()
             with link.together():
@@ -229,8 +229,8 @@ def test_a_broken_connection_names_the_worker(who):
 @pytest.mark.parametrize("who", [0, 1])
 def test_silence_names_the_worker(who, monkeypatch):
     """As where a machine loses its power or its network: no connection is ever closed."""
-    monkeypatch.setattr(links, "BEAT", 0.1)
-    monkeypatch.setattr(links, "SILENCE", 1.0)
+    monkeypatch.setattr(groups, "BEAT", 0.1)
+    monkeypatch.setattr(groups, "SILENCE", 1.0)
 
     def work(link):
         if link.index == who:
@@ -249,8 +249,8 @@ def test_silence_names_the_worker(who, monkeypatch):
 
 def test_work_is_no_silence(monkeypatch):
     """A worker that loads data for longer than the silence says meanwhile that it lives."""
-    monkeypatch.setattr(links, "BEAT", 0.1)
-    monkeypatch.setattr(links, "SILENCE", 1.0)
+    monkeypatch.setattr(groups, "BEAT", 0.1)
+    monkeypatch.setattr(groups, "SILENCE", 1.0)
 
     def work(link):
         time.sleep(2.5)
@@ -264,33 +264,33 @@ def test_an_address_in_use():
     host, _, port = addresses[1].rpartition(":")
     message = r"^worker 1 .* cannot listen at its address: Addr"
     with socket.create_server((host, int(port))), pytest.raises(RunError, match=message):
-        Link(Cluster(tuple(addresses), 1)).connect()
+        WorkerGroup(Cluster(tuple(addresses), 1)).connect()
 
 
 def test_waiting_ends(monkeypatch):
-    monkeypatch.setattr(links, "WAIT", 1.0)
+    monkeypatch.setattr(groups, "WAIT", 1.0)
     addresses = tuple(free_addresses(2))
     for index in (0, 1):
         with pytest.raises(RunError, match=f"waiting for worker {1 - index} "):
-            Link(Cluster(addresses, index)).connect()
+            WorkerGroup(Cluster(addresses, index)).connect()
 
 
 @pytest.mark.parametrize(("host", "doubt"), [("localhost", False), ("192.0.2.1", True)])
 def test_a_machine_that_may_have_anothers_index_is_told(host, doubt, monkeypatch, capsys):
     """As where two machines are started with the same index: each waits for the other."""
-    monkeypatch.setattr(links, "SAY", 0.0)
-    monkeypatch.setattr(links, "WAIT", 1.0)
+    monkeypatch.setattr(groups, "SAY", 0.0)
+    monkeypatch.setattr(groups, "WAIT", 1.0)
     port = free_addresses(1)[0].rpartition(":")[2]
     with pytest.raises(RunError, match="waiting for worker 1 "):
-        Link(Cluster((f"{host}:{port}", "192.0.2.2:1"), 0)).connect()
+        WorkerGroup(Cluster((f"{host}:{port}", "192.0.2.2:1"), 0)).connect()
     said = f"; {host}:{port} is not this machine's: is the index right?" if doubt else ""
     assert f"zoo: waiting for worker 1 (192.0.2.2:1){said}\n" in capsys.readouterr().err
 
 
 def test_a_stranger_at_the_chiefs_address_holds_nobody(monkeypatch):
     """It begins to answer, and never ends: the worker calls again, until it gives up."""
-    monkeypatch.setattr(links, "HELLO", 0.2)
-    monkeypatch.setattr(links, "WAIT", 1.0)
+    monkeypatch.setattr(groups, "HELLO", 0.2)
+    monkeypatch.setattr(groups, "WAIT", 1.0)
     addresses = tuple(free_addresses(2))
     answered = []
 
@@ -306,17 +306,17 @@ def test_a_stranger_at_the_chiefs_address_holds_nobody(monkeypatch):
     with socket.create_server(("127.0.0.1", int(addresses[0].rpartition(":")[2]))) as listener:
         threading.Thread(target=stranger, args=[listener], daemon=True).start()
         with pytest.raises(RunError, match="waiting for worker 0 "):
-            Link(Cluster(addresses, 1)).connect()
+            WorkerGroup(Cluster(addresses, 1)).connect()
         listener.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
     for stream in answered:
         stream.close()
 
 
 def test_strangers_and_doubles_are_turned_away(monkeypatch):
-    monkeypatch.setattr(links, "HELLO", 1.0)
+    monkeypatch.setattr(groups, "HELLO", 1.0)
     addresses = tuple(free_addresses(3))
     address = ("127.0.0.1", int(addresses[0].rpartition(":")[2]))
-    links_made = [Link(Cluster(addresses, index), lambda line: None) for index in range(3)]
+    links_made = [WorkerGroup(Cluster(addresses, index), lambda line: None) for index in range(3)]
     threads = [threading.Thread(target=link.connect, daemon=True) for link in links_made]
     threads[0].start()
 
@@ -340,12 +340,12 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
     with call(b"\0\0") as silent:  # half of a message's length, and then nothing
         assert b"nothing was said" in silent.recv(1000)
     with pytest.raises(RunError, match="refuses: worker 3 of 4 called, this run has 3 workers"):
-        Link(Cluster((*addresses, *free_addresses(1)), 3)).connect()
+        WorkerGroup(Cluster((*addresses, *free_addresses(1)), 3)).connect()
     hello = json.dumps({"zoo": 1, "worker": 1, "count": 3}).encode()
     with call(len(hello).to_bytes(4, "big") + hello):
         time.sleep(0.2)
         with pytest.raises(RunError, match=r"refuses: worker 1 \(.*\) is there already"):
-            Link(Cluster(addresses, 1)).connect()
+            WorkerGroup(Cluster(addresses, 1)).connect()
     threads[2].start()  # now all have called, but the first worker 1 is gone
     time.sleep(1)
     threads[1].start()
@@ -358,13 +358,13 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
 
 def test_the_last_checkpoint_comes_before_the_end(monkeypatch, capsys):
     done = []
-    monkeypatch.setattr(links.os, "_exit", lambda status: done.append(status))
+    monkeypatch.setattr(groups.os, "_exit", lambda status: done.append(status))
 
     def last():
         done.append("checkpoint")
         raise OSError("full")
 
     with pytest.raises(OSError, match="full"):  # nothing raises where the process has ended
-        links._leave("worker 1 is lost", last)
+        groups._leave("worker 1 is lost", last)
     assert done == ["checkpoint", 1]
     assert "zoo: error: worker 1 is lost" in capsys.readouterr().err

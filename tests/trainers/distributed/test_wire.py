@@ -11,10 +11,10 @@ import pytest
 
 from tests.trainers.distributed.test_cluster import Left, together
 from tests.workers import free_addresses
-from trainers.distributed import link as links
+from trainers.distributed import group as groups
 from trainers.distributed import wire
 from trainers.distributed.cluster import Cluster
-from trainers.distributed.link import Link
+from trainers.distributed.group import WorkerGroup
 from zoo.errors import RunError, UsageError
 
 
@@ -38,14 +38,16 @@ class Run:
 
     def __init__(self, count: int):
         self.addresses = tuple(free_addresses(count))
-        self.links = [Link(Cluster(self.addresses, i), lambda line: None) for i in range(count)]
-        self.threads = [threading.Thread(target=one.connect, daemon=True) for one in self.links]
+        self.groups = [
+            WorkerGroup(Cluster(self.addresses, i), lambda line: None) for i in range(count)
+        ]
+        self.threads = [threading.Thread(target=one.connect, daemon=True) for one in self.groups]
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for link in self.links:
+        for link in self.groups:
             link._fail("the test is over")
 
     def connected(self, seconds: float) -> bool:
@@ -64,10 +66,10 @@ class Run:
 
 def test_callers_that_say_nothing_delay_nobody(monkeypatch):
     """Each of them may take `HELLO` seconds; those that wait longest make room for others."""
-    monkeypatch.setattr(links, "HELLO", 30.0)
+    monkeypatch.setattr(groups, "HELLO", 30.0)
     with Run(3) as run:
         run.threads[0].start()
-        strangers = [reach(run.addresses[0]) for _ in range(links._CALLERS + 20)]
+        strangers = [reach(run.addresses[0]) for _ in range(groups._CALLERS + 20)]
         for first in strangers[:20]:
             first.settimeout(10)
             assert first.recv(100) == b""
@@ -135,7 +137,7 @@ def test_noise_at_the_port_changes_nothing():
                 stranger.sendall(noise)
         assert run.threads[0].is_alive()
         assert run.connected(10)
-        assert list(run.links[0]._peers) == [1]
+        assert list(run.groups[0]._peers) == [1]
 
 
 def test_a_worker_that_ends_at_once_kills_nobody():
@@ -146,7 +148,7 @@ def test_a_worker_that_ends_at_once_kills_nobody():
             with reach(run.addresses[0]) as stranger:
                 stranger.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 2}'))
         run.threads[0].join(0.5)
-        assert run.links[0]._peers or run.connected(10)
+        assert run.groups[0]._peers or run.connected(10)
 
 
 def test_a_worker_that_is_gone_before_the_others_come_is_waited_for_again():
@@ -185,7 +187,7 @@ def test_a_worker_with_another_secret_is_refused(chief, worker, line, monkeypatc
         run.threads[0].start()
         monkeypatch.setenv(wire.SECRET, worker)
         with pytest.raises(RunError, match=line):
-            Link(Cluster(run.addresses, 1)).connect()
+            WorkerGroup(Cluster(run.addresses, 1)).connect()
         assert run.threads[0].is_alive()
         assert run.connected(10)  # the chief still waits for the right one
 
@@ -221,7 +223,7 @@ def test_a_chief_without_the_secret_is_no_chief(monkeypatch):
     with socket.create_server((host, int(port))) as listener:
         threading.Thread(target=chief, args=[listener], daemon=True).start()
         with pytest.raises(RunError, match="worker 0 .* refuses: it has another secret"):
-            Link(Cluster((address, other), 1)).connect()
+            WorkerGroup(Cluster((address, other), 1)).connect()
 
 
 class Watched:
@@ -300,7 +302,7 @@ def with_a_false_chief(says: list[bytes], work=lambda link: None):
 
     with socket.create_server((host, int(port))) as listener:
         threading.Thread(target=chief, args=[listener], daemon=True).start()
-        link = Link(Cluster((address, other), 1), lambda line: None)
+        link = WorkerGroup(Cluster((address, other), 1), lambda line: None)
         try:
             link.connect()
             return work(link)
@@ -337,11 +339,11 @@ def with_a_liar(work, lies: list[bytes], monkeypatch, silence=60.0, lives=False)
     Returns:
       What `work` returned or raised, or `Left` with the line by which the process would end.
     """
-    monkeypatch.setattr(links, "SILENCE", silence)
-    monkeypatch.setattr(links, "BEAT", 0.1)
+    monkeypatch.setattr(groups, "SILENCE", silence)
+    monkeypatch.setattr(groups, "BEAT", 0.1)
     addresses = tuple(free_addresses(2))
     found = []
-    link = Link(Cluster(addresses, 0), lambda line: found.append(Left(line)))
+    link = WorkerGroup(Cluster(addresses, 0), lambda line: found.append(Left(line)))
 
     def run():
         try:
@@ -394,7 +396,7 @@ def test_values_that_nobody_asks_for_are_bounded(monkeypatch):
     def work(link):
         time.sleep(5)
 
-    found = with_a_liar(work, [framed(b"v" + b"x" * 1000) * (links._WAITING + 10)], monkeypatch)
+    found = with_a_liar(work, [framed(b"v" + b"x" * 1000) * (groups._WAITING + 10)], monkeypatch)
     assert isinstance(found, Left), found
 
 

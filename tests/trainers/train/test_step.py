@@ -165,7 +165,7 @@ def test_replicas_and_steps_draw_other_dropout_masks(run):
     def losses(micro_batch, turn):
         def one(micro):
             seeds = step._seeds(turn, micro)
-            out = step._pure_gradients(0, data, step.task.weights(data), seeds, {}, 1.0)
+            out = step._pure_gradients(0, data, step.task.term_counts(data), seeds, {}, 1.0)
             return out[1]["loss"]
 
         return strategy.run(one, args=(micro_batch,))
@@ -198,7 +198,7 @@ def test_micro_batches_draw_other_masks_on_each_replica(run):
 
     drawn = tf.function(
         lambda: strategy.run(
-            lambda: step._accumulate(0, data, step.task.weights(data), 2, 0.25)[1]["loss"]
+            lambda: step._accumulate(0, data, step.task.term_counts(data), 2, 0.25)[1]["loss"]
         ),
         autograph=False,
     )()

@@ -10,7 +10,7 @@ import pytest
 
 from tests import toys
 from trainers.config.base import optimizer, schedule
-from trainers.distributed.link import Alone
+from trainers.distributed.group import LocalGroup
 from trainers.run.events import Events
 from trainers.run.workdir import NoDirectory, read_metrics
 from trainers.train.trainer import Trainer
@@ -225,9 +225,9 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
 
     data = dataclasses.replace(toys.token_data(), tokenizer=Tokenizer())
     trainer = Trainer(toys.recipe(steps=2), tmp_path / "absent", dataset=data)
-    trainer.link = Alone()
-    trainer.link.chief, said = False, {}
-    trainer.link.same = said.__setitem__
+    trainer.group = LocalGroup()
+    trainer.group.chief, said = False, {}
+    trainer.group.same = said.__setitem__
     trainer.workdir = NoDirectory(trainer.workdir.path)
     trainer.events = Events(trainer.workdir, trainer.state, chief=False)
     trainer.train()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import toys
-from trainers.compress_jobs.subject import load
+from trainers.compress_jobs.loaded_run import load
 from trainers.run.workdir import read_metrics
 from zoo.data import Dataset
 from zoo.data.classes import check_classes

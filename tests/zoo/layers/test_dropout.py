@@ -106,7 +106,9 @@ def test_numbers_drawn_without_a_seed_differ_from_update_to_update():
         @tf.function(autograph=False)
         def loss(micro_batch):
             seeds = step._seeds(0, micro_batch)
-            return step._pure_gradients(0, data, step.task.weights(data), seeds, {}, 1.0)[1]["loss"]
+            return step._pure_gradients(0, data, step.task.term_counts(data), seeds, {}, 1.0)[1][
+                "loss"
+            ]
 
         found = []
         for number in (0, 1):

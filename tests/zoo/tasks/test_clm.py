@@ -76,7 +76,7 @@ def test_loss_and_metrics_are_sums_over_tokens(model, chunk):
             loss += math.log(np.exp(scores - scores[target]).sum())
             right += scores.argmax() == target
             count += 1
-    assert float(task.weights(batch)["loss"]) == count
+    assert float(task.term_counts(batch)["loss"]) == count
     np.testing.assert_allclose(result.sums["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(result.statistics["accuracy"], [right, count])
     np.testing.assert_allclose(result.statistics["bits_per_byte"][0], loss / math.log(2), rtol=1e-5)

@@ -294,7 +294,7 @@ def test_losses_are_sums_over_words_and_pairs(model):
     outputs = {k: v.numpy() for k, v in model(
         {k: batch[k] for k in ("tokens", "segments", "types", "masked")}).items()}  # fmt: skip
     result = task.forward(model, batch, training=False)
-    weights = {k: float(v) for k, v in task.weights(batch).items()}
+    weights = {k: float(v) for k, v in task.term_counts(batch).items()}
     assert weights == {"mlm": batch["counts"].numpy().sum(), "nsp": 4}
     assert not batch["counts"].numpy()[4:].any()
     for name, targets, counts in (

@@ -234,7 +234,7 @@ def test_the_loss_is_that_of_keras(chunk, smoothing):
         return float(ops.sum(losses * counts))
 
     result = task.forward(net, batch, training=True)
-    weight = float(task.weights(batch)["loss"])
+    weight = float(task.term_counts(batch)["loss"])
     assert weight == 2 * 9
     np.testing.assert_allclose(float(result.sums["loss"]), expected(smoothing), rtol=1e-5)
     total, count = result.statistics["nll"]

@@ -21,32 +21,32 @@ class Checkpoints(CheckpointHook):
       state: of the run.
       step: the `TrainStep`.
       windows: its log windows.
-      link: to the other workers.
+      group: of all workers.
       workdir: the work directory.
 
     Attributes:
       saver: writes them while training goes on; None until the chief's run has begun.
     """
 
-    def __init__(self, state: RunState, step, windows: LogWindows, link, workdir):
+    def __init__(self, state: RunState, step, windows: LogWindows, group, workdir):
         self._state, self._step, self._windows = state, step, windows
-        self._link, self._workdir = link, workdir
+        self._group, self._workdir = group, workdir
         self.saver: Saver | None = None
 
     def files(self) -> list[tuple[int, Path]]:
         """Returns `(step, path)` of those in the work directory, as the chief sees it."""
         self.wait()
         files = checkpoint.list_checkpoints(self._workdir / "checkpoints")
-        shared = self._link.share([(step, str(path)) for step, path in files])
+        shared = self._group.share([(step, str(path)) for step, path in files])
         return [(step, Path(path)) for step, path in shared]
 
     def save(self) -> None:
         state = self._state
-        if self._link.count > 1:
-            self._link.same(f"weights after update {state.done}", checkpoint.digest(self._step))
+        if self._group.count > 1:
+            self._group.same(f"weights after update {state.done}", checkpoint.digest(self._step))
         state.windows = self._windows.state()
         state.lines = self._workdir.lines
-        if self._link.chief:
+        if self._group.chief:
             self.saver.save(state.counters())
 
     def wait(self) -> None:
@@ -61,18 +61,18 @@ class Checkpoints(CheckpointHook):
 
     def load(self, path: Path) -> None:
         """Goes to a checkpoint, on the chief; `share` follows."""
-        if self._link.chief:
+        if self._group.chief:
             self._state.restore(checkpoint.restore(path, self._step))
 
     def share(self) -> None:
         """Puts the chief's state into all workers."""
-        if self._link.count == 1:
+        if self._group.count == 1:
             return
         file = io.BytesIO()
-        if self._link.chief:
+        if self._group.chief:
             checkpoint.write(file, checkpoint.Snapshot(self._step, self._state.counters()))
-        content = self._link.share(file.getvalue())
-        if not self._link.chief:
+        content = self._group.share(file.getvalue())
+        if not self._group.chief:
             self._state.restore(checkpoint.restore(content, self._step))
 
     def restore(self, files: list[tuple[int, Path]], fresh: bool) -> None:

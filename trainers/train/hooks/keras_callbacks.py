@@ -20,16 +20,16 @@ class KerasCallbacks(CallbackHook):
       periods: of the run.
       step: the `TrainStep`.
       windows: its log windows, whose means callbacks see.
-      link: to the other workers: what callbacks of the chief decide, all do.
+      group: of all workers: what callbacks of the chief decide, all do.
       progress_bar: whether Keras' progress bar is shown.
     """
 
     def __init__(
         self, callbacks: Sequence[keras.callbacks.Callback], state: RunState, periods: Periods,
-        step, windows: LogWindows, link, *, progress_bar: bool,
+        step, windows: LogWindows, group, *, progress_bar: bool,
     ):  # fmt: skip
         self._state, self._periods, self._step = state, periods, step
-        self._windows, self._link = windows, link
+        self._windows, self._group = windows, group
         self._list = keras.callbacks.CallbackList(
             callbacks,
             add_history=True,
@@ -69,19 +69,19 @@ class KerasCallbacks(CallbackHook):
     def end_epoch(self) -> None:
         epoch = (self._state.done - 1) // self._periods.steps_per_epoch
         self._list.on_epoch_end(epoch, self._windows.end_epoch())
-        (self._step.stop_training,) = self._link.any(bool(self._step.stop_training))
-        share_rates(self._step.optimizers, self._link)
+        (self._step.stop_training,) = self._group.any(bool(self._step.stop_training))
+        share_rates(self._step.optimizers, self._group)
 
     def end(self) -> None:
         self._list.on_train_end(self._windows.logs)
 
 
-def share_rates(optimizers, link) -> None:
+def share_rates(optimizers, group) -> None:
     """Gives all workers the learning rates that callbacks of the chief may have changed."""
-    if link.count == 1:
+    if group.count == 1:
         return
     plain = [inner(own) for own in optimizers]
     mine = [float(own.learning_rate.numpy()) for own in plain]
-    for own, rate, before in zip(plain, link.share(mine), mine, strict=True):
+    for own, rate, before in zip(plain, group.share(mine), mine, strict=True):
         if rate != before:
             own.learning_rate = rate

@@ -12,18 +12,18 @@ class Stops(StopHook):
     Args:
       stop: of this process.
       step: the `TrainStep`, whose `stop_training` callbacks set.
-      link: to the other workers.
+      group: of all workers.
       rollback: tells whether there is anything good to save.
       events: where notices are told.
     """
 
-    def __init__(self, stop: Stop, step, link, rollback: RollbackHook, events: Events):
-        self._stop, self._step, self._link = stop, step, link
+    def __init__(self, stop: Stop, step, group, rollback: RollbackHook, events: Events):
+        self._stop, self._step, self._group = stop, step, group
         self._rollback, self._events = rollback, events
 
     def asked(self) -> bool:
-        self._stop.warn(self._events if self._link.chief else None)
-        asked, self._step.stop_training = self._link.any(
+        self._stop.warn(self._events if self._group.chief else None)
+        asked, self._step.stop_training = self._group.any(
             self._stop.asked.is_set(), bool(self._step.stop_training)
         )
         if asked:
@@ -31,7 +31,7 @@ class Stops(StopHook):
         return asked
 
     def terminated(self) -> Terminated:
-        notices = [notice for notice in self._link.each(self._stop.notice) if notice]
+        notices = [notice for notice in self._group.each(self._stop.notice) if notice]
         for notice in notices:
             self._events("preemption notice", notice)
         return Terminated("a preemption notice" if notices else "SIGTERM")

@@ -20,7 +20,7 @@ _BATCH = 64
 
 
 @dataclasses.dataclass
-class Subject:
+class LoadedRun:
     """What can be measured.
 
     Attributes:
@@ -101,7 +101,7 @@ class Subject:
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
-def load(workdir: str | Path, dataset=None) -> Subject:
+def load(workdir: str | Path, dataset=None) -> LoadedRun:
     """Loads a finished work directory.
 
     Args:
@@ -127,4 +127,4 @@ def load(workdir: str | Path, dataset=None) -> Subject:
     task.complete(saved["config"]["model"], dataset)
     task.check(model, dataset)
     task.players(model)
-    return Subject(path, saved, dataset, task, model, file)
+    return LoadedRun(path, saved, dataset, task, model, file)

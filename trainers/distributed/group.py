@@ -39,8 +39,8 @@ _LARGEST_SAID, _LARGEST_STATE = 2**16, 2**36
 _WELCOME = b"welcome"
 
 
-class Alone:
-    """A run of one process: it is the chief, and agrees with itself."""
+class LocalGroup:
+    """Single-process group: every collective is a no-op."""
 
     chief, index, count = True, 0, 1
 
@@ -68,7 +68,7 @@ class Alone:
         yield
 
 
-class Link(Alone):
+class WorkerGroup(LocalGroup):
     """The connections of one worker, from `connect` to the end of `together`.
 
     All workers call `same`, `share`, `any` and `each` in the same order.
