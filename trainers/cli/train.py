@@ -114,7 +114,7 @@ def command(argv) -> int:
             file=sys.stderr,
         )
         return TERMINATED
-    if not trainer.link.chief:
+    if not trainer.group.chief:
         return 0
     print(trainer.result)
     if trainer.result.split == "training":
