@@ -9,13 +9,14 @@ and resumed, and data preparation. Compared are
 
 - the values of the final model's weights, in the order of the model and without their names;
 - the lines of metrics.jsonl without times and rates;
-- of data preparation, the bytes of every file but those that hold times.
+- of data preparation, the content of every file but the page and the hash of the source code.
 
 Both trees run at the same time, each case in a process of its own. Exit status 1 if anything
 differs. With --folder the runs are kept there.
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
@@ -42,7 +43,7 @@ TRAIN = {
     "bert_wiki": ["train", "bert_wiki:debug", *SHORT],
     "seq2seq_multi30k": [
         "train", "seq2seq_multi30k:debug", *SHORT, "--config.data.source=pairs:pairs.tsv",
-        "--config.data.vocabulary_size=500", "--config.data.validation_size=20",
+        "--config.data.vocabulary_size=500",
     ],
     "dcgan_mnist": ["train", "dcgan_mnist:debug", *SHORT],
     "vgg16_transfer": ["train", "vgg16_transfer:debug", *SHORT],
@@ -59,8 +60,9 @@ COMPRESS = {
     "low_rank": ["--config.compress.low_rank.energy=0.9"],
 }
 CASES = (*TRAIN, *COMPRESS, "two_workers", "killed", "prepare")
-# Of metrics.jsonl: what differs between two runs of the same code.
-_OF_TIME = ("time", "second", "detail", "seconds", "goodput", "memory", "rate_of", "elapsed")
+# Keys of metrics.jsonl whose values differ between two runs of the same code, and events of one
+# process.
+_TIMES, _PROCESS_EVENTS = ("seconds", "goodput", "time"), ("started", "resumed")
 _WEIGHTS = """
 import hashlib, json, sys
 import keras, numpy as np
@@ -198,21 +200,33 @@ def _wait(process: subprocess.Popen) -> str:
 
 
 def _metrics(path: Path) -> list[dict]:
-    """Returns the lines without times; events of one process tell nothing about the training."""
+    """Returns the lines without times and without events of one process."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line.get("event") in ("finished", "feature cache"):
+            line.pop("detail")  # seconds, a path
     return [
-        {key: value for key, value in line.items() if not any(word in key for word in _OF_TIME)}
+        {k: v for k, v in line.items() if k not in _TIMES and not k.endswith("_per_second")}
         for line in lines
-        if line.get("event") not in ("started", "resumed")
+        if line.get("event") not in _PROCESS_EVENTS
     ]
 
 
 def _files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    """Returns hashes of what `zoo prepare` made, without the folder's own path.
+
+    Left out are the page, and prepared.json with its hash of the source code.
+    """
+    contents = {
+        str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in (".html", ".lock") and path.name != "card.json"
+        if path.is_file() and path.suffix not in (".html", ".lock") and path.name != "prepared.json"
     }
+    for name, content in contents.items():
+        content = gzip.decompress(content) if name.endswith(".gz") else content
+        content = content.replace(str(folder.parent).encode(), b"")
+        contents[name] = hashlib.sha256(content).hexdigest()
+    return contents
 
 
 def differences(base: dict, head: dict) -> list[str]:
