@@ -13,6 +13,7 @@ _NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps", "goodput"}
 _RATE = "_per_second"
 _LARGEST_SAMPLES = 200
 _LARGEST_TABLE = 20
+_MOST_MISTAKES = 36  # as an evaluation keeps
 _MOST_PLOTS = 60  # of metrics, and of rates: each takes 30 ms
 
 
@@ -356,7 +357,8 @@ def _mistakes(split: str, arrays: dict, names: list[str]) -> str:
     if any(key not in arrays or not len(arrays[key]) for key in keys):
         return ""
     cards = []
-    for index, pixels, probabilities in zip(*(arrays[key] for key in keys), strict=False):
+    shown = [arrays[key][:_MOST_MISTAKES] for key in keys]
+    for index, pixels, probabilities in zip(*shown, strict=False):
         true, predicted = int(arrays["labels"][index]), int(arrays["predictions"][index])
         caption = (
             f"true <b>{_text(names[true])}</b> {probabilities[true]:.1%}<br>"
@@ -378,9 +380,9 @@ def _heat(split: str, arrays: dict, names: list[str]) -> str:
     if "heat_index" not in arrays:
         return ""
     cards = []
-    for index, pixels, heat in zip(
-        *(arrays[key] for key in ("heat_index", "heat_inputs", "heat_maps")), strict=True
-    ):
+    keys = ("heat_index", "heat_inputs", "heat_maps")
+    shown = [arrays[key][:_MOST_MISTAKES] for key in keys]
+    for index, pixels, heat in zip(*shown, strict=True):
         true, predicted = int(arrays["labels"][index]), int(arrays["predictions"][index])
         caption = f"predicted <b>{_text(names[predicted])}</b>"
         if true != predicted:

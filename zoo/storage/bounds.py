@@ -30,6 +30,7 @@ MAX_RATIO = 100
 # Bytes of Python objects per byte of JSON, at worst: "[]," is a list of 56 bytes and a pointer.
 JSON_EXPANSION = 32
 TEXT_EXPANSION = 5  # bytes for each byte of UTF-8, at worst: itself, and four for each character
+MOST_MEMBERS = 50_000  # of a zip archive; reading hundreds of thousands takes minutes
 MOST_AXES = 64  # of an array: NumPy's own bound. The product of millions of sizes takes hours.
 LONGEST_LINE = 64 << 20  # bytes of a line, which is a JSON object or a pair of sentences
 
@@ -81,10 +82,12 @@ def check_zip(path, archive: zipfile.ZipFile, stored: int) -> int:
       The bytes of all members together.
 
     Raises:
-      RunError: where they are far larger than the file, or compressed in a way that nothing reads
-        in bounded memory.
+      RunError: where they are too many, far larger than the file, or compressed in a way that
+        nothing reads in bounded memory.
     """
     members = archive.infolist()
+    if len(members) > MOST_MEMBERS:
+        raise RunError(f"{path} cannot be read: it has more than {MOST_MEMBERS:,} members.")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise RunError(

@@ -237,6 +237,16 @@ def test_worst_mistakes_show_both_labels_with_their_probabilities(tmp_path, shap
     assert page.tags.count("img") == (2 if len(shape) > 1 else 0)
 
 
+def test_a_page_shows_a_bounded_number_of_mistakes(tmp_path):
+    workdir = _workdir(tmp_path)
+    _evaluation(
+        workdir, LABELS, PREDICTIONS, NAMES,
+        worst_index=np.full(100, 3), worst_inputs=np.ones((100, 4, 4, 1), np.uint8),
+        worst_probabilities=np.tile(np.float32([0.1, 0.2, 0.7]), (100, 1)),
+    )  # fmt: skip
+    assert _page(workdir).tags.count("img") == 36
+
+
 def test_pictures_keep_their_brightness():
     for pixels in (np.full((4, 4, 1), 51, np.uint8), np.full((4, 4, 3), 0.2, np.float32)):
         assert _decoded(pixels).max() == 51

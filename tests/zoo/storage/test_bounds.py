@@ -18,6 +18,7 @@ from zoo.data.text.corpora import load_corpus
 from zoo.errors import RunError
 from zoo.models.convert import safetensors as convert_safetensors
 from zoo.storage import bounds, disk, records
+from zoo.storage.arrays import open_npz
 
 BOMB = "its data take .* at most 100 times what they are stored in"
 
@@ -141,6 +142,15 @@ def test_sizes_in_a_manifest_are_counts(tmp_path, key, value):
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="is damaged"):
         records.open_records(tmp_path / "a")
+
+
+def test_archives_of_many_members(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", **{f"x{i}": np.zeros(1) for i in range(8)})
+    with open_npz(tmp_path / "a.npz") as arrays:
+        assert len(arrays) == 8
+    monkeypatch.setattr(bounds, "MOST_MEMBERS", 7)
+    with pytest.raises(RunError, match="a.npz cannot be read: it has more than 7 members"):
+        open_npz(tmp_path / "a.npz").__enter__()
 
 
 def test_arrays_of_many_axes(tmp_path):
