@@ -1,11 +1,13 @@
 """Optimizers by name: Keras' own, with weight decay kept off biases and norms.
 
-The table of names and arguments loads no Keras, so that recipes can be read without it.
+Their arguments and defaults are in `trainers.config.choices`.
 """
 
 import dataclasses
 import re
 from collections.abc import Mapping
+
+import keras
 
 from trainers.config.choices import OPTIMIZERS, check_arguments, check_optimizer
 from trainers.optimization.muon import left_to_adamw
@@ -50,8 +52,6 @@ def make_optimizer(
     Returns:
       `(optimizer, rules)`: the second are those of `apply_rules`, to be applied before it is built.
     """
-    import keras
-
     check_optimizer(name)
     arguments = {**OPTIMIZERS[name], **arguments}
     check_arguments(name, arguments)

@@ -1,6 +1,7 @@
 """Learning-rate schedules by name. They count optimizer updates, never micro-batches.
 
-The tables of names and arguments load no Keras, so that recipes can be read without it.
+Their arguments and defaults are in `trainers.config.choices`. Importing this module loads no Keras:
+`check_phases` and `total_steps` run before TensorFlow is started.
 """
 
 from trainers.config.choices import SCHEDULES, check_schedule
