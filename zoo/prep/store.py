@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.errors import RunError, short
 from zoo.prep.document import Document
+from zoo.storage.arrays import read_npy_header
 from zoo.storage.disk import atomic, open_file
 
 
@@ -66,10 +67,7 @@ def load(path: Path) -> np.ndarray:
     """
     try:
         with open_file(path) as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"an array of version {version}")
-            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+            shape, by_columns, dtype = read_npy_header(file)
             if not math.prod(shape):
                 return np.empty(shape, dtype)
             order = "F" if by_columns else "C"
