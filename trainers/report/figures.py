@@ -1,7 +1,7 @@
-"""The drawings of the report, as elements that stand in the page itself.
+"""Draws the plots and images of a report, to be embedded in the page.
 
-No text from files comes here: matplotlib would read its `$` as maths. matplotlib and Pillow are
-imported by the functions that draw: the trainer draws at the end of a run alone.
+matplotlib must not interpret text from files, in which it would read `$` as math. matplotlib and
+Pillow are imported by the functions that draw, because most of a training run needs neither.
 """
 
 import base64
@@ -13,9 +13,9 @@ import numpy as np
 
 from zoo.processes import out_of_current_folder
 
-_LARGEST_PICTURE = 256  # pixels a side: the page must stay light
-# Stand-ins that the style sheet's variables replace, so that plots follow light and dark mode.
-_COLOURS = {
+_LARGEST_IMAGE = 256  # pixels per side, which bounds the size of the page
+# Placeholders for the variables of the style sheet, so that plots follow light and dark mode.
+_COLORS = {
     "ink": "#010203",
     "line": "#010204",
     "training": "#010205",
@@ -27,63 +27,58 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
     """Draws values over steps.
 
     Args:
-      lines: `training` and `validation`, or one of them, to step -> value.
-      name: any word that no other plot of the page has.
+      lines: `training`, `validation` or both -> step -> value.
+      name: name of the plot, unique in the page.
+
+    Returns:
+      An SVG element, as from every plot here.
     """
     figure, axes = _axes(6.4, 3.4)
     for label, series in lines.items():
-        # A line of few points, or of one, is seen by its dots.
+        # A line of few points is hard to see, and a line of one point is invisible.
         marker = "o" if len(series) <= 30 else None
-        style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5, "color": _COLOURS[label]}
+        style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5, "color": _COLORS[label]}
         axes.plot(list(series), list(series.values()), **style)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    axes.grid(color=_COLOURS["line"], linewidth=0.8)
-    axes.set_axisbelow(True)
+    _grid(axes)
     return _svg(figure, axes, name)
 
 
 def bars(values: dict[str, float], name: str) -> str:
-    """Draws a bar a ratio, with a line at 1."""
+    """Draws one bar per ratio, with a line at 1."""
     figure, axes = _axes(6.4, 0.9 + 0.45 * len(values))
     labels = list(values)[::-1]
-    drawn = axes.barh(labels, [values[label] for label in labels], color=_COLOURS["training"])
-    axes.bar_label(drawn, fmt="{:.2f}", padding=4, color=_COLOURS["ink"], fontsize=11)
-    axes.axvline(1, color=_COLOURS["validation"], linewidth=1.2)
+    drawn = axes.barh(labels, [values[label] for label in labels], color=_COLORS["training"])
+    axes.bar_label(drawn, fmt="{:.2f}", padding=4, color=_COLORS["ink"], fontsize=11)
+    axes.axvline(1, color=_COLORS["validation"], linewidth=1.2)
     axes.set_xlim(0, 1.15 * max(1, *values.values()))
     return _svg(figure, axes, name)
 
 
 def scatter(points: list[tuple[float, float, str, bool]], x: str, y: str, name: str) -> str:
-    """Draws labelled points `(x, y, label, full)` over a logarithmic x axis."""
+    """Draws labeled points `(x, y, label, full)` over a logarithmic x axis."""
     figure, axes = _axes(6.4, 3.8)
+    ink = _COLORS["ink"]
     for place, value, label, full in points:
-        colour = _COLOURS["validation" if full else "training"]
-        axes.plot(
-            place,
-            value,
-            "o",
-            color=colour,
-            markersize=8,
-            markerfacecolor=colour if full else "none",
-        )
-        axes.annotate(
-            label, (place, value), (7, 5), textcoords="offset points", color=_COLOURS["ink"]
-        )
+        color = _COLORS["validation" if full else "training"]
+        fill = color if full else "none"
+        axes.plot(place, value, "o", color=color, markersize=8, markerfacecolor=fill)
+        axes.annotate(label, (place, value), (7, 5), textcoords="offset points", color=ink)
     axes.set_xscale("log")
     axes.margins(0.12)
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(color=_COLOURS["line"], linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y, parse_math=False)
+    _grid(axes)
     return _svg(figure, axes, name)
 
 
 def matrix(shares: np.ndarray, name: str) -> str:
     """Draws a confusion matrix `(true, predicted)` of shares between 0 and 1."""
-    figure, axes = _axes(7, 7, dpi=200)  # a pixel a class up to 1,000
+    figure, axes = _axes(7, 7, dpi=200)  # at least one pixel per class up to 1,000 classes
     blue = [(0.23, 0.47, 0.94, alpha) for alpha in (0.04, 0.6, 1.0)]
-    # The square root lifts confusions of a few percent out of the background.
+    # The square root makes confusions of a few percent visible.
     axes.imshow(
         np.sqrt(shares), cmap=_matplotlib().colors.LinearSegmentedColormap.from_list("share", blue)
     )
@@ -91,24 +86,28 @@ def matrix(shares: np.ndarray, name: str) -> str:
     return _svg(figure, axes, name)
 
 
-def picture(pixels: np.ndarray, alternative: str) -> str:
-    """Returns `(H, W)` or `(H, W, C)`, uint8 or float in [0, 1], as an image element."""
+def image(pixels: np.ndarray) -> str:
+    """Returns `(H, W)` or `(H, W, C)`, uint8 or float in [0, 1], as the data URI of a PNG."""
     from PIL import Image
 
     if pixels.dtype.kind == "f":
         pixels = np.nan_to_num(np.clip(pixels, 0, 1)) * 255
     if pixels.ndim == 3 and pixels.shape[-1] != 3:
         pixels = pixels.mean(axis=-1)
-    image = Image.fromarray(pixels.astype(np.uint8))
-    image.thumbnail((_LARGEST_PICTURE, _LARGEST_PICTURE))
+    small = Image.fromarray(pixels.astype(np.uint8))
+    small.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
     stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    small = ' class="small"' if max(image.size) <= 64 else ""
-    return png(stream.getvalue(), alternative, small)
+    small.save(stream, format="PNG")
+    return png(stream.getvalue())
 
 
-def warmed(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Returns a picture and, right of it, the same under its heat map.
+def png(content: bytes) -> str:
+    """Returns the content of a PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def with_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Returns an image and, to its right, the same image under its heat map.
 
     Args:
       pixels: (H, W, 1 or 3) uint8.
@@ -117,21 +116,15 @@ def warmed(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
       (H, 2 W, 3) uint8.
     """
-    colour = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
-    grey = np.repeat(colour.mean(axis=-1, keepdims=True), 3, axis=-1)
+    color = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+    gray = np.repeat(color.mean(axis=-1, keepdims=True), 3, axis=-1)
     warm = 255 * _matplotlib().colormaps["inferno"](heat)[..., :3]
-    return np.concatenate([colour, (0.4 * grey + 0.6 * warm)], axis=1).astype(np.uint8)
-
-
-def png(data: bytes, alternative: str, attribute: str = "") -> str:
-    """Returns the content of a PNG file as an image element."""
-    text = base64.b64encode(data).decode("ascii")
-    return f'<img{attribute} alt="{alternative}" src="data:image/png;base64,{text}">'
+    return np.concatenate([color, (0.4 * gray + 0.6 * warm)], axis=1).astype(np.uint8)
 
 
 @functools.cache
 def _matplotlib():
-    """Imports matplotlib, but not the settings that a matplotlibrc of the current folder has."""
+    """Imports matplotlib without the settings of a matplotlibrc in the current folder."""
     with out_of_current_folder():
         import matplotlib
         import matplotlib.colors
@@ -146,15 +139,20 @@ def _axes(width: float, height: float, **options):
     return figure, figure.add_subplot()
 
 
+def _grid(axes) -> None:
+    axes.grid(color=_COLORS["line"], linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
 def _svg(figure, axes, name: str) -> str:
-    """Returns a figure as an SVG element that takes its colours from the page."""
-    axes.tick_params(length=0, labelcolor=_COLOURS["ink"], labelsize=11)
-    axes.xaxis.label.set(color=_COLOURS["ink"], fontsize=11)
-    axes.yaxis.label.set(color=_COLOURS["ink"], fontsize=11)
+    """Returns a figure as an SVG element that takes its colors from the style sheet."""
+    axes.tick_params(length=0, labelcolor=_COLORS["ink"], labelsize=11)
+    axes.xaxis.label.set(color=_COLORS["ink"], fontsize=11)
+    axes.yaxis.label.set(color=_COLORS["ink"], fontsize=11)
     for spine in axes.spines.values():
         spine.set_visible(False)
     stream = io.StringIO()
-    # The salt keeps the names inside one figure apart from those of its neighbours.
+    # The salt makes the ids in one figure differ from the ids in other figures of the page.
     with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()
@@ -162,6 +160,6 @@ def _svg(figure, axes, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for variable, stand_in in _COLOURS.items():
-        svg = svg.replace(stand_in, f"var(--{variable})")
+    for variable, placeholder in _COLORS.items():
+        svg = svg.replace(placeholder, f"var(--{variable})")
     return svg

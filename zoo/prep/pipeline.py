@@ -40,7 +40,6 @@ from zoo.prep.progress import Progress
 from zoo.prep.settings import check
 from zoo.prep.store import load, read_documents, save
 from zoo.storage.disk import (
-    atomic,
     check_object,
     file_digest,
     make_folder,
@@ -269,8 +268,7 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     }
     described = card.describe(tally, about, plan, tokenizer, _validation_texts(out, count))
     write_json(out / "data_card.json", described)
-    with atomic(out / "data_card.html", "w") as file:
-        file.write(card.page(described))
+    card.write_card(described, out / "data_card.html")
     return about
 
 

@@ -28,7 +28,7 @@ WITHOUT_TENSORFLOW = """
 import sys
 from trainers.cli.main import main
 status = main()
-loaded = {"tensorflow", "keras", "matplotlib", "PIL"} & set(sys.modules)
+loaded = {"tensorflow", "keras", "matplotlib", "jinja2", "PIL"} & set(sys.modules)
 sys.exit(f"loaded {loaded}" if loaded else status)
 """
 

@@ -6,7 +6,9 @@ import types
 import numpy as np
 import pytest
 
+from tests.html_pages import EVIL, Page
 from trainers.compress_jobs import latency
+from trainers.compress_jobs.page import write_comparison, write_page
 from trainers.compress_jobs.table import rows, table
 
 
@@ -57,6 +59,25 @@ def test_the_front(tmp_path, zoo_command):
     assert [line[0] for line in lines[1:6]] == ["*", "*", "*", " ", "*"]
     assert lines[2].split()[-1] == "1.25x"
     assert lines[5].split()[-2:] == ["–", "–"]
+
+
+def test_pages_escape_text_of_files(tmp_path):
+    name = f"$x^{{${EVIL}"  # matplotlib must not read it as math
+    measured = side(remark=EVIL, test={name: 0.9})
+    found = {
+        "method": EVIL, "from": f"/{EVIL}", "task": EVIL, "split": EVIL, "metric": name,
+        "before": side(test={name: 0.95}), "after": measured,
+    }  # fmt: skip
+    write_page(found, tmp_path / "one.html")
+    page = Page(tmp_path / "one.html")
+    assert "script" not in page.tags
+    assert page.words.count(EVIL) == 9
+    model = {**measured, "name": EVIL, "metric": 0.9, "speed": None, "front": True}
+    found |= {"models": [model, {**model, "metric": 0.8, "front": False}]}
+    write_comparison(found, tmp_path / "several.html")
+    page = Page(tmp_path / "several.html")
+    assert "script" not in page.tags
+    assert page.words.count(EVIL) == 9
 
 
 def test_a_lower_loss_is_better(tmp_path, zoo_command):

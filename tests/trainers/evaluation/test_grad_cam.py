@@ -83,4 +83,4 @@ def test_the_report_shows_them(run, tmp_path):
     with np.load(trainer.workdir / "evaluation" / "test.npz") as arrays:
         assert arrays["heat_maps"].shape == arrays["heat_inputs"].shape[:3]
     page = (trainer.workdir / "report.html").read_text()
-    assert "Where it looks, test" in page
+    assert "Heat maps, test" in page

@@ -1,6 +1,5 @@
 """The report is read back as HTML: what stands in the page must be what stood in the files."""
 
-import html.parser
 import json
 import os
 import re
@@ -11,70 +10,21 @@ import time
 import numpy as np
 import pytest
 
+from tests.html_pages import EVIL, Page
 from trainers.cli import report as report_cli
 from trainers.cli.common import run
+from trainers.report import figures
 from trainers.report import page as report
 from trainers.report import sections as report_sections
+from trainers.report.read import read_run
 from trainers.run.workdir import WorkDirectory
 from zoo.errors import UsageError
 
-_EVIL = "<script>alert('x')</script>"
 _CONFIG = {
     "model": {"name": "cnn_mnist", "filters": [32, 64]},
     "data": {"augment": {"shift": 2}},
     "trainer": {"steps": 40, "epochs": None},
 }
-_VOID = {"meta", "img", "br"}
-
-
-class _Page(html.parser.HTMLParser):
-    """Checks that tags close in order, and collects tables, headings, words and attributes."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.open, self.tags, self.headings, self.tables, self.attributes = [], [], [], [], []
-        self.words, self.classes = "", []
-        self.feed(self.source)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        self.classes += (dict(attributes).get("class") or "").split()
-        if tag not in _VOID:
-            self.open.append(tag)
-        if tag == "h2":
-            self.headings.append("")
-        elif tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("th", "td"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" in self.open:
-            return
-        self.words += data
-        if "h2" in self.open:
-            self.headings[-1] += data
-        if "th" in self.open or "td" in self.open:
-            self.tables[-1][-1][-1] += data
-
-    def table(self, *head):
-        """Returns the rows below the table head that begins with `head`."""
-        (found,) = [table for table in self.tables if tuple(table[0][: len(head)]) == head]
-        return found[1:]
 
 
 def _workdir(path, lines=(), config=None, **files):
@@ -116,7 +66,7 @@ def _training(step, **more):
 
 
 def _page(workdir):
-    return _Page(report.write_report(workdir))
+    return Page(report.write_report(workdir))
 
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -142,7 +92,7 @@ def test_a_full_work_directory_gives_every_section(tmp_path):
     page = _page(workdir)
     assert page.headings == [
         "Evaluation", "Curves", "Confusion matrix, test", "Classes, test",
-        "Worst mistakes, test", "Events", "Recipe", "Environment",
+        "Worst mistakes, test", "Events", "Config", "Environment",
     ]  # fmt: skip
     assert page.tags.count("svg") == 4  # loss, accuracy, learning rate, samples a second
     assert page.table("split") == [["test", "final", "40", "10", "0.5000", "0.7000"]]
@@ -174,7 +124,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
     assert len(identities) == len(set(identities))
 
 
-def test_colours_of_plots_follow_the_page(tmp_path):
+def test_colors_of_plots_follow_the_page(tmp_path):
     source = _page(_workdir(tmp_path, [_training(10, learning_rate=1e-7), _training(20)])).source
     plots = "".join(re.findall(r"<svg.*?</svg>", source, flags=re.S))
     assert "var(--training)" in plots
@@ -247,7 +197,7 @@ def test_a_page_shows_a_bounded_number_of_mistakes(tmp_path):
     assert _page(workdir).tags.count("img") == 36
 
 
-def test_pictures_keep_their_brightness():
+def test_images_keep_their_brightness():
     for pixels in (np.full((4, 4, 1), 51, np.uint8), np.full((4, 4, 3), 0.2, np.float32)):
         assert _decoded(pixels).max() == 51
     broken = np.array([[np.nan, -1.0], [2.0, 0.2]], np.float32)
@@ -261,31 +211,30 @@ def _decoded(pixels):
 
     from PIL import Image
 
-    element = report_sections.figures.picture(pixels, "a picture")
-    data = re.search(r"base64,([^\"]*)", element).group(1)
+    data = figures.image(pixels).partition("base64,")[2]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
 def test_text_from_files_is_escaped_everywhere(tmp_path):
     workdir = _workdir(
         tmp_path,
-        [{"step": 1, _EVIL: 1.0, "$x^{": 2.0, "loss": _EVIL, "val_$": 1.0},
-         {"step": 1, "event": _EVIL, "detail": _EVIL}],
-        config={"model": {"name": _EVIL, _EVIL: _EVIL}, _EVIL: {"a": [_EVIL]}},
-        environment={_EVIL: {"nested": _EVIL}},
+        [{"step": 1, EVIL: 1.0, "$x^{": 2.0, "loss": EVIL, "val_$": 1.0},
+         {"step": 1, "event": EVIL, "detail": EVIL}],
+        config={"model": {"name": EVIL, EVIL: EVIL}, EVIL: {"a": [EVIL]}},
+        environment={EVIL: {"nested": EVIL}},
     )  # fmt: skip
     _evaluation(
-        workdir, LABELS, PREDICTIONS, [_EVIL, "dog", '"><b onload=x>'], split="te<b>st",
+        workdir, LABELS, PREDICTIONS, [EVIL, "dog", '"><b onload=x>'], split="te<b>st",
         worst_index=np.array([2]), worst_inputs=np.zeros((1, 4, 4, 1), np.uint8),
         worst_probabilities=np.full((1, 3), 1 / 3, np.float32),
     )  # fmt: skip
-    summary = {"metrics": {_EVIL: _EVIL}, "checkpoint": _EVIL, "step": _EVIL, "examples": _EVIL}
+    summary = {"metrics": {EVIL: EVIL}, "checkpoint": EVIL, "step": EVIL, "examples": EVIL}
     (workdir / "evaluation" / "train.json").write_text(json.dumps(summary))
     (workdir / "evaluation" / "<i>.json").write_text("{")
     page = _page(workdir)
     assert not {"script", "i"} & set(page.tags)
     assert "onload" not in [key for key, _ in page.attributes]
-    assert page.words.count(_EVIL) > 15
+    assert page.words.count(EVIL) > 15
 
 
 def test_translations_stand_beside_their_references(tmp_path):
@@ -295,18 +244,18 @@ def test_translations_stand_beside_their_references(tmp_path):
     (workdir / "evaluation" / "test.json").write_text(json.dumps(summary))
     rows = [{"source": "a <b>", "prediction": "c", "reference": "d"}] * 300
     (workdir / "evaluation" / "test_samples.json").write_text(json.dumps(rows))
-    page = report.write_report(workdir).read_text()
-    assert "could not be read" not in page
-    assert page.count('a &lt;b&gt;</td><td class="text">c</td><td class="text">d</td>') == 200
-    assert "100 more lie in evaluation/" in page
-    assert "tokens / s, median" in page
+    page = _page(workdir)
+    assert "notes" not in page.classes
+    assert page.table("source", "prediction", "reference") == [["a <b>", "c", "d"]] * 200
+    assert "100 more are in evaluation/" in page.words
+    assert "tokens / s, median" in page.words
     (workdir / "evaluation" / "test_samples.json").write_text("[1")
     assert "test_samples.json could not be read" in report.write_report(workdir).read_text()
 
 
 def test_only_a_recipe_is_enough(tmp_path):
     page = _page(_workdir(tmp_path))
-    assert page.headings == ["Recipe"]
+    assert page.headings == ["Config"]
     assert "stopped" in page.words
     assert "notes" not in page.classes
 
@@ -396,7 +345,7 @@ def test_arrays_that_do_not_fit_become_a_note(tmp_path, wrong, message):
     assert "Classes, test" not in page.headings
 
 
-def test_pictures_without_a_pixel_become_a_note(tmp_path):
+def test_images_without_a_pixel_become_a_note(tmp_path):
     workdir = _workdir(tmp_path)
     worst = {"worst_index": np.array([2]), "worst_inputs": np.zeros((1, 0, 4, 1), np.uint8)}
     worst["worst_probabilities"] = np.full((1, 3), 0.3)
@@ -430,7 +379,7 @@ def test_plots_of_many_metrics_are_bounded(tmp_path, monkeypatch):
     values = {f"metric_{i}": 1.0 for i in range(8)} | {f"x{i}_per_second": 1.0 for i in range(5)}
     page = _page(_workdir(tmp_path, [{"step": step, **values} for step in (1, 2)]))
     assert page.source.count("<svg") == 6
-    assert "7 more lie in metrics.jsonl." in page.words
+    assert "7 more are in metrics.jsonl." in page.words
 
 
 def test_training_and_validation_share_a_plot(tmp_path):
@@ -454,15 +403,15 @@ def test_state_tells_finished_going_and_stopped_apart(tmp_path):
         "data": {}, "trainer": {"steps": 40},
     }  # fmt: skip
     workdir = _workdir(tmp_path, [_training(20)], config)
-    assert report.read_run(workdir).state == "stopped"
+    assert read_run(workdir).state == "stopped"
     training = WorkDirectory(workdir).open()
-    assert report.read_run(workdir).state == "going"
+    assert read_run(workdir).state == "going"
     training.close()
-    assert report.read_run(workdir).state == "stopped"
+    assert read_run(workdir).state == "stopped"
     (workdir / "model.keras").touch()
-    assert report.read_run(workdir).state == "finished"
+    assert read_run(workdir).state == "finished"
     (workdir / "model.keras").unlink()  # a kill may come after the last update
-    assert report.read_run(_workdir(tmp_path, [_training(40)], config)).state == "stopped"
+    assert read_run(_workdir(tmp_path, [_training(40)], config)).state == "stopped"
 
 
 def test_long_times_are_readable(tmp_path):

@@ -16,12 +16,14 @@ import pytest
 
 from tests import commands, pages
 from tests.commands import content
+from tests.html_pages import EVIL, Page
 from zoo.errors import RunError, UsageError
 from zoo.storage.locks import lock_folder
 from zoo.storage.records import RecordWriter
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
+from zoo.prep import card as data_card
 from zoo.prep import pipeline, steps
 from zoo.prep.engine import Local
 
@@ -76,6 +78,23 @@ def test_every_story_is_kept_once_and_the_card_adds_up(made):
     assert "exact duplicates: of an earlier document" in html
     assert "http" not in html.split("<h2>Sites")[0].replace("http-", "")
     assert not (out / "work").exists()
+
+
+def test_the_card_escapes_text_of_documents(made, tmp_path):
+    card = json.loads((made[0] / "data_card.json").read_text())
+    card |= {key: {EVIL: 1} for key in ("dropped", "unreadable", "languages", "licences", "sites")}
+    card |= {"input": EVIL, "samples": {EVIL: [{"url": EVIL, "text": EVIL}]}}
+    card["tokenizer_report"]["trained on"] = {EVIL: 2}
+    card["settings"]["input"] = EVIL
+    data_card.write_card(card, tmp_path / "card.html")
+    page = Page(tmp_path / "card.html")
+    assert "script" not in page.tags
+    assert page.words.count(EVIL) == 11
+    kept = sum(card["documents"].values())
+    assert page.words.startswith(f"Data cardData card: {EVIL}{kept} of {kept + 3} documents")
+    assert page.table("step", "documents", "bytes")[-1][:2] == ["kept", str(kept)]
+    assert ["trained on", f"2 {EVIL}"] in page.tables[-2]
+    assert "dedup.near = True" in page.words
 
 
 def test_records_hold_the_text_and_the_splits_share_nothing(made):

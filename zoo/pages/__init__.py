@@ -1,0 +1,1 @@
+"""HTML pages: the layout, the style sheet and the renderer that all pages share."""
