@@ -1,7 +1,7 @@
-"""zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: labels for your own pictures.
+"""zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: classify your own images.
 
 A file that cannot be read is named on stderr, the others are labeled, and the exit status is 1.
-Pictures are turned grey or coloured and resized as the model asks. MNIST's digits are white on
+Images are converted to gray or RGB and resized to what the model takes. MNIST's digits are white on
 black: pass --invert for dark digits on light paper.
 """
 
@@ -20,11 +20,11 @@ _IMPORT = modules_flag(_FLAGS)
 
 
 def command(argv) -> int:
-    """Prints a line a picture: file, label, probability."""
+    """Prints one line per image: file, label, probability."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=2, modules=_IMPORT)
-    from trainers.evaluation.predict import predict_pictures
+    from trainers.evaluation.predict import predict_images
 
-    rows, errors = predict_pictures(
+    rows, errors = predict_images(
         words[0], words[1:], checkpoint=_CHECKPOINT.value, invert=_INVERT.value
     )
     if _JSON.value:

@@ -1,1 +1,1 @@
-"""Metrics of trained models, predictions and heat maps."""
+"""Metrics, predictions and heat maps of trained models."""

@@ -1,4 +1,4 @@
-"""Metrics of a model over a whole split."""
+"""Evaluates a model on a whole split, and writes the result for the report."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from zoo.tasks.base import Task
 
 
 class Evaluator:
-    """Evaluates a model on one split, again and again without tracing again.
+    """Evaluates a model on one split, any number of times with a single trace.
 
     Args:
       model: a built model.
-      task: what a batch means.
-      arrays: equally long arrays of the split.
-      batch_size: of all replicas together.
-      strategy: under whose scope the model was made.
+      task: the task that the model was trained on.
+      arrays: name -> array of the split, all of the same length.
+      batch_size: number of examples per batch, over all replicas.
+      strategy: the strategy in whose scope the model was created.
     """
 
     def __init__(
@@ -54,25 +54,25 @@ class Evaluator:
         self._run = tf.function(lambda data: strategy.run(one_batch, args=(data,)), autograph=False)
 
     def __call__(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Returns the metrics, and the task's predictions for every example in order."""
+        """Returns the metrics, and the task's predictions for all examples in order."""
         self.means.take()
-        found: dict[str, list] = {}
+        batches: dict[str, list] = {}
         for data in self.batches:
             for name, values in self._run(data).items():
-                found.setdefault(name, []).append(gathered(self.strategy, values))
-        predictions = {k: np.concatenate(v)[: self.examples] for k, v in found.items()}
+                batches.setdefault(name, []).append(gathered(self.strategy, values))
+        predictions = {k: np.concatenate(v)[: self.examples] for k, v in batches.items()}
         return self.means.logs(self.means.take()), predictions
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Metrics, and what they were measured on.
+    """Metrics, and the split and the weights that they were measured on.
 
     Attributes:
-      split: of the data set; "training" for the means of the last log window.
-      weights: see `weights_name`.
-      step: updates that these weights have seen.
-      metrics: name -> value; a metric that is text says by what others were measured.
+      split: split of the data set; "training" for the means of the last log window.
+      weights: name of the weights, see `weights_name`.
+      step: number of updates before these weights were saved.
+      metrics: name -> value. Text describes how other metrics were measured.
     """
 
     split: str
@@ -81,26 +81,34 @@ class Result:
     metrics: Mapping[str, float | str]
 
     def __str__(self) -> str:
-        found = "  ".join(
+        values = "  ".join(
             f"{name} {value if isinstance(value, str) else number(value)}"
             for name, value in self.metrics.items()
         )
-        found = found or "no value: no target of it counts"
-        return f"{self.split} ({self.weights} weights, step {self.step:,}): {found}"
+        values = values or "no value: no target of it counts"
+        return f"{self.split} ({self.weights} weights, step {self.step:,}): {values}"
 
 
 def weights_name(checkpoint: str, config: Mapping) -> str:
-    """Returns what to call the weights of a checkpoint: "final", "final averaged", "best", …"""
+    """Returns the name of a checkpoint's weights, such as "final" or "best averaged"."""
     return f"{checkpoint} averaged" if config["trainer"]["ema"] else checkpoint
 
 
 def write_evaluation(
     workdir, result: Result, checkpoint: str, predictions, dataset, samples=(), model=None
 ) -> None:
-    """Writes evaluation/<split>.json and what the report shows of it.
+    """Writes evaluation/SPLIT.json, SPLIT.npz for a classifier, and SPLIT_samples.json.
 
-    That is <split>.npz for classifiers and, of `Task.whole_split`, <split>_samples.json. With the
-    `model`, the first holds where it looks. The best model's are <split>_best: the run's own stay.
+    The files of the best model are called SPLIT_best, next to those of the final model.
+
+    Args:
+      workdir: path of the work directory.
+      result: the metrics.
+      checkpoint: "final" or "best".
+      predictions: result of an `Evaluator`.
+      dataset: the data set that has the split.
+      samples: rows of `Task.whole_split`, such as translations.
+      model: an image classifier whose heat maps SPLIT.npz gets too, or None.
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -126,7 +134,7 @@ def write_evaluation(
     confidence = probabilities.max(-1)
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:36]
-    heat = {} if model is None else _heat(model, arrays["image"], labels, probabilities, worst)
+    heat = {} if model is None else _heat_maps(model, arrays["image"], labels, probabilities, worst)
     with atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(
             file,
@@ -141,21 +149,20 @@ def write_evaluation(
         )
 
 
-def _heat(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
-    """Some pictures, and where the model saw in them what it took them for."""
+def _heat_maps(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
+    """Returns some images and the heat maps of their predicted classes; {} without heat maps."""
     index = choose(labels, probabilities, worst)
     if not len(index):
         return {}
-    pictures = images[index]
-    maps = grad_cam(model, np.float32(pictures) / 255, probabilities[index].argmax(-1))
+    maps = grad_cam(model, np.float32(images[index]) / 255, probabilities[index].argmax(-1))
     if maps is None:
         return {}
     maps = np.uint8(np.round(maps * 255))
-    return {"heat_index": index, "heat_inputs": pictures, "heat_maps": maps}
+    return {"heat_index": index, "heat_inputs": images[index], "heat_maps": maps}
 
 
 def read_evaluation(workdir, split: str) -> Result | None:
-    """Returns what `write_evaluation` wrote at the run's end; None where it did not."""
+    """Reads the final model's result that `write_evaluation` wrote; None for a missing file."""
     path = workdir / "evaluation" / f"{split}.json"
     if not path.exists():
         return None

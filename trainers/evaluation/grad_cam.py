@@ -1,4 +1,4 @@
-"""Where a classifier looks: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, section 3)."""
+"""Heat maps of image classifiers: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391)."""
 
 import keras
 import numpy as np
@@ -9,20 +9,21 @@ from zoo.layers.low_rank import LowRankDense
 _BATCH = 16
 
 
-def grad_cam(model: keras.Model, pictures: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
-    """Returns how much each place of a picture speaks for a class.
+def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
+    """Computes how strongly each region of an image supports a class.
 
-    The maps are those of the model's last feature maps, each channel weighted by its mean gradient
-    of the class's logit, what speaks against the class left out, enlarged to the pictures' size.
+    A heat map is the weighted sum of the last feature maps, without its negative part, resized to
+    the size of the image. The weight of a channel is the mean gradient of the class's logit
+    (section 3 of the paper).
 
     Args:
-      model: a Functional classifier whose last layer is a Dense softmax.
-      pictures: (N, height, width, channels) float in [0, 1].
+      model: a Functional classifier whose last layer is Dense with a softmax.
+      images: (N, height, width, channels) float in [0, 1].
       classes: (N,) integers.
 
     Returns:
-      (N, height, width) float32, of which the largest of each picture is 1 (all 0 where nothing
-      speaks for the class); or None where the model has no feature maps or another last layer.
+      (N, height, width) float32 with a maximum of 1 per image, or 0 where no region supports the
+      class; None for a model without feature maps or with another last layer.
     """
     parts = _parts(model)
     if parts is None:
@@ -35,35 +36,34 @@ def grad_cam(model: keras.Model, pictures: np.ndarray, classes: np.ndarray) -> n
         with tf.GradientTape() as tape:
             tape.watch(maps)
             inputs = tf.cast(rest(maps, training=False), tf.float32)
-            # Of the logit: a softmax that is sure has no slope left.
+            # The gradient of the logit: that of a saturated softmax vanishes.
             logits = inputs @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)
             if last.use_bias:
                 logits += tf.cast(last.bias.value, tf.float32)
             score = tf.gather(logits, label, batch_dims=1)
         weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)
-        found = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1, keepdims=True))
-        found = tf.image.resize(found, image.shape[1:3])[..., 0]
-        return tf.math.divide_no_nan(found, tf.reduce_max(found, axis=(1, 2), keepdims=True))
+        heat_map = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1, keepdims=True))
+        heat_map = tf.image.resize(heat_map, image.shape[1:3])[..., 0]
+        return tf.math.divide_no_nan(heat_map, tf.reduce_max(heat_map, axis=(1, 2), keepdims=True))
 
-    rows = [slice(i, i + _BATCH) for i in range(0, len(pictures), _BATCH)]
-    found = [heat(tf.constant(pictures[r]), tf.constant(classes[r])).numpy() for r in rows]
-    return np.concatenate(found)
+    rows = [slice(i, i + _BATCH) for i in range(0, len(images), _BATCH)]
+    return np.concatenate(
+        [heat(tf.constant(images[r]), tf.constant(classes[r])).numpy() for r in rows]
+    )
 
 
 def _parts(model: keras.Model):
-    """Up to the last feature maps, from there to the last layer's input, and the last layer."""
+    """Splits a model: up to the last feature maps, from there to the last layer, the last layer."""
     last = model.layers[-1] if model.layers else None
-    if not isinstance(last, (keras.layers.Dense, LowRankDense)):
+    if not isinstance(last, (keras.layers.Dense, LowRankDense)) or len(model.inputs) != 1:
         return None
     if last.activation is not keras.activations.softmax:
-        return None
-    if len(model.inputs) != 1:
         return None
     for layer in reversed(model.layers):
         if isinstance(layer, keras.layers.InputLayer):
             continue
         tensor = layer.input
-        # Where maps become a vector.
+        # The first such layer from the end is where feature maps become a vector.
         if isinstance(tensor, keras.KerasTensor) and len(tensor.shape) == 4:
             if tensor is model.input:
                 return None
@@ -73,11 +73,21 @@ def _parts(model: keras.Model):
 
 
 def choose(labels: np.ndarray, probabilities: np.ndarray, worst: np.ndarray) -> np.ndarray:
-    """Returns which pictures to show: the surest right one of ten classes, then six mistakes."""
-    predicted, sure = probabilities.argmax(-1), probabilities.max(-1)
+    """Selects images to show.
+
+    Args:
+      labels: (N,) integers.
+      probabilities: (N, classes).
+      worst: indices of mistakes, the worst first.
+
+    Returns:
+      Indices: the most confident correct prediction of each of the first ten classes, then the six
+      worst mistakes.
+    """
+    predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     chosen = []
     for number in range(min(10, probabilities.shape[-1])):
         right = np.flatnonzero((labels == number) & (predicted == number))
         if len(right):
-            chosen.append(right[sure[right].argmax()])
+            chosen.append(right[confidence[right].argmax()])
     return np.array([*chosen, *worst[:6]], np.int64)

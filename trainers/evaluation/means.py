@@ -1,6 +1,6 @@
 """Weighted means of loss terms and statistics over many batches and replicas.
 
-A mean over nothing has no value: where no target counted, its name is absent.
+A mean whose total weight is 0 has no value, so its name is absent from the logs.
 """
 
 import math
@@ -13,12 +13,14 @@ from zoo.tasks.base import Forward, Task
 
 
 class Means:
-    """One `keras.metrics.Mean` a loss term and statistic; made inside the strategy's scope.
+    """Holds one `keras.metrics.Mean` per loss term and statistic of a task.
+
+    It must be created inside the strategy's scope.
 
     Args:
-      task: names the terms and statistics.
-      penalty: whether to keep the mean of what layers add to the loss; left out of the logs
-        where they add nothing.
+      task: declares the terms and statistics.
+      penalty: whether to track the mean of the losses that layers add, "regularization". The logs
+        omit it where layers add none.
     """
 
     def __init__(self, task: Task, penalty: bool = False):
@@ -27,12 +29,12 @@ class Means:
         self.metrics = {name: keras.metrics.Mean(name=name) for name in names}
 
     def add(self, sums, statistics, weights) -> None:
-        """Adds one batch's sums; runs inside a replica.
+        """Adds one batch; called inside a replica.
 
         Args:
           sums: name -> sum of a loss term.
           statistics: name -> (sum, weight).
-          weights: name of a sum -> its weight in this replica's batch.
+          weights: name of a loss term -> weight of its sum in the per-replica batch.
         """
         for name, total in sums.items():
             self._add(name, total, weights[name])
@@ -45,49 +47,52 @@ class Means:
         self.metrics[name].update_state(mean, sample_weight=weight)
 
     def result(self) -> dict:
-        """Returns the means so far, with the whole loss under "loss"; NaN where nothing counted."""
+        """Returns the means so far and the total "loss"; NaN where the total weight is 0."""
         means = {name: mean.total / mean.count for name, mean in self.metrics.items()}
         if "regularization" in means:
             means["regularization"] = self.metrics["regularization"].result()
         return {**means, "loss": self._loss(means) + means.get("regularization", 0.0)}
 
     def read(self) -> dict[str, tuple[float, float]]:
-        """Returns name -> (total, weight) since the last `take`; on all workers, or none."""
+        """Returns name -> (total, weight) since the last `take`.
+
+        All workers must call it together, because it reads variables of all replicas.
+        """
         return {
             name: (float(mean.total.numpy()), float(mean.count.numpy()))
             for name, mean in self.metrics.items()
         }
 
     def take(self) -> dict[str, tuple[float, float]]:
-        """Does what `read` does, and starts again."""
-        taken = self.read()
+        """Returns the same as `read`, then resets all means."""
+        totals = self.read()
         for mean in self.metrics.values():
             mean.reset_state()
-        return taken
+        return totals
 
-    def put(self, taken: dict[str, tuple[float, float]]) -> None:
-        """Goes on from what `read` returned."""
+    def put(self, totals: dict[str, tuple[float, float]]) -> None:
+        """Restores the state that `read` returned."""
         for name, mean in self.metrics.items():
-            total, weight = taken.get(name, (0.0, 0.0))
+            total, weight = totals.get(name, (0.0, 0.0))
             mean.total.assign(total)
             mean.count.assign(weight)
 
-    def logs(self, taken: dict[str, tuple[float, float]]) -> dict[str, float]:
-        """Turns totals and weights into means, with the whole loss under "loss".
+    def logs(self, totals: dict[str, tuple[float, float]]) -> dict[str, float]:
+        """Computes means and the total "loss" from the result of `read` or `take`.
 
         Returns:
-          name -> value. What no target counted in is absent, and so is what follows from it: the
-          loss where one of its terms is absent, the perplexity where the loss is.
+          name -> value. A mean whose total weight is 0 is absent, and so is every value that
+          depends on it: the loss without one of its terms, the perplexity without the loss.
         """
         means = {
             name: total / weight if weight else math.nan
-            for name, (total, weight) in taken.items()
+            for name, (total, weight) in totals.items()
             if weight or name != "regularization"
         }
-        unknown = {name for name in means if not taken[name][1]}
+        unknown = {name for name in means if not totals[name][1]}
         if any(self.task.terms.get(name) for name in unknown):
             unknown.add("loss")
-        data_loss = self._loss(means)  # without penalties of the weights
+        data_loss = self._loss(means)  # without regularization
         derived = self.task.derived({**means, "loss": data_loss})
         if unknown:
             derived = {name: value for name, value in derived.items() if not math.isnan(value)}
@@ -99,7 +104,7 @@ class Means:
 
 
 def evaluate_batch(model, task: Task, means: Means, data) -> Forward:
-    """Adds one batch to the means without changing the model."""
+    """Evaluates one batch and adds it to the means; leaves the model's variables unchanged."""
     with keras.StatelessScope(), use_row_weights(data.get("weight")):
         result = task.forward(model, data, training=False)
     means.add(result.sums, result.statistics, task.term_counts(data))

@@ -1,4 +1,4 @@
-"""Labels for pictures from outside the data set."""
+"""Predicts the classes of image files that are not part of a data set."""
 
 from collections.abc import Sequence
 
@@ -14,40 +14,39 @@ from zoo.start import start_tensorflow
 _BATCH = 64
 
 
-def predict_pictures(
+def predict_images(
     workdir: str, files: Sequence[str], *, checkpoint: str = "final", invert: bool = False
 ) -> tuple[list[dict], list[str]]:
-    """Labels pictures with a work directory's classifier.
+    """Classifies image files with the model of a work directory.
 
     Args:
-      workdir: of a model that was trained on the task `image_classification`.
-      files: paths of pictures; see `zoo.data.arrays.pictures`.
+      workdir: work directory of a run with the task `image_classification`.
+      files: paths of images; see `zoo.data.arrays.pictures`.
       checkpoint: `"final"` or `"best"`.
-      invert: whether to swap light and dark first.
+      invert: whether to invert the brightness of the images first.
 
     Returns:
-      `(rows, errors)`: a dict per readable file, "file", "label" (the class's name) and
-      "probability"; and one message per file that cannot be read, by name.
+      `(rows, errors)`: one dict per readable file with "file", "label" (the name of the class) and
+      "probability", and one message per unreadable file.
 
     Raises:
-      UsageError: for a work directory of another task.
+      UsageError: if the model has another task, or takes images that are neither gray nor RGB.
     """
     config = read_config(workdir)
     if config["config"]["task"]["name"] != "image_classification":
         raise UsageError(
-            f"zoo predict labels pictures; {workdir} holds a model of the task "
-            f"{config['config']['task']['name']!r}."
+            f"zoo predict needs a model of the task 'image_classification'. Received: {workdir}, a "
+            f"model of the task {config['config']['task']['name']!r}."
         )
-    # Looked for before the model is loaded: a wrong path is answered at once.
-    model_path(workdir, checkpoint)
+    model_path(workdir, checkpoint)  # reports a missing file before TensorFlow is loaded
     model = None
     shape = tuple(config["config"]["model"].get("input_shape") or ())
-    if len(shape) != 3:  # a builder without that argument: the model tells
+    if len(shape) != 3:  # the builder has no such argument
         model = _load(workdir, checkpoint)
         shape = model.input_shape[1:]
     if shape[-1] not in (1, 3):
         raise UsageError(
-            f"zoo predict reads pictures in grey or RGB; {workdir} holds a model of pictures with "
+            f"zoo predict reads gray and RGB images. Received: {workdir}, a model of images with "
             f"{shape[-1]} channels."
         )
     names, rows, errors = list(config["class_names"]), [], []
@@ -57,7 +56,7 @@ def predict_pictures(
             try:
                 pixels, _ = decode(file, shape)
             except Unreadable as error:
-                errors.append(f"Cannot read {file} as a picture: {error}.")
+                errors.append(f"{file} is not a readable image: {error}.")
                 continue
             readable.append(file)
             arrays.append(np.float32(255 - pixels if invert else pixels) / 255)
@@ -76,5 +75,5 @@ def predict_pictures(
 def _load(workdir: str, checkpoint: str):
     start_tensorflow()
     model = registry.load(workdir, checkpoint)
-    model.compile(jit_compile=False)  # which the build for TPUs cannot do for a CPU
+    model.compile(jit_compile=False)  # TensorFlow's build for TPUs has no XLA for CPUs
     return model

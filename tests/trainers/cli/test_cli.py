@@ -303,7 +303,7 @@ def test_predict_names_the_file_that_is_no_picture(trained, tmp_path, zoo_comman
     damage(bad)
     answer = zoo_command("predict", trained[0], good, bad, good)
     assert answer.status == 1
-    assert f"Cannot read {bad} as a picture: " in answer.one_line()
+    assert f"{bad} is not a readable image: " in answer.one_line()
     rows = [line.split("\t") for line in answer.out.splitlines()]
     assert [row[0] for row in rows] == [str(good), str(good)]
     assert rows[0][1] == str(digits[1][0])

@@ -154,7 +154,7 @@ def test_its_model_is_listed_evaluated_and_loaded(mine, forget, zoo_command, mon
 
     refused = zoo_command("predict", "run", "picture.png")
     assert refused.status == 2
-    assert "labels pictures; run holds a model of the task 'my_regression'" in refused.one_line()
+    assert "Received: run, a model of the task 'my_regression'" in refused.one_line()
 
 
 @pytest.mark.parametrize(
