@@ -1,1 +1,1 @@
-"""Scripts that measure; their results, with machine and date, lie in results/."""
+"""Scripts that measure; results/ has their results, with machine and date."""

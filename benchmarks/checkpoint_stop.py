@@ -1,17 +1,16 @@
-"""How long training stops for a checkpoint, and how long a resumed run takes to its first update.
+"""Measures how long training stops for a checkpoint, and the time to the first resumed update.
 
     python -m benchmarks.checkpoint_stop [--model=gpt2_base] [--resumes=5]
 
-Of a model with AdamW: the seconds of `Saver.save` (the first one, and the median of those after it,
-an update between each two), of the write that goes on meanwhile, of a synchronous save; then, in
-processes of their own, the median of the seconds from the start of building to the end of the first
-update after a checkpoint was read, without imports. Whether both ways write the same is a test's
-business. Rows go to results/checkpoint_stop.csv.
+For a model with AdamW: the seconds of `Saver.save` (the first call, and the median of later calls
+with an update between them), of the write in the background, and of a synchronous save. Then, in
+separate processes, the median of the seconds from the start of building to the end of the first
+update after a restore, without imports. Rows go to results/checkpoint_stop.csv.
 
-GPT-2's 12 blocks resume in 16 to 20 s on two cores without AVX512: 3 s of building, 2 to 3 of
-reading, 5 of tracing, 4 of TensorFlow's own preparations, 2 of the update. It was 25 to 30 before
-Adam's step was one operation a variable, the input's functions were left as they are written (no
-AutoGraph), and two threads read the arrays, with a copy less.
+GPT-2's 12 blocks resume in 16 to 20 s on two cores without AVX512: 3 s of building, 2 to 3 s of
+reading, 5 s of tracing, 4 s of TensorFlow's preparations, 2 s of the update. It took 25 to 30 s
+before Adam's step was one operation per variable, before the input functions ran without AutoGraph,
+and before two threads read the arrays.
 """
 
 import argparse
@@ -28,7 +27,7 @@ SEQUENCE = 128
 
 
 def build(model: str):
-    """Returns a step and a function that does one update."""
+    """Returns a train step and a function that runs one update and returns its seconds."""
     import numpy as np
     import tensorflow as tf
 
@@ -61,7 +60,7 @@ def build(model: str):
 
 
 def resume(model: str, path: str) -> float:
-    """Seconds to the end of the first update."""
+    """Returns the seconds from building to the end of the first update after a restore."""
     import keras  # noqa: F401
     import tensorflow as tf  # noqa: F401
 
@@ -75,7 +74,7 @@ def resume(model: str, path: str) -> float:
 
 
 def main() -> None:
-    """Measures, prints and keeps."""
+    """Measures and prints; appends a row to the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="gpt2_base")
     parser.add_argument("--saves", type=int, default=5)
@@ -91,7 +90,7 @@ def main() -> None:
 
     step, update = build(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), step, 1, lambda: None)  # as in training: before an update
+        saver = Saver(Path(folder), step, 1, lambda: None)  # before an update, as in training
         update()
         stops, writes = [], []
         for _ in range(arguments.saves):
@@ -109,10 +108,10 @@ def main() -> None:
         del step, update, saver
         command = [sys.executable, "-m", "benchmarks.checkpoint_stop", f"--resume={path}"]
         command.append(f"--model={arguments.model}")
-        resumed = []
+        resumes = []
         for _ in range(arguments.resumes):
-            answer = subprocess.run(command, capture_output=True, text=True, check=True)
-            resumed.append(float(answer.stdout.split()[-1]))
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            resumes.append(float(done.stdout.split()[-1]))
     row = {
         "model": arguments.model,
         "gigabytes": round(size / 1e9, 3),
@@ -120,9 +119,9 @@ def main() -> None:
         "stop_s": round(statistics.median(stops[1:]), 3),
         "written_s": round(statistics.median(writes), 2),
         "synchronous_s": round(synchronous, 2),
-        "resume_to_first_update_s": round(statistics.median(resumed), 2),
+        "resume_to_first_update_s": round(statistics.median(resumes), 2),
     }
-    print(row, "resumes:", [round(s, 2) for s in resumed])
+    print(row, "resumes:", [round(s, 2) for s in resumes])
     append("checkpoint_stop", [row])
 
 

@@ -1,10 +1,10 @@
-"""The trainer against bare `keras.Model.fit`, on the digit classifier without augmentation.
+"""Compares the trainer with plain `keras.Model.fit` on the digit classifier without augmentation.
 
     python -m benchmarks.cnn_overhead [--rounds=5] [--write]
 
-Both train the same model on the 60,000 MNIST images at batch 128 with Adam at 1e-3, interleaved in
-one process; times are of whole epochs and leave tracing out. Three epochs' test accuracy of each
-stands beside them.
+Both train the same model on the 60,000 MNIST images with batch size 128 and Adam at 1e-3,
+interleaved in one process. Times are those of whole epochs without tracing; the test accuracy after
+three epochs is reported too.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BATCH = 128
 
 
 class EpochTimes(keras.callbacks.Callback):
-    """Seconds of each epoch."""
+    """Records the seconds of each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class EpochTimes(keras.callbacks.Callback):
 
 
 def zoo_run(precision: str, epochs: int):
-    """Trains by the recipe; returns seconds of the epochs after the first, and accuracy."""
+    """Trains with the recipe; returns the seconds of the epochs after the first, and accuracy."""
     config = resolve("cnn_mnist", [("trainer.epochs", str(epochs))])
     for change in ("label_smoothing", "rotation", "shift", "zoom", "shear"):
         config.task[change] = 0.0
@@ -62,7 +62,7 @@ def main():
     arguments = parser.parse_args()
 
     splits = load("mnist").splits
-    pictures = np.asarray(splits["train"]["image"], np.float32) / 255
+    images = np.asarray(splits["train"]["image"], np.float32) / 255
     labels = np.asarray(splits["train"]["label"])
     keras.utils.set_random_seed(0)
     stock = registry.build("cnn_classifier")
@@ -72,7 +72,7 @@ def main():
 
     def stock_epochs(epochs):
         times = EpochTimes()
-        stock.fit(pictures, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[times])
+        stock.fit(images, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[times])
         return times.epochs
 
     stock_epochs(1)  # traces
@@ -80,7 +80,7 @@ def main():
     accuracy = {}
     for number in range(arguments.rounds):
         seconds["keras fit float32"] += stock_epochs(2)
-        if number == 0:  # three epochs in all, as the others
+        if number == 0:  # after three epochs in total, like the others
             test = np.asarray(splits["test"]["image"], np.float32) / 255
             accuracy["keras fit float32"] = stock.evaluate(
                 test, np.asarray(splits["test"]["label"]), verbose=0, return_dict=True

@@ -1,11 +1,11 @@
-"""Compresses a trained digit classifier in several ways, and compares.
+"""Compresses a trained digit classifier with several sparsities and compares the results.
 
     zoo train cnn_mnist --workdir=W
     python -m benchmarks.compress_cnn --workdir=W [--method=prune+qat] [--sparsity 0.8 0.9 0.95] \\
         [--epochs=6] [--change optimizer.learning_rate=1e-3 trainer.ema=0.99]
 
-Each is a `zoo compress` in a process of its own; rows go to results/compress.csv. Bytes are those
-of the LiteRT file, whatever it holds, after gzip (before 2026-11-26: of the weights in float32).
+Each runs `zoo compress` in a separate process; rows go to results/compress.csv. Bytes are those of
+the LiteRT file after gzip (before 2026-11-26: those of the float32 weights).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.results_file import append
 
 
 def main() -> None:
-    """Compresses from the same weights, once for each sparsity."""
+    """Compresses the same weights once per sparsity."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.8, 0.9, 0.95])
@@ -42,12 +42,12 @@ def main() -> None:
             if sparsity:
                 command.append(f"--config.{key}={sparsity}")
             subprocess.run(command, check=True)
-            found = json.loads((out / "compression.json").read_text())
+            comparison = json.loads((out / "compression.json").read_text())
             recipe = json.loads((out / "config.json").read_text())["source"]
-        before, after = found["before"], found["after"]
+        before, after = comparison["before"], comparison["after"]
         row = {
             "recipe": recipe,
-            "method": found["method"],
+            "method": comparison["method"],
             "sparsity": sparsity,
             "epochs": arguments.epochs,
             "accuracy_before": before["test"]["accuracy"],

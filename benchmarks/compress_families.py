@@ -1,10 +1,10 @@
-"""Every method of compression on a small model of every family, by its command.
+"""Runs every compression method on a small model of every family, by its command.
 
     python -m benchmarks.compress_families [--recipes cnn_digits:debug ...] [--methods prune ...]
 
-Trains each recipe, compresses what it left in a process of its own, and adds a row to
-results/compress_families.csv: what the metric and the bytes after gzip became, or the error
-where the command refused. Small recipes, so that the metrics say that a method works, not more.
+Trains each recipe, compresses the run in a separate process, and adds a row to
+results/compress_families.csv: metric and gzip ratio, or the error message. The recipes are small:
+the metrics show that a method works, not how well.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from trainers.compress_jobs.methods import METHODS
 
 RECIPES = ("cnn_digits:debug", "lstm_pydoc:debug", "gpt_pydoc:debug", "bert_wiki:debug",
            "vgg16_transfer:debug")  # fmt: skip
-# What a method needs to be told, by the start of the recipe's name.
-SAID = {
+# Overrides by method and first part of the recipe's name.
+OVERRIDES = {
     ("distill", "cnn"): ("model.filters=8,16,16", "model.hidden_dim=16"),
     ("distill", "lstm"): ("model.hidden_dim=32",),
     ("distill", "gpt"): ("model.num_layers=1",),
@@ -39,20 +39,21 @@ def zoo(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def compressed(recipe: str, method: str, workdir: Path, out: Path) -> dict:
-    """Compresses; returns a row."""
-    said = SAID.get((method, recipe.partition("_")[0]), ())
-    began = time.time()
-    done = zoo("compress", method, str(workdir), f"--out={out}", *(f"--config.{x}" for x in said))
+def compress(recipe: str, method: str, workdir: Path, out: Path) -> dict:
+    """Compresses a run; returns a row."""
+    overrides = OVERRIDES.get((method, recipe.partition("_")[0]), ())
+    flags = (f"--config.{override}" for override in overrides)
+    start = time.time()
+    done = zoo("compress", method, str(workdir), f"--out={out}", *flags)
     row = {
-        "recipe": recipe, "method": method, "said": " ".join(said), "exit": done.returncode,
-        "seconds": round(time.time() - began), "metric": "", "before": "", "after": "",
+        "recipe": recipe, "method": method, "said": " ".join(overrides), "exit": done.returncode,
+        "seconds": round(time.time() - start), "metric": "", "before": "", "after": "",
         "gzip_ratio": "", "error": "",
     }  # fmt: skip
     if done.returncode:
         return row | {"error": done.stderr.strip().splitlines()[-1]}
-    found = json.loads((out / "compression.json").read_text())
-    metric, before, after = found["metric"], found["before"], found["after"]
+    comparison = json.loads((out / "compression.json").read_text())
+    metric, before, after = (comparison[key] for key in ("metric", "before", "after"))
     return row | {
         "metric": metric,
         "before": round(before["test"][metric], 4),
@@ -62,7 +63,7 @@ def compressed(recipe: str, method: str, workdir: Path, out: Path) -> dict:
 
 
 def main() -> None:
-    """A row a recipe and method, written as it comes."""
+    """Writes one row per recipe and method as soon as it is measured."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
@@ -74,7 +75,7 @@ def main() -> None:
             if trained.returncode:
                 sys.exit(trained.stderr)
             for method in arguments.methods:
-                row = compressed(recipe, method, workdir, Path(folder) / method)
+                row = compress(recipe, method, workdir, Path(folder) / method)
                 append("compress_families", [row])
                 print(row, flush=True)
 

@@ -1,9 +1,9 @@
-"""Rounds trained models in several formats, and keeps what the comparison says.
+"""Quantizes a trained model to several formats and records the comparison.
 
     zoo train cnn_mnist --workdir=W
     python -m benchmarks.compress_ptq --workdir=W --format litert_int8 litert_dynamic
 
-Each is `zoo compress ptq` in a process of its own; rows go to results/compress_ptq.csv.
+Each runs `zoo compress ptq` in a separate process; rows go to results/compress_ptq.csv.
 """
 
 import argparse
@@ -17,25 +17,26 @@ from benchmarks.results_file import append
 
 
 def main() -> None:
-    """A row a format."""
+    """Writes one row per format."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--format", nargs="+", default=["litert_int8", "litert_dynamic"])
     arguments = parser.parse_args()
-    for form in arguments.format:
+    for export_format in arguments.format:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             command = [
                 *(sys.executable, "-m", "trainers.cli.main", "compress", "ptq"),
-                arguments.workdir, f"--out={out}", f"--config.compress.ptq.format={form}",
+                arguments.workdir, f"--out={out}", f"--config.compress.ptq.format={export_format}",
             ]  # fmt: skip
             subprocess.run(command, check=True)
-            found = json.loads((out / "compression.json").read_text())
+            comparison = json.loads((out / "compression.json").read_text())
             saved = json.loads((out / "config.json").read_text())
-        metric = found["metric"]
-        row = {"recipe": saved["source"], "steps": _steps(saved), "format": form, "metric": metric}
+        metric = comparison["metric"]
+        row = {"recipe": saved["source"], "steps": _steps(saved), "format": export_format}
+        row["metric"] = metric
         for side in ("before", "after"):
-            facts = found[side]
+            facts = comparison[side]
             row[f"metric_{side}"] = round(facts["test"][metric], 5)
             row[f"bytes_{side}"] = facts["bytes"]
             row[f"gzip_{side}"] = facts["gzip_bytes"]

@@ -1,18 +1,17 @@
-"""What pruning, training in 8 bits and clustering cost an update, on a CNN and a small GPT.
+"""Measures the cost per update of pruning, quantization-aware training and clustering.
 
     python -m benchmarks.compress_step_cost [--recipes cnn_mnist gpt_pydoc] [--rounds=150] [--write]
 
-Model, batch and optimizer are the recipe's, in float32 and with the whole logits at once, which
-training in 8 bits takes; batches are prepared beforehand, so that the update alone is timed. All
-methods take turns in one process, a few updates each, in an order that changes from round to round.
-A ratio is the median over the rounds of a method's time over that of plain training in the same
-round; `cpu_ratio` the same of the seconds that this process spent on all cores, which other work on
-the machine disturbs less; `cpu_ratio_of_sums`, of all updates, has in it what comes every 100 of
-them: masks chosen anew.
+Model, batch and optimizer are those of the recipe, in float32 and without chunked logits, as
+quantization-aware training needs. Input batches are cached, so only the update is timed. The
+methods run in turns in one process, a few updates each, in a random order per round. `ratio` is the
+median over rounds of a method's time divided by that of plain training in the same round;
+`cpu_ratio` is the same for CPU seconds, which other load on the machine affects less;
+`cpu_ratio_of_sums` is the ratio of total CPU seconds, which includes new masks every 100 updates.
 
-Measured 2026-11-26 on 2 cores of an AMD EPYC, loaded by much other work, for cnn_mnist: pruning
-1.02 (cpu 1.05), 8 bits 1.11 (1.14), clusters 1.05 (1.05), plain training against itself 0.97
-(1.00). Goals: 1.05 and 1.25. gpt_pydoc did not come to its end on that machine in 50 minutes.
+Measured 2026-11-26 on 2 cores of a loaded AMD EPYC, for cnn_mnist: pruning 1.02 (CPU 1.05), 8 bits
+1.11 (1.14), clusters 1.05 (1.05), plain training against itself 0.97 (1.00). Goals: 1.05 for
+pruning, 1.25 for 8 bits. gpt_pydoc did not finish on that machine in 50 minutes.
 """
 
 import argparse
@@ -32,7 +31,7 @@ from zoo.data import pipeline
 CHUNK, STEPS = 2, 100_000
 METHODS = {
     "plain": {},
-    "plain again": {},  # how far two of the same differ
+    "plain again": {},  # shows the noise of the measurement
     "prune": {"compress.sparsity": "0.8"},
     "qat": {"compress.qat.on": "True"},
     "cluster": {"compress.cluster.number": "16"},
@@ -40,7 +39,7 @@ METHODS = {
 
 
 def make(recipe: str, changes: dict, dataset):
-    """Returns a function that measures an update: seconds, and seconds of all cores."""
+    """Returns a function that measures one update: (wall seconds, CPU seconds)."""
     config = resolve(recipe, list(changes.items()))
     if "chunk" in config.task:
         config.task.chunk = 0
@@ -73,17 +72,17 @@ def make(recipe: str, changes: dict, dataset):
 
 
 def compare(recipe: str, rounds: int) -> list[dict]:
-    """Returns a row a method."""
+    """Returns one row per method."""
     config = resolve(recipe)
     dataset = None
     if registry.makes_data(config.task.name):
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     measures = {name: make(recipe, changes, dataset) for name, changes in METHODS.items()}
     seconds = {name: [] for name in METHODS}
-    for turn in range(rounds):
-        for name in random.Random(turn).sample(list(measures), len(measures)):
+    for number in range(rounds):
+        for name in random.Random(number).sample(list(measures), len(measures)):
             seconds[name].append(measures[name]())
-    rows, spent = [], sum(cpu for _, cpu in seconds["plain"])
+    rows, plain_cpu = [], sum(cpu for _, cpu in seconds["plain"])
     for name, times in seconds.items():
         pairs = list(zip(times, seconds["plain"], strict=True))
         wall, cpu = (statistics.median(a[k] / b[k] for a, b in pairs) for k in (0, 1))
@@ -94,7 +93,7 @@ def compare(recipe: str, rounds: int) -> list[dict]:
                 "ms_median": round(1e3 * statistics.median(t[0] for t in times), 2),
                 "ratio": round(wall, 3),
                 "cpu_ratio": round(cpu, 3),
-                "cpu_ratio_of_sums": round(sum(a[1] for a, _ in pairs) / spent, 3),
+                "cpu_ratio_of_sums": round(sum(a[1] for a, _ in pairs) / plain_cpu, 3),
                 "updates": CHUNK * rounds,
             }
         )

@@ -1,10 +1,10 @@
-"""What it brings to run a frozen base once: images a second and accuracy, with and without.
+"""Compares training a head with and without cached features of the frozen base.
 
     zoo train vgg16_transfer:pretrain --workdir=W
     python -m benchmarks.feature_cache --weights=W
 
-Both train the head of VGG16 at 48x48 on 4,000 digits for three epochs, from the same seed. The rate
-is that of the epochs after the first, by the trainer's own clock. Rows go to
+Both train the head of VGG16 at 48x48 on 4,000 digits for three epochs with the same random seed.
+The rate is that of the epochs after the first, as the trainer logs it. Rows go to
 results/feature_cache.csv.
 """
 
@@ -21,7 +21,7 @@ from trainers.run.workdir import read_metrics
 
 
 def main() -> None:
-    """Trains both, a process each, with a cache of its own."""
+    """Trains both in separate processes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", required=True, help="work directory of the pretrained base")
     arguments = parser.parse_args()

@@ -1,13 +1,12 @@
-"""Ten pictures a class: a frozen base that learned something else, against learning from nothing.
+"""Compares transfer learning with training from random weights, on ten images per class.
 
     zoo train vgg16_transfer:pretrain --workdir=W
     python -m benchmarks.few_shot --weights=W [--seeds 0 1 2]
 
-Each seed draws its 100 training pictures of MNIST; the 10,000 test pictures are looked at once a
-run. All networks are the same VGG16 at 48x48 and see the same pictures for the same 30 epochs.
-Those that train all of themselves do so with Adam at 1e-4, usual for networks of this depth without
-normalisation; the head alone learns at the recipe's 1e-3. Rows go to results/few_shot.csv,
-with the updates of the base's pretraining.
+Each seed draws 100 training images of MNIST; the 10,000 test images are evaluated once per run. All
+networks are VGG16 at 48x48 and train on the same images for 30 epochs. Whole networks train with
+Adam at 1e-4, as usual for this depth without normalization; the head alone trains at the recipe's
+1e-3. Rows go to results/few_shot.csv, with the number of updates of the pretraining.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from trainers.evaluation.evaluate import read_evaluation
 from trainers.run.workdir import read_metrics
 from zoo.data import load
 
-A_CLASS, EPOCHS = 10, 30
+PER_CLASS, EPOCHS = 10, 30
 WAYS = {
     "frozen base": ["--config.model.weights={weights}"],
     "all of it, from the base": [
@@ -38,13 +37,13 @@ WAYS = {
 
 
 def draw(mnist, seed: int) -> dict[str, np.ndarray]:
-    """Ten training pictures of each class, and the whole test split."""
+    """Returns ten training images per class, and the whole test split."""
     train, test = mnist.splits["train"], mnist.splits["test"]
     label = np.asarray(train["label"])
     generator = np.random.default_rng(seed)
     chosen = np.sort(
         np.concatenate(
-            [generator.choice(np.flatnonzero(label == c), A_CLASS, False) for c in range(10)]
+            [generator.choice(np.flatnonzero(label == c), PER_CLASS, False) for c in range(10)]
         )
     )
     return {
@@ -54,15 +53,15 @@ def draw(mnist, seed: int) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Trains both ways with each seed, a process a run."""
+    """Trains every way with each seed, in separate processes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", required=True, help="work directory of the pretrained base")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     arguments = parser.parse_args()
     mnist = load("mnist")
-    learned = max(line.get("step", 0) for line in read_metrics(arguments.weights))
-    updates = {way: 0 if way == "from nothing" else learned for way in WAYS}
+    pretraining = max(line.get("step", 0) for line in read_metrics(arguments.weights))
+    updates = {way: 0 if way == "from nothing" else pretraining for way in WAYS}
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
             np.savez(f"{folder}/few.npz", **draw(mnist, seed))

@@ -1,12 +1,12 @@
-"""Generation at batch 1 against KerasHub and Transformers, on a GPT-2 of the same size.
+"""Compares generation at batch size 1 with KerasHub and Transformers, on a GPT-2 of equal size.
 
     python -m benchmarks.generation_speed [--rounds=7] [--write]
 
-4 layers, width 256, 8 heads, 256 positions, 8,192 tokens, float32, all weights random: a prompt of
-16 tokens and 240 new ones, greedy and with top-k 40. All run in turn in one process; a time is that
-of a whole call, tracing left out. KerasHub is measured as it comes (without XLA) and with
-`compile(jit_compile=True)`; Transformers runs on PyTorch with its cache. It needs torch and
-transformers, which the library does not.
+4 layers, width 256, 8 heads, 256 positions, 8,192 tokens, float32, random weights: a prompt of 16
+tokens and 240 new tokens, greedy and with top-k 40. All run in turns in one process; a time is that
+of a whole call without tracing. KerasHub runs with its default (without XLA) and with
+`compile(jit_compile=True)`; Transformers runs on PyTorch with its cache. Needs torch and
+transformers, which the zoo itself does not.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TOP_K = 40
 
 
 def ours(top_k: int):
-    """Returns a function that generates, and the number of tokens of a call."""
+    """Returns a function that generates NEW tokens with the zoo."""
     model = registry.build(
         "gpt_nano", vocabulary_size=VOCABULARY, sequence_length=LENGTH, num_layers=LAYERS,
         hidden_dim=WIDTH, num_heads=HEADS,
@@ -42,7 +42,7 @@ def ours(top_k: int):
 
 
 def ours_streaming(top_k: int):
-    """The same, handed out in small pieces."""
+    """Returns a function that generates with the zoo's streaming interface."""
     from zoo.data.text.tokenizers import train
 
     model = registry.build(
@@ -62,7 +62,7 @@ def ours_streaming(top_k: int):
 
 
 def keras_hub(top_k: int, jit_compile):
-    """KerasHub's GPT2CausalLM, fed with tokens."""
+    """Returns a function that generates with KerasHub's GPT2CausalLM."""
     import keras_hub
 
     backbone = keras_hub.models.GPT2Backbone(
@@ -73,8 +73,7 @@ def keras_hub(top_k: int, jit_compile):
     model.compile(sampler=sampler, jit_compile=jit_compile)
     tokens = np.zeros((1, LENGTH), np.int32)
     tokens[0, : len(PROMPT)] = PROMPT
-    given = np.arange(LENGTH)[None] < len(PROMPT)
-    inputs = {"token_ids": tokens, "padding_mask": given}
+    inputs = {"token_ids": tokens, "padding_mask": np.arange(LENGTH)[None] < len(PROMPT)}
 
     def run():
         out = model.generate(inputs, stop_token_ids=None)
@@ -84,8 +83,8 @@ def keras_hub(top_k: int, jit_compile):
 
 
 def transformers(top_k: int):
-    """Transformers' GPT2LMHeadModel on PyTorch."""
-    sys.modules["triton"] = None  # its LLVM and TensorFlow's do not live in one process
+    """Returns a function that generates with Transformers' GPT2LMHeadModel on PyTorch."""
+    sys.modules["triton"] = None  # its LLVM conflicts with that of TensorFlow in one process
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
@@ -127,9 +126,9 @@ def main():
     first = {}
     for name, run in runs.items():
         start = time.perf_counter()
-        found = run()
+        tokens = run()
         first[name] = time.perf_counter() - start
-        assert len(found) == NEW, (name, len(found))
+        assert len(tokens) == NEW, (name, len(tokens))
         run()
     seconds = {name: [] for name in runs}
     for _ in range(arguments.rounds):

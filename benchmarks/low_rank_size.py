@@ -1,10 +1,11 @@
-"""A trained classifier with kernels as products: accuracy against size.
+"""Measures accuracy against size of a trained classifier with low-rank kernels.
 
     python -m benchmarks.low_rank_size --workdir=W [--budget 0.75 0.5 0.25] [--energy 0.9]
         [--change trainer.epochs=2 optimizer.learning_rate=0.001]
 
-For each size the test accuracy as it was decomposed ("at once"), then, by `zoo compress low_rank`
-in a process of its own, after it learned on. Rows go to results/low_rank.csv as they come.
+For each size: the test accuracy right after the decomposition ("at once"), and after further
+training by `zoo compress low_rank` in a separate process ("learned on"). Rows go to
+results/low_rank.csv.
 """
 
 import argparse
@@ -19,13 +20,13 @@ from benchmarks.results_file import append
 
 
 def size(model) -> dict:
-    """Parameters, and bytes of the weights compressed by gzip."""
+    """Returns the number of parameters, and the bytes of the weights after gzip."""
     content = b"".join(value.tobytes() for value in model.get_weights())
     return {"parameters": model.count_params(), "gzip": len(gzip.compress(content, 9, mtime=0))}
 
 
 def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, float]:
-    """Size and test accuracy of the products as they were decomposed."""
+    """Returns size and test accuracy right after the decomposition."""
     import numpy as np
 
     import zoo
@@ -34,19 +35,19 @@ def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, fl
     from zoo import registry
 
     whole, config = zoo.load(workdir), of_workdir(saved["config"])
-    asked = {"energy": 0.0, "budget": 0.0, "sensitivity": 0.0, "pattern": "", way: value}
-    ranks = low_rank.decide(whole, asked)
+    settings = {"energy": 0.0, "budget": 0.0, "sensitivity": 0.0, "pattern": "", way: value}
+    ranks = low_rank.decide(whole, settings)
     model = low_rank.rebuilt(whole, low_rank.written(ranks))
-    found = {v.path: v.value for v in whole.weights} | low_rank.start_values(model, whole)
+    values = {v.path: v.value for v in whole.weights} | low_rank.start_values(model, whole)
     for variable in model.weights:
-        variable.assign(found[variable.path])
+        variable.assign(values[variable.path])
     data = registry.load_data(config.data.to_dict(), config.task.to_dict()).splits["test"]
     predicted = model.predict(np.float32(data["image"]) / 255, batch_size=500, verbose=0)
     return size(model), float((predicted.argmax(-1) == data["label"]).mean())
 
 
 def learned_on(workdir: str, way: str, value: float, change: list[str]) -> tuple[dict, float]:
-    """Size and test accuracy after `zoo compress low_rank`."""
+    """Returns size and test accuracy after `zoo compress low_rank`."""
     import zoo
 
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +63,7 @@ def learned_on(workdir: str, way: str, value: float, change: list[str]) -> tuple
 
 
 def main() -> None:
-    """Compresses to each size from the same weights."""
+    """Compresses the same weights to each size."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--budget", type=float, nargs="*", default=[0.75, 0.5, 0.25])
@@ -74,26 +75,26 @@ def main() -> None:
 
     folder = Path(workdir)
     saved = json.loads((folder / "config.json").read_text())
-    tested = json.loads((folder / "evaluation" / "test.json").read_text())
-    accuracy, whole = tested["metrics"]["accuracy"], size(zoo.load(workdir))
+    evaluation = json.loads((folder / "evaluation" / "test.json").read_text())
+    accuracy, whole = evaluation["metrics"]["accuracy"], size(zoo.load(workdir))
     ways = [("budget", x) for x in arguments.budget] + [("energy", x) for x in arguments.energy]
-    for when, made in (
+    for when, measure in (
         ("at once", lambda way, value: at_once(workdir, way, value, saved)),
-        (f"learned on: {' '.join(change)}", lambda *asked: learned_on(workdir, *asked, change)),
+        (f"learned on: {' '.join(change)}", lambda *way: learned_on(workdir, *way, change)),
     ):
         for way, value in ways:
-            found, reached = made(way, value)
+            compressed, new_accuracy = measure(way, value)
             row = {
                 "recipe": saved["source"],
                 "way": way,
                 "value": value,
                 "when": when,
                 "accuracy_before": accuracy,
-                "accuracy": round(reached, 4),
-                "points_lost": round(100 * (accuracy - reached), 2),
-                "parameters": found["parameters"],
-                "parameter_ratio": round(whole["parameters"] / found["parameters"], 2),
-                "gzip_ratio": round(whole["gzip"] / found["gzip"], 2),
+                "accuracy": round(new_accuracy, 4),
+                "points_lost": round(100 * (accuracy - new_accuracy), 2),
+                "parameters": compressed["parameters"],
+                "parameter_ratio": round(whole["parameters"] / compressed["parameters"], 2),
+                "gzip_ratio": round(whole["gzip"] / compressed["gzip"], 2),
             }
             append("low_rank", [row])
             print(row, flush=True)

@@ -1,10 +1,10 @@
-"""Resident memory of a training run as it goes on: it should not grow.
+"""Measures the growth of resident memory during training, which should be zero.
 
     python -m benchmarks.memory_growth [--recipe=gpt_pydoc:debug] [--steps=2000] [--write]
 
-The recipe is trained as `zoo train` does, with checkpoints, evaluations and samples every 500
-updates; resident memory is read every 100. Growth is that from the second quarter's mean to the
-last quarter's: the first quarter holds the tracing.
+Trains the recipe as `zoo train` does, with checkpoints, evaluations and samples every 500 updates,
+and reads the resident memory every 100 updates. Growth is the difference between the means of the
+last and the second quarter; the first quarter includes tracing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def resident() -> float:
 
 
 class Watch(keras.callbacks.Callback):
-    """Reads the memory every 100 updates, of which one call may do several."""
+    """Reads the memory every 100 updates; a call may run several updates."""
 
     def on_train_begin(self, logs=None):
         self.seen = []
@@ -34,7 +34,7 @@ class Watch(keras.callbacks.Callback):
 
 
 def measure(recipe: str, steps: int) -> dict:
-    """Trains in this process; returns MiB."""
+    """Trains in this process; returns a row with memory in MiB."""
     from trainers.config.recipe import resolve
     from trainers.train.trainer import Trainer
 
@@ -61,12 +61,12 @@ def main():
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.recipe, arguments.steps)
+    row = measure(arguments.recipe, arguments.steps)
     if arguments.write:
         from benchmarks.results_file import append
 
-        append("memory_growth", [found])
-    print(json.dumps(found))
+        append("memory_growth", [row])
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Near duplicates by datatrove's MinHash, for `prep_chains`; runs in an environment that has it.
+"""Removes near duplicates by datatrove's MinHash, for `prep_chains`; needs datatrove.
 
-python prep_chains_peer.py FOLDER       FOLDER/in/rows.jsonl to FOLDER/kept/*.jsonl.gz
+python prep_chains_peer.py FOLDER       reads FOLDER/in/rows.jsonl, writes FOLDER/kept/*.jsonl.gz
 """
 
 import sys

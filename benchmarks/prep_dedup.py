@@ -1,10 +1,10 @@
-"""Near duplicates among many documents: what is found, how fast, and the memory that it takes.
+"""Measures recall, precision, speed and memory of near-duplicate detection on many documents.
 
 python -m benchmarks.prep_dedup [DOCUMENTS]     (default 20,000)
 
-Every fourth document is original text of random words; three copies of it follow with 0.5 to 5 %
-of their words changed. Pairs of true Jaccard >= 0.8 (5-grams, from the texts) are what is wanted.
-The memory is that of the whole process tree at its peak, from reading to records.
+Every fourth document has random words; three copies of it follow with 0.5 to 5 % of the words
+changed. The expected pairs are those with a Jaccard similarity of at least 0.8 (word 5-grams,
+computed from the texts). Memory is the peak of all processes together, from reading to records.
 """
 
 import itertools
@@ -44,7 +44,7 @@ def texts(count: int):
 
 
 def tree_memory(pid: int) -> int:
-    """Returns the resident bytes of a process and all below it, shared pages once (PSS)."""
+    """Returns the memory of a process and its descendants in bytes, shared pages once (PSS)."""
     total = 0
     for child in [pid, *_below(pid)]:
         try:
@@ -67,6 +67,7 @@ def _below(pid: int):
 
 
 def main(count: int):
+    """Prepares `count` documents and appends a row to the results."""
     folder = Path(tempfile.mkdtemp(prefix="zoo_prep_dedup_"))
     groups, size = [], 0
     with open(folder / "rows.jsonl", "w") as file:
@@ -83,33 +84,35 @@ def main(count: int):
             peak[0] = max(peak[0], tree_memory(os.getpid()))
 
     threading.Thread(target=watch, daemon=True).start()
-    kept = []
+    pairs = set()
     real = pipeline.card.describe
-    pipeline.card.describe = lambda *a: (
-        kept.extend(_pairs(folder / "out" / "work")),
-        real(*a),
-    )[1]
+
+    def describe(*arguments):  # runs before the intermediate files are removed
+        pairs.update(_pairs(folder / "out" / "work"))
+        return real(*arguments)
+
+    pipeline.card.describe = describe
     start = time.monotonic()
     with Local() as engine:
         pipeline.prepare(prep, DATA, folder / "out", engine)
     seconds = time.monotonic() - start
     over.set()
-    found, numbers = set(map(tuple, kept)), [*range(count)]
-    wanted, sets = set(), {}
+    expected, sets = set(), {}
     rows = (json.loads(line)["text"].split() for line in open(folder / "rows.jsonl"))  # noqa: SIM115
-    for _, members in itertools.groupby(zip(numbers, groups, rows, strict=True), lambda m: m[1]):
-        # What is equal to the letter is dropped before, and takes no part.
+    numbered = zip(range(count), groups, rows, strict=True)
+    for _, members in itertools.groupby(numbered, lambda m: m[1]):
+        # Exact duplicates are dropped before.
         different = {" ".join(m[2]): m for m in reversed(list(members))}.values()
         sets = {m[0]: {tuple(m[2][i : i + 5]) for i in range(len(m[2]) - 4)} for m in different}
         for a, b in itertools.combinations(sets, 2):
             if len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]):
-                wanted.add((min(a, b), max(a, b)))
+                expected.add((min(a, b), max(a, b)))
     row = {
         "documents": count,
         "megabytes": round(size / 1e6, 1),
-        "wanted_pairs": len(wanted),
-        "recall": round(len(found & wanted) / len(wanted), 4),
-        "precision": round(len(found & wanted) / max(1, len(found)), 4),
+        "wanted_pairs": len(expected),
+        "recall": round(len(pairs & expected) / len(expected), 4),
+        "precision": round(len(pairs & expected) / max(1, len(pairs)), 4),
         "seconds": round(seconds, 1),
         "documents_per_second": round(count / seconds),
         "peak_megabytes": round(peak[0] / 1e6),
@@ -120,12 +123,12 @@ def main(count: int):
 
 
 def _pairs(work: Path) -> list[tuple[int, int]]:
-    """Returns the verified pairs as places in the one input file."""
+    """Returns the verified pairs as row numbers of the input file."""
     paths = sorted((work / "verified_pairs").glob("*.npy"))
     return [
         (record_of(first), record_of(second))
         for path in paths
-        for first, second in store.load(path).tolist()
+        for first, second in store.load_array(path).tolist()
     ]
 
 

@@ -1,10 +1,10 @@
-"""How good the extracted text is, by settings of `zoo prepare` and by trafilatura alone.
+"""Measures the quality of extracted text, for settings of `zoo prepare` and trafilatura alone.
 
 python -m benchmarks.prep_extraction        (ZOO_DATA_DIR with trafilatura_eval and cleaneval_dev)
 
-trafilatura_eval: 240 pages with segments that the text must and must not hold; over segments.
-cleaneval_dev: 58 pages with the text that a person made; over the words, as a bag, a page, mean.
-Precision, recall and F1 of each. No model is trained on these pages: they choose a default.
+Precision, recall and F1 are those of segments on trafilatura_eval (240 pages with segments that the
+text must and must not contain), and of bags of words, as a mean over pages, on cleaneval_dev (58
+pages with text extracted by people). The pages select the defaults.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from zoo.storage.paths import data_dir
 
 
 def zoo(**settings):
-    """Returns a method: the text as `zoo prepare` extracts it with settings of `prep.extract`."""
+    """Returns a function that extracts text as `zoo prepare` does with these `prep.extract`."""
     settings = {**defaults()["extract"], "timeout": 120.0, **settings}
 
     def method(raw: bytes) -> str:
@@ -34,7 +34,7 @@ def zoo(**settings):
 
 
 def trafilatura(**settings):
-    """Returns a method: the text as trafilatura extracts it from the bytes."""
+    """Returns a function that extracts text from bytes by trafilatura alone."""
     import trafilatura as library
 
     return lambda raw: library.extract(raw, **settings) or ""
@@ -51,7 +51,7 @@ METHODS = {
 
 
 def segments(method) -> dict[str, float]:
-    """Scores over the segments of trafilatura_eval."""
+    """Returns the scores over the segments of trafilatura_eval."""
     folder, count = data_dir() / "trafilatura_eval", Counter()
     for page in json.loads((folder / "evaldata.json").read_text()).values():
         path = folder / "html" / os.path.basename(page["path"])
@@ -70,19 +70,19 @@ def segments(method) -> dict[str, float]:
 
 
 def words(method) -> dict[str, float]:
-    """Mean scores over the bags of words of cleaneval_dev."""
+    """Returns the mean scores over the bags of words of cleaneval_dev."""
     folder, scores = data_dir() / "cleaneval_dev", []
     for path in sorted((folder / "input").glob("*.html.gz")):
         gold = (folder / "GoldStandard" / path.name.replace(".html.gz", ".txt")).read_bytes()
         gold = re.sub(r"<[phl]>", " ", decode(gold).partition("\n")[2])
-        wanted = Counter(re.findall(r"\w+", gold.lower()))
-        found = Counter(re.findall(r"\w+", method(gzip.decompress(path.read_bytes())).lower()))
-        both = (wanted & found).total()
+        gold = Counter(re.findall(r"\w+", gold.lower()))
+        text = Counter(re.findall(r"\w+", method(gzip.decompress(path.read_bytes())).lower()))
+        both = (gold & text).total()
         scores.append(
             (
-                both / max(1, found.total()),
-                both / max(1, wanted.total()),
-                2 * both / max(1, wanted.total() + found.total()),
+                both / max(1, text.total()),
+                both / max(1, gold.total()),
+                2 * both / max(1, gold.total() + text.total()),
             )
         )
     means = (sum(column) / len(scores) for column in zip(*scores, strict=True))

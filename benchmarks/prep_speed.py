@@ -1,13 +1,13 @@
-"""Whole preparation of the same pages, by `zoo prepare` and by datatrove 0.10.
+"""Compares the speed of the whole preparation of pages, by `zoo prepare` and datatrove 0.10.
 
 python -m benchmarks.prep_speed PEER_PYTHON [PAGES]
 
-PEER_PYTHON has datatrove[io,processing] 0.10, spacy and this environment's trafilatura. The pages
-are those of trafilatura_eval and cleaneval_dev, as eight WARC files; both sides read, extract with
+PEER_PYTHON needs datatrove[io,processing] 0.10, spacy and this environment's trafilatura. The pages
+are those of trafilatura_eval and cleaneval_dev in eight WARC files. Both sides read, extract with
 the same trafilatura and options, repair by ftfy, apply the rules of Gopher, C4 and FineWeb without
-stop words (the pages are in five languages), find near duplicates (25 bands of 8, 5-grams) and
-tokenise with the same BPE. Processor seconds are compared too: they hold on a machine that others
-load.
+stop words (the pages are in five languages), remove near duplicates (25 bands of 8 rows, 5-grams)
+and tokenize with the same BPE. CPU seconds are reported too, because other load on the machine
+affects them less.
 """
 
 import gzip
@@ -23,7 +23,7 @@ from benchmarks.results_file import append
 from zoo.prep.settings import defaults
 from zoo.storage.paths import data_dir
 
-# One, in the process itself: only so are all processor seconds counted on both sides.
+# One process each, so that all CPU seconds are counted on both sides.
 WORKERS = 1
 OURS = """
 import json, sys
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 
 def make_warcs(folder: Path, count: int) -> int:
-    """Writes the pages; returns how many."""
+    """Writes at least `count` pages, if there are as many; returns the number of pages."""
     paths = sorted((data_dir() / "trafilatura_eval" / "html").glob("*.gz"))
     paths += sorted((data_dir() / "cleaneval_dev" / "input").glob("*.gz"))
     paths = paths[:: max(1, len(paths) // count)]
@@ -61,18 +61,18 @@ def make_warcs(folder: Path, count: int) -> int:
 
 
 def timed(command: list[str]) -> tuple[float, float, str]:
-    """Returns wall seconds, processor seconds and the last line of what a command says."""
+    """Runs a command; returns its wall seconds, CPU seconds and last line of output."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"{command[:3]} failed")
-    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return time.monotonic() - start, used, done.stdout.strip().splitlines()[-1]
+    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return time.monotonic() - start, cpu, done.stdout.strip().splitlines()[-1]
 
 
 def main(peer: str, count: int):
-    """Prepares with both and keeps a row each."""
+    """Prepares with both and appends one row each to the results."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     folder = Path(tempfile.mkdtemp(prefix="zoo_prep_speed_"))
@@ -99,12 +99,12 @@ def main(peer: str, count: int):
                        str(folder / "warcs"), str(folder / "peer"),
                        str(folder / "tokenizer.json"), str(WORKERS)]),
     ):  # fmt: skip
-        wall, used, said = timed(command)
-        print(name, said)
+        wall, cpu, output = timed(command)
+        print(name, output)
         rows.append({
             "method": name, "pages": pages, "workers": WORKERS, "seconds": round(wall, 1),
-            "processor_seconds": round(used, 1), "pages_per_second": round(pages / wall, 2),
-            "pages_per_processor_second": round(pages / used, 2),
+            "processor_seconds": round(cpu, 1), "pages_per_second": round(pages / wall, 2),
+            "pages_per_processor_second": round(pages / cpu, 2),
         })  # fmt: skip
         print(rows[-1])
     print(append("prep_speed", rows))

@@ -1,4 +1,4 @@
-"""The same work as `prep_speed`, by datatrove 0.10; runs in an environment that has it.
+"""Does the work of `prep_speed` by datatrove 0.10; needs datatrove.
 
 python prep_speed_peer.py WARC_FOLDER OUT_FOLDER TOKENIZER.json WORKERS
 """
@@ -56,14 +56,14 @@ def main(warcs: str, out: str, tokenizer: str, workers: int):
             DocumentTokenizer(f"{out}/tokens", tokenizer, local_working_dir=f"{out}/tmp"),
         ]),
     }  # fmt: skip
-    took = {}
+    seconds = {}
     for name, (tasks, steps) in stages.items():
         start = time.monotonic()
         LocalPipelineExecutor(
             pipeline=steps, tasks=tasks, workers=workers, logging_dir=f"{out}/logs/{name[:20]}"
         ).run()
-        took[name] = round(time.monotonic() - start, 1)
-    print(json.dumps(took))
+        seconds[name] = round(time.monotonic() - start, 1)
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Runs a recipe by its command over some seeds, and keeps what it reached.
+"""Trains a recipe with several random seeds and records the results.
 
     python -m benchmarks.recipe_result cnn_mnist --seeds 0 1 2
     python -m benchmarks.recipe_result gpt_shakespeare --metric loss --keep runs/gpt
-
     python -m benchmarks.recipe_result bert_wiki --argument=--config.trainer.precision=float32
 
-Each run is `zoo train` in a process of its own, and goes on where its folder of --keep has a part
-of it; a row a seed and metric goes to results/recipes.csv, from which WORKSPACE.md's table is made.
-The values are those of the final (averaged, where the recipe has `trainer.ema`) weights on the test
-split; on the validation split where the data have no test split.
+Each run is `zoo train` in a separate process; with --keep it resumes. One row per seed and metric
+goes to results/recipes.csv, from which the table of WORKSPACE.md is made. Metrics are those of the
+final weights (averaged, with `trainer.ema`) on the test split, or on the validation split if there
+is no test split.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from benchmarks.results_file import append
 
 
 def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[str]) -> list[dict]:
-    """Trains once; returns a row a metric."""
+    """Trains once; returns one row per metric."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(keep or folder) / f"{recipe}-{seed}"
         command = [
@@ -37,8 +36,8 @@ def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[s
         lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
         parameters = zoo.load(str(workdir)).count_params()
         files = [workdir / "evaluation" / f"{name}.json" for name in ("test", "validation")]
-        found = json.loads(next(file for file in files if file.exists()).read_text())
-        split, values = found["split"], found["metrics"]
+        evaluation = json.loads(next(file for file in files if file.exists()).read_text())
+        split, values = evaluation["split"], evaluation["metrics"]
     rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
     return [
         {
@@ -57,13 +56,13 @@ def run(recipe: str, seed: int, metrics: list[str], keep: str, arguments: list[s
 
 
 def main():
-    """Runs all seeds one after the other, writing each as it ends."""
+    """Runs the seeds one after the other; writes the rows of each when it ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--metric", nargs="+", default=[], help="the first but the loss if none")
-    parser.add_argument("--keep", default="", help="folder in which the work directories stay")
-    parser.add_argument("--argument", action="append", default=[], help="of zoo train; repeat it")
+    parser.add_argument("--metric", nargs="+", default=[], help="default: the first except loss")
+    parser.add_argument("--keep", default="", help="folder that keeps the work directories")
+    parser.add_argument("--argument", action="append", default=[], help="flag of zoo train")
     arguments = parser.parse_args()
     for seed in arguments.seeds:
         rows = run(arguments.recipe, seed, arguments.metric, arguments.keep, arguments.argument)

@@ -1,11 +1,11 @@
-"""Tokens a second that shuffled reading of packed records gives, without a model.
+"""Measures the throughput of reading shuffled packed records, without a model.
 
     python -m benchmarks.record_reading [--tokens=50000000] [--write]
 
-Records of 257 uint16 tokens a row are written in a temporary folder and read once, 32 rows a
-batch, in the order of a permutation: straight from the `ShardedArray`, and through tf.data as
-training does (numbers -> `tf.numpy_function` that gathers -> prefetch). They come from the page
-cache, as they do where the records fit in memory. "open" reads them to compare each sha256.
+Writes rows of 257 uint16 tokens to a temporary folder and reads them once in random order, 32 rows
+per batch: directly from the `ShardedArray`, and through tf.data as training does (batch numbers ->
+`tf.numpy_function` that gathers -> prefetch). The data comes from the page cache, as for records
+that fit in memory. "open" reads the files and checks their sha256.
 """
 
 import argparse
@@ -23,11 +23,11 @@ ROW, BATCH, SHARD_BYTES = 257, 32, 16 << 20
 
 def write(folder: Path, rows: int):
     """Writes `rows` random rows, 8,192 at a time."""
-    numbers = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     with RecordWriter(folder, {"tokens": ((ROW,), "uint16")}, shard_bytes=SHARD_BYTES) as writer:
         while writer.rows < rows:
             count = min(8192, rows - writer.rows)
-            writer.append(tokens=numbers.integers(0, 50_000, (count, ROW), np.uint16))
+            writer.append(tokens=generator.integers(0, 50_000, (count, ROW), np.uint16))
 
 
 def read_directly(array, order: np.ndarray) -> int:
@@ -55,30 +55,30 @@ def read_through_tf_data(array, order: np.ndarray) -> int:
 
 
 def measure(tokens: int) -> list[dict]:
-    """Returns a row of results each for opening, direct reading and tf.data."""
+    """Returns one row of results each for opening, direct reading and tf.data."""
     rows = tokens // ROW // BATCH * BATCH
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "records", rows)
         records, order = None, np.random.default_rng(1).permutation(rows)
 
-        def opened() -> int:
+        def open_all() -> int:
             nonlocal records
             records = open_records(Path(folder) / "records")
             return rows
 
         ways = {
-            "open": opened,
+            "open": open_all,
             "direct": lambda: read_directly(records.arrays["tokens"], order),
             "tf.data": lambda: read_through_tf_data(records.arrays["tokens"], order),
         }
         for way, read in ways.items():
             if way == "tf.data":
-                import tensorflow  # noqa: F401  # the import is no reading
+                import tensorflow  # noqa: F401  # not part of the reading time
             start = time.perf_counter()
             assert read() == rows
             seconds = time.perf_counter() - start
-            found.append(
+            results.append(
                 {
                     "way": way,
                     "million_tokens": round(rows * ROW / 1e6, 1),
@@ -86,11 +86,11 @@ def measure(tokens: int) -> list[dict]:
                     "batch": BATCH,
                     "million_tokens_a_second": round(rows * ROW / seconds / 1e6, 1),
                     "gigabytes_a_second": round(rows * ROW * 2 / seconds / 1e9, 2),
-                    # What else ran then: a share of the cores is not all of them.
+                    # Other load on the machine lowers the rates.
                     "load_average": round(os.getloadavg()[0], 1),
                 }
             )
-    return found
+    return results
 
 
 def main():
@@ -99,13 +99,13 @@ def main():
     parser.add_argument("--tokens", type=int, default=50_000_000)
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    found = measure(arguments.tokens)
-    for row in found:
+    results = measure(arguments.tokens)
+    for row in results:
         print(row)
     if arguments.write:
         from benchmarks.results_file import append
 
-        append("record_reading", found)
+        append("record_reading", results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Peak memory of one update with and without recomputed blocks.
+"""Measures the peak memory of one update with and without recomputed blocks.
 
     python -m benchmarks.remat_memory [--blocks=12] [--width=256] [--rows=4096] [--write]
 
-A stack of residual blocks (norm, dense to 4x the width, GELU, dropout, dense back). Each case runs
-in a process of its own; the number is how far its resident memory rises above where it stood
-before the update.
+The model is a stack of residual blocks (norm, dense to 4x the width, GELU, dropout, dense back).
+Each case runs in a separate process and reports the rise of resident memory during the update.
 """
 
 import argparse
@@ -16,9 +15,9 @@ import time
 
 
 def peak() -> float:
-    """Returns the largest resident memory of this process so far, in MiB.
+    """Returns the peak resident memory of this process in MiB.
 
-    (`ru_maxrss` begins with that of the process that started it.)
+    `ru_maxrss` would include the process that started this one.
     """
     with open("/proc/self/status") as file:
         return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) / 1024
@@ -59,10 +58,10 @@ def measure(blocks: int, width: int, rows: int, pattern: str) -> dict:
     update = tf.function(step.update, autograph=False)
     before = peak()
     update(data)
-    risen = peak() - before
+    rise = peak() - before
     start = time.perf_counter()
     update(data)
-    return {"peak_mib": round(risen, 1), "seconds": round(time.perf_counter() - start, 3)}
+    return {"peak_mib": round(rise, 1), "seconds": round(time.perf_counter() - start, 3)}
 
 
 def main():
@@ -83,10 +82,8 @@ def main():
         command = [sys.executable, "-m", "benchmarks.remat_memory", f"--case={pattern}"]
         command += [f"--{n}={v}" for n, v in zip(("blocks", "width", "rows"), sizes, strict=True)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        rows.append(
-            {"case": case, "blocks": sizes[0], "width": sizes[1], "rows": sizes[2], **found}
-        )
+        row = {"case": case, "blocks": sizes[0], "width": sizes[1], "rows": sizes[2]}
+        rows.append(row | json.loads(done.stdout.splitlines()[-1]))
     print(json.dumps(rows))
     if arguments.write:
         from benchmarks.results_file import append

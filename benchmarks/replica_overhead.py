@@ -1,11 +1,11 @@
-"""What the mirrored path costs over one device at equal total work, on a CPU split in two.
+"""Measures the overhead of MirroredStrategy at equal total work, on a CPU with two logical devices.
 
     python -m benchmarks.replica_overhead [--rounds=7] [--write]
 
-The model is one small matrix that multiplies its rows again and again, so that an update is nearly
-all products: two replicas of half the batch each then have as much to do as one device with all of
-it, on the same cores. What is above 1 is the trainer's own: two programs, the sum of gradients and
-the waiting for each other. Rounds of both are interleaved.
+The model multiplies its rows by one small matrix many times, so an update is nearly only matrix
+products. Two replicas with half the batch each have the same work as one device with the whole
+batch, on the same cores. A ratio above 1 is the overhead: two programs, the sum of gradients and
+synchronization. Rounds of both are interleaved.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WIDTH, PRODUCTS, CHUNK = 256, 24, 5
 
 @keras.saving.register_keras_serializable("benchmarks")
 class Products(keras.layers.Layer):
-    """`x` times the same (WIDTH, WIDTH) kernel, PRODUCTS times."""
+    """Multiplies `x` by the same (WIDTH, WIDTH) kernel PRODUCTS times."""
 
     def build(self, shape):
         self.kernel = self.add_weight(shape=(WIDTH, WIDTH), initializer="orthogonal")
@@ -41,7 +41,7 @@ class Products(keras.layers.Layer):
 
 
 def model():
-    """A classifier of "pictures" of WIDTH bytes."""
+    """Returns a classifier of images of WIDTH bytes."""
     image = keras.Input((16, 16, 1), name="image")
     return keras.Model(image, keras.layers.Dense(4, dtype="float32")(Products()(image)))
 

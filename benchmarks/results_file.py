@@ -10,7 +10,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def append(name: str, rows: list[dict]) -> Path:
-    """Appends rows to results/<name>.csv; all rows of a file have the same columns."""
+    """Appends rows to results/<name>.csv and returns its path; all rows have the same columns."""
     import os
 
     import keras

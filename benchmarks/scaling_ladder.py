@@ -1,12 +1,11 @@
-"""Trains a ladder of sizes, plots loss against parameters, and fits a power law.
+"""Trains models of several sizes ("rungs"), plots loss against parameters, and fits a power law.
 
     python -m benchmarks.scaling_ladder [--recipe=gpt_scaling] [--rungs 1 2 3 4] [--argument …]
 
 The law is loss = floor + (scale / parameters)^exponent (Hoffmann et al. 2022, arXiv:2203.15556,
-equation 2, with the data held fixed); parameters are those besides the embeddings (Kaplan et al.
-2020, arXiv:2001.08361, section 2.1). Rows go to results/scaling.csv, the plot to
-results/scaling.svg; the law is that of the newest row of each rung there, so that rungs may be
-trained at different times.
+equation 2, with constant data); parameters exclude embeddings (Kaplan et al. 2020,
+arXiv:2001.08361, section 2.1). Rows go to results/scaling.csv, the plot to results/scaling.svg. The
+fit uses the newest row of each rung, so that rungs may be trained at different times.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from benchmarks.results_file import RESULTS, append
 
 
 def train(recipe: str, rung: int, arguments: list[str]) -> dict:
-    """Trains one rung in a process of its own; returns its row."""
+    """Trains one rung in a separate process; returns its row."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         command = [
@@ -59,7 +58,7 @@ print(sum(layer.count_params() for layer in model.layers if layer.name != "embed
 def fit(parameters: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:
     """Fits loss = floor + (scale / parameters)^exponent.
 
-    For a given floor the law is a line in logarithms; the floor is searched for.
+    For a given floor the law is linear in logarithms; a grid search gives the floor.
 
     Returns:
       `(floor, scale, exponent)`.
@@ -89,8 +88,8 @@ def plot(rows: list[dict], law: tuple[float, float, float], path: Path) -> None:
     losses = [float(row["val_loss"]) for row in rows]
     axes.scatter(parameters, losses, color="#2563eb", zorder=2)
     axes.set_xscale("log")
-    axes.set_xlabel("parameters besides embeddings")
-    axes.set_ylabel("validation loss, nats a token")
+    axes.set_xlabel("parameters without embeddings")
+    axes.set_ylabel("validation loss, nats per token")
     axes.set_title(f"loss = {floor:.3f} + ({scale:.3g} / N)^{exponent:.3f}")
     axes.grid(alpha=0.3)
     figure.tight_layout()
@@ -99,22 +98,22 @@ def plot(rows: list[dict], law: tuple[float, float, float], path: Path) -> None:
 
 
 def main() -> None:
-    """Trains all rungs, each written as it ends."""
+    """Trains all rungs; writes the row of each when it ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", default="gpt_scaling")
     parser.add_argument("--rungs", type=int, nargs="+", default=[1, 2, 3, 4])
-    parser.add_argument("--argument", action="append", default=[], help="of zoo train; repeat it")
+    parser.add_argument("--argument", action="append", default=[], help="flag of zoo train")
     arguments = parser.parse_args()
     for rung in arguments.rungs:
         row = train(arguments.recipe, rung, arguments.argument)
         append("scaling", [row])
         print(row, flush=True)
     with open(RESULTS / "scaling.csv") as file:
-        measured = [row for row in csv.DictReader(file) if row["recipe"] == arguments.recipe]
-    newest = {int(row["rung"]): row for row in measured}
+        rows = [row for row in csv.DictReader(file) if row["recipe"] == arguments.recipe]
+    newest = {int(row["rung"]): row for row in rows}
     rows = [newest[rung] for rung in sorted(newest)]
     if len(rows) < 3:
-        return  # three numbers make a law
+        return  # the law has three parameters
     law = fit(
         np.array([row["parameters"] for row in rows], float),
         np.array([row["val_loss"] for row in rows], float),

@@ -1,9 +1,9 @@
-"""Work before the first update of a recipe: from the built `Trainer` to the first update's end.
+"""Measures the time from `Trainer(...)` to the end of the first update of a recipe.
 
     python -m benchmarks.start_up [RECIPE] [--rounds=5] [--write]
 
-Each round is a process of its own; imports are left out, the data set is prepared already. Loading
-it, building, tracing and the first update are in.
+Each round runs in a separate process. The time includes loading the prepared data set, building,
+tracing and the first update, but not imports.
 """
 
 import argparse
@@ -15,28 +15,28 @@ import time
 
 
 def measure(recipe: str) -> float:
-    """Returns the seconds, once, in this process."""
+    """Returns the seconds of one start in this process."""
     import keras
 
     from trainers.config.recipe import resolve
     from trainers.train.trainer import Trainer
 
-    class Enough(Exception):
+    class FirstUpdateDone(Exception):
         pass
 
-    class First(keras.callbacks.Callback):
+    class StopAfterUpdate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             int(self.model.step.numpy())  # waits for the update
-            raise Enough
+            raise FirstUpdateDone
 
     config = resolve(recipe, [("trainer.steps_per_execution", "1")])
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         try:
-            Trainer(config, f"{folder}/run", callbacks=[First()]).train()
-        except Enough:
+            Trainer(config, f"{folder}/run", callbacks=[StopAfterUpdate()]).train()
+        except FirstUpdateDone:
             return time.perf_counter() - start
-    raise AssertionError("no update was done")
+    raise AssertionError("training ended without an update")
 
 
 def main():

@@ -1,18 +1,18 @@
-"""Where the time of a GPT's training step goes, kind of operation by kind, in both precisions.
+"""Profiles the training step of a GPT by kind of operation, in float32 and bfloat16.
 
     python -m benchmarks.text_profile [--steps=4]
 
-The model is that of benchmarks/text_speed.py. TensorFlow's own profiler says how long each
-operation held a thread; rows with the share of each kind go to results/text_profile.csv.
+The model is that of benchmarks/text_speed.py. TensorFlow's profiler gives the thread time of each
+operation; the share of each kind goes to results/text_profile.csv.
 
-Why bfloat16 was 1.76 times KerasHub's float32 (1.77 on 2026-11-24, results/text_speed.csv) and not
-twice: on 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-26, matrix products were 47 % of the time
-that operations held a thread, and they run at what the machine's large product reaches; elementwise
-operations 25 %, casts between the precisions 9 %, sums 7 %, copies 4 %, random numbers 4 %, softmax
-and cross-entropy 3 %. All but the first are as slow in bfloat16 as in float32, the casts are extra,
-and a fifth of the two threads' time is idle, between some thousand short operations. Adam's step as
-one operation a variable, which is new since 2026-11-24, is 2 % of it. The rows of 2026-11-25 are of
-a CPU without AVX512, where bfloat16 is computed by float32 and a step takes 1.5 times as long.
+Why bfloat16 was 1.76 times as fast as KerasHub's float32 (1.77 on 2026-11-24,
+results/text_speed.csv) and not twice: on 2 cores of an AMD EPYC with AVX512_BF16, 2026-11-26,
+matrix products took 47 % of the thread time, at the speed of the machine's large product;
+elementwise operations 25 %, casts 9 %, sums 7 %, copies 4 %, random numbers 4 %, softmax and
+cross-entropy 3 %. Except for matrix products, these are as slow in bfloat16 as in float32, the
+casts are extra, and a fifth of the time of the two threads is idle between thousands of short
+operations. Adam's step as one operation per variable, new since 2026-11-24, takes 2 %. The rows of
+2026-11-25 are from a CPU without AVX512, which emulates bfloat16: a step takes 1.5 times as long.
 """
 
 import argparse
@@ -35,12 +35,12 @@ KINDS = {
 
 
 def kind(operation: str) -> str:
-    """Returns the first kind whose pattern the operation's type matches."""
+    """Returns the first kind with a pattern that matches the type of the operation."""
     return next((name for name, pattern in KINDS.items() if re.search(pattern, operation)), "other")
 
 
 def operations(folder: str) -> dict[str, float]:
-    """Returns seconds by type of operation, of a profile that TensorFlow wrote."""
+    """Returns the seconds per type of operation from a profile of TensorFlow."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     seconds: dict[str, float] = {}
@@ -52,7 +52,7 @@ def operations(folder: str) -> dict[str, float]:
             names = {key: value.name for key, value in plane.event_metadata.items()}
             for line in plane.lines:
                 for event in line.events:
-                    # An operation's event is called "name:Type"; other events are none.
+                    # The event of an operation has the name "name:Type".
                     name = names.get(event.metadata_id, "")
                     match = re.fullmatch(r"[^:]+:([A-Z_]\w*)", name)
                     if match and not re.search(r"While|If$|Call|Function", match[1]):
@@ -61,7 +61,7 @@ def operations(folder: str) -> dict[str, float]:
 
 
 def measure(precision: str, steps: int) -> list[dict]:
-    """Profiles some steps; returns a row a kind."""
+    """Profiles `steps` steps; returns one row per kind."""
     import tensorflow as tf
 
     from benchmarks.text_speed import zoo
@@ -71,25 +71,25 @@ def measure(precision: str, steps: int) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
             wall, _ = train(steps)
-        found = operations(folder)
-    whole = sum(found.values())
-    shares: dict[str, float] = {}
-    for operation, seconds in found.items():
-        shares[kind(operation)] = shares.get(kind(operation), 0) + seconds
+        by_type = operations(folder)
+    total = sum(by_type.values())
+    by_kind: dict[str, float] = {}
+    for operation, seconds in by_type.items():
+        by_kind[kind(operation)] = by_kind.get(kind(operation), 0) + seconds
     return [
         {
             "precision": precision,
             "kind": name,
-            "share": round(seconds / whole, 3),
+            "share": round(seconds / total, 3),
             "thread_milliseconds_a_step": round(1e3 * seconds / steps),
             "milliseconds_a_step": round(1e3 * wall / steps),
         }
-        for name, seconds in sorted(shares.items(), key=lambda x: -x[1])
+        for name, seconds in sorted(by_kind.items(), key=lambda x: -x[1])
     ]
 
 
 def main() -> None:
-    """Profiles each precision in a process of its own."""
+    """Profiles each precision in a separate process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--precision", choices=["float32", "bfloat16"])

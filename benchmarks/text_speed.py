@@ -35,19 +35,19 @@ CONTENDERS = (
     "zoo", "keras_hub", "keras_hub_plain", "keras_hub_jax", "pytorch", "pytorch_compile",
 )  # fmt: skip
 PRECISIONS = ("float32", "bfloat16")
-# Of a training step: six a weight that takes part in a product, and attention's two products.
+# Of a training step: 6 per weight of a matrix product, and the two products of attention.
 FLOPS_PER_TOKEN = 6 * (LAYERS * 12 * WIDTH**2 + VOCABULARY * WIDTH) + 12 * LAYERS * LENGTH * WIDTH
 
 
 def data(steps: int) -> np.ndarray:
-    """Tokens with a pattern, so that losses can be compared: (steps * BATCH, LENGTH + 1)."""
+    """Returns (steps * BATCH, LENGTH + 1) tokens with a pattern, so that losses are comparable."""
     generator = np.random.default_rng(0)
     start = generator.integers(6, VOCABULARY, (steps * BATCH, 1))
     return 6 + (start + 7 * np.arange(LENGTH + 1)) % 1000
 
 
 def zoo(precision: str):
-    """The zoo's own step, as `zoo train` runs it."""
+    """Returns `train` for the zoo's own step, as `zoo train` runs it."""
     import tensorflow as tf
 
     from trainers.config.base import base, optimizer
@@ -83,7 +83,7 @@ def zoo(precision: str):
 
 
 def keras_hub(precision: str, jit_compile: str | bool = "auto"):
-    """`GPT2CausalLM.fit`; the time before the end of the first batch of `fit` is not counted."""
+    """Returns `train` for `GPT2CausalLM.fit`; its time excludes the first batch of each `fit`."""
     import keras
     import keras_hub
 
@@ -122,7 +122,7 @@ def keras_hub(precision: str, jit_compile: str | bool = "auto"):
 
 
 def pytorch(precision: str, compiled: bool = False):
-    """transformers' `GPT2LMHeadModel` and a plain loop."""
+    """Returns `train` for transformers' `GPT2LMHeadModel` in a plain loop."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -164,12 +164,12 @@ def pytorch(precision: str, compiled: bool = False):
 
 
 def serve(name: str, precision: str) -> None:
-    """Trains on request: a number of steps a line on stdin, an answer a line on stdout.
+    """Trains on request: reads a number of steps per line, writes one line of JSON for each.
 
-    Zero steps ask for the FLOPs per second of a large matrix product in this precision.
+    Zero steps request the FLOPs per second of a large matrix product in this precision.
     """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # output of the libraries must not mix with the answers
+    os.dup2(2, 1)  # keeps output of libraries out of the answers
     train = {
         "zoo": zoo,
         "keras_hub": keras_hub,
@@ -193,7 +193,7 @@ def serve(name: str, precision: str) -> None:
 
 
 class Contender:
-    """A process that trains when it is told to."""
+    """Runs `serve` in a separate process."""
 
     def __init__(self, name: str, precision: str):
         command = [sys.executable, "-m", "benchmarks.text_speed", "--serve", name, precision]
@@ -204,7 +204,7 @@ class Contender:
         )  # fmt: skip
 
     def train(self, steps: int) -> dict:
-        """Trains some steps; returns their seconds, processor seconds and the last loss."""
+        """Trains `steps` steps; returns seconds, CPU seconds and loss."""
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
@@ -215,12 +215,12 @@ class Contender:
 
 
 def main() -> None:
-    """Lets the contenders take turns."""
+    """Trains all contenders in turns and appends one row each to the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    # A processor without AVX512_BF16 computes bfloat16 in emulation: minutes a step in PyTorch.
+    # A CPU without AVX512_BF16 emulates bfloat16: a step of PyTorch takes minutes.
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--serve", nargs=2)
     arguments = parser.parse_args()

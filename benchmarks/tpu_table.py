@@ -1,11 +1,11 @@
-"""Compiles the train steps of all families for TPUs, on a machine without one.
+"""Compiles the train steps of all families for TPUs, on a machine without a TPU.
 
     python -m benchmarks.tpu_table [--topologies v5e:2x4 v6e:2x4] [--minutes=60] [--largest]
         [--recipes gpt_pydoc ...] [--models gpt2_base ...]
 
-A row a recipe and topology goes to results/tpu_check.csv as soon as it is there: the small ones
-first. What the columns are: trainers/tpu_check/check.py. With --models it is the catalog's models
-by the arguments it has for them, named `catalog:MODEL`, smallest first; `all` stands for all.
+One row per recipe and topology goes to results/tpu_check.csv as soon as it is measured, small
+recipes first. trainers/tpu_check/check.py explains the columns. --models compiles models of the
+catalog (`all` for all of them) with their own arguments, smallest first, as `catalog:MODEL`.
 """
 
 import argparse
@@ -28,15 +28,15 @@ BASE = (
     "cnn_mnist", "vgg16_transfer:pretrain", "lstm_pydoc", "dcgan_mnist", "seq2seq_multi30k",
     "bert_wiki", "llama_wiki", "gpt_pydoc",
 )  # fmt: skip
-EXAMPLES = 64  # of an update, over all cores
+EXAMPLES = 64  # per update, over all cores
 PREFIX = "catalog:"
 
 
 def of_catalog(name: str) -> ml_collections.ConfigDict:
-    """Returns a recipe for a model as the catalog has it: AdamW in mixed_bfloat16.
+    """Returns a configuration for a model of the catalog: AdamW in mixed_bfloat16.
 
-    The blocks of transformers are recomputed (`trainer.remat`). Text is as long as the model takes;
-    where it takes any length, 512 tokens.
+    The blocks of transformers are recomputed (`trainer.remat`). Sequences have the maximum length
+    of the model, or 512 tokens if it has none.
     """
     entry, config = registry.entry(name), base()
     config.model = {"name": name, **registry.arguments(name)}
@@ -46,44 +46,44 @@ def of_catalog(name: str) -> ml_collections.ConfigDict:
     if entry.task == "clm":
         config.data.sequence_length = config.model.get("sequence_length", 512)
     if entry.family == "transfer":
-        config.task.feature_views = 0  # the base runs in the step, not once before it
+        config.task.feature_views = 0  # the base runs in the step; features are not cached
     if registry.makes_data(entry.task) and entry.family != "lstm":
         config.trainer.remat = entry.remat
     return config
 
 
 def row(recipe: str, topology: str, largest: bool) -> dict:
-    """Returns a row; what does not compile has its reason in the last column."""
+    """Returns a row; its last column is the reason if the step does not compile."""
     start = time.perf_counter()
     try:
         model = recipe.removeprefix(PREFIX)
         config = resolve(recipe) if model == recipe else of_catalog(model)
-        found, said = check(config, topology, largest), ""
+        result, reason = check(config, topology, largest), ""
     except (RunError, UsageError) as error:
-        found, said = None, " ".join(str(error).split())
-    program = found and found.program
+        result, reason = None, " ".join(str(error).split())
+    program = result and result.program
     flops = program and program.flops
     return {
         "recipe": recipe,
         "topology": topology,
-        "precision": found.precision if found else "",
-        "parameters": found.parameters if found else "",
-        "rows_a_core": found.rows if found else "",
-        "micro_batches": found.micro_batches if found else "",
-        "blocks": found.depth if found else "",
-        "blocks_compiled": " ".join(map(str, found.depths)) if found else "",
-        "compiles": bool(found),
-        "fits": bool(found and found.fits),
-        "peak_mib": _mib(program.peak) if found else "",
-        "hbm_mib": _mib(found.usable) if found else "",
+        "precision": result.precision if result else "",
+        "parameters": result.parameters if result else "",
+        "rows_a_core": result.rows if result else "",
+        "micro_batches": result.micro_batches if result else "",
+        "blocks": result.depth if result else "",
+        "blocks_compiled": " ".join(map(str, result.depths)) if result else "",
+        "compiles": bool(result),
+        "fits": bool(result and result.fits),
+        "peak_mib": _mib(program.peak) if result else "",
+        "hbm_mib": _mib(result.usable) if result else "",
         "gflops": round(flops / 1e9, 3) if flops else "",
         "gbytes": round(program.bytes / 1e9, 3) if flops else "",
-        "step_at_best_ms": round(found.roofline * 1e3, 4) if flops else "",
-        "bound": found.bound if found else "",
-        "largest_rows": found.largest_rows if found and largest else "",
-        "largest_mib": _mib(found.largest_peak) if found and largest else "",
+        "step_at_best_ms": round(result.roofline * 1e3, 4) if flops else "",
+        "bound": result.bound if result else "",
+        "largest_rows": result.largest_rows if result and largest else "",
+        "largest_mib": _mib(result.largest_peak) if result and largest else "",
         "seconds": round(time.perf_counter() - start, 1),
-        "said": said,
+        "said": reason,
     }
 
 
@@ -92,7 +92,7 @@ def _mib(count: float) -> float:
 
 
 def main() -> None:
-    """Measures as far as the time goes."""
+    """Compiles the recipes until the time limit passes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--topologies", nargs="+", default=["v5e:2x4", "v6e:2x4"])
     parser.add_argument("--recipes", nargs="+")
@@ -107,10 +107,10 @@ def main() -> None:
     for recipe in [*recipes, *(PREFIX + name for name in models)]:
         for topology in arguments.topologies:
             if time.monotonic() > end:
-                raise SystemExit("the time is over")
-            found = row(recipe, topology, arguments.largest)
-            append("tpu_check", [found])
-            print(found, flush=True)
+                raise SystemExit("The time limit of --minutes passed.")
+            result = row(recipe, topology, arguments.largest)
+            append("tpu_check", [result])
+            print(result, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Makes WORKSPACE.md's tables: models, from catalog and results; packages, from the tree.
+"""Writes the tables of WORKSPACE.md: models from catalog and results, packages from the tree.
 
-python -m benchmarks.workspace_table      writes them (`make workspace`); a test checks them
+python -m benchmarks.workspace_table      or `make workspace`; a test checks that they are current
 """
 
 import ast
@@ -19,29 +19,29 @@ WORKSPACE = ROOT / "WORKSPACE.md"
 
 @dataclasses.dataclass
 class Result:
-    """What the runs of a recipe's last day reached.
+    """Result of a recipe's runs on the last day with a measurement.
 
     Attributes:
-      said: the means over the seeds, time and machine.
-      parameters: of the model that was trained.
-      arguments: of the command, besides the recipe and its work directory.
+      summary: means over the seeds, time and machine.
+      parameters: number of parameters of the trained model.
+      arguments: arguments of the command besides recipe and work directory.
     """
 
-    said: str
+    summary: str
     parameters: int
     arguments: str
 
 
-def results() -> dict[str, Result]:
-    """Returns recipe -> what it reached."""
-    found: dict[str, list[dict]] = {}
+def read_results() -> dict[str, Result]:
+    """Returns recipe -> result."""
+    by_recipe: dict[str, list[dict]] = {}
     path = RESULTS / "recipes.csv"
     if path.exists():
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                found.setdefault(row["recipe"], []).append(row)
-    reached = {}
-    for recipe, rows in found.items():
+                by_recipe.setdefault(row["recipe"], []).append(row)
+    results = {}
+    for recipe, rows in by_recipe.items():
         rows = [row for row in rows if row["date"] == rows[-1]["date"]]
         rows = list({(row["metric"], row["seed"]): row for row in rows}.values())
         values: dict[str, list[float]] = {}
@@ -50,30 +50,30 @@ def results() -> dict[str, Result]:
         means = ", ".join(f"{name} {statistics.mean(v):.4f}" for name, v in values.items())
         runs = len({row["seed"] for row in rows})
         seconds = statistics.median(float(row["training_seconds"]) for row in rows)
-        said = (
+        summary = (
             f"{means}{f', mean of {runs} seeds' if runs > 1 else ''}, "
             f"{seconds:.0f} s on {rows[0]['machine']} ({rows[0]['date']})"
         )
-        reached[recipe] = Result(said, int(rows[0]["parameters"]), rows[0]["arguments"])
-    return reached
+        results[recipe] = Result(summary, int(rows[0]["parameters"]), rows[0]["arguments"])
+    return results
 
 
 def table() -> str:
-    """Returns the table as Markdown: the models that recipes train, as they train them."""
-    reached = results()
+    """Returns the table of models as Markdown, one row per recipe."""
+    results = read_results()
     recipes = {name: load_recipe(name) for name in list_recipes()}
     lines = ["| model | parameters | recipe | command | measured |", "|---|---|---|---|---|"]
     for row in CATALOG:
         for recipe, config in recipes.items():
             if config.model.name != row.name:
                 continue
-            its = reached.get(recipe, Result("not measured", 0, ""))
+            result = results.get(recipe, Result("not measured", 0, ""))
             source = "" if config.data.source else " --config.data.source=prepared:P"
-            more = f" {its.arguments}" if its.arguments else source
-            count = f"{its.parameters:,}" if its.parameters else "–"
+            more = f" {result.arguments}" if result.arguments else source
+            count = f"{result.parameters:,}" if result.parameters else "–"
             lines.append(
                 f"| `{row.name}` | {count} | `{recipe}` | "
-                f"`zoo train {recipe} --workdir=D{more}` | {its.said} |"
+                f"`zoo train {recipe} --workdir=D{more}` | {result.summary} |"
             )
     return "\n".join(lines)
 
@@ -102,11 +102,11 @@ def _place(path: Path, rank: dict[str, int]) -> tuple:
 
 
 def with_tables(text: str) -> str:
-    """Returns WORKSPACE.md's text with the tables of now."""
-    for name, made in (("models", table()), ("packages", packages())):
+    """Returns the text of WORKSPACE.md with current tables."""
+    for name, content in (("models", table()), ("packages", packages())):
         begin, end = f"<!-- {name}: made by `make workspace` -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
+        text = f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
     return text
 
 

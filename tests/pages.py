@@ -1,4 +1,4 @@
-"""Web pages for the tests of `zoo.prep`: made here, the same each time."""
+"""Makes the web pages for the tests of `zoo.prep`, equal on every call."""
 
 import gzip
 import json
@@ -21,17 +21,17 @@ def sentences(seed, count=12):
     """Returns sentences that no two seeds are likely to share."""
     draw = random.Random(seed)
     parts = [part.strip("|").split("|") for part in (SUBJECTS, VERBS, OBJECTS, ENDS)]
-    made = []
+    result = []
     for _ in range(count):
         words = " ".join(draw.choice(part) for part in parts)
-        made.append(f"{words}, {draw.randint(2, 99)} of them in {draw.randint(1800, 2020)}.")
-    return made
+        result.append(f"{words}, {draw.randint(2, 99)} of them in {draw.randint(1800, 2020)}.")
+    return result
 
 
 def paragraphs(seed, count=12):
-    """Returns a text of three sentences a line."""
-    found = sentences(seed, count)
-    return "\n".join(" ".join(found[i : i + 3]) for i in range(0, count, 3))
+    """Returns a text of three sentences per line."""
+    text = sentences(seed, count)
+    return "\n".join(" ".join(text[i : i + 3]) for i in range(0, count, 3))
 
 
 def page(seed, count=12, body="", links=()):
@@ -47,7 +47,7 @@ def page(seed, count=12, body="", links=()):
 
 
 def settings(**changes):
-    """Returns a section `prep` as the pipeline sees it; `dedup__ngram=3` changes an inner key."""
+    """Returns a section `prep` as the pipeline gets it; `dedup__ngram=3` sets a nested key."""
     prep = json.loads(json.dumps(defaults()))
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
@@ -58,15 +58,15 @@ def settings(**changes):
 
 
 def read_all(path, **changes):
-    """Returns (documents, what was unreadable) of a file or folder, each file in one stripe."""
+    """Returns (documents, unreadable counts) of a file or folder, one stripe per file."""
     from zoo.prep import files
     from zoo.prep.document import Tally
     from zoo.prep.reading import read
 
-    skipped, tally, made = Counter(), Tally(), []
+    skipped, tally, documents = Counter(), Tally(), []
     for shard in files.shards(files.find([str(path)], skipped), 1 << 40):
-        made += read.documents(shard, settings(**changes), tally)
-    return made, dict(tally.unreadable + skipped)
+        documents += read.documents(shard, settings(**changes), tally)
+    return documents, dict(tally.unreadable + skipped)
 
 
 DATA = {
@@ -79,9 +79,9 @@ DATA = {
 
 
 def site(folder: Path, count=40):
-    """Writes `count` stories as pages, texts, JSON lines and a WARC; returns the folder.
+    """Writes `count` stories as HTML, text, JSONL and WARC; returns the folder.
 
-    Story 1 is there once more as it is, and once with a word changed; one page is too short.
+    Story 1 also has an exact and a near duplicate, and one page is too short.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(count // 2):

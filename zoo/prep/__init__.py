@@ -1,10 +1,9 @@
-"""From raw pages to training records: `zoo prepare`.
+"""Turns raw web pages into training records: `zoo prepare`.
 
-A step maps documents to documents; a rule keeps one or gives the reason why not. In the order of
-the work, a file each:
+One file per step, in this order:
 
     crawl -> read -> extract -> clean -> filters -> dedup -> (zoo.data) tokens, rows -> card
 
-`steps.py` runs them on shards, `engine.py` runs shards on processes or on Beam, and `pipeline.py`
-puts it together.
+`steps.py` runs the steps on a shard, `engine.py` runs shards in processes or on Beam, and
+`pipeline.py` runs the whole pipeline.
 """

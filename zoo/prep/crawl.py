@@ -1,11 +1,12 @@
-"""Polite collection of pages from start addresses, into WARC files.
+"""Crawls pages from start URLs into WARC files, politely.
 
-One request at a time; a host is asked again after `delay` seconds, or what its robots.txt asks
-for. What robots.txt forbids, to all or to "keras-zoo", is left alone; where it cannot be had for
-an error of the server, all is (RFC 9309). Links marked nofollow are not followed.
+One request runs at a time. Requests to the same host are `delay` seconds apart, or longer if its
+robots.txt asks for that. Pages that robots.txt disallows for "*" or "keras-zoo" are not fetched; if
+robots.txt cannot be fetched because of a server error, no page of the host is (RFC 9309). Links
+with nofollow are not followed.
 
-The frontier is an SQLite file beside the WARC: a page is on the disk before it is marked as done,
-so a kill costs one request at most.
+The frontier is an SQLite file beside the WARC files. A page is on disk before the frontier marks it
+as done, so a kill loses at most one request.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 from zoo.errors import RunError, UsageError, short
 from zoo.prep import fetch
 from zoo.prep.cleaning import extract
-from zoo.prep.fetch import Answer, Failed, Refused
+from zoo.prep.fetch import FetchFailed, FetchRefused, FetchResponse
 from zoo.prep.reading.charset import decode
 from zoo.prep.reading.response import Response
 from zoo.storage.disk import fsync_folder, open_in_place, read_object, write_json
@@ -34,7 +35,7 @@ from zoo.storage.disk import fsync_folder, open_in_place, read_object, write_jso
 REDIRECTS = 5
 TYPES = ("text/html", "application/xhtml+xml", "text/plain")
 WARC_BYTES = 1 << 30
-# A robots.txt may ask for any delay; a longer one than this is a refusal.
+# Seconds. A host whose robots.txt asks for a longer delay is not crawled.
 LONGEST_DELAY = 60.0
 _ROBOTS_BYTES = 500 << 10
 _ROBOTS_HOSTS = 1000
@@ -42,51 +43,53 @@ _FRONTIER = "frontier.sqlite"
 
 
 def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: bool = False) -> dict:
-    """Crawls until `pages` are had or nothing is left; run again after a kill, it goes on.
+    """Crawls until it has `pages` pages or no URL is left. Continues after a kill.
 
     Args:
-      starts: addresses.
-      settings: the section `prep.crawl`.
+      starts: start URLs.
+      settings: section `prep.crawl` of the recipe.
       folder: gets pages-00000.warc.gz …, frontier.sqlite and, last, crawl.json.
-      allow_private: whether addresses that are not public may be connected to; for tests.
+      allow_private: whether connections to IP addresses that are not public are allowed; for tests.
 
     Returns:
-      What crawl.json holds: {"pages": n, "refused": {reason: n}, …}.
+      The content of crawl.json: {"pages": n, "refused": {reason: n}, …}.
 
     Raises:
-      UsageError: a start that is no address, or a folder that another crawl began.
-      RunError: no page could be had; the same call tries again.
+      UsageError: an invalid start URL, or a folder of another crawl.
+      RunError: no page could be fetched; another call tries again.
     """
     for start in starts:
         try:
             fetch.split_url(canonical(start))
-        except Refused:
-            raise UsageError(f"prep.input: {start!r} is no web address.") from None
+        except FetchRefused:
+            raise UsageError(
+                f"A URL in prep.input must be http:// or https://. Received: {start!r}."
+            ) from None
     starts = [canonical(start) for start in starts]
     asked = json.loads(json.dumps({"starts": starts, **settings}))
     if (folder / "crawl.json").exists():
-        made = read_object(folder / "crawl.json", asked=dict, pages=int, refused=dict)
-        if made["asked"] != asked:
-            raise UsageError(f"{folder} holds another crawl. Take a new --out.")
-        return made
+        result = read_object(folder / "crawl.json", asked=dict, pages=int, refused=dict)
+        if result["asked"] != asked:
+            raise UsageError(f"{folder} holds another crawl. Choose another --out.")
+        return result
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.closing(_Crawler(folder, asked, allow_private)) as crawler:
             crawler.run()
-            made = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
-            if not made["pages"]:
-                crawler.forget()
+            result = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
+            if not result["pages"]:
+                crawler.reset()
     except sqlite3.Error as error:  # damaged, or the disk is full
         raise RunError(f"{folder / _FRONTIER} cannot be used: {short(error)}.") from None
-    if not made["pages"]:
-        listed = ", ".join(f"{count} {reason}" for reason, count in made["refused"].items())
-        raise RunError(f"The crawl of {starts[0]} brought no page: {listed}.")
-    write_json(folder / "crawl.json", made)
-    return made
+    if not result["pages"]:
+        listed = ", ".join(f"{count} {reason}" for reason, count in result["refused"].items())
+        raise RunError(f"The crawl of {starts[0]} fetched no page: {listed}.")
+    write_json(folder / "crawl.json", result)
+    return result
 
 
 def canonical(url: str) -> str:
-    """Returns an address as it is compared: no fragment, lower-case host, only ASCII."""
+    """Returns the canonical form of a URL: no fragment, lower-case host, only ASCII."""
     url = urldefrag(url.strip())[0]
     try:
         parts = urlsplit(url)
@@ -104,13 +107,13 @@ def canonical(url: str) -> str:
 
 
 class _Crawler:
-    """The loop and its state on disk."""
+    """Runs the crawl loop and keeps its state in SQLite."""
 
     def __init__(self, folder: Path, asked: Mapping, allow_private: bool):
         self.folder, self.settings, self.allow_private = folder, asked, allow_private
         self.robots: dict[str, object] = {}
         self.next_time: dict[str, float] = {}
-        for ending in ("", "-wal", "-shm", "-journal"):  # SQLite would follow links
+        for ending in ("", "-wal", "-shm", "-journal"):  # SQLite would follow symbolic links
             if os.path.lexists(path := folder / f"{_FRONTIER}{ending}"):
                 open_in_place(path, "ab").close()
         self.base = sqlite3.connect(folder / _FRONTIER)
@@ -123,19 +126,19 @@ class _Crawler:
             create table if not exists fact (name text primary key, value text not null);
             """
         )
-        if (begun := self._fact("asked", dict)) is None:
-            self._set("asked", asked)
+        if (begun := self._load_fact("asked", dict)) is None:
+            self._store_fact("asked", asked)
             for start in asked["starts"]:
                 self._add(start, 0)
             self.base.commit()
         elif begun != asked:
-            raise UsageError(f"{folder} holds another crawl. Take a new --out.")
+            raise UsageError(f"{folder} holds another crawl. Choose another --out.")
         starts = {urlsplit(start).hostname for start in asked["starts"]}
-        self.sites = starts | set(self._fact("sites", list, str) or ())
-        self.pages = self._fact("pages", int) or 0
-        self.number, offset = self._fact("place", list, int) or (0, 0)
+        self.sites = starts | set(self._load_fact("sites", list, str) or ())
+        self.pages = self._load_fact("pages", int) or 0
+        self.number, offset = self._load_fact("place", list, int) or (0, 0)
         self.warc = open_in_place(self._path(), "ab")
-        # What stands behind the last page that was marked is half a page.
+        # Bytes after the last stored page are a record that a kill interrupted.
         self.warc.truncate(offset)
         fsync_folder(folder)
 
@@ -146,8 +149,8 @@ class _Crawler:
     def _path(self) -> Path:
         return self.folder / f"pages-{self.number:05d}.warc.gz"
 
-    def _fact(self, name: str, kind: type, element: type | None = None):
-        """Returns what was set under a name, None for nothing; checks its type."""
+    def _load_fact(self, name: str, kind: type, element: type | None = None):
+        """Returns the stored value of a name, None if there is none; checks its type."""
         row = self.base.execute("select value from fact where name = ?", [name]).fetchone()
         if row is None:
             return None
@@ -165,25 +168,26 @@ class _Crawler:
             raise RunError(f"{self.folder / _FRONTIER} is damaged: {name!r} is {short(row[0])}.")
         return value
 
-    def _set(self, name: str, value):
+    def _store_fact(self, name: str, value):
         self.base.execute("insert or replace into fact values (?, ?)", [name, json.dumps(value)])
 
     def _add(self, url: str, depth: int):
         self.base.execute("insert or ignore into url (url, depth) values (?, ?)", [url, depth])
 
     def refused(self) -> dict[str, int]:
+        """Returns the number of URLs without a stored page, by reason."""
         rows = self.base.execute(
             "select state, count(*) from url where state not in ('', 'done') group by state"
         )
         return dict(sorted(rows))
 
-    def forget(self):
-        """Lets all addresses wait again: what failed may have been a server's bad hour."""
+    def reset(self):
+        """Marks all URLs as waiting again, because the failures may be temporary."""
         self.base.execute("update url set state = ''")
         self.base.commit()
 
     def run(self):
-        """Takes the waiting addresses, the shallowest and oldest first, of a host that is ready."""
+        """Visits waiting URLs of hosts whose delay is over, smallest depth and oldest first."""
         said = time.monotonic()
         while self.pages < self.settings["pages"]:
             rows = self.base.execute(
@@ -193,7 +197,7 @@ class _Crawler:
                 return
             now = time.monotonic()
             soonest = min(rows, key=lambda row: max(now, self._ready(row[1])))
-            self._one(*soonest)
+            self._visit(*soonest)
             if time.monotonic() - said > 10:
                 said = time.monotonic()
                 left = self.base.execute("select count(*) from url where state = ''").fetchone()[0]
@@ -202,55 +206,55 @@ class _Crawler:
     def _ready(self, url: str) -> float:
         return self.next_time.get(_host(url), 0.0)
 
-    def _one(self, number: int, url: str, depth: int):
+    def _visit(self, row_id: int, url: str, depth: int):
         try:
-            answer = self._follow(url, depth == 0)
-            state = "done" if self._keep(answer, url, depth) else "already had"
-        except (Refused, Failed) as error:
+            response = self._follow(url, depth == 0)
+            state = "done" if self._store(response, url, depth) else "redirects to a stored page"
+        except (FetchRefused, FetchFailed) as error:
             state = str(error)
-        except ValueError:  # of an address or a header that is none
-            state = "bad answer"
-        self.base.execute("update url set state = ? where id = ?", [state, number])
+        except ValueError:  # an invalid URL or header
+            state = "invalid response"
+        self.base.execute("update url set state = ? where id = ?", [state, row_id])
         self.base.commit()
 
-    def _follow(self, url: str, start: bool) -> Answer:
-        """Fetches a page, through redirects; each of their addresses is checked like the first.
+    def _follow(self, url: str, start: bool) -> FetchResponse:
+        """Fetches a page and follows redirects; each target is checked like the first URL.
 
-        Where a start address leads (example.org to www.example.org) is its site too.
+        The host that a start URL redirects to (example.org to www.example.org) may be crawled too.
         """
         for _ in range(REDIRECTS + 1):
             if not self.settings["other_sites"] and urlsplit(url).hostname not in self.sites:
-                raise Refused("another site")
+                raise FetchRefused("another site")
             if not self._allowed(url):
-                raise Refused("robots.txt")
-            answer = self._patiently(url, self.settings["max_bytes"])
-            if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
-                url = canonical(urljoin(url, answer.header("Location")))
+                raise FetchRefused("robots.txt")
+            response = self._fetch(url, self.settings["max_bytes"])
+            if target := _redirect(response, url):
+                url = target
                 if start and (site := urlsplit(url).hostname):
                     self.sites.add(site)
-                    self._set("sites", sorted(self.sites))
+                    self._store_fact("sites", sorted(self.sites))
                 continue
-            if answer.status != 200:
-                raise Refused(f"status {answer.status}")
-            if answer.header("Content-Type").partition(";")[0].strip().lower() not in TYPES:
-                raise Refused("content type")
-            return answer
-        raise Refused("too many redirects")
+            if response.status != 200:
+                raise FetchRefused(f"status {response.status}")
+            if response.header("Content-Type").partition(";")[0].strip().lower() not in TYPES:
+                raise FetchRefused("content type")
+            return response
+        raise FetchRefused("too many redirects")
 
-    def _patiently(self, url: str, max_bytes: int) -> Answer:
-        """Waits for the host's turn and asks; asks again, later and later, where it fails."""
+    def _fetch(self, url: str, max_bytes: int) -> FetchResponse:
+        """Waits for the delay of the host and fetches; retries with exponential backoff."""
         wait = self._delay(url)
         for attempt in range(self.settings["retries"] + 1):
             time.sleep(max(0.0, self._ready(url) - time.monotonic()))
             try:
-                answer = fetch.get(url, self.settings["timeout"], max_bytes, self.allow_private)
-                failure: Exception = Failed(f"status {answer.status}")
-                if answer.status != 429 and answer.status < 500:
-                    return answer
-                asked = answer.header("Retry-After")
-                if re.fullmatch("[0-9]{1,6}", asked):
-                    wait = max(wait, min(LONGEST_DELAY, int(asked)))
-            except Failed as error:
+                response = fetch.get(url, self.settings["timeout"], max_bytes, self.allow_private)
+                failure: Exception = FetchFailed(f"status {response.status}")
+                if response.status != 429 and response.status < 500:
+                    return response
+                retry_after = response.header("Retry-After")
+                if re.fullmatch("[0-9]{1,6}", retry_after):
+                    wait = max(wait, min(LONGEST_DELAY, int(retry_after)))
+            except FetchFailed as error:
                 failure = error
             finally:
                 pause = wait if attempt == 0 else wait * 2**attempt + 0.1
@@ -261,20 +265,20 @@ class _Crawler:
 
     def _allowed(self, url: str) -> bool:
         rules = self._robots(url)
-        delay = self._asked_delay(rules)
+        delay = self._crawl_delay(rules)
         return rules is not False and delay <= LONGEST_DELAY and (
             rules is True or rules.can_fetch(url, fetch.AGENT)
         )  # fmt: skip
 
     def _delay(self, url: str) -> float:
-        return max(self.settings["delay"], self._asked_delay(self.robots.get(_origin(url), True)))
+        return max(self.settings["delay"], self._crawl_delay(self.robots.get(_origin(url), True)))
 
     @staticmethod
-    def _asked_delay(rules) -> float:
+    def _crawl_delay(rules) -> float:
         return 0.0 if isinstance(rules, bool) else float(rules.crawl_delay(fetch.AGENT) or 0.0)
 
     def _robots(self, url: str):
-        """Returns the rules of a host; True where it has none, False where all is forbidden."""
+        """Returns the robots.txt rules of a host: True allows all pages, False allows none."""
         origin = _origin(url)
         if origin not in self.robots:
             if len(self.robots) >= _ROBOTS_HOSTS:
@@ -287,36 +291,37 @@ class _Crawler:
 
         for _ in range(REDIRECTS + 1):
             try:
-                answer = self._patiently(url, _ROBOTS_BYTES)
-                if answer.status in (301, 302, 303, 307, 308) and answer.header("Location"):
-                    url = canonical(urljoin(url, answer.header("Location")))
+                response = self._fetch(url, _ROBOTS_BYTES)
+                if target := _redirect(response, url):
+                    url = target
                     continue
-            except Refused as error:
-                if str(error) in ("address is not public", "no web address"):
+            except FetchRefused as error:
+                if str(error) in ("address is not public", "invalid URL"):
                     raise
                 return False
-            except (Failed, ValueError):  # the latter of an address that is none
+            except (FetchFailed, ValueError):  # ValueError: an invalid URL
                 return False
-            if answer.status == 200:
-                return Protego.parse(answer.body.decode("utf-8-sig", "replace"))
-            return answer.status not in (401, 403)
+            if response.status == 200:
+                return Protego.parse(response.body.decode("utf-8-sig", "replace"))
+            return response.status not in (401, 403)
         return True
 
-    # --- what a page brings -------------------------------------------------------------------
+    # --- pages --------------------------------------------------------------------------------
 
-    def _keep(self, answer: Answer, asked: str, depth: int) -> bool:
-        """Writes a page and adds its links; False where a redirect led to a page that was had."""
-        if answer.url != asked:
-            row = self.base.execute("select state from url where url = ?", [answer.url]).fetchone()
+    def _store(self, response: FetchResponse, requested: str, depth: int) -> bool:
+        """Writes a page and adds its links; returns False if a redirect led to a stored page."""
+        if response.url != requested:
+            query = "select state from url where url = ?"
+            row = self.base.execute(query, [response.url]).fetchone()
             if row and row[0] == "done":
                 return False
-            self._add(answer.url, depth)
-            self.base.execute("update url set state = 'done' where url = ?", [answer.url])
+            self._add(response.url, depth)
+            self.base.execute("update url set state = 'done' where url = ?", [response.url])
         if depth < self.settings["depth"]:
-            for link in links(answer):
+            for link in links(response):
                 if self.settings["other_sites"] or urlsplit(link).hostname in self.sites:
                     self._add(link, depth + 1)
-        self.warc.write(warc_record(answer))
+        self.warc.write(to_warc_record(response))
         self.warc.flush()
         os.fsync(self.warc.fileno())
         self.pages += 1
@@ -324,9 +329,16 @@ class _Crawler:
             self.warc.close()
             self.number += 1
             self.warc = open_in_place(self._path(), "ab")
-        self._set("pages", self.pages)
-        self._set("place", (self.number, self.warc.tell()))
+        self._store_fact("pages", self.pages)
+        self._store_fact("place", (self.number, self.warc.tell()))
         return True
+
+
+def _redirect(response: FetchResponse, url: str) -> str:
+    """Returns the canonical target of a redirect, "" if the response is none."""
+    location = response.header("Location")
+    redirects = response.status in (301, 302, 303, 307, 308) and location
+    return canonical(urljoin(url, location)) if redirects else ""
 
 
 def _host(url: str) -> str:
@@ -338,59 +350,59 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def links(answer: Answer) -> list[str]:
-    """Returns the addresses that a page links to and lets robots follow, each once."""
-    if "html" not in answer.header("Content-Type"):
+def links(response: FetchResponse) -> list[str]:
+    """Returns the URLs that a page links to and allows robots to follow, each once."""
+    if "html" not in response.header("Content-Type"):
         return []
     try:
-        headers = [(name.lower(), value) for name, value in answer.headers]
-        declared = Response(answer.status, headers, b"").charset
-        tree = extract.parsed(decode(answer.body, declared))
+        headers = [(name.lower(), value) for name, value in response.headers]
+        declared = Response(response.status, headers, b"").charset
+        tree = extract.parse_html(decode(response.body, declared))
     except (ValueError, AssertionError, RecursionError):
         return []
     if tree is None:
         return []
     for meta in tree.iter("meta"):
-        said = (meta.get("content") or "").lower()
-        if (meta.get("name") or "").lower() == "robots" and ("nofollow" in said or "none" in said):
+        rule = (meta.get("content") or "").lower()
+        if (meta.get("name") or "").lower() == "robots" and ("nofollow" in rule or "none" in rule):
             return []
     base = next((node.get("href") for node in tree.iter("base") if node.get("href")), "")
-    found = {}
+    urls = {}
     for node in tree.iter("a"):
         if "nofollow" in (node.get("rel") or "").lower() or not node.get("href"):
             continue
         try:
-            url = canonical(urljoin(urljoin(answer.url, base), node.get("href")))
+            url = canonical(urljoin(urljoin(response.url, base), node.get("href")))
             fetch.split_url(url)
-        except (Refused, ValueError):
+        except (FetchRefused, ValueError):
             continue
-        found[url] = None
-    return list(found)
+        urls[url] = None
+    return list(urls)
 
 
-def warc_record(answer: Answer) -> bytes:
+def to_warc_record(response: FetchResponse) -> bytes:
     """Returns a page as a gzipped response record of WARC 1.0."""
-    left_out = {"content-encoding", "transfer-encoding", "content-length", "connection"}
-    head = [f"HTTP/1.1 {answer.status} OK"]
-    head += [f"{k}: {v}" for k, v in answer.headers if k.lower() not in left_out]
-    head += [f"Content-Length: {len(answer.body)}", "", ""]
-    block = "\r\n".join(head).encode("latin-1", "replace") + answer.body
-    about = [
+    omitted = {"content-encoding", "transfer-encoding", "content-length", "connection"}
+    head = [f"HTTP/1.1 {response.status} OK"]
+    head += [f"{k}: {v}" for k, v in response.headers if k.lower() not in omitted]
+    head += [f"Content-Length: {len(response.body)}", "", ""]
+    block = "\r\n".join(head).encode("latin-1", "replace") + response.body
+    headers = [
         "WARC/1.0",
         "WARC-Type: response",
         f"WARC-Record-ID: <{uuid.uuid4().urn}>",
-        f"WARC-Target-URI: {answer.url}",
+        f"WARC-Target-URI: {response.url}",
         f"WARC-Date: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        f"WARC-IP-Address: {answer.address}",
+        f"WARC-IP-Address: {response.address}",
         "Content-Type: application/http; msgtype=response",
         f"Content-Length: {len(block)}",
         "",
         "",
     ]
-    record = "\r\n".join(about).encode() + block + b"\r\n\r\n"
+    record = "\r\n".join(headers).encode() + block + b"\r\n\r\n"
     return gzip.compress(record, 6, mtime=0)
 
 
-def reasons(made: Mapping) -> Counter:
-    """Returns what a crawl left alone, as a tally counts it."""
-    return Counter({f"crawl: {reason}": count for reason, count in made["refused"].items()})
+def skip_counts(result: Mapping) -> Counter:
+    """Returns the URLs without a page per reason, from the result of `crawl`, for a tally."""
+    return Counter({f"crawl: {reason}": count for reason, count in result["refused"].items()})

@@ -1,8 +1,8 @@
 """Runs a step of the pipeline on all its shards: on this machine, or by Apache Beam.
 
-A step is a function of a task, a picklable dictionary. It reads files and leaves files, each of
-which appears when it is whole, and does nothing where they are there. So a step may run anywhere
-that sees the files, in any order and as often as one likes: what it leaves is the same.
+A step is a function of a task, a picklable dictionary. It reads and writes files; each output file
+is renamed into place once it is complete, and a task whose output exists does nothing. So tasks may
+run on any machine that sees the files, in any order and repeatedly, with the same output.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from zoo.processes import safe_children
 
 
 class Local:
-    """Worker processes on this machine; a context manager.
+    """Runs tasks in worker processes on this machine; a context manager.
 
     Args:
-      workers: processes; 1 for none but this one. The result does not depend on it.
-      modules: of the user, which they import first.
+      workers: number of processes; 1 runs tasks in this process, 0 takes one per core. The output
+        does not depend on it.
+      modules: names of modules of the user that each worker imports first.
     """
 
     def __init__(self, workers: int = 0, modules: Sequence[str] = ()):
@@ -41,17 +42,17 @@ class Local:
 
     def __exit__(self, kind, *_):
         if self._pool:
-            if kind:  # what they have begun is lost, as by a kill, and nobody waits for it
+            if kind:  # running tasks are lost, as after a kill: do not wait for them
                 for worker in multiprocessing.active_children():
                     worker.terminate()
             self._pool.shutdown(cancel_futures=True)
         self._environment.close()
 
     def run(self, function: Callable, tasks: Sequence[dict]) -> Iterator[dict]:
-        """Runs every task; yields each one that is done.
+        """Runs every task; yields each task once it is done.
 
         Raises:
-          RunError: where a worker died, as the kernel kills one that takes too much memory.
+          RunError: a worker died, for example because it ran out of memory.
         """
         if not self._pool:
             for task in tasks:
@@ -59,7 +60,7 @@ class Local:
                 yield task
             return
         try:
-            # A few more than there are workers: the tasks of a large input are not all copied.
+            # Few tasks are submitted ahead, so that not all tasks of a large input are pickled.
             waiting: dict = {}
             for task in tasks:
                 waiting[self._pool.submit(function, task)] = task
@@ -73,13 +74,13 @@ class Local:
                 yield waiting[done]
         except BrokenProcessPool:
             raise RunError(
-                "A worker died: most likely it was killed for memory. Run again to go on, with a "
-                "smaller --workers or prep.max_document_bytes."
+                "A worker process died, most likely out of memory. Run the command again to "
+                "continue, with a smaller --workers or prep.max_document_bytes."
             ) from None
 
 
 def _start_worker(modules: Sequence[str]):
-    """Makes a worker end with the process that it works for, however that ends."""
+    """Makes a worker exit with the process that started it, even if that process is killed."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,12 +95,12 @@ def _start_worker(modules: Sequence[str]):
         importlib.import_module(name)
 
 
-class Beam:
-    """An Apache Beam runner; every worker must see the input and the output under their paths.
+class Beam(contextlib.AbstractContextManager):
+    """Runs tasks on an Apache Beam runner; workers must see input and output by the same paths.
 
     Args:
-      options: Beam's own flags. Without `--runner` it is BundleBasedDirectRunner, which needs
-        neither a server nor a download: Beam's default one would fetch Prism from the network.
+      options: Beam's own flags. The default runner is BundleBasedDirectRunner, because Beam's own
+        default downloads Prism from the network.
     """
 
     workers = 0
@@ -116,14 +117,11 @@ class Beam:
             options.append("--runner=BundleBasedDirectRunner")
         self._options = options
 
-    def __enter__(self) -> "Beam":
-        return self
-
     def __exit__(self, *error):
         pass
 
     def run(self, function: Callable, tasks: Sequence[dict]) -> Iterator[dict]:
-        """Runs every task in one Beam pipeline; yields them when all are done."""
+        """Runs every task in one Beam pipeline; yields the tasks when all are done."""
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
 

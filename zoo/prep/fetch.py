@@ -1,9 +1,9 @@
-"""One page over HTTP, from public addresses alone, within bounds of time and size.
+"""Fetches one page over HTTP, only from public IP addresses, within limits of time and size.
 
-A name is resolved once, every address that it has is checked, and the connection goes to the very
-address that was checked: what the name means a moment later changes nothing. Redirects are not
-followed here; who follows one asks again, and is checked again. Proxies of the environment are not
-used: they would resolve the name anew.
+A host name is resolved once, all of its addresses are checked, and the connection goes to a checked
+address, so DNS rebinding has no effect. Redirects are not followed here: the caller fetches the new
+URL, which is checked again. Proxies of the environment are ignored, because a proxy would resolve
+the name again.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ USER_AGENT = f"{AGENT}/0.1 (collects text for language models; obeys robots.txt)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-class Refused(Exception):
-    """This page will not be fetched; the message is the reason, as it is counted."""
+class FetchRefused(Exception):
+    """A page that must not be fetched; the message is the reason in the counts."""
 
 
-class Failed(Exception):
-    """The page could not be fetched now; another time it may."""
+class FetchFailed(Exception):
+    """A page that could not be fetched now; a retry may succeed."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a server sent; the body whole, and unpacked."""
+class FetchResponse:
+    """The response of a server; the body is complete and its content coding removed."""
 
     url: str
     status: int
@@ -42,91 +42,92 @@ class Answer:
     address: str
 
     def header(self, name: str) -> str:
-        """Returns a header, or ""."""
+        """Returns the value of a header, or ""."""
         return next((v for k, v in self.headers if k.lower() == name.lower()), "")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, whatever it is wrapped in."""
+    """Whether an IP address is public; checks the IPv4 address inside an IPv6 address too."""
     try:
-        found = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo and found.teredo[1])
-        if not inner and found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if not inner and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
-        if found.is_site_local or int(found) < 2**32:  # the latter: IPv4-compatible, long retired
+        if ip.is_site_local or int(ip) < 2**32:  # the latter: deprecated IPv4-compatible addresses
             return False
-    return found.is_global and not (
-        found.is_multicast or found.is_reserved or found.is_private or found.is_unspecified
+    return ip.is_global and not (
+        ip.is_multicast or ip.is_reserved or ip.is_private or ip.is_unspecified
     )
 
 
-def checked_addresses(host: str, port: int, allow_private: bool) -> list[str]:
-    """Returns the addresses of a host; raises Refused where one of them is not public."""
+def resolve_host(host: str, port: int, allow_private: bool) -> list[str]:
+    """Returns the IP addresses of a host; raises `FetchRefused` if one of them is not public."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise Failed("unknown host") from error
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        raise FetchFailed("unknown host") from error
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     if not allow_private and not all(map(is_public, addresses)):
-        raise Refused("address is not public")
+        raise FetchRefused("address is not public")
     return addresses
 
 
 def split_url(url: str) -> tuple[str, str, int, str]:
-    """Returns (scheme, host, port, path with query); raises Refused for what is no web address."""
+    """Returns (scheme, host, port, path with query); raises `FetchRefused` for an invalid URL."""
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
     except ValueError:
-        raise Refused("no web address") from None
+        raise FetchRefused("invalid URL") from None
     if scheme not in ("http", "https") or not host or parts.username or len(url) > 2000:
-        raise Refused("no web address")
+        raise FetchRefused("invalid URL")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if any(ord(c) <= 32 or ord(c) >= 127 for c in path + host):
-        raise Refused("no web address")
+        raise FetchRefused("invalid URL")
     return scheme, host, port or (443 if scheme == "https" else 80), path
 
 
-def get(url: str, timeout: float, max_bytes: int, allow_private: bool = False) -> Answer:
+def get(url: str, timeout: float, max_bytes: int, allow_private: bool = False) -> FetchResponse:
     """Fetches a page.
 
     Args:
-      url: its address.
-      timeout: seconds, all of it: connecting, sending and receiving.
-      max_bytes: of the body, packed and unpacked.
-      allow_private: whether addresses that are not public may be connected to.
+      url: URL of the page.
+      timeout: seconds for connecting, sending and receiving together.
+      max_bytes: limit of the body, both before and after decompression.
+      allow_private: whether connections to IP addresses that are not public are allowed.
 
     Raises:
-      Refused: by what it is: no web address, not public, too large.
-      Failed: the server or the network failed, or the time was over.
+      FetchRefused: the URL is invalid or not public, the certificate is invalid, or the body is too
+        large.
+      FetchFailed: the server or the network failed, or the timeout passed.
     """
     scheme, host, port, path = split_url(url)
-    until = time.monotonic() + timeout
-    failure: Exception = Failed("no address")
-    for address in checked_addresses(host, port, allow_private):
-        left = until - time.monotonic()
+    deadline = time.monotonic() + timeout
+    failure: Exception = FetchFailed("no address")
+    for address in resolve_host(host, port, allow_private):
+        left = deadline - time.monotonic()
         if left <= 0:
-            raise Failed("timeout")
+            raise FetchFailed("timeout")
         try:
             plain = socket.create_connection((address, port), timeout=left)
         except OSError as error:
-            failure = Failed("no connection")
+            failure = FetchFailed("no connection")
             failure.__cause__ = error
             continue
-        return _exchange(plain, url, scheme, host, path, address, until, max_bytes)
+        return _exchange(plain, url, scheme, host, path, address, deadline, max_bytes)
     raise failure
 
 
-def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answer:
-    # A server that sends a byte now and then never runs into a socket's own timeout. TLS takes the
-    # socket over, and leaves `plain` empty: what is shut is a second handle to the connection.
+def _exchange(plain, url, scheme, host, path, address, deadline, max_bytes) -> FetchResponse:
+    # A server that sends single bytes never reaches the socket's own timeout, so a timer shuts the
+    # connection down. It needs a second handle, because TLS detaches `plain`.
     guard = plain.dup()
-    clock = threading.Timer(max(0.0, until - time.monotonic()), _shut, [guard])
+    clock = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, [guard])
     clock.daemon = True
     clock.start()
     try:
@@ -152,28 +153,28 @@ def _exchange(plain, url, scheme, host, path, address, until, max_bytes) -> Answ
             stack.callback(response.close)
             length = response.getheader("Content-Length") or ""
             if length.isdigit() and int(length) > max_bytes:
-                raise Refused("too large")
+                raise FetchRefused("too large")
             body = response.read(max_bytes + 1)
             if len(body) > max_bytes:
-                raise Refused("too large")
-            # A connection that was shut when the time was over looks like the end of the body.
-            if time.monotonic() >= until:
-                raise Failed("timeout")
+                raise FetchRefused("too large")
+            # A connection that the timer shut down looks like the end of the body.
+            if time.monotonic() >= deadline:
+                raise FetchFailed("timeout")
             if length.isdigit() and len(body) < int(length):
-                raise Failed("cut off")
+                raise FetchFailed("cut off")
             headers = response.getheaders()
             answer = Response(response.status, [(k.lower(), v) for k, v in headers], body)
             body = answer.body(max_bytes, ("content-encoding",))
-            return Answer(url, response.status, headers, body, address)
+            return FetchResponse(url, response.status, headers, body, address)
     except Unreadable as error:
         if error.args[0] == TOO_LARGE:
-            raise Refused("too large") from None
-        raise Failed("bad answer") from error
+            raise FetchRefused("too large") from None
+        raise FetchFailed("invalid response") from error
     except ssl.SSLCertVerificationError:
-        raise Refused("certificate") from None
+        raise FetchRefused("certificate") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        late = time.monotonic() >= until
-        raise Failed("timeout" if late else "bad answer") from error
+        late = time.monotonic() >= deadline
+        raise FetchFailed("timeout" if late else "invalid response") from error
     finally:
         clock.cancel()
 

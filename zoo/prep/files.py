@@ -1,6 +1,6 @@
-"""From `prep.input` to the files that are read, cut into shards of work.
+"""Finds the files of `prep.input` and divides them into shards.
 
-The shards depend on the files and on `prep.shard_bytes` alone, never on the machine.
+The shards depend only on the files and on `prep.shard_bytes`, never on the machine.
 """
 
 import os
@@ -17,7 +17,7 @@ from zoo.errors import UsageError, near_names
 from zoo.prep.document import MAX_STRIPES
 
 PACKED = (".gz", ".zst")
-# Ending -> how it is read.
+# Suffix -> reader.
 KINDS = {
     ".warc": "warc",
     ".wet": "warc",
@@ -28,19 +28,18 @@ KINDS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-# Files of one document each are read together, at most so many.
-FILES_A_SHARD = 2000
+FILES_PER_SHARD = 2000  # at most, of small files that share a shard
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, and what tells that it was changed.
+    """An input file; size and time detect a change.
 
     Attributes:
-      path: absolute, or corpus:NAME.
+      path: absolute path, or the name of a corpus.
       kind: a value of KINDS, or "corpus".
       size: bytes.
-      changed: nanoseconds, its time of change.
+      changed: modification time in nanoseconds.
     """
 
     path: str
@@ -50,7 +49,7 @@ class InputFile:
 
 
 def kind_of(path: str) -> str:
-    """Returns how a file is read, by its name; "" where it is not."""
+    """Returns the reader of a file by its name; "" if no reader knows the suffix."""
     name = path.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -58,7 +57,7 @@ def kind_of(path: str) -> str:
 
 
 def split_input(text: str) -> tuple[list[str], list[str], list[str]]:
-    """Returns the patterns, the corpora and the addresses of `prep.input`."""
+    """Returns the patterns, the corpora and the URLs of `prep.input`."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     addresses = [word for word in words if re.match("https?://", word, re.IGNORECASE)]
     corpora = [word for word in words if word.startswith("corpus:")]
@@ -68,14 +67,19 @@ def split_input(text: str) -> tuple[list[str], list[str], list[str]]:
 def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -> list[InputFile]:
     """Returns the files of patterns and folders, sorted by name, each once.
 
-    What lies in `out` is left out. Left out and counted in `skipped`: links that lead out of the
-    folder where the pattern starts, what is no plain file, what cannot be read, endings that nobody
-    reads, and in a folder all that an earlier `zoo prepare` left below it.
+    Files below `out` are ignored. Skipped and counted are symbolic links that leave the folder of
+    the pattern, files that are not regular or not readable, unknown suffixes, and the output
+    folders of earlier `zoo prepare` runs.
+
+    Args:
+      patterns: paths, folders or glob patterns.
+      skipped: gets the number of skipped files per reason.
+      out: output folder of this run.
 
     Raises:
-      UsageError: for a pattern that names nothing.
+      UsageError: a pattern matches no file.
     """
-    found: dict[str, InputFile] = {}
+    files: dict[str, InputFile] = {}
     out = os.path.realpath(out) if out else ""
     for pattern in patterns:
         path = os.path.abspath(os.path.expanduser(pattern))
@@ -93,12 +97,13 @@ def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -
                 continue
             file = _file(name, root, skipped)
             if file:
-                found[file.path] = file
+                files[file.path] = file
         if not any_name:
             raise UsageError(
-                f"prep.input names no file: {pattern!r}. Patterns are *, ?, [] and **."
+                f"prep.input matches no file. Received: {pattern!r}. Patterns may use *, ?, [] "
+                "and **."
             )
-    return [found[path] for path in sorted(found)]
+    return [files[path] for path in sorted(files)]
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -106,10 +111,10 @@ def _inside(path: str, folder: str) -> bool:
 
 
 def _below(folder: str, out: str, skipped: Counter):
-    def closed(error):
+    def count(error):
         skipped["folders without permission"] += 1
 
-    for place, folders, names in os.walk(folder, onerror=closed):  # follows no links to folders
+    for place, folders, names in os.walk(folder, onerror=count):  # does not follow links
         folders.sort()
         if out and _inside(place, out):
             folders.clear()
@@ -136,55 +141,47 @@ def _file(name: str, root: str, skipped: Counter) -> InputFile | None:
             return None
         if os.path.commonpath([real, root]) != root:
             skipped["links out of the folder"] += 1
-        elif not stat.S_ISREG(status.st_mode):  # a pipe would be waited for for ever
-            skipped["not plain files"] += 1
+        elif not stat.S_ISREG(status.st_mode):  # opening a pipe would block
+            skipped["not regular files"] += 1
         elif not os.access(real, os.R_OK):
             skipped["files without permission"] += 1
         elif not (kind := kind_of(name)):
             skipped["files of unknown kind"] += 1
-        elif not _encodable(name):
+        elif re.search("[\ud800-\udfff]", name):  # bytes that are not UTF-8
             skipped["files with undecodable names"] += 1
         else:
             return InputFile(name, kind, status.st_size, status.st_mtime_ns)
     except OSError:
-        skipped["files that are not there"] += 1
+        skipped["missing files"] += 1
     return None
 
 
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def corpus_files(names: list[str]) -> list[InputFile]:
-    """Returns `corpus:NAME`s as files; raises `UsageError` for an unknown one."""
+    """Returns input files for `corpus:NAME` entries; raises `UsageError` for an unknown name."""
     names = [name.removeprefix("corpus:") for name in names]
     for name in names:
         if name not in list_corpora():
             raise UsageError(
-                f"{name!r} is no corpus.{near_names(name, list_corpora())} "
+                f"Unknown corpus {name!r}.{near_names(name, list_corpora())} "
                 f"Known: {', '.join(list_corpora())}."
             )
     return [InputFile(name, "corpus", 0, 0) for name in sorted(set(names))]
 
 
 def shards(files: list[InputFile], shard_bytes: int) -> list[dict]:
-    """Returns the pieces of work: {"files": [...], "stripe": k, "stripes": n}.
+    """Returns shards: {"files": [...], "stripe": k, "stripes": n}.
 
-    Small files share a shard. A large one is n shards, one after the other, that each take every
-    n-th document. Each unpacks all of the file, so there are at most MAX_STRIPES.
+    Small files share a shard. A large file becomes n consecutive shards ("stripes"), each of which
+    takes every n-th document. Each stripe decompresses the whole file, so n is at most MAX_STRIPES.
     """
-    made: list[dict] = []
+    result: list[dict] = []
     together: list[Mapping] = []
     size = 0
 
     def close():
         nonlocal together, size
         if together:
-            made.append({"files": together, "stripe": 0, "stripes": 1})
+            result.append({"files": together, "stripe": 0, "stripes": 1})
         together, size = [], 0
 
     for file in files:
@@ -193,11 +190,11 @@ def shards(files: list[InputFile], shard_bytes: int) -> list[dict]:
             close()
             several = 1 if file.kind in ("html", "text") else -(-file.size // shard_bytes)
             stripes = max(1, min(MAX_STRIPES, several))
-            made += [{"files": [one], "stripe": k, "stripes": stripes} for k in range(stripes)]
+            result += [{"files": [one], "stripe": k, "stripes": stripes} for k in range(stripes)]
             continue
-        if size + file.size > shard_bytes or len(together) == FILES_A_SHARD:
+        if size + file.size > shard_bytes or len(together) == FILES_PER_SHARD:
             close()
         together.append(one)
         size += file.size
     close()
-    return made
+    return result

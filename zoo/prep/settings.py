@@ -1,7 +1,7 @@
-"""The keys of a recipe's section `prep`, and what they mean. Loads nothing.
+"""Defines the keys of section `prep` of a recipe, their defaults and their checks.
 
-Sections in it are the settings of one step each. A rule of `zoo.prep.cleaning.filters` runs where
-`rules` names it, in that order, with the thresholds of the section of its name.
+Each subsection has the settings of one step. `rules` lists the rules of
+`zoo.prep.cleaning.filters` in order; each rule has its thresholds in the section of its name.
 """
 
 import copy
@@ -12,59 +12,59 @@ from zoo.data.text.dataset import check as check_text
 from zoo.errors import UsageError, near_names
 from zoo.prep.cleaning.filters import RULES, scorer
 
-# Thresholds: Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), C4 (Raffel et al. 2020,
-# arXiv:1910.10683, 2.2) and FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.6) as datatrove, by
-# which FineWeb was made, has them. C4's own code asks for 3 sentences and 5 words a line where this
-# has 5 and 3, FineWeb's paper allows 0.1 in repeated lines where its code has 0.01.
+# Thresholds of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), C4 (Raffel et al. 2020,
+# arXiv:1910.10683, 2.2) and FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.6) are those of
+# datatrove, with which FineWeb was made. C4's own code has 3 sentences and 5 words per line instead
+# of 5 and 3; FineWeb's paper has 0.1 for repeated lines instead of 0.01.
 _DEFAULTS = {
-    # Files: a pattern, a folder, addresses (http://…) to crawl or corpus:NAME; several by commas.
+    # Comma-separated file patterns, folders, URLs (http://…) to crawl, or corpus:NAME.
     "input": "",
-    "licence": "",  # of documents that do not state their own
+    "licence": "",  # license of documents that do not state one
     "text_field": "text",  # column of the text in JSONL and Parquet
-    "html_field": "",  # or column of the page, to be extracted
-    "shard_bytes": 16 << 20,  # of input that is one piece of work
-    "max_document_bytes": 10 << 20,  # larger ones are dropped
-    "max_file_ratio": 200,  # a file that unpacks to more than this many times its size is a bomb
+    "html_field": "",  # column of HTML to extract, used instead if set
+    "shard_bytes": 16 << 20,  # input per shard
+    "max_document_bytes": 10 << 20,  # larger documents are dropped
+    "max_file_ratio": 200,  # a file of a higher compression ratio is a decompression bomb
     "crawl": {
-        "depth": 2,  # links away from the start addresses
+        "depth": 2,  # links away from the start URLs
         "pages": 1000,
-        "delay": 1.0,  # seconds between two requests to a host, or what its robots.txt asks for
-        "timeout": 20.0,  # seconds of a request, all of it
+        "delay": 1.0,  # seconds between requests to a host; robots.txt may ask for more
+        "timeout": 20.0,  # seconds per request, in total
         "retries": 2,
-        "max_bytes": 5 << 20,  # of a page
-        "other_sites": False,  # follow links to hosts that no start address names
+        "max_bytes": 5 << 20,  # per page
+        "other_sites": False,  # follow links to hosts other than those of the start URLs
     },
     "extract": {
         "favor": "",  # or "precision" or "recall"; docs/prepare.md has the measured difference
-        "comments": False,  # of readers, below the article
+        "comments": False,  # reader comments below the article
         "tables": True,
-        "metadata": True,  # title, date and licence; a sixth of the time
-        "timeout": 20.0,  # processor seconds of a page
+        "metadata": True,  # title, date and license; takes a sixth of the time
+        "timeout": 20.0,  # seconds of CPU time per page
     },
     "clean": {
-        "repair": True,  # mojibake and its like, by ftfy
-        "mask": (),  # of "email", "ip", "phone"
+        "repair": True,  # repair mojibake, by ftfy
+        "mask": (),  # any of "email", "ip", "phone"
     },
     "rules": ("language", "address", "gopher_quality", "gopher_repetition", "c4", "fineweb",
               "blocked_words", "toxicity"),
     "language": {
-        "keep": (),  # ISO 639-1 codes; () for every language
-        "least": 0.65,  # probability
+        "keep": (),  # ISO 639-1 codes; () keeps every language
+        "least": 0.65,  # minimum probability
     },
     "address": {
-        "blocked_domains": "",  # a file, one a line: the domain and all below it
-        "blocked_words": ("porn", "xxx", "hentai", "camgirl", "escort"),  # of its words
+        "blocked_domains": "",  # file with one domain per line; subdomains are blocked too
+        "blocked_words": ("porn", "xxx", "hentai", "camgirl", "escort"),  # words in the URL
     },
     "gopher_quality": {
         "min_words": 50,
         "max_words": 100_000,
         "min_mean_word_length": 3.0,
         "max_mean_word_length": 10.0,
-        "max_symbols": 0.1,  # "#" and ellipses a word
+        "max_symbols": 0.1,  # "#" or ellipses per word
         "max_bullet_lines": 0.9,
         "max_ellipsis_lines": 0.3,
         "min_alphabetic_words": 0.8,
-        "min_stop_words": 2,  # different ones
+        "min_stop_words": 2,  # distinct ones
     },
     "gopher_repetition": {
         "max_duplicate_lines": 0.3,
@@ -78,37 +78,38 @@ _DEFAULTS = {
         "min_sentences": 5,
         "min_line_words": 3,
         "max_word_length": 1000,
-        "terminal_punctuation": False,  # drop lines that do not end a sentence; C4 did
+        "terminal_punctuation": False,  # drop lines that do not end a sentence, as C4 did
     },
     "fineweb": {
         "min_lines_ended": 0.12,  # share of lines that end a sentence
         "max_short_lines": 0.67,
         "short_line": 30,  # characters
-        "max_duplicate_characters": 0.01,  # in lines that occur again
-        "max_newlines": 0.3,  # a word
+        "max_duplicate_characters": 0.01,  # share of characters in repeated lines
+        "max_newlines": 0.3,  # per word
     },
     "blocked_words": {
-        "file": "",  # one word or phrase a line; "" for none
-        "most": 0,  # occurrences
+        "file": "",  # one word or phrase per line; "" disables the rule
+        "most": 0,  # occurrences allowed
     },
     "toxicity": {
-        "scorer": "words",  # or MODULE:FUNCTION of yours, text -> score
-        "file": "",  # the word list; "" for a short list in English, German and Persian
-        "most": 0.02,  # for "words", their share of all words
+        "scorer": "words",  # or MODULE:FUNCTION, a function from text to score
+        "file": "",  # word list; "" for a short list in English, German and Persian
+        "most": 0.02,  # highest score allowed; for "words", their share of all words
     },
     "dedup": {
         "exact": True,
         "near": True,
-        "ngram": 5,  # words of a shingle
+        "ngram": 5,  # words per shingle
         "bands": 25,
-        "rows": 8,  # of a band
-        "similarity": 0.8,  # Jaccard, of two documents that are the same
-        "line_documents": 10,  # a line that more have is kept in the first alone; 0: all kept
+        "rows": 8,  # per band
+        "similarity": 0.8,  # Jaccard similarity from which documents are near duplicates
+        # A line in more documents than this is kept in the first one only; 0 keeps all lines.
+        "line_documents": 10,
         "min_line": 15,  # characters; shorter lines are not counted
-        "min_characters": 200,  # what is shorter when lines were taken out is dropped
+        "min_characters": 200,  # shorter documents are dropped if they lost lines
     },
-    "validation": 0.01,  # share of the documents that are left
-    "tokenizer_bytes": 200 << 20,  # of text that the tokenizer is trained on
+    "validation": 0.01,  # share of the remaining documents
+    "tokenizer_bytes": 200 << 20,  # text that the tokenizer is trained on
 }  # fmt: skip
 
 MASKS = ("email", "ip", "phone")
@@ -116,16 +117,16 @@ FAVORS = ("", "precision", "recall")
 
 
 def defaults() -> dict:
-    """Returns a fresh copy of all keys."""
+    """Returns a new copy of all keys with their defaults."""
     return copy.deepcopy(_DEFAULTS)
 
 
 def check(prep: Mapping, data: Mapping) -> None:
-    """Checks the values of a section with all keys; raises `UsageError`."""
+    """Checks the values of sections `prep` and `data`; raises `UsageError`."""
     if not prep["input"]:
         raise UsageError(
-            "zoo prepare needs pages: --config.prep.input=PATTERN, a folder or an address. "
-            "Received: ''."
+            "zoo prepare needs input: set --config.prep.input to a file pattern, a folder or a "
+            "URL. Received: ''."
         )
     for key, known, given in (
         ("rules", tuple(RULES), tuple(prep["rules"])),
@@ -135,29 +136,29 @@ def check(prep: Mapping, data: Mapping) -> None:
         for name in given:
             if name not in known:
                 raise UsageError(
-                    f"prep.{key} has no {name!r}.{near_names(str(name), known)} "
+                    f"prep.{key} does not support {name!r}.{near_names(str(name), known)} "
                     f"Known: {', '.join(filter(None, known))}."
                 )
     if "toxicity" in prep["rules"]:
         scorer(prep["toxicity"]["scorer"], prep["toxicity"]["file"])
-    least = {
+    minimum = {
         "shard_bytes": 1, "max_document_bytes": 1, "max_file_ratio": 1, "tokenizer_bytes": 1,
         "dedup.ngram": 1, "dedup.bands": 1, "dedup.rows": 1, "dedup.line_documents": 0,
         "crawl.pages": 1, "crawl.depth": 0, "crawl.delay": 0, "crawl.retries": 0,
         "crawl.max_bytes": 1,
     }  # fmt: skip
-    for key, smallest in least.items():
+    for key, smallest in minimum.items():
         section, _, name = key.rpartition(".")
         value = (prep[section] if section else prep)[name]
         if value < smallest:
-            raise UsageError(f"prep.{key} is at least {smallest}. Received: {value}.")
+            raise UsageError(f"prep.{key} must be at least {smallest}. Received: {value}.")
     for key in ("extract.timeout", "crawl.timeout"):
         section, _, name = key.partition(".")
         if not prep[section][name] > 0:
-            raise UsageError(f"prep.{key} is more than 0 seconds. Received: {prep[section][name]}.")
+            raise UsageError(f"prep.{key} must be positive. Received: {prep[section][name]}.")
     for key, value in (
         ("validation", prep["validation"]), ("dedup.similarity", prep["dedup"]["similarity"]),
     ):  # fmt: skip
         if not 0 < value < 1:
-            raise UsageError(f"prep.{key} lies in (0, 1). Received: {value}.")
+            raise UsageError(f"prep.{key} must be between 0 and 1. Received: {value}.")
     check_text(data, PACKINGS)

@@ -1,7 +1,8 @@
-"""The steps that run on shards, each a function of a task: see `zoo.prep.engine`.
+"""Runs the steps of `zoo prepare` on single shards; `zoo.prep.engine` says where they run.
 
-Every task has "work" (the folder of what lies between the steps) and "prep" (the recipe's
-section). A step leaves its files first and its mark last; where the mark is, it is done.
+Every task has "work" (folder of the intermediate files), "prep" (section of the recipe) and "name"
+(number of the shard or part). A step writes its data files first and its JSON result last: a
+result that exists means that the step is done.
 """
 
 import functools
@@ -16,44 +17,49 @@ from zoo.prep.cleaning import dedup
 from zoo.prep.cleaning.clean import clean
 from zoo.prep.cleaning.extract import extract
 from zoo.prep.cleaning.filters import RULES
-from zoo.prep.document import Document, Tally, key_of, keys_from, shard_of
+from zoo.prep.document import Document, Tally, key_of, key_range, shard_of
 from zoo.prep.reading.read import documents
-from zoo.prep.store import lines_into, load, read_documents, save, slice_of
+from zoo.prep.store import hash_slice, load_array, open_line_writer, read_documents, save_array
 from zoo.storage.disk import make_folder, read_object, write_json
 
 HASH, KEY = np.uint64, np.uint64
-# What the marks of steps hold that is used.
-_ANSWERS = {
-    "filtered": {"lines": int, "tally": dict},
-    "signed": {"documents": int, "tally": dict},
-    "text": {"counts": dict, "tally": dict},
-    "tokens": {"train": int, "validation": int},
+# Entries of each step's result that are read later, with their types.
+_RESULTS = {
+    "filter_documents": {"lines": int, "tally": dict},
+    "hash_documents": {"documents": int, "tally": dict},
+    "write_splits": {"counts": dict, "tally": dict},
+    "tokenize": {"train": int, "validation": int},
 }
 
 
 def path_of(work: Path | str, step: str, name: int | str, ending: str) -> Path:
-    """Returns the place of a file that `step` leaves for a shard or part."""
+    """Returns the path of a file that `step` writes for a shard or part."""
     name = f"{name:05d}" if isinstance(name, int) else name
     return Path(work) / step / f"{name}{ending}"
 
 
+def load_output(work: Path | str, step: str, name: int | str, ending: str = ".npy") -> np.ndarray:
+    """Returns an array that `step` wrote for a shard or part."""
+    return load_array(path_of(work, step, name, ending))
+
+
 def step(function: Callable[[dict], Mapping]) -> Callable[[dict], None]:
-    """Makes a function a step: it is skipped where it is done, and its answer is the mark."""
+    """Wraps a function of a task so that its result is stored, and skips a task that is done."""
 
     @functools.wraps(function)
     def run(task: dict) -> None:
-        mark = path_of(task["work"], function.__name__, task["name"], ".json")
-        if mark.exists():
+        result = path_of(task["work"], function.__name__, task["name"], ".json")
+        if result.exists():
             return
-        make_folder(mark.parent)
-        write_json(mark, function(task))
+        make_folder(result.parent)
+        write_json(result, function(task))
 
     return run
 
 
-def answer(work: Path, name: str, shard: int | str) -> dict:
-    """Returns what a step said of a shard."""
-    return read_object(path_of(work, name, shard, ".json"), **_ANSWERS.get(name, {}))
+def step_result(work: Path, name: str, shard: int | str) -> dict:
+    """Returns the stored result of a step for a shard or part."""
+    return read_object(path_of(work, name, shard, ".json"), **_RESULTS.get(name, {}))
 
 
 def _text_size(document: Document) -> int:
@@ -65,131 +71,138 @@ def _text_size(document: Document) -> int:
 
 
 @step
-def filtered(task: dict) -> dict:
-    """Reads, extracts, cleans and filters a shard; leaves documents and the hashes of lines."""
+def filter_documents(task: dict) -> dict:
+    """Reads, extracts, cleans and filters a shard; writes its documents and line hashes."""
     prep, shard, tally = task["prep"], task["name"], Tally()
     stripes, first_shard = task["shard"]["stripes"], shard - task["shard"]["stripe"]
     lines_of: list[np.ndarray] = []
-    path = path_of(task["work"], "filtered", shard, ".jsonl.zst")
-    with lines_into(path) as write:
+    output = functools.partial(path_of, task["work"], "filter_documents", shard)
+    with open_line_writer(output(".jsonl.zst")) as write:
         for document in documents(task["shard"], prep, tally):
             document.key = key_of(first_shard, document.key, stripes)
-            if not through(document, prep, tally):
+            if not apply_rules(document, prep, tally):
                 continue
             write(document.to_json())
             if prep["dedup"]["line_documents"]:
-                found = np.unique(_line_hashes(document.text, prep["dedup"]["min_line"])[0])
-                keys = np.full(len(found), document.key, KEY)
-                lines_of.append(np.stack([found, keys], 1))
+                hashes = np.unique(_line_hashes(document.text, prep["dedup"]["min_line"])[0])
+                keys = np.full(len(hashes), document.key, KEY)
+                lines_of.append(np.stack([hashes, keys], 1))
     if prep["dedup"]["line_documents"]:
         both = np.concatenate([np.empty((0, 2), HASH), *lines_of])
         both = both[np.lexsort((both[:, 1], both[:, 0]))]
-        save(path_of(task["work"], "filtered", shard, "-lines.npy"), both[:, 0].copy())
-        save(path_of(task["work"], "filtered", shard, "-keys.npy"), both[:, 1].copy())
+        save_array(output("-lines.npy"), both[:, 0].copy())
+        save_array(output("-keys.npy"), both[:, 1].copy())
     return {"lines": sum(map(len, lines_of)), "tally": tally.to_json()}
 
 
-def through(document: Document, prep: Mapping, tally: Tally) -> bool:
-    """Takes a document through extraction, cleaning and the rules; whether it passed them all."""
-    tally.reach("extract", _text_size(document))
-    if reason := extract(document, prep["extract"]):
-        tally.drop("extract", reason, document)
-        return False
-    tally.reach("clean", _text_size(document))
-    if reason := clean(document, prep["clean"]):
-        tally.drop("clean", reason, document)
-        return False
-    for name in prep["rules"]:
+def apply_rules(document: Document, prep: Mapping, tally: Tally) -> bool:
+    """Extracts, cleans and filters a document in place; returns whether it passed every rule."""
+    functions = {"extract": extract, "clean": clean, **RULES}
+    for name in ("extract", "clean", *prep["rules"]):
         tally.reach(name, _text_size(document))
-        if reason := RULES[name](document, prep[name]):
+        if reason := functions[name](document, prep[name]):
             tally.drop(name, reason, document)
             return False
     return True
 
 
 def _line_hashes(text: str, shortest: int) -> tuple[np.ndarray, list[int]]:
-    """Returns the hashes of the long lines and their places."""
+    """Returns the hashes and line numbers of lines of at least `shortest` characters."""
     lines = text.split("\n")
-    places = [i for i, line in enumerate(lines) if len(line) >= shortest]
-    hashes = np.fromiter((dedup.hash64(dedup.normal(lines[i])) for i in places), HASH, len(places))
-    return hashes, places
+    numbers = [i for i, line in enumerate(lines) if len(line) >= shortest]
+    hashes = (dedup.hash64(dedup.normalize_words(lines[i])) for i in numbers)
+    return np.fromiter(hashes, HASH, len(numbers)), numbers
 
 
-# --- lines that many documents have ---------------------------------------------------------------
+# --- lines that many documents share --------------------------------------------------------------
 
 
 @step
 def frequent_lines(task: dict) -> dict:
-    """Finds the lines of a part of all hashes that occur in more documents than they may."""
+    """Finds the lines, in one part of all hashes, that occur in more documents than allowed."""
+    work, part = task["work"], task["name"]
     hashes, keys = [np.empty(0, HASH)], [np.empty(0, KEY)]
     for shard in range(task["shards"]):
-        found = load(path_of(task["work"], "filtered", shard, "-lines.npy"))
-        place = slice_of(found, task["name"], task["parts"])
-        # Copies: a view would hold the file open, and there are as many as shards.
-        hashes.append(np.array(found[place]))
-        found = load(path_of(task["work"], "filtered", shard, "-keys.npy"))
-        keys.append(np.array(found[place]))
-    found, first = dedup.frequent(
+        lines = load_output(work, "filter_documents", shard, "-lines.npy")
+        place = hash_slice(lines, part, task["parts"])
+        # Copies: a view would keep a file open per shard.
+        hashes.append(np.array(lines[place]))
+        keys.append(np.array(load_output(work, "filter_documents", shard, "-keys.npy")[place]))
+    frequent, first_keys = dedup.find_frequent(
         np.concatenate(hashes), np.concatenate(keys), task["prep"]["dedup"]["line_documents"]
     )
-    save(path_of(task["work"], "frequent_lines", task["name"], "-lines.npy"), found)
-    save(path_of(task["work"], "frequent_lines", task["name"], "-keys.npy"), first)
-    return {"lines": len(found)}
+    save_array(path_of(work, "frequent_lines", part, "-lines.npy"), frequent)
+    save_array(path_of(work, "frequent_lines", part, "-keys.npy"), first_keys)
+    return {"lines": len(frequent)}
 
 
 @step
-def signed(task: dict) -> dict:
-    """Takes out frequent lines; leaves documents, their hashes, MinHash bands and shingles."""
+def hash_documents(task: dict) -> dict:
+    """Removes frequent lines; writes documents, their hashes, MinHash bands and shingles."""
     work, shard, prep, tally = task["work"], task["name"], task["prep"]["dedup"], Tally()
-    parts = range(task["parts"])
-    lines, firsts = (
-        np.concatenate([load(path_of(work, "frequent_lines", p, e)) for p in parts] or [[]])
-        for e in ("-lines.npy", "-keys.npy")
+    frequent, first_keys = (
+        np.concatenate(
+            [load_output(work, "frequent_lines", p, ending) for p in range(task["parts"])] or [[]]
+        )
+        for ending in ("-lines.npy", "-keys.npy")
     )
-    keys, exact, bands, sets, taken_out = [], [], [], [], 0
-    with lines_into(path_of(work, "signed", shard, ".jsonl.zst")) as write:
-        for document in read_documents(path_of(work, "filtered", shard, ".jsonl.zst")):
+    output = functools.partial(path_of, work, "hash_documents", shard)
+    keys, exact, bands, sets, removed_lines = [], [], [], [], 0
+    with open_line_writer(output(".jsonl.zst")) as write:
+        for document in read_documents(path_of(work, "filter_documents", shard, ".jsonl.zst")):
             tally.reach("repeated lines", _text_size(document))
-            gone = _without(document, lines, firsts, prep["min_line"]) if len(lines) else 0
-            taken_out += gone
-            if gone and len(document.text) < prep["min_characters"]:
+            removed = 0
+            if len(frequent):
+                removed = _remove_lines(document, frequent, first_keys, prep["min_line"])
+            removed_lines += removed
+            if removed and len(document.text) < prep["min_characters"]:
                 tally.drop("repeated lines", "little is left", document)
                 continue
             write(document.to_json())
-            text = dedup.normal(document.text)
+            text = dedup.normalize_words(document.text)
             keys.append(document.key)
             exact.append(dedup.hash64(text))
             if prep["near"]:
-                found = dedup.shingles(text, prep["ngram"])
-                bands.append(dedup.band_hashes(found, prep["bands"], prep["rows"]))
-                sets.append(found)
-    save(path_of(work, "signed", shard, "-keys.npy"), np.array(keys, KEY))
-    save(path_of(work, "signed", shard, "-exact.npy"), np.array(exact, HASH))
+                shingles = dedup.shingles(text, prep["ngram"])
+                bands.append(dedup.band_hashes(shingles, prep["bands"], prep["rows"]))
+                sets.append(shingles)
+    save_array(output("-keys.npy"), np.array(keys, KEY))
+    save_array(output("-exact.npy"), np.array(exact, HASH))
     if prep["near"]:
         table = np.array(bands, HASH).reshape(-1, prep["bands"]).T
         order = np.argsort(table, axis=1, kind="stable")
-        save(path_of(work, "signed", shard, "-bands.npy"), np.take_along_axis(table, order, 1))
-        save(path_of(work, "signed", shard, "-order.npy"), order.astype(np.uint32))
-        ends = np.cumsum([0, *map(len, sets)])
-        save(path_of(work, "signed", shard, "-ends.npy"), ends)
-        flat = np.concatenate([np.empty(0, np.uint32), *sets])
-        save(path_of(work, "signed", shard, "-shingles.npy"), flat)
-    return {"documents": len(keys), "lines": taken_out, "tally": tally.to_json()}
+        save_array(output("-bands.npy"), np.take_along_axis(table, order, 1))
+        save_array(output("-order.npy"), order.astype(np.uint32))
+        save_array(output("-ends.npy"), np.cumsum([0, *map(len, sets)]))
+        save_array(output("-shingles.npy"), np.concatenate([np.empty(0, np.uint32), *sets]))
+    return {"documents": len(keys), "lines": removed_lines, "tally": tally.to_json()}
 
 
-def _without(document: Document, frequent: np.ndarray, firsts: np.ndarray, shortest: int) -> int:
-    """Takes the frequent lines out of a document that is not their first; returns how many."""
-    hashes, places = _line_hashes(document.text, shortest)
+def _remove_lines(
+    document: Document, frequent: np.ndarray, first_keys: np.ndarray, shortest: int
+) -> int:
+    """Removes frequent lines in place, unless this document is the first one that has them.
+
+    Args:
+      document: changed in place.
+      frequent: sorted hashes of frequent lines.
+      first_keys: for each of them, the key of the first document that has the line.
+      shortest: characters; shorter lines stay.
+
+    Returns:
+      The number of removed lines.
+    """
+    hashes, numbers = _line_hashes(document.text, shortest)
     at = np.minimum(np.searchsorted(frequent, hashes), len(frequent) - 1)
-    gone = (frequent[at] == hashes) & (firsts[at] != np.uint64(document.key))
-    if not gone.any():
+    remove = (frequent[at] == hashes) & (first_keys[at] != np.uint64(document.key))
+    if not remove.any():
         return 0
-    gone = {place for place, is_gone in zip(places, gone.tolist(), strict=True) if is_gone}
+    removed = set(np.array(numbers)[remove].tolist())
     lines = document.text.split("\n")
-    document.text = "\n".join(line for i, line in enumerate(lines) if i not in gone).strip()
+    document.text = "\n".join(line for i, line in enumerate(lines) if i not in removed).strip()
     while "\n\n\n" in document.text:
         document.text = document.text.replace("\n\n\n", "\n\n")
-    return len(gone)
+    return len(removed)
 
 
 # --- duplicates -----------------------------------------------------------------------------------
@@ -197,79 +210,83 @@ def _without(document: Document, frequent: np.ndarray, firsts: np.ndarray, short
 
 @step
 def exact_duplicates(task: dict) -> dict:
-    """Finds documents of the same hash, of a part of all hashes."""
+    """Finds documents of equal hash within one part of all hashes."""
+    work, part, parts = task["work"], task["name"], task["parts"]
+    low, high = (part << 64) // parts, ((part + 1) << 64) // parts
     hashes, keys = [np.empty(0, HASH)], [np.empty(0, KEY)]
     for shard in range(task["shards"]):
-        found = load(path_of(task["work"], "signed", shard, "-exact.npy"))
-        low, high = (
-            (task["name"] << 64) // task["parts"],
-            ((task["name"] + 1) << 64) // task["parts"],
-        )
-        mine = (found >= np.uint64(low)) & (found <= np.uint64(high - 1))
-        hashes.append(found[mine])
-        keys.append(load(path_of(task["work"], "signed", shard, "-keys.npy"))[mine])
-    repeats = dedup.repeats(np.concatenate(hashes), np.concatenate(keys))
-    save(path_of(task["work"], "exact_duplicates", task["name"], ".npy"), repeats)
+        of_shard = load_output(work, "hash_documents", shard, "-exact.npy")
+        in_part = (of_shard >= np.uint64(low)) & (of_shard <= np.uint64(high - 1))
+        hashes.append(of_shard[in_part])
+        keys.append(load_output(work, "hash_documents", shard, "-keys.npy")[in_part])
+    repeats = dedup.find_repeats(np.concatenate(hashes), np.concatenate(keys))
+    save_array(path_of(work, "exact_duplicates", part, ".npy"), repeats)
     return {"documents": len(repeats)}
 
 
-def exact_of(work: Path | str, parts: int) -> np.ndarray:
-    """Returns (m, 2) keys, sorted: of exact duplicates and of their firsts."""
-    found = [load(path_of(work, "exact_duplicates", part, ".npy")) for part in range(parts)]
-    both = np.concatenate([np.empty((0, 2), KEY), *found])
+def load_exact_duplicates(work: Path | str, parts: int) -> np.ndarray:
+    """Returns sorted (m, 2) keys: an exact duplicate and the first document equal to it."""
+    pairs = [load_output(work, "exact_duplicates", part) for part in range(parts)]
+    both = np.concatenate([np.empty((0, 2), KEY), *pairs])
     return both[np.argsort(both[:, 0])]
 
 
 @step
 def candidate_pairs(task: dict) -> dict:
-    """Finds the documents that share a band, of one band and a part of all hashes."""
-    work, hashes, keys = task["work"], [np.empty(0, HASH)], [np.empty(0, KEY)]
-    gone = exact_of(work, task["exact_parts"])[:, 0]
+    """Finds the documents that share the hash of one band, within one part of all hashes."""
+    work, band, hashes, keys = task["work"], task["band"], [np.empty(0, HASH)], [np.empty(0, KEY)]
+    dropped = load_exact_duplicates(work, task["exact_parts"])[:, 0]
     for shard in range(task["shards"]):
-        found = load(path_of(work, "signed", shard, "-bands.npy"))[task["band"]]
-        place = slice_of(found, task["part"], task["parts"])
-        order = load(path_of(work, "signed", shard, "-order.npy"))[task["band"]][place]
-        mine = np.asarray(load(path_of(work, "signed", shard, "-keys.npy")))[order]
-        stays = ~np.isin(mine, gone)
-        hashes.append(found[place][stays])
-        keys.append(mine[stays])
-    pairs = dedup.candidates(np.concatenate(hashes), np.concatenate(keys))
-    save(path_of(work, "candidate_pairs", task["name"], ".npy"), pairs)
+        of_band = load_output(work, "hash_documents", shard, "-bands.npy")[band]
+        place = hash_slice(of_band, task["part"], task["parts"])
+        order = load_output(work, "hash_documents", shard, "-order.npy")[band][place]
+        of_part = np.asarray(load_output(work, "hash_documents", shard, "-keys.npy"))[order]
+        stays = ~np.isin(of_part, dropped)
+        hashes.append(of_band[place][stays])
+        keys.append(of_part[stays])
+    pairs = dedup.find_candidates(np.concatenate(hashes), np.concatenate(keys))
+    save_array(path_of(work, "candidate_pairs", task["name"], ".npy"), pairs)
     return {"pairs": len(pairs)}
 
 
 @step
 def verified_pairs(task: dict) -> dict:
-    """Compares the candidates whose first lies in a shard; leaves those that are duplicates."""
+    """Writes the candidate pairs of a shard whose Jaccard similarity reaches the threshold.
+
+    A pair belongs to the shard of its first document.
+    """
     work, shard = task["work"], task["name"]
     pairs = [np.empty((0, 2), KEY)]
-    for name in task["candidates"]:
-        pairs.append(_of_shard(load(path_of(work, "candidate_pairs", name, ".npy")), shard))
+    pairs += [_of_shard(load_output(work, "candidate_pairs", n), shard) for n in task["candidates"]]
     pairs = np.unique(np.concatenate(pairs), axis=0)
     similar = Similar(work, task["prep"]["dedup"]["similarity"])
     same = np.array([similar(a, b) for a, b in pairs.tolist()], bool)
-    save(path_of(work, "verified_pairs", shard, ".npy"), pairs[same].reshape(-1, 2))
+    save_array(path_of(work, "verified_pairs", shard, ".npy"), pairs[same].reshape(-1, 2))
     return {"pairs": len(pairs), "same": int(same.sum())}
 
 
 def _of_shard(pairs: np.ndarray, shard: int) -> np.ndarray:
-    """Returns the pairs, of sorted ones, whose first key belongs to a shard."""
-    low, high = np.searchsorted(pairs[:, 0], np.array(keys_from(shard), KEY))
+    """Returns the rows of sorted (n, 2) keys whose first document is in `shard`."""
+    low, high = np.searchsorted(pairs[:, 0], np.array(key_range(shard), KEY))
     near = np.asarray(pairs[low:high])
     return near[shard_of(near[:, 0]) == shard]
 
 
 class Similar:
-    """Whether two documents, given by their keys, are near duplicates.
+    """Compares two documents, given by key, by the exact Jaccard similarity of their shingles.
 
-    The shingles of any shard are read through the page cache.
+    The shingles of all shards are memory-mapped.
+
+    Args:
+      work: folder of the intermediate files.
+      similarity: Jaccard similarity from which two documents are near duplicates.
     """
 
     def __init__(self, work: Path | str, similarity: float):
         self._similarity = similarity
         self._open = functools.lru_cache(64)(
             lambda shard: [
-                load(path_of(work, "signed", shard, ending))
+                load_output(work, "hash_documents", shard, ending)
                 for ending in ("-keys.npy", "-ends.npy", "-shingles.npy")
             ]
         )
@@ -283,54 +300,55 @@ class Similar:
         return flat[ends[place] : ends[place + 1]]
 
 
-# --- what stays ---------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 @step
-def text(task: dict) -> dict:
-    """Leaves the documents that stay, as the splits' text, and counts them."""
+def write_splits(task: dict) -> dict:
+    """Writes the documents that are not duplicates as text of their split, and counts them."""
     work, shard, tally = task["work"], task["name"], Tally()
-    exact = set(_of_shard(exact_of(work, task["exact_parts"]), shard)[:, 0].tolist())
-    near_path = Path(work) / "near.npy"
-    near = set(_of_shard(load(near_path), shard)[:, 0].tolist()) if near_path.exists() else set()
-    hashes = load(path_of(work, "signed", shard, "-exact.npy"))
+    exact = set(_of_shard(load_exact_duplicates(work, task["exact_parts"]), shard)[:, 0].tolist())
+    near, near_path = set(), Path(work) / "near.npy"
+    if near_path.exists():
+        near = set(_of_shard(load_array(near_path), shard)[:, 0].tolist())
+    hashes = load_output(work, "hash_documents", shard, "-exact.npy")
     limit = np.uint64(task["validation_below"])
     out = Path(task["out"]) / "text"
     make_folder(out)
     counts = {"train": 0, "validation": 0}
     with (
-        lines_into(out / f"train-{shard:05d}.jsonl.gz") as train,
-        lines_into(out / f"validation-{shard:05d}.jsonl.gz") as validation,
+        open_line_writer(out / f"train-{shard:05d}.jsonl.gz") as train,
+        open_line_writer(out / f"validation-{shard:05d}.jsonl.gz") as validation,
     ):
-        documents = read_documents(path_of(work, "signed", shard, ".jsonl.zst"))
+        documents = read_documents(path_of(work, "hash_documents", shard, ".jsonl.zst"))
         for document, value in zip(documents, hashes, strict=True):
-            for name, gone in (("exact duplicates", exact), ("near duplicates", near)):
+            for name, duplicates in (("exact duplicates", exact), ("near duplicates", near)):
                 tally.reach(name, _text_size(document))
-                if document.key in gone:
+                if document.key in duplicates:
                     tally.drop(name, "of an earlier document", document)
                     break
             else:
                 tally.reach("kept", _text_size(document))
                 tally.keep(document)
-                # Of two near duplicates one is gone: they are not in two splits.
-                held = value < limit
-                (validation if held else train)(document.to_json())
-                counts["validation" if held else "train"] += 1
+                # Only one of two near duplicates is left, so no pair spans the two splits.
+                held_out = value < limit
+                (validation if held_out else train)(document.to_json())
+                counts["validation" if held_out else "train"] += 1
     return {"counts": counts, "tally": tally.to_json()}
 
 
 @step
-def tokens(task: dict) -> dict:
-    """Turns the text of a shard into tokens; leaves them and where each document ends."""
+def tokenize(task: dict) -> dict:
+    """Tokenizes the text of a shard; writes the tokens and the end of each document."""
     tokenizer = load_tokenizer(Path(task["out"]) / "tokenizer.json")
+    output = functools.partial(path_of, task["work"], "tokenize", task["name"])
     counts = {}
     for split in ("train", "validation"):
         path = Path(task["out"]) / "text" / f"{split}-{task['name']:05d}.jsonl.gz"
         texts = (document.text for document in read_documents(path))
-        found = list(tokenizer.encode_documents(texts, workers=1))
-        ends = np.cumsum([0, *map(len, found)])
-        flat = np.concatenate([np.empty(0, np.int32), *found]).astype(token_type(tokenizer))
-        save(path_of(task["work"], "tokens", task["name"], f"-{split}.npy"), flat)
-        save(path_of(task["work"], "tokens", task["name"], f"-{split}-ends.npy"), ends)
+        rows = list(tokenizer.encode_documents(texts, workers=1))
+        flat = np.concatenate([np.empty(0, np.int32), *rows]).astype(token_type(tokenizer))
+        save_array(output(f"-{split}.npy"), flat)
+        save_array(output(f"-{split}-ends.npy"), np.cumsum([0, *map(len, rows)]))
         counts[split] = len(flat)
     return counts

@@ -1,4 +1,4 @@
-"""Files between the steps: they appear whole, and equal content gives equal bytes."""
+"""Reads and writes the files between the steps; equal content gives equal bytes."""
 
 import contextlib
 import gzip
@@ -18,11 +18,14 @@ from zoo.storage.disk import atomic, open_file
 
 
 @contextlib.contextmanager
-def lines_into(path: Path) -> Iterator:
-    """Gives `write(line)` into a file packed as its name says, .gz or .zst."""
+def open_line_writer(path: Path) -> Iterator:
+    """Yields `write(line)` into a file that is compressed by its suffix, .gz or .zst.
+
+    The file appears under its name when the block ends.
+    """
     with atomic(path) as raw:
         if path.suffix == ".gz":
-            # Neither name nor time in the head: they differ from run to run.
+            # No name or time in the header: they would differ between runs.
             packed = gzip.GzipFile("", "wb", 6, raw, mtime=0)
         else:
             import zstandard
@@ -36,7 +39,11 @@ def lines_into(path: Path) -> Iterator:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """Yields the documents of a file of JSON lines that a step left."""
+    """Yields the documents of a compressed JSONL file that a step wrote.
+
+    Raises:
+      RunError: the file is damaged.
+    """
     import zstandard
 
     with open_file(path) as raw:
@@ -53,17 +60,17 @@ def read_documents(path: Path) -> Iterator[Document]:
             raise _damaged(path, error) from None
 
 
-def save(path: Path, array: np.ndarray) -> None:
-    """Writes an array."""
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array as .npy."""
     with atomic(path) as file:
         np.save(file, array)
 
 
-def load(path: Path) -> np.ndarray:
-    """Maps an array into memory; an empty one is read.
+def load_array(path: Path) -> np.ndarray:
+    """Returns a read-only memory map of an .npy file; an empty array is not mapped.
 
     Raises:
-      RunError: where it is damaged, or no file.
+      RunError: the file is missing or damaged.
     """
     try:
         with open_file(path) as file:
@@ -78,12 +85,12 @@ def load(path: Path) -> np.ndarray:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{path} is damaged ({short(error)}): delete the folder {path.parents[1]} to begin anew."
+        f"{path} is damaged ({short(error)}). Delete the folder {path.parents[1]} to start again."
     )
 
 
-def slice_of(sorted_array: np.ndarray, part: int, parts: int) -> slice:
-    """Returns where the hashes (uint64) of a part of all values lie in a sorted array."""
+def hash_slice(sorted_array: np.ndarray, part: int, parts: int) -> slice:
+    """Returns the slice of sorted uint64 hashes in range `part` of `parts` equal ranges."""
     low = np.uint64((part << 64) // parts)
     start = int(np.searchsorted(sorted_array, low))
     if part + 1 == parts:

@@ -1,4 +1,4 @@
-"""Encodings: as declared, as browsers read them."""
+"""Tests that declared encodings are decoded as browsers decode them."""
 
 import pytest
 
@@ -18,7 +18,7 @@ TEXTS = {
     "windows-874": "วันนี้อากาศดีมาก เราไปเดินเล่นในสวนสาธารณะ ห้องสมุดมีหนังสือมากมาย",
     "utf-8": "Größe, naïve façade — “quoted” déjà vu, und über Straßen",
 }
-# A byte that stands for nothing, at the end of a paragraph.
+# An undefined byte per encoding; 0xff for the others.
 STRAY = {"windows-1251": b"\x98", "windows-1253": b"\xd2", "windows-874": b"\xfc"}
 
 
@@ -31,11 +31,11 @@ def test_a_stray_byte_is_one_replacement_character(label, inside):
     wanted = "\x98" if label == "windows-1251" else "\ufffd"  # a control character to browsers
     meta = f'<meta charset="{label}">' if inside else ""
     page = f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>".encode(codec) + stray + b"</p>"
-    found = decode(page, "" if inside else label)
-    assert found == f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>{wanted}</p>"
+    decoded = decode(page, "" if inside else label)
+    assert decoded == f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>{wanted}</p>"
 
 
-def test_what_hardly_fits_is_read_as_it_looks():
+def test_a_wrong_declared_encoding_is_replaced_by_detection():
     text = TEXTS["windows-1251"] * 5
     assert decode(text.encode("cp1251"), "big5") == text
     assert decode(("Größe und Straße " * 20).encode("cp1252"), "utf-8") == "Größe und Straße " * 20
@@ -63,14 +63,14 @@ def test_what_hardly_fits_is_read_as_it_looks():
         ("x-mac-cyrillic", "Привет".encode("mac-cyrillic"), "Привет"),
     ],
 )
-def test_labels_are_those_of_the_web(label, content, text):
+def test_labels_follow_the_whatwg_standard(label, content, text):
     assert decode(content, label) == text
     meta = f"<meta http-equiv=Content-Type content='text/html; charset={label}'>"
     assert decode(meta.encode() + content) == meta + text
     assert decode(content, f" {label.upper()}\n") == text
 
 
-def test_utf_16_without_a_mark():
+def test_utf_16_without_a_byte_order_mark():
     assert decode("héllo".encode("utf-16-le"), "utf-16") == "héllo"
     assert decode("héllo".encode("utf-16-be"), "utf-16be") == "héllo"
 
@@ -80,7 +80,7 @@ def test_utf_16_without_a_mark():
     ["unicode_escape", "raw_unicode_escape", "utf-7", "punycode", "idna", "rot13", "hex", "zip",
      "undefined", "mbcs", "cp037", "utf_32"],
 )  # fmt: skip
-def test_names_that_only_python_knows_count_for_nothing(label):
+def test_names_that_only_python_knows_are_ignored(label):
     text = r"A \u0041 \x41 +AGE- xn--a 4142 – déjà vu"
     assert decode(text.encode(), label) == text
     ascii_text = r"A \u0041 \x41 +AGE- xn--a 4142"
@@ -89,7 +89,7 @@ def test_names_that_only_python_knows_count_for_nothing(label):
     assert decode(page.encode()) == page
 
 
-def test_what_browsers_refuse_to_decode_is_no_text():
+def test_encodings_that_browsers_refuse_are_not_decoded():
     assert decode(b"~{VPND~}", "hz-gb-2312") == "\ufffd"
     assert decode(b"\x1b$)C\x0e0!\x0f", "iso-2022-kr") == "\ufffd"
     assert decode(b"plain text", "iso-2022-kr") == "plain text"
@@ -98,7 +98,7 @@ def test_what_browsers_refuse_to_decode_is_no_text():
 @pytest.mark.parametrize(
     ("label", "codec", "text"),
     [
-        ("gb2312", "gbk", "目"),  # also UTF-8 for another letter
+        ("gb2312", "gbk", "目"),  # the bytes are valid UTF-8 too
         ("gb2312", "gbk", "农"),
         ("shift_jis", "cp932", "ﾒｹﾂｱ"),
         ("euc-kr", "cp949", "호"),
@@ -106,10 +106,10 @@ def test_what_browsers_refuse_to_decode_is_no_text():
         ("big5", "big5", "議"),
     ],
 )
-def test_a_few_characters_are_read_as_declared(label, codec, text):
+def test_a_few_characters_are_decoded_as_declared(label, codec, text):
     page = f'<meta charset="{label}"><p>{text} is the name.</p>'
     assert decode(page.encode(codec)) == page
-    # UTF-8 is found by characters that the declared encoding has not, or by many.
+    # UTF-8 is detected by characters that the declared encoding lacks, or by many characters.
     for other in ("“", "語", "déjà vu, naïve façade, café"):
         page = f'<meta charset="{label}"><p>{other}</p>'
         assert decode(page.encode()) == page
@@ -122,19 +122,18 @@ def test_one_stray_byte_in_a_short_text(label):
     assert decode(text.encode(codec) + b"\xff", label) == text + "\ufffd"
 
 
-def test_bytes_that_fit_nothing_are_read_by_what_fits_best():
+def test_the_encoding_with_the_fewest_undecodable_bytes_is_used():
     text = TEXTS["gb2312"][:20]
     assert decode(text.encode("gbk") + b"\xff \xff \xff", "gb2312") == text + "\ufffd \ufffd \ufffd"
 
 
-def test_a_stray_byte_among_escapes_of_seven_bits():
+def test_a_stray_byte_in_a_7_bit_encoding():
     text = TEXTS["shift_jis"]
     assert decode(text.encode("iso2022_jp") + b" \xa9", "iso-2022-jp") == text + " \ufffd"
-    found = decode(text.encode("iso2022_jp") + "©".encode(), "iso-2022-jp")
-    assert found == text + "\ufffd\ufffd"
+    assert decode(text.encode("iso2022_jp") + "©".encode(), "iso-2022-jp") == text + "\ufffd\ufffd"
 
 
-DECLARE = (  # pages that declare gbk by one of several declarations that look like it
+DECLARE = (  # pages that declare gbk, some with other text that looks like a declaration
     '<meta name="description" content="write charset=koi8-r"><meta charset=gbk>',
     '<meta name=x content="text/html; charset=koi8-r"><meta charset=gbk>',
     '<meta name=x data-charset="koi8-r"><metadata charset=koi8-r></metadata><meta charset=gbk>',
@@ -156,40 +155,31 @@ DECLARE = (  # pages that declare gbk by one of several declarations that look l
 
 
 @pytest.mark.parametrize("head", DECLARE)
-def test_a_page_declares_its_encoding_as_the_standard_has_it(head):
+def test_the_declaration_in_a_page_follows_the_standard(head):
     page = f"{head}<p>{TEXTS['gb2312']}</p>"
     assert decode(page.encode("gbk")) == page
 
 
-def test_pages_made_to_be_slow_declare_nothing_slowly():
+def test_no_page_makes_the_search_for_a_declaration_slow():
     import time
 
     start = time.monotonic()
-    for part in (
-        "<!--",
-        "<a b='",
-        '<a =" ',
-        "<meta ",
-        "<meta x=",
-        "<?xml ",
-        "<",
-        "=",
-        "<title>",
-        "a=' ",
-    ):
+    parts = ("<!--", "<a b='", '<a =" ', "<meta ", "<meta x=", "<?xml ", "<", "=", "<title>",
+             "a=' ")  # fmt: skip
+    for part in parts:
         decode((part * 100_000).encode() + b"\xd0")
     assert time.monotonic() - start < 20
 
 
 def test_declarations_that_do_not_count():
     text = TEXTS["windows-1251"]
-    # Every byte is a letter of KOI8-R: nothing but the comment says that it does not count.
+    # Every byte is valid KOI8-R, so only the comment rules that declaration out.
     page = f"<!-- <meta charset=koi8-r> --><meta charset=no-such><meta charset=windows-1251>{text}"
     assert decode(page.encode("cp1251")) == page
-    page = f"<meta charset=utf-16>{text}"  # what could be read so far is ASCII
+    page = f"<meta charset=utf-16>{text}"  # a page with an ASCII <meta> is not UTF-16
     assert decode(page.encode()) == page
     page = f"<meta charset=utf-16>{'plain text ' * 20}"
     assert decode(page.encode() + b"\xff") == f"{page}\ufffd"
-    # A text or a line of JSON that speaks of a page declares nothing.
+    # HTML inside plain text or JSON declares nothing.
     text = '{"html": "<meta charset=gb2312>今天天气很好"}'
     assert decode(text.encode() + b"\xff", page=False) == text + "\ufffd"

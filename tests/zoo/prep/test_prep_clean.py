@@ -1,4 +1,4 @@
-"""Cleaning of text, and telling languages."""
+"""Tests text cleaning and language identification."""
 
 import pytest
 
@@ -32,27 +32,27 @@ def test_tidy(text, clean_text):
     assert clean.tidy(text) == clean_text
 
 
-def test_persian_letters_in_persian_text_alone():
+def test_only_persian_text_gets_persian_letters():
     persian, arabic = "اين كتاب براي پسر من خريده شد و گفت", "هذا كتاب علي وهو في البيت الكبير"
-    for text, kept in ((persian, False), (arabic, True)):
+    for text, keeps_kaf in ((persian, False), (arabic, True)):
         document = Document(text=text)
         clean.clean(document, pages.settings()["clean"])
-        assert ("ك" in document.text) == kept, document.text
-    # Four letters in 300 are Persian alone, as in news that are written with Arabic yeh and kaf.
+        assert ("ك" in document.text) == keeps_kaf, document.text
+    # News with Arabic yeh and kaf: only 4 letters in 300 are Persian only.
     news = (
         "وزير امور خارجه ايران امروز در تهران با همتاي خود ديدار كرد و درباره روابط دو كشور و "
         "مسائل منطقه به بحث و تبادل نظر پرداخت. در اين ديدار كه معاونان نيز حضور داشتند بر ادامه "
         "همكاري هاي اقتصادي و علمي و فرهنگي تاكيد شد و دو طرف گفت و گو در اين باره را ادامه مي دهند"
     )
     assert clean.looks_persian(news)
-    for language, kept in (
+    for language, keeps_kaf in (
         ("", False), ("fa", False), ("ar", True),
         ("fas", False), ("fa-IR", False), ("en", False), ("arb", True), ("ur_PK", True),
     ):  # fmt: skip
         document = Document(text=news, language=language)
         clean.clean(document, pages.settings()["clean"])
-        assert ("ك" in document.text) == kept
-    # Arabic with a foreign name, and other languages in these letters.
+        assert ("ك" in document.text) == keeps_kaf
+    # Arabic with a foreign name, and other languages in Arabic script.
     assert not clean.looks_persian("أعلنت شركة گوگل في القاهرة عن خدمة جديدة للمستخدمين في المدينة")
     assert not clean.looks_persian("ئۇيغۇر تىلى پارچە گەپ چوڭ")
     assert not clean.looks_persian("سنڌي ٻولي ۾ گهڻا پڙهندڙ آهن ۽ ڪتاب ٿا پڙهن")
@@ -60,7 +60,7 @@ def test_persian_letters_in_persian_text_alone():
     assert not clean.looks_persian("English text, with one word: گل")
 
 
-def test_mojibake_is_repaired_and_quotes_are_kept():
+def test_mojibake_is_repaired_and_quotes_do_not_change():
     document = Document(text="dÃ©jÃ  vu — “so” ﬁne ...")
     clean.clean(document, pages.settings()["clean"])
     assert document.text == "déjà vu — “so” ﬁne ..."

@@ -1,4 +1,4 @@
-"""The crawl, on a site that the test serves on 127.0.0.1; and what it refuses to connect to."""
+"""Tests the crawler on a site served at 127.0.0.1, and the addresses that it refuses."""
 
 import contextlib
 import gzip
@@ -22,26 +22,29 @@ from zoo.errors import RunError, UsageError
 from zoo.prep import crawl, fetch, pipeline
 from zoo.prep.document import Tally
 from zoo.prep.engine import Local
-from zoo.prep.fetch import Failed, Refused
+from zoo.prep.fetch import FetchFailed, FetchRefused
 from zoo.prep.reading import read
 
 
 class Site:
-    """Serves `pages`: path -> (status, headers, body) or a function of the handler."""
+    """Serves `pages`: path -> (status, headers, body) or a function of the handler.
+
+    `requests` lists (path, headers, time).
+    """
 
     def __init__(self):
-        self.pages, self.asked = {}, []
+        self.pages, self.requests = {}, []
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                site.asked.append((self.path, dict(self.headers), time.monotonic()))
-                found = site.pages.get(self.path, (404, {}, "none"))
-                if callable(found):
-                    found = found(self)
-                if found is None:
+                site.requests.append((self.path, dict(self.headers), time.monotonic()))
+                response = site.pages.get(self.path, (404, {}, "none"))
+                if callable(response):
+                    response = response(self)
+                if response is None:
                     return
-                status, headers, body = found
+                status, headers, body = response
                 body = body.encode() if isinstance(body, str) else body
                 self.send_response(status)
                 for key, value in {"Content-Type": "text/html", **headers}.items():
@@ -60,7 +63,7 @@ class Site:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def paths(self):
-        return [path for path, _, _ in self.asked]
+        return [path for path, _, _ in self.requests]
 
     def page(self, path, *links, body=None, status=200, **headers):
         text = pages.page(path, links=links) if body is None else body
@@ -69,10 +72,10 @@ class Site:
 
 @pytest.fixture
 def site():
-    made = Site()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    site = Site()
+    yield site
+    site.server.shutdown()
+    site.server.server_close()
 
 
 def settings(**changes):
@@ -84,16 +87,16 @@ def run(site, folder, *paths, allow_private=True, **changes):
     return crawl.crawl(starts, settings(**changes), folder, allow_private)
 
 
-def had(folder):
-    """The paths of the pages in the WARC, in order."""
-    prep, found = pages.settings(), []
+def stored_paths(folder):
+    """Returns the paths of the pages in the WARC files, in order."""
+    prep, documents = pages.settings(), []
     for path in sorted(folder.glob("*.warc.gz")):
         shard = {"files": [{"path": str(path), "kind": "warc"}], "stripe": 0, "stripes": 1}
-        found += read.documents(shard, prep, Tally())
-    return ["/" + document.url.split("/", 3)[3] for document in found]
+        documents += read.documents(shard, prep, Tally())
+    return ["/" + document.url.split("/", 3)[3] for document in documents]
 
 
-def test_it_follows_links_to_a_depth_and_obeys_robots(site, tmp_path):
+def test_links_are_followed_to_a_depth_and_robots_txt_is_obeyed(site, tmp_path):
     site.page("/robots.txt", body="User-agent: *\nDisallow: /secret\nDisallow: /*.pdf$\n")
     site.page("/", "/a", "/b#part", "/secret/x", "/file.pdf", "mailto:x@y", "http://other.test/")
     site.page("/a", "/a1", "/")
@@ -102,22 +105,22 @@ def test_it_follows_links_to_a_depth_and_obeys_robots(site, tmp_path):
     site.page("/b", body='<meta name="robots" content="nofollow"><a href="/hidden">x</a>')
     site.page("/c")
     site.pages["/"] = (200, {}, site.pages["/"][2] + '<a rel="nofollow" href="/c">c</a>')
-    made = run(site, tmp_path, depth=2)
-    assert had(tmp_path) == ["/", "/a", "/b", "/a1"]
-    assert made["pages"] == 4
-    assert made["refused"] == {"robots.txt": 2}
+    result = run(site, tmp_path, depth=2)
+    assert stored_paths(tmp_path) == ["/", "/a", "/b", "/a1"]
+    assert result["pages"] == 4
+    assert result["refused"] == {"robots.txt": 2}
     assert not {"/secret/x", "/file.pdf", "/a2", "/hidden", "/c"} & set(site.paths())
-    assert {headers["User-Agent"] for _, headers, _ in site.asked} == {fetch.USER_AGENT}
+    assert {headers["User-Agent"] for _, headers, _ in site.requests} == {fetch.USER_AGENT}
     assert "keras-zoo" in fetch.USER_AGENT
-    asked = len(site.asked)
-    assert run(site, tmp_path, depth=2) == made  # done is done
-    assert len(site.asked) == asked
+    count = len(site.requests)
+    assert run(site, tmp_path, depth=2) == result  # a finished crawl sends no requests
+    assert len(site.requests) == count
     with pytest.raises(UsageError, match="another crawl"):
         run(site, tmp_path, depth=3)
 
 
 @pytest.mark.parametrize(
-    ("robots", "pages_had"),
+    ("robots", "pages_stored"),
     [
         ((200, "User-agent: keras-zoo\nDisallow: /\n"), 0),
         ((200, "User-agent: other\nDisallow: /\n"), 1),
@@ -129,28 +132,28 @@ def test_it_follows_links_to_a_depth_and_obeys_robots(site, tmp_path):
         ((200, "User-agent: *\nCrawl-delay: 1000\n"), 0),
     ],
 )
-def test_what_robots_say(site, tmp_path, robots, pages_had):
+def test_robots_txt_is_obeyed(site, tmp_path, robots, pages_stored):
     site.page("/robots.txt", status=robots[0], body=robots[1])
     site.page("/")
-    if pages_had:
+    if pages_stored:
         assert run(site, tmp_path, retries=0)["pages"] == 1
     else:
-        with pytest.raises(RunError, match=r"brought no page: 1 robots.txt"):
+        with pytest.raises(RunError, match=r"fetched no page: 1 robots.txt"):
             run(site, tmp_path, retries=0)
         assert "/" not in site.paths()
 
 
-def test_a_host_is_asked_no_faster_than_it_likes(site, tmp_path):
+def test_the_crawl_delay_of_robots_txt_is_kept(site, tmp_path):
     site.page("/robots.txt", body="User-agent: *\nCrawl-delay: 0.4\n")
     site.page("/", "/a", "/b")
     site.page("/a"), site.page("/b")
     run(site, tmp_path, delay=0.1)
-    times = [moment for _, _, moment in site.asked[1:]]
+    times = [moment for _, _, moment in site.requests[1:]]
     assert len(times) == 3
     assert all(b - a >= 0.39 for a, b in zip(times[:-1], times[1:], strict=True))
 
 
-def test_what_is_large_late_or_of_another_type_is_left(site, tmp_path):
+def test_large_slow_and_other_content_is_refused(site, tmp_path):
     def drip(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
         for _ in range(1200):
@@ -160,53 +163,53 @@ def test_what_is_large_late_or_of_another_type_is_left(site, tmp_path):
                 return
             time.sleep(0.05)
 
-    site.page("/", "/large", "/endless", "/drip", "/picture", "/bomb", "/loop", "/out", "/broken")
+    site.page("/", "/large", "/endless", "/drip", "/image", "/bomb", "/loop", "/out", "/broken")
     site.page("/large", body="x", Content_Length=str(10**9))
     site.pages["/endless"] = lambda handler: (200, {"Content-Length": "20000"}, "y" * 20_000)
     site.pages["/drip"] = drip
-    site.page("/picture", body="GIF", Content_Type="image/gif")
+    site.page("/image", body="GIF", Content_Type="image/gif")
     site.page("/bomb", body=gzip.compress(bytes(10 << 20)), Content_Encoding="gzip")
     site.page("/loop", status=302, body="", Location="/loop")
     site.page("/out", status=302, body="", Location="http://localhost.test/x")
     site.page("/broken", status=503, body="")
     start = time.monotonic()
-    made = run(site, tmp_path, max_bytes=15_000, timeout=1.0)
+    result = run(site, tmp_path, max_bytes=15_000, timeout=1.0)
     assert time.monotonic() - start < 30
-    assert had(tmp_path) == ["/"]
-    assert made["refused"] == {
+    assert stored_paths(tmp_path) == ["/"]
+    assert result["refused"] == {
         "another site": 1, "content type": 1, "status 503": 1, "timeout": 1, "too large": 3,
         "too many redirects": 1,
     }  # fmt: skip
-    assert site.paths().count("/broken") == 2  # asked again, once
+    assert site.paths().count("/broken") == 2  # one retry
     assert site.paths().count("/loop") == crawl.REDIRECTS + 1
 
 
-def test_where_a_start_leads_is_its_site(site, tmp_path):
-    """As example.org leads to www.example.org; a link to there from elsewhere is another site."""
+def test_the_redirect_target_of_a_start_url_is_crawled(site, tmp_path):
+    """For example example.org redirects to www.example.org; a link to it is not followed."""
     www = site.url.replace("127.0.0.1", "localhost")
     site.page("/", status=302, body="", Location=f"{www}/home")
     site.page("/home", "/a", f"{www}/b")
     site.page("/a")
     site.page("/b")
-    assert run(site, tmp_path / "led")["pages"] == 3
-    assert set(had(tmp_path / "led")) == {"/home", "/a", "/b"}
+    assert run(site, tmp_path / "redirect")["pages"] == 3
+    assert set(stored_paths(tmp_path / "redirect")) == {"/home", "/a", "/b"}
     site.page("/", f"{www}/home")
-    assert run(site, tmp_path / "linked")["pages"] == 1
+    assert run(site, tmp_path / "link")["pages"] == 1
 
 
-def test_a_long_delay_is_kept(site, tmp_path, monkeypatch):
+def test_a_delay_above_the_retry_limit_is_kept(site, tmp_path, monkeypatch):
     site.page("/")
     monkeypatch.setattr(crawl, "LONGEST_DELAY", 0.1)
     site.page("/", "/a")
     site.page("/a")
     start = time.monotonic()
     run(site, tmp_path, delay=0.4)
-    times = [when for path, _, when in site.asked if path != "/robots.txt"]
+    times = [moment for path, _, moment in site.requests if path != "/robots.txt"]
     assert times[1] - times[0] >= 0.4
     assert time.monotonic() - start < 30
 
 
-def test_it_asks_again_after_an_error(site, tmp_path):
+def test_errors_are_retried(site, tmp_path):
     answers = [(500, {}, "no"), (429, {"Retry-After": "1"}, "no"), (200, {}, pages.page(1))]
     site.pages["/"] = lambda handler: answers.pop(0)
     start = time.monotonic()
@@ -214,26 +217,26 @@ def test_it_asks_again_after_an_error(site, tmp_path):
     assert time.monotonic() - start >= 1.0
 
 
-def test_answers_that_are_none_end_no_crawl(site, tmp_path):
-    """A redirect to what is no address, a time to wait that is no number, and robots of both."""
+def test_invalid_responses_do_not_end_the_crawl(site, tmp_path):
+    """Redirects to an invalid URL and invalid Retry-After values, of pages and of robots.txt."""
     site.page("/robots.txt", status=302, body="", Location="http://[x")
-    with pytest.raises(RunError, match=r"brought no page: 1 robots\.txt"):
+    with pytest.raises(RunError, match=r"fetched no page: 1 robots\.txt"):
         run(site, tmp_path / "robots")
     site.page("/robots.txt", status=429, body="", Retry_After="\u00b2")
-    with pytest.raises(RunError, match=r"brought no page: 1 robots\.txt"):
+    with pytest.raises(RunError, match=r"fetched no page: 1 robots\.txt"):
         run(site, tmp_path / "wait")
     del site.pages["/robots.txt"]
     site.page("/", "/go", "/wait", "/a")
     site.page("/go", status=302, body="", Location="http://[x")
     site.page("/wait", status=503, body="", Retry_After="\u00b2")
     site.page("/a")
-    made = run(site, tmp_path / "pages")
-    assert had(tmp_path / "pages") == ["/", "/a"]
-    assert made["refused"] == {"bad answer": 1, "status 503": 1}
+    result = run(site, tmp_path / "pages")
+    assert stored_paths(tmp_path / "pages") == ["/", "/a"]
+    assert result["refused"] == {"invalid response": 1, "status 503": 1}
 
 
-def test_the_time_for_a_page_ends_over_tls_too(site, tmp_path, monkeypatch):
-    """A byte now and then, encrypted: no wait of the socket's own is ever long."""
+def test_the_timeout_of_a_page_holds_over_tls(site, tmp_path, monkeypatch):
+    """The server sends single bytes, so the socket's own timeout never passes."""
     if not shutil.which("openssl"):
         pytest.skip("needs the command openssl, for a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -262,45 +265,45 @@ def test_the_time_for_a_page_ends_over_tls_too(site, tmp_path, monkeypatch):
     site.pages["/drip"] = drip
     assert fetch.get(f"{url}/", 5.0, 1000, allow_private=True).body == b"whole"
     start = time.monotonic()
-    with pytest.raises(Failed, match="timeout"):
+    with pytest.raises(FetchFailed, match="timeout"):
         fetch.get(f"{url}/drip", 1.0, 1000, allow_private=True)
     assert time.monotonic() - start < 5
 
 
-def test_a_bad_hour_is_not_for_ever(site, tmp_path):
+def test_a_crawl_without_pages_can_be_repeated(site, tmp_path):
     site.page("/robots.txt", status=503, body="")
     site.page("/", status=503, body="")
-    for said in ("1 robots.txt", "1 status 503"):
-        with pytest.raises(RunError, match=f"brought no page: {said}"):
+    for reason in ("1 robots.txt", "1 status 503"):
+        with pytest.raises(RunError, match=f"fetched no page: {reason}"):
             run(site, tmp_path, retries=0)
         site.page("/robots.txt", status=404, body="")
     site.page("/")
     assert run(site, tmp_path, retries=0)["pages"] == 1
-    assert had(tmp_path) == ["/"]
+    assert stored_paths(tmp_path) == ["/"]
 
 
-def test_killed_it_goes_on_where_it_was(site, tmp_path, monkeypatch):
+def test_a_killed_crawl_continues(site, tmp_path, monkeypatch):
     site.page("/", *(f"/{i}" for i in range(6)))
     for i in range(6):
         site.page(f"/{i}")
-    real, seen = crawl.warc_record, []
+    real, seen = crawl.to_warc_record, []
 
-    def dying(answer):
-        seen.append(answer.url)
+    def dying(response):
+        seen.append(response.url)
         if len(seen) == 4:
             raise KeyboardInterrupt
-        return real(answer)
+        return real(response)
 
-    monkeypatch.setattr(crawl, "warc_record", dying)
+    monkeypatch.setattr(crawl, "to_warc_record", dying)
     with pytest.raises(KeyboardInterrupt):
         run(site, tmp_path)
     monkeypatch.undo()
     with open(tmp_path / "pages-00000.warc.gz", "ab") as file:
         file.write(b"half a record")
     before = set(site.paths())
-    site.asked.clear()
+    site.requests.clear()
     assert run(site, tmp_path)["pages"] == 7
-    assert had(tmp_path) == ["/", *(f"/{i}" for i in range(6))]
+    assert stored_paths(tmp_path) == ["/", *(f"/{i}" for i in range(6))]
     assert set(site.paths()) & before <= {"/robots.txt", "/2"}
 
 
@@ -320,7 +323,7 @@ def test_a_crawl_is_prepared(site, tmp_path):
     assert again["documents"] == about["documents"]
 
 
-# --- what is not connected to -----------------------------------------------------------------
+# --- refused addresses ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -339,21 +342,21 @@ def test_addresses_that_are_not_public(address):
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "::ffff:1.1.1.1", "2606:4700::1111", "64:ff9b::808:808"]
 )
-def test_addresses_that_are(address):
+def test_addresses_that_are_public(address):
     assert fetch.is_public(address)
 
 
-def resolve_to(monkeypatch, *answers):
-    """Makes every name mean one list of addresses after the other; returns the names asked."""
-    asked, answers = [], list(answers)
+def resolve_to(monkeypatch, *results):
+    """Makes successive look-ups return the given address lists; returns the list of names."""
+    names, results = [], list(results)
 
     def getaddrinfo(host, port, *args, **more):
-        asked.append(host)
-        found = answers.pop(0) if len(answers) > 1 else answers[0]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+        names.append(host)
+        addresses = results.pop(0) if len(results) > 1 else results[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in addresses]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
+    return names
 
 
 @pytest.mark.parametrize(
@@ -361,24 +364,24 @@ def resolve_to(monkeypatch, *answers):
     ["http://127.0.0.1/", "http://localhost/", "http://[::1]/", "http://2130706433/",
      "http://0x7f.1/", "http://127.1/", "http://[::ffff:127.0.0.1]/"],
 )  # fmt: skip
-def test_private_addresses_are_refused_however_they_are_written(site, url, monkeypatch):
+def test_private_addresses_are_refused_in_every_notation(site, url, monkeypatch):
     def no_connection(*args, **more):
         raise AssertionError("connected")
 
     monkeypatch.setattr(socket, "create_connection", no_connection)
-    with pytest.raises((Refused, Failed), match=r"address is not public|unknown host"):
+    with pytest.raises((FetchRefused, FetchFailed), match=r"address is not public|unknown host"):
         fetch.get(url, 5.0, 1000)
 
 
-def test_one_private_address_among_public_ones_is_enough(monkeypatch):
+def test_a_host_with_one_private_address_is_refused(monkeypatch):
     resolve_to(monkeypatch, ["8.8.8.8", "10.0.0.1"])
-    with pytest.raises(Refused, match="address is not public"):
+    with pytest.raises(FetchRefused, match="address is not public"):
         fetch.get("http://mixed.example/", 5.0, 1000)
 
 
-def test_it_connects_to_the_very_address_that_was_checked(monkeypatch):
-    """A name that means another address when it is asked again (DNS rebinding) wins nothing."""
-    asked = resolve_to(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
+def test_the_connection_goes_to_the_checked_address(monkeypatch):
+    """A second look-up would give another address (DNS rebinding)."""
+    names = resolve_to(monkeypatch, ["93.184.216.34"], ["127.0.0.1"])
     connected = []
 
     def create_connection(address, timeout):
@@ -386,14 +389,14 @@ def test_it_connects_to_the_very_address_that_was_checked(monkeypatch):
         raise OSError("no network here")
 
     monkeypatch.setattr(socket, "create_connection", create_connection)
-    with pytest.raises(Failed):
+    with pytest.raises(FetchFailed):
         fetch.get("http://rebind.example:8080/x", 5.0, 1000)
-    assert asked == ["rebind.example"]
+    assert names == ["rebind.example"]
     assert connected == [("93.184.216.34", 8080)]
 
 
 def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch):
-    """Only the redirect's target is private: the first page is let through by the test."""
+    """The first page has a public address; only the redirect target is private."""
     site.page("/", "/go")
     site.page("/go", status=302, body="", Location="http://inner.example/admin")
     port = site.server.server_port
@@ -412,15 +415,15 @@ def test_a_redirect_to_a_private_address_is_refused(site, tmp_path, monkeypatch)
     monkeypatch.setattr(fetch.socket, "create_connection",
                         lambda address, timeout: _with(monkeypatch, real_info, create_connection,
                                                        address, timeout))  # fmt: skip
-    made = crawl.crawl(
+    result = crawl.crawl(
         [f"http://outer.example:{port}/"], settings(other_sites=True), tmp_path, False
     )
-    assert made["refused"] == {"address is not public": 1}
-    assert had(tmp_path) == ["/"]
+    assert result["refused"] == {"address is not public": 1}
+    assert stored_paths(tmp_path) == ["/"]
 
 
 def _with(monkeypatch, real_info, create_connection, address, timeout):
-    """`create_connection` resolves on its own: with the real resolver, for the numeric address."""
+    """Connects with the real resolver, because `create_connection` resolves the address again."""
     fake = fetch.socket.getaddrinfo
     fetch.socket.getaddrinfo = real_info
     try:
@@ -429,11 +432,11 @@ def _with(monkeypatch, real_info, create_connection, address, timeout):
         fetch.socket.getaddrinfo = fake
 
 
-def test_a_private_start_is_refused_without_leave(site, tmp_path):
+def test_a_private_start_url_is_refused_by_default(site, tmp_path):
     site.page("/")
     with pytest.raises(RunError, match="address is not public"):
         run(site, tmp_path, allow_private=False)
-    assert not site.asked
+    assert not site.requests
 
 
 @pytest.mark.parametrize(
@@ -442,44 +445,44 @@ def test_a_private_start_is_refused_without_leave(site, tmp_path):
      "http://a b/", "http://example.org/\r\nHost: x", "http://example.org:99999/",
      "http://example.org/" + "a" * 3000],
 )  # fmt: skip
-def test_what_is_no_web_address(url):
-    with pytest.raises(Refused, match="no web address"):
+def test_invalid_urls_are_refused(url):
+    with pytest.raises(FetchRefused, match="invalid URL"):
         fetch.split_url(url)
 
 
-def test_canonical_addresses():
-    for url, wanted in (
+def test_canonical_urls():
+    for url, expected in (
         ("HTTP://Example.ORG:80/a b#c", "http://example.org/a%20b"),
         ("http://example.org", "http://example.org/"),
         ("https://example.org:8443/?q=é", "https://example.org:8443/?q=%C3%A9"),
         ("http://bücher.example/", "http://xn--bcher-kva.example/"),
         ("http://example.org/%41", "http://example.org/%41"),
     ):
-        assert crawl.canonical(url) == wanted
-        assert crawl.canonical(wanted) == wanted
+        assert crawl.canonical(url) == expected
+        assert crawl.canonical(expected) == expected
 
 
 def test_links_are_read_in_the_declared_encoding():
     headers = [("Content-Type", "text/html; charset=windows-1251")]
     body = pages.page(1, links=["/привет"]).encode("cp1251")
-    answer = fetch.Answer("http://example.org/", 200, headers, body, "192.0.2.1")
-    assert crawl.links(answer) == ["http://example.org/%D0%BF%D1%80%D0%B8%D0%B2%D0%B5%D1%82"]
+    response = fetch.FetchResponse("http://example.org/", 200, headers, body, "192.0.2.1")
+    assert crawl.links(response) == ["http://example.org/%D0%BF%D1%80%D0%B8%D0%B2%D0%B5%D1%82"]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip"])
-def test_half_of_a_packed_page_is_no_page(site, coding):
+def test_a_truncated_compressed_page_fails(site, coding):
     packed = gzip.compress(pages.page(1).encode())
     site.pages["/whole"] = (200, {"Content-Encoding": coding}, packed)
     site.pages["/half"] = (200, {"Content-Encoding": coding}, packed[: len(packed) // 2])
-    found = fetch.get(f"{site.url}/whole", 5.0, 1 << 20, allow_private=True)
-    assert found.body == pages.page(1).encode()
-    with pytest.raises(Failed):
+    response = fetch.get(f"{site.url}/whole", 5.0, 1 << 20, allow_private=True)
+    assert response.body == pages.page(1).encode()
+    with pytest.raises(FetchFailed):
         fetch.get(f"{site.url}/half", 5.0, 1 << 20, allow_private=True)
 
 
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm", "-journal"])
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
-def test_the_frontier_is_a_file_of_its_own(site, tmp_path, ending, kind):
+def test_a_frontier_that_is_not_a_regular_file_is_refused(site, tmp_path, ending, kind):
     foreign, path = tmp_path / "foreign", tmp_path / "crawl" / f"frontier.sqlite{ending}"
     path.parent.mkdir()
     if kind == "link":
@@ -505,7 +508,7 @@ def test_the_frontier_is_a_file_of_its_own(site, tmp_path, ending, kind):
         ("sites", "[5]"),
     ],
 )
-def test_a_damaged_frontier_is_one_line(site, tmp_path, name, value):
+def test_a_damaged_frontier_is_reported_in_one_line(site, tmp_path, name, value):
     starts = {"starts": [f"{site.url}/"]}
     crawl._Crawler(tmp_path, starts | settings(), True).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "frontier.sqlite")) as base:

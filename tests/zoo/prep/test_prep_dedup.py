@@ -1,4 +1,4 @@
-"""Duplicates: planted ones are found, and nothing else is."""
+"""Tests that planted duplicates are found, and nothing else."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ pytest.importorskip("datasketch", reason="needs the extra `prep`")
 
 from zoo.prep import pipeline, steps, store
 from zoo.prep.cleaning import dedup
-from zoo.prep.document import Document, key_of, keys_from, record_of, shard_of
+from zoo.prep.document import Document, key_of, key_range, record_of, shard_of
 from zoo.prep.engine import Local
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st")]
@@ -35,13 +35,14 @@ def planted(originals, seed=0):
 
 
 def near_pairs(texts, tmp_path, **changes):
-    """Returns (verified pairs, document that goes -> one that stays), as places in the list."""
+    """Returns (verified pairs, dropped document -> document that stays), as indices of `texts`."""
     prep = pages.settings(**changes)
-    same = {"work": str(tmp_path), "out": str(tmp_path), "prep": prep, "shards": 3}
-    (tmp_path / "filtered").mkdir()
+    common = {"work": str(tmp_path), "out": str(tmp_path), "prep": prep, "shards": 3}
+    (tmp_path / "filter_documents").mkdir()
     place = {}
     for shard in range(3):
-        with store.lines_into(tmp_path / "filtered" / f"{shard:05d}.jsonl.zst") as write:
+        path = steps.path_of(tmp_path, "filter_documents", shard, ".jsonl.zst")
+        with store.open_line_writer(path) as write:
             for number in range(shard, len(texts), 3):
                 key = key_of(0, number, 3)
                 place[key] = number
@@ -52,19 +53,19 @@ def near_pairs(texts, tmp_path, **changes):
             list(engine.run(step, tasks))
 
     def on_shards(step, title, **more):
-        on(step, title, [{**same, "name": shard, **more} for shard in range(3)])
+        on(step, title, [{**common, "name": shard, **more} for shard in range(3)])
 
-    on_shards(steps.signed, "", parts=0)
-    on(steps.exact_duplicates, "", [{**same, "name": part, "parts": 2} for part in range(2)])
-    pipeline._near_duplicates(on, on_shards, same, tmp_path, 2, 2)
-    pairs = [store.load(tmp_path / "verified_pairs" / f"{shard:05d}.npy") for shard in range(3)]
+    on_shards(steps.hash_documents, "", parts=0)
+    on(steps.exact_duplicates, "", [{**common, "name": part, "parts": 2} for part in range(2)])
+    pipeline._near_duplicates(on, on_shards, common, tmp_path, 2, 2)
+    pairs = [steps.load_output(tmp_path, "verified_pairs", shard) for shard in range(3)]
     pairs = {tuple(sorted((place[a], place[b]))) for a, b in np.concatenate(pairs).tolist()}
-    gone = {place[a]: place[b] for a, b in store.load(tmp_path / "near.npy").tolist()}
-    return pairs, gone
+    dropped = {place[a]: place[b] for a, b in store.load_array(tmp_path / "near.npy").tolist()}
+    return pairs, dropped
 
 
 def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
-    # What is equal to the letter is found before, and takes no part.
+    # Exact duplicates are dropped before this step.
     groups, texts = zip(
         *{text: (group, text) for group, text in planted(100)}.values(), strict=True
     )
@@ -77,18 +78,18 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
             if len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]):
                 wanted.add((a, b))
     assert len(wanted) > 200
-    found, gone = near_pairs(texts, tmp_path)
-    assert len(found & wanted) / len(wanted) >= 0.98
-    assert len(found & wanted) / len(found) >= 0.98
-    # What goes is a duplicate of an earlier document that stays.
-    assert all(b < a for a, b in gone.items())
-    assert all(groups[a] == groups[b] for a, b in gone.items())
-    assert not set(gone) & set(gone.values())
-    assert all(len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]) for a, b in gone.items())
+    pairs, dropped = near_pairs(texts, tmp_path)
+    assert len(pairs & wanted) / len(wanted) >= 0.98
+    assert len(pairs & wanted) / len(pairs) >= 0.98
+    # Every dropped document is a duplicate of an earlier document that stays.
+    assert all(b < a for a, b in dropped.items())
+    assert all(groups[a] == groups[b] for a, b in dropped.items())
+    assert not set(dropped) & set(dropped.values())
+    assert all(len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]) for a, b in dropped.items())
 
 
-def test_the_curve_is_the_documented_one():
-    """The probability to become candidates, measured on sets of known similarity."""
+def test_candidate_probability_matches_the_documented_table():
+    """Measures the probability of becoming candidates on sets of known similarity."""
     draw = np.random.default_rng(0)
     size, tries = 400, 150
     for similarity, expected in ((0.6, 0.345), (0.7, 0.773), (0.8, 0.990)):
@@ -105,63 +106,64 @@ def test_the_curve_is_the_documented_one():
 
 def test_jaccard_and_shingles():
     a, b = (
-        dedup.shingles(dedup.normal(text), 2) for text in ("One two, THREE four", "two three five")
+        dedup.shingles(dedup.normalize_words(text), 2)
+        for text in ("One two, THREE four", "two three five")
     )
     assert len(a) == 3
     assert dedup.jaccard(a, b) == pytest.approx(1 / 4)
     assert dedup.jaccard(a, a) == 1.0
     assert len(dedup.shingles("one", 5)) == 1
     assert len(dedup.shingles("", 5)) == 1
-    assert dedup.normal("می‌رود «خانه»!") == "می‌رود خانه"
+    assert dedup.normalize_words("می‌رود «خانه»!") == "می‌رود خانه"
 
 
 def test_repeats_candidates_and_frequent_lines():
     hashes, keys = np.array([4, 1, 4, 4, 1, 3], np.uint64), np.array([9, 8, 2, 5, 1, 7], np.uint64)
-    assert sorted(dedup.repeats(hashes, keys).tolist()) == [[5, 2], [8, 1], [9, 2]]
-    assert dedup.candidates(hashes, keys).tolist() == [[1, 8], [2, 5], [2, 9], [5, 9]]
-    found, first = dedup.frequent(hashes, keys, 2)
-    assert (found.tolist(), first.tolist()) == ([4], [2])
-    many = dedup.candidates(np.zeros(1000, np.uint64), np.arange(1000, dtype=np.uint64))
+    assert sorted(dedup.find_repeats(hashes, keys).tolist()) == [[5, 2], [8, 1], [9, 2]]
+    assert dedup.find_candidates(hashes, keys).tolist() == [[1, 8], [2, 5], [2, 9], [5, 9]]
+    frequent, first_keys = dedup.find_frequent(hashes, keys, 2)
+    assert (frequent.tolist(), first_keys.tolist()) == ([4], [2])
+    many = dedup.find_candidates(np.zeros(1000, np.uint64), np.arange(1000, dtype=np.uint64))
     half = dedup.ALL_PAIRS // 2
     links = set()
     for i in range(1000):
         links |= {(other, i) for other in (*range(min(half, i)), *range(max(0, i - half), i))}
     assert set(map(tuple, many.tolist())) == links
-    assert dedup.representatives([many], lambda a, b: True).tolist() == [
+    assert dedup.near_duplicates([many], lambda a, b: True).tolist() == [
         [i, 0] for i in range(1, 1000)
     ]
 
 
-def test_a_document_goes_only_for_one_that_stays():
-    asked = []
+def test_a_document_is_dropped_only_for_one_that_stays():
+    compared = []
 
     def similar(a, b):
-        asked.append((a, b))
+        compared.append((a, b))
         return (a, b) == (2, 7)
 
-    # 2 - 5 - 9 is a chain; 7 is like 5, and like 2, though no bucket said so; 3 and 4 are a pair.
+    # 2 - 5 - 9 is a chain; 7 is similar to 5 and, without a candidate pair, to 2; 3 - 4 is a pair.
     pairs = [np.array([[5, 9], [2, 5]], np.uint64), np.array([[3, 4], [5, 7]], np.uint64)]
-    assert dedup.representatives(pairs, similar).tolist() == [[4, 3], [5, 2], [7, 2]]
-    assert asked == [(2, 7), (2, 9)]
-    assert dedup.representatives([], similar).shape == (0, 2)
+    assert dedup.near_duplicates(pairs, similar).tolist() == [[4, 3], [5, 2], [7, 2]]
+    assert compared == [(2, 7), (2, 9)]
+    assert dedup.near_duplicates([], similar).shape == (0, 2)
 
 
 def chain(count=30, lines=24, seed=0):
-    """Returns texts of which each has two lines that the one before it has not."""
+    """Returns texts that differ from their predecessor by two lines."""
     draw = random.Random(seed)
-    made = [" ".join(draw.choices(WORDS, k=12)).capitalize() for _ in range(2 * count + lines)]
-    return ["\n".join(f"{line}." for line in made[2 * i : 2 * i + lines]) for i in range(count)]
+    pool = [" ".join(draw.choices(WORDS, k=12)).capitalize() for _ in range(2 * count + lines)]
+    return ["\n".join(f"{line}." for line in pool[2 * i : 2 * i + lines]) for i in range(count)]
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 24, 20_000], ids=["one shard", "several"])
 def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
-    """The same documents stay, however the input is cut: each is unlike all others that stay."""
+    """The same documents stay for every number of shards: no two of them are similar."""
     draw, texts = random.Random(1), [*chain(), *chain(6, seed=2)]
     draw.shuffle(texts)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "rows.jsonl").write_text(lines)
-    for number in range(3):  # and the same page twice, in files of their own
+    for number in range(3):  # one page twice, in two files
         (tmp_path / "in" / f"{number}.txt").write_text(pages.paragraphs(number // 2))
     prep = pages.settings(
         input=str(tmp_path / "in"), shard_bytes=shard_bytes, rules=[], dedup__line_documents=0
@@ -173,8 +175,8 @@ def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
         for path in (tmp_path / "out" / "text").glob("*.gz")
         for document in store.read_documents(path)
     ]
-    sets = {text: dedup.shingles(dedup.normal(text), 5) for text in texts}
-    stay = []  # in the order of the input
+    sets = {text: dedup.shingles(dedup.normalize_words(text), 5) for text in texts}
+    stay = []  # in input order
     for text in texts:
         if all(dedup.jaccard(sets[text], sets[other]) < 0.8 for other in stay):
             stay.append(text)
@@ -182,8 +184,8 @@ def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
     assert sorted(left) == sorted([*stay, pages.paragraphs(0), pages.paragraphs(1)])
 
 
-def test_keys_are_in_the_order_of_the_input():
-    """Three files: two in shard 0, one cut into the shards 1 to 5, two in shard 6."""
+def test_keys_sort_in_input_order():
+    """Files of shard 0, a file that is divided into shards 1 to 5, files of shard 6."""
     keys = [key_of(0, record, 1) for record in range(40)]
     keys += [key_of(1, record, 5) for record in range(100)]
     keys += [key_of(6, record, 1) for record in range(7)]
@@ -194,33 +196,33 @@ def test_keys_are_in_the_order_of_the_input():
     assert [shard_of(key) for key in keys] == shard_of(array).tolist()
     pairs = np.stack([array, array], 1)
     for shard in range(8):
-        low, high = keys_from(shard)
+        low, high = key_range(shard)
         mine = [key for key in keys if shard_of(key) == shard]
         assert all(low <= key < high for key in mine)
         assert steps._of_shard(pairs, shard)[:, 0].tolist() == mine
 
 
-def test_a_long_document_is_sketched_in_pieces(monkeypatch):
-    found = np.arange(1000, dtype=np.uint32) * 7
-    whole = dedup.band_hashes(found, 25, 8)
+def test_band_hashes_do_not_depend_on_the_batch_size(monkeypatch):
+    shingles = np.arange(1000, dtype=np.uint32) * 7
+    whole = dedup.band_hashes(shingles, 25, 8)
     monkeypatch.setattr(dedup, "_AT_ONCE", 300)
-    assert dedup.band_hashes(found, 25, 8) == whole
-    assert dedup.band_hashes(found[:900], 25, 8) != whole
+    assert dedup.band_hashes(shingles, 25, 8) == whole
+    assert dedup.band_hashes(shingles[:900], 25, 8) != whole
 
 
-def test_vowel_signs_make_no_words_of_their_own():
-    assert dedup.normal("हिन्दी, کِتاب!") == "हिन्दी کِتاب"
+def test_vowel_signs_are_not_separate_words():
+    assert dedup.normalize_words("हिन्दी, کِتاب!") == "हिन्दी کِتاب"
 
 
 @pytest.mark.parametrize("parts", [1, 7])
-def test_parts_of_all_hashes_are_all_hashes(parts):
+def test_hash_slices_of_all_parts_are_all_hashes(parts):
     hashes = np.sort(np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64, endpoint=False))
     hashes = np.r_[np.uint64(0), hashes, np.uint64(2**64 - 1)]
-    slices = [hashes[store.slice_of(hashes, part, parts)] for part in range(parts)]
+    slices = [hashes[store.hash_slice(hashes, part, parts)] for part in range(parts)]
     assert np.array_equal(np.concatenate(slices), hashes)
 
 
-def test_a_line_that_many_pages_have_stays_in_the_first_alone(tmp_path):
+def test_a_frequent_line_stays_only_in_the_first_document(tmp_path):
     banner = "Subscribe to our wonderful newsletter, free of charge."
     folder = tmp_path / "in"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The rules, each by a text that it keeps and one that it drops, in English and in Persian."""
+"""Tests every rule with texts that it keeps and drops, in English and in Persian."""
 
 import inspect
 
@@ -34,24 +34,24 @@ def reason(rule, text, language="en", url="", **changes):
 @pytest.mark.parametrize(("text", "language"), [(ENGLISH, "en"), (PERSIAN, "fa")])
 def test_prose_passes_every_rule(rule, text, language):
     changes = {} if rule != "gopher_repetition" else {"max_duplicate_ngrams": ()}
-    found, document = reason(rule, text, language, "http://example.org/a", **changes)
-    assert found == ""
+    dropped, document = reason(rule, text, language, "http://example.org/a", **changes)
+    assert dropped == ""
     assert document.text == text
     assert document.language == language
 
 
-def test_every_rule_has_its_settings_and_uses_them_all():
-    known = defaults()
-    assert tuple(known["rules"]) == tuple(filters.RULES)
+def test_every_rule_uses_all_of_its_settings():
+    prep = defaults()
+    assert tuple(prep["rules"]) == tuple(filters.RULES)
     for name, rule in filters.RULES.items():
         source = inspect.getsource(rule) + inspect.getsource(filters._c4_keeps)
-        for key in known[name]:
+        for key in prep[name]:
             dynamic = name == "gopher_repetition" and key.startswith("max_duplicate")
             assert dynamic or f'settings["{key}"]' in source, (name, key)
 
 
 @pytest.mark.parametrize(
-    ("rule", "text", "said"),
+    ("rule", "text", "expected"),
     [
         ("gopher_quality", "too short.", "few words"),
         ("gopher_quality", "a b c " * 50, "short words"),
@@ -78,11 +78,11 @@ def test_every_rule_has_its_settings_and_uses_them_all():
         ("toxicity", "you fucking bitch " + "word " * 20, "toxic"),
     ],
 )  # fmt: skip
-def test_what_is_no_prose_is_dropped(rule, text, said):
-    assert reason(rule, text)[0] == said
+def test_text_that_is_not_prose_is_dropped(rule, text, expected):
+    assert reason(rule, text)[0] == expected
 
 
-def test_persian_is_judged_by_its_own_words():
+def test_persian_text_is_filtered_by_persian_words():
     no_stop_words = "ساعت ارزان خرید آنلاین تخفیف ویژه محصول جدید " * 10
     assert reason("gopher_quality", no_stop_words, "fa")[0] == "stop words"
     assert reason("gopher_quality", no_stop_words, "sw")[0] == ""  # a language without a list
@@ -93,29 +93,27 @@ def test_persian_is_judged_by_its_own_words():
     assert reason("c4", "آیا او به خانه رفت؟ به خانه رفت.", "fa")[0] == "few sentences"
 
 
-def test_c4_takes_lines_out():
+def test_c4_removes_lines():
     noise = "Please enable Javascript to see this page.\nWe use cookies to serve you.\nMenu\n"
-    found, document = reason("c4", noise + ENGLISH)
-    assert found == ""
+    dropped, document = reason("c4", noise + ENGLISH)
+    assert dropped == ""
     assert document.text == ENGLISH
-    found, document = reason(
-        "c4", "A title that ends nowhere\n" + ENGLISH, terminal_punctuation=True
-    )
-    assert document.text == ENGLISH
+    text = "A title without a full stop\n" + ENGLISH
+    assert reason("c4", text, terminal_punctuation=True)[1].text == ENGLISH
 
 
-def test_language_keeps_what_is_asked_for():
+def test_only_listed_languages_are_kept():
     assert reason("language", PERSIAN, keep=("fa", "en"))[0] == ""
     assert reason("language", ENGLISH, keep=("fa",))[0] == "is en"
-    found, document = reason("language", "ok 123", keep=("fa", "en"), least=0.999)
-    assert found
+    dropped, document = reason("language", "ok 123", keep=("fa", "en"), least=0.999)
+    assert dropped
     assert document.language
 
 
 def test_addresses(tmp_path):
     (tmp_path / "domains.txt").write_text("# a list\nbad.org\n\n")
     changes = {"blocked_domains": str(tmp_path / "domains.txt")}
-    for url, said in (
+    for url, expected in (
         ("http://bad.org/a", "blocked domain"),
         ("http://www.BAD.org", "blocked domain"),
         ("http://notbad.org/", ""),
@@ -124,37 +122,37 @@ def test_addresses(tmp_path):
         ("http://[broken", "no address"),
         ("", ""),
     ):
-        assert reason("address", ENGLISH, url=url, **changes)[0] == said, url
+        assert reason("address", ENGLISH, url=url, **changes)[0] == expected, url
 
 
 HINDI = " ".join(["नदी के किनारे एक छोटा सा गाँव था जहाँ लोग सुबह खेतों में काम करते थे।"] * 9)
 
 
 def test_vowel_signs_are_parts_of_words():
-    """Of the language's 15 words here the mean is 3.5 characters, and 2.6 without the signs."""
+    """The mean word length is 3.5 characters with vowel signs and 2.6 without."""
     assert reason("gopher_quality", HINDI, "hi")[0] == ""
     assert filters._WORD.findall("हिन्दी کِتاب ❤️") == ["हिन्दी", "کِتاب"]
     assert filters._MARKS.sub("", "«की।") == "की"
 
 
-def test_citations_end_no_line():
+def test_citations_are_removed_from_line_ends():
     lines = ["The river rose over its banks in the night.[3]",
              "Nobody knew of it until the morning came. [citation needed]"]  # fmt: skip
     text = "\n".join(lines * 3)
-    found, document = reason("c4", text, min_sentences=6)
-    assert found == ""
+    dropped, document = reason("c4", text, min_sentences=6)
+    assert dropped == ""
     assert document.text.split("\n")[:2] == [line.partition("[")[0].rstrip() for line in lines]
     assert reason("c4", text, min_sentences=7)[0] == "few sentences"
 
 
-def test_a_line_that_is_kept_is_a_sentence_at_least():
-    """As in C4, and in FineWeb's code: of six lines without a full stop there are six."""
+def test_every_kept_line_counts_as_a_sentence():
+    """As in C4 and FineWeb's code, six lines without a full stop are six sentences."""
     text = "\n".join(f"First take {n} wooden boards and put them down" for n in range(6))
     assert reason("c4", text, min_sentences=6)[0] == ""
     assert reason("c4", text, min_sentences=7)[0] == "few sentences"
 
 
-def test_ends_of_lines_are_those_of_fineweb():
+def test_line_ends_are_those_of_fineweb():
     ended = ["He went on...", "They said 'no'", "Was it so?", "So it was.", "این بود؟", "«بله»"]
     least = {"min_lines_ended": 1.0, "max_short_lines": 1.0, "max_newlines": 1.0}
     assert reason("fineweb", "\n".join(ended), **least)[0] == ""
@@ -162,12 +160,12 @@ def test_ends_of_lines_are_those_of_fineweb():
 
 
 def test_persian_word_lists(tmp_path):
-    """Words go on behind a ZWNJ; a list may have a mark, and Arabic letters as the text had."""
+    """A word continues after a ZWNJ; a list may have a byte order mark and Arabic letters."""
     path = tmp_path / "words.txt"
     path.write_text("\ufeffکس\nكثيف\n")
-    for text, said in (("هیچ\u200cکس نبود", ""), ("کس نبود", "blocked word"),
-                       ("بسیار کثیف بود", "blocked word")):  # fmt: skip
-        assert reason("blocked_words", text, "fa", file=str(path))[0] == said, text
+    for text, expected in (("هیچ\u200cکس نبود", ""), ("کس نبود", "blocked word"),
+                           ("بسیار کثیف بود", "blocked word")):  # fmt: skip
+        assert reason("blocked_words", text, "fa", file=str(path))[0] == expected, text
     assert reason("toxicity", "بسیار کثیف بود", "fa", file=str(path))[0] == "toxic"
 
 

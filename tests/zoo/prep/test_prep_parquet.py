@@ -1,4 +1,4 @@
-"""Parquet files that declare or hold far more than their bytes, and damaged ones."""
+"""Tests damaged Parquet files, and files that expand to far more than their size."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from zoo.prep.reading import read, unpack
 
 
 def write(path, text, rows=1, **options):
-    """Writes one value in all rows, or a column; Zstandard, so that repetitions take no space."""
+    """Writes a string in all rows, or a column, compressed to less than 100 kB."""
     if isinstance(text, str):
         value, places = pyarrow.array([text]), pyarrow.array([0] * rows, pyarrow.int32())
         text = pyarrow.DictionaryArray.from_arrays(places, value)
@@ -28,23 +28,23 @@ def write(path, text, rows=1, **options):
     assert path.stat().st_size < 100_000
 
 
-def understated(path):
-    """Makes the footer say that the data of the column take one byte."""
+def understate_size(path):
+    """Changes the footer to declare an uncompressed column size of one byte."""
 
     def varint(value):
-        made = bytearray()
+        encoded = bytearray()
         while value > 127:
-            made.append(value & 127 | 128)
+            encoded.append(value & 127 | 128)
             value >>= 7
-        return bytes([*made, value])
+        return bytes([*encoded, value])
 
     data = path.read_bytes()
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     column = parquet.read_metadata(path).row_group(0).column(0)
-    said = varint(2 * column.total_uncompressed_size)
-    assert data.count(said, footer) == 2
-    said_now = b"\x82" + b"\x80" * (len(said) - 2) + b"\0"
-    path.write_bytes(data[:footer] + data[footer:].replace(said, said_now))
+    size = varint(2 * column.total_uncompressed_size)
+    assert data.count(size, footer) == 2
+    one = b"\x82" + b"\x80" * (len(size) - 2) + b"\0"
+    path.write_bytes(data[:footer] + data[footer:].replace(size, one))
     column = parquet.read_metadata(path).row_group(0).column(0)
     assert column.total_uncompressed_size == 1
 
@@ -62,37 +62,37 @@ BOMBS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "lies"),
-    [(name, lies) for name in BOMBS for lies in (False, True) if not (lies and "rows" in name)],
+    ("name", "understated"),
+    [(name, false) for name in BOMBS for false in (False, True) if not (false and "rows" in name)],
 )
-def test_a_bomb_is_refused_in_little_memory(tmp_path, name, lies):
+def test_a_bomb_is_refused_in_little_memory(tmp_path, name, understated):
     path = tmp_path / "a.parquet"
     BOMBS[name](path)
-    if lies:
-        understated(path)
-    # What pyarrow allocates is in no trace of Python's: the kernel counts it.
+    if understated:
+        understate_size(path)
+    # Python does not trace the allocations of pyarrow; the kernel counts them.
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     count, total, tally = 0, 0, Tally()
     shard = {"files": [{"path": str(path), "kind": "parquet"}], "stripe": 0, "stripes": 1}
     for document in read.documents(shard, pages.settings(), tally):
         count, total = count + 1, total + len(document.text)
-        assert total < 100 << 20, "more was read than the file may hold"
+        assert total < 100 << 20, "read more than the limit of the file"
     assert tally.unreadable["files: bomb"] == 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
-def test_a_text_that_many_rows_share_is_no_bomb(tmp_path):
+def test_a_text_that_many_rows_share_is_not_a_bomb(tmp_path):
     write(tmp_path / "a.parquet", "a text of some words " * 100, 5000)
-    found, unreadable = pages.read_all(tmp_path)
-    assert (len(found), unreadable) == (5000, {})
+    documents, unreadable = pages.read_all(tmp_path)
+    assert (len(documents), unreadable) == (5000, {})
 
 
-def test_a_column_of_lists_is_no_text(tmp_path):
+def test_a_column_of_lists_is_not_text(tmp_path):
     write(tmp_path / "a.parquet", pyarrow.array([["a"] * 1_000_000]))
     assert pages.read_all(tmp_path) == ([], {"records without text": 1})
 
 
-def test_a_damaged_row_group_costs_itself_alone(tmp_path):
+def test_a_damaged_row_group_costs_only_itself(tmp_path):
     texts = [f"text {number}" for number in range(30)]
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": texts})
@@ -101,42 +101,42 @@ def test_a_damaged_row_group_costs_itself_alone(tmp_path):
     data = bytearray(path.read_bytes())
     data[column.data_page_offset : column.data_page_offset + 40] = b"\xff" * 40
     path.write_bytes(data)
-    found, unreadable = pages.read_all(tmp_path)
-    assert [document.text for document in found] == texts[:10] + texts[20:]
+    documents, unreadable = pages.read_all(tmp_path)
+    assert [document.text for document in documents] == texts[:10] + texts[20:]
     assert unreadable == {"row groups damaged": 1}
 
 
-def changed(path, **options):
-    """Writes three row groups, and returns the file's bytes and where its footer begins."""
+def write_groups(path, **options):
+    """Writes three row groups; returns the bytes of the file and the offset of the footer."""
     table = pyarrow.table({"text": [f"text {number}" for number in range(30)]})
     parquet.write_table(table, path, row_group_size=10, **options)
     data = path.read_bytes()
     return bytearray(data), len(data) - 8 - int.from_bytes(data[-8:-4], "little")
 
 
-def test_one_bit_anywhere_ends_nothing_and_loses_no_row_in_silence(tmp_path):
-    """Some bits made pyarrow end the process, or leave out a row group without an error."""
+def test_a_flipped_bit_crashes_nothing_and_loses_no_row_silently(tmp_path):
+    """Some flips made pyarrow crash the process or skip a row group without an error."""
     path = tmp_path / "a.parquet"
-    good, footer = changed(path, compression="none")
+    good, footer = write_groups(path, compression="none")
     draw = random.Random(4)
     places = [*range(footer, len(good)), *draw.choices(range(footer), k=100)]
     for place in places:
         data = bytearray(good)
         data[place] ^= 1 << draw.randrange(8)
         path.write_bytes(data)
-        found, unreadable = pages.read_all(path)
-        assert len(found) == 30 or unreadable, place
+        documents, unreadable = pages.read_all(path)
+        assert len(documents) == 30 or unreadable, place
 
 
-def test_a_damaged_page_is_told_by_its_checksum(tmp_path):
+def test_a_damaged_page_is_detected_by_its_checksum(tmp_path):
     path = tmp_path / "a.parquet"
     options = {"use_dictionary": False, "compression": "none", "write_page_checksum": True}
-    data, _ = changed(path, **options)
+    data, _ = write_groups(path, **options)
     place = data.index(b"text 14")
     data[place + 5 : place + 7] = b"99"
     path.write_bytes(data)
-    found, unreadable = pages.read_all(path)
-    assert [document.text for document in found] == [
+    documents, unreadable = pages.read_all(path)
+    assert [document.text for document in documents] == [
         f"text {i}" for i in (*range(10), *range(20, 30))
     ]
     assert unreadable == {"row groups damaged": 1}
@@ -145,9 +145,9 @@ def test_a_damaged_page_is_told_by_its_checksum(tmp_path):
 @pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
 def test_every_encoding_of_text_is_read(tmp_path, encoding):
     path = tmp_path / "a.parquet"
-    changed(path, use_dictionary=False, column_encoding={"text": encoding})
-    found, unreadable = pages.read_all(path)
-    assert [document.text for document in found] == [f"text {number}" for number in range(30)]
+    write_groups(path, use_dictionary=False, column_encoding={"text": encoding})
+    documents, unreadable = pages.read_all(path)
+    assert [document.text for document in documents] == [f"text {number}" for number in range(30)]
     assert not unreadable
 
 
@@ -174,8 +174,8 @@ def test_a_prefix_that_many_rows_share_takes_no_memory(tmp_path, monkeypatch):
 def test_a_date_without_a_known_time_zone_costs_no_text(tmp_path):
     dates = pyarrow.array([1], pyarrow.timestamp("us", "Mars/Olympus"))
     parquet.write_table(pyarrow.table({"text": ["one"], "date": dates}), tmp_path / "a.parquet")
-    (found,), unreadable = pages.read_all(tmp_path)
-    assert (found.text, found.date, unreadable) == ("one", "", {})
+    (document,), unreadable = pages.read_all(tmp_path)
+    assert (document.text, document.date, unreadable) == ("one", "", {})
 
 
 def test_a_file_without_rows_holds_no_records(tmp_path):

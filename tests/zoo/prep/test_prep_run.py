@@ -1,4 +1,4 @@
-"""`zoo prepare` from pages to records and on to a trained model; kills, workers, bad requests."""
+"""Tests `zoo prepare` from pages to records and a trained model; kills, workers, wrong requests."""
 
 import configparser
 import json
@@ -43,9 +43,9 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(site, tmp_path_factory):
-    """Prepared in one process; `(folder, what prepare returned)`."""
-    out = tmp_path_factory.mktemp("made") / "out"
+def prepared(site, tmp_path_factory):
+    """Returns (output folder, result) of `prepare` in one process."""
+    out = tmp_path_factory.mktemp("prepared") / "out"
     return out, prepare(site, out)
 
 
@@ -57,8 +57,8 @@ def kept_texts(out, split):
     ]
 
 
-def test_every_story_is_kept_once_and_the_card_adds_up(made):
-    out, about = made
+def test_every_story_stays_once_and_the_card_adds_up(prepared):
+    out, about = prepared
     card = json.loads((out / "data_card.json").read_text())
     assert about["documents"]["train"] + about["documents"]["validation"] == 40 + 1 + 1 + 6
     assert min(about["documents"].values()) > 0
@@ -80,8 +80,8 @@ def test_every_story_is_kept_once_and_the_card_adds_up(made):
     assert not (out / "work").exists()
 
 
-def test_the_card_escapes_text_of_documents(made, tmp_path):
-    card = json.loads((made[0] / "data_card.json").read_text())
+def test_the_card_escapes_text_of_documents(prepared, tmp_path):
+    card = json.loads((prepared[0] / "data_card.json").read_text())
     card |= {key: {EVIL: 1} for key in ("dropped", "unreadable", "languages", "licences", "sites")}
     card |= {"input": EVIL, "samples": {EVIL: [{"url": EVIL, "text": EVIL}]}}
     card["tokenizer_report"]["trained on"] = {EVIL: 2}
@@ -97,40 +97,42 @@ def test_the_card_escapes_text_of_documents(made, tmp_path):
     assert "dedup.near = True" in page.words
 
 
-def test_records_hold_the_text_and_the_splits_share_nothing(made):
+def test_records_contain_the_text_and_splits_share_no_document(prepared):
     from zoo.registry import load_data
 
-    out, about = made
+    out, about = prepared
     dataset = load_data({**pages.DATA, "source": f"prepared:{out}"}, {"name": "clm"})
     assert not set(kept_texts(out, "train")) & set(kept_texts(out, "validation"))
     for split, arrays in dataset.splits.items():
         tokens, segments = np.asarray(arrays["tokens"]), np.asarray(arrays["segments"])
-        found = sorted(
+        pieces = [
             dataset.tokenizer.decode(row[segment == number])
             for row, segment in zip(tokens, segments, strict=True)
             for number in range(1, segment.max() + 1)
-        )
-        # Every short piece is part of a document, and all of them together are all of the text.
+        ]
+        # Every segment is part of a document, and there are enough tokens for all documents.
         whole = "\n".join(kept_texts(out, split))
-        assert all(piece in whole for piece in found)
+        assert all(piece in whole for piece in pieces)
         assert np.count_nonzero(segments) >= about["tokens"][split]
     assert dataset.facts["Tokenizer"]["kind"] == "bpe"
 
 
 @pytest.mark.parametrize("workers", [3])
-def test_workers_change_nothing(site, made, tmp_path, workers):
+def test_the_output_does_not_depend_on_workers(site, prepared, tmp_path, workers):
     prepare(site, tmp_path / "out", workers)
-    assert content(tmp_path / "out") == content(made[0])
+    assert content(tmp_path / "out") == content(prepared[0])
 
 
-@pytest.mark.parametrize("broken", ["filtered", "signed", "verified_pairs", "text", "tokens"])
-def test_a_step_that_dies_is_gone_on_with(site, made, tmp_path, monkeypatch, broken):
+@pytest.mark.parametrize(
+    "broken", ["filter_documents", "hash_documents", "verified_pairs", "write_splits", "tokenize"]
+)
+def test_a_killed_step_is_continued(site, prepared, tmp_path, monkeypatch, broken):
     done = []
     real = steps.write_json
 
     def dying(path, value):
         if path.parent.name == broken and len(done) == 2:
-            raise KeyboardInterrupt  # files are there, the mark is not
+            raise KeyboardInterrupt  # the data files exist, the result does not
         if path.parent.name == broken:
             done.append(path)
         real(path, value)
@@ -146,14 +148,14 @@ def test_a_step_that_dies_is_gone_on_with(site, made, tmp_path, monkeypatch, bro
     seen = []
     monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: seen.append(path))
     prepare(site, tmp_path / "out")
-    assert [path.stat().st_mtime_ns for path in done] == before, "finished shards were done again"
+    assert [path.stat().st_mtime_ns for path in done] == before, "finished shards ran again"
     monkeypatch.undo()
-    prepare(site, tmp_path / "out")  # removes what lies between the steps
-    assert content(tmp_path / "out") == content(made[0])
+    prepare(site, tmp_path / "out")  # removes the intermediate files
+    assert content(tmp_path / "out") == content(prepared[0])
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_the_same(site, made, tmp_path):
+def test_kills_at_any_moment_do_not_change_the_output(site, prepared, tmp_path):
     code = (
         "import sys; from tests.zoo.prep.test_prep_run import prepare; from pathlib import Path\n"
         f"prepare({str(site)!r}, {str(tmp_path / 'out')!r}, 2)"
@@ -170,50 +172,50 @@ def test_killed_at_any_moment_it_ends_the_same(site, made, tmp_path):
             kills += 1
         run.send_signal(signal.SIGKILL)
         run.wait()
-        time.sleep(1.5)  # its workers notice
+        time.sleep(1.5)  # the workers exit
         assert not _processes_with(f"OF_THE_TEST={tmp_path}")
     assert kills >= 2
     prepare(site, tmp_path / "out", 2)
-    assert content(tmp_path / "out") == content(made[0])
+    assert content(tmp_path / "out") == content(prepared[0])
 
 
 def _processes_with(variable):
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if variable.encode() in path.read_bytes().split(b"\0"):
-                found.append((path.parent / "cmdline").read_bytes())
-        except OSError:  # it ended, or is another user's
+                processes.append((path.parent / "cmdline").read_bytes())
+        except OSError:  # the process ended or belongs to another user
             continue
-    return found
+    return processes
 
 
-def test_done_is_done(site, made):
-    before = content(made[0])
-    assert prepare(site, made[0])["documents"] == made[1]["documents"]
-    assert content(made[0]) == before
+def test_finished_output_is_not_changed(site, prepared):
+    before = content(prepared[0])
+    assert prepare(site, prepared[0])["documents"] == prepared[1]["documents"]
+    assert content(prepared[0]) == before
 
 
-def test_the_wrong_folder_is_refused(site, made, tmp_path):
+def test_a_wrong_folder_is_refused(site, prepared, tmp_path):
     with pytest.raises(UsageError, match="another recipe, other input"):
-        prepare(site, made[0], validation=0.2)
+        prepare(site, prepared[0], validation=0.2)
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds other files"):
         prepare(site, tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "picture.png").write_bytes(b"1")
-    with pytest.raises(UsageError, match="nothing to read .1 files of unknown kind"):
+    (tmp_path / "empty" / "image.png").write_bytes(b"1")
+    with pytest.raises(UsageError, match="can be read .1 files of unknown kind"):
         prepare(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UsageError, match="names no file"):
+    with pytest.raises(UsageError, match="matches no file"):
         prepare(tmp_path / "none-*.html", tmp_path / "out2")
     with lock_folder(tmp_path), pytest.raises(RunError, match="Another process works in"):
         prepare(site, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["work", "text", "records", "crawl", "work/filtered"])
+@pytest.mark.parametrize("name", ["work", "text", "records", "crawl", "work/filter_documents"])
 @pytest.mark.parametrize("kind", ["link", "dangling", "file"])
 def test_nothing_is_written_outside_the_folder(site, tmp_path, monkeypatch, name, kind):
-    monkeypatch.setattr(pipeline, "_run", None)  # a kill: the folder is begun
+    monkeypatch.setattr(pipeline, "_run", None)  # as if killed at the start
     with pytest.raises(TypeError):
         prepare(site, tmp_path / "out")
     monkeypatch.undo()
@@ -240,12 +242,14 @@ def test_nothing_is_written_outside_the_folder(site, tmp_path, monkeypatch, name
         ("00000.json", "damaged"),
     ],
 )
-def test_a_damaged_file_of_a_step_is_one_line(site, tmp_path, monkeypatch, name, kind):
-    monkeypatch.setattr(steps.dedup, "repeats", None)  # a kill: the texts are hashed
+def test_a_damaged_intermediate_file_is_reported_in_one_line(
+    site, tmp_path, monkeypatch, name, kind
+):
+    monkeypatch.setattr(steps.dedup, "find_repeats", None)  # as if killed after hashing
     with pytest.raises(TypeError):
         prepare(site, tmp_path / "out", shard_bytes=10**9)
     monkeypatch.undo()
-    path = tmp_path / "out" / "work" / "signed" / name
+    path = tmp_path / "out" / "work" / "hash_documents" / name
     path.unlink()
     os.mkfifo(path) if kind == "pipe" else path.write_bytes(b"{}" if kind == "damaged" else b"")
     with pytest.raises(RunError, match=f"{name} (cannot be read|is damaged|holds)"):
@@ -253,26 +257,25 @@ def test_a_damaged_file_of_a_step_is_one_line(site, tmp_path, monkeypatch, name,
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"plan": 1}'])
-def test_a_damaged_prepared_json_is_one_line(site, tmp_path, content):
+def test_a_damaged_prepared_json_is_reported_in_one_line(site, tmp_path, content):
     (tmp_path / "prepared.json").write_text(content)
     with pytest.raises(RunError, match="prepared.json is damaged"):
         prepare(site, tmp_path)
 
 
-def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeypatch):
-    """What a path or a name stands for, not the path or the name alone."""
+def test_the_plan_depends_on_the_content_of_lists_corpora_and_source(site, tmp_path, monkeypatch):
     words = tmp_path / "words.txt"
     prep = pages.settings(
         input=str(site), blocked_words__file=str(words), rules=["blocked_words"]
     )  # fmt: skip
 
     def plan(**changes):
-        found, _ = pipeline._plan({**prep, **changes}, pages.DATA, tmp_path / "out", False)
-        return pipeline._digest(found)
+        result, _ = pipeline._plan({**prep, **changes}, pages.DATA, tmp_path / "out", False)
+        return pipeline._digest(result)
 
     with pytest.raises(RunError, match=r"words.txt cannot be read"):
         plan()
-    plan(rules=[])  # nobody reads it
+    plan(rules=[])  # no rule reads the list
     words.write_text("one\n")
     first = plan()
     assert plan() == first
@@ -297,20 +300,20 @@ def test_a_changed_list_corpus_or_source_is_another_plan(site, tmp_path, monkeyp
     assert plan(input="corpus:persian_news") != second
 
 
-def test_nothing_left_is_said(tmp_path):
+def test_no_documents_left_is_an_error(tmp_path):
     (tmp_path / "short.html").write_text("<p>Too short.</p>")
     with pytest.raises(RunError, match="No documents are left"):
         prepare(tmp_path / "*.html", tmp_path / "out")
 
 
-def test_input_that_nobody_can_read_is_said(tmp_path):
+def test_input_without_readable_documents_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"content": "It is here."}\n' * 3)
     with pytest.raises(RunError, match=r"3 records without text.*prep.text_field \('text'\)"):
         prepare(tmp_path / "a.jsonl", tmp_path / "out")
 
 
-def test_few_files_are_open_at_once(site, made, tmp_path):
-    """A shard is a file or more, and there are thousands of them in a large input."""
+def test_few_files_are_open_at_once(site, prepared, tmp_path):
+    """A large input has thousands of shards with one file or more each."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
         "from tests import pages\n"
@@ -322,7 +325,7 @@ def test_few_files_are_open_at_once(site, made, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     shards = len(list((tmp_path / "out" / "text").iterdir()))
-    assert shards > 40  # of each, several files
+    assert shards > 40  # with several files each
 
 
 MODULE = """
@@ -332,8 +335,10 @@ def scored(text):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_scorer_of_the_users(site, tmp_path, monkeypatch, zoo_command, workers):
-    """Found in the folder that the command runs in, by all workers; a wrong one at once."""
+def test_a_user_scorer_is_imported_from_the_current_folder(
+    site, tmp_path, monkeypatch, zoo_command, workers
+):
+    """All workers import the scorer; a wrong name fails before any work."""
     (tmp_path / "my_scorer_of_text.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
@@ -349,7 +354,7 @@ def test_a_scorer_of_the_users(site, tmp_path, monkeypatch, zoo_command, workers
     assert answer.status == 0, answer.err
     card = json.loads((tmp_path / "D" / "data_card.json").read_text())
     assert "toxicity: toxic" in json.dumps(card)
-    # The command that is printed is one that runs.
+    # The printed training command has the data settings.
     last = answer.out.splitlines()[-1]
     assert "--config.data.sequence_length=32 --config.data.vocabulary_size=300" in last
 
@@ -358,7 +363,7 @@ def has_my_module(task):
     assert task["module"] in sys.modules
 
 
-def test_modules_of_the_user_are_in_all_workers(tmp_path, monkeypatch):
+def test_all_workers_import_user_modules(tmp_path, monkeypatch):
     (tmp_path / "my_corpora_of_text.py").write_text("")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     with Local(2, ["my_corpora_of_text"]) as engine:
@@ -371,7 +376,7 @@ def sleeps(task):
     time.sleep(task["seconds"])
 
 
-def test_whoever_ends_it_waits_for_no_worker():
+def test_an_interrupt_does_not_wait_for_workers():
     def ended(engine):
         for _ in engine.run(sleeps, [{"seconds": 0}, *[{"seconds": 600}] * 9]):
             raise KeyboardInterrupt
@@ -382,7 +387,7 @@ def test_whoever_ends_it_waits_for_no_worker():
     assert time.monotonic() - start < 60
 
 
-def test_a_full_disk_is_named(site, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported(site, tmp_path, monkeypatch):
     import errno
 
     from zoo.storage import disk
@@ -391,41 +396,41 @@ def test_a_full_disk_is_named(site, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(disk, "fsync_file", full)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match="No space left") as error:
         prepare(site, tmp_path / "out")
-    assert str(tmp_path) in caught.value.filename
+    assert str(tmp_path) in error.value.filename
     monkeypatch.undo()
     assert not list((tmp_path / "out").rglob("*.tmp"))
     prepare(site, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ((), "needs --out=D"),
-        (("--out=D",), "zoo prepare needs pages"),
-        (("--out=D", "--config.prep.input=none.html"), "names no file: 'none.html'"),
-        (("--out=D", "--config.prep.rules=gofer"), "prep.rules has no 'gofer'"),
-        (("--out=D", "--config.prep.clean.mask=name"), "prep.clean.mask has no 'name'"),
-        (("--out=D", "--config.prep.validation=1.5"), "prep.validation lies in (0, 1)"),
-        (("--out=D", "--config.prep.dedup.bands=0"), "prep.dedup.bands is at least 1"),
+        (("--out=D",), "zoo prepare needs input"),
+        (("--out=D", "--config.prep.input=none.html"), "matches no file. Received: 'none.html'"),
+        (("--out=D", "--config.prep.rules=gofer"), "prep.rules does not support 'gofer'"),
+        (("--out=D", "--config.prep.clean.mask=name"), "prep.clean.mask does not support 'name'"),
+        (("--out=D", "--config.prep.validation=1.5"), "prep.validation must be between 0 and 1"),
+        (("--out=D", "--config.prep.dedup.bands=0"), "prep.dedup.bands must be at least 1"),
         (("--out=D", "--config.prep.dedup.band=2"), "no key 'prep.dedup.band'. Did you mean"),
-        (("--out=D", "--config.prep.input=corpus:pydok"), "'pydok' is no corpus. Did you mean"),
-        (("--out=D", "--config.prep.input=http://"), "'http://' is no web address"),
+        (("--out=D", "--config.prep.input=corpus:pydok"), "Unknown corpus 'pydok'. Did you mean"),
+        (("--out=D", "--config.prep.input=http://"), "Received: 'http://'"),
     ],
 )
-def test_a_wrong_request_is_told_in_one_line(zoo_command, tmp_path, monkeypatch, words, said):
+def test_a_wrong_request_is_reported_in_one_line(
+    zoo_command, tmp_path, monkeypatch, words, message
+):
     monkeypatch.chdir(tmp_path)
-    if any("prep.input" in word for word in words) or len(words) < 2:
-        given = ()
-    else:
-        given = ("--config.prep.input=.",)
-    answer = zoo_command("prepare", "web_text:debug", *words, *given)
+    if len(words) == 2 and "prep.input" not in words[1]:
+        words = (*words, "--config.prep.input=.")
+    answer = zoo_command("prepare", "web_text:debug", *words)
     assert answer.status == 2
-    assert said in answer.one_line()
+    assert message in answer.one_line()
 
 
-def test_the_lacking_packages_of_the_extra_are_named(zoo_command, tmp_path, monkeypatch):
+def test_missing_packages_of_the_extra_are_named(zoo_command, tmp_path, monkeypatch):
     from trainers.cli import prepare as command
 
     file = configparser.ConfigParser()
@@ -439,24 +444,26 @@ def test_the_lacking_packages_of_the_extra_are_named(zoo_command, tmp_path, monk
     assert "keras-zoo[prep]'. Not installed: no_such_one, nor_this_one." in answer.one_line()
 
 
-def test_a_recipe_that_does_not_fit_what_was_prepared_is_refused(made, tmp_path):
+def test_a_recipe_that_does_not_fit_the_prepared_data_is_refused(prepared, tmp_path):
     from zoo.registry import load_data
 
-    for change, said in (
+    for change, message in (
         ({"packing": "stream"}, "prepared with data.packing=best_fit"),
         ({"sequence_length": 64}, "prepared with data.sequence_length=32"),
         ({"tokenizer": "byte"}, "data.tokenizer=bpe takes it"),
         ({"source": f"prepared:{tmp_path}"}, "has finished"),
     ):
-        with pytest.raises(UsageError, match=said):
-            load_data({**pages.DATA, "source": f"prepared:{made[0]}", **change}, {"name": "clm"})
+        with pytest.raises(UsageError, match=message):
+            load_data(
+                {**pages.DATA, "source": f"prepared:{prepared[0]}", **change}, {"name": "clm"}
+            )
 
 
-def test_records_of_something_else_are_one_line(made, tmp_path):
+def test_other_records_are_reported_in_one_line(prepared, tmp_path):
     from zoo.registry import load_data
 
     out = tmp_path / "out"
-    shutil.copytree(made[0], out)
+    shutil.copytree(prepared[0], out)
     shutil.rmtree(out / "records" / "train")
     with RecordWriter(out / "records" / "train", {"image": ((), "u1")}) as writer:
         writer.append(image=np.zeros(3, np.uint8))
@@ -469,7 +476,7 @@ def test_records_of_something_else_are_one_line(made, tmp_path):
         load_data(data, {"name": "clm"})
 
 
-def test_a_stream_is_read_with_windows_of_any_length(site, tmp_path):
+def test_a_stream_is_read_with_any_sequence_length(site, tmp_path):
     from zoo.registry import load_data
 
     data = {**pages.DATA, "packing": "stream"}
@@ -483,7 +490,7 @@ def test_a_stream_is_read_with_windows_of_any_length(site, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_on_what_was_prepared(site, tmp_path):
+def test_a_model_trains_on_prepared_data(site, tmp_path):
     out, workdir = tmp_path / "out", tmp_path / "run"
     answer = commands.zoo_process(
         "prepare", "web_text:debug", f"--config.prep.input={site}", f"--out={out}"
@@ -513,19 +520,19 @@ def test_persian_becomes_few_tokens_and_keeps_its_joiners(tmp_path):
     with Local() as engine:
         about = pipeline.prepare(config["prep"], config["data"], tmp_path / "out", engine)
     assert sum(about["documents"].values()) > 850
-    held = kept_texts(tmp_path / "out", "validation")
+    texts = kept_texts(tmp_path / "out", "validation")
     tokenizer = tokenizers.load(tmp_path / "out" / "tokenizer.json")
-    assert tokenizers.report(tokenizer, held)["tokens_per_word"] <= 1.5
+    assert tokenizers.report(tokenizer, texts)["tokens_per_word"] <= 1.5
     text = "".join(kept_texts(tmp_path / "out", "train"))
     assert text.count("\u200c") > 10_000
     assert not set("يك") & set(text)
 
 
-def test_on_beam_it_is_the_same(site, made, tmp_path):
+def test_beam_gives_the_same_output(site, prepared, tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra `beam`")
     from zoo.prep.engine import Beam
 
     prep = pages.settings(input=str(site), validation=0.1, shard_bytes=4000, rules=RULES)
     with Beam([]) as engine:
         pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
-    assert content(tmp_path / "out") == content(made[0])
+    assert content(tmp_path / "out") == content(prepared[0])

@@ -1,4 +1,4 @@
-"""WARC files with a record that is wrong: it is counted, and all others are read."""
+"""Tests WARC files with a damaged record: it is counted, and all other records are read."""
 
 import gzip
 import random
@@ -14,13 +14,13 @@ pytest.importorskip("trafilatura", reason="needs the extra `prep`")
 
 from zoo.prep.reading import unpack
 from zoo.prep.reading.members import Members
-from zoo.prep.reading.warc import records
+from zoo.prep.reading.warc import read_records
 
 PAGE = pages.page(3).encode()
 
 
 def record(block, url="http://example.org/bad", length=None, kind="response"):
-    """Returns a record, not packed; `length` is a wrong Content-Length."""
+    """Returns an uncompressed record; `length` replaces its Content-Length."""
     head = (
         f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:0>\r\n"
         f"WARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\n"
@@ -31,12 +31,8 @@ def record(block, url="http://example.org/bad", length=None, kind="response"):
 
 def answer(body, *headers):
     """Returns an HTTP response of a page."""
-    return (
-        "\r\n".join(
-            ["HTTP/1.1 200 OK", "Content-Type: text/html; charset=utf-8", *headers, "", ""]
-        ).encode()
-        + body
-    )
+    head = ["HTTP/1.1 200 OK", "Content-Type: text/html; charset=utf-8", *headers, "", ""]
+    return "\r\n".join(head).encode() + body
 
 
 def good(number):
@@ -45,8 +41,8 @@ def good(number):
 
 def chunked(body, extension=b""):
     parts = [body[i : i + 100] for i in range(0, len(body), 100)]
-    made = b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts)
-    return made + b"0\r\n\r\n"
+    chunks = b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts)
+    return chunks + b"0\r\n\r\n"
 
 
 def brotli(body):
@@ -62,7 +58,7 @@ def zstandard(body):
 
 
 def frames(body):
-    """Returns Zstandard frames, with one to skip between them, and what follows the last."""
+    """Returns Zstandard frames, with skippable frames between them and text after the last."""
     skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
     return skipped + zstandard(body[:300]) + skipped + zstandard(body[300:]) + b"\n<!-- 3 ms -->"
 
@@ -96,8 +92,8 @@ READ = {
 }
 CUT, BAD_CHUNKS, NOT_PACKED = (
     "responses cut off",
-    "responses of bad chunks",
-    "responses that are not packed as declared",
+    "responses with invalid chunks",
+    "responses with a wrong content coding",
 )
 COUNTED = {
     "gzip declared, not packed": (answer(PAGE, "Content-Encoding: gzip"), NOT_PACKED),
@@ -134,16 +130,16 @@ COUNTED = {
 
 @pytest.mark.parametrize("packed", [True, False], ids=["members", "plain"])
 @pytest.mark.parametrize("name", [*READ, *COUNTED])
-def test_a_response_costs_itself_alone(tmp_path, name, packed):
+def test_a_damaged_response_costs_only_itself(tmp_path, name, packed):
     block, reason = COUNTED.get(name) or (READ[name], None)
     parts = [good(0), record(block), *map(good, range(1, 10))]
     path = tmp_path / ("a.warc.gz" if packed else "a.warc")
     path.write_bytes(b"".join(map(gzip.compress, parts)) if packed else b"".join(parts))
-    found, unreadable = pages.read_all(path)
-    urls = [document.url.rpartition("/")[2] for document in found]
+    documents, unreadable = pages.read_all(path)
+    urls = [document.url.rpartition("/")[2] for document in documents]
     assert urls == ["0", *([] if reason else ["bad"]), *map(str, range(1, 10))]
     assert unreadable == ({reason: 1} if reason else {})
-    assert reason or found[1].html == PAGE.decode()
+    assert reason or documents[1].html == PAGE.decode()
 
 
 BAD = record(answer(PAGE))
@@ -162,7 +158,7 @@ CONTAINER = {
         "records damaged",
         None,
     ),
-    "too short": (record(answer(PAGE), length=LENGTH - 100), "records of a wrong length", None),
+    "too short": (record(answer(PAGE), length=LENGTH - 100), "records with a wrong length", None),
     "no number": (record(answer(PAGE), length="many"), "records damaged", None),
     "negative": (record(answer(PAGE), length=-5), "records damaged", None),
     "no length": (BAD.replace(b"Content-Length", b"X-Length", 1), "records damaged", None),
@@ -183,10 +179,10 @@ CONTAINER = {
         for packed in ("members", "plain", "one member", "cut anywhere")
     ],
 )
-def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
+def test_a_damaged_record_costs_only_itself(tmp_path, name, packed):
     bad, reason, in_plain = CONTAINER[name]
     if packed != "members":
-        reason = in_plain or reason.replace("cut off", "of a wrong length")
+        reason = in_plain or reason.replace("cut off", "with a wrong length")
         bad += b"\r\n" if name == "version alone" else b""
     parts = [good(0), bad, *map(good, range(1, 5))]
     path = tmp_path / ("a.warc" if packed == "plain" else "a.warc.gz")
@@ -197,32 +193,32 @@ def test_a_record_that_is_wrong_costs_itself_alone(tmp_path, name, packed):
         pieces = (whole[i : i + 777] for i in range(0, len(whole), 777))
         whole = b"".join(gzip.compress(piece) for piece in pieces)
     path.write_bytes(whole)
-    found, unreadable = pages.read_all(path)
-    assert [document.url[-1] for document in found] == [*"01234"]
+    documents, unreadable = pages.read_all(path)
+    assert [document.url[-1] for document in documents] == [*"01234"]
     assert unreadable == {reason: 1}
 
 
-def test_a_damaged_member_costs_itself_alone(tmp_path):
+def test_a_damaged_member_costs_only_itself(tmp_path):
     members = [gzip.compress(good(number)) for number in range(6)]
     for number, place in ((1, 5), (3, len(members[3]) // 2), (4, len(members[4]) - 6)):
         damaged = bytearray(members[number])
         damaged[place : place + 2] = b"\xff\xff"  # the header, the data, the checksum
         members[number] = bytes(damaged)
     (tmp_path / "a.warc.gz").write_bytes(members[0] + bytes(100) + b"".join(members[1:]))
-    found, unreadable = pages.read_all(tmp_path)
-    # A damaged time in the header of a member is no loss.
-    assert [document.url[-1] for document in found] == [*"0125"]
+    documents, unreadable = pages.read_all(tmp_path)
+    # A damaged time stamp in the header of a member loses nothing.
+    assert [document.url[-1] for document in documents] == [*"0125"]
     assert unreadable == {"records damaged": 2}
 
 
-def test_a_packed_body_inside_a_damaged_member_is_no_member(tmp_path):
-    """It is stored as it is, so that the bytes of a gzip header stand in the file."""
+def test_a_gzip_body_inside_a_damaged_member_is_not_a_member(tmp_path):
+    """The body is stored without compression, so the file contains its gzip header."""
     stored = bytearray(gzip.compress(record(READ["gzip"]), compresslevel=0, mtime=0))
     assert PACKED in stored
     stored[11:13] = b"\xff\xff"  # the length of the stored block
     (tmp_path / "a.warc.gz").write_bytes(gzip.compress(good(0)) + stored + gzip.compress(good(1)))
-    found, unreadable = pages.read_all(tmp_path)
-    assert [document.url[-1] for document in found] == [*"01"]
+    documents, unreadable = pages.read_all(tmp_path)
+    assert [document.url[-1] for document in documents] == [*"01"]
     assert unreadable == {"records damaged": 1}
 
 
@@ -231,96 +227,99 @@ def test_a_packed_body_inside_a_damaged_member_is_no_member(tmp_path):
     [
         (gzip.compress(b"WARC/1.0"), "records cut off"),
         (gzip.compress(good(0))[:-30], "files: truncated"),
-        (b"no gzip at all", "files: damaged"),
-        (gzip.compress(b"no WARC at all"), "records damaged"),
+        (b"not gzip", "files: damaged"),
+        (gzip.compress(b"not WARC"), "records damaged"),
         (b"", "files: no records"),
         (gzip.compress(b""), "files: no records"),
         (gzip.compress(record(b"", kind="warcinfo")), "files: no records"),
     ],
-    # Not the content: a gzip header holds the time.
+    # The content would change the ids, because a gzip header contains the time.
     ids=["version", "cut", "plain", "other", "empty", "empty_member", "no_response"],
 )
-def test_a_file_that_gives_nothing_is_counted(tmp_path, content, reason):
+def test_a_file_without_documents_is_counted(tmp_path, content, reason):
     (tmp_path / "a.warc.gz").write_bytes(content)
     assert pages.read_all(tmp_path) == ([], {reason: 1})
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
-def test_a_bomb_inside_a_response_is_no_memory(tmp_path, coding):
+def test_a_bomb_inside_a_response_takes_little_memory(tmp_path, coding):
     import tracemalloc
 
     pack = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli, "zstd": zstandard}
     bomb = pack[coding](bytes(64 << 20))
     (tmp_path / "a.warc").write_bytes(record(answer(bomb, f"Content-Encoding: {coding}")) + good(1))
     tracemalloc.start()
-    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
+    documents, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert (len(found), unreadable) == (1, {"records too large": 1})
+    assert (len(documents), unreadable) == (1, {"records too large": 1})
     assert peak < 24 << 20
 
 
-def test_large_records_are_passed_over(tmp_path):
+def test_large_records_are_skipped(tmp_path):
     large = record(answer(b"<p>" + bytes(3 << 20)))
     (tmp_path / "a.warc").write_bytes(good(0) + large + good(1))
     (tmp_path / "b.warc.gz").write_bytes(b"".join(map(gzip.compress, (good(0), large, good(1)))))
-    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
-    assert [document.url[-1] for document in found] == [*"0101"]
+    documents, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
+    assert [document.url[-1] for document in documents] == [*"0101"]
     assert unreadable == {"records too large": 2}
 
 
-def test_a_record_in_a_large_plain_file_that_claims_too_much_costs_itself_alone(tmp_path):
-    """It claims 2 MB, of which the next records take a part."""
-    claims = record(answer(PAGE), length=2 << 20)
-    parts = [good(0), claims, good(1), good(2), record(answer(bytes(3 << 20))), good(3)]
+def test_a_record_with_a_too_large_length_costs_only_itself(tmp_path):
+    """The record declares 2 MB, which would include the next records."""
+    too_long = record(answer(PAGE), length=2 << 20)
+    parts = [good(0), too_long, good(1), good(2), record(answer(bytes(3 << 20))), good(3)]
     (tmp_path / "a.warc").write_bytes(b"".join(parts))
-    found, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
-    assert [document.url[-1] for document in found] == [*"0123"]
-    assert unreadable == {"records of a wrong length": 1, "records too large": 1}
+    documents, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
+    assert [document.url[-1] for document in documents] == [*"0123"]
+    assert unreadable == {"records with a wrong length": 1, "records too large": 1}
 
 
-def test_a_record_that_is_a_bomb_costs_itself_alone(tmp_path, monkeypatch):
+def test_a_record_that_is_a_bomb_costs_only_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(unpack, "FREE_BYTES", 1 << 20)
     bomb = gzip.compress(record(answer(bytes(9 << 20))))
     first, *others = (gzip.compress(good(number)) for number in range(3))
     path = tmp_path / "a.warc.gz"
     path.write_bytes(first + bomb + others[0] + bomb + bomb + others[1])
-    found, unreadable = pages.read_all(path, max_file_ratio=20)
-    assert [document.url[-1] for document in found] == [*"012"]
+    documents, unreadable = pages.read_all(path, max_file_ratio=20)
+    assert [document.url[-1] for document in documents] == [*"012"]
     assert unreadable == {"records too large": 3}
-    # Many of them are the file's fault.
+    # Too many bombs end the file.
     path.write_bytes(first + 40 * bomb + others[0])
-    found, unreadable = pages.read_all(path, max_file_ratio=20)
-    assert [document.url[-1] for document in found] == ["0"]
+    documents, unreadable = pages.read_all(path, max_file_ratio=20)
+    assert [document.url[-1] for document in documents] == ["0"]
     assert unreadable == {"records too large": 16, "files: bomb": 1}
 
 
 @pytest.mark.parametrize(("line", "count"), [(b"\n", 24), (b"x\n", 8), (b"X: y\n", 4)])
-def test_millions_of_lines_are_passed_over_in_no_time(tmp_path, line, count):
+def test_millions_of_lines_are_skipped_quickly(tmp_path, line, count):
     lines = (b"" if line.isspace() else b"WARC/1.0\r\n") + line * (count << 20)
     parts = [good(0), lines, b"\n", good(1)]
     (tmp_path / "a.warc").write_bytes(b"".join(parts))
     start = time.process_time()
-    found, unreadable = pages.read_all(tmp_path)
+    documents, unreadable = pages.read_all(tmp_path)
     assert time.process_time() - start < 8
-    assert [document.url[-1] for document in found] == [*"01"]
+    assert [document.url[-1] for document in documents] == [*"01"]
     assert unreadable == ({} if line.isspace() else {"records damaged": 1})
 
 
 @pytest.mark.parametrize("ending", [".warc.zst", ".jsonl.zst", ".txt.zst"])
-def test_a_zstandard_file_that_is_cut_off_is_told(tmp_path, ending):
+def test_a_truncated_zstandard_file_is_counted(tmp_path, ending):
     whole = {".warc.zst": good(0), ".jsonl.zst": b'{"text": "one"}\n', ".txt.zst": b"one"}[ending]
     whole = zstandard(whole) + zstandard(whole)
     (tmp_path / f"a{ending}").write_bytes(whole)
-    found, unreadable = pages.read_all(tmp_path)
-    assert (len(found), unreadable) == (1 if ending == ".txt.zst" else 2, {})
+    documents, unreadable = pages.read_all(tmp_path)
+    assert (len(documents), unreadable) == (1 if ending == ".txt.zst" else 2, {})
     (tmp_path / f"a{ending}").write_bytes(whole[:-8])
-    found, unreadable = pages.read_all(tmp_path)
-    assert (len(found), unreadable) == (0 if ending == ".txt.zst" else 1, {"files: truncated": 1})
+    documents, unreadable = pages.read_all(tmp_path)
+    assert (len(documents), unreadable) == (
+        0 if ending == ".txt.zst" else 1,
+        {"files: truncated": 1},
+    )
 
 
 def test_the_records_are_those_of_fastwarc(tmp_path):
-    """The same pages in other forms: one member for all, Zstandard, two lines between records."""
+    """Reads the same pages as one member, as Zstandard, with extra empty lines and so on."""
     fastwarc = pytest.importorskip("fastwarc.warc")
     import zstandard as library
 
@@ -340,7 +339,7 @@ def test_the_records_are_those_of_fastwarc(tmp_path):
     ):
         path = tmp_path / name
         path.write_bytes(content)
-        found, unreadable = pages.read_all(path)
+        documents, unreadable = pages.read_all(path)
         assert not unreadable
         if not name.endswith("zst"):
             with open(path, "rb") as file:
@@ -348,12 +347,12 @@ def test_the_records_are_those_of_fastwarc(tmp_path):
                     (each.headers["WARC-Target-URI"], each.reader.read().decode())
                     for each in fastwarc.ArchiveIterator(file)
                 ]
-            assert [(document.url, document.html) for document in found] == theirs
-        assert [document.url.rpartition("/")[2] for document in found] == [*map(str, range(20))]
+            assert [(document.url, document.html) for document in documents] == theirs
+        assert [document.url.rpartition("/")[2] for document in documents] == [*map(str, range(20))]
 
 
 def test_real_files_are_read_as_fastwarc_reads_them():
-    """Of 2008 (WARC/0.18) to 2017, by three programs."""
+    """The files date from 2008 (WARC/0.18) to 2017 and were written by three programs."""
     fastwarc = pytest.importorskip("fastwarc.warc")
     paths = sorted((data_dir() / "warc").glob("*.warc*"))
     if not paths:
@@ -365,19 +364,19 @@ def test_real_files_are_read_as_fastwarc_reads_them():
                 for each in fastwarc.ArchiveIterator(file, parse_http=False)
             ]
         with Members(str(path), 200, b"WARC/") as members:
-            ours = list(records(members, 10 << 20))
+            ours = list(read_records(members, 10 << 20))
         assert not any(each.problem for each in ours)
         ours = [(each.headers["warc-record-id"].strip("<>"), each.body) for each in ours]
         assert ours == theirs
 
 
-def test_damage_anywhere_is_told_and_costs_little(tmp_path):
-    """Flips, cuts and insertions in one member of ten: at most two records go, none unmentioned."""
+def test_random_damage_is_counted_and_costs_at_most_two_records(tmp_path):
+    """Flips, deletes or inserts bytes in one member of ten; every lost record is counted."""
     draw = random.Random(0)
     members = [gzip.compress(good(number)) for number in range(10)]
     for turn in range(120):
-        made, bad = list(members), draw.randrange(10)
-        data, place = bytearray(made[bad]), draw.randrange(len(made[bad]))
+        changed, bad = list(members), draw.randrange(10)
+        data, place = bytearray(changed[bad]), draw.randrange(len(changed[bad]))
         kind = turn % 3
         if kind == 0:
             data[place] ^= 1 << draw.randrange(8)
@@ -385,11 +384,11 @@ def test_damage_anywhere_is_told_and_costs_little(tmp_path):
             del data[place : place + draw.randint(1, 50)]
         else:
             data[place:place] = draw.randbytes(draw.randint(1, 50))
-        made[bad] = bytes(data)
-        (tmp_path / "a.warc.gz").write_bytes(b"".join(made))
-        found, unreadable = pages.read_all(tmp_path)
-        urls = {document.url[-1] for document in found}
-        assert len(urls) == len(found) >= 8
+        changed[bad] = bytes(data)
+        (tmp_path / "a.warc.gz").write_bytes(b"".join(changed))
+        documents, unreadable = pages.read_all(tmp_path)
+        urls = {document.url[-1] for document in documents}
+        assert len(urls) == len(documents) >= 8
         assert {*"0123456789"} - urls <= {str(bad), str(bad + 1)}
-        assert unreadable or len(found) == 10, (turn, kind, place)
-        assert all(d.html == pages.page(int(d.url[-1])) for d in found)
+        assert unreadable or len(documents) == 10, (turn, kind, place)
+        assert all(d.html == pages.page(int(d.url[-1])) for d in documents)

@@ -1,7 +1,7 @@
-"""Unicode repaired, white space in order, what cannot be seen removed, personal data masked.
+"""Repairs mojibake, normalizes white space, removes invisible characters, masks personal data.
 
-Letters stay as they are written, but for Arabic yeh, alef maksura and kaf in Persian text, which
-become their Persian twins. The zero-width non-joiner stays where a script needs it.
+Letters are not changed, except that Arabic yeh, alef maksura and kaf in Persian text become the
+Persian letters. The zero-width non-joiner is kept in scripts that need it.
 """
 
 import functools
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from zoo.data.text.tokenizers import normalize
 from zoo.prep.document import Document
 
-# C0 but tab and end of line, C1, and what directs, joins or marks text without being any: soft
-# hyphen, marks of direction, byte order mark, interlinear marks, tags, noncharacters.
+# C0 controls except tab and newline, C1 controls, soft hyphen, direction marks, byte order mark,
+# interlinear marks, tags, noncharacters.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e"
     "\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"
@@ -21,39 +21,42 @@ _INVISIBLE = re.compile(
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _SPACES = re.compile("[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 _BLANK_LINES = re.compile("\n{3,}")
-# ZWNJ and ZWJ mean something between the letters and marks of these scripts, and nowhere else.
+# ZWNJ and ZWJ are meaningful only between letters and marks of these scripts.
 _JOINERS = re.compile("[\u200c\u200d]+")
 _NEEDS_JOINERS = re.compile(
     "[\u0600-\u06ef\u06fa-\u08ff\ufb50-\ufdff\ufe70-\ufefc"  # Arabic, Syriac and their kin
     "\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1800-\u18af]"  # India to Mongolia
 )
 _EMOJI = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
-# Codes of Persian, and of what else is written in Arabic letters.
+# Language codes of Persian, and of other languages in Arabic script.
 _PERSIAN = ("fa", "fas", "per", "pes", "prs")
 _OTHERS = (
     "ar", "ara", "arb", "arz", "ckb", "ku", "ps", "pus", "sd", "snd", "ug", "uig", "ur", "urd",
 )  # fmt: skip
-# Letters that Persian has and Arabic has not: peh, cheh, zheh, gaf, keheh, farsi yeh.
+# Letters of Persian but not of Arabic: peh, cheh, zheh, gaf, keheh, farsi yeh.
 _PERSIAN_ONLY = re.compile("[\u067e\u0686\u0698\u06af\u06a9\u06cc]")
-# And Arabic, which Persian hardly writes: teh marbuta, alef with hamza above and below.
+# Letters of Arabic that are rare in Persian: teh marbuta, alef with hamza above and below.
 _ARABIC_ONLY = re.compile("[\u0629\u0623\u0625]")
-# Letters of neither, but of Uyghur, Kurdish or Sindhi, in which an Arabic yeh or kaf is meant.
+# Letters of Uyghur, Kurdish or Sindhi, in which Arabic yeh and kaf are correct.
 _OF_OTHERS = re.compile("[\u06c7\u06c6\u06d0\u06ad\u06d5\u067f\u06aa]")
 
 
 def clean(document: Document, settings: Mapping) -> str:
-    """Cleans the text in place; returns "" or "no text" where nothing is left.
+    """Cleans text and title of a document in place.
 
     Args:
-      document: with text.
-      settings: the section `prep.clean`.
+      document: a document with text.
+      settings: section `prep.clean` of the recipe.
+
+    Returns:
+      The reason to drop the document: "no text" if no text is left, else "".
     """
     text = document.text
     if settings["repair"] and not text.isascii():
-        text = repaired(text)
-    known = document.language.lower().replace("_", "-").partition("-")[0]
-    # Other codes are taken at their word where they write Arabic letters; templates say "en".
-    persian = known in _PERSIAN or (known not in _OTHERS and looks_persian(text))
+        text = repair_mojibake(text)
+    code = document.language.lower().replace("_", "-").partition("-")[0]
+    # A declared language without Arabic script may come from a template ("en"): look at the text.
+    persian = code in _PERSIAN or (code not in _OTHERS and looks_persian(text))
     text = tidy(text, persian)
     title = tidy(document.title)
     for kind in settings["mask"]:
@@ -62,8 +65,8 @@ def clean(document: Document, settings: Mapping) -> str:
     return "" if text else "no text"
 
 
-def repaired(text: str) -> str:
-    """Returns text without mojibake; quotes, ligatures and widths stay as they were written."""
+def repair_mojibake(text: str) -> str:
+    """Returns text without mojibake; quotes, ligatures and character widths are not changed."""
     import ftfy
 
     return ftfy.fix_text(text, _repair_settings())
@@ -81,11 +84,11 @@ def _repair_settings():
 
 
 def tidy(text: str, persian: bool = False) -> str:
-    """Returns NFC text with lines stripped, no invisible characters and no runs of space.
+    """Returns NFC text with stripped lines, no invisible characters and no repeated spaces.
 
     Args:
       text: any str.
-      persian: whether Arabic yeh, alef maksura and kaf become their Persian twins.
+      persian: whether Arabic yeh, alef maksura and kaf become the Persian letters.
     """
     text = _LINE_ENDS.sub("\n", text)
     text = _INVISIBLE.sub("", text)
@@ -102,26 +105,26 @@ def _joiner(match: re.Match) -> str:
     before, after = text[start - 1 : start], text[end : end + 1]
     if match.group().startswith("\u200d") and _EMOJI.match(before) and _EMOJI.match(after):
         return "\u200d"
-    # Before a space it joins nothing; at its own start neither.
+    # A joiner before a space or at the start of the text has no effect.
     if _NEEDS_JOINERS.match(before) and after and not after.isspace():
         return match.group()[0]
     return ""
 
 
 def looks_persian(text: str) -> bool:
-    """Whether text in Arabic letters is Persian: one letter in 150 that Arabic has not.
+    """Whether text in Arabic script is Persian: more than 1 in 150 letters is Persian only.
 
-    Where yeh and kaf are Arabic, no more than peh, cheh, zheh and gaf are left to tell.
+    The share is that low because text with Arabic yeh and kaf has only peh, cheh, zheh and gaf.
     """
     sample = text[:4000]
     if _OF_OTHERS.search(sample):
         return False
     arabic = sum("\u0600" <= c <= "\u06ff" for c in sample)
-    own = len(_PERSIAN_ONLY.findall(sample))
+    persian = len(_PERSIAN_ONLY.findall(sample))
     return (
         arabic > 0.4 * max(1, sum(c.isalpha() for c in sample))
-        and 150 * own > arabic
-        and own > len(_ARABIC_ONLY.findall(sample))
+        and 150 * persian > arabic
+        and persian > len(_ARABIC_ONLY.findall(sample))
     )
 
 
@@ -136,28 +139,29 @@ _IP4 = re.compile(
     re.ASCII,
 )
 _IP6 = re.compile(r"(?<![\w.])[0-9A-Fa-f:]{2,39}(?:\.[0-9.]{5,13})?(?![\w:])", re.ASCII)
-# A letter or digit; but Persian and Arabic are often written without a space beside a number.
+# A letter or digit outside Persian and Arabic, which often have no space beside a number.
 _LATIN = "[^\\W\u0620-\u065f\u066e-\u06d3\u06fa-\u06ff]"
-# An international number, or one with its area code: nine to fifteen digits in groups. Years,
-# dates, prices and plain numbers have no such groups.
+# An international number, or one with its area code, in groups of digits. `_phone` excludes years,
+# dates, prices and plain numbers.
 _PHONE = re.compile(
     rf"(?<!{_LATIN})(?<![.,-])(?<!{_DIGIT}[:/])(?:(?:\+|00|\u06f0\u06f0){_DIGIT}{{1,3}}[ .\-/]?)?"
     rf"(?:\({_DIGIT}{{1,5}}\)[ .\-/]?)?"
     rf"{_DIGIT}{{2,11}}(?:[ .\-/]{_DIGIT}{{2,8}}){{0,5}}(?!{_LATIN}|[.,:/-]{_DIGIT})"
 )
-_ADDRESS = re.compile(r"://|www\.|\.\w+/")
+_URL_PART = re.compile(r"://|www\.|\.\w+/")
 _DATE = re.compile(rf"{_DIGIT}{{1,4}}([./-]){_DIGIT}{{1,2}}\1{_DIGIT}{{1,4}}\Z")
 
 
 def mask(text: str, kind: str) -> str:
     """Returns text with personal data replaced by <email>, <ip> or <phone>.
 
+    A phone number has 8 to 15 ASCII, Persian or Arabic digits, is not part of a URL, and starts
+    with +, 00 or 0, or has an area code in parentheses, or has at least 10 digits in three or four
+    groups: at most three digits in the first one, and not three in all others (thousands).
+
     Args:
       text: any str.
-      kind: "email", "ip" or "phone". Telephone numbers are those that begin with +, 00 or 0 (in
-        any of ASCII, Persian and Arabic digits), or have an area code in brackets, or three or four
-        groups of which the first has two or three digits and not all others three, as thousands
-        have. Digits of a web address stay.
+      kind: "email", "ip" or "phone".
     """
     if kind == "email":
         return _EMAIL.sub("<email>", text) if "@" in text else text
@@ -166,18 +170,13 @@ def mask(text: str, kind: str) -> str:
     return _PHONE.sub(_phone, text)
 
 
-def _word_before(match: re.Match) -> str:
-    before = match.string[max(0, match.start() - 200) : match.start()]
-    return re.search(r"\S*\Z", before).group()
-
-
 def _ip6(match: re.Match) -> str:
     import ipaddress
 
     if match.group().count(":") < 2 or match.group() == "::":
         return match.group()
     before = match.string[max(0, match.start() - 20) : match.start()]
-    # "addr:2001:db8::1" is a word and an address; of "1:2001:db8::1" this would be a part.
+    # In "addr:2001:db8::1" an address follows a word; in "1:2001:db8::1" the match is only a part.
     if before.endswith(":") and not re.search(r"\w*[^\W0-9A-Fa-f]\w*:\Z", before):
         return match.group()
     try:
@@ -188,13 +187,13 @@ def _ip6(match: re.Match) -> str:
 
 
 def _phone(match: re.Match) -> str:
-    found = match.group()
-    digits = "".join(str(unicodedata.digit(c)) for c in found if c.isdigit())
-    groups = [len(group) for group in re.findall(f"{_DIGIT}+", found)]
-    marked = found[0] == "+" or digits.startswith("0") or "(" in found
-    if not 8 <= len(digits) <= 15 or _DATE.match(found) or _ADDRESS.search(_word_before(match)):
-        return found
+    number = match.group()
+    digits = "".join(str(unicodedata.digit(c)) for c in number if c.isdigit())
+    groups = [len(group) for group in re.findall(f"{_DIGIT}+", number)]
+    marked = number[0] == "+" or digits.startswith("0") or "(" in number
+    before = match.string[max(0, match.start() - 200) : match.start()]
+    in_url = _URL_PART.search(re.search(r"\S*\Z", before).group())
+    if not 8 <= len(digits) <= 15 or _DATE.match(number) or in_url:
+        return number
     grouped = len(groups) in (3, 4) and groups[0] <= 3 and set(groups[1:]) != {3}
-    if not marked and (not grouped or len(digits) < 10):
-        return found
-    return "<phone>"
+    return "<phone>" if marked or (grouped and len(digits) >= 10) else number

@@ -1,4 +1,4 @@
-"""From a page to its main text, by trafilatura; with title, date, language and licence."""
+"""Extracts the main text of a page by trafilatura, with title, date, language and license."""
 
 import contextlib
 import logging
@@ -10,27 +10,24 @@ from collections.abc import Iterator, Mapping
 from zoo.prep.document import Document
 
 _LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
-
-
-# A date behind this is none. The library takes the day on which it runs: other dates each day.
+# Later dates are ignored. The library's default is today, which makes the output change by day.
 _LAST_DATE = "2100-01-01"
 
-# They log what is wrong with each page; here it is counted.
+# These libraries log every bad page; the data card counts them instead.
 for _name in ("trafilatura", "htmldate"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class TooSlow(BaseException):
-    """The time for a page is over. No Exception: nothing in a library must swallow it."""
+    """The time limit of a page passed. A BaseException, so that no library catches it."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TooSlow inside the block after `seconds` of processor time, at Python's next step.
+    """Raises TooSlow inside the block after `seconds` of CPU time.
 
-    A loaded machine takes no page's time away; a faster one gives it more. Only the main thread can
-    be interrupted; in another one, as some Beam runners use, there is no limit, and the limits of
-    size alone bound the work.
+    CPU time does not depend on the load of the machine. Only the main thread can be interrupted: in
+    another thread, which some Beam runners use, there is no time limit, only the size limits.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,13 +46,14 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def extract(document: Document, settings: Mapping) -> str:
-    """Fills in the text of a page; returns "" or the reason why there is none.
-
-    Documents that came as text pass as they are.
+    """Extracts the text of a page in place. Documents without HTML are not changed.
 
     Args:
-      document: its `html` is taken away.
-      settings: the section `prep.extract`.
+      document: gets the text and metadata; its `html` is removed.
+      settings: section `prep.extract` of the recipe.
+
+    Returns:
+      The reason to drop the document, or "".
     """
     if document.html is None:
         return "" if document.text.strip() else "no text"
@@ -72,10 +70,10 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
     from trafilatura.settings import set_date_params
 
     try:
-        tree = parsed(page)
+        tree = parse_html(page)
         if tree is None:
             return "no page"
-        found = bare_extraction(
+        result = bare_extraction(
             tree,
             url=document.url or None,
             favor_precision=settings["favor"] == "precision",
@@ -87,26 +85,26 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
         )
     except (RecursionError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
         return "extractor failed"
-    if found is None:
+    if result is None:
         return "no main text"
-    document.text = found.text or ""
-    if found.comments:
-        document.text = f"{document.text}\n{found.comments}".strip()
+    document.text = result.text or ""
+    if result.comments:
+        document.text = f"{document.text}\n{result.comments}".strip()
     if not document.text.strip():
         return "no main text"
     if settings["metadata"]:
-        document.title = document.title or (found.title or "")[:500]
-        document.date = document.date or (found.date or "")
-        document.licence = document.licence or (found.license or "")[:200]
-    said = _LANGUAGE.search(page[:4096])
-    document.language = document.language or (said.group(1).lower() if said else "")
+        document.title = document.title or (result.title or "")[:500]
+        document.date = document.date or (result.date or "")
+        document.licence = document.licence or (result.license or "")[:200]
+    declared = _LANGUAGE.search(page[:4096])
+    document.language = document.language or (declared.group(1).lower() if declared else "")
     return ""
 
 
-def parsed(page: str):
-    """Returns the tree of a page, by lxml as trafilatura sets it up; None where it is none.
+def parse_html(page: str):
+    """Returns the lxml tree of a page by trafilatura's parser; None if it is not HTML.
 
-    libxml2 looks no deeper than 256 elements, so what recurses over the tree comes to an end.
+    libxml2 limits the depth to 256 elements, which bounds recursion over the tree.
     """
     from trafilatura.utils import load_html
 

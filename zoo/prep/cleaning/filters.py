@@ -1,8 +1,8 @@
-"""Rules that keep a document or give the reason why not: `rule(document, settings) -> reason`.
+"""Filters documents: `rule(document, settings)` returns the reason to drop one, or "".
 
-Each is by name in RULES and has its thresholds in the recipe's section `prep.NAME`. They hold for
-any language that puts spaces between words; a rule that needs a language's own words (stop words,
-a word list) passes documents of languages it does not know. Rules of C4 also take lines out.
+RULES maps names to rules; section `prep.NAME` of the recipe has the thresholds. The rules work for
+any language with spaces between words. A rule that needs words of a language (stop words, a word
+list) passes documents of other languages. Rule `c4` also removes lines.
 
 Sources: Gopher (Rae et al. 2021, arXiv:2112.11446, A.1.1), C4 (Raffel et al. 2020,
 arXiv:1910.10683, 2.2), FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.5).
@@ -41,18 +41,18 @@ _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 
 
 def language(document: Document, settings: Mapping) -> str:
-    """Sets the language by the text; drops those that are not to be kept."""
-    found, probability = identify(document.text)
-    document.language = found
-    if settings["keep"] and found not in settings["keep"]:
-        return f"is {found}"
+    """Identifies the language of the text; drops languages that `keep` does not list."""
+    code, probability = identify(document.text)
+    document.language = code
+    if settings["keep"] and code not in settings["keep"]:
+        return f"is {code}"
     if settings["keep"] and probability < settings["least"]:
         return "unsure"
     return ""
 
 
 def address(document: Document, settings: Mapping) -> str:
-    """Drops by the address alone: blocked domains, and words of adult sites."""
+    """Drops by URL: blocked domains, and words of adult sites."""
     if not document.url:
         return ""
     try:
@@ -70,7 +70,7 @@ def address(document: Document, settings: Mapping) -> str:
 
 
 def gopher_quality(document: Document, settings: Mapping) -> str:
-    """Is it prose: lengths, symbols, bullets, ellipses, letters and stop words."""
+    """Drops text that is not prose, by word lengths, symbols, bullets, ellipses and stop words."""
     text = document.text
     words = text.split()
     bare = [word for word in (_MARKS.sub("", word) for word in words) if word]
@@ -92,7 +92,7 @@ def gopher_quality(document: Document, settings: Mapping) -> str:
     ellipses = sum(line.endswith(_ELLIPSES) for line in lines)
     if ellipses > settings["max_ellipsis_lines"] * len(lines):
         return "ellipses"
-    # Most words are of letters alone, which is told faster than whether there is one.
+    # isalpha() of the whole word is fast and true for most words.
     alphabetic = sum(word.isalpha() or any(map(str.isalpha, word)) for word in words)
     if alphabetic < settings["min_alphabetic_words"] * len(words):
         return "few letters"
@@ -105,15 +105,15 @@ def gopher_quality(document: Document, settings: Mapping) -> str:
 
 
 def gopher_repetition(document: Document, settings: Mapping) -> str:
-    """Does it repeat itself: lines, paragraphs and runs of words."""
+    """Drops repetitive text, by repeated lines, paragraphs and n-grams."""
     text = document.text
     for name, parts in (
         ("paragraph", [p.strip() for p in text.split("\n\n")]),
         ("line", text.split("\n")),
     ):
         parts = [part for part in parts if part]
-        again, characters = _repeated(parts)
-        if again > settings[f"max_duplicate_{name}s"] * len(parts):
+        count, characters = _repeated(parts)
+        if count > settings[f"max_duplicate_{name}s"] * len(parts):
             return f"{name}s"
         if characters > settings[f"max_duplicate_{name}_characters"] * len(text):
             return f"{name} characters"
@@ -122,8 +122,7 @@ def gopher_repetition(document: Document, settings: Mapping) -> str:
         if _top_ngram(words, n) > most * len(text):
             return f"top {n}-gram"
     shares = settings["max_duplicate_ngrams"]
-    # A run of ten words that comes again holds a run of five that does: most documents have none
-    # that is long enough, and are asked once.
+    # A repeated 10-gram contains repeated 5-grams, so most documents need only the 5-gram test.
     if shares and _duplicate_ngrams(words, 5) > min(shares) * len(text):
         for n, most in enumerate(shares, 5):
             if _duplicate_ngrams(words, n) > most * len(text):
@@ -132,14 +131,14 @@ def gopher_repetition(document: Document, settings: Mapping) -> str:
 
 
 def _repeated(parts: list[str]) -> tuple[int, int]:
-    """Returns how many parts stood before already, and their characters."""
-    if len(seen := set(parts)) == len(parts):
+    """Returns the number of parts that repeat an earlier one, and their characters."""
+    if len(distinct := set(parts)) == len(parts):
         return 0, 0
-    return len(parts) - len(seen), sum(map(len, parts)) - sum(map(len, seen))
+    return len(parts) - len(distinct), sum(map(len, parts)) - sum(map(len, distinct))
 
 
 def _top_ngram(words: list[str], n: int) -> int:
-    """Returns the characters that the most frequent n-gram covers, where it comes again."""
+    """Returns the characters that the most frequent n-gram covers, 0 if none repeats."""
     counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
     if not counts:
         return 0
@@ -150,7 +149,7 @@ def _top_ngram(words: list[str], n: int) -> int:
 
 
 def _duplicate_ngrams(words: list[str], n: int) -> int:
-    """Returns the characters of words in n-grams that stood before already, each word once."""
+    """Returns the characters of words in repeated n-grams, counting each word once."""
     seen, covered, end = set(), 0, 0
     for place, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
         if gram in seen:
@@ -162,7 +161,7 @@ def _duplicate_ngrams(words: list[str], n: int) -> int:
 
 
 def c4(document: Document, settings: Mapping) -> str:
-    """Takes out lines that are no prose; drops pages of code, dummy text and few sentences."""
+    """Removes lines that are not prose; drops code, placeholder text and too few sentences."""
     text = document.text
     lower = text.lower()
     if "lorem ipsum" in lower:
@@ -170,11 +169,11 @@ def c4(document: Document, settings: Mapping) -> str:
     if "{" in text:
         return "curly bracket"
     lines = (_CITATION.sub("", line).rstrip() for line in text.split("\n"))
-    kept = [line for line in lines if not line or _c4_keeps(line, settings)]
-    shorter = re.sub("\n{3,}", "\n\n", "\n".join(kept)).strip()
+    kept_lines = [line for line in lines if not line or _c4_keeps(line, settings)]
+    shorter = re.sub("\n{3,}", "\n\n", "\n".join(kept_lines)).strip()
     if not shorter:
         return "no lines"
-    if sum(map(count_sentences, kept)) < settings["min_sentences"]:
+    if sum(map(count_sentences, kept_lines)) < settings["min_sentences"]:
         return "few sentences"
     document.text = shorter
     return ""
@@ -193,7 +192,7 @@ def _c4_keeps(line: str, settings: Mapping) -> bool:
 
 
 def fineweb(document: Document, settings: Mapping) -> str:
-    """Is it a list: lines that end no sentence, short lines, repeated lines, many line ends."""
+    """Drops lists, by unfinished lines, short lines, repeated lines and number of lines."""
     lines = [line for line in document.text.split("\n") if line]
     if not lines:
         return "no lines"
@@ -211,29 +210,29 @@ def fineweb(document: Document, settings: Mapping) -> str:
 
 
 def blocked_words(document: Document, settings: Mapping) -> str:
-    """Counts the words and phrases of the user's file, whole words, in any case."""
+    """Drops text with too many words or phrases of the user's file; case does not matter."""
     phrases = _lines(settings["file"])
     if not phrases:
         return ""
-    found = len(_pattern(phrases).findall(document.text.lower()))
-    return "blocked word" if found > settings["most"] else ""
+    count = len(_pattern(phrases).findall(document.text.lower()))
+    return "blocked word" if count > settings["most"] else ""
 
 
 def toxicity(document: Document, settings: Mapping) -> str:
-    """Asks a scorer; by default, the share of words that stand on a word list."""
+    """Drops text by the score of a scorer; by default, the share of words of a word list."""
     score = scorer(settings["scorer"], settings["file"])(document.text)
     return "toxic" if score > settings["most"] else ""
 
 
 @functools.cache
 def scorer(name: str, file: str):
-    """Returns the function of `toxicity.scorer`; raises `UsageError` where there is none."""
+    """Returns the function that `toxicity.scorer` names; raises `UsageError` if none exists."""
     if name == "words":
         words = _lines(file) or TOXIC
 
         def share(text):
-            found = _WORD.findall(text.lower())
-            return sum(word in words for word in found) / max(1, len(found))
+            text_words = _WORD.findall(text.lower())
+            return sum(word in words for word in text_words) / max(1, len(text_words))
 
         return share
     module, _, function = name.partition(":")
@@ -242,16 +241,16 @@ def scorer(name: str, file: str):
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"prep.toxicity.scorer is 'words' or MODULE:FUNCTION, text -> score. "
-            f"Received: {name!r}: {short(error)}."
+            "prep.toxicity.scorer must be 'words' or MODULE:FUNCTION, a function from text to "
+            f"score. Received: {name!r}: {short(error)}."
         ) from None
 
 
 @functools.cache
 def _lines(file: str) -> frozenset[str]:
-    """Returns the lines of a list, as text is after cleaning, in Persian or another language.
+    """Returns the lines of a list in the form of cleaned text, both Persian and other.
 
-    Blank ones and those after # are left out.
+    Empty lines and lines that start with # are skipped.
     """
     if not file:
         return frozenset()
@@ -266,7 +265,7 @@ def _lines(file: str) -> frozenset[str]:
 
 @functools.cache
 def _pattern(phrases: frozenset[str]) -> re.Pattern:
-    inside = rf"[{LETTERS}\u200c]"  # words go on behind a ZWNJ
+    inside = rf"[{LETTERS}\u200c]"  # a word continues after a ZWNJ
     one = "|".join(map(re.escape, sorted(phrases)))
     return re.compile(rf"(?<!{inside})(?:{one})(?!{inside})")
 

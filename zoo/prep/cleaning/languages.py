@@ -1,10 +1,10 @@
-"""What the rules know of languages: words that any text has, how sentences end, and which it is."""
+"""Holds stop words and sentence ends, and identifies languages."""
 
 import functools
 import re
 import unicodedata
 
-# Words so frequent that prose without two of them is none. English: Gopher's own eight.
+# Prose contains at least two of these words. The English ones are those of Gopher.
 STOP_WORDS = {
     "en": "the be to of and that have with",
     "de": "der die das und ist in zu den mit nicht von ein eine auf für",
@@ -23,10 +23,10 @@ STOP_WORDS = {code: frozenset(words.split()) for code, words in STOP_WORDS.items
 
 
 def _marks() -> str:
-    """The marks that letters are combined with, as ranges of a pattern; `\\w` has none of them."""
+    """Returns the combining marks, which `\\w` does not match, as ranges of a pattern."""
     ranges: list[list[int]] = []
-    for code in range(0x300, 0x20000):  # behind these two planes there is no script with marks
-        # What chooses the form of an emoji is a mark too, of no letter.
+    for code in range(0x300, 0x20000):  # no script of later planes has marks
+        # 0xFE00 to 0xFE0F select the form of an emoji.
         if unicodedata.category(chr(code)) in ("Mn", "Mc") and not 0xFE00 <= code <= 0xFE0F:
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code
@@ -35,10 +35,10 @@ def _marks() -> str:
     return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
 
 
-# What words are of, for a pattern's brackets: vowel signs belong to them, in Hindi as in Arabic.
+# Characters of words, for a character class: vowel signs are part of words in Hindi and Arabic.
 LETTERS = rf"\w{_marks()}"
 
-# Full stop, question and exclamation marks of the scripts, and what closes a quotation after them.
+# Full stop, question and exclamation marks of all scripts, and closing quotation marks.
 ENDS = ".!?…\u061f\u06d4\u0964\u0965\u3002\uff01\uff1f\uff0e"
 CLOSING = "\"'”’»)]›"
 _SENTENCE_END = re.compile(rf"[{re.escape(ENDS)}]+[{re.escape(CLOSING)}]*(?=\s|$)")
@@ -48,12 +48,12 @@ _CJK_END = re.compile("[\u3002\uff01\uff1f]")
 
 
 def ends_line(line: str) -> bool:
-    """Whether a line ends in a mark of a sentence or quotation, in any script; as in FineWeb."""
+    """Whether a line ends with a sentence or quotation mark of any script, as in FineWeb."""
     return line.endswith(_LINE_ENDS)
 
 
 def ends_sentence(line: str) -> bool:
-    """Whether a line ends as a sentence does, in any script; "..." does not, as in C4."""
+    """Whether a line ends a sentence, in any script; "..." does not, as in C4."""
     bare = line.rstrip(CLOSING)
     if bare.endswith(("...", "…")):
         return False
@@ -61,7 +61,7 @@ def ends_sentence(line: str) -> bool:
 
 
 def count_sentences(text: str) -> int:
-    """Returns how many sentences text has; what follows the last end is one too."""
+    """Returns the number of sentences, including an unfinished last one."""
     ends = len(_SENTENCE_END.findall(text)) + (
         len(_CJK_END.findall(text)) if "\u3002" in text else 0
     )
@@ -76,7 +76,7 @@ def _identifier():
 
 
 def identify(text: str) -> tuple[str, float]:
-    """Returns (ISO 639-1 code, probability) of a text's language, by py3langid (97 languages)."""
-    # More text tells nothing more, and the time grows with it.
+    """Returns (ISO 639-1 code, probability) of the language, by py3langid (97 languages)."""
+    # The start of the text is enough; the time grows with the length.
     code, probability = _identifier().classify(text[:3000])
     return str(code), float(probability)

@@ -1,7 +1,7 @@
-"""A short list of insults and obscene words in English, German and Persian, for `toxicity`.
+"""Lists insults and obscene words in English, German and Persian, for the rule `toxicity`.
 
-It is a start, not a judgement: a text about hate names the same words. Bring your own list or a
-classifier (`prep.toxicity.file`, `prep.toxicity.scorer`) for anything that matters.
+The list is short, and texts about hate speech use the same words. For production data set
+`prep.toxicity.file` to your own list or `prep.toxicity.scorer` to a classifier.
 """
 
 _WORDS = """

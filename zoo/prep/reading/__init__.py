@@ -1,1 +1,1 @@
-"""Opens what was collected: WARC, HTML, Parquet, JSON lines, text."""
+"""Reads documents from WARC, HTML, Parquet, JSONL and text files."""

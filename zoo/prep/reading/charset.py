@@ -1,8 +1,8 @@
-"""Decodes the bytes of a page or text as browsers do, where the page says how.
+"""Decodes the bytes of a page or text, with a declared encoding as browsers do.
 
-The labels are those of the WHATWG Encoding Standard (https://encoding.spec.whatwg.org), by the
-library webencodings: `shift_jis` means Windows-31J, `iso-8859-9` means Windows-1254, and names that
-only Python knows, such as `unicode_escape`, mean nothing.
+Encoding labels are those of the WHATWG Encoding Standard (https://encoding.spec.whatwg.org), by the
+library webencodings: `shift_jis` means Windows-31J and `iso-8859-9` means Windows-1254. Names that
+only Python knows, such as `unicode_escape`, are ignored.
 """
 
 import codecs
@@ -11,42 +11,42 @@ from collections.abc import Iterator
 
 import webencodings
 
-# More misfits than this share of the bytes, and the declared encoding is a wrong one.
+# Share of undecodable bytes above which a declared encoding is considered wrong.
 MAX_MISFITS = 0.01
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-# Where a page may declare its encoding. Browsers look at 1,024 bytes before they parse, and heed a
-# later <meta> while they parse.
+# Bytes in which a page may declare its encoding. Browsers scan the first 1,024 bytes before
+# parsing, but also apply a later <meta> during parsing.
 _HEAD = 1 << 16
 _XML = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']\s*([\w.:+-]+)", re.IGNORECASE)
 _TAG = re.compile(rb"<!--|<[!?]|</?([a-z][^\s/>]*)", re.IGNORECASE)
 _ATTRIBUTE = re.compile(
     rb"""[\s/]*([^\s/>][^\s/>=]*)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)))?"""
 )
-# Elements whose content is no markup.
+# Elements whose content is not markup.
 _RAW = (b"script", b"style", b"title", b"textarea", b"xmp", b"noframes", b"iframe")
 _IN_CONTENT = re.compile(
     rb"""charset\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s;"'][^\s;]*))""", re.IGNORECASE
 )
-# Python codecs that decode what the standard's decoder of this name does.
+# Encoding of the standard -> Python codec that decodes it.
 _PYTHON = {"gbk": "gb18030", "iso-2022-jp": "iso2022_jp_ext"}
 _UTF16 = ("utf-16le", "utf-16be")
 _JIS_ESCAPE = re.compile(rb"\x1b(?:\$[@B(]|\([IJ])")
-# Two bytes of these are often UTF-8 too, many such pairs never.
+# In these encodings a few characters may be valid UTF-8 by chance; many are not.
 _TWO_BYTES = ("gbk", "gb18030", "big5", "euc-jp", "shift_jis", "euc-kr")
 _FEW = 3  # characters
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _JIS = str.maketrans("\u301c\u2016\u2212\u00a2\u00a3\u00ac", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2")
 _GB18030 = {0xE5E5: "\u3000", 0xE7C7: "\u1e3f"}
-# What Python's codecs decode otherwise than the standard.
-_OTHERWISE = {
-    # The single bytes A0, FD, FE and FF are no Shift_JIS; Python maps them to private characters.
+# Characters that Python's codecs decode differently from the standard, with the standard's ones.
+_CORRECTIONS = {
+    # The bytes A0, FD, FE and FF are invalid Shift_JIS; Python maps them to private characters.
     "shift_jis": dict.fromkeys(range(0xF8F0, 0xF8F4), _REPLACEMENT),
-    # JIS X 0208 as the standard and Windows have it.
+    # JIS X 0208 as in the standard and Windows.
     "euc-jp": _JIS,
     "iso-2022-jp": _JIS,
     "gbk": _GB18030,
@@ -56,17 +56,20 @@ _OTHERWISE = {
 
 
 def decode(content: bytes, declared: str = "", page: bool = True) -> str:
-    """Returns the text of bytes.
+    """Decodes bytes to text.
 
-    In this order: by the byte order mark; as UTF-8, where the bytes are UTF-8 (but as declared,
-    where no more than a few characters fit both); as declared, with U+FFFD for each byte that does
-    not fit, unless these are more than one and more than MAX_MISFITS of all bytes; as the bytes
-    look.
+    The first of these that applies decides:
+
+    1. the byte order mark;
+    2. UTF-8, if the bytes are UTF-8 (the declared encoding, if only a few characters fit both);
+    3. the declared encoding, with U+FFFD for each undecodable byte, unless there is more than one
+       and their share exceeds MAX_MISFITS;
+    4. detection from the bytes.
 
     Args:
       content: any bytes.
       declared: label of the encoding from an HTTP header, or "".
-      page: whether a <meta> or an XML declaration inside counts too.
+      page: whether a <meta> or XML declaration inside the content counts too.
     """
     for mark, codec in _BOMS:
         if content.startswith(mark):
@@ -75,7 +78,7 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
     for encoding in encodings:
         if encoding.name == "iso-2022-jp" and _JIS_ESCAPE.search(content):
             return _decoded(content, encoding)
-        # Encodings of seven bits that browsers do not decode, to the same end.
+        # 7-bit encodings that browsers do not decode either.
         escapes = content.isascii() and (b"\x1b" in content or b"~{" in content)
         if encoding.name == "replacement" and escapes:
             return _REPLACEMENT
@@ -103,9 +106,9 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
 
 
 def as_utf8(content: bytes) -> str | None:
-    """Returns the text of what is UTF-8 by its format, such as JSON; None where much does not fit.
+    """Decodes a format that must be UTF-8, such as JSON; returns None if too many bytes are not.
 
-    A byte that does not fit is U+FFFD.
+    Undecodable bytes become U+FFFD.
     """
     text = content.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
     return text if _fits(text, content) else None
@@ -116,31 +119,31 @@ def _fits(text: str, content: bytes) -> bool:
 
 
 def without_surrogates(text: str) -> str:
-    """Returns text that UTF-8 can hold: JSON can spell half a surrogate pair."""
+    """Replaces lone surrogates, which JSON can contain and UTF-8 cannot."""
     return _SURROGATES.sub(_REPLACEMENT, text)
 
 
 def _declared(content: bytes, declared: str, page: bool) -> list[webencodings.Encoding]:
-    """Returns the encodings that are declared, the one that counts first."""
+    """Returns the declared encodings in order of priority."""
     labels = [declared]
     if page:
         labels += _of_metas(content[:_HEAD])
         if match := _XML.match(content, 0, _HEAD):
             labels.append(match.group(1).decode("latin-1"))
-    found = [webencodings.lookup(label) for label in labels]
-    # Where the page itself says UTF-16, it was read as ASCII so far.
+    encodings = [webencodings.lookup(label) for label in labels]
+    # A page that declares UTF-16 in ASCII-compatible bytes is not UTF-16.
     return [
         webencodings.UTF8 if number and encoding.name in _UTF16 else encoding
-        for number, encoding in enumerate(found)
+        for number, encoding in enumerate(encodings)
         if encoding
     ]
 
 
 def _of_metas(content: bytes) -> Iterator[str]:
-    """Yields the labels of <meta charset> and of <meta http-equiv=content-type>, in their order.
+    """Yields the labels of <meta charset> and <meta http-equiv=content-type>, in page order.
 
     https://html.spec.whatwg.org/multipage/parsing.html#prescan-a-byte-stream-to-determine-its-encoding
-    and, as a browser's parser does, outside of scripts and other raw text.
+    Skips scripts and other raw text, as a browser's parser does.
     """
     place = 0
     while match := _TAG.search(content, place):
@@ -152,15 +155,15 @@ def _of_metas(content: bytes) -> Iterator[str]:
             if place < len(end):
                 return
             continue
-        found: dict[bytes, bytes] = {}
+        attributes: dict[bytes, bytes] = {}
         while attribute := _ATTRIBUTE.match(content, place):
             place = attribute.end()
             value = next((v for v in attribute.groups()[1:] if v is not None), b"")
-            found.setdefault(attribute.group(1).lower(), value)
+            attributes.setdefault(attribute.group(1).lower(), value)
         if tag == b"<meta":
-            label = found.get(b"charset")
-            if label is None and found.get(b"http-equiv", b"").lower() == b"content-type":
-                match = _IN_CONTENT.search(found.get(b"content", b""))
+            label = attributes.get(b"charset")
+            if label is None and attributes.get(b"http-equiv", b"").lower() == b"content-type":
+                match = _IN_CONTENT.search(attributes.get(b"content", b""))
                 label = match and next(v for v in match.groups() if v is not None)
             if label:
                 yield label.decode("latin-1")
@@ -172,12 +175,14 @@ def _of_metas(content: bytes) -> Iterator[str]:
 
 
 def _utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
-    """Returns text where the bytes are UTF-8, perhaps with a stray byte; None where they are not.
+    """Returns text if the bytes are UTF-8 with at most a few stray bytes, else None.
 
-    Many bytes of no other encoding look like UTF-8: Chinese and Japanese ones where a third does.
+    Long text in another encoding is hardly ever valid UTF-8, but short Chinese or Japanese text may
+    be.
 
     Args:
-      encodings: that are declared. Where none of them is UTF-8, that takes more to be wrong.
+      content: any bytes.
+      encodings: declared encodings. If one is not UTF-8, fewer stray bytes are accepted.
     """
     other = any(encoding.name != "utf-8" for encoding in encodings)
     try:
@@ -195,14 +200,14 @@ def _utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
 
 def _decoded(content: bytes, encoding: webencodings.Encoding) -> str:
     name = encoding.codec_info.name
-    if encoding.name == "x-user-defined":  # of a <meta>, Windows-1252 is meant
+    if encoding.name == "x-user-defined":  # in a <meta> it means Windows-1252
         name = "cp1252"
     text = content.decode(_PYTHON.get(encoding.name, name), "as_browsers")
-    return without_surrogates(text.translate(_OTHERWISE.get(encoding.name, {})))
+    return without_surrogates(text.translate(_CORRECTIONS.get(encoding.name, {})))
 
 
 def _as_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
-    """Decodes what the standard has and Python's codecs lack; U+FFFD for the rest."""
+    """Decodes bytes that the standard defines and Python's codecs reject; U+FFFD for the rest."""
     pair = error.object[error.start : error.start + 2]
     if error.encoding == "charmap" and pair[0] < 0xA0:
         return chr(pair[0]), error.start + 1  # C1 controls
@@ -218,15 +223,14 @@ def _as_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
             and 0x21 <= cell <= 0x7E
             and all(b > 0x7F for b in pair) == eight_bits
         ):
-            # The characters of NEC and IBM, by their place in Shift_JIS.
+            # NEC and IBM extension characters, at their position in Shift_JIS.
             first = (row + 1) // 2 + (0x70 if row < 0x5F else 0xB0)
             second = cell + (0x1F + (cell >= 0x60) if row % 2 else 0x7E)
             try:
                 return bytes([first, second]).decode("cp932"), error.start + 2
             except UnicodeDecodeError:
                 pass
-    # One byte, where browsers pass over two: behind a stray or missing byte this finds the next
-    # character again.
+    # One byte, where browsers skip two: decoding resynchronizes after a stray or missing byte.
     return _REPLACEMENT, error.end
 
 

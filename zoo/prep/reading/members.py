@@ -1,43 +1,43 @@
-"""Reads a file as a row of members: gzip members one by one, any other file as a single one.
+"""Reads a file as a sequence of members: gzip members one by one, any other file as one member.
 
-A WARC file has a gzip member for each record, so that what is wrong in one ends with its member.
-Some packers cut the data anywhere instead: a gzip member that does not begin as records do
-continues the member before it.
+A WARC file has one gzip member per record, so damage ends with its member. Some tools split the
+data at other places: a gzip member that does not begin like a record continues the previous one.
 """
 
 import re
 import zlib
 
-from zoo.prep.reading.unpack import Unpacked, is_bomb, open_input
+from zoo.prep.reading.unpack import UnpackedFile, is_bomb, open_input
 
 _MAGIC = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _PIECE = 1 << 16
-_TRIED = 4096  # packed bytes that tell whether a member begins
-_BOMBS = 16  # that are passed over in a file; one more ends it
+_TRIED = 4096  # compressed bytes that decide whether a member begins
+_BOMBS = 16  # decompression bombs that are skipped in a file; one more ends it
 
 
 class Members:
-    """The members of a file, forward only.
+    """Iterates over the members of a file, forward only.
 
     Args:
-      path: of the file. One that ends in .gz is read by members; others, .zst too, are one member.
-      max_ratio: unpacked to packed bytes, above which a large file is a bomb.
-      begins: what each record begins with, unpacked. It is looked for after damage.
+      path: path of the file. A .gz file has members; any other file, also .zst, is one member.
+      max_ratio: compression ratio above which a large file is a decompression bomb.
+      begins: uncompressed bytes that each record begins with. After damage the reader searches for
+        them.
 
     Attributes:
-      problem: why the file ended early: "damaged", "truncated" or "bomb"; "" where all was well.
-      damaged: whether something is wrong with this member, which has ended then.
-      skipped: what was passed over to find this member: "damaged", "bomb" or "" for nothing.
+      problem: why the file ended early: "damaged", "truncated" or "bomb"; "" if it did not.
+      damaged: whether this member ended early because of damage.
+      skipped: what was skipped before this member: "damaged", "bomb" or "" for nothing.
     """
 
     def __init__(self, path: str, max_ratio: float, begins: bytes):
         name = path.lower()
         self.problem, self.skipped = "", ""
         self._by_members, self._begins, self._max_ratio = name.endswith(".gz"), begins, max_ratio
-        self._file = open_input(path) if self._by_members else Unpacked(path, max_ratio)
-        self._packed = b""  # read, and not unpacked
-        self._data, self._at = b"", 0  # unpacked, and from where on not taken
-        self._unpacked = self._unpacked_before = 0  # in all, and up to this member
+        self._file = open_input(path) if self._by_members else UnpackedFile(path, max_ratio)
+        self._packed = b""  # compressed bytes that were read but not decompressed
+        self._data, self._at = b"", 0  # decompressed bytes, and offset of the next one
+        self._unpacked = self._unpacked_before = 0  # size in total, and before this member
         self._bombs, self._is_bomb = 0, False
         self._unpacker = None
         self.damaged, self._over, self._begun = False, True, False
@@ -49,7 +49,7 @@ class Members:
         self._file.close()
 
     def next(self) -> bool:
-        """Goes to the next member; whether there is one. What is left of this one is skipped."""
+        """Moves to the next member and returns whether there is one."""
         while self._fill():
             self._at = len(self._data)
         self._data, self._at = b"", 0
@@ -63,7 +63,7 @@ class Members:
         return True
 
     def read(self, size: int) -> bytes:
-        """Returns `size` bytes of the member, or what is left of it."""
+        """Returns `size` bytes of the member, or fewer at its end."""
         pieces, missing = [], size
         while missing and (self._at < len(self._data) or self._fill()):
             pieces.append(self._data[self._at : self._at + missing])
@@ -72,7 +72,7 @@ class Members:
         return b"".join(pieces)
 
     def pass_over(self, characters: bytes) -> None:
-        """Passes over `characters`, in any order and number."""
+        """Skips any number of the given characters."""
         while True:
             self._data, self._at = self._data[self._at :].lstrip(characters), 0
             if self._data or not self._fill():
@@ -86,19 +86,19 @@ class Members:
                 return self.read((end or self._at + limit) - self._at)
 
     def peek(self, size: int) -> bytes:
-        """Returns the next `size` bytes, or what is left of the member, and leaves them."""
+        """Returns the next `size` bytes, or fewer at the member's end, without consuming them."""
         while len(self._data) - self._at < size and self._fill():
             pass
         return self._data[self._at : self._at + size]
 
     def unread(self, data: bytes) -> None:
-        """Puts bytes back before those that come next."""
+        """Puts bytes back before the next byte."""
         self._data, self._at = data + self._data[self._at :], 0
 
     # --- unpacking --------------------------------------------------------------------------------
 
     def _fill(self) -> bool:
-        """Unpacks one piece more of the member; False at its end."""
+        """Decompresses another piece of the member; returns False at its end."""
         while not self._over or self._continues():
             data = self._unpack() if self._by_members else self._read()
             if data:
@@ -119,7 +119,7 @@ class Members:
         try:
             data = self._unpacker.decompress(packed, _PIECE)
         except zlib.error:
-            # The next member may begin in what was handed over: it is looked for from there.
+            # The next member may begin inside these bytes: search from there.
             self._packed, self.damaged, self._over = packed[1:], True, True
             return b""
         self._packed = self._unpacker.unconsumed_tail
@@ -130,7 +130,7 @@ class Members:
         return data
 
     def _bomb(self) -> bytes:
-        """Ends a member that unpacks to too much; the next one is looked for without unpacking."""
+        """Ends a member that is a decompression bomb."""
         self._bombs += 1
         if self._bombs > _BOMBS:
             return self._end("bomb")
@@ -142,10 +142,10 @@ class Members:
         self.problem, self._over = problem, True
         return b""
 
-    # --- where the next member begins -------------------------------------------------------------
+    # --- finding the next member ------------------------------------------------------------------
 
     def _continues(self) -> bool:
-        """Goes on in the next gzip member where it continues this one; whether it does."""
+        """Enters the next gzip member if it continues this one; returns whether it does."""
         if not self._by_members or not self._begun or self.problem or self.damaged:
             return False
         if not self._at_member():
@@ -157,7 +157,7 @@ class Members:
         return True
 
     def _at_member(self) -> bool:
-        """Moves `_packed` over zeros, which pad tapes; whether the header of a member follows."""
+        """Skips zeros, which pad tapes; returns whether the header of a member follows."""
         while True:
             self._packed = self._packed.lstrip(b"\0")
             if len(self._packed) >= _TRIED or not (more := self._file.read(_PIECE)):
@@ -165,7 +165,7 @@ class Members:
             self._packed += more
 
     def _find_member(self) -> bool:
-        """Moves `_packed` to the next member, over what is damaged; whether there is one."""
+        """Moves `_packed` past damage to the next member; returns whether there is one."""
         self.skipped = ""
         if not self.damaged and self._at_member():
             return True
@@ -188,7 +188,7 @@ class Members:
             place += 1
 
     def _start(self, packed: bytes) -> bytes | None:
-        """Returns the first bytes that a member unpacks to; None where it is none."""
+        """Returns the first decompressed bytes of a member; None if it is not gzip."""
         try:
             return zlib.decompressobj(31).decompress(packed[:_TRIED], len(self._begins))
         except zlib.error:

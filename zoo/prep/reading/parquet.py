@@ -1,11 +1,11 @@
 """Reads the rows of a Parquet file in bounded memory.
 
-A few hundred bytes can declare any number of rows, and store one value of any size for all of them.
-So the footer is asked first, then the header of each page (which is what pyarrow allocates by), and
-the values that come out are counted. Columns of text are read as dictionaries, so that a value that
-many rows share is held once; of others few rows at once, where their pages are large.
+A few hundred bytes can declare any number of rows and store one large value for all of them. So the
+sizes in the footer and in each page header (by which pyarrow allocates) are checked first, and the
+bytes of the values are counted. Text columns are read as dictionaries, which hold a shared value
+once; other columns with large pages are read a few rows at a time.
 
-The footer is read here: pyarrow's objects for damaged columns end the process.
+The footer is parsed here, because pyarrow's objects for damaged columns crash the process.
 """
 
 import io
@@ -14,49 +14,49 @@ from collections.abc import Callable, Iterator, Sequence
 
 from zoo.prep.reading.unpack import FREE_BYTES, is_bomb, open_input
 
-ROWS = 256  # that are read at once, at most
-_ROW_BYTES = 64  # a row counts as at least so many
-_LONGEST = 1 << 16  # bytes of a string in a header or footer
-DAMAGED = object()  # a value that Python cannot hold: broken UTF-8, or a date behind the year 9999
+ROWS = 256  # per batch, at most
+_ROW_BYTES = 64  # minimum size that a row is counted with
+_LONGEST = 1 << 16  # bytes; longer strings of a header or footer are skipped
+DAMAGED = object()  # a value that Python cannot hold: invalid UTF-8, or a date after the year 9999
 
 
 class Bomb(Exception):
-    """A file that expands to more than its bytes may hold."""
+    """A decompression bomb: a file that expands to more than `max_ratio` times its size."""
 
 
 class DamagedRows(Exception):
-    """The rest of a row group cannot be read; the next one may be."""
+    """The rest of a row group cannot be read; the next row group may be readable."""
 
 
 def row_groups(
     path: str, wanted: Sequence[str], mine: Callable[[], bool], max_ratio: float
 ) -> Iterator[Iterator[dict]]:
-    """Yields the rows of each row group, as dictionaries of the wanted columns that are there.
+    """Yields the rows of each row group as dictionaries of the wanted columns that exist.
 
-    Columns of lists and the like are left out.
+    Nested columns are left out.
 
     Args:
-      path: of the file.
+      path: path of the file.
       wanted: names of columns.
-      mine: called for each row; whether it is wanted.
-      max_ratio: unpacked to packed bytes, above which a large file is a bomb.
+      mine: called once per row; returns whether the row is wanted.
+      max_ratio: compression ratio above which a large file is a decompression bomb.
 
     Raises:
-      Bomb: where the file declares, or gives, more than that.
-      DamagedRows: while rows are read.
-      pyarrow.ArrowException, OSError: where the file cannot be read.
+      Bomb: the declared or actual ratio is higher.
+      DamagedRows: while iterating over rows.
+      pyarrow.ArrowException, OSError: the file cannot be read.
     """
     import pyarrow.parquet
     from pyarrow import types
 
     with open_input(path) as file:
-        about = pyarrow.parquet.read_metadata(file)
-        schema = about.schema.to_arrow_schema()
+        metadata = pyarrow.parquet.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
         names = [field.name for field in schema if not types.is_nested(field.type)]
         names = [name for name in names if name in wanted]
         groups = _row_groups(file)
-        if len(groups) != about.num_row_groups:
-            raise OSError("a footer that is none")
+        if len(groups) != metadata.num_row_groups:
+            raise OSError("invalid footer")
         plain = {_path(column) for group in groups for column in _columns(group) if _delta(column)}
         texts = [name for name in names if _is_text(schema.field(name).type) and name not in plain]
         packed, size = os.fstat(file.fileno()).st_size, 0
@@ -64,20 +64,20 @@ def row_groups(
         def rows(number: int) -> Iterator[dict]:
             nonlocal size
             try:
-                count, at_once = _check(file, groups[number], names, texts, max_ratio)
+                count, batch_size = _check(file, groups[number], names, texts, max_ratio)
                 if not count:
                     return
-                for batch in table.iter_batches(at_once, [number], columns=names):
+                for batch in table.iter_batches(batch_size, [number], columns=names):
                     count -= batch.num_rows
-                    # Of all rows, so that it does not depend on which of them are `mine`.
+                    # Counts all rows, so that the result is the same for every stripe.
                     size += sum(map(_bytes_of, batch.columns))
                     if is_bomb(size, packed, max_ratio):
                         raise Bomb
                     for place in range(batch.num_rows):
                         if mine():
                             yield {name: _value(batch.column(name)[place]) for name in names}
-                if count:  # pyarrow passes over some damage
-                    raise OSError("rows are missing")
+                if count:  # pyarrow ignores some damage
+                    raise OSError("missing rows")
             except (pyarrow.ArrowException, OSError) as error:
                 raise DamagedRows from error
 
@@ -94,7 +94,7 @@ def _is_text(kind) -> bool:
 
 
 def _bytes_of(column) -> int:
-    """Returns the bytes of a column's values, a shared value as often as it occurs."""
+    """Returns the bytes of a column's values, counting a shared value once per row."""
     import pyarrow
     import pyarrow.compute
 
@@ -107,15 +107,15 @@ def _bytes_of(column) -> int:
 def _value(field):
     try:
         return field.as_py()
-    except (ValueError, OverflowError, LookupError):  # the last of unknown time zones
+    except (ValueError, OverflowError, LookupError):  # LookupError: an unknown time zone
         return DAMAGED
 
 
-# --- what a row group declares --------------------------------------------------------------------
+# --- sizes that a row group declares --------------------------------------------------------------
 
 
 def _row_groups(file) -> list[dict]:
-    """Returns the row groups as the footer has them, by the numbers of their fields.
+    """Returns the row groups of the footer as dictionaries from Thrift field number to value.
 
     https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
     """
@@ -138,7 +138,7 @@ def _path(column: dict) -> str:
 
 
 def _delta(column: dict) -> bool:
-    """Whether pages are delta encoded: pyarrow does not read these as dictionaries."""
+    """Whether pages are delta encoded, which pyarrow cannot read as dictionaries."""
     return any(encoding in (6, 7) for encoding in _list(column, 2))
 
 
@@ -150,19 +150,19 @@ def _list(fields: dict, number: int) -> list:
 def _number(fields: dict, number: int) -> int:
     value = fields.get(number)
     if not isinstance(value, int) or value < 0:
-        raise OSError("a size that is none")
+        raise OSError("invalid size")
     return value
 
 
 def _check(file, group, names: list[str], texts: list[str], max_ratio: float) -> tuple[int, int]:
-    """Checks what a row group declares.
+    """Checks the sizes that a row group declares.
 
     Returns:
-      Its number of rows, and how many of them may be read at once.
+      The number of rows, and the number of rows per batch.
 
     Raises:
-      Bomb: where its rows or pages are too many for its bytes.
-      OSError: where it is damaged.
+      Bomb: the row group declares too many rows or bytes for its compressed size.
+      OSError: the row group is damaged.
     """
     columns, rows, place = _columns(group), _number(group, 3), file.tell()
     packed = sum(_number(column, 7) for column in columns)
@@ -171,11 +171,11 @@ def _check(file, group, names: list[str], texts: list[str], max_ratio: float) ->
         unpacked, name = _number(column, 6), _path(column)
         size += unpacked
         if name in names and _number(column, 5) != rows:
-            raise OSError("a column of another length")
+            raise OSError("columns of different lengths")
         if name in names and rows:
             pages = list(_page_sizes(file, column))
             size += max(0, sum(pages) - unpacked)
-            # A row may take as much as a page: a value of a dictionary, or of what is before it.
+            # A row may be as large as a page, if it repeats a value of the dictionary.
             if name not in texts:
                 largest = max(largest, *pages)
     file.seek(place)
@@ -185,7 +185,7 @@ def _check(file, group, names: list[str], texts: list[str], max_ratio: float) ->
 
 
 def _page_sizes(file, column: dict) -> Iterator[int]:
-    """Yields the unpacked size of each page of a column, as the page's header has it."""
+    """Yields the uncompressed size of each page of a column, from the page headers."""
     place = _number(column, 9)
     if column.get(11):
         place = min(place, _number(column, 11))
@@ -198,7 +198,7 @@ def _page_sizes(file, column: dict) -> Iterator[int]:
 
 
 class _Thrift:
-    """Reads a structure in Thrift's compact protocol, as the headers of pages are written.
+    """Reads structures in Thrift's compact protocol, the format of footers and page headers.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """
@@ -209,13 +209,13 @@ class _Thrift:
         self._file = file
 
     def struct(self, depth: int = 0) -> dict:
-        """Returns the fields by their number: integers, bytes, lists and structures."""
+        """Returns field number -> value: an integer, bytes, a list or a structure."""
         fields, number = {}, 0
         if depth > self._DEEPEST:
-            raise OSError("a header that is none")
+            raise OSError("invalid header")
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else _signed(self._varint())
-            # A boolean of a structure is in its kind.
+            # The kind of a boolean field encodes its value.
             fields[number] = None if head & 15 in (1, 2) else self._value(head & 15, depth)
         return fields
 
@@ -234,21 +234,21 @@ class _Thrift:
             return [self._value(head & 15, depth + 1) for _ in range(size)]
         if kind == 12:
             return self.struct(depth + 1)
-        raise OSError("a header that is none")
+        raise OSError("invalid header")
 
     def _bytes(self, size: int) -> bytes:
-        if size > _LONGEST:  # nothing that is needed is so long
+        if size > _LONGEST:  # no field that is used is that long
             self._file.seek(size, os.SEEK_CUR)
             return b""
         data = self._file.read(size)
         if len(data) < size:
-            raise OSError("a header that is cut off")
+            raise OSError("truncated header")
         return data
 
     def _byte(self) -> int:
         data = self._file.read(1)
         if not data:
-            raise OSError("a header that is cut off")
+            raise OSError("truncated header")
         return data[0]
 
     def _varint(self) -> int:
@@ -258,7 +258,7 @@ class _Thrift:
             value |= (byte & 127) << shift
             if byte < 128:
                 return value
-        raise OSError("a header that is none")
+        raise OSError("invalid header")
 
 
 def _signed(value: int) -> int:

@@ -1,9 +1,10 @@
-"""From files to documents: WARC and WET, pages, texts, JSONL and Parquet.
+"""Reads documents from WARC and WET, HTML, text, JSONL and Parquet files.
 
-Whatever a file holds, reading it ends: what cannot be used is skipped and counted, by its reason,
-in `Tally.unreadable`. Nothing larger than `prep.max_document_bytes` is ever held.
+Content that cannot be used is skipped and counted by reason in `Tally.unreadable`. No document
+larger than `prep.max_document_bytes` is held in memory.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,10 +13,10 @@ from zoo.prep.document import Document, Tally
 from zoo.prep.reading import parquet, response, warc
 from zoo.prep.reading.charset import as_utf8, decode, without_surrogates
 from zoo.prep.reading.members import Members
-from zoo.prep.reading.unpack import opened
+from zoo.prep.reading.unpack import open_unpacked
 
 PAGES = ("text/html", "application/xhtml+xml")
-# What a document may bring along; the first name that is there counts.
+# Metadata of a document -> names of columns; the first one with a value counts.
 _FIELDS = {
     "url": ("url", "link"),
     "title": ("title",),
@@ -26,14 +27,14 @@ _FIELDS = {
 
 
 def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]:
-    """Yields the documents of a shard of `zoo.prep.files`, in the order of the input.
+    """Yields the documents of a shard in input order.
 
-    Their `key` is their place among the records of the shard's files.
+    The `key` of a document is its index among the records of the shard's files.
 
     Args:
-      shard: with "files", "stripe" and "stripes".
-      prep: the recipe's section.
-      tally: its `unreadable` is added to.
+      shard: dictionary from `zoo.prep.files.shards`.
+      prep: section `prep` of the recipe.
+      tally: its `unreadable` gets the skipped content.
     """
     stripe, stripes = shard["stripe"], shard["stripes"]
     before = 0
@@ -41,12 +42,12 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
         number = -1
 
         def mine():
-            # Called once for every record, whatever becomes of it: stripes share them all.
+            # Called once per record, also for skipped ones, so that all stripes count alike.
             nonlocal number
             number += 1
             return number % stripes == stripe
 
-        # What a whole file suffers is counted by one of its stripes.
+        # Problems of a whole file are counted by its first stripe only.
         whole = tally if stripe == 0 else Tally()
         problems = whole.unreadable.total()
         try:
@@ -61,18 +62,18 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
         before += number + 1
 
 
-# --- readers: (path, settings, whether the next record is ours, tally, tally of the file) ---------
+# --- readers: (path, settings, whether the stripe has the next record, tally, tally of the file) --
 
 
-# Records that never hold a page: whole ones are left out and not counted.
-_ABOUT = ("warcinfo", "request", "metadata")
+# Record types without pages; they are skipped and not counted.
+_NO_PAGE = ("warcinfo", "request", "metadata")
 
 
 def _warc(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
     limit = prep["max_document_bytes"]
     with Members(path, prep["max_file_ratio"], b"WARC/") as members:
-        for record in warc.records(members, limit):
-            if (record.type in _ABOUT and not record.problem) or not mine():
+        for record in warc.read_records(members, limit):
+            if (record.type in _NO_PAGE and not record.problem) or not mine():
                 continue
             try:
                 yield _of_record(record, limit)
@@ -83,7 +84,7 @@ def _warc(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
 
 
 def _of_record(record: warc.Record, limit: int) -> Document:
-    """Returns the page or text of a record; raises `Unreadable` with the reason why it is none."""
+    """Returns the page or text of a record; raises `Unreadable` if it has none."""
     if record.problem:
         raise response.Unreadable(record.problem)
     url = record.headers.get("warc-target-uri", "").strip("<>")
@@ -94,49 +95,39 @@ def _of_record(record: warc.Record, limit: int) -> Document:
     if record.type != "response":
         raise response.Unreadable("records of other types")
     if not url.lower().startswith(("http:", "https:")):
-        raise response.Unreadable("records of no page")
-    answer = response.parse(record.body)
-    if answer.status != 200:
-        raise response.Unreadable("responses other than 200")
-    page = answer.media_type in PAGES
-    if not page and answer.media_type != "text/plain":
+        raise response.Unreadable("records without a web page")
+    parsed = response.parse(record.body)
+    if parsed.status != 200:
+        raise response.Unreadable("responses with a status other than 200")
+    page = parsed.media_type in PAGES
+    if not page and parsed.media_type != "text/plain":
         raise response.Unreadable("responses of other types")
-    text = decode(answer.body(limit), answer.charset, page)
+    text = decode(parsed.body(limit), parsed.charset, page)
     return Document(html=text, url=url) if page else Document(text=text, url=url)
 
 
-def _whole(path: str, prep: Mapping, tally: Tally, whole: Tally) -> bytes | None:
+def _html(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally, page=True):
+    if not mine():
+        return
     limit = prep["max_document_bytes"]
-    with opened(path, prep["max_file_ratio"]) as file:
+    with open_unpacked(path, prep["max_file_ratio"]) as file:
         content = file.read(limit + 1)
         _count_problem(file, whole)
-        if file.raw.problem:  # half a page is no page
-            return None
+        if file.raw.problem:  # an incomplete page is not used
+            return
     if len(content) > limit:
         tally.unreadable["documents too large"] += 1
-        return None
-    if not content.strip():
+    elif not content.strip():
         tally.unreadable["empty documents"] += 1
-        return None
-    return content
-
-
-def _html(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
-    content = _whole(path, prep, tally, whole) if mine() else None
-    if content is not None:
-        yield Document(html=decode(content))
-
-
-def _text(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
-    content = _whole(path, prep, tally, whole) if mine() else None
-    if content is not None:
-        yield Document(text=decode(content, page=False))
+    else:
+        text = decode(content, page=page)
+        yield Document(html=text) if page else Document(text=text)
 
 
 def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
-    # Escaped, a character takes up to twelve bytes; half of that is more than any text needs.
+    # JSON escapes take up to 12 bytes per character; 6 are enough for real text.
     limit = 6 * prep["max_document_bytes"]
-    with opened(path, prep["max_file_ratio"]) as file:
+    with open_unpacked(path, prep["max_file_ratio"]) as file:
         while line := file.readline(limit + 1):
             cut = len(line) > limit
             while cut and line and not line.endswith(b"\n"):
@@ -153,7 +144,7 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
                 try:
                     row = json.loads(text, strict=False)
                 except (ValueError, RecursionError):
-                    tally.unreadable["lines that are no JSON"] += 1
+                    tally.unreadable["lines that are not JSON"] += 1
                     continue
                 if document := _of_row(row, prep, tally):
                     yield document
@@ -163,11 +154,7 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
 def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
     import pyarrow
 
-    wanted = {
-        prep["text_field"],
-        prep["html_field"],
-        *(n for names in _FIELDS.values() for n in names),
-    }
+    wanted = {prep["text_field"], prep["html_field"], *sum(_FIELDS.values(), ())}
     try:
         for group in parquet.row_groups(path, wanted, mine, prep["max_file_ratio"]):
             try:
@@ -193,12 +180,12 @@ def _corpus(name: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally
 
 
 _READERS = {
-    "warc": _warc, "html": _html, "text": _text, "jsonl": _jsonl, "parquet": _parquet,
-    "corpus": _corpus,
+    "warc": _warc, "html": _html, "text": functools.partial(_html, page=False), "jsonl": _jsonl,
+    "parquet": _parquet, "corpus": _corpus,
 }  # fmt: skip
 
 
-# --- parts ----------------------------------------------------------------------------------------
+# --- shared by readers ----------------------------------------------------------------------------
 
 
 def _count_problem(file, whole: Tally) -> None:
@@ -226,9 +213,9 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     if len(content.encode()) > prep["max_document_bytes"]:
         tally.unreadable["records too large"] += 1
         return None
-    found = Document(html=content) if page else Document(text=content)
+    document = Document(html=content) if page else Document(text=content)
     for field, names in _FIELDS.items():
         values = (row.get(name) for name in names)
         value = next((value for value in values if value and value is not parquet.DAMAGED), "")
-        setattr(found, field, without_surrogates(str(value))[:2000])
-    return found
+        setattr(document, field, without_surrogates(str(value))[:2000])
+    return document

@@ -1,9 +1,10 @@
-"""Reads an HTTP response as an archive holds it: status, type and decoded body.
+"""Parses an HTTP response of an archive: status, media type and decoded body.
 
-Transfer and content codings are those of RFC 9112 and RFC 9110. As in browsers, a content coding
-that nobody knows ("none", "utf-8") changes nothing, and chunk extensions are passed over.
+Transfer and content codings are those of RFC 9112 and RFC 9110. As in browsers, unknown content
+codings ("none", "utf-8") and chunk extensions are ignored.
 """
 
+import functools
 import re
 import zlib
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _STATUS = re.compile(rb"HTTP/\d+(?:\.\d+)?[ \t]+(\d{3})(?!\d)", re.IGNORECASE)
 _CHARSET = re.compile(r"""charset\s*=\s*["']?\s*([^\s"';,]+)""", re.IGNORECASE)
-# What no text holds: https://mimesniff.spec.whatwg.org/#binary-data-byte
+# Bytes that text does not contain: https://mimesniff.spec.whatwg.org/#binary-data-byte
 _BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
-# A frame of Zstandard, or one to skip (RFC 8878, 3.1); several may follow each other.
+# Start of a Zstandard frame or skippable frame (RFC 8878, 3.1).
 _ZSTD_FRAME = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 _MAX_CODINGS = 5
 TOO_LARGE = "records too large"
@@ -21,49 +22,49 @@ _CUT_OFF = "responses cut off"
 
 
 class Unreadable(Exception):
-    """A response without a usable body; the message is the reason, as it is counted."""
+    """A record without a usable page or text; the message is the reason in the counts."""
 
 
 @dataclass
 class Response:
-    """The head of a response, and its body as it was sent.
+    """A response with its body as it was sent.
 
     Attributes:
-      status: of the last header block, those of 1xx left out.
-      headers: names in lower case, in their order.
-      packed: the body with its codings.
+      status: status code, not 1xx.
+      headers: (name in lower case, value) in order.
+      encoded_body: body before its codings are removed.
     """
 
     status: int
     headers: list[tuple[str, str]]
-    packed: bytes
+    encoded_body: bytes
 
     @property
     def media_type(self) -> str:
-        """Media type in lower case, or ""."""
+        """Returns the media type in lower case, or ""."""
         return self._header("content-type").partition(";")[0].strip().lower()
 
     @property
     def charset(self) -> str:
-        """Declared encoding, or ""."""
+        """Returns the declared character encoding, or ""."""
         return charset_of(self._header("content-type"))
 
     def body(self, limit: int, coded_by=("content-encoding", "transfer-encoding")) -> bytes:
         """Returns the decoded body.
 
         Args:
-          limit: number of bytes, decoded, that a body may have.
-          coded_by: headers that name the codings which are still there.
+          limit: maximum bytes of the decoded body.
+          coded_by: names of the headers whose codings must be removed.
 
         Raises:
-          Unreadable: where it cannot be decoded, is cut off, or is larger.
+          Unreadable: the body cannot be decoded, is truncated or exceeds the limit.
         """
         codings = [coding for name in coded_by for coding in self._list(name)]
         if len(codings) > _MAX_CODINGS:
-            raise Unreadable("responses of too many codings")
-        body = self.packed
+            raise Unreadable("responses with too many codings")
+        body = self.encoded_body
         for coding in reversed(codings):
-            body = decoded(body, coding, limit)
+            body = decode_coding(body, coding, limit)
         length = self._header("content-length").strip()
         coded = any(coding == "chunked" or coding in _CODINGS for coding in codings)
         if not coded and length.isdecimal() and len(length) < 20 and len(body) < int(length):
@@ -88,7 +89,7 @@ def charset_of(content_type: str) -> str:
 
 
 def parse(block: bytes) -> Response:
-    """Parses the block of a `response` record; raises `Unreadable` where it holds no head."""
+    """Parses the block of a `response` record; raises `Unreadable` if it has no HTTP headers."""
     while True:
         status = _STATUS.match(block)
         if not status:
@@ -104,26 +105,26 @@ def parse(block: bytes) -> Response:
 
 
 def _headers(head: bytes) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+    headers: list[tuple[str, str]] = []
     for line in head.decode("latin-1").split("\n")[1:]:
-        if line[:1] in (" ", "\t") and found:  # folded
-            found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
+        if line[:1] in (" ", "\t") and headers:  # folded
+            headers[-1] = (headers[-1][0], f"{headers[-1][1]} {line.strip()}")
             continue
         name, _, value = line.partition(":")
-        found.append((name.strip().lower(), value.strip()))
-    return found
+        headers.append((name.strip().lower(), value.strip()))
+    return headers
 
 
-def decoded(body: bytes, coding: str, limit: int) -> bytes:
-    """Returns a body without one transfer or content coding.
+def decode_coding(body: bytes, coding: str, limit: int) -> bytes:
+    """Removes one transfer or content coding from a body.
 
     Args:
-      body: as it was sent.
-      coding: a name in lower case. An unknown one changes nothing, as in browsers.
-      limit: number of bytes that the result may have.
+      body: encoded bytes.
+      coding: name in lower case. An unknown coding is ignored, as in browsers.
+      limit: maximum bytes of the result.
 
     Raises:
-      Unreadable: where the body does not fit the coding, is cut off, or is larger.
+      Unreadable: the body does not fit the coding, is truncated or exceeds the limit.
     """
     if coding == "chunked":
         return _unchunked(body)
@@ -134,10 +135,10 @@ def decoded(body: bytes, coding: str, limit: int) -> bytes:
         return body
     if not body:
         return body
-    unpacked, whole = unpack(body, limit)
+    unpacked, complete = unpack(body, limit)
     if len(unpacked) > limit:
         raise Unreadable(TOO_LARGE)
-    if not whole:
+    if not complete:
         raise Unreadable(_CUT_OFF)
     return unpacked
 
@@ -149,7 +150,7 @@ def _unchunked(body: bytes) -> bytes:
         line = body[place:] if end < 0 else body[place:end]
         size = line.partition(b";")[0].strip(b" \t\r")
         if not re.fullmatch(rb"0*[0-9A-Fa-f]{1,16}", size):
-            raise Unreadable("responses of bad chunks")
+            raise Unreadable("responses with invalid chunks")
         count = int(size, 16)
         if end >= 0 and not count:
             return b"".join(pieces)
@@ -158,12 +159,12 @@ def _unchunked(body: bytes) -> bytes:
         pieces.append(body[end + 1 : end + 1 + count])
         place = end + 1 + count
         if not re.match(rb"\r?\n|\r\Z", body[place : place + 2]):
-            raise Unreadable("responses of bad chunks")
+            raise Unreadable("responses with invalid chunks")
         place += 2 if body[place] == 0x0D else 1
     raise Unreadable(_CUT_OFF)
 
 
-# --- content codings: (body, limit) -> (at most limit + 1 bytes, whether the end was there) -------
+# --- content codings: (body, limit) -> (at most limit + 1 bytes, whether the body is complete) ----
 
 
 def _inflated(body: bytes, limit: int, bits: tuple[int, ...]) -> tuple[bytes, bool]:
@@ -179,16 +180,7 @@ def _inflated(body: bytes, limit: int, bits: tuple[int, ...]) -> tuple[bytes, bo
                     return b"".join(pieces), unpacker.eof
         except zlib.error:
             continue
-    raise Unreadable("responses that are not packed as declared")
-
-
-def _gzip(body: bytes, limit: int) -> tuple[bytes, bool]:
-    return _inflated(body, limit, (31,))
-
-
-def _deflate(body: bytes, limit: int) -> tuple[bytes, bool]:
-    # Servers send it with the header that the standard asks for, and without.
-    return _inflated(body, limit, (15, -15))
+    raise Unreadable("responses with a wrong content coding")
 
 
 def _brotli(body: bytes, limit: int) -> tuple[bytes, bool]:
@@ -204,31 +196,34 @@ def _brotli(body: bytes, limit: int) -> tuple[bytes, bool]:
             pieces.append(piece)
             size += len(piece)
     except brotli.error:
-        raise Unreadable("responses that are not packed as declared") from None
+        raise Unreadable("responses with a wrong content coding") from None
     return b"".join(pieces), unpacker.is_finished()
 
 
 def _zstandard(body: bytes, limit: int) -> tuple[bytes, bool]:
     import zstandard
 
-    # The window that RFC 9659 allows.
+    # The largest window that RFC 9659 allows.
     frames = zstandard.ZstdDecompressor(max_window_size=1 << 23)
     frame, pieces, size, place = None, [], 0, 0
     try:
         while place < len(body) and size <= limit:
             if frame is None:
                 if place and not _ZSTD_FRAME.match(body, place):
-                    break  # what follows is ignored, as after gzip
+                    break  # bytes after the last frame are ignored, as after gzip
                 frame = frames.decompressobj()
-            data = body[place : place + 256]  # may unpack to 8 MB
+            data = body[place : place + 256]  # may decompress to 8 MB
             pieces.append(frame.decompress(data))
             size += len(pieces[-1])
             place += len(data) - len(frame.unused_data)
             if frame.eof:
                 frame = None
     except zstandard.ZstdError:
-        raise Unreadable("responses that are not packed as declared") from None
+        raise Unreadable("responses with a wrong content coding") from None
     return b"".join(pieces), frame is None
 
 
-_CODINGS = {"gzip": _gzip, "x-gzip": _gzip, "deflate": _deflate, "br": _brotli, "zstd": _zstandard}
+_GZIP = functools.partial(_inflated, bits=(31,))
+# Servers send deflate with the zlib header that the standard requires, and without.
+_DEFLATE = functools.partial(_inflated, bits=(15, -15))
+_CODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _DEFLATE, "br": _brotli, "zstd": _zstandard}

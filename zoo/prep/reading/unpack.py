@@ -1,4 +1,4 @@
-"""Reads gzip and Zstandard as a stream that bombs, cuts and damage cannot hurt."""
+"""Reads gzip and Zstandard as a stream, safe against bombs, truncation and damage."""
 
 import gzip
 import io
@@ -7,32 +7,32 @@ import zlib
 from zoo.errors import RunError
 from zoo.storage.disk import open_file
 
-# Below this a bomb does no harm, and a file of one page may well be all spaces.
+# Uncompressed size up to which every compression ratio is allowed.
 FREE_BYTES = 64 << 20
 
 
 def is_bomb(unpacked: int, packed: int, max_ratio: float) -> bool:
-    """Returns whether so many bytes out of `packed` ones are more than a file may hold."""
+    """Whether `packed` bytes that expand to `unpacked` bytes are a decompression bomb."""
     return unpacked > FREE_BYTES and unpacked > max(1, packed) * max_ratio
 
 
 def open_input(path: str) -> io.BufferedReader:
-    """Opens a regular file; raises OSError for all others: opening a pipe would wait for ever."""
+    """Opens a regular file; raises OSError for others, because opening a pipe would block."""
     try:
         return open_file(path)
     except RunError as error:
         raise OSError(0, "cannot be read") from error
 
 
-class Unpacked(io.RawIOBase):
-    """The bytes of a file, unpacked where its name ends in .gz or .zst.
-
-    What cannot be unpacked ends the file early, and `problem` says why: "damaged", "truncated" or
-    "bomb"; "" where all was well.
+class UnpackedFile(io.RawIOBase):
+    """Reads the bytes of a file, decompressed if its name ends in .gz or .zst.
 
     Args:
-      path: of the file.
-      max_ratio: unpacked to packed bytes, above which a file of more than FREE_BYTES is a bomb.
+      path: path of the file.
+      max_ratio: compression ratio above which a file of more than FREE_BYTES is a bomb.
+
+    Attributes:
+      problem: why the file ended early: "damaged", "truncated" or "bomb"; "" if it did not.
     """
 
     def __init__(self, path: str, max_ratio: float):
@@ -52,14 +52,14 @@ class Unpacked(io.RawIOBase):
         if self.problem:
             return 0
         try:
-            # One piece at a time: what stands before the damage is not lost with it.
+            # One piece at a time, so that data before the damage is not lost.
             data = self._file.read1(len(buffer))
         except EOFError:
             return self._end("truncated")
         except (zlib.error, gzip.BadGzipFile):
             return self._end("damaged")
         except Exception as error:
-            # zstandard may not be imported here, so its error is known by its name.
+            # Compares the name, because zstandard may not be installed.
             if type(error).__name__ != "ZstdError":
                 raise
             return self._end("damaged")
@@ -81,9 +81,9 @@ class Unpacked(io.RawIOBase):
 
 
 class _Zstandard:
-    """Reads Zstandard frames, and tells a frame that is cut off, as gzip.GzipFile does."""
+    """Reads Zstandard frames and detects a truncated frame, as gzip.GzipFile does."""
 
-    _PIECE = 1024  # may unpack to 32 MB
+    _PIECE = 1024  # may decompress to 32 MB
 
     def __init__(self, raw):
         import zstandard
@@ -93,7 +93,7 @@ class _Zstandard:
         self._frame = None
 
     def read1(self, size: int) -> bytes | memoryview:
-        """Returns at most `size` bytes; none at the end. Raises EOFError where it comes early."""
+        """Returns at most `size` bytes, b"" at the end; raises EOFError in a truncated frame."""
         while not self._data:
             packed = self._packed or self._raw.read(self._PIECE)
             if not packed:
@@ -109,9 +109,9 @@ class _Zstandard:
         return data
 
     def close(self) -> None:
-        """Does nothing: whoever opened the file closes it."""
+        """Does nothing, because `UnpackedFile` closes the file."""
 
 
-def opened(path: str, max_ratio: float) -> io.BufferedReader:
-    """Returns an `Unpacked` file behind a buffer; its `raw.problem` tells how it ended."""
-    return io.BufferedReader(Unpacked(path, max_ratio), 1 << 16)
+def open_unpacked(path: str, max_ratio: float) -> io.BufferedReader:
+    """Returns a buffered `UnpackedFile`; its `raw.problem` tells how it ended."""
+    return io.BufferedReader(UnpackedFile(path, max_ratio), 1 << 16)

@@ -1,7 +1,7 @@
-"""Reads the records of a WARC file (ISO 28500), and goes on after those that are wrong.
+"""Reads the records of a WARC file (ISO 28500) and continues after damaged records.
 
-A record that is wrong costs itself. The next one is found by its gzip member, or in a file that is
-not packed by records, by the line "WARC/1.x" that it begins with.
+A damaged record costs only itself. The next record is found by its gzip member, or, in a file that
+is not compressed record by record, by its first line "WARC/1.x".
 """
 
 import re
@@ -15,24 +15,24 @@ from zoo.prep.reading.response import TOO_LARGE
 _VERSION = re.compile(rb"WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n\Z")
 _NEXT = re.compile(rb"\r?\n(WARC/\d{1,2}\.\d{1,2}[ \t]*\r?\n)")
 _LINE_OF = rb"WARC/\d{1,2}\.\d{1,2}[ \t]{0,40}\r?\n"
-# Where a record begins in a block of a wrong length. Behind garbage without an end of line the
-# first header tells.
+# Start of a record inside a block of wrong length, and inside garbage, where a record may also
+# begin in the middle of a line if a header "WARC-…" follows.
 _IN_BLOCK = re.compile(rb"(?<=\n)" + _LINE_OF + rb"(?=[A-Za-z-]{1,40}:)")
 _IN_GARBAGE = re.compile(rb"(?<=\n)" + _LINE_OF + rb"|" + _LINE_OF + rb"(?=WARC-)")
-_LINE, _HEAD = 1 << 16, 1 << 20  # bytes that a header line, and all of them, may have
+_LINE, _HEAD = 1 << 16, 1 << 20  # maximum bytes of a header line, and of all header lines
 _PIECE, _OVERLAP = 1 << 16, 128
 DAMAGED, CUT_OFF = "records damaged", "records cut off"
-WRONG_LENGTH = "records of a wrong length"
+WRONG_LENGTH = "records with a wrong length"
 
 
 @dataclass
 class Record:
-    """A record, or what is left of one.
+    """A record, or the part of a damaged record that could be read.
 
     Attributes:
-      headers: names in lower case.
-      body: its block.
-      problem: why it cannot be used, else "".
+      headers: header values; names in lower case.
+      body: content block.
+      problem: why the record cannot be used, else "".
     """
 
     headers: dict[str, str] = field(default_factory=dict)
@@ -45,27 +45,27 @@ class Record:
         return self.headers.get("warc-type", "").lower()
 
 
-def records(members: Members, limit: int) -> Iterator[Record]:
-    """Yields the records of a file, and one with a `problem` for each that is wrong.
+def read_records(members: Members, limit: int) -> Iterator[Record]:
+    """Yields the records of a file, and a record with a `problem` for each damaged one.
 
-    What ends the file early is left in `members.problem`, and not a record.
+    If the file ends early, `members.problem` says why; that is not yielded as a record.
 
     Args:
-      members: of the file, begun nowhere; each begins with b"WARC/".
-      limit: number of bytes that a block may have.
+      members: members of the file, with `begins` b"WARC/" and nothing read yet.
+      limit: maximum bytes of a block.
     """
     while members.next():
         if members.skipped:
             yield Record(problem=TOO_LARGE if members.skipped == "bomb" else DAMAGED)
         while record := _record(members, limit):
-            # The member's damage, or the file's end, is counted by itself.
+            # Damage of the member and an early end of the file are counted separately.
             if members.damaged or (record.problem and members.problem):
                 break
             yield record
 
 
 def _record(members: Members, limit: int) -> Record | None:
-    """Returns the next record of a member; None at its end."""
+    """Returns the next record of a member, None at its end."""
     members.pass_over(b" \t\r\n")
     line = members.readline(_LINE)
     if not line:
@@ -88,7 +88,7 @@ def _record(members: Members, limit: int) -> Record | None:
 
 
 def _headers(members: Members) -> dict[str, str] | None:
-    """Returns the headers up to the empty line; None where there is no such line."""
+    """Returns the headers up to the empty line, None if there is no such line."""
     headers: dict[str, str] = {}
     size, name = 0, ""
     while line := members.readline(_LINE):
@@ -112,7 +112,7 @@ def _headers(members: Members) -> dict[str, str] | None:
 
 def _with_body(members: Members, headers: dict, length: int, limit: int) -> Record:
     if length > limit:
-        problem = _passed_over(members, length)
+        problem = _skip_block(members, length)
         if not problem and not _at_end(members):
             _resync(members)
             problem = WRONG_LENGTH
@@ -120,7 +120,7 @@ def _with_body(members: Members, headers: dict, length: int, limit: int) -> Reco
     body = members.read(length)
     if len(body) == length and _at_end(members):
         return Record(headers, body)
-    if match := _NEXT.search(body):  # too long: it holds the next record
+    if match := _NEXT.search(body):  # the block is too long and contains the next record
         members.unread(body[match.start(1) :])
         return Record(headers, problem=WRONG_LENGTH)
     if len(body) < length:
@@ -129,26 +129,26 @@ def _with_body(members: Members, headers: dict, length: int, limit: int) -> Reco
     return Record(headers, problem=WRONG_LENGTH)
 
 
-def _passed_over(members: Members, length: int) -> str:
-    """Passes over a block of `length` bytes, but not over a record in it.
+def _skip_block(members: Members, length: int) -> str:
+    """Skips a block of `length` bytes, up to a record inside it.
 
     Returns:
-      "" where the block was there, else CUT_OFF or WRONG_LENGTH.
+      "" if the block is complete, else CUT_OFF or WRONG_LENGTH.
     """
-    found, left = _search(members, _IN_BLOCK, length)
-    return WRONG_LENGTH if found else CUT_OFF if left else ""
+    at_record, missing = _search(members, _IN_BLOCK, length)
+    return WRONG_LENGTH if at_record else CUT_OFF if missing else ""
 
 
-def _resync(members: Members) -> bool:
-    """Moves to where the next record begins; whether there is one in this member."""
-    return _search(members, _IN_GARBAGE, sys.maxsize)[0]
+def _resync(members: Members) -> None:
+    """Moves to the start of the next record, or to the end of the member."""
+    _search(members, _IN_GARBAGE, sys.maxsize)
 
 
 def _search(members: Members, record: re.Pattern, length: int) -> tuple[bool, int]:
-    """Moves to where a record begins, or over `length` bytes.
+    """Moves to the start of a record, or past `length` bytes.
 
     Returns:
-      Whether a record begins here, and how many of the bytes were not there.
+      Whether a record begins here, and how many of the bytes were not read.
     """
     before = b"\n"  # a line begins here
     while length and (piece := members.read(min(length, _PIECE))):
@@ -162,7 +162,7 @@ def _search(members: Members, record: re.Pattern, length: int) -> tuple[bool, in
 
 
 def _at_end(members: Members) -> bool:
-    """Whether a record ends here: by two ends of line, another record or the member's end."""
+    """Whether a record ends here: two line ends, another record or the member's end follow."""
     after = members.peek(16)
     rest = after.lstrip(b"\r\n")
     return after.startswith(b"\r\n\r\n") or not rest or rest.startswith(b"WARC/")
