@@ -165,7 +165,10 @@ class _Crawler:
             or any(isinstance(one, int) and not 0 <= one < 2**63 for one in numbers)
             or (name == "place" and len(value) != 2)
         ):
-            raise RunError(f"{self.folder / _FRONTIER} is damaged: {name!r} is {short(row[0])}.")
+            raise RunError(
+                f"{self.folder / _FRONTIER} is damaged: {name!r} is {short(row[0])}. "
+                f"Delete the folder {self.folder} to crawl again."
+            )
         return value
 
     def _store_fact(self, name: str, value):

@@ -189,13 +189,13 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     progress = Progress()
     common = {"work": str(work), "out": str(out), "prep": prep, "shards": count}
 
-    def on_shards(step, title: str, **more):
+    def run_on_shards(step, title: str, **more):
         tasks = [{**common, "name": shard, **more} for shard in range(count)]
         if step is steps.filter_documents:
             tasks = [{**t, "shard": s} for t, s in zip(tasks, plan["shards"], strict=True)]
-        return on(step, title, tasks)
+        return run_step(step, title, tasks)
 
-    def on(step, title: str, tasks: list[dict]) -> list[dict]:
+    def run_step(step, title: str, tasks: list[dict]) -> list[dict]:
         progress.start(title, len(tasks))
         left = [
             t for t in tasks if not steps.path_of(work, step.__name__, t["name"], ".json").exists()
@@ -211,7 +211,7 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
 
     tally = Tally()
     tally.unreadable.update(skipped)
-    results = on_shards(steps.filter_documents, "read, extract, clean, filter")
+    results = run_on_shards(steps.filter_documents, "read, extract, clean, filter")
     _add(tally, results)
     if not tally.reached["extract"]:
         listed = ", ".join(f"{count:,} {what}" for what, count in tally.unreadable.most_common(5))
@@ -223,33 +223,35 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     line_parts = 0
     if prep["dedup"]["line_documents"]:
         line_parts = parts(sum(result["lines"] for result in results))
-        on(
+        run_step(
             steps.frequent_lines, "repeated lines",
             [{**common, "name": part, "parts": line_parts} for part in range(line_parts)],
         )  # fmt: skip
-    results = on_shards(steps.hash_documents, "hash", parts=line_parts)
+    results = run_on_shards(steps.hash_documents, "hash", parts=line_parts)
     _add(tally, results)
     documents = sum(result["documents"] for result in results)
     exact_parts = parts(documents) if prep["dedup"]["exact"] else 0
-    on(
+    run_step(
         steps.exact_duplicates, "exact duplicates",
         [{**common, "name": part, "parts": exact_parts} for part in range(exact_parts)],
     )  # fmt: skip
     if prep["dedup"]["near"]:
-        _near_duplicates(on, on_shards, common, work, parts(documents), exact_parts)
-    below = _validation_below(work, count, exact_parts, prep["validation"])
-    results = on_shards(steps.write_splits, "text", exact_parts=exact_parts, validation_below=below)
+        _near_duplicates(run_step, run_on_shards, common, work, parts(documents), exact_parts)
+    below = _validation_limit(work, count, exact_parts, prep["validation"])
+    results = run_on_shards(
+        steps.write_splits, "text", exact_parts=exact_parts, validation_below=below
+    )
     _add(tally, results)
     document_counts = {split: sum(r["counts"][split] for r in results) for split in SPLITS}
     progress.start("tokenizer", 1)
     tokenizer = _tokenizer(data, prep, out, count)
     progress.end()
-    results = on_shards(steps.tokenize, "tokens")
+    results = run_on_shards(steps.tokenize, "tokens")
     token_counts = {split: sum(result[split] for result in results) for split in SPLITS}
     progress.start("records", len(SPLITS))
     fingerprints = {split: _pack(split, data, tokenizer, out, count) for split in SPLITS}
     progress.end()
-    about = {
+    result = {
         "input": prep["input"],
         "documents": document_counts,
         "tokens": token_counts,
@@ -258,10 +260,10 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
         "licences": dict(sorted(tally.licences.items())[:100]),
         **{key: data[key] for key in ("sequence_length", "packing")},
     }
-    described = card.describe(tally, about, plan, tokenizer, _validation_texts(out, count))
-    write_json(out / "data_card.json", described)
-    card.write_card(described, out / "data_card.html")
-    return about
+    values = card.describe(tally, result, plan, tokenizer, _validation_texts(out, count))
+    write_json(out / "data_card.json", values)
+    card.write_card(values, out / "data_card.html")
+    return result
 
 
 def _add(tally: Tally, results: list[dict]) -> None:
@@ -269,16 +271,18 @@ def _add(tally: Tally, results: list[dict]) -> None:
         tally.add(Tally.from_json(result["tally"]))
 
 
-def _near_duplicates(on, on_shards, common: dict, work: Path, parts: int, exact_parts: int) -> None:
+def _near_duplicates(
+    run_step, run_on_shards, common: dict, work: Path, parts: int, exact_parts: int
+) -> None:
     tasks = [
         {**common, "name": f"{band:03d}-{part:05d}", "band": band, "part": part, "parts": parts,
          "exact_parts": exact_parts}
         for band in range(common["prep"]["dedup"]["bands"])
         for part in range(parts)
     ]  # fmt: skip
-    on(steps.candidate_pairs, "candidates", tasks)
+    run_step(steps.candidate_pairs, "candidates", tasks)
     names = [task["name"] for task in tasks]
-    on_shards(steps.verified_pairs, "near duplicates", candidates=names)
+    run_on_shards(steps.verified_pairs, "near duplicates", candidates=names)
     if not (work / "near.npy").exists():
         duplicates = (
             np.array(steps.load_output(work, "verified_pairs", shard))
@@ -288,7 +292,7 @@ def _near_duplicates(on, on_shards, common: dict, work: Path, parts: int, exact_
         save_array(work / "near.npy", dedup.near_duplicates(duplicates, similar))
 
 
-def _validation_below(work: Path, count: int, exact_parts: int, share: float) -> int:
+def _validation_limit(work: Path, count: int, exact_parts: int, share: float) -> int:
     """Returns the hash below which a document is for validation; at least one is, and not all."""
     dropped = [steps.load_exact_duplicates(work, exact_parts)[:, 0]]
     if (work / "near.npy").exists():
