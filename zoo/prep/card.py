@@ -7,7 +7,7 @@ from zoo.data.text.tokenizers import report
 from zoo.pages.render import write_page
 from zoo.prep.document import Tally
 
-# In the order of the work; the rules come between.
+# Steps before and after the rules.
 FIRST, LAST = (
     ("extract", "clean"),
     ("repeated lines", "exact duplicates", "near duplicates", "kept"),
@@ -15,9 +15,17 @@ FIRST, LAST = (
 
 
 def describe(
-    tally: Tally, about: Mapping, plan: Mapping, tokenizer, validation: Iterable[str]
+    tally: Tally, result: Mapping, plan: Mapping, tokenizer, validation: Iterable[str]
 ) -> dict:
-    """Returns the card as JSON values; a function of the input and the recipe alone."""
+    """Returns the card as JSON values.
+
+    Args:
+      tally: counts of all steps.
+      result: content of prepared.json.
+      plan: settings and versions of the run.
+      tokenizer: tokenizer of the records.
+      validation: texts of the validation split, for the statistics of the tokenizer.
+    """
     steps = [*FIRST, *plan["prep"]["rules"], *LAST]
     funnel = [
         {"step": step, "documents": tally.reached[step], "bytes": tally.bytes[step]}
@@ -26,7 +34,7 @@ def describe(
     ]
     values = tally.to_json()
     return {
-        **about,
+        **result,
         "funnel": funnel,
         "dropped": dict(sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0]))),
         "unreadable": values["unreadable"],
