@@ -73,7 +73,7 @@ def ours(start):
     model.set_weights(start)
     step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
     pruner = Pruner(
-        model, step.step, STEPS, sparsity=PLAN["final_sparsity"],
+        model, step.count, STEPS, sparsity=PLAN["final_sparsity"],
         initial_sparsity=PLAN["initial_sparsity"], begin=PLAN["begin_step"] / STEPS,
         end=PLAN["end_step"] / STEPS, frequency=10,
     )  # fmt: skip

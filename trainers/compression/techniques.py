@@ -94,7 +94,7 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
     if settings["keep_zeros"]:
         found.append(KeptZeros(step.net))
     elif settings["sparsity"] or settings["m_by_n"]:
-        found.append(Pruner(step.net, step.step, total_steps, **pruning(settings)))
+        found.append(Pruner(step.net, step.count, total_steps, **pruning(settings)))
     if settings["cluster"]["number"]:
         found.append(SetClusters(step.net))
     if settings["qat"]["on"]:

@@ -32,7 +32,7 @@ def variables_of(step) -> list:
         *step.net.non_trainable_weights,
         *step.seed_states,
         *(variable for optimizer in step.optimizers for variable in optimizer.variables),
-        step.step,
+        step.count,
         *(variable for compressor in step.compressors for variable in compressor.variables),
         *step.task.variables,
     ]
@@ -67,7 +67,7 @@ class Snapshot:
 
     def __init__(self, step, counters: dict, buffers: Sequence[np.ndarray] | None = None):
         variables = variables_of(step)
-        self.step = int(step.step.numpy())
+        self.step = int(step.count.numpy())
         paths = [variable.path for variable in variables]
         self.header = json.dumps({"step": self.step, "counters": counters, "paths": paths})
         self.arrays = list(buffers or allocate(step))

@@ -1,8 +1,8 @@
-"""Activity regularizers of real rows.
+"""Activity regularizers without padding rows.
 
-Keras divides what an activity regularizer gives by the number of rows, padding included. In a train
-step the penalty of a batch is the sum over its real rows by their number, for any micro-batches and
-replicas. Regularizers must therefore be sums over the elements, as Keras' L1 and L2 are.
+Keras divides an activity penalty by the number of rows, padding included. In a train step the
+penalty of a batch is the sum over its real rows divided by their number, independent of
+micro-batches and replicas. Regularizers must therefore be sums over elements, as Keras' L1 and L2.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ class ActivityPenalties:
             for layer in keras_internals.all_layers(model)
             if getattr(layer, "activity_regularizer", None) is not None
         ]
-        self._inside = 0  # replicas take turns inside a forward pass
+        self._inside = 0  # replicas enter `of_real_rows` in turns while they are traced
 
     def __bool__(self) -> bool:
         return bool(self._layers)
 
     @contextlib.contextmanager
     def of_real_rows(self, rows, share):
-        """Leaves padding out of the penalties of the forward pass inside.
+        """Returns a context in which a forward pass leaves padding out of its penalties.
 
         Args:
           rows: number of real rows in the global batch, float32.
-          share: by which the train step multiplies the penalties.
+          share: factor by which the train step multiplies the penalties.
         """
         if not self._layers or (published := current_rows()) is None:
             yield
@@ -51,7 +51,7 @@ class ActivityPenalties:
             yield
         finally:
             self._inside -= 1
-            if not self._inside:  # a saved model has the regularizers themselves
+            if not self._inside:  # a saved model must hold the original regularizers
                 for layer, plain, _ in self._layers:
                     layer.activity_regularizer = plain
 

@@ -1,14 +1,14 @@
-"""Batch normalization of real rows: padding enters no mean and no variance.
+"""Batch normalization without padding rows.
 
 `install` replaces `BatchNormalization._moments`, from which Keras computes its output and its
-moving statistics. Where a batch's row weights are published (`zoo.rows`), the moments are
+moving statistics. While row weights are published (`zoo.rows`), the moments are
 
     mean = sum(real * x) / count,    variance = sum(real * (x - mean)^2) / count
 
-over the rows of weight above 0 (and, where Keras passes a mask, its elements). A synchronized layer
-adds both sums up over the replicas, so each replica counts by its real rows; Keras' own moments
-with a mask do not. Without any real row the moments are the moving statistics, which are finite.
-Elsewhere Keras' own moments are used.
+over the rows of positive weight (and over the elements of the mask, if Keras passes one). A
+synchronized layer sums numerators and counts over the replicas, so that a replica counts by its
+real rows; Keras' own masked moments do not. If there is no real row, the moments are the moving
+statistics, which are finite. Without published weights Keras' own moments are used.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def recorded_moments():
-    """Yields a list that gets `(layer, mean, variance)` of each normalization inside."""
+    """Yields a list that receives `(layer, mean, variance)` of each normalization inside."""
     global _recorded
     before, _recorded = _recorded, []
     try:
@@ -39,10 +39,10 @@ def recorded_moments():
 
 
 def _moments(layer, inputs, mask):
-    found = _moments_of_real_rows(layer, inputs, mask)
+    moments = _moments_of_real_rows(layer, inputs, mask)
     if _recorded is not None:
-        _recorded.append((layer, *found))
-    return found
+        _recorded.append((layer, *moments))
+    return moments
 
 
 def _moments_of_real_rows(layer, inputs, mask):
@@ -52,16 +52,15 @@ def _moments_of_real_rows(layer, inputs, mask):
         return _keras_moments(layer, inputs, mask)
     replica = tf.distribute.get_replica_context()
     synchronized = layer.synchronized and replica and replica.num_replicas_in_sync > 1
-    rows.synchronized = (
-        True  # `trainers.train.build` sets it in every such layer on several replicas
-    )
+    # `trainers.train.build` synchronizes every such layer if there are several replicas.
+    rows.synchronized = True
     real = weights_of(rows, inputs) > 0
 
     def add_up(values):
         return replica.all_reduce(tf.distribute.ReduceOp.SUM, values) if synchronized else values
 
     if mask is None:
-        # First over each row's own positions: rows are left out of a small tensor (B, C).
+        # Sum over each row's positions first: padding is then removed from a small tensor (B, C).
         inside = [i for i in range(1, len(inputs.shape)) if i != axis]
         shape = tf.shape(inputs)
         size = tf.cast(tf.reduce_prod([1, *(shape[i] for i in inside)]), inputs.dtype)
@@ -71,7 +70,7 @@ def _moments_of_real_rows(layer, inputs, mask):
             return tf.reduce_sum(tf.where(real[:, None], each, 0.0), 0)
 
         count = size * tf.reduce_sum(tf.cast(real, inputs.dtype))
-    else:  # (B, ...), of all but the last axis
+    else:  # mask: (B, ...), all axes but the last
         real = tf.reshape(real, (-1, *[1] * (len(mask.shape) - 1)))
         counted = tf.cast(mask, tf.bool) & real
 
@@ -83,7 +82,7 @@ def _moments_of_real_rows(layer, inputs, mask):
     mean, count = tf.math.divide_no_nan(both[:-1], both[-1]), both[-1]
     along = [1] * len(inputs.shape)
     along[axis] = -1
-    # The variance does not change with its mean, as deviations from the mean add up to 0.
+    # No gradient through this mean is needed: deviations from the mean sum to 0.
     distance = tf.math.squared_difference(inputs, tf.reshape(tf.stop_gradient(mean), along))
     variance = tf.math.divide_no_nan(add_up(total(distance)), count)
     return (

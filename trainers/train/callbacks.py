@@ -1,6 +1,6 @@
 """Keras callbacks by name, for `trainer.callbacks`. A callback's model is the `TrainStep`.
 
-What a callback remembers is not in the checkpoint: a resumed run starts it anew.
+Checkpoints do not store the state of callbacks: a resumed run starts with new callbacks.
 """
 
 from zoo.errors import UsageError, near_names
@@ -9,7 +9,7 @@ from zoo.lazy import keras
 
 def _tensorboard(config, workdir):
     try:
-        import tensorboard  # noqa: F401 (Keras would fail later, and less clearly)
+        import tensorboard  # noqa: F401 (Keras would fail later and with an unclear message)
     except ImportError:
         raise UsageError(
             "The callback 'tensorboard' needs TensorBoard: pip install 'keras-zoo[tensorboard]'."
@@ -23,17 +23,17 @@ _callbacks = {"tensorboard": _tensorboard}
 
 
 def register_callback(name: str, make) -> None:
-    """Adds a callback under a name.
+    """Registers a callback.
 
     Args:
-      name: for `trainer.callbacks`.
+      name: the name for `trainer.callbacks`.
       make: `make(config, workdir) -> keras.callbacks.Callback`; `workdir / "name"` is a path.
 
     Raises:
-      UsageError: where the name is taken.
+      UsageError: if the name is already registered.
     """
     if name in _callbacks:
-        raise UsageError(f"A callback name is registered once. Received: {name!r}.")
+        raise UsageError(f"A callback of this name is already registered. Received: {name!r}.")
     _callbacks[name] = make
 
 
@@ -48,6 +48,6 @@ def check_callbacks(names) -> None:
 
 
 def make_callbacks(config, workdir) -> list["keras.callbacks.Callback"]:
-    """Returns the callbacks that the recipe names; raises `UsageError` for an unknown one."""
+    """Returns the callbacks in `trainer.callbacks`; raises `UsageError` for an unknown name."""
     check_callbacks(config.trainer.callbacks)
     return [_callbacks[name](config, workdir) for name in config.trainer.callbacks]

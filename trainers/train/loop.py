@@ -1,4 +1,4 @@
-"""The training loop: updates, and what happens between them, in order."""
+"""The training loop: updates, and the hooks that run between them, in order."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,28 +6,28 @@ from trainers.train.hooks.base import Hooks
 
 
 class Terminated(Exception):
-    """Something asked to stop, and the message says what; the run is saved and can go on."""
+    """Raised after a request to stop, named by the message; the run is saved and can be resumed."""
 
     ends_all = True  # on all workers, at the same step
 
 
 def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) -> None:
-    """Trains from `hooks.state.done` updates to the last, or until a callback stops the run.
+    """Trains from update `hooks.state.done` to the last one, or until a callback stops the run.
 
     Args:
-      step: a `TrainStep`; `step.stop_training` is what Keras callbacks set.
-      updates: `updates(iterator, count)` computes `count` updates.
-      batches: returns an iterator over the batches from here to the end of the run.
-      hooks: what is called between updates.
+      step: a `TrainStep`; Keras callbacks set its `stop_training`.
+      updates: `updates(iterator, count)` runs `count` updates.
+      batches: returns an iterator over the remaining batches of the run.
+      hooks: the hooks to call between updates.
 
     Raises:
-      Terminated: after SIGTERM or a preemption notice, once everything is saved.
-      RunError: where the loss is not finite.
+      Terminated: after SIGTERM or a preemption notice, once a checkpoint is saved.
+      RunError: if the loss is not finite and no rollback is left.
     """
     state, periods, callbacks = hooks.state, hooks.periods, hooks.callbacks
     hooks.progress.begin()
     callbacks.begin()
-    if state.unevaluated:  # due when the checkpoint was written that the run resumes from
+    if state.unevaluated:  # the run stopped between a checkpoint and the evaluation due with it
         hooks.validation.evaluate()
     callbacks.complete_epoch()
     iterator = None
@@ -51,8 +51,8 @@ def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) 
         callbacks.end_updates(count)
 
         stops = hooks.stops.asked()
-        # Saved first: a stop or a kill does not wait for an evaluation, nor lose the updates before
-        # it. A run that goes on from here makes up for it.
+        # The checkpoint comes first, so that a stop does not wait for an evaluation and a kill
+        # during an evaluation loses no update. The resumed run catches up on the evaluation.
         state.unevaluated = due.evaluation
         if due.checkpoint or stops:
             hooks.checkpoints.save()
@@ -67,7 +67,7 @@ def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) 
     if step.stop_training and not state.stopped:
         hooks.rollback.check()
         hooks.progress.finish()
-        state.stopped = True  # the same command does not train on
+        state.stopped = True  # running the same command again does not continue training
         hooks.stops.stopped_by_callback()
         hooks.checkpoints.save()
     callbacks.end()

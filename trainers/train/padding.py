@@ -1,8 +1,8 @@
-"""Whether padding changes what a step computes from real rows: tried before a run trains.
+"""Checks before training that padding rows do not change losses, metrics or state.
 
-Layers of Keras and of the zoo compute each row by itself or leave padding out (`zoo.rows`). A layer
-or a task of one's own may compute a mean over all rows, padding included, and nothing in its output
-shows that.
+Layers of Keras and of the zoo compute each row on its own or leave padding out (`zoo.rows`). A
+user's layer or task may compute a mean over all rows, padding included, and its output does not
+show this.
 """
 
 import itertools
@@ -23,16 +23,16 @@ _SHOWN = 3  # layers in a refusal
 
 
 def check_padding(step, task, arrays: Mapping, rows: int) -> None:
-    """Raises `UsageError` where padding changes a loss, a statistic or a new value of a variable.
+    """Raises `UsageError` if padding changes a loss, a statistic or a new value of a variable.
 
-    Each player's forward pass runs twice, with equal real rows and other padding. Nothing runs
-    where all layers are Keras' or the zoo's and none of them works along the axis of the rows.
+    Each player's forward pass runs twice, with the same real rows and different padding rows. The
+    check is skipped if all layers belong to Keras or the zoo and none works along the batch axis.
 
     Args:
       step: a `trainers.train.step.TrainStep`.
-      task: the recipe's, with a `prepare`.
+      task: the recipe's task.
       arrays: the training split.
-      rows: that one replica computes together; no check takes more of them.
+      rows: number of rows per forward pass on one replica; the check uses at most this many.
     """
     unknown = [*_unknown(step.net), *([] if _is_known(task) else [task])]
     rows = min(rows, _ROWS, len(next(iter(arrays.values()))))
@@ -43,7 +43,7 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
         first_step=0, last_step=1,
     )  # fmt: skip
     batch["weight"] = tf.cast(tf.range(rows) < (rows + 1) // 2, tf.float32)
-    other = tf.where(batch["weight"] > 0, tf.range(rows), 0)  # padding becomes copies of the first
+    other = tf.where(batch["weight"] > 0, tf.range(rows), 0)  # padding: copies of the first row
     one, two = (
         _computed(step, {key: tf.gather(value, order) for key, value in batch.items()}
                   | {"weight": batch["weight"]})
@@ -57,14 +57,14 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
         )
         shown = f"{', '.join([*kinds][:_SHOWN])}{' ...' * (len(kinds) > _SHOWN)}"
         raise UsageError(
-            f"Padding rows change {name}: what is computed from several rows leaves out those of "
-            "weight 0 (a layer asks zoo.row_weights, a task multiplies by the batch's weight), or "
-            f"works on other axes than the first. Received: {shown}."
+            f"Padding rows change {name}. Computations over several rows must leave out rows of "
+            'weight 0 (in a layer by zoo.row_weights, in a task by the batch\'s "weight"). '
+            f"Received: {shown}."
         )
 
 
 def _computed(step, raw) -> dict[str, np.ndarray]:
-    """Returns what a forward pass of each player gives, by name."""
+    """Returns losses, metrics and new values of variables of each player's forward pass."""
     salts = itertools.count()
 
     def uniform(count):
@@ -75,22 +75,22 @@ def _computed(step, raw) -> dict[str, np.ndarray]:
     scope = keras.StatelessScope(step.seeded(seeds), collect_losses=True)
     unseeded = step.unseeded(seeds)
     rows = tf.reduce_sum(raw["weight"])
-    found = {}
+    results = {}
     with scope, unseeded, use_row_weights(data["weight"]), step._activity.of_real_rows(rows, 1.0):
         for player in step.players:
             result = player.forward(step.net, data, training=True)
-            found |= {f"the loss {name!r}": value for name, value in result.sums.items()}
-            found |= {f"the metric {name!r}": pair for name, pair in result.statistics.items()}
+            results |= {f"the loss {name!r}": value for name, value in result.sums.items()}
+            results |= {f"the metric {name!r}": pair for name, pair in result.statistics.items()}
     if scope.losses:
-        found["what layers add to the loss"] = scope.losses
+        results["the losses that layers add"] = scope.losses
     for variable in step.net.non_trainable_weights:
         if (value := scope.get_current_value(variable)) is not None:
-            found[f"the variable {variable.path}"] = value
-    return {name: np.asarray(value, "float64") for name, value in found.items()}
+            results[f"the variable {variable.path}"] = value
+    return {name: np.asarray(value, "float64") for name, value in results.items()}
 
 
 def _unknown(model) -> Iterator:
-    """Yields layers and operations of which it is not known that they keep rows apart."""
+    """Yields layers and operations that may mix rows."""
     for layer in keras_internals.all_layers(model):
         if not _is_known(layer):
             yield layer

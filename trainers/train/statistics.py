@@ -1,10 +1,10 @@
-"""Batch statistics of averaged weights.
+"""Recomputes batch statistics for averaged weights.
 
-Moving statistics follow the weights that are trained, not their average (`trainer.ema`). With the
-average in the network they are computed anew from training batches (Izmailov et al. 2018,
-arXiv:1803.05407, section 3.2; Wu and Johnson 2021, arXiv:2105.07576, section 3): moving means and
-variances become the means of the batches' own, and whatever else layers keep of the batches they
-see moves on by its own rule. Weights and batches decide the result, so a checkpoint needs no more.
+Moving statistics belong to the weights in training, not to their average (`trainer.ema`). For the
+averaged weights they are recomputed from training batches (Izmailov et al. 2018, arXiv:1803.05407,
+section 3.2; Wu and Johnson 2021, arXiv:2105.07576, section 3): moving means and variances become
+the averages of the batches' means and variances, and other state of layers is updated by the
+layers' own rules. The result depends on weights and batches only, so checkpoints do not store it.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,20 @@ from trainers.train import batch_norm
 from zoo.data import pipeline
 from zoo.rows import use_row_weights
 
-ROWS = 10_000  # that are enough for statistics of ImageNet (Wu and Johnson 2021, figure 3)
+ROWS = 10_000  # enough for ImageNet (Wu and Johnson 2021, figure 3)
 
 
 def statistics_batches(arrays, prepare: Callable, trainer, replicas: int) -> tf.data.Dataset:
-    """Returns the first full training batches of the run, at most about `ROWS` rows.
+    """Returns the first full training batches of the run, about `ROWS` rows at most.
 
-    Each element holds the rows that are normalized together in an update: a micro-batch of all
-    replicas. So their number does not change the statistics.
+    Each element holds the rows that an update normalizes together: one micro-batch of all
+    replicas. So the number of replicas does not change the statistics.
 
     Args:
-      arrays: the training split, of at least one batch.
+      arrays: the training split, with at least one batch.
       prepare: see `zoo.tasks.base.Task.prepare`.
-      trainer: the recipe's section.
-      replicas: of the run.
+      trainer: the section `trainer` of the configuration.
+      replicas: number of replicas.
     """
     size = trainer.global_batch_size
     full = len(next(iter(arrays.values()))) // size
@@ -41,9 +41,9 @@ def statistics_batches(arrays, prepare: Callable, trainer, replicas: int) -> tf.
 
 
 class Statistics:
-    """Computes the batch statistics of the weights that a step's network has.
+    """Recomputes batch statistics for the current weights of a network.
 
-    It runs on one device and asks no other replica or worker, so that one alone can save a model.
+    It runs on one device without other replicas or workers, so the chief alone can save a model.
 
     Args:
       step: a `trainers.train.step.TrainStep`.
@@ -52,11 +52,11 @@ class Statistics:
 
     def __init__(self, step, batches: Callable):
         self._step, self._batches = step, batches
-        self._layers, self._changed = [], []  # as the trace finds them
+        self._layers, self._changed = [], []  # filled when `_forward` is traced
         self._run = tf.function(self._forward, autograph=False)
 
     def __call__(self, variables) -> None:
-        """Assigns to the moving statistics among `variables`; to no other variable."""
+        """Assigns the moving statistics among `variables`, and no other variable."""
         wanted = {id(v) for v in variables}
         totals, count = [], 0
         for data in self._batches():
@@ -78,7 +78,7 @@ class Statistics:
                     variable.assign(sum(per_call) / len(per_call))
 
     def _forward(self, number, data):
-        """Moments of each normalization, and new values of the variables that layers change."""
+        """Returns the moments of each normalization and new values of the changed variables."""
         step = self._step
         seeds = step._seeds(0, number)
         scope = keras.StatelessScope(step.seeded(seeds))
@@ -88,7 +88,7 @@ class Statistics:
             for player in step.players:
                 player.forward(step.net, data, training=True)
         self._layers = [layer for layer, *_ in recorded]
-        found = {id(v): scope.get_current_value(v) for v in step.net.non_trainable_weights}
-        self._changed = [v for v in step.net.non_trainable_weights if found[id(v)] is not None]
+        values = {id(v): scope.get_current_value(v) for v in step.net.non_trainable_weights}
+        self._changed = [v for v in step.net.non_trainable_weights if values[id(v)] is not None]
         moments = [value for _, *both in recorded for value in both]
-        return moments, [tf.cast(found[id(v)], v.dtype) for v in self._changed]
+        return moments, [tf.cast(values[id(v)], v.dtype) for v in self._changed]

@@ -1,26 +1,26 @@
 """The train step. Read this to know how anything in the zoo is trained.
 
-    1. Add up, over all replicas, how many samples or tokens each loss term counts.
-    2. For each micro-batch: forward, sum the losses, divide by the GLOBAL weight, backward;
-       add the gradients up in float32.
-    3. Add the gradients up over the replicas.
-    4. Hand them to the Keras optimizer: unscaling, finiteness test, clipping, update, average.
-    5. Where weights are pruned, mask them; whatever else compresses them has its turn.
+    1. Sum the weight of each loss term (its number of samples or tokens) over all replicas.
+    2. For each micro-batch: run the forward pass, sum the losses, divide by the GLOBAL weight, run
+       the backward pass, and accumulate the gradients in float32.
+    3. Sum the gradients over the replicas.
+    4. Apply the Keras optimizer: unscaling, finiteness test, clipping, update, moving average.
+    5. Run the compressors, such as the masks of pruned weights.
 
-Since every gradient is a part of one global sum, micro-batches, replicas, padding and a short last
-batch cannot change the result. Layers that mix rows are the exception for micro-batches: batch
-normalization uses the statistics of one micro-batch over all replicas, and moves its moving
-statistics once per micro-batch. Padding enters none of them: the row weights are published while
-the network is called (`zoo.rows`), a short batch has the statistics of its real rows, and a
-micro-batch without a real row changes no variable of the network.
+Every gradient is a part of one global sum. Therefore micro-batches, replicas, padding and a short
+last batch do not change the result. Layers that mix rows are the exception for micro-batches: batch
+normalization uses the statistics of one micro-batch over all replicas, and updates its moving
+statistics once per micro-batch. Padding does not enter these statistics: the row weights are
+published during the forward pass (`zoo.rows`), a short batch has the statistics of its real rows,
+and a micro-batch without a real row changes no variable of the network.
 
-`TrainStep` is a `keras.Model`, so plain `fit` runs it too. Where a task has several players (a
-GAN: discriminator, then generator), each in turn takes steps 2 to 4 with its own variables, loss
-terms and optimizer, and sees what those before it have become.
+`TrainStep` is a `keras.Model`, so plain `fit` runs it too. If a task has several players (a GAN:
+discriminator, then generator), each player in turn runs steps 2 to 4 with its own variables, loss
+terms and optimizer, and sees the updated weights of the players before it.
 
-Random numbers (dropout) are a function of (seed, step, micro-batch, replica): the seed generators'
-states are replaced for the call and never advance, so a resumed run draws what the uninterrupted
-one would have drawn, and replicas draw different masks.
+Random numbers (dropout) are a function of (seed, step, micro-batch, replica). The states of the
+seed generators are replaced for each forward pass and never advance, so a resumed run draws the
+same numbers as an uninterrupted run, and replicas draw different masks.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ from zoo.rows import Rows, use_row_weights
 from zoo.tasks.base import Task
 
 batch_norm.install()
-_ROWS = " rows"  # beside the weights of the loss terms
-# They blend rows by numbers of their own, which may take padding for a partner.
+_ROWS = " rows"  # key of the number of real rows, next to the weights of the loss terms
+# These layers draw the rows to blend by themselves and may blend a real row with padding.
 _REFUSED = (keras.layers.MixUp, keras.layers.CutMix)
 
 
@@ -52,14 +52,24 @@ class TrainStep(keras.Model):
     """A model, its task and its optimizer, as one update.
 
     Args:
-      model: a built model; the bare network, which is what gets saved and exported.
-      task: what a batch means.
-      optimizer: a Keras optimizer, or one for each of the task's players; made, like the model,
+      model: a built model: the network that is saved and exported.
+      task: the `zoo.tasks.base.Task` that defines loss and metrics of a batch.
+      optimizer: a Keras optimizer, or one for each of the task's players; created, like the model,
         inside the strategy's scope.
-      micro_batch_size: rows that one replica computes at once; 0 for its whole share.
+      micro_batch_size: number of rows per forward pass on one replica; 0 for the whole per-replica
+        batch.
       jit_compile: whether XLA compiles the forward and backward pass.
-      seed: of all random numbers drawn while training.
-      rules: which variables the optimizers treat otherwise.
+      seed: random seed of all numbers drawn in training.
+      rules: per-variable overrides of weight decay and learning rate.
+
+    Attributes:
+      net: the model.
+      count: number of updates tried, an int64 variable. The optimizer's own count leaves out the
+        updates that loss scaling skipped.
+      first_bad: index of the first update whose loss or gradient was not finite; -1 if none was.
+      means: running means of losses and metrics, see `trainers.evaluation.means.Means`.
+      compressors: objects that change weights after an update, see `trainers.compression`.
+      statistics: recomputes batch statistics for averaged weights; set by the trainer.
     """
 
     def __init__(
@@ -81,13 +91,10 @@ class TrainStep(keras.Model):
         self.seed = seed
         self._compiled = {}
         self.seed_states = tuple(keras_internals.seed_variables(model))
-        # Batches seen, an update tried on each. The optimizer's own count leaves out those that
-        # loss scaling skipped.
-        self.step = self.add_weight(
+        self.count = self.add_weight(
             shape=(), dtype="int64", initializer="zeros", trainable=False, name="step",
             aggregation="only_first_replica",
         )  # fmt: skip
-        # The first step whose loss or gradient was not finite; -1 while there is none.
         self.first_bad = self.add_weight(
             shape=(), dtype="int64", initializer=keras.initializers.Constant(-1),
             trainable=False, name="first_bad", aggregation="only_first_replica",
@@ -98,13 +105,14 @@ class TrainStep(keras.Model):
         for layer in inside:
             if isinstance(layer, _REFUSED):
                 raise UsageError(
-                    f"{type(layer).__name__} inside a network blends rows with padding: use "
-                    f"task.augment instead. Received: the layer {layer.name!r}."
+                    f"{type(layer).__name__} inside a network would blend padding rows: "
+                    f"use task.augment instead. Received: layer {layer.name!r}."
                 )
             if getattr(layer, "stateful", False):
                 raise UsageError(
-                    "Examples are drawn at random: none goes on where another in its place has "
-                    f"ended. Set stateful=False. Received: the layer {layer.name!r}."
+                    "Stateful RNN layers are not supported: batches are shuffled, so no row "
+                    "continues the row before it. Set stateful=False. Received: layer "
+                    f"{layer.name!r}."
                 )
         self._activity = ActivityPenalties(model)
         self._synchronized = {
@@ -113,7 +121,7 @@ class TrainStep(keras.Model):
             if getattr(layer, "synchronized", False) and layer.trainable
             for v in layer.non_trainable_variables
         }
-        self.compressors = ()  # what changes weights after an update, see `trainers.compression`
+        self.compressors = ()
         self.players = task.players(model)
         single = isinstance(optimizer, keras.optimizers.Optimizer)
         self.optimizers = [optimizer] if single else list(optimizer)
@@ -129,7 +137,6 @@ class TrainStep(keras.Model):
             models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
             self.decay_excluded += apply_rules(own, variables, rules, models)
             own.build(variables)
-        # Whether averaged weights need statistics of their own, and what computes them.
         averaging = any(inner(own).use_ema for own in self.optimizers)
         self._averages_statistics = averaging and any(
             map(keras_internals.has_batch_statistics, inside)
@@ -138,11 +145,11 @@ class TrainStep(keras.Model):
         renormalized = [x.name for x in inside if getattr(x, "renorm", False) and x.trainable]
         if averaging and renormalized:
             raise UsageError(
-                "Batch renormalization has no statistics of averaged weights: set trainer.ema=0, "
-                f"or renorm=False. Received: the layer {renormalized[0]!r}."
+                "Batch renormalization does not support averaged weights: set trainer.ema=0 or "
+                f"renorm=False. Received: layer {renormalized[0]!r}."
             )
 
-    # --- what Keras asks of a model -----------------------------------------------------------
+    # --- the interface of keras.Model ---------------------------------------------------------
 
     def call(self, inputs, training=None):
         return self.net(inputs, training=training)
@@ -152,17 +159,17 @@ class TrainStep(keras.Model):
         return list(self.means.metrics.values())
 
     def train_step(self, data):
-        """One update, then the means since the last reset."""
+        """Runs one update and returns the means since the last reset."""
         if self._averages_statistics:
             raise UsageError(
-                "Keras' fit ends with averaged weights beside the batch statistics of others: "
-                "leave trainer.ema at 0, or train by trainers.train.trainer.Trainer."
+                "Keras' fit does not recompute batch statistics for averaged weights: set "
+                "trainer.ema=0, or train with trainers.train.trainer.Trainer."
             )
         self.update(data)
         return self.means.result()
 
     def test_step(self, data):
-        """Adds one batch to the means; changes nothing else."""
+        """Adds one batch to the means without an update."""
         evaluate_batch(self.net, self.task, self.means, data)
         return self.means.result()
 
@@ -172,7 +179,7 @@ class TrainStep(keras.Model):
     # --- used by our own loop ------------------------------------------------------------------
 
     def update(self, data) -> None:
-        """One update from one replica's share of the global batch.
+        """Runs one update on the per-replica batch.
 
         Args:
           data: dict of tensors with a common, static first axis; see `zoo.tasks.base.Batch`.
@@ -192,7 +199,7 @@ class TrainStep(keras.Model):
         for turn, optimizer in enumerate(self.optimizers):
             gradients, sums, statistics, changes = self._turn(turn, data, weights, replicas)
             gradients = add_up(gradients)
-            # As a list: the keys of `changes` have another order in each process.
+            # A list, because the order of the keys of `changes` differs between processes.
             changing = [v for v in self.net.non_trainable_weights if id(v) in changes]
             values = [changes[id(v)] for v in changing]
             if replicas > 1 and values:
@@ -204,36 +211,36 @@ class TrainStep(keras.Model):
             finite &= tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
             if optimizer is inner(optimizer):  # loss scaling skips such gradients itself
                 finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-            for name, value in sums.items():  # "regularization" comes from each player
+            for name, value in sums.items():  # every player adds to "regularization"
                 all_sums[name] = all_sums.get(name, 0.0) + value
             all_statistics |= statistics
         self.first_bad.assign(
-            tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.step.value)
+            tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.count.value)
         )
-        self.step.assign_add(1)
+        self.count.assign_add(1)
         for compressor in self.compressors:
             compressor.update()
         self.means.add(all_sums, all_statistics, {"regularization": 1 / replicas, **local})
 
     def save(self, *args, **kwargs) -> None:
-        """Saves the bare model, as `averaged` gives it: what Keras' ModelCheckpoint calls."""
+        """Saves the network with averaged weights; Keras' ModelCheckpoint calls this."""
         with self.averaged():
             self.net.save(*args, **kwargs)
 
     def save_weights(self, *args, **kwargs) -> None:
-        """Saves the bare model's weights, as `averaged` gives them."""
+        """Saves the network's averaged weights; Keras' ModelCheckpoint calls this."""
         with self.averaged():
             self.net.save_weights(*args, **kwargs)
 
     @contextlib.contextmanager
     def averaged(self):
-        """Puts into the model the weights that are to be used and saved.
+        """Returns a context in which the network has the weights to evaluate and save.
 
-        Those are the moving averages, where there are such, with batch statistics of their own;
-        compression may have a last word.
+        With `trainer.ema` these are the moving averages, with batch statistics recomputed for
+        them. Compressors then restore their constraints, such as zeros of pruned weights.
 
         Raises:
-          UsageError: where statistics are needed and `statistics` is not set.
+          UsageError: if batch statistics must be recomputed and `statistics` is not set.
         """
         pairs, statistics = [], []
         for player, optimizer in zip(self.players, map(inner, self.optimizers), strict=True):
@@ -248,11 +255,11 @@ class TrainStep(keras.Model):
         if statistics:
             if self.statistics is None:
                 raise UsageError(
-                    "Averaged weights need batch statistics of their own. Received: a TrainStep "
+                    "Averaged weights need recomputed batch statistics. Received: a TrainStep "
                     "without `statistics` (trainers.train.statistics.Statistics)."
                 )
             changing += self.net.non_trainable_weights
-        kept = [variable.numpy() for variable in changing]
+        raw_values = [variable.numpy() for variable in changing]
         for variable, average in pairs:
             variable.assign(average.numpy())
         for compressor in self.compressors:
@@ -262,25 +269,25 @@ class TrainStep(keras.Model):
                 self.statistics(statistics)
             yield
         finally:
-            for variable, value in zip(changing, kept, strict=True):
+            for variable, value in zip(changing, raw_values, strict=True):
                 variable.assign(value)
 
     def mixed_rows(self, batch) -> Rows:
-        """Returns which kinds of layers that mix rows the network has: see `zoo.rows.Rows`.
+        """Traces a forward pass and returns which kinds of layers mix rows: see `zoo.rows.Rows`.
 
         Args:
           batch: dict of `tf.TensorSpec`.
         """
-        found = []
+        traced = []
 
         def forward(data):
             with keras.StatelessScope(), use_row_weights(data["weight"]) as rows:
-                found.append(rows)
+                traced.append(rows)
                 for player in self.players:
                     player.forward(self.net, data, training=True)
 
         tf.function(forward, autograph=False).get_concrete_function(batch)
-        return found[0]
+        return traced[0]
 
     # --- inside a step -------------------------------------------------------------------------
 
@@ -290,13 +297,13 @@ class TrainStep(keras.Model):
             return 1
         if rows is None or rows % self.micro_batch_size:
             raise UsageError(
-                "The micro batch divides a replica's share of the global batch. Received: "
-                f"trainer.micro_batch_size={self.micro_batch_size} for a share of {rows}."
+                "trainer.micro_batch_size must divide the per-replica batch. Received: "
+                f"trainer.micro_batch_size={self.micro_batch_size} for {rows} rows per replica."
             )
         return rows // self.micro_batch_size
 
     def _turn(self, turn, data, weights, replicas):
-        """What `_gradients` gives, of the whole share of one replica."""
+        """Returns the results of `_gradients` for one player on the whole per-replica batch."""
         micro_batches = self._micro_batches(data)
         if micro_batches == 1:
             return self._gradients(turn, data, weights, self._seeds(turn, 0), {}, 1 / replicas)
@@ -304,33 +311,33 @@ class TrainStep(keras.Model):
         return self._accumulate(turn, data, weights, micro_batches, share)
 
     def _seeds(self, turn, micro_batch):
-        """Seed states for one micro-batch: (seed, step, micro-batch, replica) folded in.
+        """Returns seed states of a micro-batch, with (seed, step, micro-batch, replica) folded in.
 
-        The last one is for what is drawn without a seed generator.
+        The last state is for random numbers that are drawn without a seed generator.
         """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seeds = []
         for state in (*(v.value for v in self.seed_states), tf.zeros(2, tf.uint32)):
             seed = tf.bitcast(tf.cast(state, tf.uint32), tf.int32)
-            parts = (self.seed, self.step.value, micro_batch, replica, *([turn] if turn else []))
+            parts = (self.seed, self.count.value, micro_batch, replica, *([turn] if turn else []))
             for part in parts:
                 seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(part, tf.int32))
             seeds.append(tf.cast(tf.bitcast(seed, tf.uint32), state.dtype))
         return seeds
 
     def seeded(self, seeds) -> list[tuple]:
-        """Returns each seed generator's state with its value among `_seeds`."""
+        """Returns pairs of a seed generator's state and its value in `_seeds`."""
         return list(zip(self.seed_states, seeds[:-1], strict=True))
 
     def unseeded(self, seeds):
-        """Returns a context in which the last of `_seeds` decides what is drawn without a seed."""
+        """Returns a context in which draws without a seed generator use the last of `_seeds`."""
         return keras_internals.unseeded_draws(Key(tf.bitcast(seeds[-1], tf.int32)))
 
     def _gradients(self, turn, data, weights, seeds, state, share):
-        """Gradients, loss sums, statistics and new state of one micro-batch.
+        """Returns gradients, loss sums, statistics and new state of one micro-batch.
 
-        The computation is pure: variables are read and never written, so it may stand inside a
-        loop, under XLA and in each replica.
+        The computation is pure: it reads variables and writes none, so it can run inside a loop,
+        under XLA and in each replica.
         """
         if self.jit_gradients:
             if turn not in self._compiled:
@@ -355,20 +362,21 @@ class TrainStep(keras.Model):
                 coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])
                 for name, coefficient in player.terms.items()
             )
-            # Of the weights, and what layers add by `add_loss`: a share each micro-batch.
+            # Weight regularizers and `add_loss`: each micro-batch adds its share.
             penalties = [tf.cast(x, tf.float32) for x in [*player.model.losses, *scope.losses]]
             if penalties:
                 penalty = share * tf.add_n(penalties)
                 result.sums["regularization"] = penalty
                 loss += penalty
             loss = optimizer.scale_loss(loss)
-        with scope, use_row_weights(data.get("weight")):  # recomputed blocks run now
+        with scope, use_row_weights(data.get("weight")):  # trainer.remat recomputes blocks here
             gradients = tape.gradient(loss, [v.value for v in variables])
         for v in self.net.trainable_variables:
             if scope.get_current_value(v) is not None:
                 raise UsageError(
-                    f"A layer assigns to {v.path} while it is trained (as SpectralNormalization "
-                    "does): the update would lose that. Take a constraint or a layer that does not."
+                    f"A layer assigns to the trainable variable {v.path} in its forward pass (as "
+                    "SpectralNormalization does), and the update would overwrite this. Use a "
+                    "constraint, or a layer that does not assign."
                 )
         changes = {
             key: tf.cast(scope.get_current_value(v), v.dtype)
@@ -376,22 +384,22 @@ class TrainStep(keras.Model):
             if scope.get_current_value(v) is not None
         }
         if changes and "weight" in data:
-            changes = self._kept_without_rows(data, by_id, state, changes)
+            changes = self._unless_all_padding(data, by_id, state, changes)
         missing = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
         if missing:
-            warnings.warn(f"No gradient reaches {', '.join(missing)}: they are not trained.")
-        # An embedding's gradient is a list of rows with repeats; optimizers and clipping need
-        # the sum.
+            warnings.warn(f"No gradient for {', '.join(missing)}: they are not trained.")
+        # An embedding's gradient lists rows, some more than once; optimizers and clipping need
+        # their sum.
         gradients = [
             tf.zeros_like(v.value) if g is None else tf.cast(tf.convert_to_tensor(g), v.dtype)
             for v, g in zip(variables, gradients, strict=True)
         ]
         return gradients, result.sums, result.statistics, changes
 
-    def _kept_without_rows(self, data, by_id, state, changes):
-        """Returns `changes`, or the values before where the rows are all padding.
+    def _unless_all_padding(self, data, by_id, state, changes):
+        """Returns `changes`, or the old values if every row is padding.
 
-        A synchronized layer has the rows of all replicas.
+        For a synchronized layer the rows of all replicas count.
         """
         here = everywhere = _real_rows(data)
         replica = tf.distribute.get_replica_context()
@@ -408,10 +416,10 @@ class TrainStep(keras.Model):
 
     @staticmethod
     def _mean_of_replicas(data, variables, values, replicas, add_up):
-        """Returns the means of new values over the replicas, each counting by its real rows."""
+        """Returns the means of new values over the replicas, weighted by their real rows."""
         rows = _real_rows(data)
         total = add_up(rows)
-        share = replicas * tf.math.divide_no_nan(rows, total)  # of a mean over replicas
+        share = replicas * tf.math.divide_no_nan(rows, total)  # the reduction below is a mean
         types = [tf.float32 if v.dtype.is_floating else tf.float64 for v in values]
         parts = [
             tf.cast(v, kind) * tf.cast(share, kind) for v, kind in zip(values, types, strict=True)
@@ -441,10 +449,10 @@ class TrainStep(keras.Model):
 
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         if replicas > 1 and self._synchronized:
-            # Synchronised normalisation talks to the other replicas, which a loop cannot.
+            # Synchronized normalization reduces over replicas, which tf.while_loop does not allow.
             return self._accumulate_unrolled(compute, micro_batches)
-        # A trace that is thrown away tells what the loop carries: which variables (moving
-        # statistics) a forward pass changes, and the names of the statistics.
+        # One extra trace finds the loop variables: the variables (moving statistics) that a forward
+        # pass changes, and the names of the statistics.
         probe = tf.function(lambda: compute(0, {}), autograph=False).get_concrete_function()
         _, sums, statistics, changes = probe.structured_outputs
         state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
@@ -474,7 +482,7 @@ class TrainStep(keras.Model):
 
 
 def _real_rows(data):
-    """Returns the number of rows that are no padding, float32."""
+    """Returns the number of rows that are not padding, float32."""
     if "weight" not in data:
         return tf.constant(float(next(iter(data.values())).shape[0]))
     return tf.reduce_sum(tf.cast(data["weight"] > 0, tf.float32))

@@ -78,7 +78,7 @@ def check(*inside, task=None):
     ("inside", "said"),
     [
         (lambda: Centered(name="center"), "the loss 'loss'.*Received: Centered center"),
-        (lambda: Penalized(), "what layers add to the loss"),
+        (lambda: Penalized(), "the losses that layers add"),
         (lambda: Counting(name="counts"), "the variable counts/mean"),
         (lambda: layers.Softmax(axis=0), "the loss 'loss'.*Softmax"),
         (lambda: layers.UnitNormalization(axis=0), "UnitNormalization"),

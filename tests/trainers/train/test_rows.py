@@ -333,7 +333,7 @@ def test_blending_inside_a_network_is_refused():
         pass
 
     model = lambda: Blends([keras.Input(SHAPE), layers.MixUp(), layers.Flatten(), layers.Dense(2)])  # noqa: E731
-    with pytest.raises(UsageError, match="MixUp inside a network blends rows with padding"):
+    with pytest.raises(UsageError, match="MixUp inside a network would blend padding rows"):
         updated(model, short_batch(5))
 
 

@@ -37,7 +37,7 @@ def test_a_sample_that_cannot_be_made_is_said_once(run, monkeypatch):
     monkeypatch.setattr(Generator, "text", fail)
     lines = read_metrics(run(config, data).workdir.path)
     events = [(line["event"], line["step"], line["detail"]) for line in lines if "event" in line]
-    warning = "no samples are kept from here on: out of memory"
+    warning = "no more samples are saved: out of memory"
     assert [event for event in events if event[0] in ("warning", "sample")] == [
         ("warning", 5, warning)
     ]

@@ -112,7 +112,7 @@ def test_numbers_drawn_without_a_seed_differ_from_update_to_update():
 
         found = []
         for number in (0, 1):
-            step.step.assign(number)
+            step.count.assign(number)
             found += [float(loss(tf.constant(micro_batch))) for micro_batch in (0, 1)]
         return found
 

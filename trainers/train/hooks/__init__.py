@@ -1,1 +1,1 @@
-"""What the training loop calls between updates: logs, evaluation, checkpoints, stops, callbacks."""
+"""Hooks of the training loop: logs, evaluation, checkpoints, stops, callbacks."""

@@ -1,4 +1,4 @@
-"""Hooks that do nothing: the bases of the real ones, and their stand-ins in a loop without them."""
+"""Base classes of the hooks. Their methods do nothing, so each one is also the no-op hook."""
 
 import contextlib
 import dataclasses
@@ -14,52 +14,56 @@ class ProgressHook:
         """Called before the first update of the process."""
 
     def start(self) -> None:
-        """Called before the updates of one execution."""
+        """Called before the updates of one execution (one `tf.function` call)."""
 
     def updating(self):
-        """Returns a context manager around the call that computes updates."""
+        """Returns a context manager around the call that runs the updates."""
         return contextlib.nullcontext()
 
     def updated(self, count: int) -> None:
         """Called after `count` updates."""
 
     def log(self, due: Due) -> None:
-        """Called when nothing was rolled back; writes what is due."""
+        """Called after an execution without a rollback; writes the log lines that are due."""
 
     def finish(self) -> None:
-        """Called where a callback stops the run between two log lines."""
+        """Called if a callback stops the run between two log lines."""
 
 
 class ValidationHook:
     """Evaluation of the held-out split, the best model and samples."""
 
     def evaluate(self) -> None:
-        """Evaluates the weights of now."""
+        """Evaluates the current weights."""
 
 
 class CheckpointHook:
     """Checkpoints."""
 
     def save(self) -> None:
-        """Begins to write one."""
+        """Starts to write a checkpoint."""
 
 
 class RollbackHook:
-    """What happens where a loss is not finite."""
+    """Rollback to a checkpoint if the loss is not finite."""
 
     def rolled_back(self) -> bool:
-        """Returns whether the run went back to a checkpoint; raises where it must end."""
+        """Rolls back if the loss is not finite; returns whether it did.
+
+        Raises:
+          RunError: if no rollback is left.
+        """
         return False
 
     def check(self) -> None:
-        """Raises `RunError` where the loss is not finite."""
+        """Raises `RunError` if the loss is not finite."""
 
 
 class StopHook:
-    """Requests to stop: SIGTERM, and notices of a cloud."""
+    """Requests to stop: SIGTERM, and preemption notices of a cloud."""
 
     def asked(self) -> bool:
-        """Returns whether the run must save and end."""
+        """Returns whether the run must save a checkpoint and end."""
         return False
 
     def terminated(self) -> Exception:
@@ -67,7 +71,7 @@ class StopHook:
         return KeyboardInterrupt()
 
     def stopped_by_callback(self) -> None:
-        """Called where a callback ended the run for good."""
+        """Called after a callback has stopped the run."""
 
 
 class CallbackHook:
@@ -77,19 +81,19 @@ class CallbackHook:
         """Called before the first update of the process."""
 
     def complete_epoch(self) -> None:
-        """Called before the first update; ends an epoch that a checkpoint left unfinished."""
+        """Called before the first update; ends an epoch whose end the checkpoint did not record."""
 
     def begin_epoch(self) -> None:
-        """Called before an update; begins an epoch where none has begun."""
+        """Called before an update; begins an epoch unless one is in progress."""
 
     def begin_updates(self) -> None:
         """Called before the updates of one execution."""
 
     def end_updates(self, count: int) -> None:
-        """Called after them, once they are logged."""
+        """Called after the updates of one execution, once they are logged."""
 
     def rolled_back(self) -> None:
-        """Called after a rollback, perhaps into an earlier epoch."""
+        """Called after a rollback, which may lead into an earlier epoch."""
 
     def end_epoch(self) -> None:
         """Called after the last update of an epoch."""
@@ -100,11 +104,11 @@ class CallbackHook:
 
 @dataclasses.dataclass
 class Hooks:
-    """All that the loop calls, and when.
+    """The hooks of one run.
 
     Attributes:
-      state: what the run remembers; `state.done` counts updates.
-      periods: after which updates something is due.
+      state: the state of the run that checkpoints hold; `state.done` counts updates.
+      periods: after which updates log lines, evaluations and checkpoints are due.
       progress, validation, checkpoints, rollback, stops, callbacks: see their base classes.
     """
 

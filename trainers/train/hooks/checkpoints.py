@@ -1,4 +1,4 @@
-"""Checkpoints of a run, on one worker or several, and the way back to one."""
+"""Saving, restoring and rolling back to checkpoints, on one worker or several."""
 
 import io
 from pathlib import Path
@@ -15,17 +15,18 @@ from zoo.errors import RunError
 
 
 class Checkpoints(CheckpointHook):
-    """The checkpoints in a work directory; the chief alone reads and writes them.
+    """The checkpoints in a work directory. Only the chief reads and writes files.
 
     Args:
-      state: of the run.
+      state: the run's `RunState`.
       step: the `TrainStep`.
-      windows: its log windows.
-      group: of all workers.
+      windows: the run's log windows.
+      group: the group of all workers.
       workdir: the work directory.
 
     Attributes:
-      saver: writes them while training goes on; None until the chief's run has begun.
+      saver: writes checkpoints in the background; None until training starts, and on workers
+        other than the chief.
     """
 
     def __init__(self, state: RunState, step, windows: LogWindows, group, workdir):
@@ -34,7 +35,7 @@ class Checkpoints(CheckpointHook):
         self.saver: Saver | None = None
 
     def files(self) -> list[tuple[int, Path]]:
-        """Returns `(step, path)` of those in the work directory, as the chief sees it."""
+        """Returns `(step, path)` of each checkpoint that the chief sees in the work directory."""
         self.wait()
         files = checkpoint.list_checkpoints(self._workdir / "checkpoints")
         shared = self._group.share([(step, str(path)) for step, path in files])
@@ -50,22 +51,22 @@ class Checkpoints(CheckpointHook):
             self.saver.save(state.counters())
 
     def wait(self) -> None:
-        """Waits until the last checkpoint is whole."""
+        """Waits until the last checkpoint is written."""
         if self.saver:
             self.saver.wait()
 
     def close(self) -> None:
-        """Waits, and ends the thread that writes."""
+        """Waits, then ends the thread that writes."""
         if self.saver:
             self.saver.close()
 
     def load(self, path: Path) -> None:
-        """Goes to a checkpoint, on the chief; `share` follows."""
+        """Restores a checkpoint on the chief; call `share` next."""
         if self._group.chief:
             self._state.restore(checkpoint.restore(path, self._step))
 
     def share(self) -> None:
-        """Puts the chief's state into all workers."""
+        """Sends the chief's state to all workers."""
         if self._group.count == 1:
             return
         file = io.BytesIO()
@@ -76,11 +77,12 @@ class Checkpoints(CheckpointHook):
             self._state.restore(checkpoint.restore(content, self._step))
 
     def restore(self, files: list[tuple[int, Path]], fresh: bool) -> None:
-        """Goes to the last checkpoint, where there is one.
+        """Restores the last checkpoint, if there is one, on all workers.
 
         Args:
-          files: what `files` returned.
-          fresh: whether a run without a checkpoint starts as it was built on every worker.
+          files: the result of `files()`.
+          fresh: whether a run without a checkpoint starts from initial values, which are equal on
+            all workers already.
         """
         if files:
             try:
@@ -92,29 +94,30 @@ class Checkpoints(CheckpointHook):
             self.share()
         if self._state.windows:
             self._windows.restore(self._state.windows)
-        self._state.done = int(self._step.step.numpy())
+        self._state.done = int(self._step.count.numpy())
 
 
 class Rollback(RollbackHook):
-    """Goes back to the last checkpoint where the loss is not finite, and leaves batches out.
+    """Rolls back to the last checkpoint if the loss is not finite, and skips the bad batches.
 
     Args:
-      most: how often it may.
-      state: of the run.
-      periods: of the run.
-      step: the `TrainStep`, which keeps the first update whose loss was not finite.
-      windows: its log windows.
-      checkpoints: of the run.
-      goodput: counts the wait for the device.
+      max_rollbacks: how many rollbacks a run may have.
+      state: the run's `RunState`.
+      periods: the run's periods.
+      step: the `TrainStep`; its `first_bad` is the first update whose loss was not finite.
+      windows: the run's log windows.
+      checkpoints: the run's checkpoints.
+      goodput: accounts for the wait for the device.
       workdir: the work directory.
-      events: where it is told.
+      events: receives a message for each rollback.
     """
 
     def __init__(
-        self, most: int, state: RunState, periods: Periods, step, windows: LogWindows,
+        self, max_rollbacks: int, state: RunState, periods: Periods, step, windows: LogWindows,
         checkpoints: Checkpoints, goodput: Goodput, workdir, events: Events,
     ):  # fmt: skip
-        self._most, self._state, self._periods, self._step = most, state, periods, step
+        self._max_rollbacks = max_rollbacks
+        self._state, self._periods, self._step = state, periods, step
         self._windows, self._checkpoints, self._goodput = windows, checkpoints, goodput
         self._workdir, self._events = workdir, events
 
@@ -123,27 +126,27 @@ class Rollback(RollbackHook):
             raise self._error()
 
     def _is_finite(self) -> bool:
-        with self._goodput.wait():  # for the device
+        with self._goodput.wait():  # reading the variable waits for the device
             return int(self._step.first_bad.numpy()) < 0
 
     def rolled_back(self) -> bool:
         if self._is_finite():
             return False
         state = self._state
-        if state.rollbacks >= self._most:
+        if state.rollbacks >= self._max_rollbacks:
             raise self._error()
         bad = int(self._step.first_bad.numpy())
         step, path = self._checkpoints.files()[-1]
-        # The best model stays on the disk, and its value with it.
+        # best/model.keras stays on disk, so its value must not go back.
         rollbacks, best = state.rollbacks + 1, state.best
         self._checkpoints.load(path)
         self._checkpoints.share()
         state.rollbacks, state.best = rollbacks, best
-        # Batches step+1 .. bad+1 led here: the run goes on behind them.
+        # Skip batches step+1 .. bad+1, which led to the bad loss.
         state.skipped_batches += bad + 1 - step
         self._step.first_bad.assign(-1)
         state.done = step
-        # Everything that follows a checkpoint was done for this update in this process already.
+        # This process has already run the evaluation that was due with this checkpoint.
         state.unevaluated = False
         self._windows.restore(state.windows)
         if self._windows.in_epoch and self._periods.ends_epoch(step):
@@ -151,15 +154,15 @@ class Rollback(RollbackHook):
         self._workdir.start_metrics(step)
         self._events.read()
         self._events("rolled back", f"loss not finite at step {bad + 1}; back to {path.name}")
-        self._checkpoints.save()  # so that a kill does not forget what was left out
+        self._checkpoints.save()  # a resumed run must skip these batches too
         return True
 
     def _error(self) -> RunError:
         bad = int(self._step.first_bad.numpy())
         files = self._checkpoints.files()
-        good = f"The last good checkpoint is {files[-1][1]}" if files else "No checkpoint yet"
+        good = f"The last good checkpoint is {files[-1][1]}" if files else "There is no checkpoint"
         return RunError(
-            f"The loss or its gradient is not finite since step {bad + 1}. {good}. What helps: a "
-            "lower optimizer.learning_rate, optimizer.clip_norm=1, or trainer.max_rollbacks to go "
-            "back and leave the bad batches out."
+            f"The loss or its gradient is not finite since step {bad + 1}. {good}. Try a lower "
+            "optimizer.learning_rate, optimizer.clip_norm=1, or trainer.max_rollbacks=1 to roll "
+            "back and skip the bad batches."
         )

@@ -1,4 +1,4 @@
-"""Keras callbacks in the loop, in the order in which `fit` calls them."""
+"""Runs Keras callbacks in the loop, in the order in which `fit` calls them."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,14 @@ class KerasCallbacks(CallbackHook):
     """Calls Keras callbacks, whose model is the `TrainStep`.
 
     Args:
-      callbacks: of this process.
-      state: of the run.
-      periods: of the run.
+      callbacks: the callbacks of this process.
+      state: the run's `RunState`.
+      periods: the run's periods.
       step: the `TrainStep`.
-      windows: its log windows, whose means callbacks see.
-      group: of all workers: what callbacks of the chief decide, all do.
-      progress_bar: whether Keras' progress bar is shown.
+      windows: the run's log windows; callbacks receive their means.
+      group: the group of all workers; stops and learning rates that the chief's callbacks set
+        apply to all workers.
+      progress_bar: whether to show Keras' progress bar.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class KerasCallbacks(CallbackHook):
 
 
 def share_rates(optimizers, group) -> None:
-    """Gives all workers the learning rates that callbacks of the chief may have changed."""
+    """Sends the chief's learning rates, which its callbacks may have changed, to all workers."""
     if group.count == 1:
         return
     plain = [inner(own) for own in optimizers]

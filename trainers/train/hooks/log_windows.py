@@ -1,8 +1,8 @@
-"""Which updates a log line and an epoch's means cover.
+"""Means over a log window and over an epoch.
 
-Both are accumulated over the same updates and start anew at different ones: a window with each
-log line, also across the end of an epoch, and the epoch with each epoch. `state` goes into the
-checkpoint, so that a resumed run logs what the uninterrupted run logs.
+Both accumulate over the same updates but reset at different ones: a window resets at each log line
+and may span the end of an epoch; the epoch's means reset at each epoch. `state` is part of the
+checkpoint, so a resumed run logs the same values as an uninterrupted run.
 """
 
 from trainers.evaluation.means import Means
@@ -12,13 +12,13 @@ class LogWindows:
     """Means of the current log window and of the current epoch.
 
     Args:
-      means: of a `TrainStep`, to which its updates add.
+      means: the means of a `TrainStep`.
 
     Attributes:
       steps: number of updates in the window.
-      seconds: time that these took.
-      logs: means of the last window.
-      evaluated: values of the last evaluation in the epoch.
+      seconds: time of these updates.
+      logs: means of the last complete window.
+      evaluated: metrics of the last evaluation in the epoch.
       in_epoch: whether an epoch has begun and not ended.
     """
 
@@ -32,28 +32,28 @@ class LogWindows:
         self.in_epoch = False
 
     def collect(self) -> None:
-        """Adds what the updates since the last call have added; on all workers at one step."""
-        taken = self._means.take()
+        """Adds the updates since the last call; all workers must call it at the same step."""
+        sums = self._means.take()
         for totals in (self._window, self._epoch):
-            for name, (total, weight) in taken.items():
+            for name, (total, weight) in sums.items():
                 before = totals.get(name, (0.0, 0.0))
                 totals[name] = before[0] + total, before[1] + weight
 
     def end_window(self) -> dict[str, float]:
-        """Starts a window; returns the total weight of each term and statistic in the last."""
+        """Ends the window; returns the total weight of each term and statistic in it."""
         self.logs = self._means.logs(self._window)
         counted = {name: weight for name, (_, weight) in self._window.items()}
         self._window, self.steps, self.seconds = {}, 0, 0.0
         return counted
 
     def end_epoch(self) -> dict[str, float]:
-        """Ends the epoch; returns its means and the values of its last evaluation."""
+        """Ends the epoch; returns its means and the metrics of its last evaluation."""
         logs = {**self._means.logs(self._epoch), **self.evaluated}
         self._epoch, self.evaluated, self.in_epoch = {}, {}, False
         return logs
 
     def state(self) -> dict:
-        """Returns what `restore` takes, JSON values; on all workers at one step."""
+        """Returns JSON values for `restore`; all workers must call it at the same step."""
         return {
             "device": self._means.read(), "window": self._window, "epoch": self._epoch,
             "steps": self.steps, "seconds": self.seconds, "logs": self.logs,
@@ -61,7 +61,7 @@ class LogWindows:
         }  # fmt: skip
 
     def restore(self, state: dict) -> None:
-        """Goes on from a checkpoint; on all workers."""
+        """Restores the result of `state`; all workers must call it."""
         self._means.put(state["device"])
         self._window, self._epoch = dict(state["window"]), dict(state["epoch"])
         self.steps, self.seconds = state["steps"], state["seconds"]

@@ -1,11 +1,11 @@
-"""After which updates something is due."""
+"""Computes after which updates log lines, evaluations and checkpoints are due."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """What is due after an update: a log line, the end of an epoch, an evaluation, a checkpoint."""
+    """Whether a log line, the end of an epoch, an evaluation and a checkpoint are due."""
 
     log: bool
     epoch_end: bool
@@ -18,16 +18,16 @@ class Due:
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """Numbers of updates between two of a kind; updates are counted from 1.
+    """Intervals in updates, which are counted from 1.
 
     Attributes:
-      total: updates of the whole run.
+      total: number of updates of the whole run.
       steps_per_epoch: see `zoo.data.pipeline.steps_per_epoch`.
-      steps_per_execution: most updates of one call.
-      log_every: updates of a log window.
-      evaluate_every: 0 for once an epoch.
-      checkpoint_every: 0 for once an epoch.
-      evaluates: whether there is anything to evaluate.
+      steps_per_execution: maximum number of updates per `tf.function` call.
+      log_every: number of updates in a log window.
+      evaluate_every: updates between evaluations; 0 for once per epoch.
+      checkpoint_every: updates between checkpoints; 0 for once per epoch.
+      evaluates: whether the run evaluates at all.
     """
 
     total: int
@@ -62,8 +62,9 @@ class Periods:
     def ends_window(self, done: int) -> bool:
         """Returns whether a log line follows the last of `done` updates.
 
-        Windows have `log_every` updates, whatever the length of an epoch. The run's last window
-        takes up a remainder of less than half of that: a mean of few updates is mostly noise.
+        A window has `log_every` updates, independent of the length of an epoch. If fewer than half
+        of these remain at the end of the run, the last window includes them, since a mean of few
+        updates is mostly noise.
         """
         left = self.total - done
         return not left or (done % self.log_every == 0 and 2 * left >= self.log_every)

@@ -48,7 +48,7 @@ def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
 
 def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
     def write() -> dict:
-        name = f"samples/step_{int(step.step.numpy()):010d}.png"
+        name = f"samples/step_{int(step.count.numpy()):010d}.png"
         save_sheet(folder / name, sheet(make_pictures(step.net, 64, config.trainer.seed), 16))
         strip = interpolation(step.net, rows=4, columns=16, seed=config.trainer.seed)
         save_sheet(folder / "samples" / "interpolation.png", strip)

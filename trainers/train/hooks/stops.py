@@ -1,4 +1,4 @@
-"""Requests to stop a run, on all workers at the same update."""
+"""Stops a run on request, on all workers at the same update."""
 
 from trainers.distributed.preemption import Stop
 from trainers.run.events import Events
@@ -7,14 +7,14 @@ from trainers.train.loop import Terminated
 
 
 class Stops(StopHook):
-    """Asks whether SIGTERM or a preemption notice came.
+    """Checks for SIGTERM and preemption notices.
 
     Args:
-      stop: of this process.
-      step: the `TrainStep`, whose `stop_training` callbacks set.
-      group: of all workers.
-      rollback: tells whether there is anything good to save.
-      events: where notices are told.
+      stop: the stop requests of this process.
+      step: the `TrainStep`; callbacks set its `stop_training`.
+      group: the group of all workers.
+      rollback: raises if the loss is not finite, so that no such state is saved.
+      events: receives a message for each preemption notice.
     """
 
     def __init__(self, stop: Stop, step, group, rollback: RollbackHook, events: Events):

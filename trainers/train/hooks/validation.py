@@ -1,4 +1,4 @@
-"""Evaluation while training: the held-out split, the best model, and samples."""
+"""Evaluation during training: validation metrics, the best model, and samples."""
 
 import math
 from collections.abc import Callable
@@ -18,21 +18,22 @@ from zoo.storage.disk import write_json
 
 
 class Validation(ValidationHook):
-    """Evaluates the averaged weights and keeps the best model so far; keeps a sample.
+    """Evaluates the averaged weights, saves the best model so far, and saves a sample.
 
     Args:
-      state: of the run.
-      periods: of the run.
+      state: the run's `RunState`.
+      periods: the run's periods.
       step: the `TrainStep`.
-      task: of the recipe, which says what the best model is.
-      config: the recipe.
-      windows: the log windows, in which the values of an epoch's last evaluation stand.
+      task: the recipe's task; its `monitor` defines the best model.
+      config: the configuration.
+      windows: the run's log windows, which store the metrics for the end of the epoch.
       workdir: the work directory.
-      events: where warnings go.
-      progress: prints the values.
-      evaluator: of the held-out split; None where there is none.
-      writer: keeps a sample, see `trainers.train.hooks.samples`; None for a model that makes none.
-      chief: whether this process writes.
+      events: receives warnings.
+      progress: prints the metrics.
+      evaluator: evaluates the validation split; None without such a split.
+      writer: saves a sample, see `trainers.train.hooks.samples`; None for models that generate
+        nothing.
+      chief: whether this process writes files.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Validation(ValidationHook):
     def _sample(self) -> dict:
         try:
             return self._writer()
-        except tf.errors.OpError as error:  # such as too little memory: the run has a better use
-            self._events("warning", f"no samples are kept from here on: {short(error.message)}")
+        except tf.errors.OpError as error:  # such as out of memory, which must not end the run
+            self._events("warning", f"no more samples are saved: {short(error.message)}")
             self._writer = None
             return {}
 
@@ -79,19 +80,19 @@ class Validation(ValidationHook):
         if value is None:
             self._events(
                 "warning",
-                f"no target of the validation split counts in {self._task.monitor}, by which the "
-                "best model is chosen: none is kept",
+                f"the validation split has no target that counts in {self._task.monitor}, the "
+                "metric that selects the best model: no best model is saved",
             )
             return logs
         sign = 1 if self._task.monitor_mode == "max" else -1
         if math.isfinite(value) and (best is None or sign * value > sign * best):
             self._state.best = value
             if self._chief:
-                self._keep(logs)
+                self._save_best(logs)
         return logs
 
-    def _keep(self, logs: dict[str, float]) -> None:
-        """Saves the model of now as the best one."""
+    def _save_best(self, logs: dict[str, float]) -> None:
+        """Saves the current model as the best one."""
         folder = self._workdir / "best"
         save_model(self._step.net, folder / "model.keras")
         origin = {
