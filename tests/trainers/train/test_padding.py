@@ -114,7 +114,7 @@ def test_a_recurrent_layer_that_keeps_its_state_is_refused():
     image = keras.Input(batch_shape=(4, 6, 6, 1), name="image")
     x = layers.LSTM(2, stateful=True, name="lstm")(layers.Reshape((6, 6))(image))
     model = keras.Model(image, layers.Dense(3, activation="softmax")(x))
-    with pytest.raises(UsageError, match="Set stateful=False. Received: the layer 'lstm'"):
+    with pytest.raises(UsageError, match="Set stateful=False. Received: layer 'lstm'"):
         TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
 
 
