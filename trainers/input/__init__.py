@@ -1,1 +1,1 @@
-"""Inputs that are computed once: features of a frozen base."""
+"""Inputs that are computed once per run: features of a frozen base model."""

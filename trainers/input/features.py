@@ -1,8 +1,8 @@
-"""Features of a frozen part of a model, computed once and kept on the disk.
+"""Computes the features of a frozen part of a model once and stores them on disk.
 
-The folder's name is the hash of everything that they follow from: the part's weights and what its
-layers are, the data, and how pictures are changed. So what is found there is never stale: where any
-of it differs, another folder is made.
+The folder's name is the hash of everything that the features depend on: weights and layers of the
+frozen part, the data, and the augmentation. So stored features are never stale: any change leads to
+another folder.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from zoo.tasks.base import Frozen, Task
 
 _FORMAT = 1
 _BATCH = 32
-_READ = 4096  # pictures at once, to hash them
+_READ = 4096  # images per block of the hash
 
 
 def features_of(
@@ -33,13 +33,13 @@ def features_of(
 
     Args:
       frozen: from `Task.frozen`. With views, features have the shape (views, F), else (F,).
-      task: prepares the examples.
+      task: the task, which prepares the examples.
       arrays: the split.
-      changes: says how pictures are changed at random: the recipe's section of the task.
-      seed: of the run, and so of the changes.
+      changes: the section `task` of the configuration, which holds the augmentation.
+      seed: random seed of the run and of the augmentation.
 
     Returns:
-      `(arrays, where)`: the second says whether they were there, and where.
+      `(arrays, message)`: the message names the folder, and whether the features were in it.
     """
     key = _key(frozen, arrays["image"], changes if frozen.views else {}, seed)
     folder = cache_dir() / "features" / key
@@ -48,7 +48,7 @@ def features_of(
         if not there:
             count = len(next(iter(arrays.values())))
             views = f", {frozen.views} views of each" if frozen.views else ""
-            print(f"zoo: features of {count:,} pictures{views}", file=sys.stderr, flush=True)
+            print(f"zoo: features of {count:,} images{views}", file=sys.stderr, flush=True)
             _write(folder, frozen, task, arrays, seed)
         feature = open_records(folder).arrays["feature"]
     others = {name: array for name, array in arrays.items() if name != "image"}
@@ -103,10 +103,10 @@ def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
 
 
 def made_up(task: Task, model, examples: int, seed: int) -> dict:
-    """Returns made-up stored examples as training has them: behind a frozen part, with features."""
+    """Returns synthetic stored examples, with features in place of images of a frozen part."""
     arrays, frozen = task.synthetic(model, examples, seed), task.frozen(model)
     if frozen.model is None:
         return arrays
     feature = np.random.default_rng(0).random((examples, *frozen.feature_shape), "float32")
-    kept = {key: array for key, array in arrays.items() if key != "image"}
-    return task.stored({**kept, "feature": feature})
+    others = {key: array for key, array in arrays.items() if key != "image"}
+    return task.stored({**others, "feature": feature})

@@ -1,9 +1,9 @@
-"""Which variables Muon leaves to AdamW: embeddings and output layers.
+"""Finds the variables that Muon leaves to AdamW: embeddings and output layers.
 
-Muon orthogonalizes the update of a matrix that maps hidden activations to hidden activations. Its
-authors, and Keras' docstring, exclude embeddings and the last layer (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/). Both are found by the model's graph and its layers'
-classes, not by layer names.
+Muon orthogonalizes the update of matrices that map hidden activations to hidden activations. Its
+authors and Keras' docstring exclude embeddings and the last layer (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/). Both are identified by the model's graph and the
+classes of its layers, not by layer names.
 """
 
 import keras
@@ -23,15 +23,15 @@ def left_to_adamw(
     """Returns the variables that Muon must not train.
 
     Args:
-      models: the trained part of the network, and the network around it.
-      variables: those that the optimizer trains.
-      exclude_embeddings: whether embeddings are among them.
-      exclude_outputs: whether the layers that compute the models' outputs are among them.
-      exclude: regular expression of further paths; "" for none.
+      models: the trained part of the network, and the whole network.
+      variables: the variables that the optimizer trains.
+      exclude_embeddings: whether to exclude embeddings.
+      exclude_outputs: whether to exclude the layers that compute the models' outputs.
+      exclude: regular expression of further variable paths to exclude; "" for none.
 
     Raises:
-      UsageError: where `exclude_outputs` is set, no model is a graph of layers that shows its
-        output layers, and `exclude` does not name them.
+      UsageError: if `exclude_outputs` is set, no model is a graph of layers, and `exclude` is
+        empty.
     """
     excluded = []
     if exclude_embeddings:
@@ -40,9 +40,9 @@ def left_to_adamw(
         graphs = [model for model in models if keras_internals.is_graph(model)]
         if not graphs and not exclude:
             raise UsageError(
-                f"The output layers of {models[-1].name!r}, a subclassed model, are not known, and "
-                "Muon must not train them: name them by optimizer.exclude, a regular expression of "
-                "variable paths, or set optimizer.exclude_outputs=False."
+                f"Muon must not train output layers, and those of a subclassed model are unknown: "
+                "set optimizer.exclude to a regular expression of their variable paths, or "
+                f"optimizer.exclude_outputs=False. Received: model {models[-1].name!r}."
             )
         excluded += [v for model in graphs for layer in output_layers(model) for v in layer.weights]
     ids = {id(v) for v in excluded}
@@ -53,13 +53,13 @@ def left_to_adamw(
 def output_layers(model: keras.Model) -> list:
     """Returns the layers whose kernels compute a model's outputs.
 
-    They are the last ones with a weight of two or more axes on each path to an output: activations,
-    reshapes and biases behind them are passed over.
+    On each path to an output this is the last layer with a weight of two or more axes. Activations,
+    reshapes and biases after that layer are skipped.
     """
     parents = {}
     for layer, _, before in keras_internals.connections(model):
         parents.setdefault(id(layer), []).extend(before)
-    found, seen = [], set()
+    outputs, seen = [], set()
     pending = keras_internals.final_layers(model)
     while pending:
         layer = pending.pop()
@@ -68,21 +68,21 @@ def output_layers(model: keras.Model) -> list:
         seen.add(id(layer))
         if keras_internals.is_graph(layer):
             inside = output_layers(layer)
-            found += inside
+            outputs += inside
             if inside:
                 continue
         elif any(len(v.shape) > 1 for v in layer.weights):
-            found.append(layer)
+            outputs.append(layer)
             continue
         pending += parents.get(id(layer), [])
-    return found
+    return outputs
 
 
 def _embeddings(model) -> list:
-    found = []
+    variables = []
     for layer in keras_internals.all_layers(model):
         if isinstance(layer, _EMBEDDINGS):
-            found += layer.weights
-        else:  # a position table of a class that is not ours
-            found += [v for v in layer.weights if "embedding" in v.name]
-    return found
+            variables += layer.weights
+        else:  # position tables of other libraries' layers
+            variables += [v for v in layer.weights if "embedding" in v.name]
+    return variables

@@ -1,4 +1,4 @@
-"""Optimizers by name: Keras' own, with weight decay kept off biases and norms.
+"""Makes Keras optimizers by name, without weight decay on biases and norms.
 
 Their arguments and defaults are in `trainers.config.choices`.
 """
@@ -22,13 +22,13 @@ _CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Which variables an optimizer treats otherwise; regular expressions of their paths.
+    """Per-variable overrides of weight decay and learning rate.
 
     Attributes:
-      exclude: weight decay leaves them alone.
-      slow: they learn at `slow_rate` times the learning rate.
-      slow_rate: see there.
-      muon: arguments of `trainers.optimization.muon.left_to_adamw`; None for another optimizer.
+      exclude: regular expression of the paths of variables without weight decay.
+      slow: regular expression of the paths of variables with a lower learning rate.
+      slow_rate: factor of the learning rate for `slow`.
+      muon: arguments of `trainers.optimization.muon.left_to_adamw`; None for other optimizers.
     """
 
     exclude: str = ""
@@ -43,20 +43,20 @@ def make_optimizer(
     """Makes an optimizer.
 
     Args:
-      name: a name of `OPTIMIZERS`.
+      name: a key of `OPTIMIZERS`.
       schedule: learning-rate schedule, or a number.
       ema: momentum of the moving average of the weights; 0 for none.
-      loss_scaling: dynamic loss scaling, for mixed_float16.
-      **arguments: those of `OPTIMIZERS[name]`. `clip_norm` clips by the global norm, 0 for none.
+      loss_scaling: whether to scale the loss dynamically, for mixed_float16.
+      **arguments: see `OPTIMIZERS[name]`. `clip_norm` clips by the global norm; 0 for none.
 
     Returns:
-      `(optimizer, rules)`: the second are those of `apply_rules`, to be applied before it is built.
+      `(optimizer, rules)`. Call `apply_rules` with both before the optimizer is built.
     """
     check_optimizer(name)
     arguments = {**OPTIMIZERS[name], **arguments}
     check_arguments(name, arguments)
     clip_norm = arguments.pop("clip_norm")
-    del arguments["learning_rate"]  # the schedule has it
+    del arguments["learning_rate"]  # it is part of the schedule
     muon = None
     if name == "muon":
         keys = ("exclude_embeddings", "exclude_outputs", "exclude")
@@ -67,7 +67,7 @@ def make_optimizer(
         arguments.pop("slow_rate"),
         muon,
     )
-    if not arguments.get("weight_decay", 0.0) and name != "adamw":  # AdamW wants a number
+    if not arguments.get("weight_decay", 0.0) and name != "adamw":  # AdamW requires a number
         arguments["weight_decay"] = None
     if name == "muon":
         arguments["adam_weight_decay"] = arguments["weight_decay"]
@@ -80,8 +80,9 @@ def make_optimizer(
             **arguments,
         )
     except ValueError as error:
-        said = short(error)
-        raise UsageError(f"No optimizer {name!r} has such values: {said}") from None
+        raise UsageError(
+            f"Keras refuses the arguments of optimizer {name!r}: {short(error)}"
+        ) from None
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer, rules
@@ -93,49 +94,49 @@ def inner(optimizer):
 
 
 def apply_rules(optimizer, variables, rules: Rules, models=()) -> list[str]:
-    """Keeps weight decay off some variables and slows others down; before the optimizer is built.
+    """Excludes variables from weight decay and lowers the learning rate of others.
 
-    Keras matches names ("bias"), which cannot tell a norm's scale from another's; paths can.
+    Keras matches variable names ("bias"), which cannot tell the scale of a norm from other scales;
+    paths can.
 
     Args:
-      optimizer: not built yet.
-      variables: those that it will train.
+      optimizer: an optimizer that is not built yet.
+      variables: the variables that it will train.
       rules: from `make_optimizer`.
-      models: what the variables are a part of, for Muon; see
+      models: the models that hold the variables, for Muon; see
         `trainers.optimization.muon.left_to_adamw`.
 
     Returns:
-      Paths of the variables that weight decay leaves alone.
+      Paths of the variables without weight decay.
 
     Raises:
-      UsageError: for what is no regular expression.
+      UsageError: for an invalid regular expression.
     """
     optimizer = inner(optimizer)
     if rules.muon is not None:
         excluded = left_to_adamw(models, variables, **rules.muon)
-        optimizer.exclude_embeddings = (
-            False  # Keras goes by layer names; the next line has them all
-        )
+        # Keras identifies embeddings by layer name; `exclude_layers` lists all of them already.
+        optimizer.exclude_embeddings = False
         optimizer.exclude_layers = [f"^{re.escape(v.path)}$" for v in excluded]
     decay = getattr(optimizer, "weight_decay", None)
     excluded = _matching("weight_decay_exclude", rules.exclude, variables) if decay else []
     slow = _matching("slow", rules.slow, variables)
     if decay and (excluded or slow):
-        # Keras knows one learning rate, so the decay of slow variables is done below.
+        # Keras decays by the one learning rate, so `_slow_down` decays slow variables.
         optimizer.exclude_from_weight_decay(var_list=[*excluded, *slow])
     if slow:
-        kept = {id(v) for v in excluded}
-        decays = {v.path: decay if id(v) not in kept else 0.0 for v in slow}
+        without_decay = {id(v) for v in excluded}
+        decays = {v.path: decay if id(v) not in without_decay else 0.0 for v in slow}
         _slow_down(optimizer, variables, decays, rules.slow_rate)
     return [v.path for v in excluded]
 
 
 def check_rules(variables, rules: Rules) -> None:
-    """Raises `UsageError` for a `slow` that matches none of the variables that are trained."""
+    """Raises `UsageError` if `rules.slow` matches no trainable variable."""
     if rules.slow and not _matching("slow", rules.slow, variables):
         raise UsageError(
-            f"optimizer.slow matches no variable that is trained. Received: {rules.slow!r}; "
-            f"the first of them are {', '.join(v.path for v in variables[:3])}."
+            f"optimizer.slow must match a trainable variable. Received: {rules.slow!r}; the first "
+            f"trainable variables are {', '.join(v.path for v in variables[:3])}."
         )
 
 
@@ -145,7 +146,7 @@ def _matching(key: str, pattern: str, variables) -> list:
 
 
 def _slow_down(optimizer, variables, decays: dict[str, float | None], rate: float) -> None:
-    """Makes steps of the variables in `decays` by `rate` times the learning rate, decay and all."""
+    """Multiplies the learning rate, also of weight decay, by `rate` for the paths in `decays`."""
     step = optimizer.update_step
 
     def update_step(gradient, variable, learning_rate):

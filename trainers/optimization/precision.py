@@ -22,7 +22,7 @@ def check_precision(name: str) -> None:
 
 @contextlib.contextmanager
 def precision(name: str):
-    """Builds models under a dtype policy, and puts the former policy back.
+    """Returns a context in which models are built under a dtype policy.
 
     Raises:
       UsageError: for an unknown name.
@@ -37,22 +37,22 @@ def precision(name: str):
 
 
 def slow_bfloat16(name: str, devices: Sequence[str], cpuinfo: str | Path = "/proc/cpuinfo") -> str:
-    """Says where bfloat16 costs time instead of saving it; "" where it does not, or none can tell.
+    """Returns a warning if bfloat16 is slow on this CPU; "" if it is not, or if that is unknown.
 
     Args:
-      name: of the policy.
+      name: name of the precision.
       devices: names of TensorFlow's devices.
-      cpuinfo: Linux' file about the CPU.
+      cpuinfo: path of Linux' description of the CPU.
     """
     if name != "mixed_bfloat16" or any("CPU" not in device.upper() for device in devices):
         return ""
     try:
-        found = re.search(r"^(flags|Features)\s*:(.*)$", Path(cpuinfo).read_text(), re.MULTILINE)
+        flags = re.search(r"^(flags|Features)\s*:(.*)$", Path(cpuinfo).read_text(), re.MULTILINE)
     except OSError:
         return ""
-    if not found or {"avx512_bf16", "amx_bf16", "bf16"} & set(found[2].split()):
+    if not flags or {"avx512_bf16", "amx_bf16", "bf16"} & set(flags[2].split()):
         return ""
     return (
-        "this CPU has no bfloat16: convolutions take up to 30 times as long as with "
-        "--config.trainer.precision=float32, text 1.5 times"
+        "this CPU has no bfloat16 instructions: convolutions take up to 30 times as long as with "
+        "--config.trainer.precision=float32, text models 1.5 times"
     )

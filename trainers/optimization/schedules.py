@@ -1,7 +1,7 @@
-"""Learning-rate schedules by name. They count optimizer updates, never micro-batches.
+"""Makes learning-rate schedules by name. They count optimizer updates, not micro-batches.
 
-Their arguments and defaults are in `trainers.config.choices`. Importing this module loads no Keras:
-`check_phases` and `total_steps` run before TensorFlow is started.
+Their arguments and defaults are in `trainers.config.choices`. Importing this module loads no Keras,
+so `check_phases` and `total_steps` can run before TensorFlow starts.
 """
 
 from trainers.config.choices import SCHEDULES, check_schedule
@@ -13,7 +13,7 @@ def total_steps(trainer, examples: int) -> int:
     """Returns the number of updates of a whole run.
 
     Args:
-      trainer: the recipe's section `trainer`.
+      trainer: the section `trainer` of the configuration.
       examples: number of training examples.
     """
     return trainer.steps or trainer.epochs * steps_per_epoch(examples, trainer.global_batch_size)
@@ -22,24 +22,27 @@ def total_steps(trainer, examples: int) -> int:
 def check_phases(
     name: str, steps: int, warmup_steps: int, decay_steps=None, final_fraction=1.0
 ) -> None:
-    """Checks the values of a schedule; raises `UsageError`.
+    """Checks the arguments of a schedule.
 
     Args:
-      name: a name of `SCHEDULES`.
-      steps: updates of the whole run.
-      warmup_steps, decay_steps, final_fraction: those of `SCHEDULES[name]`.
+      name: a key of `SCHEDULES`.
+      steps: number of updates of the whole run.
+      warmup_steps, decay_steps, final_fraction: see `SCHEDULES[name]`.
+
+    Raises:
+      UsageError: for an unknown name, or phases longer than the run.
     """
     check_schedule(name)
     decay = 0 if decay_steps is None else _updates_of_decay(steps, decay_steps)
     if warmup_steps < 0 or decay < 0 or warmup_steps + decay > steps:
-        said = "" if decay_steps is None else f", schedule.decay_steps={decay}"
+        decay_text = "" if decay_steps is None else f", schedule.decay_steps={decay}"
         raise UsageError(
-            "The phases of a schedule fit into the run. Received: "
-            f"schedule.warmup_steps={warmup_steps}{said} and {steps} steps; lower the phases or "
+            "Warm-up and decay must not be longer than the run. Received: "
+            f"schedule.warmup_steps={warmup_steps}{decay_text} for {steps} steps; lower them or "
             "raise trainer.steps."
         )
     if not 0 <= final_fraction < float("inf"):
-        raise UsageError(f"schedule.final_fraction is 0 or positive. Received: {final_fraction}.")
+        raise UsageError(f"schedule.final_fraction must be at least 0. Received: {final_fraction}.")
 
 
 def _updates_of_decay(steps: int, decay_steps: int) -> int:
@@ -47,29 +50,29 @@ def _updates_of_decay(steps: int, decay_steps: int) -> int:
 
 
 def make_schedule(name: str, peak: float, steps: int, **arguments):
-    """Returns a schedule.
+    """Returns a learning-rate schedule.
 
-    Updates have the indices u = 0 ... steps - 1. In the first `warmup_steps` the rate rises
-    linearly, peak * (u + 1) / warmup_steps, so that it reaches the peak at u = warmup_steps - 1.
-    In the last D updates it falls from the peak to final = final_fraction * peak, which the last
-    update (u = steps - 1) has exactly:
+    Updates have the indices u = 0 ... steps - 1. In the first `warmup_steps` updates the rate rises
+    linearly, peak * (u + 1) / warmup_steps, and reaches the peak at u = warmup_steps - 1. In the
+    last D updates it falls from the peak to final = final_fraction * peak, which it reaches exactly
+    at the last update (u = steps - 1):
 
         t = (u - (steps - 1 - D)) / D, clipped to [0, 1]
         cosine:       final + (peak - final) * (1 + cos(pi * t)) / 2
         linear, wsd:  final + (peak - final) * (1 - t)
 
-    D is `decay_steps` for `wsd`, by default a tenth of the run, at least 1; `cosine` and `linear`
-    fall in all updates after the one that has the peak. `constant` does not fall.
+    For `wsd`, D is `decay_steps`, by default a tenth of the run and at least 1. `cosine` and
+    `linear` fall in all updates after the peak; `constant` does not fall.
 
     Args:
-      name: a name of `SCHEDULES`.
+      name: a key of `SCHEDULES`.
       peak: largest learning rate.
-      steps: updates of the whole run.
-      **arguments: those of `SCHEDULES[name]`.
+      steps: number of updates of the whole run.
+      **arguments: see `SCHEDULES[name]`.
 
     Returns:
-      A `keras.optimizers.schedules.LearningRateSchedule`; for `constant` without warm-up the peak
-      itself, which Keras' callbacks can change.
+      A `keras.optimizers.schedules.LearningRateSchedule`. For `constant` without warm-up it is the
+      number `peak`, which Keras' callbacks can change.
 
     Raises:
       UsageError: for an unknown name, or phases longer than the run.

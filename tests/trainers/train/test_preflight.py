@@ -141,7 +141,7 @@ CASES = [
         f"{CNN} --config.optimizer.weight_decay_exclude=(",
         "optimizer.weight_decay_exclude is a regular expression",
     ),
-    (f"{CNN} --config.schedule.warmup_steps=5000", "The phases of a schedule fit"),
+    (f"{CNN} --config.schedule.warmup_steps=5000", "Warm-up and decay must not be longer"),
     # ranges of compression
     (f"{CNN} --config.compress.sparsity=1.5", "compress.sparsity lies in [0, 1)"),
     (f"{PRUNED} --config.compress.schedule=cubic", "polynomial, constant"),

@@ -296,7 +296,7 @@ def test_slow_variables_of_one_player(run):
     config.optimizer.slow = "^convolution_1/"
     run(config, pictures())
     config.optimizer.slow = "^judge/"
-    with pytest.raises(UsageError, match="slow matches no variable"):
+    with pytest.raises(UsageError, match="slow must match a trainable variable"):
         run(config, pictures())
 
 
