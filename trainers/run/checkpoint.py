@@ -1,9 +1,9 @@
-"""Checkpoints: every bit that decides what a run does next, in one file.
+"""Checkpoints: the complete state of a run in one file.
 
-A checkpoint is an uncompressed .npz (a zip, so every array carries a CRC) of all variables in
-order, and a header with their paths, the step and the run's own counters. Arrays are matched by
-place; shapes, types and paths must agree, but for the numbers in Keras' automatic names, which
-differ from process to process.
+A checkpoint is an uncompressed .npz file (a zip archive, so every array has a CRC) of all variables
+in order, with a header that holds the variables' paths, the step and the counters of `RunState`.
+Arrays are matched by position. Shapes, types and paths must agree, except for the numbers in Keras'
+automatic names, which differ between processes.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ from zoo.errors import RunError, UsageError, short
 from zoo.storage.arrays import open_npz
 from zoo.storage.disk import atomic, remove_temporary
 
-_READERS = 2  # threads; reading and checking a CRC leave Python to others
+_READERS = 2  # threads; reading and checking a CRC release the GIL
 _NAME = re.compile(r"step_(\d{10})\.npz")
 _NUMBER = re.compile(r"_(\d+)(?=[_/]|$)")  # in a variable's path
 
 
 def variables_of(step) -> list:
-    """Every variable of a `TrainStep` that decides what comes next, in a fixed order."""
+    """Returns every variable of a `TrainStep` that a checkpoint holds, in a fixed order."""
     return [
         *step.net.trainable_variables,
         *step.net.non_trainable_weights,
@@ -39,30 +39,30 @@ def variables_of(step) -> list:
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Returns `(step, path)` of the whole checkpoints in a folder, oldest first."""
-    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.npz")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    """Returns `(step, path)` of the complete checkpoints in a folder, oldest first."""
+    names = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step_*.npz")]
+    return sorted((int(match[1]), path) for match, path in names if match)
 
 
 def save(folder: Path, step, counters: dict, keep: int) -> Path:
     """Writes a checkpoint atomically, then deletes the oldest beyond `keep`.
 
     Args:
-      folder: created where it is missing.
+      folder: the folder of the checkpoints; created if missing.
       step: a `TrainStep`.
       counters: the run's own state, JSON values.
-      keep: how many to keep, at least 1.
+      keep: number of checkpoints to keep, at least 1.
     """
     return store(folder, Snapshot(step, counters), keep)
 
 
 class Snapshot:
-    """A copy of what a checkpoint holds, so that it can be written while training goes on.
+    """A copy of the content of a checkpoint, which can be written while training continues.
 
     Args:
       step: a `TrainStep`.
       counters: the run's own state, JSON values.
-      buffers: arrays that `allocate` made, into which the copy goes; None makes new ones.
+      buffers: arrays from `allocate` to copy into; None allocates new ones.
     """
 
     def __init__(self, step, counters: dict, buffers: Sequence[np.ndarray] | None = None):
@@ -76,16 +76,16 @@ class Snapshot:
 
 
 def allocate(step) -> list[np.ndarray]:
-    """Arrays for a `Snapshot`, in memory that the system has truly given."""
+    """Returns arrays for a `Snapshot`, in memory that is already mapped."""
     arrays = []
     for variable in variables_of(step):
         arrays.append(np.empty(tuple(variable.shape), _stored_type(variable)))
-        arrays[-1].fill(0)  # touched: the first copy would wait for each page else
+        arrays[-1].fill(0)  # maps the pages now, so that the first copy does not wait for them
     return arrays
 
 
 def store(folder: Path, snapshot: Snapshot, keep: int) -> Path:
-    """Does what `save` does, with a copy made before."""
+    """Writes a snapshot as `save` does."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary(folder)
     path = folder / f"step_{snapshot.step:010d}.npz"
@@ -97,31 +97,35 @@ def store(folder: Path, snapshot: Snapshot, keep: int) -> Path:
 
 
 def write(file, snapshot: Snapshot) -> None:
-    """Writes what a checkpoint holds to an open file."""
+    """Writes a snapshot to an open file."""
     arrays = {f"{i:05d}": array for i, array in enumerate(snapshot.arrays)}
     np.savez(file, header=np.frombuffer(snapshot.header.encode(), np.uint8), **arrays)
 
 
 def digest(step) -> str:
-    """Hash of every bit that a checkpoint of the step would hold."""
-    found = hashlib.sha256()
+    """Returns the SHA-256 of all variables that a checkpoint of the step would hold."""
+    sha256 = hashlib.sha256()
     for variable in variables_of(step):
-        found.update(np.ascontiguousarray(_portable(variable.numpy())).reshape(-1).view(np.uint8))
-    return found.hexdigest()
+        sha256.update(np.ascontiguousarray(_portable(variable.numpy())).reshape(-1).view(np.uint8))
+    return sha256.hexdigest()
 
 
 def restore(path: Path | bytes, step) -> dict:
-    """Puts a checkpoint, or what `write` wrote, into a `TrainStep`; all of it or nothing.
+    """Restores a `TrainStep` from a checkpoint; changes nothing if it raises.
+
+    Args:
+      path: a checkpoint's path, or its content as `write` wrote it.
+      step: a `TrainStep`.
 
     Returns:
-      The counters it was saved with.
+      The counters that the checkpoint was saved with.
 
     Raises:
-      RunError: where the file is damaged.
-      UsageError: where it belongs to another model or optimizer.
+      RunError: if the file is damaged.
+      UsageError: if the checkpoint belongs to another model or optimizer.
     """
     header, arrays = read(path)
-    path = "What was sent" if isinstance(path, bytes) else path
+    path = "The checkpoint of the chief" if isinstance(path, bytes) else path
     variables = variables_of(step)
     if len(arrays) != len(variables):
         raise UsageError(
@@ -147,12 +151,12 @@ def restore(path: Path | bytes, step) -> dict:
 
 
 def _first_other(saved: Sequence[str], here: Sequence[str]) -> int | None:
-    """Returns where two lists of paths first name different variables; None if nowhere.
+    """Returns the first index at which two lists of paths name different variables, or None.
 
-    Keras counts layers without a name of their own through a process: `dense_1` may be `dense_5`
-    elsewhere. So words must be equal, and of the numbers behind a word ("block" in
-    `block_0/dense_1/kernel`) those that both lists use alike. Two layers of one shape without
-    names that changed places cannot be told apart.
+    Keras numbers unnamed layers per process: `dense_1` may be `dense_5` in another process. So the
+    words of two paths must be equal, and the numbers after a word ("block" in
+    `block_0/dense_1/kernel`) must be equal if both lists use the same set of numbers for that
+    word. Two unnamed layers of one shape that were swapped cannot be told apart.
     """
     pairs = list(zip(map(_words_and_numbers, saved), map(_words_and_numbers, here), strict=True))
     used, used_here = (
@@ -167,16 +171,16 @@ def _first_other(saved: Sequence[str], here: Sequence[str]) -> int | None:
 
 
 def _words_and_numbers(path: str) -> tuple[str, dict[str, str]]:
-    """Returns a path without its numbers, and each number by the words before it."""
+    """Returns a path without its numbers, and a dict from the words before a number to it."""
     numbers = {_NUMBER.sub("", path[: m.start()]): m[1] for m in _NUMBER.finditer(path)}
     return _NUMBER.sub("", path), numbers
 
 
 def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
-    """Returns header and arrays of a checkpoint, or of what `write` wrote.
+    """Returns header and arrays of a checkpoint, given its path or its content.
 
     Raises:
-      RunError: where the file is damaged or cannot be read.
+      RunError: if the file is damaged or cannot be read.
     """
     try:
         with open_npz(path) as archive:
@@ -187,22 +191,22 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
         return {key: header[key] for key in ("step", "counters", "paths")}, arrays
     except RunError:
         raise
-    # NumPy, zipfile and json raise about ten kinds for a damaged file, MemoryError among them.
+    # For damaged files NumPy, zipfile and json raise about ten types, MemoryError among them.
     except Exception as error:
-        path = "that was sent" if isinstance(path, bytes) else path
+        path = "of the chief" if isinstance(path, bytes) else path
         raise RunError(
             f"The checkpoint {path} is damaged: {short(error) or type(error).__name__}."
         ) from None
 
 
 def _portable(array: np.ndarray) -> np.ndarray:
-    # npz has no bfloat16; its bits travel as uint16.
+    # npz does not support bfloat16: its bits are stored as uint16.
     return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
 
 
 def _read(variable) -> np.ndarray:
-    """A variable's value, without a copy where it lies in this machine's memory."""
-    if variable.dtype == "bfloat16":  # which buffers cannot tell
+    """Returns a variable's value, without a copy if it is in the memory of the host."""
+    if variable.dtype == "bfloat16":  # not supported by memoryview
         return variable.numpy()
     with tf.device("CPU"):
         return np.asarray(memoryview(tf.identity(tf.convert_to_tensor(variable))))

@@ -1,8 +1,9 @@
-"""Goodput: which share of a run's life went into updates that it has kept.
+"""Goodput: the share of a run's wall-clock time spent in updates that were not lost.
 
-The life counts from the first start by the clock on the wall, the time between two starts in it.
-Useful are updates that a checkpoint holds or will hold; the first of each start, which traces and
-compiles, is not, nor is validating, saving, or what a kill made be done again.
+Wall-clock time counts from the first start of the run and includes the time between two starts.
+Useful time is the time of updates that a checkpoint holds or will hold. The first update of each
+start (tracing and compilation), evaluation, saving, and updates repeated after a kill are not
+useful.
 """
 
 import contextlib
@@ -12,11 +13,11 @@ from trainers.run.state import RunState
 
 
 class Goodput:
-    """Adds the seconds of updates to `state.useful`, which a checkpoint keeps.
+    """Adds the seconds of updates to `state.useful`, which is part of the checkpoint.
 
     Args:
-      state: of the run.
-      born: time of its first start, in seconds since 1970.
+      state: the run's `RunState`.
+      born: time of the first start, in seconds since 1970.
     """
 
     def __init__(self, state: RunState, born: float):
@@ -25,18 +26,19 @@ class Goodput:
 
     @contextlib.contextmanager
     def update(self):
-        """Around the call that computes updates; the first one of a process traces."""
+        """Returns a context for the call that runs updates; the first call, which traces, is not
+        counted."""
         with self.wait() if self._traced else contextlib.nullcontext():
             yield
         self._traced = True
 
     @contextlib.contextmanager
     def wait(self):
-        """Around a wait for the device to have done them."""
+        """Returns a context for a wait for the device; its time is useful."""
         start = time.perf_counter()
         yield
         self._state.useful += time.perf_counter() - start
 
     def share(self) -> float:
-        """The goodput until now, in [0, 1]."""
+        """Returns the goodput so far, in [0, 1]."""
         return min(1.0, self._state.useful / max(time.time() - self._born, 1e-9))

@@ -1,6 +1,6 @@
-"""Which names of a work directory are files and which are folders.
+"""Checks which names in a work directory are files and which are folders.
 
-Checked before a run starts: it would fail hours later otherwise, when it writes the first of them.
+The check runs before training; otherwise a run would fail hours later, at the first write.
 """
 
 import re
@@ -12,7 +12,7 @@ FILES = (
     "config.json", "environment.json", "tokenizer.json", "metrics.jsonl", "model.keras",
     "model.tflite", "float.keras", "report.html", "compression.json", "compression.html",
 )  # fmt: skip
-# Folder -> the names in it that are files.
+# Folder -> pattern of the names of files in it.
 FOLDERS = {
     "checkpoints": re.compile(r"step_\d+\.npz"),
     "best": re.compile(r"model\.keras|metrics\.json"),
@@ -24,12 +24,12 @@ _INNER_FOLDERS = ("tensorboard/train", "tensorboard/validation")
 
 
 def check_layout(workdir: Path) -> None:
-    """Raises RunError where a folder or a named pipe lies where a file is written, or a file where
-    a folder is. Links to files and folders are fine."""
+    """Raises RunError if a folder or named pipe has the name of a file that the run writes, or a
+    file the name of a folder. Links to files and folders are allowed."""
     files = [workdir / name for name in FILES]
     for name in (*FOLDERS, *_INNER_FOLDERS):
         folder, pattern = workdir / name, FOLDERS.get(name)
-        # A link that leads nowhere is no folder either, and none can be made there.
+        # A broken link is not a folder either, and no folder can be created in its place.
         if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
             raise _wrong(folder, "a folder")
         if folder.is_dir() and pattern:
@@ -41,6 +41,5 @@ def check_layout(workdir: Path) -> None:
 
 def _wrong(path: Path, kind: str) -> RunError:
     return RunError(
-        f"{path} must be {kind}: the run writes one there. Move it away, or take another "
-        "work directory."
+        f"{path} must be {kind}, which the run writes. Move it away, or use another work directory."
     )

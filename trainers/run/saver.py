@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on."""
+"""Writes checkpoints in the background while training continues."""
 
 import concurrent.futures
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from trainers.run import checkpoint
 
 
 class Saver:
-    """Copies a run's state, and writes the copy to the disk in a thread of its own.
+    """Copies the state of a run and writes the copy to disk in a background thread.
 
-    Training stops for the copy alone; the memory for it, as large as the state, is taken at the
-    start. One checkpoint is written at a time. The process does not end before it is whole.
+    Training pauses only for the copy. Its memory, as large as the state, is allocated at the start.
+    One checkpoint is written at a time, and the process does not end before it is complete.
 
     Args:
-      folder: of the checkpoints.
+      folder: the folder of the checkpoints.
       step: a `TrainStep`.
-      keep: how many checkpoints to keep.
-      after: called in the thread once a checkpoint is written.
+      keep: number of checkpoints to keep.
+      after: called in the thread after each checkpoint.
     """
 
     def __init__(self, folder: Path, step, keep: int, after: Callable[[], None]):
@@ -28,28 +28,28 @@ class Saver:
         self._pending: Future | None = None
 
     def save(self, counters: dict) -> None:
-        """Begins to write a checkpoint, once the one before is whole.
+        """Starts to write a checkpoint, after the previous one is complete.
 
         Raises:
-          OSError: as the disk said, of the one before.
+          OSError: if the previous checkpoint could not be written.
         """
         self.wait()
         snapshot = checkpoint.Snapshot(self._step, counters, self._buffers.result())
         self._pending = self._thread.submit(self._write, snapshot)
 
     def wait(self) -> None:
-        """Waits until the checkpoint that was begun is whole; raises what kept it from that."""
+        """Waits until the current checkpoint is complete; raises OSError if it is not written."""
         pending, self._pending = self._pending, None
         if pending:
             pending.result()
 
     def wait_at_most(self, seconds: float) -> None:
-        """Waits from another thread, whatever becomes of it."""
+        """Waits for the current checkpoint from another thread, and ignores its errors."""
         if pending := self._pending:
             concurrent.futures.wait([pending], seconds)
 
     def close(self) -> None:
-        """Waits, and ends the thread."""
+        """Waits, then ends the thread."""
         try:
             self.wait()
         finally:

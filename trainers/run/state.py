@@ -1,4 +1,4 @@
-"""What a run remembers besides its variables."""
+"""The state of a run apart from its variables."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass
 class RunState:
-    """What a checkpoint holds besides variables; all but `done` stands in its header as it is.
+    """The content of a checkpoint apart from variables; its header holds all fields but `done`.
 
     Attributes:
-      done: number of updates that the weights have had.
-      skipped_batches: number of batches that rollbacks left out.
-      rollbacks: number of times that the run went back to a checkpoint.
+      done: number of updates so far.
+      skipped_batches: number of batches that rollbacks skipped.
+      rollbacks: number of rollbacks so far.
       best: value of the monitored metric of the best model; None before the first evaluation.
       seconds: training time so far.
       useful: seconds of updates that a checkpoint holds or will hold; see `trainers.run.goodput`.
-      stopped: whether a callback stopped the run for good.
+      stopped: whether a callback has stopped the run.
       unevaluated: whether an evaluation is due after the last update.
       windows: state of the log windows; see `trainers.train.hooks.log_windows`.
-      lines: number of lines of metrics.jsonl.
+      lines: number of lines in metrics.jsonl.
     """
 
     done: int = 0
@@ -35,11 +35,11 @@ class RunState:
     def counters(self) -> dict:
         """Returns JSON values for a checkpoint's header."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["done"]  # a variable of the step
+        del values["done"]  # `TrainStep.count` holds it
         return values
 
     def restore(self, counters: Mapping) -> None:
-        """Takes over the values of a checkpoint's header."""
+        """Sets the fields from a checkpoint's header."""
         for field in dataclasses.fields(self):
             if field.name in counters:
                 setattr(self, field.name, counters[field.name])
