@@ -1,1 +1,1 @@
-"""Strategies, worker processes and preemption."""
+"""Distribution strategies, groups of workers, and preemption."""

@@ -1,6 +1,6 @@
-"""Which processes train together, and a fingerprint of what each of them runs.
+"""The workers of a run, and a fingerprint of the code that each of them runs.
 
-Loads no TensorFlow.
+Importing this module loads no TensorFlow.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ class Cluster:
     """The workers of a run.
 
     Attributes:
-      workers: `host:port` of each; the first is the chief, which alone writes files.
-      index: which of them this process is.
+      workers: `host:port` of each worker; the first is the chief, the only one that writes files.
+      index: index of this process.
     """
 
     workers: tuple[str, ...]
     index: int
 
     def name(self, index: int) -> str:
-        """How messages call a worker."""
+        """Returns a worker's name for messages."""
         return f"worker {index} ({self.workers[index]})"
 
 
@@ -39,36 +39,37 @@ def read_cluster(workers: str = "", index: int | None = None, tf_config: str | N
     """Returns the `Cluster` that flags or TF_CONFIG describe.
 
     Args:
-      workers: `host:port,host:port`, of --workers.
-      index: of --worker_index.
-      tf_config: content of the environment's TF_CONFIG; None reads it there.
+      workers: value of --workers, `host:port,host:port`.
+      index: value of --worker_index.
+      tf_config: value of TF_CONFIG; None reads the environment.
 
     Raises:
-      UsageError: where there is none, two that differ, or one that is wrong.
+      UsageError: if neither is set, both are set and differ, or one is invalid.
     """
     tf_config = os.environ.get("TF_CONFIG", "") if tf_config is None else tf_config
     if not workers and index is None and not tf_config:
         raise UsageError(
-            "Strategy multi_worker needs to know the workers: --workers=HOST:PORT,HOST:PORT and "
-            "--worker_index=N, or TF_CONFIG in the environment. Received: neither."
+            "Strategy multi_worker requires --workers=HOST:PORT,HOST:PORT and --worker_index=N, or "
+            "TF_CONFIG in the environment. Received: neither."
         )
-    found = []
+    clusters = []
     if workers or index is not None:
         if not workers or index is None:
             raise UsageError(
-                "--workers and --worker_index go together. Received: "
+                "--workers and --worker_index must be set together. Received: "
                 f"--workers={workers!r}, --worker_index={index}."
             )
-        found.append(_checked([word.strip() for word in workers.split(",")], index, "--workers"))
+        addresses = [word.strip() for word in workers.split(",")]
+        clusters.append(_checked(addresses, index, "--workers"))
     if tf_config:
-        found.append(_of_tf_config(tf_config))
-    if found[0] != found[-1]:
+        clusters.append(_of_tf_config(tf_config))
+    if clusters[0] != clusters[-1]:
         raise UsageError(
-            f"--workers and TF_CONFIG tell different things: {','.join(found[0].workers)} with "
-            f"index {found[0].index}, and {','.join(found[1].workers)} with index "
-            f"{found[1].index}. Give one."
+            "--workers and TF_CONFIG must agree; set only one of them. Received: "
+            f"{','.join(clusters[0].workers)} with index {clusters[0].index}, and "
+            f"{','.join(clusters[1].workers)} with index {clusters[1].index}."
         )
-    return found[0]
+    return clusters[0]
 
 
 def _of_tf_config(text: str) -> Cluster:
@@ -80,22 +81,22 @@ def _of_tf_config(text: str) -> Cluster:
         jobs = {name: list(addresses) for name, addresses in jobs.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            'TF_CONFIG is {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", '
-            f'"index": 0}}}}. Received: {text!r} ({type(error).__name__}: {short(error)}).'
+            'TF_CONFIG must be {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": '
+            f'"worker", "index": 0}}}}. Received: {text!r} ({type(error).__name__}: '
+            f"{short(error)})."
         ) from None
-    strange = [name for name in (*jobs, kind) if name not in ("chief", "worker")]
-    if strange:
+    unknown = [name for name in (*jobs, kind) if name not in ("chief", "worker")]
+    if unknown:
         raise UsageError(
-            "Strategy multi_worker knows the jobs 'worker' and 'chief'. Received: "
-            f"{strange[0]!r} in TF_CONFIG."
+            f"TF_CONFIG may only have the jobs 'worker' and 'chief'. Received: {unknown[0]!r}."
         )
     chiefs = jobs.get("chief", [])
     if len(chiefs) > 1:
-        raise UsageError(f"TF_CONFIG names one chief. Received: {len(chiefs)}.")
+        raise UsageError(f"TF_CONFIG must not name more than one chief. Received: {len(chiefs)}.")
     if not isinstance(index, int) or not 0 <= index < len(jobs.get(kind, [])):
         raise UsageError(
-            f"The index of a task is a number below how many there are. Received: {index!r} of "
-            f"{len(jobs.get(kind, []))} {kind!r} in TF_CONFIG."
+            "The task index in TF_CONFIG must be below the number of tasks of its job. Received: "
+            f"{index!r} of {len(jobs.get(kind, []))} {kind!r}."
         )
     workers = [*chiefs, *jobs.get("worker", [])]
     return _checked(workers, index + (len(chiefs) if kind == "worker" else 0), "TF_CONFIG")
@@ -103,23 +104,25 @@ def _of_tf_config(text: str) -> Cluster:
 
 def _checked(workers: list, index: int, where: str) -> Cluster:
     for address in workers:
-        found = _ADDRESS.fullmatch(str(address))
-        if not found or not 0 < int(found["port"]) < 65536:
-            raise UsageError(f"{where} names a worker HOST:PORT. Received: {address!r}.")
+        match = _ADDRESS.fullmatch(str(address))
+        if not match or not 0 < int(match["port"]) < 65536:
+            raise UsageError(f"A worker in {where} must be HOST:PORT. Received: {address!r}.")
     if len(set(workers)) < len(workers):
-        raise UsageError(f"{where} names each worker once. Received: {','.join(workers)}.")
+        raise UsageError(f"The workers in {where} must differ. Received: {','.join(workers)}.")
     if not 0 <= index < len(workers):
         raise UsageError(
-            f"A worker's index is below the number of workers. Received: {index} of {len(workers)}."
+            "The worker index must be below the number of workers. Received: "
+            f"{index} of {len(workers)}."
         )
     return Cluster(tuple(workers), index)
 
 
 def code_fingerprint(files: Iterable[Path] = ()) -> str:
-    """Hash of the zoo's own source files, and others, with the versions of what they compute with.
+    """Returns a hash of the zoo's source files, the user's files, and the versions of libraries.
 
     Args:
-      files: the user's own, known by their names, for workers have them in folders of their own.
+      files: the user's files. Only their names are hashed with their content, since their folders
+        may differ between workers.
     """
     import platform
 
@@ -138,8 +141,8 @@ def code_fingerprint(files: Iterable[Path] = ()) -> str:
 
 
 def _version(name: str) -> str:
-    """The version of a library, whatever the package is called that brought it."""
-    import importlib.metadata  # slow to load, and not for --help
+    """Returns the version of a library, also if its package has another name."""
+    import importlib.metadata  # slow to import, not needed for --help
 
     try:
         return importlib.metadata.version(name)

@@ -1,13 +1,13 @@
-"""What workers tell each other besides gradients: that they are the same, that they are alive.
+"""Messages between workers besides gradients: agreement, shared decisions, and heartbeats.
 
-Each worker holds one TCP connection to the chief, made at the chief's own address before
-TensorFlow's server takes the port over; the connections outlive that. A collective operation hangs
-or fails with some internal message when a peer dies; here the kernel closes the dead process's
-connection, or its machine falls silent, and every survivor says who it was and ends.
+Each worker has one TCP connection to the chief. The connections are made at the chief's address
+before TensorFlow's server takes over the port, and stay open afterwards. When a peer dies, a
+collective operation hangs or fails with an internal message. Here instead the kernel closes the
+dead process's connection, or its heartbeats stop, and all other workers report its name and end.
 
-Messages are bytes and JSON, bounded by trainers/distributed/wire.py; nothing that is received is
-ever executed. A peer that is malformed, slow or silent while workers come together is turned away,
-and one that becomes so later ends the run with its name. Loads no TensorFlow.
+Messages are bytes and JSON, bounded by trainers/distributed/wire.py; received data is never
+executed. While workers connect, a peer with invalid, slow or missing messages is refused; later
+such a peer ends the run. Importing this module loads no TensorFlow.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from trainers.distributed import wire
 from trainers.distributed.cluster import Cluster
 from zoo.errors import RunError, UsageError
 
-WAIT = 900.0  # seconds in which all workers must have come
-SAY = 5.0  # and after how many it is said for whom a worker waits
+WAIT = 900.0  # seconds until all workers must be connected
+SAY = 5.0  # seconds until a worker reports which others it waits for
 HELLO = 5.0  # seconds for each message of the handshake
-_CALLERS = 128  # that shake hands at the same time
-BEAT, SILENCE = 3.0, 30.0  # a sign of life each, and after how long without one a worker is lost
-_AGAIN = "run the same command on all workers to go on from the last checkpoint"
-# A value may come in several messages: parts, and the end of the value.
+_CALLERS = 128  # maximum number of simultaneous handshakes
+BEAT, SILENCE = 3.0, 30.0  # seconds between heartbeats, and until a silent worker is lost
+_AGAIN = "run the same command on all workers to resume from the last checkpoint"
+# A value may be split into several messages: parts, then the last part as a value.
 _PART, _VALUE, _BEAT, _FAILED, _BYE = b"p", b"v", b"b", b"f", b"e"
-_WAITING = 1000  # values that a peer may send before they are asked for
-# Bytes of a value from a worker, and from the chief, which sends the state of the training.
-_LARGEST_SAID, _LARGEST_STATE = 2**16, 2**36
+_WAITING = 1000  # maximum number of received values that are not read yet
+# Maximum bytes of a value from a worker, and from the chief, which sends the training state.
+_LARGEST_MESSAGE, _LARGEST_STATE = 2**16, 2**36
 _WELCOME = b"welcome"
 
 
@@ -45,38 +45,38 @@ class LocalGroup:
     chief, index, count = True, 0, 1
 
     def connect(self) -> None:
-        """Waits for the others."""
+        """Waits until all workers are connected."""
 
     def same(self, what: str, fingerprint: str) -> None:
-        """Raises `UsageError` on all workers where they do not all have this fingerprint."""
+        """Raises `UsageError` on all workers unless all have the same fingerprint."""
 
     def share(self, value=None):
         """Returns the chief's value (JSON or bytes) on every worker."""
         return value
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on any worker."""
+        """Returns for each flag whether it is set on any worker."""
         return list(flags)
 
     def each(self, text: str) -> list[str]:
-        """Returns what every worker says, in their order."""
+        """Returns the texts of all workers, in the order of the workers."""
         return [text]
 
     @contextlib.contextmanager
     def together(self):
-        """Ends with the others: each waits for all, or all end where one fails."""
+        """Returns a context that ends on all workers together; if one fails, all end."""
         yield
 
 
 class WorkerGroup(LocalGroup):
     """The connections of one worker, from `connect` to the end of `together`.
 
-    All workers call `same`, `share`, `any` and `each` in the same order.
+    All workers must call `same`, `share`, `any` and `each` in the same order.
 
     Args:
-      cluster: all workers, and which of them this is.
-      leave: called with a line where another worker is lost; ends the process.
-      last: called by the usual `leave` before it does.
+      cluster: the workers, and the index of this one.
+      leave: called with a message if another worker is lost; ends the process.
+      last: called by the default `leave` before it ends the process.
     """
 
     def __init__(self, cluster: Cluster, leave=None, last=None):
@@ -87,22 +87,23 @@ class WorkerGroup(LocalGroup):
         self._leave = leave or functools.partial(_leave, last=last)
         self._peers: dict[int, _Peer] = {}
         self._ending = threading.Event()
-        self._said = threading.Lock()
+        self._reporting = threading.Lock()
 
     def connect(self) -> None:
-        """Waits until all workers are there.
+        """Waits until all workers are connected.
 
         Raises:
-          RunError: where this worker's address is in use or not its own, or others do not come.
+          RunError: if this worker's address is in use or belongs to another machine, or other
+            workers do not connect in time.
         """
         connections = self._listen() if self.chief else {0: self._call()}
         for index, connection in connections.items():
-            largest = _LARGEST_SAID if self.chief else _LARGEST_STATE
+            largest = _LARGEST_MESSAGE if self.chief else _LARGEST_STATE
             self._peers[index] = _Peer(index, connection, self._lost, largest)
-        for peer in self._peers.values():  # now that all are known to whom a loss is told
+        for peer in self._peers.values():  # `_lost` needs all peers, so none starts earlier
             peer.start()
 
-    # --- agreeing -------------------------------------------------------------------------------
+    # --- collectives ----------------------------------------------------------------------------
 
     def same(self, what: str, fingerprint: str) -> None:
         own = hashlib.sha256(fingerprint.encode(errors="surrogateescape")).digest()
@@ -110,8 +111,8 @@ class WorkerGroup(LocalGroup):
         line = ""
         if differ:
             line = (
-                f"All workers have the same {what}. Received: another on "
-                f"{', '.join(map(self.cluster.name, differ))} than on {self.cluster.name(0)}."
+                f"All workers must have the same {what}. Received: "
+                f"{', '.join(map(self.cluster.name, differ))} differs from {self.cluster.name(0)}."
             )
         line = self.share(line)
         if line:
@@ -148,14 +149,14 @@ class WorkerGroup(LocalGroup):
         return self.share([own, *(wire.printable(o.decode(errors="replace")) for o in others)])
 
     def _gather(self, message: bytes) -> dict[int, bytes]:
-        """On the chief the others' messages; elsewhere nothing, for this worker's is sent."""
+        """Sends the message to the chief; returns the other workers' messages on the chief."""
         if self.chief:
             return {index: peer.receive() for index, peer in sorted(self._peers.items())}
         self._peers[0].send(_VALUE, message)
         return {}
 
     def _not_understood(self, index: int) -> RunError:
-        return RunError(f"{self.cluster.name(index)} sent a message that is not understood")
+        return RunError(f"{self.cluster.name(index)} sent an invalid message")
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -168,8 +169,8 @@ class WorkerGroup(LocalGroup):
                 self._close()
                 raise
             if _of_a_collective(error):
-                # Most likely a peer has died, which the thread that reads it sees at once, or
-                # where it fell silent after a while. It ends this process with its name.
+                # Most likely a peer has died. The thread that reads its connection notices this at
+                # once, or after the peer was silent for a while, and ends this process.
                 time.sleep(SILENCE + 2 * BEAT)
             again = "" if isinstance(error, UsageError) else f"; {_AGAIN}"
             self._fail((str(error) or type(error).__name__) + again)
@@ -177,7 +178,7 @@ class WorkerGroup(LocalGroup):
         self._close()
 
     def _fail(self, message: str) -> None:
-        with self._said:  # a thread that has a line to say ends the process with it
+        with self._reporting:  # another thread may be reporting a lost peer
             self._ending.set()
         line = wire.printable(f"{self.cluster.name(self.index)} failed: {message}")
         for peer in self._peers.values():
@@ -201,36 +202,36 @@ class WorkerGroup(LocalGroup):
         self._peers = {}
 
     def _lost(self, index: int, line: str) -> None:
-        """Called by a peer's thread."""
-        with self._said:
+        """Reports a lost peer and ends the process; called by the peer's thread."""
+        with self._reporting:
             if self._ending.is_set():
                 return
             self._ending.set()
         line = line or f"{self.cluster.name(index)} is gone; {_AGAIN}"
         others = [peer for other, peer in self._peers.items() if other != index]
-        for peer in others:  # the chief alone has others
+        for peer in others:  # only the chief has other peers
             peer.send(_FAILED, line.encode(errors="replace"))
         if others:
-            time.sleep(0.5)  # for the line to be read before the connection breaks
+            time.sleep(0.5)  # so that the peers read the message before the connection breaks
         self._leave(line)
 
-    # --- coming together ------------------------------------------------------------------------
+    # --- connecting -----------------------------------------------------------------------------
 
     def _listen(self) -> dict[int, socket.socket]:
-        found: dict[int, socket.socket] = {}
+        streams: dict[int, socket.socket] = {}
         try:
-            self._await_all(found)
+            self._await_all(streams)
         except BaseException:
-            for stream in found.values():
+            for stream in streams.values():
                 stream.close()
             raise
-        for stream in found.values():
-            with contextlib.suppress(OSError):  # noticed by the thread that reads
+        for stream in streams.values():
+            with contextlib.suppress(OSError):  # the reading thread notices a lost connection
                 wire.send(stream, _WELCOME, HELLO)
-        return found
+        return streams
 
-    def _await_all(self, found: dict[int, socket.socket]) -> None:
-        """Fills `found`; a caller that shakes hands slowly, or not at all, delays nobody else."""
+    def _await_all(self, streams: dict[int, socket.socket]) -> None:
+        """Fills `streams`; a caller with a slow or missing handshake delays no other caller."""
         callers: list[socket.socket] = []
         changing, complete = threading.Lock(), False
 
@@ -238,25 +239,26 @@ class WorkerGroup(LocalGroup):
             index, refusal = wire.answer(stream, self.count, self._secret, HELLO)
             with changing:
                 callers.remove(stream)
-                if not refusal and (complete or index in found and not wire.readable(found[index])):
-                    refusal = f"{self.cluster.name(index)} is there already."
+                taken = index in streams and not wire.readable(streams[index])
+                if not refusal and (complete or taken):
+                    refusal = f"{self.cluster.name(index)} is connected already."
                 if not refusal:
-                    if index in found:
-                        found[index].close()
-                    found[index] = stream
+                    if index in streams:
+                        streams[index].close()
+                    streams[index] = stream
                     return
             with contextlib.suppress(OSError):
                 wire.send(stream, refusal.encode(), HELLO)
             stream.close()
 
-        end = _Deadline(lambda: [i for i in range(1, self.count) if i not in found], self.cluster)
+        end = _Deadline(lambda: [i for i in range(1, self.count) if i not in streams], self.cluster)
         with self._own_port() as listener:
             while True:
                 with changing:
-                    # Nothing was asked of them: what is there to read is their end.
-                    for index in [i for i, one in found.items() if wire.readable(one)]:
-                        found.pop(index).close()
-                    if len(found) == self.count - 1:
+                    # Connected workers send nothing yet, so readable means that one has closed.
+                    for index in [i for i, one in streams.items() if wire.readable(one)]:
+                        streams.pop(index).close()
+                    if len(streams) == self.count - 1:
                         complete = True
                         break
                 end.check()
@@ -264,7 +266,7 @@ class WorkerGroup(LocalGroup):
                     stream, _ = listener.accept()
                 except TimeoutError:
                     continue
-                except OSError:  # the caller is gone already, or this process has too many files
+                except OSError:  # the caller closed already, or too many files are open
                     time.sleep(0.1)
                     continue
                 with changing:
@@ -296,9 +298,9 @@ class WorkerGroup(LocalGroup):
             time.sleep(0.2)
 
     def _own_port(self) -> socket.socket:
-        """A listening socket at this worker's address, which nobody else may have.
+        """Returns a listening socket at this worker's address, which must be free.
 
-        TensorFlow's server itself would share the port with whoever has it.
+        TensorFlow's server would share the port with another process that uses it.
         """
         host, port = _split(self.cluster.workers[self.index])
         try:
@@ -313,26 +315,26 @@ class WorkerGroup(LocalGroup):
         except OSError as error:
             raise RunError(
                 f"{self.cluster.name(self.index)} cannot listen at its address: {error.strerror}. "
-                "Give it another port, or end what has this one."
+                "Use another port, or end the process that uses this one."
             ) from None
         listener.settimeout(0.2)
         return listener
 
 
 class _Peer:
-    """A connection, a thread that reads it, and one that sends signs of life.
+    """A connection with a thread that reads from it and a thread that sends heartbeats.
 
     Args:
-      index: of the worker at its other end.
-      connection: to it.
-      lost: called with the index and a line, or "", where the worker is lost.
-      largest: bytes of a value that it may send.
+      index: index of the worker at the other end.
+      connection: the connection to it.
+      lost: called with the index and a message (or "") if the worker is lost.
+      largest: maximum bytes of a value from the worker.
     """
 
     def __init__(self, index: int, connection: socket.socket, lost, largest: int):
         self.index = index
         self._connection, self._largest = connection, largest
-        self._sender = connection.dup()  # timeouts of its own
+        self._sender = connection.dup()  # has its own timeouts
         self._lost = lost
         self._sending = threading.Lock()
         self._closed = threading.Event()
@@ -343,8 +345,8 @@ class _Peer:
             threading.Thread(target=work, daemon=True).start()
 
     def send(self, kind: bytes, message: bytes = b"") -> None:
-        """Sends a message, a long one in parts."""
-        # The last line of a process waits for no peer that takes nothing.
+        """Sends a message, split into parts if it is long."""
+        # A process that ends does not wait long for a peer that does not read.
         seconds = HELLO if kind == _FAILED else SILENCE
         size = wire.LARGEST - 1
         pieces = [message[i : i + size] for i in range(0, len(message), size)] or [b""]
@@ -357,14 +359,14 @@ class _Peer:
                     wire.send(self._sender, kind + piece, seconds)
                 finally:
                     self._sending.release()
-        except TimeoutError:  # signs of life of one that takes nothing count for nothing
+        except TimeoutError:  # a peer that does not read is lost, even if its heartbeats arrive
             if kind != _FAILED and not self._closed.is_set():
                 self._lost(self.index, "")
         except OSError:
-            pass  # a peer that is gone is noticed by the thread that reads
+            pass  # the reading thread notices a lost peer
 
     def receive(self, kind: bytes = _VALUE) -> bytes:
-        """Waits for the next value; a loss meanwhile ends the process."""
+        """Waits for the next value; if a peer is lost meanwhile, the process ends."""
         while True:
             got, message = self._values.get()
             if got == kind:
@@ -373,7 +375,7 @@ class _Peer:
     def close(self) -> None:
         self._closed.set()
         with contextlib.suppress(OSError):
-            self._sender.shutdown(socket.SHUT_WR)  # what the peer has sent is still read
+            self._sender.shutdown(socket.SHUT_WR)  # data from the peer can still be read
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT):
@@ -391,7 +393,7 @@ class _Peer:
                     if self._values.qsize() > _WAITING:
                         raise wire.Malformed("too many values")
                     self._values.put((kind, content))
-                if kind == _BYE:  # its end is none to talk about
+                if kind == _BYE:  # the peer ends as planned
                     return
             self._lost(self.index, "")
         except (OSError, EOFError):
@@ -400,7 +402,7 @@ class _Peer:
             self._connection.close()
 
     def _next(self) -> tuple[bytes, bytes]:
-        """Receives a message, or a value of several."""
+        """Receives a message, or a value that is split into several messages."""
         parts, size = [], 0
         while True:
             message = wire.receive(self._connection, SILENCE)
@@ -419,27 +421,29 @@ class _Peer:
 
 
 class _Deadline:
-    """Says once for whom a worker waits, and gives up in the end."""
+    """Reports once which workers are missing, and raises after `WAIT` seconds."""
 
     def __init__(self, missing, cluster: Cluster):
         self._missing, self._cluster = missing, cluster
-        self._start, self._said = time.monotonic(), False
+        self._start, self._reported = time.monotonic(), False
 
     def check(self) -> None:
         passed = time.monotonic() - self._start
         names = ", ".join(map(self._cluster.name, self._missing()))
         if passed > WAIT:
             raise RunError(f"Gave up after {WAIT:.0f} s of waiting for {names}.")
-        if passed > SAY and not self._said:
-            self._said = True
+        if passed > SAY and not self._reported:
+            self._reported = True
             own = self._cluster.workers[self._cluster.index]
-            # No error: behind NAT an address that is right is none of the machine's own.
-            doubt = "" if _here(own) else f"; {own} is not this machine's: is the index right?"
+            # Not an error: behind NAT the right address is not an address of the machine.
+            doubt = (
+                "" if _here(own) else f"; {own} is not an address of this machine: check the index"
+            )
             print(f"zoo: waiting for {names}{doubt}", file=sys.stderr, flush=True)
 
 
 def _of_a_collective(error: BaseException) -> bool:
-    # TensorFlow's own classes cannot be named here without importing TensorFlow.
+    # Compared by name, because this module must not import TensorFlow.
     return any(kind.__name__ == "OpError" for kind in type(error).__mro__) and (
         "Collective" in str(error)
         or type(error).__name__ in ("UnavailableError", "AbortedError", "CancelledError")
@@ -447,7 +451,7 @@ def _of_a_collective(error: BaseException) -> bool:
 
 
 def _shut(stream: socket.socket) -> None:
-    """Ends a connection that another thread reads, and with it the reading."""
+    """Closes a connection that another thread reads, which also ends the read."""
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)
 
@@ -458,12 +462,12 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _here(address: str) -> bool:
-    """Whether `host:port` is an address of this machine."""
+    """Returns whether `host:port` is an address of this machine."""
     try:
-        found = socket.getaddrinfo(_split(address)[0], None, type=socket.SOCK_DGRAM)
+        addresses = socket.getaddrinfo(_split(address)[0], None, type=socket.SOCK_DGRAM)
     except OSError:
         return False
-    for family, kind, protocol, _, name in found:
+    for family, kind, protocol, _, name in addresses:
         with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as one:
             one.bind(name)
             return True
@@ -471,7 +475,7 @@ def _here(address: str) -> bool:
 
 
 def _leave(line: str, last=None) -> None:
-    # The main thread may hang in a collective operation for ever; nothing but this ends it.
+    # The main thread may hang in a collective operation forever, and only os._exit ends it.
     print(f"zoo: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
     try:
         if last:

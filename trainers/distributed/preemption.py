@@ -1,18 +1,17 @@
-"""Who asks a run to stop: SIGTERM, or the cloud's notice that it will take the machine away.
+"""Stop requests: SIGTERM, or the cloud's notice that it will preempt the machine.
 
-Either way the run saves after its update and ends with status 143; started again, it goes on. From
-the notice on a spot machine has 30 s at Google Cloud and Azure, two minutes at AWS. A machine with
-GPUs at Google Cloud hears of its host's maintenance an hour ahead; started again on that machine,
-the run uses the hour, and SIGTERM saves.
+In both cases the run saves a checkpoint after the current update and ends with status 143; the same
+command resumes it. After the notice a spot machine has 30 s at Google Cloud and Azure, two minutes
+at AWS. A machine with GPUs at Google Cloud is notified an hour before maintenance of its host; a
+run that is started again on that machine uses the hour, and SIGTERM saves.
 
-TensorFlow's own `PreemptionCheckpointHandler` is not used: it is for MultiWorkerMirroredStrategy
-and TPUStrategy alone (says its docstring), it saves `tf.train.Checkpoint`s (for what a run of ours
-must keep, see trainers/run/checkpoint.py), and by itself it asks only Google Cloud, and there only
-for maintenance, not whether a spot machine is taken away (`termination_watcher_function_gce` in its
-failure_handling_util.py, TensorFlow 2.21). That all workers stop after the same update, the trainer
-sees to for SIGTERM already.
+TensorFlow's `PreemptionCheckpointHandler` is not used: it supports MultiWorkerMirroredStrategy and
+TPUStrategy only (see its docstring), it saves `tf.train.Checkpoint`s, which do not hold all that a
+run must save (see trainers/run/checkpoint.py), and it only polls Google Cloud, and there only for
+maintenance, not for preemption of spot machines (`termination_watcher_function_gce` in
+failure_handling_util.py, TensorFlow 2.21).
 
-Loads no TensorFlow.
+Importing this module loads no TensorFlow.
 """
 
 import contextlib
@@ -25,8 +24,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-EVERY = 5.0  # seconds between two questions; what AWS recommends
-PATIENCE = {"gcp": 5.0, "aws": 5.0, "azure": 150.0}  # s; Azure's first answer may take two minutes
+EVERY = 5.0  # seconds between two requests, as AWS recommends
+# Timeout of a request in seconds; Azure's first response may take two minutes.
+PATIENCE = {"gcp": 5.0, "aws": 5.0, "azure": 150.0}
 SERVERS = {
     "gcp": "http://metadata.google.internal",
     "aws": "http://169.254.169.254",
@@ -36,15 +36,15 @@ _MAINTENANCE = "maintenance-event is TERMINATE_ON_HOST_MAINTENANCE"
 
 
 class Stop:
-    """Whether a run is asked to stop.
+    """The stop requests of a run.
 
     Args:
-      cloud: whose notices count: "gcp", "aws" or "azure"; "" for none.
-      name: of this worker, one of several.
+      cloud: cloud to poll for preemption notices: "gcp", "aws" or "azure"; "" for none.
+      name: name of this worker, if there are several.
 
     Attributes:
-      asked: set from then on.
-      notice: what the cloud said; "" if nothing.
+      asked: event that is set once a stop is requested.
+      notice: the cloud's preemption notice; "" if there is none.
     """
 
     def __init__(self, cloud: str = "", name: str = ""):
@@ -55,7 +55,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self):
-        """Around a run: listens to SIGTERM (in the main thread, as Python must) and the cloud."""
+        """Returns a context that handles SIGTERM (only in the main thread) and polls the cloud."""
         ended = threading.Event()
         main = threading.current_thread() is threading.main_thread()
         if main:
@@ -70,7 +70,7 @@ class Stop:
                 signal.signal(signal.SIGTERM, former)
 
     def warn(self, event: Callable[[str, str], None] | None) -> None:
-        """Hands what went wrong to `event("warning", line)`, or to stderr, from the main thread."""
+        """Passes warnings of the polling thread to `event("warning", line)`, or to stderr."""
         while not self._warnings.empty():
             line = self._warnings.get()
             if event:
@@ -79,22 +79,22 @@ class Stop:
                 print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def _poll(self, ended: threading.Event) -> None:
-        known = None  # what the server said first
+        known = None  # the server's first response
         warned = False
         while not ended.is_set():
             try:
                 notice = _CLOUDS[self._cloud](self._cloud)
-            except Exception as error:  # whatever it answers: training goes on
+            except Exception as error:  # no response of the server may end training
                 if not warned:
                     warned = True
                     self._warnings.put(
-                        f"no preemption notice can be had of {SERVERS[self._cloud]} (trainer."
-                        f"preemption_notice={self._cloud}): {_said(error)}. It is asked again "
-                        f"every {EVERY:g} s; SIGTERM saves as ever."
+                        f"cannot read preemption notices from {SERVERS[self._cloud]} (trainer."
+                        f"preemption_notice={self._cloud}): {_reason(error)}. Retrying every "
+                        f"{EVERY:g} s; SIGTERM still saves."
                     )
             else:
                 if known is None and notice.endswith(_MAINTENANCE):
-                    self._warnings.put(f"{notice} since before this start; SIGTERM will save.")
+                    self._warnings.put(f"{notice} since before this start; SIGTERM still saves.")
                 elif notice and notice != known:
                     self.notice = self._prefix + notice
                     self.asked.set()
@@ -110,7 +110,7 @@ def _gcp(cloud: str) -> str:
     if _get(cloud, "/computeMetadata/v1/instance/preempted", flavor) == "TRUE":
         return "Google Cloud: preempted is TRUE"
     event = _get(cloud, "/computeMetadata/v1/instance/maintenance-event", flavor)
-    # A machine that is migrated (MIGRATE_ON_HOST_MAINTENANCE) runs on.
+    # With MIGRATE_ON_HOST_MAINTENANCE the machine keeps running.
     return f"Google Cloud: {_MAINTENANCE}" if _MAINTENANCE.endswith(f" {event}") else ""
 
 
@@ -123,7 +123,7 @@ def _aws(cloud: str) -> str:
             cloud, "/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}
         )
     except urllib.error.HTTPError as error:
-        if error.code == 404:  # there is none
+        if error.code == 404:  # no notice
             return ""
         raise
     action = json.loads(text)
@@ -137,7 +137,7 @@ def _azure(cloud: str) -> str:
     events = [event for event in json.loads(text)["Events"] if event["EventType"] == "Preempt"]
     if not events:
         return ""
-    # Machines of a set hear of each other's events too.
+    # The machines of a set receive each other's events too.
     name = _get(cloud, "/metadata/instance/compute/name?api-version=2020-09-01&format=text", header)
     for event in events:
         if name in event["Resources"]:
@@ -150,13 +150,13 @@ _CLOUDS = {"gcp": _gcp, "aws": _aws, "azure": _azure}
 
 def _get(cloud: str, path: str, headers: dict[str, str], method: str = "GET") -> str:
     request = urllib.request.Request(SERVERS[cloud] + path, headers=headers, method=method)
-    # Asked directly, whatever proxy the environment names.
+    # The metadata server must not be asked through a proxy from the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=PATIENCE[cloud]) as answer:
         return answer.read().decode().strip()
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     text = str(getattr(error, "reason", "") or error) or type(error).__name__
     code = f"status {error.code}, " if isinstance(error, urllib.error.HTTPError) else ""
     return " ".join(f"{code}{text}".split())

@@ -1,4 +1,4 @@
-"""Strategy names to tf.distribute strategies, and the devices they run on."""
+"""Makes tf.distribute strategies by name, and sets up their devices."""
 
 import sys
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from trainers.distributed.cluster import Cluster
 from trainers.distributed.tpu import is_tpu, tpu_strategy
 from zoo.errors import UsageError
 
-_SILENCE = 120_000  # ms; TensorFlow ends a process whose peer is silent, without a word to users
+_SILENCE = 120_000  # ms until TensorFlow ends a process with a silent peer, without a clear message
 
 
 def prepare_devices(replicas: int, deterministic: bool = False) -> None:
-    """Sets up the process's devices; must run before TensorFlow first uses one.
+    """Sets up the devices of the process; must run before TensorFlow first uses one.
 
-    GPU memory grows with need. Without GPUs, `replicas` logical devices stand in on the CPU.
+    GPU memory grows on demand. Without GPUs the CPU is split into `replicas` logical devices.
 
     Raises:
-      UsageError: where TensorFlow runs already with fewer devices.
+      UsageError: if TensorFlow already runs with fewer devices.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        # With oneDNN, Grappler's remapper fuses convolution, bias and LeakyReLU although the
-        # gradient reads what is in between; it fails, logs an error and changes nothing. Training
-        # gains nothing from it on a CPU (steps of a CNN, a GAN and a GPT: the same time).
+        # With oneDNN, Grappler's remapper tries to fuse convolution, bias and LeakyReLU although
+        # the gradient reads their intermediate results; it fails, logs an error and changes
+        # nothing. Without it training is as fast on a CPU (measured: CNN, GAN and GPT).
         tf.config.optimizer.set_experimental_options({"remapping": False})
     try:
         for gpu in gpus:
@@ -42,12 +42,12 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
                 tf.config.set_logical_device_configuration(
                     cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
                 )
-    except RuntimeError:  # devices are in use already, by an earlier run in this process
+    except RuntimeError:  # an earlier run in this process uses the devices
         kind = "GPU" if gpus else "CPU"
         present = len(tf.config.list_logical_devices(kind))
         if present < replicas:
             raise UsageError(
-                f"TensorFlow runs already in this process with {present} logical {kind} "
+                f"TensorFlow already runs in this process with {present} logical {kind} "
                 f"device(s). Received: trainer.replicas={replicas}; start a new process."
             ) from None
 
@@ -55,18 +55,19 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
 def make_strategy(
     name: str, replicas: int = 0, cluster: Cluster | None = None, tpu: str = "local"
 ) -> tf.distribute.Strategy:
-    """Returns the strategy of that name.
+    """Returns a strategy by name.
 
     Args:
-      name: "one_device", "mirrored" for all GPUs of this machine, "multi_worker" for those of
-        several machines, "tpu" for all cores of a TPU, or "auto" for what this machine has.
-      replicas: how many devices a mirrored strategy takes; 0 takes all.
-      cluster: of "multi_worker".
-      tpu: which one, see `trainers.distributed.tpu.tpu_strategy`.
+      name: "one_device", "mirrored" for all GPUs of this machine, "multi_worker" for the GPUs of
+        several machines, "tpu" for all cores of a TPU, or "auto" to choose by the devices of this
+        machine.
+      replicas: number of devices of a mirrored strategy; 0 for all.
+      cluster: the workers of "multi_worker".
+      tpu: name of the TPU, see `trainers.distributed.tpu.tpu_strategy`.
 
     Raises:
       UsageError: for an unknown name, or more replicas than devices.
-      RunError: where no TPU answers.
+      RunError: if no TPU responds.
     """
     check_strategy(name)
     if name == "auto":
@@ -93,13 +94,13 @@ def make_strategy(
         )
     return tf.distribute.MirroredStrategy(
         devices[:replicas],
-        # Adding up on one device keeps the order of the sum, and so the last bit, the same.
+        # A sum on one device has a fixed order, so results are equal to the bit.
         cross_device_ops=tf.distribute.ReductionToOneDevice() if kind == "CPU" else None,
     )
 
 
 def _choose(replicas: int) -> str:
-    """The strategy for what this machine has, said aloud."""
+    """Returns the strategy's name for the devices of this machine, and reports it."""
     if tf.config.list_physical_devices("TPU"):
         print("zoo: strategy tpu, for the TPU of this machine", file=sys.stderr, flush=True)
         return "tpu"
@@ -111,15 +112,15 @@ def _choose(replicas: int) -> str:
 
 def _multi_worker(cluster: Cluster | None, replicas: int) -> tf.distribute.Strategy:
     if cluster is None:
-        raise UsageError("Strategy multi_worker is one of `zoo train` and `Trainer` alone.")
+        raise UsageError("Strategy multi_worker is only supported by `zoo train` and `Trainer`.")
     if replicas:
         raise UsageError(
-            "Strategy multi_worker takes all GPUs of each machine. Received: "
-            f"trainer.replicas={replicas}; leave it at 0."
+            "Strategy multi_worker uses all GPUs of each machine: trainer.replicas must be 0. "
+            f"Received: trainer.replicas={replicas}."
         )
     if context.context()._initialized:
         raise UsageError(
-            "TensorFlow runs already in this process, and workers connect when it starts. "
+            "Workers connect when TensorFlow starts, and it already runs in this process. "
             "Received: trainer.strategy=multi_worker; start a new process."
         )
     jobs = [coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))]
@@ -140,7 +141,7 @@ def _multi_worker(cluster: Cluster | None, replicas: int) -> tf.distribute.Strat
 
 
 def local_replicas(strategy: tf.distribute.Strategy) -> range:
-    """Which of all replicas, by number, this process feeds: all but those of other workers."""
+    """Returns the indices of the replicas that this process provides with input."""
     if strategy.num_replicas_in_sync == 1 or is_tpu(strategy):
         return range(strategy.num_replicas_in_sync)
     count = len(strategy.extended.worker_devices)
@@ -149,7 +150,10 @@ def local_replicas(strategy: tf.distribute.Strategy) -> range:
 
 
 def gathered(strategy: tf.distribute.Strategy, values) -> np.ndarray:
-    """What `strategy.run` gave, of all replicas in order; all workers call it."""
+    """Returns results of `strategy.run`, concatenated in the order of all replicas.
+
+    All workers must call it.
+    """
     local = strategy.experimental_local_results(values)
     if len(local) < strategy.num_replicas_in_sync:
         return strategy.gather(values, axis=0).numpy()
@@ -157,11 +161,12 @@ def gathered(strategy: tf.distribute.Strategy, values) -> np.ndarray:
 
 
 def distribute(strategy: tf.distribute.Strategy, batches: Callable[[range], tf.data.Dataset]):
-    """Hands each replica its share of the batches, host by host.
+    """Returns a dataset that provides each replica with its per-replica batches.
 
     Args:
-      strategy: under which the step runs.
-      batches: given numbers of replicas, returns a dataset of the shares of these, in turn.
+      strategy: the strategy of the run.
+      batches: takes a range of replica indices and returns a dataset of their per-replica batches,
+        in turn.
     """
     local = local_replicas(strategy)
     if len(local) == 1:

@@ -1,9 +1,9 @@
-"""TPUs: how to reach one, and what cannot train on it.
+"""Connects to TPUs and checks whether a recipe can train on one.
 
-The step is the one of every other strategy (`trainers.train.step`). What a TPU asks besides: shapes
-that never change, which `zoo.data.pipeline` gives (the last batch of an epoch is padded with rows
-of weight 0); no number type of 16-bit floats but bfloat16; no XLA of our own, since the whole step
-is compiled anyway. `zoo tpu_check` compiles a recipe's step without a TPU.
+The train step is the same as for every other strategy (`trainers.train.step`). A TPU also requires
+static shapes (`zoo.data.pipeline` pads the last batch of an epoch with rows of weight 0), bfloat16
+as the only 16-bit float, and trainer.jit_compile=False, since the whole step is compiled anyway.
+`zoo tpu_check` compiles a recipe's step without a TPU.
 """
 
 import os
@@ -15,25 +15,25 @@ from trainers.config.recipe import check_tpu
 from zoo.data import pipeline
 from zoo.errors import RunError, UsageError
 
-# How lines begin of TensorFlow's errors that say nothing.
-_EMPTY_WORDS = ("Graph execution error", "Detected at node", "<stack traces")
+# Beginnings of lines without information in TensorFlow's errors.
+_EMPTY_LINES = ("Graph execution error", "Detected at node", "<stack traces")
 
 
 def tpu_strategy(name: str) -> tf.distribute.Strategy:
-    """Connects to a TPU and returns the strategy of all its cores.
+    """Connects to a TPU and returns a strategy for all its cores.
 
     Args:
-      name: "local" for that of this machine, a TPU's name, or `grpc://HOST:PORT`.
+      name: "local" for the TPU of this machine, the name of a TPU, or `grpc://HOST:PORT`.
 
     Raises:
-      UsageError: for a generation that TensorFlow has no support for.
-      RunError: where there is none, or it does not answer.
+      UsageError: for a TPU generation that TensorFlow does not support.
+      RunError: if there is no TPU, or it does not respond.
     """
     kind = os.environ.get("TPU_ACCELERATOR_TYPE", "").lower()
     if kind.startswith(("tpu7", "v7")):
         raise UsageError(
-            "TensorFlow's last release for TPUs, tensorflow-tpu 2.20, does not support TPU7x, and "
-            "the zoo has no engine on JAX yet: take a v5e, v5p or v6e. Received: "
+            "tensorflow-tpu 2.20, the last release, does not support TPU7x: use a v5e, v5p or v6e. "
+            "Received: "
             f"TPU_ACCELERATOR_TYPE={kind}."
         )
     try:
@@ -41,32 +41,31 @@ def tpu_strategy(name: str) -> tf.distribute.Strategy:
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
-    # Name service, gRPC, the metadata server and libtpu raise each their own kinds.
+    # Name service, gRPC, the metadata server and libtpu each raise types of their own.
     except Exception as error:
         lines = str(getattr(error, "message", error)).splitlines()
-        lines = [line.strip() for line in lines if not line.startswith(_EMPTY_WORDS)]
-        said = next(filter(None, lines), type(error).__name__)
+        lines = [line.strip() for line in lines if not line.startswith(_EMPTY_LINES)]
+        reason = next(filter(None, lines), type(error).__name__)
         raise RunError(
-            f"No TPU answers at --tpu={name}: {said[:160]}. On a TPU VM it is "
-            "--tpu=local, with tensorflow-tpu in place of tensorflow and no other process on the "
-            "chips; see docs/tpu_vm.md."
+            f"No TPU responds at --tpu={name}: {reason[:160]}. On a TPU VM use --tpu=local, with "
+            "tensorflow-tpu in place of tensorflow and no other process on the chips; see "
+            "docs/tpu_vm.md."
         ) from None
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a strategy computes on TPUs."""
+    """Returns whether a strategy runs on TPUs."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
-    """Checks that a TPU can train a recipe on a split; raises `UsageError` for what it cannot."""
+    """Raises `UsageError` if a TPU cannot train this configuration on a split."""
     if not is_tpu(strategy):
         return
     check_tpu(config)
     hosts = strategy.extended.num_hosts
     if hosts > 1 and not pipeline.all_held(arrays):
         raise UsageError(
-            f"The {hosts} hosts of this TPU make their batches by themselves, "
-            "and this training split is read piece by piece from files that they do not have. Take "
-            "a TPU of one host (up to v5litepod-8 or v6e-8)."
+            "A training split that is read from files needs a TPU of one host (up to v5litepod-8 "
+            f"or v6e-8): each host makes its own batches. Received: {hosts} hosts."
         )

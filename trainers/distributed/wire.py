@@ -1,11 +1,11 @@
-"""Messages between workers: bounded in size and in time, and a handshake with a shared secret.
+"""Messages between workers, bounded in size and time, and a handshake with a shared secret.
 
-A port hears from strangers too: scanners, browsers, workers of another run. A message is its length
-in 4 bytes (big endian), then its content. Nothing that is received is ever executed or unpickled.
+A port also receives data from strangers: scanners, browsers, workers of another run. A message is
+its length in 4 bytes (big endian), then its content. Received data is never executed or unpickled.
 
-The handshake: a worker says who it is. Where ZOO_CLUSTER_SECRET is set, both sides prove by HMAC of
-each other's nonce that they have the same secret, which itself is never sent. Connections are not
-encrypted. Loads no TensorFlow.
+In the handshake a worker sends its index. If ZOO_CLUSTER_SECRET is set, both sides prove by HMAC of
+each other's nonce that they have the same secret; the secret itself is never sent. Connections are
+not encrypted. Importing this module loads no TensorFlow.
 """
 
 import hashlib
@@ -18,22 +18,22 @@ import socket
 import time
 
 SECRET = "ZOO_CLUSTER_SECRET"
-LARGEST = 2**20 + 1  # bytes of a message; larger values are sent in several
+LARGEST = 2**20 + 1  # bytes of a message; larger values are split
 LARGEST_HELLO = 1000
 _VERSION = 1
 
 
 class Malformed(OSError):
-    """What was received is no message of a worker."""
+    """Raised for received data that is not a message of a worker."""
 
 
 def secret() -> bytes:
-    """Returns the secret that the environment gives, b"" where it gives none."""
+    """Returns the secret from the environment, b"" if there is none."""
     return os.environ.get(SECRET, "").strip().encode(errors="surrogateescape")
 
 
 def printable(text: str, most: int = 1000) -> str:
-    """Returns what a peer says, cut, and without control characters that a terminal would obey."""
+    """Returns a peer's text, truncated and without control characters for the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:most])
 
 
@@ -41,18 +41,18 @@ def printable(text: str, most: int = 1000) -> str:
 
 
 def send(stream: socket.socket, message: bytes, seconds: float) -> None:
-    """Sends a message; raises `TimeoutError` where the peer does not take it in time."""
+    """Sends a message; raises `TimeoutError` if the peer does not read it in time."""
     stream.settimeout(seconds)
     stream.sendall(len(message).to_bytes(4, "big") + message)
 
 
 def receive(stream: socket.socket, seconds: float, largest: int = LARGEST) -> bytes:
-    """Receives a message, all of it within so many seconds.
+    """Receives a whole message within `seconds`.
 
     Raises:
-      TimeoutError: it did not come in time.
-      EOFError: the connection ended.
-      Malformed: it is larger than `largest`.
+      TimeoutError: if the message is not complete in time.
+      EOFError: if the connection ends.
+      Malformed: if the message is larger than `largest` bytes.
     """
     until = time.monotonic() + seconds
     size = int.from_bytes(_exactly(stream, 4, until), "big")
@@ -62,21 +62,21 @@ def receive(stream: socket.socket, seconds: float, largest: int = LARGEST) -> by
 
 
 def _exactly(stream: socket.socket, count: int, until: float) -> bytes:
-    found = bytearray()
-    while len(found) < count:
+    received = bytearray()
+    while len(received) < count:
         left = until - time.monotonic()
         if left <= 0:
             raise TimeoutError
         stream.settimeout(left)
-        piece = stream.recv(min(count - len(found), 2**16))
+        piece = stream.recv(min(count - len(received), 2**16))
         if not piece:
             raise EOFError
-        found += piece
-    return bytes(found)
+        received += piece
+    return bytes(received)
 
 
 def readable(stream: socket.socket, seconds: float = 0.0) -> bool:
-    """Whether something, or the end of the connection, comes within so many seconds."""
+    """Returns whether data or the end of the connection arrives within `seconds`."""
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     return bool(poll.poll(1000 * seconds))
@@ -86,78 +86,81 @@ def readable(stream: socket.socket, seconds: float = 0.0) -> bool:
 
 
 def call(stream: socket.socket, index: int, count: int, key: bytes, seconds: float) -> str:
-    """Says which worker calls, and proves that it has the secret.
+    """Runs a worker's side of the handshake.
 
     Args:
       stream: a connection to the chief.
-      index: of this worker.
-      count: of all workers.
+      index: index of this worker.
+      count: number of workers.
       key: the secret, or b"".
-      seconds: for each message.
+      seconds: time limit of each message.
 
     Returns:
-      Why the chief refuses, or this worker refuses the chief; "" where the secret is proved or
-      there is none. The chief may still refuse.
+      The reason why the chief refuses this worker, or this worker the chief; "" if the secret is
+      proved or there is none. The chief may still refuse later.
 
     Raises:
-      OSError, EOFError: the other side is no chief, or is gone.
+      OSError, EOFError: if the other side is not a chief or closes the connection.
     """
-    hello = {"zoo": _VERSION, "worker": index, "count": count}
+    content = {"zoo": _VERSION, "worker": index, "count": count}
     if key:
-        hello["nonce"] = secrets.token_hex(16)
-    said = json.dumps(hello).encode()
-    send(stream, said, seconds)
+        content["nonce"] = secrets.token_hex(16)
+    hello = json.dumps(content).encode()
+    send(stream, hello, seconds)
     if not key:
         return ""
     answer = receive(stream, seconds, LARGEST_HELLO)
     try:
-        found = json.loads(answer)
-        nonce, proof = str(found["nonce"]), str(found["proof"])
+        values = json.loads(answer)
+        nonce, proof = str(values["nonce"]), str(values["proof"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return printable(answer.decode(errors="replace"))
-    if not _same(proof, _proof(key, "chief", nonce, said)):
-        return f"it has another secret: give all workers the same {SECRET}."
-    send(stream, _proof(key, "worker", nonce, said).encode(), seconds)
+    if not _same(proof, _proof(key, "chief", nonce, hello)):
+        return f"it has another secret: set the same {SECRET} on all workers."
+    send(stream, _proof(key, "worker", nonce, hello).encode(), seconds)
     return ""
 
 
 def answer(stream: socket.socket, count: int, key: bytes, seconds: float) -> tuple[int | None, str]:
-    """Receives who calls; returns which worker it is, and why it is not let in.
+    """Runs the chief's side of the handshake.
 
     Args:
-      stream: a connection that was accepted.
-      count: of all workers.
+      stream: an accepted connection.
+      count: number of workers.
       key: the secret, or b"".
-      seconds: for each message.
+      seconds: time limit of each message.
+
+    Returns:
+      `(index, refusal)`: the worker's index and "", or None and the reason for the refusal.
     """
     try:
-        said = receive(stream, seconds, LARGEST_HELLO)
-        hello = json.loads(said)
-        version, index, of = (hello[name] for name in ("zoo", "worker", "count"))
-        if not {type(index), type(of)} <= {int}:
-            return None, "not understood."
+        hello = receive(stream, seconds, LARGEST_HELLO)
+        content = json.loads(hello)
+        version, index, workers = (content[name] for name in ("zoo", "worker", "count"))
+        if not {type(index), type(workers)} <= {int}:
+            return None, "the message is not valid."
         if version != _VERSION:
             return None, "another version of the zoo."
-        if of != count or not 0 < index < count:
-            return None, f"worker {index} of {of} called, this run has {count} workers."
-        if bool(key) != ("nonce" in hello):
-            return None, f"one of both has no secret: give all workers the same {SECRET}, or none."
+        if workers != count or not 0 < index < count:
+            return None, f"worker {index} of {workers} called, this run has {count} workers."
+        if bool(key) != ("nonce" in content):
+            return None, f"only one side has a secret: set {SECRET} on all workers or on none."
         if key:
             nonce = secrets.token_hex(16)
-            proof = {"nonce": nonce, "proof": _proof(key, "chief", nonce, said)}
+            proof = {"nonce": nonce, "proof": _proof(key, "chief", nonce, hello)}
             send(stream, json.dumps(proof).encode(), seconds)
             proved = receive(stream, seconds, LARGEST_HELLO).decode(errors="replace")
-            if not _same(proved, _proof(key, "worker", nonce, said)):
-                return None, f"another secret: give all workers the same {SECRET}."
+            if not _same(proved, _proof(key, "worker", nonce, hello)):
+                return None, f"another secret: set the same {SECRET} on all workers."
     except TimeoutError:
-        return None, "nothing was said."
+        return None, "no message arrived."
     except (OSError, EOFError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
-        return None, "not understood."
+        return None, "the message is not valid."
     return index, ""
 
 
 def _proof(key: bytes, side: str, nonce: str, hello: bytes) -> str:
-    """HMAC of the chief's nonce and of the hello, which holds the worker's; one for each side."""
+    """Returns the HMAC of the chief's nonce and the hello, which holds the worker's nonce."""
     return hmac.new(key, f"{side} {nonce} ".encode() + hello, hashlib.sha256).hexdigest()
 
 

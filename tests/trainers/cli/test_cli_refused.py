@@ -50,10 +50,16 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
         ("train cnn_digits --workdir=run --params_override=steps", "--params_override"),
         ("train cnn_digits --workdir=run --mode=evl", "mode"),
         ("train cnn_digits --workdir=run --import=no_such_module", "--import=no_such_module"),
-        ("train cnn_digits --workdir=run --strategy=multi_worker", "needs to know the workers"),
+        (
+            "train cnn_digits --workdir=run --strategy=multi_worker",
+            "Strategy multi_worker requires --workers",
+        ),
         (f"{_WORKERS} --worker_index=0", "belong to --strategy=multi_worker"),
         (f"{_WORKERS} --worker_index=3 --strategy=multi_worker", "Received: 3 of 3"),
-        (f"{_WORKERS} --strategy=multi_worker", "--workers and --worker_index go together"),
+        (
+            f"{_WORKERS} --strategy=multi_worker",
+            "--workers and --worker_index must be set together",
+        ),
         (f"{_WORKERS} --worker_index=0 --strategy=multi_worker", "for 3 replicas"),
         ("evaluate", "Usage: zoo evaluate WORKDIR"),
         ("evaluate run", "run is not a work directory: it has no config.json."),

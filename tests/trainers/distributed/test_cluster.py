@@ -42,27 +42,30 @@ def test_a_chief_is_the_first_worker():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("", None, ""), "Strategy multi_worker needs to know the workers"),
-        (("a:1,b:2", None, ""), "--workers and --worker_index go together"),
-        (("", 1, ""), "--workers and --worker_index go together"),
+        (("", None, ""), "Strategy multi_worker requires --workers"),
+        (("a:1,b:2", None, ""), "--workers and --worker_index must be set together"),
+        (("", 1, ""), "--workers and --worker_index must be set together"),
         (("a:1,b:2", 2, ""), "Received: 2 of 2"),
         (("a:1,b:2", -1, ""), "Received: -1 of 2"),
-        (("a:1,b", 0, ""), "names a worker HOST:PORT. Received: 'b'"),
-        (("a:1 b:2", 0, ""), "names a worker HOST:PORT. Received: 'a:1 b:2'"),
-        (("a:1,b:²", 0, ""), "names a worker HOST:PORT. Received: 'b:²'"),
-        (("http://a:1,b:2", 0, ""), "names a worker HOST:PORT. Received: 'http://a:1'"),
+        (("a:1,b", 0, ""), "must be HOST:PORT. Received: 'b'"),
+        (("a:1 b:2", 0, ""), "must be HOST:PORT. Received: 'a:1 b:2'"),
+        (("a:1,b:²", 0, ""), "must be HOST:PORT. Received: 'b:²'"),
+        (("http://a:1,b:2", 0, ""), "must be HOST:PORT. Received: 'http://a:1'"),
         (("a:1,b:70000", 0, ""), "Received: 'b:70000'"),
-        (("a:1,a:1", 0, ""), "names each worker once"),
-        (("a:1,b:2", 0, tf_config(index=1)), "tell different things"),
-        (("", None, "{"), "TF_CONFIG is {"),
-        (("", None, "[]"), "TF_CONFIG is {"),
+        (("a:1,a:1", 0, ""), "The workers in --workers must differ"),
+        (("a:1,b:2", 0, tf_config(index=1)), "--workers and TF_CONFIG must agree"),
+        (("", None, "{"), "TF_CONFIG must be {"),
+        (("", None, "[]"), "TF_CONFIG must be {"),
         (("", None, '{"cluster": {"worker": ["a:1"]}}'), "KeyError: 'task'"),
         (("", None, '{"cluster": {"worker": 1}, "task": {"type": "worker", "index": 0}}'), "Type"),
-        (("", None, tf_config(index=2)), "Received: 2 of 2 'worker' in TF_CONFIG"),
+        (("", None, tf_config(index=2)), "Received: 2 of 2 'worker'"),
         (("", None, tf_config(index="x")), "ValueError"),
-        (("", None, tf_config("evaluator")), "Received: 'evaluator' in TF_CONFIG"),
-        (("", None, tf_config(ps=["a:1"], worker=["b:1"])), "Received: 'ps' in TF_CONFIG"),
-        (("", None, tf_config(chief=["a:1", "b:1"], worker=["c:1"])), "names one chief"),
+        (("", None, tf_config("evaluator")), "'worker' and 'chief'. Received: 'evaluator'"),
+        (("", None, tf_config(ps=["a:1"], worker=["b:1"])), "'worker' and 'chief'. Received: 'ps'"),
+        (
+            ("", None, tf_config(chief=["a:1", "b:1"], worker=["c:1"])),
+            "must not name more than one chief",
+        ),
     ],
 )
 def test_a_wrong_cluster_is_one_line(arguments, line):
@@ -185,7 +188,7 @@ def test_workers_that_differ_all_say_who():
     results = together(3, lambda link: link.same("recipe", "other" if link.index == 2 else "one"))
     for result in results:
         assert isinstance(result, UsageError)
-        assert "All workers have the same recipe. Received: another on worker 2 (" in str(result)
+        assert "All workers must have the same recipe. Received: worker 2 (" in str(result)
         assert "than on worker 0 (" in str(result)
 
 
@@ -283,7 +286,7 @@ def test_a_machine_that_may_have_anothers_index_is_told(host, doubt, monkeypatch
     port = free_addresses(1)[0].rpartition(":")[2]
     with pytest.raises(RunError, match="waiting for worker 1 "):
         WorkerGroup(Cluster((f"{host}:{port}", "192.0.2.2:1"), 0)).connect()
-    said = f"; {host}:{port} is not this machine's: is the index right?" if doubt else ""
+    said = f"; {host}:{port} is not an address of this machine: check the index" if doubt else ""
     assert f"zoo: waiting for worker 1 (192.0.2.2:1){said}\n" in capsys.readouterr().err
 
 
@@ -333,18 +336,18 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
         return stream
 
     with call(b"GET / HTTP/1.1\r\n\r\n") as browser:
-        assert b"not understood" in browser.recv(1000)
+        assert b"is not valid" in browser.recv(1000)
     for content in (b'{"zoo": 1, "worker": 1e999, "count": 3}', b"[" * 1000, b"\xff"):
         with call(len(content).to_bytes(4, "big") + content) as stranger:
-            assert b"not understood" in stranger.recv(1000)
+            assert b"is not valid" in stranger.recv(1000)
     with call(b"\0\0") as silent:  # half of a message's length, and then nothing
-        assert b"nothing was said" in silent.recv(1000)
+        assert b"no message arrived" in silent.recv(1000)
     with pytest.raises(RunError, match="refuses: worker 3 of 4 called, this run has 3 workers"):
         WorkerGroup(Cluster((*addresses, *free_addresses(1)), 3)).connect()
     hello = json.dumps({"zoo": 1, "worker": 1, "count": 3}).encode()
     with call(len(hello).to_bytes(4, "big") + hello):
         time.sleep(0.2)
-        with pytest.raises(RunError, match=r"refuses: worker 1 \(.*\) is there already"):
+        with pytest.raises(RunError, match=r"refuses: worker 1 \(.*\) is connected already"):
             WorkerGroup(Cluster(addresses, 1)).connect()
     threads[2].start()  # now all have called, but the first worker 1 is gone
     time.sleep(1)

@@ -120,5 +120,5 @@ def test_workers_that_differ_end_at_once(tmp_path):
         for status, err in both.wait():
             assert status == 2
             (line,) = errors(err)
-            assert "All workers have the same recipe. Received: another on worker 1 (" in line
+            assert "All workers must have the same recipe. Received: worker 1 (" in line
     assert not (tmp_path / "run").exists()

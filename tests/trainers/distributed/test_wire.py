@@ -176,9 +176,9 @@ def test_workers_with_one_secret_agree(count, monkeypatch):
 @pytest.mark.parametrize(
     ("chief", "worker", "line"),
     [
-        ("one", "other", "refuses: it has another secret: give all workers the same ZOO_CLUSTER"),
-        ("one", "", "refuses: one of both has no secret: give all workers the same"),
-        ("", "one", "refuses: one of both has no secret: give all workers the same"),
+        ("one", "other", "refuses: it has another secret: set the same ZOO_CLUSTER"),
+        ("one", "", "refuses: only one side has a secret: set ZOO_CLUSTER"),
+        ("", "one", "refuses: only one side has a secret: set ZOO_CLUSTER"),
     ],
 )
 def test_a_worker_with_another_secret_is_refused(chief, worker, line, monkeypatch):
@@ -319,7 +319,7 @@ def test_a_refusal_is_printable():
 
 @pytest.mark.parametrize("value", [b"j{", b"j\xff", b"j" + b"[" * 100_000, b"j"])
 def test_a_value_of_the_chief_that_is_none_is_one_line(value):
-    with pytest.raises(RunError, match="worker 0 .* sent a message that is not understood"):
+    with pytest.raises(RunError, match="worker 0 .* sent an invalid message"):
         with_a_false_chief([b"welcome", b"v" + value], lambda link: link.share())
 
 
@@ -403,7 +403,7 @@ def test_values_that_nobody_asks_for_are_bounded(monkeypatch):
 @pytest.mark.parametrize(
     ("work", "lie", "kind", "line"),
     [
-        (lambda link: link.any(False), b"v\0\0", RunError, "worker 1 .* is not understood"),
+        (lambda link: link.any(False), b"v\0\0", RunError, "worker 1 .* an invalid message"),
         (lambda link: link.same("thing", "x"), b"v\xff", UsageError, "have the same thing"),
     ],
 )
