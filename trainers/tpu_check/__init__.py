@@ -1,6 +1,7 @@
-"""Compiling a recipe's train step for a TPU on a machine without one.
+"""Compiles a recipe's train step for a TPU on a machine without a TPU.
 
-`abstract.py` builds the step without taking memory, `lowering.py` turns it into HLO and looks for
-what no TPU can run, `compiler.py` hands that to libtpu in a process of its own, `check.py` asks for
-as many compilations as the answer takes. docs/tpu_check.md says what is covered and what is not.
+`abstract.py` builds the step without allocating memory, `lowering.py` lowers it to HLO and checks
+for operations that no TPU supports, `compiler.py` compiles the HLO with libtpu in a separate
+process, and `check.py` runs the compilations and evaluates them. See docs/tpu_check.md for what the
+check covers.
 """

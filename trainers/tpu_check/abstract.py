@@ -1,4 +1,4 @@
-"""A recipe's train step whose variables take no memory, and batches of the shapes it would get."""
+"""Builds a recipe's train step with variables that take no memory, and its batch shapes."""
 
 import dataclasses
 
@@ -14,20 +14,20 @@ from zoo.data import pipeline
 from zoo.errors import UsageError
 from zoo.keras_internals import variables_without_values
 
-# The arguments of builders that say how many equal blocks there are.
+# Arguments of builders that set the number of equal blocks.
 _DEPTHS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
-_FAMILIES = ("gpt", "llama", "bert", "seq2seq")  # whose blocks are equal
-# Tokens of a stored example beyond data.sequence_length: the one that is predicted last.
+_FAMILIES = ("gpt", "llama", "bert", "seq2seq")  # families with equal blocks
+# Tokens of a stored example beyond data.sequence_length: the last target.
 _MORE_TOKENS = {"clm": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one core computes of an update.
+    """The part of an update that one core computes.
 
     Attributes:
-      rows: examples at once.
-      micro_batches: how often.
+      rows: number of examples per forward pass.
+      micro_batches: number of micro-batches per update.
     """
 
     rows: int
@@ -35,15 +35,15 @@ class Share:
 
     @property
     def examples(self) -> int:
-        """Of one update, on one core."""
+        """Number of examples of one update on one core."""
         return self.rows * self.micro_batches
 
 
 def share_of(config, cores: int) -> Share:
-    """Returns one core's share of the recipe's global batch.
+    """Returns one core's share of the global batch.
 
     Raises:
-      UsageError: where it does not divide.
+      UsageError: if the number of cores does not divide the global batch.
     """
     check_batch(config, cores)
     examples = config.trainer.global_batch_size // cores
@@ -52,17 +52,17 @@ def share_of(config, cores: int) -> Share:
 
 
 def check_recipe(config) -> None:
-    """Raises `UsageError` for what a TPU, or a program without values, cannot do."""
+    """Raises `UsageError` for settings that a TPU or a step without values does not support."""
     check_tpu(config)
     check_sizes(config.compress)
     if config.compress.distill.teacher:
         raise UsageError(
-            "compress.distill reads a teacher's weights, and there are none here: leave it out."
+            "zoo tpu_check builds models without weights and does not support compress.distill."
         )
 
 
 def depth_of(config) -> int:
-    """Returns how many equal blocks a recipe's model has; 0 where it has none, or unequal parts."""
+    """Returns the number of equal blocks of a recipe's model; 0 if it has none or unequal parts."""
     given = {**registry.arguments(config.model.name), **config.model.to_dict()}
     if registry.entry(config.model.name).family not in _FAMILIES:
         return 0
@@ -75,11 +75,11 @@ class AbstractStep:
 
     Args:
       config: a resolved recipe.
-      depth: blocks of the model; 0 for as many as the recipe says.
+      depth: number of blocks of the model; 0 for the recipe's number.
 
     Attributes:
       step: the `trainers.train.step.TrainStep`.
-      parameters: of the model.
+      parameters: number of parameters of the model.
     """
 
     def __init__(self, config, depth: int = 0):
@@ -92,11 +92,11 @@ class AbstractStep:
             known = registry.arguments(model.name)
             model.update({key: depth for key in _DEPTHS if key in known or key in model})
         if registry.entry(model.name).family == "transfer":
-            model.weights = "none"  # their values do not matter, their file may be missing
+            model.weights = "none"  # the values do not matter, and the file may be missing
         dataset = None
         if registry.makes_data(self.config.task.name) and not model.get("vocabulary_size", 1):
             model.vocabulary_size = self.config.data.vocabulary_size
-            if not model.vocabulary_size:  # it has as many tokens as the text has characters
+            if not model.vocabulary_size:  # the vocabulary follows from the text
                 dataset = registry.load_data(self.config.data.to_dict(), self.config.task.to_dict())
         with variables_without_values():
             strategy = tf.distribute.get_strategy()
@@ -104,7 +104,7 @@ class AbstractStep:
         self.parameters = self.step.net.count_params()
 
     def batch(self, share: Share) -> dict[str, tf.TensorSpec]:
-        """Returns names, shapes and types of what `update` gets."""
+        """Returns names, shapes and types of the batch of `update`."""
         arrays = self.stored(share.examples)
         return pipeline.training_batches(
             arrays, self.task.prepare, batch_size=share.examples, replicas=1, seed=0,
@@ -112,7 +112,7 @@ class AbstractStep:
         ).element_spec  # fmt: skip
 
     def stored(self, examples: int) -> dict[str, np.ndarray]:
-        """Returns made-up stored examples of the recipe's lengths."""
+        """Returns synthetic stored examples of the recipe's lengths."""
         few = made_up(self.task, self.step.net, 2, 0)
         name, length = self.config.task.name, self.config.data.sequence_length
         if registry.makes_data(name) and length:

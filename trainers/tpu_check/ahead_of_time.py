@@ -1,7 +1,7 @@
 """The process that compiles for a TPU: `python -m trainers.tpu_check.ahead_of_time TOPOLOGY`.
 
-Reads a file name a line, a serialised HloModuleProto, and answers each with a line of JSON: sizes,
-"flops", "bytes" and "seconds", or "error". No TensorFlow and no device is in this process.
+It reads the path of a serialized HloModuleProto per line and prints one line of JSON for each:
+sizes, "flops", "bytes" and "seconds", or "error". It uses neither TensorFlow nor a device.
 """
 
 import json
@@ -12,8 +12,8 @@ from pathlib import Path
 
 
 def serve(topology: str) -> None:
-    """Answers requests until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever libraries print is no answer
+    """Handles requests until stdin ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # keeps prints of libraries out of the answers
     for line in sys.stdin:
         try:
             answer = compile_for(line.strip(), topology)
@@ -58,11 +58,11 @@ def compile_for(hlo: str, topology: str) -> dict:
 
 
 def for_tpu(text: str) -> str:
-    """Rewrites StableHLO that TensorFlow made for a CPU into what it would make for a TPU.
+    """Rewrites StableHLO that TensorFlow lowered for a CPU into StableHLO for a TPU.
 
-    Random numbers come from the algorithm that the device chooses (TensorFlow's
-    `DefaultRngAlgForDeviceType`), whose state on a TPU has two words where Philox has three. JAX
-    does not read MHLO's copies: they become reshapes to the same shape.
+    Random numbers use the default algorithm of the device (TensorFlow's
+    `DefaultRngAlgForDeviceType`); its state has two words on a TPU, while Philox has three. JAX
+    does not parse MHLO copies: they become reshapes to the same shape.
 
     Args:
       text: a module in the generic form.
@@ -79,15 +79,15 @@ def for_tpu(text: str) -> str:
     )
     drawn = {number for number, *_ in re.findall(pattern, text)}
 
-    def use(found):
-        number, result = found.groups()
-        return f"%{('state', 'bits')[int(result)]}{number}" if number in drawn else found[0]
+    def use(match):
+        number, result = match.groups()
+        return f"%{('state', 'bits')[int(result)]}{number}" if number in drawn else match[0]
 
     text = re.sub(r"%(\d+)#([01])\b", use, text)
     return re.sub(pattern, _GENERATOR, text)
 
 
-# In order: two words of the state, the generator, and a state of three words for whoever reads it.
+# In order: two words of the state, the generator, and a state of three words for later operations.
 _GENERATOR = r"""
     %seed\1 = "stablehlo.slice"(\2) <{limit_indices = array<i64: 2>, start_indices = array<i64: 0>,
         strides = array<i64: 1>}> : (tensor<3xui64>) -> tensor<2xui64>
@@ -101,16 +101,15 @@ _GENERATOR = r"""
 
 
 def costs(program) -> dict[str, float]:
-    """Returns a program's "flops" and "bytes accessed", with each loop as often as it runs.
+    """Returns a program's "flops" and "bytes accessed", with loops multiplied by their iterations.
 
-    Of those that do not say how often, "unknown" in number, once.
-
-    XLA's own analysis counts a loop's body once, so it is asked about each body apart.
+    XLA's analysis counts the body of a loop once, so each body is analyzed separately. Loops whose
+    number of iterations is unknown count once; "unknown" is the number of such loops.
     """
     from jax import devices
     from jaxlib import _hlo, _jax
 
-    client = devices("cpu")[0].client  # a TPU's without a TPU has no analysis
+    client = devices("cpu")[0].client  # without a TPU, the TPU client has no cost analysis
 
     def once(text):
         return _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
@@ -119,32 +118,32 @@ def costs(program) -> dict[str, float]:
     parts = ProgramText(program.hlo_modules()[0].to_string())
     keys = ("flops", "bytes accessed")
     whole, looped = once(parts.program(parts.entry)), parts.weighted(once, keys)
-    # Its bytes are those of a CPU's layouts; the share of the loops is what they tell.
+    # Parsed text has the layouts of a CPU, so only the ratio of the two costs is used.
     costs = {key: own.get(key, 0.0) * looped[key] / max(whole.get(key, 0.0), 1.0) for key in keys}
     return {**costs, "unknown": len(parts.unknown)}
 
 
 class ProgramText:
-    """A compiled program's text, taken apart into its computations.
+    """A compiled program's text, split into its computations.
 
     Args:
-      text: as XLA prints a module.
+      text: XLA's text of a module.
 
     Attributes:
-      entry: name of the computation that is the program.
-      unknown: conditions of loops that were asked about and do not say how often they run.
+      entry: name of the entry computation.
+      unknown: conditions of loops with an unknown number of iterations.
     """
 
     def __init__(self, text: str):
         self.blocks, self.unknown = {}, set()
         for block in text.split("\n\n"):
-            found = re.match(r"\s*(ENTRY )?%(\S+) \(", block)
-            if found:
-                self.blocks[found[2]] = block.strip().removeprefix("ENTRY ")
-                self.entry = found[2] if found[1] else getattr(self, "entry", "")
+            match = re.match(r"\s*(ENTRY )?%(\S+) \(", block)
+            if match:
+                self.blocks[match[2]] = block.strip().removeprefix("ENTRY ")
+                self.entry = match[2] if match[1] else getattr(self, "entry", "")
 
     def program(self, name: str) -> str:
-        """Returns a computation, with those it calls, as a program of its own."""
+        """Returns a computation and the computations that it calls, as a program."""
         needed, waiting = set(), [name]
         while waiting:
             one = waiting.pop()
@@ -159,8 +158,8 @@ class ProgramText:
         return "\n\n".join(["HloModule part", *parts])
 
     def loops(self, name: str) -> list[tuple[int, str]]:
-        """Returns the loops of a computation, not those inside them: `(runs, body)`."""
-        found, seen, waiting = [], set(), [name]
+        """Returns `(iterations, body)` of the outermost loops of a computation."""
+        loops, seen, waiting = [], set(), [name]
         while waiting:
             one = waiting.pop()
             if one in seen:
@@ -169,18 +168,18 @@ class ProgramText:
             for line in self.blocks[one].splitlines():
                 loop = re.search(r" while\(.*condition=%([^,\s]+), body=%([^,\s]+)", line)
                 if loop:
-                    found.append((self._runs(loop[1]), loop[2]))
+                    loops.append((self._runs(loop[1]), loop[2]))
                 else:
                     waiting += self._called(line)
-        return found
+        return loops
 
     def weighted(self, once, keys, name: str = "") -> dict[str, float]:
-        """Returns a computation's costs with each loop's as often as it runs.
+        """Returns a computation's costs, with loops multiplied by their iterations.
 
         Args:
-          once: from a program's text to its costs, with each loop's counted once.
-          keys: which costs.
-          name: of the computation; the entry by default.
+          once: function from a program's text to its costs, with loops counted once.
+          keys: names of the costs.
+          name: name of the computation; the entry by default.
         """
         name = name or self.entry
         cost = once(self.program(name))
@@ -195,9 +194,10 @@ class ProgramText:
         return [name for name in re.findall(r"%([^\s,(){}]+)", text) if name in self.blocks]
 
     def _runs(self, condition: str) -> int:
-        """TensorFlow's loops count up from 0 to a constant, which stands in their condition.
+        """Returns the number of iterations of a loop; 1 if it is unknown.
 
-        The loop of a gradient runs as often as the one it belongs to, of the same name, did.
+        TensorFlow's loops count from 0 to a constant in their condition. The loop of a gradient has
+        as many iterations as the loop of the same name in the forward pass.
         """
         limit = self._limit(condition)
         if limit is None:
@@ -217,6 +217,6 @@ class ProgramText:
 
 
 def _place(condition: str) -> str:
-    """Returns where in the model a loop stands, by its condition: `lstm/while`."""
-    found = re.findall(r'op_name="(?:call\.\d+/)*([^"]*while[^/"]*)/', condition)
-    return found[-1] if found else ""
+    """Returns a loop's place in the model, such as `lstm/while`, from its condition."""
+    names = re.findall(r'op_name="(?:call\.\d+/)*([^"]*while[^/"]*)/', condition)
+    return names[-1] if names else ""

@@ -1,4 +1,4 @@
-"""Whether a recipe's train step compiles for a TPU, fits into it, and how fast it could be."""
+"""Checks whether a recipe's train step compiles for a TPU and fits, and how fast it could be."""
 
 import dataclasses
 import sys
@@ -8,26 +8,28 @@ from trainers.tpu_check.chips import parse_topology
 from trainers.tpu_check.compiler import Compiler, check_installed
 from trainers.tpu_check.lowering import lower
 
-# A deeper model is compiled at these two depths: its blocks are equal.
+# Models with more than DEEP equal blocks are compiled at two smaller depths.
 DEEP, DEPTHS = 6, (2, 4)
-# Rows of a tile of a TPU's memory; batches are looked for in multiples of it.
+# Rows of a tile in a TPU's memory; the search for the largest batch uses multiples of it.
 _TILE = 8
 MOST_ROWS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiled step takes; all of one core.
+    """Memory and cost of a compiled step on one core.
+
+    All but `peak` are None if the step does not fit and therefore did not compile.
 
     Attributes:
-      peak: bytes of HBM: arguments, temporaries and code.
-      arguments: weights, optimizer slots and the batch.
-      temporaries: gradients, activations and what else lives during a step.
-      code: the program itself.
-      flops: of one update; None where it does not fit, and so did not compile.
-      bytes: read and written in HBM in one update.
-      unknown_loops: how many are counted once, for they do not say how often they run.
-      seconds: the compilation took.
+      peak: bytes of HBM for arguments, temporaries and code.
+      arguments: bytes of weights, optimizer slots and the batch.
+      temporaries: bytes of gradients, activations and other values during a step.
+      code: bytes of the program.
+      flops: FLOPs of one update.
+      bytes: bytes read from and written to HBM in one update.
+      unknown_loops: number of loops with an unknown number of iterations, counted once.
+      seconds: time of the compilation.
     """
 
     peak: float
@@ -42,22 +44,25 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """The answer.
+    """Result of `check`.
 
     Attributes:
-      topology: name of it; `cores` devices of a `chip`.
-      precision: of the recipe.
-      parameters: of the model; with `depths` those of the larger depth compiled.
-      rows: examples that a core computes at once, `micro_batches` times an update.
-      depth: equal blocks of the model; 0 where it has none.
-      depths: those that were compiled, and from which `program` is a line; () for the model itself.
-      program: what the step takes.
-      usable: bytes of HBM that the compiler gives to a program.
-      fits: whether it does.
+      topology: name of the topology, with `cores` devices of type `chip`.
+      precision: precision of the recipe.
+      parameters: number of parameters of the model.
+      rows: examples per forward pass on one core, with `micro_batches` of them per update.
+      depth: number of equal blocks of the model; 0 if it has none.
+      depths: depths that were compiled, from which `program` is extrapolated linearly; () if the
+        model itself was compiled.
+      program: memory and cost of the step.
+      usable: bytes of HBM available to a program.
+      fits: whether the step fits.
       roofline: seconds of a step at the chip's peak.
-      bound: of "arithmetic" or "memory", which takes that long.
-      largest_rows: the most examples at once that fit, by a compilation of their own; 0 for none.
-      largest_peak: bytes of HBM that they take.
+      bound: "arithmetic" or "memory", whichever takes longer.
+      largest_rows: largest number of examples per forward pass that fits, compiled to verify it; 0
+        if none fits.
+      largest_peak: bytes of HBM with `largest_rows`.
+      source: source of the chip's figures.
     """
 
     topology: str
@@ -84,12 +89,12 @@ def check(config, topology: str, largest: bool = True) -> Checked:
 
     Args:
       config: a resolved recipe.
-      topology: as in `v5e:2x4`.
-      largest: whether to look for the largest batch, which takes some compilations more.
+      topology: name of a topology, such as `v5e:2x4`.
+      largest: whether to search for the largest batch, which takes more compilations.
 
     Raises:
-      UsageError: for an unknown topology, a recipe that no TPU takes, or missing packages.
-      RunError: where the step does not compile; it names the operation.
+      UsageError: for an unknown topology, a recipe that TPUs do not support, or missing packages.
+      RunError: if the step does not compile; the message names the operation.
     """
     chip, cores = parse_topology(topology)
     check_recipe(config)
@@ -119,7 +124,7 @@ def check(config, topology: str, largest: bool = True) -> Checked:
 
 
 class Steps:
-    """A recipe's step at one depth, or at the two by which a deep model's is found."""
+    """A recipe's step, or its steps at the two depths from which a deep model is extrapolated."""
 
     def __init__(self, config, depth: int, compiler):
         self.depth, self.compiler = depth, compiler
@@ -132,21 +137,21 @@ class Steps:
         self.parameters = int(line(self.depths, counts, depth)) if self.depths else counts[0]
 
     def compile(self, share: Share) -> Program:
-        """Compiles the update of a core's share; for a deep model, twice."""
-        found = []
+        """Compiles the update of a core's share; a deep model is compiled at two depths."""
+        programs = []
         for blocks, step in zip(self.depths or (0,), self.steps, strict=True):
             what = f"{_of(blocks)}, {share.rows:,} examples a core"
             _say(f"tracing the train step{what}")
             hlo = lower(step, share)
             _say(f"compiling the train step{what}, for the TPU")
-            found.append(as_program(self.compiler.compile(hlo)))
+            programs.append(as_program(self.compiler.compile(hlo)))
         if not self.depths:
-            return found[0]
-        parts = zip(*(dataclasses.astuple(one) for one in found), strict=True)
+            return programs[0]
+        parts = zip(*(dataclasses.astuple(one) for one in programs), strict=True)
         *values, seconds = (
             None if None in pair else line(self.depths, pair, self.depth) for pair in parts
         )
-        return Program(*values, sum(one.seconds for one in found))
+        return Program(*values, sum(one.seconds for one in programs))
 
 
 def _say(stage: str) -> None:
@@ -159,35 +164,35 @@ def _of(blocks: int) -> str:
 
 
 def as_program(answer: dict) -> Program:
-    """From what `Compiler.compile` returns."""
+    """Returns the `Program` for a result of `Compiler.compile`."""
     if "used" in answer:
         return Program(answer["used"])
-    kept = answer["outputs"] - answer["aliased"]  # what is updated in its place is counted once
-    parts = answer["arguments"] + kept, answer["temporaries"], answer["code"]
+    outputs = answer["outputs"] - answer["aliased"]  # values updated in place count once
+    parts = answer["arguments"] + outputs, answer["temporaries"], answer["code"]
     cost = answer["flops"], answer["bytes"], answer["unknown_loops"]
     return Program(sum(parts), *parts, *cost, answer["seconds"])
 
 
 def line(places, values, at: float) -> float:
-    """Returns the value at a place of the line through two points."""
+    """Returns the value at `at` of the line through two points."""
     (x, z), (y, w) = places, values
     return y + (w - y) * (at - x) / (z - x)
 
 
 def largest_rows(peak_of, rows: int, peak: float, usable: int) -> tuple[int, float]:
-    """Finds the most rows that fit: memory is nearly a line in them.
+    """Searches the largest number of rows that fits, since memory is nearly linear in rows.
 
-    A second size gives the line, a third checks what it says; where that does not fit, or leaves a
-    tenth free, a fourth follows from the line through it.
+    A second size gives the line, and a third verifies the number that follows from it. If the third
+    does not fit, or leaves more than a tenth free, a fourth size follows from a new line.
 
     Args:
-      peak_of: from rows to bytes, by a compilation.
-      rows: of which `peak` is known.
-      peak: see there.
-      usable: bytes that there are.
+      peak_of: function from rows to bytes, by a compilation.
+      rows: number of rows with the known peak.
+      peak: bytes for `rows`.
+      usable: available bytes.
 
     Returns:
-      `(rows, bytes)` of the largest that was compiled and fits; (0, 0.0) where none did.
+      `(rows, bytes)` of the largest size that was compiled and fits; (0, 0.0) if none fits.
     """
     known = {rows: peak}
 
@@ -216,5 +221,5 @@ def largest_rows(peak_of, rows: int, peak: float, usable: int) -> tuple[int, flo
         measure(number)
         if 0.9 * usable <= known[number] <= usable:
             break
-    found = fitting()
-    return found, known[found] if found else 0.0
+    best = fitting()
+    return best, known[best] if best else 0.0

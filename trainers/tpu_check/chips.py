@@ -1,4 +1,4 @@
-"""TPUs by name: what a chip can do, and which topologies there are. Loads no TensorFlow."""
+"""TPU chips and topologies by name. Importing this module loads no TensorFlow."""
 
 import dataclasses
 import math
@@ -8,17 +8,17 @@ from zoo.errors import UsageError, near_names
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPUs, each chip of which is one device with one replica on it.
+    """A generation of TPUs; each chip is one device with one replica.
 
     Attributes:
-      name: as in a topology's name.
-      flops: peak of products in bfloat16, FLOPs a second; products of float32 take the same units,
-        in bfloat16, unless a program asks for more.
-      bandwidth: of the memory, bytes a second.
-      memory: bytes of HBM by the data sheet.
-      usable: what the compiler leaves to a program, as it says itself to one that is too large.
-      topologies: shapes of chips that can be had.
-      source: of the numbers.
+      name: name of the chip in topologies.
+      flops: peak FLOPs per second of bfloat16 matrix products. Products of float32 also run in
+        bfloat16 unless a program requests more precision.
+      bandwidth: memory bandwidth in bytes per second.
+      memory: bytes of HBM according to the data sheet.
+      usable: bytes of HBM available to a program, according to the compiler's error message.
+      topologies: available shapes.
+      source: source of these figures.
     """
 
     name: str
@@ -47,15 +47,15 @@ _SEVENTH = ("v7", "v7x", "tpu7", "tpu7x", "ironwood")
 
 
 def topology_names() -> list[str]:
-    """Returns the names of all topologies: `v5e:2x4`."""
+    """Returns the names of all topologies, such as `v5e:2x4`."""
     return [f"{chip.name}:{shape}" for chip in CHIPS.values() for shape in chip.topologies]
 
 
 def parse_topology(name: str) -> tuple[Chip, int]:
-    """Returns the chip of a topology, and how many of them it has.
+    """Returns `(chip, number of chips)` of a topology.
 
     Raises:
-      UsageError: for a name that is not known, or of a chip that TensorFlow cannot use.
+      UsageError: for an unknown topology, or a chip that TensorFlow does not support.
     """
     kind, _, shape = name.partition(":")
     if kind.lower() in _SEVENTH:

@@ -1,4 +1,4 @@
-"""libtpu's ahead-of-time compiler, in a process of its own. Loads no TensorFlow."""
+"""Runs libtpu's ahead-of-time compiler in a separate process. Loads no TensorFlow."""
 
 import json
 import re
@@ -10,11 +10,11 @@ from pathlib import Path
 from zoo import processes
 from zoo.errors import RunError, UsageError
 
-# Of the other process alone: JAX stays off devices, libtpu does not look for a TPU machine.
+# For the compiler's process: JAX uses no accelerator, and libtpu does not search for a TPU machine.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is held: several may compile at once
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is used, so several processes may compile
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -25,19 +25,19 @@ _ENVIRONMENT = {
 
 
 def check_installed() -> None:
-    """Raises `UsageError` where jax or libtpu is missing."""
+    """Raises `UsageError` if jax or libtpu is missing."""
     for package in ("jax", "libtpu"):
         try:
             version(package)
         except PackageNotFoundError:
             raise UsageError(
-                f"zoo tpu_check takes the package {package}: pip install 'keras-zoo[aot]', in "
-                "another environment than that of a TPU VM, whose libtpu is another."
+                f"zoo tpu_check requires the package {package}: pip install 'keras-zoo[aot]', in "
+                "its own environment on a TPU VM, which has another libtpu."
             ) from None
 
 
 class Compiler:
-    """A process that compiles; a context manager, for it ends with the block.
+    """The compiler's process, as a context manager.
 
     Args:
       topology: name of a topology.
@@ -64,14 +64,15 @@ class Compiler:
         self._folder.cleanup()
 
     def compile(self, hlo: bytes) -> dict:
-        """Compiles a serialised HloModuleProto for one core.
+        """Compiles a serialized HloModuleProto for one core.
 
         Returns:
           {"arguments", "outputs", "aliased", "temporaries", "code"} in bytes of HBM, "flops",
-          "bytes", "unknown_loops" and "seconds"; or {"used"}, the bytes of what does not fit.
+          "bytes", "unknown_loops" and "seconds"; or {"used"}, the bytes that a program needs which
+          does not fit.
 
         Raises:
-          RunError: where the compiler refuses the program; it names the operation.
+          RunError: if the compiler rejects the program; the message names the operation.
         """
         file = Path(self._folder.name) / "step.hlo"
         file.write_bytes(hlo)
@@ -82,22 +83,22 @@ class Compiler:
             line = ""
         if not line:
             self._log.seek(0)
-            said = self._log.read().strip().splitlines()
-            raise RunError(f"The TPU compiler ended: {said[-1] if said else 'without a word'}")
+            lines = self._log.read().strip().splitlines()
+            raise RunError(f"The TPU compiler ended: {lines[-1] if lines else 'no message'}")
         answer = json.loads(line)
         if "error" in answer:
             used = memory_wanted(answer["error"])
             if used is None:
-                raise RunError(f"The TPU compiler refuses the step: {answer['error']}")
+                raise RunError(f"The TPU compiler rejects the step: {answer['error']}")
             return {"used": used}
         return answer
 
 
 def memory_wanted(message: str) -> int | None:
-    """Returns the bytes that a program was said to need; None where it is another error."""
+    """Returns the bytes in an out-of-memory message; None for another error."""
     if "RESOURCE_EXHAUSTED" not in message or "hbm" not in message.lower():
         return None
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(
         r"\(([\d.]+)([KMGT]?)\) exceeds", message
     )
-    return found and int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
+    return match and int(float(match[1]) * 2 ** (10 * " KMGT".index(match[2] or " ")))

@@ -1,4 +1,4 @@
-"""From a train step to HLO, and what in it no TPU could run. Needs no libtpu."""
+"""Lowers a train step to HLO and checks for operations that no TPU supports. Needs no libtpu."""
 
 import contextlib
 import re
@@ -12,27 +12,28 @@ from tensorflow.python.ops import random_ops_util
 from trainers.tpu_check.abstract import AbstractStep, Share
 from zoo.errors import RunError
 
-# Instructions with which a program talks to its host.
+# Instructions that communicate with the host.
 _HOST = {"custom-call", "infeed", "outfeed", "send", "recv"}
-# What TensorFlow says of an operation that XLA has no kernel for: `Name (No registered ...)`.
+# TensorFlow's message for an operation without an XLA kernel: `Name (No registered ...)`.
 _UNSUPPORTED = re.compile(r"(\w+) \(No registered .*?\{\{node ([^}]*)\}\}", re.DOTALL)
-# XLA drops these, and the text in them.
+# XLA removes these operations and their text.
 _DROPPED = {"Assert", "Print", "PrintV2"}
 
 
 def lower(abstract: AbstractStep, share: Share) -> bytes:
-    """Returns the whole update of one core as a serialised HloModuleProto.
+    """Returns the whole update of one core as a serialized HloModuleProto.
 
     Raises:
-      RunError: where the step is not for a TPU; it names each failing check, and the operations.
+      RunError: if a TPU does not support the step; the message names each failed check and the
+        operations.
     """
     step, batch = abstract.step, abstract.batch(share)
     text = [f"the batch's {name}" for name, spec in batch.items() if spec.dtype == tf.string]
     if text:
-        raise RunError(f"Not for a TPU: no strings ({', '.join(text)}).")
+        raise RunError(f"A TPU requires no strings ({', '.join(text)}).")
     step.micro_batch_size = share.rows if share.micro_batches > 1 else 0
     update = tf.function(step.update, jit_compile=True, autograph=False)
-    # Never written, so that they take no memory however large they are.
+    # Uninitialized tensors: their memory is never touched, so they take none.
     tensors = {
         name: tf.raw_ops.Empty(shape=spec.shape, dtype=spec.dtype, init=False)
         for name, spec in batch.items()
@@ -42,21 +43,22 @@ def lower(abstract: AbstractStep, share: Share) -> bytes:
     try:
         hlo = update.experimental_get_compiler_ir(tensors)(stage="hlo_serialized")
     except (tf.errors.OpError, ValueError) as error:
-        found = strings(graph)
-        if found:
-            raise RunError(f"Not for a TPU: no strings ({_few(found)}).") from None
+        operations = strings(graph)
+        if operations:
+            raise RunError(f"A TPU requires no strings ({_few(operations)}).") from None
         raise RunError(f"XLA cannot compile the step: {reason(error)}") from None
-    found = lint(hlo)
-    if found:
-        raise RunError(f"Not for a TPU: {'; '.join(found)}.")
+    failed = lint(hlo)
+    if failed:
+        raise RunError(f"A TPU requires {'; '.join(failed)}.")
     return hlo
 
 
 @contextlib.contextmanager
 def seeds_of_a_tpu():
-    """Has random numbers take their seeds as they are, as TensorFlow's kernels for a TPU do.
+    """Returns a context in which seeds are used unchanged, as TensorFlow's TPU kernels do.
 
-    Those for a CPU, on which the step is traced, scramble each by hundreds of scalar operations.
+    The kernels for a CPU, on which the step is traced, scramble each seed by hundreds of scalar
+    operations.
     """
     kernels = random_ops_util.gen_stateless_random_ops_v2
     usual = kernels.stateless_random_get_key_counter
@@ -73,13 +75,13 @@ def seeds_of_a_tpu():
 
 
 def reason(error: Exception) -> str:
-    """Returns the operations that XLA cannot compile; its first line where it names none."""
+    """Returns the operations that XLA cannot compile, or the first line of the error."""
     names = [f"{kind} ({node})" for kind, node in _UNSUPPORTED.findall(str(error))]
     return f"no TPU has {', '.join(names)}." if names else str(error).strip().splitlines()[0]
 
 
 def strings(graph) -> list[str]:
-    """Returns the operations of a GraphDef, functions included, that work on text."""
+    """Returns the operations of a GraphDef and its functions that have string tensors."""
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
     dropped = {name.split(":")[0] for n in nodes if n.op in _DROPPED for name in n.input}
     return sorted(
@@ -99,10 +101,10 @@ def _has_text(node) -> bool:
 
 
 def lint(hlo: bytes) -> list[str]:
-    """Returns the checks that a program fails, each with the operations that fail it.
+    """Returns the checks that a program fails, each with the operations that violate it.
 
     Args:
-      hlo: a serialised HloModuleProto.
+      hlo: a serialized HloModuleProto.
     """
     module = hlo_pb2.HloModuleProto.FromString(hlo)
     wide, host, dynamic = {}, {}, {}
@@ -110,7 +112,7 @@ def lint(hlo: bytes) -> list[str]:
         for instruction in computation.instructions:
             where = instruction.metadata.op_name or instruction.name
             shapes = list(_leaves(instruction.shape))
-            # TensorFlow's kernels write some numbers as float64 and convert them at once.
+            # TensorFlow's kernels emit some constants as float64 and convert them immediately.
             number = instruction.opcode == "constant" and not shapes[0].dimensions
             if not number and any(_is_wide(s) for s in shapes):
                 wide[where] = None
@@ -119,7 +121,7 @@ def lint(hlo: bytes) -> list[str]:
             if instruction.opcode in _HOST:
                 target = instruction.custom_call_target
                 host[f"{instruction.opcode} {target}".strip() + f" at {where}"] = None
-    checks = (("no float64", wide), ("no calls of the host", host), ("static shapes", dynamic))
+    checks = (("no float64", wide), ("no communication with the host", host), ("static shapes", dynamic))
     return [f"{check} ({_few(list(found))})" for check, found in checks if found]
 
 

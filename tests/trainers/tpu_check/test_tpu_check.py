@@ -418,7 +418,7 @@ def test_dropout_and_what_does_not_fit(tpu):
 
 @needs_libtpu
 def test_a_program_that_is_none_is_refused(tpu):
-    with pytest.raises(RunError, match="The TPU compiler refuses the step: "):
+    with pytest.raises(RunError, match="The TPU compiler rejects the step: "):
         tpu.compile(b"nothing")
 
 

@@ -35,7 +35,7 @@ def _host(x):
         (lambda x: tf.boolean_mask(x, x > 0) * 2, "static shapes .*"),
         (lambda x: tf.strings.length(tf.strings.as_string(x)), "no strings .*AsString"),
         (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "no TPU has PyFunc"),
-        (_host, "no calls of the host .custom-call mine at "),
+        (_host, "no communication with the host .custom-call mine at "),
     ],
 )
 def test_checks_that_fail_are_named(function, said):
