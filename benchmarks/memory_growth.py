@@ -29,7 +29,7 @@ class Watch(keras.callbacks.Callback):
         self.seen = []
 
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.step.numpy()) >= 100 * (len(self.seen) + 1):
+        if int(self.model.count.numpy()) >= 100 * (len(self.seen) + 1):
             self.seen.append(resident())
 
 

@@ -26,7 +26,7 @@ def measure(recipe: str) -> float:
 
     class StopAfterUpdate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            int(self.model.step.numpy())  # waits for the update
+            int(self.model.count.numpy())  # waits for the update
             raise FirstUpdateDone
 
     config = resolve(recipe, [("trainer.steps_per_execution", "1")])

@@ -54,7 +54,7 @@ def train(argv) -> int:
 
     class Send(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            now = int(self.model.step.numpy())
+            now = int(self.model.count.numpy())
             for name, step in signals.items():
                 if now == step:
                     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])

@@ -270,7 +270,7 @@ def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
         """The notice comes after update 6, and is noticed before the next."""
 
         def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.step.numpy()) == 6:
+            if int(self.model.count.numpy()) == 6:
                 cloud.pages[PREEMPTED] = "TRUE"
                 assert trainer.stop.asked.wait(20)
 

@@ -204,7 +204,7 @@ def test_the_whole_step_compiled_computes_the_same(one, xla, micro):
         return step
 
     plain, compiled = updated(False), updated(True)
-    assert int(compiled.step.numpy()) == 3
+    assert int(compiled.count.numpy()) == 3
     assert int(compiled.first_bad.numpy()) == -1
     assert toys.difference(plain.net, compiled.net) <= 1e-5
     for one_, other in zip(

@@ -153,7 +153,7 @@ def test_a_stop_by_sigterm_at_an_epochs_end_is_heard_of_once(whole, run, tmp_pat
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.step.numpy()) == 8:
+            if int(self.model.count.numpy()) == 8:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Terminated):

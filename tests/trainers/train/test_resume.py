@@ -48,7 +48,7 @@ class StopAt(keras.callbacks.Callback):
         self.updates = updates
 
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.step.numpy()) >= self.updates:
+        if int(self.model.count.numpy()) >= self.updates:
             raise Interrupted
 
 
@@ -98,7 +98,7 @@ def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.step.numpy()) == 6:
+            if int(self.model.count.numpy()) == 6:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     data = toys.token_data()
@@ -130,7 +130,7 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypa
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if int(self.model.step.numpy()) == 8 and how == "SIGTERM before":
+            if int(self.model.count.numpy()) == 8 and how == "SIGTERM before":
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def interrupted(validation):

@@ -131,13 +131,13 @@ def test_a_step_without_batches_is_refused():
     step = TrainStep(model, ImageClassification(), optimizer)
     data = {k: tf.constant(v[:8]) for k, v in two_classes().splits["train"].items()}
     data = {**data, "image": tf.cast(data["image"], tf.float32), "weight": tf.ones(8)}
-    with pytest.raises(UsageError, match="leave trainer.ema at 0"):
+    with pytest.raises(UsageError, match="set trainer.ema=0, or train"):
         step.fit(tf.data.Dataset.from_tensors(data), shuffle=False, verbose=0)
     step.update(data)
     with pytest.raises(UsageError, match="without `statistics`"), step.averaged():
         pass
     renorm = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(renorm=True)])
-    with pytest.raises(UsageError, match="Batch renormalization has no statistics"):
+    with pytest.raises(UsageError, match="Batch renormalization does not support averaged"):
         TrainStep(renorm, ImageClassification(), keras.optimizers.SGD(0.1, use_ema=True))
 
 

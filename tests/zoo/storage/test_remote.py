@@ -95,7 +95,7 @@ class Meanwhile(StopAt):
         self.bucket, self.function, self.steps = bucket, function, []
 
     def on_train_batch_end(self, batch, logs=None):
-        self.steps.append(int(self.model.step.numpy()))
+        self.steps.append(int(self.model.count.numpy()))
         if self.steps[-1] == 6:
             while "checkpoints/step_0000000004.npz" not in files(f"{self.bucket}/run"):
                 time.sleep(0.01)
