@@ -189,7 +189,7 @@ def test_workers_that_differ_all_say_who():
     for result in results:
         assert isinstance(result, UsageError)
         assert "All workers must have the same recipe. Received: worker 2 (" in str(result)
-        assert "than on worker 0 (" in str(result)
+        assert "differs from worker 0 (" in str(result)
 
 
 @pytest.mark.parametrize("who", [0, 1, 2])
@@ -206,7 +206,7 @@ def test_one_fails_and_the_others_name_it(who):
         assert isinstance(results[index], Left), results
         assert str(results[index]).startswith(f"worker {who} (")
         assert str(results[index]).endswith(
-            "failed: the disk is full; run the same command on all workers to go on from the last "
+            "failed: the disk is full; run the same command on all workers to resume from the last "
             "checkpoint"
         )
 

@@ -31,7 +31,7 @@ def made(seed=0, width=3, dtypes=DTYPES, step=7):
         ),
         seed_states=[keras.Variable([seed, 1], dtype="uint32", name="seed_state")],
         optimizers=[SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")])],
-        step=keras.Variable(step, dtype="int64", name="step"),
+        count=keras.Variable(step, dtype="int64", name="step"),
         compressors=(),
         task=SimpleNamespace(variables=()),
     )
