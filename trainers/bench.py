@@ -1,4 +1,4 @@
-"""How fast a recipe's train step runs here, and what share of the machine that is."""
+"""Measures a recipe's train step: throughput, input pipeline, and share of the peak FLOPs."""
 
 import dataclasses
 import statistics
@@ -17,36 +17,37 @@ from zoo.data import pipeline
 from zoo.description import forward_flops
 from zoo.errors import UsageError
 
-_ROUND = 0.05  # seconds of matrix products
-_ROUNDS = 9  # of steps and matrix products in turns, at least
+_ROUND = 0.05  # seconds of matrix products per round
+_ROUNDS = 9  # number of rounds, which alternate between steps and matrix products
 
 ABOVE_PEAK = (
-    "above 100 %: other work on this machine slowed the matrix products down, or kernels take "
-    "fewer FLOPs than are counted, as Winograd's convolutions do; measure again, with a larger "
-    "--seconds"
+    "above 100 %: other work on this machine slowed down the matrix products, or kernels need "
+    "fewer FLOPs than the count, as Winograd convolutions do; repeat with larger --seconds"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured; times are medians.
+    """Results of `bench`; times are medians.
 
     Attributes:
-      first_step: seconds from built model to the end of the first update (tracing, compiling).
-      step: seconds of one update, its input and all.
-      samples_per_second: examples of one update over its seconds.
-      unit: what the loss counts, such as "tokens", and
-      units_per_second: of those.
-      input_batches_per_second: what the input pipeline gives with no step behind it, and
-      input_samples_per_second: in examples.
-      appetite: examples a second that the step takes where its batches are there already.
-      bottleneck: "input" where the pipeline gives less than that, else "step".
-      flops: of one update, forward and backward (three times forward), without a frozen part that
-        training runs once. Of a GAN, whose players run each other, it is too low.
-      peak: FLOPs a second of large matrix products in the recipe's compute type, one on each
-        replica at once; the median of rounds that alternate with the updates.
-      share: of that peak.
-      remark: what casts doubt on the share; "" for nothing.
+      first_step: seconds from the built model to the end of the first update (tracing,
+        compilation).
+      step: seconds per update, input included.
+      samples_per_second: examples per second in training.
+      unit: unit of the loss weight, such as "tokens".
+      units_per_second: these units per second in training.
+      input_batches_per_second: throughput of the input pipeline alone, in batches.
+      input_samples_per_second: throughput of the input pipeline alone, in examples.
+      cached_samples_per_second: throughput of the step with cached input batches, in examples.
+      bottleneck: "input" if the input pipeline alone is slower than the step with cached batches,
+        else "step".
+      flops: FLOPs of one update, as three forward passes, without a frozen part that training runs
+        once. Too low for GANs, whose players run each other.
+      peak: FLOPs per second of large matrix products in the recipe's compute dtype, on all replicas
+        at once; the median of rounds that alternate with updates.
+      share: FLOPs per second of training divided by `peak`.
+      remark: reason to doubt the share; "" if there is none.
     """
 
     first_step: float
@@ -56,7 +57,7 @@ class Measured:
     units_per_second: float
     input_batches_per_second: float
     input_samples_per_second: float
-    appetite: float
+    cached_samples_per_second: float
     bottleneck: str
     flops: int
     peak: float
@@ -65,15 +66,17 @@ class Measured:
 
 
 def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
-    """Runs a recipe's train step on made-up examples, which its task provides.
+    """Measures a recipe's train step on synthetic examples from its task.
 
-    A task that makes its data set itself, as those on text do, is run on it: vocabulary and
-    sequence length follow from there.
+    Text tasks run on the recipe's data set, since vocabulary and sequence length follow from it.
 
     Args:
-      config: a resolved recipe.
-      seconds: how long to measure: half of it training, a quarter each step and input alone.
-      dataset: the data of such a task, where it is loaded already.
+      config: a resolved configuration.
+      seconds: time to measure: half for training, a quarter each for step and input alone.
+      dataset: the data set of a text task, if it is loaded already.
+
+    Returns:
+      `Measured`.
     """
     trainer = config.trainer
     check_sizes(config.compress)
@@ -84,7 +87,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
     chunk = trainer.steps_per_execution
     if dataset is None and registry.makes_data(config.task.name):
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
-    # A length that every schedule's phases fit into.
+    # The number of updates is larger than the phases of any schedule.
     step, task = build_step(config, strategy, 10**9, dataset)
     if dataset:
         task.check(step.net, dataset)
@@ -92,7 +95,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
         check_examples(arrays, batch)
     else:
         arrays = made_up(task, step.net, 4 * batch, trainer.seed)
-    # Training runs a frozen part once: its updates begin behind it.
+    # Training runs a frozen part once, so updates only run the head.
     learner = step.net if task.frozen(step.net).model is None else step.net.head
     tpu.check(config, strategy, arrays)
     batches = pipeline.training_batches(
@@ -104,23 +107,23 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
     def execute(iterator, count):
         start = time.perf_counter()
         run(iterator, tf.constant(count))
-        taken = step.means.take()  # waits for the device
-        return time.perf_counter() - start, taken[next(iter(step.task.terms))][1]
+        totals = step.means.take()  # waits for the device
+        return time.perf_counter() - start, totals[next(iter(step.task.terms))][1]
 
     def measure(batches, seconds):
         iterator = iter(distribute(strategy, lambda shares: batches))
         execute(iterator, chunk)
-        found, end = [], time.perf_counter() + seconds
-        while len(found) < 5 or time.perf_counter() < end:
-            found.append(execute(iterator, chunk))
-        return [[value / chunk for value in values] for values in zip(*found, strict=True)]
+        results, end = [], time.perf_counter() + seconds
+        while len(results) < 5 or time.perf_counter() < end:
+            results.append(execute(iterator, chunk))
+        return [[value / chunk for value in values] for values in zip(*results, strict=True)]
 
     iterator = iter(distribute(strategy, lambda shares: batches))
     first_step, _ = execute(iterator, 1)
     products = MatrixProducts(step.net.compute_dtype, strategy)
     execute(iterator, chunk)
     updates, peaks = [], []
-    for _ in range(_ROUNDS):  # in turns: what slows the machine down slows down both
+    for _ in range(_ROUNDS):  # alternating, so that other work on the machine slows down both
         end = time.perf_counter() + seconds / 2 / _ROUNDS
         updates += [execute(iterator, chunk), execute(iterator, chunk)]
         while time.perf_counter() < end:
@@ -128,16 +131,16 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
         peaks.append(products.flops_per_second())
     times, counts = ([value / chunk for value in values] for values in zip(*updates, strict=True))
     median, peak = statistics.median(times), statistics.median(peaks)
-    same = batches.take(replicas).cache().repeat()  # one batch, again and again
-    appetite = batch / statistics.median(measure(same, seconds / 4)[0])
+    same = batches.take(replicas).cache().repeat()
+    cached = batch / statistics.median(measure(same, seconds / 4)[0])
     rate = _input_rate(batches, replicas, seconds / 4)
     lengths = {}
     if learner is step.net:
         free = [i.name for i in step.net.inputs if None in i.shape[1:]]
         if unknown := [name for name in free if name not in batches.element_spec]:
             raise UsageError(
-                f"The model's input {unknown[0]!r} is of any length and has no array's name: call "
-                f"it {' or '.join(batches.element_spec)}."
+                "A model input of variable length must have the name of an array of the batch: "
+                f"{', '.join(batches.element_spec)}. Received: {unknown[0]!r}."
             )
         lengths = {name: batches.element_spec[name].shape[1] for name in free}
     flops = 3 * forward_flops(learner, lengths or None) * batch
@@ -150,8 +153,8 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
         units_per_second=statistics.mean(counts) / median,
         input_batches_per_second=rate,
         input_samples_per_second=rate * batch,
-        appetite=appetite,
-        bottleneck="input" if rate * batch < appetite else "step",
+        cached_samples_per_second=cached,
+        bottleneck="input" if rate * batch < cached else "step",
         flops=flops,
         peak=peak,
         share=share,
@@ -160,21 +163,21 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
 
 
 class MatrixProducts:
-    """Products of (size, size) matrices, one after the other, as a measure of a machine's peak.
+    """Products of (size, size) matrices, to measure the peak FLOPs of a machine.
 
-    All replicas compute at once, as in training: logical devices of a CPU share its cores. A round
-    is as many products as take `_ROUND` seconds, beside which a call is nothing.
+    All replicas compute at once, as in training, since logical devices share the cores of a CPU. A
+    round takes at least `_ROUND` seconds, so that the time of the function call does not matter.
 
     Args:
-      dtype: name of the type of the matrices.
-      strategy: on whose replicas they are computed.
-      size: of the matrices.
+      dtype: dtype of the matrices.
+      strategy: the strategy of the run.
+      size: rows and columns of the matrices.
     """
 
     def __init__(self, dtype: str, strategy: tf.distribute.Strategy, size: int = 2048):
         self.strategy, self.size, self.count = strategy, size, 1
 
-        def matrix():  # whose powers neither grow nor vanish
+        def matrix():  # scaled so that its powers neither grow nor vanish
             return tf.cast(tf.random.stateless_normal((size, size), (0, 0)) * size**-0.5, dtype)
 
         def power(a, count):
@@ -190,7 +193,7 @@ class MatrixProducts:
             self.count *= 2
 
     def flops_per_second(self) -> float:
-        """Computes one round."""
+        """Runs one round and returns its FLOPs per second."""
         replicas = self.strategy.num_replicas_in_sync
         return 2 * self.size**3 * self.count * replicas / self._seconds()
 
@@ -203,15 +206,15 @@ class MatrixProducts:
 
 
 def matmul_peak(dtype: str, strategy: tf.distribute.Strategy, rounds: int = 7) -> float:
-    """Returns FLOPs a second of large matrix products, the fastest of some rounds."""
+    """Returns FLOPs per second of large matrix products, the fastest of several rounds."""
     products = MatrixProducts(dtype, strategy)
     return max(products.flops_per_second() for _ in range(rounds))
 
 
 def _input_rate(batches: tf.data.Dataset, replicas: int, seconds: float) -> float:
-    """Returns batches a second; an element is a replica's share of one."""
+    """Returns batches per second; an element is a per-replica batch."""
     iterator, count = iter(batches), 0
-    for _ in range(4 * replicas):  # what was prepared before anybody asked
+    for _ in range(4 * replicas):  # skips prefetched batches
         next(iterator)
     start = time.perf_counter()
     while count < 20 or time.perf_counter() < start + seconds:

@@ -26,7 +26,7 @@ _IMPORT = modules_flag(_FLAGS)
 
 
 def command(argv) -> int:
-    """Measures and prints."""
+    """Measures a recipe's train step and prints the results."""
     words, overrides = parse(
         _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
     )
@@ -38,24 +38,24 @@ def command(argv) -> int:
 
     from trainers.bench import bench
 
-    found = bench(config, _SECONDS.value, dataset)
+    measured = bench(config, _SECONDS.value, dataset)
     if _JSON.value:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print(json.dumps(dataclasses.asdict(measured), indent=2))
         return 0
-    print(f"first step        {found.first_step:.2f} s")
-    print(f"step              {found.step * 1e3:.2f} ms (median)")
-    print(f"training          {found.samples_per_second:,.0f} samples/s")
-    if found.unit != "samples":
-        print(f"                  {found.units_per_second:,.0f} {found.unit}/s")
-    given, taken = found.input_samples_per_second, found.appetite
-    batches = f"{found.input_batches_per_second:,.1f} batches/s"
-    print(f"input pipeline    {given:,.0f} samples/s ({batches}), with no step behind it")
-    print(f"step's appetite   {taken:,.0f} samples/s, with its batches at hand")
-    print(f"bottleneck        {found.bottleneck}: input gives {given / taken:.2g} x the appetite")
-    print(f"FLOPs an update   {found.flops / 1e9:.2f} G")
-    print(f"machine's peak    {found.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
-    remark = f" ({found.remark})" if found.remark else ""
-    print(f"share of it       {found.share:.1%}{remark}")
+    print(f"first step        {measured.first_step:.2f} s")
+    print(f"step              {measured.step * 1e3:.2f} ms (median)")
+    print(f"training          {measured.samples_per_second:,.0f} samples/s")
+    if measured.unit != "samples":
+        print(f"                  {measured.units_per_second:,.0f} {measured.unit}/s")
+    given, cached = measured.input_samples_per_second, measured.cached_samples_per_second
+    batches = f"{measured.input_batches_per_second:,.1f} batches/s"
+    print(f"input pipeline    {given:,.0f} samples/s ({batches}), without the step")
+    print(f"cached batches    {cached:,.0f} samples/s, without the input pipeline")
+    print(f"bottleneck        {measured.bottleneck}: input is {given / cached:.2g} x as fast")
+    print(f"FLOPs per update  {measured.flops / 1e9:.2f} G")
+    print(f"peak              {measured.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
+    remark = f" ({measured.remark})" if measured.remark else ""
+    print(f"share of peak     {measured.share:.1%}{remark}")
     return 0
 
 

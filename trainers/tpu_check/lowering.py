@@ -121,7 +121,11 @@ def lint(hlo: bytes) -> list[str]:
             if instruction.opcode in _HOST:
                 target = instruction.custom_call_target
                 host[f"{instruction.opcode} {target}".strip() + f" at {where}"] = None
-    checks = (("no float64", wide), ("no communication with the host", host), ("static shapes", dynamic))
+    checks = (
+        ("no float64", wide),
+        ("no communication with the host", host),
+        ("static shapes", dynamic),
+    )
     return [f"{check} ({_few(list(found))})" for check, found in checks if found]
 
 
