@@ -1,21 +1,21 @@
-"""How tokens are chosen, checked before TensorFlow is loaded."""
+"""Options of text generation. Importing this module loads no TensorFlow."""
 
 import dataclasses
 
 from zoo.errors import UsageError
 from zoo.special_tokens import END
 
-COLDEST = 1e-6  # temperatures below it are 0: differences of logits divided by them are no numbers
-LONGEST = 2**20  # tokens of a continuation
-HOTTEST = 1e9  # with more, what must not be chosen would be
+COLDEST = 1e-6  # lower temperatures count as 0, since logits divided by them overflow
+LONGEST = 2**20  # maximum number of generated tokens
+HOTTEST = 1e9  # higher temperatures could select forbidden tokens
 
 
 @dataclasses.dataclass
 class Options:
-    """How tokens are chosen; see `zoo.generation.generate.Generator.tokens`.
+    """Options of text generation; see `zoo.generation.generate.Generator.tokens`.
 
     Raises:
-      UsageError: where a value is out of its bounds.
+      UsageError: if a value is out of range.
     """
 
     max_tokens: int
@@ -29,26 +29,28 @@ class Options:
 
     def __post_init__(self):
         rules = [
-            ("max_tokens", 1 <= self.max_tokens <= LONGEST, f"1 to {LONGEST:,}"),
-            ("temperature", 0 <= self.temperature <= HOTTEST, f"0 to {HOTTEST:,.0f}"),
+            ("max_tokens", 1 <= self.max_tokens <= LONGEST, f"from 1 to {LONGEST:,}"),
+            ("temperature", 0 <= self.temperature <= HOTTEST, f"from 0 to {HOTTEST:,.0f}"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("beams", self.beams >= 1, "1 (off) or more"),
             ("seed", self.seed >= 0, "0 or more"),
         ]
-        for name, right, rule in rules:
-            if not right:
-                raise UsageError(f"{name} is {rule}. Received: {getattr(self, name)}.")
+        for name, valid, rule in rules:
+            if not valid:
+                raise UsageError(f"{name} must be {rule}. Received: {getattr(self, name)}.")
         if self.beams > 1 and not self.use_cache:
-            raise UsageError("A beam search keeps a cache: use_cache=False goes without beams.")
+            raise UsageError(
+                f"Beam search requires a cache. Received: use_cache=False with beams={self.beams}."
+            )
         self.end_id = -1 if self.end_id is None else self.end_id
 
     def kind(self, allowed: int):
-        """Returns which function of `zoo.generation.sampling` draws; for `top_k` its number.
+        """Returns the name of the function of `zoo.generation.sampling` to use, or k for `top_k`.
 
         Args:
-          allowed: number of tokens that may be chosen. `top_k` sorts them, which changes the token
-            that a random number stands for: with as many or more it is the same as none.
+          allowed: number of tokens that may be chosen. With k >= allowed, `top_k` has no effect and
+            is not used, since its sort would change which token a random number selects.
         """
         if self.temperature < COLDEST:
             return "greedy"

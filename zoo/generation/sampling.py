@@ -1,21 +1,20 @@
-"""How the next token is chosen from logits.
+"""Chooses the next token from logits.
 
-Each function is one of logits (B, V) and of a number a row in [0, 1), so that who calls decides
-where randomness comes from, and the same number gives the same token in any batch. Logits are
-finite; a token whose probability is 0 in float32 is never chosen at random.
+Each function takes logits (B, V) and one uniform number in [0, 1) per row. So the caller controls
+the randomness, and the same number gives the same token in any batch. Logits must be finite. A
+token with probability 0 in float32 is never sampled.
 """
 
 from keras import ops
 
 from zoo.layers.gather import pick
 
-# Columns of the table in which `choose` looks up a token: rows are summed first.
-_COLUMNS = 128
+_COLUMNS = 128  # of the table in which `choose` looks up a token
 _ONE = 0x3F800000  # the bits of 1.0 in float32
 
 
 def greedy(logits, uniform=None):
-    """Returns the likeliest tokens (B,) int32; of equals the first."""
+    """Returns the tokens (B,) int32 with the largest logits; the first one of equal logits."""
     return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
@@ -34,21 +33,21 @@ def sample(logits, uniform, temperature=1.0):
 
 
 def top_k(logits, uniform, k, temperature=1.0, p=1.0):
-    """Draws from the k likeliest tokens (Fan et al. 2018, arXiv:1805.04833), then as `top_p`.
+    """Draws from the k most probable tokens (Fan et al. 2018, arXiv:1805.04833), then as `top_p`.
 
     Args:
       logits: (B, V) float32.
       uniform: (B,) float32 in [0, 1).
-      k: a Python integer; of tokens that are equal at the border, the first are kept.
+      k: a Python integer; of tokens with the k-th largest logit, the first ones are included.
       temperature: positive number or scalar tensor.
-      p: as for `top_p`, of the probability that the k tokens have together.
+      p: as for `top_p`, relative to the total probability of the k tokens.
 
     Returns:
       (B,) int32.
     """
     values, tokens = ops.top_k(logits, min(k, logits.shape[-1]))
     powers = _powers(values, temperature)
-    # Sorted from the likeliest: a token stays while those before it fall short of p.
+    # In descending order, a token is included while the sum of the tokens before it is below p.
     before = ops.cumsum(powers, axis=-1) - powers
     powers = ops.where(before < p * ops.sum(powers, axis=-1, keepdims=True), powers, 0.0)
     place = choose(powers, uniform)
@@ -58,14 +57,14 @@ def top_k(logits, uniform, k, temperature=1.0, p=1.0):
 def top_p(logits, uniform, p, temperature=1.0):
     """Draws from the nucleus (Holtzman et al. 2019, arXiv:1904.09751).
 
-    That is the smallest set of likeliest tokens with a probability of p or more together; tokens
-    that are equal at its border are all in it.
+    The nucleus is the smallest set of most probable tokens with a total probability of at least p.
+    It includes all tokens that are as probable as its least probable one.
 
     Args:
       logits: (B, V) float32.
       uniform: (B,) float32 in [0, 1).
       p: number or scalar tensor in (0, 1].
-      temperature: positive number or scalar tensor; the set is chosen at that temperature.
+      temperature: positive number or scalar tensor; applied before the set is chosen.
 
     Returns:
       (B,) int32.
@@ -75,14 +74,14 @@ def top_p(logits, uniform, p, temperature=1.0):
 
 
 def nucleus(weights, p):
-    """Returns which tokens (B, V) are in the nucleus.
+    """Returns a mask (B, V) of the tokens in the nucleus.
 
-    The border is found by halving the interval it lies in, in the bits of float32, which are
-    ordered as the positive numbers they stand for: 31 sums in place of a sort, which takes
-    15 times as long for 8,192 tokens on a CPU under XLA.
+    The smallest included weight is found by bisection over the bits of float32, which have the
+    order of the positive numbers that they represent. These are 31 sums in place of a sort, which
+    takes 15 times as long for 8,192 tokens on a CPU under XLA.
 
     Args:
-      weights: (B, V) float32 in [0, 1]: probabilities, up to a factor a row.
+      weights: (B, V) float32 in [0, 1]: probabilities, up to a factor per row.
       p: number or scalar tensor in (0, 1].
     """
     bits = ops.view(weights, "int32")
@@ -103,18 +102,18 @@ def choose(weights, uniform):
     """Draws tokens by the inverse of the cumulative distribution.
 
     Args:
-      weights: (B, V) float32, not negative: probabilities, up to a factor a row.
+      weights: (B, V) float32, not negative: probabilities, up to a factor per row.
       uniform: (B,) float32 in [0, 1).
 
     Returns:
-      (B,) int32: tokens whose weight is positive.
+      (B,) int32: tokens of positive weight.
     """
     batch, size = weights.shape
     rows = -(-size // _COLUMNS)
     table = ops.pad(weights, ((0, 0), (0, rows * _COLUMNS - size)))
     table = ops.reshape(table, (batch, rows, _COLUMNS))
-    # First the row of the table, then the place in it: two short cumulative sums. Each is searched
-    # for a number just below its own end, so that rounding leads to no token beyond it.
+    # Two short cumulative sums: over the rows of the table, then inside the chosen row. Each goal
+    # is below the end of its sum, so that rounding never selects a token of weight 0 at the end.
     sums = ops.cumsum(ops.sum(table, axis=-1), axis=-1)
     goal = _below(uniform * sums[:, -1], sums[:, -1])
     row = _first_above(sums, goal)
@@ -124,7 +123,7 @@ def choose(weights, uniform):
 
 
 def _powers(logits, temperature):
-    """Returns probabilities (B, V), up to a factor a row: the largest is 1."""
+    """Returns probabilities (B, V), scaled per row so that the largest is 1."""
     logits = logits - ops.max(logits, axis=-1, keepdims=True)
     return ops.exp(logits / temperature)
 
@@ -134,5 +133,5 @@ def _below(number, limit):
 
 
 def _first_above(sums, goal):
-    """Returns the first place (B,) int32 at which ascending `sums` (B, N) exceed `goal` (B,)."""
+    """Returns the first index (B,) int32 at which ascending `sums` (B, N) exceed `goal` (B,)."""
     return ops.sum(ops.cast(sums <= goal[:, None], "int32"), axis=-1)

@@ -184,11 +184,11 @@ def test_what_the_tokenizer_does_not_know_is_said(tmp_path, zoo_command):
     ("words", "message"),
     [
         ([f"--prompt={'x' * 64}"], "A prompt of 64 tokens leaves no room"),
-        (["--max_tokens=0"], "max_tokens is 1 to 1,048,576. Received: 0"),
+        (["--max_tokens=0"], "max_tokens must be from 1 to 1,048,576. Received: 0"),
         (["--prompt=a", "--prompts=-"], "Give --prompt or --prompts, not both"),
         (["--beams=2", "--temperature=1"], "give --beams or --temperature, not both"),
         (["--checkpoint=best"], "holds no best model"),
-        (["--top_p=2"], "top_p is more than 0 and at most 1. Received: 2.0"),
+        (["--top_p=2"], "top_p must be more than 0 and at most 1. Received: 2.0"),
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",
 )  # fmt: skip

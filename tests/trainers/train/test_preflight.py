@@ -271,7 +271,7 @@ def test_options_of_generate_need_no_tensorflow():
         "import sys\n"
         "from zoo.generation.generate_options import Options, UsageError\n"
         "try:\n    Options(10, temperature=-1.0)\n"
-        "except UsageError as error:\n    assert 'temperature is 0 to' in str(error)\n"
+        "except UsageError as error:\n    assert 'temperature must be from 0 to' in str(error)\n"
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -388,7 +388,7 @@ def test_positions_that_were_not_trained_are_said(models, tokenizer, capsys):
 
 @pytest.mark.parametrize("temperature", [1.1e9, math.inf, math.nan, -1.0])
 def test_temperatures(writer, temperature):
-    with pytest.raises(UsageError, match="temperature is 0 to 1,000,000,000. Received: "):
+    with pytest.raises(UsageError, match="temperature must be from 0 to 1,000,000,000. Received: "):
         writer.text(["a"], 1, temperature=temperature)
 
 
