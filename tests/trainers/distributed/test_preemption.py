@@ -301,7 +301,7 @@ def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
     test_resume.assert_same_end(tmp_path / "whole", parts)
     (line,) = [line for line in read_metrics(parts) if line.get("event") == "warning"]
     assert "preemption_notice=aws): [Errno 111] Connection refused" in line["detail"]
-    assert "SIGTERM saves as ever" in line["detail"]
+    assert "SIGTERM still saves" in line["detail"]
 
 
 def test_an_unknown_cloud_is_refused():

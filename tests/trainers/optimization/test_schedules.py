@@ -81,7 +81,7 @@ def test_cosine_is_keras_own():
 def test_phases_longer_than_the_run_are_refused():
     with pytest.raises(UsageError, match="warmup_steps=80, schedule.decay_steps=30 for 100 steps"):
         make_schedule("wsd", 1.0, 100, warmup_steps=80, decay_steps=30)
-    with pytest.raises(UsageError, match="warmup_steps=4 and 3 steps"):
+    with pytest.raises(UsageError, match="warmup_steps=4 for 3 steps"):
         make_schedule("cosine", 1.0, 3, warmup_steps=4)
 
 
