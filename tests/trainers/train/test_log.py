@@ -280,7 +280,7 @@ def test_validation_without_targets_chooses_no_best_model(run, tmp_path, capsys)
     lines = read_metrics(tmp_path / "run")
     assert not any(key.startswith("val_") for line in lines for key in line)
     (warning,) = [line["detail"] for line in lines if line.get("event") == "warning"]
-    assert "no target of the validation split counts in val_loss" in warning
+    assert "the validation split has no target that counts in val_loss" in warning
     assert not (tmp_path / "run" / "best").exists()
     assert trainer.metrics == {}
     assert "no value" in str(trainer.result)

@@ -321,7 +321,10 @@ def test_slow_variables_are_slow_on_replicas_too(run):
 
 def test_slow_variables_must_be_there(run):
     config = toys.recipe()
-    for pattern, said in (("blok", "matches no variable"), ("(", "is a regular expression")):
+    for pattern, said in (
+        ("blok", "must match a trainable variable"),
+        ("(", "is a regular expression"),
+    ):
         config.optimizer = optimizer("sgd", slow=pattern)
         with pytest.raises(UsageError, match=said):
             run(config, toys.token_data())

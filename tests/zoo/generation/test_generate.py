@@ -289,7 +289,7 @@ def test_a_whole_text_says_nothing_of_limits(generators, capsys):
 )  # fmt: skip
 def test_values_out_of_range_are_refused(generators, options):
     ((name, value),) = options.items()
-    with pytest.raises(UsageError, match=f"{name} is .*Received: {value}"):
+    with pytest.raises(UsageError, match=f"{name} must be .*Received: {value}"):
         generators["gpt"].tokens([[7]], **{"max_tokens": 5, **options})
 
 
