@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
+# Python compiles what it imports; pip would compile all that it installs, for more than a minute.
+PIP := -m pip install --quiet --no-compile
 RUN := runs/quickstart
 # TensorFlow leaves a core idle much of the time that tests take.
 TWO := -n 2 --dist loadfile
@@ -17,11 +19,11 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest $(TWO) -m "slow and not alone"
-	$(VENV)/bin/python -m pytest -m alone
+	$(VENV)/bin/python -m pytest -m alone $$(grep -rlF --include='*.py' mark.alone tests)
 
 # The build of TensorFlow for TPUs runs on a CPU too: what the trainer does must be the same there.
 test-tpu-build: .venv-tpu/.installed
-	.venv-tpu/bin/python -m pytest -m "not slow and not alone" \
+	.venv-tpu/bin/python -m pytest $(TWO) -m "not slow and not alone" \
 	  tests/trainers/distributed/test_tpu.py tests/trainers/distributed/test_strategy.py \
 	  tests/trainers/train/test_step.py tests/trainers/train/test_samples.py \
 	  tests/trainers/run/test_checkpoint.py tests/trainers/run/test_saver.py \
@@ -34,14 +36,14 @@ test-launch: .venv-launch/.installed
 	.venv-launch/bin/python launch/load.py
 
 # Environments are kept between runs, where there are some.
-.venv-tpu/.installed: launch/install_tpu.sh setup.cfg
+.venv-tpu/.installed: launch/install_tpu.sh setup.cfg Makefile
 	PYTHON=$(PYTHON) bash launch/install_tpu.sh .venv-tpu
-	.venv-tpu/bin/python -m pip install --quiet pytest
+	.venv-tpu/bin/python $(PIP) pytest pytest-xdist
 	touch $@
 
 .venv-launch/.installed:
 	$(PYTHON) -m venv .venv-launch
-	.venv-launch/bin/python -m pip install --quiet 'skypilot>=0.14'
+	.venv-launch/bin/python $(PIP) 'skypilot>=0.14'
 	touch $@
 
 lint: $(VENV)/.installed-test
@@ -61,12 +63,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed." >&2; exit 1; }
 	@echo "Installing TensorFlow and what else is needed into $(VENV): some minutes, 3 GB."
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable .
+	$(VENV)/bin/python $(PIP) --upgrade pip
+	$(VENV)/bin/python $(PIP) --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	$(VENV)/bin/python $(PIP) --editable '.[test]'
 	touch $@
 
 clean:

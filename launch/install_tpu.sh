@@ -30,14 +30,14 @@ dependencies = ["tensorflow-tpu==2.20.0", "libtpu==0.0.21"]
 packages = []
 END
 "$folder/bin/python" -m pip install --quiet --upgrade pip
-"$folder/bin/python" -m pip install --quiet "$made"
+"$folder/bin/python" -m pip install --quiet --no-compile "$made"
 # The last releases of these for TensorFlow 2.20; --constraint keeps pip from newer ones.
 cat > "$made/constraints.txt" <<END
 tensorflow==2.20.0
 tensorflow-text==2.20.1
 tf-keras==2.20.1
 END
-"$folder/bin/python" -m pip install --quiet --constraint "$made/constraints.txt" \
+"$folder/bin/python" -m pip install --quiet --no-compile --constraint "$made/constraints.txt" \
   --editable ".$extras"
 # Off a TPU VM libtpu would ask the cloud's metadata server for minutes.
 [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ] || export TPU_SKIP_MDS_QUERY=1
