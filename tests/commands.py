@@ -1,11 +1,19 @@
 """Running `zoo` as a user does, and looking at what it left behind."""
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib
+import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+
+import pytest
+
+from zoo import processes
 
 ROOT = Path(__file__).parents[1]
 ZOO = "import sys; from trainers.cli.main import main; sys.exit(main())"
@@ -35,6 +43,34 @@ def zoo_process(*words, **options) -> Answer:
     options["env"] = {**os.environ, "PYTHONPATH": path, **options.get("env", {})}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def children_here():
+    """Calls in this process what `zoo.processes.run` calls in a child.
+
+    For tests of results: a child takes eight seconds to start TensorFlow.
+    """
+
+    def run(function, *words, more=None, tensorflow=False):
+        module, _, name = function.partition(":")
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            try:
+                status = getattr(importlib.import_module(module), name)(*words)
+            except SystemExit as end:
+                status = end.code
+        if isinstance(status, str):
+            status = print(status, file=err) or 1
+        return subprocess.CompletedProcess(words, status or 0, out.getvalue(), err.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "run", run)
+        yield
 
 
 def started(code: str, *words, **environment) -> subprocess.Popen:

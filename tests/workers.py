@@ -6,10 +6,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
-from tests.commands import ROOT
+from tests import zygote
 
 _CHILD = """
 import sys
@@ -103,7 +102,7 @@ class Workers:
     def __init__(self, count, workdir, *changes, each=None, tf_config=False):
         self.addresses = free_addresses(count)
         each = each or [[]] * count
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+        environment = {}
         jobs = {"chief": self.addresses[:1], "worker": self.addresses[1:]}
         told = "" if tf_config else ",".join(self.addresses)
         self.processes = []
@@ -115,12 +114,7 @@ class Workers:
                 environment["TF_CONFIG"] = json.dumps({"cluster": jobs, "task": task})
             folder = absent(workdir, index) if index else workdir
             words = [str(folder), told, str(index), *changes, *each[index]]
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", _CHILD, *words], env=environment,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                )
-            )  # fmt: skip
+            self.processes.append(zygote.start(_CHILD, *words, environment=environment))
 
     def __enter__(self):
         return self

@@ -50,8 +50,8 @@ def check(model, share=0.75):
     ],
     ids=lambda value: "-".join(map(str, value)) or "plain",
 )
-def test_every_kernel_gets_sparse(trainer, run):
-    done = run(recipe(**trainer), toys.token_data())
+def test_every_kernel_gets_sparse(trainer, trained_once):
+    done = trained_once(recipe(**trainer), toys.token_data())
     assert check(done.step.net) == 6  # embedding, four of the blocks, logits
     with done.step.averaged():
         check(done.step.net)
@@ -83,9 +83,9 @@ def test_the_sparsity_follows_the_schedule(run):
         assert share == pytest.approx(expected, abs=1 / 256), step
 
 
-def test_replicas_prune_as_one(run):
-    one = run(recipe(), toys.token_data())
-    two = run(recipe(strategy="mirrored", replicas=2), toys.token_data())
+def test_replicas_prune_as_one(trained_once):
+    one = trained_once(recipe(), toys.token_data())
+    two = trained_once(recipe(strategy="mirrored", replicas=2), toys.token_data())
     for a, b in zip(one.step.compressors[0].masks, two.step.compressors[0].masks, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert toys.difference(one.step.net, two.step.net) < 1e-4  # of Adam's large steps
@@ -93,7 +93,7 @@ def test_replicas_prune_as_one(run):
 
 @pytest.mark.parametrize("compress", [SPARSE, {"m_by_n": (2, 4)}], ids=["schedule", "m_by_n"])
 @pytest.mark.parametrize("stop", [3, 7])
-def test_a_resumed_run_has_the_same_masks(compress, stop, run, tmp_path):
+def test_a_resumed_run_has_the_same_masks(compress, stop, run, trained_once, tmp_path):
     class Stop(keras.callbacks.Callback):
         steps = 0
 
@@ -103,7 +103,7 @@ def test_a_resumed_run_has_the_same_masks(compress, stop, run, tmp_path):
                 raise KeyboardInterrupt
 
     config = recipe(compress, checkpoint_every=1)
-    whole = run(config, toys.token_data())
+    whole = trained_once(config, toys.token_data())
     with pytest.raises(KeyboardInterrupt):
         run(config, toys.token_data(), tmp_path / "broken", callbacks=[Stop()])
     resumed = run(config, toys.token_data(), tmp_path / "broken")

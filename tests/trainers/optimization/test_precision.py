@@ -11,10 +11,10 @@ from trainers.optimization.optimizers import inner
 from trainers.optimization.precision import slow_bfloat16
 
 
-def train(run, precision, *, clip_norm=0.3, **trainer):
+def train(train_function, precision, *, clip_norm=0.3, **trainer):
     config = toys.recipe(precision=precision, **trainer)
     config.optimizer = optimizer("sgd", learning_rate=0.1, clip_norm=clip_norm)
-    return run(config, toys.token_data())
+    return train_function(config, toys.token_data())
 
 
 # Against float32 after ten steps. Micro-batches and replicas must not add to it: were gradients
@@ -23,11 +23,11 @@ def train(run, precision, *, clip_norm=0.3, **trainer):
     ("precision", "bound"), [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)]
 )
 @pytest.mark.parametrize("split", ["whole", "2 replicas x 2 micro-batches"])
-def test_close_to_float32(precision, bound, split, run):
+def test_close_to_float32(precision, bound, split, trained_once):
     more = (
         {} if split == "whole" else {"strategy": "mirrored", "replicas": 2, "micro_batch_size": 4}
     )
-    exact, mixed = train(run, "float32"), train(run, precision, **more)
+    exact, mixed = train(trained_once, "float32"), train(trained_once, precision, **more)
     assert 0 < toys.difference(exact.step.net, mixed.step.net) <= bound
     assert all(v.dtype == "float32" for v in mixed.step.net.trainable_variables)
     block = mixed.step.net.get_layer("block_0")

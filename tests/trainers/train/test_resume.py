@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import keras
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests import toys
+from tests import toys, zygote
 from trainers.config.base import optimizer, schedule
 from trainers.run import checkpoint
 from trainers.run.workdir import read_metrics
@@ -67,14 +65,14 @@ def assert_same_end(one, other):
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_resumed_run_is_bit_identical(replicas, run, tmp_path):
+def test_resumed_run_is_bit_identical(replicas, run, trained_once, tmp_path):
     data = toys.token_data()
-    run(recipe(replicas), data, workdir=tmp_path / "whole")
+    whole = trained_once(recipe(replicas), data)
     for stop in (7, 11):  # between checkpoints, and twice
         with pytest.raises(Interrupted):
             run(recipe(replicas), data, workdir=tmp_path / "parts", callbacks=[StopAt(stop)])
     run(recipe(replicas), data, workdir=tmp_path / "parts")
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(whole.workdir, tmp_path / "parts")
 
 
 def test_resume_with_another_number_of_replicas(run, tmp_path):
@@ -93,7 +91,7 @@ def test_resume_with_another_number_of_replicas(run, tmp_path):
     assert toys.difference(whole.step.net, parts.step.net) <= 1e-6
 
 
-def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
+def test_sigterm_saves_and_the_run_goes_on(run, trained_once, tmp_path):
     from trainers.train.loop import Terminated
 
     class Terminate(keras.callbacks.Callback):
@@ -102,13 +100,12 @@ def test_sigterm_saves_and_the_run_goes_on(run, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     data = toys.token_data()
-    run(recipe(), data, workdir=tmp_path / "whole")
     with pytest.raises(Terminated):
         run(recipe(), data, workdir=tmp_path / "parts", callbacks=[Terminate()])
     assert last_arrays(tmp_path / "parts")[0] in (6, 7)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     run(recipe(), data, workdir=tmp_path / "parts")
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert_same_end(trained_once(recipe(), data).workdir, tmp_path / "parts")
 
 
 def lines_of(workdir):
@@ -121,7 +118,7 @@ def lines_of(workdir):
 
 
 @pytest.mark.parametrize("how", ["SIGTERM before", "SIGTERM in", "kill in"])
-def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypatch):
+def test_no_evaluation_keeps_a_run_from_being_saved(how, run, trained_once, tmp_path, monkeypatch):
     """And what it would have told is told when the run goes on."""
     from trainers.train import loop
     from trainers.train.hooks.validation import Validation
@@ -144,7 +141,7 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypa
     config = recipe(evaluate_every=4)
     config.data.validation_size = 8
     data = toys.token_data()
-    whole = run(config, data, workdir=tmp_path / "whole")
+    whole = trained_once(config, data)
     with monkeypatch.context() as patch:
         patch.setattr(Validation, "evaluate", interrupted)
         with pytest.raises((loop.Terminated, Interrupted)):
@@ -152,8 +149,8 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, tmp_path, monkeypa
     assert asked == ([] if how == "SIGTERM before" else [8])
     assert last_arrays(tmp_path / "parts")[0] == 8
     again = run(config, data, workdir=tmp_path / "parts")
-    assert_same_end(tmp_path / "whole", tmp_path / "parts")
-    assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
+    assert_same_end(whole.workdir, tmp_path / "parts")
+    assert lines_of(tmp_path / "parts") == lines_of(whole.workdir.path)
     assert again.state.best == whole.state.best
 
 
@@ -187,9 +184,7 @@ except Terminated:
 
 
 def child(workdir, steps):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-c", CHILD, str(workdir), str(steps)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return zygote.start(CHILD, workdir, steps)
 
 
 def wait_for_step(process, workdir, step):
@@ -200,14 +195,14 @@ def wait_for_step(process, workdir, step):
             return
         time.sleep(0.01)
     process.kill()
-    raise AssertionError(f"step {step} was not reached: {process.stderr.read()}")
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
 
 
 @pytest.mark.slow
 def test_kill_9_twice_then_the_same_bits(tmp_path):
     steps = 600
     with child(tmp_path / "whole", steps) as process:
-        assert process.wait(300) == 0, process.stderr.read()
+        assert process.wait(300) == 0, process.communicate()[1]
     for step in (80, 300):
         with child(tmp_path / "parts", steps) as process:
             wait_for_step(process, tmp_path / "parts", step)
@@ -216,7 +211,7 @@ def test_kill_9_twice_then_the_same_bits(tmp_path):
         reached = last_arrays(tmp_path / "parts")[0]
         assert step <= reached < steps  # it was killed in the middle
     with child(tmp_path / "parts", steps) as process:
-        assert process.wait(300) == 0, process.stderr.read()
+        assert process.wait(300) == 0, process.communicate()[1]
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     steps_logged = [line["step"] for line in map(json.loads, lines) if "loss" in line]
@@ -228,11 +223,11 @@ def test_sigterm_ends_a_process_with_143(tmp_path):
     with child(tmp_path / "run", 100_000) as process:
         wait_for_step(process, tmp_path / "run", 100)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143, process.stderr.read()
+        assert process.wait(60) == 143, process.communicate()[1]
     assert last_arrays(tmp_path / "run")[0] >= 100
 
 
-def test_damaged_checkpoint_is_named_and_kept(run, tmp_path):
+def test_damaged_checkpoint_is_named_and_kept(run, trained_once, tmp_path):
     data, workdir = toys.token_data(), tmp_path / "run"
     with pytest.raises(Interrupted):
         run(recipe(), data, workdir=workdir, callbacks=[StopAt(9)])
@@ -244,8 +239,7 @@ def test_damaged_checkpoint_is_named_and_kept(run, tmp_path):
     assert newest.exists()
     newest.unlink()
     run(recipe(), data, workdir=workdir)
-    run(recipe(), data, workdir=tmp_path / "whole")
-    assert_same_end(tmp_path / "whole", workdir)
+    assert_same_end(trained_once(recipe(), data).workdir, workdir)
 
 
 # --- not finite ---------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The mathematics of an update: the same for any number of micro-batches and replicas."""
 
 import math
-import types
 
 import keras
 import numpy as np
@@ -10,6 +9,7 @@ import tensorflow as tf
 
 from tests import toys
 from trainers.config.base import optimizer, schedule
+from trainers.distributed.group import LocalGroup
 from trainers.evaluation.means import Means
 from trainers.optimization.optimizers import make_optimizer
 from trainers.train.build import synchronize_normalization
@@ -18,23 +18,6 @@ from zoo import registry
 from zoo.errors import UsageError
 
 BOUND = 1e-6
-
-
-@pytest.fixture(scope="module")
-def reference(devices, tmp_path_factory):
-    """Trains each (task, optimizer) once on one device and in one piece."""
-    from trainers.train.trainer import Trainer
-
-    made = {}
-
-    def get(name, make):
-        if name not in made:
-            config, dataset = make()
-            made[name] = Trainer(config, tmp_path_factory.mktemp(name), dataset=dataset)
-            made[name].metrics = made[name].train()
-        return made[name]
-
-    return get
 
 
 def sgd():
@@ -73,9 +56,9 @@ def tokens(name, task="toy_token", replicas=1, micro=0, l2=0.0):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_splitting_a_batch_changes_nothing(name, split, reference, run):
+def test_splitting_a_batch_changes_nothing(name, split, trained_once, run):
     """Sparse embedding gradients, unequal token counts and short last batches included."""
-    whole = reference(name, lambda: tokens(name))
+    whole = trained_once(*tokens(name))
     replicas, micro = SPLITS[split]
     parts = run(*tokens(name, replicas=replicas, micro=micro))
     assert toys.difference(whole.step.net, parts.step.net) <= BOUND
@@ -85,16 +68,16 @@ def test_splitting_a_batch_changes_nothing(name, split, reference, run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
-def test_every_optimizer_is_equal_when_split(name, reference, run):
-    whole = reference(name, lambda: tokens(name))
+def test_every_optimizer_is_equal_when_split(name, trained_once, run):
+    whole = trained_once(*tokens(name))
     parts = run(*tokens(name, replicas=2, micro=4))
     # Lion takes the sign of what may be a rounding error around zero.
     assert toys.difference(whole.step.net, parts.step.net) <= (1e-3 if name == "lion" else 1e-5)
 
 
 @pytest.mark.parametrize("split", ["4 micro-batches", "2 x 2"])
-def test_two_terms_and_a_penalty_when_split(split, reference, run):
-    whole = reference("terms", lambda: tokens("sgd", "toy_two_terms", l2=0.01))
+def test_two_terms_and_a_penalty_when_split(split, trained_once, run):
+    whole = trained_once(*tokens("sgd", "toy_two_terms", l2=0.01))
     replicas, micro = SPLITS[split]
     parts = run(*tokens("sgd", "toy_two_terms", replicas, micro, l2=0.01))
     assert toys.difference(whole.step.net, parts.step.net) <= BOUND
@@ -120,13 +103,13 @@ def test_equals_plain_keras_on_a_full_batch(xla, run):
 
 
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
-def test_fit_runs_the_same_step(strategy, reference, run):
+def test_fit_runs_the_same_step(strategy, trained_once, run):
     """`TrainStep` is a Keras model: plain `fit` over the same batches gives the same weights."""
     from trainers.distributed.strategy import make_strategy
     from trainers.train.build import build_step
     from zoo.data.pipeline import training_batches
 
-    whole = reference("sgd", lambda: tokens("sgd"))
+    whole = trained_once(*tokens("sgd"))
     replicas = 2 if strategy == "mirrored" else 1
     config, data = tokens("sgd", replicas=replicas)
     step, task = build_step(config, make_strategy(strategy, config.trainer.replicas), 10)
@@ -140,8 +123,8 @@ def test_fit_runs_the_same_step(strategy, reference, run):
     assert np.isfinite(history["loss"][0])
 
 
-def test_xla_computes_the_same(reference, run, xla):
-    whole = reference("sgd", lambda: tokens("sgd"))
+def test_xla_computes_the_same(trained_once, run, xla):
+    whole = trained_once(*tokens("sgd"))
     for replicas, micro in ((1, 0), (2, 4)):
         config, data = tokens("sgd", replicas=replicas, micro=micro)
         config.trainer.jit_compile = True
@@ -420,11 +403,19 @@ def test_frozen_normalisation_spans_no_replicas():
     assert synchronize_normalization(model)
 
 
+class TwoWorkers(LocalGroup):
+    """Seen from the one that is not the chief, whose first learning rate is 0.125."""
+
+    count = 2
+
+    def share(self, value=None):
+        return [0.125, *value[1:]]
+
+
 def test_rates_of_the_chief_are_those_of_all():
     """As a callback of the chief's changes them; a schedule's are the same everywhere."""
     own = keras.optimizers.SGD(0.5)
     plan = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 10))
-    link = types.SimpleNamespace(count=2, share=lambda mine: [0.125, mine[1]])
-    share_rates([own, plan], link)
+    share_rates([own, plan], TwoWorkers())
     assert float(own.learning_rate) == 0.125
     assert float(plan.learning_rate) == 0.5

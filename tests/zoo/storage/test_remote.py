@@ -60,8 +60,10 @@ def another_machine(cache, monkeypatch):
     monkeypatch.setattr(remote, "_mirrors", {})
 
 
-def test_a_run_is_resumed_on_another_machine(run, bucket, cache, tmp_path, monkeypatch):
-    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+def test_a_run_is_resumed_on_another_machine(
+    run, trained_once, bucket, cache, tmp_path, monkeypatch
+):
+    right = trained_once(recipe(), toys.token_data())
     with pytest.raises(Interrupted):
         run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[StopAt(6)])
     assert "checkpoints/step_0000000004.npz" in files(f"{bucket}/run")
@@ -102,9 +104,11 @@ class Meanwhile(StopAt):
             self.function()
 
 
-def test_a_run_whose_folder_another_takes_over_ends(run, bucket, tmp_path, monkeypatch):
+def test_a_run_whose_folder_another_takes_over_ends(
+    run, trained_once, bucket, tmp_path, monkeypatch
+):
     """A second machine starts at update 6 of the first: it goes on from 4, to the end."""
-    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+    right = trained_once(recipe(), toys.token_data())
     second = []
 
     def start():
@@ -132,8 +136,10 @@ def test_a_run_whose_folder_another_takes_over_ends(run, bucket, tmp_path, monke
             assert file.read() == (kept / name).read_bytes(), name
 
 
-def test_a_start_that_is_refused_takes_nothing_over(run, bucket, tmp_path, monkeypatch):
-    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+def test_a_start_that_is_refused_takes_nothing_over(
+    run, trained_once, bucket, tmp_path, monkeypatch
+):
+    right = trained_once(recipe(), toys.token_data())
 
     def start():
         config = recipe()
@@ -149,9 +155,11 @@ def test_a_start_that_is_refused_takes_nothing_over(run, bucket, tmp_path, monke
     assert_same_end(right.workdir, trainer.workdir)
 
 
-def test_what_the_first_wrote_while_the_second_began_counts(run, bucket, tmp_path, monkeypatch):
+def test_what_the_first_wrote_while_the_second_began_counts(
+    run, trained_once, bucket, tmp_path, monkeypatch
+):
     """A machine that is taken away saves once more while the one in its place builds the model."""
-    right = run(recipe(), toys.token_data(), workdir=tmp_path / "right")
+    right = trained_once(recipe(), toys.token_data())
     usual, second = WorkDirectory.write_config, []
 
     def start_second():

@@ -1,0 +1,41 @@
+"""Other implementations, to which models are compared: fixtures and what goes with them."""
+
+import contextlib
+import warnings
+
+import pytest
+
+
+@contextlib.contextmanager
+def third_party():
+    """Lets warnings of other packages through, at import and in use."""
+    with warnings.catch_warnings(action="ignore"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def torch():
+    return pytest.importorskip("torch", reason="needs PyTorch")
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+    with third_party():
+        module = pytest.importorskip("transformers", reason="needs transformers")
+        module.logging.set_verbosity_error()
+        module.logging.disable_progress_bar()
+        # Loaded lazily: here, where warnings are let through.
+        for name in (
+            "BertForPreTraining",
+            "RobertaForMaskedLM",
+            "GPT2LMHeadModel",
+            "LlamaForCausalLM",
+        ):
+            assert hasattr(module, name)
+    return module
+
+
+@pytest.fixture(scope="session")
+def keras_hub():
+    with third_party():
+        return pytest.importorskip("keras_hub", reason="needs KerasHub")
