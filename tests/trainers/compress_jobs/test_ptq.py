@@ -107,6 +107,7 @@ def test_what_it_brought(trained, rounded):
     assert f"{after['gzip_bytes']:,}" in page
 
 
+@pytest.mark.usefixtures("children_here")
 def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
     """It is evaluated; what needs a Keras model says so; and nothing is done to it again."""
     run = tmp_path / "run"
@@ -401,6 +402,7 @@ def test_a_chunked_loss_of_integers_is_that_of_all_logits():
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
     """Pruned, then rounded: the zeros stay zeros, and gzip finds them."""

@@ -17,6 +17,7 @@ from zoo.layers.rounding import rounds
 SHORT = ("--config.trainer.steps=30", "--config.compress.frequency=2")
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_prune(trained, tmp_path, zoo_command):
     """To the share of zeros that the help says, where the command says none."""
@@ -52,6 +53,7 @@ def test_prune(trained, tmp_path, zoo_command):
     assert "is finished already" in again.err
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_prunes_and_rounds(trained, tmp_path, zoo_command):
     """The zeros of the first stage are there under the rounding of the second, and in its file."""

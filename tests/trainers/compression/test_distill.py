@@ -356,6 +356,7 @@ def test_other_vocabularies_and_classes_are_refused(teachers, run, tmp_path):
 STUDENT = ("--config.model.hidden_dim=8", "--config.trainer.steps=25")
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_the_command(trained, tmp_path, zoo_command):
     out = tmp_path / "student"
@@ -373,6 +374,7 @@ def test_the_command(trained, tmp_path, zoo_command):
     assert zoo_command(*words, "--config.compress.distill.temperature=4").status == 0
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_pruned_teacher(trained, tmp_path, zoo_command):
     words = ("compress", "prune+distill", trained[0], f"--out={tmp_path / 'two'}", *STUDENT)

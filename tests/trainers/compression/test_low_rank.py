@@ -284,6 +284,7 @@ def test_layers_out_of_reach_are_named():
         low_rank.decide(ruled, {**settings, "pattern": "logits"})
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_the_same_command_evaluates(trained, tmp_path, zoo_command):
     words = (
@@ -311,6 +312,7 @@ def test_a_budget_is_of_what_a_product_holds():
         before = after
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
     out = tmp_path / "small"

@@ -272,6 +272,7 @@ def test_layers_of_ones_own_are_named():
         structured.decide(model, 0.5, "block_0/up")
 
 
+@pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_chains_keep_what_stays(trained, tmp_path, zoo_command):
     out = tmp_path / "rounded"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests import toys
+from tests import commands, toys
 from trainers.export import formats as export
 from trainers.export.export import FORMATS, export_workdir
 from trainers.export.formats import difference
@@ -25,7 +25,8 @@ def exported(trained, tmp_path_factory):
     found = {}
     for form, (ending, _) in FORMATS.items():
         path = folder / f"digits{ending}"
-        found[form] = path, export_workdir(str(trained[0]), form, str(path))
+        with commands.children_here():
+            found[form] = path, export_workdir(str(trained[0]), form, str(path))
     return found
 
 
