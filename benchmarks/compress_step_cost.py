@@ -45,7 +45,7 @@ def make(recipe: str, changes: dict, dataset):
         config.task.chunk = 0
     config.trainer.precision = "float32"
     step, task = build_step(config, make_strategy("one_device", 0), STEPS, dataset)
-    if registry.makes_data(config.task.name):
+    if registry.has_loader(config.task.name):
         task.check(step.net, dataset)
         arrays = dataset.splits["train"]
     else:
@@ -75,7 +75,7 @@ def compare(recipe: str, rounds: int) -> list[dict]:
     """Returns one row per method."""
     config = resolve(recipe)
     dataset = None
-    if registry.makes_data(config.task.name):
+    if registry.has_loader(config.task.name):
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     measures = {name: make(recipe, changes, dataset) for name, changes in METHODS.items()}
     seconds = {name: [] for name in METHODS}

@@ -47,7 +47,7 @@ def of_catalog(name: str) -> ml_collections.ConfigDict:
         config.data.sequence_length = config.model.get("sequence_length", 512)
     if entry.family == "transfer":
         config.task.feature_views = 0  # the base runs in the step; features are not cached
-    if registry.makes_data(entry.task) and entry.family != "lstm":
+    if registry.has_loader(entry.task) and entry.family != "lstm":
         config.trainer.remat = entry.remat
     return config
 

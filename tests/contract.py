@@ -204,7 +204,7 @@ def learns_in_eight_bits(row):
     from trainers.compression.prune import sparsities
     from trainers.export.formats import examples_of, write_checked
     from zoo import registry
-    from zoo.layers.rounding import rounds
+    from zoo.layers.rounding import is_quantized
 
     def rounded(config):
         config.compress.qat.on = True
@@ -214,14 +214,14 @@ def learns_in_eight_bits(row):
         run = _train(row, f"{folder}/run", change=rounded)
         saved = zoo.load(f"{folder}/run")
         batch = _batch(row)
-        assert rounds(saved)
+        assert is_quantized(saved)
         for a, b in zip(
             *(keras.tree.flatten(_outputs(net, row, batch)) for net in (run.step.net, saved)),
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
         plain = keras.saving.load_model(f"{folder}/run/model.keras")
-        assert not rounds(plain)
+        assert not is_quantized(plain)
         assert sparsities(plain).keys() == sparsities(saved).keys()
         task = registry.build_task(row.task, **row.task_arguments)
         data = _data(row)

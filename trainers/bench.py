@@ -85,7 +85,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
     replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size
     check_batch(config, replicas)
     chunk = trainer.steps_per_execution
-    if dataset is None and registry.makes_data(config.task.name):
+    if dataset is None and registry.has_loader(config.task.name):
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     # The number of updates is larger than the phases of any schedule.
     step, task = build_step(config, strategy, 10**9, dataset)

@@ -1,4 +1,4 @@
-"""Keras Zoo: named Keras 3 models, and what they learn from.
+"""Keras Zoo: named Keras 3 models, and their data and tasks.
 
     >>> import zoo
     >>> zoo.list_models("cnn*")
@@ -6,8 +6,8 @@
     >>> model = zoo.build("cnn_classifier", num_classes=10)   # a plain keras.Model
     >>> trained = zoo.load("/tmp/cnn")                        # the model of a work directory
 
-Importing this package loads no TensorFlow; building a model does, and TensorFlow's start-up logs
-stay off stderr (zoo/quiet.py).
+Importing this package does not import TensorFlow; building a model does, without TensorFlow's
+start-up logs on stderr (zoo/quiet.py).
 """
 
 from zoo import quiet

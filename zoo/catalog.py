@@ -1,6 +1,6 @@
-"""The table of models: one row a model. Loads no TensorFlow.
+"""The catalog of models, with one row per model. Imports no TensorFlow.
 
-A new model touches three places: one file in zoo/models, one row here, one recipe in configs/.
+A new model needs a file in zoo/models, a row here and a recipe in configs/.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ class Entry:
     """A row of the catalog.
 
     Attributes:
-      name: what `zoo.build` and the recipes call it.
+      name: name of the model in `zoo.build` and in recipes.
       builder: `"module:function"`, or the function itself; `builder(**arguments) -> keras.Model`.
-      task: name of the task that trains it.
-      parameters: count with the default arguments.
-      paper: where the architecture comes from.
-      licence: licence of the architecture's code here.
-      arguments: builder arguments of this row; the builder's own defaults otherwise.
-      tiny: builder arguments of a small variant, by which the contract tests cover the family;
-        none for a row that differs from another in its sizes alone.
-      task_arguments: arguments of the task that go with the tiny variant.
-      remat: regular expression of the names of the blocks that `trainer.remat` can recompute.
+      task: name of the task that trains the model.
+      parameters: number of parameters with the arguments of this row.
+      paper: source of the architecture.
+      licence: license of the model code in this repository.
+      arguments: builder arguments that override the defaults of the builder.
+      tiny: builder arguments of a small variant for the contract tests; empty for a row that
+        differs from another row of the family only in size.
+      task_arguments: arguments of the task for the tiny variant.
+      remat: regular expression of the names of layers that `trainer.remat` can recompute.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """The module of the builder: models of one file are one family."""
+        """Name of the builder's module: the models of one file are one family."""
         module = self.builder.partition(":")[0] if isinstance(self.builder, str) else None
         return (module or self.builder.__module__).rpartition(".")[2]
 
@@ -51,7 +51,7 @@ _TINY_TRANSFORMER = {
 
 
 def _family(module: str, task: str, paper: str, sizes: Mapping, tiny: Mapping, **more):
-    """Rows of one builder: name -> (parameters, arguments); the first has the tiny variant."""
+    """Returns the rows of `sizes`: name -> (parameters, arguments). The first row gets `tiny`."""
     return tuple(
         Entry(
             name, f"zoo.models.{module}:build", task, parameters, paper, arguments=arguments,
@@ -166,7 +166,7 @@ BERT = _family(
     _TINY_TRANSFORMER,
     remat="block_.*",
 )  # fmt: skip
-# 514 positions as in the authors' code, which leaves the first two without use.
+# 514 positions as in the authors' code, which does not use the first two.
 _ROBERTA = {
     "vocabulary_size": 50_265, "sequence_length": 514, "epsilon": 1e-5, "next_sentence": False,
 }  # fmt: skip

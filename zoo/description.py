@@ -1,4 +1,4 @@
-"""What a model is made of, found out without allocating its weights."""
+"""Describes the layers, parameters, FLOPs and memory of a model without allocating its weights."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from zoo.models.inputs import sequence_length
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer: its name, class, output shape (without the batch) and number of parameters."""
+    """Name, class, output shape (without the batch) and number of parameters of a layer."""
 
     name: str
     kind: str
@@ -24,14 +24,14 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """A model's description.
+    """Description of a model.
 
     Attributes:
-      positions: length of a sample, where a model takes any: the most it has positions for.
-      flops: of a forward pass on one sample, multiplications and additions counted apart.
-      memory: bytes to train at `batch_size` in float32: weights, gradients and two optimizer
-        slots of each trainable weight, and every layer's output for the batch. What the
-        operations need besides is not in it.
+      positions: largest sequence length, for models with inputs of variable length; else None.
+      flops: floating-point operations of a forward pass on one sample; a multiply-add counts as 2.
+      memory: bytes of training in float32 at `batch_size`: weights, gradients, two optimizer slots
+        per trainable weight, and the outputs of all layers. Temporary memory of operations is not
+        included.
     """
 
     name: str
@@ -48,16 +48,16 @@ class Description:
 
 
 def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
-    """See `zoo.describe`."""
+    """Describes a model; see `zoo.describe`."""
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size is a whole number, at least 1. Received: {batch_size!r}.")
+        raise UsageError(f"batch_size must be an integer >= 1. Received: {batch_size!r}.")
     row = registry.entry(name)
     model = build_abstract(name, **overrides)
     positions, lengths = None, {}
     if any(None in tensor.shape[1:] for tensor in model.inputs):
         given = {**registry.arguments(name), **overrides}.get("sequence_length")
         positions = sequence_length(model) or given or 1
-        # BERT's head sees the masked positions alone, 15 % of all.
+        # BERT's head computes only the masked positions, 15 % of all.
         lengths = {i.name: positions for i in model.inputs}
         if "masked" in lengths:
             lengths["masked"] = math.ceil(0.15 * positions)
@@ -82,18 +82,18 @@ def build_abstract(name: str, **overrides) -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
             return registry.build(name, **overrides)
     finally:
-        forget_uninitialized()  # the next scope to end would give them values
+        forget_uninitialized()  # otherwise the end of the next scope initializes them
 
 
 def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = None) -> int:
     """Counts the floating-point operations of a forward pass on one sample.
 
-    The model's graph is traced with placeholders for its weights and counted by TensorFlow's
-    profiler: matrix products and convolutions are exact, most pointwise operations are counted.
+    TensorFlow's profiler counts the traced graph: matrix products and convolutions exactly, most
+    pointwise operations too.
 
     Args:
       model: a Functional model.
-      length: of the axes that may have any, of all inputs or by their names.
+      length: size of the variable axes, of all inputs or by input name.
     """
     import tensorflow as tf
     from tensorflow.python.profiler import model_analyzer, option_builder
@@ -102,7 +102,7 @@ def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = N
         length = {tensor.name: length for tensor in model.inputs}
     longest = max(n or 1 for n in length.values())
     if longest > 1 and any(isinstance(layer, keras.layers.RNN) for layer in model.layers):
-        # The profiler counts a loop's body once, and nothing in such a model grows faster.
+        # The profiler counts the body of a loop once; the FLOPs of an RNN grow linearly.
         return longest * forward_flops(model, 1)
 
     def tensors(specs, lead=()):
@@ -130,12 +130,12 @@ def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = N
     )
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("ERROR")  # the profiler calls what TensorFlow has deprecated
+    logger.setLevel("ERROR")  # the profiler calls deprecated functions of TensorFlow
     try:
-        counted = model_analyzer.profile(graph, options=options.with_empty_output().build())
+        profile = model_analyzer.profile(graph, options=options.with_empty_output().build())
     finally:
         logger.setLevel(level)
-    return counted.total_float_ops
+    return profile.total_float_ops
 
 
 def _shapes(layer) -> list[tuple]:

@@ -1,25 +1,25 @@
-"""Numbers and durations as people read them."""
+"""Formats numbers and durations for people."""
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def short_number(value: float) -> str:
-    """Returns four digits of a small number, three and a unit of a large one: 28.9k."""
+    """Formats a number with four digits, or from 10,000 on with three digits and a unit: 28.9k."""
     if not 9999.5 <= abs(value) < 999.5e12:
         return f"{value:.4g}"
     size, unit = next(pair for pair in _UNITS if abs(value) >= 0.9995 * pair[0])
-    whole = len(f"{abs(value) / size:.0f}")
-    return f"{value / size:.{max(3 - whole, 0)}f}{unit}"
+    integer_digits = len(f"{abs(value) / size:.0f}")
+    return f"{value / size:.{max(3 - integer_digits, 0)}f}{unit}"
 
 
 def number(value: float, digits: int = 6) -> str:
-    """Returns a result: that many digits, without an exponent where it is large."""
+    """Formats a number with `digits` significant digits; large numbers without an exponent."""
     large = 10**digits <= abs(value) < 1e15
     return f"{value:,.0f}" if large else f"{value:.{digits}g}"
 
 
 def duration(seconds: float) -> str:
-    """Returns a time in its two largest units: 2 h 5 min."""
+    """Formats a duration in its two largest units: 2 h 5 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

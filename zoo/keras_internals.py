@@ -1,6 +1,6 @@
-"""Every private name of Keras that the trainer leans on, in one place, each with a test.
+"""All uses of private names of Keras, each with a test.
 
-Written against Keras 3.15; setup.cfg bounds the version.
+Written for Keras 3.15; setup.cfg bounds the version.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 
 def seed_variables(model: keras.Model) -> list:
-    """States of the model's seed generators: `variables` holds them, `weights` does not."""
+    """Returns the states of a model's seed generators: its variables that are not weights."""
     weights = {id(v) for v in model.weights}
     return [v for v in model.variables if id(v) not in weights]
 
 
 @contextlib.contextmanager
-def unseeded_draws(generator: keras.random.SeedGenerator):
-    """Takes random numbers that are drawn without a seed inside from a generator."""
+def use_global_seed(generator: keras.random.SeedGenerator):
+    """Sets the seed generator of random functions that are called without a seed."""
     before = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, generator)
     try:
@@ -34,10 +34,10 @@ def unseeded_draws(generator: keras.random.SeedGenerator):
         global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, before)
 
 
-def switch_off_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
-    """Makes `optimizer.apply` take gradients that are summed over the replicas already.
+def disable_all_reduce(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes `optimizer.apply` expect gradients that are summed over the replicas already.
 
-    Keras clips each replica's gradient first and sums then, which is not clipping.
+    Keras clips the gradient of each replica before the sum, which does not clip the sum.
     """
     optimizer._all_reduce_sum_gradients = list
 
@@ -48,49 +48,48 @@ def averaged_weights(optimizer: keras.optimizers.Optimizer) -> list:
 
 
 def variable_index(optimizer: keras.optimizers.Optimizer, variable) -> int:
-    """Returns the place, among those it was built with, of what `update_step` is given."""
+    """Returns the index of a variable, or of its value, among the optimizer's variables."""
     return optimizer._get_variable_index(variable)
 
 
 def last_learning_rate(optimizer: keras.optimizers.Optimizer) -> float:
-    """Returns the rate of the last update; `optimizer.learning_rate` is that of the next."""
+    """Returns the learning rate of the last update; `optimizer.learning_rate` is the next one."""
     rate = optimizer._learning_rate
     if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         rate = rate(max(int(optimizer.iterations.numpy()) - 1, 0))
     return float(rate.numpy() if hasattr(rate, "numpy") else rate)
 
 
-def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
-    """Has an optimizer compute once an update what Keras computes again for each variable.
+def cache_update_values(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes an optimizer compute the learning rate and the powers of betas once per update.
 
-    That is the learning rate, by its schedule, and Adam's powers of its betas. Adam's and AdamW's
-    steps of float32 variables are TensorFlow's `ResourceApplyAdam`: Keras' formula in one pass over
-    the memory, with 1 - beta of float32's beta (1.3e-5 from Keras' in case of 0.999). See
-    docs/keras3.md.
+    Keras computes both for each variable. Adam and AdamW update float32 variables by TensorFlow's
+    `ResourceApplyAdam`: the formula of Keras in one pass over the memory, with 1 - beta in float32
+    (relative difference 1.3e-5 for beta 0.999). See docs/keras3.md.
     """
-    known: dict | None = None  # of the update that is being traced
+    cache: dict | None = None  # of the update that is being traced
     apply, learning_rate = optimizer.apply, optimizer._get_current_learning_rate
 
-    def once(name, function):
-        if known is None:
+    def cached(name, function):
+        if cache is None:
             return function()
-        # Loss scaling has a graph of its own inside, where replicas take turns.
+        # Loss scaling applies updates in a graph of its own.
         key = name, tf.compat.v1.get_default_graph()
-        if key not in known:
-            known[key] = function()
-        return known[key]
+        if key not in cache:
+            cache[key] = function()
+        return cache[key]
 
-    def apply_once(*arguments, **names):
-        nonlocal known
-        known = {}
+    def cached_apply(*arguments, **names):
+        nonlocal cache
+        cache = {}
         try:
             return apply(*arguments, **names)
         finally:
-            known = None
+            cache = None
 
-    optimizer.apply = apply_once
-    optimizer._get_current_learning_rate = lambda: once("rate", learning_rate)
-    adam = keras.optimizers.Adam.update_step  # AdamW's too; another class may have its own
+    optimizer.apply = cached_apply
+    optimizer._get_current_learning_rate = lambda: cached("rate", learning_rate)
+    adam = keras.optimizers.Adam.update_step  # also of AdamW; a subclass may override it
     if type(optimizer).update_step is not adam or optimizer.amsgrad:
         return
     update_step, betas = optimizer.update_step, (optimizer.beta_1, optimizer.beta_2)
@@ -105,7 +104,7 @@ def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
             return
         index = optimizer._get_variable_index(variable)
         slots = optimizer._momentums[index], optimizer._velocities[index]
-        first, second = once("powers", powers)
+        first, second = cached("powers", powers)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle, m=slots[0].value.handle, v=slots[1].value.handle,
             beta1_power=first, beta2_power=second, lr=tf.cast(learning_rate, tf.float32),
@@ -116,8 +115,8 @@ def compute_once(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer.update_step = adam_step
 
 
-def needs_unbuilt_fit(model: keras.Model) -> None:
-    """Keeps `fit` from running a symbolic batch through a model that is built already."""
+def skip_symbolic_build(model: keras.Model) -> None:
+    """Prevents `fit` from calling a built model with a symbolic batch."""
     model._maybe_symbolic_build = lambda iterator=None, data_batch=None: None
 
 
@@ -127,13 +126,10 @@ def all_layers(model: keras.Model) -> list:
 
 
 def has_batch_statistics(layer: keras.layers.Layer) -> bool:
-    """Whether a layer that learns has variables of its own that no optimizer moves.
-
-    They are what it keeps of the batches that it sees, such as moving statistics.
-    """
+    """Returns whether a trainable layer has non-trainable variables, such as moving statistics."""
     return layer.trainable and any(
-        v.dtype != "uint32"
-        for v in layer._non_trainable_variables  # the states of seeds
+        v.dtype != "uint32"  # states of seed generators
+        for v in layer._non_trainable_variables
     )
 
 
@@ -143,43 +139,44 @@ def child_layers(layer: keras.layers.Layer) -> list:
 
 
 def add_layer(layer: keras.layers.Layer, name: str, part: keras.layers.Layer) -> None:
-    """Makes a layer a part of a built one, its weights among the other's and in its file."""
+    """Adds a sublayer to a built layer, so that its weights are tracked and saved."""
     layer._tracker.unlock()
     setattr(layer, name, part)
     layer._tracker.lock()
 
 
 def in_training() -> bool:
-    """Whether the layer call that runs now is one of training."""
+    """Returns whether the current layer call has `training=True`."""
     context = global_state.get_global_attribute("current_call_ctx")
     return bool(context is not None and context.get_value("training"))
 
 
-def call_of_now():
-    """Returns a context manager in which layers are called as they are now: in training, say."""
-    now = copy.copy(global_state.get_global_attribute("current_call_ctx"))
+def capture_call_context():
+    """Returns a context manager that restores the current call context, such as `training`."""
+    captured = copy.copy(global_state.get_global_attribute("current_call_ctx"))
 
     @contextlib.contextmanager
-    def later():
+    def restore():
         before = global_state.get_global_attribute("current_call_ctx")
-        global_state.set_global_attribute("current_call_ctx", now)
+        global_state.set_global_attribute("current_call_ctx", captured)
         try:
             yield
         finally:
             global_state.set_global_attribute("current_call_ctx", before)
 
-    return later
+    return restore
 
 
-def with_values(values: list[tuple], changing: list, function):
-    """Calls a function in which variables have other values.
+def call_with_values(values: list[tuple], changing: list, function):
+    """Calls a function while variables have other values.
 
-    Inside a stateless scope these join it for the call: a scope of their own would hide it.
+    Inside a stateless scope, the values are added to that scope for the call, because a nested
+    scope would hide it.
 
     Args:
-      values: `(variable, value)`.
-      changing: all other variables that the function may assign to.
-      function: without arguments.
+      values: pairs `(variable, value)`.
+      changing: all other variables that the function may assign.
+      function: called without arguments.
     """
     scope = get_stateless_scope()
     if scope is None:
@@ -204,34 +201,34 @@ def with_values(values: list[tuple], changing: list, function):
                 scope.state_mapping[key] = value
 
 
-def as_stored() -> AutocastScope:
-    """While it lasts variables are read as they are stored, whatever a layer computes in."""
+def without_autocast() -> AutocastScope:
+    """Returns a context in which variables are read in their own dtype, not the compute dtype."""
     return AutocastScope(None)
 
 
 def layers_before(layer: keras.layers.Layer) -> list:
-    """Returns the layers whose outputs a layer takes, in all graphs of Functional models."""
+    """Returns the layers that produce a layer's inputs, in all graphs of Functional models."""
     return [node.operation for one in layer._inbound_nodes for node in one.parent_nodes]
 
 
 def layers_after(layer: keras.layers.Layer) -> list:
-    """Returns the layers that take a layer's outputs, in all graphs of Functional models."""
+    """Returns the layers that consume a layer's outputs, in all graphs of Functional models."""
     return [node.operation for node in layer._outbound_nodes]
 
 
 def input_layers(model: keras.Model) -> list:
-    """Returns what stands for a Functional model's own inputs in its graph."""
+    """Returns the layers that produce the inputs of a Functional model; [] for other models."""
     return [tensor._keras_history.operation for tensor in getattr(model, "inputs", None) or ()]
 
 
-def final_layers(model: keras.Model) -> list:
-    """Returns the layers that give a graph's outputs."""
+def output_layers(model: keras.Model) -> list:
+    """Returns the layers that produce the outputs of a Functional model."""
     return [tensor._keras_history.operation for tensor in model.outputs]
 
 
 def connections(model: keras.Model) -> list[tuple]:
-    """Returns `(layer, tensors that it takes, layers they come from)` of a graph's every call."""
-    graph = getattr(model, "_functional", model)  # that of a Sequential
+    """Returns `(layer, input tensors, producing layers)` of every layer call in a model's graph."""
+    graph = getattr(model, "_functional", model)  # of a Sequential
     return [
         (node.operation, node.input_tensors, [one.operation for one in node.parent_nodes])
         for nodes in graph._nodes_by_depth.values()
@@ -240,23 +237,23 @@ def connections(model: keras.Model) -> list[tuple]:
 
 
 def is_graph(model: keras.Model) -> bool:
-    """Whether a model is a graph of layers, which can be cloned; not a class of its own."""
+    """Returns whether a model is Functional or Sequential, not a subclass with its own `call`."""
     return isinstance(model, (keras.Sequential, Functional))
 
 
 def forget_uninitialized() -> None:
-    """Takes variables that were made without values off Keras' list of those to fill later."""
+    """Clears Keras' list of variables without values that it would initialize later."""
     global_state.set_global_attribute("uninitialized_variables", [])
 
 
 @contextlib.contextmanager
 def variables_without_values():
-    """Variables that are made inside have shapes, types and places, but no values.
+    """Creates variables with shape, dtype and device, but without values, inside the context.
 
-    Their memory is asked for and never written, which takes none of the machine's. All of one shape
-    and type share it, so that a model of any size can be traced; nothing may be run on them.
+    Their memory is allocated but never written, so it takes no physical memory. Variables of equal
+    shape and dtype share it, so a model of any size can be traced; no computation may use them.
     """
-    shared, usual = {}, Variable._initialize_with_initializer
+    shared, original = {}, Variable._initialize_with_initializer
 
     def initialize(variable, initializer):
         key = tuple(variable._shape), variable._dtype
@@ -268,24 +265,24 @@ def variables_without_values():
     try:
         yield
     finally:
-        Variable._initialize_with_initializer = usual
+        Variable._initialize_with_initializer = original
 
 
-def mend_tf2onnx() -> None:
-    """Gives tf2onnx the names of NumPy that it uses and that NumPy 2 lacks."""
-    from keras.src.export.tf2onnx_lib import patch_tf2onnx
+def patch_tf2onnx() -> None:
+    """Adds names of NumPy 1 that tf2onnx uses and NumPy 2 lacks."""
+    from keras.src.export import tf2onnx_lib
 
-    patch_tf2onnx()
+    tf2onnx_lib.patch_tf2onnx()
 
 
-def set_calibrated(layer: keras.layers.Dense, form: str, rounded, group: int) -> None:
-    """Replaces the kernel of a layer, after `layer.quantize(form)`, by 4-bit integers.
+def assign_int4_kernel(layer: keras.layers.Dense, form: str, rounded, group: int) -> None:
+    """Replaces the kernel of a layer by 4-bit integers, after `layer.quantize(form)`.
 
     Args:
-      layer: of Keras.
+      layer: a Dense layer of Keras.
       form: "gptq" or "awq".
-      rounded: a `trainers.compress_jobs.int4.Rounded`, of the transposed kernel.
-      group: number of inputs that share a scale.
+      rounded: `trainers.compress_jobs.int4.Rounded` of the transposed kernel.
+      group: number of inputs per scale.
     """
     del layer._kernel
     packed, *_ = keras.quantizers.pack_int4(rounded.integers, axis=0, dtype="uint8")
@@ -296,13 +293,13 @@ def set_calibrated(layer: keras.layers.Dense, form: str, rounded, group: int) ->
     if form == "awq":
         layer.awq_scales.assign(rounded.channels)
     setattr(layer, f"is_{form}_calibrated", True)
-    layer.quantization_config = None  # the type of the layer says it all
+    layer.quantization_config = None  # the dtype policy is enough for loading
     save_zero_points(layer)
 
 
 def save_zero_points(layer: keras.layers.Layer) -> None:
-    """Has a layer that GPTQ or AWQ rounded save all that it loads.
+    """Makes a layer quantized by GPTQ or AWQ save `kernel_zero`.
 
-    Keras 3.15.1 leaves `kernel_zero` out, after which the file cannot be loaded.
+    Keras 3.15.1 does not save it, so the file could not be loaded.
     """
     layer._get_kernel_with_merged_lora = lambda: (None, None, layer.kernel_zero)

@@ -1,7 +1,6 @@
-"""Heavy libraries, imported where they are first used.
+"""Proxies of heavy libraries, which are imported on first use.
 
-The modules of tasks and data sets are imported before TensorFlow is, so that a wrong recipe is
-refused at once, and `zoo --help` loads nothing.
+Modules of tasks and data sets are imported before TensorFlow, so that a wrong recipe fails at once.
 """
 
 import importlib

@@ -1,9 +1,9 @@
-"""Starts child Python processes, and keeps the current folder out of their imports.
+"""Starts child Python processes that import nothing from the current folder.
 
 Python puts the current folder first in `sys.path` for `-c` and `-m`, and for an empty entry of
-PYTHONPATH. A folder that holds a `json.py` or a `trainers/` would then run its own code in place of
-the standard library's or ours. Every child is started in safe-path mode (PYTHONSAFEPATH) with the
-zoo's own folder first in PYTHONPATH. The user's modules are searched last.
+PYTHONPATH. A `json.py` or `trainers/` in that folder would then replace the standard library's or
+the zoo's. Every child is started in safe-path mode (PYTHONSAFEPATH) with the folder of the zoo
+first in PYTHONPATH. Modules of the user are searched last.
 """
 
 import contextlib
@@ -18,31 +18,31 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]  # of the packages zoo, trainers and configs
 
 
-def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the environment of a child Python.
 
     Args:
-      more: variables that the child gets in addition.
+      extra: additional variables of the child.
 
     Returns:
-      This process's environment with PYTHONSAFEPATH set, and with a PYTHONPATH of absolute paths
-      that leaves the current folder out.
+      The environment of this process with PYTHONSAFEPATH, and with a PYTHONPATH of absolute paths
+      without the current folder.
     """
-    found = [] if str(_ROOT) in _package_folders() else [str(_ROOT)]
+    paths = [] if str(_ROOT) in _package_folders() else [str(_ROOT)]
     for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
         if entry and not _is_current(entry):
-            found.append(os.path.abspath(entry))
-    path = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}
-    return {**os.environ, **path, "PYTHONSAFEPATH": "1", **(more or {})}
+            paths.append(os.path.abspath(entry))
+    path = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return {**os.environ, **path, "PYTHONSAFEPATH": "1", **(extra or {})}
 
 
 def arguments(function: str, *words: str, tensorflow: bool = False) -> list[str]:
     """Returns the command line of a child Python that calls a function of the zoo.
 
     Args:
-      function: such as "trainers.export.formats:main"; what it returns is the exit status.
-      *words: its arguments.
-      tensorflow: whether TensorFlow is started first, as `zoo.start` does for every command.
+      function: such as "trainers.export.formats:main"; returns the exit status.
+      *words: arguments of the function.
+      tensorflow: whether to call `zoo.start.start_tensorflow` first.
     """
     module, _, name = function.partition(":")
     start = "from zoo.start import start_tensorflow; start_tensorflow(); " if tensorflow else ""
@@ -51,28 +51,28 @@ def arguments(function: str, *words: str, tensorflow: bool = False) -> list[str]
 
 
 def run(
-    function: str, *words: str, more: Mapping[str, str] | None = None, tensorflow: bool = False
+    function: str, *words: str, extra: Mapping[str, str] | None = None, tensorflow: bool = False
 ):
-    """Calls a function of the zoo in a child Python without input and captures what it prints.
+    """Calls a function of the zoo in a child Python without stdin, and captures its output.
 
     Args:
       function: as for `arguments`.
-      *words: its arguments.
-      more: environment variables that the child gets in addition.
+      *words: arguments of the function.
+      extra: additional environment variables of the child.
       tensorflow: as for `arguments`.
 
     Returns:
       A `subprocess.CompletedProcess` with text output.
     """
     return subprocess.run(
-        arguments(function, *words, tensorflow=tensorflow), env=environment(more),
+        arguments(function, *words, tensorflow=tensorflow), env=environment(extra),
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def safe_children():
-    """Gives this process the environment of `environment` for the duration of the context.
+    """Sets the environment of `environment` in this process inside the context.
 
     For libraries that start Python themselves: multiprocessing's fork server and resource tracker,
     and workers of Apache Beam.
@@ -90,26 +90,26 @@ def safe_children():
 
 @contextlib.contextmanager
 def out_of_current_folder():
-    """Leaves the current folder for the duration of the context.
+    """Changes the current folder inside the context.
 
-    For libraries that read settings from it when they are imported.
+    For libraries that read settings from the current folder when they are imported.
     """
     try:
-        here = os.getcwd()
-    except FileNotFoundError:  # it was deleted
+        folder = os.getcwd()
+    except FileNotFoundError:  # the current folder was deleted
         yield
         return
     os.chdir(_ROOT)
     try:
         yield
     finally:
-        os.chdir(here)
+        os.chdir(folder)
 
 
 def search_current_folder_last() -> None:
-    """Moves the current folder to the end of `sys.path`, or adds it there.
+    """Moves the current folder to the end of `sys.path`, or appends it.
 
-    Called before modules of the user are imported: none of them takes the place of a module of the
+    Called before modules of the user are imported, so that none of them replaces a module of the
     standard library, of an installed package or of the zoo.
     """
     drop_current_folder()
@@ -117,23 +117,23 @@ def search_current_folder_last() -> None:
 
 
 def drop_current_folder() -> None:
-    """Removes the current folder from `sys.path`, unless the zoo itself lies in it."""
+    """Removes the current folder from `sys.path`, unless it contains the zoo itself."""
     sys.path[:] = [entry for entry in sys.path if not _is_current(entry)]
 
 
 def shadowed(name: str) -> str:
-    """Returns what `import name` runs in place of a module in the current folder.
+    """Returns the module that shadows a module of the same name in the current folder.
 
     Args:
       name: of a module, as in an import statement.
 
     Returns:
-      A path or "a built-in module"; "" where the module in the current folder is the one that is
-      imported, or where there is none.
+      A path or "a built-in module"; "" if `import name` imports the module in the current folder,
+      or if the folder has no such module.
     """
     here = Path.cwd().resolve()
-    mine = here.joinpath(*name.split("."))
-    if not (mine.with_name(f"{mine.name}.py").is_file() or (mine / "__init__.py").is_file()):
+    local = here.joinpath(*name.split("."))
+    if not (local.with_name(f"{local.name}.py").is_file() or (local / "__init__.py").is_file()):
         return ""
     try:
         spec = importlib.util.find_spec(name.partition(".")[0])
@@ -148,16 +148,16 @@ def shadowed(name: str) -> str:
 
 
 def _is_current(entry: str) -> bool:
-    """Whether an entry of a search path is the current folder, and no folder of packages."""
+    """Returns whether an entry of a search path is the current folder and has no packages."""
     try:
         here = os.path.realpath(os.getcwd())
     except FileNotFoundError:  # the current folder was deleted
         return not entry
-    kept = [str(_ROOT), *map(os.path.realpath, _package_folders())]
-    return not entry or (os.path.realpath(entry) == here and here not in kept)
+    package_folders = [str(_ROOT), *map(os.path.realpath, _package_folders())]
+    return not entry or (os.path.realpath(entry) == here and here not in package_folders)
 
 
 def _package_folders() -> list[str]:
-    """The folders of the standard library and of installed packages."""
+    """Returns the folders of the standard library and of installed packages."""
     paths = sysconfig.get_paths()
     return [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]

@@ -1,8 +1,8 @@
-"""Keeps TensorFlow's import off stderr, whoever imports it after `import zoo`.
+"""Silences the import of TensorFlow after `import zoo`.
 
-While it is imported, TensorFlow writes a dozen lines to file descriptor 2, whatever
-TF_CPP_MIN_LOG_LEVEL says: C++ logs before its logger is set up. On a machine without a GPU it adds
-an error when it first looks for one. TF_CPP_MIN_LOG_LEVEL=0 shows all of it.
+TensorFlow writes a dozen lines to file descriptor 2 during its import, whatever the value of
+TF_CPP_MIN_LOG_LEVEL, because C++ logs before its logger is set up. On a machine without a GPU it
+logs an error when it first searches for one. TF_CPP_MIN_LOG_LEVEL=0 shows all logs.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from pathlib import Path
 
 
 def install() -> None:
-    """Makes the first import of TensorFlow in this process a quiet one."""
+    """Silences the first import of TensorFlow in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings and errors
     if not wants_logs() and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _QuietTensorFlow())
 
 
 def wants_logs() -> bool:
-    """Whether the environment asks for all of TensorFlow's logs."""
+    """Returns whether the environment asks for all logs of TensorFlow."""
     return os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
 
 
 @contextlib.contextmanager
 def quiet_stderr():
-    """Discards what is written to file descriptor 2, which C++ code uses and sys.stderr does not.
+    """Discards output to file descriptor 2, such as logs of C++ code, inside the context.
 
-    Does nothing where the environment asks for TensorFlow's logs.
+    Does nothing if the environment asks for all logs of TensorFlow.
     """
     if wants_logs():
         yield
@@ -38,7 +38,7 @@ def quiet_stderr():
         with contextlib.suppress(OSError, ValueError):  # closed
             sys.stderr.flush()
     try:
-        kept = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # the process has no stderr
         yield
         return
@@ -47,8 +47,8 @@ def quiet_stderr():
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 class _QuietTensorFlow(importlib.abc.MetaPathFinder):
@@ -64,7 +64,7 @@ class _QuietTensorFlow(importlib.abc.MetaPathFinder):
             with quiet_stderr():
                 execute(module)
                 if not Path("/dev/nvidia0").exists():
-                    # It looks for a GPU once, and logs that there is none as an error.
+                    # The first search for a GPU logs an error if there is none.
                     module.config.list_physical_devices()
 
         spec.loader.exec_module = exec_module

@@ -1,4 +1,4 @@
-"""Names to models and tasks. Duplicates and unknown names are errors. Loads no TensorFlow."""
+"""Registry of models and tasks by name. Imports no TensorFlow."""
 
 import fnmatch
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 from zoo.catalog import CATALOG, Entry
 from zoo.errors import RunError, UsageError, near_names, short
 
-_models: dict[str, Entry] = {}
+_models: dict[str, Entry] = {row.name: row for row in CATALOG}
 _tasks: dict[str, str | Callable] = {
     "image_classification": "zoo.tasks.image_classification:ImageClassification",
     "clm": "zoo.tasks.clm:CausalLanguageModeling",
@@ -23,7 +23,7 @@ _tasks: dict[str, str | Callable] = {
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
-# How a task's data come from a recipe's `data` section; by name or npz file where not given here.
+# Functions that load the data of a task from a recipe; other tasks load `data.source`.
 _loaders: dict[str, str | Callable] = {
     "clm": "zoo.data.text.dataset:language_modeling",
     "seq2seq": "zoo.data.text.parallel:pairs",
@@ -45,78 +45,68 @@ def register(
     task_arguments: Mapping[str, Any] | None = None,
     remat: str = "",
 ) -> Entry:
-    """Adds a model under a name; the arguments are the columns of `zoo.catalog.Entry`.
+    """Registers a model; the arguments are the attributes of `zoo.catalog.Entry`.
 
     Raises:
-      UsageError: where the name is taken.
+      UsageError: if the name is registered already.
     """
-    return _add(
-        Entry(
-            name, builder, task, parameters, paper, licence,
-            arguments or {}, tiny or {}, task_arguments or {}, remat,
-        )
-    )  # fmt: skip
-
-
-def _add(entry: Entry) -> Entry:
-    if entry.name in _models:
+    if name in _models:
         raise UsageError(
-            f"A model name is registered once. Received: {entry.name!r}, already built by "
-            f"{_models[entry.name].builder}."
+            f"A model name can be registered once. Received: {name!r}, which is registered with "
+            f"builder {_models[name].builder}."
         )
-    _models[entry.name] = entry
-    return entry
-
-
-for _entry in CATALOG:
-    _add(_entry)
+    _models[name] = Entry(
+        name, builder, task, parameters, paper, licence,
+        arguments or {}, tiny or {}, task_arguments or {}, remat,
+    )  # fmt: skip
+    return _models[name]
 
 
 def register_task(name: str, task: str | Callable, load: str | Callable | None = None) -> None:
-    """Adds a task class (or `"module:Class"`) under a name; see `zoo.tasks.base.Task`.
+    """Registers a task.
 
     Args:
       name: of the task.
-      task: the class.
-      load: `load(data, task) -> zoo.data.Dataset` from the recipe's `data` and `task` sections
-        (dicts); by default the data set that `data.source` names.
+      task: a subclass of `zoo.tasks.base.Task`, or `"module:Class"`.
+      load: `load(data, task) -> zoo.data.Dataset`, called with the sections `data` and `task` of
+        the recipe (dicts); by default the data set named by `data.source` is loaded.
 
     Raises:
-      UsageError: where the name is taken.
+      UsageError: if the name is registered already.
     """
     if name in _tasks:
-        raise UsageError(f"A task name is registered once. Received: {name!r}.")
+        raise UsageError(f"A task name can be registered once. Received: {name!r}.")
     _tasks[name] = task
     if load is not None:
         _loaders[name] = load
 
 
 def import_builders() -> None:
-    """Imports the modules of all builders, which registers their layers with Keras for loading."""
+    """Imports the modules of all builders, which registers their layers with Keras."""
     for row in _models.values():
         if isinstance(row.builder, str):
             importlib.import_module(row.builder.partition(":")[0])
 
 
-def makes_data(task: str) -> bool:
-    """Whether a task makes its data set itself, as those on text do with their tokenizers."""
+def has_loader(task: str) -> bool:
+    """Returns whether a task has its own data loader, as tasks on text have."""
     return task in _loaders
 
 
 def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
-    """Returns the `zoo.data.Dataset` of a recipe; loads no TensorFlow of its own.
+    """Loads the `zoo.data.Dataset` of a recipe.
 
     Args:
-      data: the recipe's section `data`.
-      task: the recipe's section `task`.
+      data: section `data` of the recipe.
+      task: section `task` of the recipe.
 
     Raises:
-      UsageError: for an unknown source, or a value that does not fit it.
-      RunError: for missing or damaged data.
+      UsageError: if the source is unknown, or a key does not fit it.
+      RunError: if data are missing or damaged.
     """
     if task["name"] in _loaders:
         return resolve(_loaders[task["name"]])(data, task)
-    # Recipes that were resolved before there was an image_size have none.
+    # Older work directories have no image_size.
     return resolve("zoo.data:load")(
         data["source"], data["manual_dir"] or None, tuple(data.get("image_size", ()))
     )
@@ -126,7 +116,7 @@ def entry(name: str) -> Entry:
     """Returns the catalog row of a model.
 
     Raises:
-      UsageError: for an unknown name, with the nearest known ones.
+      UsageError: if the name is unknown; the message suggests similar names.
     """
     if not isinstance(name, str) or name not in _models:
         raise UsageError(f"No model is named {name!r}.{near_names(name, _models)} See `zoo list`.")
@@ -134,10 +124,14 @@ def entry(name: str) -> Entry:
 
 
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
-    """Returns the names, sorted, that match a shell pattern (`cnn*`) and, if given, a task.
+    """Returns the sorted names of models.
+
+    Args:
+      pattern: shell pattern of the names, such as `cnn*`.
+      task: name of a task; only models of this task are returned.
 
     Raises:
-      UsageError: for a task that does not exist.
+      UsageError: if the task is unknown.
     """
     if task is not None and task not in _tasks:
         raise UsageError(f"No task is named {task!r}.{near_names(task, _tasks)}")
@@ -149,17 +143,17 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
 
 
 def list_tasks() -> list[str]:
-    """Returns the names of the tasks, sorted."""
+    """Returns the sorted names of tasks."""
     return sorted(_tasks)
 
 
 def resolve(target: str | Callable) -> Callable:
-    """Returns what `"module:name"` names, imported now; anything but a string as it is.
+    """Imports and returns the object of `"module:name"`; returns anything but a string unchanged.
 
-    Parts that load Keras are named so by modules that must not, such as those of tasks.
+    Modules that must not import Keras use such names for objects of modules that do.
 
     Raises:
-      UsageError: where there is no such module or name.
+      UsageError: if there is no such module or name.
     """
     if not isinstance(target, str):
         return target
@@ -170,42 +164,41 @@ def resolve(target: str | Callable) -> Callable:
         raise UsageError(f"Cannot import {target!r} (MODULE:NAME): {short(error)}.") from error
 
 
-def _check_arguments(function: Callable, arguments: Mapping[str, Any], what: str) -> None:
+def _check_arguments(function: Callable, arguments: Mapping[str, Any], owner: str) -> None:
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for name in arguments:
         if name not in parameters:
             raise UsageError(
-                f"{what} takes no argument {name!r}.{near_names(name, parameters)} "
-                f"It takes: {', '.join(parameters)}."
+                f"{owner} has no argument {name!r}.{near_names(name, parameters)} "
+                f"Its arguments: {', '.join(parameters)}."
             )
     try:
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except Exception:  # annotations of a user's function may name what is not there
+    except Exception:  # annotations of a user's function may not be resolvable
         return
-    # Ours take no number below 0, and no larger size than 2**31.
+    # Builders and tasks of the zoo accept no negative number, and no size from 2**31 on.
     ours = function.__module__.startswith("zoo.")
     limits = (0, 2**31) if ours else (-(2**63), 2**63)
     for name, value in arguments.items():
         if name in hints and not _is_a(value, hints[name], *limits):
             hint = hints[name]
-            wanted = hint.__name__ if type(hint) is type else str(hint)
-            bounded = ours and re.search("int|float", wanted)
+            kind = hint.__name__ if type(hint) is type else str(hint)
+            bounds = " from 0 to 2**31" if ours and re.search("int|float", kind) else ""
             raise UsageError(
-                f"{what}: {name} is of type {wanted}{', from 0 to 2**31' if bounded else ''}. "
-                f"Received: {repr(value)[:200]}."
+                f"{owner}: {name} must be of type {kind}{bounds}. Received: {repr(value)[:200]}."
             )
 
 
-def _is_a(value, hint, least: int, limit: int) -> bool:
-    """Whether an argument fits an annotation; numbers are finite, from `least` to below `limit`."""
+def _is_a(value, hint, minimum: int, limit: int) -> bool:
+    """Returns whether an argument fits an annotation, and numbers are in [minimum, limit)."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_is_a(value, part, least, limit) for part in parts)
+        return any(_is_a(value, part, minimum, limit) for part in parts)
     if hint in (int, float):
         fits = isinstance(value, numbers.Integral if hint is int else numbers.Real)
-        return fits and not isinstance(value, bool) and least <= value < limit
+        return fits and not isinstance(value, bool) and minimum <= value < limit
     if hint in (bool, str, types.NoneType):
         return isinstance(value, hint)
     if origin is tuple:
@@ -213,21 +206,21 @@ def _is_a(value, hint, least: int, limit: int) -> bool:
             return False
         if parts[-1] is not ... and len(value) != len(parts):
             return False
-        # Of all our tuples the elements are of one type.
-        return all(_is_a(one, parts[0], least, limit) for one in value)
+        # All elements of our tuples have the same type.
+        return all(_is_a(item, parts[0], minimum, limit) for item in value)
     return True
 
 
 def _plain(value):
-    """Returns the Python number of NumPy's, which Keras refuses as a size; else the value."""
-    of_numpy = isinstance(value, numbers.Number) and hasattr(value, "item")
-    return value.item() if of_numpy else value
+    """Converts NumPy numbers, which Keras refuses as sizes, to Python numbers."""
+    is_numpy = isinstance(value, numbers.Number) and hasattr(value, "item")
+    return value.item() if is_numpy else value
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """Returns the arguments of a model's builder but its `name`, with those of the catalog row.
+    """Returns the builder's default arguments of a model, updated with those of its catalog row.
 
-    Those without a default are left out.
+    `name` and arguments without a default are omitted.
     """
     row = entry(name)
     parameters = inspect.signature(resolve(row.builder)).parameters.values()
@@ -239,73 +232,79 @@ def build(name: str, /, **overrides):
     """Builds a model.
 
     Args:
-      name: a name of the registry.
+      name: of a registered model.
       **overrides: builder arguments that replace those of the catalog row.
 
     Returns:
       A built `keras.Model`.
 
     Raises:
-      UsageError: for an unknown name or argument, or a value of which no model can be built.
+      UsageError: if the name, an argument or a value is invalid.
     """
     row = entry(name)
-    builder = resolve(row.builder)
-    arguments = {**row.arguments, **overrides}
-    _check_arguments(builder, arguments, f"Model {name!r}")
+    return _call(resolve(row.builder), {**row.arguments, **overrides}, f"Model {name!r}")
+
+
+def _call(function: Callable, arguments: Mapping[str, Any], owner: str):
+    """Calls a builder or a task class with checked arguments; converts errors to UsageError."""
+    _check_arguments(function, arguments, owner)
     arguments = {key: _plain(value) for key, value in arguments.items()}
     try:
-        return builder(**arguments)
+        return function(**arguments)
     except (UsageError, RunError):
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        received = short(", ".join(f"{key}={value!r}" for key, value in arguments.items()))
         raise UsageError(
-            f"Model {name!r} cannot be built: {type(error).__name__}: {short(error)} Received: "
-            f"{short(given)}."
+            f"{owner} cannot be built: {type(error).__name__}: {short(error)} Received: {received}."
         ) from error
 
 
 def build_task(name: str, /, **arguments):
-    """Makes the task of that name.
+    """Creates a task.
+
+    Args:
+      name: of a registered task.
+      **arguments: of the class of the task.
 
     Raises:
-      UsageError: for an unknown name or argument.
+      UsageError: if the name, an argument or a value is invalid.
     """
     if not isinstance(name, str) or name not in _tasks:
         raise UsageError(
             f"No task is named {name!r}.{near_names(name, _tasks)} "
             f"Known: {', '.join(list_tasks())}."
         )
-    task = resolve(_tasks[name])
-    _check_arguments(task, arguments, f"Task {name!r}")
-    try:
-        return task(**arguments)
-    except (UsageError, RunError):
-        raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
-        raise UsageError(
-            f"Task {name!r} cannot be made: {type(error).__name__}: {error}"
-        ) from error
+    return _call(resolve(_tasks[name]), arguments, f"Task {name!r}")
 
 
 def describe(name: str, batch_size: int = 1, **overrides):
-    """Returns a `zoo.description.Description` of a model, without allocating its weights."""
+    """Describes a model without allocating its weights.
+
+    Args:
+      name: of a registered model.
+      batch_size: for the estimate of memory.
+      **overrides: builder arguments that replace those of the catalog row.
+
+    Returns:
+      A `zoo.description.Description`.
+    """
     return resolve("zoo.description:describe_model")(name, batch_size, **overrides)
 
 
 def load(workdir: str, checkpoint: str = "final"):
-    """Returns the trained `keras.Model` of a work directory, or of a .keras file.
+    """Loads the trained `keras.Model` of a work directory or of a .keras file.
 
-    It takes what its task's `prepare` gives: classifiers pictures as floats in [0, 1], where those
-    that `zoo export` writes take bytes.
+    The model takes the output of its task's `prepare`: an image classifier takes floats in [0, 1],
+    whereas exported classifiers take uint8.
 
     Args:
-      workdir: where `zoo train` worked, or a file that `zoo export --format=keras` wrote.
-      checkpoint: `"final"` (the last weights, averaged ones where EMA is on) or `"best"` (by the
-        validation split).
+      workdir: work directory of `zoo train`, or a file of `zoo export --format=keras`.
+      checkpoint: `"final"` (last weights; averaged ones with EMA) or `"best"` (by the validation
+        split).
 
     Raises:
-      UsageError: where the folder holds no such model.
+      UsageError: if there is no such model.
     """
     if str(workdir).endswith(".keras"):
         if not os.path.exists(workdir):

@@ -1,9 +1,8 @@
-"""Row weights of the batch that a network sees, for layers whose output mixes rows.
+"""Row weights of the current batch, for layers that compute statistics over rows.
 
-The batch's "weight" is 0 for rows that only pad a short batch to its static shape. The train step
-and the evaluation publish it while the network is called. Batch normalization reads it
-(`trainers.train.batch_norm`); a layer of your own that computes anything from several rows does
-too:
+The weight is 0 for rows that pad a short batch to its static shape. The train step and the
+evaluation set the weights while the network is called. Batch normalization uses them
+(`trainers.train.batch_norm`), and any custom layer that mixes rows must do so too:
 
     class BatchMean(keras.layers.Layer):
         def call(self, x):  # (B, C)
@@ -13,7 +12,7 @@ too:
             total = ops.sum(weights[:, None] * x, 0)
             return x - total / ops.maximum(ops.sum(weights), 1.0)
 
-With several replicas a layer sees the rows of one of them.
+With several replicas, a layer gets the rows of its own replica.
 """
 
 import contextlib
@@ -21,18 +20,18 @@ import threading
 
 from zoo.errors import UsageError
 
-_local = threading.local()  # each replica is traced in a thread of its own
+_local = threading.local()  # each replica is traced in its own thread
 
 
 class Rows:
-    """Rows that are seen together.
+    """Weights of the rows of one forward pass, and their use by layers.
 
     Args:
-      weights: (B,) float32, 0 for padding; None where no row is padding.
+      weights: (B,) float32, 0 for padding; None if no row is padding.
 
     Attributes:
-      read: whether a layer that mixes the rows of one replica has asked for the weights.
-      synchronized: whether a layer that mixes the rows of all replicas has.
+      read: whether a layer that mixes the rows of one replica has read the weights.
+      synchronized: whether a layer that mixes the rows of all replicas has read the weights.
       penalty: factor of activity regularizers, see `trainers.train.activity`; None outside
         training.
     """
@@ -44,16 +43,16 @@ class Rows:
 
 
 def row_weights(inputs=None):
-    """Returns the weights of the rows that a layer sees: 0 for padding, else 1.
+    """Returns the weights of the rows of the current forward pass: 0 for padding, else 1.
 
     Args:
-      inputs: (B, ...) what the layer was called with, whose number of rows is then checked.
+      inputs: (B, ...), the input of the calling layer; its number of rows is checked.
 
     Returns:
-      (B,) float32, or None where no row is padding.
+      (B,) float32, or None if no row is padding.
 
     Raises:
-      UsageError: where `inputs` has another number of rows than the batch.
+      UsageError: if `inputs` has another number of rows than the batch.
     """
     rows = current_rows()
     if rows is None:
@@ -63,18 +62,18 @@ def row_weights(inputs=None):
 
 
 def current_rows() -> Rows | None:
-    """Returns what `use_row_weights` has set in this thread, or None."""
+    """Returns the `Rows` that `use_row_weights` has set in this thread, or None."""
     return getattr(_local, "rows", None)
 
 
 def weights_of(rows: Rows, inputs=None):
-    """Returns the weights after the check of `row_weights`."""
+    """Returns the weights of `rows` after checking the number of rows as `row_weights`."""
     if rows.weights is None or inputs is None:
         return rows.weights
     expected, received = rows.weights.shape[0], inputs.shape[0]
     if None not in (expected, received) and expected != received:
         raise UsageError(
-            "A layer that mixes rows must be called with the rows of the batch, or inside "
+            "A layer that mixes rows must be called with all rows of the batch, or inside "
             f"`zoo.use_row_weights(weights)`. Received: {received} rows for a batch of {expected}."
         )
     return rows.weights
@@ -82,13 +81,13 @@ def weights_of(rows: Rows, inputs=None):
 
 @contextlib.contextmanager
 def use_row_weights(weights):
-    """Sets the row weights of the network calls inside.
+    """Sets the row weights of network calls inside the context.
 
-    A task or a layer that calls layers with other rows than the batch's (two batches one after the
-    other, every position as a row) uses it to say which of those are padding.
+    Needed by a task or a layer that calls layers with other rows than those of the batch, such as
+    two concatenated batches or one row per position.
 
     Args:
-      weights: (rows,) float32, 0 for padding; None where no row is padding.
+      weights: (rows,) float32, 0 for padding; None if no row is padding.
 
     Yields:
       The `Rows`.

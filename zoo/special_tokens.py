@@ -1,4 +1,4 @@
-"""Ids of the tokens of special meaning, the same in every tokenizer; words come after them."""
+"""Ids of the special tokens, equal in every tokenizer; ordinary tokens follow."""
 
 PADDING, UNKNOWN, START, END, SEPARATOR, MASK = range(6)
 FIRST_WORD = 6

@@ -1,4 +1,4 @@
-"""Starts TensorFlow for a command."""
+"""Imports and configures TensorFlow for a command."""
 
 import contextlib
 import os
@@ -10,29 +10,29 @@ from zoo.errors import UsageError
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and has it take a GPU's memory as it needs it.
+    """Imports TensorFlow and lets it allocate GPU memory on demand.
 
-    TF_CPP_MIN_LOG_LEVEL=0 lets it talk.
+    TF_CPP_MIN_LOG_LEVEL=0 shows its logs.
 
     Raises:
-      UsageError: where the environment asks for another backend of Keras.
+      UsageError: if KERAS_BACKEND names another backend.
     """
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
-        raise UsageError(f"The trainer runs on TensorFlow. Received: KERAS_BACKEND={backend}.")
+        raise UsageError(f"KERAS_BACKEND must be tensorflow. Received: {backend}.")
     with without_jax():
         import tensorflow as tf
     with quiet.quiet_stderr():
         gpus = tf.config.list_physical_devices("GPU")
     if not quiet.wants_logs():
-        tf.get_logger().setLevel("ERROR")  # its profiler warns of what it calls itself
+        tf.get_logger().setLevel("ERROR")  # its profiler warns of functions that it calls itself
     for gpu in gpus:
-        with contextlib.suppress(RuntimeError):  # in use already, by an earlier command
+        with contextlib.suppress(RuntimeError):  # an earlier command has initialized the GPU
             tf.config.experimental.set_memory_growth(gpu, True)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not gpus and not hidden and Path("/dev/nvidia0").exists():
         print(
-            "zoo: TensorFlow cannot use this machine's GPU: pip install 'keras-zoo[cuda]', or "
+            "zoo: TensorFlow cannot use the GPU of this machine. Install keras-zoo[cuda], or set "
             "TF_CPP_MIN_LOG_LEVEL=0 to see why.",
             file=sys.stderr,
         )
@@ -40,9 +40,9 @@ def start_tensorflow() -> None:
 
 @contextlib.contextmanager
 def without_jax():
-    """Has an import of TensorFlow do without JAX, where that is installed.
+    """Hides JAX inside the context, so that the import of TensorFlow does not import it.
 
-    TensorFlow Lite takes a second to import it, for models of JAX' own, of which there are none.
+    TensorFlow Lite would spend a second on importing JAX, which only models of JAX need.
     """
     absent = "jax" not in sys.modules
     if absent:

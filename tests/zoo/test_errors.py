@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from zoo.errors import LONGEST, RunError, UsageError, short
+from zoo.errors import MAX_QUOTE, RunError, UsageError, short
 
 
 @pytest.mark.parametrize("kind", [UsageError, RunError])
@@ -17,13 +17,13 @@ def test_a_long_value_is_cut_and_the_way_out_stays(kind, value):
     message = str(kind(f"The rule. Received: {value!r}. The way out."))
     assert message.startswith("The rule. Received: ")
     assert message.endswith("The way out.")
-    assert len(message) <= LONGEST + 50
+    assert len(message) <= MAX_QUOTE + 50
     assert message.isprintable()
 
 
 def test_a_path_and_other_words_without_quotes_are_cut():
     message = str(UsageError(f"There is no file /{'a' * 5000}."))
-    assert len(message) <= LONGEST + 20
+    assert len(message) <= MAX_QUOTE + 20
 
 
 def test_a_message_has_a_longest_length_with_both_its_ends():
@@ -44,7 +44,7 @@ def test_control_characters_do_not_reach_a_terminal():
 
 def test_short():
     assert short("one\n two\x00") == "one two"
-    assert len(short("x" * 10_000)) == LONGEST
+    assert len(short("x" * 10_000)) == MAX_QUOTE
     assert short(ValueError("why")) == "why"
 
 

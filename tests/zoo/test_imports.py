@@ -28,11 +28,11 @@ def test_an_inner_import_is_noticed():
 
 
 def test_own_modules_are_imported_at_the_top():
-    found = {
+    inner = {
         f"{path.relative_to(ROOT)}:{line}"
         for folder in ("zoo", "trainers", "configs")
         for path in (ROOT / folder).rglob("*.py")
         if not str(path.relative_to(ROOT)).startswith(DOORS)
         for line in inner_imports(path.read_text())
     }
-    assert not found
+    assert not inner

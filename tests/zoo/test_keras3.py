@@ -492,9 +492,9 @@ def test_multi_worker_fit_fails():
         for worker in workers:
             worker.kill()
     for error in ("PerReplica.* to a Tensor", "Invalid reduction dimension 0"):
-        found = re.search(error, output)
-        assert found or "fit ran" in output, output
-        still("MultiWorkerMirroredStrategy", bool(found), found and found[0])
+        match = re.search(error, output)
+        assert match or "fit ran" in output, output
+        still("MultiWorkerMirroredStrategy", bool(match), match and match[0])
 
 
 # --- the document itself --------------------------------------------------------------------------

@@ -64,33 +64,33 @@ def test_seed_variables(collected):
         model.get_layer("inner").get_layer("dropout").seed_generator,
         model.get_layer("recurrent").cell.seed_generator,
     ]
-    found = keras_internals.seed_variables(model)
-    assert {id(v) for v in found} == {id(g.state) for g in generators}
-    assert len(found) == len(generators)
+    states = keras_internals.seed_variables(model)
+    assert {id(v) for v in states} == {id(g.state) for g in generators}
+    assert len(states) == len(generators)
     model.fit(np.ones((2, 4, 3)), np.ones((2, 2)), verbose=0)
-    assert all(int(v.numpy()[1]) > 0 for v in found)
+    assert all(int(v.numpy()[1]) > 0 for v in states)
     # They can be replaced for a call, which then leaves them alone.
-    before, x = [v.numpy() for v in found], tf.ones((2, 4, 3))
+    before, x = [v.numpy() for v in states], tf.ones((2, 4, 3))
 
     def draw(seed):
         with keras.StatelessScope(
-            state_mapping=[(v, tf.constant([seed, 0], v.dtype)) for v in found]
+            state_mapping=[(v, tf.constant([seed, 0], v.dtype)) for v in states]
         ):
             return model(x, training=True).numpy()
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert np.abs(draw(1) - draw(2)).max() > 0
-    np.testing.assert_array_equal(before, [v.numpy() for v in found])
+    np.testing.assert_array_equal(before, [v.numpy() for v in states])
 
 
 @pytest.mark.parametrize("off", [False, True])
-def test_switch_off_all_reduce(off, two):
+def test_disable_all_reduce(off, two):
     with two.scope():
         weight = keras.Variable(0.0)
         optimizer = keras.optimizers.SGD(1.0)
         optimizer.build([weight])
     if off:
-        keras_internals.switch_off_all_reduce(optimizer)
+        keras_internals.disable_all_reduce(optimizer)
 
     def update(_):
         optimizer.apply([tf.constant(1.0)], [weight])
@@ -144,43 +144,43 @@ def update_of(optimizer, weights, strategy):
         ("Muon", {"weight_decay": 0.1}, 0.0),
     ],
 )
-def test_compute_once(kind, arguments, bound, replicas, one, two):
+def test_cache_update_values(kind, arguments, bound, replicas, one, two):
     """As Keras does, of one rate an update."""
     generator = np.random.default_rng(0)
     shapes = (30, 7), (7,), (2, 3, 4)
     start = [generator.normal(size=shape) for shape in shapes]
     gradients = [[generator.normal(size=shape) for shape in shapes] for _ in range(6)]
-    found, asked = [], []
+    results, asked = [], []
     strategy = two if replicas == 2 else one
     for once in (False, True):
         with strategy.scope():
             weights = [keras.Variable(value, dtype="float32") for value in start]
             rate = Halving()
             optimizer = getattr(keras.optimizers, kind)(rate, **arguments)
-            keras_internals.switch_off_all_reduce(optimizer)
+            keras_internals.disable_all_reduce(optimizer)
             if once:
-                keras_internals.compute_once(optimizer)
+                keras_internals.cache_update_values(optimizer)
             optimizer.build(weights)
 
         update = update_of(optimizer, weights, strategy)
         for values in gradients:
             update(*[tf.constant(value, "float32") for value in values])
         asked.append(rate.asked)
-        found.append([v.numpy() for v in [*weights, *optimizer.variables[1:]]])
+        results.append([v.numpy() for v in [*weights, *optimizer.variables[1:]]])
         assert float(optimizer.learning_rate.numpy()) == pytest.approx(0.02 * 0.5**6)
     # Each replica's, at most; Keras asks for each variable where weights decay.
     assert asked[1] <= replicas * asked[0] / (4 if "weight_decay" in arguments else 1)
-    for right, value in zip(*found, strict=True):
+    for right, value in zip(*results, strict=True):
         np.testing.assert_allclose(value, right, rtol=0, atol=bound * np.abs(right).max())
 
 
-def test_compute_once_leaves_other_types_to_keras(devices):
+def test_cache_update_values_leaves_other_types_to_keras(devices):
     moved = []
     for once in (False, True):
         weights = [keras.Variable([1.0, 2.0], dtype="float16"), keras.Variable([[1.0], [2.0]])]
         optimizer = keras.optimizers.Adam(0.1)
         if once:
-            keras_internals.compute_once(optimizer)
+            keras_internals.cache_update_values(optimizer)
         optimizer.build(weights)
         rows = tf.IndexedSlices(tf.ones((1, 1)), tf.constant([1]), tf.constant([2, 1]))
         for _ in range(3):
@@ -192,21 +192,21 @@ def test_compute_once_leaves_other_types_to_keras(devices):
     assert moved[0][1][1] < 2
 
 
-def test_needs_unbuilt_fit(two):
-    model = train(two, of_booleans, *booleans(), sgd(), prepare=keras_internals.needs_unbuilt_fit)
+def test_skip_symbolic_build(two):
+    model = train(two, of_booleans, *booleans(), sgd(), prepare=keras_internals.skip_symbolic_build)
     assert int(model.optimizer.iterations.numpy()) == 2
     assert np.abs(flat(model) - model.before).max() > 0
 
 
 def test_all_layers(devices):
     model = nested()
-    found = keras_internals.all_layers(model)
-    assert found[0] is model
+    listed = keras_internals.all_layers(model)
+    assert listed[0] is model
     noisy, inner = model.get_layer("noisy"), model.get_layer("inner")
     wanted = [model, noisy, noisy.noise, noisy.dense, inner, *inner.layers]
     wanted += [model.get_layer("recurrent"), model.get_layer("recurrent").cell]
-    assert {id(layer) for layer in wanted} <= {id(layer) for layer in found}
-    assert len(found) == len({id(layer) for layer in found})
+    assert {id(layer) for layer in wanted} <= {id(layer) for layer in listed}
+    assert len(listed) == len({id(layer) for layer in listed})
 
 
 def test_child_layers(devices):
@@ -236,8 +236,8 @@ def test_variable_index(devices):
         assert keras_internals.variable_index(optimizer, variable.value) == place
 
 
-def test_mend_tf2onnx(devices):
-    keras_internals.mend_tf2onnx()
+def test_patch_tf2onnx(devices):
+    keras_internals.patch_tf2onnx()
     import tf2onnx  # noqa: F401 - it imports with NumPy 2 then; test_export.py uses it
 
 
@@ -261,12 +261,12 @@ def test_save_zero_points(devices):
     np.testing.assert_array_equal(other.kernel_zero, one.kernel_zero)
 
 
-def test_neighbours_in_a_graph():
+def test_neighbors_in_a_graph():
     image = keras.Input((4,), name="image")
     first, second = keras.layers.Dense(3, name="first"), keras.layers.Dense(2, name="second")
     model = keras.Model(image, second(first(image)))
     (start,) = keras_internals.input_layers(model)
-    assert keras_internals.final_layers(model) == [second]
+    assert keras_internals.output_layers(model) == [second]
     assert keras_internals.layers_before(first) == [start]
     assert keras_internals.layers_after(first) == [second]
     assert keras_internals.layers_before(second) == [first]
@@ -281,12 +281,12 @@ def test_connections():
     one = first(start)
     model = keras.Model(start, inner(layers.Add()([one, second(one)])))
     keras.Model(start, second(second(start)))
-    found = [
+    connections = [
         (type(layer).__name__, len(tensors), [before.name for before in sources])
         for layer, tensors, sources in keras_internals.connections(model)
     ]
     add = model.layers[3].name
-    assert sorted(found) == [
+    assert sorted(connections) == [
         ("Add", 2, [first.name, second.name]),
         ("Dense", 1, [first.name]),
         ("Dense", 1, [start._keras_history.operation.name]),
@@ -314,7 +314,7 @@ def test_layers_know_whether_it_is_training():
     class Listens(keras.layers.Layer):
         def call(self, x):
             seen.append(keras_internals.in_training())
-            self.later = keras_internals.call_of_now()
+            self.later = keras_internals.capture_call_context()
             return x
 
     x = keras.Input((2,))
@@ -340,7 +340,7 @@ def test_variables_with_other_values(inside):
         return one + two
 
     def run():
-        return float(keras_internals.with_values([(one, tf.constant(5.0))], [two], call))
+        return float(keras_internals.call_with_values([(one, tf.constant(5.0))], [two], call))
 
     if inside:
         with keras.StatelessScope() as scope:
@@ -388,7 +388,7 @@ def test_numbers_without_a_seed_come_from_the_generator_that_is_set():
     first, second = (keras.ops.convert_to_numpy(keras.random.normal((2,))) for _ in range(2))
     keras.utils.set_random_seed(0)
     one = keras.random.SeedGenerator(1)
-    with keras_internals.unseeded_draws(one):
+    with keras_internals.use_global_seed(one):
         inside = keras.ops.convert_to_numpy(keras.random.normal((2,)))
     assert abs(inside - first).max() > 0
     np.testing.assert_array_equal(keras.random.normal((2,)), first)  # the other did not move

@@ -101,7 +101,7 @@ def test_a_child_does_not_search_the_current_folder(folder, entry):
         "import os, sys\n"
         "sys.path[:] = [p for p in sys.path[1:] if os.path.realpath(p) != os.getcwd()]\n"
         "from zoo import processes\n"
-        "done = processes.run('trainers.config.recipe:list_recipes', more={'MORE': '1'})\n"
+        "done = processes.run('trainers.config.recipe:list_recipes', extra={'MORE': '1'})\n"
         "sys.exit(done.returncode != 1 or 'cnn_digits' not in done.stderr)\n"
     )
     done = script(folder, code, PYTHONPATH=path)
@@ -193,10 +193,10 @@ def test_the_environment_is_given_back(monkeypatch):
 
 def test_children_are_started_in_one_place():
     """No other source file starts a Python or changes where modules are searched."""
-    found = {
+    starters = {
         str(path.relative_to(commands.ROOT))
         for package in ("zoo", "trainers", "configs")
         for path in (commands.ROOT / package).rglob("*.py")
         if any(word in path.read_text() for word in ("sys.executable", "sys.path"))
     }
-    assert found == {"zoo/processes.py", "trainers/cli/__init__.py"}
+    assert starters == {"zoo/processes.py", "trainers/cli/__init__.py"}

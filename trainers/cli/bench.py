@@ -33,7 +33,7 @@ def command(argv) -> int:
     config = resolve(words[0], overrides)
     preflight.check_config(config)
     check_sizes(config.compress)
-    dataset = preflight.load_data(config) if registry.makes_data(config.task.name) else None
+    dataset = preflight.load_data(config) if registry.has_loader(config.task.name) else None
     start_tensorflow()
 
     from trainers.bench import bench

@@ -36,7 +36,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
       as_json: whether to print JSON.
     """
     from trainers.run.workdir import WorkDirectory, read_config
-    from zoo.data.hold_out import judged_split, with_hold_out
+    from zoo.data.hold_out import evaluation_split, with_hold_out
     from zoo.registry import load_data
     from zoo.saved.workdir import data_section, is_litert, model_path
 
@@ -48,7 +48,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
     dataset = load_data(data_section(workdir, saved), config["task"])
     dataset, _ = with_hold_out(dataset, config["data"]["validation_size"])
     if split is None:
-        split = judged_split(dataset.splits) or "test"
+        split = evaluation_split(dataset.splits) or "test"
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "

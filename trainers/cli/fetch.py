@@ -13,7 +13,7 @@ from absl import flags
 
 from trainers.cli.common import leaves_files, modules_flag, parse, run
 from zoo.data.datasets import dataset_entry, list_datasets
-from zoo.data.fetch import fetch, is_there
+from zoo.data.fetch import fetch, is_present
 from zoo.storage.paths import data_dir
 
 _FLAGS = flags.FlagValues()
@@ -49,7 +49,7 @@ def _state(entry, folder: Path) -> str:
     if not files:
         return "built in"
     paths = [folder / entry.name / file.file_name for file in files]
-    there = sum(is_there(path, file) for path, file in zip(paths, files, strict=True))
+    there = sum(is_present(path, file) for path, file in zip(paths, files, strict=True))
     return "there" if there == len(files) else f"{there} of {len(files)} files"
 
 

@@ -95,4 +95,4 @@ def _round(layer: keras.layers.Dense, form: str, inputs: int4.Inputs) -> None:
         clip = not re.search("query|key", layer.name)
         rounded, settings = int4.awq(weights, inputs, clip), keras.quantizers.AWQConfig
     layer.quantize(form, config=settings(None, None, group_size=int4.GROUP))
-    keras_internals.set_calibrated(layer, form, rounded, int4.GROUP)
+    keras_internals.assign_int4_kernel(layer, form, rounded, int4.GROUP)

@@ -11,7 +11,7 @@ from trainers.export.formats import examples_of
 from trainers.export.litert_file import FileModel
 from trainers.run.workdir import read_config
 from zoo import registry
-from zoo.data.hold_out import judged_split, with_hold_out
+from zoo.data.hold_out import evaluation_split, with_hold_out
 from zoo.errors import RunError
 from zoo.models.float32 import in_float32
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert
@@ -47,7 +47,7 @@ class LoadedRun:
     @property
     def split(self) -> str:
         """The split that it is measured on; "" where there is none but the training's."""
-        return judged_split(self.dataset.splits)
+        return evaluation_split(self.dataset.splits)
 
     @property
     def makes_whole_samples(self) -> bool:

@@ -24,7 +24,7 @@ from trainers.export.litert_file import NO_RUNTIME, holds_integers
 from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers
-from zoo.layers.rounding import rounds
+from zoo.layers.rounding import is_quantized
 from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT
@@ -64,7 +64,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
         kind, _, form = settings.format.partition("_")
         if kind == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
             raise UsageError(f"{settings.format} is measured in its own runtime: {NO_RUNTIME}.")
-        if kind == "keras" and rounds(found.model):
+        if kind == "keras" and is_quantized(found.model):
             raise UsageError(
                 f"The model of {start} learned in 8 bits, which LiteRT keeps: use "
                 f"compress.ptq.format=litert_dynamic. Received: {settings.format}."

@@ -122,7 +122,7 @@ class _Clustered:
 
     def __call__(self, inputs, *args, **kwargs):
         values = [(kernel, self._value(kernel.value, c)) for kernel, c in self.kernels]
-        return keras_internals.with_values(
+        return keras_internals.call_with_values(
             values, self.layer.variables, lambda: self.plain(inputs, *args, **kwargs)
         )
 

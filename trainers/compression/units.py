@@ -135,7 +135,7 @@ class _Walk:
             self.takes[operation] = len(tensors)
             for one in before:
                 self.after.setdefault(one, []).append(operation)
-        self.ends = keras_internals.final_layers(model)
+        self.ends = keras_internals.output_layers(model)
 
     def units(self, layer) -> Units:
         """Raises `_Whole` where there are none to take."""

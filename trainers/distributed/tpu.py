@@ -64,7 +64,7 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
         return
     check_tpu(config)
     hosts = strategy.extended.num_hosts
-    if hosts > 1 and not pipeline.all_held(arrays):
+    if hosts > 1 and not pipeline.all_in_memory(arrays):
         raise UsageError(
             "A training split that is read from files needs a TPU of one host (up to v5litepod-8 "
             f"or v6e-8): each host makes its own batches. Received: {hosts} hosts."

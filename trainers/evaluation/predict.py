@@ -6,7 +6,7 @@ import numpy as np
 
 from trainers.run.workdir import read_config
 from zoo import registry
-from zoo.data.arrays.pictures import Unreadable, decode
+from zoo.data.arrays.images import Unreadable, decode
 from zoo.errors import UsageError
 from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
@@ -21,7 +21,7 @@ def predict_images(
 
     Args:
       workdir: work directory of a run with the task `image_classification`.
-      files: paths of images; see `zoo.data.arrays.pictures`.
+      files: paths of images; see `zoo.data.arrays.images`.
       checkpoint: `"final"` or `"best"`.
       invert: whether to invert the brightness of the images first.
 

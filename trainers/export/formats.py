@@ -25,7 +25,7 @@ from trainers.export.saved_model import (
 from trainers.run.workdir import read_config
 from zoo import keras_internals, registry
 from zoo.errors import RunError, UsageError, short
-from zoo.layers.rounding import rounds
+from zoo.layers.rounding import is_quantized
 from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert, model_path
@@ -120,7 +120,7 @@ def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
     with as_held(served) if form == "litert" else contextlib.nullcontext():
         held = flat(served(arranged(served, inputs), training=False))
     worst = difference(held, got)
-    if not worst <= (TOLERANCE_ROUNDED if rounds(model) else TOLERANCE):
+    if not worst <= (TOLERANCE_ROUNDED if is_quantized(model) else TOLERANCE):
         raise RunError(
             f"it computes something else: its outputs differ by {worst:.2g} of the largest."
         )
@@ -222,7 +222,7 @@ def _write_onnx(model, out: str, inputs: dict) -> None:
     def positional(*tensors):
         return function(**dict(zip(names, tensors, strict=True)))
 
-    keras_internals.mend_tf2onnx()
+    keras_internals.patch_tf2onnx()
     tf2onnx.convert.from_function(
         positional, input_signature=positional.input_signature, output_path=out,
         custom_op_handlers={"Erfc": (_erfc, [])},

@@ -17,7 +17,7 @@ from trainers.export.saved_model import write_saved_model
 from zoo import processes
 from zoo.errors import RunError, short
 from zoo.keras_internals import all_layers
-from zoo.layers.rounding import of_tokens, rounded_once, rounds
+from zoo.layers.rounding import is_quantized, is_token_model, rounded_kernels
 from zoo.storage.disk import atomic
 
 # How weights are kept: as they are; as float16; as int8, with what a layer is given rounded anew in
@@ -71,12 +71,12 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
     """
     with as_held(model):
         write_saved_model(model, folder, inputs, batch=1)
-    return "dynamic" if rounds(model) else "float32"
+    return "dynamic" if is_quantized(model) else "float32"
 
 
 def as_held(model):
     """Returns a context in which a model computes what its LiteRT file holds; see `prepare`."""
-    return rounded_once(model) if of_tokens(model) else contextlib.nullcontext()
+    return rounded_kernels(model) if is_token_model(model) else contextlib.nullcontext()
 
 
 def one_scale(model, quantisation: str) -> bool:
@@ -88,7 +88,7 @@ def one_scale(model, quantisation: str) -> bool:
     its outputs, so that there are two arrays in any case.
     """
     tied = any(getattr(layer, "tie_weights", False) for layer in all_layers(model))
-    return of_tokens(model) or (tied and quantisation == "dynamic")
+    return is_token_model(model) or (tied and quantisation == "dynamic")
 
 
 _LOOP = ": it cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"

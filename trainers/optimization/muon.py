@@ -60,7 +60,7 @@ def output_layers(model: keras.Model) -> list:
     for layer, _, before in keras_internals.connections(model):
         parents.setdefault(id(layer), []).extend(before)
     outputs, seen = [], set()
-    pending = keras_internals.final_layers(model)
+    pending = keras_internals.output_layers(model)
     while pending:
         layer = pending.pop()
         if id(layer) in seen:

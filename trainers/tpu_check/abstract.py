@@ -94,7 +94,7 @@ class AbstractStep:
         if registry.entry(model.name).family == "transfer":
             model.weights = "none"  # the values do not matter, and the file may be missing
         dataset = None
-        if registry.makes_data(self.config.task.name) and not model.get("vocabulary_size", 1):
+        if registry.has_loader(self.config.task.name) and not model.get("vocabulary_size", 1):
             model.vocabulary_size = self.config.data.vocabulary_size
             if not model.vocabulary_size:  # the vocabulary follows from the text
                 dataset = registry.load_data(self.config.data.to_dict(), self.config.task.to_dict())
@@ -115,7 +115,7 @@ class AbstractStep:
         """Returns synthetic stored examples of the recipe's lengths."""
         few = made_up(self.task, self.step.net, 2, 0)
         name, length = self.config.task.name, self.config.data.sequence_length
-        if registry.makes_data(name) and length:
+        if registry.has_loader(name) and length:
             length += _MORE_TOKENS.get(name, 0)
             few = {k: v[:, :1].repeat(length, 1) if v.ndim == 2 else v for k, v in few.items()}
         return {key: np.zeros((examples, *v.shape[1:]), v.dtype) for key, v in few.items()}

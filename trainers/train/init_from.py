@@ -121,7 +121,7 @@ def _sized_by_data(model) -> set[int]:
     found = {id(v) for v in model.weights if added_by_compression(v.path)}
     tables = (keras.layers.Embedding, LowRankEmbedding)
     embeddings = [x for x in keras_internals.all_layers(model) if isinstance(x, tables)]
-    ends = keras_internals.final_layers(model) if keras_internals.is_graph(model) else []
+    ends = keras_internals.output_layers(model) if keras_internals.is_graph(model) else []
     vectors = [x for x in ends if all(len(v.shape) == 1 for v in getattr(x, "weights", ()))]
     found |= {id(v) for layer in vectors for v in getattr(layer, "weights", ())}
     return found | {id(v) for layer in _outputs(model) + embeddings for v in layer.weights}

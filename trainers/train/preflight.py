@@ -14,7 +14,7 @@ from trainers.optimization.schedules import check_phases, total_steps
 from trainers.run.workdir import WorkDirectory, read_config
 from trainers.train.callbacks import check_callbacks
 from zoo import registry
-from zoo.data.arrays import pictures
+from zoo.data.arrays import images
 from zoo.data.datasets import FOLDER, TFDS
 from zoo.data.hold_out import with_hold_out
 from zoo.errors import UsageError, compiled
@@ -153,7 +153,7 @@ def _check_source(data, arguments: dict) -> None:
     shape, size = tuple(arguments.get("input_shape") or ()), tuple(data.image_size)
     if not data.source.startswith((FOLDER, TFDS)) or not size:
         return
-    given = pictures.shape_of(size)
+    given = images.shape_of(size)
     if shape and given != shape:
         raise UsageError(
             f"data.image_size gives images of shape {given}, and the model takes {shape}: set "
@@ -162,7 +162,7 @@ def _check_source(data, arguments: dict) -> None:
     classes = arguments.get("num_classes")
     if data.source.startswith(FOLDER) and classes:
         root = Path(data.source.removeprefix(FOLDER)).expanduser()
-        _, names, _ = pictures.scan(root)
+        _, names, _ = images.scan(root)
         if len(names) != classes:
             raise UsageError(
                 f"The model has {classes} classes. Data set {data.source!r} has {len(names)} "

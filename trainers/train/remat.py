@@ -61,10 +61,12 @@ def _recompute(layer: keras.layers.Layer) -> None:
         positions = [
             i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
         ]
-        with keras_internals.as_stored():  # not as the layer computes: bfloat16 would round them
+        with (
+            keras_internals.without_autocast()
+        ):  # not as the layer computes: bfloat16 would round them
             before = [(v, tf.identity(v.value)) for v in state]
         changed = {}
-        call_of_now = keras_internals.call_of_now()
+        call_context = keras_internals.capture_call_context()
 
         def block(*tensors):
             filled = list(leaves)
@@ -75,7 +77,7 @@ def _recompute(layer: keras.layers.Layer) -> None:
             start = [scope.get_current_value(v) for v in state]
             # Layers inside are told by their outer one alone whether this is training, and there is
             # none around the second computation.
-            with scope, call_of_now():
+            with scope, call_context():
                 outputs = plain_call(*inner_args, **inner_kwargs)
             if scope.losses:  # the gradient of what is not an output would be lost
                 raise UsageError(

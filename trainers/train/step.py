@@ -127,13 +127,13 @@ class TrainStep(keras.Model):
         self.optimizers = [optimizer] if single else list(optimizer)
         # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
         self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
-        keras_internals.needs_unbuilt_fit(self)
+        keras_internals.skip_symbolic_build(self)
         self.decay_excluded = []
         check_rules([v for one in self.players for v in one.model.trainable_variables], rules)
         for player, own in zip(self.players, self.optimizers, strict=True):
             variables = player.model.trainable_variables
-            keras_internals.switch_off_all_reduce(inner(own))
-            keras_internals.compute_once(inner(own))
+            keras_internals.disable_all_reduce(inner(own))
+            keras_internals.cache_update_values(inner(own))
             models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
             self.decay_excluded += apply_rules(own, variables, rules, models)
             own.build(variables)
@@ -331,7 +331,7 @@ class TrainStep(keras.Model):
 
     def unseeded(self, seeds):
         """Returns a context in which draws without a seed generator use the last of `_seeds`."""
-        return keras_internals.unseeded_draws(Key(tf.bitcast(seeds[-1], tf.int32)))
+        return keras_internals.use_global_seed(Key(tf.bitcast(seeds[-1], tf.int32)))
 
     def _gradients(self, turn, data, weights, seeds, state, share):
         """Returns gradients, loss sums, statistics and new state of one micro-batch.

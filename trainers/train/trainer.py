@@ -55,7 +55,7 @@ from trainers.train.padding import check_padding
 from trainers.train.statistics import Statistics, statistics_batches
 from zoo import registry
 from zoo.data import pipeline
-from zoo.data.hold_out import judged_split, with_hold_out
+from zoo.data.hold_out import evaluation_split, with_hold_out
 from zoo.errors import UsageError
 from zoo.tasks.base import Frozen
 
@@ -206,7 +206,7 @@ class Trainer:
         self.dataset = techniques.resolve(config, self.workdir.path, self.dataset)
         self.dataset, self.hold_out_note = with_hold_out(self.dataset, config.data.validation_size)
         self.arrays = self.dataset.splits["train"]
-        self.judged = judged_split(self.dataset.splits, self.read_test)
+        self.judged = evaluation_split(self.dataset.splits, self.read_test)
         tpu.check(config, self.strategy, self.arrays)
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.arrays, trainer.global_batch_size)

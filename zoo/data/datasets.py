@@ -1,19 +1,18 @@
-"""Data sets by name, each a dictionary of NumPy arrays a split.
+"""Registry of data sets; every split of a data set is a dictionary of NumPy arrays.
 
-Arrays, not iterators: an example is found by its number, so that the order of the data can be a
-function of (seed, epoch, index) and a run resumes exactly.
+Arrays allow random access, so the order of the data can be a function of (seed, epoch, index), and
+a run resumes exactly.
 
-Your own data, in a file:
+To use your own arrays in a file:
 
     np.savez("mine.npz", train_image=…, train_label=…, test_image=…, test_label=…)
     zoo.data.load("npz:mine.npz")
 
-a folder of pictures with a folder for each class (zoo/data/arrays/pictures.py), resized to one
-size:
+A folder of images with a folder per class (zoo/data/arrays/images.py), resized to one size:
 
-    zoo.data.load("folder:/my/pictures", image_size=(224, 224))
+    zoo.data.load("folder:/my/images", image_size=(224, 224))
 
-or in a module of yours (loaded with `--import=my_module`):
+A data set of your own module, which `--import=my_module` imports:
 
     zoo.data.register_dataset("mine", lambda manual_dir: zoo.data.Dataset(...))
 """
@@ -34,28 +33,28 @@ NPZ = "npz:"
 FOLDER = "folder:"
 TFDS = "tfds:"
 
-# What a user's files may call a split.
+# Names of splits in users' files -> our names.
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
           "validation": "validation", "test": "test"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Named splits of equally long arrays; checked when it is made.
+    """Named splits of equally long arrays; validated on creation.
 
     Attributes:
-      name: as given to `load`.
-      splits: split name -> array name -> array, example number first. Arrays may be read-only
-        and on disk (`np.memmap`). Where there, "image" is (N, height, width, channels) uint8 and
-        "label" is (N,) int32 or int64, a position in `class_names`.
-      class_names: the classes in the order of their labels; empty where there are none.
-      fingerprint: changes when the data change; a run resumes only on the data it began with.
-      tokenizer: of text, a `zoo.data.text.tokenizers.Tokenizer`; it is kept beside the run.
-      facts: title -> name -> JSON value: what the report tells of the data.
+      name: argument of `load`.
+      splits: split name -> array name -> array (N, ...) of N examples. Arrays may be memory-mapped
+        and read-only. "image" must be (N, height, width, channels) uint8, and "label" (N,) int32
+        or int64, an index into `class_names`.
+      class_names: names of the classes by label; may be empty.
+      fingerprint: changes when the data change; a run resumes only with equal data.
+      tokenizer: `zoo.data.text.tokenizers.Tokenizer` of a text data set; saved with a run.
+      facts: title -> name -> JSON value, shown in the report.
 
     Raises:
-      RunError: an empty split, arrays of different lengths, or an "image" or "label" that is
-        not what is said above.
+      RunError: if a split is empty, arrays differ in length, or "image" or "label" has another
+        shape or dtype.
     """
 
     name: str
@@ -75,17 +74,21 @@ class Dataset:
 def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_classes: int):
     where = f"Data set {name!r}, split {split!r}"
     if not arrays:
-        raise RunError(f"{where} has no arrays.")
+        raise RunError(f"{where}: a split needs at least one array.")
     for key, array in arrays.items():
         if key == "weight":
             raise RunError(
-                f"{where}, array 'weight' has a name that is the trainer's own: its weights are 0 "
-                "for padding and 1 for examples. Take another name."
+                f"{where}: no array may be named 'weight', which the trainer uses for padding. "
+                "Rename the array."
             )
         if array.dtype == object:
-            raise RunError(f"{where}, array {key!r} holds Python objects, not numbers or text.")
+            raise RunError(
+                f"{where}, array {key!r} must hold numbers or strings. Received: dtype object."
+            )
         if array.ndim == 0 or len(array) == 0:
-            raise RunError(f"{where}, array {key!r} is empty: its shape is {array.shape}.")
+            raise RunError(
+                f"{where}, array {key!r} must not be empty. Received: shape {array.shape}."
+            )
         if key == "image" and (array.dtype != np.uint8 or array.ndim != 4 or array.size == 0):
             raise RunError(
                 f"{where}, array 'image' must be (N, height, width, channels) uint8. "
@@ -96,7 +99,7 @@ def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_cl
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise RunError(
-            f"{where}: all arrays must be equally long. "
+            f"{where}: all arrays must have the same length. "
             f"Received: {', '.join(f'{k} {n:,}' for k, n in lengths.items())}."
         )
 
@@ -107,16 +110,16 @@ def _check_label(where: str, label: np.ndarray, num_classes: int):
             f"{where}, array 'label' must be (N,) int32 or int64. "
             f"Received: {label.shape} {label.dtype}."
         )
-    # Left unchecked, a label outside the classes trains to NaN without another word.
+    # A label outside the classes gives a loss of NaN without an error.
     if num_classes and (label.min() < 0 or label.max() >= num_classes):
         raise RunError(
-            f"{where}, array 'label' must lie in 0 … {num_classes - 1}, a number a class. "
+            f"{where}, array 'label' must be in 0 … {num_classes - 1}, one integer per class. "
             f"Received: {label.min()} … {label.max()}."
         )
 
 
 def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]], class_names: Sequence[str]) -> str:
-    """Returns the sha256 of everything in `splits`; reads every byte, in no time for < 1 GB."""
+    """Returns the hex sha256 of all names and arrays; reads every byte."""
     digest = hashlib.sha256(repr(tuple(class_names)).encode())
     for split in sorted(splits):
         for key, array in sorted(splits[split].items()):
@@ -127,7 +130,7 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]], class_names: Seq
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One row of the register; see `register_dataset`."""
+    """A registered data set; see `register_dataset`."""
 
     name: str
     loader: Callable[[Path | None], Dataset]
@@ -136,52 +139,59 @@ class DatasetEntry:
     licence: str = ""
 
     def original_files(self) -> tuple:
-        """Returns the `zoo.data.fetch.FetchFile`s of this data set."""
+        """Returns the `zoo.data.fetch.FetchFile` of every original file."""
         return tuple(self.files() if callable(self.files) else self.files)
 
 
-_REGISTER: dict[str, DatasetEntry] = {}
+_DATASETS: dict[str, DatasetEntry] = {}
 
 
 def register_dataset(name, loader, files=(), description="", licence=""):
-    """Makes `load(name)` and, where it has `files`, `zoo fetch NAME` work.
+    """Registers a data set for `load(name)` and, if it has `files`, for `zoo fetch NAME`.
 
     Args:
-      name: letters, digits, `_`, `-` and `.`; also the name of its folder in `data_dir()`.
-      loader: function of `manual_dir` (a Path, or None where the user gave none) that returns a
-        `Dataset`. It is called by each `load`.
-      files: `zoo.data.fetch.FetchFile`s, or a function that returns them where they take a slow
-        import to know.
+      name: of letters, digits, `_`, `-` and `.`; also the name of its folder in `data_dir()`.
+      loader: `loader(manual_dir) -> Dataset`; `manual_dir` is a Path or None. Called by each
+        `load`.
+      files: `zoo.data.fetch.FetchFile` objects, or a function that returns them if that needs slow
+        imports.
       description: one line.
-      licence: as its source states it.
+      licence: stated by the source.
 
     Raises:
-      UsageError: for a name that is taken or cannot be the name of a folder.
+      UsageError: if the name is registered already or is invalid.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(
-            f"A data set's name is made of letters, digits, '_', '-' and '.'. Received: {name!r}."
+            "The name of a data set may have letters, digits, '_', '-' and '.'. "
+            f"Received: {name!r}."
         )
-    if name in _REGISTER:
+    if name in _DATASETS:
         raise UsageError(f"A data set {name!r} is registered already: choose another name.")
-    _REGISTER[name] = DatasetEntry(name, loader, files, description, licence)
+    _DATASETS[name] = DatasetEntry(name, loader, files, description, licence)
 
 
 def list_datasets() -> tuple[str, ...]:
-    """Returns the registered names, sorted."""
-    return tuple(sorted(_REGISTER))
+    """Returns the sorted names of registered data sets."""
+    return tuple(sorted(_DATASETS))
+
+
+def refuse_manual_dir(name: str, folder: Path | None):
+    """Raises UsageError if the user set `data.manual_dir`, which the data set would ignore."""
+    if folder:
+        raise UsageError(f"data.manual_dir must be empty for {name!r}. Received: {folder}.")
 
 
 def dataset_entry(name: str) -> DatasetEntry:
-    """Returns the row of `name`; raises UsageError with the near names where there is none."""
-    if name not in _REGISTER:
-        near = near_names(name, _REGISTER)
+    """Returns a registered data set; raises UsageError with similar names if it is unknown."""
+    if name not in _DATASETS:
+        near = near_names(name, _DATASETS)
         if os.path.exists(name):
             near = f" Did you mean '{FOLDER if os.path.isdir(name) else NPZ}{name}'?"
         raise UsageError(
             f"There is no data set {name!r}.{near} "
             f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
-            "folder:FOLDER for pictures, tfds:NAME:VERSION for any of TFDS; your own by --import "
-            "of the module that registers it."
+            "folder:FOLDER for images, tfds:NAME:VERSION for TFDS, and data sets registered by a "
+            "module of --import."
         )
-    return _REGISTER[name]
+    return _DATASETS[name]

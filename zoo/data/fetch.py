@@ -1,4 +1,4 @@
-"""Puts original files in their place, each checked against its known size and sha256."""
+"""Downloads original files and checks their size and sha256."""
 
 import contextlib
 import gzip
@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FetchFile:
-    """An original file: where it comes from, its name on disk, its bytes, its sha256 in hex."""
+    """An original file: its URL, its name on disk, its size in bytes and its hex sha256."""
 
     url: str
     file_name: str
@@ -29,7 +29,7 @@ class FetchFile:
 
     def __post_init__(self):
         if self.file_name in ("", "..") or Path(self.file_name).name != self.file_name:
-            raise UsageError(f"A file name must not be a path. Received: {self.file_name!r}.")
+            raise UsageError(f"file_name must not be a path. Received: {self.file_name!r}.")
 
 
 def fetch(
@@ -37,20 +37,20 @@ def fetch(
     destination: str | os.PathLike | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Downloads the original files of the data set `name` that are not there yet.
+    """Downloads the missing original files of a data set.
 
     Args:
       name: of a registered data set.
-      destination: the folder in which the folder `name` is made; `data_dir()` by default.
-      progress: called with one line a file.
+      destination: folder in which the folder `name` is created; `data_dir()` by default.
+      progress: called with one line per file.
 
     Returns:
       The folder of the files.
 
     Raises:
-      UsageError: for an unknown name.
-      RunError: a file cannot be downloaded or is not the registered one. What was there before
-        is untouched, and nothing of that file is left behind.
+      UsageError: if the name is unknown.
+      RunError: if a file cannot be downloaded or differs from the registered one. Nothing of that
+        file is left behind, and existing files are not changed.
     """
     files = dataset_entry(name).original_files()
     folder = Path(destination or data_dir()).expanduser() / name
@@ -61,20 +61,20 @@ def fetch(
     try:
         for file in files:
             path = folder / file.file_name
-            there = is_right(path, file)
-            if not there:
+            present = is_valid(path, file)
+            if not present:
                 _download(file, path)
-            how = "already there" if there else "downloaded"
-            progress(f"{name}: {path}, {file.size:,} bytes, {how}")
+            status = "already present" if present else "downloaded"
+            progress(f"{name}: {path}, {file.size:,} bytes, {status}")
     finally:
-        # An empty folder would be taken for the data set.
+        # An empty folder would look like the data set.
         with contextlib.suppress(OSError):
             folder.rmdir()
     return folder
 
 
-def is_right(path: Path, file: FetchFile) -> bool:
-    """Returns whether `path`, or `path`.gz unpacked, is `file`, by its size and its sha256."""
+def is_valid(path: Path, file: FetchFile) -> bool:
+    """Returns whether `path`, or decompressed `path`.gz, has the size and sha256 of `file`."""
     packed = path.with_name(f"{path.name}.gz")
     if not path.exists() and packed.is_file():
         with (
@@ -91,7 +91,7 @@ def is_right(path: Path, file: FetchFile) -> bool:
 
 
 def _digest_of(opened, size: int) -> str:
-    """Returns the sha256 of a stream in hex; "" where it is longer than `size`."""
+    """Returns the hex sha256 of a stream, or "" if the stream is longer than `size`."""
     digest, received = hashlib.sha256(), 0
     while chunk := opened.read(CHUNK_BYTES):
         received += len(chunk)
@@ -101,8 +101,8 @@ def _digest_of(opened, size: int) -> str:
     return digest.hexdigest()
 
 
-def is_there(path: Path, file: FetchFile) -> bool:
-    """Returns whether `path` has the size of `file`, or `path`.gz is there; reads nothing."""
+def is_present(path: Path, file: FetchFile) -> bool:
+    """Returns whether `path` has the size of `file`, or `path`.gz exists; reads no content."""
     packed = path.with_name(f"{path.name}.gz")
     return packed.is_file() or (path.is_file() and path.stat().st_size == file.size)
 
@@ -113,18 +113,18 @@ def _download(file: FetchFile, path: Path):
         for chunk in _chunks(file):
             received += len(chunk)
             if received > file.size:
-                # Stop here: an endless answer must not fill the disk.
-                raise _wrong(file, f"{file.size:,} bytes", f"more than {file.size:,}")
+                # An endless response must not fill the disk.
+                raise _mismatch(file, f"{file.size:,} bytes", f"more than {file.size:,}")
             digest.update(chunk)
             opened.write(chunk)
         if received != file.size:
-            raise _wrong(file, f"{file.size:,} bytes", f"{received:,}")
+            raise _mismatch(file, f"{file.size:,} bytes", f"{received:,}")
         if digest.hexdigest() != file.sha256:
-            raise _wrong(file, f"sha256 {file.sha256}", digest.hexdigest())
+            raise _mismatch(file, f"sha256 {file.sha256}", digest.hexdigest())
 
 
 def _chunks(file: FetchFile) -> Iterator[bytes]:
-    """Yields the body; only what the network does wrong becomes a RunError, not a full disk."""
+    """Yields the response body; converts network errors to RunError."""
     import http.client
     import urllib.error
     import urllib.request
@@ -143,7 +143,7 @@ def _chunks(file: FetchFile) -> Iterator[bytes]:
     raise RunError(f"{file.file_name} cannot be downloaded from {file.url}: {short(reason)}.")
 
 
-def _wrong(file: FetchFile, expected: str, received: str) -> RunError:
+def _mismatch(file: FetchFile, expected: str, received: str) -> RunError:
     return RunError(
         f"{file.file_name} from {file.url} is not the registered file: "
         f"expected {expected}, received {received}."

@@ -1,4 +1,4 @@
-"""Examples of the training split that are kept back for validation, the same in every run."""
+"""Holds out training examples for validation, the same ones in every run."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,22 +8,22 @@ import numpy as np
 from zoo.data.rows import rows_of
 from zoo.errors import UsageError
 
-_NAMED = 5  # classes that a line names
+_SHOWN = 5  # number of classes that a message lists
 
 
 def with_hold_out(dataset, size: int):
-    """Returns the data set with `size` training examples as its split "validation".
+    """Moves `size` training examples of a data set to a new split "validation".
 
     Args:
       dataset: a `zoo.data.Dataset`.
-      size: number of examples; 0 leaves the data set as it is.
+      size: number of examples; 0 returns the data set unchanged.
 
     Returns:
-      `(dataset, note)`: the note says how the examples were chosen; "" where none were.
+      `(dataset, note)`. The note describes how the examples were chosen; "" for size 0.
 
     Raises:
-      UsageError: where there is no training split, or a validation split besides, or `size` does
-        not leave both splits an example of each class.
+      UsageError: if there is no training split, if there is a validation split already, or if one
+        of the splits would lack a class.
     """
     if "train" not in dataset.splits:
         raise UsageError(
@@ -34,23 +34,24 @@ def with_hold_out(dataset, size: int):
         return dataset, ""
     if "validation" in dataset.splits:
         raise UsageError(
-            f"Data set {dataset.name!r} has a validation split: leave data.validation_size at 0. "
-            f"Received: {size}."
+            f"data.validation_size must be 0 for data set {dataset.name!r}, which has a validation "
+            f"split. Received: {size}."
         )
     stored = dataset.splits["train"]
     examples = len(next(iter(stored.values())))
     if size >= examples:
         raise UsageError(
-            f"Data set {dataset.name!r} has {examples} training examples. Received: "
-            f"data.validation_size={size}."
+            "data.validation_size must be smaller than the number of training examples of "
+            f"{dataset.name!r} ({examples}). Received: {size}."
         )
-    kept, held = hold_out(stored, size, dataset.class_names)
-    splits = {**dataset.splits, "train": kept, "validation": held}
-    return dataclasses.replace(dataset, splits=splits), _note(stored, held, dataset.class_names)
+    train, validation = hold_out(stored, size, dataset.class_names)
+    splits = {**dataset.splits, "train": train, "validation": validation}
+    note = _note(stored, validation, dataset.class_names)
+    return dataclasses.replace(dataset, splits=splits), note
 
 
-def judged_split(splits: Mapping, read_test: bool = True) -> str:
-    """Returns the split by which a trained model is judged: test, else validation, else ""."""
+def evaluation_split(splits: Mapping, read_test: bool = True) -> str:
+    """Returns the split for the final evaluation: "test", else "validation", else ""."""
     names = ("test", "validation") if read_test else ("validation",)
     return next((name for name in names if name in splits), "")
 
@@ -58,20 +59,20 @@ def judged_split(splits: Mapping, read_test: bool = True) -> str:
 def hold_out(arrays: Mapping[str, np.ndarray], size: int, class_names: Sequence[str] = ()):
     """Splits `size` examples off for validation, the same ones in every run.
 
-    Where examples have a "label", one integer each, both parts hold the classes in the proportions
-    of the whole, and at least one example of each class.
+    If there is an array "label" of integers, the split is stratified, with at least one example of
+    each class in both parts.
 
     Args:
       arrays: equally long arrays.
-      size: number of examples, less than there are.
-      class_names: for errors.
+      size: number of validation examples, less than the number of examples.
+      class_names: for error messages.
 
     Returns:
-      `(training, validation)`, both dicts of arrays; validation is None for size 0. What is too
-      large for the memory stays on the disk.
+      `(training, validation)`, both dicts of arrays; validation is None for size 0. Large arrays
+      stay on the disk.
 
     Raises:
-      UsageError: where a part cannot hold an example of each class.
+      UsageError: if a part would lack a class.
     """
     if not size:
         return arrays, None
@@ -80,16 +81,16 @@ def hold_out(arrays: Mapping[str, np.ndarray], size: int, class_names: Sequence[
     chosen = order[:size]
     if (labels := _labels(arrays)) is not None:
         chosen = _stratified(labels, order, size, class_names)
-    is_held = np.zeros(examples, bool)
-    is_held[chosen] = True
-    kept, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
-    return {k: rows_of(v, kept) for k, v in arrays.items()}, {
-        k: rows_of(v, held) for k, v in arrays.items()
+    is_validation = np.zeros(examples, bool)
+    is_validation[chosen] = True
+    train, validation = np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+    return {k: rows_of(v, train) for k, v in arrays.items()}, {
+        k: rows_of(v, validation) for k, v in arrays.items()
     }
 
 
 def _labels(arrays: Mapping) -> np.ndarray | None:
-    """Returns the class of each example, where there are two classes or more."""
+    """Returns the class of each example, or None if there are fewer than two classes."""
     if "label" not in arrays:
         return None
     labels = np.asarray(arrays["label"])
@@ -98,44 +99,47 @@ def _labels(arrays: Mapping) -> np.ndarray | None:
 
 
 def _stratified(labels, order, size: int, class_names) -> np.ndarray:
-    """Returns the first examples of each class in `order`, as many as is its share of `size`."""
+    """Returns `size` examples: of each class the first ones in `order`, by its share."""
     classes, counts = np.unique(labels, return_counts=True)
     rest = len(labels) - size
     if min(size, rest) < len(classes):
         raise UsageError(
-            f"Validation and training each need an example of each of the {len(classes)} classes. "
-            f"Received: data.validation_size={size} of {len(labels)} training examples."
+            "Validation and training each need an example of each class. Received: "
+            f"data.validation_size={size} of {len(labels)} training examples, with {len(classes)} "
+            "classes."
         )
     if counts.min() < 2:
         name = _name(classes[counts.argmin()], class_names)
         raise UsageError(
-            f"data.validation_size needs two examples or more of each class: one for validation, "
-            f"one for training. Received: class {name} with one. Add examples, or leave the class "
-            "out."
+            "data.validation_size needs at least two examples of each class: one for validation, "
+            f"one for training. Received: one example of class {name}. Add examples, or remove the "
+            "class."
         )
     shares = size * counts / len(labels)
-    taken = np.clip(np.floor(shares), 1, counts - 1).astype(int)
-    while (missing := size - taken.sum()) != 0:
-        # One at a time, to the class that is furthest from its share and has room.
+    sizes = np.clip(np.floor(shares), 1, counts - 1).astype(int)
+    while (missing := size - sizes.sum()) != 0:
+        # One example at a time, of the class that is furthest from its share and has room.
         step = 1 if missing > 0 else -1
-        room = (taken < counts - 1) if step > 0 else (taken > 1)
-        gaps = np.where(room, step * (shares - taken), -np.inf)
-        taken[gaps.argmax()] += step
-    of_class = np.searchsorted(classes, labels[order])
-    return np.concatenate([order[of_class == i][:n] for i, n in enumerate(taken)])
+        room = (sizes < counts - 1) if step > 0 else (sizes > 1)
+        gaps = np.where(room, step * (shares - sizes), -np.inf)
+        sizes[gaps.argmax()] += step
+    indices = np.searchsorted(classes, labels[order])
+    return np.concatenate([order[indices == i][:n] for i, n in enumerate(sizes)])
 
 
-def _note(stored: Mapping, held: Mapping, class_names) -> str:
-    count = len(next(iter(held.values())))
+def _note(stored: Mapping, validation: Mapping, class_names) -> str:
+    count = len(next(iter(validation.values())))
     if _labels(stored) is None:
-        return f"{count:,} training examples, drawn at random, are for validation"
+        return f"{count:,} random training examples are held out for validation"
     classes, before = np.unique(np.asarray(stored["label"]), return_counts=True)
-    after = [np.count_nonzero(np.asarray(held["label"]) == label) for label in classes]
-    rarest = np.argsort(before, kind="stable")[:_NAMED]
+    after = [np.count_nonzero(np.asarray(validation["label"]) == label) for label in classes]
+    rarest = np.argsort(before, kind="stable")[:_SHOWN]
     parts = [f"{_name(classes[i], class_names)} {after[i]:,} of {before[i]:,}" for i in rarest]
     more = len(classes) - len(parts)
     listed = ", ".join(parts) + (f" and {more} more classes" if more else "")
-    return f"{count:,} training examples, stratified by class, are for validation: {listed}"
+    return (
+        f"{count:,} training examples, stratified by class, are held out for validation: {listed}"
+    )
 
 
 def _name(label, class_names) -> str:

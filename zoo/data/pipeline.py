@@ -1,7 +1,8 @@
-"""Batches as a function of (seed, epoch, index): exact and instant resume, at any replica count.
+"""Batches as a function of (seed, epoch, index), for exact and instant resume.
 
-Nothing here holds a position. Step `s` of a run is batch `s mod steps_per_epoch` of epoch
-`s div steps_per_epoch`; its rows are read by their place in that epoch's permutation.
+The pipeline has no state. Step `s` of a run is batch `s mod steps_per_epoch` of epoch
+`s div steps_per_epoch`; its rows are given by the permutation of that epoch, for any number of
+replicas.
 """
 
 import itertools
@@ -10,22 +11,24 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from zoo.data.rows import is_held, steps_per_epoch
+from zoo.data.rows import is_in_memory, steps_per_epoch
 from zoo.data.windows import Windows
 
 
 def epoch_order(positions, epoch, seed: int, examples: int):
-    """Returns which example stands at the given positions of an epoch's permutation.
+    """Returns the examples at the given positions of an epoch's permutation.
+
+    The permutation is a block cipher with cycle walking
+    (`tf.random.experimental.index_shuffle`), so no array of indices is needed.
 
     Args:
       positions: `(n,)` int64 in [0, examples).
       epoch: int64 scalar.
-      seed: of the run.
-      examples: size of the split.
+      seed: random seed of the run.
+      examples: number of examples of the split.
 
     Returns:
-      `(n,)` int64. Over all positions it is a permutation (a block cipher with cycle walking,
-      `tf.random.experimental.index_shuffle`), so no array of indices is ever held.
+      `(n,)` int64, indices of examples.
     """
     key = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
     return tf.random.experimental.index_shuffle(positions, seed=key, max_index=examples - 1)
@@ -42,20 +45,22 @@ def training_batches(
     last_step: int,
     shares: range | None = None,
 ) -> tf.data.Dataset:
-    """Batches of steps `first_step` to `last_step - 1`.
+    """Returns the batches of steps `first_step` to `last_step - 1`.
 
     Args:
       arrays: equally long arrays of a split, in memory or mapped, or `zoo.data.windows.Windows`.
       prepare: `prepare(batch, uniform, training)`, see `zoo.tasks.base.Task.prepare`.
-      batch_size: of all replicas together.
-      replicas: each element is one replica's share; replica 0's comes first, then replica 1's.
-      seed: of the run.
-      first_step: 0, or where a resumed run goes on.
-      last_step: where the run ends.
-      shares: of which replicas, those of this process; None for all of them.
+      batch_size: global batch size.
+      replicas: number of replicas. Each element of the result is a per-replica batch, in the order
+        of the replicas.
+      seed: random seed of the run.
+      first_step: first step; not 0 after a resume.
+      last_step: end of the run.
+      shares: replicas of this process; None for all.
 
     Returns:
-      A dataset of dicts with static shapes. Rows beyond the epoch's end have weight 0.
+      A `tf.data.Dataset` of dicts with static shapes. Rows beyond the end of the epoch have
+      "weight" 0.
     """
     examples = len(next(iter(arrays.values())))
     steps = steps_per_epoch(examples, batch_size)
@@ -63,7 +68,7 @@ def training_batches(
     shares = range(replicas) if shares is None else shares
     read = _reader(arrays)
 
-    @tf.autograph.experimental.do_not_convert  # rewriting its source takes a second
+    @tf.autograph.experimental.do_not_convert  # autograph would take a second
     def element(number):
         step, replica = number // len(shares), shares.start + number % len(shares)
         position = (step % steps) * batch_size + replica * share + tf.range(share, dtype=tf.int64)
@@ -91,11 +96,11 @@ def evaluation_batches(
     seed: int = 0,
     shares: range | None = None,
 ) -> tf.data.Dataset:
-    """All examples once, in stored order; the last batch is padded with weight 0.
+    """Returns all examples once, in stored order; padding of the last batch has "weight" 0.
 
-    Elements are one replica's share each, as in `training_batches`. With `training` they are
-    changed at random as for an update, by the given seed. What is drawn for an example is a
-    function of the seed and its place, whatever the size of the batches.
+    Each element is a per-replica batch, as in `training_batches`. With `training`, examples are
+    augmented; the random numbers of an example depend on the seed and its index, not on the batch
+    size.
     """
     examples = len(next(iter(arrays.values())))
     share = batch_size // replicas
@@ -116,13 +121,15 @@ def evaluation_batches(
 
 
 def _with_weight(prepared: dict, batch: Mapping) -> dict:
-    """Adds which rows are padding where the task has left it out."""
+    """Adds the weights of rows if the task has removed them."""
     return {"weight": batch["weight"], **prepared}
 
 
 def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
-    """Rows of one replica out of the numbers of the whole batch, whatever the replicas are."""
+    """Returns a source of random numbers for the rows of one replica.
 
+    The numbers are drawn for the global batch, so they do not depend on the number of replicas.
+    """
     salts = itertools.count()
 
     def uniform(count):
@@ -134,7 +141,7 @@ def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
 
 
 def _uniform_of_rows(seed: int, places) -> Callable:
-    """Numbers of examples at given places of a split, each by itself."""
+    """Returns a source of random numbers that depend only on the seed and an example's index."""
     salts = itertools.count()
 
     def uniform(count):
@@ -150,28 +157,28 @@ def _uniform_of_rows(seed: int, places) -> Callable:
 
 
 def _salted(key, turn: int):
-    """The key of the first, second, … numbers that are asked for: no two the same."""
+    """Returns a distinct key for each call of a source of random numbers."""
     return tf.random.experimental.stateless_fold_in(key, turn) if turn else key
 
 
-def all_held(arrays: Mapping) -> bool:
-    """Whether batches are made without Python, and so on any host."""
-    return all(map(is_held, arrays.values()))
+def all_in_memory(arrays: Mapping) -> bool:
+    """Returns whether batches need no Python function, so that any host can run the pipeline."""
+    return all(map(is_in_memory, arrays.values()))
 
 
 def _reader(arrays: Mapping) -> Callable:
-    """Returns `read(index, key)`, which gives the rows of each array.
+    """Returns `read(index, key)`, which returns rows of each array.
 
-    Small arrays are held in memory, as tensors; large and sharded ones are read by NumPy.
+    Small arrays become tensors; large and sharded arrays are read by NumPy.
     """
     with tf.device("CPU"):  # not in the accelerator's memory
-        held = {key: tf.constant(array) for key, array in arrays.items() if is_held(array)}
+        tensors = {key: tf.constant(array) for key, array in arrays.items() if is_in_memory(array)}
 
     def read(index, key):
         batch = {}
         for name, array in arrays.items():
-            if name in held:
-                batch[name] = tf.gather(held[name], index)
+            if name in tensors:
+                batch[name] = tf.gather(tensors[name], index)
                 continue
             if isinstance(array, Windows):
                 phase = tf.constant(0, tf.int64)
@@ -189,9 +196,9 @@ def _reader(arrays: Mapping) -> Callable:
 
 
 def options() -> tf.data.Options:
-    """Those of a pipeline whose order and parallelism are given."""
-    found = tf.data.Options()
-    found.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    found.deterministic = True
-    found.autotune.enabled = False
-    return found
+    """Returns options for a deterministic pipeline without sharding and autotuning."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.deterministic = True
+    options.autotune.enabled = False
+    return options

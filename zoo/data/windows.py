@@ -1,19 +1,18 @@
-"""An endless stream of tokens as equally long windows, cut elsewhere in each epoch."""
+"""Windows of equal length over a stream of tokens, shifted in each epoch."""
 
 import numpy as np
 
 
 class Windows:
-    """Windows of `length + 1` tokens, each beginning where the one before has its last token.
+    """Windows of `length + 1` tokens that overlap by one token.
 
-    With inputs `window[:-1]` and targets `window[1:]` every token but the first is a target once.
-    In training the cuts move by a phase that differs from epoch to epoch, so that a token is not
-    always seen with the same context; the stream is then a ring, and what comes before the first
-    cut follows on its end.
+    With inputs `window[:-1]` and targets `window[1:]`, every token but the first is a target once.
+    In training, the windows start later by a phase that differs per epoch, so that tokens get
+    different contexts; the start of the stream then follows its end.
 
     Args:
       stream: (N,) integers, in memory or mapped.
-      length: positions of a window.
+      length: number of positions of a window.
     """
 
     def __init__(self, stream, length: int):
@@ -25,11 +24,11 @@ class Windows:
         return self.shape[0]
 
     def take(self, index, phase=0) -> np.ndarray:
-        """Returns windows (n, length + 1) int32; -1 where all of the stream has been seen.
+        """Returns windows (n, length + 1) int32, with -1 after the end of the stream.
 
         Args:
           index: (n,) integers below `len(self)`.
-          phase: how many tokens later than in stored order they begin, below `stride`.
+          phase: number of tokens, below `stride`, by which the windows start later.
         """
         out = np.full((len(index), self.shape[1]), -1, np.int32)
         size = len(self.stream)
@@ -37,7 +36,7 @@ class Windows:
             count = min(self.shape[1], size + phase - start)
             tokens = self.stream[start : start + count]
             row[: len(tokens)] = tokens
-            if len(tokens) < count:  # around, for streams shorter than a phase more than once
+            if len(tokens) < count:  # wraps around; several times if the stream is very short
                 places = np.arange(start + len(tokens), start + count) % size
                 row[len(tokens) : count] = self.stream[places]
         return out

@@ -1,1 +1,1 @@
-"""Layers of the zoo's own models, in keras.ops alone."""
+"""Layers of the zoo's own models, written with keras.ops."""

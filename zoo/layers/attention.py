@@ -1,37 +1,36 @@
 """Scaled dot-product attention (Vaswani et al. 2017, Attention Is All You Need, equation 1).
 
-`attend` is the one door; `reference_attend` is its plain twin with the same signature, to which
-the tests compare it. Axes: B batch, T query positions, S key positions, H query heads, G key-value
-heads (H is a multiple of G: grouped-query attention, Ainslie et al. 2023), D head size.
+Models use `attend`; tests compare it with `reference_attend`. Axes: B batch, T query positions, S
+key positions, H query heads, G key-value heads (H is a multiple of G: grouped-query attention,
+Ainslie et al. 2023), D head size.
 """
 
 import keras
 from keras import ops
 
-# Added to a score that may not be attended to: far below any score, and finite in float16 too, so
-# that a row of them alone (padding) gives no NaN.
+# Added to masked scores: far below any score, but finite in float16, so that a fully masked row
+# (padding) gives no NaN.
 MASKED = -6e4
 
 
 def attend(query, key, value, bias=None, dropout=None):
-    """Attention over all positions.
+    """Computes attention; scores are scaled by 1/sqrt(D), the softmax is in float32.
 
     Args:
       query: (B, T, H, D).
       key: (B, S, G, D).
       value: (B, S, G, D).
-      bias: float32, broadcast to (B, 1, T, S), added to the scores; None for nothing.
-      dropout: a callable on the probabilities (B, G, H/G * T, S), or None.
+      bias: float32, broadcast to (B, 1, T, S), added to the scores; or None.
+      dropout: function applied to the probabilities (B, G, H/G * T, S), or None.
 
     Returns:
-      (B, T, H, D) in the type of the query. Scores are scaled by 1/sqrt(D); the softmax is
-      computed in float32.
+      (B, T, H, D) in the dtype of the query.
     """
     batch, length, heads, size = ops.shape(query)
     sources, groups = ops.shape(key)[1:3]
     repeats = heads // groups
     query = query * ops.cast(size**-0.5, query.dtype)  # cheaper than scaling the scores
-    # Heads that share keys stand above each other as further rows: no key is repeated in memory.
+    # Heads that share keys become additional rows, so that keys are not repeated in memory.
     if repeats == 1:
         query = ops.transpose(query, (0, 2, 1, 3))
     else:
@@ -59,7 +58,7 @@ def attend(query, key, value, bias=None, dropout=None):
 
 
 def attention_scores(query, key, bias=None):
-    """Returns what the softmax of `attend` is taken of, (B, H, T, S) float32; see there."""
+    """Returns the scores before the softmax of `attend`, (B, H, T, S) float32."""
     key = ops.repeat(key, query.shape[2] // key.shape[2], axis=2)
     scores = ops.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
     scores = ops.cast(scores, "float32")
@@ -67,22 +66,22 @@ def attention_scores(query, key, bias=None):
 
 
 def reference_attend(query, key, value, bias=None, dropout=None):
-    """The twin of `attend`, written as the equation stands; takes no dropout."""
+    """Computes `attend` literally by its equation, without dropout, for tests."""
     value = ops.repeat(value, query.shape[2] // key.shape[2], axis=2)
     probabilities = ops.cast(ops.softmax(attention_scores(query, key, bias)), value.dtype)
     return ops.einsum("bhts,bshd->bthd", probabilities, value)
 
 
 def mask_bias(segments_query, segments_key=None, causal=False):
-    """Returns the bias that keeps attention inside a document.
+    """Returns the bias that restricts attention to the same document.
 
     Args:
-      segments_query: (B, T) integers: the document of each position, 0 for padding.
-      segments_key: (B, S); that of the queries by default.
-      causal: whether a position sees those before it and itself only.
+      segments_query: (B, T) integers, the document of each position, 0 for padding.
+      segments_key: (B, S); `segments_query` by default.
+      causal: whether later positions are masked too.
 
     Returns:
-      (B, 1, T, S) float32: 0 where a query may look at a key, else `MASKED`.
+      (B, 1, T, S) float32, 0 or `MASKED`.
     """
     segments_key = segments_query if segments_key is None else segments_key
     allowed = ops.equal(segments_query[:, :, None], segments_key[:, None, :])
@@ -94,15 +93,15 @@ def mask_bias(segments_query, segments_key=None, causal=False):
 
 
 def rotate(x, positions, base=10_000.0):
-    """Rotary position embedding (Su et al. 2021, RoFormer, equation 34), in the halves layout.
+    """Applies rotary position embedding (Su et al. 2021, RoFormer, equation 34).
 
     Args:
       x: (B, T, H, D), D even; dimension i is paired with i + D/2, as in Llama's published code.
       positions: (T,) or (B, T) integers.
-      base: of the geometric series of wavelengths.
+      base: base of the wavelengths.
 
     Returns:
-      (B, T, H, D) in the type of x; angles are float32.
+      (B, T, H, D) in the dtype of x; angles are float32.
     """
     size = x.shape[-1]
     frequencies = base ** (-ops.arange(0, size, 2, dtype="float32") / size)
@@ -117,7 +116,7 @@ def rotate(x, positions, base=10_000.0):
 
 @keras.saving.register_keras_serializable("zoo")
 class MaskBias(keras.layers.Layer):
-    """`mask_bias` as a layer: computed once a model, shared by its blocks."""
+    """Computes `mask_bias` once per model, shared by its blocks."""
 
     def __init__(self, causal=False, **kwargs):
         super().__init__(**kwargs)

@@ -5,12 +5,11 @@ import keras
 
 @keras.saving.register_keras_serializable("zoo")
 class Backbone(keras.Model):
-    """A network of keras.applications that trains as a whole or stays as it was learned.
+    """A network of keras.applications, in inference mode while any of its layers is frozen.
 
-    While any of its layers is frozen, all of it computes as in inference: normalisation uses, and
-    keeps, the statistics that it came with, and nothing is dropped.
+    In inference mode, batch normalization keeps its statistics, and dropout is off.
     """
 
     def call(self, inputs, training=None, mask=None):
-        whole = all(layer.trainable for layer in self.layers)
-        return super().call(inputs, training=bool(training) and whole)
+        trainable = all(layer.trainable for layer in self.layers)
+        return super().call(inputs, training=bool(training) and trainable)

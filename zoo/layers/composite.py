@@ -1,26 +1,26 @@
-"""Layers made of layers that may be quantised one by one."""
+"""Base of layers whose sublayers may be quantized."""
 
 from keras import layers, saving
 
 
 class Composite(layers.Layer):
-    """A layer of layers; a file of it tells which of them Keras has quantised.
+    """A layer that saves which of its sublayers Keras has quantized.
 
-    In a file it is the type of the outer layer alone that is kept: without this, those inside it
-    would be built as floats, and could not take the integers that the file holds.
+    Keras saves only the dtype policy of the outer layer. Without this, sublayers would be built as
+    floats and could not load integers.
     """
 
     def get_build_config(self):
         config = super().get_build_config() or {}
-        found = {
+        quantized = {
             path: {
                 "dtype": saving.serialize_keras_object(layer.dtype_policy),
                 "settings": saving.serialize_keras_object(layer.quantization_config),
             }
-            for path, layer in _inside(self)
+            for path, layer in _sublayers(self)
             if getattr(layer, "quantization_mode", None)
         }
-        return {**config, "quantized": found} if found else config
+        return {**config, "quantized": quantized} if quantized else config
 
     def build_from_config(self, config):
         for path, saved in config.get("quantized", {}).items():
@@ -32,9 +32,9 @@ class Composite(layers.Layer):
         super().build_from_config({k: v for k, v in config.items() if k != "quantized"})
 
 
-def _inside(layer: layers.Layer, prefix: str = ""):
-    """(dotted name of the attribute, layer) of every layer inside one, at any depth."""
+def _sublayers(layer: layers.Layer, prefix: str = ""):
+    """Yields (dotted attribute name, layer) of every sublayer, at any depth."""
     for name, part in vars(layer).items():
         if isinstance(part, layers.Layer):
             yield prefix + name, part
-            yield from _inside(part, f"{prefix}{name}.")
+            yield from _sublayers(part, f"{prefix}{name}.")

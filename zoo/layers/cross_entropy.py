@@ -1,10 +1,10 @@
-"""Cross-entropy of a projection onto a vocabulary, a chunk of positions at a time.
+"""Cross-entropy of a projection onto a vocabulary, computed in chunks of positions.
 
-The logits of all positions are by far the largest tensor of a language model. Here a chunk's
-logits live only while its loss and its part of the gradient are computed, both in the forward
-pass: the loss is a weighted sum, so its gradient is known there but for one factor (the idea of
-Wijmans et al. 2024, Cut Your Losses, arXiv:2411.09009, and of Liger Kernel, arXiv:2410.10989).
-Axes: N positions, C hidden_dim, V vocabulary, M positions of a chunk.
+The logits of all positions are by far the largest tensor of a language model. Here the logits of a
+chunk exist only while its loss and its gradient are computed, both in the forward pass: the loss is
+a weighted sum, so its gradient is known up to a factor (as in Wijmans et al. 2024, Cut Your Losses,
+arXiv:2411.09009, and Liger Kernel, arXiv:2410.10989). Axes: N positions, C hidden_dim, V
+vocabulary, M positions of a chunk.
 """
 
 from zoo.layers.gather import pick
@@ -12,21 +12,21 @@ from zoo.lazy import keras, ops
 
 
 def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradients=True):
-    """Returns the weighted sum of cross-entropies of `hidden @ kernel^T + bias`.
+    """Computes the weighted sum of cross-entropies of `hidden @ kernel^T + bias`.
 
     Args:
-      hidden: (N, C); the products are computed in its type.
+      hidden: (N, C); products are computed in its dtype.
       kernel: (V, C).
       bias: (V,) or None.
       targets: (N,) int32.
-      weights: (N,) float32; 0 for positions that do not count.
+      weights: (N,) float32; 0 for positions without a target.
       chunk: M; 0 for all positions at once.
-      gradients: whether the gradient will be asked for.
+      gradients: whether gradients are needed.
 
     Returns:
-      `(loss, losses, right)`: the sum, a float32 scalar; cross-entropies (N,) and whether the
-      target was the most probable token (N,) float32, both without gradients. Of equally probable
-      tokens, which low precision makes, the first counts; in training each does.
+      `(loss, losses, right)`: the sum, a float32 scalar; the cross-entropies (N,); whether the
+      target is the most probable token, (N,) float32. The last two have no gradients. Of equally
+      probable tokens only the first is right, but with `gradients` all are.
     """
     positions = hidden.shape[0]
     chunk = min(chunk or positions, positions)
@@ -37,11 +37,11 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
     chunks = (positions + padding) // chunk
     targets = ops.reshape(targets, (chunks, chunk))
     weights = ops.reshape(weights, (chunks, chunk))
-    bias_given = bias is not None
+    has_bias = bias is not None
 
-    def one(rows, targets_M, weights_M, kernel, bias, with_gradients):
+    def run_chunk(rows, targets_M, weights_M, kernel, bias, with_gradients):
         logits = ops.cast(ops.matmul(rows, ops.transpose(kernel)), "float32")
-        if bias_given:
+        if has_bias:
             logits = logits + ops.cast(bias, "float32")
         largest = ops.max(logits, -1, keepdims=True)
         exponentials = ops.exp(logits - largest)
@@ -51,17 +51,17 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
         if not with_gradients:
             right = ops.equal(ops.cast(ops.argmax(logits, -1), targets_M.dtype), targets_M)
             return losses, ops.cast(right, "float32"), None
-        # argmax takes three times as long as max: some 3 % of a small model's whole update.
+        # argmax takes three times as long as max, about 3 % of an update of a small model.
         right = ops.cast(at_target >= largest, "float32")[:, 0]
-        # The slope of the logits is (softmax - target) * weight. The division by the total and
-        # the weight are left to the narrow sides of the products, and the target is put in at
-        # its place: each would be one more pass over (M, V).
+        # The gradient of the logits is (softmax - target) * weight. The division by the total and
+        # the weight are applied to (M, C), and the target is subtracted by an update of M elements,
+        # to avoid passes over (M, V).
         scale = weights_M[:, None] / total
         places = ops.stack([ops.arange(chunk, dtype="int32"), targets_M], -1)
         at_places = ops.exp(at_target - largest) - total
         slope = ops.scatter_update(exponentials, places, at_places[:, 0])
         if keras.backend.standardize_dtype(rows.dtype) == "float16":
-            slope, scale = slope / total, weights_M[:, None]  # the total may be beyond its range
+            slope, scale = slope / total, weights_M[:, None]  # float16 could overflow
         narrow = ops.cast(slope, rows.dtype)
         scaled_rows = ops.cast(rows * ops.cast(scale, rows.dtype), rows.dtype)
         return (
@@ -70,7 +70,7 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
             (
                 ops.matmul(narrow, kernel) * ops.cast(scale, rows.dtype),
                 ops.cast(ops.matmul(ops.transpose(narrow), scaled_rows), "float32"),
-                ops.matmul(ops.transpose(scale), slope)[0] if bias_given else None,
+                ops.matmul(ops.transpose(scale), slope)[0] if has_bias else None,
             ),
         )
 
@@ -79,18 +79,18 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
         losses, right, row_slopes = [], [], []
         kernel_slope = bias_slope = 0.0
         for i in range(chunks):
-            # Each chunk waits for the one before, or all logits would exist together after all.
-            turn = 0.0 if i == 0 else ops.stop_gradient(0.0 * losses[-1][0])
-            found = one(
-                rows[i] + ops.cast(turn, rows.dtype),
+            # A dependency on the previous chunk, or the logits of all chunks would exist at once.
+            dependency = 0.0 if i == 0 else ops.stop_gradient(0.0 * losses[-1][0])
+            chunk_losses, chunk_right, slopes = run_chunk(
+                rows[i] + ops.cast(dependency, rows.dtype),
                 *(targets[i], weights[i], kernel, bias, with_gradients),
             )
-            losses.append(found[0])
-            right.append(found[1])
+            losses.append(chunk_losses)
+            right.append(chunk_right)
             if with_gradients:
-                row_slopes.append(found[2][0])
-                kernel_slope = kernel_slope + found[2][1]
-                bias_slope = bias_slope + found[2][2] if bias_given else None
+                row_slopes.append(slopes[0])
+                kernel_slope = kernel_slope + slopes[1]
+                bias_slope = bias_slope + slopes[2] if has_bias else None
         losses, right = ops.concatenate(losses), ops.concatenate(right)
         if not with_gradients:
             return losses, right, None
@@ -111,13 +111,13 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
 
         def gradient(*args, upstream=None):
             factor = upstream[0] if upstream is not None else args[0]
-            found = [slopes[0] * ops.cast(factor, slopes[0].dtype)]
-            found.append(ops.cast(slopes[1] * factor, kernel.dtype))
-            if bias_given:
-                found.append(ops.cast(slopes[2] * factor, bias[0].dtype))
-            return found
+            gradients = [slopes[0] * ops.cast(factor, slopes[0].dtype)]
+            gradients.append(ops.cast(slopes[1] * factor, kernel.dtype))
+            if has_bias:
+                gradients.append(ops.cast(slopes[2] * factor, bias[0].dtype))
+            return gradients
 
         return (ops.sum(losses * flat_weights), losses, right), gradient
 
-    loss, losses, right = differentiable(hidden, kernel, *([bias] if bias_given else []))
+    loss, losses, right = differentiable(hidden, kernel, *([bias] if has_bias else []))
     return loss, ops.stop_gradient(losses)[:positions], ops.stop_gradient(right)[:positions]

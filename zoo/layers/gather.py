@@ -1,4 +1,4 @@
-"""One entry per row of a tensor."""
+"""Gathers one entry per row of a tensor."""
 
 from zoo.lazy import ops
 
@@ -6,9 +6,8 @@ from zoo.lazy import ops
 def pick(x, index):
     """Returns `x[n, index[n]]` for each row n.
 
-    `ops.take_along_axis` gives the same, but transposes its indices as int64, for which oneDNN has
-    no kernel: TensorFlow then logs "oneDNN supports DT_INT64 only on platforms with AVX-512" as an
-    error on every CPU.
+    `ops.take_along_axis` transposes its indices as int64, for which oneDNN has no kernel, so that
+    TensorFlow logs the error "oneDNN supports DT_INT64 only on platforms with AVX-512".
 
     Args:
       x: (N, K, ...), K static.

@@ -1,8 +1,7 @@
-"""Layers whose kernel is a product of smaller ones.
+"""Layers with a low-rank kernel: a product of smaller kernels.
 
-Each does what the Keras layer of its name does, with layers of Keras inside it, so that whatever
-prunes, quantises or exports those knows it as well. Which rank loses how much is decided in
-`trainers/compression/low_rank.py`.
+Each replaces the Keras layer of its name and contains Keras layers, so that pruning, quantization
+and export support it. `trainers/compression/low_rank.py` chooses the ranks.
 """
 
 import keras
@@ -10,16 +9,16 @@ from keras import layers, ops
 
 
 class LowRank(layers.Layer):
-    """Base of all of them: some layers of Keras, run one after the other.
+    """Base of low-rank layers: a sequence of Keras layers.
 
     Attributes:
-      ranks: how many numbers pass between two of its parts; a tuple.
-      parts: the layers inside, in order.
+      ranks: a tuple of the widths between the parts.
+      parts: the sublayers in order.
     """
 
-    def _inside(self, **more) -> dict:
-        """Arguments of every layer inside: type and trainability are those of the outer one."""
-        return {"dtype": self.dtype_policy, "trainable": self.trainable, **more}
+    def _inside(self, **arguments) -> dict:
+        """Returns arguments of a sublayer, with the outer dtype policy and trainability."""
+        return {"dtype": self.dtype_policy, "trainable": self.trainable, **arguments}
 
     def call(self, x):
         for part in self.parts:
@@ -33,7 +32,7 @@ class LowRank(layers.Layer):
 
     @property
     def bias(self):
-        """That of the last part, or None."""
+        """Bias of the last part, or None."""
         return getattr(self.parts[-1], "bias", None)
 
 
@@ -42,10 +41,10 @@ class LowRankDense(LowRank):
     """`keras.layers.Dense` with a kernel (inputs, rank) @ (rank, units).
 
     Args:
-      units: numbers that come out.
+      units: size of the output.
       rank: at least 1.
-      activation: at the end.
-      use_bias: at the end.
+      activation: of the output.
+      use_bias: whether the output has a bias.
     """
 
     def __init__(self, units, rank, activation=None, use_bias=True, **kwargs):
@@ -65,7 +64,7 @@ class LowRankDense(LowRank):
 
     @property
     def kernel(self):
-        """(inputs, units): the product."""
+        """The product (inputs, units)."""
         return ops.matmul(self.parts[0].kernel, self.parts[1].kernel)
 
     def compute_output_shape(self, shape):
@@ -80,14 +79,15 @@ class LowRankDense(LowRank):
 
 @keras.saving.register_keras_serializable("zoo")
 class LowRankEinsumDense(LowRank):
-    """`keras.layers.EinsumDense` whose kernel is a product.
+    """`keras.layers.EinsumDense` with a low-rank kernel.
 
     Args:
-      equation: "abc,cde->abde": the kernel's first axes are summed over, the others come out.
+      equation: such as "abc,cde->abde": the first axes of the kernel are summed over, the others
+        are axes of the output.
       output_shape: without the batch.
       rank: at least 1.
-      activation: at the end.
-      bias_axes: letters of the output that have a bias, or None.
+      activation: of the output.
+      bias_axes: axes of the output that have a bias, or None.
     """
 
     def __init__(self, equation, output_shape, rank, activation=None, bias_axes=None, **kwargs):
@@ -113,7 +113,7 @@ class LowRankEinsumDense(LowRank):
 
     @property
     def kernel(self):
-        """As that of the layer it stands for."""
+        """The product, in the shape of the replaced layer's kernel."""
         return ops.tensordot(self.parts[0].kernel, self.parts[1].kernel, 1)
 
     def get_config(self):
@@ -121,17 +121,20 @@ class LowRankEinsumDense(LowRank):
 
 
 def split_equation(equation: str) -> tuple[str, str]:
-    """Returns the equations of the two kernels that stand for one.
+    """Returns the equations of the two layers that replace an EinsumDense layer.
 
     Raises:
-      ValueError: where the kernel's first axes are not those that are summed over.
+      ValueError: if the first axes of the kernel are not those that are summed over.
     """
     inputs, _, rest = equation.partition(",")
     kernel, _, output = rest.partition("->")
     summed = [letter for letter in kernel if letter in inputs]
     count = len(summed)
     if kernel[:count] != "".join(summed) or set(summed) & set(output) or count == len(kernel):
-        raise ValueError(f"The kernel is no product of inputs and outputs. Received: {equation!r}.")
+        raise ValueError(
+            "The first axes of the kernel must be the summed axes, the others axes of the output. "
+            f"Received: {equation!r}."
+        )
     rank = next(letter for letter in "zyxwvutsrqponm" if letter not in equation)
     middle = "".join(letter for letter in inputs if letter not in summed) + rank
     return (
@@ -147,17 +150,18 @@ _CONVOLUTIONS = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
 class LowRankConv(LowRank):
     """`keras.layers.Conv1D` to `Conv3D` with a Tucker-2 kernel (Kim et al. 2016, arXiv:1511.06530).
 
-    Each pixel's channels are first mixed to fewer, these are convolved, and each pixel's channels
-    are mixed to those that come out.
+    A pointwise convolution reduces the channels, a convolution of the full size follows, and a
+    pointwise convolution expands the channels.
 
     Args:
       dimensions: 1, 2 or 3.
-      filters: channels that come out.
-      kernel_size: of the convolution in the middle.
-      ranks: channels that come into and out of the middle; 0 for all there are, without mixing.
-      activation: at the end.
-      use_bias: at the end.
-      **kwargs: strides, padding, data_format and dilation_rate of the middle; those of any layer.
+      filters: number of output channels.
+      kernel_size: of the middle convolution.
+      ranks: input and output channels of the middle convolution; 0 omits the pointwise convolution.
+      activation: of the output.
+      use_bias: whether the output has a bias.
+      **kwargs: strides, padding, data_format and dilation_rate of the middle convolution, and
+        arguments of any layer.
     """
 
     _MIDDLE = ("strides", "padding", "data_format", "dilation_rate")
@@ -195,7 +199,7 @@ class LowRankConv(LowRank):
 
     @property
     def kernel(self):
-        """(..., inputs, filters): the product."""
+        """The product (..., inputs, filters)."""
         into, out = self.ranks
         kernel = self.parts[1 if into else 0].kernel
         if into:
@@ -211,7 +215,7 @@ class LowRankConv(LowRank):
 
 @keras.saving.register_keras_serializable("zoo")
 class LowRankEmbedding(LowRank):
-    """`keras.layers.Embedding` of a table (input_dim, rank) @ (rank, output_dim)."""
+    """`keras.layers.Embedding` with a table (input_dim, rank) @ (rank, output_dim)."""
 
     def __init__(self, input_dim, output_dim, rank, **kwargs):
         super().__init__(**kwargs)
@@ -227,7 +231,7 @@ class LowRankEmbedding(LowRank):
 
     @property
     def embeddings(self):
-        """(input_dim, output_dim): the product."""
+        """The product (input_dim, output_dim)."""
         return ops.matmul(self.parts[0].embeddings, self.parts[1].kernel)
 
     kernel = embeddings
@@ -250,7 +254,7 @@ class LowRankReversibleEmbedding(LowRankEmbedding):
       input_dim: number of tokens.
       output_dim: width.
       rank: at least 1.
-      reverse_dtype: in which the projection onto the tokens is computed.
+      reverse_dtype: dtype of the projection onto the tokens.
     """
 
     tie_weights = True
@@ -280,15 +284,15 @@ class LowRankReversibleEmbedding(LowRankEmbedding):
 
 
 def dense(units, name: str, ranks, **arguments) -> layers.Layer:
-    """A `Dense`, or a `LowRankDense` where `ranks` (a dict by names) has its name."""
+    """Returns a `Dense` layer, or a `LowRankDense` layer if `ranks` has its name."""
     if name in ranks:
-        kept = {k: v for k, v in arguments.items() if k != "kernel_initializer"}
-        return LowRankDense(units, ranks[name], name=name, **kept)
+        others = {k: v for k, v in arguments.items() if k != "kernel_initializer"}
+        return LowRankDense(units, ranks[name], name=name, **others)
     return layers.Dense(units, name=name, **arguments)
 
 
 def below(ranks, name: str) -> dict:
-    """Of ranks by paths ("attention/output"), those inside the layer of that name."""
+    """Selects ranks by path ("attention/output") inside the layer `name`; removes the name."""
     return {
         path.removeprefix(f"{name}/"): rank
         for path, rank in (ranks or {}).items()

@@ -1,4 +1,4 @@
-"""Positions as learned vectors. Axes: B batch, T positions, C hidden_dim."""
+"""Learned position embeddings. Axes: B batch, T positions, C hidden_dim."""
 
 import keras
 from keras import layers, ops
@@ -6,17 +6,17 @@ from keras import layers, ops
 
 @keras.saving.register_keras_serializable("zoo")
 class LearnedPositions(layers.Layer):
-    """Adds a learned vector a position (Radford et al. 2019; Devlin et al. 2018).
+    """Adds a learned vector per position (Radford et al. 2019; Devlin et al. 2018).
 
     Args:
-      sequence_length: the largest number of positions.
-      initializer_range: standard deviation of the vectors' start.
+      sequence_length: largest number of positions.
+      initializer_range: standard deviation of the initial vectors.
     """
 
     def __init__(self, sequence_length, initializer_range=0.02, **kwargs):
         super().__init__(**kwargs)
         if sequence_length < 1:
-            raise ValueError(f"sequence_length is positive. Received: {sequence_length}.")
+            raise ValueError(f"sequence_length must be positive. Received: {sequence_length}.")
         self.sequence_length, self.initializer_range = sequence_length, initializer_range
 
     def build(self, shape):
@@ -26,7 +26,7 @@ class LearnedPositions(layers.Layer):
         )  # fmt: skip
 
     def call(self, x, first=0):
-        """Args: x (B, T, C), its positions from `first` on. Returns (B, T, C)."""
+        """Adds the vectors of positions `first` and following to x (B, T, C)."""
         length = ops.shape(x)[1]
         known = isinstance(first, int) and isinstance(length, int)
         if known and first + length > self.sequence_length:

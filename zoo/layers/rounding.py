@@ -1,19 +1,17 @@
-"""Quantisation-aware training (Jacob et al. 2018, arXiv:1712.05877) by TF-MOT's quantizers.
+"""Quantization-aware training (Jacob et al. 2018, arXiv:1712.05877) by TF-MOT's quantizers.
 
-In a forward pass kernels and outputs are rounded to the 8-bit grid of their range; gradients pass
-through. The scheme is TF-MOT's default for 8 bits: kernels of two-dimensional convolutions have a
-range a channel, all else one a tensor; outputs a moving average, the input of a network all that
-was seen. Models of tokens have a range a tensor throughout, as in their LiteRT file
-(`trainers.export.litert.one_scale`). The moving average is corrected for its start as Adam's
-moments are: TF-MOT's begins at -6 and 6, which 20 updates hardly change.
+The forward pass rounds kernels and outputs to the 8-bit grid of their range; gradients pass
+through. The scheme is TF-MOT's default for 8 bits: a range per channel for kernels of 2-D
+convolutions, a range per tensor otherwise. Ranges of outputs are moving averages, those of network
+inputs cover all values. Token models have a range per tensor everywhere, as in their LiteRT file
+(`trainers.export.litert.one_scale`). Moving averages are bias-corrected like Adam's moments; TF-MOT
+starts at -6 and 6, which hardly changes in 20 updates.
 
-Layers are changed in place, at any depth, so that a model keeps its names and its file: opened by
-Keras alone a .keras file holds the trained weights without their rounding; the zoo opens it with it
-(`zoo.saved.model.open_model`).
+Layers are changed in place, at any depth, so that a model keeps its names and its file. Keras loads
+the .keras file without rounding, `zoo.saved.model.open_model` with rounding.
 
-What is seen in training decides the ranges, as it decides batch normalisation's: rows that are
-computed together have one. Micro-batches and replicas therefore change the result a little. Rows
-that pad a batch are not seen (`zoo.rows`).
+Ranges depend on the rows of a forward pass, like the statistics of batch normalization, so
+micro-batches and replicas change the result slightly. Padding rows are ignored (`zoo.rows`).
 """
 
 import contextlib
@@ -30,7 +28,7 @@ from zoo.errors import UsageError
 from zoo.layers.backbone import Backbone
 from zoo.layers.tfmot import engines
 
-RANGES = "quantization_ranges"  # a layer inside each layer that rounds
+RANGES = "quantization_ranges"  # name of the sublayer with the ranges of a layer
 _PER_CHANNEL = (layers.Conv2D, layers.DepthwiseConv2D)
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 _TOKENS = (layers.Embedding, *_RECURRENT)
@@ -38,32 +36,33 @@ _KERNELS = (
     *_PER_CHANNEL, layers.Conv1D, layers.Conv3D, layers.Conv2DTranspose, layers.Dense,
     layers.EinsumDense, layers.Embedding, *_RECURRENT,
 )  # fmt: skip
-_ALONE = (
+_WITHOUT_KERNEL = (
     layers.Add, layers.Concatenate, layers.AveragePooling1D, layers.AveragePooling2D,
     layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D,
     layers.BatchNormalization, layers.ReLU, layers.LeakyReLU, layers.Activation,
 )  # fmt: skip
-_FOLDED = (layers.BatchNormalization, layers.ReLU, layers.Activation)  # into what stands before
-_BEFORE = ("softmax", "sigmoid", "tanh", "gelu")  # these are rounded before they are applied …
-_AFTER_TOO = ("gelu",)  # … and all others after
+_FOLDED = (layers.BatchNormalization, layers.ReLU, layers.Activation)  # into the layer before
+_BEFORE = ("softmax", "sigmoid", "tanh", "gelu")  # activations with rounded inputs
+_AFTER_TOO = ("gelu",)  # and with rounded outputs, as all others
 
 
 def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
-    """Makes a built model compute as it will in 8 bits; inside the strategy's scope.
+    """Makes a built model simulate 8-bit inference. Call it inside the strategy's scope.
+
+    Frozen layers are not rounded, nor is a `Backbone` with a frozen layer, nor layers without
+    weights after it: no training pass would determine their ranges.
 
     Args:
-      model: changed in place; its ranges become weights of it that are not trained.
-      decay: of the moving average of outputs' ranges, in (0, 1); TF-MOT has 0.999.
+      model: changed in place; the ranges become non-trainable weights.
+      decay: of the moving averages of output ranges, in (0, 1); TF-MOT has 0.999.
 
     Returns:
-      The names of the layers that round now. Layers that learn nothing stay as they are, and so
-      does a base of which any part is frozen, and what stands behind it without weights: they
-      never see a training pass that could find their ranges.
+      The names of the rounded layers.
 
     Raises:
-      UsageError: where there is no such layer.
+      UsageError: if there is no supported trainable layer.
     """
-    as_in_inference = {
+    in_inference = {
         id(layer)
         for base in keras_internals.all_layers(model)
         if isinstance(base, Backbone) and not all(layer.trainable for layer in base.layers)
@@ -72,54 +71,57 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
     chosen = [
         layer
         for layer in keras_internals.all_layers(model)
-        if _rounds(layer) and id(layer) not in as_in_inference
+        if _is_supported(layer) and id(layer) not in in_inference
     ]
     if not any(isinstance(layer, _KERNELS) for layer in chosen):
         raise UsageError(
-            "Quantisation knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
-            f"The model {model.name!r} trains none."
+            f"No quantizable trainable layer in model {model.name!r}. Supported layers: Dense, "
+            "EinsumDense, convolutions, recurrent layers and embeddings."
         )
-    inputs = _entries(model)
+    inputs = _input_layers(model)
     per_channel = () if any(isinstance(x, _TOKENS) for x in chosen) else _PER_CHANNEL
     for layer in chosen:
         layer.call = _Rounding(layer, inputs, decay, isinstance(layer, per_channel))
     return [layer.name for layer in chosen]
 
 
-def rounds(model: keras.Model) -> bool:
-    """Whether `quantize` has changed a model."""
-    return bool(_changed(model))
+def is_quantized(model: keras.Model) -> bool:
+    """Returns whether `quantize` has changed a model."""
+    return bool(_quantized_layers(model))
 
 
-def of_tokens(model: keras.Model) -> bool:
-    """Whether much of a model (norms, attention, cells) lies between the layers that round."""
-    return any(isinstance(x, _TOKENS) for x in _changed(model))
+def is_token_model(model: keras.Model) -> bool:
+    """Returns whether a quantized model has embeddings or recurrent layers.
+
+    Much of such a model (norms, attention, cells) is not rounded.
+    """
+    return any(isinstance(x, _TOKENS) for x in _quantized_layers(model))
 
 
 @contextlib.contextmanager
-def rounded_once(model: keras.Model):
-    """Rounds a model's kernels and lets its layers compute as they did before `quantize`.
+def rounded_kernels(model: keras.Model):
+    """Rounds the kernels of a quantized model and disables all other rounding inside the context.
 
-    For runtimes that keep kernels in 8 bits and compute in floating point; undone at the end.
+    For runtimes with 8-bit kernels and floating-point computation.
     """
-    changed = _changed(model)
-    roundings = [layer.call for layer in changed]
+    quantized = _quantized_layers(model)
+    roundings = [layer.call for layer in quantized]
     before = [[v.numpy() for v, *_ in rounding.kernels] for rounding in roundings]
-    for layer, rounding in zip(changed, roundings, strict=True):
+    for layer, rounding in zip(quantized, roundings, strict=True):
         for variable, quantizer, ranges in rounding.kernels:
             variable.assign(_apply(quantizer, variable.value, False, ranges))
-        layer.call = rounding.plain
+        layer.call = rounding.original_call
     try:
         yield
     finally:
-        for layer, rounding, values in zip(changed, roundings, before, strict=True):
+        for layer, rounding, values in zip(quantized, roundings, before, strict=True):
             layer.call = rounding
             for (variable, *_), value in zip(rounding.kernels, values, strict=True):
                 variable.assign(value)
 
 
 class FreshRanges:
-    """Keeps the ranges of kernels those of the weights that are in a model."""
+    """Keeps the ranges of kernels equal to those of the current weights of a model."""
 
     variables = ()
 
@@ -127,47 +129,49 @@ class FreshRanges:
         self._model = model
 
     def update(self) -> None:
-        """Training finds them."""
+        """Does nothing: forward passes in training update the ranges."""
 
     def restore(self) -> None:
-        """After other weights were put into the model: averages, or those of the start."""
-        for layer in _changed(self._model):
-            layer.call.look_at_kernels()
+        """Updates the ranges after the weights were replaced, such as by averages."""
+        for layer in _quantized_layers(self._model):
+            layer.call.update_kernel_ranges()
 
     begin = restore
 
 
-def _changed(model) -> list:
+def _quantized_layers(model) -> list:
     return [x for x in keras_internals.all_layers(model) if isinstance(x.call, _Rounding)]
 
 
-def _rounds(layer) -> bool:
+def _is_supported(layer) -> bool:
     if isinstance(layer, _KERNELS):
         return bool(layer.trainable_variables)
-    if not isinstance(layer, _ALONE) or (layer.variables and not layer.trainable_variables):
+    if not isinstance(layer, _WITHOUT_KERNEL) or (
+        layer.variables and not layer.trainable_variables
+    ):
         return False
     if not keras_internals.layers_before(layer):
-        return False  # called by another layer's code, where what is around it is not known
-    if not _learns_up_to(layer):
+        return False  # called inside another layer, so its neighbors are unknown
+    if not _has_trainable_ancestor(layer):
         return False
     return not isinstance(layer, layers.Activation) or layer.activation.__name__ != "linear"
 
 
-def _entries(model) -> list:
-    """What stands for a model's inputs, also inside models that take them before anything learns.
+def _input_layers(model) -> list:
+    """Returns the input layers of a model, and of nested models before any trainable layer.
 
-    So a model has the same ranges by itself as with its preprocessing around it.
+    So a model has the same ranges with and without its preprocessing.
     """
-    found = keras_internals.input_layers(model)
+    inputs = keras_internals.input_layers(model)
     for layer in getattr(model, "layers", ()):
         sources = keras_internals.layers_before(layer)
-        if isinstance(layer, keras.Model) and not any(map(_learns_up_to, sources)):
-            found += _entries(layer)
-    return found
+        if isinstance(layer, keras.Model) and not any(map(_has_trainable_ancestor, sources)):
+            inputs += _input_layers(layer)
+    return inputs
 
 
-def _learns_up_to(layer) -> bool:
-    """Whether anything in a graph up to a layer, this included, has weights that learn."""
+def _has_trainable_ancestor(layer) -> bool:
+    """Returns whether a layer, or any layer before it in the graph, has trainable weights."""
     seen, waiting = set(), [layer]
     while waiting:
         one = waiting.pop()
@@ -180,13 +184,13 @@ def _learns_up_to(layer) -> bool:
 
 
 class _Rounding:
-    """What a layer's `call` becomes: the call it had, between quantizers."""
+    """Replaces the `call` of a layer: quantizers around the original call."""
 
     def __init__(self, layer, inputs: list, decay: float, per_channel: bool):
         tfmot = engines()
         self.layer = layer
         self._training = False
-        name = f"{layer.path or layer.name}_ranges".replace("/", "_")  # no weights, no path
+        name = f"{layer.path or layer.name}_ranges".replace("/", "_")  # "" if it has no weights
         self._ranges = layers.Layer(name=name, dtype="float32")
         weights = _Weights(self._ranges)
         self.kernels: list[tuple] = []
@@ -207,12 +211,12 @@ class _Rounding:
             ranges = quantizer.build(None, part, weights)
             return lambda x: _apply(quantizer, x, self._training, ranges)
 
-        of_all = _all_values(tfmot)
+        all_values = _all_values(tfmot)
         moving = _moving_average(tfmot, decay)
         self.input = None
         sources = keras_internals.layers_before(layer)
-        if any(x in inputs for x in sources) and _takes_numbers(layer):
-            self.input = activity(of_all, "input")
+        if any(x in inputs for x in sources) and _takes_floats(layer):
+            self.input = activity(all_values, "input")
         self.before = self.after = None
         folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
         if not isinstance(layer, (*_RECURRENT, layers.Embedding)) and not folded:
@@ -223,10 +227,10 @@ class _Rounding:
                 self.after = activity(moving, "output")
         self._ranges.build(())
         keras_internals.add_layer(layer, RANGES, self._ranges)
-        self.plain = layer.call
+        self.original_call = layer.call
 
-    def look_at_kernels(self) -> None:
-        """Makes the kernels' ranges those of their values now."""
+    def update_kernel_ranges(self) -> None:
+        """Sets the ranges of the kernels by their current values."""
         for variable, quantizer, ranges in self.kernels:
             _apply(quantizer, variable.value, True, ranges)
 
@@ -234,7 +238,7 @@ class _Rounding:
         self._training = keras_internals.in_training()
         if self.input is not None:
             inputs = self.input(inputs)
-        with keras_internals.as_stored():  # the file holds what becomes of float32, not of bfloat16
+        with keras_internals.without_autocast():  # the exported file rounds float32, not bfloat16
             rounded = [
                 (variable, _apply(quantizer, variable.value, self._training, ranges))
                 for variable, quantizer, ranges in self.kernels
@@ -243,8 +247,8 @@ class _Rounding:
         if self.before is not None:
             self.layer.activation = lambda x: activation(self.before(x))
         try:
-            outputs = keras_internals.with_values(
-                rounded, self.layer.variables, lambda: self.plain(inputs, *args, **kwargs)
+            outputs = keras_internals.call_with_values(
+                rounded, self.layer.variables, lambda: self.original_call(inputs, *args, **kwargs)
             )
         finally:
             if self.before is not None:
@@ -252,13 +256,13 @@ class _Rounding:
         return outputs if self.after is None else self.after(outputs)
 
 
-def _takes_numbers(layer) -> bool:
+def _takes_floats(layer) -> bool:
     tensors = keras.tree.flatten(layer.input)
     return len(tensors) == 1 and keras.backend.is_float_dtype(tensors[0].dtype)
 
 
 def kernels_of(layer) -> list[tuple]:
-    """Returns `(name, variable)` of the kernels of a layer, none where it is of no known kind."""
+    """Returns `(name, variable)` of the kernels of a layer; [] for unsupported layers."""
     if isinstance(layer, _RECURRENT):
         return [(name, getattr(layer.cell, name)) for name in ("kernel", "recurrent_kernel")]
     if isinstance(layer, layers.Embedding):
@@ -270,12 +274,12 @@ def kernels_of(layer) -> list[tuple]:
 
 
 def _apply(quantizer, x, training: bool, ranges: dict):
-    """Rounds in float32, whatever the layer computes in."""
+    """Rounds in float32, whatever the compute dtype of the layer."""
     return tf.cast(quantizer(tf.cast(x, tf.float32), training, ranges), x.dtype)
 
 
 class _Weights:
-    """`add_weight` as TF-MOT's quantizers call it, for a layer of Keras 3."""
+    """Adapts `add_weight` of a Keras 3 layer to the calls of TF-MOT's quantizers."""
 
     def __init__(self, ranges):
         self._ranges = ranges
@@ -291,20 +295,20 @@ class _Weights:
 
 
 class _Range:
-    """A Keras variable as TF-MOT's quantizers use one of TensorFlow.
+    """Adapts a Keras variable to the TensorFlow variable that TF-MOT's quantizers expect.
 
-    What they assign goes through Keras, so that inside a train step it is noted, not done.
+    Assignments go through Keras, so that a stateless scope can record them.
     """
 
     def __init__(self, variable):
         self.variable = variable
 
     def get_shape(self):
-        """The static shape."""
+        """Returns the static shape."""
         return tf.TensorShape(self.variable.shape)
 
     def assign(self, value, name=None):
-        """Returns the value, through which no gradient flows: ranges are not learned."""
+        """Assigns and returns the value, without a gradient."""
         value = tf.stop_gradient(value)
         self.variable.assign(value)
         return value
@@ -313,12 +317,12 @@ class _Range:
         return tf.convert_to_tensor(self.variable.value, dtype, name=name)
 
 
-def _seen(inputs) -> tuple:
-    """Returns the least and the greatest value of real rows, and 0 in any case between them."""
+def _min_max(inputs) -> tuple:
+    """Returns the minimum and maximum over real rows; the range always includes 0."""
     weights = zoo.rows.row_weights(inputs)
     if weights is None:
         ends = tf.reduce_min(inputs), tf.reduce_max(inputs)
-    else:  # of each row first: rows are left out of a small tensor
+    else:  # reduces each row first, so that masking is cheap
         inside = list(range(1, len(inputs.shape)))
         real = weights > 0
         ends = (
@@ -330,15 +334,15 @@ def _seen(inputs) -> tuple:
 
 def _all_values(tfmot) -> Callable:
     class AllValues(tfmot.quantizers.AllValuesQuantizer):
-        """TF-MOT's, of real rows."""
+        """TF-MOT's quantizer without padding rows."""
 
         def __call__(self, inputs, training, weights, **kwargs):
             ends = weights["min_var"], weights["max_var"]
             if training:
-                least, greatest = _seen(inputs)
+                minimum, maximum = _min_max(inputs)
                 ends = (
-                    ends[0].assign(tf.minimum(tf.convert_to_tensor(ends[0]), least)),
-                    ends[1].assign(tf.maximum(tf.convert_to_tensor(ends[1]), greatest)),
+                    ends[0].assign(tf.minimum(tf.convert_to_tensor(ends[0]), minimum)),
+                    ends[1].assign(tf.maximum(tf.convert_to_tensor(ends[1]), maximum)),
                 )
             return tf.quantization.fake_quant_with_min_max_vars(
                 inputs, *ends, num_bits=self.num_bits, narrow_range=self.narrow_range
@@ -349,10 +353,10 @@ def _all_values(tfmot) -> Callable:
 
 def _moving_average(tfmot, decay: float) -> Callable:
     class MovingAverage(tfmot.quantizers.MovingAverageQuantizer):
-        """TF-MOT's, whose assignment needs a merge of all replicas inside the forward pass.
+        """TF-MOT's quantizer with bias correction (Kingma and Ba 2015, section 3).
 
-        Here each replica moves its own, and the train step takes their mean. The number of updates
-        is kept to correct the average for its start (Kingma and Ba 2015, section 3).
+        TF-MOT merges replicas inside the forward pass. Here each replica updates its own ranges,
+        and the train step averages them.
         """
 
         def build(self, tensor_shape, name, layer):
@@ -369,7 +373,7 @@ def _moving_average(tfmot, decay: float) -> Callable:
                 rate = (1.0 - decay) / -tf.math.expm1(math.log(decay) * updates)
                 ends = [
                     self._move(*pair, tf.minimum(rate, 1.0))
-                    for pair in zip(ends, _seen(inputs), strict=True)
+                    for pair in zip(ends, _min_max(inputs), strict=True)
                 ]
             return tf.quantization.fake_quant_with_min_max_vars(
                 inputs, *ends, num_bits=self.num_bits, narrow_range=self.narrow_range

@@ -1,8 +1,8 @@
-"""TF-MOT's engines, imported so that they leave Keras 3 alone.
+"""Imports internal modules of TF-MOT without switching TensorFlow to Keras 2.
 
-TF-MOT's public functions refuse models of Keras 3; the engines under them work on TensorFlow's
-variables, which Keras 3 has as well. Its import tells all of TensorFlow, in this process and its
-children, to take the old Keras: here that is looked up before, and taken back after.
+TF-MOT's public functions refuse Keras 3 models, but its internal modules work on TensorFlow
+variables, which Keras 3 has too. The import of TF-MOT sets TF_USE_LEGACY_KERAS, which would switch
+this process and its children to Keras 2; here the variable is restored.
 """
 
 import functools
@@ -12,10 +12,10 @@ import types
 
 @functools.cache
 def engines() -> types.SimpleNamespace:
-    """Returns the modules of pruning, quantizers and clustering."""
+    """Returns TF-MOT's modules of pruning, quantizers and clustering."""
     import tensorflow as tf
 
-    getattr(tf.keras, "version", None)  # from now on tf.keras is Keras 3
+    getattr(tf.keras, "version", None)  # fixes tf.keras to Keras 3
     former = os.environ.get("TF_USE_LEGACY_KERAS")
     from tensorflow_model_optimization.python.core.clustering.keras import (
         cluster_config,

@@ -1,8 +1,8 @@
-"""The transformer block of every text model here, and what stands around it.
+"""The transformer block of all text models, with its attention and feed-forward layers.
 
-One block serves three shapes: the decoder (causal mask), the encoder (segment mask) and the
-encoder-decoder (a second attention, to the encoder's output). Axes: B batch, T positions, S
-positions of the other side, C hidden_dim, H heads, G key-value heads, D head size.
+The block is a decoder (causal mask), an encoder (segment mask), or a decoder with cross-attention
+to an encoder's output, the memory. Axes: B batch, T positions, S positions of the memory, C
+hidden_dim, H heads, G key-value heads, D head size.
 """
 
 import keras
@@ -18,14 +18,14 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layer", "rms")
 
 
-# Layers inside layers are given the type of the outer one: in a file it is that of the outer one
-# alone that is kept, and without it they would have the one that is set when they are loaded.
+# Sublayers get the dtype policy of the outer layer explicitly: a file has only the outer policy,
+# and otherwise they would get the global policy at loading.
 
 
 def normalization(kind: str, epsilon: float, name: str, dtype=None) -> layers.Layer:
-    """Returns layer normalisation (Ba et al. 2016) or RMS normalisation (Zhang, Sennrich 2019)."""
+    """Returns layer normalization (Ba et al. 2016) or RMS normalization (Zhang, Sennrich 2019)."""
     if kind not in NORMS:
-        raise ValueError(f"norm is one of {', '.join(NORMS)}. Received: {kind!r}.")
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}. Received: {kind!r}.")
     if kind == "rms":
         return layers.RMSNormalization(epsilon=epsilon, name=name, dtype=dtype)
     return layers.LayerNormalization(epsilon=epsilon, name=name, dtype=dtype)
@@ -35,9 +35,13 @@ def _normal(deviation: float):
     return keras.initializers.RandomNormal(stddev=deviation)
 
 
+def _dropout(rate: float, dtype) -> Dropout | None:
+    return Dropout(rate, name="dropout", dtype=dtype) if rate else None
+
+
 @keras.saving.register_keras_serializable("zoo")
 class Attention(Composite):
-    """Multi-head attention with its projections, to itself or to a memory.
+    """Multi-head self-attention, or cross-attention to a memory, with projections.
 
     Args:
       hidden_dim: C, a multiple of num_heads.
@@ -45,12 +49,12 @@ class Attention(Composite):
       num_key_value_heads: G, a divisor of H; 0 for H.
       rotary_base: base of the rotary position embedding; 0 for none.
       use_bias: whether the projections have biases.
-      dropout: share of the probabilities that is dropped in training.
-      initializer_range: standard deviation of the projections' start.
-      output_range: that of the output projection; 0 for the same.
-      memory: whether keys and values come from a memory in place of the input.
-      width: of the G key-value heads so many are there, each with its H / G queries; 0 for all.
-      ranks: of the projections that are products, by name; see `zoo.layers.low_rank`.
+      dropout: dropout rate of the probabilities.
+      initializer_range: standard deviation of the initial kernels.
+      output_range: of the initial kernel of the output projection; 0 for initializer_range.
+      memory: whether keys and values come from a memory instead of the input.
+      width: number of remaining key-value heads after pruning, with H / G queries each; 0 for G.
+      ranks: ranks of low-rank projections by name; see `zoo.layers.low_rank`.
     """
 
     def __init__(
@@ -73,21 +77,22 @@ class Attention(Composite):
         groups = num_key_value_heads or num_heads
         if min(num_heads, groups) < 1 or hidden_dim < 1:
             raise ValueError(
-                "hidden_dim and num_heads are positive. Received: "
+                "hidden_dim and num_heads must be positive. Received: "
                 f"hidden_dim={hidden_dim}, num_heads={num_heads}, num_key_value_heads={groups}."
             )
         if hidden_dim % num_heads or num_heads % groups:
             raise ValueError(
-                "hidden_dim is a multiple of num_heads, and that of num_key_value_heads. Received: "
-                f"hidden_dim={hidden_dim}, num_heads={num_heads}, num_key_value_heads={groups}."
+                "hidden_dim must be a multiple of num_heads, and num_heads of num_key_value_heads. "
+                f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}, "
+                f"num_key_value_heads={groups}."
             )
         if rotary_base and hidden_dim // num_heads % 2:
             raise ValueError(
-                "Rotary positions turn pairs of numbers: hidden_dim / num_heads is even. Received: "
+                "Rotary position embedding needs an even hidden_dim / num_heads. Received: "
                 f"hidden_dim={hidden_dim}, num_heads={num_heads}."
             )
         if not 0 <= width <= groups:
-            raise ValueError(f"width lies between 0 and {groups} heads. Received: {width}.")
+            raise ValueError(f"width must be from 0 to {groups} heads. Received: {width}.")
         self.settings = {
             "hidden_dim": hidden_dim, "num_heads": num_heads,
             "num_key_value_heads": num_key_value_heads, "rotary_base": rotary_base,
@@ -111,9 +116,7 @@ class Attention(Composite):
         else:
             self.query_key_value = projection(wide + narrow, "query_key_value")
         self.output_projection = projection(hidden_dim, "output", output_range or initializer_range)
-        self.dropout = None
-        if dropout:
-            self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
+        self.dropout = _dropout(dropout, self.dtype_policy)
 
     def build(self, shape):
         if self.memory:
@@ -124,13 +127,16 @@ class Attention(Composite):
         self.output_projection.build((*shape[:-1], self.heads * self.size))
 
     def call(self, x, bias=None, memory=None, training=None):
-        """Args: x (B, T, C); bias as for `attend`; memory (B, S, C). Returns (B, T, C)."""
-        query, key, value = self.project(x, 0) if memory is None else self._with(x, memory)
+        """Computes attention of x (B, T, C), to a memory (B, S, C) if given; returns (B, T, C)."""
+        if memory is None:
+            query, key, value = self.project(x, 0)
+        else:
+            query, (key, value) = self.project_query(x), self.project_memory(memory)
         dropout = (lambda p: self.dropout(p, training=training)) if self.dropout else None
         return self.combine(attend(query, key, value, bias, dropout))
 
     def project(self, x, first):
-        """Returns query (B, T, H, D), key and value (B, T, G, D) of positions `first` and on."""
+        """Returns query (B, T, H, D), key and value (B, T, G, D) of positions from `first` on."""
         batch, length, _ = ops.shape(x)
         heads, groups, size = self.heads, self.groups, self.size
         parts = ops.reshape(self.query_key_value(x), (batch, length, heads + 2 * groups, size))
@@ -141,11 +147,8 @@ class Attention(Composite):
             key = rotate(key, positions, self.rotary_base)
         return query, key, value
 
-    def _with(self, x, memory):
-        return self.project_query(x), *self.project_memory(memory)
-
     def project_query(self, x):
-        """Returns the query (B, T, H, D) of an attention to a memory."""
+        """Returns the query (B, T, H, D) of cross-attention."""
         batch, length, _ = ops.shape(x)
         return ops.reshape(self.query(x), (batch, length, self.heads, self.size))
 
@@ -156,7 +159,7 @@ class Attention(Composite):
         return tuple(ops.split(both, 2, axis=2))
 
     def combine(self, out):
-        """The output projection of (B, T, H, D)."""
+        """Applies the output projection to (B, T, H, D); returns (B, T, C)."""
         batch, length, heads, size = ops.shape(out)
         return self.output_projection(ops.reshape(out, (batch, length, heads * size)))
 
@@ -186,7 +189,7 @@ class FeedForward(Composite):
         self.ranks = dict(ranks or {})
         if activation not in ACTIVATIONS:
             raise ValueError(
-                f"activation is one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
+                f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
             )
         self.settings = {
             "hidden_dim": hidden_dim, "intermediate_dim": intermediate_dim,
@@ -211,7 +214,7 @@ class FeedForward(Composite):
         self.down.build((*shape[:-1], self.settings["intermediate_dim"]))
 
     def call(self, x):
-        """Args: x (B, T, C). Returns (B, T, C)."""
+        """Transforms x (B, T, C) to (B, T, C)."""
         x = self.up(x)
         if self.activation == "swiglu":
             gate, x = ops.split(x, 2, axis=-1)
@@ -231,27 +234,27 @@ class FeedForward(Composite):
 
 @keras.saving.register_keras_serializable("zoo")
 class TransformerBlock(Composite):
-    """Attention and feed-forward with residuals.
+    """Attention and feed-forward with residual connections.
 
     Args:
       hidden_dim: C.
       num_heads: H.
-      intermediate_dim: width inside the feed-forward part.
+      intermediate_dim: width of the feed-forward part.
       num_key_value_heads: G; 0 for H.
-      cross: whether a second attention looks at a memory.
-      norm_first: normalise before each part (GPT-2, Llama) or after the residual (Vaswani, BERT).
+      cross: whether the block has cross-attention to a memory.
+      norm_first: normalize before each part (GPT-2, Llama) or after the residual (Vaswani, BERT).
       norm: "layer" or "rms".
       activation: one of `ACTIVATIONS`.
       rotary_base: see `Attention`.
       use_bias: whether dense layers have biases.
-      dropout: share dropped of the probabilities and of each part's output.
-      epsilon: of the normalisations.
-      initializer_range: standard deviation of the kernels' start.
-      output_range: that of the kernels that write into the residual; 0 for the same.
-      widths: of parts that have fewer units than the block's arguments say: "attention" and
-        "cross_attention" so many of the G key-value heads, "feed_forward" so many inside.
-      ranks: of the kernels that are products, by path ("attention/output"); see
-        `zoo.layers.low_rank`.
+      dropout: dropout rate of the probabilities and of each part's output.
+      epsilon: of the normalization layers.
+      initializer_range: standard deviation of the initial kernels.
+      output_range: of initial kernels whose output is added to the residual; 0 for
+        initializer_range.
+      widths: remaining units of pruned parts: key-value heads of "attention" and
+        "cross_attention", intermediate units of "feed_forward".
+      ranks: ranks of low-rank kernels by path ("attention/output"); see `zoo.layers.low_rank`.
     """
 
     def __init__(
@@ -314,9 +317,7 @@ class TransformerBlock(Composite):
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy
         )
-        self.dropout = None
-        if dropout:
-            self.dropout = Dropout(dropout, name="dropout", dtype=self.dtype_policy)
+        self.dropout = _dropout(dropout, self.dtype_policy)
 
     def build(self, shape, *_, **__):
         parts = [self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm]
@@ -330,9 +331,9 @@ class TransformerBlock(Composite):
 
         Args:
           x: (B, T, C).
-          bias: added to the scores of the attention, see `attend`.
+          bias: added to the scores of self-attention, see `attend`.
           memory: (B, S, C), for a block with `cross`.
-          memory_bias: of the attention to the memory.
+          memory_bias: added to the scores of cross-attention.
 
         Returns:
           (B, T, C).
@@ -350,12 +351,10 @@ class TransformerBlock(Composite):
         return self._part(x, self.feed_forward, self.feed_forward_norm, training)
 
     def attention_scores(self, x, bias=None):
-        """Returns what the softmax of the attention to itself is taken of, (B, H, T, T) float32.
-
-        `call` does not keep it: it is computed anew, with one projection more.
+        """Computes the scores of self-attention before the softmax, (B, H, T, T) float32.
 
         Args:
-          x: (B, T, C): what the block is given.
+          x: (B, T, C), input of the block.
           bias: as for `call`.
         """
         h = self.attention_norm(x) if self.norm_first else x
@@ -368,12 +367,12 @@ class TransformerBlock(Composite):
             out = self.dropout(out, training=training)
         return x + out if self.norm_first else norm(x + out)
 
-    # --- a few positions at a time, with what came before kept ---------------------------------
-    # Keys and values are kept as (B * G, S, D). With any further axis XLA copies all of them at
-    # every step of a loop; so it writes the new ones in place, and reads them where they lie.
+    # --- decoding with a cache -----------------------------------------------------------------
+    # Keys and values have shape (B * G, S, D), which XLA updates in place. With more axes it would
+    # copy them at every step of a loop.
 
     def start_cache(self, batch, length, memory=None):
-        """Returns an empty cache for `length` positions, with the memory's keys and values.
+        """Returns an empty cache for `length` positions, with the keys and values of the memory.
 
         Args:
           batch: B.
@@ -381,7 +380,7 @@ class TransformerBlock(Composite):
           memory: (B, S, C), for a block with `cross`.
 
         Returns:
-          A dict of tensors of B * G rows, those of one sequence side by side.
+          A dict of tensors with B * G rows; the rows of a sequence are adjacent.
         """
         shape = (batch * self.attention.groups, length, self.attention.size)
         cache = {name: ops.zeros(shape, self.compute_dtype) for name in ("key", "value")}
@@ -391,14 +390,14 @@ class TransformerBlock(Composite):
         return cache
 
     def decode(self, x, cache, first, bias, memory_bias=None):
-        """Runs the block on positions `first` and on; the cache holds those before.
+        """Runs the block on new positions; the cache holds previous ones.
 
         Args:
-          x: (B, T, C): the new positions.
-          cache: of `start_cache`, or as the last call returned it.
-          first: integer scalar: the place of the first new position.
-          bias: (B or 1, 1, T, length): `MASKED` where a position may not look.
-          memory_bias: of the attention to the memory.
+          x: (B, T, C), the new positions.
+          cache: of `start_cache` or of the last call.
+          first: integer scalar, index of the first new position.
+          bias: (B or 1, 1, T, length), 0 or `MASKED`.
+          memory_bias: added to the scores of cross-attention.
 
         Returns:
           `((B, T, C), cache)`.
@@ -435,13 +434,13 @@ class TransformerBlock(Composite):
 
 
 def _rows(x):
-    """(B, T, G, D) to (B * G, T, D)."""
+    """Reshapes (B, T, G, D) to (B * G, T, D)."""
     batch, length, groups, size = ops.shape(x)
     return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (batch * groups, length, size))
 
 
 def _attend_rows(query, key, value, groups, bias):
-    """`attend` for a query (B, T, H, D), and key and value (B * G, S, D) as a cache has them."""
+    """Computes `attend` of a query (B, T, H, D) to cached keys and values (B * G, S, D)."""
     batch, length, heads, size = ops.shape(query)
     repeats, sources = heads // groups, ops.shape(key)[1]
     query = query * ops.cast(size**-0.5, query.dtype)

@@ -1,4 +1,4 @@
-"""Whether XLA is there, and what does without it."""
+"""Detects XLA, and replaces an operation that needs it."""
 
 import functools
 
@@ -8,13 +8,16 @@ from keras import ops
 
 @functools.cache
 def compiles() -> bool:
-    """Whether XLA compiles for this process's devices: TensorFlow's build for TPUs has no CPUs."""
+    """Returns whether XLA compiles for the current device.
+
+    TensorFlow's build for TPUs does not compile for CPUs.
+    """
     if keras.backend.backend() != "tensorflow":
         return True
-    import tensorflow as tf  # not for models on another backend
+    import tensorflow as tf  # not needed on other backends
 
     try:
-        with tf.init_scope():  # run now, though a graph may be in the making
+        with tf.init_scope():  # executes eagerly, even inside the trace of a graph
             tf.function(lambda x: x + 1, jit_compile=True, autograph=False)(1.0)
     except tf.errors.OpError:
         return False
@@ -22,17 +25,17 @@ def compiles() -> bool:
 
 
 def write_rows(rows, new, first):
-    """Returns rows with some of them replaced.
+    """Replaces T rows of a tensor.
 
     Args:
       rows: (B, L, C).
       new: (B, T, C), T at most L - first.
-      first: integer scalar, the place of the first of them.
+      first: integer scalar, index of the first replaced row.
     """
-    if compiles():  # Keras' is an operation of XLA even where nothing is compiled
+    if compiles():  # Keras' slice_update needs XLA even in eager mode
         return ops.slice_update(rows, (0, first, 0), new)
     length, count = ops.shape(rows)[1], ops.shape(new)[1]
     place = ops.arange(length) - first
-    there = ops.logical_and(place >= 0, place < count)
+    is_new = ops.logical_and(place >= 0, place < count)
     moved = ops.take(new, ops.clip(place, 0, count - 1), axis=1)
-    return ops.where(there[None, :, None], moved, rows)
+    return ops.where(is_new[None, :, None], moved, rows)

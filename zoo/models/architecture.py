@@ -154,5 +154,5 @@ def _inputs(model) -> dict[str, str]:
                 inside = _inputs(layer)
                 inside[f"outputs of {layer.name}"] = inside.pop("outputs")
                 found |= inside
-    found["outputs"] = ", ".join(map(described, keras_internals.final_layers(model)))
+    found["outputs"] = ", ".join(map(described, keras_internals.output_layers(model)))
     return found

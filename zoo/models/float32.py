@@ -4,7 +4,7 @@ import json
 
 import keras
 
-from zoo.layers.rounding import quantize, rounds
+from zoo.layers.rounding import is_quantized, quantize
 
 
 def in_float32(model):
@@ -17,7 +17,7 @@ def in_float32(model):
     for policy in (f"mixed_{half}", half):  # some layers name the type that they compute in
         text = text.replace(f'"{policy}"', '"float32"')
     same = keras.saving.deserialize_keras_object(json.loads(text))
-    if rounds(model):
+    if is_quantized(model):
         quantize(same)
     same.set_weights(model.get_weights())
     return same

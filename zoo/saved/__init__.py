@@ -1,1 +1,1 @@
-"""Reads what `zoo train` and `zoo export` wrote; nothing of it is executed."""
+"""Reads the output of `zoo train` and `zoo export`, without executing code in it."""

@@ -1,4 +1,4 @@
-"""Opens saved models. Loads Keras; `zoo.saved.workdir` does not."""
+"""Loads saved models. Imports Keras; `zoo.saved.workdir` does not."""
 
 import warnings
 from pathlib import Path
@@ -11,29 +11,29 @@ from zoo.layers.rounding import RANGES, quantize
 from zoo.saved.workdir import model_path
 from zoo.storage import remote
 from zoo.storage.disk import open_file
-from zoo.storage.weight_files import at_most, check_keras, open_weights
+from zoo.storage.weight_files import check_keras, limit_elements, open_weights
 
 
 def load_model(workdir: str | Path, checkpoint: str = "final"):
-    """See `zoo.load`."""
+    """Loads the model of a work directory; see `zoo.load`."""
     return open_model(model_path(remote.local(workdir), checkpoint))
 
 
 def open_model(path: str | Path):
-    """Returns the model of a .keras file, which may hold layers of the zoo; runs nothing in it.
+    """Loads the model of a .keras file, which may hold layers of the zoo, in Keras' safe mode.
 
     Raises:
-      RunError: where it is damaged, or holds layers that nothing registered with Keras.
+      RunError: if the file is damaged, or holds layers that are not registered with Keras.
     """
     open_file(path).close()
     registry.import_builders()
     try:
-        with at_most(path, check_keras(path)):
+        with limit_elements(path, check_keras(path)):
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
         if _is_quantized(path):
             quantize(model)
             with warnings.catch_warnings():
-                # Of layers that stand in two lists: Keras has loaded them by the first.
+                # Keras warns of layers that are in two lists; it has loaded them by the first.
                 warnings.filterwarnings("ignore", "Skipping nested container")
                 model.load_weights(path)
         return model
@@ -44,6 +44,6 @@ def open_model(path: str | Path):
 
 
 def _is_quantized(path: str | Path) -> bool:
-    """Whether a .keras file holds ranges beside the weights."""
+    """Returns whether a .keras file holds quantization ranges."""
     with open_weights(path) as weights:
         return bool(weights.visit(lambda name: name.endswith(RANGES) or None))

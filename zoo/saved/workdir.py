@@ -1,7 +1,4 @@
-"""A work directory as others read it: its recipe, tokenizer and where its model lies.
-
-Loads no Keras.
-"""
+"""Reads the config, the tokenizer and the model path of a work directory. Loads no Keras."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +16,11 @@ _TYPES = {"source": str, "config": dict, "class_names": list, "data_fingerprint"
 
 
 def read_config(workdir: str | Path) -> dict:
-    """Returns the content of config.json. The values of its sections are not checked.
+    """Returns the content of config.json. The values in its sections are not checked.
 
     Raises:
-      UsageError: where the folder is not a work directory, or of another format.
-      RunError: where the file is damaged.
+      UsageError: if the folder is not a work directory, or has another format version.
+      RunError: if the file is damaged.
     """
     path = Path(workdir) / "config.json"
     check_has_config(workdir)
@@ -31,48 +28,49 @@ def read_config(workdir: str | Path) -> dict:
     if not isinstance(saved, dict) or "format_version" not in saved:
         refuse_foreign(workdir, saved)
     if not isinstance(saved, dict) or "config" not in saved:
-        raise RunError(f"{path} is damaged: it holds no recipe.")
+        raise RunError(f"{path} is damaged: it lacks 'config'.")
     if saved.get("format_version") != FORMAT_VERSION:
         raise UsageError(
-            f"{path} has format {saved.get('format_version')}; this version reads {FORMAT_VERSION}."
+            f"{path} must have format_version {FORMAT_VERSION}. Received: "
+            f"{saved.get('format_version')}. Use the version of the zoo that wrote it."
         )
     sections = saved["config"] if isinstance(saved["config"], dict) else {}
-    lacking = [key for key in _TYPES if key not in saved]
-    lacking += [key for key in ("model", "task", "data", "trainer") if key not in sections]
-    if lacking:
-        raise RunError(f"{path} is damaged: it lacks {lacking[0]!r}.")
+    missing = [key for key in _TYPES if key not in saved]
+    missing += [key for key in ("model", "task", "data", "trainer") if key not in sections]
+    if missing:
+        raise RunError(f"{path} is damaged: it lacks {missing[0]!r}.")
     check_object(path, saved, **_TYPES)
     if not all(isinstance(name, str) for name in saved["class_names"]):
-        raise RunError(f"{path} is damaged: names of classes are words.")
+        raise RunError(f"{path} is damaged: 'class_names' must hold strings.")
     if not isinstance(saved.get("tokenizer"), str | None):
-        raise RunError(f"{path} is damaged: 'tokenizer' is no fingerprint.")
+        raise RunError(f"{path} is damaged: 'tokenizer' must be a string.")
     if not isinstance(saved.setdefault("facts", {}), dict):
-        raise RunError(f"{path} is damaged: 'facts' is no object.")
+        raise RunError(f"{path} is damaged: 'facts' must be an object.")
     return saved
 
 
 def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
-    """Returns where a model lies; raises `UsageError` where there is none."""
+    """Returns the path of the "final" or the "best" model; raises `UsageError` if it is missing."""
     if checkpoint not in ("final", "best"):
-        raise UsageError(f"A checkpoint is 'final' or 'best'. Received: {checkpoint!r}.")
+        raise UsageError(f"checkpoint must be 'final' or 'best'. Received: {checkpoint!r}.")
     path = Path(workdir) / ("best/model.keras" if checkpoint == "best" else "model.keras")
     if is_litert(read_config(workdir)):
         raise UsageError(
-            f"{workdir} holds no Keras model: its model is the file {LITERT}, which `zoo evaluate` "
-            "runs."
+            f"{workdir} holds no Keras model but the LiteRT file {LITERT}, which `zoo evaluate` "
+            "can run."
         )
     if not path.exists():
         hint = (
             "the recipe has data.validation_size=0, or no evaluation has run yet"
             if checkpoint == "best"
-            else "training has not ended; run the same `zoo train` to go on"
+            else "training has not finished; run the same `zoo train` to continue it"
         )
         raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
     return path
 
 
 def is_litert(saved: Mapping) -> bool:
-    """Whether a work directory's model is a LiteRT file; `saved` is what `read_config` returned."""
+    """Returns whether a work directory's model is a LiteRT file, by the result of `read_config`."""
     value = saved["config"]
     for key in ("compress", "ptq", "format"):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -80,12 +78,12 @@ def is_litert(saved: Mapping) -> bool:
 
 
 def data_section(workdir: str | Path, saved: Mapping) -> dict:
-    """Returns the section `data` of a work directory's recipe, with the tokenizer that lies in it.
+    """Returns the section `data` of a work directory's config with the path of its own tokenizer.
 
-    The text may have changed since, and a tokenizer made of it with it.
+    Training a tokenizer anew could give another one, because the text may have changed.
 
     Raises:
-      UsageError: where the folder holds another tokenizer.
+      UsageError: if the folder holds another tokenizer than the config names.
     """
     data = dict(saved["config"]["data"])
     if saved.get("tokenizer"):
@@ -95,31 +93,31 @@ def data_section(workdir: str | Path, saved: Mapping) -> dict:
 
 
 def read_tokenizer(workdir: str | Path, saved: Mapping):
-    """Returns the tokenizer that a work directory's model learned with.
+    """Returns the tokenizer that a work directory's model was trained with.
 
     Args:
       workdir: the folder.
-      saved: what `read_config` returned.
+      saved: result of `read_config`.
 
     Raises:
-      UsageError: where the folder holds another one.
-      RunError: where its file is damaged.
+      UsageError: if the folder holds another tokenizer.
+      RunError: if the tokenizer file is damaged.
     """
     file = Path(workdir) / "tokenizer.json"
     tokenizer = tokenizers.load(file)
     if tokenizer.fingerprint != saved["tokenizer"]:
         raise UsageError(
-            f"{file} is not the tokenizer that the model learned with: its fingerprint is "
-            f"{tokenizer.fingerprint[:12]}…, that in config.json {saved['tokenizer'][:12]}…."
+            f"{file} is not the tokenizer that the model was trained with: its fingerprint is "
+            f"{tokenizer.fingerprint[:12]}…, config.json has {saved['tokenizer'][:12]}…."
         )
     return tokenizer
 
 
 def check_init_from(source: str) -> None:
-    """Raises `UsageError` where `init_from` is nothing that a run can start from.
+    """Raises `UsageError` if a run cannot be initialized from `init_from`.
 
     Args:
-      source: as `trainers.train.init_from.initialize` takes it, on this machine.
+      source: argument of `trainers.train.init_from.initialize`, with a local path.
     """
     path = Path(source)
     if source.startswith("keras_hub:"):
@@ -131,6 +129,6 @@ def check_init_from(source: str) -> None:
         model_path(path)
     elif not (path.suffix == ".keras" and path.is_file()):
         raise UsageError(
-            "init_from is a work directory or a .keras file, or a folder of transformers, or "
+            "init_from must be a work directory, a .keras file, a folder of transformers or "
             f"keras_hub:PRESET. Received: {source}. {lies_at(path)}"
         )

@@ -1,1 +1,1 @@
-"""Reads and writes files: atomically, bounded, local or remote."""
+"""Reads and writes files: atomically, with bounded memory, local or remote."""

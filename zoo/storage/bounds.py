@@ -1,20 +1,17 @@
-"""What may be read of a file that someone else made: the bounds of every reader, in one place.
+"""Bounds on the memory that an untrusted file can make a reader allocate.
 
-A few kilobytes can declare, or decompress to, more than a machine has. The size of a file says
-nothing: a model of 30 GB and a corpus of 100 GB are fine. So no reader bounds the size of what it
-reads as it lies on the disk, and all bound the following.
+A few kilobytes can declare, or decompress to, more than the memory of a machine. File size itself
+is not bounded: a model of 30 GB and a corpus of 100 GB are fine. Every reader checks two bounds:
 
-1. Expansion (`check_expansion`). Beyond `FREE_BYTES`, data may take at most `MAX_RATIO` times the
-   bytes that they are stored in: what a header declares before anything is allocated, and what
-   comes out of a decompressor while it is read. Text compressed by gzip or Zstandard has a ratio
-   of 2 to 20, weights about 1, a bomb about 1,000. The way out for honest data is to store them
-   uncompressed.
-2. Memory (`check_memory`). What has to be held at once (a JSON document, the arrays of a file, the
-   weights of a model, a document of a corpus) must fit in the memory that is available now.
-   What is read as a stream or mapped (shards, lines, tensors one by one) counts one piece at a
-   time.
+1. Expansion (`check_expansion`). Beyond `FREE_BYTES`, data may take at most `MAX_RATIO` times their
+   stored size. The declared size is checked before anything is allocated, the decompressed size
+   while it is read. Text compressed by gzip or Zstandard has a ratio of 2 to 20, weights about 1,
+   a decompression bomb about 1,000.
+2. Memory (`check_memory`). Data held at once (a JSON document, the arrays of a file, the weights of
+   a model, a document of a corpus) must fit in the memory that is available now. Streams and
+   memory maps (shards, lines, single tensors) count one piece at a time.
 
-A file that is not a regular file is refused before: `zoo.storage.disk.open_file`.
+`zoo.storage.disk.open_file` refuses anything but regular files first.
 """
 
 import gzip
@@ -27,42 +24,42 @@ from zoo.errors import RunError
 
 FREE_BYTES = 256 << 20
 MAX_RATIO = 100
-# Bytes of Python objects per byte of JSON, at worst: "[]," is a list of 56 bytes and a pointer.
+# Worst case of bytes of Python objects per byte of JSON: "[]," is a list of 56 bytes and a pointer.
 JSON_EXPANSION = 32
-TEXT_EXPANSION = 5  # bytes for each byte of UTF-8, at worst: itself, and four for each character
-MOST_MEMBERS = 50_000  # of a zip archive; reading hundreds of thousands takes minutes
-MOST_AXES = 64  # of an array: NumPy's own bound. The product of millions of sizes takes hours.
-LONGEST_LINE = 64 << 20  # bytes of a line, which is a JSON object or a pair of sentences
+TEXT_EXPANSION = 5  # worst case of bytes per byte of UTF-8: itself, and four per character
+MAX_MEMBERS = 50_000  # of a zip archive; reading hundreds of thousands takes minutes
+MAX_AXES = 64  # of an array: NumPy's own bound. The product of millions of sizes takes hours.
+MAX_LINE_BYTES = 64 << 20  # a line is a JSON object or a pair of sentences
 
 
 def check_expansion(path, size: int, stored: int) -> None:
-    """Checks that data are not far larger than what they are stored in.
+    """Checks that data are not far larger than their stored size.
 
     Args:
       path: of the file, for the message.
-      size: bytes that the data take, declared or decompressed so far.
-      stored: bytes of the file that hold them.
+      size: bytes of the data, declared or decompressed so far.
+      stored: bytes of the file that hold the data.
 
     Raises:
-      RunError: where they are.
+      RunError: if the data expand more than `MAX_RATIO` times beyond `FREE_BYTES`.
     """
     if size > FREE_BYTES and size > MAX_RATIO * stored:
         raise RunError(
-            f"{path} cannot be read: its data take {size:,} bytes or more and are stored in "
-            f"{stored:,}; beyond {FREE_BYTES >> 20} MiB, data may take at most {MAX_RATIO} times "
-            "what they are stored in. If the file is genuine, store it uncompressed."
+            f"{path} cannot be read: {stored:,} stored bytes expand to {size:,} bytes or more; "
+            f"beyond {FREE_BYTES >> 20} MiB, data may expand at most {MAX_RATIO} times. If the "
+            "file is genuine, store it uncompressed."
         )
 
 
 def check_memory(path, size: int) -> None:
-    """Checks that what must be held at once fits in memory.
+    """Checks that data which must be held at once fit in memory.
 
     Args:
       path: of the file, for the message.
-      size: bytes.
+      size: bytes of the data in memory.
 
     Raises:
-      RunError: where it does not.
+      RunError: if fewer bytes are available.
     """
     if size > FREE_BYTES and size > (free := available_memory()):
         raise RunError(
@@ -71,23 +68,23 @@ def check_memory(path, size: int) -> None:
 
 
 def check_zip(path, archive: zipfile.ZipFile, stored: int) -> int:
-    """Checks what the members of a zip archive declare, which is where zipfile ends them.
+    """Checks the declared sizes of a zip archive's members; zipfile reads no more than these.
 
     Args:
       path: of the file, for the message.
       archive: the open archive.
-      stored: bytes of the file. Members may overlap, so their own sizes say nothing.
+      stored: bytes of the file. Members may overlap, so the sum of their sizes is no bound.
 
     Returns:
-      The bytes of all members together.
+      The decompressed bytes of all members together.
 
     Raises:
-      RunError: where they are too many, far larger than the file, or compressed in a way that
-        nothing reads in bounded memory.
+      RunError: if the archive has too many members, expands too far, or uses a compression that
+        cannot be read in bounded memory.
     """
     members = archive.infolist()
-    if len(members) > MOST_MEMBERS:
-        raise RunError(f"{path} cannot be read: it has more than {MOST_MEMBERS:,} members.")
+    if len(members) > MAX_MEMBERS:
+        raise RunError(f"{path} cannot be read: it has more than {MAX_MEMBERS:,} members.")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise RunError(
@@ -99,9 +96,9 @@ def check_zip(path, archive: zipfile.ZipFile, stored: int) -> int:
 
 
 class Decompressed(io.RawIOBase):
-    """The decompressed bytes of an open gzip file, which is closed with it.
+    """Reads the decompressed bytes of an open gzip file and closes the file with itself.
 
-    Reading raises RunError once more comes out than `check_expansion` lets pass.
+    Reading raises RunError when the data exceed `check_expansion`.
 
     Args:
       path: of the file, for the message.
@@ -130,8 +127,11 @@ class Decompressed(io.RawIOBase):
 
 
 def available_memory() -> int:
-    """Returns the bytes that this process can still allocate: of the machine, swap included, the
-    control group (containers) and the address space (`ulimit -v`)."""
+    """Returns the bytes that this process can still allocate.
+
+    This is the least of the machine's memory with swap, the limit of the control group (of a
+    container) and the limit of the address space (`ulimit -v`).
+    """
     import psutil
 
     limits = [psutil.virtual_memory().available + psutil.swap_memory().free]
@@ -142,7 +142,7 @@ def available_memory() -> int:
     return max(0, min(limits))
 
 
-# Folder and names of the files of control groups, version 2 and 1.
+# Folder, and names of the files or fields, of control groups version 2 and 1.
 _GROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     (
@@ -155,7 +155,7 @@ _GROUPS = (
 def _free_of_group(group: tuple[str, str, str, str]) -> int | None:
     folder, limit, usage, cached = group
     try:
-        most = int((Path(folder) / limit).read_text())  # "max" where there is none
+        most = int((Path(folder) / limit).read_text())  # "max" if there is no limit: ValueError
         used = int((Path(folder) / usage).read_text())
         lines = (Path(folder) / "memory.stat").read_text().splitlines()
         stat = dict(line.split() for line in lines)

@@ -1,8 +1,7 @@
-"""How files are opened: for reading, regular files only; for writing, so that a kill leaves all of
-a file or nothing, and never through a link that someone else has put there.
+"""Opens the files of work directories and data folders.
 
-Everything in a work directory or a data folder is opened here. Users link data, so links are
-followed for reading.
+Only regular files are read; links are followed, because users link data. Writes are atomic: a kill
+leaves the whole file or nothing. No write goes through a link, which someone else may have planted.
 """
 
 import contextlib
@@ -24,42 +23,38 @@ _KINDS = {
     stat.S_IFIFO: "a named pipe", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
-# Names of files and folders that are not whole yet.
+_SHOWN = 5  # names in a folder that a message lists
+# Names of unfinished files and folders.
 _TEMPORARY = re.compile(r"\.zoo-[0-9a-f]{16}\.tmp")
 
 
-def lies_at(path: str | Path, shown: int = 5) -> str:
-    """Returns a sentence for errors that says what lies at a path.
-
-    Args:
-      path: of anything, or of nothing.
-      shown: largest number of names of a folder's content.
-    """
+def lies_at(path: str | Path) -> str:
+    """Returns a sentence for error messages about the content of a path."""
     try:
         if not os.path.isdir(path):
-            return "It is a file." if os.path.lexists(path) else "Nothing lies there."
+            return "It is a file." if os.path.lexists(path) else "The path does not exist."
         names = sorted(short(name) for name in os.listdir(path))
     except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
         return f"It cannot be read: {short(error)}."
     if not names:
         return "It is an empty folder."
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return f"The folder holds {', '.join(names[:shown])}{more}."
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"The folder holds {', '.join(names[:_SHOWN])}{more}."
 
 
 # --- reading ------------------------------------------------------------------------------------
 
 
 def open_file(path: str | Path) -> io.BufferedReader:
-    """Opens a regular file for reading its bytes.
+    """Opens a regular file for reading bytes.
 
     Raises:
-      RunError: where it is not there, cannot be opened, or is something else: opening a named pipe
-        would wait for ever.
+      RunError: if the file does not exist, cannot be opened, or is not a regular file: opening a
+        named pipe would block forever.
     """
     try:
-        _check_kind(path, os.stat(path).st_mode)  # opening a device may do something
-        # Not blocking, should it have become a named pipe since.
+        _check_kind(path, os.stat(path).st_mode)  # opening a device may have side effects
+        # Non-blocking, in case the file has become a named pipe since.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
         raise unreadable(path, error) from None
@@ -73,24 +68,24 @@ def open_file(path: str | Path) -> io.BufferedReader:
 
 def _check_kind(path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise RunError(f"{path} cannot be read: it is {kind}, not a file.")
+        kind = _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
+        raise RunError(f"{path} cannot be read: it is {kind}, not a regular file.")
 
 
 def unreadable(path, error: Exception) -> RunError:
-    """Returns the `RunError` of a file that an operating system's error keeps from being read."""
+    """Returns the `RunError` for a file that raised an operating system's error."""
     return RunError(f"{path} cannot be read: {short(getattr(error, 'strerror', None) or error)}.")
 
 
 def read_bytes(path: str | Path, expansion: int = 1) -> bytes:
-    """Returns a file's content.
+    """Returns the content of a file.
 
     Args:
       path: of the file.
-      expansion: bytes of memory for each byte of the file.
+      expansion: bytes of memory per byte of the file.
 
     Raises:
-      RunError: as `open_file`, and where the content does not fit in memory.
+      RunError: as `open_file`, and if the content does not fit in memory.
     """
     with open_file(path) as file:
         check_memory(path, expansion * os.fstat(file.fileno()).st_size)
@@ -110,51 +105,52 @@ def file_digest(path: str | Path) -> str:
 
 
 def read_json(path: str | Path):
-    """Reads JSON; raises RunError as `read_bytes`, and where it is damaged."""
+    """Reads JSON; raises RunError as `read_bytes`, and if the file is damaged."""
     content = read_bytes(path, JSON_EXPANSION)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: it is no JSON ({short(error)}).") from None
+        raise RunError(f"{path} cannot be read: it is not valid JSON ({short(error)}).") from None
+
+
+def read_object(path: str | Path, **types: type | tuple) -> dict:
+    """Reads a JSON object and checks its keys.
+
+    Args:
+      path: of the file.
+      **types: required keys and the types of their values, as for `isinstance`; a bool does not
+        count as an int.
+
+    Raises:
+      RunError: if the file cannot be read or does not hold such an object.
+    """
+    return check_object(path, read_json(path), **types)
+
+
+def check_object(path: str | Path, value, **types: type | tuple) -> dict:
+    """Checks the JSON value of a file as `read_object` does, and returns it."""
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged: it holds no JSON object.")
+    for key, expected in types.items():
+        if key not in value:
+            raise RunError(f"{path} is damaged: it lacks {key!r}.")
+        item = value[key]
+        if not isinstance(item, expected) or (isinstance(item, bool) and expected is not bool):
+            raise RunError(f"{path} is damaged: {key!r} is {repr(item)[:100]}.")
+    return value
 
 
 # --- writing ------------------------------------------------------------------------------------
 
 
-def read_object(path: str | Path, **types: type | tuple) -> dict:
-    """Reads a JSON object that holds these keys.
-
-    Args:
-      path: the file.
-      **types: the type of each key's value, as for `isinstance`; bool is no int here.
-
-    Raises:
-      RunError: where the file is damaged, cannot be read, or holds something else.
-    """
-    return check_object(path, read_json(path), **types)
-
-
-def check_object(path: str | Path, found, **types: type | tuple) -> dict:
-    """Checks what `read_object` checks of a file that was read; returns it."""
-    if not isinstance(found, dict):
-        raise RunError(f"{path} is damaged: it holds no JSON object.")
-    for key, wanted in types.items():
-        if key not in found:
-            raise RunError(f"{path} is damaged: it lacks {key!r}.")
-        value = found[key]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise RunError(f"{path} is damaged: {key!r} is {repr(value)[:100]}.")
-    return found
-
-
 def fsync_file(file):
-    """Puts what was written to an open file on the disk."""
+    """Writes the buffers of an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path):
-    """Puts the names in `folder` on the disk: a rename is not there after a power cut without."""
+    """Writes the names in a folder to the disk; without it, a power cut can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -163,11 +159,11 @@ def fsync_folder(folder: Path):
 
 
 def open_in_place(path: str | Path, mode: str = "a"):
-    """Opens a file for appending ("a" text, "ab" bytes), or as a lock; creates it at need.
+    """Opens a file for appending ("a" text, "ab" bytes) or as a lock; creates a missing file.
 
     Raises:
-      RunError: where it is a link, a named pipe or anything else but a regular file.
-      OSError: as the disk says.
+      RunError: if the path is a link or not a regular file.
+      OSError: if the file cannot be written.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -185,22 +181,22 @@ def open_in_place(path: str | Path, mode: str = "a"):
 
 
 def make_folder(path: Path) -> None:
-    """Creates a folder unless it is there.
+    """Creates a folder unless it exists.
 
     Raises:
-      RunError: where it is a link, or no folder.
-      OSError: as the disk says.
+      RunError: if the path is a link or not a folder.
+      OSError: if the folder cannot be created.
     """
-    with contextlib.suppress(FileExistsError):  # of what is no folder
+    with contextlib.suppress(FileExistsError):  # a file; refused below
         path.mkdir(parents=True, exist_ok=True)
     if path.is_symlink() or not path.is_dir():
-        kind = "a link" if path.is_symlink() else "no folder"
-        raise RunError(f"{path} must be a folder that files are written in: it is {kind}.")
+        kind = "a link" if path.is_symlink() else "not a folder"
+        raise RunError(f"Cannot write in {path}: it is {kind}. Name a folder.")
 
 
 @contextlib.contextmanager
 def naming(path: Path):
-    """Gives an OSError that names no file, such as that of a full disk, the name `path`."""
+    """Adds the name of a file to an OSError without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -210,16 +206,16 @@ def naming(path: Path):
 
 
 def _temporary(path: Path) -> Path:
-    """Returns a name beside `path` that nobody can guess."""
+    """Returns an unguessable path beside `path`."""
     return path.with_name(f".zoo-{secrets.token_hex(8)}.tmp")
 
 
 @contextlib.contextmanager
 def atomic(path: str | Path, mode: str = "wb"):
-    """Opens a file that takes its name only once it is whole and on the disk.
+    """Opens a temporary file for writing that replaces `path` once it is complete and on the disk.
 
     Raises:
-      OSError: as the disk says, with the name of the file, which stays as it was.
+      OSError: if writing fails, with the name of the file; a previous file at `path` is kept.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -241,33 +237,34 @@ def atomic(path: str | Path, mode: str = "wb"):
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a path for a library that writes a file or a folder itself; as `atomic` otherwise.
+    """Yields a temporary path for a library that writes a file or a folder itself; see `atomic`.
 
-    The path has the name of `path`, in a new folder beside it that only this user may enter.
+    The temporary path has the same name, in a new folder beside `path` that only this user may
+    enter.
 
     Raises:
-      OSError: as the disk says, with the name of the file, which stays as it was.
+      OSError: if writing fails, with the name of the file; a previous file at `path` is kept.
     """
     path = Path(path)
     folder = _temporary(path)
     with naming(path):
         os.mkdir(folder, 0o700)
     try:
-        made = folder / path.name
-        yield made
+        temporary = folder / path.name
+        yield temporary
         with naming(path):
-            for file in [made] if made.is_file() else sorted(made.rglob("*")):
+            for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
                 if file.is_file():
                     with open_file(file) as opened:
                         os.fsync(opened.fileno())
-            os.replace(made, path)
+            os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_temporary(folder: Path) -> None:
-    """Removes what a kill left of `atomic` and `atomic_path` in a folder that is locked."""
+    """Removes temporary files that killed processes left in a folder, which must be locked."""
     for path in folder.glob(".zoo-*.tmp"):
         if not _TEMPORARY.fullmatch(path.name):
             continue
@@ -278,10 +275,10 @@ def remove_temporary(folder: Path) -> None:
 
 
 def is_leftover(folder: Path, first: str) -> bool:
-    """Whether a path is a folder, and no link, that is empty or holds the regular file `first`."""
+    """Returns whether a path is a folder, not a link, and is empty or holds a file `first`."""
     try:
-        whole = not os.listdir(folder) or stat.S_ISREG(os.lstat(folder / first).st_mode)
-        return whole and not folder.is_symlink()
+        ours = not os.listdir(folder) or stat.S_ISREG(os.lstat(folder / first).st_mode)
+        return ours and not folder.is_symlink()
     except OSError:
         return False
 

@@ -1,4 +1,4 @@
-"""What a file or folder is that was given as a work directory and is none."""
+"""Recognizes known files and folders that are given as a work directory by mistake."""
 
 from pathlib import Path
 
@@ -8,42 +8,42 @@ from zoo.storage.transformers_files import CONVERTED
 
 
 def refuse_foreign(path: str | Path, saved=None) -> None:
-    """Raises `UsageError` where a path is of another known kind; the message says what to do.
+    """Raises `UsageError` if a path is of another known kind; the message names a command for it.
 
     Args:
-      path: what was given as a work directory.
-      saved: the content of its config.json, where it has one.
+      path: received as a work directory.
+      saved: parsed content of its config.json, if it has one.
     """
     path = Path(path)
     start = f"zoo train RECIPE --workdir=W --config.init_from={path} trains a model from it"
     if path.suffix == ".keras" and path.is_file():
         kind, use = "is a .keras file", f"{start}, and zoo.load opens it in Python"
     elif path.is_file():
-        kind, use = "is a file", "give the folder that `zoo train --workdir=W` wrote"
+        kind, use = "is a file", "name a folder that `zoo train --workdir=W` wrote"
     elif isinstance(saved, dict) and "model_type" in saved:
         kind = f"is a folder of transformers (model_type {saved['model_type']!r})"
         use = f"{start}, and zoo.models.convert.from_transformers opens it in Python"
         if saved["model_type"] not in CONVERTED:
             use = f"only models of type {' and '.join(CONVERTED)} are converted"
     elif isinstance(saved, dict) and str(saved.get("module", "")).startswith("keras_hub"):
-        kind = f"is a preset of KerasHub ({saved.get('class_name')})"
+        kind = f"is a KerasHub preset ({saved.get('class_name')})"
         use = start.replace(f"init_from={path}", f"init_from=keras_hub:{path}")
     elif (path / "prepared.json").exists():
-        kind = "is a folder of `zoo prepare`"
+        kind = "is an output folder of `zoo prepare`"
         use = f"zoo train RECIPE --config.data.source=prepared:{path} --workdir=W trains on it"
     elif (path / "saved_model.pb").exists():
         kind, use = "is a SavedModel", "tf.saved_model.load opens it"
     elif isinstance(saved, dict) and saved and not {"format_version", "config"} & set(saved):
         keys = ", ".join(repr(short(key)) for key in list(saved)[:3])
-        kind = f"has a config.json of another program (it holds {keys})"
-        use = "give the folder that `zoo train --workdir=W` wrote"
+        kind = f"has a config.json of another program (with keys {keys})"
+        use = "name a folder that `zoo train --workdir=W` wrote"
     else:
         return
     raise UsageError(f"{path} {kind}, not a work directory: {use}.")
 
 
 def check_has_config(path: str | Path) -> None:
-    """Raises `UsageError` where a folder has no config.json; the message says what lies there."""
+    """Raises `UsageError` if a folder has no config.json; the message describes its content."""
     if not (Path(path) / "config.json").exists():
         refuse_foreign(path)
         raise UsageError(f"{path} is not a work directory: it has no config.json. {lies_at(path)}")

@@ -1,8 +1,8 @@
-"""Locks between processes, by the library filelock: one worker per folder, one maker per file.
+"""Locks between processes, by the library filelock: one process per folder, one writer per file.
 
-A lock is a file that a process has locked. The kernel releases it when the process ends, however
-it ends, so a kill leaves nothing to clean up. Only its holder may delete the file: filelock takes
-the lock anew if the file that it locked has no name any more.
+A process locks a file. The kernel releases the lock when the process ends for any reason, so a kill
+leaves nothing to clean up. Only the holder may delete the file: filelock takes the lock again if
+the locked file was deleted.
 """
 
 import contextlib
@@ -18,35 +18,35 @@ from zoo.errors import RunError
 from zoo.storage.disk import open_file, open_in_place
 
 _NAME = ".lock"
-_SHORTLY = 0.2  # seconds: `is_held` of another process takes a lock for an instant
-_SILENTLY = 5.0  # seconds of waiting before a line tells the user
-_AT_MOST = 6 * 3600.0  # seconds; a teacher may translate for hours
+_FOLDER_TIMEOUT = 0.2  # seconds: `is_held` of another process takes a lock for an instant
+_SILENT_TIMEOUT = 5.0  # seconds of waiting before a message on stderr
+_TIMEOUT = 6 * 3600.0  # seconds; a teacher model may translate for hours
 
 
 def lock_file(path: Path) -> FileLock:
-    """Returns a lock, not yet taken, on a file that is created if needed.
+    """Returns a lock, not yet acquired, on a file, which is created if missing.
 
     Raises:
-      RunError: if the file is a link, a named pipe or anything else but a regular file.
-      OSError: if it cannot be written.
+      RunError: if the path is a link or not a regular file.
+      OSError: if the file cannot be written.
     """
     open_in_place(path).close()
     return FileLock(path, thread_local=False, fallback_to_soft=False)
 
 
 def lock_folder(folder: Path) -> AcquireReturnProxy:
-    """Takes a folder for this process alone, by the file `.lock` in it.
+    """Locks a folder for this process by the file `.lock` in it.
 
     Returns:
-      A context manager that releases the folder at its end; so does its `lock.release()`.
+      A context manager that releases the lock on exit; its `lock.release()` does so too.
 
     Raises:
-      RunError: if another process works in the folder, or something lies in the lock's place.
+      RunError: if another process works in the folder, or `.lock` is not a regular file.
       OSError: if the folder cannot be written.
     """
     lock = lock_file(folder / _NAME)
     try:
-        return lock.acquire(timeout=_SHORTLY)
+        return lock.acquire(timeout=_FOLDER_TIMEOUT)
     except Timeout:
         raise RunError(
             f"Another process works in {folder}{_holder(folder / _NAME)}. Wait until it ends, or "
@@ -55,10 +55,10 @@ def lock_folder(folder: Path) -> AcquireReturnProxy:
 
 
 def is_held(folder: Path) -> bool:
-    """Returns whether a process works in a folder, without writing there.
+    """Returns whether a process has locked a folder, without writing in the folder.
 
-    filelock cannot be asked that: it creates the file, and takes a lock that excludes all others.
-    A shared lock needs only to read, and does not exclude another process that asks.
+    filelock would create the file and take an exclusive lock. A shared lock only reads, and several
+    processes may ask at once.
     """
     try:
         with open_file(folder / _NAME) as file:
@@ -72,30 +72,30 @@ def is_held(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Waits until no other process or thread works on `path`, then excludes them.
+    """Holds an exclusive lock on `path`, after waiting for other processes and threads.
 
     Args:
-      path: of a file or folder that may not exist yet; the lock lies beside it.
+      path: of a file or folder that may not exist yet; the lock file is beside it.
 
     Raises:
-      RunError: if another process works on it for hours, or something lies in the lock's place.
+      RunError: if another process holds the lock for hours, or the lock is not a regular file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = path.with_name(f".{path.name}.lock")
-    lock = lock_file(place)
+    file = path.with_name(f".{path.name}.lock")
+    lock = lock_file(file)
     try:
-        lock.acquire(timeout=_SILENTLY)
+        lock.acquire(timeout=_SILENT_TIMEOUT)
     except Timeout:
         print(
-            f"zoo: waiting for another process that works on {path}{_holder(place)}",
+            f"zoo: waiting for another process that works on {path}{_holder(file)}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
         try:
-            lock.acquire(timeout=_AT_MOST)
+            lock.acquire(timeout=_TIMEOUT)
         except Timeout:
             raise RunError(
-                f"Another process still works on {path}{_holder(place)} after "
-                f"{_AT_MOST / 3600:.0f} hours. Stop it if it hangs, and start again."
+                f"Another process still works on {path}{_holder(file)} after "
+                f"{_TIMEOUT / 3600:.0f} hours. Stop that process if it hangs, then start again."
             ) from None
     try:
         yield
@@ -104,10 +104,10 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    """Returns " (process N)" for the holder of a lock, by the kernel's table; "" if unknown."""
+    """Returns " (process N)" for the holder of a lock by /proc/locks, or "" if unknown."""
     with contextlib.suppress(OSError, RunError), open_file("/proc/locks") as table:
-        there = os.stat(path)
-        device = f"{os.major(there.st_dev):02x}:{os.minor(there.st_dev):02x}:{there.st_ino}"
+        stat = os.stat(path)
+        device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
         for line in table:
             words = line.decode().split()  # 1: FLOCK ADVISORY WRITE 4711 fe:00:2146337 0 EOF
             if words[1] == "FLOCK" and words[5] == device:

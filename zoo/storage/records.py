@@ -1,14 +1,14 @@
-"""Random-access records: a folder of equally long arrays in shards, read through the page cache.
+"""Random-access records: a folder of equally long arrays in shards, read by memory mapping.
 
     with RecordWriter(folder, {"tokens": ((257,), "uint16")}) as writer:
-        writer.append(tokens=chunk)                     # (n, 257), as often as wanted
+        writer.append(tokens=chunk)                     # (n, 257), any number of times
     records = open_records(folder)
     records.arrays["tokens"][[7, 1_000_000]]            # (2, 257), in memory
 
-On disk: `NAME-00000.bin`, `NAME-00001.bin`, … hold the rows of an array one after the other,
-without a header (`np.fromfile(path, dtype).reshape(-1, *row_shape)` reads one); `manifest.json`
-holds the layout, the sha256 of every shard and its own. The folder gets its name when all of it
-is on the disk, so a kill at any moment leaves either the whole or nothing.
+`NAME-00000.bin`, `NAME-00001.bin`, … hold the rows of an array without a header:
+`np.fromfile(path, dtype).reshape(-1, *row_shape)` reads one. `manifest.json` holds the layout, the
+sha256 of every shard, and a fingerprint of its own content. The folder gets its name when all of it
+is on the disk, so a kill leaves the whole folder or nothing.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ import numpy as np
 from filelock import Timeout
 
 from zoo.errors import RunError, UsageError, short
-from zoo.storage.bounds import MOST_AXES
+from zoo.storage.bounds import MAX_AXES
 from zoo.storage.disk import (
     file_digest,
     fsync_file,
@@ -50,7 +50,7 @@ SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the rows of one array lie; every shard but the last holds `rows_per_shard`."""
+    """Layout of one array; every shard but the last holds `rows_per_shard` rows."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -59,15 +59,17 @@ class _Layout:
 
     def __post_init__(self):
         if not self.name.isidentifier():
-            raise UsageError(f"An array's name must be a Python name. Received: {self.name!r}.")
-        # What the type's text does not bring back (objects, structures, bfloat16) is refused.
+            raise UsageError(
+                f"The name of an array must be a Python identifier. Received: {self.name!r}."
+            )
+        # dtype.str does not identify objects, structures and bfloat16.
         if self.dtype.hasobject or np.dtype(self.dtype.str) != self.dtype:
             raise UsageError(
                 f"Records hold plain NumPy types. Received: {self.dtype} for {self.name!r}."
             )
         if min(self.row_shape, default=1) < 1 or not self.dtype.itemsize:
             raise UsageError(
-                f"A row must hold something. Received: {self.row_shape} {self.dtype} for "
+                f"A row must not be empty. Received: {self.row_shape} {self.dtype} for "
                 f"{self.name!r}."
             )
 
@@ -79,7 +81,7 @@ class _Layout:
         return f"{self.name}-{shard:05d}{SUFFIX}"
 
     def shard_rows(self, rows: int) -> list[int]:
-        """Returns the number of rows in each shard where there are `rows` in all."""
+        """Returns the number of rows of each shard of an array of `rows` rows."""
         whole, rest = divmod(rows, self.rows_per_shard)
         return [self.rows_per_shard] * whole + [rest] * bool(rest)
 
@@ -92,22 +94,22 @@ def _fingerprint(content: Mapping) -> str:
 
 
 class RecordWriter:
-    """Writes a folder of records, row after row, in constant memory; a context manager.
+    """Writes a folder of records in constant memory; a context manager.
 
-    The folder appears when the `with` block ends well; an exception leaves nothing, a kill leaves
-    a hidden folder beside it that the next writer of the same folder removes. Where two write
-    the same folder at once, the first to end gives it its contents and the other one checks that
-    its own were the same.
+    The folder appears when the `with` block ends without an exception. An exception leaves nothing.
+    A kill leaves a hidden folder, which the next writer of the same folder removes. If two
+    processes write the same folder at once, the first to finish creates it, and the other checks
+    that its own records are equal.
 
     Args:
-      folder: what is made; its parents are made too.
+      folder: to create, with its parents.
       arrays: name -> (shape of a row, dtype).
-      shard_bytes: how large a shard becomes at most, unless a single row is larger.
-      metadata: what JSON can hold; comes back as `Records.metadata`.
+      shard_bytes: largest size of a shard, unless a single row is larger.
+      metadata: JSON values; returned as `Records.metadata`.
 
     Raises:
-      UsageError: a layout or metadata that cannot be written, rows that do not fit the layout.
-      RunError: `folder` is there and is not the same records; nothing was appended.
+      UsageError: if the layout or the metadata cannot be written, or rows do not fit the layout.
+      RunError: if `folder` holds other records.
     """
 
     def __init__(
@@ -117,10 +119,10 @@ class RecordWriter:
         shard_bytes: int = SHARD_BYTES,
         metadata: Mapping | None = None,
     ):
-        # Absolute: a writer that lives for hours must not follow a change of the current folder.
+        # Absolute, so that a later change of the current folder has no effect.
         self.folder = Path(folder).expanduser().absolute()
         if not arrays:
-            raise UsageError(f"Records need an array. Received none for {self.folder}.")
+            raise UsageError(f"Records need at least one array. Received none for {self.folder}.")
         self._layouts = []
         for name, (row_shape, dtype) in arrays.items():
             layout = _Layout(name, tuple(row_shape), np.dtype(dtype))
@@ -134,31 +136,34 @@ class RecordWriter:
 
     def __enter__(self) -> "RecordWriter":
         if self.folder.exists() and any(self.folder.iterdir()):
-            # Said before the work and not after it; the same records may be made once more.
-            there = open_records(self.folder, verify=False)
-            if there.metadata != self.metadata or list(there.arrays) != [
+            # Refused before the work. The same records may be written again.
+            existing = open_records(self.folder, verify=False)
+            if existing.metadata != self.metadata or list(existing.arrays) != [
                 layout.name for layout in self._layouts
             ]:
-                raise self._taken()
+                raise self._other_records_error()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self._unfinished, self._lock = _unfinished_folder(self.folder)
         self._shards = [_ShardWriter(self._unfinished, layout) for layout in self._layouts]
         return self
 
     def append(self, **rows: np.ndarray):
-        """Adds `(n, *row shape)` of every array; n may be anything, also 0.
+        """Adds rows.
 
-        Integers of another type are taken where all their values fit.
+        Args:
+          **rows: `(n, *row_shape)` of every array, n >= 0. Integers of another type are accepted if
+            all values fit.
         """
         layouts = {layout.name: layout for layout in self._layouts}
         if rows.keys() != layouts.keys():
             raise UsageError(
-                f"Records {self.folder} take {', '.join(layouts)}. Received: {', '.join(rows)}."
+                f"Records in {self.folder} need arrays {', '.join(layouts)}. "
+                f"Received: {', '.join(rows)}."
             )
         fitted = {name: _fitted(layouts[name], array) for name, array in rows.items()}
         if len({len(array) for array in fitted.values()}) > 1:
             lengths = ", ".join(f"{name} {len(array):,}" for name, array in fitted.items())
-            raise UsageError(f"All arrays must get equally many rows. Received: {lengths}.")
+            raise UsageError(f"All arrays must have the same number of rows. Received: {lengths}.")
         for shards in self._shards:
             shards.append(fitted[shards.layout.name])
         self.rows += len(next(iter(fitted.values())))
@@ -170,13 +175,13 @@ class RecordWriter:
         finally:
             for shards in self._shards:
                 shards.close()
-            # Under its own name no longer, where it has become `folder`.
+            # Does not exist if it was renamed to `folder`.
             shutil.rmtree(self._unfinished, ignore_errors=True)
             self._lock.lock.release()
 
     def _finish(self):
         if not self.rows:
-            raise RunError(f"No rows were written for {self.folder}: there is nothing to keep.")
+            raise RunError(f"No rows were written to {self.folder}. Append at least one row.")
         content = {
             "rows": self.rows,
             "arrays": {shards.layout.name: shards.finish() for shards in self._shards},
@@ -187,7 +192,7 @@ class RecordWriter:
         with naming(path), open_in_place(path) as file:  # empty so far, and locked
             json.dump(manifest, file, indent=1)
             fsync_file(file)
-        # mkdtemp makes a folder for its owner alone; records may be shared.
+        # mkdtemp creates a private folder; records may be shared.
         self._unfinished.chmod(0o755)
         fsync_folder(self._unfinished)
         try:
@@ -195,12 +200,12 @@ class RecordWriter:
         except OSError:
             if not self.folder.is_dir():
                 raise
-            # Another process was first.
+            # Another process finished first.
             if open_records(self.folder, verify=False).fingerprint != manifest["fingerprint"]:
-                raise self._taken() from None
+                raise self._other_records_error() from None
         fsync_folder(self.folder.parent)
 
-    def _taken(self) -> RunError:
+    def _other_records_error(self) -> RunError:
         return RunError(
             f"{self.folder} holds other records already: delete that folder or name another one."
         )
@@ -209,7 +214,7 @@ class RecordWriter:
 def _unfinished_folder(folder: Path):
     """Returns a new hidden folder beside `folder`, and the lock on its empty manifest.
 
-    The lock tells the folder of a living writer from that of a killed one, which is removed.
+    The lock distinguishes folders of running writers from those of killed ones, which are removed.
     """
     prefix = f".{folder.name}.tmp"
     for other in folder.parent.iterdir():
@@ -218,14 +223,14 @@ def _unfinished_folder(folder: Path):
         with contextlib.suppress(OSError), lock_file(other / MANIFEST).acquire(timeout=0):
             shutil.rmtree(other)
     while True:
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
-        # Until it is locked, another writer may take it for a dead one and remove it.
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+        # Before it is locked, another writer may remove it as the folder of a killed writer.
         with contextlib.suppress(FileNotFoundError, Timeout):
-            return made, lock_file(made / MANIFEST).acquire(timeout=0)
+            return unfinished, lock_file(unfinished / MANIFEST).acquire(timeout=0)
 
 
 class _ShardWriter:
-    """The shards of one array: cuts, hashes and writes what is appended."""
+    """Splits, hashes and writes the appended rows of one array."""
 
     def __init__(self, folder: Path, layout: _Layout):
         self.folder, self.layout = folder, layout
@@ -255,7 +260,7 @@ class _ShardWriter:
         self.digests.append(self.digest.hexdigest())
 
     def finish(self) -> dict:
-        """Ends the last shard; returns the array's row of the manifest."""
+        """Closes the last shard; returns the array's entry in the manifest."""
         if self.file is not None:
             self._end_shard()
         return {
@@ -267,23 +272,23 @@ class _ShardWriter:
 
     def close(self):
         if self.file is not None:
-            # What could not be written is given up: the folder is removed next.
+            # Unwritten data are lost, but the folder is removed next anyway.
             with contextlib.suppress(OSError):
                 self.file.close()
 
 
 def _fitted(layout: _Layout, array) -> np.ndarray:
-    """Returns the rows contiguous and of the layout's dtype, values unchanged."""
+    """Returns the rows as a contiguous array of the layout's dtype, with equal values."""
     array = np.asarray(array)
-    wanted = f"Array {layout.name!r} takes rows of {layout.row_shape} {layout.dtype}"
+    rule = f"Array {layout.name!r} needs rows of {layout.row_shape} {layout.dtype}"
     if array.shape[1:] != layout.row_shape or not array.ndim:
-        raise UsageError(f"{wanted}. Received: an array of {array.shape} {array.dtype}.")
+        raise UsageError(f"{rule}. Received: an array of {array.shape} {array.dtype}.")
     if array.dtype != layout.dtype and not np.can_cast(array.dtype, layout.dtype, "safe"):
         if array.dtype.kind not in "iu" or layout.dtype.kind not in "iu":
-            raise UsageError(f"{wanted}. Received: {array.dtype}.")
+            raise UsageError(f"{rule}. Received: {array.dtype}.")
         limits = np.iinfo(layout.dtype)
         if array.size and (array.min() < limits.min or array.max() > limits.max):
-            raise UsageError(f"{wanted}. Received: values {array.min()} … {array.max()}.")
+            raise UsageError(f"{rule}. Received: values {array.min()} … {array.max()}.")
     return np.ascontiguousarray(array, layout.dtype)
 
 
@@ -291,14 +296,14 @@ def _fitted(layout: _Layout, array) -> np.ndarray:
 
 
 class ShardedArray:
-    """A read-only array `(N, *row shape)` whose rows lie in several mapped pieces.
+    """A read-only array `(N, *row_shape)` over several memory-mapped shards.
 
-    `array[7]`, `array[2:5]` and `array[[9, 0, 3]]` are arrays in memory, the caller's own. An
-    index may have any shape: `(a, b)` gives `(a, b, *row shape)`. `np.asarray(array)` is the map
-    itself, read-only and not read yet, where there is a single piece, otherwise a copy of all.
+    `array[7]`, `array[2:5]` and `array[[9, 0, 3]]` return copies. An index of shape `(a, b)`
+    returns `(a, b, *row_shape)`. `np.asarray(array)` returns the memory map if there is a single
+    shard, otherwise a copy.
 
     Args:
-      shards: `(n, *row shape)` each; all but the last hold equally many rows.
+      shards: arrays `(n, *row_shape)`; all but the last have the same number of rows.
     """
 
     def __init__(self, shards: list[np.ndarray]):
@@ -306,21 +311,11 @@ class ShardedArray:
         self._per_shard = len(shards[0])
         rows = sum(len(shard) for shard in shards)
         self.shape, self.dtype = (rows, *shards[0].shape[1:]), shards[0].dtype
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+        self.nbytes = self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
 
     def __repr__(self) -> str:
         return f"ShardedArray({self.shape}, {self.dtype}, {len(self._shards)} shards)"
@@ -329,7 +324,7 @@ class ShardedArray:
         if len(self._shards) == 1:
             return np.array(self._shards[0], dtype, copy=copy)
         if copy is False:
-            raise ValueError(f"{self!r} cannot become one array without a copy.")
+            raise ValueError(f"{self!r} cannot be converted to one array without a copy.")
         return np.concatenate(self._shards, dtype=dtype or self.dtype)
 
     def __getitem__(self, index) -> np.ndarray:
@@ -341,11 +336,11 @@ class ShardedArray:
         several_axes = isinstance(index, tuple)
         index = np.asarray(index)
         if several_axes or (index.size and index.dtype.kind not in "iu"):
-            raise IndexError(f"Rows are found by their numbers or a slice. Received: {index!r}.")
-        return self._gather(index)[()]  # a single number of rows without axes is a scalar
+            raise IndexError(f"Rows are indexed by integers or a slice. Received: {index!r}.")
+        return self._gather(index)[()]  # converts an array without axes to a scalar
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        """Those rows: of the map itself where they lie in one piece, otherwise a copy of them."""
+        """Returns rows `start` to `stop`: a view if they are in one shard, otherwise a copy."""
         shard = start // self._per_shard
         if start < stop and (stop - 1) // self._per_shard == shard:
             first = shard * self._per_shard
@@ -368,12 +363,14 @@ class ShardedArray:
         if places.size:
             low, high = places.min(), places.max()
             if low < -len(self) or high >= len(self):
-                raise IndexError(f"{low if low < 0 else high} is not among {len(self):,} rows.")
+                raise IndexError(
+                    f"Row {low if low < 0 else high} is out of bounds for {len(self):,} rows."
+                )
             if low < 0:
                 places = np.where(places < 0, places + len(self), places)
         rows = np.empty((places.size, *self.shape[1:]), self.dtype)
         if len(self._shards) == 1:
-            # "clip", after the check above: NumPy's default makes a second copy.
+            # Indices are in bounds; NumPy's default mode makes a second copy.
             np.take(self._shards[0], places, axis=0, out=rows, mode="clip")
         elif places.size:
             shards, places = np.divmod(places, self._per_shard)
@@ -392,9 +389,9 @@ class Records:
     """An open folder of records.
 
     Attributes:
-      arrays: name -> `ShardedArray`, all of one length.
-      metadata: as given to the writer, as JSON keeps it.
-      fingerprint: sha256 over the digests of all shards, the layout and the metadata; in hex.
+      arrays: name -> `ShardedArray`, all of the same length.
+      metadata: of the writer, after a round trip through JSON.
+      fingerprint: hex sha256 over the digests of all shards, the layout and the metadata.
     """
 
     arrays: dict[str, ShardedArray]
@@ -403,21 +400,21 @@ class Records:
 
 
 def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
-    """Opens what a `RecordWriter` wrote.
+    """Opens a folder that a `RecordWriter` wrote.
 
     Args:
-      folder: of the writer.
-      verify: compares the sha256 of every shard, which reads all of them once, on all cores.
-        Names, sizes and the manifest are checked always.
+      folder: of the records.
+      verify: whether to compare the sha256 of every shard, which reads all shards once. Names,
+        sizes and the manifest are always checked.
 
     Raises:
-      UsageError: there is no such folder.
-      RunError: a shard is missing, cut, altered or not of these records, or the manifest is
-        damaged or of another version; names the file.
+      UsageError: if the folder does not exist.
+      RunError: if a shard is missing, truncated, altered or unknown, or the manifest is damaged or
+        has another format version; names the file.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}. {lies_at(folder)}")
+        raise UsageError(f"{folder} is not a folder. {lies_at(folder)}")
     manifest = _read_manifest(folder)
     try:
         content = {key: manifest[key] for key in ("rows", "arrays", "metadata")}
@@ -429,11 +426,11 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
                 name, tuple(row["row_shape"]), np.dtype(row["dtype"]), row["rows_per_shard"]
             )
             numbers = [rows, layout.rows_per_shard, *layout.row_shape]
-            # Each shard has a digest: what is declared is no longer than the manifest itself.
+            # One digest per shard, so the declared number of shards fits in the manifest.
             counts = all(type(number) is int and number > 0 for number in numbers)
             if (
                 not counts
-                or len(layout.row_shape) >= MOST_AXES
+                or len(layout.row_shape) >= MAX_AXES
                 or (-(-rows // layout.rows_per_shard) != len(row["sha256"]))
             ):
                 raise ValueError
@@ -441,8 +438,8 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
             digests |= {layout.file_name(i): digest for i, digest in enumerate(row["sha256"])}
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError):
         raise _refused(folder, MANIFEST, "is damaged") from None
-    if strange := {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests):
-        raise _refused(folder, min(strange), "does not belong to these records")
+    if unknown := {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests):
+        raise _refused(folder, min(unknown), "does not belong to these records")
     arrays = {layout.name: ShardedArray(_map(folder, layout, rows)) for layout in layouts}
     if verify:
         _verify(folder, digests)
@@ -458,7 +455,7 @@ def _read_manifest(folder: Path) -> dict:
     except (RunError, KeyError, TypeError):
         raise _refused(folder, MANIFEST, "is damaged") from None
     if version != FORMAT:
-        raise _refused(folder, MANIFEST, f"has format {version!r}, this version reads {FORMAT}")
+        raise _refused(folder, MANIFEST, f"has format {version!r} instead of {FORMAT}")
     return manifest
 
 
@@ -470,23 +467,23 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
         if not path.is_file():
             raise _refused(folder, path.name, "is missing")
         if (size := path.stat().st_size) != expected:
-            raise _refused(folder, path.name, f"has {size:,} bytes of {expected:,}")
+            raise _refused(folder, path.name, f"has {size:,} bytes instead of {expected:,}")
         with open_file(path) as file:
             mapped = np.memmap(file, layout.dtype, "r", shape=(count, *layout.row_shape))
-        # The bare array: every slice of a np.memmap costs microseconds of bookkeeping.
+        # A plain array, because slicing a np.memmap costs microseconds of bookkeeping.
         maps.append(mapped.view(np.ndarray))
     return maps
 
 
 def _verify(folder: Path, digests: Mapping[str, str]):
-    # Threads: hashing lets go of Python's lock.
+    # hashlib releases the GIL.
     with ThreadPoolExecutor(min(len(digests), os.cpu_count() or 1)) as pool:
-        found = pool.map(file_digest, [folder / name for name in digests])
-        for name, digest in zip(digests, found, strict=True):
+        actual = pool.map(file_digest, [folder / name for name in digests])
+        for name, digest in zip(digests, actual, strict=True):
             if digest != digests[name]:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise _refused(folder, name, "was altered: its sha256 is another one")
+                raise _refused(folder, name, "was altered: its sha256 differs from the manifest")
 
 
-def _refused(folder: Path, name: str, what: str) -> RunError:
-    return RunError(f"{folder / name} {what}: delete the folder {folder}; it is made again.")
+def _refused(folder: Path, name: str, fault: str) -> RunError:
+    return RunError(f"{folder / name} {fault}: delete the folder {folder} to create it again.")

@@ -1,14 +1,12 @@
-"""Work directories on gs:// and the like: kept on this machine too, and copied there as they grow.
+"""Mirrors remote work directories (gs:// and similar) in the local cache folder.
 
-Buckets know neither locks nor appending nor mapped memory, and a work directory needs all three.
-So the zoo works in a copy in its cache folder. What is on the bucket counts: a command first takes
-over what changed there since it last copied, and copies back what it made. Training copies after
-each checkpoint. Whatever `tf.io.gfile` opens is understood: gs://, file://, ram://, and hdfs:// and
-s3:// once tensorflow-io is there.
+A work directory needs locks, appending and memory mapping, which buckets lack. So the zoo works in
+a local copy. The remote folder is authoritative: a command first downloads remote changes and
+uploads its own changes at the end; training uploads after each checkpoint. All addresses of
+`tf.io.gfile` are supported: gs://, file://, ram://, and with tensorflow-io hdfs:// and s3://.
 
-A run puts its name into the folder (`.writer`) when it starts, before it takes over what is there.
-Where another run, on another machine, has put its own there since, the earlier one copies nothing
-more and ends.
+A run writes its id into the remote file `.writer` when it starts, before it downloads. If a run on
+another machine replaces the id, the earlier run uploads nothing more and ends.
 """
 
 import contextlib
@@ -31,29 +29,32 @@ _NOT_FILES = ("http", "https", "grpc")
 _FLAGS = ("--workdir=", "--model_dir=", "--out=")
 _WRITER = "/.writer"
 _TEMPORARY = re.compile(r".*\.[0-9a-f]{32}\.tmp")
-_TRIES = 3  # to copy a folder that changes meanwhile
+_TRIES = 3  # of downloading a folder that another run changes meanwhile
 _mirrors: dict[Path, "Mirror"] = {}
 
 
 def is_remote(name) -> bool:
-    """Whether a file or folder is to be reached by `tf.io.gfile` alone."""
+    """Returns whether a path is the address of a remote file system."""
     match = _URL.fullmatch(str(name))
     return bool(match) and match["scheme"] not in _NOT_FILES
 
 
 def local(name: str | Path) -> Path:
-    """Returns where a file or folder lies on this machine; a remote one is copied here first.
+    """Returns the local path of a file or folder; downloads a remote one first.
 
     Raises:
-      UsageError: for a scheme that TensorFlow has no file system for.
-      RunError: where it cannot be read.
+      UsageError: if the address names no folder, or TensorFlow has no file system for its scheme.
+      RunError: if the remote file or folder cannot be read.
     """
     if not is_remote(name):
         return Path(name)
     match = _URL.fullmatch(str(name))
     parts = PurePosixPath(match["path"].strip("/")).parts
     if not parts or ".." in parts:
-        raise UsageError(f"A folder on {match['scheme']}:// has a name. Received: {name}.")
+        raise UsageError(
+            f"An address on {match['scheme']}:// must name a folder, without '..'. Received: "
+            f"{name}."
+        )
     path = cache_dir() / "remote" / match["scheme"] / Path(*parts)
     if path not in _mirrors:
         root = "/" if match["path"].startswith("/") else ""
@@ -63,33 +64,33 @@ def local(name: str | Path) -> Path:
 
 
 def mirror_of(path: Path) -> "Mirror | None":
-    """The mirror whose copy lies at `path`, of those that `local` made in this process."""
+    """Returns the mirror that `local` created in this process for a local path, or None."""
     return _mirrors.get(path)
 
 
 @contextlib.contextmanager
 def localized(argv: Sequence[str]) -> Iterator[list[str]]:
-    """The words of a command with remote files and folders replaced by local copies.
+    """Yields the arguments of a command with remote paths replaced by local copies.
 
-    What the command changed is copied back at its end, however it ends.
+    Changes are uploaded when the context exits, also after an error.
     """
-    words, found = [argv[0]], []
+    words, copies = [argv[0]], []
     for word in argv[1:]:
         flag = next((flag for flag in _FLAGS if word.startswith(flag)), "")
         name = word.removeprefix(flag)
         if is_remote(name):
-            found.append(local(name))
-            name = str(found[-1])
+            copies.append(local(name))
+            name = str(copies[-1])
         words.append(flag + name)
     with contextlib.ExitStack() as stack:
-        for path in dict.fromkeys(found):  # one may be named twice
+        for path in dict.fromkeys(copies):  # a path may occur twice
             stack.callback(_mirrors.pop, path)
             stack.callback(push_at_end, _mirrors[path])
         yield words
 
 
 def push_at_end(mirror: "Mirror") -> None:
-    """Copies back; where another error is on its way to the user, a failure is only said."""
+    """Uploads changes; while another exception is raised, a failure is only printed."""
     failing = sys.exc_info()[0] is not None
     try:
         mirror.push()
@@ -100,102 +101,103 @@ def push_at_end(mirror: "Mirror") -> None:
 
 
 class TakenOver(RunError):
-    """Another run works in the remote folder since."""
+    """Another run has claimed the remote folder."""
 
 
 class Mirror:
-    """A remote file or folder and its copy on this machine.
+    """A remote file or folder and its local copy.
 
-    Files are known by what follows the address: "/config.json" in a folder, "" for the file
-    itself, ".json" for what `zoo export` lays beside either.
+    The name of a file is its address without the address of the mirror: "/config.json" in a folder,
+    "" for a mirrored file, ".json" for the description that `zoo export` writes beside its output.
 
     Args:
-      remote: its address, without a slash at the end.
-      path: of the copy.
+      remote: address of the file or folder, without a trailing slash.
+      path: of the local copy.
     """
 
     def __init__(self, remote: str, path: Path):
         self.remote, self.path = remote, path
-        # {name: [stamp there, stamp here]} of what is equal in both; beside the copy.
+        # {name: [remote stamp, local stamp]} of synchronized files; beside the copy.
         self._index = path.with_name(f".{path.name}.mirror.json")
         self._lock = threading.Lock()
-        self._seen: set[str] = set()  # what was here after the last copying
-        self._name = ""  # of a run, while it has the folder
+        self._seen: set[str] = set()  # names of local files after the last synchronization
+        self._run_id = ""  # of a run that has claimed the folder
 
     def pull(self) -> None:
-        """Makes the copy what the remote folder is, unless that is as it was when last copied.
+        """Makes the local copy equal to the remote folder.
 
-        Then the copy may be newer, of a process that was killed before it copied back, and stays;
-        only what it lacks is copied anew.
+        If the remote folder has not changed since the last synchronization, the local copy may be
+        newer, of a process that was killed before it uploaded. Then only missing files are
+        downloaded.
 
         Raises:
-          RunError: where it cannot be read.
+          RunError: if the remote folder cannot be read.
         """
-        with self._alone(), _named(self.remote):
-            if not is_held(self.path):  # else this machine trains: nothing is newer
+        with self._exclusive(), _one_line_errors(self.remote):
+            if not is_held(self.path):  # a run in the local copy has the newest files
                 self._pull()
-            self._seen = set(self._here())
+            self._seen = set(self._local_stamps())
 
     def _pull(self) -> None:
-        for more in reversed(range(_TRIES)):
+        for remaining in reversed(range(_TRIES)):
             try:
-                self._take_over()
+                self._download()
                 break
-            except _gone():  # a run elsewhere deletes its oldest checkpoint
-                if not more:
+            except _not_found():  # another run has deleted its oldest checkpoint
+                if not remaining:
                     raise
 
-    def _take_over(self) -> None:
-        there, known = self._there(), self._known()
-        if there and there == {name: stamps[0] for name, stamps in known.items()}:
-            lacking = [name for name in there if not Path(f"{self.path}{name}").exists()]
+    def _download(self) -> None:
+        remote, index = self._remote_stamps(), self._read_index()
+        if remote and remote == {name: stamps[0] for name, stamps in index.items()}:
+            missing = [name for name in remote if not Path(f"{self.path}{name}").exists()]
         else:
-            # Without an index what follows is no whole copy, and is never copied back.
+            # Without an index an incomplete copy is never uploaded.
             self._index.unlink(missing_ok=True)
             _remove(self.path)
             Path(f"{self.path}.json").unlink(missing_ok=True)
-            known, lacking = {}, list(there)
-        for name in lacking:
+            index, missing = {}, list(remote)
+        for name in missing:
             target = Path(f"{self.path}{name}")
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(target) as made:
+            with atomic_path(target) as temporary:
                 _check_kind(self.remote + name)
-                _gfile().copy(self.remote + name, str(made))
-            known[name] = [there[name], _stamp(target)]
-        self._know(known)
-        if lacking:
+                _gfile().copy(self.remote + name, str(temporary))
+            index[name] = [remote[name], _local_stamp(target)]
+        write_json(self._index, index)
+        if missing:
             print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
 
     def claim(self) -> None:
-        """Takes the folder for a run of this process, which has locked the copy; then as `pull`.
+        """Claims the remote folder for a run of this process, then downloads as `pull`.
 
-        Whoever had it copies nothing from now on.
+        The local copy must be locked. An earlier run uploads nothing from now on.
 
         Raises:
-          RunError: where it cannot be written.
+          RunError: if the remote folder cannot be written.
         """
-        with self._alone(), _named(self.remote):
-            gfile, self._name = _gfile(), uuid.uuid4().hex
+        with self._exclusive(), _one_line_errors(self.remote):
+            gfile, self._run_id = _gfile(), uuid.uuid4().hex
             gfile.makedirs(self.remote)
-            temporary = f"{self.remote}{_WRITER}.{self._name}.tmp"
+            temporary = f"{self.remote}{_WRITER}.{self._run_id}.tmp"
             with gfile.GFile(temporary, "w") as file:
-                file.write(self._name)
+                file.write(self._run_id)
             gfile.rename(temporary, self.remote + _WRITER, overwrite=True)
             self._remove_temporary()
             self._pull()
-            self._seen = set(self._here())
+            self._seen = set(self._local_stamps())
 
     def _remove_temporary(self) -> None:
-        """Removes what kills left of `_upload`."""
+        """Removes unfinished uploads of killed runs."""
         for folder, _, names in list(_gfile().walk(self.remote)):
             for name in filter(_TEMPORARY.fullmatch, names):
                 _gfile().remove(f"{folder.rstrip('/')}/{name}")
 
     def _check_writer(self) -> None:
-        if self._name and self._writer() not in (self._name, ""):
+        if self._run_id and self._writer() not in (self._run_id, ""):
             raise TakenOver(
-                f"Another run works in {self.remote} since this one began, so this one ends: one "
-                "run, one folder."
+                f"Another run has started in {self.remote}, so this run ends. Give each run a "
+                "folder of its own."
             )
 
     def _writer(self) -> str:
@@ -203,88 +205,84 @@ class Mirror:
             _check_kind(self.remote + _WRITER)
             with _gfile().GFile(self.remote + _WRITER) as file:
                 return file.read()
-        except _gone():
+        except _not_found():
             return ""
 
     def push(self) -> None:
-        """Copies what is new here, then deletes there what this process saw here and is gone.
+        """Uploads changed local files, then deletes remote files that this process deleted locally.
 
         Raises:
-          RunError: where it cannot be written.
-          TakenOver: where another run has taken the folder since this one's `claim`, and there is
-            something to copy.
+          RunError: if the remote folder cannot be written.
+          TakenOver: if there are changes, and another run has claimed the folder.
         """
-        with self._alone(), _named(self.remote):
+        with self._exclusive(), _one_line_errors(self.remote):
             if not self._index.exists():
-                return  # another command was ended while it copied
-            known, here = self._known(), self._here()
-            for name in sorted(here, key=_checkpoints_last):
-                if known.get(name, [None, None])[1] != here[name]:
+                return  # the local copy is incomplete: a command ended while it downloaded
+            index, local_stamps = self._read_index(), self._local_stamps()
+            for name in sorted(local_stamps, key=_checkpoints_last):
+                if index.get(name, [None, None])[1] != local_stamps[name]:
                     self._upload(name)
-                    known[name] = [_stamp_there(self.remote + name), here[name]]
-                    self._know(known)
-            for name in [name for name in known if name in self._seen and name not in here]:
+                    index[name] = [_remote_stamp(self.remote + name), local_stamps[name]]
+                    write_json(self._index, index)
+            for name in [name for name in index if name in self._seen and name not in local_stamps]:
                 self._check_writer()
                 if _gfile().exists(self.remote + name):
                     _gfile().remove(self.remote + name)
-                del known[name]
-                self._know(known)
-            self._seen = set(here)
+                del index[name]
+                write_json(self._index, index)
+            self._seen = set(local_stamps)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While it lasts no other thread or process of this machine copies."""
+    def _exclusive(self) -> Iterator[None]:
+        """Excludes other threads and processes of this machine from synchronizing."""
         with self._lock, one_at_a_time(self.path):
             yield
 
     def _upload(self, name: str) -> None:
         address = self.remote + name
         _gfile().makedirs(address.rpartition("/")[0])
-        # A kill leaves no half of a file under its name.
         self._check_writer()
-        # Nobody can guess the name: file:// may be a folder that others write in.
+        # The temporary name keeps a kill from leaving half a file under the final one. It cannot be
+        # guessed, because others may write in the folder of a file:// address.
         temporary = f"{address}.{uuid.uuid4().hex}.tmp"
         _gfile().copy(f"{self.path}{name}", temporary)
         self._check_writer()  # copying may have taken minutes
         _gfile().rename(temporary, address, overwrite=True)
 
-    def _known(self) -> dict[str, list]:
+    def _read_index(self) -> dict[str, list]:
         return read_json(self._index) if self._index.exists() else {}
 
-    def _know(self, known: dict[str, list]) -> None:
-        write_json(self._index, known)
-
-    def _here(self) -> dict[str, list]:
-        """Name -> stamp of the files on this machine."""
+    def _local_stamps(self) -> dict[str, list]:
+        """Returns name -> stamp of the local files."""
         files = [path for path in (self.path, Path(f"{self.path}.json")) if path.is_file()]
         files += [path for path in self.path.rglob("[!.]*") if path.is_file()]
-        return {str(path).removeprefix(str(self.path)): _stamp(path) for path in files}
+        return {str(path).removeprefix(str(self.path)): _local_stamp(path) for path in files}
 
-    def _there(self) -> dict[str, list]:
-        """Name -> stamp of the remote files."""
-        gfile, found = _gfile(), []
+    def _remote_stamps(self) -> dict[str, list]:
+        """Returns name -> stamp of the remote files."""
+        gfile, addresses = _gfile(), []
         if gfile.exists(self.remote):
-            found = [self.remote]
+            addresses = [self.remote]
             if gfile.isdir(self.remote):
-                found = [
+                addresses = [
                     f"{folder.rstrip('/')}/{name}"
                     for folder, _, names in gfile.walk(self.remote)
                     for name in names
                     if not name.endswith(".tmp") and f"/{name}" != _WRITER
                 ]
             if gfile.exists(f"{self.remote}.json"):
-                found.append(f"{self.remote}.json")
-        return {name.removeprefix(self.remote): _stamp_there(name) for name in found}
+                addresses.append(f"{self.remote}.json")
+        return {name.removeprefix(self.remote): _remote_stamp(name) for name in addresses}
 
 
 def _check_kind(address: str) -> None:
-    """Raises RunError where a file of a folder on this machine is none, such as a named pipe."""
+    """Raises RunError if a file:// address is not a regular file, such as a named pipe."""
     path = Path(address.removeprefix("file://"))
     if address.startswith("file://") and path.exists():
         open_file(path).close()
 
 
-def _gone() -> type[Exception]:
+def _not_found() -> type[Exception]:
     import tensorflow as tf
 
     return tf.errors.NotFoundError
@@ -297,7 +295,7 @@ def _gfile():
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or folder, but for the lock that a process may have in it."""
+    """Removes a file or folder, but keeps a lock file in the folder."""
     if not (path / ".lock").exists():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         return
@@ -309,23 +307,23 @@ def _remove(path: Path) -> None:
 
 
 def _checkpoints_last(name: str) -> tuple[bool, str]:
-    # A checkpoint counts only with the metrics up to it.
+    # A resumed run needs the metrics up to its checkpoint.
     return name.startswith("/checkpoints/"), name
 
 
-def _stamp(path: str | Path) -> list:
+def _local_stamp(path: str | Path) -> list:
     stat = Path(path).stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _stamp_there(address: str) -> list:
+def _remote_stamp(address: str) -> list:
     stat = _gfile().stat(address)
     return [stat.length, stat.mtime_nsec]
 
 
 @contextlib.contextmanager
-def _named(remote: str):
-    """Starts TensorFlow, and turns what its file systems raise into one line."""
+def _one_line_errors(remote: str):
+    """Starts TensorFlow, and converts errors of its file systems to errors of one line."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -333,9 +331,9 @@ def _named(remote: str):
         yield
     except tf.errors.UnimplementedError:
         raise UsageError(
-            f"TensorFlow has no file system for {remote.split('://')[0]}:// here. Received: "
-            f"{remote}; tensorflow-io brings some."
+            f"TensorFlow has no file system for {remote.split('://')[0]}://. Received: {remote}. "
+            "The package tensorflow-io provides more file systems."
         ) from None
     except tf.errors.OpError as error:
         reason = short(error.message)
-        raise RunError(f"Cannot work in {remote}: {reason or type(error).__name__}.") from None
+        raise RunError(f"Cannot access {remote}: {reason or type(error).__name__}.") from None

@@ -1,4 +1,4 @@
-"""Folders that transformers wrote. Loads no Keras."""
+"""Recognizes model folders of the library transformers. Loads no Keras."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ CONVERTED = ("gpt2", "llama")  # model types of `zoo.models.convert.published.FA
 
 
 def is_transformers(folder: str | Path) -> bool:
-    """Returns whether a folder's config.json is one of transformers.
+    """Returns whether a folder's config.json was written by transformers.
 
     Raises:
-      RunError: where it cannot be read.
+      RunError: if config.json cannot be read.
     """
     path = Path(folder) / "config.json"
     config = read_json(path) if path.exists() else None
@@ -20,13 +20,13 @@ def is_transformers(folder: str | Path) -> bool:
 
 
 def check_model_type(path: Path, kind) -> None:
-    """Raises `UsageError` where models of a type are not converted.
+    """Raises `UsageError` if models of a type cannot be converted.
 
     Args:
-      path: config.json of a folder of transformers.
+      path: of the config.json, for the message.
       kind: its "model_type".
     """
     if kind not in CONVERTED:
         raise UsageError(
-            f"{path}: models of type {', '.join(CONVERTED)} are converted. Received: {kind!r}."
+            f"{path}: model_type must be one of {', '.join(CONVERTED)}. Received: {kind!r}."
         )

@@ -1,7 +1,7 @@
-"""Checks .keras and .weights.h5 files before Keras reads them: their declared sizes, and no links.
+"""Checks declared sizes and links of .keras and .weights.h5 files before Keras reads them.
 
-Keras allocates what config.json declares and decompresses what the HDF5 file declares, whatever
-the size of the file itself. See `zoo.storage.bounds`.
+Keras allocates the sizes that config.json declares and decompresses the sizes that the HDF5 file
+declares, whatever the size of the file itself. See `zoo.storage.bounds`.
 """
 
 import contextlib
@@ -19,37 +19,37 @@ from zoo.storage.bounds import FREE_BYTES, check_expansion, check_memory, check_
 from zoo.storage.disk import open_file
 
 WEIGHTS = "model.weights.h5"
-_DEEPEST = 200  # groups in groups
+_MAX_DEPTH = 200  # of nested groups
 _TOO_DEEP = object()
-_LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
+_LOCAL_HEADER = 30  # bytes of a zip member's local header before its name
 
 
 @contextlib.contextmanager
 def open_weights(path: str | Path) -> Iterator[h5py.File]:
-    """Opens the HDF5 file of a .keras file; raises RunError where the archive is a bomb."""
+    """Opens the HDF5 file of a .keras file; raises RunError if the archive expands too far."""
     with open_file(path) as file, zipfile.ZipFile(file) as archive:
         size = check_zip(path, archive, file.seek(0, 2))
         member = archive.getinfo(WEIGHTS)
         if member.compress_type == zipfile.ZIP_STORED:
-            # Not by zipfile, which reads all that lies before a place to go there.
-            weights = _Part(file, member)
+            # zipfile would read all preceding bytes to seek.
+            weights = _StoredMember(file, member)
         else:
             check_memory(path, size)
             weights = io.BytesIO(archive.read(member))
-        with h5py.File(weights, "r") as found:
-            yield found
+        with h5py.File(weights, "r") as opened:
+            yield opened
 
 
 def check_keras(path: str | Path) -> int:
     """Checks a .keras file.
 
     Returns:
-      Number of elements of all its weights.
+      Total number of elements of its weights.
 
     Raises:
-      RunError: where it is no regular file, or what it declares is far larger than the file, does
-        not fit in memory, or lies in another file.
-      Exception: what zipfile and h5py raise where it is damaged.
+      RunError: if the path is not a regular file, or if the declared weights are far larger than
+        the file, do not fit in memory, or are stored in another file.
+      Exception: an error of zipfile or h5py if the file is damaged.
     """
     with open_weights(path) as file:
         return _check(path, file)
@@ -57,55 +57,57 @@ def check_keras(path: str | Path) -> int:
 
 def check_h5(path: str | Path) -> None:
     """Checks a .weights.h5 file; raises as `check_keras`."""
-    with open_file(path) as file, h5py.File(file, "r") as found:
-        _check(path, found)
+    with open_file(path) as file, h5py.File(file, "r") as opened:
+        _check(path, opened)
 
 
 def _check(path, file: h5py.File) -> int:
     datasets = []
 
-    def elsewhere(name, link):
-        if name.count("/") > _DEEPEST:  # HDF5 finds each name from the top
+    def visit(name, link):
+        """Collects data sets; returns the first name that is refused."""
+        if name.count("/") > _MAX_DEPTH:  # HDF5 looks each name up from the root
             return _TOO_DEEP  # h5py loses an error that is raised here
         if not isinstance(link, h5py.HardLink):
             return name
-        if isinstance(found := file[name], h5py.Dataset):
-            datasets.append(found)
-            return name if found.is_virtual or found.external else None
+        if isinstance(item := file[name], h5py.Dataset):
+            datasets.append(item)
+            return name if item.is_virtual or item.external else None
         return None
 
-    name = file.visititems_links(elsewhere)
+    name = file.visititems_links(visit)
     if name is _TOO_DEEP:
-        raise RunError(f"{path} cannot be read: its groups are nested {_DEEPEST} times and more.")
+        raise RunError(f"{path} cannot be read: its groups are nested more than {_MAX_DEPTH} deep.")
     if name:
-        raise RunError(f"{path} cannot be read: {name!r} in it is a link, or lies in another file.")
-    elements = sum(math.prod(found.shape or ()) for found in datasets)
-    size = sum(math.prod(found.shape or ()) * found.dtype.itemsize for found in datasets)
+        raise RunError(f"{path} cannot be read: its item {name!r} is a link or in another file.")
+    elements = sum(math.prod(item.shape or ()) for item in datasets)
+    size = sum(math.prod(item.shape or ()) * item.dtype.itemsize for item in datasets)
     check_expansion(path, size, Path(path).stat().st_size)
     check_memory(path, size)
     return elements
 
 
 @contextlib.contextmanager
-def at_most(path: str | Path, elements: int) -> Iterator[None]:
-    """Refuses to build a model with more elements than its file holds, beyond `FREE_BYTES`.
+def limit_elements(path: str | Path, elements: int) -> Iterator[None]:
+    """Refuses to build a model with far more parameters than its file has weights.
 
     Args:
       path: of the file, for the message.
-      elements: number of elements of the weights in the file.
+      elements: number of elements of the weights in the file; `FREE_BYTES` of float32 are allowed
+        beyond them.
 
     Raises:
-      RunError: from the creation of the variable that is too much.
+      RunError: from the creation of the variable that exceeds the limit.
     """
-    create, made = keras.Variable.__init__, 0
+    create, total = keras.Variable.__init__, 0
 
     def counting(variable, initializer, shape=None, *args, **kwargs):
-        nonlocal made
-        made += math.prod(shape if shape is not None else getattr(initializer, "shape", ()))
-        if made > elements + FREE_BYTES // 4:
+        nonlocal total
+        total += math.prod(shape if shape is not None else getattr(initializer, "shape", ()))
+        if total > elements + FREE_BYTES // 4:
             raise RunError(
-                f"{path} cannot be read: its model has {made:,} parameters or more, and its "
-                f"weights are {elements:,}."
+                f"{path} cannot be read: its model has {total:,} parameters or more, but the file "
+                f"has {elements:,} weights."
             )
         create(variable, initializer, shape, *args, **kwargs)
 
@@ -116,8 +118,8 @@ def at_most(path: str | Path, elements: int) -> Iterator[None]:
         keras.Variable.__init__ = create
 
 
-class _Part(io.RawIOBase):
-    """A stored member of an open zip file; reads at any place."""
+class _StoredMember(io.RawIOBase):
+    """Reads an uncompressed member of an open zip file, with random access."""
 
     def __init__(self, file, member: zipfile.ZipInfo):
         self._file, self._size, self._at = file, member.file_size, 0

@@ -141,7 +141,7 @@ class ImageClassification(Task):
             image = tf.cast(image, tf.float32) * (1 / 255)
         mixed = {}
         if training and any(self.affine.values()):
-            random_affine = registry.resolve("zoo.data.arrays.images:random_affine")
+            random_affine = registry.resolve("zoo.data.arrays.affine:random_affine")
             image = random_affine(image, uniform, **self.affine)
         if training and self.amounts:
             image, other, share = self.augment(image, batch["label"], uniform, batch["weight"])

@@ -217,10 +217,10 @@ def test_another_tokenizer_is_refused(tmp_path, model, tokenizer, zoo_command):
     tokenizers.train("byte", ["other"], normalization="NFKC").save(path / "tokenizer.json")
     answer = zoo_command("generate", path)
     assert answer.status == 2
-    assert "is not the tokenizer that the model learned with" in answer.one_line()
+    assert "is not the tokenizer that the model was trained with" in answer.one_line()
     answer = zoo_command("export", path, "--format=keras", f"--out={tmp_path / 'model.keras'}")
     assert answer.status != 0
-    assert "is not the tokenizer that the model learned with" in answer.one_line()
+    assert "is not the tokenizer that the model was trained with" in answer.one_line()
     assert [found.name for found in tmp_path.iterdir()] == ["run"]
     (path / "tokenizer.json").unlink()
     answer = zoo_command("generate", path)

@@ -103,28 +103,32 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("data.source=npz:small.npz", 2, "has (20, 20, 1); set model.input_shape"),
         ("data.source=npz:many.npz", 2, "has labels 0 to 12; set model.num_classes"),
         ("data.source=npz:other.npz", 2, "needs the array 'image'"),
-        ("data.source=npz:empty.npz", 1, "is empty"),
+        ("data.source=npz:empty.npz", 1, "must not be empty"),
         ("data.source=npz:damaged.npz", 1, "damaged.npz cannot be read"),
         ("data.source=npz:missing.npz", 2, "missing.npz"),
         ("data.source=digts", 2, "Did you mean 'digits'?"),
-        ("data.manual_dir=missing", 2, "data.manual_dir must be a folder that exists"),
-        ("data.validation_size=4000", 2, "has 4000 training examples"),
+        ("data.manual_dir=missing", 2, "data.manual_dir must be an existing folder"),
+        ("data.validation_size=4000", 2, "(4000). Received: 4000"),
         ("trainer.micro_batch_size=7", 2, "trainer.micro_batch_size=7 for a share of 64"),
         ("trainer.strategy=mirored", 2, "Did you mean 'mirrored'"),
         ("trainer.replicas=2", 2, "Strategy one_device has one replica"),
         ("trainer.precision=mixed_bflot16", 2, "Did you mean 'mixed_bfloat16'"),
         ("trainer.global_batch_size=4000", 2, "must not exceed the number of training examples"),
-        ("init_from=nowhere", 2, "init_from is a work directory or a .keras file"),
+        ("init_from=nowhere", 2, "init_from must be a work directory, a .keras file"),
         ("trainer.callbacks=tensorbord", 2, "Did you mean 'tensorboard'?"),
         ("trainer.callbacks=5", 2, "trainer.callbacks holds values of type str. Received: 5"),
-        ("task.augment=1", 2, "augment is of type tuple[str, ...]"),
+        ("task.augment=1", 2, "augment must be of type tuple[str, ...]"),
         ("optimizer.weight_decay=-1", 2, "optimizer.weight_decay is at least 0"),
         ("trainer.remat=conv", 2, "trainer.remat matches no layer"),
-        ("trainer.remat=(", 2, "trainer.remat is a regular expression"),
-        ("optimizer.weight_decay_exclude=(", 2, "weight_decay_exclude is a regular expression"),
+        ("trainer.remat=(", 2, "trainer.remat must be a regular expression"),
+        (
+            "optimizer.weight_decay_exclude=(",
+            2,
+            "weight_decay_exclude must be a regular expression",
+        ),
         ("schedule.warmup_steps=31", 2, "schedule.warmup_steps=31"),
         ("model.name=cnn_clasifier", 2, "Did you mean 'cnn_classifier'?"),
-        ("model.filters=8,8", 2, "filters is of type tuple[int, int, int]"),
+        ("model.filters=8,8", 2, "filters must be of type tuple[int, int, int]"),
         ("task.name=image_clasification", 2, "Did you mean 'image_classification'?"),
         ("task.label_smoothing=1.0", 2, "task.label_smoothing lies in [0, 1)"),
     ],
@@ -292,13 +296,17 @@ def test_two_processes_in_one_directory_are_refused(verb, old, zoo_command):
 @pytest.mark.parametrize(
     ("text", "status", "line"),
     [
-        ("", 1, "config.json cannot be read: it is no JSON (Expecting value"),
-        ('{"format_version": 1, "config"', 1, "config.json cannot be read: it is no JSON ("),
-        ("[]", 1, "config.json is damaged: it holds no recipe"),
-        ('{"format_version": 1}', 1, "config.json is damaged: it holds no recipe"),
+        ("", 1, "config.json cannot be read: it is not valid JSON (Expecting value"),
+        ('{"format_version": 1, "config"', 1, "config.json cannot be read: it is not valid JSON ("),
+        ("[]", 1, "config.json is damaged: it lacks 'config'"),
+        ('{"format_version": 1}', 1, "config.json is damaged: it lacks 'config'"),
         ('{"format_version": 1, "config": {}}', 1, "config.json is damaged: it lacks 'source'"),
-        ('{"format_version": 99, "config": {}}', 2, "has format 99; this version reads 1"),
-        ("\udcff", 1, "config.json cannot be read: it is no JSON ('utf-8' codec can't decode"),
+        ('{"format_version": 99, "config": {}}', 2, "must have format_version 1. Received: 99"),
+        (
+            "\udcff",
+            1,
+            "config.json cannot be read: it is not valid JSON ('utf-8' codec can't decode",
+        ),
     ],
     ids=["empty", "cut", "list", "no recipe", "empty recipe", "newer", "no text"],
 )
@@ -341,7 +349,7 @@ def test_a_damaged_model_is_named(damage, old, zoo_command, tmp_path):
         answer = zoo_command(*words)
         if damage == "missing":
             assert answer.status == 2
-            assert "holds no final model: training has not ended" in answer.one_line()
+            assert "holds no final model: training has not finished" in answer.one_line()
         else:
             assert answer.status == 1
             assert f"Cannot load {path}: " in answer.one_line()

@@ -102,7 +102,7 @@ def forget(monkeypatch):
     """What a test registers in this process is forgotten after it."""
     for place, name in (
         (registry, "_models"), (registry, "_tasks"),
-        (datasets, "_REGISTER"), (callbacks, "_callbacks"),
+        (datasets, "_DATASETS"), (callbacks, "_callbacks"),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, dict(getattr(place, name)))
 

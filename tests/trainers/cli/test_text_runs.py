@@ -59,7 +59,7 @@ def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(train, book, zoo_
     tokenizers.train("byte", ["another"]).save(tmp_path / "run" / "tokenizer.json")
     answer = zoo_command(*evaluate)
     assert answer.status == 2
-    assert "is not the tokenizer that the model learned with" in answer.one_line()
+    assert "is not the tokenizer that the model was trained with" in answer.one_line()
 
 
 @pytest.mark.slow
@@ -92,12 +92,12 @@ def test_a_changed_recipe_is_refused_by_its_key(train, tmp_path):
     ("words", "message"),
     [
         (["data.sequence_length=300"], "The model has 256 positions"),
-        (["data.validation_size=2"], "has a validation split: leave data.validation_size at 0"),
-        (["data.sequence_length=1"], "data.sequence_length is at least 2"),
-        (["data.tokenizer=bpee"], "data.tokenizer is one of character"),
-        (["model.hidden_dim=18", "model.num_heads=2"], "hidden_dim / num_heads is even"),
-        (["model.num_heads=-1"], "num_heads is of type int, from 0"),
-        (["data.source=multi30k"], "has pairs of sentences, for task.name=seq2seq"),
+        (["data.validation_size=2"], "data.validation_size must be 0"),
+        (["data.sequence_length=1"], "data.sequence_length must be at least 2"),
+        (["data.tokenizer=bpee"], "data.tokenizer must be one of character"),
+        (["model.hidden_dim=18", "model.num_heads=2"], "an even hidden_dim / num_heads"),
+        (["model.num_heads=-1"], "num_heads must be of type int from 0"),
+        (["data.source=multi30k"], "with pairs of sentences, which task.name=seq2seq"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip

@@ -12,7 +12,7 @@ from tests import commands
 from trainers.compress_jobs.methods import plan
 from trainers.compression.prune import sparsities
 from trainers.config.recipe import as_dict, change, list_recipes, of_workdir, resolve
-from zoo.layers.rounding import rounds
+from zoo.layers.rounding import is_quantized
 
 SHORT = ("--config.trainer.steps=30", "--config.compress.frequency=2")
 
@@ -64,7 +64,7 @@ def test_a_chain_prunes_and_rounds(trained, tmp_path, zoo_command):
     )  # fmt: skip
     assert answer.status == 0, answer.err
     first, last = zoo.load(out / "stages" / "1-prune"), zoo.load(out)
-    assert (rounds(first), rounds(last)) == (False, True)
+    assert (is_quantized(first), is_quantized(last)) == (False, True)
     zeros = {v.path: v.numpy() == 0 for v in first.trainable_variables}
     for path, share in sparsities(last).items():
         assert share == pytest.approx(0.75, abs=0.01), path

@@ -217,7 +217,7 @@ def test_convolutions_get_sparse(run):
         ({"sparsity": 0.5, "frequency": 6}, "a whole period of compress.frequency=6"),
         ({"sparsity": 0.5, "end": 0.2, "frequency": 1}, "lie 0 updates of 10: train longer"),
         ({"sparsity": 0.5, "frequency": 2, "pattern": "kernal"}, "pattern matches nothing"),
-        ({"sparsity": 0.5, "frequency": 2, "pattern": "("}, "is a regular expression"),
+        ({"sparsity": 0.5, "frequency": 2, "pattern": "("}, "must be a regular expression"),
         ({"m_by_n": (4, 2)}, r"compress.m_by_n is \(2, 4\)"),
         ({"sparsity": 0.5, "block": (0, 4)}, "compress.block"),
     ],

@@ -20,7 +20,7 @@ from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.errors import RunError, UsageError
 from zoo.layers.backbone import Backbone
-from zoo.layers.rounding import FreshRanges, quantize, rounded_once, rounds
+from zoo.layers.rounding import FreshRanges, is_quantized, quantize, rounded_kernels
 
 FAKE_QUANT = tf.quantization.fake_quant_with_min_max_vars
 
@@ -85,12 +85,12 @@ def test_kernels_and_outputs_lie_on_the_grid():
     assert off_the_grid(output, step) < 1e-3
     assert len(np.unique(np.round(output / step))) > 20
     assert output.max() <= high + step
-    with rounded_once(model):
+    with rounded_kernels(model):
         kernel = model.get_layer("hidden").kernel.numpy()
         high = found["hidden_ranges/kernel_max"]
         assert off_the_grid(kernel, high / 127) < 1e-3
-        assert not rounds(model)
-    assert rounds(model)
+        assert not is_quantized(model)
+    assert is_quantized(model)
     assert np.abs(kernel - model.get_layer("hidden").kernel.numpy()).max() > 0
 
 
@@ -103,13 +103,13 @@ def test_bfloat16_trains_the_integers_of_the_file():
     layer, seen = model.get_layer("only"), []
     kernel = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
     layer.kernel.assign(kernel)
-    plain = layer.call.plain
-    layer.call.plain = lambda *a, **k: seen.append(layer.kernel.value) or plain(*a, **k)
+    plain = layer.call.original_call
+    layer.call.original_call = lambda *a, **k: seen.append(layer.kernel.value) or plain(*a, **k)
     model(np.ones((1, 64), "float32"), training=True)
     step = np.abs(kernel).max() / 127
     assert ranges(model)["only_ranges/kernel_max"] == np.abs(kernel).max()
     assert seen[0].dtype == tf.bfloat16
-    with rounded_once(model):
+    with rounded_kernels(model):
         held = np.round(layer.kernel.numpy() / step)
     np.testing.assert_array_equal(np.round(seen[0].numpy().astype("float32") / step), held)
 
@@ -314,7 +314,7 @@ def test_a_model_inside_another_keeps_its_ranges(tmp_path):
     served = registry.build_task("image_classification").served(model)
     save_model(served, tmp_path / "model.keras")
     opened = open_model(tmp_path / "model.keras")
-    assert rounds(opened)
+    assert is_quantized(opened)
     image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype("uint8")
     np.testing.assert_array_equal(opened(image), served(image))
 
@@ -394,7 +394,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     written = export.write_checked(found.model, found.task, examples, "litert", str(path))
     assert written["largest_difference"] < 0.05
     stored = [values * scales for values, scales in constants(path) if values.dtype == "int8"]
-    with rounded_once(found.model):
+    with rounded_kernels(found.model):
         trained = {v.path: v.numpy() for v in found.model.trainable_variables if v.ndim == 2}
     trained = {path: value for path, value in trained.items() if value.size >= 1024}
     assert len(stored) == len(trained) == 5  # the embedding, which gives the logits too, once

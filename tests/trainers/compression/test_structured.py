@@ -18,7 +18,7 @@ from trainers.config.compress_rules import parse_widths
 from trainers.train.init_from import initialize
 from zoo import registry
 from zoo.errors import UsageError
-from zoo.layers.rounding import rounds
+from zoo.layers.rounding import is_quantized
 
 # What of its tiny layers loses units, and by how much each becomes smaller.
 HALVED = {
@@ -252,7 +252,7 @@ def test_a_start_begins_with_the_units_that_matter(whole):
         ({"sparsity": 0.01}, "No layer has so many units that one would go"),
         ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),
         ({"sparsity": 0.5, "pattern": "prob"}, "probabilities: what probabilities gives is what"),
-        ({"sparsity": 0.5, "pattern": "("}, "is a regular expression"),
+        ({"sparsity": 0.5, "pattern": "("}, "must be a regular expression"),
         ({"widths": ("hidden",)}, "holds PATH=UNITS"),
         ({"widths": ("hidden=0",)}, "holds PATH=UNITS"),
         ({"widths": ("hiden=3",)}, "hiden=3, but the model lacks it"),
@@ -282,7 +282,7 @@ def test_chains_keep_what_stays(trained, tmp_path, zoo_command):
     assert answer.status == 0, answer.err
     first, last = zoo.load(out / "stages" / "1-structured"), zoo.load(out)
     assert first.get_layer("convolution_2").filters == last.get_layer("convolution_2").filters == 32
-    assert (rounds(first), rounds(last)) == (False, True)
+    assert (is_quantized(first), is_quantized(last)) == (False, True)
     found = json.loads((out / "compression.json").read_text())
     assert found["after"]["parameters"] == first.count_params() < 0.27 * 93_322
     assert found["after"]["bytes"] < 0.12 * found["before"]["bytes"]  # of LiteRT files

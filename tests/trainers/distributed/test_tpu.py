@@ -109,7 +109,7 @@ def test_hosts_of_a_pod_make_their_batches_without_python(cores, hosts, monkeypa
     monkeypatch.setattr(Resolver, "hosts", hosts)
     strategy, arrays = make_strategy("tpu"), toys.token_data().splits["train"]
     tpu.check(recipe("tpu"), strategy, arrays)
-    monkeypatch.setattr(rows, "LARGEST_HELD", 10)
+    monkeypatch.setattr(rows, "MAX_IN_MEMORY", 10)
     if hosts == 1:
         tpu.check(recipe("tpu"), strategy, arrays)
         return

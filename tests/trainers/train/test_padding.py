@@ -121,5 +121,5 @@ def test_a_recurrent_layer_that_keeps_its_state_is_refused():
 def test_a_data_set_has_no_weights_of_its_own():
     """The pipeline's would replace them."""
     split = {**toys.image_data(4).splits["train"], "weight": toys.np.ones(4, "float32")}
-    with pytest.raises(zoo.errors.RunError, match="'weight' has a name that is the trainer's own"):
+    with pytest.raises(zoo.errors.RunError, match="no array may be named 'weight'"):
         zoo.data.Dataset("weighted", {"train": split}, (), "weighted")

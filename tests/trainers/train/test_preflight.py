@@ -107,11 +107,11 @@ CASES = [
     # missing data and paths
     (f"{CNN} --config.data.source=npz:nothing.npz", "There is no file"),
     (f"{CNN} --config.data.source=digit", "Did you mean 'digits'"),
-    (f"{CNN} --config.init_from=nothing", "Nothing lies there"),
+    (f"{CNN} --config.init_from=nothing", "The path does not exist"),
     (f"{CNN} --config.init_from=book.txt", "It is a file"),
     (f"{CNN} --config.init_from=images", "The folder holds ants, bees, cats"),
     (f"{CNN} --config.init_from=run", "holds no final model"),
-    (f"{CNN} --config.init_from=bert", "models of type gpt2, llama are converted"),
+    (f"{CNN} --config.init_from=bert", "model_type must be one of gpt2, llama"),
     (f"{CNN} --config.data.source=npz:", "data.source=npz:PATH needs a path"),
     (f"{CNN} --config.data.source=npz:images", "The folder holds ants, bees, cats"),
     (f"{CNN} --config.data.source=small.npz", "Did you mean 'npz:small.npz'"),
@@ -124,8 +124,8 @@ CASES = [
     # names
     (f"{CNN} --config.trainer.precision=float23", "Did you mean 'float32'"),
     (f"{CNN} --config.trainer.callbacks=tensorbord", "Did you mean 'tensorboard'"),
-    (f"{CNN} --config.trainer.remat=(", "trainer.remat is a regular expression"),
-    (f"{CNN} --config.compress.pattern=(", "compress.pattern is a regular expression"),
+    (f"{CNN} --config.trainer.remat=(", "trainer.remat must be a regular expression"),
+    (f"{CNN} --config.compress.pattern=(", "compress.pattern must be a regular expression"),
     (f"{CNN} --config.model.name=cnn_clasifier", "Did you mean 'cnn_classifier'"),
     # numbers
     (f"{CNN} --config.task.label_smoothing=2", "task.label_smoothing lies in [0, 1)"),
@@ -139,7 +139,7 @@ CASES = [
     (f"{CNN} --config.optimizer.slow_rate=0", "optimizer.slow_rate is positive"),
     (
         f"{CNN} --config.optimizer.weight_decay_exclude=(",
-        "optimizer.weight_decay_exclude is a regular expression",
+        "optimizer.weight_decay_exclude must be a regular expression",
     ),
     (f"{CNN} --config.schedule.warmup_steps=5000", "Warm-up and decay must not be longer"),
     # ranges of compression
@@ -163,11 +163,11 @@ CASES = [
     (f"{CNN} --config.compress.ptq.format=litert_int8", "compress.ptq is of"),
     # augmentations
     (f"{CNN} --config.task.augment=cutuot", "Did you mean 'cutout'"),
-    (f"{CNN} --config.task.augment=crop:2", "an amount from 0.05 to 1.0"),
+    (f"{CNN} --config.task.augment=crop:2", "must be from 0.05 to 1.0"),
     (f"{CNN} --config.task.augment=randaugment", "three channels"),
     (f"{CNN} --config.task.augment=mixup --config.task.label_smoothing=0.1", "soften labels"),
     # validation splits
-    (f"{CNN} --config.data.validation_size=4000", "has 4000 training examples"),
+    (f"{CNN} --config.data.validation_size=4000", "(4000). Received: 4000"),
     (f"{CNN} --config.data.validation_size=5", "each of the 10 classes"),
     (f"{CNN} --config.data.validation_size=3995", "each of the 10 classes"),
     (
@@ -176,7 +176,7 @@ CASES = [
     ),
     (
         f"{SMALL} --config.data.source=npz:rare.npz --config.data.validation_size=4",
-        "class '0' with one",
+        "one example of class '0'",
     ),
     (
         f"{SMALL} --config.data.source=npz:one_class.npz",
@@ -184,7 +184,7 @@ CASES = [
     ),
     (
         f"{SMALL} --config.data.source=npz:one_class.npz --config.data.validation_size=4",
-        "leave data.validation_size at 0",
+        "data.validation_size must be 0",
     ),
     # other verbs
     ("bench cnn_digits:debug --config.task.label_smoothing=2", "label_smoothing"),
@@ -215,7 +215,7 @@ def test_refusals_load_no_tensorflow(place):
 
 
 def test_images_are_not_decoded_before_a_wrong_size_is_refused(place, monkeypatch):
-    monkeypatch.setattr("zoo.data.arrays.pictures.decode", None)
+    monkeypatch.setattr("zoo.data.arrays.images.decode", None)
     sizes = [("data.source", f"folder:{place / 'images'}"), ("data.image_size", "28,28,1")]
     with pytest.raises(preflight.UsageError, match="set model.num_classes=3"):
         preflight.load_data(resolve("vgg16_transfer:debug", sizes))

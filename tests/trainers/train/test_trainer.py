@@ -281,5 +281,5 @@ def test_init_from(run, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "embedding/embeddings (11, 8) -> (13, 8)" in said
     other.init_from = str(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="init_from is a work directory or a .keras file"):
+    with pytest.raises(UsageError, match="init_from must be a work directory, a .keras file"):
         run(other, data)

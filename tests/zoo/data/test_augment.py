@@ -1,4 +1,4 @@
-"""Random changes of training pictures: what they do, and that they are found again."""
+"""Augmentation: its effects, and equal results after a resume."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ from zoo.tasks.image_classification import ImageClassification
 ALL = ("flip", "crop:0.3", "cutout:0.5", "mixup:1", "randaugment:0.5")
 
 
-def colourful(examples=24, side=12):
+def colorful(examples=24, side=12):
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (examples, side, side, 3)).astype("uint8")
     return {"image": image, "label": np.arange(examples, dtype="int32") % 3}
@@ -26,7 +26,7 @@ def numbers(seed):
 
 
 def changed(spec, seed=0, image=None):
-    arrays = colourful()
+    arrays = colorful()
     image = tf.constant(image if image is not None else np.float32(arrays["image"]) / 255)
     new, other, share = Augment(parse([spec]))(image, arrays["label"], numbers(seed))
     assert new.shape == image.shape
@@ -37,11 +37,11 @@ def changed(spec, seed=0, image=None):
 
 def batches(first=0, last=4, replicas=1, seed=0, augment=ALL):
     task = ImageClassification(augment=augment)
-    found = training_batches(
-        colourful(), task.prepare, batch_size=8, replicas=replicas, seed=seed, first_step=first,
+    batches = training_batches(
+        colorful(), task.prepare, batch_size=8, replicas=replicas, seed=seed, first_step=first,
         last_step=last,
     )  # fmt: skip
-    return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+    return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
 
 def test_flip_swaps_left_and_right_in_about_half():
@@ -64,13 +64,13 @@ def test_crop_shows_a_part_of_each_picture():
     np.testing.assert_allclose(old, new, atol=1e-5)
 
 
-def test_cutout_greys_one_rectangle():
+def test_cutout_grays_one_rectangle():
     old, new, *_ = changed("cutout:0.4")
-    grey = (new == 0.5).all(-1)
-    np.testing.assert_array_equal(new[~grey], old[~grey])
-    assert (old != new).any((1, 2, 3)).mean() > 0.8  # in every picture, but for the smallest ones
+    gray = (new == 0.5).all(-1)
+    np.testing.assert_array_equal(new[~gray], old[~gray])
+    assert (old != new).any((1, 2, 3)).mean() > 0.8  # in nearly every image
     areas = []
-    for mask in grey & (old != new).any(-1):
+    for mask in gray & (old != new).any(-1):
         rows, columns = mask.any(1), mask.any(0)
         assert mask.sum() == rows.sum() * columns.sum()
         areas.append(mask.mean())
@@ -89,15 +89,15 @@ def test_mixup_blends_two_pictures_and_tells_of_whom():
         )
         for i in range(24)
     ]
-    np.testing.assert_array_equal(other, colourful()["label"][partners])
+    np.testing.assert_array_equal(other, colorful()["label"][partners])
     assert 0 <= share.min() < 0.3
     assert 0.7 < share.max() <= 1
     assert len(set(partners)) == 24
 
 
 def test_mixup_takes_no_padding_for_a_partner():
-    """Real rows have each of them once; with no padding all is as without weights."""
-    arrays = colourful()
+    """Each real row is a partner once; without padding, weights have no effect."""
+    arrays = colorful()
     image = tf.constant(np.float32(arrays["image"]) / 255)
     places = tf.range(24)
     augment = Augment(parse(["mixup:1"]))
@@ -113,8 +113,8 @@ def test_mixup_takes_no_padding_for_a_partner():
 
 
 def test_mixup_of_a_short_batch_blends_real_pictures():
-    """Through the pipeline: the last of three batches of 10 has 4 of the 24 pictures."""
-    arrays = colourful()
+    """Through the pipeline: the last of three batches of 10 has 4 of the 24 images."""
+    arrays = colorful()
     arrays["image"] = (
         np.ones_like(arrays["image"]) * np.arange(24, dtype="uint8")[:, None, None, None]
     )
@@ -139,13 +139,13 @@ def test_mixup_of_a_short_batch_blends_real_pictures():
 def test_randaugment_changes_pictures_more_where_stronger():
     gaps = {}
     for strength in (0.05, 0.9):
-        found = [changed(f"randaugment:{strength}", seed) for seed in range(6)]
-        gaps[strength] = np.mean([np.abs(new - old).mean() for old, new, *_ in found])
+        results = [changed(f"randaugment:{strength}", seed) for seed in range(6)]
+        gaps[strength] = np.mean([np.abs(new - old).mean() for old, new, *_ in results])
     assert 0 < gaps[0.05] < gaps[0.9]
 
 
 def test_randaugment_keeps_labels():
-    """No digit upside down, none out of the picture, no colours of one bit."""
+    """No digit upside down or outside of the image, no colors of one bit."""
     augment = Augment({"randaugment": 0.9})
     layer, key = augment.layers["randaugment"], augment.keys["randaugment"]
     key.start(tf.constant([1, 2]))
@@ -163,7 +163,7 @@ def test_randaugment_keeps_labels():
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_randaugment_leaves_something_to_see(strength):
-    """No negatives of whole pictures where it is weak, none that are all white where strong."""
+    """Weak strengths invert no image, strong ones make no image white."""
     augment = Augment({"randaugment": strength})
     layer, key = augment.layers["randaugment"], augment.keys["randaugment"]
     key.start(tf.constant([1, 2]))
@@ -181,10 +181,10 @@ def test_randaugment_leaves_something_to_see(strength):
     assert falls == pytest.approx(0.5 * strength, abs=0.12)
 
 
-def test_grey_pictures_cannot_change_colours():
+def test_gray_pictures_cannot_change_colors():
     task = ImageClassification(augment=("randaugment",))
     model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
-    with pytest.raises(UsageError, match="three channels"):
+    with pytest.raises(UsageError, match="with 3 channels"):
         task.check(model, toys.image_data(side=4))
 
 
@@ -197,7 +197,7 @@ def test_each_is_a_function_of_seed_and_step(spec):
             np.testing.assert_array_equal(a[key], b[key])
     plain, other = batches(augment=()), batches(seed=0, augment=(spec,))
     assert any(np.abs(a["image"] - b["image"]).max() > 0 for a, b in zip(plain, other, strict=True))
-    # The fourth step is the first of the second epoch: other changes of pictures seen before.
+    # The fourth step begins the second epoch: the same images with other random numbers.
     assert np.abs(one[0]["image"] - one[3]["image"]).max() > 0
 
 
@@ -212,15 +212,15 @@ def test_no_two_draws_have_the_same_seed(monkeypatch):
         return seed
 
     monkeypatch.setattr(augment.Key, "next", noted)
-    arrays = colourful()
+    arrays = colorful()
     Augment(parse(ALL))(np.float32(arrays["image"]) / 255, arrays["label"], numbers(0))
     assert len(seeds) > 10
     assert len(set(seeds)) == len(seeds)
 
 
 def test_replicas_change_pictures_of_their_own():
-    """Equal pictures in both shares: equal draws would make them equal again."""
-    same = {"image": np.repeat(colourful()["image"][:1], 16, 0), "label": np.zeros(16, "int32")}
+    """Equal images on both replicas differ after augmentation."""
+    same = {"image": np.repeat(colorful()["image"][:1], 16, 0), "label": np.zeros(16, "int32")}
     task = ImageClassification(augment=("flip", "cutout:0.5", "randaugment"))
     first, second = (
         b["image"].numpy()
@@ -233,9 +233,9 @@ def test_replicas_change_pictures_of_their_own():
 
 def test_evaluation_sees_pictures_as_they_are():
     task = ImageClassification(augment=ALL)
-    arrays = colourful()
-    found = evaluation_batches(arrays, task.prepare, batch_size=8, replicas=1)
-    seen = np.concatenate([batch["image"] for batch in found])
+    arrays = colorful()
+    batches = evaluation_batches(arrays, task.prepare, batch_size=8, replicas=1)
+    seen = np.concatenate([batch["image"] for batch in batches])
     np.testing.assert_allclose(seen, arrays["image"] / np.float32(255), atol=1e-7)
 
 
@@ -276,9 +276,9 @@ def test_a_run_that_was_broken_off_sees_the_same_pictures(run, tmp_path):
     ("specs", "said"),
     [
         (("flop",), "No augmentation is named 'flop'. Did you mean 'flip'"),
-        (("crop:2",), "crop with an amount from 0.05 to 1.0. Received: 'crop:2'"),
+        (("crop:2",), "the amount of crop must be from 0.05 to 1.0. Received: 'crop:2'"),
         (("crop:a",), "Received: 'crop:a'"),
-        (("flip", "flip"), "takes each name once"),
+        (("flip", "flip"), "must have each name once"),
     ],
 )
 def test_what_no_augmentation_is(specs, said):
@@ -289,5 +289,5 @@ def test_what_no_augmentation_is(specs, said):
 def test_what_does_not_go_together():
     with pytest.raises(UsageError, match="take one"):
         ImageClassification(augment=("mixup",), label_smoothing=0.1)
-    with pytest.raises(UsageError, match="three channels"):
+    with pytest.raises(UsageError, match="with 3 channels"):
         changed("randaugment", image=np.zeros((24, 6, 6, 1), "float32"))

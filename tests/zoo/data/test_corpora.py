@@ -1,4 +1,4 @@
-"""Text by name: every character in one split, nothing normalised, each bad file one line."""
+"""Corpora: every character in one split, no normalization, errors of one line."""
 
 import gzip
 import json
@@ -43,12 +43,12 @@ def _write_jsonl(path, texts):
 
 @pytest.fixture
 def register(monkeypatch):
-    monkeypatch.setattr(datasets, "_REGISTER", dict(datasets._REGISTER))
+    monkeypatch.setattr(datasets, "_DATASETS", dict(datasets._DATASETS))
     monkeypatch.setattr(corpora, "_LOADERS", dict(corpora._LOADERS))
     return zoo.data.register_corpus
 
 
-# --- the register -------------------------------------------------------------------------------
+# --- the registry -------------------------------------------------------------------------------
 
 
 def test_reading_text_loads_neither_tensorflow_nor_the_network(tmp_path):
@@ -97,18 +97,18 @@ def test_a_users_corpus_is_loaded_by_name(register):
         ("pairs:", {}, "no file ''"),
         ("text:/nowhere.txt", {}, "no file or folder '/nowhere.txt'"),
         (f"pairs:{ROOT}", {}, f"no file '{ROOT}'"),
-        (f"text:{ROOT}/zoo", {}, "holds no .txt"),
+        (f"text:{ROOT}/zoo", {}, "must hold .txt"),
         (f"text:{__file__}", {}, "must be a folder or a .txt.*Received: .*test_corpora.py"),
         (f"text:{__file__}", {"languages": ["en", "fa"]}, "one language. Received: en, fa"),
         (f"pairs:{__file__}", {"languages": ["en"]}, "two languages.*Received: en"),
-        (f"text:{__file__}", {"manual_dir": ROOT}, "takes no data.manual_dir"),
-        ("pydoc", {"manual_dir": ROOT}, "takes no data.manual_dir"),
-        ("pydoc", {"manual_dir": f"{ROOT}/nowhere"}, "must be a folder that exists"),
-        ("pydoc", {"languages": "en"}, "must be a list such as .*Received: 'en'"),
-        ("pydoc", {"languages": ["fa"]}, "no languages but en. Received: fa"),
-        ("multi30k", {"languages": ["en"]}, "two different ones of en, de, fr. Received: en"),
-        ("multi30k", {"languages": ["en", "en"]}, "two different ones"),
-        ("multi30k", {"languages": ["en", "fa"]}, "two different ones.*Received: en, fa"),
+        (f"text:{__file__}", {"manual_dir": ROOT}, "data.manual_dir must be empty"),
+        ("pydoc", {"manual_dir": ROOT}, "data.manual_dir must be empty"),
+        ("pydoc", {"manual_dir": f"{ROOT}/nowhere"}, "must be an existing folder"),
+        ("pydoc", {"languages": "en"}, "must be a list of strings, such as .*Received: 'en'"),
+        ("pydoc", {"languages": ["fa"]}, "one language of en. Received: fa"),
+        ("multi30k", {"languages": ["en"]}, "two different languages of en, de, fr. Received: en"),
+        ("multi30k", {"languages": ["en", "en"]}, "two different languages"),
+        ("multi30k", {"languages": ["en", "fa"]}, "two different languages.*Received: en, fa"),
     ],
 )
 def test_a_wrong_request_is_one_line(name, arguments, words):
@@ -123,7 +123,7 @@ def test_a_corpus_is_not_taken_for_arrays(name):
         zoo.data.load(name)
 
 
-# --- the user's own text: splits ----------------------------------------------------------------
+# --- text of users: splits ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [_write_folder, _write_jsonl])
@@ -160,7 +160,7 @@ def test_a_text_that_occurs_twice_is_in_one_split(tmp_path):
 
 
 def test_nineteen_different_documents_are_cut_at_a_line(tmp_path, capsys):
-    """What is repeated is left out, or it would be on both sides."""
+    """A repeated document is left out, or it would be in both splits."""
     texts = [f"{text}\n" for text in _texts(19)]
     name = _write_jsonl(tmp_path / "a.jsonl", [*texts, *(text[:-1] for text in texts)])
     corpus = zoo.data.load_corpus(name)
@@ -172,7 +172,7 @@ def test_nineteen_different_documents_are_cut_at_a_line(tmp_path, capsys):
     assert train + validation == whole
     assert train.endswith("\n")
     assert 0 <= 0.9 * len(whole) - len(train) <= max(map(len, texts))
-    # All but the one that is cut are whole.
+    # Only one document is cut.
     assert splits["train"][:-1] == texts[: len(splits["train"]) - 1]
     assert splits["validation"][1:] == texts[len(splits["train"]) :]
 
@@ -232,7 +232,7 @@ def test_few_sources_are_on_one_side_each(tmp_path, capsys):
     assert len(validation) == 10
     assert {source for source, _ in train} == {f"source {i}" for i in range(9)}
     path.write_text("one\ta\none\tb\n")
-    with pytest.raises(RunError, match="holds a single source"):
+    with pytest.raises(RunError, match="at least 2 different sources"):
         zoo.data.load_corpus(f"pairs:{path}")
 
 
@@ -241,7 +241,7 @@ def test_white_space_at_the_ends_makes_no_other_document(tmp_path, different):
     texts = [f"{text}{ending}" for text in _texts(different) for ending in ("", "\n", " \n")]
     splits = _read(zoo.data.load_corpus(_write_jsonl(tmp_path / "a.jsonl", texts)))
     train = {text.strip() for text in splits["train"]}
-    # The text that the cut goes through is on both sides, in parts.
+    # Parts of the cut document are in both splits.
     assert not train & {text.strip() for text in splits["validation"]}
 
 
@@ -254,9 +254,9 @@ def test_few_pairs_are_cut(tmp_path):
     assert corpus.languages == ()
 
 
-# --- the user's own text: characters ------------------------------------------------------------
+# --- text of users: characters ------------------------------------------------------------------
 
-# What normalisation, `str.splitlines` or a text-mode `open` would change.
+# Characters that normalization, `str.splitlines` or a text-mode `open` would change.
 RAW = "e\u0301\u212b\x00\x85\u2028\x0c\x1c \t\n\nلا\u200cم ي\ufeff\U0001f600\ufffd\n\n "
 
 
@@ -349,27 +349,27 @@ def _gzipped(text="some text\n" * 1000):
 @pytest.mark.parametrize(
     ("file_name", "data", "words"),
     [
-        ("a.txt", b"", "holds no text"),
-        ("a.txt", b"\xef\xbb\xbf", "holds no text"),
-        ("a.txt", b"a", "holds a single character"),
-        ("a.txt.gz", b"", "holds no text"),
+        ("a.txt", b"", "at least two characters of text. Received: no text"),
+        ("a.txt", b"\xef\xbb\xbf", "at least two characters of text. Received: no text"),
+        ("a.txt", b"a", "Received: a single character"),
+        ("a.txt.gz", b"", "at least two characters of text. Received: no text"),
         ("a.txt.gz", b"plain text", "cannot be read: Not a gzipped file"),
         ("a.txt.gz", _gzipped()[:-20], "cannot be read: Compressed file ended"),
         ("a.txt.gz", _gzipped()[:-6] + b"123456", "cannot be read: CRC check failed"),
         ("a.txt.gz", _gzipped()[:14] + b"\xff" * 9 + _gzipped()[23:], "cannot be read: Error -3"),
         ("a.jsonl.gz", _gzipped()[:-20], "cannot be read: Compressed file ended"),
         ("a.txt", _gzipped(), "its name must end in .gz"),
-        ("a.txt", "text".encode("utf-16"), "is UTF-16, not UTF-8"),
-        ("a.jsonl", "text".encode("utf-16"), "is UTF-16, not UTF-8"),
-        ("a.jsonl", b"", "holds no text"),
-        ("a.jsonl", b'{"text": ""}\n', "holds no text"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "a"}\n', "holds a single character"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "a "}\n', "holds a single character"),
-        ("a.jsonl", b'{"text": "\\ud800"}', "holds a single character"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n{"text": "\\udfff"}\n', "holds a single character"),
-        ("a.jsonl", b'{"text": "\\ud83d\\ude00"}', "holds a single character"),
-        ("a.txt", b"\r\n", "holds a single character"),
-        ("a.tsv", b"a\tA\na\tB\n", "holds a single source"),
+        ("a.txt", "text".encode("utf-16"), "must be UTF-8. Received: UTF-16"),
+        ("a.jsonl", "text".encode("utf-16"), "must be UTF-8. Received: UTF-16"),
+        ("a.jsonl", b"", "at least two characters of text. Received: no text"),
+        ("a.jsonl", b'{"text": ""}\n', "at least two characters of text. Received: no text"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "a"}\n', "Received: a single character"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "a "}\n', "Received: a single character"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "Received: a single character"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n{"text": "\\udfff"}\n', "Received: a single character"),
+        ("a.jsonl", b'{"text": "\\ud83d\\ude00"}', "Received: a single character"),
+        ("a.txt", b"\r\n", "Received: a single character"),
+        ("a.tsv", b"a\tA\na\tB\n", "at least 2 different sources"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "a"\n', "line 2: must be a JSON object.*Received"),
         ("a.jsonl", b'\n"text"', "line 2: must be"),
         ("a.jsonl", b'["text"]', "line 1: must be"),
@@ -382,8 +382,8 @@ def _gzipped(text="some text\n" * 1000):
         ("a.jsonl", b'{"text": null}', "line 1: must be.*the keys 'text' .null."),
         ("a.jsonl", b"{}", "line 1: must be.*an object with no keys"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "line 1: must be.*Received: .{60,62}[.]$"),
-        ("a.tsv", b"", "holds 0 pairs"),
-        ("a.tsv", b"a\tA\n", "holds 1 pairs"),
+        ("a.tsv", b"", "at least 2 pairs. Received: 0"),
+        ("a.tsv", b"a\tA\n", "at least 2 pairs. Received: 1"),
         ("a.tsv", b"a\tA\nb B\n", "line 2: must be SOURCE<TAB>TARGET. Received: 'b B'"),
         ("a.tsv", _gzipped(), "its name must end in .gz"),
     ],
@@ -399,7 +399,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, file_name, data, words):
 
 
 def test_a_folder_of_empty_files_is_refused(tmp_path):
-    with pytest.raises(RunError, match=f"^{tmp_path}/a holds no text"):
+    with pytest.raises(RunError, match=f"^{tmp_path}/a must hold at least two characters"):
         zoo.data.load_corpus(_write_folder(tmp_path / "a", ["", ""]))
 
 

@@ -1,4 +1,4 @@
-"""The corpora by name: what their splits hold, and that only the registered files are read."""
+"""The zoo's corpora: the content of their splits, and checks of their files."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ from zoo.data.text import corpus_catalog
 from zoo.data.text.corpus_files import original_files
 from zoo.errors import RunError
 
-# Documents (or pairs) and characters a split.
+# Documents (or pairs) and characters per split.
 COUNTS = {
     "tiny_shakespeare": {"train": (1, 1_003_854), "validation": (1, 111_540)},
     "wikipedia_en": {
@@ -105,7 +105,7 @@ def test_pydoc_needs_no_files(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Returns a function that loads a corpus of ZOO_DATA_DIR and reads all of it, once."""
+    """Returns a function that loads and reads a corpus of ZOO_DATA_DIR, once."""
     known = {}
 
     def load(name):
@@ -153,7 +153,7 @@ def test_no_character_is_lost(loaded, name):
         assert sorted(documents) == sorted(originals)
     elif name == "wikipedia_en":
         whole = "".join(originals)
-        # Between two tags is an article, or, between </doc> and <doc …>, nothing.
+        # Articles are between <doc …> and </doc>; nothing is between </doc> and <doc …>.
         expected = filter(None, re.split(r"^<(?:doc id=[^\n]*|/doc)>\n", whole, flags=re.M))
         assert sorted(documents) == sorted(expected)
         titles = re.findall(r'^<doc id=.* title="(.*)">$', whole, re.M)
@@ -247,11 +247,11 @@ def test_the_registered_files_are_the_real_ones(name):
 
 
 def test_what_is_fetched_reads_like_what_was_compressed(tmp_path, loaded):
-    # Sources hold these uncompressed; a data folder may hold them compressed.
+    # These files are uncompressed at the source, but a data folder may compress them.
     for file in original_files("persian_news"):
         packed = _folder_or_skip("persian_news") / f"{file.file_name}.gz"
         (tmp_path / file.file_name).write_bytes(gzip.decompress(packed.read_bytes()))
-        assert fetch.is_right(tmp_path / file.file_name, file)
+        assert fetch.is_valid(tmp_path / file.file_name, file)
     corpus = zoo.data.load_corpus("persian_news", manual_dir=tmp_path)
     assert corpus.fingerprint == loaded("persian_news")[0].fingerprint
     assert _read(corpus) == loaded("persian_news")[1]
@@ -269,7 +269,7 @@ def test_missing_files_and_their_way_out_are_named(tmp_path, monkeypatch):
         zoo.data.load_corpus("novels_en")
     assert str(caught.value) == (
         f"{tmp_path}/novels_en lacks Bennet_Helen_1910.txt, Burnett_Garden_1911.txt, "
-        "Burnett_Lord_1886.txt and 39 more. `zoo fetch novels_en` gets them."
+        "Burnett_Lord_1886.txt and 39 more. `zoo fetch novels_en` downloads them."
     )
     monkeypatch.setattr(corpus_catalog, "TextFile", None)
     (tmp_path / "multi30k").mkdir()

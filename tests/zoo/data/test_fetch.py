@@ -1,4 +1,4 @@
-"""Downloads from a server of the test's own on 127.0.0.1, good ones and every kind of bad one."""
+"""Downloads from a server on 127.0.0.1, valid and invalid."""
 
 import hashlib
 import http.server
@@ -68,7 +68,7 @@ def server(monkeypatch):
 @pytest.fixture
 def served(server, monkeypatch, tmp_path):
     """Returns a function that registers a data set of one file at the given path."""
-    monkeypatch.setattr(datasets, "_REGISTER", dict(datasets._REGISTER))
+    monkeypatch.setattr(datasets, "_DATASETS", dict(datasets._DATASETS))
     monkeypatch.setenv("ZOO_DATA_DIR", str(tmp_path))
 
     def register(path, name="toy", url=None, **changes):
@@ -93,7 +93,7 @@ def test_a_good_file_is_put_in_place_and_not_fetched_again(served, server, tmp_p
     assert (folder / "toy.bin").stat().st_mode & 0o777 == 0o644
     fetch.fetch("toy", progress=lines.append)
     assert server.requests == ["/good"]
-    assert [line.rsplit(", ", 1)[1] for line in lines] == ["downloaded", "already there"]
+    assert [line.rsplit(", ", 1)[1] for line in lines] == ["downloaded", "already present"]
 
 
 @pytest.mark.parametrize("there", [BODY[:-1], BODY[:-1] + b"x"], ids=["size", "hash"])
@@ -232,11 +232,11 @@ def test_the_originals_are_those_that_tfds_registered(name):
     folder = data_dir() / name
     if not folder.is_dir():
         pytest.skip(f"no {folder}: set ZOO_DATA_DIR to compare with the real files")
-    assert all(fetch.is_right(folder / file.file_name, file) for file in files.values())
+    assert all(fetch.is_valid(folder / file.file_name, file) for file in files.values())
 
 
 def test_a_packed_copy_counts_as_there(served, server, tmp_path):
-    """Text that its source holds unpacked may lie packed."""
+    """A file that is uncompressed at the source may be compressed on disk."""
     import gzip
 
     served("/good")

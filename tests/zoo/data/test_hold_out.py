@@ -11,12 +11,12 @@ from trainers.compress_jobs.loaded_run import load
 from trainers.run.workdir import read_metrics
 from zoo.data import Dataset
 from zoo.data.classes import check_classes
-from zoo.data.hold_out import hold_out, judged_split, with_hold_out
+from zoo.data.hold_out import evaluation_split, hold_out, with_hold_out
 from zoo.errors import UsageError
 
 
 def labels_of(*counts, seed=0):
-    """So many examples of each class, in any order."""
+    """Examples with the given count per class, shuffled."""
     label = np.repeat(np.arange(len(counts)), counts).astype("int32")
     np.random.default_rng(seed).shuffle(label)
     return {"label": label, "number": np.arange(len(label))}
@@ -42,7 +42,7 @@ def data_of(*counts, side=6, **splits):
     [
         ((198, 2), 20, (19, 1)),
         ((2, 198), 20, (1, 19)),
-        ((12, 8), 10, (6, 4)),  # more than there are of the second class
+        ((12, 8), 10, (6, 4)),  # more than examples of the second class
         ((10, 10), 10, (5, 5)),
         ((10, 10), 18, (9, 9)),
         ((10, 10), 2, (1, 1)),
@@ -50,18 +50,18 @@ def data_of(*counts, side=6, **splits):
         ((15, 3, 2), 17, (14, 2, 1)),
         ((100, 100, 100), 10, (4, 3, 3)),
         ((20,), 5, (5,)),
-        ((0, 20), 5, (0, 5)),  # a single class, and not the first
+        ((0, 20), 5, (0, 5)),  # a single class
     ],
 )
 def test_held_out_examples_have_the_classes_of_the_whole(counts, size, expected):
     arrays = labels_of(*counts)
     kept, held = hold_out(arrays, size)
-    found = np.bincount(held["label"], minlength=len(counts))
-    assert found.sum() == size
+    counted = np.bincount(held["label"], minlength=len(counts))
+    assert counted.sum() == size
     if counts == (100, 100, 100):
-        assert sorted(found) == [3, 3, 4]
+        assert sorted(counted) == [3, 3, 4]
     else:
-        assert tuple(found) == expected
+        assert tuple(counted) == expected
     assert sorted([*kept["number"], *held["number"]]) == [*range(sum(counts))]
     again, same = hold_out(arrays, size)
     np.testing.assert_array_equal(held["number"], same["number"])
@@ -71,11 +71,15 @@ def test_held_out_examples_have_the_classes_of_the_whole(counts, size, expected)
 @pytest.mark.parametrize(
     ("counts", "size", "line"),
     [
-        ((19, 1), 5, "two examples or more of each class.*Received: class 'b' with one"),
-        ((10, 10), 1, "each of the 2 classes. Received: data.validation_size=1 of 20"),
-        ((10, 10), 19, "each of the 2 classes. Received: data.validation_size=19 of 20"),
-        ((10, 10), 20, "has 20 training examples. Received: data.validation_size=20"),
-        ((5, 5, 5, 5), 3, "each of the 4 classes"),
+        ((19, 1), 5, "at least two examples of each class.*Received: one example of class 'b'"),
+        (
+            (10, 10),
+            1,
+            "an example of each class. Received: data.validation_size=1 of 20 .*2 classes",
+        ),
+        ((10, 10), 19, "an example of each class. Received: data.validation_size=19 of 20"),
+        ((10, 10), 20, "number of training examples of 'toy' .20.. Received: 20"),
+        ((5, 5, 5, 5), 3, "training examples, with 4 classes"),
     ],
 )
 def test_what_cannot_be_stratified_is_refused(counts, size, line):
@@ -98,11 +102,12 @@ def test_the_run_says_how_its_examples_were_held_out(run, tmp_path):
     lines = read_metrics(tmp_path / "run")
     (note,) = [line["detail"] for line in lines if line.get("event") == "hold-out"]
     assert note == (
-        "20 training examples, stratified by class, are for validation: 'b' 1 of 2, 'a' 19 of 198"
+        "20 training examples, stratified by class, are held out for validation: 'b' 1 of 2, "
+        "'a' 19 of 198"
     )
     (warning,) = [line["detail"] for line in lines if line.get("event") == "warning"]
     assert warning.startswith("the validation split: 95.0% of the examples are of class 'a'")
-    # Its classes are in the report, and the result says whose they are.
+    # The report has its classes, and the result names its split.
     assert np.bincount(np.load(tmp_path / "run/evaluation/validation.npz")["labels"]).tolist() == [
         19, 1,
     ]  # fmt: skip
@@ -110,9 +115,9 @@ def test_the_run_says_how_its_examples_were_held_out(run, tmp_path):
     assert (saved["split"], saved["weights"], saved["examples"]) == ("validation", "final", 20)
     assert saved["metrics"] == trainer.metrics
     assert str(trainer.result).startswith("validation (final weights, step 2): loss ")
-    # Compression measures the same examples.
-    found = load(tmp_path / "run", with_hold_out(data_of(198, 2), 20)[0])
-    assert found.split == "validation"
+    # Compression uses the same examples.
+    loaded = load(tmp_path / "run", with_hold_out(data_of(198, 2), 20)[0])
+    assert loaded.split == "validation"
 
 
 @pytest.fixture
@@ -149,22 +154,22 @@ def test_evaluate_judges_by_the_best_split_there_is(train, zoo_command):
     assert report == f"report: {workdir / 'report.html'}"
     for words in ([], ["--split=validation"]):
         assert zoo_command("evaluate", workdir, *words).out == f"{result}\n"
-    found = json.loads(zoo_command("evaluate", workdir, "--json").out)
-    assert (found["split"], found["weights"], found["step"]) == ("validation", "final averaged", 2)
+    saved = json.loads(zoo_command("evaluate", workdir, "--json").out)
+    assert (saved["split"], saved["weights"], saved["step"]) == ("validation", "final averaged", 2)
 
 
 @pytest.mark.parametrize(
     ("counts", "split", "line"),
     [
         ((9, 9), (9, 9), ""),
-        ((9, 9, 9), (5, 5, 0), "the test split: no example of class 'c', which no metric"),
-        ((9, 9), (95, 5), "the test split: 95.0% of the examples are of class 'a': answering"),
-        ((9, 0), (5, 0), ""),  # there is nothing to tell apart
+        ((9, 9, 9), (5, 5, 0), "the test split: no example of class 'c', which its metrics"),
+        ((9, 9), (95, 5), "the test split: 95.0% of the examples are of class 'a': always"),
+        ((9, 0), (5, 0), ""),  # a single class needs no warning
     ],
 )
 def test_a_split_that_judges_badly_is_named(counts, split, line):
-    found = check_classes(data_of(*counts, test=split), "test")
-    assert found == line or line and found.startswith(line)
+    warning = check_classes(data_of(*counts, test=split), "test")
+    assert warning == line or line and warning.startswith(line)
 
 
 def test_a_validation_split_of_one_class_is_refused(run):
@@ -172,14 +177,16 @@ def test_a_validation_split_of_one_class_is_refused(run):
         "toy_norm", "image_classification", steps=2, model_arguments={"classes": 2}
     )
     data = data_of(9, 9, validation=(5, 0))
-    with pytest.raises(UsageError, match="class 'a' alone, of 2 to learn.*validation_size"):
+    with pytest.raises(UsageError, match="only class 'a' of 2.*validation_size"):
         run(config, data)
     unnamed = dataclasses.replace(data, class_names=())
-    with pytest.raises(UsageError, match="class 0 alone, of 2 to learn"):
+    with pytest.raises(UsageError, match="only class 0 of 2"):
         check_classes(unnamed, "validation")
 
 
 def test_the_split_that_judges():
-    assert judged_split({"train": 0, "validation": 0, "test": 0}) == "test"
-    assert judged_split({"train": 0, "validation": 0, "test": 0}, read_test=False) == "validation"
-    assert judged_split({"train": 0}) == ""
+    assert evaluation_split({"train": 0, "validation": 0, "test": 0}) == "test"
+    assert (
+        evaluation_split({"train": 0, "validation": 0, "test": 0}, read_test=False) == "validation"
+    )
+    assert evaluation_split({"train": 0}) == ""

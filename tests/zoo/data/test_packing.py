@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing is learned twice, no document sees another one."""
+"""Packing: every token is a target once, and documents stay separate."""
 
 import gzip
 import os
@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.data.text.packing import best_fit, best_fit_decreasing, padding_share, stream
+from zoo.data.text.packing import best_fit, best_fit_decreasing, stream
 from zoo.errors import UsageError
 
 ROWS = [(seed, length) for seed in range(12) for length in (2, 3, 7, 32)]
 
 
 def documents(seed, count=60, longest=90):
-    """Documents whose tokens are all different, from 10: a token tells its document and place."""
+    """Documents with distinct tokens from 10 on: a token identifies its document and position."""
     numbers = np.random.default_rng(seed)
-    # As many short ones as long ones, empty ones and exact multiples among them.
+    # Short and long ones, empty ones and exact multiples of the length.
     lengths = np.floor(np.exp(numbers.uniform(0, np.log(longest), count))).astype(int)
     lengths[::7], lengths[3::9] = 0, 32
     ends = np.cumsum(lengths)
@@ -35,7 +35,7 @@ def pack(source, length, start_id=None, end_id=None, **options):
 
 
 def runs(tokens, segments):
-    """The pieces as they lie in the rows."""
+    """Returns the pieces in the rows."""
     for row, numbers in zip(tokens, segments, strict=True):
         for number in range(1, numbers.max() + 1):
             yield row[numbers == number]
@@ -46,7 +46,7 @@ def test_every_token_but_a_documents_first_is_a_target_once(seed, length):
     source = documents(seed)
     tokens, segments = pack(source, length, buffer=9)
     target = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    # The token before a target is its input: neighbours in the document.
+    # The token before a target is its input: neighbors in the document.
     np.testing.assert_array_equal(tokens[:, 1:][target], tokens[:, :-1][target] + 1)
     expected = np.concatenate([document[1:] for document in source])
     np.testing.assert_array_equal(np.sort(tokens[:, 1:][target]), expected)
@@ -56,16 +56,16 @@ def test_every_token_but_a_documents_first_is_a_target_once(seed, length):
 def test_the_documents_can_be_put_together_again(seed, length):
     source = [document for document in documents(seed) if len(document)]
     pieces = {piece[0]: piece for piece in runs(*pack(source, length, buffer=9))}
-    found = []
+    restored = []
     for document in source:
         parts = [pieces.pop(document[0])]
         while len(parts[-1]) == length and parts[-1][-1] in pieces:
             parts.append(pieces.pop(parts[-1][-1]))
         assert all(len(part) == length for part in parts[:-1])
-        assert all(len(part) > 1 for part in parts[1:])  # one that is no target is no piece
-        found.append(np.concatenate([parts[0], *(part[1:] for part in parts[1:])]))
+        assert all(len(part) > 1 for part in parts[1:])  # a piece has at least one target
+        restored.append(np.concatenate([parts[0], *(part[1:] for part in parts[1:])]))
     assert not pieces
-    for document, again in zip(source, found, strict=True):
+    for document, again in zip(source, restored, strict=True):
         np.testing.assert_array_equal(document, again)
 
 
@@ -79,7 +79,7 @@ def test_a_segment_holds_one_document_and_padding_is_at_the_end(seed, length):
         np.testing.assert_array_equal(np.diff(piece), 1)
     assert (tokens[segments == 0] == 0).all()
     assert (tokens[segments > 0] >= 10).all()
-    # 1, 2, 3 … from the left without a gap, then nothing but padding.
+    # 1, 2, 3 … from the left without gaps, then padding.
     assert (segments[:, 0] == 1).all()
     step = np.diff(segments, axis=1)
     assert np.isin(step[segments[:, 1:] > 0], (0, 1)).all()
@@ -103,12 +103,12 @@ def test_start_and_end_frame_each_document_once():
 def test_the_stream_is_the_documents_one_after_the_other():
     source = [np.array([5, 6]), np.array([], int), np.array([7], np.uint16), [8, 9]]
     counts = Counter()
-    found = list(stream(source, start_id=1, end_id=None, counts=counts))
-    assert np.concatenate(found).tolist() == [1, 5, 6, 1, 7, 1, 8, 9]
-    assert {part.dtype for part in found} == {np.dtype(np.int32)}
+    pieces = list(stream(source, start_id=1, end_id=None, counts=counts))
+    assert np.concatenate(pieces).tolist() == [1, 5, 6, 1, 7, 1, 8, 9]
+    assert {part.dtype for part in pieces} == {np.dtype(np.int32)}
     assert counts == {"documents": 3, "empty_documents": 1, "tokens": 8}
-    found = np.concatenate(list(stream(source, start_id=None, end_id=2)))
-    assert found.tolist() == [5, 6, 2, 7, 2, 8, 9, 2]
+    pieces = np.concatenate(list(stream(source, start_id=None, end_id=2)))
+    assert pieces.tolist() == [5, 6, 2, 7, 2, 8, 9, 2]
     assert np.concatenate(list(stream(source, start_id=None, end_id=None))).tolist() == [
         5, 6, 7, 8, 9,
     ]  # fmt: skip
@@ -126,13 +126,6 @@ def test_what_was_packed_is_counted():
         "rows": len(tokens),
         "padding": np.count_nonzero(segments == 0),
     }
-    assert padding_share(segments) == pytest.approx(counts["padding"] / segments.size)
-
-
-def test_padding_share():
-    assert padding_share(np.array([[1, 1, 2, 0], [1, 0, 0, 0]])) == 0.5
-    assert padding_share(np.ones((2, 3))) == 0
-    assert padding_share(np.zeros((0, 4))) == 0
 
 
 @pytest.mark.parametrize("source", [[], [[], np.zeros(0)]])
@@ -156,7 +149,7 @@ def test_documents_are_read_as_needed_and_rows_do_not_change():
     for _ in range(3):
         next(rows)
     assert read["documents"] <= 300
-    # Documents so long that little is left to pack are not held back for that.
+    # Rows of long documents are not held back until the buffer is full.
     source = (np.zeros(16 * 15 + 1, int) for _ in endless())
     read.clear()
     next(best_fit(source, 16, start_id=None, end_id=None))
@@ -166,8 +159,8 @@ def test_documents_are_read_as_needed_and_rows_do_not_change():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"length": 1}, "length >= 2. Received: 1"),
-        ({"buffer": 0}, "Received: buffer=0"),
+        ({"length": 1}, "length must be at least 2. Received: 1"),
+        ({"buffer": 0}, "buffer must be at least 1. Received: 0"),
         ({"documents": [np.zeros(3)]}, r"Received: \(3,\) float64"),
         ({"documents": [np.zeros((3, 1), int)]}, r"Received: \(3, 1\) int64"),
     ],
@@ -178,11 +171,11 @@ def test_a_wrong_request_is_told(change, words):
         list(best_fit(**(arguments | change)))
 
 
-# --- the packing itself -------------------------------------------------------------------------
+# --- best-fit-decreasing ------------------------------------------------------------------------
 
 
 def rooms_one_by_one(lengths, capacity):
-    """Best-fit-decreasing as in the book: what is left in each bin."""
+    """Textbook best-fit-decreasing; returns the room left in each bin."""
     rooms = []
     for size in sorted(lengths, reverse=True):
         fitting = [place for place, room in enumerate(rooms) if room >= size]
@@ -201,7 +194,7 @@ def test_it_is_best_fit_decreasing(seed):
     lengths = numbers.integers(1, top + 1, numbers.integers(1, 150))
     bins = best_fit_decreasing(lengths, capacity)
     filled = np.bincount(bins, lengths)
-    assert (filled > 0).all()  # numbered without a gap
+    assert (filled > 0).all()  # numbered without gaps
     assert sorted(capacity - filled) == rooms_one_by_one(lengths.tolist(), capacity)
 
 
@@ -219,4 +212,4 @@ def test_real_articles_leave_little_padding(length):
     counts = Counter()
     _, segments = pack(source, length, start_id=1, end_id=2, counts=counts)
     assert counts["documents"] > 200
-    assert padding_share(segments) < 0.02
+    assert np.mean(segments == 0) < 0.02

@@ -10,15 +10,15 @@ from zoo.data.hold_out import hold_out
 
 def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, shares=None):
     arrays = {"number": np.arange(examples)}
-    found = pipeline.training_batches(
+    batches = pipeline.training_batches(
         arrays, prepare or (lambda batch, uniform, training: batch), batch_size=size,
         replicas=replicas, seed=seed, first_step=first, last_step=last, shares=shares,
     )  # fmt: skip
-    return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+    return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
 
-def rows(found):
-    return np.concatenate([b["number"][b["weight"] > 0] for b in found])
+def rows(batches):
+    return np.concatenate([b["number"][b["weight"] > 0] for b in batches])
 
 
 @pytest.mark.parametrize("examples", [1, 2, 70, 1000])
@@ -35,10 +35,10 @@ def test_every_epoch_is_another_permutation(examples):
 
 
 def test_an_epoch_sees_every_example_once_and_pads_its_last_batch():
-    found = batches(last=5)
-    np.testing.assert_array_equal(np.sort(rows(found)), np.arange(70))
-    assert [int(b["weight"].sum()) for b in found] == [16, 16, 16, 16, 6]
-    assert all(b["number"].shape == (16,) for b in found)
+    epoch = batches(last=5)
+    np.testing.assert_array_equal(np.sort(rows(epoch)), np.arange(70))
+    assert [int(b["weight"].sum()) for b in epoch] == [16, 16, 16, 16, 6]
+    assert all(b["number"].shape == (16,) for b in epoch)
 
 
 def test_resume_continues_the_same_order():
@@ -50,7 +50,7 @@ def test_resume_continues_the_same_order():
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_share_the_batch_of_one(replicas):
-    """Rows and their random changes are the same, whoever computes them."""
+    """Rows and their augmentation do not depend on the number of replicas and workers."""
 
     def prepare(batch, uniform, training):
         return {**batch, "random": uniform(3)}
@@ -66,7 +66,7 @@ def test_replicas_share_the_batch_of_one(replicas):
 
 
 def _of_workers(whole, replicas, mine):
-    """What is left of all replicas' elements for one worker's."""
+    """Selects the elements of one worker."""
     return [element for i, element in enumerate(whole) if i % replicas in mine]
 
 
@@ -76,17 +76,17 @@ def test_a_worker_reads_its_replicas_shares(mine):
         return {**batch, "random": uniform(3)}
 
     def evaluation(**arguments):
-        found = pipeline.evaluation_batches(
+        batches = pipeline.evaluation_batches(
             {"number": np.arange(70)}, prepare, batch_size=16, replicas=4, **arguments
         )
-        return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+        return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
-    for whole, found in (
+    for whole, shares in (
         (batches(4, prepare=prepare), batches(4, prepare=prepare, shares=mine)),
         (batches(4, prepare=prepare)[12:], batches(4, first=3, prepare=prepare, shares=mine)),
         (evaluation(), evaluation(shares=mine)),
     ):
-        for one, other in zip(_of_workers(whole, 4, mine), found, strict=True):
+        for one, other in zip(_of_workers(whole, 4, mine), shares, strict=True):
             for key in ("number", "weight", "random"):
                 np.testing.assert_array_equal(one[key], other[key])
 
@@ -98,15 +98,15 @@ def test_evaluation_reads_all_in_order_and_pads():
 
     def read(replicas):
         arrays = {"number": np.arange(21)}
-        found = pipeline.evaluation_batches(arrays, prepare, batch_size=8, replicas=replicas)
-        return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+        batches = pipeline.evaluation_batches(arrays, prepare, batch_size=8, replicas=replicas)
+        return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
-    found, again = read(2), read(1)
-    assert (len(found), len(again)) == (6, 3)
-    np.testing.assert_array_equal(rows(found), np.arange(21))
-    # What is drawn for an example is the same in every evaluation, on any number of replicas.
+    first, again = read(2), read(1)
+    assert (len(first), len(again)) == (6, 3)
+    np.testing.assert_array_equal(rows(first), np.arange(21))
+    # The random numbers of an example are equal in every evaluation and for any number of replicas.
     for key in ("number", "random"):
-        one, two = (np.concatenate([batch[key] for batch in found]) for found in (found, again))
+        one, two = (np.concatenate([batch[key] for batch in epoch]) for epoch in (first, again))
         np.testing.assert_array_equal(one, two)
 
 
@@ -117,8 +117,8 @@ def test_what_an_evaluation_draws_does_not_depend_on_its_batches():
         def prepare(batch, uniform, training):
             return {**batch, "random": uniform(3), "more": uniform(2)}
 
-        found = pipeline.evaluation_batches(arrays, prepare, batch_size=size, replicas=1)
-        return {k: np.concatenate([b[k] for b in found])[:21] for k in ("random", "more")}
+        batches = pipeline.evaluation_batches(arrays, prepare, batch_size=size, replicas=1)
+        return {k: np.concatenate([b[k] for b in batches])[:21] for k in ("random", "more")}
 
     one, other = drawn(4), drawn(16)
     for key in one:
@@ -143,17 +143,17 @@ def test_holding_out_leaves_on_the_disk_what_is_large(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.arange(300).reshape(100, 3))
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     plain, out = hold_out({"image": mapped, "number": np.arange(100)}, 10)
-    monkeypatch.setattr(stored_rows, "LARGEST_HELD", 1000)
+    monkeypatch.setattr(stored_rows, "MAX_IN_MEMORY", 1000)
     kept, held = hold_out({"image": mapped, "number": np.arange(100)}, 10)
     for some, same in ((kept, plain), (held, out)):
-        assert isinstance(some["image"], stored_rows.Rows)
+        assert isinstance(some["image"], stored_rows.SelectedRows)
         assert (some["image"].shape, some["image"].dtype) == (same["image"].shape, mapped.dtype)
         np.testing.assert_array_equal(some["image"], same["image"])
         np.testing.assert_array_equal(some["image"][np.array([3, 1])], same["image"][[3, 1]])
-        found = pipeline.evaluation_batches(
+        batches = pipeline.evaluation_batches(
             some, lambda batch, *_: batch, batch_size=7, replicas=1
         )  # fmt: skip
-        read = np.concatenate([b["image"] for b in found])[: len(some["image"])]
+        read = np.concatenate([b["image"] for b in batches])[: len(some["image"])]
         np.testing.assert_array_equal(read, same["image"])
 
 
@@ -168,8 +168,8 @@ def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():
 
 
 def test_affine_changes_move_as_they_say():
-    """A shift alone moves a bright pixel by whole pixels; no change at all is the identity."""
-    from zoo.data.arrays.images import random_affine
+    """A shift moves a bright pixel by whole pixels; limits of 0 are the identity."""
+    from zoo.data.arrays.affine import random_affine
 
     image = np.zeros((2, 9, 9, 1), np.float32)
     image[:, 4, 4] = 1
@@ -180,10 +180,10 @@ def test_affine_changes_move_as_they_say():
         return random_affine(image, lambda count: rows, **{**none, **limits}).numpy()
 
     np.testing.assert_allclose(change([0.9] * 6), image, atol=1e-6)
-    # The last two numbers shift: 0.75 is half way up, reading from 2 pixels right and below.
+    # The last two numbers shift: 0.75 reads from 2 pixels right and below.
     moved = change([0.5, 0.5, 0.5, 0.5, 0.75, 0.75], shift=4.0)
     assert moved[0, 2, 2, 0] == pytest.approx(1.0)
-    # The centre stays under rotation, shear and zoom.
+    # Rotation, shear and zoom keep the center.
     turned = change([0.9, 0.8, 0.7, 0.2, 0.5, 0.5], rotation=40.0, shear=20.0, zoom=0.2)
     assert turned[0, 4, 4, 0] == pytest.approx(1.0, abs=1e-3)
     image = np.zeros((2, 9, 9, 1), np.float32)

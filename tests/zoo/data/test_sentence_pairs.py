@@ -1,4 +1,4 @@
-"""Sentences, pairs of them, and what the encoders' tasks read."""
+"""Sentences, pairs of sentences, and the data of the tasks nsp and mlm."""
 
 import contextlib
 
@@ -18,28 +18,28 @@ from zoo.data.text.sentence_pairs import (
 from zoo.errors import UsageError
 
 START, SEPARATOR = 2, 4
-SPAN = 10_000  # token 10,000 d + i is number i of document d
+SPAN = 10_000  # token 10,000 d + i is token i of document d
 
 
 def documents(count=6, sentences=200, size=5):
-    """Documents whose tokens say where they stand."""
+    """Documents whose tokens encode their position."""
     return [
         [SPAN * (d + 1) + size * s + np.arange(size) for s in range(sentences)]
         for d in range(count)
     ]
 
 
-def pairs(found, length=23, seed=0, **arguments):
+def pairs(source, length=23, seed=0, **arguments):
     """All pairs at once; with 23 positions there is room for four whole sentences of five."""
     chunks = list(
-        make_pairs(found, length, np.random.default_rng(seed), start_id=START,
+        make_pairs(source, length, np.random.default_rng(seed), start_id=START,
                    separator_id=SEPARATOR, **arguments)
     )  # fmt: skip
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def parts(row):
-    """A and B of a row [start] A [separator] B [separator] padding."""
+    """Returns A and B of a row [start] A [separator] B [separator] padding."""
     end = np.count_nonzero(row)
     first, last = np.flatnonzero(row == SEPARATOR)
     assert row[0] == START
@@ -71,7 +71,7 @@ def test_a_second_sentence_follows_or_is_from_another_document(many):
 def test_about_half_follow(many):
     labels = np.concatenate([pairs(documents(), seed=seed)["label"] for seed in range(8)])
     assert set(labels.tolist()) == {NEXT, RANDOM}
-    # A little more than half are random: a sentence that fills a pair alone has no next one.
+    # Slightly more than half are random, because a sentence that fills a pair has no next one.
     assert abs(labels.mean() - 0.51) < 4 * 0.5 / np.sqrt(len(labels))
 
 
@@ -99,9 +99,9 @@ def test_most_pairs_are_full_and_some_are_short(many):
 
 
 def test_random_sentences_come_from_everywhere():
-    found = [pairs(documents(), seed=seed) for seed in range(4)]
+    results = [pairs(documents(), seed=seed) for seed in range(4)]
     other = np.concatenate([
-        [parts(row)[1][0] for row in f["tokens"][f["label"] == RANDOM]] for f in found
+        [parts(row)[1][0] for row in f["tokens"][f["label"] == RANDOM]] for f in results
     ])  # fmt: skip
     assert set((other // SPAN).tolist()) == {1, 2, 3, 4, 5, 6}
     places = other % SPAN
@@ -114,7 +114,7 @@ def test_what_is_too_long_is_cut_at_either_end_of_the_longer_one(sizes):
     size_a, size_b = sizes
     starts = set()
     for seed in range(60):
-        # The second sentence of a size is in the same document, or in the other one.
+        # The second sentence of a size is in the same document or in the other one.
         texts = [
             [SPAN + np.arange(size_a), 2 * SPAN + np.arange(size_b)],
             [5 * SPAN + np.arange(size_b)],
@@ -128,7 +128,7 @@ def test_what_is_too_long_is_cut_at_either_end_of_the_longer_one(sizes):
 
 
 def _one_by_one(a, b, room):
-    """The sizes that are left in create_pretraining_data.py's truncate_seq_pair."""
+    """Sizes by truncate_seq_pair of create_pretraining_data.py."""
     while a + b > room:
         if a > b:
             a -= 1
@@ -159,15 +159,15 @@ def test_few_documents_are_held_at_once():
     )
     taken = next(generator)
     assert len(taken["label"]) > 0
-    # The ninth stands alone in its group: the other sentence comes from the group before.
-    found = pairs(documents(count=9), buffer=4)
-    last = [row for row in found["tokens"] if parts(row)[0][0] // SPAN == 9]
+    # The ninth document is alone in its group, so the random sentence is of the previous group.
+    chunk = pairs(documents(count=9), buffer=4)
+    last = [row for row in chunk["tokens"] if parts(row)[0][0] // SPAN == 9]
     assert len(last) > 30
     assert {parts(row)[1][0] // SPAN for row in last} == {5, 6, 7, 8, 9}
 
 
 def test_one_document_is_refused():
-    with pytest.raises(UsageError, match="two documents or more"):
+    with pytest.raises(UsageError, match="at least two documents"):
         pairs(documents(count=1))
 
 
@@ -212,18 +212,18 @@ def test_splitting_keeps_all_that_is_no_white_space():
 def test_sentences_keep_their_documents():
     texts = ["Aa. Bb. Cc.", "\n", "Dd.", "Ee. Ff."] * 50
     tokenizer = tokenizers.train("byte", texts)
-    found = list(tokenized_sentences(texts, tokenizer))
-    assert [[tokenizer.decode(s) for s in document] for document in found] == [
+    sentences = list(tokenized_sentences(texts, tokenizer))
+    assert [[tokenizer.decode(s) for s in document] for document in sentences] == [
         ["Aa.", "Bb.", "Cc."], ["Dd."], ["Ee.", "Ff."],
     ] * 50  # fmt: skip
 
 
-# --- from recipes ---------------------------------------------------------------------------------
+# --- data sets ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def data(tmp_path, cache):
-    """A recipe's section for forty small texts of one's own."""
+    """Section `data` of a recipe for forty small texts."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for d in range(40):
@@ -273,11 +273,11 @@ def test_rows_of_ones_own_texts(data, packing):
 @pytest.mark.parametrize(
     ("task", "changes", "words"),
     [
-        ("nsp", {"sequence_length": 7}, "takes data.sequence_length=8 or more. Received: 7"),
-        ("mlm", {"sequence_length": 1}, "data.sequence_length is at least 2. Received: 1"),
-        ("mlm", {"packing": "bestfit"}, "data.packing is one of stream, best_fit"),
-        ("nsp", {"tokenizer": "letters"}, "data.tokenizer is one of"),
-        ("nsp", {"source": "text:one"}, "two documents or more"),
+        ("nsp", {"sequence_length": 7}, "data.sequence_length must be at least 8 .*Received: 7"),
+        ("mlm", {"sequence_length": 1}, "data.sequence_length must be at least 2. Received: 1"),
+        ("mlm", {"packing": "bestfit"}, "data.packing must be one of stream, best_fit"),
+        ("nsp", {"tokenizer": "letters"}, "data.tokenizer must be one of"),
+        ("nsp", {"source": "text:one"}, "at least two documents"),
     ],
 )
 def test_what_does_not_fit_is_refused(data, tmp_path, task, changes, words):

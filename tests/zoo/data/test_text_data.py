@@ -1,4 +1,4 @@
-"""From text files to stored tokens: nothing lost, made once, and bad files named."""
+"""Tokenized records of text files: lossless, cached, and errors that name files."""
 
 import numpy as np
 import pytest
@@ -94,9 +94,9 @@ def test_a_damaged_shard_is_named(book, cache):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokenizer": "words"}, "data.tokenizer is one of"),
-        ({"sequence_length": 0}, "data.sequence_length is at least 2"),
-        ({"packing": "best"}, "data.packing is one of stream, best_fit"),
+        ({"tokenizer": "words"}, "data.tokenizer must be one of"),
+        ({"sequence_length": 0}, "data.sequence_length must be at least 2"),
+        ({"packing": "best"}, "data.packing must be one of stream, best_fit"),
         ({"tokenizer": "bpe"}, "vocabulary"),
     ],
 )
@@ -114,7 +114,7 @@ def test_an_empty_file_is_refused_by_name(tmp_path):
 def test_a_split_without_tokens_is_named(tmp_path):
     path = tmp_path / "blank.txt"
     path.write_text("some words here\n" * 20 + "\n" * 400)
-    with pytest.raises(RunError, match="The validation split of .* has nothing to learn from"):
+    with pytest.raises(RunError, match="The validation split of .* has no tokens of"):
         load(path, tokenizer="wordpiece", vocabulary_size=30)
 
 

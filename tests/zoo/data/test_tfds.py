@@ -1,4 +1,4 @@
-"""Data sets of TFDS: prepared once, kept as arrays, and damage is never handed out."""
+"""TFDS data sets: prepared once, stored as records, and damage is detected."""
 
 import gzip
 import os
@@ -25,7 +25,7 @@ SPLITS = {
 }
 
 
-# --- what is kept of TFDS -----------------------------------------------------------------------
+# --- records of TFDS data sets ------------------------------------------------------------------
 
 
 def _keep(calls=None, names=("a", "b", "c"), splits=SPLITS):
@@ -45,7 +45,7 @@ def _kept(folder):
 
 
 def test_names_of_examples_are_left_out_and_said(capsys):
-    """As cifar10's `id`, which is text."""
+    """Like `id` of cifar10, a string."""
     rows = {"image": np.zeros((3, 2, 2, 3), "uint8"), "label": np.arange(3),
             "id": np.array([b"a", b"b", b"c"], object)}  # fmt: skip
     builder = types.SimpleNamespace(
@@ -54,8 +54,8 @@ def test_names_of_examples_are_left_out_and_said(capsys):
         ),
         as_dataset=lambda **_: types.SimpleNamespace(as_numpy_iterator=lambda: iter([rows, rows])),
     )  # fmt: skip
-    found = tfds._decode(types.SimpleNamespace(ReadConfig=lambda **_: None), builder, "train")
-    assert {key: len(array) for key, array in found.items()} == {"image": 6, "label": 6}
+    arrays = tfds._decode(types.SimpleNamespace(ReadConfig=lambda **_: None), builder, "train")
+    assert {key: len(array) for key, array in arrays.items()} == {"image": 6, "label": 6}
     assert capsys.readouterr().err == "zoo: left out of toy: id\n"
 
 
@@ -144,7 +144,7 @@ def test_missing_originals_are_named(cache, tmp_path, monkeypatch):
         zoo.data.load("mnist")
     assert str(caught.value) == (
         f"{folder} lacks train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz. "
-        "`zoo fetch mnist` gets them."
+        "`zoo fetch mnist` downloads them."
     )
     with pytest.raises(RunError, match=f"^{tmp_path} lacks t10k-images"):
         zoo.data.load("mnist", manual_dir=tmp_path)
@@ -174,7 +174,7 @@ def test_a_version_that_tfds_lacks_is_one_line(cache):
 def test_a_preparation_that_is_killed_is_told(cache, monkeypatch):
     killed = subprocess.CompletedProcess([], -9, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: killed)
-    with pytest.raises(RunError, match="ended by signal 9"):
+    with pytest.raises(RunError, match="signal 9 ended"):
         tfds.load("mnist", "3.0.1")
 
 
@@ -197,7 +197,7 @@ def _originals_or_skip(name):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A cache in which two processes prepared mnist at the same time, and what they printed."""
+    """A cache in which two processes prepared mnist at once, and their output."""
     _originals_or_skip("mnist")
     folder = tmp_path_factory.mktemp("prepared")
     processes = [commands.started(LOAD, "mnist", ZOO_CACHE_DIR=str(folder)) for _ in range(2)]
@@ -218,7 +218,7 @@ def _assert_equals_the_originals(loaded, folder):
             np.column_stack([pictures.reshape(len(label), -1), numbers]).astype(np.uint8)
             for pictures, numbers in ((image, label), (kept["image"], kept["label"]))
         ]
-        # TFDS shuffles when it writes, so they are compared as sets, label and pixels together.
+        # TFDS shuffles when it writes, so (pixels, label) are compared as sets.
         original, received = (sorted(row.tobytes() for row in table) for table in rows)
         assert original == received
 
@@ -241,7 +241,7 @@ def test_mnist_is_prepared_by_tfds_and_opens_at_once_after(prepared, monkeypatch
 def test_a_truncated_array_is_made_again_from_what_tfds_kept(prepared, monkeypatch):
     folder, printed = prepared
     monkeypatch.setenv("ZOO_CACHE_DIR", str(folder))
-    # Nothing but the records: the originals are not needed a second time.
+    # Only the records exist: the original files are not needed again.
     monkeypatch.setenv("ZOO_DATA_DIR", str(folder / "nowhere"))
     path = folder / "arrays" / "mnist-3.0.1" / "image-00000.bin"
     size = path.stat().st_size
@@ -254,7 +254,7 @@ def test_a_truncated_array_is_made_again_from_what_tfds_kept(prepared, monkeypat
 
 @pytest.mark.slow
 def test_fashion_mnist_after_mnist_is_not_mnist(prepared, monkeypatch):
-    # Their files are named alike, and TFDS would take what it unpacked for the first.
+    # Their files have the same names, and TFDS would reuse the unpacked files of the first.
     originals = _originals_or_skip("fashion_mnist")
     monkeypatch.setenv("ZOO_CACHE_DIR", str(prepared[0]))
     fashion = zoo.data.load("fashion_mnist")

@@ -1,4 +1,4 @@
-"""Tokenizers: what is lossless, what is the same every time, and that damage is never loaded."""
+"""Tokenizers: lossless kinds, determinism, normalization and streams."""
 
 import itertools
 import pickle
@@ -21,7 +21,7 @@ PERSIAN = "می\u200cخواهم به خانه بروم و کتاب\u200cها ر�
 
 
 def _text(words=1500, seed=1):
-    """Words of both languages and of none, in lines."""
+    """Lines of English, Persian and random words."""
     draw = random.Random(seed)
     made_up = ["".join(draw.choices(("ba", "ki", "lo", "mun", "ter"), k=3)) for _ in range(300)]
     vocabulary = (ENGLISH + " " + PERSIAN).split() * 8 + made_up
@@ -30,8 +30,8 @@ def _text(words=1500, seed=1):
     )
 
 
-# What has broken tokenizers: names of special tokens, what libraries use inside, white space of
-# all sorts, what is not composed, and what is no character.
+# Text that has broken tokenizers: names of special tokens, internal characters of libraries, all
+# kinds of white space, decomposed characters and surrogates.
 ODD = [
     *SPECIAL, "</s>", "<s>", "<0x41>", "<0x0A>", "[UNK]", "[CLS]", "##", "##a", "Ġ", "Ċ", "▁",
     "▁▁", "\u2585", "\u2047", "\ufffd", "\ufeff", "\u200b", "\u200c", "\u200d", "\u2060",
@@ -67,12 +67,12 @@ def trained():
 
 
 def _with(tokenizer, normalization):
-    """The same tokens after another normalization."""
+    """Returns a tokenizer with the same tokens and another normalization."""
     _, (kind, _, payload, trained_on) = tokenizer.__reduce__()
     return Tokenizer(kind, normalization, payload, trained_on)
 
 
-# --- what text becomes, and what becomes of it --------------------------------------------------
+# --- encoding and decoding ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,7 +100,7 @@ def test_lossless_kinds_give_every_text_back(trained, kind, normalization):
         ids = tokenizer.encode(text)
         assert (ids.dtype, ids.ndim) == (np.int32, 1)
         assert tokenizer.decode(ids, skip_special=False) == expected, repr(text)
-        # A special token would be skipped here, and count no bytes.
+        # A special token would be omitted here and have no bytes.
         assert tokenizer.decode(ids) == expected
         assert tokenizer.token_bytes[ids].sum() == len(expected.encode())
         assert ids.min(initial=6) >= 6
@@ -134,7 +134,7 @@ def test_the_byte_kind_keeps_bytes_that_are_no_text(trained):
     assert (ids.dtype, ids.tolist()) == (np.int32, [6 + byte for byte in data])
     assert trained["byte"].decode_bytes(ids) == data
     assert trained["byte"].decode(ids[:256]) == bytes(range(256)).decode("utf-8", "replace")
-    with pytest.raises(UsageError, match="Only a 'byte' tokenizer reads bytes, this one is 'bpe'"):
+    with pytest.raises(UsageError, match="Only a 'byte' tokenizer encodes bytes. Received: 'bpe'"):
         trained["bpe"].encode_bytes(data)
 
 
@@ -149,7 +149,7 @@ def test_characters():
     tokenizer = train("character", ["abracadabra\n", "😀"])
     assert tokenizer.tokens(range(6, tokenizer.vocabulary_size)) == list("\nabcdr😀")
     assert tokenizer.encode("cab\n😀").tolist() == [9, 7, 8, 6, 12]
-    # Unknown ones between, before and behind the known ones, and beyond the last.
+    # Unknown characters with codes before, between and after the known ones.
     assert tokenizer.encode("ax\0é漢\U0010ffff").tolist() == [7, 1, 1, 1, 1, 1]
     assert tokenizer.decode([7, 1, 8]) == "ab"
     assert tokenizer.decode([7, 1, 8], skip_special=False) == "a<unk>b"
@@ -169,7 +169,7 @@ def test_words():
     ]  # fmt: skip
     assert tokenizer.decode(ids) == "the cat don't\nsay می\u200cخواهم a. b « x»"
     assert tokenizer.starts_word.all()
-    # The most frequent ones are kept, and of equals the first of the alphabet.
+    # The most frequent characters, and of equally frequent ones the first.
     few = train("word", ["b a c c\n"], 9)
     assert few.tokens(range(6, 9)) == ["c", "\n", "a"]
 
@@ -234,7 +234,7 @@ def test_normalizations():
     assert normalize("e\u0301ﬁ\n", "NFC") == "éﬁ\n"
     assert normalize("e\u0301ﬁ\n", "NFKC") == "éfi\n"
     assert normalize("e\u0301ﬁ\n", "none") == "e\u0301ﬁ\n"
-    # Yeh with a hamza is a letter of its own; ZWNJ, tatweel, digits and harakat stay.
+    # Yeh with hamza is another letter; ZWNJ, tatweel, digits and harakat stay.
     assert normalize("علي كتاب على ي\u0654 می\u200cروم ـ ٣ كِ", "persian") == (
         "علی کتاب علی ئ می\u200cروم ـ ٣ کِ"
     )
@@ -266,15 +266,15 @@ def test_encode_normalizes_as_training_did():
 def test_long_text_is_cut_where_tokens_end(kind, monkeypatch):
     draw = random.Random(3)
     harmless = [s for s in ODD if len(s) < 20 and not s.isspace()] + ENGLISH.split()
-    # White space to Python, and a mark like any other to the patterns of words.
+    # White space for Python, punctuation for the patterns of words.
     harmless += ["!\x1c?", ".\x1f\x1d,"] * 20
     between = (" ", " ", "\n", "  ", "    ", "\n\n\n", " \n", "\t ", "\u3000 ")
     text = "".join(draw.choice(harmless) + draw.choice(between) for _ in range(800))
     text = normalize(text, "NFC")
-    # Trained on it, so that there are tokens of several spaces and marks.
+    # The training text gives tokens of several spaces and marks.
     tokenizer = train(kind, [text] * 3, SIZES[kind] and 600)
     whole = tokenizer.encode(text)
-    monkeypatch.setattr(tokenizers, "PIECE", 45)
+    monkeypatch.setattr(tokenizers, "PIECE_LENGTH", 45)
     pieces = list(tokenizers.cut(text))
     assert "".join(pieces) == text
     assert len(pieces) > 60
@@ -284,7 +284,7 @@ def test_long_text_is_cut_where_tokens_end(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", [*LOSSLESS, "character"])
 def test_text_without_a_place_to_cut_is_lossless(trained, kind, monkeypatch):
-    monkeypatch.setattr(tokenizers, "PIECE", 10)
+    monkeypatch.setattr(tokenizers, "PIECE_LENGTH", 10)
     texts = ["the" * 40, " " * 95, "\n \n" * 15, "▁" * 33, "می\u200cخواهم" * 9, " a" + " " * 30]
     tokenizer = train("character", texts) if kind == "character" else trained[kind]
     for text in texts:
@@ -304,8 +304,8 @@ def test_an_endless_line_is_no_trouble(trained, kind):
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_documents_come_in_order_as_encode_gives_them(trained, kind, workers, monkeypatch):
-    monkeypatch.setattr(tokenizers, "PIECE", 300)
-    monkeypatch.setattr(tokenizers, "_JOB", 500)
+    monkeypatch.setattr(tokenizers, "PIECE_LENGTH", 300)
+    monkeypatch.setattr(tokenizers, "_JOB_LENGTH", 500)
     documents = [_text(n, n) for n in (1, 300, 2, 5, 40, 3, 900)] + STRINGS[:60] + [""]
     documents[2:2] = ["", ""]
     encoded = list(trained[kind].encode_documents(iter(documents), workers))
@@ -326,12 +326,12 @@ def test_documents_are_encoded_at_the_same_time(trained, kind, monkeypatch):
         return encode(pieces)
 
     monkeypatch.setattr(vocabulary, "encode", encode_together)
-    monkeypatch.setattr(tokenizers, "_JOB", 10)
+    monkeypatch.setattr(tokenizers, "_JOB_LENGTH", 10)
     assert len(list(tokenizer.encode_documents(["a long document"] * 9, workers=3))) == 9
 
 
 def test_an_endless_stream_is_read_as_it_is_needed(trained, monkeypatch):
-    monkeypatch.setattr(tokenizers, "_JOB", 100)
+    monkeypatch.setattr(tokenizers, "_JOB_LENGTH", 100)
     before = threading.active_count()
     read = itertools.count()
     stream = trained["bpe"].encode_documents((f"document {next(read)}" for _ in read), workers=2)

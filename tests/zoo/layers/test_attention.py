@@ -1,4 +1,4 @@
-"""Attention equals its plain twin, its equation, and looks where it may."""
+"""Attention equals its reference, and masks positions."""
 
 import keras
 import numpy as np
@@ -21,14 +21,14 @@ def test_equals_its_twin_and_so_do_its_gradients(groups, sources):
     inputs = *inputs, random(2, sources, groups, 6, seed=2)
     allowed = np.random.default_rng(3).random((2, 1, 5, sources)) < 0.6
     bias = tf.constant(np.where(allowed, 0.0, MASKED).astype("float32"))
-    found = []
+    results = []
     for function in (attend, reference_attend):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             out = function(*inputs, bias)
             loss = tf.reduce_sum(out**3)
-        found.append((out, tape.gradient(loss, inputs)))
-    for a, b in zip(tf.nest.flatten(found[0]), tf.nest.flatten(found[1]), strict=True):
+        results.append((out, tape.gradient(loss, inputs)))
+    for a, b in zip(tf.nest.flatten(results[0]), tf.nest.flatten(results[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -46,7 +46,7 @@ def test_mask_keeps_to_the_segment_and_to_the_past():
     assert both[3].tolist() == [False, False, True, True, False, False]
     causal = mask_bias(segments, causal=True)[0, 0].numpy() == 0
     assert (causal == (both & np.tri(6, dtype=bool))).all()
-    # One side's segments against the other's, as an encoder-decoder needs.
+    # Segments of queries and keys differ, as in an encoder-decoder.
     cross = mask_bias(tf.constant([[1, 1]]), segments)[0, 0].numpy() == 0
     assert cross.tolist() == [[True, True, False, False, False, False]] * 2
 
@@ -93,10 +93,10 @@ def test_block_sees_nothing_of_later_positions_nor_other_documents(settings):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_heads": 3}, "hidden_dim is a multiple of num_heads"),
+        ({"num_heads": 3}, "hidden_dim must be a multiple of num_heads"),
         ({"num_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads=3"),
         ({"num_heads": 4, "activation": "tanh"}, "gelu_tanh"),
-        ({"num_heads": 4, "norm": "batch"}, "norm is one of layer, rms"),
+        ({"num_heads": 4, "norm": "batch"}, "norm must be one of layer, rms"),
     ],
 )
 def test_wrong_sizes_are_named(arguments, words):
@@ -115,5 +115,5 @@ def test_rows_are_replaced_without_xla_too(count, first, jit, xla, monkeypatch):
     for compiles in (True, False):
         monkeypatch.setattr("zoo.layers.xla.compiles", lambda compiles=compiles: compiles)
         write = tf.function(write_rows, jit_compile=jit, autograph=False)
-        found = write(tf.constant(rows), tf.constant(new), tf.constant(first))
-        np.testing.assert_array_equal(found, right)
+        actual = write(tf.constant(rows), tf.constant(new), tf.constant(first))
+        np.testing.assert_array_equal(actual, right)

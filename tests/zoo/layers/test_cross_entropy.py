@@ -1,4 +1,4 @@
-"""The chunked loss equals Keras' own, its gradients too, and holds less memory."""
+"""The chunked loss and its gradients equal Keras', with less memory."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def gradients(function, hidden, kernel, bias):
     with tf.GradientTape() as tape:
         tape.watch(sources)
         loss, *rest = function()
-        scaled = 0.37 * loss  # the factor that is known only later
+        scaled = 0.37 * loss  # a factor after the forward pass
     return loss, rest, tape.gradient(scaled, sources)
 
 
@@ -64,10 +64,10 @@ def test_of_equally_probable_tokens_one_is_right():
     hidden, kernel = tf.zeros((6, 4)), tf.ones((3, 4))
     targets = tf.constant([0, 1, 2, 0, 1, 2])
     for chunk in (0, 4):
-        found = linear_cross_entropy(
+        result = linear_cross_entropy(
             hidden, kernel, None, targets, tf.ones(6), chunk, gradients=False
         )
-        np.testing.assert_array_equal(found[2], [1, 0, 0, 1, 0, 0])
+        np.testing.assert_array_equal(result[2], [1, 0, 0, 1, 0, 0])
 
 
 def test_large_logits_stay_finite():
@@ -91,20 +91,20 @@ def test_in_bfloat16_the_sums_are_float32():
 
 
 def test_in_float16_a_large_vocabulary_gives_finite_gradients():
-    """Its size is beyond the type's largest number."""
+    """The total exceeds the largest float16."""
     generator = np.random.default_rng(0)
     hidden = tf.Variable(generator.normal(size=(3, 4)).astype("float16"))
     kernel = tf.Variable(0.1 * generator.normal(size=(70_000, 4)).astype("float16"))
     targets, weights = tf.constant([1, 2, 3]), tf.ones(3)
 
-    def found(dtype):
+    def computed(dtype):
         x, y = tf.cast(hidden, dtype), tf.cast(kernel, dtype)
         with tf.GradientTape() as tape:
             tape.watch((x, y))
             loss = linear_cross_entropy(x, y, None, targets, weights, 2)[0]
         return [loss, *tape.gradient(loss, (x, y))]
 
-    for a, b in zip(found("float16"), found("float32"), strict=True):
+    for a, b in zip(computed("float16"), computed("float32"), strict=True):
         np.testing.assert_allclose(tf.cast(a, tf.float32), b, rtol=0.02, atol=2e-3)
 
 
@@ -145,14 +145,14 @@ def step(positions, vocabulary):
     @tf.function
     def gradients():
         with tf.GradientTape() as tape:
-            found = linear_cross_entropy(
+            result = linear_cross_entropy(
                 hidden.value(), kernel.value(), None, targets, weights, chunk
             )
-        return tape.gradient(found[0], [hidden, kernel])
+        return tape.gradient(result[0], [hidden, kernel])
 
     gradients()
 
-step(4096, 64)  # what TensorFlow takes for itself, and for a graph of so many chunks
+step(4096, 64)  # memory of TensorFlow and of a graph of this size
 before = peak()
 step(4096, 16384)
 print(int(peak() - before))
@@ -161,7 +161,7 @@ print(int(peak() - before))
 
 @pytest.mark.slow
 def test_peak_memory_falls():
-    """All logits of the problem are 256 MiB in float32, those of a chunk 8."""
+    """The logits of all positions take 256 MiB in float32, those of a chunk 8 MiB."""
 
     def peak(chunk):
         command = [sys.executable, "-c", MEMORY, str(chunk)]
@@ -169,5 +169,5 @@ def test_peak_memory_falls():
 
     whole, chunked = peak(0), peak(128)
     print(f"peak above start: {whole} MiB whole, {chunked} MiB in chunks")
-    assert whole > 256  # or nothing was measured
+    assert whole > 256  # otherwise nothing was measured
     assert chunked < 0.35 * whole

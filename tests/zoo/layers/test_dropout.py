@@ -1,4 +1,4 @@
-"""Dropout by bytes is dropout."""
+"""Dropout by random bytes."""
 
 import keras
 import numpy as np
@@ -18,7 +18,7 @@ def test_rate_and_mean(rate):
 
 
 def test_elements_are_dropped_independently():
-    """Neighbours share a random word; they must not share their fate."""
+    """Neighbors share a random integer, but must be independent."""
     dropped = Dropout(0.5, seed=1)(tf.ones((400_000,)), training=True).numpy() == 0
     for gap in (1, 2, 3, 4, 8):
         both = (dropped[gap:] & dropped[:-gap]).mean()
@@ -83,14 +83,14 @@ def test_saves_and_loads(tmp_path):
 
 
 class Noise(keras.layers.Layer):
-    """Draws without a generator of its own."""
+    """Uses random numbers without a seed generator."""
 
     def call(self, x, training=None):
         return x + keras.random.normal(keras.ops.shape(x)) if training else x
 
 
 def test_numbers_drawn_without_a_seed_differ_from_update_to_update():
-    """And in each micro-batch, whatever was drawn before: a resumed run draws the same."""
+    """Also per micro-batch, and independent of earlier random numbers, as a resume needs."""
     from trainers.train.step import TrainStep
     from zoo.tasks.image_classification import ImageClassification
 
@@ -110,11 +110,11 @@ def test_numbers_drawn_without_a_seed_differ_from_update_to_update():
                 "loss"
             ]
 
-        found = []
+        losses = []
         for number in (0, 1):
             step.count.assign(number)
-            found += [float(loss(tf.constant(micro_batch))) for micro_batch in (0, 1)]
-        return found
+            losses += [float(loss(tf.constant(micro_batch))) for micro_batch in (0, 1)]
+        return losses
 
     first = losses()
     keras.random.normal((3,))

@@ -448,10 +448,10 @@ def test_a_recipe_that_does_not_fit_the_prepared_data_is_refused(prepared, tmp_p
     from zoo.registry import load_data
 
     for change, message in (
-        ({"packing": "stream"}, "prepared with data.packing=best_fit"),
-        ({"sequence_length": 64}, "prepared with data.sequence_length=32"),
-        ({"tokenizer": "byte"}, "data.tokenizer=bpe takes it"),
-        ({"source": f"prepared:{tmp_path}"}, "has finished"),
+        ({"packing": "stream"}, "data.packing must be best_fit"),
+        ({"sequence_length": 64}, "data.sequence_length must be 32"),
+        ({"tokenizer": "byte"}, "data.tokenizer must be 'bpe'"),
+        ({"source": f"prepared:{tmp_path}"}, "a finished `zoo prepare"),
     ):
         with pytest.raises(UsageError, match=message):
             load_data(
@@ -472,7 +472,7 @@ def test_other_records_are_reported_in_one_line(prepared, tmp_path):
         load_data({**data, "packing": "best_fit"}, {"name": "clm"})
     about = json.loads((out / "prepared.json").read_text())
     (out / "prepared.json").write_text(json.dumps({**about, "records": {"../records": ""}}))
-    with pytest.raises(RunError, match="prepared.json is damaged: a split is named '../records'"):
+    with pytest.raises(RunError, match="prepared.json is damaged: unknown split '../records'"):
         load_data(data, {"name": "clm"})
 
 
@@ -485,7 +485,7 @@ def test_a_stream_is_read_with_any_sequence_length(site, tmp_path):
     dataset = load_data(data, {"name": "clm"})
     assert dataset.splits["train"]["tokens"].shape[1] == 49
     for length in (1, 0, -3):
-        with pytest.raises(UsageError, match="sequence_length is at least 2"):
+        with pytest.raises(UsageError, match="sequence_length must be at least 2"):
             load_data({**data, "sequence_length": length}, {"name": "clm"})
 
 

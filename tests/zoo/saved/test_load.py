@@ -19,7 +19,7 @@ import sys, zoo
 models = [zoo.load(folder) for folder in sys.argv[1:]]
 from tests.zoo.saved.test_load import write_outputs
 for folder, model in zip(sys.argv[1:], models):
-    write_outputs(folder, model, "found")
+    write_outputs(folder, model, "outputs")
 """
 
 
@@ -27,8 +27,8 @@ def write_outputs(folder, model, name):
     import keras
 
     row = registry.entry(str(folder).rpartition("/")[2].rpartition("-")[0])
-    found = keras.tree.flatten(_outputs(model, row, _batch(row)))
-    np.savez(f"{folder}/{name}.npz", *(np.asarray(x, "float32") for x in found))
+    outputs = keras.tree.flatten(_outputs(model, row, _batch(row)))
+    np.savez(f"{folder}/{name}.npz", *(np.asarray(x, "float32") for x in outputs))
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_every_family_opens_in_another_process(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in folders:
-        with np.load(folder / "expected.npz") as a, np.load(folder / "found.npz") as b:
+        with np.load(folder / "expected.npz") as a, np.load(folder / "outputs.npz") as b:
             assert a.files == b.files
             for name in a.files:
                 np.testing.assert_array_equal(a[name], b[name], err_msg=str(folder))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from zoo.data.arrays import npz
-from zoo.data.arrays.pictures import Unreadable, decode
+from zoo.data.arrays.images import Unreadable, decode
 from zoo.data.text import tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.errors import RunError
@@ -20,7 +20,7 @@ from zoo.models.convert import safetensors as convert_safetensors
 from zoo.storage import bounds, disk, records
 from zoo.storage.arrays import open_npz
 
-BOMB = "its data take .* at most 100 times what they are stored in"
+BOMB = "stored bytes expand to .* at most 100 times"
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_a_document_has_to_fit_in_memory(tmp_path, little_memory):
 
 
 def test_a_line_has_a_longest_length(tmp_path, monkeypatch):
-    monkeypatch.setattr("zoo.data.text.corpus_readers.LONGEST_LINE", 1000)
+    monkeypatch.setattr("zoo.data.text.corpus_readers.MAX_LINE_BYTES", 1000)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "' + "a" * 1000 + '"}\n')
     with pytest.raises(RunError, match="line 2 is longer than"):
         load_corpus(f"text:{tmp_path}/a.jsonl")
@@ -148,7 +148,7 @@ def test_archives_of_many_members(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", **{f"x{i}": np.zeros(1) for i in range(8)})
     with open_npz(tmp_path / "a.npz") as arrays:
         assert len(arrays) == 8
-    monkeypatch.setattr(bounds, "MOST_MEMBERS", 7)
+    monkeypatch.setattr(bounds, "MAX_MEMBERS", 7)
     with pytest.raises(RunError, match="a.npz cannot be read: it has more than 7 members"):
         open_npz(tmp_path / "a.npz").__enter__()
 
@@ -255,7 +255,7 @@ def _links(file):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(_zeros, BOMB), (_declared, BOMB), (_links, "'other' in it is a link")]
+    ("change", "words"), [(_zeros, BOMB), (_declared, BOMB), (_links, "its item 'other' is a link")]
 )
 def test_weights_that_expand(saved, tmp_path, change, words):
     from zoo.saved.model import open_model
@@ -274,7 +274,7 @@ def test_groups_nested_in_groups(saved, tmp_path):
             file = file.create_group("a")
 
     path = _with_h5(saved, tmp_path / "a.keras", nested)
-    with pytest.raises(RunError, match="its groups are nested 200 times and more"):
+    with pytest.raises(RunError, match="its groups are nested more than 200 deep"):
         open_model(path)
 
 

@@ -131,17 +131,17 @@ def test_a_file_that_becomes_a_pipe_while_it_is_opened_does_not_hang(folder, mon
     path = folder / "x"
     os.mkfifo(path)
     monkeypatch.setattr(disk.os, "stat", lambda *_, **__: os.stat_result((stat.S_IFREG, *[0] * 9)))
-    found = []
+    replaced = []
 
     def read():
         with pytest.raises(RunError, match="named pipe"):
             disk.open_file(path)
-        found.append(True)
+        replaced.append(True)
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     thread.join(5)
-    assert found
+    assert replaced
 
 
 def test_a_link_to_a_file_is_read(folder, foreign):
@@ -203,5 +203,5 @@ def _opens(source: str):
 def test_files_are_opened_in_one_place():
     root = Path(disk.__file__).parents[2]
     files = [path for part in ("zoo", "trainers") for path in sorted((root / part).rglob("*.py"))]
-    found = {str(path.relative_to(root)) for path in files if list(_opens(path.read_text()))}
-    assert found - OPEN_BY_HAND.keys() == set(), "use zoo.storage.disk"
+    openers = {str(path.relative_to(root)) for path in files if list(_opens(path.read_text()))}
+    assert openers - OPEN_BY_HAND.keys() == set(), "use zoo.storage.disk"

@@ -50,11 +50,13 @@ def test_other_kinds(folder, tmp_path):
     (folder / "config.json").write_text(
         '{"module": "keras_hub.src.x", "class_name": "GPT2Backbone", "config": {}}'
     )
-    with pytest.raises(UsageError, match=r"preset of KerasHub \(GPT2Backbone\).*=keras_hub:/"):
+    with pytest.raises(UsageError, match=r"KerasHub preset \(GPT2Backbone\).*=keras_hub:/"):
         read_config(folder)
     (folder / "config.json").unlink()
     (folder / "prepared.json").write_text("{}")
-    with pytest.raises(UsageError, match="is a folder of `zoo prepare`.*data.source=prepared:/"):
+    with pytest.raises(
+        UsageError, match="is an output folder of `zoo prepare`.*data.source=prepared:/"
+    ):
         read_config(folder)
     (folder / "prepared.json").rename(folder / "saved_model.pb")
     with pytest.raises(UsageError, match="is a SavedModel, not a work directory"):
@@ -63,7 +65,7 @@ def test_other_kinds(folder, tmp_path):
     file.touch()
     with pytest.raises(UsageError, match="is a .keras file, not a work directory"):
         read_config(file)
-    with pytest.raises(UsageError, match="is a file, not a work directory: give the folder"):
+    with pytest.raises(UsageError, match="is a file, not a work directory: name a folder"):
         read_config(folder / "saved_model.pb")
     refuse_foreign(tmp_path)
 
@@ -81,7 +83,7 @@ def test_a_config_of_another_program(words, folder, zoo_command, tmp_path, monke
     (folder / "config.json").write_text('{"name": "my-app", "version": 1}')
     answer = zoo_command(*words.format(folder).split())
     assert answer.status == 2
-    assert "config.json of another program (it holds 'name', 'version')" in answer.one_line()
+    assert "config.json of another program (with keys 'name', 'version')" in answer.one_line()
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
@@ -89,7 +91,9 @@ def test_a_config_of_another_program(words, folder, zoo_command, tmp_path, monke
 def test_what_lies_there_is_said(words, folder, zoo_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = f"{folder} is not a work directory: it has no config.json. "
-    assert f"{line}Nothing lies there." in zoo_command(*words.format(folder).split()).one_line()
+    assert (
+        f"{line}The path does not exist." in zoo_command(*words.format(folder).split()).one_line()
+    )
     folder.mkdir()
     assert f"{line}It is an empty folder." in zoo_command(*words.format(folder).split()).one_line()
     for name in "abcdefg":

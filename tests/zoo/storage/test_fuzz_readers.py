@@ -25,7 +25,7 @@ import pytest
 from trainers.report import page as report
 from trainers.run import checkpoint, workdir
 from zoo.data import sources
-from zoo.data.arrays import npz, pictures
+from zoo.data.arrays import images, npz
 from zoo.data.text import corpora, tokenizers
 from zoo.errors import RunError, UsageError
 from zoo.models.convert import published as convert
@@ -142,8 +142,8 @@ def read_corpus(form):
 
 
 def read_records(path):
-    found = records.open_records(path.parent)
-    return [array[:2] for array in found.arrays.values()]
+    opened = records.open_records(path.parent)
+    return [array[:2] for array in opened.arrays.values()]
 
 
 def read_tensors(path):
@@ -158,8 +158,8 @@ def read_tokenizer(path):
 
 def read_image(path):
     try:
-        return pictures.decode(path, (4, 4, 3))
-    except pictures.Unreadable as error:
+        return images.decode(path, (4, 4, 3))
+    except images.Unreadable as error:
         raise RunError(str(error)) from None
 
 
@@ -403,6 +403,6 @@ def test_folders_of_images_and_text_leave_out_what_is_no_file(valid, tmp_path, c
             make(tmp_path / "images" / name / f"{kind}.png")
             make(tmp_path / "images" / name / f"{kind}.txt")
     with limited(SECONDS):
-        found = sources.load(f"folder:{tmp_path}/images", image_size=(4, 4))
+        dataset = sources.load(f"folder:{tmp_path}/images", image_size=(4, 4))
         corpora.load_corpus(f"text:{tmp_path}/images")
-    assert len(found.splits["train"]["label"]) == 2
+    assert len(dataset.splits["train"]["label"]) == 2

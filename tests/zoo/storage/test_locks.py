@@ -120,8 +120,8 @@ def test_one_at_a_time_waits_says_so_and_gives_up(tmp_path, monkeypatch, capsys)
     assert sorted(inside[::2]) == [0, 1, 2]
     assert not capsys.readouterr().err
 
-    monkeypatch.setattr(locks, "_SILENTLY", 0.05)
-    monkeypatch.setattr(locks, "_AT_MOST", 0.05)
+    monkeypatch.setattr(locks, "_SILENT_TIMEOUT", 0.05)
+    monkeypatch.setattr(locks, "_TIMEOUT", 0.05)
     first, second = (locks.one_at_a_time(tmp_path / "made") for _ in range(2))
     words = f"still works on {tmp_path}/made .process {os.getpid()}"
     with first, pytest.raises(RunError, match=words), second:

@@ -103,10 +103,10 @@ def test_any_rows_in_any_shards_come_back(tmp_path, seed):
 def test_a_row_that_is_not_there_is_an_index_error(tmp_path, shard_bytes):
     array = open_records(write(tmp_path / "made", shard_bytes=shard_bytes)).arrays["tokens"]
     for index in (100, -101, [0, 100], [[-101]], 2**40):
-        with pytest.raises(IndexError, match="is not among 100 rows"):
+        with pytest.raises(IndexError, match="is out of bounds for 100 rows"):
             array[index]
     for index in ((0, 1), 1.0, [True] * 100, "label", None):
-        with pytest.raises(IndexError, match="Rows are found by their numbers"):
+        with pytest.raises(IndexError, match="Rows are indexed by integers"):
             array[index]
     assert len(list(array)) == 100
 
@@ -141,8 +141,8 @@ def test_a_shard_is_what_the_manifest_and_numpy_say(tmp_path):
     assert [len(manifest["arrays"][name]["sha256"]) for name in LAYOUT] == [7, 5]
     data = (folder / "tokens-00001.bin").read_bytes()
     assert manifest["arrays"]["tokens"]["sha256"][1] == hashlib.sha256(data).hexdigest()
-    found = np.fromfile(folder / "tokens-00001.bin", "<u2").reshape(-1, 5)
-    np.testing.assert_array_equal(found, rows()["tokens"][16:32])
+    stored = np.fromfile(folder / "tokens-00001.bin", "<u2").reshape(-1, 5)
+    np.testing.assert_array_equal(stored, rows()["tokens"][16:32])
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
@@ -156,7 +156,7 @@ def test_metadata_comes_back_and_the_fingerprint_tells_any_change(tmp_path):
             [{}, {"metadata": {}}, {"seed": 1}, {"count": 99}, {"shard_bytes": 80}], start=1
         )
     ]
-    prints = [found.fingerprint for found in (made, *others)]
+    prints = [records.fingerprint for records in (made, *others)]
     assert len(set(prints)) == len(prints)
     assert open_records(write(tmp_path / "again", metadata=metadata)).fingerprint == prints[0]
 
@@ -179,11 +179,11 @@ def test_memory_stays_constant(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tokens": None}, "take tokens, label. Received: label"),
+        ({"tokens": None}, "need arrays tokens, label. Received: label"),
         ({"more": np.zeros(100)}, "Received: tokens, label, more"),
         ({"label": np.arange(99)}, "tokens 100, label 99"),
         ({"tokens": np.zeros((100, 4), "u2")}, r"rows of \(5,\) uint16. Received: .*\(100, 4\)"),
-        ({"label": np.int64(3)}, r"'label' takes rows of \(\) int64"),
+        ({"label": np.int64(3)}, r"'label' needs rows of \(\) int64"),
         ({"label": np.zeros(100)}, "Received: float64"),
         ({"tokens": np.full((100, 5), 65_536)}, "values 65536 … 65536"),
         ({"tokens": np.full((100, 5), -1)}, "values -1 … -1"),
@@ -203,12 +203,12 @@ def test_rows_that_do_not_fit_are_refused_whole(tmp_path, given, words):
 @pytest.mark.parametrize(
     ("arrays", "metadata", "words"),
     [
-        ({}, None, "need an array"),
-        ({"a/b": ((), "i4")}, None, "must be a Python name. Received: 'a/b'"),
+        ({}, None, "need at least one array"),
+        ({"a/b": ((), "i4")}, None, "must be a Python identifier. Received: 'a/b'"),
         ({"x": ((), object)}, None, "plain NumPy types. Received: object for 'x'"),
         ({"x": ((), [("a", "i4")])}, None, "plain NumPy types"),
-        ({"x": ((3, 0), "i4")}, None, r"must hold something. Received: \(3, 0\)"),
-        ({"x": ((), "S0")}, None, "must hold something"),
+        ({"x": ((3, 0), "i4")}, None, r"must not be empty. Received: \(3, 0\)"),
+        ({"x": ((), "S0")}, None, "must not be empty"),
         ({"x": ((), "i4")}, {"a": {1}}, "must be JSON"),
         ({"x": ((), "i4")}, {"a": float("nan")}, "must be JSON"),
     ],
@@ -221,7 +221,10 @@ def test_a_layout_that_cannot_be_written_is_refused(tmp_path, arrays, metadata, 
 def test_nothing_is_left_of_a_block_that_fails(tmp_path):
     with pytest.raises(RunError, match="No rows were written"):
         write(tmp_path / "a", count=0)
-    with pytest.raises(UsageError, match="take tokens"), RecordWriter(tmp_path / "a", LAYOUT) as w:
+    with (
+        pytest.raises(UsageError, match="need arrays tokens"),
+        RecordWriter(tmp_path / "a", LAYOUT) as w,
+    ):
         w.append(nothing=w.append(**rows()))
     assert names(tmp_path) == []
 
@@ -271,10 +274,10 @@ SHARD, END, JSON = "tokens-00003.bin", "label-00004.bin", "manifest.json"
 @pytest.mark.parametrize(
     ("damage", "name", "words"),
     [
-        (lambda f: change(f / SHARD, lambda b: b[:-1]), SHARD, "has 159 bytes of 160"),
-        (lambda f: change(f / SHARD, lambda b: b + b"x"), SHARD, "has 161 bytes of 160"),
-        (lambda f: change(f / SHARD, lambda b: b""), SHARD, "has 0 bytes of 160"),
-        (lambda f: change(f / END, lambda b: b + b), END, "has 320 bytes of 160"),
+        (lambda f: change(f / SHARD, lambda b: b[:-1]), SHARD, "has 159 bytes instead of 160"),
+        (lambda f: change(f / SHARD, lambda b: b + b"x"), SHARD, "has 161 bytes instead of 160"),
+        (lambda f: change(f / SHARD, lambda b: b""), SHARD, "has 0 bytes instead of 160"),
+        (lambda f: change(f / END, lambda b: b + b), END, "has 320 bytes instead of 160"),
         (lambda f: (f / SHARD).unlink(), SHARD, "is missing"),
         (lambda f: (f / END).unlink(), END, "is missing"),
         (lambda f: shutil.copy(f / SHARD, f / "tokens-00007.bin"), "tokens-00007.bin", "not bel"),
@@ -286,7 +289,7 @@ SHARD, END, JSON = "tokens-00003.bin", "label-00004.bin", "manifest.json"
         (lambda f: change(f / JSON, lambda b: b'{"format": 2}'), JSON, "is damaged"),
         (lambda f: change(f / JSON, lambda b: b"[" * 10**5), JSON, "is damaged"),
         (lambda f: edit(f / JSON, '"format": 2', '"format": 3'), JSON, "has format 3"),
-        (lambda f: edit(f / JSON, '"format": 2', '"format": 1'), JSON, "this version reads 2"),
+        (lambda f: edit(f / JSON, '"format": 2', '"format": 1'), JSON, "has format 1 instead of 2"),
         (lambda f: edit(f / JSON, '"<u2"', '"<i2"'), JSON, "is damaged"),
         (lambda f: edit(f / JSON, '"test"', '"tost"'), JSON, "is damaged"),
         (lambda f: edit(f / JSON, '"rows": 100', '"rows": 99'), JSON, "is damaged"),
@@ -300,7 +303,7 @@ def test_damage_is_named_and_the_way_out_too(tmp_path, damage, name, words, veri
         open_records(folder, verify=verify)
     message = str(caught.value)
     assert message.startswith(f"{folder / name} ")
-    assert message.endswith(f": delete the folder {folder}; it is made again.")
+    assert message.endswith(f": delete the folder {folder} to create it again.")
     assert "\n" not in message
 
 
@@ -338,7 +341,7 @@ def test_a_manifest_that_was_made_up_is_refused(tmp_path, dtype):
 
 
 def test_no_folder_is_a_wrong_request(tmp_path):
-    with pytest.raises(UsageError, match=f"There is no folder {tmp_path}/nowhere"):
+    with pytest.raises(UsageError, match=f"{tmp_path}/nowhere is not a folder"):
         open_records(tmp_path / "nowhere")
 
 
@@ -392,11 +395,11 @@ for moment in range(1000):
 
 
 def test_a_kill_at_any_moment_leaves_all_or_nothing(tmp_path):
-    *found, last = output(python(KILLED, tmp_path)).split()
+    *states, last = output(python(KILLED, tmp_path)).split()
     assert last == "end"
-    assert found == sorted(found)  # first nothing, from some moment on the whole
+    assert states == sorted(states)  # first nothing, from some moment on the whole
     # 12 shards, manifest, folder, rename, parent: nothing until the rename is done.
-    assert (found.count("nothing"), found.count("whole")) == (29, 3)
+    assert (states.count("nothing"), states.count("whole")) == (29, 3)
     assert names(tmp_path) == []
 
 

@@ -122,7 +122,9 @@ def test_a_run_whose_folder_another_takes_over_ends(
             workdir = words[1].removeprefix("--workdir=")
             run(recipe(), toys.token_data(), workdir=workdir, callbacks=[first])
 
-    with pytest.raises(remote.TakenOver, match="Another run works in ram://.*, so this one ends"):
+    with pytest.raises(
+        remote.TakenOver, match="Another run has started in ram://.*, so this run ends"
+    ):
         command()
     assert first.steps[-1] == 12  # where it had begun the next checkpoint but one
     assert_same_end(right.workdir, second[0].workdir)
@@ -409,7 +411,7 @@ def test_no_permission_is_one_line_before_the_first_step(run, bucket, tmp_path, 
 
     monkeypatch.setattr(tf.io.gfile, "copy", denied)
     seen = StopAt(1)
-    with pytest.raises(RunError, match=f"Cannot work in {bucket}/run: Error 403: no storage"):
+    with pytest.raises(RunError, match=f"Cannot access {bucket}/run: Error 403: no storage"):
         run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[seen])
 
 
@@ -423,7 +425,7 @@ def test_a_failure_while_it_trains_is_said_and_tried_again(bucket, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(tf.io.gfile, "copy", down)
         folder.push()
-    assert f"zoo: Cannot work in {bucket}/run: no network." in capsys.readouterr().err
+    assert f"zoo: Cannot access {bucket}/run: no network." in capsys.readouterr().err
     folder.push()
     assert files(f"{bucket}/run") == {"config.json"}
     (folder / "metrics.jsonl").write_text("{}")
@@ -456,8 +458,8 @@ def test_an_error_is_not_hidden_by_another(bucket, monkeypatch, capsys):
     ("name", "error", "said"),
     [
         ("nosuch://a/b", UsageError, "no file system for nosuch://"),
-        ("ram://", UsageError, "has a name"),
-        ("ram://a/../b", UsageError, "has a name"),
+        ("ram://", UsageError, "must name a folder"),
+        ("ram://a/../b", UsageError, "must name a folder"),
     ],
 )
 def test_addresses_that_are_none(name, error, said):

@@ -352,7 +352,11 @@ def test_data_that_do_not_fit_are_refused(model):
 
 @pytest.mark.parametrize(
     ("share", "words"),
-    [(0.0, r"lies in \(0, 1\]"), (-0.1, "is of type float, from 0"), (1.1, r"lies in \(0, 1\]")],
+    [
+        (0.0, r"lies in \(0, 1\]"),
+        (-0.1, "must be of type float from 0"),
+        (1.1, r"lies in \(0, 1\]"),
+    ],
 )
 def test_a_share_that_is_none_is_refused(share, words):
     with pytest.raises(UsageError, match=f"mask_share {words}"):

@@ -322,9 +322,9 @@ def test_pairs_that_are_too_long_are_left_out_or_cut_and_said(numbers, capsys):
         pairs = list(dataset.pairs[split]())
         fits = [max(len(text.split()) for text in pair) <= 5 for pair in pairs]
         long = fits.count(False)
-        done = "left out" if split == "train" else "cut"
+        action = "left out" if split == "train" else "truncated"
         line = f"zoo: {split}: {long} of {len(pairs)} pairs are longer than data.sequence_length=6"
-        assert f"{line} tokens and were {done}." in told
+        assert f"{line} tokens and were {action}." in told
         stored = sentences(dataset.tokenizer, arrays["target"])
         kept = [" ".join(target.split()[:5]) for _, target in pairs]
         if split == "train":
@@ -356,7 +356,7 @@ def test_one_language_is_refused(numbers, tmp_path):
 
 
 def test_another_packing_is_refused(numbers):
-    with pytest.raises(parallel.UsageError, match="data.packing is one of best_fit, none"):
+    with pytest.raises(parallel.UsageError, match="data.packing must be one of best_fit, none"):
         numbers(packing="stream")
 
 

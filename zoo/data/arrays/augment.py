@@ -1,8 +1,8 @@
-"""Random changes of training pictures by Keras' own layers, as a function of (seed, step, replica).
+"""Augmentation of training images by Keras' layers, as a function of (seed, step, replica).
 
-Keras' layers carry the state of their random numbers along, which no resumed run could find again;
-here each draw is a function of a key that the batch brings. So a resumed run sees the pictures that
-the uninterrupted one would have seen, and replicas draw pictures of their own.
+Keras' layers have random state, which a resumed run could not restore. Here all random numbers are
+a function of a key from the batch, so a resumed run gets the images of an uninterrupted run, and
+replicas get different random numbers.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from zoo.data.arrays.augmentations import check_channels
 
 
 class Augment:
-    """The changes of a recipe.
+    """Applies the augmentations of a recipe.
 
     Args:
-      amounts: from `zoo.data.arrays.augmentations.parse`.
+      amounts: result of `zoo.data.arrays.augmentations.parse`.
     """
 
     def __init__(self, amounts: dict[str, float]):
@@ -30,7 +30,7 @@ class Augment:
             elif name == "randaugment":
                 self.layers[name] = _rand_augment(amount, bright)
             elif name == "cutout":
-                # A factor of 1.0 alone would be a probability drawn between 0 and 1.
+                # A factor of 1.0 would be a probability drawn between 0 and 1.
                 self.layers[name] = keras.layers.RandomErasing(
                     factor=(1.0, 1.0), scale=(0.0, amount), fill_value=0.5, **bright
                 )
@@ -40,25 +40,25 @@ class Augment:
         for name, layer in self.layers.items():
             self.keys[name] = layer.generator = Key()
 
-    def __reduce__(self):  # Keras would pickle its layers without their keys
+    def __reduce__(self):  # Keras pickles layers without their generators
         return Augment, (self.amounts,)
 
     def __call__(self, image: tf.Tensor, label: tf.Tensor, uniform: Callable, weight=None):
-        """Changes a batch.
+        """Augments a batch.
 
         Args:
           image: (B, height, width, channels) float in [0, 1].
           label: (B,) integers.
-          uniform: as `zoo.tasks.base.Task.prepare` gets it.
-          weight: (B,) float, 0 for rows that are padding; None where no row is.
+          uniform: source of random numbers, see `zoo.tasks.base.Task.prepare`.
+          weight: (B,) float, 0 for padding rows; None if there are none.
 
         Returns:
-          `(image, other_label, share)`: with mixup, picture i counts `share[i]` of its own label
-          and the rest of `other_label[i]`; both are None without.
+          `(image, other_label, share)`. With mixup, label i has weight `share[i]` and
+          `other_label[i]` the rest; without mixup, both are None.
         """
         check_channels(self.amounts, image.shape[-1])
         numbers = uniform(8)
-        # Of the replica's first row: other rows, other numbers.
+        # The numbers of the first row differ per replica.
         key = tf.bitcast(tf.cast(numbers[0, 4:6] * 2.0**24, tf.uint32), tf.int32)
         other, share = None, None
         for turn, name in enumerate(self.amounts):
@@ -79,14 +79,14 @@ class Augment:
 
 
 def _real_partners(order: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
-    """Returns the partner of each row: real rows are permuted among themselves.
+    """Returns the mixup partner of each row, so that real rows are mixed with real rows only.
 
     Args:
-      order: (B,) int64, a random permutation of all rows; kept as it is where all are real.
-      real: (B,) bool.
+      order: (B,) int64, a random permutation of all rows; the result if no row is padding.
+      real: (B,) bool, False for padding.
 
     Returns:
-      (B,) int64; padding has itself.
+      (B,) int64; a padding row is its own partner.
     """
     padding_last = tf.argsort(tf.cast(~tf.gather(real, order), tf.int32), stable=True)
     among_real = tf.gather(order, padding_last)
@@ -95,13 +95,13 @@ def _real_partners(order: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
 
 
 class Key(keras.random.SeedGenerator):
-    """Stands where Keras wants a generator; its seeds follow from the key alone."""
+    """A seed generator without state, whose seeds are a function of a key."""
 
-    def __init__(self, key=None):  # of the parent's state there is none
+    def __init__(self, key=None):  # without the variable of the parent class
         self.start(key)
 
     def start(self, key: tf.Tensor) -> None:
-        """Sets the key, (2,) int32, of what is drawn until the next start."""
+        """Sets the key, (2,) int32, of the following seeds."""
         self.key, self.draws = key, 0
 
     def next(self, ordered=True):
@@ -110,32 +110,33 @@ class Key(keras.random.SeedGenerator):
 
 
 def _rand_augment(strength: float, bright: dict) -> keras.layers.RandAugment:
-    """Keras' layer, whose strength bounds what it does as in the paper's code where it is 1.
+    """Returns Keras' RandAugment; strength 1 has the ranges of the paper's code.
 
-    Keras takes it for all of its layers alike: at 0.5 it turns pictures by up to half a turn, moves
-    them by half their width and makes negatives of them, at 0.9 it makes them white, and at 0.1 it
-    blurs them all and leaves one bit of a colour. Other than in the paper a replica's pictures get
-    the same two changes, of each its own amount, and brightness is added.
+    Keras uses the factor for all operations alike: 0.5 rotates by up to 180 degrees, shifts by half
+    the width and inverts images, 0.9 makes images white, 0.1 blurs all images and leaves one bit
+    per color. Other than in the paper, all images of a replica get the same two operations, with
+    different amounts, and brightness is one of the operations.
     """
     layer = keras.layers.RandAugment(factor=strength, **bright)
-    layer.random_rotation.factor = (-strength / 12, strength / 12)  # of a turn: 30 degrees
-    layer.random_shear.x_factor = layer.random_shear.y_factor = (0.0, 0.3 * strength)  # either way
-    moved = layer.random_translation
-    moved.height_lower = moved.width_lower = -0.3 * strength
-    moved.height_upper = moved.width_upper = 0.3 * strength
+    layer.random_rotation.factor = (-strength / 12, strength / 12)  # of 360 degrees: 30 degrees
+    # The shear has a random sign.
+    layer.random_shear.x_factor = layer.random_shear.y_factor = (0.0, 0.3 * strength)
+    translation = layer.random_translation
+    translation.height_lower = translation.width_lower = -0.3 * strength
+    translation.height_upper = translation.width_upper = 0.3 * strength
     bits = round(8 - 4 * strength)
     layer.random_posterization.factor = (bits, bits)
     layer.random_brightness.factor = (-0.3 * strength, 0.3 * strength)
-    # Of the blurred picture's share in the result, half of what it says; 0.5 is the picture.
+    # A factor of 0.5 leaves the image unchanged.
     layer.random_sharpness.factor = (0.5 - 0.45 * strength, 0.5 + 0.45 * strength)
-    # Keras multiplies the upper bounds alone by 255. What is brighter than 256 is none.
+    # Keras multiplies only the upper bounds by 255; no pixel is brighter than 256.
     layer.solarization.addition_factor = (0.0, 110 / 255 * strength)
     layer.solarization.threshold_factor = (256 * (1 - strength), 256 / 255)
     return layer
 
 
 def _crop(image, numbers, smallest: float):
-    """A part of each picture, of the whole's proportions, resized bilinearly to the whole."""
+    """Cuts out a part of each image, with the same proportions, and resizes it bilinearly."""
     side = tf.sqrt(smallest + (1 - smallest) * numbers[:, 0])
     top, left = numbers[:, 1] * (1 - side), numbers[:, 2] * (1 - side)
     boxes = tf.stack([top, left, top + side, left + side], axis=1)

@@ -1,26 +1,26 @@
-"""Names and amounts of the augmentations of `task.augment`. Loads no TensorFlow."""
+"""Names and amounts of the augmentations of `task.augment`. Imports no TensorFlow."""
 
 from collections.abc import Collection, Sequence
 
 from zoo.errors import UsageError, near_names
 
-# Name -> (amount where none is given, least, most, what it means). In the order of their turn.
+# Name -> (default amount, minimum, maximum, description), in the order of application.
 AUGMENTATIONS = {
-    "flip": (0.5, 0.5, 0.5, "left and right swapped in half of the pictures"),
+    "flip": (0.5, 0.5, 0.5, "left and right swapped in half of the images"),
     "crop": (0.5, 0.05, 1.0, "a part of at least this share of the area, resized to the whole"),
-    "randaugment": (0.5, 0.0, 1.0, "two changes of this strength (Cubuk et al. 2020)"),
-    "cutout": (0.3, 0.0, 1.0, "a grey rectangle of at most this share of the area"),
-    "mixup": (0.2, 0.01, 10.0, "blended with another picture by Beta(a, a) (Zhang et al. 2018)"),
+    "randaugment": (0.5, 0.0, 1.0, "two operations of this strength (Cubuk et al. 2020)"),
+    "cutout": (0.3, 0.0, 1.0, "a gray rectangle of at most this share of the area"),
+    "mixup": (0.2, 0.01, 10.0, "blended with another image by Beta(a, a) (Zhang et al. 2018)"),
 }
 
 
 def parse(specs: Sequence[str]) -> dict[str, float]:
-    """Returns name -> amount from `("flip", "crop:0.6")`, in the order in which they are applied.
+    """Parses `("flip", "crop:0.6")` to a dict name -> amount, in the order of application.
 
     Raises:
-      UsageError: for an unknown name, an amount out of its bounds, or a name given twice.
+      UsageError: if a name is unknown or occurs twice, or an amount is out of bounds.
     """
-    found = {}
+    amounts = {}
     for spec in map(str, specs):
         name, colon, text = spec.partition(":")
         if name not in AUGMENTATIONS:
@@ -29,24 +29,23 @@ def parse(specs: Sequence[str]) -> dict[str, float]:
                 + "; ".join(f"{key}: {row[3]}" for key, row in AUGMENTATIONS.items())
                 + "."
             )
-        default, least, most, _ = AUGMENTATIONS[name]
+        default, minimum, maximum, _ = AUGMENTATIONS[name]
         try:
             amount = float(text) if colon else default
         except ValueError:
             amount = float("nan")
-        if not least <= amount <= most or name in found:
+        if not minimum <= amount <= maximum or name in amounts:
             raise UsageError(
-                f"task.augment takes each name once, as NAME or NAME:AMOUNT, {name} with an amount "
-                f"from {least} to {most}. Received: {spec!r}."
+                "task.augment must have each name once, as NAME or NAME:AMOUNT; the amount of "
+                f"{name} must be from {minimum} to {maximum}. Received: {spec!r}."
             )
-        found[name] = amount
-    return {name: found[name] for name in AUGMENTATIONS if name in found}
+        amounts[name] = amount
+    return {name: amounts[name] for name in AUGMENTATIONS if name in amounts}
 
 
 def check_channels(names: Collection[str], channels: int) -> None:
-    """Raises `UsageError` where images with that number of channels cannot be changed so."""
+    """Raises `UsageError` if an augmentation does not support the number of channels."""
     if "randaugment" in names and channels != 3:
         raise UsageError(
-            "task.augment=randaugment changes colors: images must have three channels. Received: "
-            f"{channels}."
+            f"task.augment=randaugment needs images with 3 channels. Received: {channels}."
         )

@@ -1,8 +1,8 @@
-"""Data sets that TensorFlow Datasets prepares: once by TFDS, from then on as mapped records.
+"""Data sets of TensorFlow Datasets (TFDS), converted once to memory-mapped records.
 
-TFDS runs in a process of its own. Decoding starts TensorFlow's runtime, after which a strategy
-can no longer split the CPU in logical devices, and takes the GPU's memory: the first run of a
-recipe would behave differently from all later ones.
+TFDS runs in a process of its own, because decoding initializes TensorFlow's runtime: afterwards
+the CPU cannot be split into logical devices, and the GPU's memory is allocated. The first run of a
+recipe would then differ from later runs.
 """
 
 import os
@@ -27,18 +27,18 @@ from zoo.storage.records import Records, RecordWriter, open_records
 def load(
     name: str, version: str, manual_dir: Path | None = None, shape: tuple[int, ...] = ()
 ) -> Dataset:
-    """Returns the TFDS data set `name`, memory-mapped; imports no TensorFlow.
+    """Loads a TFDS data set as memory-mapped arrays; imports no TensorFlow.
 
     Args:
-      name: as TFDS calls it.
-      version: "3.0.1"; TFDS refuses one that it does not have.
-      shape: height, width and channels of its pictures, where they differ in size; then nothing
-        but "image" and "label" is kept.
-      manual_dir: folder with its original files; otherwise `data_dir()/name` where that exists,
-        otherwise they are downloaded into the cache.
+      name: of the data set in TFDS.
+      version: of the data set, such as "3.0.1".
+      manual_dir: folder of the original files; by default `data_dir()/name` if it exists, otherwise
+        they are downloaded to the cache.
+      shape: height, width and channels for images of several sizes; then only "image" and "label"
+        are loaded.
 
     Raises:
-      RunError: files are missing, wrong or cannot be downloaded, or TFDS fails on them.
+      RunError: if files are missing, invalid or cannot be downloaded, or TFDS fails.
     """
     folder = _folder_of(name, version, shape)
     records = _open_if_whole(folder)
@@ -50,7 +50,7 @@ def load(
 
 
 def original_files(name: str) -> tuple:
-    """Returns the `FetchFile`s that TFDS has registered for `name`, named as it expects them."""
+    """Returns the original files that TFDS has registered for a data set."""
     import tensorflow_datasets as tfds
 
     return tuple(
@@ -68,12 +68,12 @@ def _open_if_whole(folder: Path) -> Records | None:
     try:
         return open_records(folder)
     except (UsageError, RunError):
-        # Absent, damaged or of an older version: all of it can be made again.
+        # Missing, damaged or of an older version: the records are created again.
         return None
 
 
 def _dataset(name: str, records: Records) -> Dataset:
-    # All splits lie in the same records, one after the other.
+    # The records hold all splits, one after the other.
     splits, start = {}, 0
     for split, examples in records.metadata["splits"]:
         splits[split] = {
@@ -84,10 +84,10 @@ def _dataset(name: str, records: Records) -> Dataset:
 
 
 def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
-    """Makes the records unless they are there and whole; safe with others doing the same.
+    """Creates the records unless they are complete; processes may call it at once.
 
     Args:
-      folder: from `_folder_of`. A damaged one is replaced.
+      folder: of the records; a damaged one is replaced.
       produce: returns the splits and the class names; called by one process at a time.
     """
     with one_at_a_time(folder):
@@ -108,35 +108,35 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
 def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None, shape: tuple):
     done = processes.run(
         "zoo.data.arrays.tfds:main", name, version, str(manual_dir or ""), *map(str, shape),
-        more={"CUDA_VISIBLE_DEVICES": "-1"},
+        extra={"CUDA_VISIBLE_DEVICES": "-1"},
     )  # fmt: skip
     if done.returncode < 0:
-        raise RunError(f"Preparing {name!r} was ended by signal {-done.returncode}.")
+        raise RunError(f"Preparing {name!r} failed: signal {-done.returncode} ended the process.")
     remarks = [line for line in done.stderr.splitlines() if line.startswith("zoo: ")]
     if remarks and not done.returncode:
         print(*remarks, sep="\n", file=sys.stderr)
     if done.returncode:
-        # Its last words on stdout are ours; without any, stderr ends with what Python said.
-        words = done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
-        raise RunError(words.splitlines()[-1])
+        # `main` prints its error on stdout; otherwise stderr ends with Python's error.
+        message = done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
+        raise RunError(message.splitlines()[-1])
 
 
 def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int, ...] = ()):
-    """Runs the genuine TFDS builder; returns the splits and the class names."""
+    """Runs the builder of TFDS; returns the splits and the class names."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     records_dir = Path(os.environ.get("TFDS_DATA_DIR") or cache_dir() / "tfds").expanduser()
     builder = tfds.builder(f"{name}:{version}", data_dir=records_dir)
     if not Path(builder.data_path).exists() and name not in list_datasets():
-        # Its files are not known to us by their hashes; TFDS has its own.
+        # The zoo has no checksums of these files, but TFDS has.
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
     if not Path(builder.data_path).exists():
         originals = _originals(name, manual_dir)
-        # TFDS keeps what it unpacks under the bare file name and uses it again, and mnist's and
-        # fashion_mnist's files are named alike: in one folder, the second would be the first.
+        # TFDS reuses unpacked files by their name, and mnist and fashion_mnist have files of the
+        # same names, so each needs a folder of its own.
         with tempfile.TemporaryDirectory(prefix="zoo-unpacked-") as unpacked:
             builder.download_and_prepare(
                 download_dir=unpacked,
@@ -147,35 +147,37 @@ def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int,
     features = builder.info.features
     if shape and not {"image", "label"} <= set(features):
         raise UsageError(
-            f"data.image_size is for pictures with a label each. {name!r} has: "
+            f"data.image_size requires the features image and label. Received: {name!r} with "
             f"{', '.join(features)}."
         )
     if not shape and "image" in features and None in features["image"].shape:
         raise UsageError(
-            f"The pictures of {name!r} have several sizes: set data.image_size=224,224."
+            f"The images of {name!r} have several sizes: set data.image_size, such as 224,224."
         )
-    decode = _decode_pictures if shape else _decode
+    decode = _decode_resized if shape else _decode
     splits = {split: decode(tfds, builder, split, *shape) for split in builder.info.splits}
     return splits, tuple(features["label"].names) if "label" in features else ()
 
 
 def _originals(name: str, manual_dir: Path | None) -> Path:
-    """Returns a folder that holds every original file of `name`, downloading them at need."""
+    """Returns a folder with every original file of `name`; downloads missing files."""
     folder = manual_dir or data_dir() / name
     if manual_dir or folder.is_dir():
         files = [file.file_name for file in original_files(name)]
         if missing := [file for file in files if not (folder / file).is_file()]:
-            raise RunError(f"{folder} lacks {', '.join(missing)}. `zoo fetch {name}` gets them.")
+            raise RunError(
+                f"{folder} lacks {', '.join(missing)}. `zoo fetch {name}` downloads them."
+            )
         return folder
     try:
-        # Not TFDS's own download: it takes minutes to find out that there is no network. And not
-        # into data_dir(), which may be shared and read-only.
+        # Without a network, TFDS' own download fails only after minutes. data_dir() may be shared
+        # and read-only.
         return fetch.fetch(name, cache_dir() / "data", progress=lambda line: None)
     except RunError as error:
         raise RunError(
-            f"{name!r} is not in {data_dir()} and could not be downloaded: {error} Run "
-            f"`zoo fetch {name}` where there is a network, or set ZOO_DATA_DIR, or "
-            f"data.manual_dir to the folder of its files."
+            f"{name!r} is not in {data_dir()} and could not be downloaded: {error} Run `zoo fetch "
+            f"{name}` with a network, or set ZOO_DATA_DIR, or set data.manual_dir to the folder of "
+            "its files."
         ) from None
 
 
@@ -185,11 +187,11 @@ def _decode(tfds, builder, split: str) -> dict:
             split=split,
             batch_size=1000,
             shuffle_files=False,
-            # One file after the other: the order must not hang on the number of cores.
+            # Reads files one after the other, so that the order is independent of the cores.
             read_config=tfds.ReadConfig(interleave_cycle_length=1),
         ).as_numpy_iterator()
     )
-    # Text, such as names of examples, is nothing that a classifier's records hold.
+    # Records hold no strings, such as names of examples.
     left_out = [key for key, values in batches[0].items() if values.dtype == object]
     if left_out:
         print(f"zoo: left out of {builder.name}: {', '.join(left_out)}", file=sys.stderr)
@@ -202,31 +204,32 @@ def _decode(tfds, builder, split: str) -> dict:
     for key, array in arrays.items():
         if len(array) != expected:
             raise RunError(
-                f"{builder.data_path} is damaged: {split!r} holds {len(array):,} {key}s of "
+                f"{builder.data_path} is damaged: {split!r} has {len(array):,} {key}s instead of "
                 f"{expected:,}. Delete that folder and run again."
             )
     return arrays
 
 
-def _decode_pictures(tfds, builder, split: str, height: int, width: int, channels: int) -> dict:
-    """Pictures of any size, cut to the proportions wanted and resized, as those of a folder."""
+def _decode_resized(tfds, builder, split: str, height: int, width: int, channels: int) -> dict:
+    """Returns images of any size, cropped and resized as those of a folder, and their labels."""
     from PIL import Image, ImageOps
 
-    found = builder.as_dataset(
+    examples = builder.as_dataset(
         split=split, shuffle_files=False, read_config=tfds.ReadConfig(interleave_cycle_length=1)
     )
     images, labels = [], []
-    for example in found.as_numpy_iterator():
+    for example in examples.as_numpy_iterator():
         pixels = example["image"]
-        picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        picture = picture.convert("L" if channels == 1 else "RGB")
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
-        images.append(np.asarray(picture, np.uint8).reshape(height, width, channels))
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        image = image.convert("L" if channels == 1 else "RGB")
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image, np.uint8).reshape(height, width, channels))
         labels.append(example["label"])
     return {"image": np.stack(images), "label": np.array(labels, np.int64)}
 
 
 def main(name: str, version: str, manual_dir: str, *shape: str) -> int:
+    """Prepares a data set in a child process; prints an error and returns the exit status."""
     originals = Path(manual_dir) if manual_dir else None
     try:
         size = tuple(map(int, shape))
@@ -235,7 +238,7 @@ def main(name: str, version: str, manual_dir: str, *shape: str) -> int:
     except (RunError, UsageError) as error:
         message = str(error)
     except Exception as error:
-        # TFDS and TensorFlow raise what they like, often over many lines.
+        # TFDS and TensorFlow raise many types, often with messages of many lines.
         message = f"TFDS could not prepare {name!r}: {type(error).__name__}: {short(error)}"
     else:
         return 0

@@ -1,20 +1,17 @@
-"""Corpora: text by name, as documents or as pairs of a sentence and its translation.
+"""Registry of corpora: text as documents, or as pairs of a sentence and its translation.
 
-Yours, without a line of code:
+Your own text:
 
     load_corpus("text:my_book.txt")      # one document; also .txt.gz
-    load_corpus("text:my_folder")        # one document a .txt or .txt.gz file in and below it
-    load_corpus("text:my_texts.jsonl")   # one {"text": "…"} a line; also .jsonl.gz
-    load_corpus("pairs:my_pairs.tsv")    # one SOURCE<TAB>TARGET a line; also .gz
+    load_corpus("text:my_folder")        # one document per .txt or .txt.gz file, recursively
+    load_corpus("text:my_texts.jsonl")   # one {"text": "…"} per line; also .jsonl.gz
+    load_corpus("pairs:my_pairs.tsv")    # one SOURCE<TAB>TARGET per line; also .gz
 
-or in a module of yours (loaded with `--import=my_module`): `register_corpus`.
+A corpus of your own module, which `--import=my_module` imports: `register_corpus`.
 
-Nothing but line ends is normalised here: that is the tokenizer's work. Files are UTF-8; see
-`corpus_readers`.
-
-Splits that the source does not give are drawn by the hash of a key (a page's id, a book's name,
-the text itself): they do not depend on the order of the files, and what has the same key, such as
-a text that occurs twice, is never in two splits.
+Files are UTF-8; see `corpus_readers`. Only line ends are normalized here; the tokenizer does the
+rest. Corpora without splits are split by the hash of a key (the id of a page, the name of a book,
+the text itself), so splits do not depend on the order of files, and equal texts are in one split.
 """
 
 import functools
@@ -30,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.datasets import list_datasets, register_dataset
+from zoo.data.datasets import list_datasets, refuse_manual_dir, register_dataset
 from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpus_readers import Tally, TextFile
 from zoo.data.text.corpus_splits import key_hash, split_by_cut, split_by_hash
@@ -40,32 +37,30 @@ from zoo.storage.disk import lies_at
 TEXT = "text:"
 PAIRS = "pairs:"
 
-# Raise it when the documents or the splits of unchanged files change: fingerprints change with it.
+# Part of every fingerprint: increase it when the documents or splits of unchanged files change.
 READER_VERSION = 2
 
-# Fewer different documents than this are not split by documents but by a cut near their end.
+# Fewer different documents are not split by document, but by a cut near the end of the text.
 MIN_DOCUMENTS_TO_SPLIT = 20
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Named splits of documents; checked when it is made.
+    """Named splits of documents.
 
     Attributes:
-      name: as given to `load_corpus`.
-      splits: "train", "validation", "test", … -> function that returns a fresh iterator of
-        documents (str), or of (source, target) pairs of str where there are two languages. The
-        order is always the same. No document is empty.
-      languages: ISO 639 codes: ("en",), or ("en", "de") for pairs. () where a user's text comes
-        without them.
-      fingerprint: changes when the documents, or how they are split, change.
-      licence: as its source states it.
-      unreadable: what was replaced or skipped while reading -> how often; only what did happen.
-        "invalid_sequences" were not UTF-8 and became U+FFFD; "line_ends" were \\r\\n or \\r and
-        became \\n; "empty_files", "empty_documents" and "empty_pairs" were skipped.
+      name: argument of `load_corpus`.
+      splits: "train", "validation", "test", … -> function that returns a new iterator of nonempty
+        documents (str), or of pairs (source, target) of str, in a fixed order.
+      languages: ISO 639 codes: ("en",), or ("en", "de") for pairs; () if unknown.
+      fingerprint: changes when the documents or the splits change.
+      licence: stated by the source.
+      unreadable: kind of replaced or skipped text -> count, without zeros. "invalid_sequences" of
+        UTF-8 became U+FFFD; "line_ends" \\r\\n and \\r became \\n; "empty_files", "empty_documents"
+        and "empty_pairs" were skipped.
 
     Raises:
-      RunError: it has no splits.
+      RunError: if there are no splits.
     """
 
     name: str
@@ -84,25 +79,24 @@ _LOADERS: dict[str, Callable[[Path | None, tuple[str, ...]], Corpus]] = {}
 
 
 def register_corpus(name, loader, files=(), description="", licence=""):
-    """Makes `load_corpus(name)` and, where it has `files`, `zoo fetch NAME` work.
+    """Registers a corpus for `load_corpus(name)` and, if it has `files`, for `zoo fetch NAME`.
 
     Args:
-      name: letters, digits, `_`, `-` and `.`; also the name of its folder in `data_dir()`. Data
-        sets and corpora share their names.
-      loader: function of `manual_dir` (a Path, or None where the user gave none) and `languages`
-        (a tuple of str, empty where the user gave none) that returns a `Corpus`.
-      files: `zoo.data.fetch.FetchFile`s, or a function that returns them.
+      name: as for `zoo.data.register_dataset`; data sets and corpora share their names.
+      loader: `loader(manual_dir, languages) -> Corpus`; `manual_dir` is a Path or None, `languages`
+        a tuple of str, which may be empty.
+      files: `zoo.data.fetch.FetchFile` objects, or a function that returns them.
       description: one line.
-      licence: as its source states it.
+      licence: stated by the source.
 
     Raises:
-      UsageError: for a name that is taken or cannot be the name of a folder.
+      UsageError: if the name is registered already or is invalid.
     """
 
     def as_arrays(manual_dir):
         raise UsageError(
-            f"{name!r} is a corpus of text: tasks that learn from text read it "
-            f"(zoo.data.load_corpus), and zoo.data.load has no arrays of it."
+            f"{name!r} is a corpus of text, not a data set of arrays: use it with a task on text "
+            "(zoo.data.load_corpus)."
         )
 
     register_dataset(name, as_arrays, files, description, licence)
@@ -110,37 +104,38 @@ def register_corpus(name, loader, files=(), description="", licence=""):
 
 
 def list_corpora() -> tuple[str, ...]:
-    """Returns the registered names, sorted."""
+    """Returns the sorted names of registered corpora."""
     return tuple(sorted(_LOADERS))
 
 
 def load_corpus(
     name: str, manual_dir: str | os.PathLike | None = None, *, languages: Sequence[str] = ()
 ) -> Corpus:
-    """Returns the corpus `name`.
+    """Loads a corpus.
 
-    `text:` is split by documents where it holds at least 20 different ones: 90 % train, 5 %
-    validation, 5 % test, drawn by the hash of each text, white space at its ends apart. Otherwise
-    repeated ones are left out, and the last 10 % of the characters are validation, and a little
-    more where that lets the cut fall between two lines; there is no test split. `pairs:` are drawn
-    by the hash of each source; with fewer than 20 different ones, the pairs of the last 10 % of
-    the sources, at least one, are validation.
+    `text:` with at least 20 different documents is split by document: 90 % train, 5 % validation
+    and 5 % test, by the hash of each stripped text. Otherwise repeated documents are left out, the
+    last 10 % of the characters (or slightly more, to cut between lines) are validation, and there
+    is no test split. `pairs:` are split by the hash of each source; with fewer than 20 different
+    sources, the pairs of the last 10 % of the sources, at least one, are validation.
 
     Args:
-      name: one of `list_corpora()`, or `text:PATH` or `pairs:PATH` for text of your own.
-      manual_dir: the folder of its original files, where that is not `data_dir()/name`.
-      languages: codes. Of `multi30k` and `tatoeba_en_fa` they choose the source and the target;
-        of `text:` (one) and `pairs:` (two) they say what your text is.
+      name: one of `list_corpora()`, `text:PATH` or `pairs:PATH`.
+      manual_dir: folder of the original files; `data_dir()/name` by default.
+      languages: language codes. They choose the source and target of `multi30k` and
+        `tatoeba_en_fa`, and describe `text:` (one) and `pairs:` (two).
 
     Raises:
-      UsageError: unknown name or languages, or a file or folder that is not there.
-      RunError: missing or damaged data, by file.
+      UsageError: if the name or the languages are unknown, or a file or folder does not exist.
+      RunError: if data are missing or damaged.
     """
     folder = Path(manual_dir).expanduser() if manual_dir else None
     if folder and not folder.is_dir():
-        raise UsageError(f"data.manual_dir must be a folder that exists. Received: {manual_dir}.")
+        raise UsageError(f"data.manual_dir must be an existing folder. Received: {manual_dir}.")
     if isinstance(languages, str) or not all(isinstance(code, str) for code in languages):
-        raise UsageError(f"languages must be a list such as ['en']. Received: {languages!r}.")
+        raise UsageError(
+            f"languages must be a list of strings, such as ['en']. Received: {languages!r}."
+        )
     languages = tuple(languages)
     for prefix, load in ((TEXT, _load_text), (PAIRS, _load_pairs)):
         if name.startswith(prefix):
@@ -148,13 +143,13 @@ def load_corpus(
             return load(name, name.removeprefix(prefix), languages)
     if not name:
         raise UsageError(
-            "data.source names a corpus (`zoo fetch` lists them), or is text:PATH, pairs:FILE or "
-            "prepared:FOLDER. Received nothing."
+            "data.source must be the name of a corpus (see `zoo fetch`), text:PATH, pairs:FILE or "
+            "prepared:FOLDER. Received: ''."
         )
     if name not in _LOADERS:
-        what = "is a data set of arrays, not" if name in list_datasets() else "is not the name of"
+        fault = "is a data set of arrays, not" if name in list_datasets() else "is not the name of"
         raise UsageError(
-            f"{name!r} {what} a corpus of text.{near_names(name, _LOADERS)} Known: "
+            f"{name!r} {fault} a corpus of text.{near_names(name, _LOADERS)} Known: "
             f"{', '.join(list_corpora())}, and text:PATH and pairs:FILE for your own text."
         )
     corpus = _LOADERS[name](folder, languages)
@@ -166,36 +161,30 @@ def load_corpus(
     return corpus
 
 
-def refuse_manual_dir(name: str, folder: Path | None):
-    """Raises UsageError where the user gave a folder that would be ignored."""
-    if folder:
-        raise UsageError(f"The corpus {name!r} takes no data.manual_dir. Received: {folder}.")
-
-
 def fingerprint(*parts) -> str:
-    """Returns the sha256 of `parts`, which print as what they hold, and of READER_VERSION."""
+    """Returns the hex sha256 of the `repr` of values, and of READER_VERSION."""
     return hashlib.sha256(repr((READER_VERSION, *parts)).encode()).hexdigest()
 
 
-# --- the user's own text ------------------------------------------------------------------------
+# --- text of users ------------------------------------------------------------------------------
 
 
 def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     if len(languages) > 1:
-        raise UsageError(f"{name!r} is text in one language. Received: {', '.join(languages)}.")
+        raise UsageError(f"{name!r} takes at most one language. Received: {', '.join(languages)}.")
     root = Path(path).expanduser()
     labels, paths, read = _text_files(path, root)
-    files = [TextFile.found(found) for found in paths]
+    files = [TextFile.at(path) for path in paths]
     tally, hashes, lengths = Tally(), array("Q"), array("Q")
     for document in read(files, tally):
         hashes.append(key_hash(document.strip()))
         lengths.append(len(document))
     _, first = np.unique(hashes, return_index=True)
-    # Repeated documents count once: the rest of them are left out below.
+    # Repeated documents count once; the repetitions are left out below.
     if np.asarray(lengths)[first].sum() < 2:
         raise RunError(
-            f"{root} holds {'no text' if not lengths else 'a single character'}: "
-            "there is nothing to learn from."
+            f"{root} must hold at least two characters of text. Received: "
+            f"{'a single character' if lengths else 'no text'}."
         )
 
     def documents():
@@ -205,32 +194,32 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
         splits = split_by_hash(lambda: ((text.strip(), text) for text in documents()), 0.05, hashes)
     else:
         if repeated := len(hashes) - len(first):
-            _say_once(f"zoo: {name}: {repeated:,} repeated documents were left out.")
+            _print_once(f"zoo: {name}: {repeated:,} repeated documents were left out.")
         different = np.isin(np.arange(len(hashes)), first)
         splits = split_by_cut(
             lambda: itertools.compress(documents(), different),
             list(itertools.compress(lengths, different)),
         )
     hashed = list(zip(labels, (file.sha256() for file in files), strict=True))
-    # Line ends were kept before: text without \r, which has not changed, keeps its fingerprint.
+    # Line ends were once kept; text without \r keeps its fingerprint.
     changed = ("universal newlines",) if tally.line_ends else ()
     digest = fingerprint(TEXT, hashed, *changed)
-    return Corpus(name, splits, languages, digest, unreadable=_reported(name, tally))
+    return Corpus(name, splits, languages, digest, unreadable=_report_unreadable(name, tally))
 
 
 def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]:
-    """Returns the files of `text:PATH`, what a fingerprint calls them, and their reader."""
+    """Returns the files of `text:PATH`, as labels for the fingerprint and paths, and the reader."""
     if text and root.is_dir():
-        # Hidden ones are what editors and file systems leave behind.
+        # Editors and file systems leave hidden files behind.
         labels = sorted(
             label
             for ending in ("*.txt", "*.txt.gz")
-            for found in root.rglob(ending)
-            if not re.search(r"(^|/)\.", label := found.relative_to(root).as_posix())
-            and found.is_file()
+            for file in root.rglob(ending)
+            if not re.search(r"(^|/)\.", label := file.relative_to(root).as_posix())
+            and file.is_file()
         )
         if not labels:
-            raise UsageError(f"{root} holds no .txt or .txt.gz files. {lies_at(root)}")
+            raise UsageError(f"{root} must hold .txt or .txt.gz files. {lies_at(root)}")
         return labels, [root / label for label in labels], readers.whole_texts
     path = _existing_file(text, root, "file or folder")
     for ending, read in ((".txt", readers.whole_texts), (".jsonl", readers.json_texts)):
@@ -248,12 +237,12 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
             f"{name!r} takes two languages, of the source and of the target, or none. "
             f"Received: {', '.join(languages)}."
         )
-    file = TextFile.found(_existing_file(path, Path(path).expanduser()))
+    file = TextFile.at(_existing_file(path, Path(path).expanduser()))
     tally = Tally()
     hashes = array("Q", (key_hash(pair[0]) for pair in readers.tab_separated_pairs(file, tally)))
     count = len(hashes)
     if count < 2:
-        raise RunError(f"{file.path} holds {count} pairs: at least 2 are needed.")
+        raise RunError(f"{file.path} must hold at least 2 pairs. Received: {count}.")
 
     def pairs():
         return readers.tab_separated_pairs(file, Tally())
@@ -261,27 +250,27 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     if len(np.unique(hashes)) >= MIN_DOCUMENTS_TO_SPLIT:
         splits = split_by_hash(lambda: ((pair[0], pair) for pair in pairs()), 0.05, hashes)
     else:
-        found, first = np.unique(hashes, return_index=True)
-        if len(found) < 2:
-            raise RunError(f"{file.path} holds a single source: at least 2 are needed.")
-        order = found[np.argsort(first)]
-        held = np.isin(hashes, order[-max(1, round(len(order) / 10)) :])
+        sources, first = np.unique(hashes, return_index=True)
+        if len(sources) < 2:
+            raise RunError(f"{file.path} must hold at least 2 different sources. Received: 1.")
+        order = sources[np.argsort(first)]
+        validation = np.isin(hashes, order[-max(1, round(len(order) / 10)) :])
         splits = {
-            "train": lambda: itertools.compress(pairs(), ~held),
-            "validation": lambda: itertools.compress(pairs(), held),
+            "train": lambda: itertools.compress(pairs(), ~validation),
+            "validation": lambda: itertools.compress(pairs(), validation),
         }
-    unreadable = _reported(name, tally)
+    unreadable = _report_unreadable(name, tally)
     return Corpus(name, splits, languages, fingerprint(PAIRS, file.sha256()), unreadable=unreadable)
 
 
-def _existing_file(text: str, path: Path, what: str = "file") -> Path:
+def _existing_file(text: str, path: Path, kind: str = "file") -> Path:
     if not (text and path.is_file()):
-        raise UsageError(f"There is no {what} {text!r}. {lies_at(path)}")
+        raise UsageError(f"There is no {kind} {text!r}. {lies_at(path)}")
     return path
 
 
-def _reported(name: str, tally: Tally) -> dict[str, int]:
-    """Returns `Corpus.unreadable`; says what is in it, in one line on stderr."""
+def _report_unreadable(name: str, tally: Tally) -> dict[str, int]:
+    """Returns `Corpus.unreadable`, and prints it in one line on stderr."""
     words = []
     if tally.invalid:
         files = [f"{path} ({count:,})" for path, count in tally.invalid.most_common(3)]
@@ -295,16 +284,16 @@ def _reported(name: str, tally: Tally) -> dict[str, int]:
             f"{tally.line_ends.total():,} line ends \\r\\n or \\r were read as \\n, in "
             f"{len(tally.line_ends):,} files"
         )
-    words += [f"{count:,} empty {what} were skipped" for what, count in tally.empty.items()]
+    words += [f"{count:,} empty {kind} were skipped" for kind, count in tally.empty.items()]
     if words:
-        _say_once(f"zoo: {name}: {'; '.join(words)}.")
-    unreadable = {f"empty_{what}": count for what, count in tally.empty.items()}
-    for key, counted in (("line_ends", tally.line_ends), ("invalid_sequences", tally.invalid)):
-        if counted:
-            unreadable = {key: counted.total(), **unreadable}
+        _print_once(f"zoo: {name}: {'; '.join(words)}.")
+    unreadable = {f"empty_{kind}": count for kind, count in tally.empty.items()}
+    for key, counter in (("line_ends", tally.line_ends), ("invalid_sequences", tally.invalid)):
+        if counter:
+            unreadable = {key: counter.total(), **unreadable}
     return unreadable
 
 
 @functools.cache
-def _say_once(line: str):
+def _print_once(line: str):
     print(line, file=sys.stderr, flush=True)

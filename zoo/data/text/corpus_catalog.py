@@ -1,15 +1,16 @@
-"""The corpora that the zoo knows by name. Importing this registers them; it reads no file.
+"""Registers the zoo's own corpora.
 
-All but `pydoc` are read from original files, each checked against the sha256 in `corpus_files`
-when the corpus is loaded: a damaged or another file fails instead of giving other figures.
+All but `pydoc` are read from original files. Loading a corpus checks their sha256 against
+`corpus_files`, so that results are always of the same text.
 """
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from zoo.data.datasets import refuse_manual_dir
 from zoo.data.text import corpus_readers as readers
-from zoo.data.text.corpora import Corpus, fingerprint, refuse_manual_dir, register_corpus
+from zoo.data.text.corpora import Corpus, fingerprint, register_corpus
 from zoo.data.text.corpus_files import original_files
 from zoo.data.text.corpus_readers import TextFile
 from zoo.data.text.corpus_splits import split_by_hash
@@ -18,34 +19,34 @@ from zoo.storage.paths import data_dir
 
 
 def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) -> tuple:
-    """Returns (the `TextFile`s of `name`, of `stems` where given; the sha256 of each).
+    """Returns the original files of a corpus, or those of `stems`, and the sha256 of each file.
 
     Raises:
-      RunError: a file is missing or is not the one that is registered.
+      RunError: if a file is missing or is not the registered one.
     """
     folder = manual_dir or data_dir() / name
     if not folder.is_dir():
         raise RunError(
-            f"There is no folder {folder}: run `zoo fetch {name}`, or set ZOO_DATA_DIR, or "
-            "data.manual_dir to the folder of its files."
+            f"There is no folder {folder}: run `zoo fetch {name}`, or set ZOO_DATA_DIR or "
+            f"data.manual_dir to the folder of the files of {name!r}."
         )
-    found, missing = [], []
+    texts, missing = [], []
     for file in original_files(name):
         if stems and file.file_name.removesuffix(".gz") not in stems:
             continue
-        # What the source holds uncompressed may lie compressed here.
+        # A file that is uncompressed at the source may be compressed here.
         paths = [folder / file.file_name, folder / f"{file.file_name}.gz"]
         path = next((path for path in paths if path.is_file()), None)
         if path is None:
             missing.append(file.file_name)
         else:
-            found.append((file, TextFile.found(path)))
+            texts.append((file, TextFile.at(path)))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RunError(
-            f"{folder} lacks {', '.join(missing[:3])}{more}. `zoo fetch {name}` gets them."
+            f"{folder} lacks {', '.join(missing[:3])}{more}. `zoo fetch {name}` downloads them."
         )
-    for file, text in found:
+    for file, text in texts:
         try:
             sha256 = text.sha256(as_stored=text.path.name == file.file_name)
         except RunError as error:
@@ -53,27 +54,34 @@ def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) ->
         if sha256 != file.sha256:
             raise RunError(
                 f"{text.path} is not the registered file of {name!r}: delete it and run "
-                f"`zoo fetch {name}`, or read files of your own as text:PATH."
+                f"`zoo fetch {name}`, or use your own files as text:PATH."
             )
-    return [text for _, text in found], [file.sha256 for file, _ in found]
+    return [text for _, text in texts], [file.sha256 for file, _ in texts]
 
 
 def _chosen_languages(name: str, known: Sequence[str], count: int, chosen: tuple) -> tuple:
     if not chosen:
         return tuple(known[:count])
     if len(chosen) != count or len(set(chosen)) != count or not set(chosen) <= set(known):
-        what = "two different ones of" if count > 1 else "no languages but"
+        rule = "two different languages" if count > 1 else "one language"
         raise UsageError(
-            f"The corpus {name!r} takes {what} {', '.join(known)}. Received: {', '.join(chosen)}."
+            f"The corpus {name!r} takes {rule} of {', '.join(known)}. "
+            f"Received: {', '.join(chosen)}."
         )
     return chosen
 
 
 def _register(name, languages, splits, description, licence, count=1, stems=lambda languages: ()):
-    """Registers the corpus of `corpus_files`.
+    """Registers a corpus of `corpus_files`.
 
-    `splits` is a function of the files and the chosen languages, `count` of those in `languages`;
-    `stems(languages)` the names, without .gz, of the files that are read for these.
+    Args:
+      name: of the corpus.
+      languages: known language codes.
+      splits: `splits(files, chosen)` returns the splits, by the files and the chosen languages.
+      description: one line.
+      licence: stated by the source.
+      count: number of languages to choose.
+      stems: `stems(chosen)` returns the names, without .gz, of the files to read; () for all.
     """
 
     def loader(manual_dir, chosen):
@@ -97,8 +105,8 @@ def _load_pydoc(manual_dir: Path | None, languages: tuple[str, ...]) -> Corpus:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise RunError("This Python came without pydoc_data, which holds the text.") from None
-    # "else" is the text of "if" again; the first name in the alphabet stands for both.
+        raise RunError("The corpus 'pydoc' needs a Python with the module pydoc_data.") from None
+    # "else" has the text of "if"; the first name is used for both.
     names = {text: name for name, text in sorted(topics.items(), reverse=True)}
     keyed = sorted((name, text) for text, name in names.items())
     splits = _by_hash("pydoc", lambda: iter(keyed), 0.1)
@@ -108,8 +116,8 @@ def _load_pydoc(manual_dir: Path | None, languages: tuple[str, ...]) -> Corpus:
 register_corpus(
     "pydoc",
     _load_pydoc,
-    description="Python's own language reference, about 80 topics that come with CPython and "
-    "differ between its versions: figures hold for one version",
+    description="Python's language reference, about 80 topics of the module pydoc_data; results "
+    "depend on the version of Python",
     licence="PSF-2.0",
 )
 
@@ -118,8 +126,13 @@ register_corpus(
 
 
 def _by_hash(name: str, keyed: Callable[[], Iterator[tuple[str, object]]], share: float) -> dict:
-    # The name is part of the key, or one draw would decide for all corpora.
+    # The name is part of the key, so that corpora with equal keys are split differently.
     return split_by_hash(lambda: ((f"{name}:{key}", text) for key, text in keyed()), share)
+
+
+def _documents(name: str, read: Callable, share: float) -> Callable:
+    """Returns `splits(files, languages)` by the hash of the keys that `read(files)` yields."""
+    return lambda files, languages: _by_hash(name, lambda: read(files), share)
 
 
 def _shakespeare(files, languages):
@@ -131,27 +144,11 @@ def _shakespeare(files, languages):
     return {"train": lambda: part(True), "validation": lambda: part(False)}
 
 
-def _wikipedia(files, languages):
-    return _by_hash("wikipedia_en", lambda: readers.wikipedia_articles(files), 0.02)
-
-
-def _novels(files, languages):
-    return _by_hash("novels_en", lambda: readers.named_texts(files), 0.05)
-
-
-def _poems(files, languages):
-    return _by_hash("persian_poems", lambda: readers.verses(files), 0.05)
-
-
-def _news(files, languages):
-    return _by_hash("persian_news", lambda: readers.news_articles(files), 0.05)
-
-
 def _tatoeba(files, languages):
     swap = languages == ("fa", "en")
 
     def keyed():
-        # English is the key in both directions: 164 sentences have several translations.
+        # 164 sentences have several translations, so English is the key in both directions.
         for english, persian in readers.tab_separated_pairs(files[0], readers.Tally()):
             yield english, (persian, english) if swap else (english, persian)
 
@@ -180,38 +177,38 @@ _register(
     "tiny_shakespeare",
     ["en"],
     _shakespeare,
-    "1.1 million characters of Shakespeare's plays, one document: the first 90 % to train, the "
-    "last 10 % to validate, as in nanoGPT",
+    "1.1 million characters of Shakespeare's plays, one document; the last 10 % validation, as in "
+    "nanoGPT",
     "not stated by its source; the text is in the public domain",
 )
 _register(
     "wikipedia_en",
     ["en"],
-    _wikipedia,
+    _documents("wikipedia_en", readers.wikipedia_articles, 0.02),
     "2,949 English Wikipedia articles of 2015, 41 million characters; 2 % validation, 2 % test",
     "CC BY-SA 3.0",
 )
 _register(
     "novels_en",
     ["en"],
-    _novels,
-    "43 English novels of 1839 to 1927, 27 million characters, a document a book; 2 books "
+    _documents("novels_en", readers.named_texts, 0.05),
+    "43 English novels of 1839 to 1927, 27 million characters, one document per book; 2 books "
     "validation, 2 test",
     "not stated by its source; published before 1928",
 )
 _register(
     "wikitext2",
     ["en"],
-    # By its right name: what is measured on it is not WikiText-2's test perplexity.
+    # Named validation, because it is not the test split of published perplexities.
     lambda files, languages: {"validation": lambda: readers.wikitext_articles(files)},
-    "WikiText-2's validation split, 60 articles; to measure on, there is no train split",
+    "WikiText-2's validation split, 60 articles, for evaluation only",
     "CC BY-SA 3.0",
 )
 _register(
     "multi30k",
     ["en", "de", "fr"],
     _multi30k,
-    "29,000 + 1,014 + 1,000 captions in English, German and French; languages choose the pair",
+    "29,000 + 1,014 + 1,000 captions in English, German and French; choose two languages",
     "non-commercial research and education",
     count=2,
     stems=lambda languages: [
@@ -229,15 +226,15 @@ _register(
 _register(
     "persian_poems",
     ["fa"],
-    _poems,
-    "7 Persian poets, 178,000 hemistichs, 100 a document; 5 % validation, 5 % test. A poem may "
-    "go on from one document to the next",
+    _documents("persian_poems", readers.verses, 0.05),
+    "7 Persian poets, 178,000 hemistichs, 100 per document; 5 % validation, 5 % test. A poem may "
+    "continue in the next document",
     "not stated by its source; classical texts",
 )
 _register(
     "persian_news",
     ["fa"],
-    _news,
+    _documents("persian_news", readers.news_articles, 0.05),
     "900 Persian news articles; 5 % validation, 5 % test",
     "Apache-2.0; the articles belong to the news agency",
 )

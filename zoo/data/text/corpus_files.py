@@ -1,12 +1,12 @@
-"""The original files of each corpus of text: where they come from, their sizes and sha256.
+"""URLs, sizes and sha256 of the original files of each corpus.
 
-Sources: the GitHub repositories named below, each at one commit. A row is the sha256 in hex, the
-size in bytes and the name without its ending, of the file as the repository holds it.
+The sources are GitHub repositories at fixed commits. A row holds the hex sha256, the size in bytes
+and the name without its ending of a file as stored in the repository.
 """
 
 from zoo.data.fetch import FetchFile
 
-# corpus -> repository, commit, path in it (of the name, and of its parts around the first "_").
+# Corpus -> repository, commit, path; {folder} and {rest} are the parts of the name around "_".
 _SOURCES = {
     "tiny_shakespeare": (
         "karpathy/char-rnn",
@@ -179,7 +179,7 @@ d73740b639fcefbdaf829d4d634827330901d8fd69d3655c6b69e6f49beb68d8 3175420 fars-ne
 
 
 def original_files(name: str) -> tuple[FetchFile, ...]:
-    """Returns the files of the corpus `name`, in the order in which they are read."""
+    """Returns the original files of a corpus in reading order."""
     repository, commit, path = _SOURCES[name]
     files = []
     for row in _ROWS[name].split("\n")[1:-1]:
@@ -189,7 +189,7 @@ def original_files(name: str) -> tuple[FetchFile, ...]:
             f"https://raw.githubusercontent.com/{repository}/{commit}/"
             f"{path.format(name=stem, folder=folder, rest=rest)}"
         )
-        # wikipedia_en's names repeat in each of its folders and have no ending.
+        # The names of wikipedia_en occur in each of its folders and have no ending.
         file_name = stem if name == "wikipedia_en" else url.rsplit("/", 1)[-1]
         files.append(FetchFile(url, file_name, int(size), sha256))
     return tuple(files)

@@ -1,8 +1,7 @@
-"""From files of text to documents: UTF-8 and gzip, and the formats of the corpora.
+"""Reads documents from text files: UTF-8, gzip, and the formats of the corpora.
 
-Text is handed on as the file holds it, without Unicode normalization, except that in a user's own
-text \\r\\n and \\r become \\n (universal newlines). A byte order mark at a file's start is dropped;
-invalid UTF-8 is read as U+FFFD. All of this is counted in a `Tally`.
+Text is not normalized, except that \\r\\n and \\r become \\n in text of users. A byte order mark at
+the start of a file is dropped, and invalid UTF-8 becomes U+FFFD. A `Tally` counts replacements.
 """
 
 import codecs
@@ -21,7 +20,7 @@ from pathlib import Path
 from zoo.errors import RunError
 from zoo.storage.bounds import (
     JSON_EXPANSION,
-    LONGEST_LINE,
+    MAX_LINE_BYTES,
     TEXT_EXPANSION,
     Decompressed,
     check_memory,
@@ -36,12 +35,12 @@ _CHUNK = 1 << 20  # bytes
 
 @dataclass
 class Tally:
-    """What was replaced or left out while reading; counted by `TextFile` and the readers.
+    """Counts of replaced and skipped text.
 
     Attributes:
-      invalid: sequences that are not UTF-8, by file.
+      invalid: invalid UTF-8 sequences, by file.
       line_ends: \\r\\n and \\r that became \\n, by file.
-      empty: things without text that were skipped, by what they are: "files", "documents", "pairs".
+      empty: skipped "files", "documents" and "pairs" without text.
     """
 
     invalid: Counter = field(default_factory=Counter)
@@ -51,29 +50,29 @@ class Tally:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of text, read anew by each method; a name that ends in .gz is decompressed.
+    """A text file, which each method reads anew; a file named .gz is decompressed.
 
     Attributes:
-      path: where it is.
-      stamp: its size and time of change when it was found: reading it later, after a change,
-        fails instead of mixing two texts in one run.
+      path: of the file.
+      stamp: size and modification time. If they change, reading fails, so that no run mixes two
+        versions of a text.
     """
 
     path: Path
     stamp: tuple[int, int]
 
     @classmethod
-    def found(cls, path: Path) -> "TextFile":
-        """Returns `path` as it is now."""
+    def at(cls, path: Path) -> "TextFile":
+        """Returns the text file at `path` with its current stamp."""
         return cls(path, _stamp(path))
 
     def sha256(self, as_stored: bool = False) -> str:
-        """Returns the hash of the bytes, decompressed or as they are stored, in hex."""
+        """Returns the hex sha256 of the decompressed bytes, or of the bytes as stored."""
         with self._opened(as_stored) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def text(self, tally: Tally | None = None) -> str:
-        """Returns all of it; raises RunError where it cannot be read."""
+        """Returns the whole text; raises RunError if the file cannot be read."""
         with self._opened() as file:
             parts, size = [], 0
             while part := file.read(_CHUNK):
@@ -83,13 +82,13 @@ class TextFile:
             return self._decode(b"".join(parts), tally, at_start=True)
 
     def lines(self, tally: Tally | None = None) -> Iterator[str]:
-        """Yields the lines, without their ends (\\n or \\r\\n); never holds more than one."""
+        """Yields the lines without their ends (\\n or \\r\\n); holds one line at a time."""
         with self._opened() as file:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b"")):
-                if len(line) > LONGEST_LINE:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")):
+                if len(line) > MAX_LINE_BYTES:
                     raise RunError(
                         f"{self.path} cannot be read: line {number + 1:,} is longer than "
-                        f"{LONGEST_LINE >> 20} MiB."
+                        f"{MAX_LINE_BYTES >> 20} MiB."
                     )
                 check_memory(self.path, JSON_EXPANSION * len(line))
                 text = self._decode(line, tally, at_start=number == 0)
@@ -98,13 +97,13 @@ class TextFile:
     @contextlib.contextmanager
     def _opened(self, as_stored: bool = False) -> Iterator[io.BufferedIOBase]:
         if _stamp(self.path) != self.stamp:
-            raise RunError(f"{self.path} was changed while it was in use. Start again.")
+            raise RunError(f"{self.path} was changed while it was in use. Run the command again.")
         try:
             with open_file(self.path) as raw:
                 if as_stored or self.path.suffix != ".gz":
                     yield raw
                 else:
-                    # The buffer: a line would take microseconds of Python otherwise.
+                    # Without a buffer, each line would take microseconds of Python.
                     with io.BufferedReader(Decompressed(self.path, raw), _CHUNK) as unpacked:
                         yield unpacked
         except (OSError, EOFError, zlib.error) as error:
@@ -112,22 +111,23 @@ class TextFile:
 
     def _decode(self, data: bytes, tally: Tally | None, at_start: bool) -> str:
         if at_start:
-            # Read as UTF-8, each of these would be a long text of nonsense, not an error.
+            # Decoding these as UTF-8 would give nonsense without an error.
             if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise RunError(
-                    f"{self.path} is UTF-16, not UTF-8: `iconv -f UTF-16 -t UTF-8` converts it."
+                    f"{self.path} must be UTF-8. Received: UTF-16, which "
+                    "`iconv -f UTF-16 -t UTF-8` converts."
                 )
             if data.startswith(_GZIP_START):
                 twice = self.path.suffix == ".gz"
-                how = " twice: unpack it once" if twice else ": its name must end in .gz"
-                raise RunError(f"{self.path} is compressed by gzip{how}.")
+                advice = " twice: decompress it once" if twice else ": its name must end in .gz"
+                raise RunError(f"{self.path} is compressed by gzip{advice}.")
             data = data.removeprefix(codecs.BOM_UTF8)
         try:
             return data.decode()
         except UnicodeDecodeError:
             text = data.decode(errors="replace")
         if tally is not None:
-            # A valid U+FFFD in the file is text like any other.
+            # The file may have valid U+FFFD.
             valid = data.count(_REPLACEMENT.encode())
             tally.invalid[self.path] += text.count(_REPLACEMENT) - valid
         return text
@@ -141,11 +141,11 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-# --- the user's own text ------------------------------------------------------------------------
+# --- text of users ------------------------------------------------------------------------------
 
 
 def whole_texts(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
-    """Yields one document a file; skips and counts files without a character."""
+    """Yields one document per file; skips and counts empty files."""
     for file in files:
         if text := _universal_newlines(file.text(tally), file, tally):
             yield text
@@ -157,7 +157,7 @@ def json_texts(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
     """Yields the "text" of each line, a JSON object; skips blank lines and counts empty texts.
 
     Raises:
-      RunError: a line that is something else, by its number.
+      RunError: if a line is not such an object; names the line.
     """
     for file in files:
         for number, line in enumerate(file.lines(tally), start=1):
@@ -167,7 +167,7 @@ def json_texts(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                # JSON can spell half a surrogate pair, which no UTF-8 can hold.
+                # JSON can encode a lone surrogate, UTF-8 cannot.
                 text, invalid = re.subn("[\ud800-\udfff]", _REPLACEMENT, text)
                 tally.invalid[file.path] += invalid
             if text := _universal_newlines(text, file, tally):
@@ -177,7 +177,7 @@ def json_texts(files: Sequence[TextFile], tally: Tally) -> Iterator[str]:
 
 
 def _universal_newlines(text: str, file: TextFile, tally: Tally) -> str:
-    """Replaces \\r\\n and \\r by \\n, as Python's text files do, and counts them."""
+    """Replaces \\r\\n and \\r by \\n and counts them."""
     if "\r" not in text:
         return text
     text, pairs = text.replace("\r\n", "\n"), text.count("\r\n")
@@ -186,17 +186,17 @@ def _universal_newlines(text: str, file: TextFile, tally: Tally) -> str:
 
 
 def _json_text(file: TextFile, number: int, line: str) -> str:
-    found = None
+    value = None
     try:
-        # Not strict: a raw tab or NUL in a text is what many programs write.
-        found = json.loads(line, strict=False)
-        text = found["text"]
+        # Not strict, because many programs write raw tabs and NULs.
+        value = json.loads(line, strict=False)
+        text = value["text"]
         if not isinstance(text, str):
             raise TypeError
     except (ValueError, TypeError, KeyError, RecursionError):
         received = _short(line)
-        if isinstance(found, dict):
-            received = f"an object with {_keys(found)}"
+        if isinstance(value, dict):
+            received = f"an object with {_keys(value)}"
         raise RunError(
             f'{file.path}, line {number:,}: must be a JSON object with a "text" of type string. '
             f"Received: {received}."
@@ -204,11 +204,11 @@ def _json_text(file: TextFile, number: int, line: str) -> str:
     return text
 
 
-def _keys(found: dict) -> str:
-    """Names an object's keys and the types of their values; at most ten."""
+def _keys(json_object: dict) -> str:
+    """Returns up to ten keys with the types of their values, for an error message."""
     names = {str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
     names |= {dict: "object", list: "list"}
-    listed = [f"{_short(key)} ({names[type(value)]})" for key, value in found.items()]
+    listed = [f"{_short(key)} ({names[type(value)]})" for key, value in json_object.items()]
     more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
     return f"the keys {', '.join(listed[:10])}{more}" if listed else "no keys"
 
@@ -217,7 +217,7 @@ def tab_separated_pairs(file: TextFile, tally: Tally) -> Iterator[tuple[str, str
     """Yields the first two columns of each line; skips blank lines and counts half-empty pairs.
 
     Raises:
-      RunError: a line of one column, by its number.
+      RunError: if a line has one column; names the line.
     """
     for number, line in enumerate(file.lines(tally), start=1):
         if not line.strip():
@@ -239,14 +239,12 @@ def _short(line: str) -> str:
     return repr(line if len(line) <= 60 else line[:57] + "...")
 
 
-# --- the corpora's own formats ------------------------------------------------------------------
-# Their files are checked against known hashes first, so these readers meet no other content.
+# --- formats of the zoo's corpora ---------------------------------------------------------------
+# The hashes of these files are checked before, so the readers need no error handling.
 
 
 def wikipedia_articles(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
-    """Yields (page id, article) of WikiExtractor's output: what lies between the lines
-    `<doc id="…" url="…" title="…">` and `</doc>`, the title first.
-    """
+    """Yields (page id, article) of WikiExtractor's output, from `<doc id="…" …>` to `</doc>`."""
     article = re.compile(r'^<doc id="(\d+)" [^\n]*>\n(.*?)^</doc>$', re.DOTALL | re.MULTILINE)
     for file in files:
         for match in article.finditer(file.text()):
@@ -254,23 +252,22 @@ def wikipedia_articles(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
 
 
 def wikitext_articles(files: Sequence[TextFile]) -> Iterator[str]:
-    """Yields the articles of WikiText, each from the blank line before its ` = Title = `."""
+    """Yields the articles of WikiText, each from the blank line before ` = Title = `."""
     for file in files:
         yield from re.split(r"(?=^ \n = [^=\n]+ = \n \n)", file.text(), flags=re.MULTILINE)[1:]
 
 
 def named_texts(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
-    """Yields (file name without .txt and .gz, text), one document a file."""
+    """Yields (file name without .txt and .gz, text), one document per file."""
     for file in files:
         yield file.path.name.removesuffix(".gz").removesuffix(".txt"), file.text()
 
 
 def verses(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
-    """Yields (POET NUMBER, 100 hemistichs, one a line) of each poet's file.
+    """Yields (POET NUMBER, 100 hemistichs, one per line) of each poet's file.
 
-    The files mark no poems: where one ends, only its rhyme tells. The two-line header that the
-    scraper wrote is dropped, and with it, as scraps of the web page, blank lines, stray carriage
-    returns and space around a hemistich.
+    The files do not mark where a poem ends. The scraper's header of two lines, blank lines, stray
+    carriage returns and surrounding spaces are dropped.
     """
     for poet, text in named_texts(files):
         lines = [line for row in re.split(r"[\r\n]+", text) if (line := row.strip())][2:]
@@ -280,7 +277,7 @@ def verses(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
 
 
 def news_articles(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
-    """Yields (link, article): title, abstract and paragraphs, one a line."""
+    """Yields (link, article); an article is its title, abstract and paragraphs, one per line."""
     for file in files:
         for article in json.loads(file.text()):
             parts = [article["title"], article["abstract"], *article["paragraphs"]]
@@ -288,5 +285,5 @@ def news_articles(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
 
 
 def aligned_lines(first: TextFile, second: TextFile) -> Iterator[tuple[str, str]]:
-    """Yields the lines of two files that are translations of each other, line by line."""
+    """Yields pairs of lines of two files that are translations of each other."""
     return zip(first.lines(), second.lines(), strict=True)

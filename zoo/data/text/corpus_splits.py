@@ -1,6 +1,6 @@
-"""Which documents are for training, for validation and for the test.
+"""Splits documents into train, validation and test.
 
-A split is a function that returns a fresh iterator: documents are read anew, not held.
+A split is a function that returns a new iterator, so that documents are not held in memory.
 """
 
 import functools
@@ -12,8 +12,8 @@ import numpy as np
 
 
 def key_hash(key: str) -> int:
-    """Returns 64 bits that depend on `key` alone, evenly spread: the same on every machine."""
-    # Readers replace lone surrogates, but a key may also come from a file's name.
+    """Returns a uniform 64-bit hash, equal on every machine."""
+    # The name of a file may have lone surrogates.
     data = key.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
 
@@ -21,12 +21,12 @@ def key_hash(key: str) -> int:
 def split_by_hash(
     keyed: Callable[[], Iterator[tuple[str, object]]], share: float, hashes=None
 ) -> dict[str, Callable[[], Iterator]]:
-    """Returns train, validation and test; the latter two each hold `share` of the keys, at least 1.
+    """Returns train, validation and test splits, by the hash of each document's key.
 
     Args:
-      keyed: returns a fresh iterator of (key, document).
-      share: of the different keys, 0 to 0.5.
-      hashes: those of all keys, where they are known already.
+      keyed: returns a new iterator of (key, document).
+      share: share of the different keys, from 0 to 0.5, in validation and in test; at least 1 key.
+      hashes: of all keys, if known.
     """
     if hashes is None:
         hashes = np.fromiter((key_hash(key) for key, _ in keyed()), np.uint64)
@@ -47,7 +47,7 @@ def split_by_hash(
 def split_by_cut(
     documents: Callable[[], Iterator[str]], lengths: Sequence[int]
 ) -> dict[str, Callable[[], Iterator]]:
-    """Returns train and validation, the last 10 % of the characters; together, they are all."""
+    """Returns train and validation splits; validation has the last 10 % of the characters."""
     total = sum(lengths)
     window = total // 10
     offset, index = max(1, total * 9 // 10), 0

@@ -1,8 +1,7 @@
-"""Documents of any length to sequences of one length, without loss.
+"""Packs documents of any length into rows of equal length, without loss.
 
-`best_fit` gives rows for training on next tokens: with `tokens[:, :-1]` as inputs and
-`tokens[:, 1:]` as targets (where both have the same segment), every token of a document but its
-first is a target exactly once, and no row reads from one document into another.
+With `tokens[:, :-1]` as inputs and `tokens[:, 1:]` as targets in the same segment, every token of a
+document but the first is a target exactly once, and no context crosses a document boundary.
 """
 
 from collections import Counter
@@ -12,8 +11,7 @@ import numpy as np
 
 from zoo.errors import UsageError
 
-# Full rows that are held back, so that a chunk is worth the call.
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 1024  # least number of full rows per yielded chunk
 
 
 def best_fit(
@@ -25,40 +23,37 @@ def best_fit(
     buffer: int = 8192,
     counts: Counter | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Packs documents in rows: best-fit-decreasing (Ding et al. 2024, arXiv:2404.10830, 3.2).
+    """Packs documents by best-fit-decreasing (Ding et al. 2024, arXiv:2404.10830, section 3.2).
 
-    A document that is longer than a row is cut in pieces that overlap by one token: the last
-    token of a piece is a target there and the first input of the next piece. Unlike the paper's,
-    which do not overlap, none loses the target at its cut. Pieces that fill a row are rows; the
-    last ones and the short documents are packed, `buffer` of them at a time, the longest first,
-    each in the fullest row that still takes it.
-
-    The order of the rows is a function of the arguments alone, and is not random: shuffle when
-    reading.
+    A document longer than a row is cut into pieces that overlap by one token, so that no target is
+    lost at a cut, unlike in the paper. The last pieces and short documents are packed, `buffer` at
+    a time, the longest first, each into the fullest row with enough room. The order of rows is
+    deterministic and not random: shuffle when reading.
 
     Args:
-      documents: `(n,)` arrays of integers. Empty ones are skipped.
+      documents: `(n,)` arrays of integers. Empty documents are skipped.
       length: of a row, at least 2.
-      start_id: put before each document, or None.
-      end_id: put after each document, or None.
-      buffer: pieces that are packed together. More leave less padding and take more memory, at
-        most `12 * buffer * length` bytes.
-      counts: to it are added "documents", "empty_documents", "tokens" (with start and end, and
-        each once), "rows" and "padding" (in tokens).
+      start_id: id inserted before each document, or None.
+      end_id: id appended to each document, or None.
+      buffer: number of pieces packed together. More pieces leave less padding, and take at most
+        `12 * buffer * length` bytes.
+      counts: updated with "documents", "empty_documents", "tokens" (with start and end, each once),
+        "rows" and "padding" (in tokens).
 
     Yields:
-      `(tokens, segments)`, both `(n, length)` int32, n varies. Segments number the documents in a
-      row 1, 2, 3 …; 0 is padding, whose tokens are 0.
+      `(tokens, segments)`, both `(n, length)` int32, n varies. Segments number the documents of a
+      row from 1; padding has segment 0 and token 0.
 
     Raises:
-      UsageError: a length or buffer that is too small, a document that is no row of integers.
+      UsageError: if the length or the buffer is too small, or a document is not a 1-D integer
+        array.
     """
     if length < 2:
-        raise UsageError(f"A row needs an input and a target: length >= 2. Received: {length}.")
+        raise UsageError(f"length must be at least 2. Received: {length}.")
     if buffer < 1:
-        raise UsageError(f"The buffer must hold a document. Received: buffer={buffer}.")
+        raise UsageError(f"buffer must be at least 1. Received: {buffer}.")
     counts = Counter() if counts is None else counts
-    # Here and not in the generator: a wrong argument is told by the call, not by the first row.
+    # A separate generator, so that the call itself raises the errors above.
     return _best_fit(stream(documents, start_id=start_id, end_id=end_id, counts=counts),
                      length, buffer, counts)  # fmt: skip
 
@@ -71,7 +66,7 @@ def _best_fit(framed, length: int, buffer: int, counts: Counter):
             full.append(windows[:: length - 1])
             full_rows += len(full[-1])
             document = document[len(full[-1]) * (length - 1) :]
-            # What is left begins with the last full row's last token: alone it is no target.
+            # The remainder starts with the last token of the last full row.
             if len(document) == 1:
                 document = document[:0]
         if len(document):
@@ -100,7 +95,7 @@ def _pack(pieces: list[np.ndarray], length: int, counts: Counter):
     order = np.lexsort((-lengths, row))
     row, lengths = row[order], lengths[order]
     used = np.bincount(row, lengths).astype(np.int64)
-    first = np.searchsorted(row, row)  # the place of the first piece of a piece's row
+    first = np.searchsorted(row, row)  # index of the first piece in the row of each piece
     filled = np.arange(length) < used[:, None]
     tokens, segments = np.zeros((2, len(used), length), np.int32)
     tokens[filled] = np.concatenate([pieces[place] for place in order.tolist()])
@@ -111,20 +106,22 @@ def _pack(pieces: list[np.ndarray], length: int, counts: Counter):
 
 
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """Returns `(n,)` int64, the bin of each item: the longest item first, in the fullest bin.
+    """Assigns items to bins by best-fit-decreasing.
 
-    Exactly best-fit-decreasing, all items of a length at once: after the first of them, the bin
-    that took it is the fullest one that may take the next. So a bin takes as many as fit before
-    another one does, and the work grows with the different lengths, not with the items.
+    All items of equal length are placed at once: after the first of them, its bin is the fullest
+    one with room for the next. So the time grows with the number of different lengths.
 
     Args:
       lengths: `(n,)` integers in [1, capacity].
-      capacity: of every bin.
+      capacity: of each bin.
+
+    Returns:
+      `(n,)` int64, the bin of each item.
     """
     order = np.argsort(-lengths, kind="stable")
     bins = np.empty(len(lengths), np.int64)
-    rooms = [[] for _ in range(capacity + 1)]  # the bins that have this much room left
-    open_rooms = 0  # bit r is set where rooms[r] is not empty
+    rooms = [[] for _ in range(capacity + 1)]  # room left -> bins
+    open_rooms = 0  # bit r is set if rooms[r] is not empty
     opened = place = 0
     sizes, amounts = np.unique(-lengths, return_counts=True)
     for size, amount in zip((-sizes).tolist(), amounts.tolist(), strict=True):
@@ -141,17 +138,17 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
             each = room // size
             whole = min(len(candidates), amount // each)
             if whole:
-                taken, rooms[room] = candidates[:whole], candidates[whole:]
-                bins[order[place : place + whole * each]] = np.repeat(taken, each)
-                some = whole * each
-            else:  # the last bin is not filled up
-                taken, rooms[room], each = candidates[:1], candidates[1:], amount
-                bins[order[place : place + amount]] = taken[0]
-                some = amount
-            place += some
-            amount -= some
+                chosen, rooms[room] = candidates[:whole], candidates[whole:]
+                bins[order[place : place + whole * each]] = np.repeat(chosen, each)
+                placed = whole * each
+            else:  # the last bin is not filled
+                chosen, rooms[room], each = candidates[:1], candidates[1:], amount
+                bins[order[place : place + amount]] = chosen[0]
+                placed = amount
+            place += placed
+            amount -= placed
             left = room - each * size
-            rooms[left] += taken
+            rooms[left] += chosen
             open_rooms |= 1 << left
             if not rooms[room]:
                 open_rooms &= ~(1 << room)
@@ -167,9 +164,9 @@ def stream(
     end_id: int | None,
     counts: Counter | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields each document as `(n,)` int32, `[start] document [end]`; their chain is the stream.
+    """Yields each document as `[start] document [end]`, `(n,)` int32; skips empty documents.
 
-    Empty documents are skipped. `counts` gets "documents", "empty_documents" and "tokens".
+    `counts` is updated with "documents", "empty_documents" and "tokens".
     """
     counts = Counter() if counts is None else counts
     start = [] if start_id is None else [start_id]
@@ -182,7 +179,7 @@ def stream(
             continue
         if document.ndim != 1 or document.dtype.kind not in "iu":
             raise UsageError(
-                "A document must be a one-dimensional array of token numbers. "
+                "A document must be a 1-D array of integer token ids. "
                 f"Received: {document.shape} {document.dtype}."
             )
         framed = np.empty(len(document) + extra, np.int32)
@@ -192,8 +189,3 @@ def stream(
         counts["documents"] += 1
         counts["tokens"] += len(framed)
         yield framed
-
-
-def padding_share(segments: np.ndarray) -> float:
-    """Returns the share of padding in segments of any shape, 0 to 1."""
-    return np.count_nonzero(segments == 0) / max(segments.size, 1)

@@ -1,4 +1,4 @@
-"""Pairs of sentences as tokenised records, several in a row."""
+"""Tokenized records of pairs of a sentence and its translation, with several pairs per row."""
 
 import dataclasses
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.data.datasets import Dataset
 from zoo.data.text.corpora import load_corpus
-from zoo.data.text.dataset import check, facts, prepared, token_type, tokenizer_of
+from zoo.data.text.dataset import cached_records, check, facts, token_type, tokenizer_of
 from zoo.data.text.packing import best_fit_decreasing
 from zoo.errors import RunError, UsageError
 
@@ -18,12 +18,11 @@ PACKINGS = ("best_fit", "none")
 
 @dataclasses.dataclass(frozen=True)
 class ParallelDataset(Dataset):
-    """A `Dataset` that keeps the text.
+    """A `Dataset` with the text of its pairs.
 
     Attributes:
-      pairs: split -> function that returns a fresh iterator of (source, target) strings: all of
-        the split, as they stand in the corpus.
-      languages: ISO 639 codes of source and target; () where the corpus does not say.
+      pairs: split -> function that returns a new iterator of all (source, target) strings.
+      languages: ISO 639 codes of source and target; () if unknown.
     """
 
     pairs: Mapping[str, Callable[[], Iterator]] = dataclasses.field(default_factory=dict)
@@ -31,18 +30,18 @@ class ParallelDataset(Dataset):
 
 
 def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
-    """Returns pairs of sentences, for `zoo.tasks.seq2seq`.
+    """Loads pairs of sentences for `zoo.tasks.seq2seq`.
 
-    Stored examples: "source" and "target", both (sequence_length,), 0 for padding. Sentences end
-    with <end>. Where `packing` is "best_fit" a row holds as many pairs as fit: a batch of short
-    sentences is mostly padding otherwise. Source and target share one tokenizer, trained on both.
+    Examples have "source" and "target", both (sequence_length,), 0 for padding. Sentences end with
+    <end>. With packing "best_fit", a row holds several pairs, because short sentences would leave
+    mostly padding. Source and target share a tokenizer, trained on both.
 
-    A pair of which a side is longer than a row is left out of the training split, and cut in the
-    others; a line on stderr says how many.
+    Pairs with a sentence longer than a row are left out of the training split and truncated in
+    other splits; a line on stderr reports their number.
 
     Args:
-      data: the recipe's section: source, manual_dir, languages, tokenizer, vocabulary_size,
-        normalization, sequence_length, packing.
+      data: section `data` of the recipe: source, manual_dir, languages, tokenizer,
+        vocabulary_size, normalization, sequence_length, packing.
       task: unused.
     """
     check(data, PACKINGS)
@@ -51,13 +50,12 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     )
     if not isinstance(next(next(iter(corpus.splits.values()))(), None), tuple):
         raise UsageError(
-            f"The task needs pairs of sentences. Received: data.source={corpus.name!r}, which has "
-            "text in one language."
+            f"The task needs pairs of sentences. Received: data.source={corpus.name!r} with text "
+            "in one language."
         )
     if "train" not in corpus.splits:
         raise UsageError(
-            f"{corpus.name!r} has no split 'train' to learn from. It has: "
-            f"{', '.join(corpus.splits)}."
+            f"{corpus.name!r} has no split 'train'. It has: {', '.join(corpus.splits)}."
         )
     tokenizer = tokenizer_of(corpus, data, lambda: chain.from_iterable(corpus.splits["train"]()))
     length, packed = data["sequence_length"], data["packing"] == "best_fit"
@@ -66,42 +64,40 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     def rows(split):
         yield packed_rows(corpus.splits[split](), split, tokenizer, length, packed)
 
-    what = {"pairs": data["packing"], "length": length}
-    splits, digest = prepared(corpus, tokenizer, what, layout, rows)
-    known = facts(corpus, tokenizer, splits, lambda s: chain.from_iterable(corpus.splits[s]()))
+    settings = {"pairs": data["packing"], "length": length}
+    splits, digest = cached_records(corpus, tokenizer, settings, layout, rows)
+    report = facts(corpus, tokenizer, splits, lambda s: chain.from_iterable(corpus.splits[s]()))
     return ParallelDataset(
-        corpus.name, splits, (), digest, tokenizer, known, corpus.splits, tuple(corpus.languages)
+        corpus.name, splits, (), digest, tokenizer, report, corpus.splits, tuple(corpus.languages)
     )
 
 
-def packed_rows(found: Iterator, split: str, tokenizer, length: int, packed: bool) -> dict:
-    """Returns a split's rows: {"source", "target"}, both (N, length).
+def packed_rows(pairs: Iterator, split: str, tokenizer, length: int, packed: bool) -> dict:
+    """Returns the rows of a split: {"source", "target"}, both (N, length).
 
     Args:
-      found: pairs of sentences.
-      split: its name: of "train" pairs that are too long are left out, of others cut.
+      pairs: of sentences.
+      split: name of the split; long pairs are left out of "train" and truncated in others.
       tokenizer: of both sides.
       length: of a row.
-      packed: whether a row holds as many pairs as fit.
+      packed: whether a row holds several pairs.
     """
-    texts = zip(*found, strict=True)
-    sides = [_closed(tokenizer.encode_documents(side), tokenizer.end_id) for side in texts]
+    texts = zip(*pairs, strict=True)
+    sides = [_with_end(tokenizer.encode_documents(side), tokenizer.end_id) for side in texts]
     longest = np.maximum(*(np.array([len(ids) for ids in side]) for side in sides))
     short = longest <= length
     if not short.all():
-        done = "left out" if split == "train" else "cut"
+        action = "left out" if split == "train" else "truncated"
         print(
             f"zoo: {split}: {np.count_nonzero(~short):,} of {len(short):,} pairs are longer than "
-            f"data.sequence_length={length} tokens and were {done}.",
+            f"data.sequence_length={length} tokens and were {action}.",
             file=sys.stderr,
         )
     if split == "train":
         sides = [[ids for ids, fits in zip(side, short, strict=True) if fits] for side in sides]
         longest = longest[short]
         if not len(longest):
-            raise RunError(
-                f"No pair of the training split fits data.sequence_length={length}: raise it."
-            )
+            raise RunError(f"No training pair fits data.sequence_length={length}. Increase it.")
     longest = np.minimum(longest, length)
     row = best_fit_decreasing(longest, length) if packed else np.arange(len(longest))
     out = {}
@@ -116,5 +112,5 @@ def packed_rows(found: Iterator, split: str, tokenizer, length: int, packed: boo
     return out
 
 
-def _closed(sentences: Iterator[np.ndarray], end: int) -> list[np.ndarray]:
+def _with_end(sentences: Iterator[np.ndarray], end: int) -> list[np.ndarray]:
     return [np.append(ids, end) for ids in sentences]

@@ -1,10 +1,9 @@
-"""What the encoders learn from: pairs of sentences (BERT), or rows of text (RoBERTa).
+"""Training data of encoders: pairs of sentences (BERT), or rows of text (RoBERTa).
 
-A pair is made as in BERT's create_pretraining_data.py (Devlin et al. 2018, appendix A.2): a run of
-sentences that fills the length is cut in two; in half of the pairs the second part is replaced by
-as much text from another document, and the sentences replaced begin the next pair. The pairs are
-drawn once, when the records are made: epochs differ in their masks and their order, not in their
-pairs.
+Pairs are created as in BERT's create_pretraining_data.py (Devlin et al. 2018, appendix A.2): a
+sequence of sentences that fills the length is split in two. In half of the pairs, text of another
+document replaces the second part, whose sentences begin the next pair. Pairs are drawn once, when
+the records are created; epochs differ in masks and order.
 """
 
 import re
@@ -18,30 +17,30 @@ import numpy as np
 from zoo.data.datasets import Dataset
 from zoo.data.text.dataset import (
     PACKINGS,
+    cached_records,
     check,
     corpus_of,
     facts,
-    prepared,
     token_rows,
     token_type,
     tokenizer_of,
 )
 from zoo.errors import UsageError
 
-VERSION = 1  # raise it when the pairs of an unchanged corpus change
-LEAST_LENGTH = 8
-SHORT_SHARE = 0.1  # pairs of any length: texts at use are not always full
+VERSION = 1  # increase it when the pairs of an unchanged corpus change
+MIN_LENGTH = 8
+SHORT_SHARE = 0.1  # share of pairs of random length, because later inputs are not always full
 RANDOM_SHARE = 0.5
 NEXT, RANDOM = 0, 1  # labels
-BUFFER = 4096  # documents from which the other sentence is drawn
+BUFFER = 4096  # number of documents from which random sentences are drawn
 CHUNK_ROWS = 1024
 
 # --- sentences ------------------------------------------------------------------------------------
 
-# Full stops of Latin, Greek, Persian, Arabic, Urdu and Devanagari text with what closes behind
-# them and white space; of Chinese and Japanese text, where none follows.
+# Ends of sentences with closing quotes and brackets: in Latin, Greek, Persian, Arabic, Urdu and
+# Devanagari text before white space, in Chinese and Japanese text anywhere.
 _END = re.compile(r"[.!?…؟۔।]+[\"'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*")
-# What ends in a full stop and seldom ends a sentence; the second before a number alone.
+# Abbreviations that seldom end a sentence, and abbreviations that do not before a number.
 _ABBREVIATIONS = frozenset(
     [
         "mr", "mrs", "ms", "dr", "prof", "st", "rev", "hon", "gen", "col", "capt", "lt", "sgt",
@@ -58,25 +57,25 @@ _LAST_WORD = re.compile(r"[\w.]*$")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Returns the sentences of a text, by rule; none is empty.
+    """Splits a text into nonempty sentences by rules.
 
-    A line ends a sentence. So do `. ! ? …` and their like in other scripts, before white space,
-    unless a small letter follows, or a full stop ends an abbreviation or an initial ("Dr. Who",
-    "J. S. Bach", "the U.S. Army"). What a reader would cut elsewhere does no harm here: for BERT
-    a sentence is any span of text (Devlin et al. 2018, section 3).
+    A sentence ends at the end of a line, and at `. ! ? …` and similar marks before white space,
+    except before a lower-case letter and after abbreviations and initials ("Dr. Who",
+    "J. S. Bach", "the U.S. Army"). Errors do no harm: for BERT, a sentence is any span of text
+    (Devlin et al. 2018, section 3).
     """
-    found = []
+    sentences = []
     for line in text.splitlines():
         start = 0
         for match in _END.finditer(line):
-            if _ends(line, match):
-                found.append(line[start : match.end()])
+            if _is_sentence_end(line, match):
+                sentences.append(line[start : match.end()])
                 start = match.end()
-        found.append(line[start:])
-    return [sentence for sentence in map(str.strip, found) if sentence]
+        sentences.append(line[start:])
+    return [sentence for sentence in map(str.strip, sentences) if sentence]
 
 
-def _ends(line: str, match: re.Match) -> bool:
+def _is_sentence_end(line: str, match: re.Match) -> bool:
     after = line[match.end() : match.end() + 1]
     if after.islower():
         return False
@@ -89,7 +88,7 @@ def _ends(line: str, match: re.Match) -> bool:
 
 
 def tokenized_sentences(documents: Iterable[str], tokenizer) -> Iterator[list[np.ndarray]]:
-    """Yields the tokens of each sentence of each document that has any: (n,) int32 each."""
+    """Yields the sentences, (n,) int32 arrays of tokens, of each document that has tokens."""
     counts = deque()
 
     def sentences():
@@ -117,21 +116,21 @@ def make_pairs(
     separator_id: int,
     buffer: int = BUFFER,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields pairs [start] A [separator] B [separator], padded with 0.
+    """Creates pairs [start] A [separator] B [separator], padded with 0.
 
     Args:
-      documents: lists of sentences, (n,) integers each, none empty.
-      length: L, of a pair with its special tokens.
-      generator: draws everything there is to draw.
-      start_id: put first.
-      separator_id: put after A and after B.
-      buffer: documents that are held at once; B is drawn from another one of them.
+      documents: nonempty lists of sentences, (n,) integers each.
+      length: L, length of a pair with its special tokens.
+      generator: source of random numbers.
+      start_id: id of [start].
+      separator_id: id of [separator].
+      buffer: number of documents held at once; random sentences are drawn from them.
 
     Yields:
       Chunks {"tokens" (n, L) int32, "types" (n, L) uint8, "label" (n,) int32}.
 
     Raises:
-      UsageError: where there are less than two documents.
+      UsageError: if there are fewer than two documents.
     """
     room = length - 3
     rows = []
@@ -147,60 +146,60 @@ def make_pairs(
 
 
 def _groups(documents, buffer: int):
-    """Yields `(documents, those among which B is drawn)`; the first begin the second."""
+    """Yields `(documents, pool)`; random sentences are drawn from the pool."""
     documents, before = iter(documents), []
     while group := list(islice(documents, buffer)):
         pool = group if len(group) > 1 else group + before
         if len(pool) < 2:
             raise UsageError(
-                "Next sentences need two documents or more in each split, for the second may come "
-                "from another one. Received: a split of one document: give more documents, or "
-                "task.name=mlm, which needs no pairs."
+                "task.name=nsp needs at least two documents per split, because half of the pairs "
+                "have a random sentence of another document. Received: a split of one document. "
+                "Add documents, or use task.name=mlm."
             )
         yield group, pool
         before = group
 
 
 def _pairs(document, number, pool, room, generator):
-    """Yields (A, B, label) of a document, `pool[number]`."""
+    """Yields (A, B, label) of the document `pool[number]`."""
 
-    def target():
+    def draw_size():
         short = generator.random() < SHORT_SHARE
         return int(generator.integers(2, room + 1)) if short else room
 
-    place, wanted = 0, target()
+    place, target = 0, draw_size()
     while place < len(document):
         end, size = place, 0
-        while end < len(document) and size < wanted:
+        while end < len(document) and size < target:
             size += len(document[end])
             end += 1
         sentences = end - place
         cut = place + (int(generator.integers(1, sentences)) if sentences > 1 else 1)
         a = np.concatenate(document[place:cut])
         if sentences == 1 or generator.random() < RANDOM_SHARE:
-            b, label = _elsewhere(number, pool, wanted - len(a), generator), RANDOM
+            b, label = _random_text(number, pool, target - len(a), generator), RANDOM
             place = cut
         else:
             b, label = np.concatenate(document[cut:end]), NEXT
             place = end
         yield *_truncated(a, b, room, generator), label
-        wanted = target()
+        target = draw_size()
 
 
-def _elsewhere(number, pool, wanted, generator) -> np.ndarray:
-    """Returns text of `wanted` tokens or more, where there is so much, from another document."""
+def _random_text(number, pool, target, generator) -> np.ndarray:
+    """Returns text of at least `target` tokens, if possible, from another document of the pool."""
     other = int(generator.integers(len(pool) - 1))
     document = pool[other + (other >= number)]
     place = int(generator.integers(len(document)))
     parts, size = [document[place]], len(document[place])
-    while size < wanted and (place := place + 1) < len(document):
+    while size < target and (place := place + 1) < len(document):
         parts.append(document[place])
         size += len(document[place])
     return np.concatenate(parts)
 
 
 def _truncated(a, b, room, generator):
-    """Takes what is too much from the longer one, token by token, at either end by chance."""
+    """Truncates the longer part at random ends until both parts fit."""
     half = room // 2
     size_a = min(len(a), max(room - len(b), room - half))
     size_b = min(len(b), max(room - len(a), half))
@@ -227,28 +226,28 @@ def _stacked(rows) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-# --- from recipes ---------------------------------------------------------------------------------
+# --- data sets ------------------------------------------------------------------------------------
 
 
 def sentence_pairs(data: Mapping, task: Mapping) -> Dataset:
-    """Returns pairs of sentences, for the task `nsp`.
+    """Loads pairs of sentences for the task `nsp`.
 
-    Stored examples: "tokens" and "types" (sequence_length,), "label" (); 0 where the second
-    sentence follows the first, 1 where it does not.
+    Examples have "tokens" and "types" (sequence_length,), and "label" (): 0 if the second sentence
+    follows the first, 1 if it is random.
 
     Args:
-      data: the recipe's section: source, manual_dir, tokenizer, vocabulary_size, normalization,
-        sequence_length.
+      data: section `data` of the recipe: source, manual_dir, tokenizer, vocabulary_size,
+        normalization, sequence_length.
       task: unused.
 
     Raises:
-      UsageError: for a value that does not fit, or a corpus with a split of one document.
+      UsageError: if a key is invalid, or a split of the corpus has one document.
     """
     check(data, PACKINGS)
     length = data["sequence_length"]
-    if length < LEAST_LENGTH:
+    if length < MIN_LENGTH:
         raise UsageError(
-            f"A pair of sentences takes data.sequence_length={LEAST_LENGTH} or more. "
+            f"data.sequence_length must be at least {MIN_LENGTH} for pairs of sentences. "
             f"Received: {length}."
         )
     corpus = corpus_of(data)
@@ -267,16 +266,16 @@ def sentence_pairs(data: Mapping, task: Mapping) -> Dataset:
             separator_id=tokenizer.separator_id,
         )
 
-    what = {"pairs": VERSION, "length": length}
-    splits, digest = prepared(corpus, tokenizer, what, layout, rows)
+    settings = {"pairs": VERSION, "length": length}
+    splits, digest = cached_records(corpus, tokenizer, settings, layout, rows)
     return Dataset(corpus.name, splits, (), digest, tokenizer, facts(corpus, tokenizer, splits))
 
 
 def rows_of_text(data: Mapping, task: Mapping) -> Dataset:
-    """Returns rows of `sequence_length` tokens, for the task `mlm`; made as for `clm`.
+    """Loads rows of `sequence_length` tokens for the task `mlm`, packed as for `clm`.
 
     Args:
-      data: the recipe's section, see `zoo.data.text.dataset.language_modeling`.
+      data: section `data` of the recipe, see `zoo.data.text.dataset.language_modeling`.
       task: unused.
     """
     check(data, PACKINGS)

@@ -1,25 +1,25 @@
-"""Tokenizers: the one way from text to numbers and back.
+"""Tokenizers: convert text to token ids and back.
 
     tokenizer = train("bpe", documents, 8000)
     tokenizer.save("tokenizer.json")
     for ids in load("tokenizer.json").encode_documents(documents): …
 
-| kind | a token is | white space | text it does not know |
+| kind | token | white space | unknown text |
 | --- | --- | --- | --- |
 | character | a character (code point) | kept | <unk> |
-| byte | a byte of UTF-8 | kept | there is none |
-| word | a word, a mark or an end of line | dropped | <unk> |
-| wordpiece | a part of a word or a mark | dropped | <unk> for the word |
-| bpe | frequent bytes of a word and the space before it | kept | there is none |
-| sentencepiece | likely characters of a word and the space before it | kept | bytes |
+| byte | a byte of UTF-8 | kept | none |
+| word | a word, a punctuation mark or an end of line | dropped | <unk> |
+| wordpiece | a part of a word, or a punctuation mark | dropped | <unk> per word |
+| bpe | frequent bytes of a word and the preceding space | kept | none |
+| sentencepiece | likely characters of a word and the preceding space | kept | bytes |
 
 "byte", "bpe" and "sentencepiece" are lossless: `decode(encode(text)) == normalize(text, how)`; so
-is "character" where it knows all characters. No text becomes a special token, "<end>" neither.
+is "character" if it knows all characters. No text is encoded as a special token, not even "<end>".
 
-Long text is cut into pieces of at most `PIECE` characters, before the last space or end of line
-that follows something else. There a token ends in every kind, so the ids are those of the whole
-text (up to the rounding of sums of log-probabilities, for "sentencepiece"). `PIECE` characters
-without such a place are cut where they end; kinds that keep white space stay lossless.
+Long text is cut into pieces of at most `PIECE_LENGTH` characters, before the last space or end of
+line that follows another character. A token of every kind ends there, so the ids are those of the
+whole text (for "sentencepiece" up to rounding of log-probabilities). Text without such a place is
+cut after `PIECE_LENGTH` characters; kinds that keep white space stay lossless.
 """
 
 import hashlib
@@ -61,25 +61,24 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 
-# Arabic yeh, alef maksura and kaf, which keyboards and old code pages leave in Persian text.
+# Arabic yeh, alef maksura and kaf, which occur in Persian text of some keyboards and code pages.
 _PERSIAN = {"\u064a": "\u06cc", "\u0649": "\u06cc", "\u0643": "\u06a9"}
 NORMALIZATIONS = ("NFC", "NFKC", "none", "persian")
 
 FORMAT_VERSION = 1
-LARGEST = 2**20  # tokens; the libraries take memory for as many as they are asked for
-PIECE = 8192
-# Characters that one thread encodes at a time: long enough that handing over costs nothing.
-_JOB = 8 * PIECE
+MAX_VOCABULARY = 2**20  # tokens; the libraries allocate memory for the requested size
+PIECE_LENGTH = 8192
+_JOB_LENGTH = 8 * PIECE_LENGTH  # characters that a thread encodes at a time
 _CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 
 
 def normalize(text: str, how: str) -> str:
-    """Returns `text` in one of the ways of writing it.
+    """Normalizes Unicode text.
 
     Args:
-      text: any str. Surrogates, which are no characters, become U+FFFD (pairs their character).
-      how: "NFC" or "NFKC" of Unicode; "persian" for NFC and then the Arabic letters yeh, alef
-        maksura and kaf as their Persian twins, all else kept, U+200C (ZWNJ) too; or "none".
+      text: any str. Lone surrogates become U+FFFD, surrogate pairs their character.
+      how: "none"; "NFC" or "NFKC" of Unicode; or "persian": NFC, then the Arabic letters yeh, alef
+        maksura and kaf become their Persian equivalents.
     """
     if how not in NORMALIZATIONS:
         raise UsageError(
@@ -87,7 +86,7 @@ def normalize(text: str, how: str) -> str:
             f"Known: {', '.join(NORMALIZATIONS)}."
         )
     if not isinstance(text, str):
-        raise UsageError(f"A tokenizer reads text (str). Received: {type(text).__name__}.")
+        raise UsageError(f"The text must be a str. Received: {type(text).__name__}.")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -95,11 +94,10 @@ def normalize(text: str, how: str) -> str:
     if how == "none" or text.isascii():
         return text
     form = "NFKC" if how == "NFKC" else "NFC"
-    # Nothing is composed over the end of a line, and lines that are normalised are passed on five
-    # times as fast as a text in which one is not.
+    # Characters are never composed across lines, and normalized lines are five times as fast.
     text = "\n".join([unicodedata.normalize(form, line) for line in text.split("\n")])
     if how == "persian":
-        # After NFC: yeh with a hamza above is a letter of its own, and stays it.
+        # After NFC, because yeh with hamza above is another letter.
         for arabic, persian in _PERSIAN.items():
             text = text.replace(arabic, persian)
     return text
@@ -108,23 +106,22 @@ def normalize(text: str, how: str) -> str:
 def train(
     kind: str, documents: Iterable[str], vocabulary_size: int = 0, normalization: str = "NFC"
 ) -> "Tokenizer":
-    """Returns a tokenizer; the same text always gives the same one.
+    """Trains a tokenizer; the result is deterministic.
 
-    "wordpiece" and "sentencepiece" hold all of the text in memory, "word" and "bpe" its different
-    words: give them a sample of a large corpus, some hundred MB.
+    "wordpiece" and "sentencepiece" hold the whole text in memory, "word" and "bpe" its different
+    words. Sample some hundred MB of a large corpus.
 
     Args:
       kind: one of KINDS.
-      documents: text; read once.
-      vocabulary_size: tokens to have, SPECIAL included. 0, for "character" all that occur (else
-        the most frequent ones) and for "byte" 262; all other kinds need a number. Where the
-        text supports fewer, there are fewer, and one line on stderr says so.
+      documents: texts; read once.
+      vocabulary_size: number of tokens, SPECIAL included. 0 means all characters for "character"
+        (otherwise the most frequent ones) and 262 for "byte"; other kinds need a size. If the text
+        supports fewer tokens, a line on stderr reports it.
       normalization: see `normalize`; part of the tokenizer.
 
     Raises:
-      UsageError: unknown kind or normalization, or a vocabulary_size that the kind or the text
-        does not allow; the message says what it does.
-      RunError: there is no text.
+      UsageError: if the kind, the normalization or the size is invalid.
+      RunError: if there is no text.
     """
     if kind not in KINDS:
         raise UsageError(
@@ -149,8 +146,8 @@ def train(
     tokenizer = Tokenizer(kind, normalization, payload, read)
     if tokenizer.vocabulary_size < vocabulary_size:
         print(
-            f"zoo: the text supports {tokenizer.vocabulary_size:,} {kind} tokens, "
-            f"not {vocabulary_size:,}: the vocabulary has {tokenizer.vocabulary_size:,}",
+            f"zoo: the vocabulary has {tokenizer.vocabulary_size:,} {kind} tokens: the text does "
+            f"not support {vocabulary_size:,}",
             file=sys.stderr,
             flush=True,
         )
@@ -159,49 +156,52 @@ def train(
 
 def _check_size(kind: str, size):
     whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if not whole or not 0 <= size <= LARGEST:
+    if not whole or not 0 <= size <= MAX_VOCABULARY:
         raise UsageError(
-            f"vocabulary_size is a whole number of tokens, at most {LARGEST:,}. Received: {size!r}."
+            f"vocabulary_size must be an integer from 0 to {MAX_VOCABULARY:,}. Received: {size!r}."
         )
     if size == 0 and kind not in ("character", "byte"):
         raise UsageError(
-            f"A {kind!r} tokenizer needs a vocabulary_size, such as 8000. Received: {size}."
+            f"vocabulary_size must be positive for a {kind!r} tokenizer, such as 8000. "
+            f"Received: {size}."
         )
 
 
 def _texts(documents: Iterable[str]) -> Iterator[str]:
-    # A string is an iterable of strings, too: of its characters.
+    # A str is an iterable of str, too.
     if isinstance(documents, str | bytes):
-        raise UsageError("documents is an iterable of texts, not one text: put it in a list.")
+        raise UsageError(
+            "documents must be an iterable of texts, such as a list. Received: a single text."
+        )
     return iter(documents)
 
 
 def cut(text: str) -> Iterator[str]:
-    """Yields `text` in pieces of at most PIECE characters (see above); "" as one piece."""
+    """Yields pieces of at most PIECE_LENGTH characters (see the module); "" for an empty text."""
     start = 0
-    while len(text) - start > PIECE:
-        # One character more, for the look-ahead.
-        found = _CUT.match(text, start, start + PIECE + 1)
-        end = found.end() if found else start + PIECE
+    while len(text) - start > PIECE_LENGTH:
+        # One more character for the look-ahead.
+        match = _CUT.match(text, start, start + PIECE_LENGTH + 1)
+        end = match.end() if match else start + PIECE_LENGTH
         yield text[start:end]
         start = end
     yield text[start:]
 
 
 class Tokenizer:
-    """Text to ids and back; made by `train` or `load`, and never changed.
+    """An immutable tokenizer, created by `train` or `load`.
 
     Attributes:
       kind: one of KINDS.
       vocabulary_size: V, SPECIAL included.
-      normalization: what `encode` does to text first.
-      fingerprint: sha256 in hex of all that decides the ids.
-      trained_on: {"documents": …, "bytes": …}, the bytes those of the normalised text.
-      token_bytes: (V,) int32, the UTF-8 bytes that a token stands for, 0 for SPECIAL. Their sum
-        over a text's ids is its length in the lossless kinds; in "word" and "wordpiece" a token
-        counts with the one space that `decode` puts before it.
-      starts_word: (V,) bool, whether a token begins a word: for masking of whole words. Where
-        white space is kept, a word begins with the space before it. True for SPECIAL.
+      normalization: of text in `encode`, see `normalize`.
+      fingerprint: hex sha256 of everything that determines the ids.
+      trained_on: {"documents": …, "bytes": …}, counts of the normalized training text.
+      token_bytes: (V,) int32, number of UTF-8 bytes of each token, 0 for SPECIAL. In lossless
+        kinds, the sum over a text is its length; in "word" and "wordpiece", a token includes the
+        space that `decode` inserts before it.
+      starts_word: (V,) bool, whether a token begins a word (or the space before it), for masking
+        of whole words. True for SPECIAL.
     """
 
     pad_id, unknown_id, start_id, end_id, separator_id, mask_id = range(len(SPECIAL))
@@ -213,7 +213,7 @@ class Tokenizer:
         if tuple(self._vocabulary.names[: len(SPECIAL)]) != SPECIAL:
             raise ValueError(f"the first tokens are not {', '.join(SPECIAL)}")
         self.vocabulary_size = len(self._vocabulary.names)
-        self.token_bytes = np.array([len(b) for b in self._vocabulary.spelled], np.int32)
+        self.token_bytes = np.array([len(b) for b in self._vocabulary.spellings], np.int32)
         self.starts_word = self._vocabulary.starts_word
         self.fingerprint = _digest(self._content())
 
@@ -224,7 +224,7 @@ class Tokenizer:
         )
 
     def __reduce__(self):
-        # For the processes of a pipeline: the libraries' own objects are made again.
+        # Objects of the libraries cannot be pickled.
         payload = self._vocabulary.payload
         return Tokenizer, (self.kind, self.normalization, payload, self.trained_on)
 
@@ -245,29 +245,29 @@ class Tokenizer:
         }
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns the ids (n,) int32 of `text`, with no special token added."""
+        """Returns the ids (n,) int32 of a text, without special tokens."""
         pieces = list(cut(normalize(text, self.normalization)))
         return np.concatenate(self._vocabulary.encode(pieces))
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
-        """Returns the ids (n,) int32 of any bytes, UTF-8 or not, as they are; kind "byte" only."""
+        """Returns the ids (n,) int32 of any bytes, UTF-8 or not; only for kind "byte"."""
         if self.kind != "byte":
             raise UsageError(
-                f"Only a 'byte' tokenizer reads bytes, this one is {self.kind!r}: decode them."
+                f"Only a 'byte' tokenizer encodes bytes. Received: {self.kind!r}. Decode the bytes."
             )
         return self._vocabulary.encode_bytes(data)
 
     def encode_documents(self, documents: Iterable[str], workers: int = 0) -> Iterator[np.ndarray]:
-        """Yields the ids (n,) int32 of each document, in order: what `encode` returns.
+        """Yields the ids (n,) int32 of each document in order, as `encode` returns them.
 
         Args:
-          documents: text; read as it is needed, in the caller's thread.
-          workers: threads; 0 for as many as the machine has cores. "character" and "byte" only
-            copy memory, and use one.
+          documents: texts; read as needed, in the caller's thread.
+          workers: number of threads; 0 for the number of cores. "character" and "byte" only copy
+            memory and use one thread.
         """
         if not isinstance(workers, int) or workers < 0:
             raise UsageError(
-                f"workers is a number of threads, 0 for all cores. Received: {workers!r}."
+                f"workers must be a number of threads, or 0 for all cores. Received: {workers!r}."
             )
         jobs = self._jobs(_texts(documents))
         workers = (workers or os.cpu_count() or 1) if self._vocabulary.threads else 1
@@ -279,15 +279,14 @@ class Tokenizer:
         return _joined(encoded)
 
     def _jobs(self, documents: Iterator[str]) -> Iterator[list[tuple[str, bool]]]:
-        """Yields lists of pieces, with each whether its document ends there."""
+        """Yields lists of (piece, whether it is the last one of its document)."""
         job, characters = [], 0
         for document in documents:
             pieces = list(cut(normalize(document, self.normalization)))
             for number, piece in enumerate(pieces, 1):
                 job.append((piece, number == len(pieces)))
-                # A piece costs something even where it is empty.
-                characters += len(piece) + 1
-                if characters >= _JOB:
+                characters += len(piece) + 1  # an empty piece takes time, too
+                if characters >= _JOB_LENGTH:
                     yield job
                     job, characters = [], 0
         if job:
@@ -298,61 +297,61 @@ class Tokenizer:
         return [(array, ends) for array, (_, ends) in zip(ids, job, strict=True)]
 
     def decode(self, ids, skip_special: bool = True) -> str:
-        """Returns the text of `ids` (n,) whole numbers; bytes that are no UTF-8 become U+FFFD.
+        """Returns the text of ids; invalid UTF-8 becomes U+FFFD.
 
         Args:
-          ids: array or list.
-          skip_special: whether the six SPECIAL are left out; else they are shown by their names.
+          ids: (n,) integers, an array or a list.
+          skip_special: whether to omit SPECIAL; otherwise their names are inserted.
 
         Raises:
-          UsageError: for an id that is not in the vocabulary.
+          UsageError: if an id is not in the vocabulary.
         """
-        ids, spelled = self._checked(ids), self._vocabulary.spelled
+        ids, spellings = self._checked(ids), self._vocabulary.spellings
         if not skip_special:
-            spelled = [name.encode() for name in SPECIAL] + spelled[len(SPECIAL) :]
-        text = b"".join([spelled[i] for i in ids]).decode("utf-8", "replace")
+            spellings = [name.encode() for name in SPECIAL] + spellings[len(SPECIAL) :]
+        text = b"".join([spellings[i] for i in ids]).decode("utf-8", "replace")
         return self._vocabulary.tidy(text)
 
     def decode_bytes(self, ids) -> bytes:
-        """Returns the UTF-8 bytes of `ids` (n,), SPECIAL left out, to be shown while they come.
+        """Returns the UTF-8 bytes of ids (n,) without SPECIAL, for streaming.
 
-        The bytes of several calls join to those of one. They may end inside of a character (use
-        an incremental decoder); what they make goes through `tidy`.
+        The bytes of several calls can be concatenated. They may end inside a character, so use an
+        incremental decoder, and pass its text to `tidy`.
         """
-        return b"".join([self._vocabulary.spelled[i] for i in self._checked(ids)])
+        return b"".join([self._vocabulary.spellings[i] for i in self._checked(ids)])
 
     def tidy(self, text: str, before: str = "") -> str:
-        """Returns what `decode_bytes` makes without the space that begins a line's first word.
-
-        Only kinds "word" and "wordpiece" have one there.
+        """Removes the space before the first word of a line; only "word" and "wordpiece" have it.
 
         Args:
-          text: of `decode_bytes`.
-          before: the character that it follows; "" at the beginning of a text.
+          text: decoded from `decode_bytes`.
+          before: character before the text; "" at its beginning.
         """
         return self._vocabulary.tidy(text, before)
 
     def tokens(self, ids) -> list[str]:
-        """Returns how each of `ids` (n,) is shown: in its kind's notation, not as text."""
+        """Returns the name of each token of ids (n,), in the notation of the kind."""
         return [self._vocabulary.names[i] for i in self._checked(ids)]
 
     def _checked(self, ids) -> list[int]:
         ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError(
-                f"ids are whole numbers in one dimension. Received: {ids.shape} {ids.dtype}."
+                f"ids must be a 1-D array of integers. Received: {ids.shape} {ids.dtype}."
             )
-        # A negative one would be taken from the end of the vocabulary.
-        wrong = ids[(ids < 0) | (ids >= self.vocabulary_size)]
-        if wrong.size:
-            raise UsageError(f"ids lie in 0 … {self.vocabulary_size - 1}. Received: {wrong[0]}.")
+        # Negative ids would index from the end.
+        invalid = ids[(ids < 0) | (ids >= self.vocabulary_size)]
+        if invalid.size:
+            raise UsageError(
+                f"ids must be in 0 … {self.vocabulary_size - 1}. Received: {invalid[0]}."
+            )
         return ids.tolist()
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one JSON file for `load`; a kill or a full disk leaves what was there.
+        """Writes a JSON file for `load` atomically.
 
         Raises:
-          RunError: it cannot be written; the message says why.
+          RunError: if the file cannot be written.
         """
         path = Path(path)
         data = self._data()
@@ -365,11 +364,11 @@ class Tokenizer:
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """Returns the tokenizer that `Tokenizer.save` wrote.
+    """Loads a tokenizer that `Tokenizer.save` wrote.
 
     Raises:
-      UsageError: there is no such file, or a newer version of this library wrote it.
-      RunError: it is damaged or was altered.
+      UsageError: if the file does not exist or has another format version.
+      RunError: if the file is damaged or was altered.
     """
     path = Path(path)
     if not path.is_file():
@@ -377,15 +376,15 @@ def load(path: str | os.PathLike) -> Tokenizer:
     content = disk.read_bytes(path, JSON_EXPANSION)
     try:
         data = json.loads(content)
-    except (ValueError, RecursionError):  # No UTF-8, no JSON, or nested too deep.
+    except (ValueError, RecursionError):  # invalid UTF-8 or JSON, or nested too deeply
         data = None
     version = data.get("format_version") if isinstance(data, dict) else None
     if not isinstance(version, int):
-        raise RunError(f"{path} is damaged or no tokenizer: train it again.")
+        raise RunError(f"{path} is damaged or not a tokenizer: train it again.")
     if version != FORMAT_VERSION:
         raise UsageError(
-            f"{path} has format_version {version}, this library reads {FORMAT_VERSION}: "
-            "use the version that wrote it, or train the tokenizer again."
+            f"{path} must have format_version {FORMAT_VERSION}. Received: {version}. Use the "
+            "version of the zoo that wrote it, or train the tokenizer again."
         )
     if data.pop("checksum", None) != _digest(data):
         raise RunError(f"{path} is damaged or was altered (its checksum differs): train it again.")
@@ -393,24 +392,24 @@ def load(path: str | os.PathLike) -> Tokenizer:
         tokenizer = Tokenizer(
             data["kind"], data["normalization"], data["payload"], data["trained_on"]
         )
-        whole = tokenizer._data() == data
-    # Whoever wrote the right checksum beside this did it on purpose; each library has its errors.
+        equal = tokenizer._data() == data
+    # Altered on purpose, with a valid checksum; the libraries raise many types.
     except Exception as error:
         raise RunError(f"{path} holds no tokenizer: {short(error)}") from None
-    if not whole:
+    if not equal:
         raise RunError(f"{path} was altered (its fingerprint differs): train it again.")
     return tokenizer
 
 
 def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
-    """Returns how well a tokenizer fits a text, JSON values.
+    """Measures how well a tokenizer fits a text; returns JSON values.
 
-    "bytes" are those of the text before it is normalised, so that kinds and normalizations
-    compare; a word, in "tokens_per_word", is what stands between white space (there is no such key
-    where there are none); "unknown_rate" is the share of <unk> among the tokens.
+    "bytes" counts the text before normalization, so that tokenizers can be compared;
+    "tokens_per_word" counts words between white space, and is absent without words; "unknown_rate"
+    is the share of <unk>.
 
     Raises:
-      RunError: there is no text.
+      RunError: if there is no text.
     """
     size = words = tokens = unknown = 0
 
@@ -425,7 +424,7 @@ def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
         tokens += len(ids)
         unknown += int(np.count_nonzero(ids == UNKNOWN))
     if not tokens:
-        raise RunError("There is no text to report on.")
+        raise RunError("There is no text to measure the tokenizer on.")
     return {
         "kind": tokenizer.kind,
         "vocabulary_size": tokenizer.vocabulary_size,
@@ -444,7 +443,7 @@ def _digest(value) -> str:
 
 
 def _joined(jobs: Iterable[list[tuple[np.ndarray, bool]]]) -> Iterator[np.ndarray]:
-    """Yields one array a document from arrays of its pieces."""
+    """Concatenates the arrays of pieces to one array per document."""
     arrays = []
     for job in jobs:
         for array, ends in job:
@@ -455,7 +454,7 @@ def _joined(jobs: Iterable[list[tuple[np.ndarray, bool]]]) -> Iterator[np.ndarra
 
 
 def _in_order(function: Callable, jobs: Iterable, workers: int) -> Iterator:
-    """Yields `function(job)` of each job, computed in `workers` threads, few jobs ahead."""
+    """Yields `function(job)` of each job in order, computed a few jobs ahead by threads."""
     pool, running = ThreadPoolExecutor(workers), deque()
     try:
         for job in jobs:

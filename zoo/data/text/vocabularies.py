@@ -1,9 +1,8 @@
-"""The six kinds of tokenizer: how each is trained, encodes pieces of text and spells its tokens.
+"""The six kinds of tokenizers, used by `zoo.data.text.tokenizers`.
 
-`zoo.data.text.tokenizers` is the way in: it normalises text and cuts it into pieces first. A kind
-is a `Vocabulary`, made from the payload (a JSON value) that its `train` returned.
-
-`tokenizers` and `sentencepiece` are imported where they are first used.
+A kind is a `Vocabulary`, created from the payload (a JSON value) that its `train` returned. It
+encodes pieces of normalized text. The libraries tokenizers and sentencepiece are imported on first
+use.
 """
 
 import base64
@@ -23,7 +22,7 @@ from zoo.errors import RunError, UsageError, short
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<sep>", "<mask>")
 UNKNOWN = SPECIAL.index("<unk>")
-# Of every kind that spells what it does not know in bytes, the ids are SPECIAL, then 256 bytes.
+# Ids of kinds with bytes: SPECIAL, then the 256 bytes.
 FIRST_BYTE = len(SPECIAL)
 WITH_BYTES = FIRST_BYTE + 256
 
@@ -31,65 +30,65 @@ NO_TEXT = "There is no text to train a tokenizer on."
 
 
 class Vocabulary:
-    """One kind of tokenizer.
+    """Base of the kinds of tokenizers.
 
     Attributes:
-      payload: JSON value from which an equal one is made.
-      names: (V,) str, how a token is shown.
-      spelled: (V,) bytes, the UTF-8 that a token stands for; b"" for SPECIAL. Of the kinds that
-        drop white space it begins with the space that `decode` puts before it.
-      starts_word: (V,) bool. Where spaces are kept, a word begins with the space before it.
-      threads: whether `encode` lets other threads run.
+      payload: JSON value that recreates the vocabulary.
+      names: V names of tokens, for display.
+      spellings: V bytes objects, the UTF-8 of each token; b"" for SPECIAL. In kinds that drop
+        white space, they begin with the space that `decode` inserts.
+      starts_word: (V,) bool. In kinds that keep spaces, a word begins with the space before it.
+      threads: whether `encode` releases the GIL.
     """
 
     threads = False
     payload: object
     names: list[str]
-    spelled: list[bytes]
+    spellings: list[bytes]
 
     @staticmethod
     def train(pieces: Iterator[str], size: int):
-        """Returns the payload.
+        """Trains on text and returns the payload.
 
         Args:
-          pieces: of normalised text, none empty, at least one.
-          size: tokens to have at most, SPECIAL included; 0 for as many as there are.
+          pieces: nonempty pieces of normalized text, at least one.
+          size: largest number of tokens, SPECIAL included; 0 for no limit.
 
         Raises:
-          UsageError: `size` is too small; the message says what is the least.
-          RunError: there is nothing in the text to learn from.
+          UsageError: if `size` is too small.
+          RunError: if the text has no tokens.
         """
         raise NotImplementedError
 
     def encode(self, pieces: list[str]) -> list[np.ndarray]:
-        """Returns the ids (n,) int32 of each piece, read-only or not."""
+        """Returns the ids (n,) int32 of each piece; the arrays may be read-only."""
         raise NotImplementedError
 
     @property
     def starts_word(self) -> np.ndarray:
-        return np.array([_begins_word(spelled) for spelled in self.spelled])
+        return np.array([_begins_word(spelling) for spelling in self.spellings])
 
     @staticmethod
     def tidy(text: str, before: str = "") -> str:
-        """Makes text of joined spellings, which follow a character; "" for none."""
+        """Converts joined spellings after the character `before` to text; see `Tokenizer.tidy`."""
         return text
 
 
 class Characters(Vocabulary):
-    """A token a character; the payload is the list of characters, in the order of their ids."""
+    """One token per character; the payload is the list of characters in the order of their ids."""
 
     def __init__(self, payload):
         self.payload = payload
         self.names = [*SPECIAL, *payload]
-        self.spelled = [b""] * len(SPECIAL) + [character.encode() for character in payload]
+        self.spellings = [b""] * len(SPECIAL) + [character.encode() for character in payload]
         codes = np.array([ord(character) for character in payload], np.int64)
-        # One entry more than the last character's, for all that come after it.
+        # The last entry is for all characters after the last known one.
         self._ids = np.full(codes.max(initial=0) + 2, UNKNOWN, np.int32)
         self._ids[codes] = np.arange(len(SPECIAL), len(self.names))
 
     @staticmethod
     def train(pieces, size):
-        at_least("character", size, len(SPECIAL) + 1)
+        check_size("character", size, len(SPECIAL) + 1)
         counts = Counter()
         for piece in pieces:
             counts.update(piece)
@@ -102,19 +101,19 @@ class Characters(Vocabulary):
 
 
 class Bytes(Vocabulary):
-    """A token a byte of UTF-8; there is no payload."""
+    """One token per byte of UTF-8, without a payload."""
 
     def __init__(self, payload):
         if payload is not None:
             raise ValueError("the byte kind has no payload")
         self.payload = None
         self.names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-        self.spelled = [b""] * len(SPECIAL) + [bytes([byte]) for byte in range(256)]
+        self.spellings = [b""] * len(SPECIAL) + [bytes([byte]) for byte in range(256)]
 
     @staticmethod
     def train(pieces, size):
-        at_least("byte", size, WITH_BYTES)
-        for _ in pieces:  # It learns nothing; whoever asked counts the text.
+        check_size("byte", size, WITH_BYTES)
+        for _ in pieces:  # the iterator counts the text
             pass
 
     def encode(self, pieces):
@@ -132,10 +131,9 @@ _PARALLELISM_IS_OURS = _PARALLELISM not in os.environ
 
 
 def _library():
-    """Imports `tokenizers`.
+    """Imports the library tokenizers, without its own threads unless the user enabled them.
 
-    Its own threads are off unless the user has switched them on: ours do the same for every kind,
-    and after the use of its own a later fork of the process would print a warning.
+    Our threads serve every kind, and after using its own, a later fork would print a warning.
     """
     os.environ.setdefault(_PARALLELISM, "false")
     import tokenizers
@@ -145,7 +143,7 @@ def _library():
 
 @contextlib.contextmanager
 def _all_cores():
-    """Lets `tokenizers` train on all cores, unless the user has said something about that."""
+    """Lets the library tokenizers train on all cores, unless the user set its variable."""
     before = os.environ[_PARALLELISM]
     if _PARALLELISM_IS_OURS:
         os.environ[_PARALLELISM] = "true"
@@ -156,25 +154,25 @@ def _all_cores():
 
 
 class _Library(Vocabulary):
-    """A kind of `tokenizers`; the payload is its own JSON, a string."""
+    """Base of kinds of the library tokenizers; the payload is the library's JSON, a string."""
 
     threads = True
 
     def __init__(self, payload):
         self.payload = payload
-        # Other parts of the library may end the process by what is written in them.
+        # Other components of the library can abort the process on some values.
         parts, own = json.loads(payload), _library().Tokenizer(_library().models.BPE())
         own.pre_tokenizer = self.pre_tokenizer()
         own = json.loads(own.to_str())
         if any(parts[name] != own[name] for name in own if name not in ("version", "model")):
-            raise ValueError("it has other parts than this kind of tokenizer")
+            raise ValueError("it has components of another kind of tokenizer")
         self._model = _library().Tokenizer.from_str(payload)
         ids = self._model.get_vocab()
         self.names = sorted(ids, key=ids.get)
         if [ids[name] for name in self.names] != list(range(len(ids))):
             raise ValueError("the ids are not 0, 1, 2 …")
         words = self.names[len(SPECIAL) :]
-        self.spelled = [b""] * len(SPECIAL) + [self.spell(word) for word in words]
+        self.spellings = [b""] * len(SPECIAL) + [self.spell(word) for word in words]
 
     @staticmethod
     def spell(name: str) -> bytes:
@@ -191,16 +189,16 @@ def _train_by_library(model, pre_tokenizer, trainer, pieces) -> str:
     with _all_cores():
         tokenizer.train_from_iterator(pieces, trainer)
     trained = json.loads(tokenizer.to_str())
-    # As "added tokens" they would be found in text, and "<end>" in a page would end it. They stay
-    # in the vocabulary, which text cannot reach: no pattern below has "<" and letters in one word.
+    # As added tokens, SPECIAL would be recognized in text, and "<end>" in a page would end it. In
+    # the vocabulary they cannot match, because no pattern below has "<" and letters in one word.
     trained["added_tokens"] = []
     return json.dumps(trained)
 
 
 class BytePairs(_Library):
-    """Byte-level pairs, with GPT-2's pattern of words: KerasHub reads these merges as they are.
+    """Byte-level byte pair encoding with GPT-2's pattern of words (Radford et al. 2019).
 
-    Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+    KerasHub can read the merges.
     """
 
     @classmethod
@@ -209,7 +207,7 @@ class BytePairs(_Library):
 
     @classmethod
     def train(cls, pieces, size):
-        at_least("bpe", size, WITH_BYTES)
+        check_size("bpe", size, WITH_BYTES)
         tokenizers, byte_level = _library(), cls.pre_tokenizer()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size,
@@ -226,7 +224,7 @@ class BytePairs(_Library):
 
 
 def _printable_bytes() -> dict[str, int]:
-    """GPT-2's characters for the bytes: printable ones are themselves, others follow U+0100."""
+    """Returns GPT-2's characters of bytes: printable bytes themselves, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -234,17 +232,17 @@ def _printable_bytes() -> dict[str, int]:
 
 _BYTE_OF = _printable_bytes()
 
-# Letters, digits and marks; Persian writes U+200C inside a word, and some scripts U+200D.
+# Letters, digits and marks; words of Persian may contain U+200C, of other scripts U+200D.
 _WORD = r"\w+(?:[\u200c\u200d]+\w+)*"
-# A single mark that is written without a space before it.
+# Punctuation without a space before it.
 _CLOSING = frozenset(".,:;!?)]}»…،؛؟")
 
 
 class _Spaced(_Library):
-    """A kind that drops white space; `decode` puts one space between words."""
+    """Base of kinds that drop white space; `decode` inserts one space between words."""
 
     pattern: str
-    continues = "\0"  # How the name of a token that continues a word begins.
+    continues = "\0"  # prefix of tokens that continue a word
 
     @classmethod
     def pre_tokenizer(cls):
@@ -269,37 +267,34 @@ class _Spaced(_Library):
 
 
 class Words(_Spaced):
-    """A token a word, a mark or an end of line; "don't" is one word."""
+    """One token per word, punctuation mark or end of line; "don't" is one word."""
 
     pattern = r"\n|\w+(?:[\u200c\u200d'’]+\w+)*|[^\w\s]"
 
     @classmethod
     def train(cls, pieces, size):
-        at_least("word", size, len(SPECIAL) + 1)
+        check_size("word", size, len(SPECIAL) + 1)
         tokenizers = _library()
         model = tokenizers.models.WordLevel(unk_token=SPECIAL[UNKNOWN])
         trainer = tokenizers.trainers.WordLevelTrainer(
             vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
         )
-        return _some_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
+        return _checked_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
 
 
 class WordPieces(_Spaced):
-    """Parts of words, those that continue a word marked ##.
-
-    Source: Devlin et al., "BERT" (2019), https://arxiv.org/abs/1810.04805.
-    """
+    """Parts of words; ## marks continuations (Devlin et al. 2018, BERT, arXiv:1810.04805)."""
 
     pattern = _WORD + r"|[^\w\s]"
     continues = "##"
-    # More would fill the vocabulary with letters that are hardly ever used.
+    # More characters would fill the vocabulary with very rare ones.
     max_characters = 1000
 
     @classmethod
     def train(cls, pieces, size):
         tokenizers = _library()
-        # It reads the text twice: left to itself the library numbers the characters in a random
-        # order, and equally frequent pairs are merged in the order of their numbers.
+        # The library numbers characters in random order, and merges equally frequent pairs in that
+        # order. So the characters are counted first, and the text is read twice.
         pieces, counts = list(pieces), Counter()
         for piece in pieces:
             counts.update(piece)
@@ -308,7 +303,7 @@ class WordPieces(_Spaced):
         characters = sorted(frequent[: cls.max_characters])
         continuing = [cls.continues + c for c in characters if _inside_word(c)]
         first = [*SPECIAL, *characters, *continuing]
-        at_least("wordpiece", size, len(first), " of this text")
+        check_size("wordpiece", size, len(first), " of this text")
         if rare := frequent[cls.max_characters :]:
             drop = re.compile(f"[{re.escape(''.join(rare))}]")
             pieces = (drop.sub(" ", piece) for piece in pieces)
@@ -316,10 +311,10 @@ class WordPieces(_Spaced):
             vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False
         )
         model = tokenizers.models.WordPiece(unk_token=SPECIAL[UNKNOWN])
-        return _some_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
+        return _checked_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
 
 
-def _some_words(payload: str) -> str:
+def _checked_words(payload: str) -> str:
     if len(json.loads(payload)["model"]["vocab"]) == len(SPECIAL):
         raise RunError(NO_TEXT)
     return payload
@@ -327,21 +322,20 @@ def _some_words(payload: str) -> str:
 
 # --- with the library `sentencepiece` -----------------------------------------------------------
 
-SPACE = "▁"  # U+2581, what SentencePiece writes for U+0020.
+SPACE = "▁"  # U+2581, SentencePiece's notation of U+0020
 
 
 class SentencePieces(Vocabulary):
-    """Unigram pieces that never go on over a space; what they lack is spelled in bytes.
+    """Unigram pieces within words, with bytes for unknown text (Kudo 2018, arXiv:1804.10959).
 
-    Source: Kudo, "Subword Regularization" (2018), https://arxiv.org/abs/1804.10959. The payload
-    is SentencePiece's model file in base64.
+    The payload is SentencePiece's model file in base64.
     """
 
     threads = True
-    # The sums of its training depend on the number of threads: a fixed number, on any machine.
+    # Sums in training depend on the number of threads, so it is fixed.
     training_threads = 16
-    # In training it skips, in silence, lines that hold one of these (U+2581 it would confuse with
-    # a space). An end of line is never part of a piece, so that no piece goes on over one.
+    # Training silently skips lines with one of these (U+2581 would be confused with a space).
+    # Ends of lines are in no piece, so that no piece crosses one.
     _between_lines = re.compile("[\0\t\n\r▁\u2585]+")
     _not_spaces = re.compile(f"({SPACE}+)")
 
@@ -355,24 +349,24 @@ class SentencePieces(Vocabulary):
         in_bytes = [number for number in range(size) if self._model.is_byte(number)]
         if in_bytes != list(range(FIRST_BYTE, WITH_BYTES)):
             raise ValueError(f"the ids {FIRST_BYTE} … {WITH_BYTES - 1} are not those of the bytes")
-        learned = [self._model.id_to_piece(i) for i in range(WITH_BYTES, size)]
-        self.names = [*Bytes(None).names, *learned]
-        self.spelled = [*Bytes(None).spelled, *(p.replace(SPACE, " ").encode() for p in learned)]
+        pieces = [self._model.id_to_piece(i) for i in range(WITH_BYTES, size)]
+        self.names = [*Bytes(None).names, *pieces]
+        self.spellings = [*Bytes(None).spellings, *(p.replace(SPACE, " ").encode() for p in pieces)]
 
     @classmethod
     def train(cls, pieces, size):
         import sentencepiece
 
-        at_least("sentencepiece", size, WITH_BYTES + 1)
-        failed, model = [], io.BytesIO()
+        check_size("sentencepiece", size, WITH_BYTES + 1)
+        errors, model = [], io.BytesIO()
 
         def lines():
-            # It turns every error of its iterator into a RuntimeError.
+            # SentencePiece converts every error of its iterator to a RuntimeError.
             try:
                 for piece in pieces:
                     yield from filter(None, cls._between_lines.split(piece))
             except BaseException as error:
-                failed.append(error)
+                errors.append(error)
                 raise
 
         lines = lines()
@@ -390,30 +384,28 @@ class SentencePieces(Vocabulary):
                 normalization_rule_name="identity",
                 add_dummy_prefix=False,
                 remove_extra_whitespaces=False,
-                # A piece is of one script, and "<" is of none of the letters': none of these
-                # names is ever learned as a piece, and none of them is looked for in text.
+                # These names are never learned or matched, because a piece has one script.
                 pad_id=0, pad_piece=SPECIAL[0],
                 unk_id=1, unk_piece=SPECIAL[1],
                 bos_id=2, bos_piece=SPECIAL[2],
                 eos_id=3, eos_piece=SPECIAL[3],
                 control_symbols=list(SPECIAL[4:]),
-                # Longer lines are skipped in silence; pieces are far shorter than this.
+                # Longer lines are silently skipped; our pieces are far shorter.
                 max_sentence_length=2**24,
                 shuffle_input_sentence=False,
                 num_threads=cls.training_threads,
                 minloglevel=3,
             )  # fmt: skip
         except RuntimeError as error:
-            if failed:
-                raise failed[0] from None
-            if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
-                at_least("sentencepiece", size, int(found[1]), " of this text")
-            reason = short(error)
-            raise RunError(f"SentencePiece could not be trained: {reason}") from None
+            if errors:
+                raise errors[0] from None
+            if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+                check_size("sentencepiece", size, int(match[1]), " of this text")
+            raise RunError(f"SentencePiece could not be trained: {short(error)}") from None
         return base64.b64encode(model.getvalue()).decode()
 
     def encode(self, pieces):
-        # The one character that it cannot tell from another goes past it, in bytes.
+        # U+2581, which SentencePiece confuses with a space, is encoded as bytes.
         parts, ends = [], []
         for piece in pieces:
             parts.extend(self._not_spaces.split(piece) if SPACE in piece else [piece])
@@ -432,22 +424,22 @@ class SentencePieces(Vocabulary):
 # --- shared -------------------------------------------------------------------------------------
 
 
-def at_least(kind: str, size: int, least: int, where: str = "") -> None:
-    """Raises UsageError where `size` is given and smaller than `least`."""
-    if 0 < size < least:
+def check_size(kind: str, size: int, minimum: int, source: str = "") -> None:
+    """Raises UsageError if a size is positive and smaller than `minimum`."""
+    if 0 < size < minimum:
         raise UsageError(
-            f"The vocabulary of a {kind!r} tokenizer{where} has at least {least} tokens. "
-            f"Received: vocabulary_size={size}."
+            f"vocabulary_size must be at least {minimum} for a {kind!r} tokenizer{source}. "
+            f"Received: {size}."
         )
 
 
 def _inside_word(character: str) -> bool:
-    """Whether it may stand inside a word: a letter, digit, mark, underscore or joiner."""
+    """Returns whether a character is a letter, digit, mark, underscore or joiner."""
     return character in "_\u200c\u200d" or unicodedata.category(character)[0] in "LMN"
 
 
-def _begins_word(spelled: bytes) -> bool:
-    """Whether a word begins here: at a space or a mark, not inside of letters or of a character."""
-    first = spelled.decode("utf-8", "replace")[:1]
-    # U+FFFD: the rest of a character that another token began, or one that is not all here.
+def _begins_word(spelling: bytes) -> bool:
+    """Returns whether a token begins a word: with a space or punctuation, not inside a word."""
+    first = spelling.decode("utf-8", "replace")[:1]
+    # U+FFFD: an incomplete character.
     return first != "\ufffd" and (first == "" or not _inside_word(first))

@@ -30,7 +30,7 @@ from zoo.models.convert.gpt import GPT
 from zoo.models.convert.llama import LLAMA
 from zoo.storage.disk import atomic_path, open_file, read_json, write_json
 from zoo.storage.transformers_files import check_model_type
-from zoo.storage.weight_files import at_most
+from zoo.storage.weight_files import limit_elements
 
 FAMILIES = (GPT, LLAMA)
 
@@ -131,7 +131,7 @@ def from_transformers(source: str | Path) -> keras.Model:
     family, arguments = _read_config(folder / "config.json")
     opened = convert_safetensors.open_folder(folder) if path.is_dir() else None
     tensors = opened if opened is not None else convert_safetensors.Tensors([path])
-    with at_most(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
+    with limit_elements(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
         model = _build(family, arguments, folder / "config.json")
     # A model saved without its head has the same names without the prefix.
     bare = not any(name.startswith(family.prefix) for name in tensors)

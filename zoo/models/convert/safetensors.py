@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from zoo.errors import RunError, UsageError, short
-from zoo.storage.bounds import JSON_EXPANSION, MOST_AXES, check_memory
+from zoo.storage.bounds import JSON_EXPANSION, MAX_AXES, check_memory
 from zoo.storage.disk import atomic_path, open_file, read_json, unreadable
 
 INDEX = "model.safetensors.index.json"
@@ -35,7 +35,7 @@ class Tensors(Mapping):
                 if name in self._places:
                     raise RunError(f"Tensor {name!r} is in both {self._places[name]} and {path}.")
                 self._places[name] = path
-                if len(self._slice(name).get_shape()) > MOST_AXES:
+                if len(self._slice(name).get_shape()) > MAX_AXES:
                     raise RunError(f"{path} is damaged: its tensor {name!r} has too many axes.")
 
     def __iter__(self) -> Iterator[str]:

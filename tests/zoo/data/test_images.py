@@ -1,4 +1,4 @@
-"""Folders of pictures, good and bad ones, to arrays."""
+"""Decoding of images, and loading of folders of images, valid and invalid."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from PIL import EpsImagePlugin, GifImagePlugin, Image, TiffImagePlugin
 
 import zoo
 from tests.commands import ROOT
-from zoo.data.arrays.pictures import Unreadable, decode
+from zoo.data.arrays.images import Unreadable, decode
 from zoo.errors import RunError, UsageError
 
 RED, BLUE = (200, 30, 20), (10, 40, 220)
@@ -22,20 +22,20 @@ RED, BLUE = (200, 30, 20), (10, 40, 220)
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def save(path, colour=RED, size=(40, 30), **options):
+def save(path, color=RED, size=(40, 30), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **options)
+    Image.new("RGB", size, color).save(path, **options)
     return path
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes in two splits: 4 + 3 and 2 + 2 pictures."""
-    root = tmp_path / "pictures"
+    """Two classes in two splits: 4 + 3 and 2 + 2 images."""
+    root = tmp_path / "images"
     for split, counts in (("train", (4, 3)), ("val", (2, 2))):
-        for name, colour, count in zip(("cats", "dogs"), (RED, BLUE), counts, strict=True):
+        for name, color, count in zip(("cats", "dogs"), (RED, BLUE), counts, strict=True):
             for i in range(count):
-                save(root / split / name / f"{i}.png", (*colour[:2], colour[2] + i))
+                save(root / split / name / f"{i}.png", (*color[:2], color[2] + i))
     return root
 
 
@@ -47,10 +47,10 @@ def load(folder, size=(8, 8)):
 
 
 def halves(left, right, mode="RGB", size=(40, 20)):
-    """A picture whose left half has one colour and whose right half has another."""
-    picture = Image.new(mode, size, left)
-    picture.paste(right, (size[0] // 2, 0, *size))
-    return picture
+    """Returns an image with a left half of one color and a right half of another."""
+    image = Image.new(mode, size, left)
+    image.paste(right, (size[0] // 2, 0, *size))
+    return image
 
 
 def corners(pixels):
@@ -62,12 +62,12 @@ def close(one, other, gap):
 
 
 def test_proportions_are_kept_and_the_rest_cut_off_evenly(tmp_path):
-    picture = Image.new("RGB", (60, 20), BLUE)
-    picture.paste(RED, (20, 0, 40, 20))  # the square in the middle
-    picture.save(tmp_path / "wide.png")
+    image = Image.new("RGB", (60, 20), BLUE)
+    image.paste(RED, (20, 0, 40, 20))  # the square in the middle
+    image.save(tmp_path / "wide.png")
     pixels, remarks = decode(tmp_path / "wide.png", (10, 10, 3))
     assert pixels.dtype == np.uint8
-    assert close(pixels[:, 1:-1], RED, 0)  # at the border bilinear sees a neighbour
+    assert close(pixels[:, 1:-1], RED, 0)  # at the border bilinear sees a neighbor
     assert remarks == []
 
 
@@ -78,14 +78,14 @@ def test_cmyk_looks_as_rgb(tmp_path):
     assert close(corners(pixels), [RED, BLUE], 12)
 
 
-@pytest.mark.parametrize(("mode", "remark"), [("L", "grey"), ("1", "grey"), ("P", None)])
-def test_few_colours(tmp_path, mode, remark):
+@pytest.mark.parametrize(("mode", "remark"), [("L", "gray"), ("1", "gray"), ("P", None)])
+def test_few_colors(tmp_path, mode, remark):
     halves((255,) * 3, (0,) * 3).convert(mode).save(tmp_path / "a.png")
     pixels, remarks = decode(tmp_path / "a.png", (20, 40, 3))
     assert corners(pixels) == ([255] * 3, [0] * 3)
     assert remarks == ([remark] if remark else [])
-    grey, _ = decode(tmp_path / "a.png", (20, 40, 1))
-    assert corners(grey) == ([255], [0])
+    gray, _ = decode(tmp_path / "a.png", (20, 40, 1))
+    assert corners(gray) == ([255], [0])
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path):
@@ -100,7 +100,7 @@ def test_bytes_in_integers_of_32_bits_are_bytes(tmp_path):
     Image.fromarray(np.int32([[0, 100, 200, 255]] * 4)).save(tmp_path / "a.tif")
     pixels, remarks = decode(tmp_path / "a.tif", (4, 4, 1))
     assert pixels[0, :, 0].tolist() == [0, 100, 200, 255]
-    assert remarks == ["grey"]
+    assert remarks == ["gray"]
 
 
 def test_a_split_may_lack_a_class(folder, tmp_path):
@@ -111,36 +111,36 @@ def test_a_split_may_lack_a_class(folder, tmp_path):
     assert set(labels) == {0}
     for file in (tmp_path / "few" / "val" / "cats").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(RunError, match="has no picture that can be read"):
+    with pytest.raises(RunError, match="has no readable image"):
         load(tmp_path / "few")
 
 
-def test_fractions_are_refused(tmp_path):
+def test_float_pixels_are_refused(tmp_path):
     Image.fromarray(np.float32([[0.1, 0.7]])).save(tmp_path / "a.tif")
-    with pytest.raises(Unreadable, match="fractions"):
+    with pytest.raises(Unreadable, match="floats"):
         decode(tmp_path / "a.tif", (4, 4, 1))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_of_an_animation_the_first_picture(tmp_path, suffix):
+def test_the_first_frame_of_an_animation_is_used(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     frames = [Image.new("RGB", (20, 20), c) for c in (RED, BLUE, RED)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     pixels, remarks = decode(path, (10, 10, 3))
-    assert "animated: its first picture" in remarks
+    assert "animated: first frame" in remarks
     assert close(pixels, RED, 20)
 
 
-def test_turned_as_its_camera_says(tmp_path):
+def test_images_are_rotated_by_exif(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    exif[0x0112] = 6  # rotated by 90 degrees clockwise
     halves(RED, BLUE).save(tmp_path / "a.jpg", exif=exif, quality=95)
     pixels, remarks = decode(tmp_path / "a.jpg", (40, 20, 3))
-    assert remarks == ["turned as its EXIF says"]
+    assert remarks == ["rotated by EXIF"]
     assert close([pixels[1, -2], pixels[-2, 1]], [RED, BLUE], 12)  # above and below
 
 
-def test_what_is_transparent_is_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
     halves((*RED, 255), (0, 0, 0, 0), "RGBA").save(tmp_path / "a.png")
     pixels, remarks = decode(tmp_path / "a.png", (20, 40, 3))
     assert corners(pixels) == (list(RED), [255] * 3)
@@ -151,7 +151,7 @@ def broken(path, kind):
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("this is no picture")
+        path.write_text("this is not an image")
     elif kind == "cut off":
         save(path, size=(200, 200))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -160,14 +160,19 @@ def broken(path, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
-    [("empty", "is empty"), ("text", "cannot identify"), ("cut off", "trunc"), ("bomb", "bomb")],
+    ("kind", "message"),
+    [
+        ("empty", "is empty"),
+        ("text", "the file is none of"),
+        ("cut off", "trunc"),
+        ("bomb", "bomb"),
+    ],
 )
-def test_what_is_no_whole_picture_says_why(tmp_path, kind, said, monkeypatch):
+def test_an_incomplete_image_is_refused_with_the_reason(tmp_path, kind, message, monkeypatch):
     if kind == "bomb":
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     broken(tmp_path / "a.jpg", kind)
-    with pytest.raises(Unreadable, match=said):
+    with pytest.raises(Unreadable, match=message):
         decode(tmp_path / "a.jpg", (8, 8, 3))
 
 
@@ -175,7 +180,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 
 
 def test_no_program_is_started(tmp_path, monkeypatch):
-    """Pillow runs Ghostscript on EPS, whatever the file's name."""
+    """Pillow runs Ghostscript on EPS, whatever the name of the file."""
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/executed\n")
@@ -183,34 +188,34 @@ def test_no_program_is_started(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     (tmp_path / "a.jpg").write_bytes(EPS)
-    with pytest.raises(Unreadable, match="cannot identify it as AVIF"):
+    with pytest.raises(Unreadable, match="the file is none of AVIF"):
         decode(tmp_path / "a.jpg", (8, 8, 3))
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("suffix", ["gif", "tif"])
 def test_the_frames_of_an_animation_are_not_counted(tmp_path, suffix, monkeypatch):
-    """Counting reads all of them: a file of 20 MB has a million."""
+    """Counting frames reads all of them: a file of 20 MB can have a million."""
     path = tmp_path / f"a.{suffix}"
     frames = [Image.new("RGB", (20, 20), c) for c in (RED, BLUE, RED, BLUE)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     for plugin in (GifImagePlugin.GifImageFile, TiffImagePlugin.TiffImageFile):
         monkeypatch.setattr(plugin, "n_frames", property(lambda _: 1 / 0))
-    assert "animated: its first picture" in decode(path, (10, 10, 3))[1]
+    assert "animated: first frame" in decode(path, (10, 10, 3))[1]
 
 
 def test_a_file_of_many_bytes_is_not_read(tmp_path):
-    """A chunk of 2 GB that PNG declares is held, twice."""
+    """Pillow holds a PNG chunk of declared 2 GB twice."""
     save(tmp_path / "a.png")
     os.truncate(tmp_path / "a.png", 5 << 30)  # takes no space on the disk
-    with pytest.raises(Unreadable, match="it has 5,368,709,120 bytes, at most"):
+    with pytest.raises(Unreadable, match="the file has 5,368,709,120 bytes, more than"):
         decode(tmp_path / "a.png", (8, 8, 3))
 
 
 def test_the_reason_is_one_sentence(tmp_path):
     with pytest.raises(Unreadable) as caught:
         decode(tmp_path, (8, 8, 3))
-    assert str(caught.value).endswith("it is a folder, not a file")
+    assert str(caught.value).endswith("it is a folder, not a regular file")
 
 
 # --- a folder ------------------------------------------------------------------------------------
@@ -224,9 +229,9 @@ def test_splits_and_classes_are_folders(folder):
     }  # fmt: skip
     assert data.splits["train"]["label"].tolist() == [0, 0, 0, 0, 1, 1, 1]
     blue = data.splits["train"]["image"][:, 0, 0, 2]
-    assert blue.tolist() == [20, 21, 22, 23, 220, 221, 222]  # in the order of their names
-    assert data.facts["Pictures"] == {
-        "train pictures": 7, "validation pictures": 4, "left out": 0
+    assert blue.tolist() == [20, 21, 22, 23, 220, 221, 222]  # sorted by name
+    assert data.facts["Images"] == {
+        "train images": 7, "validation images": 4, "left out": 0
     }  # fmt: skip
     plain = load(folder / "train", (4, 6, 1))
     assert list(plain.splits) == ["train"]
@@ -240,12 +245,12 @@ def test_bad_files_are_left_out_by_name_and_counted(folder, capsys):
     exif[0x0112] = 3
     save(folder / "val" / "dogs" / "turned.jpg", BLUE, exif=exif)
     (folder / "train" / "dogs" / ".DS_Store").write_bytes(b"not looked at")
-    for _ in range(2):  # said by the second load as well
+    for _ in range(2):  # the second load reports it too
         data = load(folder)
         assert len(data.splits["train"]["image"]) == 7
-        facts = data.facts["Pictures"]
+        facts = data.facts["Images"]
         assert facts["left out"] == 3
-        assert facts["turned as its EXIF says"] == 1
+        assert facts["rotated by EXIF"] == 1
         told = [facts[f"left out {i}"] for i in (1, 2, 3)]
         assert [line.partition(": ")[0] for line in told] == [
             "train/cats/cut off.jpg", "train/cats/empty.jpg", "train/cats/text.jpg"
@@ -253,7 +258,7 @@ def test_bad_files_are_left_out_by_name_and_counted(folder, capsys):
         assert capsys.readouterr().err == "".join(f"zoo: left out {line}\n" for line in told)
 
 
-def test_what_no_class_of_a_split_holds_is_named_and_counted(folder, capsys):
+def test_files_outside_of_class_folders_are_reported(folder, capsys):
     save(folder / "more" / "cats" / "1.png")
     save(folder / "more" / "2.png")
     (folder / "notes.txt").write_text("labels are by folder")
@@ -262,24 +267,24 @@ def test_what_no_class_of_a_split_holds_is_named_and_counted(folder, capsys):
     (folder / ".DS_Store").write_bytes(b"not looked at")
     told = ["notes.txt", "more (2 files)", "train/list.csv", "val/cats/away (1 file)"]
     data = load(folder)
-    facts = data.facts["Pictures"]
+    facts = data.facts["Images"]
     assert facts["not used"] == 5
     assert [facts[f"not used {i}"] for i in (1, 2, 3, 4)] == told
     assert len(data.splits["train"]["image"]) == 7
     assert capsys.readouterr().err == (
-        f"zoo: {folder}: 5 files are in no class of a split and not used: {', '.join(told)}\n"
+        f"zoo: {folder}: 5 files are in no class folder and not used: {', '.join(told)}\n"
     )
     save(folder / "train" / "3.png")
     load(folder / "train")
-    assert "2 files are in no class of a split and not used: 3.png, list.csv" in (
+    assert "2 files are in no class folder and not used: 3.png, list.csv" in (
         capsys.readouterr().err
     )
 
 
 def test_a_class_that_training_lacks_is_refused_before_anything_is_decoded(folder, monkeypatch):
-    from zoo.data.arrays import pictures
+    from zoo.data.arrays import images
 
-    monkeypatch.setattr(pictures, "decode", None)
+    monkeypatch.setattr(images, "decode", None)
     save(folder / "val" / "birds" / "1.png")
     with pytest.raises(UsageError, match="'validation' has classes that 'train' lacks: 'birds'"):
         load(folder)
@@ -288,7 +293,7 @@ def test_a_class_that_training_lacks_is_refused_before_anything_is_decoded(folde
         load(folder)
 
 
-def test_labels_that_no_training_example_has_are_said(tmp_path, capsys):
+def test_labels_without_training_examples_are_reported(tmp_path, capsys):
     image, label = np.zeros((4, 2, 2, 1), "uint8"), np.array([0, 1, 1, 0])
     np.savez(
         tmp_path / "a.npz", train_image=image, train_label=label, test_image=image,
@@ -300,8 +305,8 @@ def test_labels_that_no_training_example_has_are_said(tmp_path, capsys):
     )
 
 
-def test_pictures_are_decoded_once_and_again_when_one_changes(folder, monkeypatch):
-    from zoo.data.arrays import pictures
+def test_images_are_decoded_once_and_again_when_one_changes(folder, monkeypatch):
+    from zoo.data.arrays import images
 
     calls = []
 
@@ -309,7 +314,7 @@ def test_pictures_are_decoded_once_and_again_when_one_changes(folder, monkeypatc
         calls.append(str(file))
         return decode(file, shape)
 
-    monkeypatch.setattr(pictures, "decode", counting)
+    monkeypatch.setattr(images, "decode", counting)
     first = load(folder)
     assert len(calls) == 11
     assert load(folder).fingerprint == first.fingerprint
@@ -322,7 +327,7 @@ def test_pictures_are_decoded_once_and_again_when_one_changes(folder, monkeypatc
     assert len(calls) == 22
     assert second.fingerprint != first.fingerprint
     assert second.splits["train"]["image"][1].max() == 0
-    file.rename(folder / "train" / "dogs" / "9.png")  # the same bytes are of another class now
+    file.rename(folder / "train" / "dogs" / "9.png")  # the same content in another class
     assert load(folder).splits["train"]["label"].tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert load(folder, (9, 9)).splits["train"]["image"].shape == (7, 9, 9, 3)
 
@@ -337,10 +342,10 @@ def test_a_damaged_cache_is_named(folder, tmp_path):
 
 def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
     refused = [
-        (tmp_path / "nowhere", (8, 8), UsageError, "There is no folder"),
-        (folder / "train" / "cats", (8, 8), UsageError, "for each of two classes or more"),
+        (tmp_path / "nowhere", (8, 8), UsageError, "is not a folder"),
+        (folder / "train" / "cats", (8, 8), UsageError, "of at least two classes"),
         (folder, (), UsageError, r"data.image_size .* Received: \(\)"),
-        (folder, (8, 8, 2), UsageError, "1 or 3"),
+        (folder, (8, 8, 2), UsageError, "1 or 3 channels"),
         (folder, (0, 8), UsageError, "data.image_size"),
     ]
     shutil.copytree(folder, tmp_path / "twice")
@@ -352,14 +357,21 @@ def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "flat")
     shutil.rmtree(tmp_path / "flat" / "val")
     (tmp_path / "flat" / "val").mkdir()
-    refused.append((tmp_path / "flat", (8, 8), UsageError, "has no folder for each class"))
     refused.append(
-        (tmp_path / "hollow", (8, 8), RunError, "class 'dogs' has no picture.*the file is empty")
+        (tmp_path / "flat", (8, 8), UsageError, "must have a folder of images per class")
     )
-    for place, size, kind, said in refused:
-        with pytest.raises(kind, match=said):
+    refused.append(
+        (
+            tmp_path / "hollow",
+            (8, 8),
+            RunError,
+            "class 'dogs' has no readable image.*the file is empty",
+        )
+    )
+    for place, size, kind, message in refused:
+        with pytest.raises(kind, match=message):
             load(place, size)
-    with pytest.raises(UsageError, match="data.image_size is for folder:"):
+    with pytest.raises(UsageError, match="data.image_size requires data.source=folder:"):
         zoo.data.load("digits", image_size=(8, 8))
 
 
@@ -372,7 +384,7 @@ def test_folders_load_no_tensorflow(folder):
 
 
 def test_photographs(tmp_path):
-    """Ants and bees at their own sizes, as they came from the web."""
+    """Photographs of ants and bees of several sizes."""
     root = Path(os.environ.get("ZOO_DATA_DIR", "")) / "hymenoptera"
     if not root.is_dir():
         pytest.skip("ZOO_DATA_DIR holds no hymenoptera")
@@ -380,7 +392,7 @@ def test_photographs(tmp_path):
     assert data.class_names == ("ants", "bees")
     assert data.splits["train"]["image"].shape == (110, 64, 48, 3)
     assert data.splits["validation"]["image"].shape == (60, 64, 48, 3)
-    assert data.facts["Pictures"]["left out"] == 0
+    assert data.facts["Images"]["left out"] == 0
     assert np.asarray(data.splits["train"]["image"]).std() > 40
 
 
@@ -389,7 +401,7 @@ def test_photographs(tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A data set of TFDS that is prepared already: three pictures of unlike sizes, two classes."""
+    """A prepared TFDS data set of three images of different sizes in two classes."""
     import tensorflow_datasets as tfds
 
     place = tmp_path_factory.mktemp("tfds")
@@ -401,8 +413,8 @@ def prepared(tmp_path_factory):
         }
     )
     rows = [
-        {"image": np.full((*size, 3), colour, "uint8"), "label": label, "name": "x"}
-        for size, colour, label in (((9, 5), RED, 0), ((4, 4), BLUE, 1), ((7, 30), RED, 0))
+        {"image": np.full((*size, 3), color, "uint8"), "label": label, "name": "x"}
+        for size, color, label in (((9, 5), RED, 0), ((4, 4), BLUE, 1), ((7, 30), RED, 0))
     ]
     tfds.dataset_builders.store_as_tfds_dataset(
         name="spots", version="1.2.0", features=features, data_dir=place, disable_shuffling=True,
@@ -427,7 +439,7 @@ def test_any_data_set_of_tfds(prepared, monkeypatch):
 def test_what_tfds_has_not_is_one_line(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     for name in ("tfds:spots", "tfds:spots:new", "tfds::1.0.0", "tfds:../spots:1.2.0"):
-        with pytest.raises(UsageError, match="is named with its version"):
+        with pytest.raises(UsageError, match="must be named with its version"):
             zoo.data.load(name, image_size=(6, 6))
     with pytest.raises(RunError, match="TFDS could not prepare 'stripes'") as caught:
         zoo.data.load("tfds:stripes:1.0.0", image_size=(6, 6))
