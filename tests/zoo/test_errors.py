@@ -1,4 +1,4 @@
-"""Messages are one line, and what others wrote takes 300 characters of it at most."""
+"""Messages are one line, and quoted values take at most 300 characters."""
 
 import pickle
 

@@ -1,15 +1,15 @@
-"""Imports of the project's own modules stand at the top of a file, so that circles show."""
+"""Imports of first-party modules are at the top of a file, so that cycles fail."""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# The doors: they import by name what is asked for, or only once TensorFlow has started.
+# Modules that import by name, or only after TensorFlow has started.
 DOORS = ("zoo/registry.py", "zoo/catalog.py", "trainers/config/recipe.py", "trainers/cli/")
 
 
 def inner_imports(source: str) -> list[int]:
-    """Returns the lines of imports of our own modules inside functions."""
+    """Returns the lines of first-party imports inside functions."""
     lines = []
     for function in ast.walk(ast.parse(source)):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,4 +1,4 @@
-"""The private names of Keras behave as zoo/keras_internals.py expects of them."""
+"""Private names of Keras behave as zoo/keras_internals.py expects."""
 
 import configparser
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_keras_is_a_version_that_the_private_names_are_known_of():
 
 
 class Noisy(layers.Layer):
-    """Draws random numbers inside a layer inside a layer."""
+    """Uses random numbers in a nested layer."""
 
     def __init__(self):
         super().__init__(name="noisy")
@@ -69,7 +69,7 @@ def test_seed_variables(collected):
     assert len(states) == len(generators)
     model.fit(np.ones((2, 4, 3)), np.ones((2, 2)), verbose=0)
     assert all(int(v.numpy()[1]) > 0 for v in states)
-    # They can be replaced for a call, which then leaves them alone.
+    # A call with replaced states leaves the states unchanged.
     before, x = [v.numpy() for v in states], tf.ones((2, 4, 3))
 
     def draw(seed):
@@ -103,7 +103,7 @@ def test_averaged_weights(devices):
     weights = [keras.Variable([1.0, 2.0]), keras.Variable(3.0)]
     optimizer = keras.optimizers.SGD(1.0, momentum=0.9, use_ema=True, ema_momentum=0.75)
     optimizer.build(weights)
-    optimizer.apply([tf.zeros(2), tf.zeros(())], weights)  # the first average is the weight itself
+    optimizer.apply([tf.zeros(2), tf.zeros(())], weights)  # the first average equals the weight
     weights[0].assign([5.0, 6.0])
     weights[1].assign(7.0)
     optimizer.apply([tf.zeros(2), tf.zeros(())], weights)
@@ -113,7 +113,7 @@ def test_averaged_weights(devices):
 
 
 class Halving(keras.optimizers.schedules.LearningRateSchedule):
-    """Halves each update, and counts how often it is asked."""
+    """Halves the rate per update, and counts its calls."""
 
     asked = 0
 
@@ -123,7 +123,7 @@ class Halving(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def update_of(optimizer, weights, strategy):
-    """A function of one gradient a weight, the same on all replicas."""
+    """Returns a function of one gradient per weight, equal on all replicas."""
 
     def apply(*gradients):
         optimizer.apply(list(gradients), weights)
@@ -135,7 +135,7 @@ def update_of(optimizer, weights, strategy):
 @pytest.mark.parametrize(
     ("kind", "arguments", "bound"),
     [
-        # Adam's 1 - beta is that of float32's beta, Keras' that of Python's: 1.3e-5 of 0.001.
+        # ResourceApplyAdam has 1 - beta in float32, Keras in Python: 1.3e-5 relative for 0.001.
         ("Adam", {}, 2e-5),
         ("AdamW", {"weight_decay": 0.1, "beta_1": 0.0, "beta_2": 0.99, "use_ema": True}, 2e-5),
         ("AdamW", {"weight_decay": 0.1, "global_clipnorm": 1.0, "epsilon": 0.1}, 2e-5),
@@ -145,7 +145,7 @@ def update_of(optimizer, weights, strategy):
     ],
 )
 def test_cache_update_values(kind, arguments, bound, replicas, one, two):
-    """As Keras does, of one rate an update."""
+    """Results equal Keras', with one computation of the rate per update."""
     generator = np.random.default_rng(0)
     shapes = (30, 7), (7,), (2, 3, 4)
     start = [generator.normal(size=shape) for shape in shapes]
@@ -168,7 +168,7 @@ def test_cache_update_values(kind, arguments, bound, replicas, one, two):
         asked.append(rate.asked)
         results.append([v.numpy() for v in [*weights, *optimizer.variables[1:]]])
         assert float(optimizer.learning_rate.numpy()) == pytest.approx(0.02 * 0.5**6)
-    # Each replica's, at most; Keras asks for each variable where weights decay.
+    # At most once per replica; with weight decay, Keras computes it for each variable.
     assert asked[1] <= replicas * asked[0] / (4 if "weight_decay" in arguments else 1)
     for right, value in zip(*results, strict=True):
         np.testing.assert_allclose(value, right, rtol=0, atol=bound * np.abs(right).max())
@@ -227,7 +227,7 @@ def test_is_graph(devices):
 
 
 def test_variable_index(devices):
-    """What `update_step` is given, a Keras variable or what lies in it, finds its place."""
+    """The index is found for a Keras variable and for its value."""
     variables = [keras.Variable(np.ones(n), name=f"v{n}") for n in (1, 2, 3)]
     optimizer = keras.optimizers.SGD()
     optimizer.build(variables)
@@ -242,7 +242,7 @@ def test_patch_tf2onnx(devices):
 
 
 def test_save_zero_points(devices):
-    """A layer that GPTQ rounded has in its file all that another one, rounded, loads from it."""
+    """The file of a layer quantized by GPTQ holds everything that loading needs."""
     layers = []
     for _ in range(2):
         layer = keras.layers.Dense(4)
@@ -250,7 +250,7 @@ def test_save_zero_points(devices):
         settings = keras.quantizers.GPTQConfig(dataset=[0], tokenizer=object(), group_size=8)
         layer.quantize("gptq", config=settings)
         layer.is_gptq_calibrated = True
-        del layer._kernel  # as GPTQ does in the end
+        del layer._kernel  # as GPTQ does
         layers.append(layer)
     one, other = layers
     one.kernel_zero.assign(np.full(one.kernel_zero.shape, 7))
@@ -274,7 +274,7 @@ def test_neighbors_in_a_graph():
 
 
 def test_connections():
-    """Those of one graph alone: not those inside it, nor of another that shares its layers."""
+    """Only of one graph, not of nested graphs or of graphs that share layers."""
     start = keras.Input((4,))
     first, second = layers.Dense(4), layers.Dense(4)
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(4)])
@@ -332,7 +332,7 @@ def test_layers_know_whether_it_is_training():
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_variables_with_other_values(inside):
-    """For the time of a call, and whatever it assigns to other variables is done or noted."""
+    """Values apply during the call; assignments to other variables are executed or recorded."""
     one, two = keras.Variable(1.0), keras.Variable(2.0)
 
     def call():
@@ -368,7 +368,7 @@ def test_variables_without_values():
 
 
 def test_last_learning_rate():
-    """Keras' own is that of the next update."""
+    """Keras' attribute is the rate of the next update."""
     variable = keras.Variable(1.0)
     decay = keras.optimizers.schedules.PolynomialDecay(1.0, 4, 0.0)
     optimizer = keras.optimizers.SGD(decay)

@@ -1,4 +1,4 @@
-"""Python processes that run beside foreign modules never import them."""
+"""Python processes do not import foreign modules of the current folder."""
 
 import os
 import subprocess
@@ -12,14 +12,14 @@ from zoo import processes
 from zoo.prep.engine import Local
 
 BAIT = "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
-# Modules that the zoo and Python load late, or in child processes.
+# Modules that the zoo and Python import late or in child processes.
 SHADOWS = ("json", "subprocess", "multiprocessing", "socket", "importlib_resources", "numpy", "jax")
 OURS = ("zoo", "trainers", "configs")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of modules that leave a trace when one of them is executed; `mine.py` does not."""
+    """A folder of modules that write a file when executed; `mine.py` does not."""
     place, marker = tmp_path / "folder", tmp_path / "executed"
     for name in (*SHADOWS, *OURS):
         (place / name).mkdir(parents=True)
@@ -34,13 +34,13 @@ def folder(tmp_path):
 
 
 def executed(folder) -> str:
-    """The modules of the folder that were executed."""
+    """Returns the executed modules of the folder."""
     marker = folder.parent / "executed"
     return marker.read_text() if marker.exists() else ""
 
 
 def script(folder, code: str, name="script.py", **environment) -> subprocess.CompletedProcess:
-    """Runs a script that lies elsewhere, as the command `zoo` does, in the folder."""
+    """Runs a script of another folder, like the command `zoo`, in the folder."""
     (folder.parent / name).write_text(code)
     return python(folder, str(folder.parent / name), **environment)
 
@@ -71,7 +71,7 @@ def test_a_module_of_import_that_another_one_hides_is_refused(folder):
 
 @pytest.mark.parametrize("verb", ["list", "main"])
 def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, verb):
-    """`python -m` finds our own packages through the current folder alone if it holds some."""
+    """`python -m` imports our packages only by the current folder if it holds some."""
     for name in OURS:
         (folder / name / "__init__.py").unlink()
         (folder / name).rmdir()
@@ -82,7 +82,7 @@ def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, verb):
 
 
 def test_a_current_folder_in_pythonpath_is_searched_last(folder):
-    """By what is imported once a command has begun, as numpy is."""
+    """For modules that are imported after the start of a command, like numpy."""
     for name in {*SHADOWS, *OURS} - {"numpy"}:
         (folder / name / "__init__.py").unlink()
         (folder / name).rmdir()
@@ -95,7 +95,7 @@ def test_a_current_folder_in_pythonpath_is_searched_last(folder):
 
 @pytest.mark.parametrize("entry", ["", ".", "here"])
 def test_a_child_does_not_search_the_current_folder(folder, entry):
-    """Also where PYTHONPATH holds it, as `PYTHONPATH=:/more` does."""
+    """Also if PYTHONPATH contains it, as in `PYTHONPATH=:/more`."""
     path = os.pathsep.join([str(commands.ROOT), str(folder) if entry == "here" else entry])
     code = (
         "import os, sys\n"
@@ -120,7 +120,7 @@ def test_the_command_line_of_a_child_is_safe_in_any_environment(folder):
 
 
 def test_workers_of_prepare_do_not_search_the_current_folder(folder):
-    """Neither do multiprocessing's fork server and resource tracker."""
+    """Nor do multiprocessing's fork server and resource tracker."""
     code = (
         "if __name__ == '__main__':\n"
         "    import os, sys\n"

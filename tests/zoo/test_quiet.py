@@ -1,4 +1,4 @@
-"""TensorFlow's own logs: none at start-up, and none of what is harmless in training."""
+"""TensorFlow's logs: none at start-up, no harmless ones in training."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ from zoo.generation import sampling
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 
-# What a user's process has, without the settings of the tests.
+# The environment of a user, without the settings of the tests.
 _PLAIN = {"TF_CPP_MIN_LOG_LEVEL", "CUDA_VISIBLE_DEVICES", "TPU_SKIP_MDS_QUERY"}
 
 
-def said(code: str, *words: str, folder=ROOT, **environment) -> str:
-    """Returns what a Python process writes to stderr."""
+def stderr_of(code: str, *words: str, folder=ROOT, **environment) -> str:
+    """Returns the stderr of a Python process."""
     inherited = {k: v for k, v in os.environ.items() if k not in _PLAIN}
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True,
@@ -38,7 +38,7 @@ USES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_python_use_is_as_quiet_as_the_commands(use):
-    assert said(USES[use]) == ""
+    assert stderr_of(USES[use]) == ""
 
 
 @pytest.mark.slow
@@ -46,12 +46,12 @@ def test_a_module_of_the_user_may_import_keras(tmp_path):
     (tmp_path / "my_layers_in_keras.py").write_text("import keras\nkeras.ops.ones(3)\n")
     code = "import sys; from trainers.cli.main import main; sys.exit(main())"
     words = "zoo", "list", "cnn*", "--import=my_layers_in_keras"
-    assert said(code.replace("main()", f"main({list(words)})"), folder=tmp_path) == ""
+    assert stderr_of(code.replace("main()", f"main({list(words)})"), folder=tmp_path) == ""
 
 
 @pytest.mark.slow
 def test_logs_can_be_asked_for():
-    assert "InitializeLog" in said("import zoo, tensorflow", TF_CPP_MIN_LOG_LEVEL="0")
+    assert "InitializeLog" in stderr_of("import zoo, tensorflow", TF_CPP_MIN_LOG_LEVEL="0")
 
 
 TRAINING = """
@@ -80,7 +80,7 @@ for name, size in (("dcgan_mnist:debug", "filters"), ("gpt_pydoc:debug", "vocabu
 @pytest.mark.slow
 def test_training_with_onednn_logs_no_error():
     """A GAN with LeakyReLU and a GPT with a chunked loss, on any CPU."""
-    assert said(TRAINING, TF_ENABLE_ONEDNN_OPTS="1") == ""
+    assert stderr_of(TRAINING, TF_ENABLE_ONEDNN_OPTS="1") == ""
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
@@ -91,7 +91,7 @@ def test_pick_is_indexing(shape):
 
 
 def test_no_graph_transposes_int64():
-    """For which oneDNN has no kernel: TensorFlow logs an error where it meets one."""
+    """oneDNN has no kernel for it, so TensorFlow would log an error."""
 
     def computed():
         x = tf.random.stateless_uniform((4, 300), (0, 0))

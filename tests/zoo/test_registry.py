@@ -1,4 +1,4 @@
-"""Names to models: the registry, the catalog's rows, and what `zoo describe` tells of them."""
+"""The registry, the rows of the catalog, and `zoo describe`."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ from zoo.catalog import CATALOG
 from zoo.description import build_abstract
 from zoo.errors import UsageError
 
-# The classifier's layers: name, kind, shape of the output, parameters counted by hand.
+# Layers of the classifier: name, class, output shape, parameters counted by hand.
 CNN = (
     ("image", "InputLayer", (28, 28, 1), 0),
     ("convolution_1", "Conv2D", (26, 26, 32), 3 * 3 * 1 * 32 + 32),
@@ -28,7 +28,7 @@ CNN = (
     ("hidden", "Dense", (64,), 576 * 64 + 64),
     ("probabilities", "Dense", (10,), 64 * 10 + 10),
 )
-# Two operations a multiplication-addition: outputs x inputs of each.
+# Two operations per multiply-add: outputs x inputs of each.
 CNN_FLOPS = 2 * (
     26 * 26 * 32 * 9 + 11 * 11 * 64 * 9 * 32 + 3 * 3 * 64 * 9 * 64 + 576 * 64 + 64 * 10
 )
@@ -41,7 +41,7 @@ def small(units=2, name="small"):
 
 @pytest.fixture
 def register(monkeypatch):
-    """Registers as a user would, and forgets it after the test."""
+    """Returns `zoo.register`, whose effects end with the test."""
     monkeypatch.setattr(registry, "_models", dict(registry._models))
     monkeypatch.setattr(registry, "_tasks", dict(registry._tasks))
     return zoo.register
@@ -90,10 +90,7 @@ def test_list_is_sorted_and_whole(register):
             ["filters must be of type tuple[int, int, int] from 0", "Received: (8, 8)"],
         ),
         (lambda: zoo.build("cnn_classifier", filters=(8, 8, 8, 8)), ["Received: (8, 8, 8, 8)"]),
-        (
-            lambda: zoo.build("cnn_classifier", name=None),
-            ["name must be of type str. Received: None"],
-        ),
+        (lambda: zoo.build("cnn_classifier", name=None), ["must be of type str. Received: None"]),
         (lambda: zoo.build(3), ["No model is named 3"]),
         (lambda: registry.entry(["cnn_classifier"]), ["No model is named ['cnn_classifier']"]),
         (lambda: registry.build_task(None), ["No task is named None"]),
@@ -174,7 +171,7 @@ def test_describe_equals_a_count_by_hand():
 
 
 def test_describe_counts_all_positions():
-    """Also where positions are rotations, and no layer tells how many there are."""
+    """Also with rotary positions, which no layer limits."""
     learned, rotary = (
         zoo.describe(name, vocabulary_size=50, sequence_length=128, num_layers=1, hidden_dim=16,
                      num_heads=2)
@@ -184,7 +181,7 @@ def test_describe_counts_all_positions():
     assert rotary.flops > 0.5 * learned.flops
     small = {"vocabulary_size": 5000, "sequence_length": 128, "num_layers": 1, "hidden_dim": 16,
              "num_heads": 2}  # fmt: skip
-    # Words are looked up at 15 % of the positions.
+    # The head computes 15 % of the positions.
     head = 2 * 20 * 16 * 5000
     assert head < zoo.describe("bert_mini", **small).flops < 1.8 * head
 
@@ -192,7 +189,7 @@ def test_describe_counts_all_positions():
 def test_describe_allocates_nothing_then_or_later():
     model = build_abstract("cnn_classifier")
     assert len(model.variables) == 10
-    with keras.StatelessScope():  # its end fills whatever Keras still holds for later
+    with keras.StatelessScope():  # its end initializes variables that Keras has deferred
         pass
     assert [v.path for v in model.variables if v._value is not None] == []
 
@@ -228,7 +225,7 @@ def test_a_row_of_the_catalog_is_true(row):
     assert row.task in registry.list_tasks()
     assert callable(registry.resolve(row.builder))
     assert build_abstract(row.name).count_params() == row.parameters
-    if row.tiny:  # what learns is small; a frozen backbone has the sizes that it was published with
+    if row.tiny:  # trainable parts are small; a frozen backbone has its published sizes
         learning = build_abstract(row.name, **row.tiny).trainable_variables
         assert sum(math.prod(variable.shape) for variable in learning) < 20_000
     registry.build_task(row.task, **row.task_arguments)
@@ -240,7 +237,7 @@ def test_a_row_of_the_catalog_is_true(row):
 
 @pytest.mark.parametrize("recipe", list_recipes())
 def test_no_default_hides_behind_a_recipe(recipe):
-    """Every argument of builder and task has a value in the recipe, and no other stands there."""
+    """A recipe has exactly the arguments of its builder and its task."""
     config = load_recipe(recipe)
     builder = registry.resolve(registry.entry(config.model.name).builder)
     assert set(config.model) - {"name"} == arguments_of(builder)

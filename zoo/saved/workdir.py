@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zoo.data.text import tokenizers
 from zoo.errors import RunError, UsageError
-from zoo.storage.disk import check_object, lies_at, read_json
+from zoo.storage.disk import check_object, content_of, read_json
 from zoo.storage.foreign import check_has_config, refuse_foreign
 from zoo.storage.transformers_files import check_model_type, is_transformers
 
@@ -130,5 +130,5 @@ def check_init_from(source: str) -> None:
     elif not (path.suffix == ".keras" and path.is_file()):
         raise UsageError(
             "init_from must be a work directory, a .keras file, a folder of transformers or "
-            f"keras_hub:PRESET. Received: {source}. {lies_at(path)}"
+            f"keras_hub:PRESET. Received: {source}. {content_of(path)}"
         )

@@ -28,7 +28,7 @@ _SHOWN = 5  # names in a folder that a message lists
 _TEMPORARY = re.compile(r"\.zoo-[0-9a-f]{16}\.tmp")
 
 
-def lies_at(path: str | Path) -> str:
+def content_of(path: str | Path) -> str:
     """Returns a sentence for error messages about the content of a path."""
     try:
         if not os.path.isdir(path):
@@ -195,7 +195,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path):
+def named_errors(path: Path):
     """Adds the name of a file to an OSError without one, such as that of a full disk."""
     try:
         yield
@@ -221,10 +221,10 @@ def atomic(path: str | Path, mode: str = "wb"):
     temporary = _temporary(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     encoding = None if "b" in mode else "utf-8"
-    with naming(path):
+    with named_errors(path):
         descriptor = os.open(temporary, flags, 0o666)
     try:
-        with naming(path):
+        with named_errors(path):
             with os.fdopen(descriptor, mode, encoding=encoding) as file:
                 yield file
                 fsync_file(file)
@@ -247,12 +247,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     folder = _temporary(path)
-    with naming(path):
+    with named_errors(path):
         os.mkdir(folder, 0o700)
     try:
         temporary = folder / path.name
         yield temporary
-        with naming(path):
+        with named_errors(path):
             for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
                 if file.is_file():
                     with open_file(file) as opened:

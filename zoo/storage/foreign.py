@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zoo.errors import UsageError, short
-from zoo.storage.disk import lies_at
+from zoo.storage.disk import content_of
 from zoo.storage.transformers_files import CONVERTED
 
 
@@ -46,4 +46,6 @@ def check_has_config(path: str | Path) -> None:
     """Raises `UsageError` if a folder has no config.json; the message describes its content."""
     if not (Path(path) / "config.json").exists():
         refuse_foreign(path)
-        raise UsageError(f"{path} is not a work directory: it has no config.json. {lies_at(path)}")
+        raise UsageError(
+            f"{path} is not a work directory: it has no config.json. {content_of(path)}"
+        )

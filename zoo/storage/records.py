@@ -30,12 +30,12 @@ from filelock import Timeout
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.bounds import MAX_AXES
 from zoo.storage.disk import (
+    content_of,
     file_digest,
     fsync_file,
     fsync_folder,
     is_leftover,
-    lies_at,
-    naming,
+    named_errors,
     open_file,
     open_in_place,
     read_json,
@@ -189,7 +189,7 @@ class RecordWriter:
         }
         manifest = {"format": FORMAT, "fingerprint": _fingerprint(content), **content}
         path = self._unfinished / MANIFEST
-        with naming(path), open_in_place(path) as file:  # empty so far, and locked
+        with named_errors(path), open_in_place(path) as file:  # empty so far, and locked
             json.dump(manifest, file, indent=1)
             fsync_file(file)
         # mkdtemp creates a private folder; records may be shared.
@@ -245,7 +245,7 @@ class _ShardWriter:
             piece = array[: self.layout.rows_per_shard - self.rows]
             data = piece.reshape(-1).view(np.uint8)
             self.digest.update(data)
-            with naming(path):
+            with named_errors(path):
                 self.file.write(data)
             self.rows += len(piece)
             array = array[len(piece) :]
@@ -253,7 +253,7 @@ class _ShardWriter:
                 self._end_shard()
 
     def _end_shard(self):
-        with naming(Path(self.file.name)):
+        with named_errors(Path(self.file.name)):
             fsync_file(self.file)
         self.file.close()
         self.file = None
@@ -414,7 +414,7 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder. {lies_at(folder)}")
+        raise UsageError(f"{folder} is not a folder. {content_of(folder)}")
     manifest = _read_manifest(folder)
     try:
         content = {key: manifest[key] for key in ("rows", "arrays", "metadata")}

@@ -121,11 +121,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("optimizer.weight_decay=-1", 2, "optimizer.weight_decay is at least 0"),
         ("trainer.remat=conv", 2, "trainer.remat matches no layer"),
         ("trainer.remat=(", 2, "trainer.remat must be a regular expression"),
-        (
-            "optimizer.weight_decay_exclude=(",
-            2,
-            "weight_decay_exclude must be a regular expression",
-        ),
+        ("optimizer.weight_decay_exclude=(", 2, "exclude must be a regular expression"),
         ("schedule.warmup_steps=31", 2, "schedule.warmup_steps=31"),
         ("model.name=cnn_clasifier", 2, "Did you mean 'cnn_classifier'?"),
         ("model.filters=8,8", 2, "filters must be of type tuple[int, int, int]"),
@@ -302,11 +298,7 @@ def test_two_processes_in_one_directory_are_refused(verb, old, zoo_command):
         ('{"format_version": 1}', 1, "config.json is damaged: it lacks 'config'"),
         ('{"format_version": 1, "config": {}}', 1, "config.json is damaged: it lacks 'source'"),
         ('{"format_version": 99, "config": {}}', 2, "must have format_version 1. Received: 99"),
-        (
-            "\udcff",
-            1,
-            "config.json cannot be read: it is not valid JSON ('utf-8' codec can't decode",
-        ),
+        ("\udcff", 1, "config.json cannot be read: it is not valid JSON ('utf-8' codec can't"),
     ],
     ids=["empty", "cut", "list", "no recipe", "empty recipe", "newer", "no text"],
 )

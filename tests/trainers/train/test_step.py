@@ -374,11 +374,7 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
         ("lion", {"beta_2": -0.1}, "optimizer.beta_2 lies in"),
         ("adamw", {"epsilon": 0.0}, "optimizer.epsilon is positive"),
         ("adafactor", {"beta_2_decay": 0.8}, "optimizer.beta_2_decay is negative"),
-        (
-            "adamw",
-            {"weight_decay_exclude": "("},
-            "weight_decay_exclude must be a regular expression",
-        ),
+        ("adamw", {"weight_decay_exclude": "("}, "exclude must be a regular expression"),
         ("adam", {"learning_rate": -1.0}, "learning_rate is 0 or positive"),
         ("adam", {"learning_rate": float("inf")}, "learning_rate is 0 or positive"),
         ("adam", {"clip_norm": -1.0}, "clip_norm is 0"),

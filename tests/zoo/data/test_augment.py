@@ -273,7 +273,7 @@ def test_a_run_that_was_broken_off_sees_the_same_pictures(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("specs", "said"),
+    ("specs", "message"),
     [
         (("flop",), "No augmentation is named 'flop'. Did you mean 'flip'"),
         (("crop:2",), "the amount of crop must be from 0.05 to 1.0. Received: 'crop:2'"),
@@ -281,8 +281,8 @@ def test_a_run_that_was_broken_off_sees_the_same_pictures(run, tmp_path):
         (("flip", "flip"), "must have each name once"),
     ],
 )
-def test_what_no_augmentation_is(specs, said):
-    with pytest.raises(UsageError, match=said):
+def test_what_no_augmentation_is(specs, message):
+    with pytest.raises(UsageError, match=message):
         ImageClassification(augment=specs)
 
 

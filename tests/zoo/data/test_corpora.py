@@ -313,8 +313,8 @@ def test_line_ends_become_newlines_and_are_said_once(kind, tmp_path, capsys):
     corpus = zoo.data.load_corpus(f"text:{path}")
     assert "".join(_all(corpus)) == "one\ntwo\n\nthree\nfour\n" * 8
     assert corpus.unreadable == {"line_ends": 32}
-    said = capsys.readouterr().err
-    assert said == f"zoo: text:{path}: 32 line ends \\r\\n or \\r were read as \\n, in 1 files.\n"
+    err = capsys.readouterr().err
+    assert err == f"zoo: text:{path}: 32 line ends \\r\\n or \\r were read as \\n, in 1 files.\n"
     zoo.data.load_corpus(f"text:{path}")
     assert capsys.readouterr().err == ""
 

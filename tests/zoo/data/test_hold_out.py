@@ -72,11 +72,7 @@ def test_held_out_examples_have_the_classes_of_the_whole(counts, size, expected)
     ("counts", "size", "line"),
     [
         ((19, 1), 5, "at least two examples of each class.*Received: one example of class 'b'"),
-        (
-            (10, 10),
-            1,
-            "an example of each class. Received: data.validation_size=1 of 20 .*2 classes",
-        ),
+        ((10, 10), 1, "example of each class. Received: data.validation_size=1 of 20 .*2 classes"),
         ((10, 10), 19, "an example of each class. Received: data.validation_size=19 of 20"),
         ((10, 10), 20, "number of training examples of 'toy' .20.. Received: 20"),
         ((5, 5, 5, 5), 3, "training examples, with 4 classes"),

@@ -29,19 +29,19 @@ SPLITS = {
 
 
 def _keep(calls=None, names=("a", "b", "c"), splits=SPLITS):
-    folder = tfds._folder_of("toy", "1.0")
+    folder = tfds._records_folder("toy", "1.0")
 
     def produce():
         if calls is not None:
             calls.append(1)
         return splits, names
 
-    tfds._keep(folder, produce)
+    tfds._create_records(folder, produce)
     return folder
 
 
 def _kept(folder):
-    return tfds._dataset("toy", tfds._open_if_whole(folder))
+    return tfds._dataset("toy", tfds._open_if_complete(folder))
 
 
 def test_names_of_examples_are_left_out_and_said(capsys):
@@ -105,7 +105,7 @@ OLD_MANIFEST = '{"format": 1, "class_names": [], "splits": {}}'
 def test_damage_to_what_is_kept_is_noticed_and_made_again(cache, damage):
     folder = _keep()
     damage(folder)
-    assert tfds._open_if_whole(folder) is None
+    assert tfds._open_if_complete(folder) is None
     calls = []
     _keep(calls)
     assert calls == [1]
@@ -121,9 +121,9 @@ def produce():
     open(sys.argv[1], "a").write("made ")
     time.sleep(0.5)
     return {"train": {"x": np.arange(1000)}}, ()
-folder = tfds._folder_of("toy", "1.0")
-tfds._keep(folder, produce)
-print(tfds._dataset("toy", tfds._open_if_whole(folder)).splits["train"]["x"].sum())
+folder = tfds._records_folder("toy", "1.0")
+tfds._create_records(folder, produce)
+print(tfds._dataset("toy", tfds._open_if_complete(folder)).splits["train"]["x"].sum())
 """
     made = tmp_path / "made"
     processes = [commands.started(code, made) for _ in range(3)]
@@ -160,7 +160,7 @@ def test_without_files_and_network_the_ways_out_are_named(cache, tmp_path, monke
     monkeypatch.setenv("ZOO_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(fetch, "fetch", offline)
     with pytest.raises(RunError) as caught:
-        tfds._originals("mnist", None)
+        tfds._original_folder("mnist", None)
     for word in (str(tmp_path), "no network.", "zoo fetch mnist", "ZOO_DATA_DIR", "manual_dir"):
         assert word in str(caught.value)
     assert asked == [("mnist", cache / "data")]

@@ -1,4 +1,4 @@
-"""Work directories open in a process that knows nothing of their layers, and compute the same."""
+"""Work directories open in a new process without imports of their layers, with equal outputs."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.catalog import CATALOG
 
-# What the models of some folders give, as files of those folders. `zoo` alone is imported before
-# they are loaded.
+# Writes the outputs of the models of some folders. Only `zoo` is imported before the models
+# are loaded.
 SCRIPT = """
 import sys, zoo
 models = [zoo.load(folder) for folder in sys.argv[1:]]
@@ -33,7 +33,7 @@ def write_outputs(folder, model, name):
 
 @pytest.mark.slow
 def test_every_family_opens_in_another_process(tmp_path):
-    """In float32, and as it was trained in mixed precision."""
+    """In float32 and in mixed precision."""
     folders = []
     for family in sorted({row.family for row in CATALOG}):
         row = next(row for row in rows(family) if row.tiny)

@@ -1,4 +1,4 @@
-"""Headers of .npy files: read as NumPy reads them, in several threads, and never as Python."""
+"""Headers of .npy files: read as NumPy does, in several threads, never as Python code."""
 
 import gc
 import io
@@ -54,7 +54,7 @@ def test_a_long_header_is_refused():
 
 
 def test_threads_read_headers_at_once():
-    """Python's parser loses count of its depth where another thread parses in between."""
+    """Python's parser miscounts its depth if another thread parses at the same time."""
     data = stored(ARRAYS["vector"])
     threshold = gc.get_threshold()
 

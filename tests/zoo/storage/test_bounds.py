@@ -1,4 +1,4 @@
-"""Files that declare or decompress to far more than they are: refused by every reader."""
+"""Decompression bombs and files with huge declared sizes: every reader refuses them."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ BOMB = "stored bytes expand to .* at most 100 times"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Bombs of a few MB are bombs here."""
+    """Lowers the bounds, so that bombs of a few MB are refused."""
     monkeypatch.setattr(bounds, "FREE_BYTES", 1 << 20)
 
 
@@ -109,7 +109,7 @@ def test_an_array_that_declares_more_than_it_has(tmp_path):
 
 
 def test_members_that_share_their_bytes(tmp_path):
-    """Overlapping members expand a file far beyond the sum that their own sizes suggest."""
+    """Overlapping members expand a file far beyond the ratio of each member."""
     path = _zip(
         tmp_path / "a.npz", {f"a{i}.npy": _npy((50_000,), bytes(50_000)) for i in range(50)}
     )
@@ -154,7 +154,7 @@ def test_archives_of_many_members(tmp_path, monkeypatch):
 
 
 def test_arrays_of_many_axes(tmp_path):
-    """Were these numbers large, their product would take hours."""
+    """The product of large sizes would take hours."""
     shape = [1] * 500_000
     row = {"dtype": "<f4", "row_shape": shape, "rows_per_shard": 1, "sha256": ["0" * 64]}
     content = {"rows": 1, "arrays": {"a": row}, "metadata": {}}
@@ -266,7 +266,7 @@ def test_weights_that_expand(saved, tmp_path, change, words):
 
 
 def test_groups_nested_in_groups(saved, tmp_path):
-    """The names of 3,000 of them take minutes to find."""
+    """Looking up the names of 3,000 nested groups takes minutes."""
     from zoo.saved.model import open_model
 
     def nested(file):

@@ -1,4 +1,4 @@
-"""How files are opened: regular files only, and never through a planted link when writing."""
+"""Opening files: only regular files are read, and no write goes through a planted link."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ from zoo.storage import disk
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A file outside the folder that is written in."""
+    """A file outside of the written folder."""
     path = tmp_path / "foreign"
     path.write_text("theirs")
     return path
@@ -169,7 +169,7 @@ def test_an_object_of_json_holds_what_is_asked_of_it(folder, content, words):
     assert disk.read_object(path, step=int, on=bool) == {"step": 1, "on": True}
 
 
-# Modules that open files without `zoo.storage.disk`, and why.
+# Modules that open files without `zoo.storage.disk`, with the reason.
 OPEN_BY_HAND = {
     "zoo/storage/disk.py": "the helpers themselves",
     "zoo/storage/bounds.py": "the system's files of control groups",

@@ -1,4 +1,4 @@
-"""Folders that are no work directories: each verb says what they are and what to do with them."""
+"""Folders that are not work directories: every verb names their kind and a command for them."""
 
 import json
 
@@ -34,12 +34,15 @@ def test_a_folder_of_transformers(words, folder, zoo_command, tmp_path, monkeypa
     of_transformers(folder)
     answer = zoo_command(*words.format(folder).split())
     assert answer.status == 2
-    said = answer.one_line()
-    assert f"{folder} is a folder of transformers (model_type 'gpt2'), not a work directory" in said
+    message = answer.one_line()
     assert (
-        f"zoo train RECIPE --workdir=W --config.init_from={folder} trains a model from it" in said
+        f"{folder} is a folder of transformers (model_type 'gpt2'), not a work directory" in message
     )
-    assert "zoo.models.convert.from_transformers opens it" in said
+    assert (
+        f"zoo train RECIPE --workdir=W --config.init_from={folder} trains a model from it"
+        in message
+    )
+    assert "zoo.models.convert.from_transformers opens it" in message
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files: each ends in a value, or in UsageError or RunError of one line.
+"""Damaged and hostile files: readers return a value or raise an error of one line.
 
 Inputs are valid files with random changes, drawn by a seed: bytes anywhere, values inside JSON
 (signed again where the format has a checksum), and content inside archives. No input may hang,
@@ -69,7 +69,7 @@ def bytes_changed(draw: random.Random, data: bytes) -> bytes:
 
 
 def value_changed(draw: random.Random, value):
-    """A JSON value with another one somewhere in it, or without a part."""
+    """Replaces or removes a part of a JSON value."""
     if isinstance(value, dict) and value and draw.random() < 0.9:
         value, key = dict(value), draw.choice(sorted(value))
         if draw.random() < 0.15:
@@ -100,7 +100,7 @@ def lines_changed(draw: random.Random, data: bytes) -> bytes:
 
 
 def signed(draw: random.Random, data: bytes) -> bytes:
-    """A changed manifest of records, or tokenizer, whose own hash is right."""
+    """A changed manifest or tokenizer with a valid hash of itself."""
     value = value_changed(draw, json.loads(data))
     if isinstance(value, dict) and "rows" in value:
         content = {key: value.get(key) for key in ("rows", "arrays", "metadata")}
@@ -112,7 +112,7 @@ def signed(draw: random.Random, data: bytes) -> bytes:
 
 
 def member_changed(draw: random.Random, data: bytes) -> bytes:
-    """A zip archive, one member of which is changed; its CRC is right."""
+    """A zip archive with a changed member and a valid CRC."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(made, "w") as changed:
         names = archive.namelist()
@@ -185,7 +185,7 @@ def read_dataset(path):
 
 
 BYTES = (bytes_changed,)
-# Name -> (file of the valid ones, reader, changes, how many inputs).
+# Name -> (valid file, reader, changes, number of inputs).
 READERS = {
     "config": ("run/config.json", read_run, (bytes_changed, json_changed), 120),
     "metrics": ("run/metrics.jsonl", read_run, (bytes_changed, lines_changed), 60),
@@ -298,7 +298,7 @@ def _gpt2(folder):
 
 @contextlib.contextmanager
 def limited(seconds: int):
-    """Ends what takes longer, were it inside a system call."""
+    """Interrupts a slow reader, even inside a system call."""
 
     def ring(*_):
         raise TimeoutError(f"longer than {seconds} s")
@@ -313,7 +313,7 @@ def limited(seconds: int):
 
 
 def outcome(read, path) -> str:
-    """Reads; returns the message of what it was refused with, "" where it was read."""
+    """Reads a file; returns the message of the error, or ""."""
     with limited(SECONDS):
         try:
             read(path)
@@ -335,7 +335,7 @@ def tree(folder) -> dict:
 
 @pytest.fixture
 def nothing_is_written(tmp_path, cache, monkeypatch):
-    """Checks that nothing but report.html is new beside the inputs, and nothing in `outside`."""
+    """Checks that no files are created but report.html."""
     outside = tmp_path / "outside"
     outside.mkdir()
     monkeypatch.chdir(outside)
@@ -390,7 +390,7 @@ def test_what_is_no_file(name, kind, valid, tmp_path, nothing_is_written):
     path.unlink()
     KINDS[kind](path)
     message = outcome(read, path)
-    # What cannot be read is a note of the report. No metrics are no fault.
+    # The report notes unreadable files. A run may have no metrics.
     assert message or "report" in name or path.name == "metrics.jsonl", "it was read"
 
 

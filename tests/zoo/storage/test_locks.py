@@ -1,4 +1,4 @@
-"""Locks exclude other processes, end with their process, and write through nothing planted."""
+"""Locks exclude other processes, end with their process, and follow no planted link."""
 
 import fcntl
 import os
@@ -24,7 +24,7 @@ time.sleep(60)
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds `tmp_path`."""
+    """A process that holds the lock of `tmp_path`."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
@@ -54,7 +54,7 @@ def test_asking_writes_nothing_and_refuses_nobody(tmp_path):
     assert not list(tmp_path.iterdir())
     (tmp_path / ".lock").touch()
     asker = (tmp_path / ".lock").open()
-    fcntl.flock(asker, fcntl.LOCK_SH)  # as `is_held` of another process does for an instant
+    fcntl.flock(asker, fcntl.LOCK_SH)  # as `is_held` in another process
     assert not locks.is_held(tmp_path)
     threading.Timer(0.05, asker.close).start()
     locks.lock_folder(tmp_path).lock.release()
@@ -82,7 +82,7 @@ def test_what_is_planted_in_a_locks_place_is_refused_and_kept(tmp_path, monkeypa
         with pytest.raises(OSError):
             locks.lock_folder(folder)
     assert foreign.read_text() == "theirs"
-    # The lock of another program may hold something.
+    # The lock file of another program may have content.
     foreign.rename(folder / ".lock")
     locks.lock_folder(folder).lock.release()
     assert (folder / ".lock").read_text() == "theirs"

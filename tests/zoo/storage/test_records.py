@@ -1,4 +1,4 @@
-"""Records: what is read is what was written, and anything less than all of it is refused."""
+"""Records: round trips, and refusals of incomplete or damaged folders."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ LAYOUT = {"tokens": ((5,), "uint16"), "label": ((), np.int64)}
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    """Hundreds of tiny shards on a busy disk take minutes; the child processes wait as always."""
+    """Disables fsync, because hundreds of small shards take minutes on a busy disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -63,7 +63,7 @@ def output(process):
     return out
 
 
-# --- reading what was written -------------------------------------------------------------------
+# --- round trips --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -173,7 +173,7 @@ def test_memory_stays_constant(tmp_path):
     assert open_records(tmp_path / "made").arrays["x"].shape == (40_000, 512)
 
 
-# --- what a writer refuses ----------------------------------------------------------------------
+# --- refusals of the writer ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_no_folder_is_a_wrong_request(tmp_path):
         open_records(tmp_path / "nowhere")
 
 
-# --- kills and company --------------------------------------------------------------------------
+# --- kills and concurrent writers ---------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -386,7 +386,7 @@ for moment in range(1000):
         folder.rmdir()
         print("whole" if killed else "end")
     else:
-        # One, however often: each writer removes what the one before it left.
+        # At most one: each writer removes the folder of the killed one before.
         assert left == [".made"], left
         print("nothing")
     if not killed:
@@ -397,7 +397,7 @@ for moment in range(1000):
 def test_a_kill_at_any_moment_leaves_all_or_nothing(tmp_path):
     *states, last = output(python(KILLED, tmp_path)).split()
     assert last == "end"
-    assert states == sorted(states)  # first nothing, from some moment on the whole
+    assert states == sorted(states)  # first nothing, from some moment on everything
     # 12 shards, manifest, folder, rename, parent: nothing until the rename is done.
     assert (states.count("nothing"), states.count("whole")) == (29, 3)
     assert names(tmp_path) == []
@@ -421,7 +421,7 @@ print(open_records(folder).fingerprint)
 def test_processes_at_once_end_well_with_one_folder(tmp_path):
     processes = [python(TOGETHER, tmp_path / "made") for _ in range(3)]
     assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
-    for process in processes:  # all have written, none has ended
+    for process in processes:  # all have written, none has finished
         process.stdin.write("\n")
         process.stdin.flush()
     assert len({output(process) for process in processes}) == 1
@@ -474,7 +474,7 @@ def test_what_is_there_already_is_kept_and_told_before_the_work(tmp_path):
     with pytest.raises(RunError, match=f"{SHARD} is missing: delete the folder"):
         RecordWriter(folder, LAYOUT).__enter__()
     (tmp_path / "mine").mkdir()
-    write(tmp_path / "mine")  # an empty folder is no contents
+    write(tmp_path / "mine")  # an empty folder has no content
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(RunError, match="manifest.json is missing"):
@@ -484,7 +484,7 @@ def test_what_is_there_already_is_kept_and_told_before_the_work(tmp_path):
 
 
 def test_only_folders_of_killed_writers_are_removed(tmp_path):
-    """Nothing is written through a link with such a name, and the user's own folders stay."""
+    """No write goes through a link of such a name, and folders of the user stay."""
     foreign = tmp_path / "foreign"
     for folder in (foreign, tmp_path / ".made.tmp-my-notes", tmp_path / ".made.tmp-mynote"):
         folder.mkdir()

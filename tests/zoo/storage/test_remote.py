@@ -1,4 +1,4 @@
-"""Work directories that TensorFlow's file systems alone can reach: ram:// and file:// here."""
+"""Remote work directories, on TensorFlow's file systems ram:// and file://."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from trainers.run.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
 from zoo.storage import remote
 
-# The least that a config.json holds.
+# A minimal config.json.
 CONFIG = json.dumps(
     {
         "format_version": 1, "source": "", "class_names": [], "data_fingerprint": "",
@@ -32,7 +32,7 @@ CONFIG = json.dumps(
 
 @pytest.fixture(autouse=True)
 def cache(cache, monkeypatch):
-    """What another machine would have."""
+    """The cache of this machine."""
     monkeypatch.setattr(remote, "_mirrors", {})
     return cache
 
@@ -46,7 +46,7 @@ def bucket(tmp_path):
 
 
 def files(address):
-    """Names of all files but that of the writer."""
+    """Returns the names of all files but `.writer`."""
     return {
         f"{folder}/{name}".removeprefix(address).lstrip("/")
         for folder, _, names in tf.io.gfile.walk(address)
@@ -117,7 +117,7 @@ def test_a_run_whose_folder_another_takes_over_ends(
 
     first = Meanwhile(bucket, start)
 
-    def command():  # which copies once more at its end
+    def command():  # uploads once more at its end
         with remote.localized(["zoo", f"--workdir={bucket}/run"]) as words:
             workdir = words[1].removeprefix("--workdir=")
             run(recipe(), toys.token_data(), workdir=workdir, callbacks=[first])
@@ -126,14 +126,14 @@ def test_a_run_whose_folder_another_takes_over_ends(
         remote.TakenOver, match="Another run has started in ram://.*, so this run ends"
     ):
         command()
-    assert first.steps[-1] == 12  # where it had begun the next checkpoint but one
+    assert first.steps[-1] == 12  # the checkpoint after the next one
     assert_same_end(right.workdir, second[0].workdir)
     kept = second[0].workdir.path
     names = files(f"{bucket}/run")
     assert names == {
         path.relative_to(kept).as_posix() for path in kept.rglob("[!.]*") if path.is_file()
     }
-    for name in names:  # all there is of the second one, nothing of the first
+    for name in names:  # the files of the second run, none of the first
         with tf.io.gfile.GFile(f"{bucket}/run/{name}", "rb") as file:
             assert file.read() == (kept / name).read_bytes(), name
 
@@ -166,7 +166,7 @@ def test_what_the_first_wrote_while_the_second_began_counts(
 
     def start_second():
         with on_another_machine(monkeypatch, tmp_path):
-            second.append(WorkDirectory(f"{bucket}/run"))  # it copies what there is, and then
+            second.append(WorkDirectory(f"{bucket}/run"))  # downloads the current state
 
     first = Meanwhile(bucket, start_second)
     with pytest.raises(Interrupted):
@@ -174,7 +174,7 @@ def test_what_the_first_wrote_while_the_second_began_counts(
     assert "checkpoints/step_0000000008.npz" in files(f"{bucket}/run")
     with on_another_machine(monkeypatch, tmp_path):
         remote._mirrors[second[0].path] = second[0]._mirror
-        monkeypatch.setattr(second[0]._mirror, "pull", lambda: None)  # that was before
+        monkeypatch.setattr(second[0]._mirror, "pull", lambda: None)  # already done
         seen = []
 
         def write_config(self, *arguments):
@@ -203,7 +203,9 @@ def test_checkpoints_arrive_while_it_trains(run, bucket):
     assert "config.json" in seen[0]  # before the first update
     assert any("checkpoints/step_0000000004.npz" in names for names in seen)
     checkpoints = {name for name in files(f"{bucket}/run") if "checkpoints" in name}
-    assert checkpoints == {"checkpoints/step_0000000013.npz"}  # the others are deleted there too
+    assert checkpoints == {
+        "checkpoints/step_0000000013.npz"
+    }  # the others are deleted in the bucket, too
 
 
 def test_what_another_machine_wrote_counts(bucket, cache):
@@ -211,7 +213,7 @@ def test_what_another_machine_wrote_counts(bucket, cache):
     folder.open()
     (folder / "config.json").write_text("mine")
     folder.close()
-    tf.io.gfile.remove(f"{bucket}/run/config.json")  # ram:// appends to what is there
+    tf.io.gfile.remove(f"{bucket}/run/config.json")  # ram:// appends to existing files
     with tf.io.gfile.GFile(f"{bucket}/run/config.json", "w") as file:
         file.write("another's")
     with tf.io.gfile.GFile(f"{bucket}/run/more.json", "w") as file:
@@ -229,7 +231,7 @@ def test_what_a_kill_kept_from_being_copied_is_kept(bucket):
     folder = WorkDirectory(f"{bucket}/run").open()
     (folder / "config.json").write_text(CONFIG)
     folder.push()
-    (folder / "metrics.jsonl").write_text("new")  # and then it was killed
+    (folder / "metrics.jsonl").write_text("new")  # followed by a kill
     folder._lock.lock.release()
     again = WorkDirectory(f"{bucket}/run").open()
     assert (again / "metrics.jsonl").read_text() == "new"
@@ -239,7 +241,7 @@ def test_what_a_kill_kept_from_being_copied_is_kept(bucket):
 
 @pytest.mark.parametrize("purged", ["", "checkpoints/a.npz"])
 def test_what_is_purged_from_the_cache_stays_in_the_bucket(bucket, monkeypatch, purged):
-    """All of the copy, or a file of it, between two commands."""
+    """The whole copy, or one of its files, is deleted between two commands."""
     names = {"config.json", "checkpoints/a.npz", "checkpoints/b.npz"}
     folder = WorkDirectory(f"{bucket}/run").open()
     (folder / "checkpoints").mkdir()
@@ -259,7 +261,7 @@ def test_what_is_purged_from_the_cache_stays_in_the_bucket(bucket, monkeypatch, 
 
 
 def test_half_a_copy_is_never_copied_back(bucket, monkeypatch):
-    """A command that was killed while it copied, and another that ends after that."""
+    """A command is killed while it downloads, another one ends later."""
     folder = WorkDirectory(f"{bucket}/run").open()
     for name in ("a.json", "b.json"):
         (folder / name).write_text("old")
@@ -288,7 +290,7 @@ def test_half_a_copy_is_never_copied_back(bucket, monkeypatch):
 
 
 def test_a_file_that_goes_while_it_is_copied(bucket, cache, monkeypatch):
-    """As the oldest checkpoint of a run on another machine does."""
+    """Like the oldest checkpoint of a run on another machine."""
     folder = WorkDirectory(f"{bucket}/run").open()
     for name in ("a.json", "b.json"):
         (folder / name).write_text("{}")
@@ -306,8 +308,8 @@ def test_a_file_that_goes_while_it_is_copied(bucket, cache, monkeypatch):
 
 
 def test_what_lies_beside_goes_with_it(tmp_path):
-    """The description of an exported folder; it goes where that was taken away since."""
-    bucket = f"file://{tmp_path}/bucket"  # in ram:// sm.json lies in sm, too
+    """The description beside an exported folder, which is deleted with the folder."""
+    bucket = f"file://{tmp_path}/bucket"  # ram:// lists sm.json inside sm, too
     with remote.localized(["zoo", f"--out={bucket}/sm"]) as (_, word):
         folder = Path(word.removeprefix("--out="))
         folder.mkdir(parents=True)
@@ -455,15 +457,15 @@ def test_an_error_is_not_hidden_by_another(bucket, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "said"),
+    ("name", "error", "message"),
     [
         ("nosuch://a/b", UsageError, "no file system for nosuch://"),
         ("ram://", UsageError, "must name a folder"),
         ("ram://a/../b", UsageError, "must name a folder"),
     ],
 )
-def test_addresses_that_are_none(name, error, said):
-    with pytest.raises(error, match=said):
+def test_addresses_that_are_none(name, error, message):
+    with pytest.raises(error, match=message):
         remote.local(name)
 
 

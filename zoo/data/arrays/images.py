@@ -25,7 +25,7 @@ from zoo.data.datasets import FOLDER, SPLITS, Dataset
 from zoo.errors import RunError, UsageError, short
 from zoo.lazy import PIL, Image, ImageOps
 from zoo.storage.bounds import check_memory
-from zoo.storage.disk import file_digest, lies_at, open_file
+from zoo.storage.disk import content_of, file_digest, open_file
 from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import SHARD_BYTES, Records, RecordWriter, open_records
@@ -199,13 +199,13 @@ def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[
         lacks a class.
     """
     if not root.is_dir():
-        raise UsageError(f"{root} is not a folder. {lies_at(root)}")
+        raise UsageError(f"{root} is not a folder. {content_of(root)}")
     splits, ignored = _splits(root)
     names = sorted({name for classes in splits.values() for name in classes})
     if len(names) < 2:
         raise UsageError(
             f"{root} must have a folder of images per class, of at least two classes, or such "
-            f"folders in {', '.join(SPLITS)}. {lies_at(root)}"
+            f"folders in {', '.join(SPLITS)}. {content_of(root)}"
         )
     known = splits.get("train", names)
     for split, classes in splits.items():

@@ -7,7 +7,7 @@ import numpy as np
 from zoo.data.datasets import SPLITS, Dataset, fingerprint
 from zoo.errors import RunError, UsageError, short
 from zoo.storage.arrays import open_npz
-from zoo.storage.disk import lies_at
+from zoo.storage.disk import content_of
 
 # A larger label is damaged, and would need as many class names.
 MAX_CLASSES = 100_000
@@ -28,7 +28,7 @@ def load(name: str, path: Path) -> Dataset:
       RunError: if the file cannot be read, or an array is missing or invalid.
     """
     if not path.is_file():
-        raise UsageError(f"There is no file {path}. {lies_at(path)}")
+        raise UsageError(f"There is no file {path}. {content_of(path)}")
     splits, arrays = {}, _read_npz(path)
     listed = [f"{key!r} {array.shape}" for key, array in arrays.items()]
     content = f"It has: {', '.join(listed[:10]) or 'none'}{', ...' if len(listed) > 10 else ''}."

@@ -40,11 +40,11 @@ def load(
     Raises:
       RunError: if files are missing, invalid or cannot be downloaded, or TFDS fails.
     """
-    folder = _folder_of(name, version, shape)
-    records = _open_if_whole(folder)
+    folder = _records_folder(name, version, shape)
+    records = _open_if_complete(folder)
     if records is None:
         print(f"zoo: preparing {name} (once, about half a minute)", file=sys.stderr, flush=True)
-        _prepare_in_a_process(name, version, manual_dir, shape)
+        _prepare_in_process(name, version, manual_dir, shape)
         records = open_records(folder)
     return _dataset(name, records)
 
@@ -59,12 +59,12 @@ def original_files(name: str) -> tuple:
     )
 
 
-def _folder_of(name: str, version: str, shape: tuple[int, ...] = ()) -> Path:
+def _records_folder(name: str, version: str, shape: tuple[int, ...] = ()) -> Path:
     size = "-" + "x".join(map(str, shape)) if shape else ""
     return cache_dir() / "arrays" / f"{name.replace('/', '-')}-{version}{size}"
 
 
-def _open_if_whole(folder: Path) -> Records | None:
+def _open_if_complete(folder: Path) -> Records | None:
     try:
         return open_records(folder)
     except (UsageError, RunError):
@@ -83,7 +83,7 @@ def _dataset(name: str, records: Records) -> Dataset:
     return Dataset(name, splits, tuple(records.metadata["class_names"]), records.fingerprint)
 
 
-def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
+def _create_records(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
     """Creates the records unless they are complete; processes may call it at once.
 
     Args:
@@ -91,7 +91,7 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
       produce: returns the splits and the class names; called by one process at a time.
     """
     with one_at_a_time(folder):
-        if _open_if_whole(folder) is not None:
+        if _open_if_complete(folder) is not None:
             return
         splits, class_names = produce()
         arrays = next(iter(splits.values()))
@@ -105,20 +105,19 @@ def _keep(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
                 writer.append(**rows)
 
 
-def _prepare_in_a_process(name: str, version: str, manual_dir: Path | None, shape: tuple):
+def _prepare_in_process(name: str, version: str, manual_dir: Path | None, shape: tuple):
     done = processes.run(
         "zoo.data.arrays.tfds:main", name, version, str(manual_dir or ""), *map(str, shape),
         extra={"CUDA_VISIBLE_DEVICES": "-1"},
     )  # fmt: skip
     if done.returncode < 0:
         raise RunError(f"Preparing {name!r} failed: signal {-done.returncode} ended the process.")
-    remarks = [line for line in done.stderr.splitlines() if line.startswith("zoo: ")]
-    if remarks and not done.returncode:
-        print(*remarks, sep="\n", file=sys.stderr)
     if done.returncode:
         # `main` prints its error on stdout; otherwise stderr ends with Python's error.
         message = done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
         raise RunError(message.splitlines()[-1])
+    for line in filter(lambda line: line.startswith("zoo: "), done.stderr.splitlines()):
+        print(line, file=sys.stderr)
 
 
 def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int, ...] = ()):
@@ -134,7 +133,7 @@ def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int,
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
     if not Path(builder.data_path).exists():
-        originals = _originals(name, manual_dir)
+        originals = _original_folder(name, manual_dir)
         # TFDS reuses unpacked files by their name, and mnist and fashion_mnist have files of the
         # same names, so each needs a folder of its own.
         with tempfile.TemporaryDirectory(prefix="zoo-unpacked-") as unpacked:
@@ -159,7 +158,7 @@ def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int,
     return splits, tuple(features["label"].names) if "label" in features else ()
 
 
-def _originals(name: str, manual_dir: Path | None) -> Path:
+def _original_folder(name: str, manual_dir: Path | None) -> Path:
     """Returns a folder with every original file of `name`; downloads missing files."""
     folder = manual_dir or data_dir() / name
     if manual_dir or folder.is_dir():
@@ -233,8 +232,8 @@ def main(name: str, version: str, manual_dir: str, *shape: str) -> int:
     originals = Path(manual_dir) if manual_dir else None
     try:
         size = tuple(map(int, shape))
-        folder = _folder_of(name, version, size)
-        _keep(folder, lambda: _prepare(name, version, originals, size))
+        folder = _records_folder(name, version, size)
+        _create_records(folder, lambda: _prepare(name, version, originals, size))
     except (RunError, UsageError) as error:
         message = str(error)
     except Exception as error:

@@ -32,7 +32,7 @@ from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpus_readers import Tally, TextFile
 from zoo.data.text.corpus_splits import key_hash, split_by_cut, split_by_hash
 from zoo.errors import RunError, UsageError, near_names
-from zoo.storage.disk import lies_at
+from zoo.storage.disk import content_of
 
 TEXT = "text:"
 PAIRS = "pairs:"
@@ -219,7 +219,7 @@ def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]
             and file.is_file()
         )
         if not labels:
-            raise UsageError(f"{root} must hold .txt or .txt.gz files. {lies_at(root)}")
+            raise UsageError(f"{root} must hold .txt or .txt.gz files. {content_of(root)}")
         return labels, [root / label for label in labels], readers.whole_texts
     path = _existing_file(text, root, "file or folder")
     for ending, read in ((".txt", readers.whole_texts), (".jsonl", readers.json_texts)):
@@ -265,7 +265,7 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
 
 def _existing_file(text: str, path: Path, kind: str = "file") -> Path:
     if not (text and path.is_file()):
-        raise UsageError(f"There is no {kind} {text!r}. {lies_at(path)}")
+        raise UsageError(f"There is no {kind} {text!r}. {content_of(path)}")
     return path
 
 

@@ -72,16 +72,10 @@ def _chosen_languages(name: str, known: Sequence[str], count: int, chosen: tuple
 
 
 def _register(name, languages, splits, description, licence, count=1, stems=lambda languages: ()):
-    """Registers a corpus of `corpus_files`.
+    """Registers a corpus of `corpus_files`, of which users choose `count` languages.
 
-    Args:
-      name: of the corpus.
-      languages: known language codes.
-      splits: `splits(files, chosen)` returns the splits, by the files and the chosen languages.
-      description: one line.
-      licence: stated by the source.
-      count: number of languages to choose.
-      stems: `stems(chosen)` returns the names, without .gz, of the files to read; () for all.
+    `splits(files, chosen)` returns the splits for the chosen languages, `stems(chosen)` the names
+    (without .gz) of the files to read, or () for all.
     """
 
     def loader(manual_dir, chosen):

@@ -152,8 +152,8 @@ def _groups(documents, buffer: int):
         pool = group if len(group) > 1 else group + before
         if len(pool) < 2:
             raise UsageError(
-                "task.name=nsp needs at least two documents per split, because half of the pairs "
-                "have a random sentence of another document. Received: a split of one document. "
+                "task.name=nsp needs at least two documents per split, because the second sentence "
+                "of half of the pairs is from another document. Received: a split of one document. "
                 "Add documents, or use task.name=mlm."
             )
         yield group, pool
