@@ -65,7 +65,7 @@ def make(strategy_name: str, replicas: int, batch: int):
     def batches(shares):
         return pipeline.training_batches(
             arrays, task.prepare, batch_size=batch, replicas=max(replicas, 1), seed=0,
-            first_step=0, last_step=10**9, shares=shares,
+            first_step=0, last_step=10**9, local_replicas=shares,
         )  # fmt: skip
 
     run, iterator = update_function(step, strategy), iter(distribute(strategy, batches))

@@ -42,7 +42,7 @@ class Evaluator:
             strategy,
             lambda shares: evaluation_batches(
                 arrays, task.prepare, batch_size=batch_size,
-                replicas=strategy.num_replicas_in_sync, shares=shares,
+                replicas=strategy.num_replicas_in_sync, local_replicas=shares,
             ),
         )  # fmt: skip
         self.examples = len(next(iter(arrays.values())))

@@ -324,7 +324,7 @@ class Trainer:
             first_step=self.state.done + skipped,
             last_step=self.periods.total + skipped,
         )
-        return iter(distribute(self.strategy, lambda shares: batches(shares=shares)))
+        return iter(distribute(self.strategy, lambda shares: batches(local_replicas=shares)))
 
     def _hooks(self, goodput: Goodput) -> Hooks:
         """Returns what the loop calls between updates."""

@@ -43,7 +43,7 @@ def training_batches(
     seed: int,
     first_step: int,
     last_step: int,
-    shares: range | None = None,
+    local_replicas: range | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of steps `first_step` to `last_step - 1`.
 
@@ -56,7 +56,7 @@ def training_batches(
       seed: random seed of the run.
       first_step: first step; not 0 after a resume.
       last_step: end of the run.
-      shares: replicas of this process; None for all.
+      local_replicas: replicas of this process; None for all.
 
     Returns:
       A `tf.data.Dataset` of dicts with static shapes. Rows beyond the end of the epoch have
@@ -64,26 +64,26 @@ def training_batches(
     """
     examples = len(next(iter(arrays.values())))
     steps = steps_per_epoch(examples, batch_size)
-    share = batch_size // replicas
-    shares = range(replicas) if shares is None else shares
+    size = batch_size // replicas
+    local = range(replicas) if local_replicas is None else local_replicas
     read = _reader(arrays)
 
     @tf.autograph.experimental.do_not_convert  # autograph would take a second
     def element(number):
-        step, replica = number // len(shares), shares.start + number % len(shares)
-        position = (step % steps) * batch_size + replica * share + tf.range(share, dtype=tf.int64)
+        step, replica = number // len(local), local.start + number % len(local)
+        position = (step % steps) * batch_size + replica * size + tf.range(size, dtype=tf.int64)
         epoch = step // steps
         index = epoch_order(tf.minimum(position, examples - 1), epoch, seed, examples)
         batch = read(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
         batch["weight"] = tf.cast(position < examples, tf.float32)
         key = tf.stack([tf.constant(seed, tf.int64), step])
         return _with_weight(
-            prepare(batch, _uniform(key, batch_size, replica * share, share), True), batch
+            prepare(batch, _uniform(key, batch_size, replica * size, size), True), batch
         )
 
-    numbers = tf.data.Dataset.range(first_step * len(shares), last_step * len(shares))
+    numbers = tf.data.Dataset.range(first_step * len(local), last_step * len(local))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
-    return batches.prefetch(2 * len(shares)).with_options(options())
+    return batches.prefetch(2 * len(local)).with_options(options())
 
 
 def evaluation_batches(
@@ -94,7 +94,7 @@ def evaluation_batches(
     replicas: int,
     training: bool = False,
     seed: int = 0,
-    shares: range | None = None,
+    local_replicas: range | None = None,
 ) -> tf.data.Dataset:
     """Returns all examples once, in stored order; padding of the last batch has "weight" 0.
 
@@ -103,21 +103,21 @@ def evaluation_batches(
     size.
     """
     examples = len(next(iter(arrays.values())))
-    share = batch_size // replicas
-    shares = range(replicas) if shares is None else shares
+    size = batch_size // replicas
+    local = range(replicas) if local_replicas is None else local_replicas
     read = _reader(arrays)
 
     @tf.autograph.experimental.do_not_convert
     def element(number):
-        batch_number, replica = number // len(shares), shares.start + number % len(shares)
-        position = batch_number * batch_size + replica * share + tf.range(share, dtype=tf.int64)
+        batch_number, replica = number // len(local), local.start + number % len(local)
+        position = batch_number * batch_size + replica * size + tf.range(size, dtype=tf.int64)
         batch = read(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
         return _with_weight(prepare(batch, _uniform_of_rows(seed, position), training), batch)
 
-    numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * len(shares))
+    numbers = tf.data.Dataset.range(steps_per_epoch(examples, batch_size) * len(local))
     batches = numbers.map(element, num_parallel_calls=2, deterministic=True)
-    return batches.prefetch(2 * len(shares)).with_options(options())
+    return batches.prefetch(2 * len(local)).with_options(options())
 
 
 def _with_weight(prepared: dict, batch: Mapping) -> dict:
@@ -125,7 +125,7 @@ def _with_weight(prepared: dict, batch: Mapping) -> dict:
     return {"weight": batch["weight"], **prepared}
 
 
-def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
+def _uniform(key, batch_size: int, first_row, size: int) -> Callable:
     """Returns a source of random numbers for the rows of one replica.
 
     The numbers are drawn for the global batch, so they do not depend on the number of replicas.
@@ -134,8 +134,8 @@ def _uniform(key, batch_size: int, first_row, share: int) -> Callable:
 
     def uniform(count):
         numbers = tf.random.stateless_uniform((batch_size, count), _salted(key, next(salts)))
-        rows = tf.slice(numbers, (first_row, 0), (share, count))
-        return tf.ensure_shape(rows, (share, count))
+        rows = tf.slice(numbers, (first_row, 0), (size, count))
+        return tf.ensure_shape(rows, (size, count))
 
     return uniform
 

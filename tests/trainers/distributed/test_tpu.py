@@ -136,7 +136,7 @@ def test_each_host_makes_the_shares_of_its_cores(one):
     def batches(shares):
         return pipeline.training_batches(
             {"row": np.arange(24)}, lambda batch, uniform, training: batch, batch_size=8,
-            replicas=4, seed=1, first_step=2, last_step=4, shares=shares,
+            replicas=4, seed=1, first_step=2, last_step=4, local_replicas=shares,
         )  # fmt: skip
 
     def is_tpu(strategy):

@@ -8,11 +8,11 @@ from zoo.data import rows as stored_rows
 from zoo.data.hold_out import hold_out
 
 
-def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, shares=None):
+def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, local=None):
     arrays = {"number": np.arange(examples)}
     batches = pipeline.training_batches(
         arrays, prepare or (lambda batch, uniform, training: batch), batch_size=size,
-        replicas=replicas, seed=seed, first_step=first, last_step=last, shares=shares,
+        replicas=replicas, seed=seed, first_step=first, last_step=last, local_replicas=local,
     )  # fmt: skip
     return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
@@ -82,9 +82,9 @@ def test_a_worker_reads_its_replicas_shares(mine):
         return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
     for whole, shares in (
-        (batches(4, prepare=prepare), batches(4, prepare=prepare, shares=mine)),
-        (batches(4, prepare=prepare)[12:], batches(4, first=3, prepare=prepare, shares=mine)),
-        (evaluation(), evaluation(shares=mine)),
+        (batches(4, prepare=prepare), batches(4, prepare=prepare, local=mine)),
+        (batches(4, prepare=prepare)[12:], batches(4, first=3, prepare=prepare, local=mine)),
+        (evaluation(), evaluation(local_replicas=mine)),
     ):
         for one, other in zip(_of_workers(whole, 4, mine), shares, strict=True):
             for key in ("number", "weight", "random"):
