@@ -289,7 +289,7 @@ def test_a_decay_out_of_bounds(decay, words, run, tmp_path):
 def test_a_model_without_kernels():
     image = keras.Input((8,))
     model = keras.Model(image, layers.LayerNormalization()(image), name="bare")
-    with pytest.raises(UsageError, match="The model 'bare' trains none"):
+    with pytest.raises(UsageError, match="No quantizable trainable layer in model 'bare'"):
         quantize(model)
 
 

@@ -184,7 +184,7 @@ def test_randaugment_leaves_something_to_see(strength):
 def test_gray_pictures_cannot_change_colors():
     task = ImageClassification(augment=("randaugment",))
     model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
-    with pytest.raises(UsageError, match="with 3 channels"):
+    with pytest.raises(UsageError, match="with three channels"):
         task.check(model, toys.image_data(side=4))
 
 
@@ -289,5 +289,5 @@ def test_what_no_augmentation_is(specs, message):
 def test_what_does_not_go_together():
     with pytest.raises(UsageError, match="take one"):
         ImageClassification(augment=("mixup",), label_smoothing=0.1)
-    with pytest.raises(UsageError, match="with 3 channels"):
+    with pytest.raises(UsageError, match="with three channels"):
         changed("randaugment", image=np.zeros((24, 6, 6, 1), "float32"))

@@ -47,5 +47,5 @@ def check_channels(names: Collection[str], channels: int) -> None:
     """Raises `UsageError` if an augmentation does not support the number of channels."""
     if "randaugment" in names and channels != 3:
         raise UsageError(
-            f"task.augment=randaugment needs images with 3 channels. Received: {channels}."
+            f"task.augment=randaugment needs images with three channels. Received: {channels}."
         )
