@@ -168,8 +168,8 @@ CASES = [
     (f"{CNN} --config.task.augment=mixup --config.task.label_smoothing=0.1", "soften labels"),
     # validation splits
     (f"{CNN} --config.data.validation_size=4000", "(4000). Received: 4000"),
-    (f"{CNN} --config.data.validation_size=5", "each of the 10 classes"),
-    (f"{CNN} --config.data.validation_size=3995", "each of the 10 classes"),
+    (f"{CNN} --config.data.validation_size=5", "examples, with 10 classes"),
+    (f"{CNN} --config.data.validation_size=3995", "examples, with 10 classes"),
     (
         f"{CNN} --config.data.validation_size=3900 --config.trainer.global_batch_size=128",
         "number of training examples (100)",
@@ -180,7 +180,7 @@ CASES = [
     ),
     (
         f"{SMALL} --config.data.source=npz:one_class.npz",
-        "examples of class '1' alone",
+        "only class '1' of",
     ),
     (
         f"{SMALL} --config.data.source=npz:one_class.npz --config.data.validation_size=4",
