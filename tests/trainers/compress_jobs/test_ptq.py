@@ -193,7 +193,7 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
     assert (worst > 0) == (quantisation != "float32") or worst < 1e-6
     assert path.stat().st_size < size * 4 * found.model.count_params() + 12_000
     if quantisation == "dynamic":
-        assert test_quiet.said(RUN, str(path)) == ""
+        assert test_quiet.stderr_of(RUN, str(path)) == ""
 
 
 @pytest.mark.slow
