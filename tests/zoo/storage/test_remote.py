@@ -107,7 +107,7 @@ class Meanwhile(StopAt):
 def test_a_run_whose_folder_another_takes_over_ends(
     run, trained_once, bucket, tmp_path, monkeypatch
 ):
-    """A second machine starts at update 6 of the first: it goes on from 4, to the end."""
+    """A second machine starts at update 6 of the first, and resumes from checkpoint 4."""
     right = trained_once(recipe(), toys.token_data())
     second = []
 
@@ -160,7 +160,7 @@ def test_a_start_that_is_refused_takes_nothing_over(
 def test_what_the_first_wrote_while_the_second_began_counts(
     run, trained_once, bucket, tmp_path, monkeypatch
 ):
-    """A machine that is taken away saves once more while the one in its place builds the model."""
+    """A preempted machine saves once more while its replacement builds the model."""
     right = trained_once(recipe(), toys.token_data())
     usual, second = WorkDirectory.write_config, []
 
