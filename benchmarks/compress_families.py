@@ -46,9 +46,9 @@ def compress(recipe: str, method: str, workdir: Path, out: Path) -> dict:
     start = time.time()
     done = zoo("compress", method, str(workdir), f"--out={out}", *flags)
     row = {
-        "recipe": recipe, "method": method, "said": " ".join(overrides), "exit": done.returncode,
-        "seconds": round(time.time() - start), "metric": "", "before": "", "after": "",
-        "gzip_ratio": "", "error": "",
+        "recipe": recipe, "method": method, "overrides": " ".join(overrides),
+        "exit": done.returncode, "seconds": round(time.time() - start), "metric": "",
+        "before": "", "after": "", "gzip_ratio": "", "error": "",
     }  # fmt: skip
     if done.returncode:
         return row | {"error": done.stderr.strip().splitlines()[-1]}

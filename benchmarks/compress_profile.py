@@ -60,7 +60,7 @@ def _row(recipe: str, name: str, model, values) -> dict:
             files[quantization] = Path(folder) / f"{quantization}.tflite"
             files[quantization].write_bytes(convert(folder, quantization))
         times = interleaved(files, {"inputs": values[:8]})
-    row = {"recipe": recipe, "layer": name, "given": "x".join(map(str, values.shape[1:]))}
+    row = {"recipe": recipe, "layer": name, "input": "x".join(map(str, values.shape[1:]))}
     row |= {f"ms_{name}": round(by_threads["1"], 4) for name, by_threads in times.items()}
     row["speed"] = round(row["ms_float32"] / row["ms_int8"], 2)
     print(row, flush=True)

@@ -83,7 +83,7 @@ def row(recipe: str, topology: str, largest: bool) -> dict:
         "largest_rows": result.largest_rows if result and largest else "",
         "largest_mib": _mib(result.largest_peak) if result and largest else "",
         "seconds": round(time.perf_counter() - start, 1),
-        "said": reason,
+        "reason": reason,
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zoo.data.text.tokenizers import report
 from zoo.pages.render import write_page
-from zoo.prep.document import Tally
+from zoo.prep.document import Tally, largest
 
 # Steps before and after the rules.
 FIRST, LAST = (
@@ -36,17 +36,15 @@ def describe(
     return {
         **result,
         "funnel": funnel,
-        "dropped": dict(sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0]))),
+        "dropped": largest(tally.dropped),
         "unreadable": values["unreadable"],
-        "languages": dict(sorted(tally.languages.items(), key=lambda item: (-item[1], item[0]))),
+        "languages": largest(tally.languages),
         "characters": {
             f"{2 ** int(power) // 2 + 1 if int(power) else 0:,} to {2 ** int(power):,}": count
             for power, count in sorted(tally.lengths.items(), key=lambda item: int(item[0]))
         },
-        "licences": dict(
-            sorted(tally.licences.items(), key=lambda item: (-item[1], item[0]))[:100]
-        ),
-        "sites": dict(sorted(tally.sites.items(), key=lambda item: (-item[1], item[0]))[:100]),
+        "licences": largest(tally.licences, 100),
+        "sites": largest(tally.sites, 100),
         "tokenizer_report": report(tokenizer, validation),
         "samples": values["samples"],
         "settings": plan["prep"],

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -37,6 +38,11 @@ def key_range(shard: int) -> tuple[int, int]:
     """Returns (low, high) that bound all keys of a shard; other shards' keys lie between too."""
     bits = _RECORD_BITS + _STRIPE_BITS
     return max(0, shard - MAX_STRIPES + 1) << bits, (shard + 1) << bits
+
+
+def largest(counts: Mapping[str, int], limit: int | None = None) -> dict[str, int]:
+    """Returns the `limit` largest counts in descending order; equal counts by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit])
 
 
 @dataclass
@@ -141,8 +147,7 @@ class Tally:
             own = self.samples.setdefault(name, [])
             own += samples[: SAMPLES - len(own)]
         if len(self.sites) > 2000:  # a large crawl has more sites than fit into memory
-            largest = sorted(self.sites.items(), key=lambda item: (-item[1], item[0]))[:1000]
-            self.sites = Counter(dict(largest))
+            self.sites = Counter(largest(self.sites, 1000))
 
     def to_json(self) -> dict:
         """Returns the counts as JSON values, keys sorted so that equal tallies give equal files."""

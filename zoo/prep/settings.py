@@ -147,18 +147,18 @@ def check(prep: Mapping, data: Mapping) -> None:
         "crawl.pages": 1, "crawl.depth": 0, "crawl.delay": 0, "crawl.retries": 0,
         "crawl.max_bytes": 1,
     }  # fmt: skip
-    for key, smallest in minimum.items():
+
+    def value_of(key):
         section, _, name = key.rpartition(".")
-        value = (prep[section] if section else prep)[name]
-        if value < smallest:
-            raise UsageError(f"prep.{key} must be at least {smallest}. Received: {value}.")
+        return (prep[section] if section else prep)[name]
+
+    for key, smallest in minimum.items():
+        if value_of(key) < smallest:
+            raise UsageError(f"prep.{key} must be at least {smallest}. Received: {value_of(key)}.")
     for key in ("extract.timeout", "crawl.timeout"):
-        section, _, name = key.partition(".")
-        if not prep[section][name] > 0:
-            raise UsageError(f"prep.{key} must be positive. Received: {prep[section][name]}.")
-    for key, value in (
-        ("validation", prep["validation"]), ("dedup.similarity", prep["dedup"]["similarity"]),
-    ):  # fmt: skip
-        if not 0 < value < 1:
-            raise UsageError(f"prep.{key} must be between 0 and 1. Received: {value}.")
+        if not value_of(key) > 0:
+            raise UsageError(f"prep.{key} must be positive. Received: {value_of(key)}.")
+    for key in ("validation", "dedup.similarity"):
+        if not 0 < value_of(key) < 1:
+            raise UsageError(f"prep.{key} must be between 0 and 1. Received: {value_of(key)}.")
     check_text(data, PACKINGS)

@@ -35,12 +35,12 @@ class Members:
         self.problem, self.skipped = "", ""
         self._by_members, self._begins, self._max_ratio = name.endswith(".gz"), begins, max_ratio
         self._file = open_input(path) if self._by_members else UnpackedFile(path, max_ratio)
-        self._packed = b""  # compressed bytes that were read but not decompressed
+        self._compressed = b""  # compressed bytes that were read but not decompressed
         self._data, self._at = b"", 0  # decompressed bytes, and offset of the next one
-        self._unpacked = self._unpacked_before = 0  # size in total, and before this member
+        self._size = self._size_before = 0  # size in total, and before this member
         self._bombs, self._is_bomb = 0, False
-        self._unpacker = None
-        self.damaged, self._over, self._begun = False, True, False
+        self._decompressor = None
+        self.damaged, self._ended, self._begun = False, True, False
 
     def __enter__(self) -> "Members":
         return self
@@ -57,9 +57,9 @@ class Members:
             return False
         if self._by_members and not self._find_member():
             return False
-        self.damaged, self._over, self._begun, self._is_bomb = False, False, True, False
-        self._unpacked_before = self._unpacked
-        self._unpacker = zlib.decompressobj(31)
+        self.damaged, self._ended, self._begun, self._is_bomb = False, False, True, False
+        self._size_before = self._size
+        self._decompressor = zlib.decompressobj(31)
         return True
 
     def read(self, size: int) -> bytes:
@@ -99,33 +99,33 @@ class Members:
 
     def _fill(self) -> bool:
         """Decompresses another piece of the member; returns False at its end."""
-        while not self._over or self._continues():
-            data = self._unpack() if self._by_members else self._read()
+        while not self._ended or self._continues():
+            data = self._decompress() if self._by_members else self._read()
             if data:
-                self._unpacked += len(data)
+                self._size += len(data)
                 self._data, self._at = self._data[self._at :] + data, 0
                 return True
         return False
 
     def _read(self) -> bytes:
         data = self._file.read(_PIECE)
-        self.problem, self._over = self._file.problem, not data
+        self.problem, self._ended = self._file.problem, not data
         return data
 
-    def _unpack(self) -> bytes:
-        packed = self._packed or self._file.read(_PIECE)
-        if not packed:
+    def _decompress(self) -> bytes:
+        compressed = self._compressed or self._file.read(_PIECE)
+        if not compressed:
             return self._end("truncated")
         try:
-            data = self._unpacker.decompress(packed, _PIECE)
+            data = self._decompressor.decompress(compressed, _PIECE)
         except zlib.error:
             # The next member may begin inside these bytes: search from there.
-            self._packed, self.damaged, self._over = packed[1:], True, True
+            self._compressed, self.damaged, self._ended = compressed[1:], True, True
             return b""
-        self._packed = self._unpacker.unconsumed_tail
-        if self._unpacker.eof:
-            self._packed, self._over = self._unpacker.unused_data, True
-        if is_bomb(self._unpacked + len(data), self._file.tell(), self._max_ratio):
+        self._compressed = self._decompressor.unconsumed_tail
+        if self._decompressor.eof:
+            self._compressed, self._ended = self._decompressor.unused_data, True
+        if is_bomb(self._size + len(data), self._file.tell(), self._max_ratio):
             return self._bomb()
         return data
 
@@ -134,12 +134,12 @@ class Members:
         self._bombs += 1
         if self._bombs > _BOMBS:
             return self._end("bomb")
-        self.damaged = self._is_bomb = self._over = True
-        self._unpacked = self._unpacked_before
+        self.damaged = self._is_bomb = self._ended = True
+        self._size = self._size_before
         return b""
 
     def _end(self, problem: str) -> bytes:
-        self.problem, self._over = problem, True
+        self.problem, self._ended = problem, True
         return b""
 
     # --- finding the next member ------------------------------------------------------------------
@@ -150,46 +150,46 @@ class Members:
             return False
         if not self._at_member():
             return False
-        start = self._start(self._packed)
+        start = self._start(self._compressed)
         if start is None or (start and self._begins.startswith(start)):
             return False
-        self._unpacker, self._over = zlib.decompressobj(31), False
+        self._decompressor, self._ended = zlib.decompressobj(31), False
         return True
 
     def _at_member(self) -> bool:
         """Skips zeros, which pad tapes; returns whether the header of a member follows."""
         while True:
-            self._packed = self._packed.lstrip(b"\0")
-            if len(self._packed) >= _TRIED or not (more := self._file.read(_PIECE)):
-                return bool(_MAGIC.match(self._packed))
-            self._packed += more
+            self._compressed = self._compressed.lstrip(b"\0")
+            if len(self._compressed) >= _TRIED or not (more := self._file.read(_PIECE)):
+                return bool(_MAGIC.match(self._compressed))
+            self._compressed += more
 
     def _find_member(self) -> bool:
-        """Moves `_packed` past damage to the next member; returns whether there is one."""
+        """Moves `_compressed` past damage to the next member; returns whether there is one."""
         self.skipped = ""
         if not self.damaged and self._at_member():
             return True
-        if not self.damaged and not self._packed:
+        if not self.damaged and not self._compressed:
             return False
         reason, place = "bomb" if self._is_bomb else "damaged", 0
         while True:
-            match = _MAGIC.search(self._packed, place)
-            place = match.start() if match else max(place, len(self._packed) - 3)
-            if len(self._packed) - place < _TRIED and (more := self._file.read(_PIECE)):
-                self._packed, place = self._packed[place:] + more, 0
+            match = _MAGIC.search(self._compressed, place)
+            place = match.start() if match else max(place, len(self._compressed) - 3)
+            if len(self._compressed) - place < _TRIED and (more := self._file.read(_PIECE)):
+                self._compressed, place = self._compressed[place:] + more, 0
                 continue
             if not match:
                 self._end(reason)
                 return False
-            start = self._start(self._packed[place : place + _TRIED])
+            start = self._start(self._compressed[place : place + _TRIED])
             if start and self._begins.startswith(start):
-                self.skipped, self._packed = reason, self._packed[place:]
+                self.skipped, self._compressed = reason, self._compressed[place:]
                 return True
             place += 1
 
-    def _start(self, packed: bytes) -> bytes | None:
+    def _start(self, compressed: bytes) -> bytes | None:
         """Returns the first decompressed bytes of a member; None if it is not gzip."""
         try:
-            return zlib.decompressobj(31).decompress(packed[:_TRIED], len(self._begins))
+            return zlib.decompressobj(31).decompress(compressed[:_TRIED], len(self._begins))
         except zlib.error:
             return None
