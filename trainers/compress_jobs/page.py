@@ -7,16 +7,16 @@ from trainers.report import figures
 from zoo.pages import render
 
 
-def write_page(found: dict, path: Path) -> None:
+def write_page(record: dict, path: Path) -> None:
     """Writes the page of one compression.
 
     Args:
-      found: content of a compression.json, see `trainers.compress_jobs.summary`.
+      record: content of a compression.json, see `trainers.compress_jobs.summary`.
       path: HTML file to write.
     """
-    before, after = found["before"], found["after"]
-    name = f"{found['split']} {found['metric']}"
-    tiles = [(name, *_change(*(side["test"].get(found["metric"]) for side in (before, after))))]
+    before, after = record["before"], record["after"]
+    name = f"{record['split']} {record['metric']}"
+    tiles = [(name, *_change(*(side["test"].get(record["metric"]) for side in (before, after))))]
     tiles += [_ratio_tile(key, before[key], after[key], "B") for key in ("bytes", "gzip_bytes")]
     ratios = {key: after[key] / before[key] for key in ("nonzeros", "bytes", "gzip_bytes")}
     times = before["milliseconds"], after["milliseconds"]
@@ -27,24 +27,24 @@ def write_page(found: dict, path: Path) -> None:
         path,
         "trainers.compress_jobs",
         "compression.html",
-        found=found,
-        source=Path(found["from"]).name,
+        record=record,
+        source=Path(record["from"]).name,
         file_kind={"litert": "the LiteRT file", "keras": "model.keras"}[after["file"]],
         tiles=tiles,
-        remarks=[f"{s}: {found[s]['remark']}" for s in ("before", "after") if found[s]["remark"]],
+        remarks=[f"{s}: {record[s]['remark']}" for s in ("before", "after") if record[s]["remark"]],
         drawing=figures.bars(ratios, "ratios"),
-        rows=[(name, shown(old), shown(new), note) for name, old, new, note in rows(found)],
+        rows=[(name, shown(old), shown(new), note) for name, old, new, note in rows(record)],
     )
 
 
-def write_comparison(found: dict, path: Path) -> None:
+def write_comparison(comparison: dict, path: Path) -> None:
     """Writes the page of several compressed models.
 
     Args:
-      found: result of `trainers.compress_jobs.compare.compare`.
+      comparison: result of `trainers.compress_jobs.compare.compare`.
       path: HTML file to write.
     """
-    numbered = list(enumerate(found["models"], 1))
+    numbered = list(enumerate(comparison["models"], 1))
     sizes = {
         "gzip bytes": lambda model: model["gzip_bytes"],
         "milliseconds per sample, 1 thread": lambda model: (model["milliseconds"] or {}).get("1"),
@@ -57,7 +57,7 @@ def write_comparison(found: dict, path: Path) -> None:
             if size(model) is not None and model["metric"] is not None
         ]
         if points:
-            plots.append((title, figures.scatter(points, title, found["metric"], title)))
+            plots.append((title, figures.scatter(points, title, comparison["metric"], title)))
     cells = [
         [
             str(number),
@@ -68,7 +68,7 @@ def write_comparison(found: dict, path: Path) -> None:
         ]
         for number, model in numbered
     ]
-    values = {"found": found, "plots": plots, "rows": cells}
+    values = {"comparison": comparison, "plots": plots, "rows": cells}
     render.write_page(path, "trainers.compress_jobs", "comparison.html", **values)
 
 
