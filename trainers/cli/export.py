@@ -1,9 +1,9 @@
 """zoo export WORKDIR --format=saved_model|litert|onnx|keras --out=D: a file for other runtimes.
 
-The exported model computes in float32 and takes what the data hold: pictures as bytes, tokens as
-numbers; a GAN's generator takes noise. It is opened in its own runtime and compared with the Keras
-model on examples of the data before it counts. D.json, beside it, tells its inputs, outputs and
-labels. LiteRT files take one example at a time, and sequences of the length that was trained.
+The exported model computes in float32. Its inputs are those of the data: uint8 images or token ids;
+the generator of a GAN takes noise. The file is opened in its runtime and compared with the Keras
+model on examples of the data. D.json describes its inputs, outputs and labels. A LiteRT file takes
+one example per call, and sequences of the length of the training data.
 """
 
 import json
@@ -16,10 +16,10 @@ from zoo.errors import UsageError
 
 _FLAGS = flags.FlagValues()
 _FORMAT = flags.DEFINE_enum(
-    "format", None, ["saved_model", "litert", "onnx", "keras"], "Of the file.", flag_values=_FLAGS
+    "format", None, ["saved_model", "litert", "onnx", "keras"], "File format.", flag_values=_FLAGS
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "What is made: a folder for saved_model, else a file.", flag_values=_FLAGS
+    "out", None, "Path of the result: a folder for saved_model, else a file.", flag_values=_FLAGS
 )
 _CHECKPOINT = checkpoint_flag(_FLAGS)
 _JSON = json_flag(_FLAGS)
@@ -28,21 +28,23 @@ _IMPORT = modules_flag(_FLAGS)
 
 @leaves_files
 def command(argv) -> int:
-    """Exports and checks a work directory's model."""
+    """Exports the model of a work directory and checks the result."""
     words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
     for flag in (_FORMAT, _OUT):
         if not flag.value:
             raise UsageError(f"zoo export needs --{flag.name}. See `zoo export --help`.")
     from trainers.export.export import export_workdir
 
-    found = export_workdir(words[0], _FORMAT.value, _OUT.value, _CHECKPOINT.value, _IMPORT.value)
+    description = export_workdir(
+        words[0], _FORMAT.value, _OUT.value, _CHECKPOINT.value, _IMPORT.value
+    )
     if _JSON.value:
-        print(json.dumps(found))
+        print(json.dumps(description))
         return 0
-    print(f"{_OUT.value}: {found['bytes']:,} bytes")
+    print(f"{_OUT.value}: {description['bytes']:,} bytes")
     print(
-        f"opened and compared: differs by {found['largest_difference']:.1e} of the largest output "
-        f"({found['examples']})"
+        f"opened and compared: differs by {description['largest_difference']:.1e} of the largest "
+        f"output ({description['examples']})"
     )
     return 0
 

@@ -1,1 +1,1 @@
-"""Model files for other runtimes, each opened there before it counts."""
+"""Exports models to files for other runtimes, and checks each file in its runtime."""

@@ -1,9 +1,9 @@
-"""A trained model as a file for other runtimes, checked in that runtime before it counts.
+"""Exports a trained model to a file for another runtime; loads no TensorFlow.
 
-`export_workdir` does the work in a child process (`trainers.export.formats`): a conversion that
-fails can end the interpreter. The exported file computes in float32, takes what the data holds
-(bytes of images, token ids), and is written with a description beside it, `OUT.json`. For a work
-directory of `zoo compress ptq` the file in it is copied, in its own format. Loads no TensorFlow.
+`export_workdir` converts in a child process (`trainers.export.formats`): a failing converter can
+end the interpreter. The exported model computes in float32. Its inputs are those of the data: uint8
+images or token ids. `OUT.json` describes the file `OUT`. The quantized file of a work directory of
+`zoo compress ptq` is copied, in its own format.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from zoo.errors import RunError, UsageError, short
 from zoo.saved.workdir import is_litert, model_path
 from zoo.storage.disk import atomic_path, write_json
 
-# Format -> ending of its name ("" for a folder), and the packages besides TensorFlow.
+# Export format -> suffix ("" for a folder), and packages that it needs besides TensorFlow.
 FORMATS = {
     "saved_model": ("", ()),
     "litert": (".tflite", ("ai_edge_litert",)),
@@ -27,66 +27,70 @@ FORMATS = {
 
 
 def export_workdir(
-    workdir: str, form: str, out: str, checkpoint: str = "final", modules: Sequence[str] = ()
+    workdir: str, export_format: str, out: str, checkpoint="final", modules: Sequence[str] = ()
 ) -> dict:
-    """Exports a work directory's model; loads no TensorFlow of its own.
+    """Exports the model of a work directory.
 
     Args:
-      workdir: of `zoo train`.
-      form: a key of `FORMATS`.
-      out: what is made: a folder for saved_model, else a file of the format's ending.
+      workdir: work directory of `zoo train` or `zoo compress`.
+      export_format: key of `FORMATS`.
+      out: path of the result: a folder for saved_model, else a file with the format's suffix.
       checkpoint: "final" or "best".
-      modules: of the user, that register what the model is made of.
+      modules: names of the user's modules, which register parts of the model.
 
     Returns:
-      What is written to `OUT.json`: inputs, outputs, labels, bytes, the largest difference from the
-      Keras model on the examples, and which these were.
+      The content of `OUT.json`: inputs, outputs, labels, bytes, the source of the examples, and the
+      largest difference from the Keras model on them.
 
     Raises:
-      UsageError: where `out` is there already or has another ending, or a package is missing.
-      RunError: where the conversion fails, or its result computes something else; nothing is left.
+      UsageError: if `out` exists or has another suffix, or a package is missing.
+      RunError: if the conversion fails, or the exported model computes something else. No file is
+        left in this case.
     """
-    ending, packages = FORMATS[form]
+    suffix, packages = FORMATS[export_format]
     path = Path(out)
-    if ending and path.suffix != ending:
-        raise UsageError(f"A file of the format {form} ends in {ending}. Received: {out}.")
-    for place in (path, _beside(path)):
-        if place.exists():
-            raise UsageError(f"{place} is there already: delete it or name another --out.")
-    if lacking := [name for name in packages if importlib.util.find_spec(name) is None]:
+    if suffix and path.suffix != suffix:
+        raise UsageError(f"--out must end in {suffix} for {export_format}. Received: {out}.")
+    for existing in (path, _description_path(path)):
+        if existing.exists():
+            raise UsageError(f"{existing} exists already. Delete it or choose another --out.")
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise UsageError(
-            f"The format {form} takes the package {lacking[0]}: pip install 'keras-zoo[export]'."
+            f"--format={export_format} needs the package {missing[0]}: "
+            "pip install 'keras-zoo[export]'."
         )
     saved = read_config(workdir)
     if is_litert(saved) and checkpoint == "final":
-        if form != "litert":
+        if export_format != "litert":
             raise UsageError(
-                f"{workdir} holds a LiteRT file ({rounded_format(saved)}), of which nothing else "
-                f"can be made: --format=litert gives it. Received: --format={form}; that takes the "
-                "work directory that `zoo compress ptq` started from."
+                f"{workdir} has a LiteRT file ({quantized_format(saved)}), which must be exported "
+                f"with --format=litert. Received: --format={export_format}. For another format "
+                "export the work directory that `zoo compress ptq` started from."
             )
     else:
         model_path(workdir, checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as made:
         done = processes.run(
-            "trainers.export.formats:main", workdir, form, str(made), checkpoint, *modules,
+            "trainers.export.formats:main", workdir, export_format, str(made), checkpoint, *modules,
             tensorflow=True,
         )  # fmt: skip
         if done.returncode < 0:
-            raise RunError(f"The conversion to {form} was ended by signal {-done.returncode}.")
+            raise RunError(
+                f"The conversion to {export_format} was ended by signal {-done.returncode}."
+            )
         if done.returncode:
             words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise RunError(f"The conversion to {form} failed: {short(words)}")
-        found = json.loads(done.stdout.splitlines()[-1])
-    write_json(_beside(path), found)
-    return found
+            raise RunError(f"The conversion to {export_format} failed: {short(words)}")
+        description = json.loads(done.stdout.splitlines()[-1])
+    write_json(_description_path(path), description)
+    return description
 
 
-def rounded_format(saved: Mapping) -> str:
-    """The format of `zoo compress ptq` that a work directory has; "" for none."""
+def quantized_format(saved: Mapping) -> str:
+    """Returns the format of `zoo compress ptq` of a work directory, "" for other runs."""
     return saved["config"].get("compress", {}).get("ptq", {}).get("format", "")
 
 
-def _beside(path: Path) -> Path:
+def _description_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")

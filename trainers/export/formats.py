@@ -1,4 +1,4 @@
-"""Formats of exported models: each is written, opened in its own runtime and compared."""
+"""Writes models in each export format, reads them back in their runtime, and compares outputs."""
 
 import contextlib
 import json
@@ -11,15 +11,15 @@ import numpy as np
 import tensorflow as tf
 
 from trainers.config.recipe import import_user_modules
-from trainers.export.export import rounded_format
-from trainers.export.litert import as_held, convert, one_scale, prepare
+from trainers.export.export import quantized_format
+from trainers.export.litert import as_converted, convert, one_scale, prepare
 from trainers.export.litert_file import LiteRTFile
 from trainers.export.saved_model import (
-    arranged,
-    flat,
-    function_of,
+    flatten,
     in_order,
     read_saved_model,
+    serving_function,
+    structured,
     write_saved_model,
 )
 from trainers.run.workdir import read_config
@@ -31,34 +31,35 @@ from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT, data_section, is_litert, model_path
 from zoo.storage.disk import atomic, read_bytes
 
-TOLERANCE = 1e-3  # of the largest output: another order of additions
-TOLERANCE_ROUNDED = 0.1  # where layers round to 8 bits: a sum beside an edge falls to either side
+# Largest difference, relative to the largest output.
+TOLERANCE = 1e-3  # runtimes add in different orders
+TOLERANCE_ROUNDED = 0.1  # with 8-bit layers a sum may round up in one runtime and down in another
 _EXAMPLES = 8
 
 
-def main(workdir: str, form: str, out: str, checkpoint: str, *modules: str) -> None:
+def main(workdir: str, export_format: str, out: str, checkpoint: str, *modules: str) -> None:
     """Exports and checks; prints the description as the last line."""
     try:
-        print(json.dumps(_export(workdir, form, out, checkpoint, modules)))
+        print(json.dumps(_export(workdir, export_format, out, checkpoint, modules)))
     except Exception as error:  # converters raise what they like, often over many lines
         kind = "" if isinstance(error, (UsageError, RunError)) else f"{type(error).__name__}: "
         raise SystemExit(kind + short(error)) from None
 
 
-def _export(workdir, form, out, checkpoint, modules) -> dict:
+def _export(workdir, export_format, out, checkpoint, modules) -> dict:
     import_user_modules(modules)
     saved = read_config(workdir)
     more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
-    if checkpoint == "final" and form == "keras" and rounded_format(saved):
-        return {**_held_keras(workdir, out), **more}
-    held = is_litert(saved)
-    model = open_model(Path(workdir) / FLOATS) if held else load_model(workdir, checkpoint)
+    if checkpoint == "final" and export_format == "keras" and quantized_format(saved):
+        return {**_copied_keras(workdir, out), **more}
+    quantized = is_litert(saved)
+    model = open_model(Path(workdir) / FLOATS) if quantized else load_model(workdir, checkpoint)
     task, examples, source = _examples(saved, workdir, model)
-    if held:
-        found = _held_litert(workdir, model, task, examples, out)
+    if quantized:
+        description = _copied_litert(workdir, model, task, examples, out)
     else:
-        found = write_checked(model, task, examples, form, out)
-    return {**found, **more, "examples": source}
+        description = write_checked(model, task, examples, export_format, out)
+    return {**description, **more, "examples": source}
 
 
 def _copy(path: Path, out: str) -> None:
@@ -66,16 +67,16 @@ def _copy(path: Path, out: str) -> None:
         file.write(read_bytes(path))
 
 
-def _held_keras(workdir, out: str) -> dict:
-    """Gives the Keras file of `zoo compress ptq`, and tells what it takes and gives."""
+def _copied_keras(workdir, out: str) -> dict:
+    """Copies the quantized Keras file of `zoo compress ptq` and describes it."""
     _copy(model_path(workdir), out)
     model = open_model(out)
     outputs = {f"output_{i}": x for i, x in enumerate(_tensors(model.outputs))}
     described = {
-        side: {name: {"shape": [*x.shape], "dtype": x.dtype} for name, x in found.items()}
-        for side, found in (("inputs", {x.name: x for x in model.inputs}), ("outputs", outputs))
+        side: {name: {"shape": [*x.shape], "dtype": x.dtype} for name, x in tensors.items()}
+        for side, tensors in (("inputs", {x.name: x for x in model.inputs}), ("outputs", outputs))
     }
-    source = f"none: the file of {workdir} as it is, of the model without its preprocessing"
+    source = f"none: a copy of the file of {workdir}, a model without its preprocessing"
     return {
         "format": "keras", **described, "bytes": size_of(Path(out)), "largest_difference": 0.0,
         "examples": source,
@@ -86,68 +87,67 @@ def _tensors(outputs) -> list:
     return keras.tree.flatten(outputs)
 
 
-def _held_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
-    """Gives the LiteRT file of `zoo compress ptq`, compared with the model before rounding."""
+def _copied_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
+    """Copies the LiteRT file of `zoo compress ptq`, and compares it with the model before."""
     _copy(Path(workdir) / LITERT, out)
     _, inputs, expected = _expected(model, task, examples)
     worst = difference(expected, _read_litert(out, inputs))
     if not np.isfinite(worst):
-        raise RunError("its outputs are not those of the model that it was made of.")
+        raise RunError("the outputs of the LiteRT file are not finite, or have other shapes.")
     return _described("litert", inputs, expected, out, worst)
 
 
-def write_checked(model, task, examples: Mapping, form: str, out: str) -> dict:
-    """Writes a model in a format, opens it in its runtime, and compares.
+def write_checked(model, task, examples: Mapping, export_format: str, out: str) -> dict:
+    """Writes a model in an export format, reads it in its runtime, and compares the outputs.
 
     Args:
-      model: as it was trained.
-      task: with what it was trained.
-      examples: what `Task.served`'s inputs are, by name; (B, …).
-      form: a key of `FORMATS`.
-      out: where it is written.
+      model: the trained model.
+      task: the task that it was trained on.
+      examples: name -> (B, …): inputs of the model that `Task.served` returns.
+      export_format: key of `FORMATS`.
+      out: path of the result.
 
     Returns:
       format, inputs, outputs, bytes and largest_difference.
 
     Raises:
-      RunError: where it computes something else.
+      RunError: if the exported model computes something else.
     """
     served, inputs, expected = _expected(model, task, examples)
-    WRITERS[form](served, out, inputs)
-    got = READERS[form](out, inputs)
-    # A LiteRT file of a token model holds rounded kernels alone. It does not clip outputs to the
-    # ranges of training, which can be narrower than the outputs of a head that has just started.
-    with as_held(served) if form == "litert" else contextlib.nullcontext():
-        held = flat(served(arranged(served, inputs), training=False))
-    worst = difference(held, got)
+    WRITERS[export_format](served, out, inputs)
+    outputs = READERS[export_format](out, inputs)
+    # Of a token model's 8-bit training, a LiteRT file has the rounded kernels only. It does not
+    # clip outputs to the trained ranges, which a head early in its training can exceed.
+    with as_converted(served) if export_format == "litert" else contextlib.nullcontext():
+        converted = flatten(served(structured(served, inputs), training=False))
+    worst = difference(converted, outputs)
     if not worst <= (TOLERANCE_ROUNDED if is_quantized(model) else TOLERANCE):
         raise RunError(
-            f"it computes something else: its outputs differ by {worst:.2g} of the largest."
+            f"the outputs of the exported model differ by {worst:.2g} of the largest output."
         )
-    return _described(form, inputs, expected, out, difference(expected, got))
+    return _described(export_format, inputs, expected, out, difference(expected, outputs))
 
 
 def _expected(model, task, examples: Mapping) -> tuple:
     """Returns the served model in float32, its inputs by name, and its outputs."""
     served = task.served(in_float32(model))
     inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
-    return served, inputs, flat(served(arranged(served, inputs), training=False))
+    return served, inputs, flatten(served(structured(served, inputs), training=False))
 
 
-def _described(form: str, inputs: Mapping, expected: Sequence, out: str, worst: float) -> dict:
+def _described(export_format, inputs: Mapping, expected: Sequence, out: str, worst: float) -> dict:
     outputs = {f"output_{i}": x for i, x in enumerate(expected)}
-    rows = 1 if form == "litert" else None  # a LiteRT file takes one example at a time
+    rows = 1 if export_format == "litert" else None  # a LiteRT file takes one example at a time
     described = {
-        side: {k: {"shape": [rows, *x.shape[1:]], "dtype": str(x.dtype)} for k, x in found.items()}
-        for side, found in (("inputs", inputs), ("outputs", outputs))
+        side: {k: {"shape": [rows, *x.shape[1:]], "dtype": str(x.dtype)} for k, x in arrays.items()}
+        for side, arrays in (("inputs", inputs), ("outputs", outputs))
     }
-    return {
-        "format": form, **described, "bytes": size_of(Path(out)), "largest_difference": worst
-    }  # fmt: skip
+    size = size_of(Path(out))
+    return {"format": export_format, **described, "bytes": size, "largest_difference": worst}
 
 
 def _examples(saved: dict, workdir: str, model):
-    """Returns the task, some prepared examples, and where they are from."""
+    """Returns the task, some prepared examples, and the source of the examples."""
     arguments = dict(saved["config"]["task"])
     task = registry.build_task(arguments.pop("name"), **arguments)
     data = data_section(workdir, saved)
@@ -160,15 +160,15 @@ def _examples(saved: dict, workdir: str, model):
     except (UsageError, RunError) as error:
         task.players(model)
         arrays = task.synthetic(model, _EXAMPLES, 0)
-        source = f"made up, for the data are not here: {short(error)}"
+        source = f"synthetic, because the data are missing: {short(error)}"
     return task, examples_of(task, arrays), source
 
 
-def examples_of(task, arrays: Mapping, places: Sequence[int] = range(_EXAMPLES)) -> dict:
-    """Some examples of a split, as `Task.served` takes them: the first ones, if nothing is said."""
+def examples_of(task, arrays: Mapping, indices: Sequence[int] = range(_EXAMPLES)) -> dict:
+    """Returns the examples at these indices as inputs of the model that `Task.served` returns."""
     size = len(next(iter(arrays.values())))
-    places = np.array([place for place in places if place < size])
-    batch = {name: tf.constant(np.asarray(array[places])) for name, array in arrays.items()}
+    indices = np.array([index for index in indices if index < size])
+    batch = {name: tf.constant(np.asarray(array[indices])) for name, array in arrays.items()}
     count = len(next(iter(batch.values())))
     batch["weight"] = tf.ones(count)
 
@@ -176,23 +176,25 @@ def examples_of(task, arrays: Mapping, places: Sequence[int] = range(_EXAMPLES))
         return tf.random.stateless_uniform((count, number), (0, 0))
 
     prepared = task.prepare(dict(batch), uniform, False)
-    if "image" in batch:  # what is exported prepares bytes itself
+    if "image" in batch:  # the exported model takes the uint8 image
         prepared["image"] = batch["image"]
     return prepared
 
 
-def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
-    """Largest difference, relative to the largest number of each output; NaN is infinite."""
-    if [x.shape for x in expected] != [x.shape for x in got]:
+def difference(expected: list[np.ndarray], outputs: list[np.ndarray]) -> float:
+    """Returns the largest difference, relative to the largest value of each expected output.
+
+    It is infinite where a shape differs or a value is NaN.
+    """
+    if [x.shape for x in expected] != [x.shape for x in outputs]:
         return float("inf")
-    gaps = [
-        np.abs(a - b).max() / max(np.abs(a).max(), 1e-6) for a, b in zip(expected, got, strict=True)
-    ]
+    pairs = zip(expected, outputs, strict=True)
+    gaps = [np.abs(a - b).max() / max(np.abs(a).max(), 1e-6) for a, b in pairs]
     return float(np.nan_to_num(max(gaps), nan=np.inf))
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder."""
+    """Returns the bytes of a file, or of all files in a folder."""
     return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
 
 
@@ -200,10 +202,10 @@ def size_of(path: Path) -> int:
 
 
 def _write_litert(model, out: str, inputs: dict) -> None:
-    """One example at a time: a loop (LSTM) needs a batch of known size."""
+    """Writes a file that takes one example per call: an LSTM needs a fixed batch size."""
     with tempfile.TemporaryDirectory() as folder:
-        quantisation = prepare(model, folder, inputs)
-        content = convert(folder, quantisation, one_scale(model, quantisation))
+        quantization = prepare(model, folder, inputs)
+        content = convert(folder, quantization, one_scale(model, quantization))
     with atomic(out) as file:
         file.write(content)
 
@@ -215,7 +217,7 @@ def _read_litert(out: str, inputs: dict) -> list[np.ndarray]:
 def _write_onnx(model, out: str, inputs: dict) -> None:
     import tf2onnx
 
-    function, specs = function_of(model, inputs, None)
+    function, specs = serving_function(model, inputs, None)
     names = list(specs)
 
     @tf.function(autograph=False, input_signature=[specs[name] for name in names])
@@ -230,7 +232,7 @@ def _write_onnx(model, out: str, inputs: dict) -> None:
 
 
 def _erfc(graph, node, name, arguments):
-    """1 - erf: of the exact GELU, for which ONNX has no operation."""
+    """Converts erfc, which the exact GELU uses and ONNX lacks, to 1 - erf."""
     shape, kind = graph.get_shape(node.output[0]), graph.get_dtype(node.output[0])
     one = graph.make_const(f"{name}_one", np.float32(1))
     erf = graph.make_node("Erf", [node.input[0]])
@@ -246,9 +248,9 @@ def _read_onnx(out: str, inputs: dict) -> list[np.ndarray]:
 
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    given = {name.partition(":")[0]: name for name in names}
+    onnx_names = {name.partition(":")[0]: name for name in names}
     outputs = [node.name for node in session.get_outputs()]
-    values = session.run(outputs, {given[name]: value for name, value in inputs.items()})
+    values = session.run(outputs, {onnx_names[name]: value for name, value in inputs.items()})
     return in_order(dict(zip(outputs, values, strict=True)))
 
 
@@ -258,7 +260,7 @@ def _write_keras(model, out: str, inputs: dict) -> None:
 
 def _read_keras(out: str, inputs: dict) -> list[np.ndarray]:
     model = open_model(out)
-    return flat(model(arranged(model, inputs), training=False))
+    return flatten(model(structured(model, inputs), training=False))
 
 
 WRITERS = {

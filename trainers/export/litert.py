@@ -1,7 +1,7 @@
-"""LiteRT files: made in a process of their own, and run in the place of the Keras model.
+"""Converts models to LiteRT files, in a child process.
 
-A conversion that fails can take the interpreter with it (full-integer calibration of a loop does),
-so it runs apart, and such an end becomes one line.
+A failing conversion can end the interpreter, as the int8 calibration of a recurrent layer does. A
+child process turns this into a one-line error.
 """
 
 import contextlib
@@ -20,84 +20,86 @@ from zoo.keras_internals import all_layers
 from zoo.layers.rounding import is_quantized, is_token_model, rounded_kernels
 from zoo.storage.disk import atomic
 
-# How weights are kept: as they are; as float16; as int8, with what a layer is given rounded anew in
-# each call; as int8 with all arithmetic in integers, by ranges seen on examples.
-QUANTISATIONS = ("float32", "float16", "dynamic", "int8")
+# How weights are stored. "dynamic" has int8 weights and quantizes activations in each call. "int8"
+# computes in integers throughout, with ranges of activations calibrated on examples.
+QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 
 
 def write(
-    model, inputs: Mapping, out: str | Path, quantisation: str = "float32", examples=None,
+    model, inputs: Mapping, out: str | Path, quantization: str = "float32", examples=None,
     per_tensor: bool = False,
 ) -> None:  # fmt: skip
-    """Converts a model in a process of its own.
+    """Converts a model in a child process.
 
     Args:
-      model: Functional, computing in float32; see `zoo.models.float32.in_float32`.
-      inputs: an array a name, (B, …): of which shapes and types the file takes, one at a time.
-      out: the file.
-      quantisation: one of `QUANTISATIONS`.
-      examples: for "int8": name -> (N, …), by which ranges are chosen.
-      per_tensor: whether every kernel has one scale, as clusters need it; see also `one_scale`.
+      model: Functional model that computes in float32, see `zoo.models.float32.in_float32`.
+      inputs: name -> (B, …): arrays with the shapes and types of the inputs. The file takes one
+        example per call.
+      out: path of the file.
+      quantization: one of `QUANTIZATIONS`.
+      examples: name -> (N, …): examples that "int8" calibrates ranges on.
+      per_tensor: whether every kernel has a single scale, as clustered kernels need; see also
+        `one_scale`.
 
     Raises:
-      RunError: where the conversion fails, or ends its process.
+      RunError: if the conversion fails or ends its process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        asked = prepare(model, folder, inputs)
-        quantisation = asked if quantisation == "float32" else quantisation
-        per_tensor = per_tensor or one_scale(model, quantisation)
+        required = prepare(model, folder, inputs)
+        quantization = required if quantization == "float32" else quantization
+        per_tensor = per_tensor or one_scale(model, quantization)
         if examples is not None:
             np.savez(Path(folder) / "examples.npz", **examples)
         scales = "per_tensor" if per_tensor else "per_channel"
         done = processes.run(
-            "trainers.export.litert:main", folder, str(out), quantisation, scales, tensorflow=True
+            "trainers.export.litert:main", folder, str(out), quantization, scales, tensorflow=True
         )
     if done.returncode < 0:
         raise RunError(
-            f"The conversion to LiteRT {quantisation} was ended by signal {-done.returncode}"
-            f"{_LOOP if quantisation == 'int8' else ''}."
+            f"The conversion to LiteRT {quantization} was ended by signal {-done.returncode}"
+            f"{_LOOP if quantization == 'int8' else ''}."
         )
     if done.returncode:
         words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise RunError(f"The conversion to LiteRT {quantisation} failed: {short(words)}")
+        raise RunError(f"The conversion to LiteRT {quantization} failed: {short(words)}")
 
 
 def prepare(model, folder: str, inputs: Mapping) -> str:
-    """Writes what LiteRT is converted from; returns the quantisation that the model asks for.
+    """Writes the SavedModel to convert, and returns the quantization that the model requires.
 
-    That is "dynamic" of a model that learned in 8 bits: where its layers' ranges tell all, the
-    converter makes integers throughout; of tokens, norms and attention stay in floating point, and
-    the kernels alone, rounded once, become integers.
+    A model from 8-bit training requires "dynamic". Where its layers have all ranges, the converter
+    uses integers throughout. In a token model norms and attention stay in floating point, and only
+    the kernels, rounded once, become integers.
     """
-    with as_held(model):
+    with as_converted(model):
         write_saved_model(model, folder, inputs, batch=1)
     return "dynamic" if is_quantized(model) else "float32"
 
 
-def as_held(model):
-    """Returns a context in which a model computes what its LiteRT file holds; see `prepare`."""
+def as_converted(model):
+    """Returns a context in which a model computes the same as its LiteRT file; see `prepare`."""
     return rounded_kernels(model) if is_token_model(model) else contextlib.nullcontext()
 
 
-def one_scale(model, quantisation: str) -> bool:
-    """Returns whether a model's kernels need one scale each, in place of one per output channel.
+def one_scale(model, quantization: str) -> bool:
+    """Returns whether the kernels of a model need one scale each, not one per output channel.
 
-    Models of tokens that learned in 8 bits do: training rounded each kernel by one scale. So do
-    tied embeddings in "dynamic": the converter stores one array for the table and the kernel only
-    where both have the same scales, and a table has one. In "int8" it gives the table the range of
-    its outputs, so that there are two arrays in any case.
+    Token models from 8-bit training do: training rounds each kernel with one scale. So do tied
+    embeddings in "dynamic": the converter stores a single array for the table and the kernel if
+    their scales are equal, and a table has one scale. In "int8" the converter gives the table the
+    range of its outputs, so the file has two arrays in any case.
     """
     tied = any(getattr(layer, "tie_weights", False) for layer in all_layers(model))
-    return is_token_model(model) or (tied and quantisation == "dynamic")
+    return is_token_model(model) or (tied and quantization == "dynamic")
 
 
-_LOOP = ": it cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"
+_LOOP = ": LiteRT cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"
 
 
-def main(folder: str, out: str, quantisation: str, scales: str) -> None:
+def main(folder: str, out: str, quantization: str, scales: str) -> None:
     """Converts a saved model; says in one line why not."""
     try:
-        content = convert(folder, quantisation, scales == "per_tensor")
+        content = convert(folder, quantization, scales == "per_tensor")
         with atomic(out) as file:
             file.write(content)
     except Exception as error:  # converters raise what they like, often over many lines
@@ -105,31 +107,34 @@ def main(folder: str, out: str, quantisation: str, scales: str) -> None:
         raise SystemExit(f"{type(error).__name__}: {words}") from None
 
 
-def convert(folder: str, quantisation: str = "float32", per_tensor: bool = False) -> bytes:
-    """Returns the file of a saved model with a batch of one; in this process.
+def convert(folder: str, quantization: str = "float32", per_tensor: bool = False) -> bytes:
+    """Converts a SavedModel with a batch size of 1, in this process.
 
     Args:
-      folder: of the saved model; for "int8" examples.npz lies in it.
-      quantisation: one of `QUANTISATIONS`.
-      per_tensor: whether every kernel has one scale, in place of one per output channel.
+      folder: folder of the SavedModel; "int8" reads examples.npz in it.
+      quantization: one of `QUANTIZATIONS`.
+      per_tensor: whether every kernel has a single scale, not one per output channel.
+
+    Returns:
+      Content of the LiteRT file.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter._experimental_disable_per_channel = per_tensor
-    if quantisation != "float32":
+    if quantization != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if quantisation == "float16":
+    if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantisation == "int8":
+    if quantization == "int8":
         with np.load(Path(folder) / "examples.npz") as file:
             arrays = dict(file)
         count = len(next(iter(arrays.values())))
         converter.representative_dataset = lambda: (
             {name: values[i : i + 1] for name, values in arrays.items()} for i in range(count)
         )
-        # What no integer kernel exists for stays float.
+        # Operations without an integer kernel stay in float32.
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS,
         ]  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # calibration runs an interpreter that is to go
+        warnings.simplefilter("ignore")  # calibration uses a deprecated interpreter
         return converter.convert()

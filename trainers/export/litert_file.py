@@ -1,4 +1,4 @@
-"""LiteRT files in their own runtime, also in the place of the Keras model. Loads no TensorFlow."""
+"""Runs LiteRT files, also in place of their Keras model; loads no TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ from zoo.errors import RunError, UsageError, short
 from zoo.quiet import quiet_stderr
 from zoo.storage.disk import open_file
 
-NO_RUNTIME = "it takes the package ai_edge_litert: pip install 'keras-zoo[export]'"
+NO_RUNTIME = "it needs the package ai_edge_litert: pip install 'keras-zoo[export]'"
 
 
 def holds_integers(path: str | Path) -> bool:
-    """Whether any tensor of a file is kept in 8-bit integers; it takes the runtime."""
+    """Returns whether any tensor of a file is stored as 8-bit integers; needs the runtime."""
     from ai_edge_litert.interpreter import Interpreter
 
     with quiet_stderr():
@@ -22,14 +22,15 @@ def holds_integers(path: str | Path) -> bool:
 
 
 class LiteRTFile:
-    """A file in its own runtime.
+    """A LiteRT file, opened in its runtime.
 
     Args:
-      path: of the file.
-      threads: that it computes with.
+      path: path of the file.
+      threads: number of threads per call.
 
     Raises:
-      RunError: where it cannot be opened.
+      UsageError: if the runtime is not installed.
+      RunError: if the file cannot be opened.
     """
 
     def __init__(self, path: str | Path, threads: int = 1):
@@ -37,9 +38,9 @@ class LiteRTFile:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError:
             raise UsageError(f"{path} cannot be run: {NO_RUNTIME}.") from None
-        open_file(path).close()  # LiteRT would wait for a named pipe
+        open_file(path).close()  # LiteRT would block on a named pipe
         try:
-            with quiet_stderr():  # it logs that it uses its CPU kernels
+            with quiet_stderr():  # LiteRT logs that it uses its CPU kernels
                 self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
                 self.interpreter.allocate_tensors()
             self._run = self.interpreter.get_signature_runner("serving_default")
@@ -51,28 +52,28 @@ class LiteRTFile:
         }
 
     def one(self, inputs: Mapping) -> list[np.ndarray]:
-        """Outputs, each with a first axis of one, of inputs that have it too."""
-        found = self._run(**inputs)
-        names = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
-        return [np.asarray(found[name], np.float32) for name in names]
+        """Returns the outputs, (1, …) each, for inputs (1, …)."""
+        outputs = self._run(**inputs)
+        names = sorted(outputs, key=lambda name: int(name.rpartition("_")[2]))
+        return [np.asarray(outputs[name], np.float32) for name in names]
 
     def __call__(self, inputs: Mapping) -> list[np.ndarray]:
-        """Outputs of any number of examples, one after the other."""
+        """Returns the outputs for any number of examples, computed one by one."""
         count = len(next(iter(inputs.values())))
         rows = [self.one({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(count)]
         return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 
 class FileModel:
-    """A LiteRT file that a task takes for the Keras model that it was made of.
+    """A LiteRT file with the interface of the Keras model that it was converted from.
 
-    What is asked of it besides being called is the Keras model's. Where a part of that model was
-    exported (the generator of a GAN), that part is the file.
+    Calls run the file; every other attribute is that of the Keras model. Where only a part of the
+    model was exported, such as the generator of a GAN, calls of that part run the file.
 
     Args:
-      path: of the file.
-      model: of which the file was made.
-      served: what `Task.served` makes of it.
+      path: path of the file.
+      model: the Keras model that the file was converted from.
+      served: the model that `Task.served` returns for it.
     """
 
     def __init__(self, path: str | Path, model, served):
@@ -91,23 +92,23 @@ class FileModel:
         names = list(self._file.inputs)
 
         def run(*arrays):
-            given = dict(zip(names, arrays, strict=True))
-            return self._file({name: self._fitted(name, given[name]) for name in names})
+            pairs = zip(names, arrays, strict=True)
+            return self._file({name: self._converted(name, array) for name, array in pairs})
 
         flat = keras.tree.flatten(self._served.output)
         outputs = tf.numpy_function(
             run, [named[name] for name in names], [tf.float32] * len(flat), stateful=False
         )
-        for got, expected in zip(outputs, flat, strict=True):
-            got.set_shape([None, *expected.shape[1:]])
+        for output, expected in zip(outputs, flat, strict=True):
+            output.set_shape([None, *expected.shape[1:]])
         return keras.tree.pack_sequence_as(self._served.output, outputs)
 
-    def _fitted(self, name: str, values: np.ndarray) -> np.ndarray:
+    def _converted(self, name: str, values: np.ndarray) -> np.ndarray:
         shape, dtype = self._file.inputs[name]
         if values.shape[1:] != shape:
             raise RunError(
-                f"The file takes {name!r} of shape {shape}. Received: {values.shape[1:]}."
+                f"{self._path} needs {name!r} of shape {shape}. Received: {values.shape[1:]}."
             )
-        if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` made these of bytes
+        if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` scaled it to [0, 1]
             values = np.round(values * 255)
         return values.astype(dtype)

@@ -1,4 +1,4 @@
-"""TensorFlow SavedModels of served models, and what all formats share."""
+"""Writes and reads TensorFlow SavedModels; other export formats share its helpers."""
 
 from collections.abc import Mapping
 
@@ -7,33 +7,34 @@ import numpy as np
 import tensorflow as tf
 
 
-def arranged(model, inputs: dict):
-    """The inputs in the structure that a Functional model takes."""
+def structured(model, inputs: dict):
+    """Returns inputs by name in the structure that a Functional model takes."""
     return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
 
 
-def flat(outputs) -> list[np.ndarray]:
+def flatten(outputs) -> list[np.ndarray]:
+    """Returns the outputs of a model as a flat list of float32 arrays."""
     return [np.asarray(x, np.float32) for x in keras.tree.flatten(outputs)]
 
 
-def function_of(model, inputs: dict, batch: int | None):
-    """The model as a function of tensors by name, and their specifications."""
+def serving_function(model, inputs: dict, batch: int | None):
+    """Returns a model as a function of named tensors, and the specifications of the tensors."""
     specs = {
-        # Pictures have one size; sequences are exported at the length that was trained.
+        # Images have a fixed size; sequences are exported with the length of the training data.
         name: tf.TensorSpec((batch, *value.shape[1:]), value.dtype, name=name)
         for name, value in inputs.items()
     }
 
     def serve(**tensors):
-        outputs = keras.tree.flatten(model(arranged(model, tensors), training=False))
+        outputs = keras.tree.flatten(model(structured(model, tensors), training=False))
         return {f"output_{i}": tf.cast(x, tf.float32) for i, x in enumerate(outputs)}
 
     return tf.function(serve, autograph=False), specs
 
 
 def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None) -> None:
-    """Writes a served model with the signature `serving_default` for `batch` examples at once."""
-    function, specs = function_of(model, inputs, batch)
+    """Writes a served model with the signature `serving_default` for `batch` examples per call."""
+    function, specs = serving_function(model, inputs, batch)
     module = tf.Module()
     module.variables_ = [v.value for v in model.variables]
     module.serve = function
@@ -42,10 +43,12 @@ def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None
 
 
 def read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
+    """Returns the outputs of a SavedModel."""
     serve = tf.saved_model.load(out).signatures["serving_default"]
     return in_order(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
 
 
 def in_order(outputs: dict) -> list[np.ndarray]:
+    """Returns the outputs `output_0`, `output_1`, … as a list of float32 arrays."""
     names = sorted(outputs, key=lambda name: int(name.partition(":")[0].rpartition("_")[2]))
     return [np.asarray(outputs[name], np.float32) for name in names]

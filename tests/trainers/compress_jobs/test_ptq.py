@@ -119,7 +119,7 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5)
     refused = [
-        (("export", run, "--format=keras", f"--out={tmp_path}/a.keras"), "--format=litert gives"),
+        (("export", run, "--format=keras", f"--out={tmp_path}/a.keras"), "with --format=litert"),
         (
             ("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx"),
             "a LiteRT file (litert_int8)",

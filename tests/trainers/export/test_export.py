@@ -116,8 +116,8 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, zoo_command, mon
     refused = [
         ((run, f"--out={tmp_path}/a.onnx"), 2, "needs --format"),
         ((run, "--format=onnx"), 2, "needs --out"),
-        ((run, "--format=onnx", f"--out={tmp_path}/a.tflite"), 2, "ends in .onnx"),
-        ((run, "--format=onnx", f"--out={tmp_path}/there.onnx"), 2, "is there already"),
+        ((run, "--format=onnx", f"--out={tmp_path}/a.tflite"), 2, "--out must end in .onnx"),
+        ((run, "--format=onnx", f"--out={tmp_path}/there.onnx"), 2, "exists already"),
         ((tmp_path, "--format=onnx", f"--out={tmp_path}/a.onnx"), 2, "is not a work directory"),
         ((run, "--format=coreml", f"--out={tmp_path}/a"), 2, "coreml"),
     ]
@@ -127,7 +127,7 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, zoo_command, mon
         assert said in answer.one_line()
     monkeypatch.setitem(FORMATS, "onnx", (".onnx", ("not_installed",)))
     answer = zoo_command("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx")
-    assert "takes the package not_installed: pip install 'keras-zoo[export]'" in answer.one_line()
+    assert "needs the package not_installed: pip install 'keras-zoo[export]'" in answer.one_line()
     assert [x.name for x in tmp_path.iterdir()] == ["there.onnx"]
     assert (tmp_path / "there.onnx").read_text() == "mine"
 
@@ -144,7 +144,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
         return [x + 0.01 for x in read(out, inputs)]
 
     monkeypatch.setitem(export.READERS, "keras", other)
-    with pytest.raises(RunError, match="it computes something else: .* differ by 0.0"):
+    with pytest.raises(RunError, match="outputs of the exported model differ by 0.0"):
         export.write_checked(model, task, examples, "keras", str(tmp_path / "a.keras"))
 
 
@@ -169,7 +169,7 @@ def test_without_the_data_examples_are_made_up_and_said(trained, tmp_path):
     saved["config"]["data"]["source"] = "npz:/nowhere/digits.npz"
     (run / "config.json").write_text(json.dumps(saved))
     found = export_workdir(str(run), "keras", str(tmp_path / "a.keras"))
-    assert found["examples"].startswith("made up, for the data are not here: ")
+    assert found["examples"].startswith("synthetic, because the data are missing: ")
     assert found["largest_difference"] == 0
 
 
