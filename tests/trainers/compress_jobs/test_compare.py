@@ -1,11 +1,11 @@
 """`zoo compress compare`, and what is measured of two models: loads no TensorFlow."""
 
 import json
-import types
 
 import numpy as np
 import pytest
 
+from tests import toys
 from tests.html_pages import EVIL, Page
 from trainers.compress_jobs import latency
 from trainers.compress_jobs.page import write_comparison, write_page
@@ -139,7 +139,7 @@ def test_files_take_turns(monkeypatch):
             now[0] += 1.0 if len(calls) == 9 else 0.004 if self.path == "slow" else 0.001
 
     monkeypatch.setattr(latency, "LiteRTFile", File)
-    monkeypatch.setattr(latency, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(latency, "time", toys.Clock(lambda: now[0]))
     found = latency.interleaved(
         {"fast": "fast", "slow": "slow"},
         {"x": np.arange(3), "segments": np.ones(3)},

@@ -1,8 +1,9 @@
 """A checkpoint comes back bit for bit, or not at all: whole files, damaged files, foreign files."""
 
+import dataclasses
 import errno
 import os
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -17,6 +18,29 @@ COUNTERS = {"skipped_batches": 2, "best": 0.75, "seconds": 1.5}
 DTYPES = ("float32", "bfloat16", "float16", "int64", "uint32", "uint16", "int8", "bool")
 
 
+@dataclasses.dataclass
+class Net:
+    trainable_variables: Sequence
+    non_trainable_weights: Sequence
+
+
+@dataclasses.dataclass
+class Owner:
+    variables: Sequence = ()
+
+
+@dataclasses.dataclass
+class Step:
+    """Those attributes of a `TrainStep` that a checkpoint reads."""
+
+    net: Net
+    seed_states: Sequence
+    optimizers: Sequence
+    count: keras.Variable
+    compressors: Sequence = ()
+    task: Owner = dataclasses.field(default_factory=Owner)
+
+
 def made(seed=0, width=3, dtypes=DTYPES, step=7):
     """Something with the variables of a `TrainStep`: one of each dtype."""
     generator = np.random.default_rng(seed)
@@ -25,15 +49,11 @@ def made(seed=0, width=3, dtypes=DTYPES, step=7):
         for d in dtypes
     ]
     half = len(variables) // 2
-    return SimpleNamespace(
-        net=SimpleNamespace(
-            trainable_variables=variables[:half], non_trainable_weights=variables[half:]
-        ),
-        seed_states=[keras.Variable([seed, 1], dtype="uint32", name="seed_state")],
-        optimizers=[SimpleNamespace(variables=[keras.Variable(seed, dtype="int64", name="count")])],
-        count=keras.Variable(step, dtype="int64", name="step"),
-        compressors=(),
-        task=SimpleNamespace(variables=()),
+    return Step(
+        Net(variables[:half], variables[half:]),
+        [keras.Variable([seed, 1], dtype="uint32", name="seed_state")],
+        [Owner([keras.Variable(seed, dtype="int64", name="count")])],
+        keras.Variable(step, dtype="int64", name="step"),
     )
 
 
@@ -280,7 +300,7 @@ def test_automatic_numbers_of_another_process_are_no_difference(tmp_path):
 def test_a_checkpoint_holds_no_objects(tmp_path):
     """Nothing in a work directory is ever executed: pickled arrays are refused."""
     path = tmp_path / "step_0000000001.npz"
-    evil = np.array([SimpleNamespace()], dtype=object)
+    evil = np.array([Owner()], dtype=object)
     np.savez(path, header=evil, **{"00000": evil})
     with pytest.raises(RunError, match="damaged: pickled Python objects are not loaded"):
         checkpoint.read(path)

@@ -1,7 +1,6 @@
 """Goodput: what counts as useful, also after a run was interrupted."""
 
 import json
-import types
 
 import pytest
 
@@ -16,7 +15,7 @@ from trainers.run.state import RunState
 
 def test_the_first_update_of_a_process_does_not_count(monkeypatch):
     now = {"perf_counter": 0.0, "time": 100.0}
-    clock = types.SimpleNamespace(**{name: lambda name=name: now[name] for name in now})
+    clock = toys.Clock(lambda: now["perf_counter"], lambda: now["time"])
     monkeypatch.setattr(goodput, "time", clock)
     state = RunState(useful=5.0)  # of an earlier process
     found = Goodput(state, born=60.0)
@@ -36,8 +35,7 @@ def test_the_first_update_of_a_process_does_not_count(monkeypatch):
 def test_what_is_done_again_does_not_count(run, tmp_path, monkeypatch):
     """Each look at the clock is a second: an update or a wait takes one."""
     ticks = iter(range(10**6))
-    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks), time=lambda: 1e9)
-    monkeypatch.setattr(goodput, "time", clock)
+    monkeypatch.setattr(goodput, "time", toys.Clock(lambda: next(ticks)))
     data, workdir = toys.token_data(), tmp_path / "run"
     with pytest.raises(Interrupted):
         run(test_resume.recipe(), data, workdir=workdir, callbacks=[StopAt(7)])

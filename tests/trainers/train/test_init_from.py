@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.zoo.models.test_convert import change, keras_hub, third_party, torch, transformers  # noqa: F401
+from tests.third_party import third_party
+from tests.zoo.models.test_convert import change
 from trainers.train.init_from import initialize
 from zoo import registry
 from zoo.errors import UsageError
@@ -77,7 +78,7 @@ def test_a_bert_takes_another_vocabulary(tmp_path):
     assert "mlm/bias (20,) -> (30,)" in said
 
 
-def test_a_folder_that_transformers_itself_wrote(transformers, tmp_path):  # noqa: F811
+def test_a_folder_that_transformers_itself_wrote(transformers, tmp_path):
     config = transformers.GPT2Config(vocab_size=20, n_positions=12, n_embd=16, n_layer=2, n_head=4)
     with third_party():
         transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "folder")
@@ -89,7 +90,7 @@ def test_a_folder_that_transformers_itself_wrote(transformers, tmp_path):  # noq
         initialize(gpt.build(**SIZES), str(tmp_path / "folder"))
 
 
-def test_a_preset_of_keras_hub(keras_hub, tmp_path):  # noqa: F811
+def test_a_preset_of_keras_hub(keras_hub, tmp_path):
     with third_party():
         keras_hub.models.GPT2Backbone(20, 2, 4, 16, 64, 0.0, 12).save_to_preset(tmp_path / "preset")
         source = f"keras_hub:{tmp_path / 'preset'}"

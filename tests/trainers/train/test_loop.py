@@ -1,7 +1,6 @@
 """The loop without a trainer: what it calls, and in which order."""
 
-import types
-
+import keras
 import pytest
 
 from trainers.run.state import RunState
@@ -20,7 +19,8 @@ from trainers.train.hooks.periods import Periods
 
 def run(hooks, stop_after=None):
     """Runs the loop; returns the sizes of its executions and the first batch of each iterator."""
-    step, counts, starts = types.SimpleNamespace(stop_training=False), [], []
+    step, counts, starts = keras.Model(), [], []
+    step.stop_training = False
 
     def updates(iterator, count):
         counts.append(count)

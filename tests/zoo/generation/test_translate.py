@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +12,7 @@ from tests import toys
 from tests.zoo.tasks.test_seq2seq import SIZES, model, numbers  # noqa: F401 (a fixture)
 from trainers.config.base import optimizer
 from zoo.data.text import tokenizers
+from zoo.data.text.parallel import ParallelDataset
 from zoo.errors import UsageError
 from zoo.generation.translate import Translator, scores, translate
 from zoo.generation.translation_scores import tokenizer as tokenizer_of
@@ -145,9 +145,9 @@ def test_the_task_scores_in_the_language_of_the_data(net, tokenizer):
     task = SequenceToSequence(beams=1)
     tokens = {}
     for languages in ((), ("de", "zh")):
-        data = SimpleNamespace(
+        data = ParallelDataset(
+            "toy", {"test": {"source": np.zeros((2, 3), "int32")}}, (), "toy", tokenizer,
             pairs={"test": lambda: iter([("a b", "a b"), ("c", "c")])}, languages=languages,
-            tokenizer=tokenizer,
         )  # fmt: skip
         found, samples = task.whole_split(net, data, "test")
         assert [sample["reference"] for sample in samples] == ["a b", "c"]

@@ -1,16 +1,12 @@
 """BERT and RoBERTa: the published networks, and what their inputs mean."""
 
-import contextlib
 import inspect
-import os
-import warnings
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import keras
 import numpy as np
 import pytest
 
+from tests.third_party import third_party
 from trainers.config.recipe import resolve
 from trainers.optimization.precision import precision
 from zoo import registry
@@ -21,29 +17,6 @@ from zoo.models import bert
 V, T = 30, 12
 SIZES = {"vocabulary_size": V, "sequence_length": T, "num_layers": 2, "hidden_dim": 16,
          "num_heads": 4, "intermediate_dim": 24}  # fmt: skip
-
-
-@contextlib.contextmanager
-def third_party():
-    """For what others warn of at import and in use."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch", reason="needs PyTorch")
-
-
-@pytest.fixture(scope="module")
-def transformers(torch):
-    with third_party():
-        found = pytest.importorskip("transformers", reason="needs transformers")
-        # Loaded lazily: here, where warnings are let through.
-        assert found.BertForPreTraining
-        assert found.RobertaForMaskedLM
-    return found
 
 
 def random_weights(model, seed=0):

@@ -1,16 +1,12 @@
 """Converters: the same outputs there and here, the same bits there and back, clear refusals."""
 
-import contextlib
 import json
-import os
-import warnings
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import keras
 import numpy as np
 import pytest
 
+from tests.third_party import third_party
 from zoo.errors import RunError, UsageError
 from zoo.models import gpt, llama
 from zoo.models.convert import published as convert
@@ -30,38 +26,6 @@ CASES = {
 }
 TOKENS = np.random.default_rng(0).integers(0, 50, (2, 24)).astype("int32")
 IN_KERAS_HUB = [case for case in CASES if case != "gpt_untied"]
-
-
-@contextlib.contextmanager
-def third_party():
-    """For what others warn of at import and in use."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch", reason="needs PyTorch")
-
-
-@pytest.fixture(scope="module")
-def transformers(torch):
-    with third_party():
-        found = pytest.importorskip("transformers", reason="needs transformers")
-        found.logging.set_verbosity_error()
-        found.logging.disable_progress_bar()
-        # Loaded lazily: here, where warnings are let through.
-        assert found.GPT2LMHeadModel
-        assert found.LlamaForCausalLM
-    return found
-
-
-@pytest.fixture(scope="module")
-def keras_hub():
-    with third_party():
-        import keras_hub
-    return keras_hub
 
 
 def value(shape, path: str, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Tests `zoo prepare` from pages to records and a trained model; kills, workers, wrong requests."""
 
 import configparser
+import dataclasses
 import json
 import os
 import shutil
@@ -8,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 from tests import commands, pages
 from tests.commands import content
 from tests.html_pages import EVIL, Page
+from zoo.data.text.corpora import Corpus
 from zoo.errors import RunError, UsageError
 from zoo.storage.locks import lock_folder
 from zoo.storage.records import RecordWriter
@@ -283,11 +284,11 @@ def test_the_plan_depends_on_the_content_of_lists_corpora_and_source(site, tmp_p
     assert plan() != first
     words.write_text("one\n")
 
-    corpus = types.SimpleNamespace(fingerprint="a")
+    corpus = Corpus("a", {"train": lambda: iter(())}, ("fa",), fingerprint="a")
     monkeypatch.setattr(pipeline, "load_corpus", lambda name: corpus)
     first = plan(input="corpus:persian_news")
     assert plan(input="corpus:persian_news") == first
-    corpus.fingerprint = "b"
+    corpus = dataclasses.replace(corpus, fingerprint="b")
     second = plan(input="corpus:persian_news")
     assert second != first
 

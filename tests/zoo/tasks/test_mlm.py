@@ -1,6 +1,6 @@
 """Masked words: which are asked for, what becomes of them, and what the losses count."""
 
-import types
+import dataclasses
 
 import keras
 import numpy as np
@@ -16,11 +16,16 @@ V, T = 500, 40
 ROWS = 64
 
 
-def tokenizer(starts=None):
+@dataclasses.dataclass
+class Words:
     """As much of a tokenizer as the task uses; a fifth of the words go on from the one before."""
-    starts = np.arange(V) % 5 != 0 if starts is None else starts
-    starts = starts | (np.arange(V) < FIRST_WORD)
-    return types.SimpleNamespace(vocabulary_size=V, starts_word=starts)
+
+    vocabulary_size: int = V
+
+    @property
+    def starts_word(self):
+        word = np.arange(self.vocabulary_size)
+        return (word % 5 != 0) | (word < FIRST_WORD)
 
 
 def stored(rows=ROWS, seed=0):
@@ -40,7 +45,7 @@ def stored(rows=ROWS, seed=0):
 
 def make_task(name="nsp", **arguments):
     task = registry.build_task(name, **arguments)
-    task.tokenizer, task.vocabulary_size = tokenizer(), V
+    task.tokenizer, task.vocabulary_size = Words(), V
     return task
 
 
@@ -196,7 +201,7 @@ def test_masks_are_fixed_in_evaluation():
 
 def word_numbers(raw, segments):
     """(T,) the word of each token, -1 for special tokens: an independent count."""
-    starts = tokenizer().starts_word
+    starts = Words().starts_word
     words, word = np.full(len(raw), -1), -1
     for place, token in enumerate(raw):
         if token < FIRST_WORD or segments[place] == 0:
@@ -346,7 +351,7 @@ def test_data_that_do_not_fit_are_refused(model):
     longer = {name: np.repeat(array, 2, axis=-1) for name, array in stored().items()}
     longer["label"] = stored()["label"]
     assert "The model has 40 positions. Received: sequences of 80" in refused("nsp", model, longer)
-    known = types.SimpleNamespace(vocabulary_size=V + 1)
+    known = Words(V + 1)
     assert "has 501 tokens, the model 500" in refused("nsp", model, stored(), known)
 
 
@@ -365,7 +370,7 @@ def test_a_share_that_is_none_is_refused(share, words):
 
 def test_the_vocabulary_is_the_tokenizers():
     task = registry.build_task("nsp")
-    dataset = Dataset("toy", {"train": stored()}, (), "toy", tokenizer())
+    dataset = Dataset("toy", {"train": stored()}, (), "toy", Words())
     assert task.complete({"vocabulary_size": 0}, dataset) == {"vocabulary_size": V}
     assert task.complete({"vocabulary_size": 512}, dataset) == {"vocabulary_size": 512}
     assert task.vocabulary_size == V  # random words are those that there are

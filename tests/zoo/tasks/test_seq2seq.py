@@ -100,10 +100,8 @@ def test_pairs_that_share_a_row_do_not_see_each_other():
 # --- against another implementation ---------------------------------------------------------------
 
 
-def test_it_is_the_marian_transformer():
+def test_it_is_the_marian_transformer(torch, transformers):
     """transformers.MarianMTModel: the same architecture, but for the projection's zero bias."""
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.MarianConfig(
         vocab_size=VOCABULARY, d_model=16, encoder_layers=2, decoder_layers=2,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32,
