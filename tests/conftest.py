@@ -23,17 +23,22 @@ sys.modules["triton"] = None
 
 @pytest.fixture(scope="session", autouse=True)
 def devices():
-    """Splits the CPU into four logical devices, before any test starts TensorFlow.
-
-    The objects of imported packages live as long as the process. Frozen, they are not visited by
-    the garbage collections of `collected`, which take 0.6 s each otherwise.
-    """
+    """Splits the CPU into four logical devices, before any test starts TensorFlow."""
     from zoo.start import without_jax
 
     with without_jax():
         from trainers.distributed.strategy import prepare_devices
 
     prepare_devices(4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen(devices):
+    """Leaves what is alive between two files out of the garbage collections of `collected`.
+
+    Imported packages, and what TensorFlow keeps of graphs, live as long as the process. Each of
+    those collections would visit them, for 0.6 s and more.
+    """
     gc.collect()
     gc.freeze()
 
