@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--change", nargs="*", default=[], help="keys of the recipe, KEY=VALUE")
     arguments = parser.parse_args()
     methods = arguments.method.split("+")
-    shares = {"prune": "compress.sparsity", "structured": "compress.structured.sparsity"}
+    shares = {"prune": "compress.prune.sparsity", "structured": "compress.structured.sparsity"}
     key = next((key for method, key in shares.items() if method in methods), None)
     for sparsity in arguments.sparsity if key else [0.0]:
         with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,7 @@ CHUNK, STEPS = 2, 100_000
 METHODS = {
     "plain": {},
     "plain again": {},  # shows the noise of the measurement
-    "prune": {"compress.sparsity": "0.8"},
+    "prune": {"compress.prune.sparsity": "0.8"},
     "qat": {"compress.qat.on": "True"},
     "cluster": {"compress.cluster.number": "16"},
 }

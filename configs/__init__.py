@@ -1,1 +1,1 @@
-"""Recipes: one file an experiment, `get_config(arg)`, with command, time and result on top."""
+"""Recipes: one file per experiment, `get_config(arg)`, with command, time and result on top."""

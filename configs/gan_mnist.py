@@ -7,35 +7,25 @@ With --config.task.classifier=W, W a work directory of `cnn_mnist`, the samples 
 """
 
 from trainers.config.base import base, optimizer, schedule
-from trainers.config.recipe import unknown_variant
+from trainers.config.recipe import check_variant
 
 
 def get_config(arg: str = ""):
     """Variants: "" is the full run, "debug" ends within a minute, without a download."""
-    if arg not in ("", "debug"):
-        raise unknown_variant(arg, ["debug"])
+    check_variant(arg, ["debug"])
     config = base()
     config.model = {"name": "gan_mnist", "noise_dim": 100, "hidden_dim": 128, "filters": 64}
     config.task = {
-        "name": "gan",
-        "loss": "non_saturating",
-        "r1": 0.0,
-        "discriminator_rate": 1.0,
-        "classifier": "",
-        "samples": 10_000,
-    }
+        "name": "gan", "loss": "non_saturating", "r1": 0.0, "discriminator_rate": 1.0,
+        "classifier": "", "samples": 10_000,
+    }  # fmt: skip
     config.data.source = "mnist"
     config.optimizer = optimizer("adam", learning_rate=2e-4, beta_1=0.5)
     config.schedule = schedule("constant")
-    config.trainer.epochs = 30
-    config.trainer.global_batch_size = 128
-    config.trainer.precision = "float32"
-    config.trainer.ema = 0.999
-    config.trainer.steps_per_execution = 10
+    config.trainer.update(epochs=30, global_batch_size=128, ema=0.999, steps_per_execution=10)
     if arg == "debug":
         config.data.source = "digits"
-        config.trainer.epochs, config.trainer.steps = 0, 60
-        config.trainer.ema = 0.9
-        config.trainer.log_every = 20
-        config.trainer.evaluate_every = config.trainer.checkpoint_every = 30
+        config.trainer.update(
+            epochs=0, steps=60, ema=0.9, log_every=20, evaluate_every=30, checkpoint_every=30
+        )
     return config

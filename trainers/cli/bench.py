@@ -11,7 +11,8 @@ import sys
 from absl import flags
 
 from trainers.cli.common import json_flag, modules_flag, parse, run
-from trainers.config.compress_rules import check_sizes
+from trainers.config.base import section
+from trainers.config.compress import check_sizes
 from trainers.config.recipe import resolve
 from trainers.train import preflight
 from zoo import registry
@@ -32,7 +33,7 @@ def command(argv) -> int:
     )
     config = resolve(words[0], overrides)
     preflight.check_config(config)
-    check_sizes(config.compress)
+    check_sizes(section(config, "compress"))
     dataset = preflight.load_data(config) if registry.has_loader(config.task.name) else None
     start_tensorflow()
 

@@ -96,7 +96,7 @@ def parse(
     if len(words) < at_least or (at_most is not None and len(words) > at_most):
         raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
     if modules is not None and modules.value:
-        from trainers.config.recipe import import_user_modules
+        from trainers.config.user_code import import_user_modules
 
         import_user_modules(modules.value)
     return words, found

@@ -2,7 +2,7 @@
 zoo compress compare D ... [--out=PAGE.html] [--json]: which of several are worth having.
 
 METHOD is one of:
-  prune   the smallest weights become 0: --config.compress.sparsity=0.8, if nothing else is said
+  prune   the smallest weights become 0: --config.compress.prune.sparsity=0.8 is the default
   cluster each kernel has a few values: --config.compress.cluster.number=16
   qat     kernels and outputs are rounded to 8 bits while it trains; `zoo export` then writes these
   distill a student learns from WORKDIR's model, the teacher: --config.model.num_layers=2 (or .name

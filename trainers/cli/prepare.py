@@ -15,7 +15,8 @@ import sys
 from absl import flags
 
 from trainers.cli.common import leaves_files, modules_flag, parse, run
-from trainers.config.recipe import as_dict, resolve
+from trainers.config.base import section
+from trainers.config.recipe import resolve
 from zoo.errors import UsageError
 
 # Those of the extra `prep` in setup.cfg.
@@ -50,7 +51,7 @@ def command(argv) -> int:
         raise UsageError("zoo prepare needs --out=D, the folder that is made.")
     if _BEAM.value and _WORKERS.value:
         raise UsageError("--workers is of this machine; a Beam runner has flags of its own.")
-    config = as_dict(resolve(words[0], overrides))
+    config = resolve(words[0], overrides)
     if lacking := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise UsageError(
             "zoo prepare needs the extra `prep`: pip install 'keras-zoo[prep]'. "
@@ -61,7 +62,8 @@ def command(argv) -> int:
 
     engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value, _IMPORT.value)
     with engine:
-        made = prepare(config["prep"], config["data"], _OUT.value, engine, _PRIVATE.value)
+        prep, data = section(config, "prep").to_dict(), config.data.to_dict()
+        made = prepare(prep, data, _OUT.value, engine, _PRIVATE.value)
     for split, count in made["documents"].items():
         print(f"{split:12}{count:12,} documents {made['tokens'][split]:14,} tokens")
     print(f"what was dropped and why: {_OUT.value}/data_card.html")

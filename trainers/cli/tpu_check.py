@@ -11,8 +11,10 @@ import sys
 from absl import flags
 
 from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
-from trainers.config.compress_rules import check_sizes
-from trainers.config.recipe import check_batch, check_tpu, resolve
+from trainers.config.base import section
+from trainers.config.compress import check_sizes
+from trainers.config.recipe import resolve
+from trainers.config.trainer import check_batch, check_tpu
 from trainers.tpu_check.chips import CHIPS, parse_topology
 from trainers.tpu_check.compiler import check_installed
 from trainers.train import preflight
@@ -36,10 +38,10 @@ def command(argv) -> int:
         raise UsageError("zoo tpu_check needs --topology, such as v5e:2x4.")
     _, cores = parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded
     config = resolve(words[0], overrides)
-    check_tpu(config)
+    check_tpu(config.trainer)
     preflight.check_config(config)
     check_batch(config, cores)
-    check_sizes(config.compress)
+    check_sizes(section(config, "compress"))
     check_installed()
     start_tensorflow()
 

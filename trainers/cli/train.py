@@ -1,7 +1,7 @@
 """zoo train RECIPE[:VARIANT] --workdir=D [--strategy=S] [--config.KEY=VALUE ...]
 
 RECIPE is a name (`cnn_mnist`) or a path to your own file (`./my_recipe.py`). Run the same command
-again to go on where it stopped. Model Garden's habits work: --model_dir, --mode, --params_override.
+again to resume. The flags of Model Garden work: --model_dir, --mode, --params_override.
 """
 
 import sys
@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from trainers.cli.common import TERMINATED, leaves_files, modules_flag, parse, run
-from trainers.config.recipe import as_dict, check_batch, list_recipes, resolve
+from trainers.config.recipe import as_dict, list_recipes, resolve
+from trainers.config.trainer import check_batch
 from trainers.distributed.cluster import read_cluster
 from trainers.run.workdir import WorkDirectory
 from trainers.train import preflight
@@ -19,30 +20,35 @@ from zoo.start import start_tensorflow
 
 _FLAGS = flags.FlagValues()
 _CONFIG = flags.DEFINE_string(
-    "config", None, "The recipe, if not given as a word.", flag_values=_FLAGS
+    "config", None, "The recipe, instead of the first word.", flag_values=_FLAGS
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything is written.", flag_values=_FLAGS)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder that everything is written to.", flag_values=_FLAGS
+)
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "The same as --workdir.", flag_values=_FLAGS)
 _STRATEGY = flags.DEFINE_string(
-    "strategy", None, "one_device, mirrored, multi_worker, tpu or auto.", flag_values=_FLAGS
+    "strategy",
+    None,
+    "trainer.strategy: one_device, mirrored, multi_worker, tpu or auto.",
+    flag_values=_FLAGS,
 )
 _TPU = flags.DEFINE_string(
-    "tpu", None, "local, a TPU's name or grpc://HOST:PORT, of strategy tpu; local if not given.",
+    "tpu", None, "The TPU of strategy tpu: local (default), a TPU's name or grpc://HOST:PORT.",
     flag_values=_FLAGS,
 )  # fmt: skip
 _WORKERS = flags.DEFINE_string(
-    "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; else TF_CONFIG.",
+    "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; default: TF_CONFIG.",
     flag_values=_FLAGS,
 )  # fmt: skip
 _INDEX = flags.DEFINE_integer(
-    "worker_index", None, "Which of --workers this is.", flag_values=_FLAGS
+    "worker_index", None, "Index of this process in --workers.", flag_values=_FLAGS
 )
 _MODE = flags.DEFINE_enum(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"],
-    "train leaves the test split unread; eval only evaluates.", flag_values=_FLAGS,
+    "train does not read the test split; eval only evaluates.", flag_values=_FLAGS,
 )  # fmt: skip
 _OVERRIDE = flags.DEFINE_multi_string(
-    "params_override", [], "KEY=VALUE[,KEY=VALUE ...], as --config.KEY=VALUE.", flag_values=_FLAGS
+    "params_override", [], "KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE.", flag_values=_FLAGS
 )
 _IMPORT = modules_flag(_FLAGS)
 
@@ -94,7 +100,7 @@ def command(argv) -> int:
     preflight.check_config(config)
     preflight.check_start(config, workdir)
     dataset = None
-    if not several:  # what one of several workers finds wrong, it tells the others
+    if not several:  # several workers load the data together, so that all hear of an error
         preflight.check_workdir(config, workdir)
         dataset = preflight.load_data(config)
     start_tensorflow()

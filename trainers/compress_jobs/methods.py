@@ -7,18 +7,12 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from trainers.config import base
-from trainers.config.compress_rules import RANKS_BY
+from trainers.config.base import base, section
+from trainers.config.compress import FORMATS, RANKS_BY
 from trainers.config.recipe import as_dict, change, of_workdir
 from trainers.run.workdir import read_config
 from zoo import registry
-from zoo.errors import UsageError, near_names
-
-# What `zoo compress ptq` makes: a LiteRT file, or a Keras model whose kernels are integers.
-FORMATS = (
-    "litert_int8", "litert_dynamic", "litert_float16",
-    "keras_int8", "keras_int4", "keras_gptq", "keras_awq",
-)  # fmt: skip
+from zoo.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +22,7 @@ class Method:
     Attributes:
       defaults: keys of the section `compress` and their values, where the user gives none of
         `keys`.
-      check: raises `UsageError` for a changed recipe in which nothing would be compressed.
+      check: raises `UsageError` for a section `compress` by which nothing would be compressed.
       without: keys of other sections, and the values that the method needs them to have.
       trains: whether it is a training; one that is not comes last.
     """
@@ -40,67 +34,64 @@ class Method:
     trains: bool = True
 
 
-def _prunes(config) -> None:
-    if not (config.compress.sparsity or config.compress.m_by_n):
-        raise UsageError("Nothing is pruned with compress.sparsity=0 and compress.m_by_n=().")
-    if config.compress.sparsity and config.compress.m_by_n:
+def _prunes(compress) -> None:
+    prune = compress.prune
+    if not (prune.sparsity or prune.m_by_n):
         raise UsageError(
-            "compress.m_by_n says itself how many zeros there are. Received: compress.sparsity="
-            f"{config.compress.sparsity} too."
+            "Nothing is pruned with compress.prune.sparsity=0 and compress.prune.m_by_n=()."
+        )
+    if prune.sparsity and prune.m_by_n:
+        raise UsageError(
+            "compress.prune.m_by_n decides how many zeros there are: it excludes "
+            f"compress.prune.sparsity. Received: {prune.sparsity}."
         )
 
 
-def _rounds(config) -> None:
-    form, examples = config.compress.ptq.format, config.compress.ptq.examples
-    if form not in FORMATS:
-        raise UsageError(
-            f"compress.ptq.format is one of {', '.join(FORMATS)}.{near_names(form, FORMATS)} "
-            f"Received: {form!r}."
-        )
-    if examples < 1:
-        raise UsageError(f"compress.ptq.examples is at least 1. Received: {examples}.")
+def _rounds(compress) -> None:
+    if not compress.ptq.format:
+        raise UsageError(f"compress.ptq.format must be one of {', '.join(FORMATS)}. Received: ''.")
 
 
-def _quantizes(config) -> None:
-    if not config.compress.qat.on:
-        raise UsageError("Nothing is quantised with compress.qat.on=False.")
-    _one_of_two(config)
+def _quantizes(compress) -> None:
+    if not compress.qat.on:
+        raise UsageError("Nothing is quantized with compress.qat.on=False.")
+    _one_of_two(compress)
 
 
-def _clusters(config) -> None:
-    if not config.compress.cluster.number:
+def _clusters(compress) -> None:
+    if not compress.cluster.number:
         raise UsageError("Nothing is clustered with compress.cluster.number=0.")
-    _one_of_two(config)
+    _one_of_two(compress)
 
 
-def _one_of_two(config) -> None:
-    if config.compress.qat.on and config.compress.cluster.number:
+def _one_of_two(compress) -> None:
+    if compress.qat.on and compress.cluster.number:
         raise UsageError(
             "Training in 8 bits moves weights off their clusters: use one of qat and cluster."
         )
 
 
-def _has_low_ranks(config) -> None:
-    low = config.compress.low_rank
+def _has_low_ranks(compress) -> None:
+    low = compress.low_rank
     if not (low.energy or low.budget or low.sensitivity or low.ranks):
         raise UsageError(
             "No ranks follow: give compress.low_rank.energy, .budget, .sensitivity or .ranks."
         )
 
 
-def _cuts(config) -> None:
-    if not (config.compress.structured.sparsity or config.compress.structured.widths):
-        raise UsageError("No unit is taken out with compress.structured.sparsity=0.")
+def _cuts(compress) -> None:
+    if not (compress.structured.sparsity or compress.structured.widths):
+        raise UsageError("No unit is removed with compress.structured.sparsity=0.")
 
 
-def _has_a_teacher(config) -> None:
-    if not config.compress.distill.teacher:
+def _has_a_teacher(compress) -> None:
+    if not compress.distill.teacher:
         raise UsageError("Distillation takes the work directory of a teacher.")
 
 
 _RANKS_BY = (*RANKS_BY, "ranks")
 METHODS = {
-    "prune": Method({"sparsity": "0.8"}, ("sparsity", "m_by_n"), _prunes),
+    "prune": Method({"prune.sparsity": "0.8"}, ("prune.sparsity", "prune.m_by_n"), _prunes),
     "cluster": Method(
         {"cluster.number": "16"},
         ("cluster.number",),
@@ -133,7 +124,7 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
     """
     saved = read_config(folders[0])
     config = of_workdir(saved["config"])
-    if form := config.compress.ptq.format:
+    if form := section(config, "compress.ptq").format:
         raise UsageError(f"{folders[0]} is rounded already ({form}), after which nothing comes.")
     if early := [name for name in methods[:-1] if not METHODS[name].trains]:
         raise UsageError(f"{early[0]} comes last in a chain. Received: {'+'.join(methods)}.")
@@ -163,20 +154,21 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             given = [(k, text) for k, text in given if _owner(k, methods)]
             defaults = [(f"compress.{key}", text) for key, text in method.defaults.items()]
             config = change(config, [*defaults, *given])
-            method.check(config)
-            if config.compress.cluster.number and config.compress.ptq.format.startswith("keras_"):
+            compress = section(config, "compress")
+            method.check(compress)
+            if compress.cluster.number and compress.ptq.format.startswith("keras_"):
                 raise UsageError(
                     "Keras' integers have a scale per output, which splits the clusters of a "
                     "kernel: use compress.ptq.format=litert_dynamic or litert_int8, which keep "
-                    f"them by one scale per kernel. Received: {config.compress.ptq.format}."
+                    f"them by one scale per kernel. Received: {compress.ptq.format}."
                 )
-            low = config.compress.low_rank
-            if config.compress.ptq.format.startswith("keras_") and any(
+            low = compress.low_rank
+            if compress.ptq.format.startswith("keras_") and any(
                 low[way] for way in (*_RANKS_BY, "keep")
             ):
                 raise UsageError(
                     "Keras' integers cannot be kept of kernels that are products: use "
-                    f"compress.ptq.format=litert_dynamic. Received: {config.compress.ptq.format}."
+                    f"compress.ptq.format=litert_dynamic. Received: {compress.ptq.format}."
                 )
             plans.append(config)
             continue
@@ -186,19 +178,19 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
             changes = [("init_from", ""), ("compress.distill.teacher", folder)]
         if saved["tokenizer"]:
             changes.append(("data.tokenizer", folders[0]))
-        compress = config.compress
-        pruned = compress.sparsity or compress.m_by_n or compress.keep_zeros
+        compress = section(config, "compress")
+        pruned = compress.prune.sparsity or compress.prune.m_by_n or compress.prune.keep_zeros
         if name == "low_rank" and pruned:
             raise UsageError("Products of a pruned kernel have no zeros: prune after low_rank.")
         if name == "structured" and any(compress.low_rank[way] for way in (*_RANKS_BY, "keep")):
             raise UsageError("Units of products are not known: use structured before low_rank.")
         if name != "prune" and pruned:
-            changes += [(f"compress.{key}", text) for key, text in _KEEP_ZEROS.items()]
+            changes += [(f"compress.prune.{key}", text) for key, text in _KEEP_ZEROS.items()]
         if name == "prune":
-            changes.append(("compress.keep_zeros", "False"))
+            changes.append(("compress.prune.keep_zeros", "False"))
             # In place of what the recipe may have had.
-            other = "sparsity=0.0" if "compress.m_by_n" in chosen else "m_by_n=()"
-            changes.append(tuple(f"compress.{other}".split("=")))
+            other = "sparsity=0.0" if "compress.prune.m_by_n" in chosen else "m_by_n=()"
+            changes.append(tuple(f"compress.prune.{other}".split("=")))
         changes += [
             (key, text)
             for key, text in method.without.items()
@@ -208,7 +200,7 @@ def plan(methods: Sequence[str], folders: Sequence[str], overrides) -> list:
         if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
             changes += [(f"compress.{key}", text) for key, text in method.defaults.items()]
         config = change(config, [*changes, *given])
-        method.check(config)
+        method.check(section(config, "compress"))
         _check_same_data(saved["config"], config)
         plans.append(config)
     return plans
@@ -220,13 +212,13 @@ _MAY_CHANGE = {"data.tokenizer", "data.manual_dir", "task.chunk"}
 
 def _check_same_data(before: Mapping, config) -> None:
     """Raises `UsageError` where a result could not be compared with what it was made of."""
-    for section in ("data", "task"):
-        for key, value in as_dict(config)[section].items():
-            old = before[section].get(key, value)
-            if value != old and f"{section}.{key}" not in _MAY_CHANGE:
+    for part in ("data", "task"):
+        for key, value in as_dict(config)[part].items():
+            old = before[part].get(key, value)
+            if value != old and f"{part}.{key}" not in _MAY_CHANGE:
                 raise UsageError(
                     "zoo compress compares a model with what becomes of it, on the same examples: "
-                    f"{section}.{key} stays {old!r}. Received: {value!r}."
+                    f"{part}.{key} stays {old!r}. Received: {value!r}."
                 )
 
 
@@ -245,7 +237,7 @@ def _of_student(config, overrides):
     config = copy.deepcopy(config)
     given = {k.removeprefix("model."): v for k, v in overrides if k.startswith("model.")}
     with config.unlocked():
-        config.compress = base.base().compress
+        config.compress = base().compress
         if "chunk" in config.task:  # the teacher's word is on all logits
             config.task.chunk = 0
         name = given.get("name", config.model.name)
@@ -266,19 +258,17 @@ def _ranks(name: str, low) -> list[tuple[str, str]]:
     return [("compress.low_rank.keep", "True")] if asked and not low.ranks else []
 
 
-def _widths(name: str, section) -> list[tuple[str, str]]:
+def _widths(name: str, structured) -> list[tuple[str, str]]:
     """Layers stay as small as they are, but for a method that takes more units out."""
     if name == "structured":
         fresh = {"sparsity": "0", "widths": "()", "keep": "False"}
         return [(f"compress.structured.{key}", text) for key, text in fresh.items()]
-    asked = section.sparsity and not section.widths
+    asked = structured.sparsity and not structured.widths
     return [("compress.structured.keep", "True")] if asked else []
 
 
 def _owner(key: str, methods: Sequence[str]) -> str | None:
     """The method that an override is for; None for all of them."""
-    section, _, rest = key.partition(".")
-    if section != "compress":
-        return None
-    owner = rest.partition(".")[0] if "." in rest else "prune"
+    part, _, rest = key.partition(".")
+    owner = rest.partition(".")[0] if part == "compress" else None
     return owner if owner in methods else None

@@ -16,6 +16,7 @@ import numpy as np
 
 from trainers.compress_jobs.calibrated import quantize as calibrate
 from trainers.compress_jobs.loaded_run import LoadedRun, load
+from trainers.config.base import section
 from trainers.config.recipe import as_dict
 from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
 from trainers.export.formats import difference
@@ -75,7 +76,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
                 examples = None
                 if form == "int8":
                     examples = found.representative(settings.examples, config.trainer.seed)
-                clustered = bool(config.compress.cluster.number)
+                clustered = bool(section(config, "compress.cluster").number)
                 write(found.served(), found.examples(), made, form, examples, clustered)
                 if form == "dynamic" and not holds_integers(made):
                     raise UsageError(

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from trainers.config.compress_rules import check_clusters
+from trainers.config.compress import check_clusters
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.rounding import kernels_of

@@ -23,7 +23,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from trainers.compression import teacher_files
-from trainers.config.compress_rules import check_distillation
+from trainers.config.compress import check_distillation
 from trainers.run.workdir import read_config
 from zoo.errors import UsageError
 from zoo.layers.transformer import TransformerBlock

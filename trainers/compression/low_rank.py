@@ -20,7 +20,8 @@ from keras import layers
 
 from trainers.compression import rebuild
 from trainers.compression.decomposition import CONVOLUTIONS, Kernel, largest_ranks
-from trainers.config.compress_rules import RANKS_BY, check_low_rank, check_source, parse_ranks
+from trainers.config.base import section
+from trainers.config.compress import RANKS_BY, check_low_rank, check_source, parse_ranks
 from trainers.distributed.strategy import make_strategy
 from trainers.evaluation.evaluate import Evaluator
 from trainers.run.workdir import read_config
@@ -231,23 +232,21 @@ def resolve_from_weights(config, workdir: Path, dataset) -> None:
       dataset: on which `sensitivity` is measured: its validation split, or some of the training
         split.
     """
-    low = config.compress.low_rank
+    low = section(config, "compress.low_rank")
     check_low_rank(low)
     asked = any(low[way] for way in RANKS_BY)
     if low.ranks or not (asked or low.keep):
         return
-    if (workdir / "config.json").exists():
-        saved = read_config(workdir)["config"].get("compress", {})
-        low.ranks = tuple(saved.get("low_rank", {}).get("ranks", ()))
-        return
-    check_source(config, begun=False)
-    if low.keep:
-        saved = read_config(config.init_from)["config"]["compress"]["low_rank"]
-        low.ranks = tuple(saved["ranks"])
+    begun = (workdir / "config.json").exists()
+    if not begun:
+        check_source(section(config, "compress"), config.init_from)
+    if begun or low.keep:
+        saved = read_config(workdir if begun else config.init_from)["config"]
+        config.compress.low_rank.ranks = tuple(section(saved, "compress.low_rank").ranks)
         return
     model = open_source(config.init_from)
     measure = _measure(model, config, dataset) if low.sensitivity else None
-    low.ranks = written(decide(model, low, measure))
+    config.compress.low_rank.ranks = written(decide(model, low, measure))
 
 
 def _measure(model, config, dataset, examples: int = 1024) -> Callable[[], float]:

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from trainers.config.compress_rules import check_pruning, pruning_updates
+from trainers.config.compress import check_pruning, pruning_updates
 from zoo import keras_internals
 from zoo.errors import UsageError, compiled
 from zoo.layers.tfmot import engines
@@ -187,11 +187,11 @@ def _chosen(model: keras.Model, pattern: str) -> list[tuple]:
             "Pruning knows kernels of Dense, EinsumDense, convolutions and recurrent cells, and "
             f"embeddings. The model {model.name!r} trains none."
         )
-    matches = compiled("compress.pattern", pattern).search
+    matches = compiled("compress.prune.pattern", pattern).search
     chosen = [pair for pair in found if matches(pair[0].path)]
     if not chosen:
         raise UsageError(
-            f"compress.pattern matches nothing. Received: {pattern!r}; there are "
+            f"compress.prune.pattern matches nothing. Received: {pattern!r}; there are "
             f"{', '.join(variable.path for variable, _ in found[:5])}."
         )
     return chosen

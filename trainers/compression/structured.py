@@ -19,7 +19,8 @@ from keras import layers
 from trainers.compression import rebuild
 from trainers.compression.decomposition import CONVOLUTIONS
 from trainers.compression.units import Units, units
-from trainers.config.compress_rules import check_source, check_structured, parse_widths
+from trainers.config.base import section
+from trainers.config.compress import check_source, check_structured, parse_widths
 from trainers.run.workdir import read_config
 from zoo.errors import UsageError, compiled
 from zoo.layers.transformer import TransformerBlock
@@ -81,25 +82,25 @@ def resolve_from_weights(config, workdir: Path) -> None:
       config: a recipe; changed in place.
       workdir: where a run that was begun before has it.
     """
-    section = config.compress.structured
-    check_structured(section)
-    if not (section.widths or section.sparsity or section.keep):
+    settings = section(config, "compress.structured")
+    check_structured(settings)
+    if not (settings.widths or settings.sparsity or settings.keep):
         return
     begun = (workdir / "config.json").exists()
     before = _saved(workdir if begun else config.init_from)
-    left = parse_widths(section.widths)
-    if not (left or begun or section.keep):
-        check_source(config, begun)
-        left = decide(open_source(config.init_from), section.sparsity, section.pattern)
-    section.widths = tuple(f"{path}={count}" for path, count in {**before, **left}.items())
+    left = parse_widths(settings.widths)
+    if not (left or begun or settings.keep):
+        check_source(section(config, "compress"), config.init_from)
+        left = decide(open_source(config.init_from), settings.sparsity, settings.pattern)
+    widths = tuple(f"{path}={count}" for path, count in {**before, **left}.items())
+    config.compress.structured.widths = widths
 
 
 def _saved(source: str | Path) -> dict[str, int]:
     """The widths of a work directory's recipe; none of other sources."""
     if not source or not (Path(source) / "config.json").exists():
         return {}
-    compress = read_config(source)["config"].get("compress", {})
-    return parse_widths(compress.get("structured", {}).get("widths", ()))
+    return parse_widths(section(read_config(source)["config"], "compress.structured").widths)
 
 
 # --- the model ----------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from trainers.compression.cluster import SetClusters, cluster
 from trainers.compression.distill import distillation
 from trainers.compression.prune import KeptZeros, Pruner
 from trainers.compression.teacher_files import with_teacher_sentences
-from trainers.config.compress_rules import check_decay, check_trains, pruning
+from trainers.config.base import section
+from trainers.config.compress import check_decay, check_training
 from zoo.errors import UsageError
 from zoo.keras_internals import all_layers
 from zoo.layers.low_rank import LowRankReversibleEmbedding
@@ -23,8 +24,9 @@ def resolve(config, workdir, dataset):
       dataset: the run's data.
     """
     resolve_from_weights(config, workdir, dataset)
-    if config.compress.distill.teacher and config.compress.distill.sentences:
-        dataset = with_teacher_sentences(dataset, config.compress.distill.to_dict(), config)
+    distill = section(config, "compress.distill")
+    if distill.teacher and distill.sentences:
+        dataset = with_teacher_sentences(dataset, distill.to_dict(), config)
     return dataset
 
 
@@ -72,7 +74,7 @@ def with_teacher(task, model, config, dataset=None):
       config: the recipe.
       dataset: the run's data, where there are some.
     """
-    if not config.compress.distill.teacher:
+    if not section(config, "compress.distill").teacher:
         return task
     return distillation(task, model, config, dataset)
 
@@ -89,12 +91,13 @@ def compressors(step, settings: dict, total_steps: int) -> tuple:
       settings: the section `compress` of a recipe.
       total_steps: updates of the whole run.
     """
-    check_trains(settings)
+    check_training(settings)
     found = []
-    if settings["keep_zeros"]:
+    prune = dict(settings["prune"])
+    if prune.pop("keep_zeros"):
         found.append(KeptZeros(step.net))
-    elif settings["sparsity"] or settings["m_by_n"]:
-        found.append(Pruner(step.net, step.count, total_steps, **pruning(settings)))
+    elif prune["sparsity"] or prune["m_by_n"]:
+        found.append(Pruner(step.net, step.count, total_steps, **prune))
     if settings["cluster"]["number"]:
         found.append(SetClusters(step.net))
     if settings["qat"]["on"]:

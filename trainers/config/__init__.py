@@ -1,1 +1,1 @@
-"""The keys of a recipe, and the way from a recipe's name to a checked configuration."""
+"""The sections of a recipe, and the way from its name to a checked configuration."""

@@ -1,140 +1,105 @@
-"""The keys that every recipe has, and what they mean. A recipe starts from `base` and changes them.
+"""The sections of a recipe. A recipe starts from `base` and changes its keys.
 
-`model` and `task` hold the name and every argument of the builder and of the task.
+`model` and `task` hold a name and all arguments of the builder and of the task. The modules of this
+package and `zoo.prep.settings` describe the other sections. `compress` and `prep` are optional: a
+configuration leaves out each of their sections that holds only defaults.
 """
+
+from collections.abc import Mapping
 
 import ml_collections
 
-from trainers.config.choices import OPTIMIZERS, SCHEDULES, check_optimizer, check_schedule
-from zoo.prep.settings import defaults as prep_defaults
+from trainers.config import compress, data, trainer
+from trainers.config.optimizer import OPTIMIZERS
+from trainers.config.schedule import SCHEDULES
+from zoo.errors import check_name
+from zoo.prep import settings as prep
 
-
-def optimizer(name: str, **arguments) -> ml_collections.ConfigDict:
-    """The section of an optimizer: all its arguments, some of them changed."""
-    check_optimizer(name)
-    return _section(name, OPTIMIZERS[name], arguments)
-
-
-def schedule(name: str, **arguments) -> ml_collections.ConfigDict:
-    """The section of a schedule: all its arguments, some of them changed."""
-    check_schedule(name)
-    return _section(name, SCHEDULES[name], arguments)
-
-
-def _section(name: str, defaults: dict, arguments: dict) -> ml_collections.ConfigDict:
-    section = ml_collections.ConfigDict({"name": name, **defaults})
-    # Type-safe: a whole number given for a float becomes one, and can be overridden as one.
-    section.update(arguments)
-    return section
-
-
-# Examples of what the tuples hold that are empty by default.
-ELEMENTS = {
-    "data.image_size": 224,
-    "data.languages": "en",
-    "trainer.callbacks": "tensorboard",
-    "compress.m_by_n": 2,
-    "compress.structured.widths": "PATH=UNITS",
-    "compress.low_rank.ranks": "PATH=RANK",
-    "prep.clean.mask": "email",
-    "prep.language.keep": "en",
-}
+# Sections whose name decides which keys there are.
+NAMED = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+_OPTIONAL = {"compress": compress.KEYS, "prep": prep.KEYS}
 
 
 def base() -> ml_collections.ConfigDict:
-    """Returns all keys with the values that most recipes share."""
+    """Returns all sections with their defaults, for a recipe to change."""
     return ml_collections.ConfigDict(
         {
             "model": {"name": ""},
             "task": {"name": ""},
-            "data": {
-                # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, tfds:NAME:VERSION
-                "source": "",
-                "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
-                "validation_size": 0,  # training examples held out, stratified by class
-                "image_size": (),  # of folder: and tfds: (height, width), or with channels
-                # Of text alone:
-                "languages": (),  # ("en", "de"): source and target; () as the source has them
-                "tokenizer": "",  # kind of tokenizer, or a work directory that has one
-                "vocabulary_size": 0,
-                "normalization": "NFC",
-                "sequence_length": 0,  # tokens that the model sees at once
-                "packing": "stream",  # windows over all text, or "best_fit": documents in rows
-            },
+            "data": data.KEYS,
             "optimizer": optimizer("adamw"),
             "schedule": schedule("constant"),
-            "trainer": {
-                "steps": 0,  # updates of the whole run; 0 where epochs is set
-                "epochs": 0,
-                "global_batch_size": 128,  # examples of one update, over all replicas
-                "micro_batch_size": 0,  # what a replica computes at once; 0 for its whole share
-                "strategy": "one_device",  # mirrored, multi_worker, tpu, or auto: by what is there
-                "replicas": 0,  # of a mirrored strategy; 0 for every device there is
-                "precision": "float32",
-                "jit_compile": False,  # XLA around forward and backward pass
-                "remat": "",  # regular expression of blocks to recompute; "" for none
-                # Momentum of the average of the weights; 0 for none. Batch statistics of the
-                # average are computed from up to 10,000 training rows at each evaluation.
-                "ema": 0.0,
-                "seed": 0,
-                "deterministic": False,  # bit-identical reruns on a GPU too, slower there
-                "steps_per_execution": 1,  # updates between two looks of Python
-                "log_every": 100,  # updates
-                "evaluate_every": 0,  # updates; 0 for every epoch's end
-                "checkpoint_every": 0,  # updates; 0 for every epoch's end
-                "keep": 2,  # checkpoints
-                "max_rollbacks": 0,  # times to go back to a checkpoint when the loss is NaN
-                "callbacks": (),  # names of trainers.train.callbacks
-                # Whose notice that it takes the machine away saves and stops the run, as SIGTERM
-                # does: gcp, aws or azure; "" for none's
-                "preemption_notice": "",
-            },
-            "compress": {
-                "sparsity": 0.0,  # share of each kernel that is 0 in the end; 0 prunes nothing
-                "schedule": "polynomial",  # or "constant"
-                "initial_sparsity": 0.0,
-                "begin": 0.0,  # between these shares of the run masks change …
-                "end": 0.7,
-                "frequency": 100,  # … every so many updates; a whole period must fit between them
-                "pattern": "",  # regular expression of the paths of variables; "" for all kernels
-                "m_by_n": (),  # (2, 4): two zeros among four inputs, in place of sparsity
-                "block": (1, 1),  # inputs and outputs that are 0 together
-                "keep_zeros": False,  # what is 0 at the start stays so, in place of sparsity
-                "qat": {
-                    "on": False,  # kernels and outputs are rounded to 8 bits in training
-                    "decay": 0.99,  # of the average of outputs' ranges
-                },
-                "cluster": {"number": 0},  # of values that each kernel has; 0 for any
-                "distill": {
-                    "teacher": "",  # a work directory; "" for none
-                    "alpha": 0.5,  # share of the teacher in the loss; the labels have the rest
-                    "temperature": 2.0,
-                    "hidden": 0.0,  # weight of the difference of hidden states
-                    "attention": 0.0,  # weight of the difference of where positions look
-                    "cache": False,  # what the teacher says of fixed examples is kept on the disk
-                    "sentences": 0,  # beams with which it translates the training split anew
-                },
-                "structured": {  # whole units are taken out, and the model is built smaller
-                    "sparsity": 0.0,  # share of each layer's units that goes; 0 for none
-                    "pattern": "",  # regular expression of the paths of layers; "" for all
-                    "widths": (),  # PATH=UNITS that stay; filled in when the run begins
-                    "keep": False,  # widths are those of init_from
-                },
-                "low_rank": {  # kernels as products, of ranks by one of these three
-                    "energy": 0.0,  # share of each kernel's squared sum that is kept
-                    "budget": 0.0,  # share of the model's parameters that is left
-                    "sensitivity": 0.0,  # how much the loss may grow by each kernel; 0.01: 1 %
-                    "pattern": "",  # regular expression of the paths of layers; "" for all
-                    "ranks": (),  # PATH=RANK, PATH=INxOUT; filled in when the run begins
-                    "keep": False,  # ranks are those of init_from
-                },
-                "ptq": {  # of `zoo compress ptq`, which does not train
-                    "format": "",  # one of trainers.compress_jobs.methods.FORMATS; "" for none
-                    "examples": 200,  # of the training data, by which ranges are chosen
-                },
-            },
-            "prep": prep_defaults(),  # of `zoo prepare`: zoo/prep/settings.py says what they mean
-            # A work directory, .keras file, transformers folder or keras_hub:PRESET to start from.
+            "trainer": trainer.KEYS,
+            **_OPTIONAL,
+            # Weights to start from: a work directory, .keras file, folder of transformers, or
+            # keras_hub:PRESET
             "init_from": "",
         }
     )
+
+
+def optimizer(name: str, **arguments) -> ml_collections.ConfigDict:
+    """Returns the section of an optimizer: its defaults, changed by the arguments."""
+    return named("optimizer", name, arguments)
+
+
+def schedule(name: str, **arguments) -> ml_collections.ConfigDict:
+    """Returns the section of a schedule: its defaults, changed by the arguments."""
+    return named("schedule", name, arguments)
+
+
+def named(section: str, name: str, arguments: Mapping) -> ml_collections.ConfigDict:
+    """Returns a section of `NAMED`: the defaults of its name, changed by the arguments."""
+    check_name(section, name, NAMED[section])
+    config = ml_collections.ConfigDict({"name": name, **NAMED[section][name]})
+    # Type-safe: an int given for a float becomes a float, and can be overridden as one.
+    config.update(arguments)
+    return config
+
+
+def section(config, path: str) -> ml_collections.ConfigDict:
+    """Returns a copy of an optional section, with the defaults of keys that are left out.
+
+    Args:
+      config: a configuration, or the section "config" of a config.json.
+      path: such as "prep" or "compress.distill".
+    """
+    name, *names = path.split(".")
+    values = config.get(name, {})
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    values = _filled(values, _OPTIONAL[name])
+    for name in names:
+        values = values[name]
+    return ml_collections.ConfigDict(values)
+
+
+def with_optional(plain: Mapping) -> dict:
+    """Returns plain sections and all optional ones, with the defaults of keys that are left out."""
+    filled = {name: _filled(plain.get(name, {}), keys) for name, keys in _OPTIONAL.items()}
+    return {**plain, **filled}
+
+
+def without_defaults(plain: Mapping) -> dict:
+    """Returns plain sections without the optional ones that hold only defaults."""
+    kept = {name: _changed(plain.get(name, {}), keys) for name, keys in _OPTIONAL.items()}
+    return {k: kept.get(k, value) for k, value in plain.items() if kept.get(k, True)}
+
+
+def _filled(values, defaults):
+    if not (isinstance(values, Mapping) and isinstance(defaults, dict)):
+        return values
+    filled = {key: _filled(values.get(key, default), default) for key, default in defaults.items()}
+    return {**filled, **{key: value for key, value in values.items() if key not in defaults}}
+
+
+def _changed(values: Mapping, defaults: dict) -> dict:
+    """Returns a section without its sections of defaults; {} if nothing else is left."""
+    own, below = {}, {}
+    for key, value in values.items():
+        if not isinstance(defaults[key], dict):
+            own[key] = value
+        elif changed := _changed(value, defaults[key]):
+            below[key] = changed
+    same = all(value == defaults[key] for key, value in own.items())
+    return {} if same and not below else {**own, **below}

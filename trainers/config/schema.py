@@ -1,128 +1,121 @@
-"""Which values the keys of a recipe may have: one check for recipes, overrides and config.json.
+"""Types and sizes of values: one check for recipes, overrides and config.json.
 
-Types follow from the defaults in trainers/config/base.py, element types of tuples too. Loads no
-TensorFlow.
+Types follow from the defaults in the modules of this package. Loads no TensorFlow.
 """
 
 import math
 from collections.abc import Mapping
 
 from trainers.config import base
-from trainers.config.choices import OPTIMIZERS, SCHEDULES
 from zoo.errors import UsageError, near_names, short
 
-NAMED_SECTIONS = {
-    "optimizer": (OPTIMIZERS, base.optimizer),
-    "schedule": (SCHEDULES, base.schedule),
-}
 _OPEN = ("model", "task")  # their keys are the arguments of a builder or of a task
-_LARGEST_FLOAT = 3.4e38  # of float32
+# Elements of the tuples that are empty by default.
+_ELEMENTS = {
+    "data.image_size": 224,
+    "data.languages": "en",
+    "trainer.callbacks": "tensorboard",
+    "compress.prune.m_by_n": 2,
+    "compress.structured.widths": "PATH=UNITS",
+    "compress.low_rank.ranks": "PATH=RANK",
+    "prep.clean.mask": "email",
+    "prep.language.keep": "en",
+}
+_LARGEST_FLOAT = 3.4e38  # in float32
 _LARGEST_SIZE, _LARGEST_BYTES, _LARGEST_INT = 2**31, 2**53, 2**63
-_UNBOUNDED = ("trainer.seed",)  # has a rule of its own
-_SIGNED = ("optimizer.beta_2_decay",)
-_DEPTH = 20  # of values in values
+_DEPTH = 20  # nested values of a model's or task's argument
 
 
-def check_values(plain: Mapping, whole: bool = True) -> None:
-    """Checks keys, types and sizes of a recipe's values.
+def check_types(plain: Mapping) -> None:
+    """Checks keys, types and sizes of the values of a configuration.
 
     Args:
-      plain: sections by name, as `ConfigDict.to_dict` or JSON gives them.
-      whole: whether keys must all be there, and no others.
+      plain: sections by name, as `ConfigDict.to_dict` or JSON gives them. Optional sections may be
+        missing.
 
     Raises:
-      UsageError: for a missing or unknown key, or a value of another type or size.
+      UsageError: for a missing or unknown key, or a value of another type or too large.
     """
     if not isinstance(plain, Mapping):
         raise UsageError(f"A recipe is a dictionary of sections. Received: {shown(plain)}.")
     reference = base.base().to_dict()
-    for section, (_, make) in NAMED_SECTIONS.items():
+    for section in base.NAMED:
         if section in plain:
-            _check_section(f"{section}.", plain[section], {"name": ""}, whole, closed=False)
-            reference[section] = make(plain[section].get("name", "")).to_dict()
-    _check_section("", plain, reference, whole)
+            _check_section(f"{section}.", plain[section], {"name": ""}, closed=False)
+            reference[section] = base.named(section, plain[section]["name"], {}).to_dict()
+    _check_section("", base.with_optional(plain), reference)
     for section in _OPEN:
-        for key, value in plain.get(section, {}).items():
-            if not isinstance(key, str):
-                raise UsageError(f"Keys of {section} are words. Received: {shown(key)}.")
-            _check_open(f"{section}.{key}", value)
+        _check_argument(section, plain[section])
 
 
-def _check_section(prefix: str, section, reference: dict, whole: bool, closed=True) -> None:
-    """Checks that a section has the keys of the reference, of its types, and no others."""
+def _check_section(prefix: str, section, reference: dict, closed=True) -> None:
+    """Checks that a section has the keys of the reference, of the same types, and no others."""
     if not isinstance(section, Mapping):
         raise UsageError(f"{prefix.rstrip('.')} is a section. Received: {shown(section)}.")
     for key, example in reference.items():
+        name = f"{prefix}{key}"
         if key not in section:
-            if whole:
-                raise UsageError(
-                    f"The recipe lacks {prefix}{key}; start from trainers.config.base."
-                )
-            continue
-        name, value = f"{prefix}{key}", section[key]
+            raise UsageError(f"The recipe lacks {name}; start from trainers.config.base.")
+        value = section[key]
         if isinstance(example, dict):
-            _check_section(f"{name}.", value, example, whole, closed=name not in _OPEN)
+            _check_section(f"{name}.", value, example, closed=name not in _OPEN)
         elif isinstance(example, tuple):
             if not isinstance(value, tuple | list):
                 raise UsageError(f"{name} is of type tuple. Received: {shown(value)}.")
-            element = example[0] if example else base.ELEMENTS[name]
-            for one in value:
-                _check_one(name, one, element, "holds values")
+            for element in value:
+                element_example = example[0] if example else _ELEMENTS[name]
+                _check_value(name, element, element_example, "holds values")
         else:
-            _check_one(name, value, example, "is")
+            _check_value(name, value, example)
     unknown = [key for key in section if key not in reference]
-    if unknown and closed and whole:
+    if unknown and closed:
         raise UsageError(
             f"The recipe has an unknown key {prefix}{unknown[0]}."
             f"{near_names(str(unknown[0]), reference)}"
         )
 
 
-def _check_one(name: str, value, example, verb: str) -> None:
-    """Checks a word, a number or a truth value by an example of it."""
+def _check_value(name: str, value, example, verb: str = "is") -> None:
+    """Checks a str, int, float or bool against an example of its type."""
     wanted = type(example)
     fits = isinstance(value, (float, int) if wanted is float else wanted)
     if not fits or (isinstance(value, bool) and wanted is not bool):
         raise UsageError(f"{name} {verb} of type {wanted.__name__}. Received: {shown(value)}.")
-    if wanted not in (int, float):
-        return
     if wanted is float and not abs(value) <= _LARGEST_FLOAT:
-        raise UsageError(f"{name} {verb} finite in float32. Received: {shown(value)}.")
-    if value < 0 and name not in _SIGNED:
-        raise UsageError(f"{name} is at least 0. Received: {name}={shown(value)}.")
+        raise UsageError(f"{name} must be finite in float32. Received: {shown(value)}.")
     limit = _LARGEST_BYTES if name.startswith("prep.") else _LARGEST_SIZE
-    if wanted is int and name not in _UNBOUNDED and value >= limit:
-        raise UsageError(f"{name} is less than {limit:,}. Received: {shown(value)}.")
+    if wanted is int and name != "trainer.seed" and value >= limit:
+        raise UsageError(f"{name} must be less than {limit:,}. Received: {shown(value)}.")
 
 
-def _check_open(name: str, value, depth: int = 0) -> None:
+def _check_argument(name: str, value, depth: int = -1) -> None:
     """Checks an argument of a model or a task, whose type only the builder knows."""
     if depth > _DEPTH:
-        raise UsageError(f"{name} is nested more than {_DEPTH} times.")
+        raise UsageError(f"{name} must not be nested more than {_DEPTH} times.")
     if isinstance(value, Mapping):
-        for key, one in value.items():
+        for key, item in value.items():
             if not isinstance(key, str):
-                raise UsageError(f"Keys of {name} are words. Received: {shown(key)}.")
-            _check_open(name, one, depth + 1)
+                raise UsageError(f"Keys of {name} must be strings. Received: {shown(key)}.")
+            _check_argument(f"{name}.{key}" if depth < 0 else name, item, depth + 1)
     elif isinstance(value, tuple | list):
-        for one in value:
-            _check_open(name, one, depth + 1)
+        for item in value:
+            _check_argument(name, item, depth + 1)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise UsageError(f"{name} is finite. Received: {shown(value)}.")
+            raise UsageError(f"{name} must be finite. Received: {shown(value)}.")
     elif isinstance(value, int):
         if abs(value) >= _LARGEST_INT:
-            raise UsageError(f"{name} is less than 2**63. Received: {shown(value)}.")
+            raise UsageError(f"{name} must be less than 2**63. Received: {shown(value)}.")
     elif value is not None and not isinstance(value, str):
         raise UsageError(
-            "A recipe holds numbers, words, truth values and lists of them: Object of type "
-            f"{type(value).__name__} in {name}."
+            "A recipe holds numbers, strings, booleans and lists of them. Received: an object of "
+            f"type {type(value).__name__} in {name}."
         )
 
 
 def shown(value) -> str:
-    """Returns a value as an error message shows it, also one that cannot be written."""
+    """Returns a value as an error message shows it, even if its repr fails."""
     try:
         return short(repr(value))
-    except Exception:  # repr of a user's object, and of very large numbers
+    except Exception:
         return f"a value of type {type(value).__name__}"

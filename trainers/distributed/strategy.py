@@ -8,7 +8,7 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
-from trainers.config.recipe import check_replicas, check_strategy
+from trainers.config.trainer import check_strategy
 from trainers.distributed.cluster import Cluster
 from trainers.distributed.tpu import is_tpu, tpu_strategy
 from zoo.errors import UsageError
@@ -69,20 +69,14 @@ def make_strategy(
       UsageError: for an unknown name, or more replicas than devices.
       RunError: if no TPU responds.
     """
-    check_strategy(name)
     if name == "auto":
         name = _choose(replicas)
+    check_strategy(name, replicas)
     if name == "multi_worker":
-        return _multi_worker(cluster, replicas)
+        return _multi_worker(cluster)
     if name == "tpu":
-        check_replicas(replicas)
         return tpu_strategy(tpu)
     if name == "one_device":
-        if replicas > 1:
-            raise UsageError(
-                f"Strategy one_device has one replica. Received: trainer.replicas={replicas}; "
-                "use --strategy=mirrored."
-            )
         return tf.distribute.get_strategy()  # the default one: no wrapping at all
     kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     devices = [device.name for device in tf.config.list_logical_devices(kind)]
@@ -110,14 +104,9 @@ def _choose(replicas: int) -> str:
     return name
 
 
-def _multi_worker(cluster: Cluster | None, replicas: int) -> tf.distribute.Strategy:
+def _multi_worker(cluster: Cluster | None) -> tf.distribute.Strategy:
     if cluster is None:
         raise UsageError("Strategy multi_worker is only supported by `zoo train` and `Trainer`.")
-    if replicas:
-        raise UsageError(
-            "Strategy multi_worker uses all GPUs of each machine: trainer.replicas must be 0. "
-            f"Received: trainer.replicas={replicas}."
-        )
     if context.context()._initialized:
         raise UsageError(
             "Workers connect when TensorFlow starts, and it already runs in this process. "

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from trainers.config.recipe import check_tpu
+from trainers.config.trainer import check_tpu
 from zoo.data import pipeline
 from zoo.errors import RunError, UsageError
 
@@ -62,7 +62,7 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
     """Raises `UsageError` if a TPU cannot train this configuration on a split."""
     if not is_tpu(strategy):
         return
-    check_tpu(config)
+    check_tpu(config.trainer)
     hosts = strategy.extended.num_hosts
     if hosts > 1 and not pipeline.all_in_memory(arrays):
         raise UsageError(

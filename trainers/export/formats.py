@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from trainers.config.recipe import import_user_modules
+from trainers.config.user_code import import_user_modules
 from trainers.export.export import quantized_format
 from trainers.export.litert import as_converted, convert, one_scale, prepare
 from trainers.export.litert_file import LiteRTFile

@@ -1,6 +1,6 @@
 """Makes Keras optimizers by name, without weight decay on biases and norms.
 
-Their arguments and defaults are in `trainers.config.choices`.
+Their arguments and defaults are in `trainers.config.optimizer`.
 """
 
 import dataclasses
@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 import keras
 
-from trainers.config.choices import OPTIMIZERS, check_arguments, check_optimizer
+from trainers.config import optimizer as section
+from trainers.config.optimizer import OPTIMIZERS
 from trainers.optimization.muon import left_to_adamw
 from zoo import keras_internals
-from zoo.errors import UsageError, compiled, short
+from zoo.errors import UsageError, check_name, compiled, short
 
 _CLASSES = {
     "sgd": "SGD", "adam": "Adam", "adamw": "AdamW",
@@ -52,9 +53,9 @@ def make_optimizer(
     Returns:
       `(optimizer, rules)`. Call `apply_rules` with both before the optimizer is built.
     """
-    check_optimizer(name)
+    check_name("optimizer", name, OPTIMIZERS)
     arguments = {**OPTIMIZERS[name], **arguments}
-    check_arguments(name, arguments)
+    section.check(name, **arguments)
     clip_norm = arguments.pop("clip_norm")
     del arguments["learning_rate"]  # it is part of the schedule
     muon = None

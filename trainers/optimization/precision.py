@@ -5,19 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from zoo.errors import UsageError, near_names
+from trainers.config.trainer import check_precision
 from zoo.lazy import keras
-
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-
-
-def check_precision(name: str) -> None:
-    """Raises `UsageError` for an unknown name."""
-    if name not in PRECISIONS:
-        raise UsageError(
-            f"No precision is named {name!r}.{near_names(name, PRECISIONS)} "
-            f"Known: {', '.join(PRECISIONS)}."
-        )
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """Makes learning-rate schedules by name. They count optimizer updates, not micro-batches.
 
-Their arguments and defaults are in `trainers.config.choices`. Importing this module loads no Keras,
-so `check_phases` and `total_steps` can run before TensorFlow starts.
+`trainers.config.schedule` has their arguments and defaults. Importing this module loads no Keras:
+`total_steps` runs before TensorFlow is started.
 """
 
-from trainers.config.choices import SCHEDULES, check_schedule
+from trainers.config.schedule import SCHEDULES, check_phases, decay_updates
 from zoo.data.rows import steps_per_epoch
-from zoo.errors import UsageError
+from zoo.errors import check_name
 
 
 def total_steps(trainer, examples: int) -> int:
@@ -17,36 +17,6 @@ def total_steps(trainer, examples: int) -> int:
       examples: number of training examples.
     """
     return trainer.steps or trainer.epochs * steps_per_epoch(examples, trainer.global_batch_size)
-
-
-def check_phases(
-    name: str, steps: int, warmup_steps: int, decay_steps=None, final_fraction=1.0
-) -> None:
-    """Checks the arguments of a schedule.
-
-    Args:
-      name: a key of `SCHEDULES`.
-      steps: number of updates of the whole run.
-      warmup_steps, decay_steps, final_fraction: see `SCHEDULES[name]`.
-
-    Raises:
-      UsageError: for an unknown name, or phases longer than the run.
-    """
-    check_schedule(name)
-    decay = 0 if decay_steps is None else _updates_of_decay(steps, decay_steps)
-    if warmup_steps < 0 or decay < 0 or warmup_steps + decay > steps:
-        decay_text = "" if decay_steps is None else f", schedule.decay_steps={decay}"
-        raise UsageError(
-            "Warm-up and decay must not be longer than the run. Received: "
-            f"schedule.warmup_steps={warmup_steps}{decay_text} for {steps} steps; lower them or "
-            "raise trainer.steps."
-        )
-    if not 0 <= final_fraction < float("inf"):
-        raise UsageError(f"schedule.final_fraction must be at least 0. Received: {final_fraction}.")
-
-
-def _updates_of_decay(steps: int, decay_steps: int) -> int:
-    return decay_steps or max(1, steps // 10)
 
 
 def make_schedule(name: str, peak: float, steps: int, **arguments):
@@ -82,12 +52,12 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
     import keras
     from keras import ops
 
-    check_schedule(name)
+    check_name("schedule", name, SCHEDULES)
     arguments = {**SCHEDULES[name], **arguments}
     check_phases(name, steps, **arguments)
     warmup = arguments["warmup_steps"]
     if name == "wsd":
-        decay = _updates_of_decay(steps, arguments["decay_steps"])
+        decay = decay_updates(steps, arguments["decay_steps"])
     else:
         decay = steps - max(warmup, 1)
     final = arguments.get("final_fraction", 1.0)

@@ -26,10 +26,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainers.config.base import base
-from trainers.config.choices import OPTIMIZERS, SCHEDULES
-from trainers.config.recipe import as_dict
-from trainers.config.schema import check_values
+from trainers.config.base import with_optional
+from trainers.config.schema import check_types
 from trainers.run.layout import FOLDERS, check_layout
 from zoo.errors import RunError, UsageError
 from zoo.saved import workdir as saved_run
@@ -188,9 +186,10 @@ class WorkDirectory:
 
     def check_recipe(self, config: Mapping) -> None:
         """Raises `UsageError` where the folder was made with another recipe, with what differs."""
+        saved = read_config(self.path)["config"]
         changes = [
             f"{key}: {old!r} -> {new!r}"
-            for key, old, new in _differences(read_config(self.path)["config"], config)
+            for key, old, new in _differences(_whole(saved), _whole(config))
             if key not in MAY_CHANGE
         ]
         if changes:
@@ -287,37 +286,18 @@ class NoDirectory(WorkDirectory):
 
 
 def read_config(workdir: str | Path) -> dict:
-    """Returns the content of config.json; settings that are newer than it have their defaults.
+    """Returns the content of config.json.
 
     Raises:
-      UsageError: where the folder is not a work directory, or of another format.
-      RunError: where the file is damaged.
+      UsageError: if the folder is not a work directory, or of another format.
+      RunError: if the file is damaged.
     """
     saved = saved_run.read_config(workdir)
-    sections = saved["config"]
     try:
-        check_values(sections, whole=False)
+        check_types(saved["config"])
     except UsageError as error:
         raise RunError(f"{Path(workdir) / 'config.json'} is damaged: {error}") from None
-    _fill(sections, _defaults(sections))
     return saved
-
-
-def _defaults(sections: Mapping) -> dict:
-    """Sections whose keys are the same in all recipes, or follow from a name, by default."""
-    config = as_dict(base())
-    found = {name: config[name] for name in ("data", "trainer", "prep", "compress")}
-    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-        if name in sections:
-            found[name] = known.get(sections[name].get("name"), {})
-    return found
-
-
-def _fill(saved: dict, defaults: Mapping) -> None:
-    """Gives keys that an older version did not know their defaults, which change nothing."""
-    for key, value in defaults.items():
-        if isinstance(saved.setdefault(key, value), dict) and isinstance(value, dict):
-            _fill(saved[key], value)
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
@@ -338,6 +318,11 @@ def save_model(model, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as made:
         model.save(made)
+
+
+def _whole(config: Mapping) -> dict:
+    """Fills in optional sections: one that is absent equals one that holds only defaults."""
+    return json.loads(json.dumps(with_optional(config)))
 
 
 def _differences(old: Mapping, new: Mapping, prefix: str = ""):

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from trainers.config.compress_rules import check_sizes
-from trainers.config.recipe import check_batch, check_tpu
+from trainers.config.base import section
+from trainers.config.compress import check_sizes
+from trainers.config.trainer import check_batch, check_tpu
 from trainers.input.features import made_up
 from trainers.train.build import build_step
 from zoo import registry
@@ -53,9 +54,10 @@ def share_of(config, cores: int) -> Share:
 
 def check_recipe(config) -> None:
     """Raises `UsageError` for settings that a TPU or a step without values does not support."""
-    check_tpu(config)
-    check_sizes(config.compress)
-    if config.compress.distill.teacher:
+    compress = section(config, "compress")
+    check_tpu(config.trainer)
+    check_sizes(compress)
+    if compress.distill.teacher:
         raise UsageError(
             "zoo tpu_check builds models without weights and does not support compress.distill."
         )

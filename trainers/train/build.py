@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from trainers.compression import techniques
+from trainers.config.base import section
 from trainers.optimization.optimizers import make_optimizer
 from trainers.optimization.precision import precision
 from trainers.optimization.schedules import make_schedule
@@ -47,6 +48,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         model_arguments = task.complete(model_arguments, dataset)
     schedule = config.schedule.to_dict()
     optimizer_arguments = config.optimizer.to_dict()
+    compress = section(config, "compress").to_dict()
     keras.utils.set_random_seed(trainer.seed)
     with strategy.scope(), precision(trainer.precision):
         model = registry.build(model_arguments.pop("name"), **model_arguments)
@@ -59,7 +61,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
                 "XLA cannot compile batch normalisation that is synchronised over replicas. "
                 "Received: trainer.jit_compile=True on several replicas."
             )
-        model = techniques.changed(model, config.compress.to_dict())
+        model = techniques.changed(model, compress)
         if trainer.remat:
             apply_remat(model, trainer.remat)
         learned = techniques.with_teacher(task, model, config, dataset)
@@ -84,7 +86,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             seed=trainer.seed,
             rules=rules,
         )
-        step.compressors = techniques.compressors(step, config.compress.to_dict(), total_steps)
+        step.compressors = techniques.compressors(step, compress, total_steps)
     return step, task
 
 

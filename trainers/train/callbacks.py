@@ -3,7 +3,7 @@
 Checkpoints do not store the state of callbacks: a resumed run starts with new callbacks.
 """
 
-from zoo.errors import UsageError, near_names
+from zoo.errors import UsageError, check_name
 from zoo.lazy import keras
 
 
@@ -40,11 +40,7 @@ def register_callback(name: str, make) -> None:
 def check_callbacks(names) -> None:
     """Raises `UsageError` for an unknown name."""
     for name in names:
-        if not isinstance(name, str) or name not in _callbacks:
-            raise UsageError(
-                f"No callback is named {name!r}.{near_names(str(name), _callbacks)} "
-                f"Known: {', '.join(_callbacks)}."
-            )
+        check_name("callback", name, _callbacks)
 
 
 def make_callbacks(config, workdir) -> list["keras.callbacks.Callback"]:

@@ -16,7 +16,10 @@ import keras
 import tensorflow as tf
 
 from trainers.compression import techniques
-from trainers.config.recipe import as_dict, check, check_batch, check_examples, user_files
+from trainers.config.base import section
+from trainers.config.recipe import as_dict, check
+from trainers.config.trainer import check_batch, check_examples
+from trainers.config.user_code import user_files
 from trainers.distributed import tpu
 from trainers.distributed.cluster import Cluster, code_fingerprint, read_cluster
 from trainers.distributed.group import LocalGroup, WorkerGroup
@@ -143,7 +146,7 @@ class Trainer:
             files = self.checkpoints.files()
             if self.config.init_from and not files and self.group.chief:
                 tokenizer = self.dataset.tokenizer
-                widths = self.config.compress.structured.widths
+                widths = section(self.config, "compress.structured").widths
                 said = initialize(self.step.net, self.config.init_from, tokenizer, widths)
                 print(said, file=sys.stderr)
             for compressor in self.step.compressors:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 
 from zoo.data.text.dataset import PACKINGS
 from zoo.data.text.dataset import check as check_text
-from zoo.errors import UsageError, near_names
+from zoo.errors import UsageError, check_least, near_names
 from zoo.prep.cleaning.filters import RULES, scorer
 
 # Thresholds of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), C4 (Raffel et al. 2020,
 # arXiv:1910.10683, 2.2) and FineWeb (Penedo et al. 2024, arXiv:2406.17557, 3.6) are those of
 # datatrove, with which FineWeb was made. C4's own code has 3 sentences and 5 words per line instead
 # of 5 and 3; FineWeb's paper has 0.1 for repeated lines instead of 0.01.
-_DEFAULTS = {
+KEYS = {
     # Comma-separated file patterns, folders, URLs (http://…) to crawl, or corpus:NAME.
     "input": "",
     "licence": "",  # license of documents that do not state one
@@ -114,11 +114,16 @@ _DEFAULTS = {
 
 MASKS = ("email", "ip", "phone")
 FAVORS = ("", "precision", "recall")
+# Smallest values, where it is not 0.
+_LEAST = dict.fromkeys(
+    ("shard_bytes", "max_document_bytes", "max_file_ratio", "tokenizer_bytes", "ngram", "bands",
+     "rows", "pages", "max_bytes"), 1,
+)  # fmt: skip
 
 
 def defaults() -> dict:
     """Returns a new copy of all keys with their defaults."""
-    return copy.deepcopy(_DEFAULTS)
+    return copy.deepcopy(KEYS)
 
 
 def check(prep: Mapping, data: Mapping) -> None:
@@ -141,20 +146,14 @@ def check(prep: Mapping, data: Mapping) -> None:
                 )
     if "toxicity" in prep["rules"]:
         scorer(prep["toxicity"]["scorer"], prep["toxicity"]["file"])
-    minimum = {
-        "shard_bytes": 1, "max_document_bytes": 1, "max_file_ratio": 1, "tokenizer_bytes": 1,
-        "dedup.ngram": 1, "dedup.bands": 1, "dedup.rows": 1, "dedup.line_documents": 0,
-        "crawl.pages": 1, "crawl.depth": 0, "crawl.delay": 0, "crawl.retries": 0,
-        "crawl.max_bytes": 1,
-    }  # fmt: skip
+    check_least("prep", prep, _LEAST)
+    for section in (key for key, value in prep.items() if isinstance(value, Mapping)):
+        check_least(f"prep.{section}", prep[section], _LEAST)
 
     def value_of(key):
         section, _, name = key.rpartition(".")
         return (prep[section] if section else prep)[name]
 
-    for key, smallest in minimum.items():
-        if value_of(key) < smallest:
-            raise UsageError(f"prep.{key} must be at least {smallest}. Received: {value_of(key)}.")
     for key in ("extract.timeout", "crawl.timeout"):
         if not value_of(key) > 0:
             raise UsageError(f"prep.{key} must be positive. Received: {value_of(key)}.")

@@ -9,7 +9,7 @@ from zoo.storage.disk import check_object, content_of, read_json
 from zoo.storage.foreign import check_has_config, refuse_foreign
 from zoo.storage.transformers_files import check_model_type, is_transformers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LITERT, FLOATS = "model.tflite", "float.keras"
 # Keys of config.json and their types.
 _TYPES = {"source": str, "config": dict, "class_names": list, "data_fingerprint": str}

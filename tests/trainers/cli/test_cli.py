@@ -97,7 +97,7 @@ def test_train_leaves_a_whole_work_directory(trained):
     assert not [name for name in content(path) if "tmp" in name]
 
     saved = json.loads((path / "config.json").read_text())
-    assert saved["format_version"] == 1
+    assert saved["format_version"] == 2
     assert saved["source"] == "cnn_digits:debug"
     assert saved["config"] == as_dict(resolve("cnn_digits:debug"))
     assert saved["class_names"] == list("0123456789")

@@ -10,6 +10,7 @@ import pytest
 
 from tests import commands
 from tests.zoo.generation.test_generate import lively
+from trainers.config.recipe import as_dict, resolve
 from trainers.run.workdir import save_model
 from zoo import registry
 from zoo.data.text import tokenizers
@@ -30,11 +31,10 @@ def work_directory(path, model, tokenizer, task="clm", packing="stream", **argum
     config = {
         "format_version": FORMAT_VERSION, "source": "made", "class_names": [],
         "data_fingerprint": "", "tokenizer": tokenizer and tokenizer.fingerprint,
-        "config": {
-            "model": {"name": "gpt_nano", **arguments}, "task": {"name": task}, "init_from": "",
-            "data": {"sequence_length": 50, "packing": packing}, "trainer": {},
-        },
+        "config": as_dict(resolve("gpt_pydoc:debug")),
     }  # fmt: skip
+    config["config"] |= {"model": {"name": "gpt_nano", **arguments}, "task": {"name": task}}
+    config["config"]["data"] |= {"sequence_length": 50, "packing": packing}
     write_json(path / "config.json", config)
     if tokenizer is not None:
         tokenizer.save(path / "tokenizer.json")

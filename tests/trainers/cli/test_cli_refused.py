@@ -109,7 +109,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("data.source=digts", 2, "Did you mean 'digits'?"),
         ("data.manual_dir=missing", 2, "data.manual_dir must be an existing folder"),
         ("data.validation_size=4000", 2, "(4000). Received: 4000"),
-        ("trainer.micro_batch_size=7", 2, "trainer.micro_batch_size=7 for a share of 64"),
+        ("trainer.micro_batch_size=7", 2, "for a per-replica batch of 64"),
         ("trainer.strategy=mirored", 2, "Did you mean 'mirrored'"),
         ("trainer.replicas=2", 2, "Strategy one_device has one replica"),
         ("trainer.precision=mixed_bflot16", 2, "Did you mean 'mixed_bfloat16'"),
@@ -118,7 +118,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("trainer.callbacks=tensorbord", 2, "Did you mean 'tensorboard'?"),
         ("trainer.callbacks=5", 2, "trainer.callbacks holds values of type str. Received: 5"),
         ("task.augment=1", 2, "augment must be of type tuple[str, ...]"),
-        ("optimizer.weight_decay=-1", 2, "optimizer.weight_decay is at least 0"),
+        ("optimizer.weight_decay=-1", 2, "optimizer.weight_decay must be at least 0"),
         ("trainer.remat=conv", 2, "trainer.remat matches no layer"),
         ("trainer.remat=(", 2, "trainer.remat must be a regular expression"),
         ("optimizer.weight_decay_exclude=(", 2, "exclude must be a regular expression"),
@@ -222,21 +222,30 @@ def test_another_recipe_in_an_old_directory_is_refused(words, line, old, zoo_com
     assert content(old) == before
 
 
-def test_a_directory_that_lacks_newer_settings_has_their_defaults(old, zoo_command):
-    """Made before the zoo knew them."""
-    saved = json.loads((old / "config.json").read_text())
-    config = saved["config"]
-    del config["prep"], config["compress"]["qat"], config["compress"]["sparsity"]
-    del config["trainer"]["keep"], config["data"]["packing"], config["optimizer"]["slow"]
-    (old / "config.json").write_text(json.dumps(saved))
-    for words in (["train", "cnn_digits:debug", f"--workdir={old}"], ["evaluate", old]):
+def test_an_absent_section_equals_its_defaults(old, zoo_command):
+    """A run goes on with a section that changes nothing, and not with one that does."""
+    for change in ("prune.sparsity=0", "qat.on=False", "distill.teacher="):
+        words = ("train", "cnn_digits:debug", f"--workdir={old}", f"--config.compress.{change}")
         answer = zoo_command(*words)
         assert answer.status == 0, answer.err
-    answer = zoo_command(
-        "train", "cnn_digits:debug", f"--workdir={old}", "--config.compress.sparsity=0.5"
+    words = (
+        "train",
+        "cnn_digits:debug",
+        f"--workdir={old}",
+        "--config.compress.prune.sparsity=0.5",
     )
+    answer = zoo_command(*words)
     assert answer.status == 2
-    assert "compress.sparsity: 0.0 -> 0.5" in answer.one_line()
+    assert "another recipe (compress.prune.sparsity: 0.0 -> 0.5)" in answer.one_line()
+
+
+def test_a_configuration_that_lacks_a_key_is_damaged(old, zoo_command):
+    saved = json.loads((old / "config.json").read_text())
+    del saved["config"]["trainer"]["keep"]
+    (old / "config.json").write_text(json.dumps(saved))
+    answer = zoo_command("train", "cnn_digits:debug", f"--workdir={old}")
+    assert answer.status == 1
+    assert "config.json is damaged: The recipe lacks trainer.keep" in answer.one_line()
 
 
 def test_what_only_changes_how_it_is_computed_may_change(old, zoo_command):
@@ -293,11 +302,11 @@ def test_two_processes_in_one_directory_are_refused(verb, old, zoo_command):
     ("text", "status", "line"),
     [
         ("", 1, "config.json cannot be read: it is not valid JSON (Expecting value"),
-        ('{"format_version": 1, "config"', 1, "config.json cannot be read: it is not valid JSON ("),
+        ('{"format_version": 2, "config"', 1, "config.json cannot be read: it is not valid JSON ("),
         ("[]", 1, "config.json is damaged: it lacks 'config'"),
-        ('{"format_version": 1}', 1, "config.json is damaged: it lacks 'config'"),
-        ('{"format_version": 1, "config": {}}', 1, "config.json is damaged: it lacks 'source'"),
-        ('{"format_version": 99, "config": {}}', 2, "must have format_version 1. Received: 99"),
+        ('{"format_version": 2}', 1, "config.json is damaged: it lacks 'config'"),
+        ('{"format_version": 2, "config": {}}', 1, "config.json is damaged: it lacks 'source'"),
+        ('{"format_version": 99, "config": {}}', 2, "must have format_version 2. Received: 99"),
         ("\udcff", 1, "config.json cannot be read: it is not valid JSON ('utf-8' codec can't"),
     ],
     ids=["empty", "cut", "list", "no recipe", "empty recipe", "newer", "no text"],

@@ -10,6 +10,8 @@ from tests.html_pages import EVIL, Page
 from trainers.compress_jobs import latency
 from trainers.compress_jobs.page import write_comparison, write_page
 from trainers.compress_jobs.table import rows, table
+from trainers.config.recipe import as_dict, resolve
+from zoo.saved.workdir import FORMAT_VERSION
 
 
 def side(accuracy=0.9, gzip_bytes=1000, ms=1.0, **more):
@@ -23,8 +25,13 @@ def side(accuracy=0.9, gzip_bytes=1000, ms=1.0, **more):
 def folder(path, after, *, method="prune", before=None, **more):
     """A work directory of which `zoo compress` has told what it brought."""
     path.mkdir()
-    config = {name: {} for name in ("model", "task", "data", "trainer")}
-    saved = {"format_version": 1, "source": "", "class_names": [], "data_fingerprint": "one"}
+    config = as_dict(resolve("cnn_digits"))
+    saved = {
+        "format_version": FORMAT_VERSION,
+        "source": "",
+        "class_names": [],
+        "data_fingerprint": "one",
+    }
     (path / "config.json").write_text(json.dumps({**saved, "config": config, "tokenizer": None}))
     found = {
         "method": method, "from": "/runs/whole", "task": "image_classification", "data": "one",

@@ -14,7 +14,7 @@ from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_en
 from trainers.compression import low_rank
 from trainers.compression.decomposition import Kernel
 from trainers.compression.prune import sparsities
-from trainers.config.compress_rules import parse_ranks
+from trainers.config.compress import parse_ranks
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRank, split_equation
@@ -249,10 +249,10 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"energy": 1.0}, r"compress.low_rank.energy lies in \(0, 1\)"),
-        ({"budget": -0.1}, "compress.low_rank.budget is at least 0"),
+        ({"energy": 1.0}, r"compress.low_rank.energy must be in \[0, 1\)"),
+        ({"budget": -0.1}, "compress.low_rank.budget must be in"),
         ({"sensitivity": -1.0}, "compress.low_rank.sensitivity"),
-        ({"energy": 0.9, "budget": 0.5}, "Ranks follow from energy, from budget or"),
+        ({"energy": 0.9, "budget": 0.5}, "Only one of compress.low_rank.energy, budget and"),
         ({"energy": 0.9, "pattern": "kernal"}, "pattern matches nothing"),
         ({"energy": 0.9, "pattern": "("}, "must be a regular expression"),
         ({"budget": 0.01}, "With every chosen kernel of rank 1"),
@@ -318,8 +318,8 @@ def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
     out = tmp_path / "small"
     words = (
         "compress", "low_rank+prune", trained[0], f"--out={out}", "--config.trainer.steps=25",
-        "--config.compress.low_rank.budget=0.4", "--config.compress.sparsity=0.5",
-        "--config.compress.frequency=2",
+        "--config.compress.low_rank.budget=0.4", "--config.compress.prune.sparsity=0.5",
+        "--config.compress.prune.frequency=2",
     )  # fmt: skip
     answer = zoo_command(*words)
     assert answer.status == 0, answer.err

@@ -23,7 +23,7 @@ SPARSE = {"sparsity": 0.75, "frequency": 2, "end": 0.8}
 def recipe(compress=None, model="toy_tokens", task="toy_token", arguments=None, **trainer):
     config = toys.recipe(model, task, model_arguments=arguments, **trainer)
     config.optimizer = optimizer("adam", learning_rate=0.01)
-    config.compress.update(SPARSE if compress is None else compress)
+    config.compress.prune.update(SPARSE if compress is None else compress)
     return config
 
 
@@ -205,21 +205,27 @@ def test_convolutions_get_sparse(run):
 @pytest.mark.parametrize(
     ("compress", "said"),
     [
-        ({"sparsity": 1.0}, r"compress.sparsity lies in \[0, 1\)"),
-        ({"sparsity": -0.1}, "compress.sparsity is at least 0"),
-        ({"sparsity": 0.5, "schedule": "linear"}, "compress.schedule is one of"),
-        ({"sparsity": 0.5, "begin": 0.8, "end": 0.2}, "compress.begin and compress.end"),
-        ({"sparsity": 0.5, "frequency": 0}, "compress.frequency is at least 1"),
+        ({"sparsity": 1.0}, r"compress.prune.sparsity must be in \[0, 1\)"),
+        ({"sparsity": -0.1}, "compress.prune.sparsity must be in"),
+        (
+            {"sparsity": 0.5, "schedule": "linear"},
+            "No schedule of compress.prune.schedule is named",
+        ),
+        (
+            {"sparsity": 0.5, "begin": 0.8, "end": 0.2},
+            "compress.prune.begin and compress.prune.end",
+        ),
+        ({"sparsity": 0.5, "frequency": 0}, "compress.prune.frequency must be at least 1"),
         (
             {"sparsity": 0.5},
-            "of compress.frequency=100, and .* lie 5 updates of 10: set compress.frequency=1,",
+            "frequency=100, and .* lie 5 updates of 10: set compress.prune.frequency=1,",
         ),
-        ({"sparsity": 0.5, "frequency": 6}, "a whole period of compress.frequency=6"),
+        ({"sparsity": 0.5, "frequency": 6}, "a whole period of compress.prune.frequency=6"),
         ({"sparsity": 0.5, "end": 0.2, "frequency": 1}, "lie 0 updates of 10: train longer"),
         ({"sparsity": 0.5, "frequency": 2, "pattern": "kernal"}, "pattern matches nothing"),
         ({"sparsity": 0.5, "frequency": 2, "pattern": "("}, "must be a regular expression"),
-        ({"m_by_n": (4, 2)}, r"compress.m_by_n is \(2, 4\)"),
-        ({"sparsity": 0.5, "block": (0, 4)}, "compress.block"),
+        ({"m_by_n": (4, 2)}, r"compress.prune.m_by_n must be \(2, 4\)"),
+        ({"sparsity": 0.5, "block": (0, 4)}, "compress.prune.block"),
     ],
 )
 def test_what_no_pruning_is(compress, said, run, tmp_path):

@@ -207,10 +207,10 @@ def test_averaged_weights_have_their_own_ranges(run):
 
 def test_zeros_stay_where_pruning_put_them(run, tmp_path):
     first = run(
-        recipe(compress={"sparsity": 0.5, "frequency": 2, "qat": {"on": False}}),
+        recipe(compress={"prune": {"sparsity": 0.5, "frequency": 2}, "qat": {"on": False}}),
         toys.token_data(), tmp_path / "pruned",
     )  # fmt: skip
-    config = recipe(compress={"keep_zeros": True})
+    config = recipe(compress={"prune": {"keep_zeros": True}})
     config.init_from = str(tmp_path / "pruned")
     second = run(config, toys.token_data())
     zeros = {v.path: v.numpy() == 0 for v in first.step.net.trainable_variables}
@@ -274,7 +274,7 @@ def test_kernels_have_their_own_ranges_from_the_start():
 
 
 @pytest.mark.parametrize(
-    ("decay", "words"), [(0.0, "lies in"), (1.0, "lies in"), (-1.0, "is at least 0")]
+    ("decay", "words"), [(0.0, "must be in"), (1.0, "must be in"), (-1.0, "must be in")]
 )
 def test_a_decay_out_of_bounds(decay, words, run, tmp_path):
     with pytest.raises(UsageError, match=f"compress.qat.decay {words}"):

@@ -14,7 +14,7 @@ from tests.trainers.compression.test_low_rank import recipe as low_rank_recipe
 from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
 from trainers.compression import structured
 from trainers.compression.units import units
-from trainers.config.compress_rules import parse_widths
+from trainers.config.compress import parse_widths
 from trainers.train.init_from import initialize
 from zoo import registry
 from zoo.errors import UsageError
@@ -246,8 +246,8 @@ def test_a_start_begins_with_the_units_that_matter(whole):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"sparsity": 1.0}, r"share of each layer's units that goes, in \[0, 1\)"),
-        ({"sparsity": -0.5}, "compress.structured.sparsity is at least 0"),
+        ({"sparsity": 1.0}, r"compress.structured.sparsity must be in \[0, 1\)"),
+        ({"sparsity": -0.5}, "compress.structured.sparsity must be in"),
         ({"sparsity": 0.9}, "convolution_1 would lose all of its 4 units"),
         ({"sparsity": 0.01}, "No layer has so many units that one would go"),
         ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),

@@ -88,9 +88,9 @@ def test_a_centroid_gets_its_weights_gradients():
 
 
 def test_zeros_stay_zeros(run, tmp_path):
-    pruning = {"sparsity": 0.5, "frequency": 2, "cluster": {"number": 0}}
+    pruning = {"prune": {"sparsity": 0.5, "frequency": 2}, "cluster": {"number": 0}}
     first = run(recipe(pruning), toys.token_data(), tmp_path / "pruned")
-    config = recipe({"keep_zeros": True})
+    config = recipe({"prune": {"keep_zeros": True}})
     config.init_from = str(tmp_path / "pruned")
     second = zoo.load(run(config, toys.token_data()).workdir.path)
     found = {v.path: v.numpy() for v in second.weights}
@@ -112,7 +112,7 @@ def test_a_resumed_run_has_the_same_centroids(stop, run, tmp_path):
 
 
 def test_what_cannot_be_clustered(run, tmp_path):
-    with pytest.raises(UsageError, match="compress.cluster.number is at least 2"):
+    with pytest.raises(UsageError, match="compress.cluster.number must be at least 2"):
         run(recipe({"cluster": {"number": 1}}), toys.token_data(), tmp_path / "run")
     with pytest.raises(UsageError, match="XLA cannot compile clusters"):
         run(recipe(jit_compile=True), toys.token_data(), tmp_path / "run")

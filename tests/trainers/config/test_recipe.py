@@ -12,15 +12,9 @@ import numpy as np
 import pytest
 
 from trainers.cli.train import split_overrides
-from trainers.config.base import optimizer
-from trainers.config.recipe import (
-    as_dict,
-    check_batch,
-    check_examples,
-    list_recipes,
-    load_recipe,
-    resolve,
-)  # fmt: skip
+from trainers.config.base import base, optimizer
+from trainers.config.recipe import as_dict, list_recipes, load_recipe, resolve
+from trainers.config.trainer import check_batch, check_examples
 from zoo.data.windows import Windows
 from zoo.errors import UsageError
 
@@ -158,10 +152,10 @@ def test_an_override_keeps_the_type_of_its_key(key, text, value):
         ("optimizer.learning_rate=fast", "of type float"),
         ("optimizer.learning_rate=False", "of type float"),
         ("trainer.jit_compile=yes", "of type bool (now False). Received: 'yes'"),
-        ("trainer.log_every=0", "trainer.log_every is at least 1. Received: 0"),
-        ("trainer.micro_batch_size=-1", "trainer.micro_batch_size is at least 0"),
-        ("trainer.ema=1.0", "trainer.ema is 0 (off) or lies in (0, 1)"),
-        ("data.validation_size=-1", "data.validation_size is at least 0"),
+        ("trainer.log_every=0", "trainer.log_every must be at least 1. Received: 0"),
+        ("trainer.micro_batch_size=-1", "trainer.micro_batch_size must be at least 0"),
+        ("trainer.ema=1.0", "trainer.ema must be in [0, 1)"),
+        ("data.validation_size=-1", "data.validation_size must be at least 0"),
         ("model.name=", "The recipe has no model.name"),
         ("optimizer.name=adamv", "No optimizer is named 'adamv'. Did you mean 'adam', 'adamw'?"),
         ("schedule.name=cosin", "No schedule is named 'cosin'. Did you mean 'cosine'?"),
@@ -194,10 +188,10 @@ def test_steps_and_epochs_clear_each_other(overrides, steps, epochs):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["trainer.steps=5", "trainer.epochs=2"], "both trainer.steps=5 and trainer.epochs=2"),
+        (["trainer.steps=5", "trainer.epochs=2"], "trainer.steps=5, trainer.epochs=2"),
         (["trainer.steps=0"], "Received: trainer.steps=0, trainer.epochs=0"),
-        (["trainer.steps=-5"], "trainer.steps=-5"),
-        (["trainer.epochs=-1"], "trainer.epochs=-1"),
+        (["trainer.steps=-5"], "trainer.steps must be at least 0. Received: -5"),
+        (["trainer.epochs=-1"], "trainer.epochs must be at least 0. Received: -1"),
     ],
 )
 def test_a_run_has_one_length(overrides, words):
@@ -236,8 +230,8 @@ def test_a_key_that_the_optimizer_lacks_is_refused_from_the_user(overrides):
     ("batch", "micro", "replicas", "words"),
     [
         (64, 0, 3, "global_batch_size=64 for 3 replicas"),
-        (64, 5, 1, "micro_batch_size=5 for a share of 64"),
-        (64, 64, 2, "micro_batch_size=64 for a share of 32"),
+        (64, 5, 1, "micro_batch_size=5 for a per-replica batch of 64"),
+        (64, 64, 2, "micro_batch_size=64 for a per-replica batch of 32"),
         (64, 16, 2, None),
     ],
 )
@@ -248,6 +242,106 @@ def test_batches_divide(batch, micro, replicas, words):
             check_batch(config, replicas)
     else:
         check_batch(config, replicas)
+
+
+# --- sections that are optional -------------------------------------------------------------------
+
+SETTINGS = {
+    "compress.prune": ("sparsity", 0.9),
+    "compress.qat": ("on", True),
+    "compress.cluster": ("number", 16),
+    "compress.distill": ("alpha", 0.25),
+    "compress.structured": ("sparsity", 0.5),
+    "compress.low_rank": ("energy", 0.75),
+    "compress.ptq": ("examples", 7),
+    "prep": ("validation", 0.5),
+    "prep.crawl": ("depth", 3),
+    "prep.extract": ("favor", "recall"),
+    "prep.clean": ("repair", False),
+    "prep.language": ("keep", ("fa",)),
+    "prep.address": ("blocked_domains", "a.txt"),
+    "prep.gopher_quality": ("min_words", 7),
+    "prep.gopher_repetition": ("max_duplicate_lines", 0.5),
+    "prep.c4": ("min_sentences", 2),
+    "prep.fineweb": ("short_line", 7),
+    "prep.blocked_words": ("most", 7),
+    "prep.toxicity": ("most", 0.5),
+    "prep.dedup": ("rows", 7),
+}
+
+
+def sections(config, prefix=""):
+    """Paths of all sections of a configuration."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            if isinstance(value, dict):
+                yield prefix + name
+                yield from sections(value, f"{prefix}{name}.")
+
+
+def test_a_recipe_holds_its_own_sections_only():
+    config = as_dict(resolve("cnn_digits"))
+    assert list(sections(config)) == ["data", "model", "optimizer", "schedule", "task", "trainer"]
+    assert sum(len(v) if isinstance(v, dict) else 1 for v in config.values()) == 57
+    for name in list_recipes():
+        assert ("prep" in resolve(name)) == (name == "gpt_persian"), name
+        assert "compress" not in resolve(name), name
+    assert list(resolve("web_text:debug").prep.keys()).count("gopher_quality") == 1
+
+
+def test_all_optional_sections_are_tried():
+    optional = base().to_dict()
+    optional = {name: optional[name] for name in ("compress", "prep")}
+    assert {*sections(optional)} - {"compress"} == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("by", ["--config", "--params_override", "recipe"])
+@pytest.mark.parametrize("path", SETTINGS)
+def test_an_optional_section_appears_when_a_key_is_set(path, by, recipe):
+    key, value = SETTINGS[path]
+    if by == "recipe":
+        config = resolve(recipe(f"config.{path}.{key} = {value!r}"))
+    else:
+        text = f"{path}.{key}={value}"
+        config = overridden(text) if by == "--config" else resolve(DIGITS, split_overrides(text))
+    expected = as_dict(resolve(DIGITS))
+    found = as_dict(config)
+    top, _, name = path.partition(".")
+    section = found.pop(top)
+    assert found == expected
+    own = json.loads(json.dumps(base()[top].to_dict()))
+    known = {name: own.pop(name) for name in list(own) if isinstance(own[name], dict)}
+    value = json.loads(json.dumps(value))
+    if name:  # the section above has its own keys and no other section
+        assert section == {**own, name: {**known[name], key: value}}
+    else:
+        assert section == {**own, key: value}
+    assert config[top].is_locked
+
+
+def test_a_section_of_defaults_is_left_out():
+    assert as_dict(overridden("compress.prune.sparsity=0")) == as_dict(resolve(DIGITS))
+
+
+def test_a_recipe_may_give_an_optional_section_as_a_dictionary(recipe):
+    config = resolve(recipe("config.compress = {'prune': {'sparsity': 0.9}}"))
+    assert as_dict(config) == as_dict(overridden("compress.prune.sparsity=0.9"))
+    words = refused(source=recipe("config.compress = {'prune': {'sparsty': 0.9}}"))
+    assert "unknown key compress.prune.sparsty. Did you mean 'sparsity'" in words
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("compress.prun.sparsity=0.9", "Did you mean 'compress.prune.sparsity'"),
+        ("compress.prune.sparsty=0.9", "Did you mean 'compress.prune.sparsity'"),
+        ("compres.qat.on=1", "Did you mean 'compress.qat.on'"),
+        ("prep.dedup.bands=many", "prep.dedup.bands is of type int"),
+        ("compress.qat=1", "compress.qat is a section; give one of its keys: decay, on"),
+    ],
+)
+def test_a_wrong_key_of_an_optional_section_is_refused(override, words):
+    assert words in refused(override)
 
 
 # --- names, variants and files --------------------------------------------------------------------
@@ -282,7 +376,7 @@ def test_a_users_own_file_with_its_own_argument(recipe):
         ("# comment\ndef get_config(:\n", "does not run: SyntaxError: invalid syntax"),
         ("# comment\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named"),
         ("# comment\ndef get_config(): pass\n", "does not run: TypeError: get_config() takes 0"),
-        ("# comment\nget_config = lambda arg: None\n", "returns a ConfigDict"),
+        ("# comment\nget_config = lambda arg: None\n", "must return a ConfigDict"),
         ("config.trainer.steps = 3 / 0", "line 4: ZeroDivisionError"),
         ("config.trainer.steps = 'many'", "line 4: TypeError"),
         ("config.trainer.stpes = 3", "unknown key trainer.stpes. Did you mean 'steps'"),
@@ -310,9 +404,7 @@ def test_a_recipe_without_base_is_told_so(recipe):
         "# comment\nimport ml_collections\n"
         "def get_config(arg=''):\n    return ml_collections.ConfigDict({'model': {'name': 'x'}})\n"
     )
-    with pytest.raises(
-        UsageError, match="The recipe lacks compress; start from trainers.config.base"
-    ):
+    with pytest.raises(UsageError, match="The recipe lacks data; start from trainers.config.base"):
         resolve(path)
 
 
@@ -352,7 +444,7 @@ def test_names_are_no_folders(tmp_path, monkeypatch):
 
 
 def test_nobodys_home_is_one_line():
-    assert "No user's folder" in refused("data.source=npz:~no_such_user_here/a.npz")
+    assert "home folder of this user" in refused("data.source=npz:~no_such_user_here/a.npz")
 
 
 @pytest.mark.parametrize("key", ["distill.alhpa", "qat.onn", "low_rank.energie"])
@@ -425,8 +517,8 @@ def test_too_little_text_for_a_batch_is_told_in_tokens():
     with pytest.raises(UsageError) as refusal:
         check_examples({"tokens": Windows(stream, 256)}, 64)
     assert str(refusal.value) == (
-        "The training split has 312 tokens and fills 2 of the 64 sequences of 256 tokens that an "
-        "update takes (trainer.global_batch_size, data.sequence_length): 15,818 tokens are "
+        "The training split has 312 tokens and fills 2 of the 64 sequences of 256 tokens that one "
+        "update needs (trainer.global_batch_size, data.sequence_length): 15,818 tokens are "
         "missing. Set trainer.global_batch_size=2 or less or data.sequence_length=4 or less, or "
         "train on more text."
     )

@@ -94,9 +94,9 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
 
 def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
     """Of a recipe, a module and a package; in whatever folder they lie."""
-    from trainers.config import recipe
+    from trainers.config import recipe, user_code
 
-    monkeypatch.setattr(recipe, "user_files", set())
+    monkeypatch.setattr(user_code, "user_files", set())
     found = []
     for folder, rate in (("a", 1), ("b", 1), ("c", 2)):
         place = tmp_path / folder
@@ -107,14 +107,14 @@ def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
             "from trainers.config.recipe import shipped_recipe\n"
             "def get_config(arg=''):\n    return shipped_recipe('cnn_digits', 'debug')\n"
         )
-        recipe.user_files.clear()
+        user_code.user_files.clear()
         recipe.load_recipe(f"{place}/mine.py")
         with monkeypatch.context() as patch:
             patch.syspath_prepend(place)
-            recipe.import_user_modules(["my_package"])
+            user_code.import_user_modules(["my_package"])
         sys.modules.pop("my_package")
-        assert {path.name for path in recipe.user_files} == {"mine.py", "__init__.py", "part.py"}
-        found.append(code_fingerprint(recipe.user_files))
+        assert {path.name for path in user_code.user_files} == {"mine.py", "__init__.py", "part.py"}
+        found.append(code_fingerprint(user_code.user_files))
     assert found[0] == found[1] != found[2]
     assert found[0] != code_fingerprint()
 

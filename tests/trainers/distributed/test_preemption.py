@@ -305,5 +305,7 @@ def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
 
 
 def test_an_unknown_cloud_is_refused():
-    with pytest.raises(UsageError, match="is one of gcp, aws, azure, or empty. Received: 'gce'"):
+    with pytest.raises(
+        UsageError, match="No cloud of .* 'gce'. Did you mean 'gcp'.* Known: gcp, aws, azure"
+    ):
         change(toys.recipe(), [("trainer.preemption_notice", "gce")])

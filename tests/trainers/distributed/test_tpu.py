@@ -76,7 +76,7 @@ def test_bench_runs_on_it(cores):
     assert cores == ["resolver local", "connect", "initialize"]
     assert 0 < found.share < 1
     config.trainer.jit_compile = True
-    with pytest.raises(UsageError, match="compiled as a whole"):
+    with pytest.raises(UsageError, match="leave trainer.jit_compile off"):
         bench(config, 0.1)
 
 
@@ -91,9 +91,9 @@ def test_auto_takes_it(cores, monkeypatch, capsys):
     ("trainer", "said"),
     [
         ({"precision": "mixed_float16"}, "float32 or bfloat16"),
-        ({"jit_compile": True}, "compiled as a whole"),
+        ({"jit_compile": True}, "leave trainer.jit_compile off"),
         ({"deterministic": True}, "for GPUs"),
-        ({"replicas": 2}, "takes all cores"),
+        ({"replicas": 2}, "Strategy tpu uses all devices"),
         ({"global_batch_size": 7, "micro_batch_size": 0}, "7 for 2 replicas"),
     ],
 )

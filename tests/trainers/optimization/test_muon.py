@@ -9,7 +9,7 @@ from keras import layers
 
 from tests import toys
 from trainers.config.base import optimizer
-from trainers.config.choices import OPTIMIZERS
+from trainers.config.optimizer import OPTIMIZERS
 from trainers.optimization.muon import left_to_adamw, output_layers
 from zoo import registry
 from zoo.catalog import CATALOG

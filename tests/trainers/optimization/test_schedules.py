@@ -8,7 +8,7 @@ import pytest
 
 from tests import toys
 from trainers.config.base import optimizer, schedule
-from trainers.config.choices import SCHEDULES
+from trainers.config.schedule import SCHEDULES
 from trainers.optimization.schedules import make_schedule
 from trainers.run.workdir import read_metrics
 from zoo.errors import UsageError

@@ -30,7 +30,7 @@ _CONFIG = {
 def _workdir(path, lines=(), config=None, **files):
     path.mkdir(exist_ok=True)
     resolved = {
-        "format_version": 1, "config": config or _CONFIG, "source": "cnn_mnist:debug",
+        "format_version": 2, "config": config or _CONFIG, "source": "cnn_mnist:debug",
         "class_names": [], "data_fingerprint": "",
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(resolved))

@@ -84,9 +84,9 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
     ("key", "value", "said"),
     [
         ("trainer.precision", "mixed_float16", "A TPU computes in float32 or bfloat16"),
-        ("trainer.jit_compile", "True", "A TPU's step is compiled as a whole"),
+        ("trainer.jit_compile", "True", "leave trainer.jit_compile off"),
         ("trainer.deterministic", "True", "is for GPUs"),
-        ("trainer.replicas", "2", "takes all cores"),
+        ("trainer.replicas", "2", "Strategy tpu uses all devices"),
         ("compress.low_rank.budget", "0.5", "compress.low_rank chooses"),
         ("compress.structured.sparsity", "0.5", "compress.structured chooses"),
         ("compress.distill.teacher", "somewhere", "compress.distill reads"),
@@ -105,7 +105,7 @@ def test_share_of_a_core():
         [("trainer.global_batch_size", "64"), ("trainer.micro_batch_size", "2")],
     )
     assert share_of(config, 8) == Share(2, 4)
-    with pytest.raises(UsageError, match="divides by the number of replicas"):
+    with pytest.raises(UsageError, match="a multiple of the number of replicas"):
         share_of(config, 24)
 
 

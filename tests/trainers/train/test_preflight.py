@@ -61,7 +61,7 @@ def place(tmp_path_factory):
     write_json(
         run / "config.json",
         {
-            "format_version": 1, "source": "cnn_digits:debug", "config": config,
+            "format_version": 2, "source": "cnn_digits:debug", "config": config,
             "class_names": [], "data_fingerprint": "", "tokenizer": None, "facts": {},
         },
     )  # fmt: skip
@@ -69,7 +69,7 @@ def place(tmp_path_factory):
 
 
 CNN, FINE = "train cnn_digits:debug --workdir=new", "train vgg16_transfer:debug --workdir=new"
-PRUNED = f"{CNN} --config.trainer.epochs=1 --config.compress.sparsity=0.5"
+PRUNED = f"{CNN} --config.trainer.epochs=1 --config.compress.prune.sparsity=0.5"
 SMALL = f"{CNN} --config.model.input_shape=14,14,1 --config.model.num_classes=4"
 SMALL += " --config.data.validation_size=0 --config.trainer.global_batch_size=4"
 CASES = [
@@ -125,7 +125,10 @@ CASES = [
     (f"{CNN} --config.trainer.precision=float23", "Did you mean 'float32'"),
     (f"{CNN} --config.trainer.callbacks=tensorbord", "Did you mean 'tensorboard'"),
     (f"{CNN} --config.trainer.remat=(", "trainer.remat must be a regular expression"),
-    (f"{CNN} --config.compress.pattern=(", "compress.pattern must be a regular expression"),
+    (
+        f"{CNN} --config.compress.prune.pattern=(",
+        "compress.prune.pattern must be a regular expression",
+    ),
     (f"{CNN} --config.model.name=cnn_clasifier", "Did you mean 'cnn_classifier'"),
     # numbers
     (f"{CNN} --config.task.label_smoothing=2", "task.label_smoothing lies in [0, 1)"),
@@ -134,33 +137,42 @@ CASES = [
     (f"{CNN} --config.trainer.micro_batch_size=7", "micro"),
     (f"{CNN} --config.trainer.replicas=2", "one_device has one replica"),
     # ranges of the optimizer
-    (f"{CNN} --config.optimizer.beta_1=1.5", "optimizer.beta_1 lies in [0, 1)"),
-    (f"{CNN} --config.optimizer.epsilon=0", "optimizer.epsilon is positive"),
-    (f"{CNN} --config.optimizer.slow_rate=0", "optimizer.slow_rate is positive"),
+    (f"{CNN} --config.optimizer.beta_1=1.5", "optimizer.beta_1 must be in [0, 1)"),
+    (f"{CNN} --config.optimizer.epsilon=0", "optimizer.epsilon must be positive"),
+    (f"{CNN} --config.optimizer.slow_rate=0", "optimizer.slow_rate must be positive"),
     (
         f"{CNN} --config.optimizer.weight_decay_exclude=(",
         "optimizer.weight_decay_exclude must be a regular expression",
     ),
     (f"{CNN} --config.schedule.warmup_steps=5000", "Warm-up and decay must not be longer"),
     # ranges of compression
-    (f"{CNN} --config.compress.sparsity=1.5", "compress.sparsity lies in [0, 1)"),
-    (f"{PRUNED} --config.compress.schedule=cubic", "polynomial, constant"),
-    (f"{PRUNED} --config.compress.begin=0.8", "shares of the run"),
-    (f"{PRUNED} --config.compress.end=0.1", "compress.frequency=100"),
-    (f"{PRUNED} --config.compress.initial_sparsity=0.7", "must not exceed compress.sparsity"),
-    (f"{CNN} --config.compress.m_by_n=4,2", "compress.m_by_n is (2, 4)"),
-    (f"{CNN} --config.compress.block=0,1", "compress.block is a height and a width"),
-    (f"{CNN} --config.compress.cluster.number=1", "compress.cluster.number is at least 2"),
-    (f"{CNN} --config.compress.qat.decay=1", "compress.qat.decay lies in (0, 1)"),
-    (f"{CNN} --config.compress.low_rank.energy=1.2", "compress.low_rank.energy lies in (0, 1)"),
+    (f"{CNN} --config.compress.prune.sparsity=1.5", "compress.prune.sparsity must be in [0, 1)"),
+    (f"{PRUNED} --config.compress.prune.schedule=cubic", "polynomial, constant"),
+    (f"{PRUNED} --config.compress.prune.begin=0.8", "fractions of the run"),
+    (f"{PRUNED} --config.compress.prune.end=0.1", "compress.prune.frequency=100"),
+    (
+        f"{PRUNED} --config.compress.prune.initial_sparsity=0.7",
+        "not above compress.prune.sparsity",
+    ),
+    (f"{CNN} --config.compress.prune.m_by_n=4,2", "compress.prune.m_by_n must be (2, 4)"),
+    (
+        f"{CNN} --config.compress.prune.block=0,1",
+        "compress.prune.block must be a height and a width",
+    ),
+    (f"{CNN} --config.compress.cluster.number=1", "compress.cluster.number must be at least 2"),
+    (f"{CNN} --config.compress.qat.decay=1", "compress.qat.decay must be in (0, 1)"),
+    (f"{CNN} --config.compress.low_rank.energy=1.2", "compress.low_rank.energy must be in [0, 1)"),
     (f"{CNN} --config.compress.low_rank.ranks=hidden", "compress.low_rank.ranks holds PATH=RANK"),
     (f"{CNN} --config.compress.low_rank.budget=0.5", "set init_from, or compress.low_rank.ranks"),
-    (f"{CNN} --config.compress.structured.sparsity=1", "compress.structured.sparsity is the share"),
-    (f"{CNN} --config.compress.structured.sparsity=0.5", "matter follows from weights"),
+    (
+        f"{CNN} --config.compress.structured.sparsity=1",
+        "compress.structured.sparsity must be in [0, 1)",
+    ),
+    (f"{CNN} --config.compress.structured.sparsity=0.5", "chooses sizes by weights: set init_from"),
     (f"{CNN} --config.compress.structured.widths=hidden=0", "holds PATH=UNITS, at least 1"),
-    (f"{CNN} --config.compress.distill.alpha=2", "compress.distill.alpha lies in [0, 1]"),
-    (f"{CNN} --config.compress.distill.temperature=0", "temperature is positive"),
-    (f"{CNN} --config.compress.ptq.format=litert_int8", "compress.ptq is of"),
+    (f"{CNN} --config.compress.distill.alpha=2", "compress.distill.alpha must be in [0, 1]"),
+    (f"{CNN} --config.compress.distill.temperature=0", "temperature must be positive"),
+    (f"{CNN} --config.compress.ptq.format=litert_int8", "compress.ptq is for"),
     # augmentations
     (f"{CNN} --config.task.augment=cutuot", "Did you mean 'cutout'"),
     (f"{CNN} --config.task.augment=crop:2", "must be from 0.05 to 1.0"),
@@ -190,7 +202,10 @@ CASES = [
     ("bench cnn_digits:debug --config.task.label_smoothing=2", "label_smoothing"),
     ("bench gpt_shakespeare:debug --config.data.source=text:nothing.txt", "nothing.txt"),
     ("bench cnn_digits:debug --config.compress.structured.sparsity=0.5", "structured"),
-    ("tpu_check cnn_digits:debug --topology=v5e:1x1 --config.trainer.jit_compile=1", "as a whole"),
+    (
+        "tpu_check cnn_digits:debug --topology=v5e:1x1 --config.trainer.jit_compile=1",
+        "leave trainer.jit_compile off",
+    ),
     ("tpu_check cnn_digits:debug --topology=v5e:2x2 --config.trainer.global_batch_size=6", "4"),
     ("tpu_check cnn_digits:debug --topology=v5e:2x2 --config.trainer.precision=f", "precision"),
 ]
@@ -228,11 +243,11 @@ def test_what_fits_passes(place, tmp_path):
     preflight.check_config(config)
     preflight.check_workdir(config, run)
     saved = json.loads((run / "config.json").read_text())
-    saved["config"]["compress"]["structured"] |= {"sparsity": 0.5, "widths": ["hidden=32"]}
+    thinner = resolve("cnn_digits:debug", [("compress.structured.sparsity", "0.5")])
+    saved["config"] = as_dict(thinner)
+    saved["config"]["compress"]["structured"]["widths"] = ["hidden=32"]
     write_json(run / "config.json", saved)
-    preflight.check_workdir(
-        resolve("cnn_digits:debug", [("compress.structured.sparsity", "0.5")]), run
-    )
+    preflight.check_workdir(thinner, run)
     assert preflight.load_data(config).name == "digits"
     assert sorted(p.name for p in run.iterdir() if p.name != ".lock") == ["config.json"]
 

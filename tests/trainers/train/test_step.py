@@ -335,7 +335,7 @@ def test_schedules_count_updates(run):
 
 
 def test_micro_batch_that_does_not_divide_is_refused(run):
-    with pytest.raises(UsageError, match="micro_batch_size=5 for a share of 16"):
+    with pytest.raises(UsageError, match="micro_batch_size=5 for a per-replica batch of 16"):
         run(toys.recipe(micro_batch_size=5), toys.token_data())
     with pytest.raises(UsageError, match="global_batch_size=16 for 3 replicas"):
         run(toys.recipe(strategy="mirrored", replicas=3), toys.token_data())
@@ -369,15 +369,15 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("sgd", {"momentum": 1.5}, "optimizer.momentum lies in"),
-        ("adam", {"beta_1": 1.0}, "optimizer.beta_1 lies in"),
-        ("lion", {"beta_2": -0.1}, "optimizer.beta_2 lies in"),
-        ("adamw", {"epsilon": 0.0}, "optimizer.epsilon is positive"),
-        ("adafactor", {"beta_2_decay": 0.8}, "optimizer.beta_2_decay is negative"),
+        ("sgd", {"momentum": 1.5}, "optimizer.momentum must be in"),
+        ("adam", {"beta_1": 1.0}, "optimizer.beta_1 must be in"),
+        ("lion", {"beta_2": -0.1}, "optimizer.beta_2 must be in"),
+        ("adamw", {"epsilon": 0.0}, "optimizer.epsilon must be positive"),
+        ("adafactor", {"beta_2_decay": 0.8}, "optimizer.beta_2_decay must be negative"),
         ("adamw", {"weight_decay_exclude": "("}, "exclude must be a regular expression"),
-        ("adam", {"learning_rate": -1.0}, "learning_rate is 0 or positive"),
-        ("adam", {"learning_rate": float("inf")}, "learning_rate is 0 or positive"),
-        ("adam", {"clip_norm": -1.0}, "clip_norm is 0"),
+        ("adam", {"learning_rate": -1.0}, "learning_rate must be at least 0 and finite"),
+        ("adam", {"learning_rate": float("inf")}, "learning_rate must be at least 0 and finite"),
+        ("adam", {"clip_norm": -1.0}, "clip_norm must be at least 0"),
     ],
 )
 def test_values_that_no_optimizer_has(name, changes, said):

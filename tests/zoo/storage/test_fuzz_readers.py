@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import pytest
 
+from trainers.config.recipe import as_dict, resolve
 from trainers.report import page as report
 from trainers.run import checkpoint, workdir
 from zoo.data import sources
@@ -253,17 +254,9 @@ def valid(tmp_path_factory):
 
 def _run(folder):
     (folder / "evaluation").mkdir(parents=True)
-    config = {
-        "model": {"name": "cnn_classifier", "filters": [4, 8]},
-        "task": {"name": "image_classification", "label_smoothing": 0.0},
-        "data": {"source": "digits", "validation_size": 10},
-        "trainer": {"steps": 20, "keep": 2},
-        "optimizer": {"name": "adam", "learning_rate": 0.1},
-        "schedule": {"name": "constant"},
-        "compress": {"ptq": {"format": ""}},
-    }
+    config = as_dict(resolve("cnn_digits:debug", [("compress.qat.on", "True")]))
     saved = {
-        "format_version": 1, "source": "cnn_digits", "config": config, "class_names": ["a", "b"],
+        "format_version": 2, "source": "cnn_digits", "config": config, "class_names": ["a", "b"],
         "data_fingerprint": "0", "tokenizer": None, "facts": {"Data": {"train": 3}},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(saved))

@@ -14,18 +14,15 @@ import tensorflow as tf
 import zoo
 from tests import toys
 from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end, recipe
+from trainers.config.recipe import as_dict, resolve
 from trainers.run.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
 from zoo.storage import remote
 
-# A minimal config.json.
 CONFIG = json.dumps(
     {
-        "format_version": 1, "source": "", "class_names": [], "data_fingerprint": "",
-        "config": {
-            "model": {"name": "cnn_classifier"}, "task": {"name": "image_classification"},
-            "data": {}, "trainer": {},
-        },
+        "format_version": 2, "source": "", "class_names": [], "data_fingerprint": "",
+        "config": as_dict(resolve("cnn_digits:debug")),
     }
 )  # fmt: skip
 

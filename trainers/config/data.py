@@ -1,0 +1,58 @@
+"""The section `data`: its keys and their rules."""
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from trainers.config.paths import exists
+from zoo.errors import check_least
+from zoo.storage.disk import read_json
+
+KEYS = {
+    # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, tfds:NAME:VERSION
+    "source": "",
+    "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
+    "validation_size": 0,  # number of training examples to hold out, stratified by class
+    "image_size": (),  # for folder: and tfds: (height, width), or with channels
+    # For text alone:
+    "languages": (),  # ("en", "de"): source and target; (): those of the data set
+    "tokenizer": "",  # kind of tokenizer, or a work directory that holds one
+    "vocabulary_size": 0,  # number of tokens; 0: every character of the training split
+    "normalization": "NFC",  # Unicode normalization of the text
+    "sequence_length": 0,  # tokens per example
+    "packing": "stream",  # windows over the whole text, or "best_fit": documents packed in rows
+}
+
+
+def check(data) -> None:
+    """Checks the values of a section `data`; raises `UsageError`.
+
+    Tasks on text check the keys for text (`zoo.data.text.dataset.check`).
+    """
+    check_least("data", data)
+
+
+def follow_prepared(data, given: Collection[str]) -> None:
+    """Takes packing and sequence length from prepared data, except for keys that the user gives.
+
+    Packed rows have the length that they were prepared with, whatever the recipe's variant says.
+    Damaged files are reported when the data are loaded.
+
+    Args:
+      data: a section `data`; changed in place.
+      given: keys that the user set, such as "data.packing".
+    """
+    kind, _, folder = data.source.partition(":")
+    path = Path(folder) / "prepared.json"
+    if kind != "prepared" or not exists(path):
+        return
+    about = read_json(path)
+    if not isinstance(about, dict) or about.get("packing") != "best_fit":
+        return
+    for key in ("packing", "sequence_length"):
+        value = about.get(key)
+        if f"data.{key}" in given or data[key] == value:
+            continue
+        if isinstance(value, type(data[key])):
+            data[key] = value
+            print(f"zoo: data.{key}={value}, as {folder} was prepared", file=sys.stderr)

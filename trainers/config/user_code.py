@@ -1,0 +1,75 @@
+"""Runs code of the user: recipe files and modules of --import. An error in it is one line."""
+
+import importlib
+import importlib.util
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from zoo.errors import RunError, UsageError, short
+from zoo.processes import search_current_folder_last, shadowed
+
+# Files that were run. All workers of a run must have the same (`trainers.distributed.cluster`).
+user_files: set[Path] = set()
+
+
+def run(what: str, function, file: str = ""):
+    """Calls a function that runs code of the user, and returns its result.
+
+    Args:
+      what: name of the code for the error message.
+      function: takes no arguments.
+      file: source file; the error message gives the line of it that failed.
+
+    Raises:
+      UsageError: for every error but Ctrl-C. SystemExit, RecursionError and MemoryError count.
+    """
+    try:
+        return function()
+    except (UsageError, RunError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if file and frame.filename == file]
+        where = f", line {lines[-1]}" if lines else ""
+        try:
+            message = str(error)
+        except Exception:
+            message = "an error without a message"
+        raise UsageError(
+            f"{what} does not run{where}: {type(error).__name__}: {short(message)}."
+        ) from None
+
+
+def load_file(path: Path):
+    """Runs a recipe file of the user and returns its module."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    run(f"The recipe {path}", lambda: spec.loader.exec_module(module), str(path))
+    user_files.add(path.resolve())
+    return module
+
+
+def import_user_modules(names: Sequence[str]) -> None:
+    """Imports modules of the user, which register models, tasks and data sets.
+
+    Raises:
+      UsageError: for a module that is missing or does not run.
+    """
+    search_current_folder_last()
+    for name in names:
+        if "/" in name or name.endswith(".py"):
+            module = name.removesuffix(".py").strip("./").replace("/", ".")
+            raise UsageError(
+                f"--import takes the name of a module, as Python does. Received: {name!r}; from "
+                f"its folder use --import={module}."
+            )
+        if other := shadowed(name):
+            raise UsageError(
+                f"--import={name} names another module than the one in this folder, which is "
+                f"searched last: rename yours. Received: {other}."
+            )
+        module = run(f"--import={name}", lambda name=name: importlib.import_module(name))
+        if file := getattr(module, "__file__", None):
+            path = Path(file).resolve()  # of a package, all files count
+            user_files.update(path.parent.rglob("*.py") if path.stem == "__init__" else [path])
