@@ -37,7 +37,7 @@ def test_several_workers_take_no_part_of_a_machine():
     cluster = Cluster(("a:1", "b:2"), 0)
     with pytest.raises(UsageError, match="multi_worker uses all devices: .* Received: 2"):
         make_strategy("multi_worker", 2, cluster)
-    with pytest.raises(UsageError, match="of `zoo train` and `Trainer` alone"):
+    with pytest.raises(UsageError, match="only supported by `zoo train` and `Trainer`"):
         make_strategy("multi_worker")
     tf.constant(0)  # TensorFlow runs
     with pytest.raises(UsageError, match="start a new process"):

@@ -86,10 +86,10 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
         ("trainer.precision", "mixed_float16", "A TPU computes in float32 or bfloat16"),
         ("trainer.jit_compile", "True", "leave trainer.jit_compile off"),
         ("trainer.deterministic", "True", "is for GPUs"),
-        ("trainer.replicas", "2", "Strategy tpu uses all devices"),
+        ("trainer.replicas", "2", "Strategy one_device has one replica"),
         ("compress.low_rank.budget", "0.5", "compress.low_rank chooses"),
         ("compress.structured.sparsity", "0.5", "compress.structured chooses"),
-        ("compress.distill.teacher", "somewhere", "compress.distill reads"),
+        ("compress.distill.teacher", "somewhere", "does not support compress.distill"),
     ],
 )
 def test_other_recipes_are_refused(key, value, said):
