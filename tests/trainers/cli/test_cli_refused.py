@@ -26,7 +26,7 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
         ("list --task=images", "No task is named 'images'"),
         ("tpu_check cnn_digits:debug", "needs --topology, such as v5e:2x4"),
         ("train cnn_digits --workdir=run --trainer.steps=4", "Settings of a recipe are --config."),
-        ("train cnn_digits --workdir=run --import=./mine/it.py", "it is --import=mine.it."),
+        ("train cnn_digits --workdir=run --import=./mine/it.py", "use --import=mine.it."),
         ("train --workdir=run", "Known: bert_wiki, cnn_digits,"),
         ("list --colour", "Unknown command line flag 'colour'"),
         ("list --config.trainer.steps=1", "Unknown command line flag 'config.trainer.steps'"),
