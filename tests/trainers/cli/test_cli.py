@@ -319,7 +319,7 @@ def test_predict_of_unreadable_files_alone_loads_no_model(
     answer = zoo_command("predict", trained[0], tmp_path / "a.png", tmp_path / "b.png", "--json")
     assert answer.status == 1
     assert json.loads(answer.out) == []
-    assert [line.split()[4] for line in answer.err.splitlines()] == [
+    assert [line.split()[2] for line in answer.err.splitlines()] == [
         str(tmp_path / "a.png"), str(tmp_path / "b.png")
     ]  # fmt: skip
 
