@@ -1,31 +1,22 @@
 """Every model of the catalog keeps every promise of tests/contract.py. There is no skip list."""
 
-import functools
-import json
-import subprocess
-import sys
-
 import pytest
 
-from tests.contract import promises, rows
+from tests.contract import TinyModel, promises, rows
+from zoo import registry
 from zoo.catalog import CATALOG
 
 FAMILIES = sorted({row.family for row in CATALOG})
 
 
-@functools.cache
-def kept(family: str) -> dict[str, str]:
-    """Runs a family's promises in a process of their own, once."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.contract", family], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def tiny(devices, request, tmp_path_factory):
+    return TinyModel(registry.entry(request.param), tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "promise"),
+    ("tiny", "promise"),
     [
         (row.name, promise)
         for family in FAMILIES
@@ -33,10 +24,10 @@ def kept(family: str) -> dict[str, str]:
         for promise in promises(row)
     ],
     ids=lambda value: getattr(value, "__name__", value),
+    indirect=["tiny"],
 )
-def test_promise(name, promise):
-    family = next(row.family for row in CATALOG if row.name == name)
-    assert not kept(family)[f"{name}/{promise.__name__}"]
+def test_promise(tiny, promise, cache, collected):
+    promise(tiny)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.contract import _batch, _outputs, rows
+from tests.contract import TinyModel, rows
 from tests.trainers.cli.test_cli_generate import work_directory
 from trainers.optimization.precision import precision
 from zoo import registry
@@ -24,10 +24,8 @@ for folder, model in zip(sys.argv[1:], models):
 
 
 def write_outputs(folder, model, name):
-    import keras
-
     row = registry.entry(str(folder).rpartition("/")[2].rpartition("-")[0])
-    outputs = keras.tree.flatten(_outputs(model, row, _batch(row)))
+    outputs = TinyModel(row).outputs(model)
     np.savez(f"{folder}/{name}.npz", *(np.asarray(x, "float32") for x in outputs))
 
 
