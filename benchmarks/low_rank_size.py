@@ -37,8 +37,8 @@ def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, fl
     whole, config = zoo.load(workdir), of_workdir(saved["config"])
     settings = {"energy": 0.0, "budget": 0.0, "sensitivity": 0.0, "pattern": "", way: value}
     ranks = low_rank.decide(whole, settings)
-    model = low_rank.rebuilt(whole, low_rank.written(ranks))
-    values = {v.path: v.value for v in whole.weights} | low_rank.start_values(model, whole)
+    model = low_rank.factorize(whole, low_rank.format_ranks(ranks))
+    values = {v.path: v.value for v in whole.weights} | low_rank.initial_values(model, whole)
     for variable in model.weights:
         variable.assign(values[variable.path])
     data = registry.load_data(config.data.to_dict(), config.task.to_dict()).splits["test"]

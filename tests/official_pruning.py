@@ -66,17 +66,20 @@ def ours(start):
     import tensorflow as tf
 
     from trainers.compression.prune import Pruner
+    from trainers.config.base import base
     from trainers.train.step import TrainStep
     from zoo.tasks.image_classification import ImageClassification
 
     model = network(keras)
     model.set_weights(start)
     step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
-    pruner = Pruner(
-        model, step.count, STEPS, sparsity=PLAN["final_sparsity"],
-        initial_sparsity=PLAN["initial_sparsity"], begin=PLAN["begin_step"] / STEPS,
-        end=PLAN["end_step"] / STEPS, frequency=10,
-    )  # fmt: skip
+    settings = {
+        "sparsity": PLAN["final_sparsity"], "initial_sparsity": PLAN["initial_sparsity"],
+        "begin": PLAN["begin_step"] / STEPS, "end": PLAN["end_step"] / STEPS, "frequency": 10,
+    }  # fmt: skip
+    settings = base().compress.prune.to_dict() | settings
+    del settings["keep_zeros"]
+    pruner = Pruner(model, step.count, STEPS, settings)
     step.compressors = (pruner,)
     update = tf.function(step.update, autograph=False)
     masks = []

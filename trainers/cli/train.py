@@ -80,7 +80,7 @@ def command(argv) -> int:
             start_tensorflow()
             from trainers.compression import techniques
 
-            techniques.resolve_from_weights(config, Path(workdir))
+            techniques.resolve(config, Path(workdir))
         WorkDirectory(workdir).check_recipe(as_dict(config))
         return evaluate(workdir, None, "final", as_json=False)
 

@@ -1,9 +1,10 @@
 """Weight clustering (Han et al. 2016, Deep Compression, arXiv:1510.00149) by TF-MOT's algorithm.
 
-Every kernel has a few values, its centroids, which are trained: a forward pass takes for each
-weight the nearest of them. Gradients of the weights of a cluster add up to its centroid's, and also
-move the weights themselves, which may go over to another. Zeros of a kernel stay zeros. The file
-of a clustered model is one of Keras as before, with kernels of few values: small when compressed.
+Each kernel has a small number of values, its centroids, which are trained. In a forward pass each
+weight takes the value of the nearest centroid. The gradient of a centroid is the sum of the
+gradients of its cluster's weights; these gradients also move the weights themselves, which may
+change over to another cluster. Zeros of a kernel stay zeros. The file of a clustered model is an
+ordinary Keras file whose kernels have few values: small after compression.
 """
 
 import keras
@@ -11,73 +12,77 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from trainers.compression.low_rank import refuse_tied_products
+from trainers.compression.technique import Compressor, Technique
 from trainers.config.compress import check_clusters
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.rounding import kernels_of
 from zoo.layers.tfmot import engines
 
-_CENTROIDS = "centroids"  # a layer inside each layer that is clustered
+_CENTROIDS = "centroids"  # a layer inside each clustered layer
+
+
+class Cluster(Technique):
+    """`compress.cluster`: every kernel has `number` values."""
+
+    def change_model(self, model, settings):
+        if number := settings.cluster.number:
+            refuse_tied_products(model)
+            cluster(model, number)
+        return model
+
+    def compressor(self, step, settings, total_steps):
+        return Centroids(step.net) if settings.cluster.number else None
 
 
 def cluster(model: keras.Model, number: int) -> None:
-    """Makes a built model compute with kernels of few values; inside the strategy's scope.
+    """Makes a built model compute with clustered kernels; inside the strategy's scope.
 
     Args:
       model: changed in place; its layers get their centroids as weights.
-      number: of values of a kernel, at least 2, the 0 of pruned ones among them.
-
-    Raises:
-      UsageError: for fewer, or where the model trains no kernel.
+      number: number of values per kernel, at least 2, including the 0 of pruned kernels.
     """
     check_clusters(number)
-    found = [
+    chosen = [
         layer
         for layer in keras_internals.all_layers(model)
         if kernels_of(layer) and layer.trainable_variables
     ]
-    if not found:
+    if not chosen:
         raise UsageError(
-            "Clustering knows Dense, EinsumDense, convolutions, recurrent layers and embeddings. "
-            f"The model {model.name!r} trains none."
+            "Clustering supports Dense, EinsumDense, convolutions, recurrent layers and "
+            f"embeddings. The model {model.name!r} has no such layer that is trainable."
         )
-    for layer in found:
-        layer.call = _Clustered(layer, number)
+    for layer in chosen:
+        layer.call = _ClusteredCall(layer, number)
 
 
-class SetClusters:
-    """Keeps kernels and centroids of a clustered model in step.
+class Centroids(Compressor):
+    """Initializes the centroids of a clustered model, and writes their values into the kernels.
 
-    Args:
-      model: that `cluster` changed.
+    The centroids are weights of the model, which checkpoints hold anyway.
     """
 
-    variables = ()  # the centroids are weights of the model
-
-    def __init__(self, model: keras.Model):
-        self._model = model
-
-    def _clustered(self):
-        for layer in keras_internals.all_layers(self._model):
-            if isinstance(layer.call, _Clustered):
-                yield layer.call
+    def _kernels(self):
+        for layer in keras_internals.all_layers(self.model):
+            if isinstance(layer.call, _ClusteredCall):
+                yield from ((layer.call, kernel, c) for kernel, c in layer.call.kernels)
 
     def begin(self) -> None:
-        """Finds the centroids of the weights that a run starts from."""
-        for clustered in self._clustered():
-            clustered.find()
-
-    def update(self) -> None:
-        """Training does it all."""
+        """Runs k-means++ (Arthur and Vassilvitskii 2007), on nonzero weights if there are any."""
+        for call, kernel, centroids in self._kernels():
+            values = _centroids(np.float32(kernel.numpy()), call.number)
+            centroids.assign(np.resize(values, call.number))
 
     def restore(self) -> None:
         """Gives the kernels the values that they have in a forward pass."""
-        for clustered in self._clustered():
-            clustered.take()
+        for call, kernel, centroids in self._kernels():
+            kernel.assign(call.clustered(kernel.value, centroids))
 
 
-class _Clustered:
-    """What a layer's `call` becomes: the call it had, with kernels of few values."""
+class _ClusteredCall:
+    """Replaces `layer.call`: calls the original with clustered kernels."""
 
     def __init__(self, layer, number: int):
         tfmot = engines()
@@ -95,46 +100,36 @@ class _Clustered:
         self._algorithm = tfmot.clustering_algorithm.ClusteringAlgorithm
         self.plain = layer.call
 
-    def find(self) -> None:
-        """k-means++ (Arthur and Vassilvitskii 2007), of the weights that are not 0 if some are."""
-        for kernel, centroids in self.kernels:
-            found = _centroids(np.float32(kernel.numpy()), self.number)
-            centroids.assign(np.resize(found, self.number))
-
-    def take(self) -> None:
-        """Puts the clusters' values into the kernels."""
-        for kernel, centroids in self.kernels:
-            kernel.assign(self._value(kernel.value, centroids))
-
-    def _value(self, kernel, centroids):
-        # The algorithm wants a variable where it only reads: inside a train step there is none.
+    def clustered(self, kernel, centroids):
+        """Returns a kernel of which each weight has the value of the nearest centroid."""
+        # The algorithm reads its centroids from a variable; inside a train step there is none.
         algorithm = self._algorithm.__new__(self._algorithm)
         algorithm.cluster_centroids = tf.convert_to_tensor(centroids.value)
         algorithm.cluster_gradient_aggregation = engines().cluster_config.GradientAggregation.SUM
         value = tf.cast(kernel, tf.float32)
-        # Of a kernel with zeros the middle one is 0, and is not moved.
-        first = tf.argmin(tf.abs(algorithm.cluster_centroids), output_type=tf.int32)
-        zero = tf.reduce_any(value == 0) & (tf.range(self.number) == first)
+        # If the kernel has zeros, the centroid nearest to 0 is 0 and does not move.
+        nearest = tf.argmin(tf.abs(algorithm.cluster_centroids), output_type=tf.int32)
+        zero = tf.reduce_any(value == 0) & (tf.range(self.number) == nearest)
         algorithm.cluster_centroids = tf.where(zero, 0.0, algorithm.cluster_centroids)
-        places = algorithm.get_pulling_indices(tf.stop_gradient(value))
-        clustered = algorithm.get_clustered_weight(places, value)
+        indices = algorithm.get_pulling_indices(tf.stop_gradient(value))
+        clustered = algorithm.get_clustered_weight(indices, value)
         return tf.cast(tf.where(value == 0, value, clustered), kernel.dtype)
 
     def __call__(self, inputs, *args, **kwargs):
-        values = [(kernel, self._value(kernel.value, c)) for kernel, c in self.kernels]
+        values = [(kernel, self.clustered(kernel.value, c)) for kernel, c in self.kernels]
         return keras_internals.call_with_values(
             values, self.layer.variables, lambda: self.plain(inputs, *args, **kwargs)
         )
 
 
 def _centroids(values: np.ndarray, number: int) -> np.ndarray:
-    """So many centroids, or all values where there are no more of them; 0 is one if it occurs."""
+    """Returns at most `number` centroids of a kernel; 0 is one of them if the kernel has zeros."""
     tfmot = engines()
     method = tfmot.cluster_config.CentroidInitialization.KMEANS_PLUS_PLUS
     factory = tfmot.clustering_centroids.CentroidsInitializerFactory
     usual = factory.get_centroid_initializer(method)
 
-    class Start(usual):
+    class Initializer(usual):
         def _calculate_centroids_for_interval(self, weight_interval, number_of_clusters):
             different = np.unique(weight_interval)
             if len(different) <= number_of_clusters:
@@ -142,5 +137,5 @@ def _centroids(values: np.ndarray, number: int) -> np.ndarray:
             return super()._calculate_centroids_for_interval(weight_interval, number_of_clusters)
 
     sparse = bool((values == 0).any())
-    start = Start(tf.constant(values), number, False, "channels_last", sparse)
-    return start.get_cluster_centroids().numpy()
+    initializer = Initializer(tf.constant(values), number, False, "channels_last", sparse)
+    return initializer.get_cluster_centroids().numpy()

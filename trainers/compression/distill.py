@@ -23,6 +23,8 @@ import tensorflow as tf
 from keras import layers, ops
 
 from trainers.compression import teacher_files
+from trainers.compression.technique import Technique
+from trainers.config.base import section
 from trainers.config.compress import check_distillation
 from trainers.run.workdir import read_config
 from zoo.errors import UsageError
@@ -33,26 +35,26 @@ from zoo.special_tokens import PADDING
 from zoo.tasks.base import Forward, Frozen, Player, Task
 
 
-def distillation(task: Task, student: keras.Model, config, dataset=None) -> "Distillation":
-    """Returns a task as the student learns it; runs inside the strategy's scope.
+class Distill(Technique):
+    """`compress.distill`: the model also learns from a teacher."""
 
-    Args:
-      task: the student's own.
-      student: a built model.
-      config: a recipe with `compress.distill.teacher`.
-      dataset: the run's data, to which the teacher must fit.
+    def resolve(self, config, workdir, dataset):
+        settings = section(config, "compress.distill")
+        if settings.teacher and settings.sentences and dataset is not None:
+            return teacher_files.with_teacher_sentences(dataset, settings, config)
+        return dataset
 
-    Raises:
-      UsageError: where teacher, student and data do not belong together.
-    """
-    settings = config.compress.distill.to_dict()
-    check_distillation(settings)
-    saved = read_config(settings["teacher"])
-    teacher = load_model(settings["teacher"])
-    if config.trainer.precision == "float32":
-        teacher = in_float32(teacher)
-    _check_pair(saved, teacher, student, task, config, dataset)
-    return Distillation(task, student, teacher, settings)
+    def wrap_task(self, task, model, config, dataset):
+        settings = section(config, "compress.distill").to_dict()
+        if not settings["teacher"]:
+            return task
+        check_distillation(settings)
+        saved = read_config(settings["teacher"])
+        teacher = load_model(settings["teacher"])
+        if config.trainer.precision == "float32":
+            teacher = in_float32(teacher)
+        _check_pair(saved, teacher, model, task, config, dataset)
+        return Distillation(task, model, teacher, settings)
 
 
 def _check_pair(saved, teacher, student, task, config, dataset) -> None:

@@ -1,25 +1,25 @@
-"""Kernels as products of smaller ones: singular values and Tucker's decomposition.
+"""Replaces kernels by products of smaller ones: singular values and Tucker's decomposition.
 
-A matrix (dense layers, embeddings) becomes two, by its largest singular values; a convolution's
-kernel three, by Tucker's decomposition of its two axes of channels (Kim et al. 2016, Compression of
-Deep Convolutional Neural Networks, arXiv:1511.06530), which tensorly computes. What a rank keeps is
-measured by energy: the share of the kernel's squared sum. A kernel that no rank makes smaller stays
-as it is.
+A matrix (dense layers, embeddings) becomes two, by its largest singular values. The kernel of a
+convolution becomes three, by Tucker's decomposition of its two channel axes (Kim et al. 2016,
+Compression of Deep Convolutional Neural Networks, arXiv:1511.06530), computed by tensorly. The
+energy of a rank is the share of the kernel's squared sum that the product keeps. A kernel that no
+rank makes smaller stays as it is.
 
-Which kernel has which rank is decided once, from the weights of the model that is compressed, and
-stands in the recipe from then on; the model is built with layers of `zoo.layers.low_rank`.
+The ranks are decided once, from the weights of the model that is compressed, and stored in the
+recipe. The model is built with layers of `zoo.layers.low_rank`.
 """
 
-import math
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
-from trainers.compression import rebuild
-from trainers.compression.decomposition import CONVOLUTIONS, Kernel, largest_ranks
+from trainers.compression.decomposition import CONVOLUTIONS, Kernel, kernel_of, largest_ranks
+from trainers.compression.rebuild import rebuild
+from trainers.compression.technique import Technique, matching
 from trainers.config.base import section
 from trainers.config.compress import RANKS_BY, check_low_rank, check_source, parse_ranks
 from trainers.distributed.strategy import make_strategy
@@ -27,7 +27,7 @@ from trainers.evaluation.evaluate import Evaluator
 from trainers.run.workdir import read_config
 from zoo import keras_internals, registry
 from zoo.data.hold_out import hold_out
-from zoo.errors import UsageError, compiled
+from zoo.errors import UsageError
 from zoo.layers.low_rank import (
     LowRank,
     LowRankConv,
@@ -35,66 +35,133 @@ from zoo.layers.low_rank import (
     LowRankEinsumDense,
     LowRankEmbedding,
     LowRankReversibleEmbedding,
+    below,
     split_equation,
 )
 from zoo.models.sources import open_source
 
-# What is tried, one after the other, where the loss is measured.
+# Energies to try in order, if the loss is measured.
 _LADDER = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_KINDS = (
-    layers.Dense, layers.EinsumDense, layers.Embedding, layers.ReversibleEmbedding, *CONVOLUTIONS,
+_CONVOLUTION = (
+    "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation",
+    "use_bias",
 )  # fmt: skip
+# Layer -> layer of the product, and the arguments that both have.
+_PRODUCTS = {
+    layers.Dense: (LowRankDense, ("units", "activation", "use_bias")),
+    layers.EinsumDense: (
+        LowRankEinsumDense, ("equation", "output_shape", "activation", "bias_axes"),
+    ),
+    layers.Embedding: (LowRankEmbedding, ("input_dim", "output_dim")),
+    layers.ReversibleEmbedding: (
+        LowRankReversibleEmbedding, ("input_dim", "output_dim", "reverse_dtype"),
+    ),
+    **dict.fromkeys(CONVOLUTIONS, (LowRankConv, _CONVOLUTION)),
+}  # fmt: skip
+
+
+class LowRankKernels(Technique):
+    """`compress.low_rank`: the ranks are decided once and stored as `ranks`."""
+
+    def resolve(self, config, workdir, dataset):
+        settings = section(config, "compress.low_rank")
+        check_low_rank(settings)
+        if settings.ranks or not (settings.keep or any(settings[way] for way in RANKS_BY)):
+            return dataset
+        begun = (workdir / "config.json").exists()
+        if not begun:
+            check_source(section(config, "compress"), config.init_from)
+        if begun or settings.keep:
+            saved = read_config(workdir if begun else config.init_from)["config"]
+            ranks = section(saved, "compress.low_rank").ranks
+        else:
+            model = open_source(config.init_from)
+            measure = _loss_function(model, config, dataset) if settings.sensitivity else None
+            ranks = format_ranks(decide(model, settings, measure))
+        config.compress.low_rank.ranks = tuple(ranks)
+        return dataset
+
+    def change_model(self, model, settings):
+        ranks = settings.low_rank.ranks
+        return factorize(model, ranks) if ranks else model
+
+    def initial_values(self, model, source, settings):
+        return initial_values(model, source)
+
+
+def format_ranks(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+    """Returns what `parse_ranks` reads."""
+    return tuple(f"{path}={'x'.join(map(str, numbers))}" for path, numbers in ranks.items())
+
+
+def _loss_function(model, config, dataset, examples: int = 1024) -> Callable[[], float]:
+    """Returns a function that measures the loss on validation or training examples."""
+    arguments = config.task.to_dict()
+    task = registry.build_task(arguments.pop("name"), **arguments)
+    task.complete(config.model.to_dict(), dataset)
+    _, held_out = hold_out(dataset.splits["train"], config.data.validation_size)
+    arrays = held_out or dataset.splits.get("validation") or dataset.splits["train"]
+    arrays = {key: array[:examples] for key, array in arrays.items()}
+    evaluate = Evaluator(
+        model, task, arrays, min(config.trainer.global_batch_size, examples),
+        make_strategy("one_device"),
+    )  # fmt: skip
+
+    def loss() -> float:
+        metrics, _ = evaluate()
+        if "loss" not in metrics:
+            raise UsageError(
+                "compress.low_rank.sensitivity needs examples with targets. Received: "
+                f"{len(next(iter(arrays.values())))} examples without targets."
+            )
+        return metrics["loss"]
+
+    return loss
 
 
 # --- which layers -------------------------------------------------------------------------------
 
 
 def factorable(model: keras.Model) -> tuple[dict[str, layers.Layer], dict[str, layers.Layer]]:
-    """Returns path -> layer of those that can become products, and of those out of reach.
+    """Returns path -> layer of the layers that can become products, and of those out of reach.
 
-    Layers of a model are within reach, and those in layers that take `ranks`, such as the zoo's
-    transformer blocks. Those that are products already are among the first.
+    Layers of a model are within reach, and those in layers with an attribute `ranks`, such as the
+    zoo's transformer blocks. Layers that are products already can become other products.
     """
-    found, beyond = {}, {}
+    reachable, unreachable = {}, {}
 
     def visit(layer, reached):
         for child in keras_internals.child_layers(layer):
-            if type(child) in _KINDS or isinstance(child, LowRank):
-                (found if reached else beyond)[child.path] = child
+            if type(child) in _PRODUCTS or isinstance(child, LowRank):
+                (reachable if reached else unreachable)[child.path] = child
             else:
                 inside = isinstance(child, keras.Model) or hasattr(child, "ranks")
                 visit(child, reached and inside)
 
     visit(model, True)
-    return found, beyond
+    return reachable, unreachable
 
 
-def _chosen(model: keras.Model, pattern: str) -> dict[str, layers.Layer]:
-    matches = compiled("compress.low_rank.pattern", pattern).search
-    found, beyond = factorable(model)
-    out = ", or leave it out by compress.low_rank.pattern"
-    for path in filter(matches, beyond):
-        raise UsageError(
-            f"{path} lies inside a layer that takes no ranks: give its class an argument `ranks` "
-            f"as zoo.layers.transformer.TransformerBlock has{out}."
-        )
-    chosen = {path: layer for path, layer in found.items() if matches(path)}
-    if not chosen:
-        raise UsageError(
-            f"compress.low_rank.pattern matches nothing. Received: {pattern!r}; there are "
-            f"{', '.join([*found][:5]) or 'no layers that it knows'}."
-        )
-    for path, layer in chosen.items():
-        if reason := _unfit(layer):
-            raise UsageError(f"{path} cannot be a product: {reason}{out}.")
-    return chosen
+def _selected(model: keras.Model, pattern: str) -> dict[str, layers.Layer]:
+    reachable, unreachable = factorable(model)
+    out = ", or exclude it by compress.low_rank.pattern"
+    paths = matching("compress.low_rank.pattern", pattern, [*reachable, *unreachable])
+    for path in paths:
+        if path in unreachable:
+            raise UsageError(
+                f"{path} lies inside a layer that takes no ranks: give its class an argument "
+                f"`ranks` as zoo.layers.transformer.TransformerBlock has{out}."
+            )
+        if reason := _unsupported(reachable[path]):
+            raise UsageError(f"{path} cannot become a product: {reason}{out}.")
+    return {path: reachable[path] for path in paths}
 
 
-def _unfit(layer: layers.Layer) -> str:
+def _unsupported(layer: layers.Layer) -> str:
+    """Returns the reason why a layer cannot become a product; "" if it can."""
     if isinstance(layer, LowRank):
         return ""
-    embedding = isinstance(layer, layers.Embedding)
-    name = "embeddings" if embedding else "kernel"
+    name = "embeddings" if isinstance(layer, layers.Embedding) else "kernel"
     for kind in ("regularizer", "constraint"):
         if getattr(layer, f"{name}_{kind}", None) is not None:
             return f"its {name} has a {kind}"
@@ -120,191 +187,128 @@ def decide(
     """Returns path -> ranks of the layers that become products.
 
     Args:
-      model: the one that is compressed; unchanged in the end.
+      model: the model to compress; unchanged in the end.
       settings: the section `compress.low_rank`, with one of `RANKS_BY` above 0.
-      measure: the model's loss, for `sensitivity`.
+      measure: returns the loss of the model, for `sensitivity`.
 
     Raises:
-      UsageError: where nothing becomes smaller, or not as small as was asked for.
+      UsageError: if nothing becomes smaller, or the budget cannot be met.
     """
-    chosen = _chosen(model, settings["pattern"])
+    chosen = _selected(model, settings["pattern"])
     kernels = {path: Kernel.of(layer) for path, layer in chosen.items()}
-    for path, layer in chosen.items():
-        if isinstance(layer, LowRank):
-            kernels[path].held = sum(math.prod(part_kernel(part).shape) for part in layer.parts)
     if settings["energy"]:
-        ranks = _at(kernels, settings["energy"])
+        ranks = _by_energy(kernels, settings["energy"])
     elif settings["budget"]:
-        ranks = _within(kernels, settings["budget"], model.count_params())
+        ranks = _by_budget(kernels, settings["budget"], model.count_params())
     else:
-        ranks = _measured(kernels, chosen, settings["sensitivity"], measure)
-    kept = {p: x.ranks for p, x in factorable(model)[0].items() if isinstance(x, LowRank)}
+        ranks = _by_loss(kernels, chosen, settings["sensitivity"], measure)
     if not ranks:
         raise UsageError(
-            "No kernel becomes smaller as a product: lower compress.low_rank.energy, or give a "
-            "budget."
+            "No kernel becomes smaller as a product: lower compress.low_rank.energy, or set "
+            "compress.low_rank.budget."
         )
-    return kept | ranks
+    reachable = factorable(model)[0].values()
+    return {x.path: x.ranks for x in reachable if isinstance(x, LowRank)} | ranks
 
 
-def _at(kernels: Mapping[str, Kernel], energy: float) -> dict[str, tuple[int, ...]]:
+def _by_energy(kernels: Mapping[str, Kernel], energy: float) -> dict[str, tuple[int, ...]]:
     ranks = {path: kernel.ranks(energy) for path, kernel in kernels.items()}
-    return {p: r for p, r in ranks.items() if any(r) and kernels[p].size_at(r) < kernels[p].held}
+    return {path: r for path, r in ranks.items() if _is_smaller(kernels[path], r)}
 
 
-def _within(kernels: Mapping[str, Kernel], budget: float, parameters: int) -> dict:
-    """The largest energy, one for all kernels, at which the model is small enough."""
+def _is_smaller(kernel: Kernel, ranks: Sequence[int]) -> bool:
+    return any(ranks) and kernel.size_at(ranks) < kernel.stored_size
+
+
+def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) -> dict:
+    """Finds the largest energy, equal for all kernels, at which the model is small enough."""
 
     def size(ranks):
-        saved = sum(kernels[p].held - kernels[p].size_at(r) for p, r in ranks.items())
+        saved = sum(kernels[p].stored_size - kernels[p].size_at(r) for p, r in ranks.items())
         return (parameters - saved) / parameters
 
     low, high = -1.0, 1.0
-    if (least := size(_at(kernels, low))) > budget:
+    if (least := size(_by_energy(kernels, low))) > budget:
         raise UsageError(
-            f"With every chosen kernel of rank 1 there are {least:.3f} of the parameters left. "
-            f"Received: compress.low_rank.budget={budget}."
+            f"compress.low_rank.budget must be at least {least:.3f}, the share of parameters that "
+            f"remain if every matching kernel has rank 1. Received: {budget}."
         )
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if size(_at(kernels, middle)) <= budget else (low, middle)
-    return _at(kernels, low)
+        low, high = (middle, high) if size(_by_energy(kernels, middle)) <= budget else (low, middle)
+    return _by_energy(kernels, low)
 
 
-def _measured(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
-    """Each kernel's lowest ranks with which, all others whole, the loss grows by no more."""
+def _by_loss(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
+    """Finds each kernel's lowest ranks that, alone, raise the loss by at most `tolerance`."""
     limit = (1 + tolerance) * measure()
-    found = {}
+    accepted = {}
     for path, kernel in kernels.items():
         for energy in _LADDER:
             ranks = kernel.ranks(energy)
-            if not any(ranks) or kernel.size_at(ranks) >= kernel.held:
+            if not _is_smaller(kernel, ranks):
                 continue
-            with _replaced(chosen[path], kernel, ranks):
+            with _lower_ranks(chosen[path], kernel, ranks):
                 loss = measure()
             if not loss <= limit:
                 break
-            found[path] = ranks
-    return found
+            accepted[path] = ranks
+    return accepted
 
 
-class _replaced:
-    """While it lasts a layer computes with lower ranks; a product by what its parts hold."""
-
-    def __init__(self, layer, kernel: Kernel, ranks):
-        product = isinstance(layer, LowRank)
-        whole = [layer.embeddings if isinstance(layer, layers.Embedding) else layer.kernel]
-        self.variables = [part_kernel(part) for part in layer.parts] if product else whole
-        self.before = [v.numpy() for v in self.variables]
-        values = [kernel.product(ranks)]
-        if product:
-            values = Kernel(values[0], kernel.inputs).factors(layer.ranks)
-        self.values = values
-
-    def __enter__(self):
-        for variable, value in zip(self.variables, self.values, strict=True):
+@contextlib.contextmanager
+def _lower_ranks(layer, kernel: Kernel, ranks):
+    """Lets a layer compute with a product of lower ranks, inside the context."""
+    variables, values = [layer], [kernel.product(ranks)]
+    if isinstance(layer, LowRank):
+        variables, values = layer.parts, Kernel(values[0], kernel.input_axes).factors(layer.ranks)
+    variables = [kernel_of(part) for part in variables]
+    before = [variable.numpy() for variable in variables]
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
-
-    def __exit__(self, *_):
-        for variable, value in zip(self.variables, self.before, strict=True):
-            variable.assign(value)
-
-
-def part_kernel(part: layers.Layer):
-    """The kernel's or the embeddings' variable of a layer of Keras."""
-    return part.embeddings if isinstance(part, layers.Embedding) else part.kernel
-
-
-# --- the recipe ---------------------------------------------------------------------------------
-
-
-def written(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """The reverse of `parse_ranks`."""
-    return tuple(f"{path}={'x'.join(map(str, numbers))}" for path, numbers in ranks.items())
-
-
-def resolve_from_weights(config, workdir: Path, dataset) -> None:
-    """Writes into a recipe the ranks that follow from the weights it starts from.
-
-    Args:
-      config: a recipe; changed in place.
-      workdir: where a run that was begun before has them.
-      dataset: on which `sensitivity` is measured: its validation split, or some of the training
-        split.
-    """
-    low = section(config, "compress.low_rank")
-    check_low_rank(low)
-    asked = any(low[way] for way in RANKS_BY)
-    if low.ranks or not (asked or low.keep):
-        return
-    begun = (workdir / "config.json").exists()
-    if not begun:
-        check_source(section(config, "compress"), config.init_from)
-    if begun or low.keep:
-        saved = read_config(workdir if begun else config.init_from)["config"]
-        config.compress.low_rank.ranks = tuple(section(saved, "compress.low_rank").ranks)
-        return
-    model = open_source(config.init_from)
-    measure = _measure(model, config, dataset) if low.sensitivity else None
-    config.compress.low_rank.ranks = written(decide(model, low, measure))
-
-
-def _measure(model, config, dataset, examples: int = 1024) -> Callable[[], float]:
-    arguments = config.task.to_dict()
-    task = registry.build_task(arguments.pop("name"), **arguments)
-    task.complete(config.model.to_dict(), dataset)
-    _, held_out = hold_out(dataset.splits["train"], config.data.validation_size)
-    arrays = held_out or dataset.splits.get("validation") or dataset.splits["train"]
-    arrays = {key: array[:examples] for key, array in arrays.items()}
-    evaluate = Evaluator(
-        model, task, arrays, min(config.trainer.global_batch_size, examples),
-        make_strategy("one_device"),
-    )  # fmt: skip
-
-    def loss() -> float:
-        metrics, _ = evaluate()
-        if "loss" not in metrics:
-            raise UsageError(
-                "compress.low_rank.sensitivity needs examples with targets: the "
-                f"{len(next(iter(arrays.values())))} examples that it measures have none."
-            )
-        return metrics["loss"]
-
-    return loss
 
 
 # --- the model ----------------------------------------------------------------------------------
 
 
-def rebuilt(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
-    """Returns the model anew, with products in place of the kernels of those paths.
+def factorize(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
+    """Returns the model with fresh weights and products in place of some kernels.
+
+    Args:
+      model: a built model.
+      ranks: PATH=RANK or PATH=INxOUT of the layers to change.
 
     Raises:
-      UsageError: for a path that the model lacks, or ranks that its kernel cannot have.
+      UsageError: if the model has no such layer, or its kernel cannot have these ranks.
     """
     wanted = parse_ranks(ranks)
-    known, _ = factorable(model)
+    reachable, _ = factorable(model)
     for path in wanted:
-        if path not in known:
+        if path not in reachable:
             raise UsageError(
-                f"compress.low_rank.ranks names a layer that the model lacks: {path!r}; there are "
-                f"{', '.join([*known][:5])}."
+                f"compress.low_rank.ranks names a layer that the model lacks: {path!r}. Layers are "
+                f"{', '.join([*reachable][:5])}."
             )
-        _check_ranks(path, known[path], wanted[path])
+        _check_ranks(path, reachable[path], wanted[path])
     if not keras_internals.is_graph(model):
         raise UsageError(
-            f"low_rank rebuilds models of one graph. Received: {model.name!r}, a "
-            f"{type(model).__name__}."
+            "low_rank supports Functional and Sequential models. Received: "
+            f"{model.name!r}, a {type(model).__name__}."
         )
 
     def change(layer, config):
         if layer.path in wanted:
             return product_layer(layer, wanted[layer.path])
-        if inside := rebuild.below(layer, wanted):
+        if inside := below(wanted, layer.path):
             config["ranks"] = {path: numbers[0] for path, numbers in inside.items()}
         return None
 
-    return rebuild.rebuilt(model, change)
+    return rebuild(model, change)
 
 
 def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:
@@ -312,7 +316,7 @@ def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:
     fits = len(ranks) == len(most) and all(r <= m for r, m in zip(ranks, most, strict=True))
     if fits and (any(ranks) if len(most) == 2 else all(ranks)):
         return
-    rank = "INxOUT, 0 for channels that are not mixed," if len(most) == 2 else "one rank"
+    rank = "INxOUT (0: channels are not mixed)" if len(most) == 2 else "one rank"
     raise UsageError(
         f"{path} takes {rank} of at most {'x'.join(map(str, most))}. Received: "
         f"compress.low_rank.ranks with {path}={'x'.join(map(str, ranks))}."
@@ -320,54 +324,47 @@ def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:
 
 
 def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:
-    """Returns a fresh layer that does what `layer` does with a kernel of these ranks."""
+    """Returns a fresh layer that computes what `layer` does, with a kernel of these ranks."""
+    make, keys = _PRODUCTS[type(layer)]
     config = layer.get_config()
-    same = {key: config[key] for key in ("name", "trainable", "dtype")}
-    ending = {key: config[key] for key in ("activation", "use_bias") if key in config}
+    arguments = {key: config[key] for key in ("name", "trainable", "dtype", *keys)}
     if type(layer) in CONVOLUTIONS:
-        keys = ("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate")
-        return LowRankConv(
-            CONVOLUTIONS[type(layer)], ranks=ranks, **{k: config[k] for k in keys}, **ending,
-            **same,
-        )  # fmt: skip
-    if isinstance(layer, layers.EinsumDense):
-        keys = ("equation", "output_shape", "activation", "bias_axes")
-        return LowRankEinsumDense(rank=ranks[0], **{k: config[k] for k in keys}, **same)
-    if isinstance(layer, layers.Dense):
-        return LowRankDense(config["units"], ranks[0], **ending, **same)
-    size = {key: config[key] for key in ("input_dim", "output_dim")}
-    if isinstance(layer, layers.ReversibleEmbedding):
-        return LowRankReversibleEmbedding(
-            rank=ranks[0], reverse_dtype=config["reverse_dtype"], **size, **same
-        )
-    return LowRankEmbedding(rank=ranks[0], **size, **same)
+        return make(dimensions=CONVOLUTIONS[type(layer)], ranks=ranks, **arguments)
+    return make(rank=ranks[0], **arguments)
 
 
-def start_values(model: keras.Model, other: keras.Model) -> dict[str, np.ndarray]:
-    """Returns path of a variable -> value: another model's kernels as factors of this one's.
+def initial_values(model: keras.Model, source: keras.Model) -> dict[str, np.ndarray]:
+    """Returns variable path -> value: kernels of `source` as the factors of this model.
 
     Args:
       model: a built model.
-      other: one with the same paths, whole or of other ranks.
+      source: a model of the same paths, whose kernels are whole or products of other ranks.
     """
-    mine = {layer.path: layer for layer in products(model)}
-    theirs = {**factorable(other)[1], **factorable(other)[0]}
-    values = {}
-    for path, layer in mine.items():
-        source = theirs.get(path)
-        if source is None or getattr(source, "ranks", None) == layer.ranks:
-            continue  # equal ranks: each part is found by its own path
-        kernel = Kernel.of(source)
+    reachable, unreachable = factorable(source)
+    sources, values = {**unreachable, **reachable}, {}
+    for layer in products(model):
+        other = sources.get(layer.path)
+        if other is None or getattr(other, "ranks", None) == layer.ranks:
+            continue  # factors of equal ranks have equal paths
+        kernel = Kernel.of(other)
         if kernel.value.shape != tuple(layer.kernel.shape):
             continue
-        factors = kernel.factors(layer.ranks)
-        for part, value in zip(layer.parts, factors, strict=True):
-            values[part_kernel(part).path] = value
-        if layer.bias is not None and source.bias is not None:
-            values[layer.bias.path] = source.bias.numpy()
+        for part, value in zip(layer.parts, kernel.factors(layer.ranks), strict=True):
+            values[kernel_of(part).path] = value
+        if layer.bias is not None and other.bias is not None:
+            values[layer.bias.path] = other.bias.numpy()
     return values
 
 
 def products(model: keras.Model) -> list[LowRank]:
     """Returns the layers of a model, at any depth, whose kernels are products."""
     return [x for x in keras_internals.all_layers(model) if isinstance(x, LowRank)]
+
+
+def refuse_tied_products(model: keras.Model) -> None:
+    """Raises `UsageError` if an embedding that also computes the logits is a product."""
+    if any(isinstance(layer, LowRankReversibleEmbedding) for layer in products(model)):
+        raise UsageError(
+            "qat and cluster do not support a tied embedding that is a product: exclude it, for "
+            "example by compress.low_rank.pattern=block_."
+        )

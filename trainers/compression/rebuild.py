@@ -1,18 +1,18 @@
-"""A model built anew, with some of its layers changed."""
+"""Builds a model anew with some of its layers changed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import keras
 from keras import layers
 
 
-def rebuilt(model: keras.Model, change: Callable) -> keras.Model:
-    """Returns a graph of layers anew, with fresh weights.
+def rebuild(model: keras.Model, change: Callable) -> keras.Model:
+    """Returns a copy of a model with fresh weights and some layers changed.
 
     Args:
       model: a Functional or Sequential model; models inside it are rebuilt too.
-      change: `change(layer, config)` gives the layer that stands in place of one, or None for one
-        of the same class by its configuration, which it may have changed.
+      change: `change(layer, config)` returns the layer that replaces `layer`, or None for a layer
+        of the same class made from `config`, which the function may change in place.
     """
 
     def clone(layer):
@@ -22,9 +22,3 @@ def rebuilt(model: keras.Model, change: Callable) -> keras.Model:
         return change(layer, config) or type(layer).from_config(config)
 
     return keras.models.clone_model(model, clone_function=clone, recursive=True)
-
-
-def below(layer: layers.Layer, wanted: Mapping) -> dict:
-    """Returns what is wanted inside a layer, by paths that begin there."""
-    prefix = f"{layer.path}/"
-    return {p.removeprefix(prefix): value for p, value in wanted.items() if p.startswith(prefix)}

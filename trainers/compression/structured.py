@@ -1,167 +1,157 @@
-"""Structured pruning: whole units are taken out, and the model is built smaller.
+"""Structured pruning: removes whole units, and builds the model smaller.
 
-A unit matters by the L2 norm of the weights that make it and those that read it, after Li et al.
-2017 (Pruning Filters for Efficient ConvNets, arXiv:1608.08710), who sum the absolute weights that
-make it. The same share of each layer's units goes. `trainers.compression.units` says what units
-are; how many each layer keeps stands in the recipe from the run's beginning on.
+The importance of a unit is the L2 norm of the weights that compute it and of those that read it,
+after Li et al. 2017 (Pruning Filters for Efficient ConvNets, arXiv:1608.08710), who sum the
+absolute weights that compute it. The same share of units is removed from each layer.
+`trainers.compression.units` defines units. The recipe holds the number of units that each layer
+keeps from the beginning of the run on.
 
-Units without weights change nothing by going, except in front of layer normalisation, whose mean is
-then of those that stay.
+Removing units whose weights are 0 changes nothing, except in front of layer normalization, which
+then takes the mean over the remaining units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers
 
-from trainers.compression import rebuild
-from trainers.compression.decomposition import CONVOLUTIONS
+from trainers.compression.rebuild import rebuild
+from trainers.compression.technique import Technique, matching
 from trainers.compression.units import Units, units
 from trainers.config.base import section
 from trainers.config.compress import check_source, check_structured, parse_widths
 from trainers.run.workdir import read_config
-from zoo.errors import UsageError, compiled
+from zoo.errors import UsageError
+from zoo.layers.low_rank import below
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.sources import open_source
 
 
+class StructuredPruning(Technique):
+    """`compress.structured`: the numbers of units are decided once and stored as `widths`."""
+
+    def resolve(self, config, workdir, dataset):
+        settings = section(config, "compress.structured")
+        check_structured(settings)
+        if not (settings.widths or settings.sparsity or settings.keep):
+            return dataset
+        begun = (workdir / "config.json").exists()
+        widths = _saved_widths(workdir if begun else config.init_from)
+        if settings.widths:
+            widths |= parse_widths(settings.widths)
+        elif not (begun or settings.keep):
+            check_source(section(config, "compress"), config.init_from)
+            widths |= decide(open_source(config.init_from), settings.sparsity, settings.pattern)
+        config.compress.structured.widths = tuple(f"{path}={n}" for path, n in widths.items())
+        return dataset
+
+    def change_model(self, model, settings):
+        widths = settings.structured.widths
+        return build_smaller(model, widths) if widths else model
+
+    def initial_values(self, model, source, settings):
+        return initial_values(settings.structured.widths, source)
+
+
 def decide(model: keras.Model, sparsity: float, pattern: str) -> dict[str, int]:
-    """Returns path -> how many units stay, of the layers that lose some.
+    """Returns path -> number of units to keep, for each layer that loses units.
 
     Args:
-      model: built.
-      sparsity: share of units that goes, rounded to whole ones.
-      pattern: regular expression of the paths; "" for all.
+      model: a built model.
+      sparsity: share of units to remove, rounded to whole units.
+      pattern: regular expression of the paths of layers; "" for all.
 
     Raises:
-      UsageError: where no unit can go, or a layer would lose all of them.
+      UsageError: if no unit can be removed, or a layer would lose all of its units.
     """
-    found, whole = units(model)
-    for path in [path for path, its in found.items() if not its.layer.trainable]:
-        del found[path]
-        whole[path] = "it is frozen, and would not learn to do with fewer"
-    chosen = _matching(found, pattern)
+    removable, reasons = units(model)
+    for path in [path for path, each in removable.items() if not each.layer.trainable]:
+        del removable[path]
+        reasons[path] = "the layer is frozen, so it cannot adapt to fewer units"
+    paths = matching("compress.structured.pattern", pattern, [*removable, *reasons])
+    chosen = {path: removable[path] for path in paths if path in removable}
     if not chosen:
-        reasons = _matching(whole, pattern)
-        if not reasons:
-            raise UsageError(
-                f"compress.structured.pattern matches nothing. Received: {pattern!r}; there are "
-                f"{', '.join([*found, *whole][:5]) or 'no layers that it knows'}."
-            )
-        listed = "; ".join(f"{path}: {reason}" for path, reason in [*reasons.items()][:3])
-        out = ", or choose others by compress.structured.pattern" if pattern else ""
-        raise UsageError(f"No unit can be taken out. {listed}. Use prune or low_rank{out}.")
-    left = {path: its.count - round(sparsity * its.count) for path, its in chosen.items()}
-    for path, count in left.items():
+        listed = "; ".join(f"{path}: {reasons[path]}" for path in paths[:3])
+        out = ", or choose other layers by compress.structured.pattern" if pattern else ""
+        raise UsageError(f"No unit can be removed. {listed}. Use prune or low_rank{out}.")
+    remaining = {path: each.count - round(sparsity * each.count) for path, each in chosen.items()}
+    for path, count in remaining.items():
         if not count:
             raise UsageError(
-                f"{path} would lose all of its {found[path].count} units: lower "
-                "compress.structured.sparsity, or leave it out by compress.structured.pattern. "
-                f"Received: {sparsity}."
+                f"{path} would lose all of its {chosen[path].count} units: lower "
+                "compress.structured.sparsity, or exclude the layer by "
+                f"compress.structured.pattern. Received: {sparsity}."
             )
-    fewer = {path: count for path, count in left.items() if count < found[path].count}
+    fewer = {path: count for path, count in remaining.items() if count < chosen[path].count}
     if not fewer:
         raise UsageError(
-            f"No layer has so many units that one would go: raise compress.structured.sparsity. "
+            "compress.structured.sparsity removes less than one unit of every layer: raise it. "
             f"Received: {sparsity}."
         )
     return fewer
 
 
-def _matching(paths: Mapping, pattern: str) -> dict:
-    matches = compiled("compress.structured.pattern", pattern).search
-    return {path: value for path, value in paths.items() if matches(path)}
-
-
-def resolve_from_weights(config, workdir: Path) -> None:
-    """Writes into a recipe how many units stay of each layer of the model it starts from.
-
-    Args:
-      config: a recipe; changed in place.
-      workdir: where a run that was begun before has it.
-    """
-    settings = section(config, "compress.structured")
-    check_structured(settings)
-    if not (settings.widths or settings.sparsity or settings.keep):
-        return
-    begun = (workdir / "config.json").exists()
-    before = _saved(workdir if begun else config.init_from)
-    left = parse_widths(settings.widths)
-    if not (left or begun or settings.keep):
-        check_source(section(config, "compress"), config.init_from)
-        left = decide(open_source(config.init_from), settings.sparsity, settings.pattern)
-    widths = tuple(f"{path}={count}" for path, count in {**before, **left}.items())
-    config.compress.structured.widths = widths
-
-
-def _saved(source: str | Path) -> dict[str, int]:
-    """The widths of a work directory's recipe; none of other sources."""
+def _saved_widths(source: str | Path) -> dict[str, int]:
+    """Returns the widths in a work directory's recipe; {} for any other source."""
     if not source or not (Path(source) / "config.json").exists():
         return {}
     return parse_widths(section(read_config(source)["config"], "compress.structured").widths)
 
 
-# --- the model ----------------------------------------------------------------------------------
+def build_smaller(model: keras.Model, widths: Sequence[str]) -> keras.Model:
+    """Returns the model with fresh weights and the given numbers of units.
 
-
-def rebuilt(model: keras.Model, widths: Sequence[str]) -> keras.Model:
-    """Returns the model anew, with so many units in the layers of those paths.
+    Args:
+      model: a built model.
+      widths: PATH=UNITS of the layers to change.
 
     Raises:
-      UsageError: for a path that the model lacks, or of which no units can go, or so many.
+      UsageError: if the model has no such layer, or the layer cannot have that number of units.
     """
     wanted = parse_widths(widths)
-    found, whole = units(model)
+    removable, reasons = units(model)
     for path, count in wanted.items():
-        if path in whole:
-            raise UsageError(f"{path} keeps all its units: {whole[path]}.")
-        if path not in found or count > found[path].count:
-            has = f"{path} has {found[path].count}" if path in found else "the model lacks it"
+        if path in reasons:
+            raise UsageError(f"No unit of {path} can be removed: {reasons[path]}.")
+        most = removable[path].count if path in removable else 0
+        if count > most:
             raise UsageError(
-                f"compress.structured.widths says {path}={count}, but {has}; there are "
-                f"{', '.join([*found][:5])}."
+                f"compress.structured.widths must not exceed the {most} units of {path}. Received: "
+                f"{path}={count}; layers with units are {', '.join([*removable][:5])}."
             )
 
     def change(layer, config):
         if layer.path in wanted:
-            config[_argument(layer)] = wanted[layer.path]
+            units_key = next(k for k in ("filters", "units", "output_dim") if k in config)
+            config[units_key] = wanted[layer.path]
         if isinstance(layer, TransformerBlock):
-            config["widths"] = {**config["widths"], **rebuild.below(layer, wanted)}
+            config["widths"] = {**config["widths"], **below(wanted, layer.path)}
 
-    return rebuild.rebuilt(model, change)
-
-
-def _argument(layer: layers.Layer) -> str:
-    if type(layer) in CONVOLUTIONS:
-        return "filters"
-    return "output_dim" if isinstance(layer, layers.Embedding) else "units"
+    return rebuild(model, change)
 
 
-def start_values(widths: Sequence[str], other: keras.Model) -> dict[str, np.ndarray]:
-    """Returns path of a variable -> value: another model's, without the units that matter least.
+def initial_values(widths: Sequence[str], source: keras.Model) -> dict[str, np.ndarray]:
+    """Returns variable path -> the source's value without the least important units.
 
     Args:
-      widths: of the section `compress.structured`.
-      other: a model of the same paths, with as many units or more.
+      widths: PATH=UNITS that remain.
+      source: a model of the same paths, with as many units or more.
     """
-    found = units(other)[0] if widths else {}
-    kept = {
-        path: _most(found[path], count)
-        for path, count in parse_widths(widths).items()
-        if path in found and count < found[path].count
-    }
+    removable = units(source)[0] if widths else {}
     values = {}
-    for path, staying in kept.items():
-        for cut in found[path].cuts:
+    for path, count in parse_widths(widths).items():
+        if path not in removable or count >= removable[path].count:
+            continue
+        remaining = _most_important(removable[path], count)
+        for cut in removable[path].cuts:
             value = values.get(cut.variable.path, cut.variable.numpy())
-            # In the order in which they were: the smaller layer is laid out like the larger.
-            places = np.sort(cut.places[staying], axis=None)
-            values[cut.variable.path] = np.take(value, places, axis=cut.axis)
+            # In their old order: the smaller layer has the same layout as the larger one.
+            indices = np.sort(cut.indices[remaining], axis=None)
+            values[cut.variable.path] = np.take(value, indices, axis=cut.axis)
     return values
 
 
-def _most(its: Units, count: int) -> np.ndarray:
-    """The numbers of so many units with the largest norms; of equals those that come first."""
-    return np.sort(np.argsort(-its.norms(), kind="stable")[:count])
+def _most_important(layer_units: Units, count: int) -> np.ndarray:
+    """Returns the sorted numbers of the units with the largest norms; ties go to the first."""
+    return np.sort(np.argsort(-layer_units.norms(), kind="stable")[:count])

@@ -4,7 +4,6 @@ import keras
 import tensorflow as tf
 
 from trainers.compression import techniques
-from trainers.config.base import section
 from trainers.optimization.optimizers import make_optimizer
 from trainers.optimization.precision import precision
 from trainers.optimization.schedules import make_schedule
@@ -38,7 +37,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
 
     Returns:
       `(TrainStep, Task)`: the recipe's task; that of the step may be more than it, see
-      `trainers.compression.techniques.with_teacher`.
+      `trainers.compression.techniques.wrap_task`.
     """
     trainer = config.trainer
     model_arguments = config.model.to_dict()
@@ -48,7 +47,6 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         model_arguments = task.complete(model_arguments, dataset)
     schedule = config.schedule.to_dict()
     optimizer_arguments = config.optimizer.to_dict()
-    compress = section(config, "compress").to_dict()
     keras.utils.set_random_seed(trainer.seed)
     with strategy.scope(), precision(trainer.precision):
         model = registry.build(model_arguments.pop("name"), **model_arguments)
@@ -61,10 +59,10 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
                 "XLA cannot compile batch normalisation that is synchronised over replicas. "
                 "Received: trainer.jit_compile=True on several replicas."
             )
-        model = techniques.changed(model, compress)
+        model = techniques.change_model(model, config)
         if trainer.remat:
             apply_remat(model, trainer.remat)
-        learned = techniques.with_teacher(task, model, config, dataset)
+        learned = techniques.wrap_task(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
         for player in learned.players(model):
@@ -86,7 +84,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             seed=trainer.seed,
             rules=rules,
         )
-        step.compressors = techniques.compressors(step, compress, total_steps)
+        step.compressors = techniques.compressors(step, config, total_steps)
     return step, task
 
 

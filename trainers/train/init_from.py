@@ -4,7 +4,7 @@ from pathlib import Path
 
 import keras
 
-from trainers.compression import low_rank, structured
+from trainers.compression import low_rank, techniques
 from trainers.optimization.muon import output_layers
 from trainers.run.workdir import read_config
 from zoo import keras_internals
@@ -18,7 +18,7 @@ from zoo.storage.transformers_files import is_transformers
 _SHOWN = 5  # differences in a refusal
 
 
-def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> str:
+def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> str:
     """Fills a model with the weights of another one of the same architecture.
 
     Only what depends on the data may differ: the number of classes or tokens. Output layers and
@@ -29,7 +29,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> st
       source: a work directory, a .keras file, a folder that transformers wrote, or
         `keras_hub:PRESET`; the last two as `zoo.models.convert.published` takes them.
       tokenizer: of the run's data, of a text model.
-      widths: of a recipe's section `compress.structured`: units that stay of the other model's.
+      config: the recipe of the run, whose compression techniques change values; None for none.
 
     Returns:
       A sentence about how many weights were copied; it names every weight of the model that was
@@ -53,8 +53,8 @@ def initialize(model: keras.Model, source: str, tokenizer=None, widths=()) -> st
         )
     theirs = {v.path: v for v in other.weights}
     values = {path: v.value for path, v in theirs.items()}
-    values |= structured.start_values(widths, other)
-    values |= low_rank.start_values(model, other)
+    if config is not None:
+        values |= techniques.initial_values(model, other, config)
     missing = [v for v in model.weights if v.path not in values]
     unfit = [v for v in model.weights if v.path in values and not _fits(v, values)]
     filled = [v for v in model.weights if _fits(v, values)]

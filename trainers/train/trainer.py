@@ -16,7 +16,6 @@ import keras
 import tensorflow as tf
 
 from trainers.compression import techniques
-from trainers.config.base import section
 from trainers.config.recipe import as_dict, check
 from trainers.config.trainer import check_batch, check_examples
 from trainers.config.user_code import user_files
@@ -146,8 +145,7 @@ class Trainer:
             files = self.checkpoints.files()
             if self.config.init_from and not files and self.group.chief:
                 tokenizer = self.dataset.tokenizer
-                widths = section(self.config, "compress.structured").widths
-                said = initialize(self.step.net, self.config.init_from, tokenizer, widths)
+                said = initialize(self.step.net, self.config.init_from, tokenizer, self.config)
                 print(said, file=sys.stderr)
             for compressor in self.step.compressors:
                 compressor.begin()

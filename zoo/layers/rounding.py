@@ -120,23 +120,10 @@ def rounded_kernels(model: keras.Model):
                 variable.assign(value)
 
 
-class FreshRanges:
-    """Keeps the ranges of kernels equal to those of the current weights of a model."""
-
-    variables = ()
-
-    def __init__(self, model: keras.Model):
-        self._model = model
-
-    def update(self) -> None:
-        """Does nothing: forward passes in training update the ranges."""
-
-    def restore(self) -> None:
-        """Updates the ranges after the weights were replaced, such as by averages."""
-        for layer in _quantized_layers(self._model):
-            layer.call.update_kernel_ranges()
-
-    begin = restore
+def update_kernel_ranges(model: keras.Model) -> None:
+    """Recomputes the ranges of kernels, after weights were put into a model from outside."""
+    for layer in _quantized_layers(model):
+        layer.call.update_kernel_ranges()
 
 
 def _quantized_layers(model) -> list:

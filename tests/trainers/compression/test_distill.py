@@ -405,7 +405,7 @@ def test_what_the_command_refuses(trained, tmp_path, zoo_command):
 
 
 def test_a_student_of_another_family(tmp_path):
-    from trainers.compress_jobs.methods import plan
+    from trainers.compress_jobs.chain import parse_chain, plan
     from trainers.config.recipe import resolve
 
     config = {**as_dict(resolve("gpt_pydoc"))}
@@ -415,7 +415,8 @@ def test_a_student_of_another_family(tmp_path):
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(content))
     overrides = [("model.name", "lstm_generator_deep"), ("model.embedding_dim", "32")]
-    (found,) = plan(["distill"], [str(tmp_path)], overrides)
+    (stage,) = plan(parse_chain("distill"), tmp_path, tmp_path / "out", overrides)
+    found = stage.config
     assert found.model.to_dict() == {
         "name": "lstm_generator_deep", "vocabulary_size": 0, "embedding_dim": 32,
         "hidden_dim": 512, "num_layers": 2, "dropout": 0.0,

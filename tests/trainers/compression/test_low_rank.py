@@ -10,9 +10,10 @@ from keras import layers
 
 import zoo
 from tests import toys
+from tests.trainers.compression.small_cnn import recipe
 from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
 from trainers.compression import low_rank
-from trainers.compression.decomposition import Kernel
+from trainers.compression.decomposition import Kernel, kernel_of
 from trainers.compression.prune import sparsities
 from trainers.config.compress import parse_ranks
 from zoo import registry
@@ -34,7 +35,7 @@ def every_kind():
 
 def set_from(model, other):
     """What init_from does, without a work directory."""
-    values = low_rank.start_values(model, other)
+    values = low_rank.initial_values(model, other)
     found = {v.path: v.value for v in other.weights} | values
     for variable in model.weights:
         variable.assign(found[variable.path])
@@ -47,7 +48,7 @@ def tokens(model, rows=3):
 def test_full_ranks_compute_the_same():
     model = every_kind()
     full = ("words=12", "convolution=11x16", "heads=16", "out=16", "any_rank=10", "dense=9")
-    product = low_rank.rebuilt(model, full)
+    product = low_rank.factorize(model, full)
     assert {x.path for x in low_rank.products(product)} == {t.partition("=")[0] for t in full}
     # A rank below the number of channels keeps what has no more of them.
     kernel = np.array(model.get_layer("convolution").kernel)
@@ -75,7 +76,7 @@ def test_a_kernel_keeps_the_energy_and_no_lower_rank_does(shape, energy):
     lost = np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
     assert lost <= 1 - energy + 1e-6
     assert sum(x.size for x in kernel.factors(ranks)) == kernel.size_at(ranks)
-    if kernel.points == 1 and ranks[1]:  # a matrix after all: Eckart and Young
+    if kernel.positions == 1 and ranks[1]:  # a matrix after all: Eckart and Young
         fewer = kernel.product((0, ranks[1] - 1))
         assert np.sum((fewer - value) ** 2) / np.sum(value**2) > 1 - energy
 
@@ -137,7 +138,7 @@ def test_models_of_the_zoo_are_built_anew(name, tmp_path):
     budget = 0.9 if name == "lstm_generator" else 0.8
     settings = {"energy": 0.0, "budget": budget, "sensitivity": 0.0, "pattern": ""}
     ranks = low_rank.decide(model, settings)
-    product = low_rank.rebuilt(model, low_rank.written(ranks))
+    product = low_rank.factorize(model, low_rank.format_ranks(ranks))
     assert type(product) is type(model)
     share = product.count_params() / model.count_params()
     assert budget - 0.1 < share <= budget  # and no smaller than was asked for
@@ -169,36 +170,15 @@ def _whole(model, product):
     found = {layer.path: layer for layer in low_rank.products(product)}
     for path, layer in low_rank.factorable(model)[0].items():
         if path in found:
-            low_rank.part_kernel(layer).assign(Kernel.of(found[path]).value)
+            kernel_of(layer).assign(Kernel.of(found[path]).value)
     return model
-
-
-def recipe(settings=None, **trainer):
-    arguments = dict(registry.entry("cnn_classifier").tiny, input_shape=(20, 20, 1))
-    config = toys.recipe(
-        "cnn_classifier", "image_classification", model_arguments=arguments, **trainer
-    )
-    if settings:
-        config.init_from = settings.pop("init_from")
-        config.compress.low_rank.update(settings)
-    return config
-
-
-@pytest.fixture(scope="module")
-def whole(devices, tmp_path_factory):
-    """A work directory of a digit classifier that learned for a moment."""
-    from trainers.train.trainer import Trainer
-
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    Trainer(recipe(), folder, dataset=toys.image_data(side=20)).train()
-    return str(folder)
 
 
 def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path, capsys):
     data = toys.image_data(side=20)
     run(recipe(), data, tmp_path / "whole")
     settings = {"init_from": str(tmp_path / "whole"), "energy": 0.7}
-    end = run(recipe(dict(settings)), data, tmp_path / "low")
+    end = run(recipe("low_rank", settings), data, tmp_path / "low")
     said = capsys.readouterr().err
     assert "not in it" not in said
     assert "of another shape" not in said
@@ -213,10 +193,10 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     assert toys.difference(loaded, end.step.net) == 0
     assert {x.path: x.ranks for x in low_rank.products(loaded)} == expected
     with pytest.raises(Interrupted):
-        run(recipe(dict(settings)), data, tmp_path / "parts", callbacks=[StopAt(7)])
+        run(recipe("low_rank", settings), data, tmp_path / "parts", callbacks=[StopAt(7)])
     # What it was made from may have changed since: the ranks are the run's own.
     (tmp_path / "whole" / "model.keras").unlink()
-    run(recipe(dict(settings)), data, tmp_path / "parts")
+    run(recipe("low_rank", settings), data, tmp_path / "parts")
     assert_same_end(tmp_path / "low", tmp_path / "parts")
 
 
@@ -226,9 +206,9 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
     config = recipe(steps=40)
     config.optimizer.learning_rate = 0.02
     model = run(config, data, tmp_path / "whole").step.net
-    config = recipe({"init_from": str(tmp_path / "whole"), "sensitivity": 0.05})
+    config = recipe("low_rank", {"init_from": str(tmp_path / "whole"), "sensitivity": 0.05})
     before = model.get_weights()
-    measure = low_rank._measure(model, config, data)
+    measure = low_rank._loss_function(model, config, data)
     ranks = low_rank.decide(model, config.compress.low_rank, measure)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)  # put back
@@ -236,18 +216,18 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
     assert ranks
     for path, numbers in ranks.items():
         kernel = Kernel.of(found[path])
-        with low_rank._replaced(found[path], kernel, numbers):
+        with low_rank._lower_ranks(found[path], kernel, numbers):
             assert measure() <= 1.05 * base
             assert measure() != base
         lower = [kernel.ranks(rung) for rung in low_rank._LADDER]
         lower = [other for other in lower if kernel.size_at(other) < kernel.size_at(numbers)]
         if lower:  # the next rung is one too far
-            with low_rank._replaced(found[path], kernel, lower[0]):
+            with low_rank._lower_ranks(found[path], kernel, lower[0]):
                 assert measure() > 1.05 * base
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"energy": 1.0}, r"compress.low_rank.energy must be in \[0, 1\)"),
         ({"budget": -0.1}, "compress.low_rank.budget must be in"),
@@ -255,7 +235,7 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
         ({"energy": 0.9, "budget": 0.5}, "Only one of compress.low_rank.energy, budget and"),
         ({"energy": 0.9, "pattern": "kernal"}, "pattern matches nothing"),
         ({"energy": 0.9, "pattern": "("}, "must be a regular expression"),
-        ({"budget": 0.01}, "With every chosen kernel of rank 1"),
+        ({"budget": 0.01}, r"budget must be at least 0\.\d+, the share"),
         ({"energy": 0.9999999}, "No kernel becomes smaller"),
         ({"ranks": ("hidden",)}, "holds PATH=RANK"),
         ({"ranks": ("hiden=3",)}, "the model lacks: 'hiden'"),
@@ -266,9 +246,10 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
         ({"ranks": ("convolution_1=0x0",)}, "convolution_1 takes INxOUT"),
     ],
 )
-def test_what_no_ranks_are(settings, said, whole, run, tmp_path):
-    with pytest.raises(UsageError, match=said):
-        run(recipe({"init_from": whole, **settings}), toys.image_data(side=20), tmp_path / "low")
+def test_wrong_ranks_are_refused(settings, message, digits, run, tmp_path):
+    config = recipe("low_rank", {"init_from": digits, **settings})
+    with pytest.raises(UsageError, match=message):
+        run(config, toys.image_data(side=20), tmp_path / "low")
     assert not (tmp_path / "low").exists()
 
 
@@ -280,7 +261,7 @@ def test_layers_out_of_reach_are_named():
     assert low_rank.decide(model, {**settings, "pattern": "^(logits|embedding)$"})
     ruled = toys.token_model(l2=0.1)
     ruled.get_layer("logits").kernel_regularizer = keras.regularizers.L2(0.1)
-    with pytest.raises(UsageError, match="logits cannot be a product: its kernel has a regul"):
+    with pytest.raises(UsageError, match="logits cannot become a product: its kernel has a regul"):
         low_rank.decide(ruled, {**settings, "pattern": "logits"})
 
 
@@ -306,7 +287,7 @@ def test_a_budget_is_of_what_a_product_holds():
     whole = keras.Sequential([keras.Input((64,)), layers.Dense(64, name="dense")])
     before = whole
     for most in (0.5, 0.25):
-        after = low_rank.rebuilt(whole, low_rank.written(low_rank.decide(before, settings)))
+        after = low_rank.factorize(whole, low_rank.format_ranks(low_rank.decide(before, settings)))
         assert after.count_params() <= most * whole.count_params()
         set_from(after, before)
         before = after
@@ -314,38 +295,33 @@ def test_a_budget_is_of_what_a_product_holds():
 
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
-def test_a_chain_keeps_the_products(trained, tmp_path, zoo_command):
-    out = tmp_path / "small"
-    words = (
-        "compress", "low_rank+prune", trained[0], f"--out={out}", "--config.trainer.steps=25",
-        "--config.compress.low_rank.budget=0.4", "--config.compress.prune.sparsity=0.5",
-        "--config.compress.prune.frequency=2",
+def test_a_chain_keeps_the_products(chain, tmp_path, zoo_command):
+    made = chain(
+        "low_rank+prune", "compress.low_rank.budget=0.4", "compress.prune.sparsity=0.5",
+        "compress.prune.frequency=2",
     )  # fmt: skip
-    answer = zoo_command(*words)
-    assert answer.status == 0, answer.err
-    first, last = zoo.load(out / "stages" / "1-low_rank"), zoo.load(out)
-    ranks = [{x.path: x.ranks for x in low_rank.products(m)} for m in (first, last)]
+    ranks = [{x.path: x.ranks for x in low_rank.products(m)} for m in (made.first, made.last)]
     assert ranks[0] == ranks[1] != {}
-    assert last.count_params() <= 0.4 * 93_322
-    for path, share in sparsities(last).items():
+    assert made.last.count_params() <= 0.4 * 93_322
+    for path, share in sparsities(made.last).items():
         assert share == pytest.approx(0.5, abs=0.02) or path.startswith("convolution_1"), path
-    found = json.loads((out / "compression.json").read_text())
-    assert found["after"]["parameters"] == last.count_params()
-    assert found["after"]["file"] == "litert"  # it was exported, and timed
-    assert found["after"]["milliseconds"]
-    assert zoo_command(*words).status == 0  # finished already
+    after = made.summary["after"]
+    assert after["parameters"] == made.last.count_params()
+    assert after["file"] == "litert"  # it was exported, and timed
+    assert after["milliseconds"]
+    assert zoo_command(*made.words).status == 0  # finished already
 
     lower = zoo_command(
-        "compress", "low_rank", out / "stages" / "1-low_rank", f"--out={tmp_path / 'lower'}",
+        "compress", "low_rank", made.stage, f"--out={tmp_path / 'lower'}",
         "--config.trainer.steps=25", "--config.compress.low_rank.energy=0.5",
     )  # fmt: skip
     assert lower.status == 0, lower.err
     assert "not in it" not in lower.err
-    assert zoo.load(tmp_path / "lower").count_params() < last.count_params()
+    assert zoo.load(tmp_path / "lower").count_params() < made.last.count_params()
 
 
 def test_no_parts_inside_parts():
-    product = low_rank.rebuilt(every_kind(), ("dense=3",))
+    product = low_rank.factorize(every_kind(), ("dense=3",))
     assert isinstance(product.get_layer("dense"), LowRank)
     assert "dense/first" not in low_rank.factorable(product)[0]
 
@@ -357,7 +333,7 @@ def test_a_frozen_backbone_stays_frozen():
     paths = [p for p in low_rank.factorable(model)[0] if p.endswith(("block1_conv2", "hidden"))]
     ranks = {path: Kernel.of(low_rank.factorable(model)[0][path]).ranks(0.5) for path in paths}
     assert len(ranks) == 2
-    product = low_rank.rebuilt(model, low_rank.written(ranks))
+    product = low_rank.factorize(model, low_rank.format_ranks(ranks))
     assert type(product) is type(model)
     learned = [v.path.partition("/")[0] for v in product.trainable_variables]
     assert learned == ["hidden"] * 3 + ["probabilities"] * 2
@@ -371,5 +347,7 @@ def test_a_frozen_backbone_stays_frozen():
 def test_the_smallest_budget_is_rank_one_everywhere():
     kernel = Kernel(np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype("float32"), 0)
     least = kernel.size_at((1, 1))
-    (ranks,) = low_rank._within({"c": kernel}, 1.001 * least / kernel.held, kernel.held).values()
+    (ranks,) = low_rank._by_budget(
+        {"c": kernel}, 1.001 * least / kernel.stored_size, kernel.stored_size
+    ).values()
     assert ranks == (1, 1)

@@ -14,7 +14,7 @@ import zoo
 from tests import toys
 from tests.commands import ROOT
 from trainers.compression.prune import Pruner, prunable, sparsities
-from trainers.config.base import optimizer
+from trainers.config.base import base, optimizer
 from zoo.errors import UsageError
 
 SPARSE = {"sparsity": 0.75, "frequency": 2, "end": 0.8}
@@ -25,6 +25,13 @@ def recipe(compress=None, model="toy_tokens", task="toy_token", arguments=None, 
     config.optimizer = optimizer("adam", learning_rate=0.01)
     config.compress.prune.update(SPARSE if compress is None else compress)
     return config
+
+
+def pruning(changes):
+    """Returns the settings of `Pruner`."""
+    settings = base().compress.prune.to_dict() | changes
+    del settings["keep_zeros"]
+    return settings
 
 
 def check(model, share=0.75):
@@ -150,8 +157,10 @@ class Kernels(keras.Model):
 def test_blocks_that_are_larger_than_a_kernel(block):
     model, step = Kernels(), keras.Variable(5, dtype="int64", trainable=False)
     before = {v.path: v.numpy().copy() for v in model.trainable_variables}
-    pruner = Pruner(model, step, 10, sparsity=0.5, schedule="constant", block=block, end=1.0,
-                    frequency=1)  # fmt: skip
+    changes = {
+        "sparsity": 0.5, "schedule": "constant", "block": block, "end": 1.0, "frequency": 1,
+    }  # fmt: skip
+    pruner = Pruner(model, step, 10, pruning(changes))
     pruner.update()
     for variable, inputs in pruner.kernels:
         rest = [axis for axis in range(variable.ndim) if axis not in inputs]

@@ -20,7 +20,7 @@ from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.errors import RunError, UsageError
 from zoo.layers.backbone import Backbone
-from zoo.layers.rounding import FreshRanges, is_quantized, quantize, rounded_kernels
+from zoo.layers.rounding import is_quantized, quantize, rounded_kernels, update_kernel_ranges
 
 FAKE_QUANT = tf.quantization.fake_quant_with_min_max_vars
 
@@ -234,7 +234,7 @@ def test_generation_computes_what_the_model_does():
     embedding = model.get_layer("embedding")
     before = project(embedding, x).numpy()
     quantize(model)
-    FreshRanges(model).restore()
+    update_kernel_ranges(model)
     after = project(embedding, x).numpy()
     assert np.abs(before - after).max() > 1e-4
     np.testing.assert_allclose(after, embedding(x, reverse=True).numpy(), rtol=1e-6)
@@ -266,7 +266,7 @@ def test_a_base_that_is_partly_frozen_stays_as_it_is():
 def test_kernels_have_their_own_ranges_from_the_start():
     model = image_model()
     quantize(model)
-    FreshRanges(model).begin()
+    update_kernel_ranges(model)
     for layer in (model.get_layer(name) for name in ("second", "hidden")):
         largest = np.abs(layer.kernel.numpy()).max()
         found = ranges(model)[f"{layer.name}_ranges/kernel_max"]
@@ -328,7 +328,7 @@ def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
     model = keras.Model(inputs, layers.Dense(4, activation="relu", name="only")(inputs))
     quantize(model, decay=0.99)
     model.get_layer("only").kernel.assign(np.eye(4))
-    FreshRanges(model).begin()
+    update_kernel_ranges(model)
     batches = np.random.default_rng(0).uniform(0, 0.8, (20, 16, 4)).astype("float32")
     batches[0] *= 0.5  # the first batch has no more to say than another one
     for batch in batches:
@@ -352,7 +352,7 @@ def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, m
 
     found = loaded_run("bert_tiny")
     quantize(found.model)
-    FreshRanges(found.model).begin()
+    update_kernel_ranges(found.model)
     examples = found.examples()
     found.model(structured(found.model, examples), training=True)
     for variable in found.model.non_trainable_weights:
@@ -386,7 +386,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     keras.utils.set_random_seed(1)
     found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
     quantize(found.model)
-    FreshRanges(found.model).begin()
+    update_kernel_ranges(found.model)
     examples = found.examples()
     for _ in range(20):
         found.model(structured(found.model, examples), training=True)

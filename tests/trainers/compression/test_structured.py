@@ -10,9 +10,9 @@ from keras import layers
 
 import zoo
 from tests import toys
-from tests.trainers.compression.test_low_rank import recipe as low_rank_recipe
+from tests.trainers.compression.small_cnn import recipe
 from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
-from trainers.compression import structured
+from trainers.compression import structured, techniques
 from trainers.compression.units import units
 from trainers.config.compress import parse_widths
 from trainers.train.init_from import initialize
@@ -55,15 +55,15 @@ def zeroed(model, widths, seed=1):
         gone = generator.permutation(found[path].count)[count:]
         for cut in found[path].cuts:
             value = np.moveaxis(cut.variable.numpy(), cut.axis, 0)
-            value[cut.places[gone].ravel()] = 0
+            value[cut.indices[gone].ravel()] = 0
             cut.variable.assign(np.moveaxis(value, 0, cut.axis))
 
 
 def smaller(model, left):
     """What the trainer does, without a work directory."""
     widths = tuple(f"{path}={count}" for path, count in left.items())
-    small = structured.rebuilt(model, widths)
-    values = {v.path: v.value for v in model.weights} | structured.start_values(widths, model)
+    small = structured.build_smaller(model, widths)
+    values = {v.path: v.value for v in model.weights} | structured.initial_values(widths, model)
     for variable in small.weights:
         variable.assign(values[variable.path])
     return small
@@ -156,8 +156,8 @@ def test_through_norms_and_branches():
         "gate": "its activation",
         "between": "shared is called more than once",
         "shared": "shared is called more than once",
-        "out": "what out gives is what the model kinds gives",
-        "state": "its state is kept outside",
+        "out": "the output of out is an output of the model kinds",
+        "state": "its state is used outside of the layer",
     }
     left = {"convolution": 2}
     zeroed(model, left)
@@ -173,38 +173,22 @@ def test_a_frozen_base_keeps_its_units():
     row = registry.entry("vgg16_transfer")
     model = registry.build(row.name, **row.tiny)
     assert structured.decide(model, 0.25, "") == {"hidden": 6}
-    with pytest.raises(UsageError, match="No unit can be taken out. block1_conv1: it is frozen"):
+    with pytest.raises(
+        UsageError, match="No unit can be removed. block1_conv1: the layer is frozen"
+    ):
         structured.decide(model, 0.25, "block1_conv1")
     small = smaller(model, {"hidden": 6})
     assert type(small) is type(model)
     learned = [v.path.partition("/")[0] for v in small.trainable_variables]
     assert learned == ["hidden"] * 2 + ["probabilities"] * 2
     assert units(model)[0].keys() >= {"block1_conv1", "block5_conv2"}  # for one that learns
-    assert "the model base gives" in units(model)[1]["block5_conv3"]
+    assert "an output of the model base" in units(model)[1]["block5_conv3"]
 
 
-def recipe(settings=None, **trainer):
-    config = low_rank_recipe(**trainer)
-    if settings:
-        config.init_from = settings.pop("init_from")
-        config.compress.structured.update(settings)
-    return config
-
-
-@pytest.fixture(scope="module")
-def whole(devices, tmp_path_factory):
-    """A work directory of a digit classifier that learned for a moment."""
-    from trainers.train.trainer import Trainer
-
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    Trainer(recipe(), folder, dataset=toys.image_data(side=20)).train()
-    return str(folder)
-
-
-def test_the_trainer_starts_from_what_stays_and_resumes_exactly(whole, run, tmp_path, capsys):
+def test_the_trainer_starts_from_what_stays_and_resumes_exactly(digits, run, tmp_path, capsys):
     data = toys.image_data(side=20)
-    settings = {"init_from": whole, "sparsity": 0.5, "pattern": "convolution_[12]"}
-    end = run(recipe(dict(settings)), data, tmp_path / "small")
+    settings = {"init_from": digits, "sparsity": 0.5, "pattern": "convolution_[12]"}
+    end = run(recipe("structured", settings), data, tmp_path / "small")
     said = capsys.readouterr().err
     assert "10 of 10 weights" in said
     assert "of another shape" not in said
@@ -216,74 +200,76 @@ def test_the_trainer_starts_from_what_stays_and_resumes_exactly(whole, run, tmp_
     plain = keras.saving.load_model(tmp_path / "small" / "model.keras", safe_mode=True)
     assert plain.get_layer("convolution_2").kernel.shape == (3, 3, 2, 4)
     with pytest.raises(Interrupted):
-        run(recipe(dict(settings)), data, tmp_path / "parts", callbacks=[StopAt(7)])
-    run(recipe(dict(settings)), data, tmp_path / "parts")
+        run(recipe("structured", settings), data, tmp_path / "parts", callbacks=[StopAt(7)])
+    run(recipe("structured", settings), data, tmp_path / "parts")
     assert_same_end(tmp_path / "small", tmp_path / "parts")
 
     # More units of another layer go; what went stays away.
     again = {"init_from": str(tmp_path / "small"), "sparsity": 0.25, "pattern": "_2|hidden"}
-    twice = run(recipe(again), data)
+    twice = run(recipe("structured", again), data)
     kept = {"convolution_1": 2, "convolution_2": 3, "convolution_3": 8, "hidden": 6}
     assert {path: its.count for path, its in units(twice.step.net)[0].items()} == kept
     assert "10 of 10 weights" in capsys.readouterr().err
     for settings, changed in (({"keep": True}, {}), ({"widths": ("hidden=5",)}, {"hidden": 5})):
-        config = recipe({"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings})
-        structured.resolve_from_weights(config, tmp_path / "new")
+        settings = {"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings}
+        config = recipe("structured", settings)
+        techniques.resolve(config, tmp_path / "new")
         before = {"convolution_1": 2, "convolution_2": 3, "hidden": 6}
         assert parse_widths(config.compress.structured.widths) == {**before, **changed}
 
 
-def test_a_start_begins_with_the_units_that_matter(whole):
-    model = zoo.load(whole)
+def test_a_start_begins_with_the_units_that_matter(digits):
+    model = zoo.load(digits)
     widths = ("convolution_1=2", "hidden=3")
-    small = structured.rebuilt(model, widths)
-    assert "10 of 10 weights" in initialize(small, whole, widths=widths)
+    small = structured.build_smaller(model, widths)
+    config = recipe("structured", {"init_from": digits, "widths": widths})
+    assert "10 of 10 weights" in initialize(small, digits, config=config)
     norms = units(model)[0]["hidden"].norms()
     bias = model.get_layer("hidden").bias.numpy()[sorted(np.argsort(norms)[-3:])]
     np.testing.assert_array_equal(small.get_layer("hidden").bias, bias)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"sparsity": 1.0}, r"compress.structured.sparsity must be in \[0, 1\)"),
         ({"sparsity": -0.5}, "compress.structured.sparsity must be in"),
         ({"sparsity": 0.9}, "convolution_1 would lose all of its 4 units"),
-        ({"sparsity": 0.01}, "No layer has so many units that one would go"),
+        ({"sparsity": 0.01}, "removes less than one unit of every layer"),
         ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),
-        ({"sparsity": 0.5, "pattern": "prob"}, "probabilities: what probabilities gives is what"),
+        ({"sparsity": 0.5, "pattern": "prob"}, "the output of probabilities is an output of"),
         ({"sparsity": 0.5, "pattern": "("}, "must be a regular expression"),
         ({"widths": ("hidden",)}, "holds PATH=UNITS"),
         ({"widths": ("hidden=0",)}, "holds PATH=UNITS"),
-        ({"widths": ("hiden=3",)}, "hiden=3, but the model lacks it"),
-        ({"widths": ("hidden=9",)}, "hidden=9, but hidden has 8"),
-        ({"widths": ("probabilities=2",)}, "probabilities keeps all its units"),
+        (
+            {"widths": ("hiden=3",)},
+            "must not exceed the 0 units of hiden. Received: hiden=3; layers with",
+        ),
+        ({"widths": ("hidden=9",)}, "must not exceed the 8 units of hidden. Received: hidden=9"),
+        ({"widths": ("probabilities=2",)}, "No unit of probabilities can be removed"),
     ],
 )
-def test_what_cannot_be_taken_out(settings, said, whole, run, tmp_path):
-    with pytest.raises(UsageError, match=said):
-        run(recipe({"init_from": whole, **settings}), toys.image_data(side=20), tmp_path / "out")
+def test_what_cannot_be_removed_is_refused(settings, message, digits, run, tmp_path):
+    config = recipe("structured", {"init_from": digits, **settings})
+    with pytest.raises(UsageError, match=message):
+        run(config, toys.image_data(side=20), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_layers_of_ones_own_are_named():
     model = toys.token_model()
-    with pytest.raises(UsageError, match="block_0/up: it lies inside a layer of its own, a Block"):
+    with pytest.raises(UsageError, match="block_0/up: it lies inside a custom layer, a Block"):
         structured.decide(model, 0.5, "block_0/up")
 
 
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
-def test_chains_keep_what_stays(trained, tmp_path, zoo_command):
-    out = tmp_path / "rounded"
-    answer = zoo_command(
-        "compress", "structured+qat", trained[0], f"--out={out}", "--config.trainer.steps=25"
-    )
-    assert answer.status == 0, answer.err
-    first, last = zoo.load(out / "stages" / "1-structured"), zoo.load(out)
-    assert first.get_layer("convolution_2").filters == last.get_layer("convolution_2").filters == 32
-    assert (is_quantized(first), is_quantized(last)) == (False, True)
-    found = json.loads((out / "compression.json").read_text())
-    assert found["after"]["parameters"] == first.count_params() < 0.27 * 93_322
-    assert found["after"]["bytes"] < 0.12 * found["before"]["bytes"]  # of LiteRT files
-    assert zoo_command("evaluate", out).status == 0
+def test_a_chain_keeps_the_widths(chain, zoo_command):
+    made = chain("structured+qat")
+    filters = [model.get_layer("convolution_2").filters for model in (made.first, made.last)]
+    assert filters == [32, 32]
+    assert (rounds(made.first), rounds(made.last)) == (False, True)
+    before, after = made.summary["before"], made.summary["after"]
+    assert after["parameters"] == made.first.count_params() < 0.27 * 93_322
+    assert after["bytes"] < 0.12 * before["bytes"]  # of LiteRT files
+    assert zoo_command("evaluate", made.out).status == 0

@@ -9,7 +9,7 @@ from keras import layers
 import zoo
 from tests import toys
 from tests.trainers.train.test_resume import Interrupted, StopAt
-from trainers.compression.cluster import SetClusters, _centroids, cluster
+from trainers.compression.cluster import Centroids, _centroids, cluster
 from trainers.compression.prune import prunable
 from trainers.config.base import optimizer
 from zoo.errors import UsageError
@@ -71,7 +71,7 @@ def test_a_centroid_gets_its_weights_gradients():
     x = keras.Input((6,))
     model = keras.Model(x, layers.Dense(5, use_bias=False, name="only")(x))
     cluster(model, 3)
-    SetClusters(model).begin()
+    Centroids(model).begin()
     data = tf.constant(np.random.default_rng(0).normal(size=(7, 6)), tf.float32)
     layer = model.get_layer("only")
     found = layer.centroids.weights[0]
@@ -119,7 +119,7 @@ def test_what_cannot_be_clustered(run, tmp_path):
     assert not (tmp_path / "run").exists()
     x = keras.Input((6,))
     bare = keras.Model(x, layers.LayerNormalization()(x), name="bare")
-    with pytest.raises(UsageError, match="The model 'bare' trains none"):
+    with pytest.raises(UsageError, match="The model 'bare' has no such layer"):
         cluster(bare, 4)
 
 
