@@ -1,4 +1,4 @@
-"""GPTQ and AWQ of one weight matrix: 4-bit integers chosen by what the layer is given.
+"""GPTQ and AWQ of one weight matrix: 4-bit integers chosen by the inputs of the layer.
 
 Both minimize the error of a layer's outputs over the calibration inputs, which the Gram matrix of
 these inputs gives exactly: a change D of the weights has the mean squared error trace(D G D^T) / N.
@@ -15,14 +15,14 @@ import numpy as np
 
 GROUP = 64  # inputs that share a scale and a zero point
 _LEVELS = 15  # 4 bits without a sign
-_DAMPING = 0.01  # of the mean of the Hessian's diagonal; the GPTQ paper's
+_DAMPING = 0.01  # share of the mean of the Hessian's diagonal, as in the GPTQ paper
 _ALPHAS = np.linspace(0, 1, 20, endpoint=False)  # as the authors of AWQ
-_CLIPS = 1 - np.arange(11) / 20  # shares of the largest magnitude that remain, as they
+_CLIPS = 1 - np.arange(11) / 20  # shares of the largest magnitude, as the authors of AWQ
 _SHRINKS = 1 - np.arange(40) / 100  # shares of a group's range, as in the code of GPTQ's authors
 
 
 class Inputs:
-    """Statistics of the inputs that a layer was given.
+    """Statistics of the inputs of a layer.
 
     Attributes:
       rows: N, the number of input vectors.
@@ -41,18 +41,18 @@ class Inputs:
         self.magnitudes += np.abs(flat).sum(0)
 
     def error(self, change) -> np.ndarray:
-        """Mean squared error (O,) of the outputs where the weights (O, I) change by `change`."""
+        """Returns the mean squared error (O,) of the outputs if the weights change by (O, I)."""
         return np.einsum("oi,oi->o", change @ self.gram, change) / self.rows
 
 
 @dataclasses.dataclass
 class Rounded:
-    """A matrix as a layer of Keras keeps it.
+    """A matrix as a layer of Keras stores it.
 
     Attributes:
       integers: uint8 (O, I) in [0, 15].
       scale, zero: float32 and uint8 (O, G).
-      channels: float32 (I,), by which the weights were multiplied before they were rounded.
+      channels: float32 (I,), factors of the weights before rounding.
     """
 
     integers: np.ndarray
@@ -62,9 +62,10 @@ class Rounded:
 
     @property
     def weights(self) -> np.ndarray:
-        """float32 (O, I): what the layer computes with."""
-        of = np.arange(self.integers.shape[1]) // GROUP
-        return (self.integers - np.float32(self.zero[:, of])) * self.scale[:, of] / self.channels
+        """float32 (O, I): the weights that the layer computes with."""
+        group = np.arange(self.integers.shape[1]) // GROUP
+        centered = self.integers - np.float32(self.zero[:, group])
+        return centered * self.scale[:, group] / self.channels
 
 
 def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
@@ -73,11 +74,10 @@ def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
     Args:
       weights: (O, I).
       channels: (I,), positive; multiplies the weights before they are rounded.
-      limits: (O, G), magnitudes to which the multiplied weights are clipped.
+      limits: (O, G), largest magnitudes of the multiplied weights; larger ones are clipped.
     """
     weights = np.asarray(weights, np.float32)
-    channels = np.ones(weights.shape[1]) if channels is None else channels
-    channels = np.float32(channels)
+    channels = np.float32(np.ones(weights.shape[1]) if channels is None else channels)
     scaled = weights * channels
     parts = []
     for group, start in enumerate(range(0, scaled.shape[1], GROUP)):
@@ -90,7 +90,7 @@ def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
 
 
 def _range(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point (O, 1) of weights (O, I); 0 is always a level."""
+    """Returns scale and zero point (O, 1) of weights (O, I); 0 is always a level."""
     low = np.minimum(part.min(1, keepdims=True), 0)
     high = np.maximum(part.max(1, keepdims=True), 0)
     scale = np.float32((high - low) / _LEVELS)
@@ -99,14 +99,14 @@ def _range(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _searched_range(part, importance) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point (O, 1) of the least error, weighted by `importance` (I,)."""
-    found = [_range(share * part) for share in _SHRINKS]
+    """Returns scale and zero point (O, 1) with the least error, weighted by `importance` (I,)."""
+    ranges = [_range(share * part) for share in _SHRINKS]
     errors = [
         (part - (_level(part, scale, zero) - np.float64(zero)) * scale) ** 2 @ importance
-        for scale, zero in found
+        for scale, zero in ranges
     ]
     best = np.argmin(errors, 0)[None, :, None]
-    scale, zero = (np.take_along_axis(np.stack(x), best, 0)[0] for x in zip(*found, strict=True))
+    scale, zero = (np.take_along_axis(np.stack(x), best, 0)[0] for x in zip(*ranges, strict=True))
     return scale, zero
 
 
@@ -115,7 +115,7 @@ def _level(part, scale, zero) -> np.ndarray:
 
 
 def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
-    """Rounds a column at a time; the columns that follow compensate its error.
+    """Rounds one column at a time; the columns that follow compensate its error.
 
     Algorithm 1 of Frantar et al. 2022 (arXiv:2210.17323), with a block of one group. A group's
     range is the one with the least error of its weights, weighted by the Hessian's diagonal; the
@@ -123,7 +123,7 @@ def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
 
     Args:
       weights: (O, I).
-      inputs: what the layer was given.
+      inputs: statistics of the inputs of the layer.
     """
     weights = np.array(weights, np.float64)
     hessian = 2 * inputs.gram / inputs.rows
@@ -140,8 +140,8 @@ def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
         for i in range(start, end):
             column = weights[:, i : i + 1]
             integers.append(_level(column, scale, zero))
-            left = column - (integers[-1] - np.float64(zero)) * scale
-            errors.append(left / inverse[i, i])
+            error = column - (integers[-1] - np.float64(zero)) * scale
+            errors.append(error / inverse[i, i])
             weights[:, i + 1 : end] -= errors[-1] * inverse[i, i + 1 : end]
         weights[:, end:] -= np.concatenate(errors, 1) @ inverse[start:end, end:]
         parts.append((np.concatenate(integers, 1), scale, zero))
@@ -154,25 +154,25 @@ def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
 
     Lin et al. 2023 (arXiv:2306.00978): channel scales mean|x|^alpha / mean|w|^(1 - alpha), |w|
     relative to the largest of its group, with the alpha of the least output error; scales of 1 are
-    tried too. Clipping is searched per group and kept for the outputs that it makes better.
+    candidates too. Clipping is searched per group and applied to the outputs that it improves.
 
     Args:
       weights: (O, I).
-      inputs: what the layer was given.
+      inputs: statistics of the inputs of the layer.
       clip: whether to search for clipping.
     """
     weights = np.asarray(weights, np.float32)
-    given = np.maximum(inputs.magnitudes / inputs.rows, 1e-8)
-    held = _relative(weights)
-    tried = [np.ones(weights.shape[1])]
+    activations = np.maximum(inputs.magnitudes / inputs.rows, 1e-8)
+    relative = _relative_magnitudes(weights)
+    candidates = [np.ones(weights.shape[1])]
     for alpha in _ALPHAS:
-        channels = np.maximum(given**alpha / (held ** (1 - alpha) + 1e-4), 1e-4)
-        tried.append(channels / np.sqrt(channels.max() * channels.min()))
-    found = [nearest(weights, channels) for channels in tried]
-    best = min(found, key=lambda x: inputs.error(x.weights - weights).sum())
+        channels = np.maximum(activations**alpha / (relative ** (1 - alpha) + 1e-4), 1e-4)
+        candidates.append(channels / np.sqrt(channels.max() * channels.min()))
+    rounded = [nearest(weights, channels) for channels in candidates]
+    best = min(rounded, key=lambda x: inputs.error(x.weights - weights).sum())
     if not clip:
         return best
-    clipped = nearest(weights, best.channels, _limits(weights * best.channels, best, inputs))
+    clipped = nearest(weights, best.channels, _clip_limits(weights * best.channels, best, inputs))
     better = inputs.error(clipped.weights - weights) < inputs.error(best.weights - weights)
     integers, scale, zero = (
         np.where(better[:, None], getattr(clipped, name), getattr(best, name))
@@ -181,26 +181,26 @@ def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
     return Rounded(integers, scale, zero, best.channels)
 
 
-def _relative(weights: np.ndarray) -> np.ndarray:
-    """Mean over the outputs (I,) of |w| relative to the largest of its group."""
-    found = []
+def _relative_magnitudes(weights: np.ndarray) -> np.ndarray:
+    """Returns the mean over the outputs (I,) of |w| relative to the largest of its group."""
+    means = []
     for start in range(0, weights.shape[1], GROUP):
         part = np.abs(weights[:, start : start + GROUP])
-        found.append((part / np.maximum(part.max(1, keepdims=True), 1e-8)).mean(0))
-    return np.concatenate(found)
+        means.append((part / np.maximum(part.max(1, keepdims=True), 1e-8)).mean(0))
+    return np.concatenate(means)
 
 
-def _limits(scaled: np.ndarray, best: Rounded, inputs: Inputs) -> np.ndarray:
-    """Magnitudes (O, G) at which clipping costs each group's part of the outputs least."""
-    found = []
+def _clip_limits(scaled: np.ndarray, best: Rounded, inputs: Inputs) -> np.ndarray:
+    """Returns the magnitudes (O, G) to clip at, with the least error of each group's outputs."""
+    limits = []
     for start in range(0, scaled.shape[1], GROUP):
-        some = slice(start, start + GROUP)
-        part, channels = scaled[:, some], best.channels[some]
-        gram = inputs.gram[some, some] / np.outer(channels, channels)
+        group = slice(start, start + GROUP)
+        part, channels = scaled[:, group], best.channels[group]
+        gram = inputs.gram[group, group] / np.outer(channels, channels)
         largest = np.abs(part).max(1, keepdims=True)
         errors = []
         for share in _CLIPS:
             change = nearest(part, limits=share * largest).weights - part
             errors.append(np.einsum("oi,oi->o", change @ gram, change))
-        found.append(_CLIPS[np.argmin(errors, 0)][:, None] * largest)
-    return np.concatenate(found, 1)
+        limits.append(_CLIPS[np.argmin(errors, 0)][:, None] * largest)
+    return np.concatenate(limits, 1)

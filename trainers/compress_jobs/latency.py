@@ -1,4 +1,4 @@
-"""Milliseconds a sample of LiteRT files, measured side by side."""
+"""Latency of LiteRT files, measured side by side."""
 
 import time
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ import numpy as np
 from trainers.export.litert_file import LiteRTFile
 
 THREADS = (1, 2)
-_SECONDS = 2.0  # of measuring, for each number of threads
+_SECONDS = 2.0  # duration of the measurement for each number of threads
 _LEAST, _MOST = 5, 500  # calls of each file
 
 
 def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[str, float]]:
-    """Runs files in turn, one call each, so that whatever else a machine does slows all alike.
+    """Calls the files in turn, so that other load on the machine slows all of them alike.
 
     Args:
       files: name -> LiteRT file.
-      examples: name of an input of any of them -> (N, …); one is given a call, in order.
+      examples: name of an input of any file -> (N, …); each call gets the next example.
 
     Returns:
-      Name -> number of threads, as text -> median milliseconds of a call from Python.
+      Name -> number of threads, as text -> median milliseconds per call from Python.
     """
-    found: dict[str, dict[str, float]] = {name: {} for name in files}
+    milliseconds: dict[str, dict[str, float]] = {name: {} for name in files}
     count = len(next(iter(examples.values())))
     rows = [{k: v[i : i + 1] for k, v in examples.items()} for i in range(count)]
     for threads in THREADS:
@@ -42,5 +42,5 @@ def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[
                 file.one(row)
                 seconds[name].append(time.perf_counter() - begin)
         for name, values in seconds.items():
-            found[name][str(threads)] = float(np.median(values)) * 1e3
-    return found
+            milliseconds[name][str(threads)] = float(np.median(values)) * 1e3
+    return milliseconds

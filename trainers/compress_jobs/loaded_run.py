@@ -1,4 +1,4 @@
-"""A work directory's model with all that is needed to measure it: its task, its data, its file."""
+"""A finished run with all that is needed to measure its model: task, data, and LiteRT file."""
 
 import dataclasses
 from pathlib import Path
@@ -21,15 +21,15 @@ _BATCH = 64
 
 @dataclasses.dataclass
 class LoadedRun:
-    """What can be measured.
+    """The model of a work directory, ready to be measured.
 
     Attributes:
       path: the work directory.
       saved: its config.json.
-      dataset: with what was held out of the training split as "validation".
-      task: with the data's tokenizer.
-      model: the Keras model; of a LiteRT file that which it was made of.
-      file: the LiteRT file that stands for the model, or None.
+      dataset: its data; "validation" holds the examples held out of the training split.
+      task: its task, with the tokenizer of the data.
+      model: the Keras model; for a LiteRT file the model that it was made from.
+      file: the LiteRT file that is measured in place of the model, or None.
     """
 
     path: Path
@@ -40,47 +40,42 @@ class LoadedRun:
     file: Path | None = None
 
     @property
-    def compress(self) -> dict:
-        """The section `compress` of the recipe."""
-        return self.saved["config"].get("compress", {})
-
-    @property
     def split(self) -> str:
-        """The split that it is measured on; "" where there is none but the training's."""
+        """The split to measure on; "" if there is only the training split."""
         return evaluation_split(self.dataset.splits)
 
     @property
     def makes_whole_samples(self) -> bool:
-        """Whether `Task.whole_split` can be asked of it: a file holds one forward pass, no more."""
+        """Whether `Task.whole_split` is possible: a LiteRT file holds a single forward pass."""
         return self.file is None or self.task.generates == "pictures"
 
     def served(self):
-        """What is exported of the model, in float32."""
+        """Returns the model to export, in float32."""
         return self.task.served(in_float32(self.model))
 
     def examples(self, split: str = "", places=range(8)) -> dict:
-        """Some examples of a split, as the served model takes them: name -> (N, …)."""
-        found = examples_of(self.task, self.dataset.splits[split or self.split or "train"], places)
-        return {tensor.name: np.asarray(found[tensor.name]) for tensor in self.served().inputs}
+        """Returns some examples of a split as inputs of the served model: name -> (N, …)."""
+        arrays = self.dataset.splits[split or self.split or "train"]
+        prepared = examples_of(self.task, arrays, places)
+        return {tensor.name: np.asarray(prepared[tensor.name]) for tensor in self.served().inputs}
 
     def representative(self, count: int, seed: int) -> dict:
-        """So many examples of the training data, drawn without replacement."""
+        """Returns `count` training examples, sampled without replacement."""
         size = len(next(iter(self.dataset.splits["train"].values())))
-        drawn = np.random.default_rng(seed).permutation(size)[:count]
-        return self.examples("train", np.sort(drawn))
+        sample = np.random.default_rng(seed).permutation(size)[:count]
+        return self.examples("train", np.sort(sample))
 
     def measured(self):
-        """What a task evaluates: the Keras model, or the LiteRT file in its own runtime."""
+        """Returns what a task evaluates: the Keras model, or the LiteRT file in its own runtime."""
         if self.file is None:
             return self.model
-        model = self.model
-        return FileModel(self.file, model, self.task.served(model))
+        return FileModel(self.file, self.model, self.task.served(self.model))
 
     def evaluate(self) -> tuple[dict[str, float], dict]:
-        """Metrics over the whole of `split`, and the task's predictions.
+        """Returns metrics over the whole of `split`, and the task's predictions.
 
-        What is measured of what a model makes step by step (BLEU) is not measured of a file, which
-        holds one forward pass.
+        Metrics of generated sequences, such as BLEU, need the Keras model: a LiteRT file holds a
+        single forward pass.
         """
         import tensorflow as tf
 
@@ -93,24 +88,24 @@ class LoadedRun:
         return metrics, predictions
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of `split` that are numbers: those on record where they are of this model."""
+        """Returns the scalar metrics of `split`, from an earlier evaluation if there is one."""
         if not self.split:
             return {}
         result = read_evaluation(self.path, self.split)
-        found = self.evaluate()[0] if result is None else result.metrics
-        return {name: value for name, value in found.items() if isinstance(value, float)}
+        metrics = self.evaluate()[0] if result is None else result.metrics
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
 
 def load(workdir: str | Path, dataset=None) -> LoadedRun:
     """Loads a finished work directory.
 
     Args:
-      workdir: the folder.
-      dataset: its data, where they are loaded already.
+      workdir: the work directory.
+      dataset: its data, if they are loaded already.
 
     Raises:
-      UsageError: where it is none, or data and model do not fit.
-      RunError: where a file is damaged or the data are not here.
+      UsageError: if it is not a work directory, or data and model do not fit.
+      RunError: if a file is damaged, or the data are missing.
     """
     path = Path(workdir)
     saved = read_config(path)

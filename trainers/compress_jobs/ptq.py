@@ -1,8 +1,7 @@
-"""Quantisation after training: LiteRT files, and Keras models whose kernels are integers.
+"""Post-training quantization: LiteRT files, and Keras models whose kernels are integers.
 
-Nothing is trained. What is written counts only once it was measured: a LiteRT file by the task's
-metrics over the whole test split, run in its own runtime; a Keras model besides by its file, opened
-again, computing the same.
+The result counts only after it was measured on the whole test split. A LiteRT file runs in its own
+runtime. The file of a Keras model is opened again, and must compute the same as the model.
 """
 
 import dataclasses
@@ -14,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.compress_jobs.calibrated import quantize as calibrate
+from trainers.compress_jobs.calibrated import quantize as quantize_calibrated
 from trainers.compress_jobs.loaded_run import LoadedRun, load
+from trainers.compress_jobs.methods import FORMATS, PtqFormat
 from trainers.config.base import section
 from trainers.config.recipe import as_dict
 from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
@@ -31,25 +31,25 @@ from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import atomic, read_bytes
 
-_SAME = 1e-5  # of the largest output: a model and what its file gives
+_TOLERANCE = 1e-5  # largest difference between a model and its file, relative to the largest output
 
 
 def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -> dict[str, float]:
-    """Rounds a work directory's model and measures the result.
+    """Quantizes the model of a work directory, and measures the result.
 
     Args:
       config: its recipe with `compress.ptq.format`.
       start: the work directory.
-      workdir: where the result is written: model.tflite, or model.keras; float.keras, the model
-        that was rounded; evaluation/, by the compressed file.
+      workdir: the new work directory. It gets model.tflite or model.keras, the model before
+        quantization as float.keras, and the evaluation of the compressed file.
       source: name of the recipe.
 
     Returns:
-      The metrics of the test split, of the validation split where there is none.
+      The metrics of the test split, or of the validation split if there is no test split.
 
     Raises:
-      UsageError: where the model has nothing that the format rounds.
-      RunError: where the conversion fails, or the saved model computes something else.
+      UsageError: if the format has nothing to quantize in this model.
+      RunError: if the conversion fails, or the saved model computes something else.
     """
     directory = WorkDirectory(workdir).open()
     try:
@@ -59,129 +59,129 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
                 _check_origin(directory, start)
                 print(f"{workdir} is finished already", file=sys.stderr)
                 return load(workdir).metrics()
-        found = load(start)
-        found.model = in_float32(found.model)
-        settings = config.compress.ptq
-        kind, _, form = settings.format.partition("_")
-        if kind == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
-            raise UsageError(f"{settings.format} is measured in its own runtime: {NO_RUNTIME}.")
-        if kind == "keras" and is_quantized(found.model):
-            raise UsageError(
-                f"The model of {start} learned in 8 bits, which LiteRT keeps: use "
-                f"compress.ptq.format=litert_dynamic. Received: {settings.format}."
-            )
+        run = load(start)
+        run.model = in_float32(run.model)
+        ptq_format = FORMATS[config.compress.ptq.format]
+        quantize_to = {"litert": _to_litert, "keras": _to_keras}[ptq_format.runtime]
         with tempfile.TemporaryDirectory() as folder:
-            if kind == "litert":
-                made = Path(folder) / LITERT
-                examples = None
-                if form == "int8":
-                    examples = found.representative(settings.examples, config.trainer.seed)
-                clustered = bool(section(config, "compress.cluster").number)
-                write(found.served(), found.examples(), made, form, examples, clustered)
-                if form == "dynamic" and not holds_integers(made):
-                    raise UsageError(
-                        "LiteRT's litert_dynamic rounds kernels of 1,024 numbers or more. The "
-                        f"model of {start} has none: use compress.ptq.format=litert_int8."
-                    )
-                result = _with(found, file=made)
-            else:
-                made = Path(folder) / "model.keras"
-                rounded = load_in_float32(start)
-                _quantize(rounded, form, found, settings.examples, config.trainer.seed)
-                result = _with(found, model=_reopened(rounded, made, found, settings.format))
-            metrics, predictions = result.evaluate() if found.split else ({}, {})
-            _keep(directory, config, source, found, made, metrics, predictions)
+            file, result = quantize_to(run, ptq_format, config, Path(folder))
+            metrics, predictions = result.evaluate() if run.split else ({}, {})
+            _write_workdir(directory, config, source, run, file, metrics, predictions)
         return metrics
     finally:
         directory.close()
 
 
 def _check_origin(directory: WorkDirectory, start) -> None:
-    """Raises `UsageError` where what is finished was made of another work directory."""
+    """Raises `UsageError` if a finished work directory was made from another one than `start`."""
     lines = read_metrics(directory.path)
     detail = next((line["detail"] for line in lines if line.get("event") == "rounded"), "")
     origin = detail.partition(" of ")[2]
     if origin != str(Path(start)):
-        raise UsageError(f"{directory.path} was made of {origin}. Received: {start}.")
+        raise UsageError(f"{directory.path} was made from {origin}. Received: {start}.")
 
 
-def load_in_float32(workdir):
-    """A work directory's model once more, computing in float32."""
-    return in_float32(load_model(workdir))
-
-
-def _with(found: LoadedRun, model=None, file=None) -> LoadedRun:
-    """The same task and data with the compressed model."""
-    return dataclasses.replace(found, model=model or found.model, file=file)
-
-
-def _keep(directory, config, source, found: LoadedRun, made: Path, metrics, predictions) -> None:
-    """Writes the work directory; what tells that it is whole comes last."""
-    step = max((line.get("step", 0) for line in read_metrics(found.path)), default=0)
-    directory.write_config(as_dict(config), source, found.dataset)
-    if found.dataset.tokenizer is not None:
-        found.dataset.tokenizer.save(directory / "tokenizer.json")
+def _write_workdir(
+    directory, config, source, run: LoadedRun, file: Path, metrics, predictions
+) -> None:
+    """Writes the work directory; the compressed file, which marks it as complete, comes last."""
+    step = max((line.get("step", 0) for line in read_metrics(run.path)), default=0)
+    directory.write_config(as_dict(config), source, run.dataset)
+    if run.dataset.tokenizer is not None:
+        run.dataset.tokenizer.save(directory / "tokenizer.json")
     directory.write_environment([])
     directory.start_metrics(0)
-    directory.log(
-        step=step, event="rounded", detail=f"{config.compress.ptq.format} of {found.path}"
-    )
-    save_model(found.model, directory / FLOATS)
-    if found.split:
-        result = Result(found.split, weights_name("final", found.saved["config"]), step, metrics)
-        write_evaluation(directory, result, "final", predictions, found.dataset)
-    with atomic(directory / made.name) as file:
-        file.write(read_bytes(made))
+    directory.log(step=step, event="rounded", detail=f"{config.compress.ptq.format} of {run.path}")
+    save_model(run.model, directory / FLOATS)
+    if run.split:
+        result = Result(run.split, weights_name("final", run.saved["config"]), step, metrics)
+        write_evaluation(directory, result, "final", predictions, run.dataset)
+    with atomic(directory / file.name) as copy:
+        copy.write(read_bytes(file))
+
+
+# --- LiteRT ---------------------------------------------------------------------------------------
+
+
+def _to_litert(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
+    """Returns the LiteRT file in `folder`, and the run with this file."""
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise UsageError(f"{ptq_format.name} is measured in its own runtime: {NO_RUNTIME}.")
+    file, examples = folder / LITERT, None
+    if ptq_format.mode == "int8":
+        examples = run.representative(config.compress.ptq.examples, config.trainer.seed)
+    one_scale = bool(section(config, "compress.cluster").number)
+    write(run.served(), run.examples(), file, ptq_format.mode, examples, one_scale)
+    if ptq_format.mode == "dynamic" and not holds_integers(file):
+        raise UsageError(
+            "litert_dynamic rounds kernels of 1,024 values or more. The model of "
+            f"{run.path} has none: use compress.ptq.format=litert_int8."
+        )
+    return file, dataclasses.replace(run, file=file)
 
 
 # --- Keras ----------------------------------------------------------------------------------------
 
 
-def _quantize(model, form: str, found: LoadedRun, examples: int, seed: int) -> None:
-    """Has Keras round a model's kernels, in place; what a layer is given stays as it is."""
+def _to_keras(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
+    """Returns the Keras file in `folder`, and the run with the model from this file."""
+    if is_quantized(run.model):
+        raise UsageError(
+            f"The model of {run.path} was trained in 8 bits, which only LiteRT preserves: use "
+            f"compress.ptq.format=litert_dynamic. Received: {ptq_format.name}."
+        )
+    model, file = in_float32(load_model(run.path)), folder / "model.keras"
+    _quantize_kernels(model, ptq_format, run, config.compress.ptq.examples, config.trainer.seed)
+    return file, dataclasses.replace(run, model=_reopened(model, file, run, ptq_format))
+
+
+def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: int, seed: int):
+    """Quantizes the kernels of a model in place; the inputs of its layers stay floats."""
     from keras import quantizers
 
+    mode = ptq_format.mode
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a line for each layer that has nothing to round
-        if form in ("gptq", "awq"):
-            counts = calibrate(model, form, found.representative(examples, seed))
+        warnings.simplefilter("ignore")  # one warning per layer without kernels
+        if mode in ("gptq", "awq"):
+            counts = quantize_calibrated(model, mode, run.representative(examples, seed))
             print(
-                f"keras_{form}: {len(counts)} layers rounded, each calibrated on at least "
+                f"{ptq_format.name}: {len(counts)} layers rounded, each calibrated on at least "
                 f"{min(counts.values()):,} input vectors",
                 file=sys.stderr,
             )
-        elif form == "int8":
+        elif mode == "int8":
             model.quantize(config=quantizers.Int8QuantizationConfig(activation_quantizer=None))
         else:
             model.quantize(config=quantizers.Int4QuantizationConfig(activation_quantizer=None))
     if not any(getattr(layer, "quantization_mode", None) for layer in all_layers(model)):
         raise UsageError(
-            f"keras_{form} rounds the kernels of Dense, EinsumDense and embeddings. The model "
-            f"{model.name!r} has none: litert_dynamic rounds convolutions and recurrent cells too."
+            f"{ptq_format.name} rounds the kernels of Dense, EinsumDense and embeddings. The model "
+            f"{model.name!r} has none: use compress.ptq.format=litert_dynamic, which also rounds "
+            "convolutions and recurrent cells."
         )
 
 
-def _reopened(model, path: Path, found: LoadedRun, form: str):
-    """Saves a quantised model, opens it, and returns it where it computes the same."""
+def _reopened(model, path: Path, run: LoadedRun, ptq_format: PtqFormat):
+    """Saves a quantized model, opens it again, and returns it if it computes the same."""
     model.save(path)
     try:
-        again = open_model(path)
+        reopened = open_model(path)
     except RunError as error:
-        raise RunError(f"{form}: the model cannot be opened again: {error}") from None
-    one, other = (_outputs(x, found) for x in (model, again))
-    if not difference(one, other) <= _SAME:
+        raise RunError(f"{ptq_format.name}: the model cannot be opened again: {error}") from None
+    gap = difference(_outputs(model, run), _outputs(reopened, run))
+    if not gap <= _TOLERANCE:
         raise RunError(
-            f"{form}: the saved model computes something else when it is opened again (by "
-            f"{difference(one, other):.2g} of the largest output): Keras loses a part of it."
+            f"{ptq_format.name}: the saved model computes something else after it is opened again "
+            f"(by {gap:.2g} of the largest output): Keras loses a part of it."
         )
-    return again
+    return reopened
 
 
-def _outputs(model, found: LoadedRun) -> list[np.ndarray]:
+def _outputs(model, run: LoadedRun) -> list[np.ndarray]:
     import keras
 
-    served = found.task.served(model)
-    examples = found.examples()
-    arranged = keras.tree.map_structure(lambda tensor: examples[tensor.name], served.input)
-    flat = keras.tree.flatten(served(arranged, training=False))
-    return [np.asarray(x, np.float32) for x in flat]
+    served = run.task.served(model)
+    examples = run.examples()
+    inputs = keras.tree.map_structure(lambda tensor: examples[tensor.name], served.input)
+    outputs = keras.tree.flatten(served(inputs, training=False))
+    return [np.asarray(x, np.float32) for x in outputs]

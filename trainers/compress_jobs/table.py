@@ -4,9 +4,9 @@ from trainers.compress_jobs.latency import THREADS
 from zoo.formatting import number
 
 
-def rows(found: dict) -> list[tuple[str, object, object, str]]:
-    """A row a fact: its name, before, after, and how they compare; None for what is not known."""
-    before, after = (_flat(found[side]) for side in ("before", "after"))
+def rows(summary: dict) -> list[tuple[str, object, object, str]]:
+    """Returns (name, before, after, comparison) per measurement; None is an unknown value."""
+    before, after = (_measurements(summary[side]) for side in ("before", "after"))
     lines = []
     for name, value in before.items():
         new = after.get(name)
@@ -22,7 +22,7 @@ def rows(found: dict) -> list[tuple[str, object, object, str]]:
     return lines
 
 
-def _flat(side: dict) -> dict:
+def _measurements(side: dict) -> dict:
     times = side["milliseconds"] or {}
     return {
         **{name: side[name] for name in ("parameters", "nonzeros", "bytes", "gzip_bytes")},
@@ -31,21 +31,21 @@ def _flat(side: dict) -> dict:
     }
 
 
-def table(found: dict) -> str:
-    """The same as text."""
-    judged = f"metrics: {split} split" if (split := found.get("split")) else ""
-    lines = [f"{judged:24}{'before':>14}{'after':>14}"]
-    for name, value, new, note in rows(found):
+def table(summary: dict) -> str:
+    """Returns the rows as text."""
+    split = f"metrics: {name} split" if (name := summary.get("split")) else ""
+    lines = [f"{split:24}{'before':>14}{'after':>14}"]
+    for name, value, new, note in rows(summary):
         cells = "".join(f"{shown(x):>14}" for x in (value, new))
         lines.append(f"{name:24}{cells}  {note}".rstrip())
     for side in ("before", "after"):
-        if found[side]["remark"]:
-            lines.append(f"{side}: {found[side]['remark']}")
+        if summary[side]["remark"]:
+            lines.append(f"{side}: {summary[side]['remark']}")
     return "\n".join(lines)
 
 
 def shown(value) -> str:
-    """A number of a table; a dash for what is not known."""
+    """Returns a number as text; a dash if it is unknown."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else number(value, digits=5)

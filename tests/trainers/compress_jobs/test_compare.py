@@ -102,13 +102,13 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
     bare = folder(tmp_path / "bare", side())
     (bare / "compression.json").unlink()
     refused = [
-        ((one, task), "the task of "),
-        ((one, task), "is clm, that of "),
-        ((one, data), "the data set of "),
+        ((one, task), "takes models of one task"),
+        ((one, task), "Received: clm in "),
+        ((one, data), "takes models of one data set"),
         ((one, bare), "has no compression.json"),
         ((one, tmp_path), "is not a work directory"),
-        ((one, "--config.trainer.steps=3"), "trains nothing"),
-        ((one, f"--out={tmp_path}/page"), "ends in .html"),
+        ((one, "--config.trainer.steps=3"), "does not train"),
+        ((one, f"--out={tmp_path}/page"), "must end in .html"),
     ]
     for words, said in refused:
         answer = zoo_command("compress", "compare", *words)

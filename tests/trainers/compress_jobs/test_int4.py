@@ -6,6 +6,7 @@ import pytest
 
 from tests.trainers.compress_jobs.test_ptq import loaded_run
 from trainers.compress_jobs import calibrated, int4, ptq
+from trainers.compress_jobs.methods import FORMATS
 from zoo.errors import RunError
 from zoo.keras_internals import all_layers
 
@@ -35,14 +36,14 @@ def keras_int4(kernel):
     return layer
 
 
-@pytest.mark.parametrize("form", METHODS)
+@pytest.mark.parametrize("mode", METHODS)
 @pytest.mark.parametrize(("size", "outlier"), [(16, 0), (64, 63), (100, 30)])
-def test_an_outlier_channel_is_kept_better_than_by_plain_rounding(form, size, outlier):
+def test_an_outlier_channel_is_kept_better_than_by_plain_rounding(mode, size, outlier):
     x = layer_inputs(size, outlier)
     kernel = np.random.default_rng(1).normal(size=(size, 24)).astype("float32")
     expected = x @ kernel
     plain = np.mean((keras_int4(kernel)(x).numpy() - expected) ** 2)
-    error = np.mean((x @ METHODS[form](kernel.T, of(x)).weights.T - expected) ** 2)
+    error = np.mean((x @ METHODS[mode](kernel.T, of(x)).weights.T - expected) ** 2)
     assert error < 0.5 * plain
     nearest = np.mean((x @ int4.nearest(kernel.T).weights.T - expected) ** 2)
     assert error < 0.5 * nearest
@@ -114,7 +115,7 @@ def test_zero_stays_zero_and_a_group_of_one_sign_keeps_its_levels():
 def files(tmp_path_factory):
     """A GPT, one channel of whose hidden states is large, as saved by each method and reopened.
 
-    Returns (the model of floats, form -> (what calibration counted, the model from its file)).
+    Returns (the model of floats, mode -> (what calibration counted, the model from its file)).
     """
 
     def fresh():
@@ -126,11 +127,11 @@ def files(tmp_path_factory):
         return found
 
     folder, made = tmp_path_factory.mktemp("int4"), {}
-    for form in METHODS:
+    for mode in METHODS:
         found = fresh()
-        counts = calibrated.quantize(found.model, form, found.representative(12, 0))
-        path = folder / f"{form}.keras"
-        made[form] = counts, ptq._reopened(found.model, path, found, f"keras_{form}")
+        counts = calibrated.quantize(found.model, mode, found.representative(12, 0))
+        path = folder / f"{mode}.keras"
+        made[mode] = counts, ptq._reopened(found.model, path, found, FORMATS[f"keras_{mode}"])
     return fresh().model, made
 
 
@@ -165,13 +166,13 @@ def test_the_files_of_both_methods_keep_what_plain_rounding_loses(files):
 @pytest.fixture
 def calibrations(monkeypatch):
     """A list that gets `(path, sum of x x^T)` of each layer before it is rounded."""
-    found, plain = [], calibrated._round
+    found, plain = [], calibrated._quantize_layer
 
-    def watched(layer, form, inputs):
+    def watched(layer, mode, inputs, *clip):
         found.append((layer.path, inputs.gram.copy()))
-        plain(layer, form, inputs)
+        plain(layer, mode, inputs, *clip)
 
-    monkeypatch.setattr(calibrated, "_round", watched)
+    monkeypatch.setattr(calibrated, "_quantize_layer", watched)
     return found
 
 
@@ -232,5 +233,5 @@ def test_awq_clips_only_outputs_that_are_better_for_it():
 def test_a_layer_without_inputs_is_refused(monkeypatch):
     found = loaded_run("gpt_nano")
     monkeypatch.setattr(int4.Inputs, "add", lambda self, x: None)
-    with pytest.raises(RunError, match="keras_gptq: block_0/.* was given no inputs"):
+    with pytest.raises(RunError, match="keras_gptq: block_0/.* got no inputs"):
         calibrated.quantize(found.model, "gptq", found.representative(2, 0))

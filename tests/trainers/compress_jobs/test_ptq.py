@@ -14,6 +14,7 @@ from tests.litert_files import constants
 from tests.zoo import test_quiet
 from trainers.compress_jobs import ptq
 from trainers.compress_jobs.loaded_run import LoadedRun
+from trainers.compress_jobs.methods import FORMATS
 from trainers.config.recipe import as_dict, of_workdir
 from trainers.export import formats as export
 from trainers.export import litert, litert_file
@@ -123,7 +124,7 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
             "a LiteRT file (litert_int8)",
         ),
         (("evaluate", run, "--checkpoint=best"), "holds no Keras model"),
-        (("compress", "ptq", run, f"--out={tmp_path}/b"), "is rounded already (litert_int8)"),
+        (("compress", "ptq", run, f"--out={tmp_path}/b"), "Nothing comes after ptq"),
     ]
     for words, said in refused:
         answer = zoo_command(*words)
@@ -144,20 +145,23 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
 
 def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
     run, out = trained[0], f"--out={tmp_path / 'out'}"
-    form = "--config.compress.ptq.format="
+    flag = "--config.compress.ptq.format="
     refused = [
         (
-            ("ptq", run, out, f"{form}litert_int4"),
+            ("ptq", run, out, f"{flag}litert_int4"),
             "named 'litert_int4'. Did you mean 'litert_int8'",
         ),
-        (("ptq", run, out, f"{form}keras_int9"), "Did you mean 'keras_int"),
+        (("ptq", run, out, f"{flag}keras_int9"), "Did you mean 'keras_int"),
         (("ptq", run, out, "--config.compress.ptq.examples=0"), "examples must be at least 1"),
-        (("ptq", run, out, "--config.trainer.steps=3"), "trainer.steps changes nothing"),
+        (
+            ("ptq", run, out, "--config.trainer.steps=3"),
+            "leave out the override. Received: trainer.steps",
+        ),
         (("ptq", run, out, "--config.compress.ptq.fromat=x"), "'compress.ptq.fromat'"),
-        (("ptq+prune", run, out), "ptq comes last in a chain. Received: ptq+prune"),
-        (("prune", run, out, f"{form}litert_int8"), "for `zoo compress ptq WORKDIR`"),
+        (("ptq+prune", run, out), "ptq must be the last method of a chain. Received: ptq+prune"),
+        (("prune", run, out, f"{flag}litert_int8"), "for `zoo compress ptq WORKDIR`"),
         (("ptq", run, run, out), "Usage: zoo compress"),
-        (("ptq", run, out, "--json"), "--json is of `zoo compress compare`"),
+        (("ptq", run, out, "--json"), "--json is for zoo compress compare"),
     ]
     for words, said in refused:
         answer = zoo_command("compress", *words)
@@ -253,10 +257,10 @@ def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ptq, "write", here)
     kernels = []
-    for form in ("litert_dynamic", "litert_int8"):
-        config.compress.ptq.update({"format": form, "examples": 8})
-        ptq.quantize(config, tmp_path / "clustered", tmp_path / form)
-        file = constants(tmp_path / form / "model.tflite", 100)
+    for name in ("litert_dynamic", "litert_int8"):
+        config.compress.ptq.update({"format": name, "examples": 8})
+        ptq.quantize(config, tmp_path / "clustered", tmp_path / name)
+        file = constants(tmp_path / name / "model.tflite", 100)
         kernels += [values for values, _ in file if values.dtype == "int8"]
     assert {x.ndim for x in kernels} == {2, 4}
     assert max(len(np.unique(x)) for x in kernels) <= 8
@@ -275,19 +279,19 @@ def test_a_file_in_which_nothing_would_be_rounded_is_refused(run, tmp_path, monk
 
     monkeypatch.setattr(ptq, "write", here)
     config.compress.ptq.format = "litert_dynamic"
-    with pytest.raises(UsageError, match="rounds kernels of 1,024 numbers or more.*litert_int8"):
+    with pytest.raises(UsageError, match="rounds kernels of 1,024 values or more.*litert_int8"):
         ptq.quantize(config, tmp_path / "small", tmp_path / "out")
     assert not (tmp_path / "out" / "model.tflite").exists()
 
 
 def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
-    from trainers.compress_jobs.methods import plan
+    from trainers.compress_jobs.chain import parse_chain, plan
 
-    folders = [str(trained[0]), str(tmp_path / "stage")]
-    for form in ("keras_int8", "keras_int4", "keras_gptq", "keras_awq"):
-        with pytest.raises(UsageError, match="which splits the clusters of a kernel"):
-            plan(["cluster", "ptq"], folders, [("compress.ptq.format", form)])
-    assert plan(["cluster", "ptq"], folders, [("compress.ptq.format", "litert_int8")])
+    methods = parse_chain("cluster+ptq")
+    for name in ("keras_int8", "keras_int4", "keras_gptq", "keras_awq"):
+        with pytest.raises(UsageError, match="a scale per output, which splits clusters"):
+            plan(methods, trained[0], tmp_path, [("compress.ptq.format", name)])
+    assert plan(methods, trained[0], tmp_path, [("compress.ptq.format", "litert_int8")])
 
 
 def test_ranges_come_from_the_training_data():
@@ -310,7 +314,7 @@ def test_ranges_come_from_the_training_data():
     [
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
-            "ended by signal 11: it cannot",
+            "ended by signal 11: LiteRT cannot",
         ),
         (
             "raise SystemExit('ConverterError: no such operation')",
@@ -330,44 +334,44 @@ def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [*((name, "int8") for name in TINY), ("gpt_nano", "int4")]
+    ("name", "mode"), [*((name, "int8") for name in TINY), ("gpt_nano", "int4")]
 )
-def test_a_model_of_integers_is_the_same_from_its_file(name, form, tmp_path):
+def test_a_model_of_integers_is_the_same_from_its_file(name, mode, tmp_path):
     found = loaded_run(name)
     before = ptq._outputs(found.model, found)
-    ptq._quantize(found.model, form, found, 4, 0)
-    again = ptq._reopened(found.model, tmp_path / "model.keras", found, f"keras_{form}")
+    ptq._quantize_kernels(found.model, FORMATS[f"keras_{mode}"], found, 4, 0)
+    again = ptq._reopened(found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"])
     after = ptq._outputs(again, found)
     assert export.difference(ptq._outputs(found.model, found), after) == 0
-    assert 0 < export.difference(before, after) < {"int8": 0.03, "int4": 0.3}[form]
+    assert 0 < export.difference(before, after) < {"int8": 0.03, "int4": 0.3}[mode]
     kinds = {w.dtype for w in again.weights if w.path.endswith(("kernel", "embeddings"))}
     assert kinds <= {"int8", "float32"}
     modes = [getattr(x, "quantization_mode", None) for x in all_layers(again)]
     kinds = (keras.layers.Dense, keras.layers.Embedding)  # all of these, at any depth
-    assert modes.count(form) == sum(isinstance(layer, kinds) for layer in all_layers(again))
+    assert modes.count(mode) == sum(isinstance(layer, kinds) for layer in all_layers(again))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "form"), [("gpt_nano", "gptq"), ("bert_tiny", "awq")])
-def test_blocks_are_rounded_by_what_they_are_given(name, form, tmp_path):
+@pytest.mark.parametrize(("name", "mode"), [("gpt_nano", "gptq"), ("bert_tiny", "awq")])
+def test_blocks_are_rounded_by_what_they_are_given(name, mode, tmp_path):
     found = loaded_run(name)
     row = registry.entry(name)
     found.model = registry.build(name, **{**row.tiny, "num_layers": 1})
     before = ptq._outputs(found.model, found)
-    ptq._quantize(found.model, form, found, 4, 0)
-    again = ptq._reopened(found.model, tmp_path / "model.keras", found, f"keras_{form}")
+    ptq._quantize_kernels(found.model, FORMATS[f"keras_{mode}"], found, 4, 0)
+    again = ptq._reopened(found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"])
     assert 0 < export.difference(before, ptq._outputs(again, found)) < 0.3
     modes = [getattr(layer, "quantization_mode", None) for layer in all_layers(again)]
-    assert modes.count(form) == 4  # attention and feed-forward have two kernels each
+    assert modes.count(mode) == 4  # attention and feed-forward have two kernels each
     for layer in all_layers(found.model):  # as Keras 3.15.1 saves of itself
         vars(layer).pop("_get_kernel_with_merged_lora", None)
-    with pytest.raises(RunError, match=f"keras_{form}: the (saved )?model"):
-        ptq._reopened(found.model, tmp_path / "b.keras", found, f"keras_{form}")
+    with pytest.raises(RunError, match=f"keras_{mode}: the (saved )?model"):
+        ptq._reopened(found.model, tmp_path / "b.keras", found, FORMATS[f"keras_{mode}"])
 
 
 def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_path):
     found = loaded_run("gpt_nano")
-    ptq._quantize(found.model, "int8", found, 4, 0)
+    ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
 
     def other(path):
         model = open_model(path)
@@ -376,16 +380,16 @@ def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_
 
     monkeypatch.setattr(ptq, "open_model", other)
     with pytest.raises(RunError, match="keras_int8: the saved model computes something else"):
-        ptq._reopened(found.model, tmp_path / "model.keras", found, "keras_int8")
+        ptq._reopened(found.model, tmp_path / "model.keras", found, FORMATS["keras_int8"])
 
 
 def test_what_keras_cannot_round_is_said():
     found = loaded_run("cnn_classifier")
     found.model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
-    with pytest.raises(UsageError, match="has none: litert_dynamic rounds convolutions"):
-        ptq._quantize(found.model, "int8", found, 4, 0)
+    with pytest.raises(UsageError, match="has none: use compress.ptq.format=litert_dynamic"):
+        ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
     with pytest.raises(UsageError, match="keras_gptq rounds the blocks"):
-        ptq._quantize(found.model, "gptq", found, 4, 0)
+        ptq._quantize_kernels(found.model, FORMATS["keras_gptq"], found, 4, 0)
 
 
 def test_a_chunked_loss_of_integers_is_that_of_all_logits():
@@ -393,7 +397,7 @@ def test_a_chunked_loss_of_integers_is_that_of_all_logits():
     import tensorflow as tf
 
     found = loaded_run("gpt_nano")
-    ptq._quantize(found.model, "int8", found, 4, 0)
+    ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
     batch = {k: tf.constant(v[:4]) for k, v in found.dataset.splits["test"].items()}
     batch = found.task.prepare({**batch, "weight": tf.ones(4)}, None, False)
     losses = []
@@ -438,15 +442,18 @@ def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
     assert "1-prune. Received:" in answer.one_line()
 
 
-def test_plans_do_not_share_a_recipe(trained):
-    from trainers.compress_jobs.methods import plan
+def test_plans_do_not_share_a_recipe(trained, tmp_path):
+    from trainers.compress_jobs.chain import parse_chain, plan
 
-    start = str(trained[0])
-    plans = plan(["prune", "ptq"], [start, "/stage"], [("compress.prune.sparsity", "0.5")])
+    overrides = [("compress.prune.sparsity", "0.5")]
+    stages = plan(parse_chain("prune+ptq"), trained[0], tmp_path / "out", overrides)
+    assert [stage.start for stage in stages] == [trained[0], stages[0].workdir]
+    assert stages[1].workdir == tmp_path / "out"
+    plans = [stage.config for stage in stages]
     assert [list(p.compress) for p in plans] == [["prune"], ["prune", "ptq"]]
     assert plans[1].compress.ptq.format == "litert_dynamic"
     assert plans[1].compress.prune.sparsity == 0.5
-    assert as_dict(plans[1])["init_from"] == start
+    assert as_dict(plans[1])["init_from"] == str(trained[0])
     assert as_dict(of_workdir(as_dict(plans[1]))) == as_dict(plans[1])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import zoo
 from tests import commands
-from trainers.compress_jobs.methods import plan
+from trainers.compress_jobs import chain as chains
 from trainers.compression.prune import sparsities
 from trainers.config.recipe import as_dict, change, list_recipes, of_workdir, resolve
 from zoo.layers.rounding import is_quantized
@@ -55,39 +55,36 @@ def test_prune(trained, tmp_path, zoo_command):
 
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
-def test_a_chain_prunes_and_rounds(trained, tmp_path, zoo_command):
+def test_a_chain_prunes_and_rounds(chain, trained, tmp_path, zoo_command):
     """The zeros of the first stage are there under the rounding of the second, and in its file."""
-    out = tmp_path / "small"
-    answer = zoo_command(
-        "compress", "prune+qat", trained[0], f"--out={out}", *SHORT,
-        "--config.compress.prune.sparsity=0.75", "--config.compress.qat.decay=0.9",
+    made = chain(
+        "prune+qat", "compress.prune.frequency=2", "compress.prune.sparsity=0.75",
+        "compress.qat.decay=0.9",
     )  # fmt: skip
-    assert answer.status == 0, answer.err
-    first, last = zoo.load(out / "stages" / "1-prune"), zoo.load(out)
-    assert (is_quantized(first), is_quantized(last)) == (False, True)
-    zeros = {v.path: v.numpy() == 0 for v in first.trainable_variables}
-    for path, share in sparsities(last).items():
+    assert (is_quantized(made.first), is_quantized(made.last)) == (False, True)
+    zeros = {v.path: v.numpy() == 0 for v in made.first.trainable_variables}
+    for path, share in sparsities(made.last).items():
         assert share == pytest.approx(0.75, abs=0.01), path
-        (kernel,) = (v.numpy() for v in last.trainable_variables if v.path == path)
+        (kernel,) = (v.numpy() for v in made.last.trainable_variables if v.path == path)
         np.testing.assert_array_equal(kernel == 0, zeros[path])
-    found = json.loads((out / "compression.json").read_text())
-    assert found["after"]["parameters"] == 93_322
-    assert found["after"]["bytes"] < 0.35 * found["before"]["bytes"]
-    assert found["after"]["gzip_bytes"] < 0.15 * found["before"]["gzip_bytes"]
-    assert found["after"]["test"]["accuracy"] > 0.5
+    before, after, out = made.summary["before"], made.summary["after"], made.out
+    assert after["parameters"] == 93_322
+    assert after["bytes"] < 0.35 * before["bytes"]
+    assert after["gzip_bytes"] < 0.15 * before["gzip_bytes"]
+    assert after["test"]["accuracy"] > 0.5
 
-    before = commands.content(out)
+    content = commands.content(out)
     answer = zoo_command(
         "compress", "low_rank+qat", trained[0], f"--out={out}", *SHORT,
         "--config.compress.low_rank.energy=0.9",
     )  # fmt: skip
     assert answer.status == 2
     assert "was made with another recipe" in answer.one_line()
-    assert commands.content(out) == before, "no stage was begun"
+    assert commands.content(out) == content, "no stage was begun"
 
     file = tmp_path / "small.tflite"
     assert zoo_command("export", out, "--format=litert", f"--out={file}").status == 0
-    assert file.stat().st_size == found["after"]["bytes"]
+    assert file.stat().st_size == after["bytes"]
     assert zoo_command("evaluate", out).status == 0
 
 
@@ -95,17 +92,17 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
     for method, said in (
         ("qat+cluster", "use one of qat and cluster"),
         ("cluster+qat", "use one of qat and cluster"),
-        ("ptq+prune", "ptq comes last in a chain"),
+        ("ptq+prune", "ptq must be the last method of a chain"),
         ("prune+low_rank", "prune after low_rank"),
         ("low_rank+structured", "use structured before low_rank"),
         ("low_rank+ptq --config.compress.ptq.format=keras_int8", "use compress.ptq.format=litert"),
-        ("prune --config.init_from=/tmp/other", "init_from is for the student of distill"),
+        ("prune --config.init_from=/tmp/other", "only the student of distill takes init_from"),
         ("prune --config.trainer.strategy=multi_worker", "runs in one process"),
-        ("prune --config.data.validation_size=7", "data.validation_size stays"),
-        ("qat --config.task.zoom=0.5", "task.zoom stays"),
+        ("prune --config.data.validation_size=7", "leave data.validation_size at"),
+        ("qat --config.task.zoom=0.5", "leave task.zoom at"),
         (
             "prune --config.compress.prune.m_by_n=2,4 --config.compress.prune.sparsity=0.5",
-            "it excludes compress.prune.sparsity",
+            "leave out compress.prune.sparsity",
         ),
     ):
         method, *more = method.split()
@@ -115,27 +112,28 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
     assert not (tmp_path / "out").exists()
 
 
+def plan(methods, start, out, overrides=()):
+    """Returns the recipe of each stage."""
+    return [x.config for x in chains.plan(chains.parse_chain(methods), start, out, overrides)]
+
+
 def test_a_plan_prunes_again(trained, tmp_path):
     """What was pruned before is kept until pruning is asked for anew, in whatever way."""
-    first, second = plan(["prune", "qat"], [str(trained[0]), str(tmp_path)], [])
+    first, second = plan("prune+qat", trained[0], tmp_path)
     assert (first.compress.prune.sparsity, first.compress.prune.keep_zeros) == (0.8, False)
     assert (second.compress.prune.sparsity, second.compress.prune.keep_zeros) == (0.0, True)
-    assert second.init_from == str(tmp_path)
-    again = plan(
-        ["prune", "qat", "prune"],
-        [str(trained[0]), "/a", "/b"],
-        [("compress.prune.m_by_n", "(2,4)")],
-    )
+    assert second.init_from == str(tmp_path / "stages" / "1-prune")
+    chosen = [("compress.prune.m_by_n", "(2,4)")]
+    again = plan("prune+qat+prune", trained[0], tmp_path, chosen)
     assert again[0].compress.prune.m_by_n == again[2].compress.prune.m_by_n == (2, 4)
     assert (again[2].compress.prune.sparsity, again[2].compress.prune.keep_zeros) == (0.0, False)
     assert again[2].compress.qat.on
-    chosen = [("compress.prune.m_by_n", "(2,4)")]
     saved = tmp_path / "pruned"
     shutil.copytree(trained[0], saved)
     recipe = json.loads((saved / "config.json").read_text())
-    recipe["config"] = as_dict(plan(["prune"], [str(saved)], chosen)[0])
+    recipe["config"] = as_dict(plan("prune", saved, tmp_path, chosen)[0])
     (saved / "config.json").write_text(json.dumps(recipe))
-    (usual,) = plan(["prune"], [str(saved)], [])
+    (usual,) = plan("prune", saved, tmp_path)
     assert (usual.compress.prune.sparsity, usual.compress.prune.m_by_n) == (0.8, ())
 
 
@@ -143,7 +141,7 @@ def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
     run, out = trained[0], f"--out={tmp_path / 'out'}"
     pattern = "prune", run, out, "--config.compress.prune.pattern=kernal"
     refused = [
-        (("prone", run, out), "There is no method 'prone'. Did you mean 'prune'?"),
+        (("prone", run, out), "No method is named 'prone'. Did you mean 'prune'?"),
         (("prune", run), "needs --out=D"),
         (("prune", run, f"--out={run}"), "another folder"),
         (("prune", tmp_path, out), "is not a work directory"),
@@ -151,8 +149,11 @@ def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
             ("prune", run, out, "--config.compress.prune.sparsity=1"),
             "compress.prune.sparsity must be in [0, 1)",
         ),
-        (("prune", run, out, "--config.compress.prune.sparsity=0"), "Nothing is pruned"),
-        (("structured", run, out, "--config.compress.structured.sparsity=0"), "No unit is removed"),
+        (("prune", run, out, "--config.compress.prune.sparsity=0"), "prune would do nothing"),
+        (
+            ("structured", run, out, "--config.compress.structured.sparsity=0"),
+            "structured would do nothing",
+        ),
         (("prune", run, out, "--config.compress.sparsty=0.5"), "'compress.sparsty'"),
         ((*pattern, "--config.compress.prune.frequency=1"), "matches nothing"),
     ]

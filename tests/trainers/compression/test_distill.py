@@ -393,7 +393,7 @@ def test_what_the_command_refuses(trained, tmp_path, zoo_command):
         (("--config.compress.distill.alpha=2",), "compress.distill.alpha must be in"),
         (("--config.compress.distill.alhpa=0.2",), "'compress.distill.alhpa'"),
         (("--config.model.name=cnn_clasifier",), "Did you mean 'cnn_classifier'?"),
-        (("--config.compress.distill.teacher=",), "takes the work directory of a teacher"),
+        (("--config.compress.distill.teacher=",), "distill would do nothing"),
         (("--config.model.name=vgg16_transfer", "--config.model.filters=3"), "'model.filters'"),
         (("--config.model.num_classes=11",), "the same classes"),
     ]

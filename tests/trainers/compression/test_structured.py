@@ -268,7 +268,7 @@ def test_a_chain_keeps_the_widths(chain, zoo_command):
     made = chain("structured+qat")
     filters = [model.get_layer("convolution_2").filters for model in (made.first, made.last)]
     assert filters == [32, 32]
-    assert (rounds(made.first), rounds(made.last)) == (False, True)
+    assert (is_quantized(made.first), is_quantized(made.last)) == (False, True)
     before, after = made.summary["before"], made.summary["after"]
     assert after["parameters"] == made.first.count_params() < 0.27 * 93_322
     assert after["bytes"] < 0.12 * before["bytes"]  # of LiteRT files

@@ -1,0 +1,213 @@
+"""From `prune+qat` and overrides to the stages of a compression. Loads no TensorFlow."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import ml_collections
+
+from trainers.compress_jobs.methods import FORMATS, METHODS, Method, value_of
+from trainers.config.base import section
+from trainers.config.recipe import as_dict, change, of_workdir
+from trainers.run.workdir import read_config
+from zoo import registry
+from zoo.errors import UsageError, check_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One method of a chain, with all that it needs.
+
+    Attributes:
+      method: the method.
+      config: its recipe.
+      start: absolute path of the work directory that it starts from.
+      workdir: absolute path of the work directory that it makes.
+    """
+
+    method: Method
+    config: ml_collections.ConfigDict
+    start: Path
+    workdir: Path
+
+
+def parse_chain(text: str) -> list[Method]:
+    """Reads METHOD or METHOD+METHOD; raises `UsageError` for an unknown method."""
+    for name in text.split("+"):
+        check_name("method", name, METHODS)
+    return [METHODS[name] for name in text.split("+")]
+
+
+def plan(
+    methods: Sequence[Method], start: Path, out: Path, overrides: Sequence[tuple[str, str]]
+) -> list[Stage]:
+    """Returns the stages of a chain.
+
+    A method starts from the recipe of the method before it, so that a quantized model remains
+    quantized; the zeros of a pruned model are kept. Overrides of the section `compress` apply to
+    the method that they belong to, all others to each method.
+
+    Args:
+      methods: the chain.
+      start: absolute path of the work directory to compress.
+      out: absolute path of the work directory of the last method; the others get folders in it.
+      overrides: `(key, text)` pairs from the user.
+
+    Raises:
+      UsageError: if the chain is impossible, or a method does not fit the recipe.
+    """
+    saved, origin, stages = read_config(start), start, []
+    config = of_workdir(saved["config"])
+    _check_chain(methods, start, config, dict(overrides))
+    if config.trainer.strategy == "multi_worker":
+        config = change(config, [("trainer.strategy", "one_device")])
+    for i, method in enumerate(methods):
+        workdir = out / "stages" / f"{i + 1}-{method.name}" if i < len(methods) - 1 else out
+        if method.name == "distill":
+            config = _student_recipe(config, overrides)
+        before, given = section(config, "compress"), _overrides_of(i, methods, overrides)
+        changes = _changes(method, config, given)
+        if method.name == "distill":
+            changes |= {"init_from": "", "compress.distill.teacher": str(start)}
+        elif method.trains:
+            changes["init_from"] = str(start)
+        if method.trains and saved["tokenizer"]:
+            changes["data.tokenizer"] = str(origin)
+        config = change(config, [*changes.items(), *given])
+        _check_stage(method, before, config)
+        if method.trains:
+            _check_same_data(saved["config"], config)
+        stages.append(Stage(method, config, start, workdir))
+        start = workdir
+    return stages
+
+
+def _overrides_of(i: int, methods: Sequence[Method], overrides) -> list[tuple[str, str]]:
+    """Returns the overrides that apply to method `i` of a chain."""
+    names = [method.name for method in methods]
+
+    def applies(key: str) -> bool:
+        part, owner, *_ = *key.split("."), ""
+        if part == "compress" and owner in names:
+            return owner == names[i]
+        if part == "init_from":
+            return names[i] == "distill"
+        # The model of a chain with distill is its student.
+        return methods[i].trains and not (part == "model" and "distill" in names[i + 1 :])
+
+    return [(key, text) for key, text in overrides if applies(key)]
+
+
+def _changes(method: Method, config, given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Returns the keys that a method changes in the recipe that it starts from."""
+    settings, changes = section(config, "compress"), {}
+    for other in METHODS.values() if method.trains else ():
+        changes |= other.reset() if other is method else other.kept_by(settings)
+    if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
+        changes |= method.defaults
+    changes = {f"compress.{key}": text for key, text in changes.items()}
+    for key, text in method.requires.items():
+        part, _, name = key.partition(".")
+        if name in config[part]:
+            changes[key] = text
+    return changes
+
+
+# Arguments that a student of another name takes from its teacher: they follow from the data.
+_DATA_ARGUMENTS = (
+    "vocabulary_size", "sequence_length", "input_shape", "num_classes", "next_sentence",
+)  # fmt: skip
+
+
+def _student_recipe(config, overrides):
+    """Returns the recipe of a student that is compressed in no other way.
+
+    A student of another name has the arguments of its row in the catalog, and those of the user.
+    """
+    config = copy.deepcopy(config)
+    name = dict(overrides).get("model.name", config.model.name)
+    with config.unlocked():
+        config.compress = {}
+        if "chunk" in config.task:  # the teacher gives the logits of all positions
+            config.task.chunk = 0
+        if name != config.model.name:
+            teacher = config.model.to_dict()
+            known = registry.arguments(name)
+            shared = {k: teacher[k] for k in _DATA_ARGUMENTS if k in known and k in teacher}
+            config.model = {**known, **shared, "name": name}
+    return config
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def _check_chain(methods: Sequence[Method], start: Path, config, overrides: Mapping) -> None:
+    """Raises `UsageError` for a wrong order of methods, or overrides that no method takes."""
+    names = [method.name for method in methods]
+    if rounded := section(config, "compress.ptq").format:
+        raise UsageError(f"Nothing comes after ptq. Received: {start}, rounded by {rounded}.")
+    if early := [method.name for method in methods[:-1] if not method.trains]:
+        raise UsageError(
+            f"{early[0]} must be the last method of a chain. Received: {'+'.join(names)}."
+        )
+    for key in overrides if not methods[0].trains else ():
+        if not key.startswith(f"compress.{names[0]}."):
+            raise UsageError(f"{names[0]} does not train: leave out the override. Received: {key}.")
+    if "init_from" in overrides and "distill" not in names:
+        raise UsageError(
+            f"zoo compress starts from {start}; only the student of distill takes init_from. "
+            f"Received: init_from={overrides['init_from']}."
+        )
+    if overrides.get("trainer.strategy") == "multi_worker":
+        raise UsageError(
+            "zoo compress runs in one process. Received: trainer.strategy=multi_worker."
+        )
+
+
+def _check_stage(method: Method, before: Mapping, config) -> None:
+    """Raises `UsageError` if a method would do nothing, or destroy the result of another one.
+
+    `before` is the section `compress` that the method starts from, `config` its own recipe.
+    """
+    settings, name = section(config, "compress"), method.name
+    if not any(value_of(settings, key) for key in method.keys):
+        values = ", ".join(f"compress.{key}={value_of(settings, key)}" for key in method.keys)
+        raise UsageError(f"{name} would do nothing: set one of its keys. Received: {values}.")
+    to_keras = name == "ptq" and FORMATS[settings.ptq.format].runtime == "keras"
+    is_pruned, has_products = METHODS["prune"].is_used, METHODS["low_rank"].is_used
+    refused = {
+        "compress.prune.m_by_n determines the sparsity: leave out compress.prune.sparsity":
+            name == "prune" and settings.prune.sparsity and settings.prune.m_by_n,
+        "low_rank destroys the zeros of pruned kernels: use prune after low_rank":
+            name == "low_rank" and is_pruned(before),
+        "structured does not support products: use structured before low_rank":
+            name == "structured" and has_products(before),
+        "qat moves weights off their clusters: use one of qat and cluster":
+            name in ("qat", "cluster") and settings.qat.on and settings.cluster.number,
+        "The integers of Keras have a scale per output, which splits clusters: use "
+        "compress.ptq.format=litert_dynamic or litert_int8":
+            to_keras and settings.cluster.number,
+        "The integers of Keras do not support kernels that are products: use "
+        "compress.ptq.format=litert_dynamic":
+            to_keras and has_products(settings),
+    }  # fmt: skip
+    for message, is_refused in refused.items():
+        if is_refused:
+            raise UsageError(f"{message}. Received: zoo compress {name}.")
+
+
+# Keys of the sections data and task that change neither the examples nor their metrics.
+_MAY_CHANGE = {"data.tokenizer", "data.manual_dir", "task.chunk"}
+
+
+def _check_same_data(before: Mapping, config) -> None:
+    """Raises `UsageError` if the result could not be compared with the recipe `before`."""
+    for part in ("data", "task"):
+        for key, value in as_dict(config)[part].items():
+            old = before[part].get(key, value)
+            if value != old and f"{part}.{key}" not in _MAY_CHANGE:
+                raise UsageError(
+                    "zoo compress compares models on the same examples: leave "
+                    f"{part}.{key} at {old!r}. Received: {value!r}."
+                )
