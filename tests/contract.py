@@ -43,9 +43,9 @@ class TinyModel:
 
     @functools.cached_property
     def task(self):
-        """The row's task, which knows the data."""
+        """The row's task, bound to model and data."""
         task = registry.build_task(self.row.task, **self.row.task_arguments)
-        task.check(self.untrained, self.data)
+        task.bind(self.untrained, self.data, self.row.tiny).check(self.untrained, self.data)
         return task
 
     @functools.cached_property

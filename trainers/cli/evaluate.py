@@ -87,7 +87,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
         model = load_model(directory.path, checkpoint)
         task_arguments = dict(saved["config"]["task"])
         task = registry.build_task(task_arguments.pop("name"), **task_arguments)
-        task.complete(saved["config"]["model"], dataset)
+        task.bind(model, dataset, saved["config"]["model"])
         task.check(model, dataset)
     # A teacher's sentences, which make other data of the training split alone, are not made anew.
     taught = saved["config"].get("compress", {}).get("distill", {}).get("sentences")

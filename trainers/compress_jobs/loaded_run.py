@@ -119,7 +119,6 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
         data = data_section(path, saved)
         dataset = registry.load_data(data, saved["config"]["task"])
         dataset, _ = with_hold_out(dataset, data["validation_size"])
-    task.complete(saved["config"]["model"], dataset)
+    task.bind(model, dataset, saved["config"]["model"])
     task.check(model, dataset)
-    task.players(model)
     return LoadedRun(path, saved, dataset, task, model, file)

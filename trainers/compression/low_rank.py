@@ -98,7 +98,7 @@ def _loss_function(model, config, dataset, examples: int = 1024) -> Callable[[],
     """Returns a function that measures the loss on validation or training examples."""
     arguments = config.task.to_dict()
     task = registry.build_task(arguments.pop("name"), **arguments)
-    task.complete(config.model.to_dict(), dataset)
+    task.bind(model, dataset, config.model.to_dict())
     _, held_out = hold_out(dataset.splits["train"], config.data.validation_size)
     arrays = held_out or dataset.splits.get("validation") or dataset.splits["train"]
     arrays = {key: array[:examples] for key, array in arrays.items()}

@@ -153,12 +153,12 @@ def _examples(saved: dict, workdir: str, model):
     data = data_section(workdir, saved)
     try:
         dataset = registry.load_data(data, saved["config"]["task"])
-        task.complete(saved["config"]["model"], dataset)
+        task.bind(model, dataset, saved["config"]["model"])
         split = next(s for s in ("test", "validation", "train") if s in dataset.splits)
         task.check(model, dataset)
         arrays, source = dataset.splits[split], f"{dataset.name}, split {split!r}"
     except (UsageError, RunError) as error:
-        task.players(model)
+        task.bind(model)
         arrays = task.synthetic(model, _EXAMPLES, 0)
         source = f"synthetic, because the data are missing: {short(error)}"
     return task, examples_of(task, arrays), source

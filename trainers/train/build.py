@@ -62,6 +62,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         model = techniques.change_model(model, config)
         if trainer.remat:
             apply_remat(model, trainer.remat)
+        task.bind(model, dataset, model_arguments)
         learned = techniques.wrap_task(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []

@@ -80,7 +80,7 @@ class Frozen:
 
 
 class OncePerModel:
-    """A function of a model whose last value is kept; sent to other processes it is forgotten."""
+    """Caches the value of a function for the last model that it was called with."""
 
     def __init__(self, function: Callable):
         self.function, self.model, self.value = function, None, None
@@ -90,12 +90,13 @@ class OncePerModel:
             self.model, self.value = model, self.function(model, *arguments)
         return self.value
 
-    def __reduce__(self):
-        return OncePerModel, (self.function,)
-
 
 class Task:
     """Base of all tasks; the attributes and methods below are the whole contract.
+
+    The order of use: `complete` and `check_arguments` need no model. Once the model is built,
+    `bind` takes what the task needs of it and of the data. All other methods take a bound task;
+    none of them depends on an earlier call of another method.
 
     Attributes:
       terms: coefficient of each loss term; a single one is called "loss".
@@ -119,10 +120,7 @@ class Task:
     variables: tuple = ()
 
     def complete(self, arguments: dict, dataset) -> dict:
-        """Returns the builder's arguments with those that follow from the data filled in.
-
-        It comes before anything else: a task that needs the data set's tokenizer takes it here.
-        """
+        """Returns the builder's arguments with those that follow from the data filled in."""
         return arguments
 
     def check_arguments(self, arguments: Mapping[str, Any], dataset) -> None:
@@ -131,6 +129,22 @@ class Task:
         It needs no model and runs before TensorFlow is loaded, with what `complete` returned. An
         argument may be missing, where a builder calls it something else.
         """
+
+    def bind(self, model, dataset=None, arguments: Mapping[str, Any] | None = None) -> "Task":
+        """Takes what the task needs of model and data; called once, before the task is used.
+
+        Args:
+          model: the built model that the task trains or measures.
+          dataset: its data; None for examples of `synthetic`.
+          arguments: the recipe's builder arguments.
+
+        Returns:
+          The task itself.
+
+        Raises:
+          UsageError: where the model lacks a part that the task trains.
+        """
+        return self
 
     def check(self, model, dataset) -> None:
         """Raises `UsageError` where model and data set do not fit each other."""

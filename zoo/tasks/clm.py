@@ -15,19 +15,19 @@ from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
 from zoo.models.inputs import input_names, sequence_length
-from zoo.tasks.base import Forward, OncePerModel, Task
+from zoo.tasks.base import Forward, OncePerModel
 from zoo.tasks.text import (
+    TextTask,
     check_inputs,
     check_length,
     check_vocabulary,
-    complete_vocabulary,
     counting,
     documents,
     two_documents,
 )
 
 
-class CausalLanguageModeling(Task):
+class CausalLanguageModeling(TextTask):
     """Cross-entropy of the next token, by tokens; perplexity and bits per byte.
 
     Bits per byte compare models with different tokenizers: the loss in bits over the UTF-8 bytes
@@ -48,23 +48,18 @@ class CausalLanguageModeling(Task):
         if chunk < 0:
             raise UsageError(f"task.chunk is 0 (off) or positive. Received: {chunk}.")
         self.chunk, self.cross_documents = chunk, cross_documents
-        self.tokenizer = None
         self.split_head = OncePerModel(split_head)
-
-    def complete(self, arguments, dataset):
-        """The vocabulary is the tokenizer's where the recipe says 0."""
-        return complete_vocabulary(self, arguments, dataset)
 
     def check_arguments(self, arguments, dataset) -> None:
         """Compares the vocabularies and the sequence lengths."""
         check_vocabulary(arguments.get("vocabulary_size"), dataset)
-        check_length(self, None, dataset, "tokens", 1)
+        check_length([arguments.get("sequence_length")], dataset, 1)
 
     def check(self, model, dataset) -> None:
         """Compares the vocabularies and the sequence lengths."""
         check_inputs(model, {"tokens", "segments"})
         check_vocabulary(model.output_shape[-1], dataset)
-        check_length(self, model, dataset, "tokens", 1)
+        check_length([sequence_length(model), self.positions], dataset, 1)
 
     def prepare(self, batch, uniform, training):
         """Inputs, targets, which of them count, and how many bytes they stand for."""

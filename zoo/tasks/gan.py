@@ -61,30 +61,41 @@ class GenerativeAdversarial(Task):
         if r1:
             self.terms["r1"] = r1 / 2
 
-    def complete(self, arguments, dataset):
-        if self.classifier:
-            check_classifier(self.classifier, dataset)
-        return arguments
-
     def check_arguments(self, arguments, dataset) -> None:
-        """Looks for the images."""
+        """Looks for the images, and for the classifier where the recipe names one."""
         for split, arrays in dataset.splits.items():
             if "image" not in arrays:
                 raise UsageError(
                     f"A GAN needs the array 'image'. Data set {dataset.name!r}, split {split!r} "
                     f"has: {', '.join(arrays)}."
                 )
+        if self.classifier:
+            check_classifier(self.classifier, dataset)
+
+    def bind(self, model, dataset=None, arguments=None):
+        """Takes the size of the noise.
+
+        Raises:
+          UsageError: where the model has no generator or no discriminator.
+        """
+        if not hasattr(model, "discriminator") or not hasattr(model, "generator"):
+            raise UsageError(
+                "The task 'gan' trains a model with a generator and a discriminator. "
+                f"Received: {model.name!r}."
+            )
+        self.noise_dim = model.generator.input_shape[-1]
+        return self
 
     def check(self, model, dataset) -> None:
-        """Compares the pictures' shape with the discriminator's input."""
-        self.players(model)
+        """Checks the data, and compares the images' shape with the discriminator's input."""
+        self.check_arguments({}, dataset)
         expected = tuple(model.discriminator.input_shape[1:])
         for split, arrays in dataset.splits.items():
-            found = tuple(arrays["image"].shape[1:]) if "image" in arrays else None
+            found = tuple(arrays["image"].shape[1:])
             if found != expected:
                 raise UsageError(
                     f"The model takes pictures of shape {expected}. Data set {dataset.name!r}, "
-                    f"split {split!r} has {found or 'no pictures'}."
+                    f"split {split!r} has {found}."
                 )
 
     def prepare(self, batch, uniform, training):
@@ -103,17 +114,7 @@ class GenerativeAdversarial(Task):
         }  # fmt: skip
 
     def players(self, model):
-        """The discriminator, then the generator; `trainer.ema` is the generator's alone.
-
-        Raises:
-          UsageError: where the model has no such parts.
-        """
-        if not hasattr(model, "discriminator") or not hasattr(model, "generator"):
-            raise UsageError(
-                "The task 'gan' trains a model with a generator and a discriminator. "
-                f"Received: {model.name!r}."
-            )
-        self.noise_dim = model.generator.input_shape[-1]
+        """The discriminator, then the generator; `trainer.ema` is the generator's alone."""
         others = {k: v for k, v in self.terms.items() if k != "generator"}
         return (
             Player(

@@ -19,14 +19,14 @@ from zoo.lazy import ops
 from zoo.models.inputs import input_names, sequence_length
 from zoo.special_tokens import FIRST_WORD, MASK, PADDING, SEPARATOR, START
 from zoo.tasks import text
-from zoo.tasks.base import Forward, Task
+from zoo.tasks.base import Forward
 
 # What becomes of a word that is asked for (Devlin et al. 2018, appendix A.1): a mask, another
 # word drawn from all with equal probability, or nothing.
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
-class MaskedLanguageModeling(Task):
+class MaskedLanguageModeling(text.TextTask):
     """Cross-entropy of the words asked for, by words; their accuracy and perplexity.
 
     Args:
@@ -47,20 +47,19 @@ class MaskedLanguageModeling(Task):
             raise UsageError(f"task.mask_share lies in (0, 1]. Received: {mask_share}.")
         self.mask_share, self.whole_word = mask_share, whole_word
         self.cross_documents = cross_documents
-        self.tokenizer, self.vocabulary_size = None, 0
 
-    def complete(self, arguments, dataset):
-        """The vocabulary is the tokenizer's where the recipe says 0."""
-        arguments = text.complete_vocabulary(self, arguments, dataset)
-        # A model may have more words than there are.
+    def bind(self, model, dataset=None, arguments=None):
+        """Takes the tokenizer, its number of words and the number of positions."""
+        super().bind(model, dataset, arguments)
+        # The model may have more words than the tokenizer.
         known = self.tokenizer.vocabulary_size if self.tokenizer else 0
-        self.vocabulary_size = known or arguments.get("vocabulary_size", 0)
-        return arguments
+        self.vocabulary_size = known or (arguments or {}).get("vocabulary_size", 0)
+        return self
 
     def check_arguments(self, arguments, dataset) -> None:
         """Compares the vocabularies and the sequence lengths."""
         text.check_vocabulary(arguments.get("vocabulary_size"), dataset)
-        text.check_length(self, None, dataset, "tokens", 0)
+        text.check_length([arguments.get("sequence_length")], dataset, 0)
 
     def check(self, model, dataset) -> None:
         """Compares the heads, the vocabularies and the sequence lengths."""
@@ -73,7 +72,7 @@ class MaskedLanguageModeling(Task):
                 f"{model.name!r}, which gives {' and '.join(sorted(heads)) or 'something else'}."
             )
         text.check_vocabulary(model.output["mlm"].shape[-1], dataset)
-        text.check_length(self, model, dataset, "tokens", 0)
+        text.check_length([sequence_length(model), self.positions], dataset, 0)
 
     def prepare(self, batch, uniform, training):
         """Draws the positions to predict, and puts masks and other words there."""
@@ -95,7 +94,7 @@ class MaskedLanguageModeling(Task):
         masked, asked = self._choose(tokens, segments, scores, slots)
         targets = tf.gather(tokens, masked, batch_dims=1)
 
-        # Without tokenizer and builder arguments (`zoo bench`) the words are those of the batch.
+        # Where neither tokenizer nor builder arguments tell, the words are those of the batch.
         size = self.vocabulary_size or tf.reduce_max(tokens) + 1
         words = tf.cast(tf.maximum(size - FIRST_WORD, 1), tf.float32)
         others = FIRST_WORD + tf.cast(others * words, tf.int32)

@@ -18,11 +18,11 @@ from zoo.layers.gather import pick
 from zoo.lazy import ops
 from zoo.models.head import has_head, split_head
 from zoo.special_tokens import END, FIRST_WORD, PADDING, START
-from zoo.tasks.base import Forward, OncePerModel, Task
-from zoo.tasks.text import check_array, check_inputs, check_vocabulary, complete_vocabulary
+from zoo.tasks.base import Forward, OncePerModel
+from zoo.tasks.text import TextTask, check_array, check_inputs, check_vocabulary
 
 
-class SequenceToSequence(Task):
+class SequenceToSequence(TextTask):
     """Cross-entropy by target tokens, in training with smoothed labels; BLEU and chrF of a split.
 
     Label smoothing (Vaswani et al. 2017, section 5.4) trains towards a distribution with the share
@@ -60,13 +60,8 @@ class SequenceToSequence(Task):
             raise UsageError(f"task.length_penalty is 0 or more. Received: {length_penalty}.")
         self.label_smoothing, self.chunk = label_smoothing, chunk
         self.beams, self.length_penalty = beams, length_penalty
-        self.tokenizer = None
         self.split_head = OncePerModel(split_head)
         self.translator = OncePerModel(_translator)
-
-    def complete(self, arguments, dataset):
-        """The vocabulary is the tokenizer's where the recipe says 0."""
-        return complete_vocabulary(self, arguments, dataset)
 
     def check_arguments(self, arguments, dataset) -> None:
         """Compares the vocabularies, and looks for the arrays."""

@@ -3,8 +3,30 @@
 import numpy as np
 
 from zoo.errors import UsageError
-from zoo.models.inputs import input_names, sequence_length
+from zoo.models.inputs import input_names
 from zoo.special_tokens import FIRST_WORD, START
+from zoo.tasks.base import Task
+
+
+class TextTask(Task):
+    """Base of the tasks on text.
+
+    Attributes:
+      tokenizer: that of the data set; None where the data set has none.
+      positions: the recipe's `model.sequence_length`; None where it has none.
+    """
+
+    def complete(self, arguments, dataset):
+        """Sets a vocabulary size of 0 to the tokenizer's."""
+        if dataset.tokenizer is None or arguments.get("vocabulary_size", 1):
+            return arguments
+        return {**arguments, "vocabulary_size": dataset.tokenizer.vocabulary_size}
+
+    def bind(self, model, dataset=None, arguments=None):
+        """Takes the tokenizer and the number of positions."""
+        self.tokenizer = None if dataset is None else dataset.tokenizer
+        self.positions = (arguments or {}).get("sequence_length")
+        return self
 
 
 def documents(batch, cross_documents: bool):
@@ -31,15 +53,6 @@ def documents(batch, cross_documents: bool):
     return tf.maximum(tokens, 0), segments
 
 
-def complete_vocabulary(task, arguments, dataset):
-    """Fills in `vocabulary_size` where it is 0; keeps the tokenizer and the number of positions."""
-    task.tokenizer = dataset.tokenizer
-    task.positions = arguments.get("sequence_length")
-    if task.tokenizer is None or arguments.get("vocabulary_size", 1):
-        return arguments
-    return {**arguments, "vocabulary_size": task.tokenizer.vocabulary_size}
-
-
 def check_vocabulary(size: int | None, dataset) -> None:
     """Raises `UsageError` where a model has fewer tokens than the tokenizer; None is any size."""
     tokenizer = dataset.tokenizer
@@ -62,13 +75,18 @@ def check_inputs(model, known: set[str]) -> None:
         )
 
 
-def check_length(task, model, dataset, key: str, targets: int) -> None:
-    """Raises `UsageError` where sequences are longer than the model's positions."""
-    limits = [model and sequence_length(model), getattr(task, "positions", None)]
+def check_length(limits, dataset, targets: int) -> None:
+    """Raises `UsageError` where sequences of tokens are longer than the model's positions.
+
+    Args:
+      limits: numbers of positions, of which the smallest counts; None for no limit.
+      dataset: with the array "tokens".
+      targets: how many tokens of a row are targets only.
+    """
     limit = min((n for n in limits if n), default=None)
     for split, arrays in dataset.splits.items():
-        check_array(dataset, split, key)
-        length = arrays[key].shape[1] - targets
+        check_array(dataset, split, "tokens")
+        length = arrays["tokens"].shape[1] - targets
         if limit and length > limit:
             raise UsageError(
                 f"The model has {limit} positions. Received: sequences of {length}; lower "

@@ -36,9 +36,7 @@ def loaded_run(name, examples=24, path=None, **more):
     task = registry.build_task(row.task, **row.task_arguments, **more)
     arrays = task.synthetic(model, examples, 0)
     dataset = Dataset("synthetic", {"train": arrays, "test": arrays}, (), name)
-    task.complete(dict(row.tiny), dataset)
-    task.check(model, dataset)
-    task.players(model)
+    task.bind(model, dataset, row.tiny).check(model, dataset)
     return LoadedRun(path, {"config": {}}, dataset, task, model)
 
 

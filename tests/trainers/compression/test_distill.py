@@ -105,7 +105,7 @@ def built(kind, settings, model_arguments=None):
         if "query_key_value" in weight.path:  # heads that look at different places
             weight.assign(12 * weight)
     task = registry.build_task(row.task, **row.task_arguments)
-    task.vocabulary_size = row.tiny.get("vocabulary_size", 0)
+    task.bind(student, arguments=row.tiny)
     base = {"alpha": 0.0, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, "cache": False}
     return student, teacher, Distillation(task, student, teacher, {**base, **settings})
 

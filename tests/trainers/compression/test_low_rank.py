@@ -155,7 +155,7 @@ def test_models_of_the_zoo_are_built_anew(name, tmp_path):
         np.testing.assert_array_equal(one, other)
     task = registry.build_task(row.task, **row.task_arguments)
     batch = {k: tf.constant(v[:2]) for k, v in task.synthetic(model, 4, 0).items()}
-    task.vocabulary_size = row.tiny.get("vocabulary_size", 0)
+    task.bind(model, arguments=row.tiny)
     batch["weight"] = tf.ones(2)
     batch = task.prepare(batch, lambda n: tf.random.stateless_uniform((2, n), (0, 0)), False)
     for net in (product, again):  # against a whole model that holds the products

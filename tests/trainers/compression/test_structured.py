@@ -72,7 +72,7 @@ def smaller(model, left):
 def outputs(row, model):
     task = registry.build_task(row.task, **row.task_arguments)
     batch = {k: tf.constant(v[:2]) for k, v in task.synthetic(model, 4, 0).items()}
-    task.vocabulary_size = row.tiny.get("vocabulary_size", 0)
+    task.bind(model, arguments=row.tiny)
     batch["weight"] = tf.ones(2)
     batch = task.prepare(batch, lambda n: tf.random.stateless_uniform((2, n), (0, 0)), False)
     return keras.tree.flatten(task.forward(model, batch, False).outputs)

@@ -74,8 +74,7 @@ def test_equal_to_the_loop_as_it_is_written_by_hand(run, loss):
 
     keras.utils.set_random_seed(0)
     model = registry.build("gan_mnist", **TINY)
-    task = GenerativeAdversarial(loss)
-    task.check(model, data)
+    task = GenerativeAdversarial(loss).bind(model)
     sgd = [keras.optimizers.SGD(0.002, momentum=0.9) for _ in range(2)]
     mean = tf.reduce_mean
     for batch in batches(task, data, 6, 16):
@@ -124,8 +123,7 @@ def test_the_penalty_is_the_slope_at_real_pictures():
 def test_the_penalty_is_in_the_loss_and_has_its_gradient(run):
     """The gradient of the penalty itself, by finite differences of a discriminator's weight."""
     model = registry.build("dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
-    task, gamma = GenerativeAdversarial(r1=6.0), 6.0
-    task.players(model)
+    task, gamma = GenerativeAdversarial(r1=6.0).bind(model), 6.0
     data = pictures(8, "dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
     (batch,) = list(batches(task, data, 1, 8))
     kernel = model.discriminator.get_layer("logit").kernel
@@ -191,8 +189,7 @@ def test_a_checkpoint_holds_both_optimizers(run, tmp_path):
 
 def test_the_noise_is_drawn_anew_for_each_player_and_step():
     data = pictures()
-    task = GenerativeAdversarial()
-    task.check(registry.build("gan_mnist", **TINY), data)
+    task = GenerativeAdversarial().bind(registry.build("gan_mnist", **TINY))
     one, other = list(batches(task, data, 2, 16))
     noises = [np.asarray(b[k]) for b in (one, other) for k in ("noise", "discriminator_noise")]
     assert all(n.shape == (16, 8) for n in noises)
@@ -205,8 +202,7 @@ def test_the_noise_is_drawn_anew_for_each_player_and_step():
 
 
 def test_noise_is_finite_at_the_ends():
-    task = GenerativeAdversarial()
-    task.check(registry.build("gan_mnist", **TINY), pictures())
+    task = GenerativeAdversarial().bind(registry.build("gan_mnist", **TINY))
     for end in (0.0, 1 - 2**-23):
         batch = {"image": tf.zeros((2, 28, 28, 1), tf.uint8), "weight": tf.ones(2)}
         found = task.prepare(batch, lambda n, end=end: tf.fill((2, n), end), True)  # noqa: B023
@@ -284,7 +280,7 @@ def test_refused_arguments(arguments, said):
 
 def test_refused_models_and_data(run):
     with pytest.raises(UsageError, match="with a generator and a discriminator"):
-        GenerativeAdversarial().check(registry.build("cnn_classifier"), pictures())
+        GenerativeAdversarial().bind(registry.build("cnn_classifier"))
     small = Dataset("small", {"train": {"image": np.zeros((9, 8, 8, 1), "uint8")}}, (), "small")
     with pytest.raises(UsageError, match=r"\(28, 28, 1\).*\(8, 8, 1\)"):
         GenerativeAdversarial().check(registry.build("gan_mnist", **TINY), small)

@@ -164,15 +164,15 @@ def test_train_prints_by_whom_it_was_measured(judge, tmp_path, zoo_command):
 def test_refused_classifiers(judge, tmp_path, run):
     path, data = judge
     with pytest.raises(UsageError, match="is not a work directory"):
-        GenerativeAdversarial(classifier=str(tmp_path)).complete({}, data)
+        GenerativeAdversarial(classifier=str(tmp_path)).check_arguments({}, data)
     small = Dataset("small", {"train": {"image": np.zeros((9, 8, 8, 1), "uint8")}}, (), "small")
     with pytest.raises(UsageError, match=r"task.classifier takes pictures of shape \(28, 28, 1\)"):
-        GenerativeAdversarial(classifier=str(path)).complete({}, small)
+        GenerativeAdversarial(classifier=str(path)).check_arguments({}, small)
     gan = run(
         toys.recipe("gan_mnist", "gan", model_arguments={"noise_dim": 4, "hidden_dim": 4}), data
     )
     with pytest.raises(UsageError, match="of the task 'gan'"):
-        GenerativeAdversarial(classifier=str(gan.workdir.path)).complete({}, data)
+        GenerativeAdversarial(classifier=str(gan.workdir.path)).check_arguments({}, data)
 
 
 def test_a_sheet_has_each_picture_in_its_place():

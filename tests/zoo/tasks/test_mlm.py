@@ -44,9 +44,8 @@ def stored(rows=ROWS, seed=0):
 
 
 def make_task(name="nsp", **arguments):
-    task = registry.build_task(name, **arguments)
-    task.tokenizer, task.vocabulary_size = Words(), V
-    return task
+    data = Dataset("toy", {"train": stored()}, (), "toy", Words())
+    return registry.build_task(name, **arguments).bind(None, data)
 
 
 def batches(task, arrays, steps=1, seed=0, batch_size=None):
@@ -329,9 +328,10 @@ def test_perplexity_is_that_of_the_words():
 
 
 def refused(name, model, arrays, known=None, **arguments):
-    task = registry.build_task(name, **arguments)
+    data = Dataset("toy", {"train": arrays}, (), "toy", known)
+    task = registry.build_task(name, **arguments).bind(model, data)
     with pytest.raises(UsageError) as caught:
-        task.check(model, Dataset("toy", {"train": arrays}, (), "toy", known))
+        task.check(model, data)
     return " ".join(str(caught.value).split())
 
 
@@ -373,4 +373,5 @@ def test_the_vocabulary_is_the_tokenizers():
     dataset = Dataset("toy", {"train": stored()}, (), "toy", Words())
     assert task.complete({"vocabulary_size": 0}, dataset) == {"vocabulary_size": V}
     assert task.complete({"vocabulary_size": 512}, dataset) == {"vocabulary_size": 512}
-    assert task.vocabulary_size == V  # random words are those that there are
+    # Random words are those that the tokenizer has.
+    assert task.bind(None, dataset, {"vocabulary_size": 512}).vocabulary_size == V
