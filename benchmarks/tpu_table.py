@@ -48,7 +48,7 @@ def of_catalog(name: str) -> ml_collections.ConfigDict:
     if entry.family == "transfer":
         config.task.feature_views = 0  # the base runs in the step; features are not cached
     if registry.has_loader(entry.task) and entry.family != "lstm":
-        config.trainer.remat = entry.remat
+        config.trainer.remat = r"(block|encoder|decoder)_\d+"
     return config
 
 

@@ -23,7 +23,6 @@ class Entry:
       tiny: builder arguments of a small variant for the contract tests; empty for a row that
         differs from another row of the family only in size.
       task_arguments: arguments of the task for the tiny variant.
-      remat: regular expression of the names of layers that `trainer.remat` can recompute.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Entry:
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tiny: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     task_arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    remat: str = ""
 
     @property
     def family(self) -> str:
@@ -80,7 +78,6 @@ GPT = _family(
         "gpt2_xl": (1_557_611_200, {"num_layers": 48, "hidden_dim": 1600, "num_heads": 25}),
     },
     _TINY_TRANSFORMER,
-    remat="block_.*",
 )  # fmt: skip
 LLAMA = _family(
     "llama",
@@ -110,7 +107,6 @@ LLAMA = _family(
         }),
     },
     {**_TINY_TRANSFORMER, "num_key_value_heads": 2, "sequence_length": 32},
-    remat="block_.*",
 )  # fmt: skip
 LSTM = _family(
     "lstm",
@@ -121,7 +117,6 @@ LSTM = _family(
         "lstm_generator_deep": (4_443_112, {"hidden_dim": 512, "num_layers": 2}),
     },
     {"vocabulary_size": 16, "embedding_dim": 8, "hidden_dim": 8, "num_layers": 2},
-    remat="lstm_.*",
 )
 SEQ2SEQ = _family(
     "seq2seq",
@@ -148,7 +143,6 @@ SEQ2SEQ = _family(
         "vocabulary_size": 16, "num_encoder_layers": 2, "hidden_dim": 16, "num_heads": 4,
         "intermediate_dim": 32, "dropout": 0.0,
     },
-    remat=r"(encoder|decoder)_\d+",
 )  # fmt: skip
 
 BERT = _family(
@@ -164,7 +158,6 @@ BERT = _family(
         "bert_large": (336_226_108, {"num_layers": 24, "hidden_dim": 1024}),
     },
     _TINY_TRANSFORMER,
-    remat="block_.*",
 )  # fmt: skip
 # 514 positions as in the authors' code, which does not use the first two.
 _ROBERTA = {
@@ -179,7 +172,6 @@ ROBERTA = _family(
         "roberta_large": (355_411_033, {**_ROBERTA, "num_layers": 24, "hidden_dim": 1024}),
     },
     _TINY_TRANSFORMER,
-    remat="block_.*",
 )  # fmt: skip
 
 _GAN_PAPER = "Goodfellow et al. 2014, Generative adversarial nets, arXiv:1406.2661"
@@ -191,7 +183,6 @@ GAN = (
         parameters=326_929,
         paper=_GAN_PAPER,
         tiny={"noise_dim": 8, "hidden_dim": 16, "filters": 4},
-        remat="generator",
     ),
     Entry(
         name="dcgan_mnist",
@@ -201,7 +192,6 @@ GAN = (
         paper="Radford et al. 2016, DCGAN, arXiv:1511.06434",
         tiny={"noise_dim": 8, "filters": 6},
         task_arguments={"r1": 1.0},
-        remat="generator",
     ),
 )
 
@@ -213,7 +203,6 @@ TRANSFER = (
         parameters=21_140_042,
         paper="Simonyan and Zisserman 2015, Very deep convolutional networks, arXiv:1409.1556",
         tiny={"input_shape": (32, 32, 3), "hidden_dim": 8, "num_classes": 3},
-        remat="hidden",
     ),
     *(
         Entry(
@@ -246,7 +235,6 @@ CATALOG = (
         parameters=93_322,
         paper="LeCun et al. 1998, Gradient-based learning applied to document recognition",
         tiny={"filters": (4, 8, 8), "hidden_dim": 8, "num_classes": 3},
-        remat="convolution_.*",
     ),
     *GPT,
     *LLAMA,

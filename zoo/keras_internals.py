@@ -236,6 +236,12 @@ def connections(model: keras.Model) -> list[tuple]:
     ]
 
 
+def origin(tensor) -> tuple:
+    """Returns the layer that gave a tensor of a graph, and the tensors that it took for it."""
+    layer, node, _ = tensor._keras_history
+    return layer, layer._inbound_nodes[node].input_tensors
+
+
 def is_graph(model: keras.Model) -> bool:
     """Returns whether a model is Functional or Sequential, not a subclass with its own `call`."""
     return isinstance(model, (keras.Sequential, Functional))

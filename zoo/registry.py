@@ -43,7 +43,6 @@ def register(
     arguments: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
     task_arguments: Mapping[str, Any] | None = None,
-    remat: str = "",
 ) -> Entry:
     """Registers a model; the arguments are the attributes of `zoo.catalog.Entry`.
 
@@ -57,7 +56,7 @@ def register(
         )
     _models[name] = Entry(
         name, builder, task, parameters, paper, licence,
-        arguments or {}, tiny or {}, task_arguments or {}, remat,
+        arguments or {}, tiny or {}, task_arguments or {},
     )  # fmt: skip
     return _models[name]
 
@@ -260,7 +259,7 @@ def _call(function: Callable, arguments: Mapping[str, Any], owner: str):
         ) from error
 
 
-def build_task(name: str, /, **arguments):
+def build_task(name: str, **arguments):
     """Creates a task.
 
     Args:

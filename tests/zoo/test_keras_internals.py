@@ -293,6 +293,9 @@ def test_connections():
         ("InputLayer", 0, []),
         ("Sequential", 1, [add]),
     ]
+    layer, taken = keras_internals.origin(model.output)
+    assert layer is inner
+    assert keras_internals.origin(taken[0])[0].name == add
     assert {type(layer) for layer, *_ in keras_internals.connections(inner)} == {
         layers.Dense, layers.InputLayer,
     }  # fmt: skip

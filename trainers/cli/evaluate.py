@@ -85,8 +85,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
         model, task, whole = found.measured(), found.task, found.makes_whole_samples
     else:
         model = load_model(directory.path, checkpoint)
-        task_arguments = dict(saved["config"]["task"])
-        task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+        task = registry.build_task(**saved["config"]["task"])
         task.bind(model, dataset, saved["config"]["model"])
         task.check(model, dataset)
     # A teacher's sentences, which make other data of the training split alone, are not made anew.

@@ -187,10 +187,14 @@ def _refuse(flags_, why: str) -> None:
 
 def _kind(model, tokenizer) -> str:
     """Returns how a model generates: "gan", "seq2seq", "mlm" or "clm"."""
-    names = {layer.name for layer in model.layers}
+    from zoo.models.adapter import Adapter
+
     if tokenizer is None:
         return "gan"
-    return "seq2seq" if "encoder_norm" in names else "mlm" if "mlm" in names else "clm"
+    if Adapter(model).family == "encoder_decoder":
+        return "seq2seq"
+    outputs = getattr(model, "output", None)
+    return "mlm" if isinstance(outputs, dict) and "mlm" in outputs else "clm"
 
 
 def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:

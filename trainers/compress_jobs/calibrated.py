@@ -8,7 +8,6 @@ block gets the outputs of the quantized blocks before it.
 
 import contextlib
 import functools
-import re
 from collections.abc import Mapping
 
 import keras
@@ -17,6 +16,8 @@ import numpy as np
 from trainers.compress_jobs import int4
 from zoo import keras_internals
 from zoo.errors import RunError, UsageError
+from zoo.layers.transformer import TransformerBlock
+from zoo.models.adapter import Adapter
 
 _BATCH = 8  # examples in one forward pass
 
@@ -25,8 +26,8 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
     """Rounds the kernels of a model's transformer blocks to 4 bits in place.
 
     Args:
-      model: a Functional model of zoo.models.gpt, llama or bert: layers `block_0`, `block_1`, …
-        are called with hidden states and the output of the layer `mask`.
+      model: a Functional model of zoo.models.gpt, llama or bert: one stack of transformer blocks,
+        called with hidden states and the bias of a mask.
       mode: "gptq" or "awq".
       examples: name of an input of the model -> array (N, …).
 
@@ -37,14 +38,15 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
       UsageError: if the model has no such blocks.
       RunError: if a layer of a block got no inputs.
     """
-    blocks = [layer for layer in model.layers if re.fullmatch(r"block_\d+", layer.name)]
-    if not blocks or not any(layer.name == "mask" for layer in model.layers):
+    blocks, *others = Adapter(model).stacks.values() or [[]]
+    known = blocks and isinstance(blocks[0], TransformerBlock) and not blocks[0].cross_attention
+    if others or not known:
         raise UsageError(
             f"keras_{mode} rounds the blocks of zoo.models.gpt, llama and bert. The model "
             f"{model.name!r} has none: use keras_int8, which rounds every Dense layer and "
             "embedding."
         )
-    stem = keras.Model(model.inputs, [blocks[0].input[0], model.get_layer("mask").output])
+    stem = keras.Model(model.inputs, blocks[0].input)
     count = len(next(iter(examples.values())))
     batches = [
         stem([np.asarray(examples[x.name][i : i + _BATCH]) for x in model.inputs])
@@ -60,7 +62,9 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
             if not inputs[layer].rows:
                 raise RunError(f"keras_{mode}: {layer.path} got no inputs to calibrate on.")
             counts[layer.path] = inputs[layer].rows
-            _quantize_layer(layer, mode, inputs[layer])
+            # Attention scores are products of two outputs: the authors of AWQ clip nothing there.
+            clip = layer is not block.attention.query_key_value
+            _quantize_layer(layer, mode, inputs[layer], clip)
         batches = [(block(hidden, bias), bias) for hidden, bias in batches]
     return counts
 
@@ -84,14 +88,12 @@ def _recording(dense: list):
             layer.call = call
 
 
-def _quantize_layer(layer: keras.layers.Dense, mode: str, inputs: int4.Inputs) -> None:
+def _quantize_layer(layer: keras.layers.Dense, mode: str, inputs: int4.Inputs, clip: bool) -> None:
     """Quantizes a layer as Keras does in this mode, with our integers."""
     weights = layer.kernel.numpy().T
     if mode == "gptq":
         rounded, settings = int4.gptq(weights, inputs), keras.quantizers.GPTQConfig
     else:
-        # Attention scores are products of two outputs: the authors clip nothing there.
-        clip = not re.search("query|key", layer.name)
         rounded, settings = int4.awq(weights, inputs, clip), keras.quantizers.AWQConfig
     layer.quantize(mode, config=settings(None, None, group_size=int4.GROUP))
     keras_internals.assign_int4_kernel(layer, mode, rounded, int4.GROUP)

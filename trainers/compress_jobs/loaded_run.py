@@ -113,8 +113,7 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
     if file is not None and not file.exists():
         raise RunError(f"{path} is damaged: it lacks {LITERT}.")
     model = registry.load(str(path if file is None else path / FLOATS))
-    arguments = dict(saved["config"]["task"])
-    task = registry.build_task(arguments.pop("name"), **arguments)
+    task = registry.build_task(**saved["config"]["task"])
     if dataset is None:
         data = data_section(path, saved)
         dataset = registry.load_data(data, saved["config"]["task"])

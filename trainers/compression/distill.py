@@ -14,8 +14,6 @@ For translation the teacher's own translations can stand in for the references (
 Sequence-level knowledge distillation, arXiv:1606.07947): `with_teacher_sentences`.
 """
 
-import functools
-import re
 from collections.abc import Mapping
 
 import keras
@@ -29,6 +27,7 @@ from trainers.config.compress import check_distillation
 from trainers.run.workdir import read_config
 from zoo.errors import UsageError
 from zoo.layers.transformer import TransformerBlock
+from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model
 from zoo.special_tokens import PADDING
@@ -90,13 +89,21 @@ def _check_pair(saved, teacher, student, task, config, dataset) -> None:
         raise UsageError(f"The teacher does not fit the student's data: {error}") from None
 
 
-class Distillation:
-    """A task, and besides it what a teacher says; all that is not here is the task's.
+# What of a task's contract is the student's own task's.
+_SAME = (
+    "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "generates", "complete",
+    "check_arguments", "check", "remarks", "served", "warning", "predictions", "whole_split",
+    "synthetic",
+)  # fmt: skip
+
+
+class Distillation(Task):
+    """A task with further loss terms, by which a student learns the outputs of a teacher.
 
     Made inside the strategy's scope.
 
     Args:
-      task: what a batch means.
+      task: the student's own, bound to the student.
       student: a built model.
       teacher: a built model; it computes as in inference and stays as it is.
       settings: the section `compress.distill`.
@@ -109,6 +116,8 @@ class Distillation:
 
     def __init__(self, task: Task, student: keras.Model, teacher: keras.Model, settings: Mapping):
         self.task, self.settings = task, settings
+        for name in _SAME:
+            setattr(self, name, getattr(task, name))
         alpha, self.temperature = settings["alpha"], settings["temperature"]
         self.own = {"labels" if name == "loss" else name: name for name in task.terms}
         # The first stays at alpha=1: throughput is counted by its weight.
@@ -124,7 +133,7 @@ class Distillation:
         mine, theirs = ([pair[i] for pair in self.pairs] for i in range(2))
         self.student, self.teacher = Tapped(student, mine), Tapped(teacher, theirs)
         self.projections = {}
-        for one, other in self.pairs if settings["hidden"] else ():
+        for one, other, _ in self.pairs if settings["hidden"] else ():
             widths = [layer.output.shape[-1] for layer in (one, other)]
             if widths[0] != widths[1]:
                 dense = layers.Dense(
@@ -133,16 +142,16 @@ class Distillation:
                 dense.build((None, None, widths[0]))
                 self.projections[one.name] = dense
         self.variables = [v for dense in self.projections.values() for v in dense.variables]
-        self.prepare = functools.partial(_prepare, task)
-
-    def __getattr__(self, name):
-        return getattr(self.task, name)
-
-    # --- what the train step asks of a task -----------------------------------------------------
 
     def players(self, model) -> tuple[Player, ...]:
-        """One: the student with the projections."""
+        """Returns one player: the student with the projections."""
         return (Player("", _Learner(model, self.variables), self.terms, self.forward),)
+
+    def prepare(self, batch, uniform, training):
+        """Adds to the task's batch which rows count, and the teacher's outputs where stored."""
+        stored = {"teacher": batch["teacher"]} if "teacher" in batch else {}
+        prepared = self.task.prepare(batch, uniform, training)
+        return {"weight": batch["weight"], **prepared, **stored}
 
     def term_counts(self, batch):
         """Those of the task; of a position each, or a row, for what the teacher says."""
@@ -151,7 +160,7 @@ class Distillation:
         for term, head in self.heads.items():
             found[term] = ops.sum(_counts(batch, head))
         if self.pairs:
-            total = sum(ops.sum(_positions(batch, one.name)) for one, _ in self.pairs)
+            total = sum(ops.sum(_positions(batch, side)) for *_, side in self.pairs)
             found |= {key: total for key in ("hidden", "attention") if key in self.terms}
         return found
 
@@ -167,26 +176,39 @@ class Distillation:
             teacher = batch["teacher"] if said is None else self.teacher.logits(said, head)
             lost = divergence(teacher, student, self.temperature)
             sums[term] = ops.sum(lost * _counts(batch, head))
-        for term, compare in (("hidden", self._hidden), ("attention", _attention)):
+        for term, compare in (("hidden", self._hidden), ("attention", self._attention)):
             if term in self.terms:
                 sums[term] = sum(
-                    ops.sum(compare(*self._noted(pair), *pair) * _positions(batch, pair[0].name))
-                    for pair in self.pairs
+                    ops.sum(compare(one, other) * _positions(batch, side))
+                    for one, other, side in self.pairs
                 )
         return Forward(sums, result.statistics, result.outputs)
 
-    def _noted(self, pair):
-        return self.student.noted[pair[0].name], self.teacher.noted[pair[1].name]
+    def _hidden(self, one, other):
+        """Returns the mean squared difference of two blocks' outputs at each position, (B, T)."""
+        student = ops.cast(self.student.noted[one.name]["output"], "float32")
+        if one.name in self.projections:
+            student = self.projections[one.name](student)
+        teacher = ops.cast(self.teacher.noted[other.name]["output"], "float32")
+        return ops.mean(ops.square(student - ops.stop_gradient(teacher)), -1)
 
-    def _hidden(self, mine, theirs, layer, _):
-        """The mean squared difference of each position (B, T)."""
-        student = ops.cast(mine["output"], "float32")
-        if layer.name in self.projections:
-            student = self.projections[layer.name](student)
-        gap = student - ops.stop_gradient(ops.cast(theirs["output"], "float32"))
-        return ops.mean(ops.square(gap), -1)
+    def _attention(self, one, other):
+        """Returns how far apart two blocks' attention distributions lie, (B, T).
 
-    # --- what the trainer asks of a task --------------------------------------------------------
+        They are compared head by head, or by the mean of all heads where their numbers differ.
+        """
+        student, teacher = (
+            ops.log_softmax(
+                block.attention_scores(*tapped.noted[block.name]["inputs"][:2]), axis=-1
+            )
+            for block, tapped in ((one, self.student), (other, self.teacher))
+        )
+        if student.shape[1] != teacher.shape[1]:
+            student, teacher = (
+                ops.log(ops.maximum(ops.mean(ops.exp(x), 1, keepdims=True), 1e-37))
+                for x in (student, teacher)
+            )
+        return ops.mean(divergence(teacher, student), 1)
 
     def frozen(self, model) -> Frozen:
         """None: the teacher sees what a frozen part of the student would be spared."""
@@ -206,11 +228,10 @@ class Distillation:
         loss = sum(c * own[key] for key, c in self.task.terms.items())
         return self.task.derived({**metrics, **own, "loss": loss})
 
-
-def _prepare(task: Task, batch, uniform, training) -> dict:
-    """What the task makes of it; which rows count; and what the teacher said of each."""
-    kept = {"teacher": batch["teacher"]} if "teacher" in batch else {}
-    return {"weight": batch["weight"], **task.prepare(batch, uniform, training), **kept}
+    def bind(self, model, dataset=None, arguments=None):
+        """Binds the student's task."""
+        self.task.bind(model, dataset, arguments)
+        return self
 
 
 class _Learner:
@@ -252,7 +273,7 @@ class Tapped:
         self._run = model
         if inside:
             self._run = keras.Model(model.input, {"outputs": model.output, "inside": inside})
-        self._softmax = getattr(model.layers[-1], "activation", None) is keras.activations.softmax
+        self._probabilities = Adapter(model).probabilities
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -268,7 +289,7 @@ class Tapped:
         """Logits (..., V) float32 of a head of the outputs, up to a constant."""
         found = ops.cast(_heads(outputs)[head], "float32")
         # Logarithms of probabilities are logits; this small one stays finite.
-        return ops.log(ops.maximum(found, 1e-37)) if self._softmax else found
+        return ops.log(ops.maximum(found, 1e-37)) if self._probabilities else found
 
 
 def divergence(teacher, student, temperature: float = 1.0):
@@ -287,23 +308,6 @@ def divergence(teacher, student, temperature: float = 1.0):
     return ops.sum(ops.exp(theirs) * (theirs - ours), -1)
 
 
-def _attention(mine, theirs, layer, other):
-    """How far apart the distributions lie over which each position looks, (B, T).
-
-    Head by head; of the mean of all heads where their numbers differ.
-    """
-    student, teacher = (
-        ops.log_softmax(block.attention_scores(*noted["inputs"][:2]), axis=-1)
-        for block, noted in ((layer, mine), (other, theirs))
-    )
-    if student.shape[1] != teacher.shape[1]:
-        student, teacher = (
-            ops.log(ops.maximum(ops.mean(ops.exp(x), 1, keepdims=True), 1e-37))
-            for x in (student, teacher)
-        )
-    return ops.mean(divergence(teacher, student), 1)
-
-
 def _heads(outputs) -> dict:
     return outputs if isinstance(outputs, dict) else {"outputs": outputs}
 
@@ -313,40 +317,39 @@ def _counts(batch, head: str):
     return batch["weight"] if head == "nsp" or "counts" not in batch else batch["counts"]
 
 
-def _positions(batch, layer: str):
-    """Which positions (B, T) of a layer count: all that are no padding."""
-    side = {"encoder": "source", "decoder": "target"}.get(layer.rpartition("_")[0])
-    real = batch["segments"] > 0 if side is None else batch[side] != PADDING
+def _positions(batch, side: str):
+    """Returns which positions (B, T) of a model's input count: all that are no padding."""
+    real = batch["segments"] > 0 if "segments" in batch else batch[side] != PADDING
     return tf.cast(real, tf.float32) * batch["weight"][:, None]
 
 
 def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
-    """Layers of the student with those of the teacher that they take after, evenly spread.
+    """Returns the pairs of blocks that are compared, evenly spread over the teacher's stacks.
 
     The last goes with the last (Sanh et al. 2019, DistilBERT; Jiao et al. 2020, section 3.2).
+
+    Returns:
+      `(block of the student, block of the teacher, name of the input that both compute from)`.
     """
-    kinds = (TransformerBlock,) if settings["attention"] else (TransformerBlock, layers.LSTM)
-
-    def stacks(model):
-        found = {}
-        for layer in model.layers:
-            name = re.fullmatch(r"(.+)_\d+", layer.name)
-            if isinstance(layer, kinds) and name:
-                found.setdefault(name[1], []).append(layer)
-        return found
-
-    mine, theirs = stacks(student), stacks(teacher)
+    mine, theirs = (
+        {
+            key: stack
+            for key, stack in Adapter(model).stacks.items()
+            if isinstance(stack[0], TransformerBlock) or not settings["attention"]
+        }
+        for model in (student, teacher)
+    )
     if not mine or set(mine) != set(theirs):
         needed = "attention" if settings["attention"] else "hidden"
+        listed = [", ".join(f"{kind} of {side}" for kind, side in x) for x in (theirs, mine)]
         raise UsageError(
             f"compress.distill.{needed} compares transformer blocks"
             f"{'' if settings['attention'] else ' or LSTMs'} of one kind. Received: "
-            f"{', '.join(theirs) or 'none'} in the teacher, {', '.join(mine) or 'none'} in the "
-            "student."
+            f"{listed[0] or 'none'} in the teacher, {listed[1] or 'none'} in the student."
         )
     pairs = []
-    for name, stack in mine.items():
-        count = len(theirs[name])
-        places = [max(1, round((i + 1) * count / len(stack))) for i in range(len(stack))]
-        pairs += [(one, theirs[name][j - 1]) for one, j in zip(stack, places, strict=True)]
+    for key, stack in mine.items():
+        for i, block in enumerate(stack, 1):
+            place = max(1, round(i * len(theirs[key]) / len(stack)))
+            pairs.append((block, theirs[key][place - 1], key[1]))
     return pairs

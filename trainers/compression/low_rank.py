@@ -96,8 +96,7 @@ def format_ranks(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
 
 def _loss_function(model, config, dataset, examples: int = 1024) -> Callable[[], float]:
     """Returns a function that measures the loss on validation or training examples."""
-    arguments = config.task.to_dict()
-    task = registry.build_task(arguments.pop("name"), **arguments)
+    task = registry.build_task(**config.task.to_dict())
     task.bind(model, dataset, config.model.to_dict())
     _, held_out = hold_out(dataset.splits["train"], config.data.validation_size)
     arrays = held_out or dataset.splits.get("validation") or dataset.splits["train"]

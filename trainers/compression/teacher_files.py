@@ -125,8 +125,7 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     saved = read_config(workdir)
     check_data(saved, dataset, workdir)
     sources = [source for source, _ in pairs()]
-    arguments = config.task.to_dict()
-    penalty = registry.build_task(arguments.pop("name"), **arguments).length_penalty
+    penalty = registry.build_task(**config.task.to_dict()).length_penalty
     asked = json.dumps([_digest(workdir), beams, penalty, sources])
     digest = hashlib.sha256(asked.encode()).hexdigest()
     path = cache_dir() / "teachers" / f"{digest}.json"

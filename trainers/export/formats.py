@@ -148,8 +148,7 @@ def _described(export_format, inputs: Mapping, expected: Sequence, out: str, wor
 
 def _examples(saved: dict, workdir: str, model):
     """Returns the task, some prepared examples, and the source of the examples."""
-    arguments = dict(saved["config"]["task"])
-    task = registry.build_task(arguments.pop("name"), **arguments)
+    task = registry.build_task(**saved["config"]["task"])
     data = data_section(workdir, saved)
     try:
         dataset = registry.load_data(data, saved["config"]["task"])

@@ -41,8 +41,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
     """
     trainer = config.trainer
     model_arguments = config.model.to_dict()
-    task_arguments = config.task.to_dict()
-    task = registry.build_task(task_arguments.pop("name"), **task_arguments)
+    task = registry.build_task(**config.task.to_dict())
     if dataset is not None:
         model_arguments = task.complete(model_arguments, dataset)
     schedule = config.schedule.to_dict()

@@ -49,7 +49,7 @@ def check_config(config, coming: Collection[Path] = ()) -> None:
     teacher = section(config, "compress.distill").teacher
     if teacher and Path(teacher) not in coming:
         model_path(teacher)
-    _build_task(config)
+    registry.build_task(**config.task.to_dict())
 
 
 def check_workdir(config, workdir: str | Path) -> None:
@@ -105,7 +105,7 @@ def load_data(config):
     arguments = {**registry.entry(config.model.name).arguments, **config.model.to_dict()}
     _check_source(config.data, arguments)
     dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
-    task = _build_task(config)
+    task = registry.build_task(**config.task.to_dict())
     arguments = task.complete(arguments, dataset)
     task.check_arguments(arguments, dataset)
     check_length(config, dataset)
@@ -124,18 +124,13 @@ def check_length(config, dataset) -> None:
         the examples that are left.
     """
     dataset, _ = with_hold_out(dataset, config.data.validation_size)
-    _build_task(config).remarks(dataset)
+    registry.build_task(**config.task.to_dict()).remarks(dataset)
     arrays = dataset.splits["train"]
     check_examples(arrays, config.trainer.global_batch_size)
     steps = total_steps(config.trainer, len(next(iter(arrays.values()))))
     schedule = config.schedule.to_dict()
     check_phases(schedule.pop("name"), steps, **schedule)
     check_run(section(config, "compress"), steps)
-
-
-def _build_task(config):
-    arguments = config.task.to_dict()
-    return registry.build_task(arguments.pop("name"), **arguments)
 
 
 def _check_source(data, arguments: dict) -> None:

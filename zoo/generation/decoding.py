@@ -14,8 +14,10 @@ position, what they give for whole sequences.
 import keras
 from keras import ops, tree
 
+from zoo import keras_internals
 from zoo.errors import UsageError
-from zoo.layers.attention import MASKED
+from zoo.layers.attention import MASKED, mask_bias
+from zoo.models.adapter import Adapter, path
 
 
 def decoding(model: keras.Model):
@@ -24,27 +26,18 @@ def decoding(model: keras.Model):
     Raises:
       UsageError: for a model that generates no text.
     """
-    if not (kind := _kind(model)):
+    parts = Adapter(model)
+    if parts.family not in _FAMILIES:
         raise UsageError(
             f"The model {model.name!r} generates no text: that takes a decoder such as gpt or "
             "llama, or an LSTM."
         )
-    return kind(model)
+    return _FAMILIES[parts.family](parts)
 
 
 def generates(model: keras.Model) -> bool:
     """Whether `decoding` knows a model."""
-    return _kind(model) is not None
-
-
-def _kind(model):
-    layers = {layer.name: layer for layer in model.layers}
-    mask = layers.get("mask")
-    if {"embedding", "block_0", "final_norm"} <= set(layers) and getattr(mask, "causal", False):
-        return TransformerDecoding
-    if {"embedding", "lstm_0", "probabilities"} <= set(layers):
-        return RecurrentDecoding
-    return None
+    return Adapter(model).family in _FAMILIES
 
 
 def reorder(cache, rows, batch: int, memory: bool = True):
@@ -79,15 +72,12 @@ class TransformerDecoding:
       vocabulary_size: number of tokens.
     """
 
-    def __init__(self, model: keras.Model):
-        layers = {layer.name: layer for layer in model.layers}
-        self.embedding, self.final_norm = layers["embedding"], layers["final_norm"]
-        self.positions = layers.get("positions")
-        self.blocks = [
-            layers[f"block_{i}"] for i in range(len(layers)) if f"block_{i}" in layers
-        ]  # fmt: skip
-        self.sequence_length = self.positions.sequence_length if self.positions else None
-        self.vocabulary_size = model.output_shape[-1]
+    def __init__(self, parts: Adapter):
+        self.embedding, self.blocks = parts.all("embedding")[0], parts.all("block")
+        (self.final_norm,) = parts.all("norm")
+        self.positions = next(iter(parts.all("positions")), None)
+        self.sequence_length = getattr(self.positions, "sequence_length", None)
+        self.vocabulary_size = parts.model.output_shape[-1]
 
     def start(self, batch: int, length: int):
         """Returns an empty cache for `batch` sequences of at most `length` positions."""
@@ -104,7 +94,7 @@ class TransformerDecoding:
             return None
         return ops.transpose(ops.cast(self.embedding.embeddings, self.embedding.compute_dtype))
 
-    def step(self, tokens, cache, first, weights=None):
+    def step(self, tokens, cache, first, weights=None, memory_bias=None):
         """Computes positions `first` and on.
 
         Args:
@@ -112,6 +102,7 @@ class TransformerDecoding:
           cache: of `start`, or as the last call returned it.
           first: integer scalar.
           weights: of `weights`, or None.
+          memory_bias: of the attention to a memory.
 
         Returns:
           `(logits, cache)`: logits (B, n, vocabulary_size) float32 of the token after each.
@@ -124,12 +115,48 @@ class TransformerDecoding:
         bias = ops.where(sources[None, :] <= places[:, None], 0.0, MASKED)[None, None]
         kept = []
         for block, before in zip(self.blocks, cache, strict=True):
-            x, after = block.decode(x, before, first, bias)
+            x, after = block.decode(x, before, first, bias, memory_bias)
             kept.append(after)
         x = self.final_norm(x)
         if weights is not None:
             return ops.cast(ops.matmul(x, weights), "float32"), kept
         return project(self.embedding, x), kept
+
+
+class Seq2SeqDecoding(TransformerDecoding):
+    """Decoding of `zoo.models.seq2seq`, of one sentence a row.
+
+    steps = Seq2SeqDecoding(Adapter(model))
+    cache = steps.start(batch=2, length=64, source=source)    # (2, S): runs the encoder
+    logits, cache = steps.step(starts, cache, 0)              # (2, 1) tokens: <start>
+    """
+
+    def __init__(self, parts: Adapter):
+        super().__init__(parts)
+        _, _, memory, bias = parts.taken()[0]
+        source = path(memory)[0][0].output
+        self.encoder = keras.Model(source, memory)
+        # From the source to the sentence that each of its positions belongs to.
+        _, numbers = keras_internals.origin(bias)[1]
+        self.source_segments = keras.Model(source, numbers)
+
+    def start(self, batch: int, length: int, source=None):
+        """Runs the encoder once, and returns a cache for `length` target positions.
+
+        Args: source (B, S) int32, 0 for padding; of several sentences in a row the first counts.
+        """
+        memory = self.encoder(source, training=False)
+        first = ops.ones((batch, 1), "int32")
+        return {
+            "blocks": [block.start_cache(batch, length, memory) for block in self.blocks],
+            "memory_bias": mask_bias(first, self.source_segments(source)),
+        }
+
+    def step(self, tokens, cache, first):
+        """Computes target positions `first` and on; see `TransformerDecoding.step`."""
+        bias = cache["memory_bias"]
+        logits, blocks = super().step(tokens, cache["blocks"], first, memory_bias=bias)
+        return logits, {"blocks": blocks, "memory_bias": bias}
 
 
 def _plain(embedding: keras.layers.ReversibleEmbedding) -> bool:
@@ -167,10 +194,9 @@ class RecurrentDecoding:
 
     sequence_length = None
 
-    def __init__(self, model: keras.Model):
-        layers = {layer.name: layer for layer in model.layers}
-        self.embedding, self.head = layers["embedding"], layers["probabilities"]
-        self.lstms = [layer for layer in model.layers if isinstance(layer, keras.layers.LSTM)]
+    def __init__(self, parts: Adapter):
+        (self.embedding,), (self.head,) = parts.all("embedding"), parts.all("dense")
+        self.lstms = parts.all("lstm")
         # The same cells, in layers that return their state.
         self.runners = [
             keras.layers.RNN(
@@ -178,7 +204,7 @@ class RecurrentDecoding:
             )
             for lstm in self.lstms
         ]
-        self.vocabulary_size = model.output_shape[-1]
+        self.vocabulary_size = parts.model.output_shape[-1]
 
     def start(self, batch: int, length: int | None = None):
         """Returns the state before the first token; the length is of no matter."""
@@ -207,3 +233,6 @@ class RecurrentDecoding:
             kept.append({"hidden": hidden, "carry": carry})
         # So small a probability is that of no choice; its logarithm stays finite.
         return ops.log(ops.maximum(self.head(x), 1e-37)), kept
+
+
+_FAMILIES = {"decoder": TransformerDecoding, "recurrent": RecurrentDecoding}

@@ -23,6 +23,7 @@ from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding import decoding
 from zoo.generation.generate_options import Options
 from zoo.layers.xla import compiles
+from zoo.models.adapter import Adapter
 from zoo.special_tokens import END, FIRST_WORD, START
 
 # Prompts shorter than this go through the loop, token by token: that is sooner done than tracing
@@ -337,7 +338,7 @@ class Generator:
         names = [tensor.name for tensor in self.model.inputs]
         out = self.model({name: inputs[name] for name in names}, training=False)
         out = tf.gather(out, position, axis=1)
-        return out if self.model.layers[-1].name != "probabilities" else tf.math.log(out)
+        return tf.math.log(out) if Adapter(self.model).probabilities else out
 
     def _next(self, kind):
         """Returns the function that puts a token at the place after a position."""

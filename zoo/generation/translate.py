@@ -1,4 +1,4 @@
-"""Translation with an encoder-decoder, and how good it is.
+"""Translation with an encoder-decoder.
 
 translator = Translator(zoo.load(workdir), tokenizer)
 translator(["A man walks his dog."])                      # a list of str
@@ -14,12 +14,11 @@ import tensorflow as tf
 
 from zoo.errors import UsageError
 from zoo.generation.beam_search import beam_search
-from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
+from zoo.generation.decoding import Seq2SeqDecoding
 from zoo.generation.generate_options import LONGEST
-from zoo.generation.translation_scores import scores
+from zoo.models.adapter import Adapter
 from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
-__all__ = ["Translator", "check", "scores", "translate"]
 # Sources are padded to a multiple of this, so that few searches are compiled.
 BUCKET = 32
 NEVER = -1e9  # added to the logits of what is no text
@@ -38,8 +37,8 @@ class Translator:
     """
 
     def __init__(self, model, tokenizer, *, jit_compile: bool = False):
-        names = {layer.name for layer in model.layers}
-        if not {"encoder_norm", "decoder_0"} <= names:
+        parts = Adapter(model)
+        if parts.family != "encoder_decoder":
             raise UsageError(f"The model {model.name!r} translates nothing: it has no encoder.")
         if tokenizer.vocabulary_size > model.output_shape[-1]:
             raise UsageError(
@@ -47,7 +46,7 @@ class Translator:
                 f"the model {model.output_shape[-1]}."
             )
         self.tokenizer, self.jit_compile = tokenizer, jit_compile
-        self.decoding = Seq2SeqDecoding(model)
+        self.decoding = Seq2SeqDecoding(parts)
         forbidden = np.zeros(self.decoding.vocabulary_size, np.float32)
         forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = NEVER
         forbidden[END] = 0
@@ -116,11 +115,6 @@ class Translator:
             forbidden=self._forbidden, jit_compile=self.jit_compile,
         )  # fmt: skip
         return tokens[:, 0].numpy()
-
-
-def translate(model, tokenizer, sources: Sequence[str], **options) -> list[str]:
-    """Translates sentences once; see `Translator`, which is faster for many calls."""
-    return Translator(model, tokenizer)(sources, **options)
 
 
 def check(beams: int, max_tokens: int, batch_size: int) -> None:

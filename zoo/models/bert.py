@@ -1,9 +1,7 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805) and RoBERTa (Liu et al. 2019, arXiv:1907.11692).
 
 One encoder with two heads: the words behind the masks, and whether the second sentence follows
-the first. RoBERTa is the same without the second head and without sentence types. The layers'
-names are what the trainer and converters rely on: `embedding`, `type_embedding`, `positions`,
-`embedding_norm`, `block_0` ..., `transform`, `transform_norm`, `mlm`, `pooler`, `nsp`.
+the first. RoBERTa is the same without the second head and without sentence types.
 Axes: B batch, T positions, M positions to predict, C hidden_dim, V vocabulary.
 """
 

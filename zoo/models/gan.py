@@ -22,12 +22,15 @@ class GAN(keras.Model):
     @property
     def generator(self) -> keras.Model:
         """From noise (B, noise_dim) to pictures (B, height, width, channels) in [-1, 1]."""
-        return self.get_layer("generator")
+        return self._networks()[0]
 
     @property
     def discriminator(self) -> keras.Model:
         """From pictures to logits (B, 1): above 0 for a picture that it takes for real."""
-        return self.get_layer("discriminator")
+        return self._networks()[1]
+
+    def _networks(self) -> list[keras.Model]:
+        return [layer for layer in self.layers if isinstance(layer, keras.Model)]
 
 
 def build(

@@ -1,8 +1,8 @@
 """Decoder language models: GPT-2 (Radford et al. 2019) and, in llama.py, its descendants.
 
 `decoder` builds both: embedding, positions, blocks, norm, and a projection onto the vocabulary.
-The layers' names are what the trainer, the converters and generation rely on: `embedding`,
-`positions`, `block_0` ..., `final_norm`, `logits`.
+The converters of published checkpoints go by the layers' names: `embedding`, `positions`,
+`block_0` ..., `final_norm`.
 """
 
 import keras
@@ -54,13 +54,11 @@ def build(
         sequence_length=sequence_length,
         **sizes,
         intermediate_dim=intermediate_dim or 4 * sizes["hidden_dim"],
-        num_key_value_heads=0,
         norm="layer",
+        epsilon=1e-5,
         activation="gelu_tanh",
         rotary_base=rotary_base,
-        use_bias=True,
         dropout=dropout,
-        epsilon=1e-5,
         tie_weights=tie_weights,
         name=name,
     )
@@ -87,20 +85,11 @@ def decoder(
     vocabulary_size: int,
     sequence_length: int,
     num_layers: int,
-    hidden_dim: int,
-    num_heads: int,
-    num_key_value_heads: int,
-    intermediate_dim: int,
-    norm: str,
-    activation: str,
-    rotary_base: float,
-    use_bias: bool,
-    dropout: float,
-    epsilon: float,
     tie_weights: bool,
     name: str,
+    **block,
 ) -> keras.Model:
-    """Builds any decoder of this family; see `zoo.models.gpt.build` and `zoo.models.llama.build`.
+    """Builds any decoder of this family; `block` are arguments of `TransformerBlock`.
 
     Kernels start normal with deviation 0.02, those that write into the residual with
     0.02 / sqrt(2 * num_layers) (Radford et al. 2019, section 2.3).
@@ -109,34 +98,22 @@ def decoder(
     segments = keras.Input((None,), dtype="int32", name="segments")
     embedding = layers.ReversibleEmbedding(
         vocabulary_size,
-        hidden_dim,
+        block["hidden_dim"],
         tie_weights=tie_weights,
         reverse_dtype=keras.config.dtype_policy().compute_dtype,  # see docs/keras3.md
         embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
         name="embedding",
     )
     x = embedding(tokens)
-    if not rotary_base:
+    if not block["rotary_base"]:
         x = LearnedPositions(sequence_length, name="positions")(x)
-    if dropout:
-        x = Dropout(dropout, name="dropout")(x)
+    if block["dropout"]:
+        x = Dropout(block["dropout"], name="dropout")(x)
     bias = MaskBias(causal=True, name="mask")(segments)
     for i in range(num_layers):
-        x = TransformerBlock(
-            hidden_dim,
-            num_heads,
-            intermediate_dim,
-            num_key_value_heads=num_key_value_heads,
-            norm=norm,
-            activation=activation,
-            rotary_base=rotary_base,
-            use_bias=use_bias,
-            dropout=dropout,
-            epsilon=epsilon,
-            output_range=0.02 * (2 * num_layers) ** -0.5,
-            name=f"block_{i}",
-        )(x, bias)
-    x = normalization(norm, epsilon, "final_norm")(x)
+        output_range = 0.02 * (2 * num_layers) ** -0.5
+        x = TransformerBlock(**block, output_range=output_range, name=f"block_{i}")(x, bias)
+    x = normalization(block["norm"], block["epsilon"], "final_norm")(x)
     logits = embedding(x, reverse=True)
     logits = layers.Activation("linear", dtype="float32", name="logits")(logits)
     return keras.Model({"tokens": tokens, "segments": segments}, logits, name=name)

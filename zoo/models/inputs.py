@@ -1,9 +1,4 @@
-"""What a built text model takes: its inputs and positions. Loads no Keras."""
-
-
-def input_names(model) -> list[str]:
-    """Returns the names of a Functional model's inputs."""
-    return [tensor.name for tensor in model.inputs]
+"""How long the texts are that a built model takes. Loads no Keras."""
 
 
 def sequence_length(model) -> int | None:

@@ -26,24 +26,12 @@ def build(
     """Builds a Llama.
 
     Args:
-      vocabulary_size: number of tokens.
-      sequence_length: the largest number of positions. With rotary ones the model itself takes
-        any: `zoo train` and `zoo generate` keep to it.
-      num_layers: blocks; 0 for `depth`.
-      hidden_dim: width; 0 for 64 * depth.
-      num_heads: 0 for one a 64 of the width.
       num_key_value_heads: 0 for num_heads.
       intermediate_dim: width inside the feed-forward part; 0 for 8/3 * hidden_dim, made a
         multiple of 32.
-      depth: the one dial from which the sizes that are 0 follow.
-      dropout: of embeddings, attention and residuals.
-      rotary_base: base of the rotary positions.
-      tie_weights: whether embedding and projection share their weights.
-      epsilon: of the normalisations.
-      name: of the Keras model.
+      epsilon: of the normalizations.
 
-    Returns:
-      A Functional model; see `zoo.models.gpt.build`.
+    All other arguments and the model's inputs and outputs are those of `zoo.models.gpt.build`.
     """
     sizes = scale(depth, num_layers, hidden_dim, num_heads)
     return decoder(

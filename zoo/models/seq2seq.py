@@ -2,9 +2,8 @@
 
 A row may hold one pair of sentences, or several one after the other, which saves the padding: each
 source ends with <end>, each target begins with <start>, and the n-th target sees the n-th source
-alone. The model reads that from the tokens. The layers' names are what the trainer, the chunked
-loss and the decoding rely on: `embedding`, `positions`, `encoder_0` ..., `decoder_0` ...,
-`final_norm`, `logits`. Axes: B batch, S source positions, T target positions, C hidden_dim.
+alone. The model reads that from the tokens. Axes: B batch, S source positions, T target positions,
+C hidden_dim.
 """
 
 import keras

@@ -88,17 +88,21 @@ class TransferClassifier(keras.Model):
     @property
     def base(self) -> keras.Model:
         """The backbone."""
-        return self.get_layer("base")
+        return next(layer for layer in self.layers if isinstance(layer, Backbone))
 
     @functools.cached_property
     def extractor(self) -> keras.Model:
         """From pictures to features (B, F): the backbone's output, flattened or averaged."""
-        return keras.Model(self.input, self.get_layer("features").output, name="extractor")
+        return keras.Model(self.input, self._features(), name="extractor")
 
     @functools.cached_property
     def head(self) -> keras.Model:
         """From features to probabilities."""
-        return keras.Model(self.get_layer("features").output, self.output, name="head")
+        return keras.Model(self._features(), self.output, name="head")
+
+    def _features(self):
+        kinds = (layers.Flatten, layers.GlobalAveragePooling2D)
+        return next(layer.output for layer in self.layers[::-1] if isinstance(layer, kinds))
 
 
 def build(
@@ -215,7 +219,7 @@ def _load(base: Backbone, weights: str) -> None:
 def _copy(base: Backbone, path: Path) -> list[str]:
     """Copies a model's backbone; returns the paths of the model's other weights."""
     whole = load_model(path) if path.is_dir() else open_model(path)
-    source = next((layer for layer in whole.layers if layer.name == "base"), whole)
+    source = whole.base if isinstance(whole, TransferClassifier) else whole
     found = {v.path.removeprefix("base/"): v for v in source.weights}
     for variable in base.weights:
         start = found.get(variable.path.removeprefix("base/"))

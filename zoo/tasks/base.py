@@ -79,24 +79,11 @@ class Frozen:
         return (self.views, width) if self.views else (width,)
 
 
-class OncePerModel:
-    """Caches the value of a function for the last model that it was called with."""
-
-    def __init__(self, function: Callable):
-        self.function, self.model, self.value = function, None, None
-
-    def __call__(self, model, *arguments):
-        if self.model is not model:
-            self.model, self.value = model, self.function(model, *arguments)
-        return self.value
-
-
 class Task:
     """Base of all tasks; the attributes and methods below are the whole contract.
 
-    The order of use: `complete` and `check_arguments` need no model. Once the model is built,
-    `bind` takes what the task needs of it and of the data. All other methods take a bound task;
-    none of them depends on an earlier call of another method.
+    `complete` and `check_arguments` need no model. Once it is built, `bind` takes what the task
+    needs of model and data; all other methods are those of a bound task, in any order.
 
     Attributes:
       terms: coefficient of each loss term; a single one is called "loss".
@@ -131,15 +118,12 @@ class Task:
         """
 
     def bind(self, model, dataset=None, arguments: Mapping[str, Any] | None = None) -> "Task":
-        """Takes what the task needs of model and data; called once, before the task is used.
+        """Takes what the task needs of model and data, and returns the task.
 
         Args:
           model: the built model that the task trains or measures.
           dataset: its data; None for examples of `synthetic`.
           arguments: the recipe's builder arguments.
-
-        Returns:
-          The task itself.
 
         Raises:
           UsageError: where the model lacks a part that the task trains.

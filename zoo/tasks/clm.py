@@ -6,25 +6,15 @@ document begins at each <start>. Models take {"tokens"} or {"tokens", "segments"
 int32, and give logits or probabilities (B, T, V).
 """
 
+import functools
 import math
-
-import numpy as np
 
 from zoo.errors import UsageError
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.lazy import ops
-from zoo.models.head import has_head, split_head
-from zoo.models.inputs import input_names, sequence_length
-from zoo.tasks.base import Forward, OncePerModel
-from zoo.tasks.text import (
-    TextTask,
-    check_inputs,
-    check_length,
-    check_vocabulary,
-    counting,
-    documents,
-    two_documents,
-)
+from zoo.models.inputs import sequence_length
+from zoo.tasks.base import Forward
+from zoo.tasks.text import TextTask, adapter, check_inputs, documents
 
 
 class CausalLanguageModeling(TextTask):
@@ -40,6 +30,7 @@ class CausalLanguageModeling(TextTask):
         of an LSTM always does.)
     """
 
+    targets = 1
     statistics = ("accuracy", "bits_per_byte")
     unit = "tokens"
     generates = "text"
@@ -48,18 +39,12 @@ class CausalLanguageModeling(TextTask):
         if chunk < 0:
             raise UsageError(f"task.chunk is 0 (off) or positive. Received: {chunk}.")
         self.chunk, self.cross_documents = chunk, cross_documents
-        self.split_head = OncePerModel(split_head)
-
-    def check_arguments(self, arguments, dataset) -> None:
-        """Compares the vocabularies and the sequence lengths."""
-        check_vocabulary(arguments.get("vocabulary_size"), dataset)
-        check_length([arguments.get("sequence_length")], dataset, 1)
+        self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
 
     def check(self, model, dataset) -> None:
-        """Compares the vocabularies and the sequence lengths."""
+        """Compares inputs, vocabularies and sequence lengths."""
         check_inputs(model, {"tokens", "segments"})
-        check_vocabulary(model.output_shape[-1], dataset)
-        check_length([sequence_length(model), self.positions], dataset, 1)
+        self.check_sizes(model.output_shape[-1], dataset, sequence_length(model), self.positions)
 
     def prepare(self, batch, uniform, training):
         """Inputs, targets, which of them count, and how many bytes they stand for."""
@@ -86,10 +71,10 @@ class CausalLanguageModeling(TextTask):
 
     def forward(self, model, batch, training):
         """Returns summed cross-entropy, accuracy and bits per byte."""
-        inputs = {name: batch[name] for name in input_names(model)}
+        inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
         counts = batch["counts"]
-        if self.chunk and has_head(model):
-            trunk, head = self.split_head(model)
+        if self.chunk and adapter(model).can_split:
+            trunk, head = self.split(model)
             hidden = trunk(inputs, training=training)
             kernel, bias = head()
             loss, losses, right = linear_cross_entropy(
@@ -102,7 +87,7 @@ class CausalLanguageModeling(TextTask):
         else:
             outputs = model(inputs, training=training)
             losses = ops.sparse_categorical_crossentropy(
-                batch["targets"], outputs, from_logits=gives_logits(model)
+                batch["targets"], outputs, from_logits=not adapter(model).probabilities
             )
             right = ops.cast(
                 ops.equal(ops.argmax(outputs, -1), ops.cast(batch["targets"], "int32")), "float32"
@@ -117,22 +102,3 @@ class CausalLanguageModeling(TextTask):
             },
             outputs=outputs,
         )
-
-    def derived(self, metrics):
-        """The perplexity: e to the loss."""
-        return {"perplexity": math.exp(min(metrics["loss"], 700.0))}
-
-    def synthetic(self, model, examples, seed):
-        """Counting modulo a small number, under noise: learnable in a few steps."""
-        generator = np.random.default_rng(seed)
-        shape = examples, (sequence_length(model) or 32) + 1
-        # Rows hold unequal numbers of targets, in two documents and padding.
-        tokens = counting(generator, model.output_shape[-1], shape)
-        segments = two_documents(generator, shape)
-        tokens = np.where(segments > 0, tokens, 0)
-        return {"tokens": tokens.astype("uint16"), "segments": segments.astype("uint16")}
-
-
-def gives_logits(model) -> bool:
-    """Whether a model's last layer gives logits; probabilities otherwise."""
-    return model.layers[-1].name != "probabilities"

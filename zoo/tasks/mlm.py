@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo.errors import UsageError
 from zoo.lazy import ops
-from zoo.models.inputs import input_names, sequence_length
+from zoo.models.inputs import sequence_length
 from zoo.special_tokens import FIRST_WORD, MASK, PADDING, SEPARATOR, START
 from zoo.tasks import text
 from zoo.tasks.base import Forward
@@ -36,7 +36,6 @@ class MaskedLanguageModeling(text.TextTask):
       cross_documents: whether attention goes from one document of a row to the next.
     """
 
-    mlm = "loss"  # name of the term
     statistics = ("mlm_accuracy",)
     unit = "predictions"
 
@@ -56,11 +55,6 @@ class MaskedLanguageModeling(text.TextTask):
         self.vocabulary_size = known or (arguments or {}).get("vocabulary_size", 0)
         return self
 
-    def check_arguments(self, arguments, dataset) -> None:
-        """Compares the vocabularies and the sequence lengths."""
-        text.check_vocabulary(arguments.get("vocabulary_size"), dataset)
-        text.check_length([arguments.get("sequence_length")], dataset, 0)
-
     def check(self, model, dataset) -> None:
         """Compares the heads, the vocabularies and the sequence lengths."""
         wanted = {"mlm", *self.terms} - {"loss"}
@@ -71,8 +65,8 @@ class MaskedLanguageModeling(text.TextTask):
                 f"zoo.models.bert with model.next_sentence={'nsp' in wanted}. Received: "
                 f"{model.name!r}, which gives {' and '.join(sorted(heads)) or 'something else'}."
             )
-        text.check_vocabulary(model.output["mlm"].shape[-1], dataset)
-        text.check_length([sequence_length(model), self.positions], dataset, 0)
+        vocabulary = model.output["mlm"].shape[-1]
+        self.check_sizes(vocabulary, dataset, sequence_length(model), self.positions)
 
     def prepare(self, batch, uniform, training):
         """Draws the positions to predict, and puts masks and other words there."""
@@ -160,27 +154,15 @@ class MaskedLanguageModeling(text.TextTask):
 
     def term_counts(self, batch):
         """One a word asked for."""
-        return {self.mlm: ops.sum(batch["counts"])}
+        return {self.nll: ops.sum(batch["counts"])}
 
     def forward(self, model, batch, training):
         """Returns summed cross-entropy and accuracy of the words asked for."""
-        outputs = model({name: batch[name] for name in input_names(model)}, training=training)
+        inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
+        outputs = model(inputs, training=training)
         loss, right = _classification(outputs["mlm"], batch["targets"], batch["counts"])
         counted = ops.sum(batch["counts"])
-        return Forward({self.mlm: loss}, {"mlm_accuracy": (right, counted)}, outputs)
-
-    def derived(self, metrics):
-        """The perplexity: e to the cross-entropy of the words."""
-        return {"perplexity": math.exp(min(metrics[self.mlm], 700.0))}
-
-    def synthetic(self, model, examples, seed):
-        """Counting modulo a small number, in two documents and padding."""
-        generator = np.random.default_rng(seed)
-        shape = examples, sequence_length(model) or 32
-        tokens = text.counting(generator, model.output["mlm"].shape[-1], shape)
-        segments = text.two_documents(generator, shape)
-        tokens = np.where(segments > 0, tokens, PADDING)
-        return {"tokens": tokens.astype("int32"), "segments": segments.astype("uint16")}
+        return Forward({self.nll: loss}, {"mlm_accuracy": (right, counted)}, outputs)
 
 
 class NextSentencePrediction(MaskedLanguageModeling):
@@ -191,7 +173,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
       whole_word: whether the parts of a word are asked for together, or none of them.
     """
 
-    mlm = "mlm"
+    nll = "mlm"
     terms = {"mlm": 1.0, "nsp": 1.0}
     statistics = ("mlm_accuracy", "nsp_accuracy")
 

@@ -6,6 +6,7 @@ several, each ending with <end>; the n-th of the one belongs to the n-th of the 
 <start>, and give logits (B, T, V).
 """
 
+import functools
 import math
 
 import numpy as np
@@ -16,10 +17,9 @@ from zoo.generation.translation_scores import scores
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
-from zoo.models.head import has_head, split_head
 from zoo.special_tokens import END, FIRST_WORD, PADDING, START
-from zoo.tasks.base import Forward, OncePerModel
-from zoo.tasks.text import TextTask, check_array, check_inputs, check_vocabulary
+from zoo.tasks.base import Forward
+from zoo.tasks.text import TextTask, adapter, check_array, check_inputs, check_vocabulary
 
 
 class SequenceToSequence(TextTask):
@@ -37,6 +37,7 @@ class SequenceToSequence(TextTask):
       length_penalty: of that search, see `zoo.generation.beam_search`.
     """
 
+    nll = "nll"
     statistics = ("nll", "accuracy")
     unit = "tokens"
 
@@ -60,8 +61,10 @@ class SequenceToSequence(TextTask):
             raise UsageError(f"task.length_penalty is 0 or more. Received: {length_penalty}.")
         self.label_smoothing, self.chunk = label_smoothing, chunk
         self.beams, self.length_penalty = beams, length_penalty
-        self.split_head = OncePerModel(split_head)
-        self.translator = OncePerModel(_translator)
+        self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
+        self.translator = functools.lru_cache(1)(
+            lambda *parts: registry.resolve("zoo.generation.translate:Translator")(*parts)
+        )
 
     def check_arguments(self, arguments, dataset) -> None:
         """Compares the vocabularies, and looks for the arrays."""
@@ -71,12 +74,9 @@ class SequenceToSequence(TextTask):
                 check_array(dataset, split, key)
 
     def check(self, model, dataset) -> None:
-        """Compares the vocabularies, and looks for the arrays."""
+        """Compares inputs and vocabularies, and looks for the arrays."""
         check_inputs(model, {"source", "target"})
-        check_vocabulary(model.output_shape[-1], dataset)
-        for split in dataset.splits:
-            for key in ("source", "target"):
-                check_array(dataset, split, key)
+        self.check_arguments({"vocabulary_size": model.output_shape[-1]}, dataset)
 
     def prepare(self, batch, uniform, training):
         """Inputs, labels and which of them count."""
@@ -102,11 +102,10 @@ class SequenceToSequence(TextTask):
         inputs = {"source": batch["source"], "target": batch["target"]}
         labels, counts = batch["labels"], batch["counts"]
         smoothing = self.label_smoothing if training else 0.0
-        if self.chunk and has_head(model):
-            outputs, (loss, losses, right, gap) = (
-                None,
-                self._chunked(model, inputs, labels, counts, smoothing, training),
-            )
+        if self.chunk and adapter(model).can_split:
+            outputs = None
+            chunked = self._chunked(model, inputs, labels, counts, smoothing, training)
+            loss, losses, right, gap = chunked
         else:
             outputs = model(inputs, training=training)
             losses = ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
@@ -133,7 +132,7 @@ class SequenceToSequence(TextTask):
 
     def _chunked(self, model, inputs, labels, counts, smoothing, training):
         """Loss, losses, right and gap as above, (B, T) but the first, without all logits."""
-        trunk, head = self.split_head(model)
+        trunk, head = self.split(model)
         hidden = trunk(inputs, training=training)
         kernel, bias = head()
         hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
@@ -150,10 +149,6 @@ class SequenceToSequence(TextTask):
             if bias is not None:
                 gap = gap + ops.take(bias, flat) - ops.mean(bias)
         return loss, *(ops.reshape(x, labels.shape) for x in (losses, right, gap))
-
-    def derived(self, metrics):
-        """The perplexity of the plain targets."""
-        return {"perplexity": math.exp(min(metrics["nll"], 700.0))}
 
     def whole_split(self, model, dataset, split):
         """BLEU and chrF against the corpus' own text, and every sentence with its translation."""
@@ -186,7 +181,3 @@ class SequenceToSequence(TextTask):
                     place[-1] = END
                 start += words
         return arrays
-
-
-def _translator(model, tokenizer):
-    return registry.resolve("zoo.generation.translate:Translator")(model, tokenizer)

@@ -1,10 +1,13 @@
 """What the tasks on text share: tokens of special meaning, checks, and made-up text."""
 
+import math
+
 import numpy as np
 
+from zoo import registry
 from zoo.errors import UsageError
-from zoo.models.inputs import input_names
-from zoo.special_tokens import FIRST_WORD, START
+from zoo.models.inputs import sequence_length
+from zoo.special_tokens import FIRST_WORD, PADDING, START
 from zoo.tasks.base import Task
 
 
@@ -14,7 +17,12 @@ class TextTask(Task):
     Attributes:
       tokenizer: that of the data set; None where the data set has none.
       positions: the recipe's `model.sequence_length`; None where it has none.
+      targets: how many tokens of a stored row are targets only.
+      nll: name of the metric that is the mean cross-entropy of the tokens.
     """
+
+    targets = 0
+    nll = "loss"
 
     def complete(self, arguments, dataset):
         """Sets a vocabulary size of 0 to the tokenizer's."""
@@ -27,6 +35,45 @@ class TextTask(Task):
         self.tokenizer = None if dataset is None else dataset.tokenizer
         self.positions = (arguments or {}).get("sequence_length")
         return self
+
+    def check_arguments(self, arguments, dataset) -> None:
+        """Compares the vocabularies and the sequence lengths."""
+        self.check_sizes(
+            arguments.get("vocabulary_size"), dataset, arguments.get("sequence_length")
+        )
+
+    def check_sizes(self, vocabulary: int | None, dataset, *limits: int | None) -> None:
+        """Raises `UsageError` where the data do not fit.
+
+        Args:
+          vocabulary: number of the model's tokens; None for any.
+          dataset: with the array "tokens".
+          *limits: numbers of positions, of which the smallest counts; None for any.
+        """
+        check_vocabulary(vocabulary, dataset)
+        limit = min((n for n in limits if n), default=None)
+        for split, arrays in dataset.splits.items():
+            check_array(dataset, split, "tokens")
+            length = arrays["tokens"].shape[1] - self.targets
+            if limit and length > limit:
+                raise UsageError(
+                    f"The model has {limit} positions. Received: sequences of {length}; lower "
+                    "data.sequence_length or raise model.sequence_length."
+                )
+
+    def derived(self, metrics):
+        """The perplexity: e to the cross-entropy of the tokens."""
+        return {"perplexity": math.exp(min(metrics[self.nll], 700.0))}
+
+    def synthetic(self, model, examples, seed):
+        """Counting modulo a small number, under noise: learnable in a few steps."""
+        generator = np.random.default_rng(seed)
+        shape = examples, (sequence_length(model) or 32) + self.targets
+        # Rows hold unequal numbers of tokens, in two documents and padding.
+        tokens = counting(generator, model.outputs[0].shape[-1], shape)
+        segments = two_documents(generator, shape)
+        tokens = np.where(segments > 0, tokens, PADDING)
+        return {"tokens": tokens.astype("int32"), "segments": segments.astype("uint8")}
 
 
 def documents(batch, cross_documents: bool):
@@ -65,7 +112,7 @@ def check_vocabulary(size: int | None, dataset) -> None:
 
 def check_inputs(model, known: set[str]) -> None:
     """Raises `UsageError` where a model takes something else, or gives no logits for each place."""
-    taken = set(input_names(model))
+    taken = {tensor.name for tensor in model.inputs}
     shape = getattr(model.output, "shape", ())
     if not taken <= known or len(shape) != 3:
         raise UsageError(
@@ -75,23 +122,9 @@ def check_inputs(model, known: set[str]) -> None:
         )
 
 
-def check_length(limits, dataset, targets: int) -> None:
-    """Raises `UsageError` where sequences of tokens are longer than the model's positions.
-
-    Args:
-      limits: numbers of positions, of which the smallest counts; None for no limit.
-      dataset: with the array "tokens".
-      targets: how many tokens of a row are targets only.
-    """
-    limit = min((n for n in limits if n), default=None)
-    for split, arrays in dataset.splits.items():
-        check_array(dataset, split, "tokens")
-        length = arrays["tokens"].shape[1] - targets
-        if limit and length > limit:
-            raise UsageError(
-                f"The model has {limit} positions. Received: sequences of {length}; lower "
-                "data.sequence_length or raise model.sequence_length."
-            )
+def adapter(model):
+    """Returns a `zoo.models.adapter.Adapter`, whose module loads Keras."""
+    return registry.resolve("zoo.models.adapter:Adapter")(model)
 
 
 def check_array(dataset, split: str, key: str) -> None:

@@ -21,6 +21,7 @@ from zoo.data import Dataset
 from zoo.errors import UsageError
 from zoo.generation.translate import Translator
 from zoo.saved.workdir import FORMAT_VERSION
+from zoo.tasks.base import Task
 
 # Model and task of each kind, with the sizes in which the teacher is larger.
 KINDS = {
@@ -108,6 +109,16 @@ def built(kind, settings, model_arguments=None):
     task.bind(student, arguments=row.tiny)
     base = {"alpha": 0.0, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, "cache": False}
     return student, teacher, Distillation(task, student, teacher, {**base, **settings})
+
+
+def test_nothing_of_a_task_is_inherited():
+    """What is inherited would be the default of the base, not the student's task's."""
+    contract = {name for name in vars(Task) if not name.startswith("_")}
+    _, _, task = built("clm", {"alpha": 0.5})
+    own = {name for name in vars(Distillation) if not name.startswith("_")}
+    assert contract - own - vars(task).keys() == set()
+    assert (task.unit, task.generates) == ("tokens", "text")
+    assert task.whole_split.__self__ is task.task
 
 
 def close(found, expected):
@@ -204,8 +215,8 @@ def test_both_heads_of_a_bert_are_taught():
         close(found.sums[term], (lost * np.asarray(batch[counts])).sum())
         close(weights[term], np.asarray(batch[counts]).sum())
     # Two blocks of three: the second with the third, as the paper has it.
-    assert [(a.name, b.name) for a, b in task.pairs] == [
-        ("block_0", "block_1"), ("block_1", "block_2")
+    assert [(a.name, b.name, side) for a, b, side in task.pairs] == [
+        ("block_0", "block_1", "tokens"), ("block_1", "block_2", "tokens")
     ]  # fmt: skip
 
 
@@ -445,7 +456,7 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noq
     assert capsys.readouterr().err.count("the teacher translates") == 1  # kept
     sources = [source for source, _ in dataset.pairs["train"]()]
     said = Translator(teacher.step.net, dataset.tokenizer)(
-        sources, beams=2, length_penalty=done.step.task.length_penalty
+        sources, beams=2, length_penalty=done.step.task.task.length_penalty
     )
     assert said != [target for _, target in dataset.pairs["train"]()]
     rows = done.dataset.splits["train"]

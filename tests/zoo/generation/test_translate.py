@@ -14,7 +14,8 @@ from trainers.config.base import optimizer
 from zoo.data.text import tokenizers
 from zoo.data.text.parallel import ParallelDataset
 from zoo.errors import UsageError
-from zoo.generation.translate import Translator, scores, translate
+from zoo.generation.translate import Translator
+from zoo.generation.translation_scores import scores
 from zoo.generation.translation_scores import tokenizer as tokenizer_of
 from zoo.models import gpt
 from zoo.special_tokens import END, FIRST_WORD, START
@@ -178,9 +179,9 @@ def test_a_value_out_of_range_is_refused(translator, options, words):
 def test_what_translates_nothing_is_refused(net, tokenizer):
     decoder = gpt.build(vocabulary_size=16, num_layers=1, hidden_dim=8, num_heads=1)
     with pytest.raises(UsageError, match="has no encoder"):
-        translate(decoder, tokenizer, ["a"])
+        Translator(decoder, tokenizer)
     with pytest.raises(UsageError, match="not the model's: it has 262 tokens"):
-        translate(net, tokenizers.train("byte", ["a"]), ["a"])
+        Translator(net, tokenizers.train("byte", ["a"]))
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from tests import toys
 from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.data.text import parallel
-from zoo.generation.decoding_seq2seq import Seq2SeqDecoding
+from zoo.generation.decoding import Seq2SeqDecoding
 from zoo.models import seq2seq
+from zoo.models.adapter import Adapter
 from zoo.special_tokens import END, FIRST_WORD, START
 from zoo.tasks.seq2seq import SequenceToSequence
 
@@ -175,7 +176,7 @@ def test_cached_decoding_equals_the_model(norm_first, tie_weights):
     net = model(norm_first=norm_first, tie_weights=tie_weights)
     source = np.concatenate([source_of(words(4)), source_of(words(9, 3))])
     target = np.concatenate([target_of(words(9, 1)), target_of(words(9, 2))])[:, :10]
-    steps = Seq2SeqDecoding(net)
+    steps = Seq2SeqDecoding(Adapter(net))
     cache = steps.start(2, 16, source=ops.convert_to_tensor(source))
     first, cache = steps.step(ops.convert_to_tensor(target[:, :3]), cache, 0)
     found = [first]
