@@ -124,12 +124,7 @@ class TransformerDecoding:
 
 
 class Seq2SeqDecoding(TransformerDecoding):
-    """Decoding of `zoo.models.seq2seq`, of one sentence a row.
-
-    steps = Seq2SeqDecoding(Adapter(model))
-    cache = steps.start(batch=2, length=64, source=source)    # (2, S): runs the encoder
-    logits, cache = steps.step(starts, cache, 0)              # (2, 1) tokens: <start>
-    """
+    """Decoding of `zoo.models.seq2seq`, of one sentence a row."""
 
     def __init__(self, parts: Adapter):
         super().__init__(parts)

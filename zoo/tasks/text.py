@@ -43,13 +43,7 @@ class TextTask(Task):
         )
 
     def check_sizes(self, vocabulary: int | None, dataset, *limits: int | None) -> None:
-        """Raises `UsageError` where the data do not fit.
-
-        Args:
-          vocabulary: number of the model's tokens; None for any.
-          dataset: with the array "tokens".
-          *limits: numbers of positions, of which the smallest counts; None for any.
-        """
+        """Raises `UsageError` where the data exceed the vocabulary or the smallest limit."""
         check_vocabulary(vocabulary, dataset)
         limit = min((n for n in limits if n), default=None)
         for split, arrays in dataset.splits.items():
