@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import io
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from zoo import processes
+from zoo.errors import RunError, UsageError, short
 
 ROOT = Path(__file__).parents[1]
 ZOO = "import sys; from trainers.cli.main import main; sys.exit(main())"
@@ -47,29 +47,23 @@ def zoo_process(*words, **options) -> Answer:
 
 @contextlib.contextmanager
 def children_here():
-    """Calls in this process what `zoo.processes.run` calls in a child.
+    """Calls in this process what `zoo.processes.call` calls in a child.
 
     For tests of results: a child takes eight seconds to start TensorFlow.
     """
 
-    def run(function, *words, more=None, tensorflow=False):
+    def call(what, function, *words, extra=None, tensorflow=False, killed=""):
         module, _, name = function.partition(":")
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            warnings.catch_warnings(action="ignore"),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
+        with warnings.catch_warnings(action="ignore"):
             try:
-                status = getattr(importlib.import_module(module), name)(*words)
-            except SystemExit as end:
-                status = end.code
-        if isinstance(status, str):
-            status = print(status, file=err) or 1
-        return subprocess.CompletedProcess(words, status or 0, out.getvalue(), err.getvalue())
+                return getattr(importlib.import_module(module), name)(*words)
+            except (UsageError, RunError) as error:
+                raise RunError(f"{what} failed: {error}") from None
+            except Exception as error:
+                raise RunError(f"{what} failed: {type(error).__name__}: {short(error)}") from None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "run", run)
+        patch.setattr(processes, "call", call)
         yield
 
 

@@ -8,7 +8,6 @@ import yaml
 
 from tests.commands import ROOT
 from trainers.cli import train
-from trainers.cli.common import parse
 from trainers.cli.main import VERBS
 from trainers.config.recipe import resolve
 
@@ -20,7 +19,7 @@ _KEYS = {
 
 def parsed(line):
     words = line.replace('"', "").split()[1:]
-    return parse(train._FLAGS, words, train.__doc__, at_most=1, overrides=True)
+    return train._FLAGS.parse(words, train.__doc__, at_most=1, overrides=True)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

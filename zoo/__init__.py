@@ -7,11 +7,12 @@
     >>> trained = zoo.load("/tmp/cnn")                        # the model of a work directory
 
 Importing this package does not import TensorFlow; building a model does, without TensorFlow's
-start-up logs on stderr (zoo/quiet.py).
+start-up logs on stderr (zoo/quiet.py). Messages go through Python's logging (zoo/logs.py).
 """
 
-from zoo import quiet
+from zoo import logs, quiet
 
+logs.install("zoo")
 quiet.install()
 
 from zoo.registry import build, describe, list_models, load, register, register_task  # noqa: E402

@@ -7,13 +7,21 @@ first in PYTHONPATH. Modules of the user are searched last.
 """
 
 import contextlib
+import importlib
 import importlib.util
+import json
+import logging
 import os
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+
+from zoo import logs
+from zoo.errors import RunError, UsageError, short
+
+_LOG = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[1]  # of the packages zoo, trainers and configs
 
@@ -50,24 +58,54 @@ def arguments(function: str, *words: str, tensorflow: bool = False) -> list[str]
     return [sys.executable, "-P", "-c", code, *words]
 
 
-def run(
-    function: str, *words: str, extra: Mapping[str, str] | None = None, tensorflow: bool = False
-):
-    """Calls a function of the zoo in a child Python without stdin, and captures its output.
+def call(
+    what: str, function: str, *words: str, extra: Mapping[str, str] | None = None,
+    tensorflow: bool = False, killed: str = "",
+):  # fmt: skip
+    """Calls a function of the zoo in a child Python without stdin, and repeats its warnings.
 
     Args:
-      function: as for `arguments`.
+      what: the work, as the subject of an error message.
+      function: as for `arguments`; its result must be a JSON value.
       *words: arguments of the function.
       extra: additional environment variables of the child.
       tensorflow: as for `arguments`.
+      killed: end of the error message if a signal ended the child.
 
     Returns:
-      A `subprocess.CompletedProcess` with text output.
+      The result of the function.
+
+    Raises:
+      RunError: if the function raises, or its process dies.
     """
-    return subprocess.run(
-        arguments(function, *words, tensorflow=tensorflow), env=environment(extra),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+    _LOG.debug(f"{function} runs in a child process")
+    done = subprocess.run(
+        arguments("zoo.processes:_answer", function, *words, tensorflow=tensorflow),
+        env=environment(extra), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        errors="replace",
     )  # fmt: skip
+    if done.returncode < 0:
+        raise RunError(f"{what} was ended by signal {-done.returncode}{killed}.")
+    lines = done.stderr.strip().splitlines()
+    if done.returncode:
+        raise RunError(f"{what} failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+    for line in lines:
+        if line.startswith("zoo: "):
+            _LOG.warning(line.removeprefix("zoo: "))
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _answer(function: str, *words: str) -> None:
+    """Writes the result of a function as the last line of stdout, or its error to stderr."""
+    logs.set_level(logging.WARNING)
+    module, _, name = function.partition(":")
+    try:
+        result = getattr(importlib.import_module(module), name)(*words)
+    except (UsageError, RunError) as error:
+        sys.exit(str(error))
+    except Exception as error:  # libraries raise any type, often with many lines
+        sys.exit(f"{type(error).__name__}: {short(error)}")
+    sys.stdout.write(f"\n{json.dumps(result)}\n")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import fnmatch
 import importlib
 import inspect
+import logging
 import numbers
 import os
 import re
@@ -13,6 +14,8 @@ from typing import Any
 
 from zoo.catalog import CATALOG, Entry
 from zoo.errors import RunError, UsageError, near_names, short
+
+_LOG = logging.getLogger(__name__)
 
 _models: dict[str, Entry] = {row.name: row for row in CATALOG}
 _tasks: dict[str, str | Callable] = {
@@ -104,11 +107,14 @@ def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
       RunError: if data are missing or damaged.
     """
     if task["name"] in _loaders:
-        return resolve(_loaders[task["name"]])(data, task)
-    # Older work directories have no image_size.
-    return resolve("zoo.data:load")(
-        data["source"], data["manual_dir"] or None, tuple(data.get("image_size", ()))
-    )
+        dataset = resolve(_loaders[task["name"]])(data, task)
+    else:
+        dataset = resolve("zoo.data:load")(
+            data["source"], data["manual_dir"] or None, tuple(data["image_size"])
+        )
+    counts = {split: len(next(iter(arrays.values()))) for split, arrays in dataset.splits.items()}
+    _LOG.debug(f"data set {dataset.name!r}, number of examples: {counts}")
+    return dataset
 
 
 def entry(name: str) -> Entry:
@@ -139,11 +145,6 @@ def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
         for name, row in _models.items()
         if fnmatch.fnmatchcase(name, pattern) and task in (None, row.task)
     )
-
-
-def list_tasks() -> list[str]:
-    """Returns the sorted names of tasks."""
-    return sorted(_tasks)
 
 
 def resolve(target: str | Callable) -> Callable:
@@ -272,7 +273,7 @@ def build_task(name: str, **arguments):
     if not isinstance(name, str) or name not in _tasks:
         raise UsageError(
             f"No task is named {name!r}.{near_names(name, _tasks)} "
-            f"Known: {', '.join(list_tasks())}."
+            f"Known: {', '.join(sorted(_tasks))}."
         )
     return _call(resolve(_tasks[name]), arguments, f"Task {name!r}")
 

@@ -1,12 +1,15 @@
 """Imports and configures TensorFlow for a command."""
 
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
 
 from zoo import quiet
 from zoo.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
 
 
 def start_tensorflow() -> None:
@@ -31,10 +34,9 @@ def start_tensorflow() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not gpus and not hidden and Path("/dev/nvidia0").exists():
-        print(
-            "zoo: TensorFlow cannot use the GPU of this machine. Install keras-zoo[cuda], or set "
-            "TF_CPP_MIN_LOG_LEVEL=0 to see why.",
-            file=sys.stderr,
+        _LOG.warning(
+            "TensorFlow cannot use the GPU of this machine. Install keras-zoo[cuda], or set "
+            "TF_CPP_MIN_LOG_LEVEL=0 to see why."
         )
 
 

@@ -8,9 +8,7 @@ import dataclasses
 import json
 import sys
 
-from absl import flags
-
-from trainers.cli.common import json_flag, modules_flag, parse, run
+from trainers.cli.common import Flags, run
 from trainers.config.base import section
 from trainers.config.compress import check_sizes
 from trainers.config.recipe import resolve
@@ -18,19 +16,14 @@ from trainers.train import preflight
 from zoo import registry
 from zoo.start import start_tensorflow
 
-_FLAGS = flags.FlagValues()
-_SECONDS = flags.DEFINE_float(
-    "seconds", 10.0, "How long to measure.", lower_bound=0.0, flag_values=_FLAGS
-)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_SECONDS = _FLAGS.floating("seconds", 10.0, "How long to measure.", lower_bound=0.0)
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
     """Measures a recipe's train step and prints the results."""
-    words, overrides = parse(
-        _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
-    )
+    words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     config = resolve(words[0], overrides)
     preflight.check_config(config)
     check_sizes(section(config, "compress"))

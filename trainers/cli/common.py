@@ -6,13 +6,20 @@ Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interru
 
 import contextlib
 import errno
+import functools
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from trainers.cli.streams import standard_streams
+from zoo import logs
 from zoo.errors import RunError, UsageError, short
+
+LOG = logging.getLogger("trainers.cli")  # a command's own module may be __main__
+
+flags.disclaim_key_flags()  # --help lists a flag under the command that defines it
 
 USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 
@@ -27,86 +34,90 @@ class Help(Exception):
     """--help was asked for; the message is the answer."""
 
 
-def modules_flag(flag_values: flags.FlagValues):
-    """Defines --import, by which users bring their own models, tasks and data sets."""
-    return flags.DEFINE_multi_string(
-        "import", [], "A module of yours that registers models, tasks or data sets.",
-        flag_values=flag_values,
-    )  # fmt: skip
+class Flags(flags.FlagValues):
+    """The flags of a command: its own, --import, and -q and -v for the level of messages."""
 
+    def __init__(self):
+        super().__init__()
+        self.strings("import", [], "A module of yours that registers models, tasks or data sets.")
+        self.boolean("quiet", False, "Only warnings and errors.", short_name="q")
+        self.boolean("verbose", False, "More messages.", short_name="v")
 
-def json_flag(flag_values: flags.FlagValues, what: str = "Print JSON."):
-    """Defines --json."""
-    return flags.DEFINE_bool("json", False, what, flag_values=flag_values)
+    def _define(self, function: Callable, name: str, default, *values, **options):
+        return function(name, default, *values, flag_values=self, **options)
 
+    # Each takes name, default and help, as absl's function does, and returns a flag with a `value`.
+    string = functools.partialmethod(_define, flags.DEFINE_string)
+    strings = functools.partialmethod(_define, flags.DEFINE_multi_string)
+    integer = functools.partialmethod(_define, flags.DEFINE_integer)
+    floating = functools.partialmethod(_define, flags.DEFINE_float)
+    boolean = functools.partialmethod(_define, flags.DEFINE_bool)
+    choice = functools.partialmethod(_define, flags.DEFINE_enum)
 
-def checkpoint_flag(flag_values: flags.FlagValues):
-    """Defines --checkpoint: the weights of a work directory that are used."""
-    return flags.DEFINE_enum(
-        "checkpoint", "final", ["final", "best"], "Which weights.", flag_values=flag_values
-    )
+    def parse(
+        self,
+        argv: Sequence[str],
+        usage: str,
+        *,
+        at_least: int = 0,
+        at_most: int | None = None,
+        overrides: bool = False,
+    ):
+        """Parses `argv[1:]`, sets the level of messages, and imports the user's modules.
 
+        Args:
+          argv: program name first.
+          usage: what --help prints above the flags.
+          at_least: how many words the command needs.
+          at_most: how many it takes; None for any number.
+          overrides: whether `--config.KEY=VALUE` is allowed.
 
-def parse(
-    flag_values: flags.FlagValues,
-    argv: Sequence[str],
-    usage: str,
-    *,
-    at_least: int = 0,
-    at_most: int | None = None,
-    overrides: bool = False,
-    modules=None,
-):
-    """Parses `argv[1:]` and imports the user's modules.
+        Returns:
+          `(words, overrides)`: a list of words and a list of `(key, text)` pairs.
 
-    Args:
-      flag_values: the command's own absl flags.
-      argv: program name first.
-      usage: what --help prints above the flags.
-      at_least: how many words the command needs.
-      at_most: how many it takes; None for any number.
-      overrides: whether `--config.KEY=VALUE` is allowed.
-      modules: the flag of `modules_flag`.
+        Raises:
+          UsageError: for an unknown flag, a value that does not parse, or a wrong number of words.
+          Help: where it was asked for.
+        """
+        plain, found = [argv[0]], []
+        for word in argv[1:]:
+            if word in ("-h", "--help"):
+                raise Help(f"{usage.strip()}\n{self.get_help()}")
+            if overrides and word.startswith("--config.") and "=" in word:
+                key, _, text = word.removeprefix("--config.").partition("=")
+                found.append((key, text))
+            elif overrides and word.startswith("--config."):
+                raise UsageError(f"An override needs a value: {word}=VALUE.")
+            else:
+                plain.append(word)
+        self.unparse_flags()
+        try:
+            words = self(plain)[1:]
+        except flags.Error as error:
+            unknown = overrides and isinstance(error, flags.UnrecognizedFlagError)
+            hint = " Settings of a recipe are --config.KEY=VALUE." if unknown else ""
+            raise UsageError(short(error) + hint) from None
+        if len(words) < at_least or (at_most is not None and len(words) > at_most):
+            raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
+        quiet, verbose = self["quiet"].value, self["verbose"].value
+        if quiet and verbose:
+            raise UsageError("-q and -v exclude each other. Received both.")
+        logs.set_level(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+        if modules := self["import"].value:
+            from trainers.config.user_code import import_user_modules
 
-    Returns:
-      `(words, overrides)`: a list of words and a list of `(key, text)` pairs.
-
-    Raises:
-      UsageError: for an unknown flag, a value that does not parse, or a wrong number of words.
-      Help: where it was asked for.
-    """
-    plain, found = [argv[0]], []
-    for word in argv[1:]:
-        if word in ("-h", "--help"):
-            raise Help(f"{usage.strip()}\n{flag_values.get_help()}")
-        if overrides and word.startswith("--config.") and "=" in word:
-            key, _, text = word.removeprefix("--config.").partition("=")
-            found.append((key, text))
-        elif overrides and word.startswith("--config."):
-            raise UsageError(f"An override needs a value: {word}=VALUE.")
-        else:
-            plain.append(word)
-    flag_values.unparse_flags()
-    try:
-        words = flag_values(plain)[1:]
-    except flags.Error as error:
-        unknown = overrides and isinstance(error, flags.UnrecognizedFlagError)
-        hint = " Settings of a recipe are --config.KEY=VALUE." if unknown else ""
-        raise UsageError(short(error) + hint) from None
-    if len(words) < at_least or (at_most is not None and len(words) > at_most):
-        raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
-    if modules is not None and modules.value:
-        from trainers.config.user_code import import_user_modules
-
-        import_user_modules(modules.value)
-    return words, found
+            import_user_modules(modules)
+        return words, found
 
 
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `command(argv)` and turns what it raises into one line and an exit status."""
     argv = list(sys.argv if argv is None else argv)
     with standard_streams(drop_output=getattr(command, "leaves_files", False)):
-        return _run(command, argv)
+        try:
+            return _run(command, argv)
+        finally:
+            logs.set_level(logging.INFO)
 
 
 def leaves_files(command):
@@ -160,5 +171,5 @@ def _on_this_machine(argv: list[str]):
 
 
 def _fail(error, status: int) -> int:
-    print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
+    LOG.error(f"error: {' '.join(str(error).split())}")
     return status

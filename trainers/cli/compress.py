@@ -30,9 +30,7 @@ import json
 import sys
 from pathlib import Path
 
-from absl import flags
-
-from trainers.cli.common import TERMINATED, json_flag, leaves_files, modules_flag, parse, run
+from trainers.cli.common import LOG, TERMINATED, Flags, leaves_files, run
 from trainers.compress_jobs.chain import Stage, parse_chain, plan
 from trainers.run.workdir import read_config
 from trainers.train import preflight
@@ -40,18 +38,15 @@ from zoo.errors import UsageError
 from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
 
-_FLAGS = flags.FlagValues()
-_OUT = flags.DEFINE_string(
-    "out", None, "New work directory; for compare, the page to write.", flag_values=_FLAGS
-)
-_JSON = json_flag(_FLAGS, "compare prints JSON.")
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_OUT = _FLAGS.string("out", None, "New work directory; for compare, the page to write.")
+_JSON = _FLAGS.boolean("json", False, "compare prints JSON.")
 
 
 @leaves_files
 def command(argv) -> int:
     """Compresses and compares."""
-    words, overrides = parse(_FLAGS, argv, __doc__, at_least=2, overrides=True, modules=_IMPORT)
+    words, overrides = _FLAGS.parse(argv, __doc__, at_least=2, overrides=True)
     if words[0] == "compare":
         return _compare(words[1:], overrides)
     if len(words) > 2 or _JSON.value:
@@ -90,9 +85,8 @@ def command(argv) -> int:
         try:
             trainer.train()
         except Terminated as stop:
-            print(
-                f"stopped by {stop} and saved at step {trainer.state.done}; run again to resume",
-                file=sys.stderr,
+            LOG.warning(
+                f"stopped by {stop} and saved at step {trainer.state.done}; run again to resume"
             )
             return TERMINATED
     print(table(write_summary(workdir, out, words[0])))

@@ -7,22 +7,17 @@ import dataclasses
 import json
 import sys
 
-from absl import flags
-
-from trainers.cli.common import json_flag, modules_flag, parse, run
+from trainers.cli.common import Flags, run
 from zoo.start import start_tensorflow
 
-_FLAGS = flags.FlagValues()
-_BATCH = flags.DEFINE_integer(
-    "batch_size", 128, "Batch for the memory estimate.", lower_bound=1, flag_values=_FLAGS
-)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_BATCH = _FLAGS.integer("batch_size", 128, "Batch for the memory estimate.", lower_bound=1)
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
     """Prints the description."""
-    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     from trainers.config.recipe import recipes_of
     from zoo import registry
 

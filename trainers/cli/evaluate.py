@@ -4,25 +4,21 @@ import dataclasses
 import json
 import sys
 
-from absl import flags
-
-from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
+from trainers.cli.common import LOG, Flags, run
 from zoo.errors import UsageError, near_names
 from zoo.start import start_tensorflow
 
-_FLAGS = flags.FlagValues()
-_SPLIT = flags.DEFINE_string(
-    "split", None, "Split of the data set; if not given, test where there is one, else validation.",
-    flag_values=_FLAGS,
-)  # fmt: skip
-_CHECKPOINT = checkpoint_flag(_FLAGS)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_SPLIT = _FLAGS.string(
+    "split", None, "Split of the data set; if not given, test where there is one, else validation."
+)
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
     """Evaluates."""
-    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value)
 
 
@@ -91,7 +87,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     # A teacher's sentences, which make other data of the training split alone, are not made anew.
     taught = saved["config"].get("compress", {}).get("distill", {}).get("sentences")
     if dataset.fingerprint != saved["data_fingerprint"] and not taught:
-        print(f"zoo: {dataset.name!r} holds other data than in training.", file=sys.stderr)
+        LOG.warning(f"{dataset.name!r} holds other data than in training.")
     trainer = saved["config"]["trainer"]
     batch_size = trainer.get("micro_batch_size") or trainer["global_batch_size"]
     strategy = tf.distribute.get_strategy()

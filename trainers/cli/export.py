@@ -9,34 +9,27 @@ one example per call, and sequences of the length of the training data.
 import json
 import sys
 
-from absl import flags
-
-from trainers.cli.common import checkpoint_flag, json_flag, leaves_files, modules_flag, parse, run
+from trainers.cli.common import Flags, leaves_files, run
 from zoo.errors import UsageError
 
-_FLAGS = flags.FlagValues()
-_FORMAT = flags.DEFINE_enum(
-    "format", None, ["saved_model", "litert", "onnx", "keras"], "File format.", flag_values=_FLAGS
-)
-_OUT = flags.DEFINE_string(
-    "out", None, "Path of the result: a folder for saved_model, else a file.", flag_values=_FLAGS
-)
-_CHECKPOINT = checkpoint_flag(_FLAGS)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_FORMAT = _FLAGS.choice("format", None, ["saved_model", "litert", "onnx", "keras"], "File format.")
+_OUT = _FLAGS.string("out", None, "Path of the result: a folder for saved_model, else a file.")
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 @leaves_files
 def command(argv) -> int:
     """Exports the model of a work directory and checks the result."""
-    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     for flag in (_FORMAT, _OUT):
         if not flag.value:
             raise UsageError(f"zoo export needs --{flag.name}. See `zoo export --help`.")
     from trainers.export.export import export_workdir
 
     description = export_workdir(
-        words[0], _FORMAT.value, _OUT.value, _CHECKPOINT.value, _IMPORT.value
+        words[0], _FORMAT.value, _OUT.value, _CHECKPOINT.value, _FLAGS["import"].value
     )
     if _JSON.value:
         print(json.dumps(description))

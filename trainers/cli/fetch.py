@@ -9,38 +9,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from trainers.cli.common import leaves_files, modules_flag, parse, run
+from trainers.cli.common import LOG, Flags, leaves_files, run
 from zoo.data.datasets import dataset_entry, list_datasets
 from zoo.data.fetch import fetch, is_present
 from zoo.storage.paths import data_dir
 
-_FLAGS = flags.FlagValues()
-_DESTINATION = flags.DEFINE_string(
-    "destination", None, "Folder in which a folder a data set is made.", flag_values=_FLAGS
-)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_DESTINATION = _FLAGS.string("destination", None, "Folder in which a folder a data set is made.")
 
 
 @leaves_files
 def command(argv: Sequence[str]) -> int:
     """Downloads, or lists."""
-    names, _ = parse(_FLAGS, argv, __doc__, modules=_IMPORT)
+    names, _ = _FLAGS.parse(argv, __doc__)
     folder = Path(_DESTINATION.value or data_dir()).expanduser()
     if not names:
         for name in list_datasets():
             entry = dataset_entry(name)
             print(f"{name:18}{_state(entry, folder):14}{entry.description} ({entry.licence})")
-        print(
-            f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.",
-            file=sys.stderr,
-        )
+        LOG.info(f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.")
     # All names first: a typing error in the second must not show after a long download.
     for name in names:
         dataset_entry(name)
     for name in names:
-        fetch(name, folder)
+        fetch(name, folder, print)
     return 0
 
 

@@ -20,44 +20,31 @@ import sys
 import time
 from pathlib import Path
 
-from absl import flags
-
-from trainers.cli.common import checkpoint_flag, json_flag, modules_flag, parse, run
+from trainers.cli.common import LOG, Flags, run
 from zoo.data.text.tokenizers import normalize
 from zoo.errors import RunError, UsageError
 from zoo.generation.generate_options import Options
 
-_FLAGS = flags.FlagValues()
-_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue.", flag_values=_FLAGS)
-_PROMPTS = flags.DEFINE_string(
-    "prompts", None, "A file of prompts, one a line; - for standard input.", flag_values=_FLAGS
-)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 200, "Longest text.", flag_values=_FLAGS)
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", 0.8, "Below 1 sharpens what is drawn from.", flag_values=_FLAGS
-)
-_TOP_K = flags.DEFINE_integer(
-    "top_k", 0, "Draw from so many of the likeliest tokens; 0 for all.", flag_values=_FLAGS
-)
-_TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "Draw from the likeliest tokens of this probability.", flag_values=_FLAGS
-)
-_BEAMS = flags.DEFINE_integer("beams", 1, "Of a beam search; 1 for none.", flag_values=_FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.", flag_values=_FLAGS)
-_COUNT = flags.DEFINE_integer("count", 64, "Pictures of the sheet.", flag_values=_FLAGS)
-_OUT = flags.DEFINE_string(
-    "out", None, "The sheet; WORKDIR/generated.png if not given.", flag_values=_FLAGS
-)
-_CHECKPOINT = checkpoint_flag(_FLAGS)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_PROMPT = _FLAGS.string("prompt", None, "Text to continue.")
+_PROMPTS = _FLAGS.string("prompts", None, "A file of prompts, one a line; - for standard input.")
+_MAX_TOKENS = _FLAGS.integer("max_tokens", 200, "Longest text.")
+_TEMPERATURE = _FLAGS.floating("temperature", 0.8, "Below 1 sharpens what is drawn from.")
+_TOP_K = _FLAGS.integer("top_k", 0, "Draw from so many of the likeliest tokens; 0 for all.")
+_TOP_P = _FLAGS.floating("top_p", 1.0, "Draw from the likeliest tokens of this probability.")
+_BEAMS = _FLAGS.integer("beams", 1, "Of a beam search; 1 for none.")
+_SEED = _FLAGS.integer("seed", 0, "Of what is drawn.")
+_COUNT = _FLAGS.integer("count", 64, "Pictures of the sheet.")
+_OUT = _FLAGS.string("out", None, "The sheet; WORKDIR/generated.png if not given.")
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 _BATCH = 16  # prompts that are continued at once
 
 
 def command(argv) -> int:
     """Prints the prompts with their continuations."""
-    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1, modules=_IMPORT)
+    words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     options = _options()
     prompts = _prompts()
     model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options, prompts)
@@ -104,7 +91,7 @@ def _options() -> dict:
     """Returns how tokens are chosen; raises `UsageError` for what contradicts itself."""
     if _BEAMS.value > 1:
         for flag in (_TEMPERATURE, _TOP_K, _TOP_P, _SEED):
-            if _FLAGS[flag.name].present:
+            if flag.present:
                 raise UsageError(
                     f"A beam search draws nothing: give --beams or --{flag.name}, not both."
                 )
@@ -181,7 +168,7 @@ def _show(rows: list[dict]) -> int:
 
 def _refuse(flags_, why: str) -> None:
     for flag in flags_:
-        if _FLAGS[flag.name].present:
+        if flag.present:
             raise UsageError(f"{why}: --{flag.name} has no meaning here.")
 
 
@@ -240,9 +227,9 @@ def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
 
     options = {"length_penalty": config["task"].get("length_penalty", 0.6)}
     options["beams"] = config["task"].get("beams", 0) or 1
-    if _FLAGS[_BEAMS.name].present:
+    if _BEAMS.present:
         options["beams"] = _BEAMS.value
-    if _FLAGS[_MAX_TOKENS.name].present:
+    if _MAX_TOKENS.present:
         options["max_tokens"] = _MAX_TOKENS.value
     texts = Translator(model, tokenizer)(prompts, **options)
     return [{"prompt": a, "text": b} for a, b in zip(prompts, texts, strict=True)]
@@ -252,11 +239,10 @@ def _say_unknown(tokenizer, prompts: list[str]) -> None:
     """Says how many tokens of the prompts the tokenizer does not have."""
     ids = (tokenizer.encode(prompt) for prompt in prompts)
     if count := sum(int((one == tokenizer.unknown_id).sum()) for one in ids):
-        print(
-            f"zoo: {count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
-            "tokenizer, and read as <unk>",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        LOG.warning(
+            f"{count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
+            "tokenizer, and read as <unk>"
+        )
 
 
 def _filled(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:

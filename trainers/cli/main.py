@@ -14,7 +14,8 @@
   zoo tpu_check RECIPE     compile the train step for a TPU, without one
   zoo report WORKDIR       write report.html again
 
-`zoo VERB --help` tells the flags of a verb.
+`zoo VERB --help` tells the flags of a verb. Each verb takes -q (only warnings and errors beside its
+results) and -v (more messages than usual).
 """
 
 import importlib
@@ -50,7 +51,7 @@ def _interrupted(argv) -> int:
 def _answer(argv) -> int:
     """Answers where there is no verb to run."""
     if len(argv) < 2:
-        print(__doc__.strip(), file=sys.stderr)
+        sys.stderr.write(__doc__.lstrip())
         return USAGE
     if argv[1] in ("-h", "--help", "help"):
         raise Help(__doc__.strip())

@@ -8,20 +8,17 @@ black: pass --invert for dark digits on light paper.
 import json
 import sys
 
-from absl import flags
+from trainers.cli.common import FAILED, LOG, Flags, run
 
-from trainers.cli.common import FAILED, checkpoint_flag, json_flag, modules_flag, parse, run
-
-_FLAGS = flags.FlagValues()
-_CHECKPOINT = checkpoint_flag(_FLAGS)
-_INVERT = flags.DEFINE_bool("invert", False, "Swap light and dark.", flag_values=_FLAGS)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
+_INVERT = _FLAGS.boolean("invert", False, "Swap light and dark.")
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
     """Prints one line per image: file, label, probability."""
-    words, _ = parse(_FLAGS, argv, __doc__, at_least=2, modules=_IMPORT)
+    words, _ = _FLAGS.parse(argv, __doc__, at_least=2)
     from trainers.evaluation.predict import predict_images
 
     rows, errors = predict_images(
@@ -33,7 +30,7 @@ def command(argv) -> int:
         for row in rows:
             print(f"{row['file']}\t{row['label']}\t{row['probability']:.4f}")
     for error in errors:
-        print(f"zoo: error: {error}", file=sys.stderr)
+        LOG.error(f"error: {error}")
     return FAILED if errors else 0
 
 

@@ -12,9 +12,7 @@ import importlib.util
 import shlex
 import sys
 
-from absl import flags
-
-from trainers.cli.common import leaves_files, modules_flag, parse, run
+from trainers.cli.common import Flags, leaves_files, run
 from trainers.config.base import section
 from trainers.config.recipe import resolve
 from zoo.errors import UsageError
@@ -25,28 +23,20 @@ _PACKAGES = (
     "trafilatura", "webencodings", "zstandard",
 )  # fmt: skip
 
-_FLAGS = flags.FlagValues()
-_OUT = flags.DEFINE_string("out", None, "The folder that is made.", flag_values=_FLAGS)
-_WORKERS = flags.DEFINE_integer(
-    "workers", 0, "Processes; 0 for one a core.", lower_bound=0, flag_values=_FLAGS
-)
-_BEAM = flags.DEFINE_multi_string(
+_FLAGS = Flags()
+_OUT = _FLAGS.string("out", None, "The folder that is made.")
+_WORKERS = _FLAGS.integer("workers", 0, "Processes; 0 for one a core.", lower_bound=0)
+_BEAM = _FLAGS.strings(
     "beam", [], "Run on Apache Beam with this flag of Beam's: --beam=--runner=FlinkRunner "
     "--beam=--flink_master=HOST:8081. All workers must see input and D under the same paths.",
-    flag_values=_FLAGS,
 )  # fmt: skip
-_PRIVATE = flags.DEFINE_bool(
-    "allow_private", False, "Crawl private and loopback addresses too.", flag_values=_FLAGS
-)
-_IMPORT = modules_flag(_FLAGS)
+_PRIVATE = _FLAGS.boolean("allow_private", False, "Crawl private and loopback addresses too.")
 
 
 @leaves_files
 def command(argv) -> int:
     """Prepares."""
-    words, overrides = parse(
-        _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
-    )
+    words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     if not _OUT.value:
         raise UsageError("zoo prepare needs --out=D, the folder that is made.")
     if _BEAM.value and _WORKERS.value:
@@ -60,7 +50,7 @@ def command(argv) -> int:
     from zoo.prep.engine import Beam, Local
     from zoo.prep.pipeline import prepare
 
-    engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value, _IMPORT.value)
+    engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value, _FLAGS["import"].value)
     with engine:
         prep, data = section(config, "prep").to_dict(), config.data.to_dict()
         made = prepare(prep, data, _OUT.value, engine, _PRIVATE.value)

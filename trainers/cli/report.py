@@ -7,17 +7,15 @@ worst mistakes, recipe and machine. It can be run while the training is still go
 import sys
 from collections.abc import Sequence
 
-from absl import flags
+from trainers.cli.common import Flags, leaves_files, run
 
-from trainers.cli.common import leaves_files, parse, run
-
-_FLAGS = flags.FlagValues()
+_FLAGS = Flags()
 
 
 @leaves_files
 def command(argv: Sequence[str]) -> int:
     """Writes the report."""
-    words, _ = parse(_FLAGS, argv, __doc__, at_least=1, at_most=1)
+    words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     # matplotlib takes a second to load, which a wrong request need not wait for.
     from trainers.report.page import write_report
 

@@ -8,9 +8,7 @@ import dataclasses
 import json
 import sys
 
-from absl import flags
-
-from trainers.cli.common import FAILED, json_flag, modules_flag, parse, run
+from trainers.cli.common import FAILED, Flags, run
 from trainers.config.base import section
 from trainers.config.compress import check_sizes
 from trainers.config.recipe import resolve
@@ -21,19 +19,14 @@ from trainers.train import preflight
 from zoo.errors import UsageError
 from zoo.start import start_tensorflow
 
-_FLAGS = flags.FlagValues()
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips and their shape: v5e:2x4.", flag_values=_FLAGS
-)
-_JSON = json_flag(_FLAGS)
-_IMPORT = modules_flag(_FLAGS)
+_FLAGS = Flags()
+_TOPOLOGY = _FLAGS.string("topology", None, "Chips and their shape: v5e:2x4.")
+_JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
     """Compiles and prints; 1 where the step does not fit."""
-    words, overrides = parse(
-        _FLAGS, argv, __doc__, at_least=1, at_most=1, overrides=True, modules=_IMPORT
-    )
+    words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     if not _TOPOLOGY.value:
         raise UsageError("zoo tpu_check needs --topology, such as v5e:2x4.")
     _, cores = parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded

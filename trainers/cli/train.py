@@ -7,9 +7,7 @@ again to resume. The flags of Model Garden work: --model_dir, --mode, --params_o
 import sys
 from pathlib import Path
 
-from absl import flags
-
-from trainers.cli.common import TERMINATED, leaves_files, modules_flag, parse, run
+from trainers.cli.common import LOG, TERMINATED, Flags, leaves_files, run
 from trainers.config.recipe import as_dict, list_recipes, resolve
 from trainers.config.trainer import check_batch
 from trainers.distributed.cluster import read_cluster
@@ -18,45 +16,33 @@ from trainers.train import preflight
 from zoo.errors import UsageError
 from zoo.start import start_tensorflow
 
-_FLAGS = flags.FlagValues()
-_CONFIG = flags.DEFINE_string(
-    "config", None, "The recipe, instead of the first word.", flag_values=_FLAGS
+_FLAGS = Flags()
+_CONFIG = _FLAGS.string("config", None, "The recipe, instead of the first word.")
+_WORKDIR = _FLAGS.string("workdir", None, "Folder that everything is written to.")
+_MODEL_DIR = _FLAGS.string("model_dir", None, "The same as --workdir.")
+_STRATEGY = _FLAGS.string(
+    "strategy", None, "trainer.strategy: one_device, mirrored, multi_worker, tpu or auto."
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder that everything is written to.", flag_values=_FLAGS
+_TPU = _FLAGS.string(
+    "tpu", None, "The TPU of strategy tpu: local (default), a TPU's name or grpc://HOST:PORT."
 )
-_MODEL_DIR = flags.DEFINE_string("model_dir", None, "The same as --workdir.", flag_values=_FLAGS)
-_STRATEGY = flags.DEFINE_string(
-    "strategy",
-    None,
-    "trainer.strategy: one_device, mirrored, multi_worker, tpu or auto.",
-    flag_values=_FLAGS,
+_WORKERS = _FLAGS.string(
+    "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; default: TF_CONFIG."
 )
-_TPU = flags.DEFINE_string(
-    "tpu", None, "The TPU of strategy tpu: local (default), a TPU's name or grpc://HOST:PORT.",
-    flag_values=_FLAGS,
-)  # fmt: skip
-_WORKERS = flags.DEFINE_string(
-    "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; default: TF_CONFIG.",
-    flag_values=_FLAGS,
-)  # fmt: skip
-_INDEX = flags.DEFINE_integer(
-    "worker_index", None, "Index of this process in --workers.", flag_values=_FLAGS
-)
-_MODE = flags.DEFINE_enum(
+_INDEX = _FLAGS.integer("worker_index", None, "Index of this process in --workers.")
+_MODE = _FLAGS.choice(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"],
-    "train does not read the test split; eval only evaluates.", flag_values=_FLAGS,
+    "train leaves the test split unread; eval only evaluates.",
 )  # fmt: skip
-_OVERRIDE = flags.DEFINE_multi_string(
-    "params_override", [], "KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE.", flag_values=_FLAGS
+_OVERRIDE = _FLAGS.strings(
+    "params_override", [], "KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE."
 )
-_IMPORT = modules_flag(_FLAGS)
 
 
 @leaves_files
 def command(argv) -> int:
     """Trains."""
-    words, overrides = parse(_FLAGS, argv, __doc__, at_most=1, overrides=True, modules=_IMPORT)
+    words, overrides = _FLAGS.parse(argv, __doc__, at_most=1, overrides=True)
     if bool(words) == bool(_CONFIG.value):
         raise UsageError(
             "Give one recipe: `zoo train RECIPE`, or --config=RECIPE. Known: "
@@ -115,19 +101,15 @@ def command(argv) -> int:
     try:
         trainer.train()
     except Terminated as stop:
-        print(
-            f"stopped by {stop} and saved at step {trainer.state.done}; run again to go on",
-            file=sys.stderr,
-        )
+        LOG.warning(f"stopped by {stop} and saved at step {trainer.state.done}; run again to go on")
         return TERMINATED
     if not trainer.group.chief:
         return 0
     print(trainer.result)
     if trainer.result.split == "training":
-        print(
-            "zoo: there is no test or validation split: these are means over the last training "
-            "updates. data.validation_size=N holds out N training examples.",
-            file=sys.stderr,
+        LOG.warning(
+            "there is no test or validation split: these are means over the last training "
+            "updates. data.validation_size=N holds out N training examples."
         )
     print(f"report: {trainer.workdir / 'report.html'}")
     return 0

@@ -18,6 +18,7 @@ from zoo import keras_internals
 from zoo.errors import RunError, UsageError
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import Adapter
+from zoo.progress import progress
 
 _BATCH = 8  # examples in one forward pass
 
@@ -53,7 +54,7 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
         for i in range(0, count, _BATCH)
     ]
     counts = {}
-    for block in blocks:
+    for block in progress(blocks, title=f"keras_{mode}", unit="blocks"):
         dense = [x for x in keras_internals.all_layers(block) if type(x) is keras.layers.Dense]
         with _recording(dense) as inputs:
             for hidden, bias in batches:

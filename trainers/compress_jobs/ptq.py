@@ -6,7 +6,7 @@ runtime. The file of a Keras model is opened again, and must compute the same as
 
 import dataclasses
 import importlib.util
-import sys
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -30,6 +30,8 @@ from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model, open_model
 from zoo.saved.workdir import FLOATS, LITERT
 from zoo.storage.disk import atomic, read_bytes
+
+_LOG = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-5  # largest difference between a model and its file, relative to the largest output
 
@@ -57,7 +59,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
             directory.check_recipe(as_dict(config))
             if any((directory / name).exists() for name in (LITERT, "model.keras")):
                 _check_origin(directory, start)
-                print(f"{workdir} is finished already", file=sys.stderr)
+                _LOG.info(f"{workdir} is finished already")
                 return load(workdir).metrics()
         run = load(start)
         run.model = in_float32(run.model)
@@ -144,10 +146,9 @@ def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: in
         warnings.simplefilter("ignore")  # one warning per layer without kernels
         if mode in ("gptq", "awq"):
             counts = quantize_calibrated(model, mode, run.representative(examples, seed))
-            print(
+            _LOG.info(
                 f"{ptq_format.name}: {len(counts)} layers rounded, each calibrated on at least "
-                f"{min(counts.values()):,} input vectors",
-                file=sys.stderr,
+                f"{min(counts.values()):,} input vectors"
             )
         elif mode == "int8":
             model.quantize(config=quantizers.Int8QuantizationConfig(activation_quantizer=None))

@@ -6,7 +6,7 @@ The folder's name is the hash of everything that it follows from, as for `traine
 import dataclasses
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Mapping
 
 import keras
@@ -20,11 +20,14 @@ from zoo.data.text.parallel import packed_rows
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
 from zoo.generation.translate import Translator
+from zoo.progress import progress
 from zoo.saved.workdir import model_path, read_tokenizer
-from zoo.storage.disk import file_digest, read_json, write_json
+from zoo.storage.disk import file_digest, json_digest, read_json, write_json
 from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
+
+_LOG = logging.getLogger(__name__)
 
 _BATCH = 32
 _READ = 4096  # rows at once, to hash them
@@ -58,7 +61,7 @@ def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
     with one_at_a_time(folder):
         if not folder.exists():
             count = len(next(iter(arrays.values())))
-            print(f"zoo: the teacher reads {count:,} examples", file=sys.stderr, flush=True)
+            _LOG.info(f"the teacher reads {count:,} examples")
             _write(folder, arrays, task, teacher)
         return {**arrays, "teacher": open_records(folder).arrays["teacher"]}
 
@@ -92,7 +95,8 @@ def _write(folder, arrays: Mapping, task, teacher) -> None:
     )
     shape, written = run(next(iter(batches))).shape[1:], 0
     with RecordWriter(folder, {"teacher": (shape, "float16")}) as writer:
-        for batch in batches:
+        steps = -(-count // _BATCH)
+        for batch in progress(batches, title="teacher", unit="batches", total=steps):
             rows = run(batch).numpy()[: count - written]  # the last batch is padded
             writer.append(teacher=rows)
             written += len(rows)
@@ -126,16 +130,12 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     check_data(saved, dataset, workdir)
     sources = [source for source, _ in pairs()]
     penalty = registry.build_task(**config.task.to_dict()).length_penalty
-    asked = json.dumps([_digest(workdir), beams, penalty, sources])
-    digest = hashlib.sha256(asked.encode()).hexdigest()
+    digest = json_digest([_digest(workdir), beams, penalty, sources])
     path = cache_dir() / "teachers" / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path):
         if not path.exists():
-            print(
-                f"zoo: the teacher translates {len(sources):,} sentences",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+            _LOG.info(f"the teacher translates {len(sources):,} sentences")
             translator = Translator(registry.load(workdir), read_tokenizer(workdir, saved))
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)

@@ -1,12 +1,14 @@
 """The section `data`: its keys and their rules."""
 
-import sys
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
 from trainers.config.paths import exists
 from zoo.errors import check_least
 from zoo.storage.disk import read_json
+
+_LOG = logging.getLogger(__name__)
 
 KEYS = {
     # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, tfds:NAME:VERSION
@@ -55,4 +57,4 @@ def follow_prepared(data, given: Collection[str]) -> None:
             continue
         if isinstance(value, type(data[key])):
             data[key] = value
-            print(f"zoo: data.{key}={value}, as {folder} was prepared", file=sys.stderr)
+            _LOG.info(f"data.{key}={value}, as {folder} was prepared")

@@ -14,16 +14,18 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import queue
 import socket
-import sys
 import threading
 import time
 
 from trainers.distributed import wire
 from trainers.distributed.cluster import Cluster
 from zoo.errors import RunError, UsageError
+
+_LOG = logging.getLogger(__name__)
 
 WAIT = 900.0  # seconds until all workers must be connected
 SAY = 5.0  # seconds until a worker reports which others it waits for
@@ -439,7 +441,7 @@ class _Deadline:
             doubt = (
                 "" if _here(own) else f"; {own} is not an address of this machine: check the index"
             )
-            print(f"zoo: waiting for {names}{doubt}", file=sys.stderr, flush=True)
+            _LOG.warning(f"waiting for {names}{doubt}")
 
 
 def _of_a_collective(error: BaseException) -> bool:
@@ -476,7 +478,7 @@ def _here(address: str) -> bool:
 
 def _leave(line: str, last=None) -> None:
     # The main thread may hang in a collective operation forever, and only os._exit ends it.
-    print(f"zoo: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    _LOG.error(f"error: {' '.join(line.split())}")
     try:
         if last:
             last()

@@ -16,13 +16,15 @@ Importing this module loads no TensorFlow.
 
 import contextlib
 import json
+import logging
 import queue
 import signal
-import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+
+_LOG = logging.getLogger(__name__)
 
 EVERY = 5.0  # seconds between two requests, as AWS recommends
 # Timeout of a request in seconds; Azure's first response may take two minutes.
@@ -76,7 +78,7 @@ class Stop:
             if event:
                 event("warning", line)
             else:
-                print(f"warning: {line}", file=sys.stderr, flush=True)
+                _LOG.warning(line)
 
     def _poll(self, ended: threading.Event) -> None:
         known = None  # the server's first response

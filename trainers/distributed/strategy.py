@@ -1,6 +1,6 @@
 """Makes tf.distribute strategies by name, and sets up their devices."""
 
-import sys
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +12,8 @@ from trainers.config.trainer import check_strategy
 from trainers.distributed.cluster import Cluster
 from trainers.distributed.tpu import is_tpu, tpu_strategy
 from zoo.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
 
 _SILENCE = 120_000  # ms until TensorFlow ends a process with a silent peer, without a clear message
 
@@ -96,11 +98,11 @@ def make_strategy(
 def _choose(replicas: int) -> str:
     """Returns the strategy's name for the devices of this machine, and reports it."""
     if tf.config.list_physical_devices("TPU"):
-        print("zoo: strategy tpu, for the TPU of this machine", file=sys.stderr, flush=True)
+        _LOG.info("strategy tpu, for the TPU of this machine")
         return "tpu"
     gpus = len(tf.config.list_logical_devices("GPU"))
     name = "mirrored" if max(gpus, replicas) > 1 and replicas != 1 else "one_device"
-    print(f"zoo: strategy {name}, for {gpus or 'no'} GPU(s)", file=sys.stderr, flush=True)
+    _LOG.info(f"strategy {name}, for {gpus or 'no'} GPU(s)")
     return name
 
 

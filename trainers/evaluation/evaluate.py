@@ -166,10 +166,8 @@ def read_evaluation(workdir, split: str) -> Result | None:
     path = workdir / "evaluation" / f"{split}.json"
     if not path.exists():
         return None
-    found = read_object(path, checkpoint=str, step=int, metrics=dict)
+    found = read_object(path, weights=str, step=int, metrics=dict)
     for name, value in found["metrics"].items():
         if not isinstance(value, int | float | str):
             raise RunError(f"{path} is damaged: the metric {name!r} is {repr(value)[:100]}.")
-    if found["checkpoint"] != "final" or "weights" not in found:
-        return None
-    return Result(split, str(found["weights"]), found["step"], found["metrics"])
+    return Result(split, found["weights"], found["step"], found["metrics"])

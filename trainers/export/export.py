@@ -7,13 +7,12 @@ images or token ids. `OUT.json` describes the file `OUT`. The quantized file of 
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainers.run.workdir import read_config
 from zoo import processes
-from zoo.errors import RunError, UsageError, short
+from zoo.errors import UsageError
 from zoo.saved.workdir import is_litert, model_path
 from zoo.storage.disk import atomic_path, write_json
 
@@ -71,18 +70,10 @@ def export_workdir(
         model_path(workdir, checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as made:
-        done = processes.run(
-            "trainers.export.formats:main", workdir, export_format, str(made), checkpoint, *modules,
-            tensorflow=True,
+        description = processes.call(
+            f"The conversion to {export_format}", "trainers.export.formats:export", workdir,
+            export_format, str(made), checkpoint, *modules, tensorflow=True,
         )  # fmt: skip
-        if done.returncode < 0:
-            raise RunError(
-                f"The conversion to {export_format} was ended by signal {-done.returncode}."
-            )
-        if done.returncode:
-            words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise RunError(f"The conversion to {export_format} failed: {short(words)}")
-        description = json.loads(done.stdout.splitlines()[-1])
     write_json(_description_path(path), description)
     return description
 

@@ -1,7 +1,6 @@
 """Writes models in each export format, reads them back in their runtime, and compares outputs."""
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,16 +36,8 @@ TOLERANCE_ROUNDED = 0.1  # with 8-bit layers a sum may round up in one runtime a
 _EXAMPLES = 8
 
 
-def main(workdir: str, export_format: str, out: str, checkpoint: str, *modules: str) -> None:
-    """Exports and checks; prints the description as the last line."""
-    try:
-        print(json.dumps(_export(workdir, export_format, out, checkpoint, modules)))
-    except Exception as error:  # converters raise what they like, often over many lines
-        kind = "" if isinstance(error, (UsageError, RunError)) else f"{type(error).__name__}: "
-        raise SystemExit(kind + short(error)) from None
-
-
-def _export(workdir, export_format, out, checkpoint, modules) -> dict:
+def export(workdir: str, export_format: str, out: str, checkpoint: str, *modules: str) -> dict:
+    """Exports and checks in this process; see `trainers.export.export.export_workdir`."""
     import_user_modules(modules)
     saved = read_config(workdir)
     more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
@@ -71,7 +62,7 @@ def _copied_keras(workdir, out: str) -> dict:
     """Copies the quantized Keras file of `zoo compress ptq` and describes it."""
     _copy(model_path(workdir), out)
     model = open_model(out)
-    outputs = {f"output_{i}": x for i, x in enumerate(_tensors(model.outputs))}
+    outputs = {f"output_{i}": x for i, x in enumerate(keras.tree.flatten(model.outputs))}
     described = {
         side: {name: {"shape": [*x.shape], "dtype": x.dtype} for name, x in tensors.items()}
         for side, tensors in (("inputs", {x.name: x for x in model.inputs}), ("outputs", outputs))
@@ -81,10 +72,6 @@ def _copied_keras(workdir, out: str) -> dict:
         "format": "keras", **described, "bytes": size_of(Path(out)), "largest_difference": 0.0,
         "examples": source,
     }  # fmt: skip
-
-
-def _tensors(outputs) -> list:
-    return keras.tree.flatten(outputs)
 
 
 def _copied_litert(workdir, model, task, examples: Mapping, out: str) -> dict:

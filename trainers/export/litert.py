@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from trainers.export.saved_model import write_saved_model
 from zoo import processes
-from zoo.errors import RunError, short
 from zoo.keras_internals import all_layers
 from zoo.layers.rounding import is_quantized, is_token_model, rounded_kernels
 from zoo.storage.disk import atomic
@@ -51,17 +50,11 @@ def write(
         if examples is not None:
             np.savez(Path(folder) / "examples.npz", **examples)
         scales = "per_tensor" if per_tensor else "per_channel"
-        done = processes.run(
-            "trainers.export.litert:main", folder, str(out), quantization, scales, tensorflow=True
-        )
-    if done.returncode < 0:
-        raise RunError(
-            f"The conversion to LiteRT {quantization} was ended by signal {-done.returncode}"
-            f"{_LOOP if quantization == 'int8' else ''}."
-        )
-    if done.returncode:
-        words = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise RunError(f"The conversion to LiteRT {quantization} failed: {short(words)}")
+        processes.call(
+            f"The conversion to LiteRT {quantization}", "trainers.export.litert:write_converted",
+            folder, str(out), quantization, scales, tensorflow=True,
+            killed=_LOOP if quantization == "int8" else "",
+        )  # fmt: skip
 
 
 def prepare(model, folder: str, inputs: Mapping) -> str:
@@ -96,15 +89,11 @@ def one_scale(model, quantization: str) -> bool:
 _LOOP = ": LiteRT cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"
 
 
-def main(folder: str, out: str, quantization: str, scales: str) -> None:
-    """Converts a saved model; says in one line why not."""
-    try:
-        content = convert(folder, quantization, scales == "per_tensor")
-        with atomic(out) as file:
-            file.write(content)
-    except Exception as error:  # converters raise what they like, often over many lines
-        words = short(error)
-        raise SystemExit(f"{type(error).__name__}: {words}") from None
+def write_converted(folder: str, out: str, quantization: str, scales: str) -> None:
+    """Converts a SavedModel to a file, in this process."""
+    content = convert(folder, quantization, scales == "per_tensor")
+    with atomic(out) as file:
+        file.write(content)
 
 
 def convert(folder: str, quantization: str = "float32", per_tensor: bool = False) -> bytes:

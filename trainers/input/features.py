@@ -7,7 +7,7 @@ another folder.
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Mapping
 
 import keras
@@ -16,10 +16,13 @@ import tensorflow as tf
 
 from zoo import keras_internals
 from zoo.data.pipeline import evaluation_batches
+from zoo.progress import progress
 from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
 from zoo.tasks.base import Frozen, Task
+
+_LOG = logging.getLogger(__name__)
 
 _FORMAT = 1
 _BATCH = 32
@@ -48,7 +51,7 @@ def features_of(
         if not there:
             count = len(next(iter(arrays.values())))
             views = f", {frozen.views} views of each" if frozen.views else ""
-            print(f"zoo: features of {count:,} images{views}", file=sys.stderr, flush=True)
+            _LOG.info(f"features of {count:,} images{views}")
             _write(folder, frozen, task, arrays, seed)
         feature = open_records(folder).arrays["feature"]
     others = {name: array for name, array in arrays.items() if name != "image"}
@@ -94,7 +97,8 @@ def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
     ]  # fmt: skip
     written = 0
     with RecordWriter(folder, {"feature": (frozen.feature_shape, "float32")}) as writer:
-        for batches in zip(*passes, strict=True):
+        steps = zip(*passes, strict=True)
+        for batches in progress(steps, title="features", unit="batches", total=-(-count // _BATCH)):
             views = [run(batch["image"]).numpy() for batch in batches]
             rows = np.stack(views, axis=1) if frozen.views else views[0]
             rows = rows[: count - written]  # the last batch is padded

@@ -94,7 +94,7 @@ def inner(optimizer):
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def apply_rules(optimizer, variables, rules: Rules, models=()) -> list[str]:
+def apply_rules(optimizer, variables, rules: Rules, models=()) -> None:
     """Excludes variables from weight decay and lowers the learning rate of others.
 
     Keras matches variable names ("bias"), which cannot tell the scale of a norm from other scales;
@@ -106,9 +106,6 @@ def apply_rules(optimizer, variables, rules: Rules, models=()) -> list[str]:
       rules: from `make_optimizer`.
       models: the models that hold the variables, for Muon; see
         `trainers.optimization.muon.left_to_adamw`.
-
-    Returns:
-      Paths of the variables without weight decay.
 
     Raises:
       UsageError: for an invalid regular expression.
@@ -129,7 +126,6 @@ def apply_rules(optimizer, variables, rules: Rules, models=()) -> list[str]:
         without_decay = {id(v) for v in excluded}
         decays = {v.path: decay if id(v) not in without_decay else 0.0 for v in slow}
         _slow_down(optimizer, variables, decays, rules.slow_rate)
-    return [v.path for v in excluded]
 
 
 def check_rules(variables, rules: Rules) -> None:

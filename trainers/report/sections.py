@@ -204,7 +204,7 @@ def _throughput_tile(run: Run) -> tuple[str, str, str]:
 
 def _weights(summary: dict) -> str:
     """Returns which weights an evaluation measured, such as "final" or "best averaged"."""
-    return str(summary.get("weights", summary.get("checkpoint", "–")))
+    return str(summary.get("weights", "–"))
 
 
 def _is_metric(key: str) -> bool:

@@ -1,9 +1,12 @@
 """Events of a run: a line in metrics.jsonl and on stderr each."""
 
-import sys
+import logging
 
 from trainers.run.state import RunState
 from trainers.run.workdir import WorkDirectory, read_metrics
+from zoo.logs import PLAIN
+
+_LOG = logging.getLogger(__name__)
 
 # Events that stand in metrics.jsonl once, whichever process of the run meets them.
 ONCE = frozenset({"warning", "feature cache", "hold-out"})
@@ -44,4 +47,5 @@ class Events:
         if event in ONCE:
             self._logged.add(key)
         self._workdir.log(step=self._state.done, event=event, detail=detail)
-        print(f"{event} at step {self._state.done}: {detail}", file=sys.stderr, flush=True)
+        level = logging.WARNING if event == "warning" else logging.INFO
+        _LOG.log(level, f"{event} at step {self._state.done}: {detail}", extra=PLAIN)

@@ -1,11 +1,15 @@
 """Writes checkpoints in the background while training continues."""
 
 import concurrent.futures
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from trainers.run import checkpoint
+
+_LOG = logging.getLogger(__name__)
 
 
 class Saver:
@@ -56,5 +60,7 @@ class Saver:
             self._thread.shutdown()
 
     def _write(self, snapshot: checkpoint.Snapshot) -> None:
+        start = time.perf_counter()
         checkpoint.store(self._folder, snapshot, self._keep)
+        _LOG.debug(f"checkpoint written to {self._folder} in {time.perf_counter() - start:.2f} s")
         self._after()

@@ -17,6 +17,7 @@ Nothing read from here is ever executed.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import platform
@@ -43,6 +44,8 @@ from zoo.storage.disk import (
 )
 from zoo.storage.foreign import refuse_foreign
 from zoo.storage.locks import lock_folder
+
+_LOG = logging.getLogger(__name__)
 
 # What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
 # rows, `trainers.train.trainer` refuses changes of the rows that are computed together.
@@ -135,7 +138,7 @@ class WorkDirectory:
         except remote.TakenOver:
             raise
         except RunError as error:
-            print(f"zoo: {error}", file=sys.stderr, flush=True)
+            _LOG.warning(str(error))
 
     # --- recipe --------------------------------------------------------------------------------
 

@@ -19,7 +19,8 @@ def serve(topology: str) -> None:
             answer = compile_for(line.strip(), topology)
         except Exception as error:
             answer = {"error": " ".join(str(error).split())}
-        print(json.dumps(answer), file=answers, flush=True)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 def compile_for(hlo: str, topology: str) -> dict:

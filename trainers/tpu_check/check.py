@@ -1,12 +1,14 @@
 """Checks whether a recipe's train step compiles for a TPU and fits, and how fast it could be."""
 
 import dataclasses
-import sys
+import logging
 
 from trainers.tpu_check.abstract import AbstractStep, Share, check_recipe, depth_of, share_of
 from trainers.tpu_check.chips import parse_topology
 from trainers.tpu_check.compiler import Compiler, check_installed
 from trainers.tpu_check.lowering import lower
+
+_LOG = logging.getLogger(__name__)
 
 # Models with more than DEEP equal blocks are compiled at two smaller depths.
 DEEP, DEPTHS = 6, (2, 4)
@@ -106,7 +108,7 @@ def check(config, topology: str, largest: bool = True) -> Checked:
         fits = program.peak <= chip.usable
         rows, peak = share.rows if fits else 0, program.peak if fits else 0.0
         if largest:
-            _say("looking for the largest batch that fits")
+            _LOG.info("looking for the largest batch that fits")
             rows, peak = largest_rows(
                 lambda n: steps.compile(Share(n, share.micro_batches)).peak,
                 share.rows, program.peak, chip.usable,
@@ -131,7 +133,7 @@ class Steps:
         self.depths = DEPTHS if depth > DEEP else ()
         self.steps = []
         for blocks in self.depths or (0,):
-            _say(f"building the train step{_of(blocks)}")
+            _LOG.info(f"building the train step{_of(blocks)}")
             self.steps.append(AbstractStep(config, blocks) if blocks else AbstractStep(config))
         counts = [step.parameters for step in self.steps]
         self.parameters = int(line(self.depths, counts, depth)) if self.depths else counts[0]
@@ -141,9 +143,9 @@ class Steps:
         programs = []
         for blocks, step in zip(self.depths or (0,), self.steps, strict=True):
             what = f"{_of(blocks)}, {share.rows:,} examples a core"
-            _say(f"tracing the train step{what}")
+            _LOG.info(f"tracing the train step{what}")
             hlo = lower(step, share)
-            _say(f"compiling the train step{what}, for the TPU")
+            _LOG.info(f"compiling the train step{what}, for the TPU")
             programs.append(as_program(self.compiler.compile(hlo)))
         if not self.depths:
             return programs[0]
@@ -152,11 +154,6 @@ class Steps:
             None if None in pair else line(self.depths, pair, self.depth) for pair in parts
         )
         return Program(*values, sum(one.seconds for one in programs))
-
-
-def _say(stage: str) -> None:
-    """Prints what takes the next seconds, or minutes."""
-    print(f"zoo: {stage}", file=sys.stderr, flush=True)
 
 
 def _of(blocks: int) -> str:

@@ -77,7 +77,8 @@ class Compiler:
         file = Path(self._folder.name) / "step.hlo"
         file.write_bytes(hlo)
         try:
-            print(file, file=self._process.stdin, flush=True)
+            self._process.stdin.write(f"{file}\n")
+            self._process.stdin.flush()
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""

@@ -128,14 +128,13 @@ class TrainStep(keras.Model):
         # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
         self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
         keras_internals.skip_symbolic_build(self)
-        self.decay_excluded = []
         check_rules([v for one in self.players for v in one.model.trainable_variables], rules)
         for player, own in zip(self.players, self.optimizers, strict=True):
             variables = player.model.trainable_variables
             keras_internals.disable_all_reduce(inner(own))
             keras_internals.cache_update_values(inner(own))
             models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
-            self.decay_excluded += apply_rules(own, variables, rules, models)
+            apply_rules(own, variables, rules, models)
             own.build(variables)
         averaging = any(inner(own).use_ema for own in self.optimizers)
         self._averages_statistics = averaging and any(

@@ -8,7 +8,7 @@ unchanged. Read `Trainer.train` from top to bottom for the order of things.
 import dataclasses
 import functools
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,6 +60,8 @@ from zoo.data import pipeline
 from zoo.data.hold_out import evaluation_split, with_hold_out
 from zoo.errors import UsageError
 from zoo.tasks.base import Frozen
+
+_LOG = logging.getLogger(__name__)
 
 _LAST_CHECKPOINT = 25.0  # seconds to write it before the process ends because another was lost
 
@@ -146,7 +148,7 @@ class Trainer:
             if self.config.init_from and not files and self.group.chief:
                 tokenizer = self.dataset.tokenizer
                 said = initialize(self.step.net, self.config.init_from, tokenizer, self.config)
-                print(said, file=sys.stderr)
+                _LOG.info(said)
             for compressor in self.step.compressors:
                 compressor.begin()
             if files and self.group.chief and (self.workdir / "config.json").exists():
@@ -159,7 +161,7 @@ class Trainer:
             files = self.checkpoints.files()  # what there is now: see `write_config`
             self.checkpoints.restore(files, fresh=not self.config.init_from)
             if self.group.share(self._is_finished()):
-                print(f"{self.workdir.path} is finished already", file=sys.stderr)
+                _LOG.info(f"{self.workdir.path} is finished already")
                 return read_evaluation(self.workdir, self.judged) or self._training_means()
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)

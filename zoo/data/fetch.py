@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,8 +12,11 @@ from pathlib import Path
 
 from zoo.data.datasets import dataset_entry
 from zoo.errors import RunError, UsageError, short
+from zoo.progress import progress
 from zoo.storage.disk import atomic, open_file
 from zoo.storage.paths import data_dir
+
+_LOG = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
@@ -35,14 +39,14 @@ class FetchFile:
 def fetch(
     name: str,
     destination: str | os.PathLike | None = None,
-    progress: Callable[[str], None] = print,
+    tell: Callable[[str], None] = _LOG.info,
 ) -> Path:
     """Downloads the missing original files of a data set.
 
     Args:
       name: of a registered data set.
       destination: folder in which the folder `name` is created; `data_dir()` by default.
-      progress: called with one line per file.
+      tell: called with one line per file.
 
     Returns:
       The folder of the files.
@@ -55,7 +59,7 @@ def fetch(
     files = dataset_entry(name).original_files()
     folder = Path(destination or data_dir()).expanduser() / name
     if not files:
-        progress(f"{name}: has no files to download")
+        tell(f"{name}: has no files to download")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,7 +69,7 @@ def fetch(
             if not present:
                 _download(file, path)
             status = "already present" if present else "downloaded"
-            progress(f"{name}: {path}, {file.size:,} bytes, {status}")
+            tell(f"{name}: {path}, {file.size:,} bytes, {status}")
     finally:
         # An empty folder would look like the data set.
         with contextlib.suppress(OSError):
@@ -109,7 +113,8 @@ def is_present(path: Path, file: FetchFile) -> bool:
 
 def _download(file: FetchFile, path: Path):
     digest, received = hashlib.sha256(), 0
-    with atomic(path) as opened:
+    bar = progress(title=file.file_name, unit="B", total=file.size, unit_scale=True)
+    with bar, atomic(path) as opened:
         for chunk in _chunks(file):
             received += len(chunk)
             if received > file.size:
@@ -117,6 +122,7 @@ def _download(file: FetchFile, path: Path):
                 raise _mismatch(file, f"{file.size:,} bytes", f"more than {file.size:,}")
             digest.update(chunk)
             opened.write(chunk)
+            bar.update(len(chunk))
         if received != file.size:
             raise _mismatch(file, f"{file.size:,} bytes", f"{received:,}")
         if digest.hexdigest() != file.sha256:

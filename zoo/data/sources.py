@@ -1,8 +1,8 @@
 """Loads data sets by name, and registers the zoo's own. Imports no TensorFlow."""
 
+import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from zoo.data.datasets import (
     register_dataset,
 )
 from zoo.errors import UsageError, short
+
+_LOG = logging.getLogger(__name__)
 
 DIGITS_SEED = 20_240_501
 DIGITS_TEST_PER_CLASS = 100
@@ -61,11 +63,10 @@ def _warn_unseen_classes(dataset: Dataset) -> None:
         if len(unseen):
             names = dataset.class_names
             shown = [names[i] if i < len(names) else str(i) for i in unseen[:5]]
-            print(
-                f"zoo: data set {dataset.name!r}: no training example has the class"
+            _LOG.warning(
+                f"data set {dataset.name!r}: no training example has the class"
                 f"{'es' * (len(unseen) > 1)} {', '.join(shown)}{' …' * (len(unseen) > 5)}, which "
-                f"the split {split!r} has",
-                file=sys.stderr,
+                f"the split {split!r} has"
             )
 
 

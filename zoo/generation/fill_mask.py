@@ -3,7 +3,7 @@
 fill_mask(zoo.load(workdir), tokenizer, "The [MASK] sat on the mat.")
 """
 
-import sys
+import logging
 
 import numpy as np
 from keras import ops
@@ -11,6 +11,8 @@ from keras import ops
 from zoo.errors import UsageError
 from zoo.models.inputs import sequence_length
 from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
+
+_LOG = logging.getLogger(__name__)
 
 MARK = "[MASK]"
 # Kinds whose tokens begin with the space before a word: the mask stands for it, too.
@@ -63,11 +65,10 @@ def fill_mask(
             f"The text has {len(tokens)} tokens; the model has {limit} positions."
         )  # fmt: skip
     if trained_length and len(tokens) > trained_length:
-        print(
-            f"zoo: the text has {len(tokens)} tokens, and {trained_length} positions were trained "
-            "(data.sequence_length): words beyond them are guessed badly",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        _LOG.warning(
+            f"the text has {len(tokens)} tokens, and {trained_length} positions were trained "
+            "(data.sequence_length): words beyond them are guessed badly"
+        )
     row = np.int32([tokens])
     inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([masked])}
     if pairs:

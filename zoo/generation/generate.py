@@ -10,7 +10,7 @@ Axes: B prompts, W positions of the longest text, V vocabulary.
 
 import codecs
 import dataclasses
-import sys
+import logging
 import time
 from collections.abc import Iterator
 
@@ -25,6 +25,8 @@ from zoo.generation.generate_options import Options
 from zoo.layers.xla import compiles
 from zoo.models.adapter import Adapter
 from zoo.special_tokens import END, FIRST_WORD, START
+
+_LOG = logging.getLogger(__name__)
 
 # Prompts shorter than this go through the loop, token by token: that is sooner done than tracing
 # the function that computes all of a prompt at once.
@@ -235,19 +237,18 @@ class Generator:
         """
         if self.trained_length and length > self.trained_length:
             self._say_once(
-                f"zoo: the text goes beyond the {self.trained_length} positions that were trained "
+                f"the text goes beyond the {self.trained_length} positions that were trained "
                 "(data.sequence_length), and may fall apart there"
             )
         if length == stop < wanted:
             self._say_once(
-                f"zoo: the text ends at the model's {self.sequence_length} positions, prompt "
-                "included"
+                f"the text ends at the model's {self.sequence_length} positions, prompt included"
             )
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            print(line, file=sys.stderr, flush=True)
+            _LOG.warning(line)
 
     def _checked(self, prompt) -> list[int]:
         prompt = [int(token) for token in prompt] or [START]

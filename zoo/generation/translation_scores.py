@@ -6,9 +6,11 @@ word, and all but equal sentences score 0.
 """
 
 import importlib.util
+import logging
 import re
-import sys
 from collections.abc import Sequence
+
+_LOG = logging.getLogger(__name__)
 
 # ISO 639 codes of languages that "13a" does not fit, macrolanguages and their members alike.
 _CHINESE = frozenset({"zh", "zho", "chi", "cmn", "yue", "wuu", "hak", "nan", "lzh"})
@@ -78,10 +80,8 @@ def tokenizer(references: Sequence[str], language: str = "") -> str:
 def _by_words(code: str, name: str, modules: Sequence[str]) -> str:
     if all(importlib.util.find_spec(module) for module in modules):
         return f"{code}-mecab"
-    print(
-        f"zoo: BLEU of {name} counts characters (tok:char); by words: "
-        f"pip install 'sacrebleu[{code}]'.",
-        file=sys.stderr,
+    _LOG.warning(
+        f"BLEU of {name} counts characters (tok:char); by words: pip install 'sacrebleu[{code}]'."
     )
     return "char"
 

@@ -9,7 +9,7 @@ backbone's own preprocessing are layers of the model, so they are saved and expo
 """
 
 import functools
-import sys
+import logging
 import warnings
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from zoo.layers.backbone import Backbone
 from zoo.models.architecture import contains, differences
 from zoo.saved.model import load_model, open_model
 from zoo.storage.weight_files import check_h5
+
+_LOG = logging.getLogger(__name__)
 
 # Module of keras.applications -> the functions in it that build a network. The first that is not
 # here by name is looked for in none: what a network does to its pictures stands in its module.
@@ -209,11 +211,10 @@ def _load(base: Backbone, weights: str) -> None:
             f"Received: {weights!r}."
         )
     if unused:
-        print(
+        _LOG.warning(
             f"model.weights: the backbone's {len(base.weights)} weights are from {path}; not used "
-            f"of it: {', '.join(unused)}",
-            file=sys.stderr,
-        )  # fmt: skip
+            f"of it: {', '.join(unused)}"
+        )
 
 
 def _copy(base: Backbone, path: Path) -> list[str]:

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sqlite3
-import sys
 import time
 import uuid
 from collections import Counter
@@ -30,6 +29,7 @@ from zoo.prep.cleaning import extract
 from zoo.prep.fetch import FetchFailed, FetchRefused, FetchResponse
 from zoo.prep.reading.charset import decode
 from zoo.prep.reading.response import Response
+from zoo.progress import progress
 from zoo.storage.disk import fsync_folder, open_in_place, read_object, write_json
 
 REDIRECTS = 5
@@ -191,20 +191,18 @@ class _Crawler:
 
     def run(self):
         """Visits waiting URLs of hosts whose delay is over, smallest depth and oldest first."""
-        said = time.monotonic()
-        while self.pages < self.settings["pages"]:
-            rows = self.base.execute(
-                "select id, url, depth from url where state = '' order by depth, id limit 500"
-            ).fetchall()
-            if not rows:
-                return
-            now = time.monotonic()
-            soonest = min(rows, key=lambda row: max(now, self._ready(row[1])))
-            self._visit(*soonest)
-            if time.monotonic() - said > 10:
-                said = time.monotonic()
-                left = self.base.execute("select count(*) from url where state = ''").fetchone()[0]
-                print(f"zoo: crawl: {self.pages:,} pages, {left:,} addresses wait", file=sys.stderr)
+        pages = self.settings["pages"]
+        with progress(title="crawl", unit="pages", total=pages, initial=self.pages) as bar:
+            while self.pages < pages:
+                rows = self.base.execute(
+                    "select id, url, depth from url where state = '' order by depth, id limit 500"
+                ).fetchall()
+                if not rows:
+                    return
+                now = time.monotonic()
+                soonest = min(rows, key=lambda row: max(now, self._ready(row[1])))
+                self._visit(*soonest)
+                bar.update(self.pages - bar.n)
 
     def _ready(self, url: str) -> float:
         return self.next_time.get(_host(url), 0.0)

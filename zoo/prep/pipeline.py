@@ -26,7 +26,7 @@ import numpy as np
 
 from zoo.data.text import packing
 from zoo.data.text.corpora import load_corpus
-from zoo.data.text.dataset import token_type, tokenizer_of
+from zoo.data.text.dataset import PREPARED_FORMAT, token_type, tokenizer_of
 from zoo.data.text.tokenizers import KINDS
 from zoo.data.text.tokenizers import load as load_tokenizer
 from zoo.data.text.tokenizers import train as train_tokenizer
@@ -36,12 +36,13 @@ from zoo.prep.cleaning import dedup
 from zoo.prep.crawl import crawl, skip_counts
 from zoo.prep.document import Tally
 from zoo.prep.files import corpus_files, find, shards, split_input
-from zoo.prep.progress import Progress
+from zoo.prep.progress import StepProgress
 from zoo.prep.settings import check
 from zoo.prep.store import load_array, read_documents, save_array
 from zoo.storage.disk import (
     check_object,
     file_digest,
+    json_digest,
     make_folder,
     read_json,
     read_object,
@@ -51,7 +52,6 @@ from zoo.storage.disk import (
 from zoo.storage.locks import lock_folder
 from zoo.storage.records import RecordWriter, open_records
 
-FORMAT = 1
 _FOLDERS = ("work", "text", "records", "crawl")  # in D; must not be symbolic links
 SPLITS = ("train", "validation")
 # Hashes that a step holds in memory: 16 bytes each, and several times that during sorting.
@@ -91,7 +91,7 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
                 make_folder(out / name)
         plan, skipped = _plan(prep, data, out, allow_private)
         begun, done = out / "work" / "plan.json", out / "prepared.json"
-        plan_hash = _digest(plan)
+        plan_hash = json_digest(plan)
         if done.exists():
             prepared = _read_prepared(done)
             if prepared["plan"] != plan_hash:
@@ -100,7 +100,7 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
             shutil.rmtree(out / "work", ignore_errors=True)
             return prepared
         if begun.exists():
-            if _digest(read_json(begun)) != plan_hash:
+            if json_digest(read_json(begun)) != plan_hash:
                 raise _other_plan(out)
             _remove_temporary(out)
         elif any(path.name not in (".lock", "crawl", "work") for path in out.iterdir()):
@@ -109,7 +109,7 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
             make_folder(begun.parent)
             write_json(begun, plan)
         prepared = _run(plan, skipped, out, engine)
-        write_json(done, {"format": FORMAT, "plan": plan_hash, **prepared})
+        write_json(done, {"format": PREPARED_FORMAT, "plan": plan_hash, **prepared})
         shutil.rmtree(out / "work", ignore_errors=True)
         return _read_prepared(done)
 
@@ -136,7 +136,7 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
             ".warc, .wet, .html, .txt, .jsonl (each also .gz or .zst) and .parquet."
         )
     plan = {
-        "format": FORMAT,
+        "format": PREPARED_FORMAT,
         "prep": dict(prep),
         "data": {key: data[key] for key in _DATA},
         "shards": shards(files, prep["shard_bytes"]),
@@ -176,17 +176,12 @@ def _other_plan(out: Path) -> UsageError:
     )
 
 
-def _digest(plan: Mapping) -> str:
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-
-
 # --- the steps ------------------------------------------------------------------------------------
 
 
 def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     work, prep, data = out / "work", plan["prep"], plan["data"]
     count = len(plan["shards"])
-    progress = Progress()
     common = {"work": str(work), "out": str(out), "prep": prep, "shards": count}
 
     def run_on_shards(step, title: str, **more):
@@ -196,14 +191,12 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
         return run_step(step, title, tasks)
 
     def run_step(step, title: str, tasks: list[dict]) -> list[dict]:
-        progress.start(title, len(tasks))
         left = [
             t for t in tasks if not steps.path_of(work, step.__name__, t["name"], ".json").exists()
         ]
-        progress.there(len(tasks) - len(left))
-        for task in engine.run(step, left):
-            progress.tick(steps.step_result(work, step.__name__, task["name"]).get("tally"))
-        progress.end()
+        with StepProgress(title, len(tasks), len(tasks) - len(left)) as progress:
+            for task in engine.run(step, left):
+                progress.update(steps.step_result(work, step.__name__, task["name"]).get("tally"))
         return [steps.step_result(work, step.__name__, task["name"]) for task in tasks]
 
     def parts(amount: int) -> int:
@@ -243,14 +236,12 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     )
     _add(tally, results)
     document_counts = {split: sum(r["counts"][split] for r in results) for split in SPLITS}
-    progress.start("tokenizer", 1)
-    tokenizer = _tokenizer(data, prep, out, count)
-    progress.end()
+    with StepProgress("tokenizer"):
+        tokenizer = _tokenizer(data, prep, out, count)
     results = run_on_shards(steps.tokenize, "tokens")
     token_counts = {split: sum(result[split] for result in results) for split in SPLITS}
-    progress.start("records", len(SPLITS))
-    fingerprints = {split: _pack(split, data, tokenizer, out, count) for split in SPLITS}
-    progress.end()
+    with StepProgress("records"):
+        fingerprints = {split: _pack(split, data, tokenizer, out, count) for split in SPLITS}
     result = {
         "input": prep["input"],
         "documents": document_counts,

@@ -104,6 +104,11 @@ def file_digest(path: str | Path) -> str:
             raise unreadable(path, error) from None
 
 
+def json_digest(value) -> str:
+    """Returns the sha256 of a JSON value in hex; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: str | Path):
     """Reads JSON; raises RunError as `read_bytes`, and if the file is damaged."""
     content = read_bytes(path, JSON_EXPANSION)

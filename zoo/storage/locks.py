@@ -7,8 +7,8 @@ the locked file was deleted.
 
 import contextlib
 import fcntl
+import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from zoo.errors import RunError
 from zoo.storage.disk import open_file, open_in_place
+
+_LOG = logging.getLogger(__name__)
 
 _NAME = ".lock"
 _FOLDER_TIMEOUT = 0.2  # seconds: `is_held` of another process takes a lock for an instant
@@ -86,10 +88,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_SILENT_TIMEOUT)
     except Timeout:
-        print(
-            f"zoo: waiting for another process that works on {path}{_holder(file)}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        _LOG.warning(f"waiting for another process that works on {path}{_holder(file)}")
         try:
             lock.acquire(timeout=_TIMEOUT)
         except Timeout:

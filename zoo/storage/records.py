@@ -35,6 +35,7 @@ from zoo.storage.disk import (
     fsync_file,
     fsync_folder,
     is_leftover,
+    json_digest,
     named_errors,
     open_file,
     open_in_place,
@@ -84,10 +85,6 @@ class _Layout:
         """Returns the number of rows of each shard of an array of `rows` rows."""
         whole, rest = divmod(rows, self.rows_per_shard)
         return [self.rows_per_shard] * whole + [rest] * bool(rest)
-
-
-def _fingerprint(content: Mapping) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -187,7 +184,7 @@ class RecordWriter:
             "arrays": {shards.layout.name: shards.finish() for shards in self._shards},
             "metadata": self.metadata,
         }
-        manifest = {"format": FORMAT, "fingerprint": _fingerprint(content), **content}
+        manifest = {"format": FORMAT, "fingerprint": json_digest(content), **content}
         path = self._unfinished / MANIFEST
         with named_errors(path), open_in_place(path) as file:  # empty so far, and locked
             json.dump(manifest, file, indent=1)
@@ -418,7 +415,7 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
     manifest = _read_manifest(folder)
     try:
         content = {key: manifest[key] for key in ("rows", "arrays", "metadata")}
-        if _fingerprint(content) != manifest["fingerprint"]:
+        if json_digest(content) != manifest["fingerprint"]:
             raise ValueError
         rows, digests, layouts = content["rows"], {}, []
         for name, row in content["arrays"].items():

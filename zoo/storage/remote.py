@@ -10,6 +10,7 @@ another machine replaces the id, the earlier run uploads nothing more and ends.
 """
 
 import contextlib
+import logging
 import re
 import shutil
 import sys
@@ -23,6 +24,8 @@ from zoo.start import start_tensorflow
 from zoo.storage.disk import atomic_path, open_file, read_json, write_json
 from zoo.storage.locks import is_held, one_at_a_time
 from zoo.storage.paths import cache_dir
+
+_LOG = logging.getLogger(__name__)
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.]*)://(?P<path>.*)", re.DOTALL)
 _NOT_FILES = ("http", "https", "grpc")
@@ -97,7 +100,7 @@ def push_at_end(mirror: "Mirror") -> None:
     except RunError as error:
         if not failing:
             raise
-        print(f"zoo: {error}", file=sys.stderr, flush=True)
+        _LOG.warning(str(error))
 
 
 class TakenOver(RunError):
@@ -166,7 +169,7 @@ class Mirror:
             index[name] = [remote[name], _local_stamp(target)]
         write_json(self._index, index)
         if missing:
-            print(f"zoo: {self.remote} is copied to {self.path}", file=sys.stderr, flush=True)
+            _LOG.info(f"{self.remote} is copied to {self.path}")
 
     def claim(self) -> None:
         """Claims the remote folder for a run of this process, then downloads as `pull`.

@@ -75,7 +75,7 @@ def test_results_are_on_stdout_and_all_else_on_stderr(zoo_command, capsys):
     assert said.err.startswith("zoo VERB")
     answer = zoo_command("fetch")
     assert all("Folder" not in line for line in answer.out.splitlines())
-    assert answer.err.startswith("Folder: ")
+    assert answer.err.startswith("zoo: Folder: ")
 
 
 # --- train ---------------------------------------------------------------------------------------

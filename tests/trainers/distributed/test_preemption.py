@@ -256,7 +256,7 @@ def test_a_worker_that_is_not_the_chief_warns_on_stderr(cloud, capsys):
         wait_until_asked(cloud)
     stop.warn(None)
     said = capsys.readouterr().err
-    assert said.startswith("warning: cannot read preemption notices from http://127.0.0.1")
+    assert said.startswith("zoo: cannot read preemption notices from http://127.0.0.1")
     assert said.count("\n") == 1
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.html_pages import EVIL, Page
 from trainers.cli import report as report_cli
 from trainers.cli.common import run
+from trainers.config.recipe import as_dict, resolve
 from trainers.report import figures
 from trainers.report import page as report
 from trainers.report import sections as report_sections
@@ -53,7 +54,7 @@ def _evaluation(path, labels, predictions, names, split="test", **more):
     )  # fmt: skip
     right = labels == predictions
     summary = {
-        "split": split, "checkpoint": "final", "step": 40, "examples": len(labels),
+        "split": split, "weights": "final", "step": 40, "examples": len(labels),
         "metrics": {"loss": 0.5, "accuracy": int(right.sum()) / max(right.size, 1)},
     }  # fmt: skip
     (folder / f"{split}.json").write_text(json.dumps(summary))
@@ -228,7 +229,7 @@ def test_text_from_files_is_escaped_everywhere(tmp_path):
         worst_index=np.array([2]), worst_inputs=np.zeros((1, 4, 4, 1), np.uint8),
         worst_probabilities=np.full((1, 3), 1 / 3, np.float32),
     )  # fmt: skip
-    summary = {"metrics": {EVIL: EVIL}, "checkpoint": EVIL, "step": EVIL, "examples": EVIL}
+    summary = {"metrics": {EVIL: EVIL}, "weights": EVIL, "step": EVIL, "examples": EVIL}
     (workdir / "evaluation" / "train.json").write_text(json.dumps(summary))
     (workdir / "evaluation" / "<i>.json").write_text("{")
     page = _page(workdir)
@@ -398,10 +399,7 @@ def test_skipped_steps_are_drawn_only_where_there_were_any(tmp_path):
 
 
 def test_state_tells_finished_going_and_stopped_apart(tmp_path):
-    config = {
-        "model": {"name": "cnn_classifier"}, "task": {"name": "image_classification"},
-        "data": {}, "trainer": {"steps": 40},
-    }  # fmt: skip
+    config = as_dict(resolve("cnn_digits", [("trainer.steps", "40"), ("trainer.epochs", "0")]))
     workdir = _workdir(tmp_path, [_training(20)], config)
     assert read_run(workdir).state == "stopped"
     training = WorkDirectory(workdir).open()

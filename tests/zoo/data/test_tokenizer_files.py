@@ -21,6 +21,7 @@ from tests.zoo.data.test_tokenizers import (
 from zoo.data.text import tokenizers
 from zoo.data.text.tokenizers import KINDS, normalize, train
 from zoo.errors import RunError, UsageError
+from zoo.storage import disk
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -245,7 +246,7 @@ def test_a_damaged_or_altered_file_is_refused_by_name(trained, kind, tmp_path):
         {"fingerprint": None},
     ):
         altered = {k: v for k, v in (data | changes).items() if k != "checksum"}
-        damaged.append(_changed(altered, checksum=tokenizers._digest(altered)))
+        damaged.append(_changed(altered, checksum=disk.json_digest(altered)))
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises((RunError, UsageError), match="mine.json") as caught:

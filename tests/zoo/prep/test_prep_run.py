@@ -19,6 +19,7 @@ from tests.commands import content
 from tests.html_pages import EVIL, Page
 from zoo.data.text.corpora import Corpus
 from zoo.errors import RunError, UsageError
+from zoo.storage.disk import json_digest
 from zoo.storage.locks import lock_folder
 from zoo.storage.records import RecordWriter
 
@@ -272,7 +273,7 @@ def test_the_plan_depends_on_the_content_of_lists_corpora_and_source(site, tmp_p
 
     def plan(**changes):
         result, _ = pipeline._plan({**prep, **changes}, pages.DATA, tmp_path / "out", False)
-        return pipeline._digest(result)
+        return json_digest(result)
 
     with pytest.raises(RunError, match=r"words.txt cannot be read"):
         plan()
@@ -474,6 +475,9 @@ def test_other_records_are_reported_in_one_line(prepared, tmp_path):
     about = json.loads((out / "prepared.json").read_text())
     (out / "prepared.json").write_text(json.dumps({**about, "records": {"../records": ""}}))
     with pytest.raises(RunError, match="prepared.json is damaged: unknown split '../records'"):
+        load_data(data, {"name": "clm"})
+    (out / "prepared.json").write_text(json.dumps({**about, "format": 0}))
+    with pytest.raises(UsageError, match="has format 0; this version reads 1: prepare it again"):
         load_data(data, {"name": "clm"})
 
 

@@ -123,7 +123,7 @@ def test_a_manifest_declares_no_more_shards_than_it_has(tmp_path):
         "arrays": {"a": {"dtype": "|u1", "row_shape": [], "rows_per_shard": 1, "sha256": []}},
         "metadata": {},
     }
-    manifest = {"format": records.FORMAT, "fingerprint": records._fingerprint(content), **content}
+    manifest = {"format": records.FORMAT, "fingerprint": disk.json_digest(content), **content}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="manifest.json is damaged"):
         records.open_records(tmp_path)
@@ -138,7 +138,7 @@ def test_sizes_in_a_manifest_are_counts(tmp_path, key, value):
     row = manifest if key == "rows" else manifest["arrays"]["a"]
     row[key] = [value] if key == "row_shape" else value
     content = {name: manifest[name] for name in ("rows", "arrays", "metadata")}
-    manifest["fingerprint"] = records._fingerprint(content)
+    manifest["fingerprint"] = disk.json_digest(content)
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="is damaged"):
         records.open_records(tmp_path / "a")
@@ -158,7 +158,7 @@ def test_arrays_of_many_axes(tmp_path):
     shape = [1] * 500_000
     row = {"dtype": "<f4", "row_shape": shape, "rows_per_shard": 1, "sha256": ["0" * 64]}
     content = {"rows": 1, "arrays": {"a": row}, "metadata": {}}
-    manifest = {"format": records.FORMAT, "fingerprint": records._fingerprint(content), **content}
+    manifest = {"format": records.FORMAT, "fingerprint": disk.json_digest(content), **content}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="manifest.json is damaged"):
         records.open_records(tmp_path)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from zoo.errors import RunError, UsageError
-from zoo.storage import records
+from zoo.storage import disk, records
 from zoo.storage.records import RecordWriter, ShardedArray, open_records
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -334,7 +334,7 @@ def test_a_manifest_that_was_made_up_is_refused(tmp_path, dtype):
     manifest = json.loads((folder / JSON).read_text())
     manifest["arrays"]["tokens"]["dtype"] = dtype
     content = {key: manifest[key] for key in ("rows", "arrays", "metadata")}
-    manifest["fingerprint"] = records._fingerprint(content)
+    manifest["fingerprint"] = disk.json_digest(content)
     (folder / JSON).write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="manifest.json is damaged"):
         open_records(folder)

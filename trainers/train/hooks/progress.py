@@ -1,6 +1,7 @@
 """Log lines: in metrics.jsonl, on stderr, and the means that callbacks see."""
 
 import collections
+import logging
 import math
 import sys
 import time
@@ -14,6 +15,9 @@ from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Due, Periods
 from zoo.formatting import duration, short_number
 from zoo.keras_internals import last_learning_rate
+from zoo.logs import PLAIN
+
+_LOG = logging.getLogger(__name__)
 
 
 class Progress(ProgressHook):
@@ -39,7 +43,7 @@ class Progress(ProgressHook):
         self._state, self._periods, self._step, self._windows = state, periods, step, windows
         self._goodput, self._workdir, self._events = goodput, workdir, events
         self._examples, self._batch_size, self._chief = examples, batch_size, chief
-        self.interactive = sys.stdout.isatty() and chief
+        self.interactive = chief and sys.stdout.isatty() and _LOG.isEnabledFor(logging.INFO)
         self._pace: tuple[int, float] | None = None
 
     def begin(self) -> None:
@@ -77,7 +81,7 @@ class Progress(ProgressHook):
         if done < total and (pace := self._seconds_per_update()):
             line += f"  {duration((total - done) * pace)} left"
         start = "\n" if self.interactive else ""  # below the progress bar
-        print(f"{start}{line}", file=sys.stderr, flush=True)
+        _LOG.info(f"{start}{line}", extra=PLAIN)
 
     def _seconds_per_update(self) -> float | None:
         """Of this process since its first update, which traces: with evaluations and all else."""

@@ -10,8 +10,8 @@ first frame of an animation. Unreadable files are left out and reported.
 
 import contextlib
 import hashlib
+import logging
 import os
-import sys
 import threading
 import warnings
 from collections import Counter
@@ -24,11 +24,14 @@ import numpy as np
 from zoo.data.datasets import FOLDER, SPLITS, Dataset
 from zoo.errors import RunError, UsageError, short
 from zoo.lazy import PIL, Image, ImageOps
+from zoo.progress import progress
 from zoo.storage.bounds import check_memory
 from zoo.storage.disk import content_of, file_digest, open_file
 from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import SHARD_BYTES, Records, RecordWriter, open_records
+
+_LOG = logging.getLogger(__name__)
 
 # Pillow starts Ghostscript for EPS, also inside IPTC, and expands FITS without bound.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -162,9 +165,9 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
     facts["left out"] = len(left_out)
     for number, line in enumerate(left_out[:_SHOWN], 1):
         facts[f"left out {number}"] = line
-        print(f"zoo: left out {line}", file=sys.stderr)
+        _LOG.warning(f"left out {line}")
     if len(left_out) > _SHOWN:
-        print(f"zoo: left out {len(left_out) - _SHOWN:,} more files", file=sys.stderr)
+        _LOG.warning(f"left out {len(left_out) - _SHOWN:,} more files")
     facts |= _report_ignored(root, ignored)
     digest = hashlib.sha256(cache.name.encode()).hexdigest()
     return Dataset(f"{FOLDER}{root}", arrays, tuple(names), digest, facts={"Images": facts})
@@ -277,10 +280,9 @@ def _report_ignored(root: Path, ignored: dict[str, int]) -> dict[str, int | str]
     ]
     more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
     count = sum(ignored.values())
-    print(
-        f"zoo: {root}: {count:,} file{'s are' if count != 1 else ' is'} in no class folder and not "
-        f"used: {', '.join(lines[:_SHOWN])}{more}",
-        file=sys.stderr,
+    _LOG.warning(
+        f"{root}: {count:,} file{'s are' if count != 1 else ' is'} in no class folder and not "
+        f"used: {', '.join(lines[:_SHOWN])}{more}"
     )
     return {
         "not used": count,
@@ -335,7 +337,8 @@ def _decoded(root, members, shape, left_out: list, remarks: Counter) -> Iterator
         except Unreadable as error:
             return None, str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
+    bar = progress(title="decoding", unit="images", total=len(members))
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the GIL
         for start in range(0, len(members), _CHUNK):
             chunk = members[start : start + _CHUNK]
             images, labels = [], []
@@ -348,5 +351,6 @@ def _decoded(root, members, shape, left_out: list, remarks: Counter) -> Iterator
                 remarks.update(details)
                 images.append(image)
                 labels.append(label)
+            bar.update(len(chunk))
             if images:
                 yield np.stack(images), np.array(labels, np.int64)

@@ -5,9 +5,9 @@ the CPU cannot be split into logical devices, and the GPU's memory is allocated.
 recipe would then differ from later runs.
 """
 
+import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +18,12 @@ from zoo import processes
 from zoo.data import fetch
 from zoo.data.datasets import Dataset, list_datasets
 from zoo.data.fetch import FetchFile
-from zoo.errors import RunError, UsageError, short
+from zoo.errors import RunError, UsageError
 from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir, data_dir
 from zoo.storage.records import Records, RecordWriter, open_records
+
+_LOG = logging.getLogger(__name__)
 
 
 def load(
@@ -43,8 +45,11 @@ def load(
     folder = _records_folder(name, version, shape)
     records = _open_if_complete(folder)
     if records is None:
-        print(f"zoo: preparing {name} (once, about half a minute)", file=sys.stderr, flush=True)
-        _prepare_in_process(name, version, manual_dir, shape)
+        _LOG.info(f"preparing {name} (once, about half a minute)")
+        processes.call(
+            f"Preparing {name!r}", "zoo.data.arrays.tfds:prepare", name, version,
+            str(manual_dir or ""), *map(str, shape), extra={"CUDA_VISIBLE_DEVICES": "-1"},
+        )  # fmt: skip
         records = open_records(folder)
     return _dataset(name, records)
 
@@ -105,21 +110,6 @@ def _create_records(folder: Path, produce: Callable[[], tuple[dict, tuple[str, .
                 writer.append(**rows)
 
 
-def _prepare_in_process(name: str, version: str, manual_dir: Path | None, shape: tuple):
-    done = processes.run(
-        "zoo.data.arrays.tfds:main", name, version, str(manual_dir or ""), *map(str, shape),
-        extra={"CUDA_VISIBLE_DEVICES": "-1"},
-    )  # fmt: skip
-    if done.returncode < 0:
-        raise RunError(f"Preparing {name!r} failed: signal {-done.returncode} ended the process.")
-    if done.returncode:
-        # `main` prints its error on stdout; otherwise stderr ends with Python's error.
-        message = done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
-        raise RunError(message.splitlines()[-1])
-    for line in filter(lambda line: line.startswith("zoo: "), done.stderr.splitlines()):
-        print(line, file=sys.stderr)
-
-
 def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int, ...] = ()):
     """Runs the builder of TFDS; returns the splits and the class names."""
     import tensorflow_datasets as tfds
@@ -171,7 +161,7 @@ def _original_folder(name: str, manual_dir: Path | None) -> Path:
     try:
         # Without a network, TFDS' own download fails only after minutes. data_dir() may be shared
         # and read-only.
-        return fetch.fetch(name, cache_dir() / "data", progress=lambda line: None)
+        return fetch.fetch(name, cache_dir() / "data", tell=_LOG.debug)
     except RunError as error:
         raise RunError(
             f"{name!r} is not in {data_dir()} and could not be downloaded: {error} Run `zoo fetch "
@@ -193,7 +183,7 @@ def _decode(tfds, builder, split: str) -> dict:
     # Records hold no strings, such as names of examples.
     left_out = [key for key, values in batches[0].items() if values.dtype == object]
     if left_out:
-        print(f"zoo: left out of {builder.name}: {', '.join(left_out)}", file=sys.stderr)
+        _LOG.warning(f"left out of {builder.name}: {', '.join(left_out)}")
     arrays = {
         key: np.concatenate([batch[key] for batch in batches])
         for key in batches[0]
@@ -227,19 +217,8 @@ def _decode_resized(tfds, builder, split: str, height: int, width: int, channels
     return {"image": np.stack(images), "label": np.array(labels, np.int64)}
 
 
-def main(name: str, version: str, manual_dir: str, *shape: str) -> int:
-    """Prepares a data set in a child process; prints an error and returns the exit status."""
-    originals = Path(manual_dir) if manual_dir else None
-    try:
-        size = tuple(map(int, shape))
-        folder = _records_folder(name, version, size)
-        _create_records(folder, lambda: _prepare(name, version, originals, size))
-    except (RunError, UsageError) as error:
-        message = str(error)
-    except Exception as error:
-        # TFDS and TensorFlow raise many types, often with messages of many lines.
-        message = f"TFDS could not prepare {name!r}: {type(error).__name__}: {short(error)}"
-    else:
-        return 0
-    print(" ".join(message.split()), flush=True)
-    return 1
+def prepare(name: str, version: str, manual_dir: str, *shape: str) -> None:
+    """Prepares a data set in this process; see `load`."""
+    originals, size = Path(manual_dir) if manual_dir else None, tuple(map(int, shape))
+    folder = _records_folder(name, version, size)
+    _create_records(folder, lambda: _prepare(name, version, originals, size))

@@ -17,9 +17,9 @@ the text itself), so splits do not depend on the order of files, and equal texts
 import functools
 import hashlib
 import itertools
+import logging
 import os
 import re
-import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +33,8 @@ from zoo.data.text.corpus_readers import Tally, TextFile
 from zoo.data.text.corpus_splits import key_hash, split_by_cut, split_by_hash
 from zoo.errors import RunError, UsageError, near_names
 from zoo.storage.disk import content_of
+
+_LOG = logging.getLogger(__name__)
 
 TEXT = "text:"
 PAIRS = "pairs:"
@@ -194,7 +196,7 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
         splits = split_by_hash(lambda: ((text.strip(), text) for text in documents()), 0.05, hashes)
     else:
         if repeated := len(hashes) - len(first):
-            _print_once(f"zoo: {name}: {repeated:,} repeated documents were left out.")
+            _warn_once(f"{name}: {repeated:,} repeated documents were left out.")
         different = np.isin(np.arange(len(hashes)), first)
         splits = split_by_cut(
             lambda: itertools.compress(documents(), different),
@@ -286,7 +288,7 @@ def _report_unreadable(name: str, tally: Tally) -> dict[str, int]:
         )
     words += [f"{count:,} empty {kind} were skipped" for kind, count in tally.empty.items()]
     if words:
-        _print_once(f"zoo: {name}: {'; '.join(words)}.")
+        _warn_once(f"{name}: {'; '.join(words)}.")
     unreadable = {f"empty_{kind}": count for kind, count in tally.empty.items()}
     for key, counter in (("line_ends", tally.line_ends), ("invalid_sequences", tally.invalid)):
         if counter:
@@ -295,5 +297,5 @@ def _report_unreadable(name: str, tally: Tally) -> dict[str, int]:
 
 
 @functools.cache
-def _print_once(line: str):
-    print(line, file=sys.stderr, flush=True)
+def _warn_once(line: str):
+    _LOG.warning(line)

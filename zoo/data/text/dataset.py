@@ -1,7 +1,5 @@
 """Converts the `data` section of a recipe to tokenized records in the cache."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,11 +10,13 @@ from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
-from zoo.storage.disk import read_json, read_object, write_json
+from zoo.progress import progress
+from zoo.storage.disk import json_digest, read_json, read_object, write_json
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
 
 FORMAT = 2
+PREPARED_FORMAT = 1  # of prepared.json
 PACKINGS = ("stream", "best_fit")
 PREPARED = "prepared:"
 
@@ -83,8 +83,14 @@ def from_prepared(data: Mapping) -> Dataset:
         )
     _check_length(data)
     plan = read_object(
-        folder / "prepared.json", packing=str, sequence_length=int, records=dict, licences=dict
-    )
+        folder / "prepared.json", format=int, packing=str, sequence_length=int, records=dict,
+        licences=dict,
+    )  # fmt: skip
+    if plan["format"] != PREPARED_FORMAT:
+        raise UsageError(
+            f"{folder / 'prepared.json'} has format {plan['format']}; this version reads "
+            f"{PREPARED_FORMAT}: prepare it again."
+        )
     tokenizer = tokenizers.load(folder / "tokenizer.json")
     for key in ("packing", "sequence_length"):
         # Windows over a stream may have any length, packed rows have a fixed one.
@@ -223,7 +229,7 @@ def cached_records(
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             with RecordWriter(folder, layout, metadata=dict(settings)) as writer:
-                for arrays in rows(split):
+                for arrays in progress(rows(split), title=f"tokenizing {split}", unit="batches"):
                     writer.append(**arrays)
                 if not writer.rows:
                     raise RunError(
@@ -270,7 +276,7 @@ def token_type(tokenizer) -> np.dtype:
 
 
 def _digest(*parts) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()
+    return json_digest([FORMAT, *parts])
 
 
 def _file_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """Tokenized records of pairs of a sentence and its translation, with several pairs per row."""
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
@@ -12,6 +12,8 @@ from zoo.data.text.corpora import load_corpus
 from zoo.data.text.dataset import cached_records, check, facts, token_type, tokenizer_of
 from zoo.data.text.packing import best_fit_decreasing
 from zoo.errors import RunError, UsageError
+
+_LOG = logging.getLogger(__name__)
 
 PACKINGS = ("best_fit", "none")
 
@@ -88,10 +90,9 @@ def packed_rows(pairs: Iterator, split: str, tokenizer, length: int, packed: boo
     short = longest <= length
     if not short.all():
         action = "left out" if split == "train" else "truncated"
-        print(
-            f"zoo: {split}: {np.count_nonzero(~short):,} of {len(short):,} pairs are longer than "
-            f"data.sequence_length={length} tokens and were {action}.",
-            file=sys.stderr,
+        _LOG.warning(
+            f"{split}: {np.count_nonzero(~short):,} of {len(short):,} pairs are longer than "
+            f"data.sequence_length={length} tokens and were {action}."
         )
     if split == "train":
         sides = [[ids for ids, fits in zip(side, short, strict=True) if fits] for side in sides]

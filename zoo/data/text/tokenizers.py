@@ -22,11 +22,10 @@ whole text (for "sentencepiece" up to rounding of log-probabilities). Text witho
 cut after `PIECE_LENGTH` characters; kinds that keep white space stay lossless.
 """
 
-import hashlib
 import json
+import logging
 import os
 import re
-import sys
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,6 +49,8 @@ from zoo.data.text.vocabularies import (
 from zoo.errors import RunError, UsageError, near_names, short
 from zoo.storage import disk
 from zoo.storage.bounds import JSON_EXPANSION
+
+_LOG = logging.getLogger(__name__)
 
 _KINDS = {
     "character": Characters,
@@ -145,11 +146,9 @@ def train(
     payload = _KINDS[kind].train(chain([first], pieces), int(vocabulary_size))
     tokenizer = Tokenizer(kind, normalization, payload, read)
     if tokenizer.vocabulary_size < vocabulary_size:
-        print(
-            f"zoo: the vocabulary has {tokenizer.vocabulary_size:,} {kind} tokens: the text does "
-            f"not support {vocabulary_size:,}",
-            file=sys.stderr,
-            flush=True,
+        _LOG.warning(
+            f"the vocabulary has {tokenizer.vocabulary_size:,} {kind} tokens: the text does "
+            f"not support {vocabulary_size:,}"
         )
     return tokenizer
 
@@ -215,7 +214,7 @@ class Tokenizer:
         self.vocabulary_size = len(self._vocabulary.names)
         self.token_bytes = np.array([len(b) for b in self._vocabulary.spellings], np.int32)
         self.starts_word = self._vocabulary.starts_word
-        self.fingerprint = _digest(self._content())
+        self.fingerprint = disk.json_digest(self._content())
 
     def __repr__(self):
         return (
@@ -355,7 +354,7 @@ class Tokenizer:
         """
         path = Path(path)
         data = self._data()
-        data["checksum"] = _digest(data)
+        data["checksum"] = disk.json_digest(data)
         try:
             with disk.atomic(path, "w") as file:
                 json.dump(data, file, indent=1)
@@ -386,7 +385,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
             f"{path} must have format_version {FORMAT_VERSION}. Received: {version}. Use the "
             "version of the zoo that wrote it, or train the tokenizer again."
         )
-    if data.pop("checksum", None) != _digest(data):
+    if data.pop("checksum", None) != disk.json_digest(data):
         raise RunError(f"{path} is damaged or was altered (its checksum differs): train it again.")
     try:
         tokenizer = Tokenizer(
@@ -436,10 +435,6 @@ def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
         "unknown_rate": unknown / tokens,
         "trained on": tokenizer.trained_on,
     }
-
-
-def _digest(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _joined(jobs: Iterable[list[tuple[np.ndarray, bool]]]) -> Iterator[np.ndarray]:
