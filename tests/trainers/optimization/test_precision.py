@@ -75,7 +75,7 @@ def weights(workdir, step):
 
 
 @pytest.mark.parametrize(
-    ("policy", "devices", "cpu", "slow"),
+    ("policy", "device_names", "cpu", "slow"),
     [
         ("mixed_bfloat16", ["/device:CPU:0"], "flags\t\t: fpu avx2 fma", True),
         ("mixed_bfloat16", ["/device:CPU:0"], "flags\t\t: fpu avx2 avx512_bf16", False),
@@ -87,11 +87,11 @@ def weights(workdir, step):
         ("float32", ["/device:CPU:0"], "flags\t\t: fpu", False),
     ],
 )
-def test_bfloat16_on_a_cpu_without_it_is_said(policy, devices, cpu, slow, tmp_path):
+def test_bfloat16_on_a_cpu_without_it_is_said(policy, device_names, cpu, slow, tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor\t: 0\n{cpu}\n\nprocessor\t: 1\n{cpu}\n")
-    assert ("float32" in slow_bfloat16(policy, devices, file)) == slow
-    assert slow_bfloat16(policy, devices, tmp_path / "none") == ""
+    assert ("float32" in slow_bfloat16(policy, device_names, file)) == slow
+    assert slow_bfloat16(policy, device_names, tmp_path / "none") == ""
 
 
 def test_a_run_says_it(run, monkeypatch):

@@ -515,15 +515,17 @@ def test_a_model_trains_on_prepared_data(site, tmp_path):
 
 @pytest.mark.slow
 def test_persian_becomes_few_tokens_and_keeps_its_joiners(tmp_path):
-    from trainers.config.recipe import as_dict, resolve
+    from trainers.config.base import section
+    from trainers.config.recipe import resolve
     from zoo.data.text import tokenizers
     from zoo.storage.paths import data_dir
 
     if not (data_dir() / "persian_news").exists():
         pytest.skip("ZOO_DATA_DIR holds no persian_news")
-    config = as_dict(resolve("gpt_persian", [("prep.input", "corpus:persian_news")]))
+    config = resolve("gpt_persian", [("prep.input", "corpus:persian_news")])
+    prep, data = section(config, "prep").to_dict(), config.data.to_dict()
     with Local() as engine:
-        about = pipeline.prepare(config["prep"], config["data"], tmp_path / "out", engine)
+        about = pipeline.prepare(prep, data, tmp_path / "out", engine)
     assert sum(about["documents"].values()) > 850
     texts = kept_texts(tmp_path / "out", "validation")
     tokenizer = tokenizers.load(tmp_path / "out" / "tokenizer.json")

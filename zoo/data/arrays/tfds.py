@@ -2,7 +2,8 @@
 
 TFDS runs in a process of its own, because decoding initializes TensorFlow's runtime: afterwards
 the CPU cannot be split into logical devices, and the GPU's memory is allocated. The first run of a
-recipe would then differ from later runs.
+recipe would then differ from later runs. That process imports TensorFlow first: otherwise a thread
+of TFDS does so later, while `zoo.quiet` discards stderr, and an error message may be lost.
 """
 
 import logging
@@ -49,6 +50,7 @@ def load(
         processes.call(
             f"Preparing {name!r}", "zoo.data.arrays.tfds:prepare", name, version,
             str(manual_dir or ""), *map(str, shape), extra={"CUDA_VISIBLE_DEVICES": "-1"},
+            tensorflow=True,
         )  # fmt: skip
         records = open_records(folder)
     return _dataset(name, records)
