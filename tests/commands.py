@@ -1,4 +1,4 @@
-"""Running `zoo` as a user does, and looking at what it left behind."""
+"""Runs `zoo` commands as a user does and inspects their output files."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ ZOO = "import sys; from trainers.cli.main import main; sys.exit(main())"
 
 @dataclasses.dataclass
 class Answer:
-    """What a command answered."""
+    """Exit status, stdout and stderr of a command."""
 
     status: int
     out: str
     err: str
 
     def one_line(self) -> str:
-        """The only line on stderr besides progress, of an error without a traceback."""
+        """Returns the error, which must be the only line on stderr besides progress lines."""
         lines = [x for x in self.err.splitlines() if not x.startswith(("step ", "hold-out at "))]
         assert len(lines) == 1, self.err
         assert lines[0].startswith("zoo: error: "), self.err
@@ -37,7 +37,7 @@ class Answer:
 
 
 def zoo_process(*words, **options) -> Answer:
-    """Runs `zoo WORD ...` in a process of its own."""
+    """Runs `zoo WORD ...` in a separate process."""
     command = [sys.executable, "-c", ZOO, *(str(word) for word in words)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     options["env"] = {**os.environ, "PYTHONPATH": path, **options.get("env", {})}
@@ -47,9 +47,9 @@ def zoo_process(*words, **options) -> Answer:
 
 @contextlib.contextmanager
 def children_here():
-    """Calls in this process what `zoo.processes.call` calls in a child.
+    """Makes `zoo.processes.call` call its function in this process instead of a child process.
 
-    For tests of results: a child takes eight seconds to start TensorFlow.
+    For tests of results: a child process takes eight seconds to start TensorFlow.
     """
 
     def call(what, function, *words, extra=None, tensorflow=False, killed=""):
@@ -68,7 +68,7 @@ def children_here():
 
 
 def started(code: str, *words, **environment) -> subprocess.Popen:
-    """Starts Python code that finds the zoo; `output` waits for it."""
+    """Starts Python code in a process that can import the zoo; `output` waits for its end."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
@@ -79,14 +79,14 @@ def started(code: str, *words, **environment) -> subprocess.Popen:
 
 
 def output(process: subprocess.Popen) -> str:
-    """What a started process printed; it must end well."""
+    """Returns the stdout of a started process, which must exit with status 0."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Every file and folder below, with the sha256 of what it holds."""
+    """Returns the relative path of each file and folder, with the sha256 of each file."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.is_file()

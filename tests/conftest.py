@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet TensorFlow, four logical CPU devices, offline, no user's caches."""
+"""Fixtures of all tests: quiet TensorFlow, four logical CPU devices, offline, no user caches."""
 
 import gc
 import json
@@ -9,15 +9,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # the build for TPUs asks for a metadata server
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # TPU builds query a metadata server
 
 import pytest
 
 from tests import commands
 from tests.third_party import keras_hub, torch, transformers  # noqa: F401 (fixtures)
 
-# PyTorch, to which models are compared, loads Triton where it is installed. It brings an LLVM of
-# its own, and a process that holds TensorFlow's already is aborted.
+# PyTorch, the reference of some model tests, loads Triton if Triton is installed. Triton contains
+# its own LLVM, and a process that has already loaded TensorFlow's LLVM is aborted.
 sys.modules["triton"] = None
 
 
@@ -34,10 +34,10 @@ def devices():
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen(devices):
-    """Leaves what is alive between two files out of the garbage collections of `collected`.
+    """Excludes objects that outlive a test file from the garbage collections of `collected`.
 
-    Imported packages, and what TensorFlow keeps of graphs, live as long as the process. Each of
-    those collections would visit them, for 0.6 s and more.
+    Imported packages and TensorFlow's graph caches live as long as the process. Each collection
+    would visit these objects, which takes 0.6 s and more.
     """
     gc.collect()
     gc.freeze()
@@ -45,16 +45,16 @@ def frozen(devices):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own, not there yet."""
+    """Sets the cache folder to a path of this test that does not exist yet; returns the path."""
     monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")
 def trained_once(devices, tmp_path_factory):
-    """Returns `trained_once(config, dataset) -> Trainer`, for tests that only read it.
+    """Returns `trained_once(config, dataset) -> Trainer`, for tests that only read the trainer.
 
-    A file trains equal recipes on equal data once.
+    Within a test file, equal recipes on equal data are trained once.
     """
     from trainers.config.recipe import as_dict
     from trainers.train.trainer import Trainer
@@ -92,9 +92,9 @@ def run(collected, tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A work directory of `zoo train cnn_digits:debug` in a process of its own.
+    """Runs `zoo train cnn_digits:debug` in a separate process; returns `(workdir, Answer)`.
 
-    Returns `(path, what the command answered)`; tests leave it as it is, or copy it.
+    Tests must not change the work directory; they may copy it.
     """
     path = tmp_path_factory.mktemp("trained") / "digits"
     answer = commands.zoo_process("train", "cnn_digits:debug", f"--workdir={path}")
@@ -123,7 +123,7 @@ def children_here():
 
 @pytest.fixture(scope="session")
 def xla():
-    """Skips where TensorFlow cannot compile for a CPU: its build for TPUs."""
+    """Skips the test if TensorFlow cannot compile for CPUs, e.g. in TPU builds."""
     from zoo.layers.xla import compiles
 
     if not compiles():
@@ -132,8 +132,8 @@ def xla():
 
 @pytest.fixture
 def collected():
-    """Ends the iterators that a test leaves behind: tf.data's tuning thread looks up at growing
-    intervals, and the later an iterator is collected, the longer (up to a minute) that waits."""
+    """Collects iterators at the end of a test. Later collections wait longer (up to a minute) for
+    the tuning thread of tf.data, because this thread wakes up at growing intervals."""
     yield
     gc.collect()
 

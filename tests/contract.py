@@ -1,6 +1,6 @@
-"""What the zoo promises of every model in the catalog.
+"""Promises that every model in the catalog must keep.
 
-A promise is a function of a `TinyModel`; a new model is tested by its row being in the catalog.
+A promise is a function of a `TinyModel`. A new model is tested once the catalog has its row.
 """
 
 import functools
@@ -28,17 +28,17 @@ from zoo.layers.rounding import is_quantized
 from zoo.models.adapter import Adapter
 
 EXAMPLES, BATCH = 40, 16  # the third batch of each epoch is short
-# What is recomputed in models without stacks of blocks: regular expressions of layers' names.
+# Layers to recompute in models without stacks of blocks, as regular expressions of layer names.
 OTHER_BLOCKS = {"cnn": "convolution_.*", "gan": "generator", "transfer": "hidden"}
-TURN = 60  # updates in which one player learns
+TURN = 60  # updates per player
 
 
 class TinyModel:
-    """The tiny variant of a catalog row, and the runs that several promises read.
+    """Tiny variant of a catalog row, with the training runs that several promises read.
 
     Args:
-      row: `zoo.registry.Entry`.
-      folder: where the work directories are written.
+      row: `zoo.registry.Entry` of the model.
+      folder: parent folder of the work directories.
     """
 
     def __init__(self, row, folder=None):
@@ -46,7 +46,7 @@ class TinyModel:
 
     @functools.cached_property
     def task(self):
-        """The row's task, bound to model and data."""
+        """Returns the task of the row, bound to the model and the data."""
         task = registry.build_task(self.row.task, **self.row.task_arguments)
         task.bind(self.untrained, self.data, self.row.tiny).check(self.untrained, self.data)
         return task
@@ -63,7 +63,7 @@ class TinyModel:
 
     @functools.cached_property
     def batch(self):
-        """Four examples, prepared."""
+        """Returns a prepared batch of four examples."""
         batch = {key: tf.constant(value[:4]) for key, value in self.data.splits["train"].items()}
         batch["weight"] = tf.ones(4)
         return self.task.prepare(
@@ -82,19 +82,19 @@ class TinyModel:
             **{"steps": 6, "log_every": 3, "checkpoint_every": 3, **trainer},
             global_batch_size=BATCH,
         )  # fmt: skip
-        if row.task == "gan":  # two players who chase each other in large steps enlarge rounding
+        if row.task == "gan":  # large steps of two players amplify rounding errors
             config.optimizer.learning_rate = 2e-4
         return config
 
     def train(self, name, config, callbacks=()):
-        """Returns the trainer of a run in the folder `name`, once it has ended."""
+        """Trains in the folder `name`; returns the trainer."""
         run = Trainer(config, self.folder / name, dataset=self.data, callbacks=callbacks)
         run.logs = run.train()
         return run
 
     @functools.cached_property
     def plain(self):
-        """A run of six updates with no setting changed."""
+        """Returns a run of six updates with the default settings."""
         return self.train("plain", self.recipe())
 
     @functools.cached_property
@@ -103,20 +103,20 @@ class TinyModel:
 
     @functools.cached_property
     def compressed(self):
-        """A run that prunes half of each kernel, and whose layers round to eight bits."""
+        """Returns a run with 50% pruning of each kernel and 8-bit quantization-aware training."""
         config = self.recipe()
         config.compress.prune.update({"sparsity": 0.5, "frequency": 1, "end": 0.5})
         config.compress.qat.update({"on": True, "decay": 0.5})
         return self.train("compressed", config)
 
     def check_equal(self, name, bound=1e-6, **trainer):
-        """A run with other settings of the trainer has the weights of the plain one."""
+        """Checks that other trainer settings give the same weights as the plain run."""
         other = self.train(name, self.recipe(**trainer))
         gap = toys.difference(self.plain.step.net, other.step.net)
         assert gap <= bound, gap
 
     def check_export(self, model, export_format):
-        """The file of a format computes in its runtime what the model computes."""
+        """Checks that an exported file gives the model's outputs in the runtime of its format."""
         examples = examples_of(self.task, self.data.splits["train"])
         path = self.folder / f"model{FORMATS[export_format][0]}"
         written = write_checked(model, self.task, examples, export_format, str(path))
@@ -134,7 +134,7 @@ def saves_and_loads(tiny):
 
 
 def lowers_the_loss(tiny):
-    """Each player lowers its own, while the others stand still."""
+    """Each player lowers its own loss while the weights of the other players are constant."""
     players = tiny.task.players(tiny.untrained)
     config = tiny.recipe(steps=TURN * len(players), checkpoint_every=TURN)
     config.optimizer = optimizer("adamw", learning_rate=0.01)
@@ -161,7 +161,7 @@ class Turns(keras.callbacks.Callback):
 
 def trains_in_bfloat16(tiny):
     plain, mixed = tiny.plain, tiny.mixed
-    assert toys.difference(plain.step.net, mixed.step.net) > 0  # it really was mixed
+    assert toys.difference(plain.step.net, mixed.step.net) > 0  # mixed precision was in use
     assert abs(mixed.logs["loss"] - plain.logs["loss"]) <= 0.02 * plain.logs["loss"]
 
 
@@ -181,7 +181,7 @@ def compiles_under_xla(tiny):
 
 
 def resumes_exactly(tiny):
-    """A run whose machine went away after its first checkpoint ends as the whole one."""
+    """A run interrupted after its first checkpoint ends like the uninterrupted run."""
     whole, parts = tiny.plain.workdir.path, tiny.folder / "resumed"
     shutil.copytree(whole, parts)
     _, (_, last) = list_checkpoints(parts / "checkpoints")
@@ -192,7 +192,7 @@ def resumes_exactly(tiny):
 
 
 def prunes(tiny):
-    """Every kernel that learns has the share of zeros that was asked for, in the file as well."""
+    """Every trainable kernel has the requested sparsity, also in the saved file."""
     net = tiny.compressed.step.net
     saved = sparsities(zoo.load(tiny.compressed.workdir.path))
     assert saved == sparsities(net)
@@ -202,9 +202,9 @@ def prunes(tiny):
 
 
 def learns_in_eight_bits(tiny):
-    """Layers that round as they train: the file opens with its ranges, and becomes one of LiteRT.
+    """A file of quantization-aware training loads with its ranges and exports to LiteRT.
 
-    Keras alone opens it as well, without the rounding.
+    Keras alone loads the file as well, without quantization.
     """
     saved = zoo.load(tiny.compressed.workdir.path)
     assert is_quantized(saved)
@@ -217,7 +217,7 @@ def learns_in_eight_bits(tiny):
 
 
 def exports(tiny):
-    """Learned in bfloat16 or not, its files compute in their runtimes what it computes."""
+    """The exported files of a model trained in bfloat16 give its outputs in their runtimes."""
     for export_format in FORMATS:
         tiny.check_export(tiny.mixed.step.net, export_format)
 
@@ -238,7 +238,7 @@ PROMISES = (
 
 
 def promises(row):
-    """Rows that differ from another in their sizes alone have their count to keep."""
+    """Returns the promises; a row that differs from another only in sizes has only its count."""
     return PROMISES if row.tiny else (has_the_parameters_it_says,)
 
 

@@ -5,14 +5,14 @@
 
 A reorganization of the code must change no result. Each case runs in both trees through `zoo`, as a
 user runs it: training of each family, compression, two replicas, two workers, a run that is killed
-and resumed, and data preparation. Compared are
+and resumed, and data preparation. The comparison covers
 
 - the values of the final model's weights, in the order of the model and without their names;
 - the lines of metrics.jsonl without times and rates;
-- of data preparation, the content of every file but the page and the hash of the source code.
+- the files of data preparation, except the page and the hash of the source code.
 
-Both trees run at the same time, each case in a process of its own. Exit status 1 if anything
-differs. With --folder the runs are kept there.
+Both trees run at the same time, each case in a separate process. The exit status is 1 if a result
+differs. With --folder the runs are kept in that folder.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from tests.commands import ZOO
 from tests.workers import free_addresses
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 300  # seconds of one command
-# Settings that make the debug runs shorter still.
+LIMIT = 300  # seconds per command
+# Settings that shorten the debug runs further.
 SHORT = ("--config.trainer.steps=20", "--config.trainer.log_every=5")
 
 TRAIN = {
@@ -60,8 +60,8 @@ COMPRESS = {
     "low_rank": ["--config.compress.low_rank.energy=0.9"],
 }
 CASES = (*TRAIN, *COMPRESS, "two_workers", "killed", "prepare")
-# Keys of metrics.jsonl whose values differ between two runs of the same code, and events of one
-# process.
+# Keys of metrics.jsonl with values that differ between two runs of the same code, and events that
+# describe one process.
 _TIMES, _PROCESS_EVENTS = ("seconds", "goodput", "time"), ("started", "resumed")
 _WEIGHTS = """
 import hashlib, json, sys
@@ -79,12 +79,12 @@ for folder in sys.argv[1:]:
 
 
 class Tree:
-    """A checkout of the zoo, and the folder in which its runs are made."""
+    """A checkout of the zoo and the folder of its runs."""
 
     def __init__(self, root: Path, folder: Path):
         self.root, self.folder = root, folder
         folder.mkdir(parents=True, exist_ok=True)
-        # Relative paths: the recipes of both trees are the same.
+        # Relative paths give both trees the same recipes.
         lines = [line for seed in range(60) for line in pages.sentences(seed)]
         (folder / "pairs.tsv").write_text("".join(f"{x}\t{x.swapcase()}\n" for x in lines))
         self.environment = {
@@ -105,11 +105,11 @@ class Tree:
         )  # fmt: skip
 
     def zoo(self, *words) -> None:
-        """Runs one command to its end."""
+        """Runs one command and waits for its end."""
         _wait(self.start(ZOO, *words))
 
     def run(self, cases) -> None:
-        """Runs the cases; a case that fails is noted and does not end the others."""
+        """Runs the cases; records a failed case in `failures` and continues with the next case."""
         for case in cases:
             start = time.monotonic()
             try:
@@ -152,7 +152,7 @@ class Tree:
                 process.kill()
 
     def _killed(self, out: Path) -> None:
-        """Kills a run after its first checkpoint and lets it go on."""
+        """Kills a run after its first checkpoint and resumes it."""
         words = [
             "train", "gpt_pydoc:debug", "--config.trainer.steps=60", "--config.trainer.log_every=5",
             "--config.trainer.checkpoint_every=10", "--config.trainer.evaluate_every=30",
@@ -171,7 +171,7 @@ class Tree:
         self.zoo(*words)
 
     def results(self, cases) -> dict[str, dict]:
-        """Returns what is compared, by case."""
+        """Returns the results to compare, by case."""
         done = [case for case in cases if case not in self.failures]
         found = {case: {"failed": self.failures[case]} for case in self.failures}
         folders = [self.folder / case for case in done if case != "prepare"]
@@ -200,11 +200,11 @@ def _wait(process: subprocess.Popen) -> str:
 
 
 def _metrics(path: Path) -> list[dict]:
-    """Returns the lines without times and without events of one process."""
+    """Returns the lines of metrics.jsonl without times and without process events."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         if line.get("event") in ("finished", "feature cache"):
-            line.pop("detail")  # seconds, a path
+            line.pop("detail")  # contains seconds or a path
     return [
         {k: v for k, v in line.items() if k not in _TIMES and not k.endswith("_per_second")}
         for line in lines
@@ -213,9 +213,9 @@ def _metrics(path: Path) -> list[dict]:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Returns hashes of what `zoo prepare` made, without the folder's own path.
+    """Returns hashes of the files of `zoo prepare`, computed without the path of the folder.
 
-    Left out are the page, and prepared.json with its hash of the source code.
+    Excludes the page and prepared.json, which contains a hash of the source code.
     """
     contents = {
         str(path.relative_to(folder)): path.read_bytes()

@@ -1,4 +1,4 @@
-"""Reads the pages that the zoo writes back as HTML."""
+"""Parses the HTML pages that the zoo writes."""
 
 import html.parser
 import re
@@ -8,7 +8,7 @@ _VOID = {"meta", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags close in order, and collects tables, headings, words and attributes."""
+    """Parser that checks the nesting of tags and collects tables, headings, text and attributes."""
 
     def __init__(self, path):
         super().__init__()
@@ -45,7 +45,7 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         if "style" in self.open:
             return
-        # Without the indentation of the templates.
+        # Removes the indentation of the templates.
         data = re.sub(r"\s*\n\s*", " ", re.sub(r"^\s*\n\s*|\s*\n\s*$", "", data))
         self.words += data
         if "h2" in self.open:
@@ -54,6 +54,6 @@ class Page(html.parser.HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def table(self, *head):
-        """Returns the rows below the table head that begins with `head`."""
+        """Returns the rows of the table with a header row that begins with `head`."""
         (found,) = [table for table in self.tables if tuple(table[0][: len(head)]) == head]
         return found[1:]

@@ -1,4 +1,4 @@
-"""What a LiteRT file holds."""
+"""Reads the constants of a LiteRT file."""
 
 import numpy as np
 

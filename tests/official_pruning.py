@@ -1,4 +1,4 @@
-"""TF-MOT's own pruning, of the old Keras, beside the zoo's: the same CNN on the same batches."""
+"""Compares the pruning of TF-MOT (Keras 2) with the zoo's, for one CNN on the same batches."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def network(keras):
 
 
 def official(start):
-    """Returns the masks before each batch's forward pass, and the weights at the end."""
+    """Trains with TF-MOT; returns the masks before each forward pass, and the final weights."""
     import tf_keras
 
     from zoo.layers.tfmot import engines
@@ -61,7 +61,7 @@ def official(start):
 
 
 def ours(start):
-    """Returns the masks after each update, and the weights at the end."""
+    """Trains with the zoo; returns the masks after each update, and the final weights."""
     import keras
     import tensorflow as tf
 
@@ -92,11 +92,11 @@ def ours(start):
 
 
 def compare() -> tuple[list[int], float]:
-    """Trains both from the same weights.
+    """Trains with TF-MOT and with the zoo from the same initial weights.
 
     Returns:
-      How many elements of all masks differ at each step that both have; the largest difference of
-      final weights.
+      Number of differing mask elements at each step that both have, and the largest absolute
+      difference of the final weights.
     """
     import keras
 
@@ -104,7 +104,7 @@ def compare() -> tuple[list[int], float]:
     start = network(keras).get_weights()
     theirs, their_weights = official(start)
     our_masks, our_weights = ours(start)
-    # Theirs at the beginning of a step are ours at the end of the one before.
+    # TF-MOT sets masks at the beginning of a step, the zoo at the end of the previous step.
     differing = [
         sum(int((a != b).sum()) for a, b in zip(now, before, strict=True))
         for now, before in zip(theirs[1:], our_masks[:-1], strict=True)

@@ -1,14 +1,14 @@
-"""TF-MOT's own quantisation-aware training, of the old Keras, beside the zoo's."""
+"""Compares the quantization-aware training of TF-MOT (Keras 2) with the zoo's."""
 
 import numpy as np
 
 from tests.official_pruning import BATCH, network, pictures
 
-EPOCHS = 2  # of 60 updates: more than 80
+EPOCHS = 2  # of 60 updates each; more than 80 updates in total
 
 
 def official(start):
-    """Returns the loss of each update, the trained weights, and predictions."""
+    """Trains with TF-MOT; returns the loss of each update, the weights and the predictions."""
     import tf_keras
 
     from zoo.layers.tfmot import engines
@@ -36,7 +36,7 @@ def official(start):
 
 
 def ours(start):
-    """Returns the same of the zoo's."""
+    """Trains with the zoo; returns the same as `official`."""
     import keras
     import tensorflow as tf
 
@@ -49,7 +49,7 @@ def ours(start):
     quantize(model, decay=0.999)
     for variable in model.non_trainable_weights:
         if variable.path.endswith("_updates"):
-            variable.assign(1e9)  # TF-MOT does not correct the average for its start
+            variable.assign(1e9)  # TF-MOT has no bias correction of the average
     step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
     update = tf.function(step.update, autograph=False)
     losses = []
@@ -65,7 +65,7 @@ def ours(start):
 
 
 def compare() -> dict[str, float]:
-    """Trains both from the same weights; returns the largest differences."""
+    """Returns the largest differences of TF-MOT and the zoo, and TF-MOT's decrease of the loss."""
     import keras
 
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""Makes the web pages for the tests of `zoo.prep`, equal on every call."""
+"""Generates the web pages for the tests of `zoo.prep`; every call gives the same pages."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ ENDS += "because the road was closed|while it rained|to the surprise of everyone
 
 
 def sentences(seed, count=12):
-    """Returns sentences that no two seeds are likely to share."""
+    """Returns sentences; two seeds are unlikely to give the same sentence."""
     draw = random.Random(seed)
     parts = [part.strip("|").split("|") for part in (SUBJECTS, VERBS, OBJECTS, ENDS)]
     result = []
@@ -47,7 +47,7 @@ def page(seed, count=12, body="", links=()):
 
 
 def settings(**changes):
-    """Returns a section `prep` as the pipeline gets it; `dedup__ngram=3` sets a nested key."""
+    """Returns a resolved section `prep`; `dedup__ngram=3` sets a nested key."""
     prep = json.loads(json.dumps(defaults()))
     for key, value in changes.items():
         section, _, name = key.rpartition("__")

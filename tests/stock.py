@@ -1,4 +1,4 @@
-"""Stock Keras models and runs, for the tests of what Keras does and of its private names."""
+"""Stock Keras models and runs, for the tests of Keras' behavior and private names."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-SAME = 1e-5  # what rounding may do to an update
+SAME = 1e-5  # largest relative difference of an update due to rounding
 
 
 def mended(section: str) -> str:
@@ -17,14 +17,14 @@ def mended(section: str) -> str:
 
 
 def still(section: str, wrong: bool, measured) -> None:
-    """Fails once stock Keras no longer does what a section says."""
+    """Fails if stock Keras no longer has the fault that a section of docs/keras3.md describes."""
     print(f"\n{section}: {measured}")
     assert wrong, f"{mended(section)} Measured: {measured}"
 
 
 @contextlib.contextmanager
 def still_raises(section: str, error: type[Exception], match: str):
-    """As `still`, for what raises an error."""
+    """Fails if stock Keras no longer raises the error that a section describes; see `still`."""
     try:
         yield
     except error as raised:
@@ -39,7 +39,7 @@ def still_raises(section: str, error: type[Exception], match: str):
 def train(
     strategy, build, x, y, optimizer, *, batch_size=4, prepare=lambda model: None, **compiled
 ):
-    """Stock `compile` and `fit` for an epoch, always from the same weights; returns the model."""
+    """Trains one epoch by stock `compile` and `fit` from fixed weights; returns the model."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = build()
@@ -55,7 +55,7 @@ def flat(model):
 
 
 def difference(a, b) -> float:
-    """How far two trained models are apart, relative to how far training took the first."""
+    """Returns the distance of two trained models relative to the weight change of the first."""
     np.testing.assert_array_equal(a.before, b.before)
     return float(np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(a) - a.before))
 
@@ -65,7 +65,7 @@ def linear():
 
 
 def regression(rows):
-    """Rows that grow, so that no two shares of a batch have the same gradient."""
+    """Returns rows of growing magnitude, so that the parts of a batch differ in gradient."""
     generator = np.random.default_rng(0)
     growing = np.arange(1, rows + 1)[:, None] / rows
     x = growing * generator.normal(size=(rows, 3))
@@ -77,7 +77,7 @@ def sgd(**arguments):
 
 
 def on_replicas(strategy, function):
-    """What `function(replica_id)` returns on each replica, as numbers."""
+    """Returns the result of `function(replica_id)` on each replica, as a list of arrays."""
 
     @tf.function(autograph=False)
     def run():

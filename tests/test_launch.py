@@ -1,4 +1,4 @@
-"""The task files in launch/: what SkyPilot would run is what `zoo` understands."""
+"""The commands in the SkyPilot task files of launch/ are valid `zoo` commands."""
 
 import re
 import subprocess
@@ -41,11 +41,11 @@ def test_a_task_file_runs_commands_that_exist(path):
     config = resolve(words[0], [*overrides, ("trainer.strategy", train._STRATEGY.value)])
     several, tpu = task.get("num_nodes", 1) > 1, "tpu" in task["resources"]["accelerators"]
     assert config.trainer.strategy == ("multi_worker" if several else "tpu" if tpu else "auto")
-    # A bucket in the file system, or one that the zoo copies to.
+    # A bucket mounted in the file system, or a bucket that the zoo copies to.
     assert train._WORKDIR.value.startswith("gs://" if tpu else tuple(task["file_mounts"]))
     assert (train._WORKERS.value, train._INDEX.value) == (("a:1,b:2", 1) if several else ("", None))
     assert f"zoo fetch {config.data.source}\n" in script
-    # The example at its head fetches what its recipe learns from, too.
+    # The example at the head of the file also fetches the data of its recipe.
     head = path.read_text().partition("name:")[0]
     given = dict(re.findall(r"--env (\w+)=(\w+)", head))
     assert set(given) <= set(task["envs"])
@@ -71,7 +71,7 @@ def test_the_page_on_tpus_gives_commands_that_exist():
 
 
 def test_nodes_become_workers():
-    """The one line of shell in between: addresses as SkyPilot gives them."""
+    """Checks the shell line that converts the node addresses of SkyPilot to --workers."""
     task = yaml.safe_load((ROOT / "launch" / "multi_worker.yaml").read_text())
     (line,) = [line for line in task["run"].splitlines() if line.startswith("WORKERS=")]
     done = subprocess.run(

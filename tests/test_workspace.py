@@ -1,4 +1,4 @@
-"""WORKSPACE.md and README.md say what is there."""
+"""WORKSPACE.md and README.md match the repository."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ def test_tables_are_current():
 
 def test_paths_that_the_documents_name_exist():
     for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
-        if document.name == "CHANGELOG.md":  # it tells of earlier layouts
+        if document.name == "CHANGELOG.md":  # the changelog names files of earlier layouts
             continue
         text = document.read_text()
         for path in re.findall(r"`((?:zoo|trainers|configs|tests|benchmarks|docs)/[\w./]*)`", text):

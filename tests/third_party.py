@@ -1,4 +1,4 @@
-"""Other implementations, to which models are compared: fixtures and what goes with them."""
+"""Fixtures of the reference implementations that model tests compare with."""
 
 import contextlib
 import warnings
@@ -8,7 +8,7 @@ import pytest
 
 @contextlib.contextmanager
 def third_party():
-    """Lets warnings of other packages through, at import and in use."""
+    """Ignores the warnings of other packages, at import and in use."""
     with warnings.catch_warnings(action="ignore"):
         yield
 
@@ -24,7 +24,7 @@ def transformers(torch):
         module = pytest.importorskip("transformers", reason="needs transformers")
         module.logging.set_verbosity_error()
         module.logging.disable_progress_bar()
-        # Loaded lazily: here, where warnings are let through.
+        # transformers loads classes lazily. This loads them while warnings are ignored.
         for name in (
             "BertForPreTraining",
             "RobertaForMaskedLM",

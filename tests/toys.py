@@ -1,4 +1,4 @@
-"""Tiny models, tasks and data that show one difficulty each, registered as a user would."""
+"""Tiny models, tasks and data with one difficulty each, registered as a user registers them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from zoo.tasks.base import Forward, Task
 
 @dataclasses.dataclass
 class Clock:
-    """Stands for the module `time`."""
+    """Fake of the module `time`."""
 
     perf_counter: Callable[[], float]
     time: Callable[[], float] = lambda: 1e9
 
 
 class TokenTask(Task):
-    """Next-token loss over unequal numbers of tokens: "mask" says which count."""
+    """Token loss over unequal numbers of tokens; "mask" marks the tokens that count."""
 
     statistics = ("accuracy",)
 
@@ -44,7 +44,7 @@ class TokenTask(Task):
 
 
 class TwoTermTask(TokenTask):
-    """Two loss terms with weights and coefficients of their own."""
+    """Task with two loss terms, each with its own count and coefficient."""
 
     terms = {"tokens": 1.0, "squares": 0.3}
 
@@ -59,7 +59,7 @@ class TwoTermTask(TokenTask):
 
 
 class PoisonTask(TokenTask):
-    """Multiplies the loss by the example's "poison": inf or NaN wherever a test wants it."""
+    """Task that multiplies the loss by the largest "poison" of the batch, e.g. inf or NaN."""
 
     def forward(self, model, batch, training):
         result = super().forward(model, batch, training)
@@ -68,7 +68,7 @@ class PoisonTask(TokenTask):
 
 
 class InfiniteGradientTask(TokenTask):
-    """A negative "poison" adds the root of zero: 0 to the loss, inf to its gradient."""
+    """Task with sqrt(0) added for a negative "poison": the loss is finite, its gradient is not."""
 
     def forward(self, model, batch, training):
         result = super().forward(model, batch, training)
@@ -79,7 +79,7 @@ class InfiniteGradientTask(TokenTask):
 
 
 def token_model(vocabulary=11, width=8, dropout=0.0, l2=0.0, name="toy_tokens"):
-    """Embedding, two residual blocks, logits; the embedding's gradient is sparse."""
+    """Builds an embedding with a sparse gradient, two residual blocks and a logits layer."""
     tokens = keras.Input((6,), dtype="int32", name="tokens")
     x = layers.Embedding(vocabulary, width, name="embedding")(tokens)
     for i in range(2):
@@ -90,7 +90,7 @@ def token_model(vocabulary=11, width=8, dropout=0.0, l2=0.0, name="toy_tokens"):
 
 @keras.saving.register_keras_serializable("toys")
 class Block(layers.Layer):
-    """Residual: norm, dense, dropout, dense."""
+    """Residual block of normalization, dense, dropout and dense layers."""
 
     def __init__(self, width, dropout=0.0, l2=0.0, **kwargs):
         super().__init__(**kwargs)
@@ -116,7 +116,7 @@ class Block(layers.Layer):
 
 
 def norm_model(classes=3, name="toy_norm"):
-    """Convolution and batch normalisation."""
+    """Builds a classifier with a convolution and batch normalization."""
     image = keras.Input((6, 6, 1), name="image")
     x = layers.Conv2D(4, 3, use_bias=False, name="convolution")(image)
     x = layers.BatchNormalization(momentum=0.8, name="norm")(x)
@@ -126,7 +126,7 @@ def norm_model(classes=3, name="toy_norm"):
 
 
 def frozen_model(classes=3, scale=1.0, name="toy_frozen"):
-    """A frozen convolution and a head: the parts of a `TransferClassifier`."""
+    """Builds a `TransferClassifier` of a frozen convolution and a head."""
     image = keras.Input((6, 6, 1), name="image")
     x = layers.Rescaling(scale, name="preprocessing")(image)
     x = layers.Conv2D(4, 3, activation="relu", trainable=False, name="convolution")(x)
@@ -145,7 +145,7 @@ registry.register("toy_frozen", frozen_model, "image_classification")
 
 
 def token_data(examples=70, seed=0, **more):
-    """Sequences whose masks keep 1 to 6 tokens; repeated ids in every batch."""
+    """Returns sequences of 6 tokens with masks of 1 to 6 tokens; each batch has repeated ids."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(0, 11, (examples, 6)).astype("int32")
     mask = np.arange(6) < generator.integers(1, 7, (examples, 1))
@@ -154,7 +154,7 @@ def token_data(examples=70, seed=0, **more):
 
 
 def image_data(examples=70, seed=0, side=6, classes=3, test=0):
-    """Pictures whose brightness tells their class."""
+    """Returns images in which the brightness determines the class."""
     generator = np.random.default_rng(seed)
 
     def split(count):
@@ -169,7 +169,7 @@ def image_data(examples=70, seed=0, side=6, classes=3, test=0):
 def recipe(
     model="toy_tokens", task="toy_token", *, model_arguments=None, task_arguments=None, **trainer
 ):
-    """A recipe of ten steps of 16 rows; 70 examples make the fifth batch of each epoch short."""
+    """Returns a config of 10 steps of 16 rows; of 70 examples, the fifth batch is short."""
     config = base()
     config.model = {"name": model, **(model_arguments or {})}
     config.task = {"name": task, **(task_arguments or {})}
@@ -182,11 +182,11 @@ def recipe(
 
 
 def difference(one, other):
-    """Largest difference between two models' weights, relative to the largest of each layer.
+    """Returns the largest weight difference of two models, relative to the largest in the layer.
 
-    Not of each variable: a bias that is a few updates old is a sum of many gradients that cancel,
-    and its rounding, which depends on the CPU, was seen to be 1.3e-6 of itself and 6e-8 of the
-    kernel beside it.
+    The difference is not relative to each variable: after a few updates a bias is a sum of many
+    gradients that cancel. Its rounding error depends on the CPU; one measured error was 1.3e-6 of
+    the bias and 6e-8 of the kernel in the same layer.
     """
     gaps, sizes = {}, {}
     for a, b in zip(one.weights, other.weights, strict=True):

@@ -1,4 +1,4 @@
-"""Runs with several workers, as processes on this machine."""
+"""Multi-worker runs with local processes as workers."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ sys.exit(run(workers.train))
 
 
 def recipe(**trainer):
-    """Everything that has state, as in `test_resume`, and validation, with short batches."""
+    """Returns the config of `test_resume` with validation and short batches."""
     from tests.trainers.train import test_resume
 
     config = test_resume.recipe(**{"micro": 0, **trainer})
@@ -28,10 +28,10 @@ def recipe(**trainer):
 
 
 def train(argv) -> int:
-    """What a worker runs: the toys' recipe with `key=value` changes.
+    """Trains the toy recipe with `key=value` changes in a worker process.
 
-    `KILL=7` sends this process SIGKILL after update 7, and so does TERM or STOP; `NOTICE=7` is a
-    cloud's notice to its machine then.
+    `KILL=7`, `TERM=7` or `STOP=7` sends this process the signal after update 7. `NOTICE=7`
+    simulates a preemption notice of the cloud after update 7.
     """
     import keras
 
@@ -75,7 +75,7 @@ def train(argv) -> int:
 
 
 def free_addresses(count: int) -> list[str]:
-    """Addresses of this machine that nobody listens at."""
+    """Returns local addresses (`host:port`) with unused ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -84,19 +84,19 @@ def free_addresses(count: int) -> list[str]:
 
 
 def absent(workdir, index: int) -> str:
-    """The work directory that a worker who is not the chief is told of, and never makes."""
+    """Returns the work directory argument of a non-chief worker, which never creates this path."""
     return f"{workdir}-of-worker-{index}"
 
 
 class Workers:
-    """Started processes; on leaving the context none of them is left.
+    """Started worker processes; leaving the context kills the processes that still run.
 
     Args:
-      count: how many.
-      workdir: the run's, of the chief; `absent` names those of the others.
-      changes: `key=value` of the recipe, for all workers.
-      each: for each worker such a list.
-      tf_config: whether the workers are told of each other by TF_CONFIG, with a job "chief".
+      count: number of workers.
+      workdir: work directory of the chief; `absent` gives the paths of the other workers.
+      changes: `key=value` changes of the recipe, for all workers.
+      each: list of such changes for each worker.
+      tf_config: whether TF_CONFIG, with a job "chief", gives the workers their addresses.
     """
 
     def __init__(self, count, workdir, *changes, each=None, tf_config=False):
@@ -125,7 +125,7 @@ class Workers:
             process.communicate()
 
     def wait(self, seconds=300) -> list[tuple[int, str]]:
-        """Returns `(exit status, stderr)` of each."""
+        """Waits for the end of all workers; returns `(exit status, stderr)` of each worker."""
         end = time.monotonic() + seconds
         answers = []
         for process in self.processes:

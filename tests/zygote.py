@@ -1,7 +1,7 @@
-"""Processes forked from a Python that has imported TensorFlow, whose import takes eight seconds.
+"""Processes forked from a server that has imported TensorFlow, which takes eight seconds.
 
-The Python forks before TensorFlow has started a thread; each process starts TensorFlow's devices
-itself. `start` gives what tests use of a `subprocess.Popen`.
+The server forks before TensorFlow starts a thread; each process starts TensorFlow's devices
+itself. `start` returns an object with the methods of `subprocess.Popen` that tests use.
 """
 
 import functools
@@ -18,7 +18,7 @@ from tests.commands import ROOT
 
 
 class Forked:
-    """A running process; its output goes to files."""
+    """Forked process with its output in files."""
 
     def __init__(self, pid: int, folder: Path):
         self.pid, self.returncode, self._folder = pid, None, folder
@@ -37,7 +37,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout=300) -> tuple[str, str]:
-        """Waits; returns what was written to stdout and stderr."""
+        """Waits for the end of the process; returns its stdout and stderr."""
         self.wait(timeout)
         return tuple((self._folder / name).read_text() for name in ("out", "err"))
 
@@ -56,7 +56,7 @@ class Forked:
 
 
 def start(code: str, *words, environment=None) -> Forked:
-    """Runs Python code in a process of its own, with the words as its arguments."""
+    """Runs Python code in a forked process, with the words as its arguments."""
     folder = Path(tempfile.mkdtemp(dir=_zygote()[1]))
     request = {
         "code": code, "words": [str(word) for word in words], "folder": str(folder),
@@ -84,8 +84,8 @@ def _ask(request: dict):
 
 
 def serve() -> None:
-    """Forks a process per request, or tells the exit status of one; ends with its input."""
-    # What the code of the processes imports.
+    """Forks a process or reports an exit status per request, until stdin ends."""
+    # Modules that the code of the processes imports.
     from tests.trainers.distributed import test_preemption  # noqa: F401
     from tests.trainers.train import test_resume  # noqa: F401
     from trainers.train import trainer  # noqa: F401

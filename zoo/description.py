@@ -27,7 +27,7 @@ class Description:
     """Description of a model.
 
     Attributes:
-      positions: largest sequence length, for models with inputs of variable length; else None.
+      positions: maximum sequence length of a model with inputs of variable length; else None.
       flops: floating-point operations of a forward pass on one sample; a multiply-add counts as 2.
       memory: bytes of training in float32 at `batch_size`: weights, gradients, two optimizer slots
         per trainable weight, and the outputs of all layers. Temporary memory of operations is not

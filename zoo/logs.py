@@ -1,9 +1,9 @@
 """Messages of the zoo: standard logging, written to stderr as plain lines.
 
-Every module logs by `logging.getLogger(__name__)`. `install` gives a package's logger a handler, so
-that messages also reach whoever uses the package without the command line. The records are not
-passed on to the root logger: no message is written twice, and another library that calls
-`logging.basicConfig` does not change the lines. To see less in Python:
+Every module logs to `logging.getLogger(__name__)`. `install` adds a handler to the logger of a
+package, so that messages are also shown without the command line. The logger does not propagate
+records to the root logger: no message is written twice, and a library that calls
+`logging.basicConfig` does not change the lines. To reduce the output in Python:
 
     logging.getLogger("trainers").setLevel(logging.WARNING)
 """
@@ -12,14 +12,14 @@ import contextlib
 import logging
 import sys
 
-PLAIN = {"prefix": ""}  # the `extra` of a record whose line has no "zoo: "
+PLAIN = {"prefix": ""}  # `extra` of a record to be written without "zoo: "
 _PACKAGES = ("zoo", "trainers")
 
 
 class _StandardError(logging.Handler):
-    """Writes lines to whatever `sys.stderr` is when a record comes."""
+    """Handler that writes each record to the current `sys.stderr`."""
 
-    around = contextlib.nullcontext  # zoo.progress clears its bars around a line
+    around = contextlib.nullcontext  # zoo.progress sets a context that hides bars
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr:
@@ -33,7 +33,7 @@ HANDLER.setFormatter(logging.Formatter("%(prefix)s%(message)s", defaults={"prefi
 
 
 def install(package: str) -> None:
-    """Gives the logger of a package the handler, and the level INFO if it has none."""
+    """Adds the handler to the logger of a package, and sets level INFO if no level is set."""
     logger = logging.getLogger(package)
     logger.addHandler(HANDLER)
     logger.propagate = False
@@ -42,6 +42,6 @@ def install(package: str) -> None:
 
 
 def set_level(level: int) -> None:
-    """Sets the lowest level of messages that are written."""
+    """Sets the minimum level of messages to write."""
     for package in _PACKAGES:
         logging.getLogger(package).setLevel(level)

@@ -1,9 +1,9 @@
-"""Starts child Python processes that import nothing from the current folder.
+"""Child Python processes that import nothing from the current folder.
 
 Python puts the current folder first in `sys.path` for `-c` and `-m`, and for an empty entry of
-PYTHONPATH. A `json.py` or `trainers/` in that folder would then replace the standard library's or
-the zoo's. Every child is started in safe-path mode (PYTHONSAFEPATH) with the folder of the zoo
-first in PYTHONPATH. Modules of the user are searched last.
+PYTHONPATH. A `json.py` or `trainers/` in that folder would then replace the module of the standard
+library or of the zoo. Every child is started in safe-path mode (PYTHONSAFEPATH) with the folder of
+the zoo first in PYTHONPATH. Modules of the user are searched last.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from zoo.errors import RunError, UsageError, short
 
 _LOG = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).resolve().parents[1]  # of the packages zoo, trainers and configs
+_ROOT = Path(__file__).resolve().parents[1]  # contains the packages zoo, trainers and configs
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -65,7 +65,7 @@ def call(
     """Calls a function of the zoo in a child Python without stdin, and repeats its warnings.
 
     Args:
-      what: the work, as the subject of an error message.
+      what: description of the work, the subject of error messages.
       function: as for `arguments`; its result must be a JSON value.
       *words: arguments of the function.
       extra: additional environment variables of the child.
@@ -110,7 +110,7 @@ def _answer(function: str, *words: str) -> None:
 
 @contextlib.contextmanager
 def safe_children():
-    """Sets the environment of `environment` in this process inside the context.
+    """Sets the variables of `environment` in this process inside the context.
 
     For libraries that start Python themselves: multiprocessing's fork server and resource tracker,
     and workers of Apache Beam.
@@ -163,7 +163,7 @@ def shadowed(name: str) -> str:
     """Returns the module that shadows a module of the same name in the current folder.
 
     Args:
-      name: of a module, as in an import statement.
+      name: name of a module, as in an import statement.
 
     Returns:
       A path or "a built-in module"; "" if `import name` imports the module in the current folder,

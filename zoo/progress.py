@@ -1,4 +1,4 @@
-"""Progress of long loops: a tqdm bar on a terminal, elsewhere a line every ten seconds."""
+"""Progress of long loops: a tqdm bar on a terminal, otherwise a line every ten seconds."""
 
 import functools
 import logging
@@ -15,19 +15,19 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}
 
 @functools.cache
 def _bar() -> type:
-    """Returns the class of bars; tqdm imports the network, which most commands never need."""
+    """Returns the class of bars; imports tqdm late, since tqdm imports network modules."""
     from tqdm import tqdm
 
     class Bar(tqdm):
-        monitor_interval = 0  # no thread of its own
+        monitor_interval = 0  # no monitor thread
 
-    Bar.set_lock(threading.RLock())  # tqdm's own lock would also be one between processes
+    Bar.set_lock(threading.RLock())  # tqdm's default lock is also shared between processes
     logs.HANDLER.around = Bar.external_write_mode
     return Bar
 
 
 class _Lines:
-    """A file for tqdm, which logs each line that is drawn."""
+    """File object for tqdm that logs each line."""
 
     def write(self, text: str) -> None:
         if text := text.strip():
@@ -40,18 +40,18 @@ class _Lines:
 def progress(
     iterable: Iterable | None = None, *, title: str, unit: str, total: int | None = None, **options
 ):
-    """Returns an iterator over `iterable`, or a bar to `update`, that shows how far a loop is.
+    """Returns an iterator over `iterable`, or a bar to `update`, that shows the progress of a loop.
 
     Args:
-      iterable: what the loop goes over; None for a bar that `update(count)` advances.
-      title: what the loop does.
-      unit: plural noun of what `total` counts.
+      iterable: elements of the loop; None for a bar that advances by `update(count)`.
+      title: description of the loop.
+      unit: unit of `total`, a plural noun.
       total: number of steps; `len(iterable)` by default.
-      **options: further ones of tqdm.
+      **options: additional arguments of tqdm.
 
     Returns:
-      A `tqdm.tqdm`, also a context manager. Loops that end before the first second (on a terminal)
-      or the first ten seconds show nothing, as do all with `-q`.
+      A `tqdm.tqdm`, also a context manager. It shows nothing for the first second (on a terminal)
+      or the first ten seconds (otherwise), and nothing at all with `-q`.
     """
     if sys.stderr and sys.stderr.isatty():
         place = {"file": sys.stderr, "delay": 1.0, "mininterval": 0.5, "dynamic_ncols": True}

@@ -1,8 +1,8 @@
-"""Silences the import of TensorFlow after `import zoo`.
+"""Suppression of the logs of TensorFlow's import after `import zoo`.
 
 TensorFlow writes a dozen lines to file descriptor 2 during its import, whatever the value of
-TF_CPP_MIN_LOG_LEVEL, because C++ logs before its logger is set up. On a machine without a GPU it
-logs an error when it first searches for one. TF_CPP_MIN_LOG_LEVEL=0 shows all logs.
+TF_CPP_MIN_LOG_LEVEL, because C++ logs before the logger is set up. On a machine without a GPU,
+TensorFlow logs an error at the first search for one. TF_CPP_MIN_LOG_LEVEL=0 shows all logs.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def quiet_stderr():
         yield
         return
     if sys.stderr:
-        with contextlib.suppress(OSError, ValueError):  # closed
+        with contextlib.suppress(OSError, ValueError):  # stderr is closed
             sys.stderr.flush()
     try:
         stderr = os.dup(2)

@@ -26,7 +26,7 @@ _tasks: dict[str, str | Callable] = {
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
-# Functions that load the data of a task from a recipe; other tasks load `data.source`.
+# Functions that load the data of a task; other tasks load the data set named by `data.source`.
 _loaders: dict[str, str | Callable] = {
     "clm": "zoo.data.text.dataset:language_modeling",
     "seq2seq": "zoo.data.text.parallel:pairs",
@@ -68,10 +68,10 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
     """Registers a task.
 
     Args:
-      name: of the task.
+      name: name of the task.
       task: a subclass of `zoo.tasks.base.Task`, or `"module:Class"`.
       load: `load(data, task) -> zoo.data.Dataset`, called with the sections `data` and `task` of
-        the recipe (dicts); by default the data set named by `data.source` is loaded.
+        the config (dicts); by default the data set named by `data.source` is loaded.
 
     Raises:
       UsageError: if the name is registered already.
@@ -91,16 +91,16 @@ def import_builders() -> None:
 
 
 def has_loader(task: str) -> bool:
-    """Returns whether a task has its own data loader, as tasks on text have."""
+    """Returns whether a task has its own data loader, such as tasks on text."""
     return task in _loaders
 
 
 def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
-    """Loads the `zoo.data.Dataset` of a recipe.
+    """Loads the `zoo.data.Dataset` of a config.
 
     Args:
-      data: section `data` of the recipe.
-      task: section `task` of the recipe.
+      data: section `data` of the config.
+      task: section `task` of the config.
 
     Raises:
       UsageError: if the source is unknown, or a key does not fit it.
@@ -206,7 +206,7 @@ def _is_a(value, hint, minimum: int, limit: int) -> bool:
             return False
         if parts[-1] is not ... and len(value) != len(parts):
             return False
-        # All elements of our tuples have the same type.
+        # All elements of such a tuple have the same type.
         return all(_is_a(item, parts[0], minimum, limit) for item in value)
     return True
 
@@ -232,7 +232,7 @@ def build(name: str, /, **overrides):
     """Builds a model.
 
     Args:
-      name: of a registered model.
+      name: name of a registered model.
       **overrides: builder arguments that replace those of the catalog row.
 
     Returns:
@@ -264,8 +264,8 @@ def build_task(name: str, **arguments):
     """Creates a task.
 
     Args:
-      name: of a registered task.
-      **arguments: of the class of the task.
+      name: name of a registered task.
+      **arguments: arguments of the class of the task.
 
     Raises:
       UsageError: if the name, an argument or a value is invalid.
@@ -282,8 +282,8 @@ def describe(name: str, batch_size: int = 1, **overrides):
     """Describes a model without allocating its weights.
 
     Args:
-      name: of a registered model.
-      batch_size: for the estimate of memory.
+      name: name of a registered model.
+      batch_size: batch size for the estimate of memory.
       **overrides: builder arguments that replace those of the catalog row.
 
     Returns:
@@ -300,8 +300,8 @@ def load(workdir: str, checkpoint: str = "final"):
 
     Args:
       workdir: work directory of `zoo train`, or a file of `zoo export --format=keras`.
-      checkpoint: `"final"` (last weights; averaged ones with EMA) or `"best"` (by the validation
-        split).
+      checkpoint: `"final"` (last weights, or their average with EMA) or `"best"` (best on the
+        validation split).
 
     Raises:
       UsageError: if there is no such model.

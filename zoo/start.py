@@ -1,4 +1,4 @@
-"""Imports and configures TensorFlow for a command."""
+"""Import and configuration of TensorFlow for a command."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 def start_tensorflow() -> None:
     """Imports TensorFlow and lets it allocate GPU memory on demand.
 
-    TF_CPP_MIN_LOG_LEVEL=0 shows its logs.
+    TF_CPP_MIN_LOG_LEVEL=0 shows the logs of TensorFlow.
 
     Raises:
       UsageError: if KERAS_BACKEND names another backend.
@@ -28,9 +28,9 @@ def start_tensorflow() -> None:
     with quiet.quiet_stderr():
         gpus = tf.config.list_physical_devices("GPU")
     if not quiet.wants_logs():
-        tf.get_logger().setLevel("ERROR")  # its profiler warns of functions that it calls itself
+        tf.get_logger().setLevel("ERROR")  # TensorFlow's profiler calls deprecated functions
     for gpu in gpus:
-        with contextlib.suppress(RuntimeError):  # an earlier command has initialized the GPU
+        with contextlib.suppress(RuntimeError):  # the GPU is already initialized
             tf.config.experimental.set_memory_growth(gpu, True)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not gpus and not hidden and Path("/dev/nvidia0").exists():
@@ -44,7 +44,7 @@ def start_tensorflow() -> None:
 def without_jax():
     """Hides JAX inside the context, so that the import of TensorFlow does not import it.
 
-    TensorFlow Lite would spend a second on importing JAX, which only models of JAX need.
+    TensorFlow Lite would import JAX, which takes a second and is needed for JAX models only.
     """
     absent = "jax" not in sys.modules
     if absent:

@@ -31,11 +31,11 @@ _OUT_OF_MEMORY = (
 
 
 class Help(Exception):
-    """--help was asked for; the message is the answer."""
+    """Signal that --help was given; the message is the help text."""
 
 
 class Flags(flags.FlagValues):
-    """The flags of a command: its own, --import, and -q and -v for the level of messages."""
+    """The flags of a command: its own flags, --import, and -q and -v for the log level."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +46,7 @@ class Flags(flags.FlagValues):
     def _define(self, function: Callable, name: str, default, *values, **options):
         return function(name, default, *values, flag_values=self, **options)
 
-    # Each takes name, default and help, as absl's function does, and returns a flag with a `value`.
+    # Each method takes name, default and help, as in absl, and returns a flag with a `value`.
     string = functools.partialmethod(_define, flags.DEFINE_string)
     strings = functools.partialmethod(_define, flags.DEFINE_multi_string)
     integer = functools.partialmethod(_define, flags.DEFINE_integer)
@@ -63,13 +63,13 @@ class Flags(flags.FlagValues):
         at_most: int | None = None,
         overrides: bool = False,
     ):
-        """Parses `argv[1:]`, sets the level of messages, and imports the user's modules.
+        """Parses `argv[1:]`, sets the log level, and imports the user's modules.
 
         Args:
-          argv: program name first.
-          usage: what --help prints above the flags.
-          at_least: how many words the command needs.
-          at_most: how many it takes; None for any number.
+          argv: program name, then the arguments.
+          usage: text that --help prints above the flags.
+          at_least: minimum number of words.
+          at_most: maximum number of words; None for any number.
           overrides: whether `--config.KEY=VALUE` is allowed.
 
         Returns:
@@ -77,7 +77,7 @@ class Flags(flags.FlagValues):
 
         Raises:
           UsageError: for an unknown flag, a value that does not parse, or a wrong number of words.
-          Help: where it was asked for.
+          Help: if --help was given.
         """
         plain, found = [argv[0]], []
         for word in argv[1:]:
@@ -111,7 +111,7 @@ class Flags(flags.FlagValues):
 
 
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs `command(argv)` and turns what it raises into one line and an exit status."""
+    """Runs `command(argv)` and turns errors into one line and an exit status."""
     argv = list(sys.argv if argv is None else argv)
     with standard_streams(drop_output=getattr(command, "leaves_files", False)):
         try:
@@ -121,7 +121,7 @@ def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | No
 
 
 def leaves_files(command):
-    """Marks a command whose work is in files: it goes on where its output cannot be written."""
+    """Marks a command that writes files: it continues if its output cannot be written."""
     command.leaves_files = True
     return command
 
@@ -162,7 +162,7 @@ def _run(command: Callable[[Sequence[str]], int | None], argv: list[str]) -> int
 
 
 def _on_this_machine(argv: list[str]):
-    """See `zoo.storage.remote.localized`; loads it where there may be something remote alone."""
+    """Returns `zoo.storage.remote.localized(argv)`; imports it only if a path may be remote."""
     if not any("://" in word for word in argv):
         return contextlib.nullcontext(argv)
     from zoo.storage.remote import localized

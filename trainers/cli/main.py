@@ -38,7 +38,7 @@ def main(argv=None) -> int:
     if len(argv) > 1 and argv[1] in VERBS:
         try:
             command = importlib.import_module(f"trainers.cli.{argv[1]}").command
-        except KeyboardInterrupt:  # loading it takes a second or two
+        except KeyboardInterrupt:  # importing takes a second or two
             command = _interrupted
         return run(command, [f"zoo {argv[1]}", *argv[2:]])
     return run(_answer, argv)
@@ -49,7 +49,7 @@ def _interrupted(argv) -> int:
 
 
 def _answer(argv) -> int:
-    """Answers where there is no verb to run."""
+    """Prints help, or raises `UsageError` for an unknown verb."""
     if len(argv) < 2:
         sys.stderr.write(__doc__.lstrip())
         return USAGE

@@ -14,23 +14,23 @@ import sys
 
 @contextlib.contextmanager
 def standard_streams(drop_output: bool):
-    """Gives a command streams that exist.
+    """Opens missing standard streams for a command.
 
-    A descriptor that is closed would be taken by the next file that is opened, and messages of C
-    libraries written into it, so that /dev/null takes its place.
+    The next opened file would get the number of a closed descriptor, and C libraries would write
+    messages into that file. So /dev/null gets the number.
 
     Args:
-      drop_output: whether what cannot be written to stdout is dropped.
+      drop_output: whether to drop output that cannot be written to stdout.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: `descriptor`
     before, standard_input = (sys.stdout, sys.stderr), sys.stdin
-    sys.stdin = standard_input or io.StringIO()  # one that was closed is empty
+    sys.stdin = standard_input or io.StringIO()  # a closed stdin reads as empty
     for stream in before:
-        if isinstance(stream, io.TextIOWrapper):  # of names that are not text, for instance
+        if isinstance(stream, io.TextIOWrapper):  # for file names that are not text
             stream.reconfigure(errors="backslashreplace")
     output = before[0] or _Closed()
     sys.stdout = Dropping(output) if drop_output else output
@@ -42,12 +42,12 @@ def standard_streams(drop_output: bool):
             try:
                 stream.flush()
             except (OSError, ValueError):
-                to_nowhere(stream)  # or Python fails on it again when it ends
+                to_nowhere(stream)  # otherwise Python fails again at exit
         (sys.stdout, sys.stderr), sys.stdin = before, standard_input
 
 
 def to_nowhere(stream) -> None:
-    """Puts /dev/null behind a stream that cannot be written."""
+    """Redirects a stream that cannot be written to /dev/null."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -55,10 +55,10 @@ def to_nowhere(stream) -> None:
 
 
 class Dropping:
-    """A text stream that drops what cannot be written.
+    """A text stream that drops text that cannot be written.
 
     Args:
-      stream: gets what can.
+      stream: the wrapped stream.
     """
 
     def __init__(self, stream):
@@ -86,7 +86,7 @@ class Dropping:
 
 
 class _Closed(io.TextIOBase):
-    """In place of a stream that was closed when the process started."""
+    """Replacement for a stream that was closed when the process started."""
 
     def writable(self) -> bool:
         return True

@@ -1,9 +1,9 @@
-"""GPTQ and AWQ of transformer blocks, calibrated on examples, in the layers of Keras.
+"""GPTQ and AWQ of transformer blocks, calibrated on examples and stored in Keras layers.
 
-Keras 3.15.1 replaces `layer.call` to record a layer's inputs, after it has set the quantization
-mode for which `Layer.__call__` runs `quantized_call` instead: it records nothing. Here the inputs
-are recorded while the layers still have float kernels, one block after the other, so that each
-block gets the outputs of the quantized blocks before it.
+Keras 3.15.1 replaces `layer.call` to record the inputs of a layer. It sets the quantization mode
+before, for which `Layer.__call__` runs `quantized_call` instead, so it records nothing. This file
+records the inputs while the layers still have float kernels, one block after the other. Each block
+gets the outputs of the quantized blocks before it.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
             if not inputs[layer].rows:
                 raise RunError(f"keras_{mode}: {layer.path} got no inputs to calibrate on.")
             counts[layer.path] = inputs[layer].rows
-            # Attention scores are products of two outputs: the authors of AWQ clip nothing there.
+            # Attention scores are products of two outputs, which the authors of AWQ do not clip.
             clip = layer is not block.attention.query_key_value
             _quantize_layer(layer, mode, inputs[layer], clip)
         batches = [(block(hidden, bias), bias) for hidden, bias in batches]
@@ -90,7 +90,7 @@ def _recording(dense: list):
 
 
 def _quantize_layer(layer: keras.layers.Dense, mode: str, inputs: int4.Inputs, clip: bool) -> None:
-    """Quantizes a layer as Keras does in this mode, with our integers."""
+    """Quantizes a layer in this mode of Keras, with the integers of `int4.gptq` or `int4.awq`."""
     weights = layer.kernel.numpy().T
     if mode == "gptq":
         rounded, settings = int4.gptq(weights, inputs), keras.quantizers.GPTQConfig

@@ -1,4 +1,4 @@
-"""From `prune+qat` and overrides to the stages of a compression. Loads no TensorFlow."""
+"""Plans the stages of a compression from a chain such as `prune+qat`. Loads no TensorFlow."""
 
 import copy
 import dataclasses
@@ -17,13 +17,13 @@ from zoo.errors import UsageError, check_name
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One method of a chain, with all that it needs.
+    """One method of a chain, with its config and work directories.
 
     Attributes:
       method: the method.
-      config: its recipe.
-      start: absolute path of the work directory that it starts from.
-      workdir: absolute path of the work directory that it makes.
+      config: config of the stage.
+      start: absolute path of the work directory to compress.
+      workdir: absolute path of the work directory to write.
     """
 
     method: Method
@@ -44,14 +44,14 @@ def plan(
 ) -> list[Stage]:
     """Returns the stages of a chain.
 
-    A method starts from the recipe of the method before it, so that a quantized model remains
-    quantized; the zeros of a pruned model are kept. Overrides of the section `compress` apply to
-    the method that they belong to, all others to each method.
+    A method starts from the config of the method before it, so that a quantized model remains
+    quantized and a pruned model keeps its zeros. An override of the section `compress` applies to
+    the method with these keys, another override to each method that trains.
 
     Args:
-      methods: the chain.
+      methods: methods of the chain, in order.
       start: absolute path of the work directory to compress.
-      out: absolute path of the work directory of the last method; the others get folders in it.
+      out: absolute path of the work directory of the last method; earlier methods use subfolders.
       overrides: `(key, text)` pairs from the user.
 
     Raises:
@@ -100,7 +100,7 @@ def _overrides_of(i: int, methods: Sequence[Method], overrides) -> list[tuple[st
 
 
 def _changes(method: Method, config, given: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Returns the keys that a method changes in the recipe that it starts from."""
+    """Returns key -> new value, for the keys that a method changes in the config before it."""
     settings, changes = section(config, "compress"), {}
     for other in METHODS.values() if method.trains else ():
         changes |= other.reset() if other is method else other.kept_by(settings)
@@ -114,22 +114,22 @@ def _changes(method: Method, config, given: Sequence[tuple[str, str]]) -> dict[s
     return changes
 
 
-# Arguments that a student of another name takes from its teacher: they follow from the data.
+# Arguments that depend on the data: a student with another model name copies the teacher's values.
 _DATA_ARGUMENTS = (
     "vocabulary_size", "sequence_length", "input_shape", "num_classes", "next_sentence",
 )  # fmt: skip
 
 
 def _student_recipe(config, overrides):
-    """Returns the recipe of a student that is compressed in no other way.
+    """Returns the config of a student without any other compression.
 
-    A student of another name has the arguments of its row in the catalog, and those of the user.
+    A student with another model name gets the arguments of that model in the catalog.
     """
     config = copy.deepcopy(config)
     name = dict(overrides).get("model.name", config.model.name)
     with config.unlocked():
         config.compress = {}
-        if "chunk" in config.task:  # the teacher gives the logits of all positions
+        if "chunk" in config.task:  # distillation needs the logits of all positions
             config.task.chunk = 0
         if name != config.model.name:
             teacher = config.model.to_dict()
@@ -139,11 +139,11 @@ def _student_recipe(config, overrides):
     return config
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------
 
 
 def _check_chain(methods: Sequence[Method], start: Path, config, overrides: Mapping) -> None:
-    """Raises `UsageError` for a wrong order of methods, or overrides that no method takes."""
+    """Raises `UsageError` for a wrong order of methods, or overrides that no method supports."""
     names = [method.name for method in methods]
     if rounded := section(config, "compress.ptq").format:
         raise UsageError(f"Nothing comes after ptq. Received: {start}, rounded by {rounded}.")
@@ -166,9 +166,9 @@ def _check_chain(methods: Sequence[Method], start: Path, config, overrides: Mapp
 
 
 def _check_stage(method: Method, before: Mapping, config) -> None:
-    """Raises `UsageError` if a method would do nothing, or destroy the result of another one.
+    """Raises `UsageError` if a method has no effect, or destroys the result of another method.
 
-    `before` is the section `compress` that the method starts from, `config` its own recipe.
+    `before` is the section `compress` of the stage before; `config` is the config of this stage.
     """
     settings, name = section(config, "compress"), method.name
     if not any(value_of(settings, key) for key in method.keys):
@@ -202,7 +202,7 @@ _MAY_CHANGE = {"data.tokenizer", "data.manual_dir", "task.chunk"}
 
 
 def _check_same_data(before: Mapping, config) -> None:
-    """Raises `UsageError` if the result could not be compared with the recipe `before`."""
+    """Raises `UsageError` if results of `config` and of the config `before` are not comparable."""
     for part in ("data", "task"):
         for key, value in as_dict(config)[part].items():
             old = before[part].get(key, value)

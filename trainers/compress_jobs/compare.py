@@ -1,4 +1,4 @@
-"""Compares several compressed models, and finds those that no other model beats."""
+"""Compares several compressed models and finds their Pareto front."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from zoo.storage.disk import read_object
 
 
 def compare(folders: Sequence[str]) -> dict:
-    """Compares work directories of `zoo compress` of one task and one data set.
+    """Compares work directories of `zoo compress` with the same task and data set.
 
     Returns:
-      task, split, metric, mode; models: a list of name, metric, parameters, nonzeros, file, bytes,
-      gzip_bytes, milliseconds, speed (relative to its float file at one thread; None if there is no
-      such file), and `front`: whether no other model with the same kind of file is as good in
-      metric, gzip_bytes and speed, and better in one of them. The original models come first.
+      Dict with task, split, metric, mode and models: a list of dicts with name, metric, parameters,
+      nonzeros, file, bytes, gzip_bytes, milliseconds, speed (relative to the float file at one
+      thread; None if there is no such file) and front: whether no other model with this kind of
+      file is as good in metric, gzip_bytes and speed, and better in one. The originals come first.
 
     Raises:
       UsageError: if a folder is not a work directory of `zoo compress`, or has another task, data
@@ -75,7 +75,7 @@ def _row(name: str, summary: dict, side: str) -> dict:
 
 
 def _beats(one: dict, other: dict, mode: str) -> bool:
-    """Returns whether `one` is worse than `other` in nothing, and better in something."""
+    """Returns whether `one` is as good as `other` in each value and better in at least one."""
     sign = 1 if mode == "max" else -1
 
     def values(row):
@@ -90,7 +90,7 @@ def _beats(one: dict, other: dict, mode: str) -> bool:
 
 
 def comparison_table(comparison: dict) -> str:
-    """Returns one line per model, with a star for those of the front."""
+    """Returns a text table with one line per model; a star marks the models of the front."""
     metric = f"{comparison['split']} {comparison['metric']}".strip()
     lines = [("", metric, "file", "bytes", "gzip_bytes", "nonzeros", "ms, 1 thread", "speed")]
     lines += [

@@ -1,10 +1,10 @@
 """GPTQ and AWQ of one weight matrix: 4-bit integers chosen by the inputs of the layer.
 
-Both minimize the error of a layer's outputs over the calibration inputs, which the Gram matrix of
-these inputs gives exactly: a change D of the weights has the mean squared error trace(D G D^T) / N.
-Keras 3.15.1 has both methods, but neither as published: its GPTQ uses the inverse Hessian where the
-paper uses its Cholesky factor, and its AWQ uses the largest magnitude in place of the mean and has
-no clipping search. Its layers store the result (`trainers.compress_jobs.calibrated`).
+Both minimize the error of a layer's outputs over the calibration inputs. With the Gram matrix G of
+these inputs, a change D of the weights has exactly the mean squared error trace(D G D^T) / N. Keras
+3.15.1 has both methods, but not as published: its GPTQ uses the inverse Hessian in place of its
+Cholesky factor, and its AWQ uses the largest magnitude in place of the mean and has no clipping
+search. Keras layers store the result (`trainers.compress_jobs.calibrated`).
 
 Axes: O outputs, I inputs, G groups of neighboring inputs that share a scale.
 """
@@ -14,10 +14,10 @@ import dataclasses
 import numpy as np
 
 GROUP = 64  # inputs that share a scale and a zero point
-_LEVELS = 15  # 4 bits without a sign
+_LEVELS = 15  # largest unsigned 4-bit integer
 _DAMPING = 0.01  # share of the mean of the Hessian's diagonal, as in the GPTQ paper
-_ALPHAS = np.linspace(0, 1, 20, endpoint=False)  # as the authors of AWQ
-_CLIPS = 1 - np.arange(11) / 20  # shares of the largest magnitude, as the authors of AWQ
+_ALPHAS = np.linspace(0, 1, 20, endpoint=False)  # same as the authors of AWQ
+_CLIPS = 1 - np.arange(11) / 20  # shares of the largest magnitude, same as the authors of AWQ
 _SHRINKS = 1 - np.arange(40) / 100  # shares of a group's range, as in the code of GPTQ's authors
 
 
@@ -47,12 +47,12 @@ class Inputs:
 
 @dataclasses.dataclass
 class Rounded:
-    """A matrix as a layer of Keras stores it.
+    """A quantized matrix in the layout of a Keras layer.
 
     Attributes:
       integers: uint8 (O, I) in [0, 15].
       scale, zero: float32 and uint8 (O, G).
-      channels: float32 (I,), factors of the weights before rounding.
+      channels: float32 (I,), factors that the weights were multiplied by before rounding.
     """
 
     integers: np.ndarray
@@ -62,7 +62,7 @@ class Rounded:
 
     @property
     def weights(self) -> np.ndarray:
-        """float32 (O, I): the weights that the layer computes with."""
+        """Weights that the layer computes with, float32 (O, I)."""
         group = np.arange(self.integers.shape[1]) // GROUP
         centered = self.integers - np.float32(self.zero[:, group])
         return centered * self.scale[:, group] / self.channels
@@ -73,8 +73,8 @@ def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
 
     Args:
       weights: (O, I).
-      channels: (I,), positive; multiplies the weights before they are rounded.
-      limits: (O, G), largest magnitudes of the multiplied weights; larger ones are clipped.
+      channels: (I,), positive factors of the weights before rounding.
+      limits: (O, G), largest magnitudes of the multiplied weights; larger weights are clipped.
     """
     weights = np.asarray(weights, np.float32)
     channels = np.float32(np.ones(weights.shape[1]) if channels is None else channels)
@@ -99,7 +99,7 @@ def _range(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _searched_range(part, importance) -> tuple[np.ndarray, np.ndarray]:
-    """Returns scale and zero point (O, 1) with the least error, weighted by `importance` (I,)."""
+    """Returns scale and zero point (O, 1) of least squared error, weighted by `importance` (I,)."""
     ranges = [_range(share * part) for share in _SHRINKS]
     errors = [
         (part - (_level(part, scale, zero) - np.float64(zero)) * scale) ** 2 @ importance
@@ -115,11 +115,11 @@ def _level(part, scale, zero) -> np.ndarray:
 
 
 def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
-    """Rounds one column at a time; the columns that follow compensate its error.
+    """Rounds one column at a time and compensates the error in the following columns.
 
-    Algorithm 1 of Frantar et al. 2022 (arXiv:2210.17323), with a block of one group. A group's
-    range is the one with the least error of its weights, weighted by the Hessian's diagonal; the
-    authors' code searches it without these weights.
+    Algorithm 1 of Frantar et al. 2022 (arXiv:2210.17323), with one group per block. The range of a
+    group has the least rounding error of the group's weights, weighted by the Hessian's diagonal.
+    The authors' code searches the range without these weights.
 
     Args:
       weights: (O, I).
@@ -150,16 +150,16 @@ def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
 
 
 def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
-    """Enlarges the input channels that matter before rounding, then clips outlying weights.
+    """Scales up important input channels before rounding, then clips outlying weights.
 
     Lin et al. 2023 (arXiv:2306.00978): channel scales mean|x|^alpha / mean|w|^(1 - alpha), |w|
-    relative to the largest of its group, with the alpha of the least output error; scales of 1 are
-    candidates too. Clipping is searched per group and applied to the outputs that it improves.
+    relative to the largest |w| of its group, with the alpha of the least output error; scales of 1
+    are candidates too. Clipping is searched per group and applied to the outputs that it improves.
 
     Args:
       weights: (O, I).
       inputs: statistics of the inputs of the layer.
-      clip: whether to search for clipping.
+      clip: whether to search for clipping limits.
     """
     weights = np.asarray(weights, np.float32)
     activations = np.maximum(inputs.magnitudes / inputs.rows, 1e-8)
@@ -182,7 +182,7 @@ def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
 
 
 def _relative_magnitudes(weights: np.ndarray) -> np.ndarray:
-    """Returns the mean over the outputs (I,) of |w| relative to the largest of its group."""
+    """Returns the mean over outputs (I,) of |w| divided by the largest |w| of its group."""
     means = []
     for start in range(0, weights.shape[1], GROUP):
         part = np.abs(weights[:, start : start + GROUP])
@@ -191,7 +191,7 @@ def _relative_magnitudes(weights: np.ndarray) -> np.ndarray:
 
 
 def _clip_limits(scaled: np.ndarray, best: Rounded, inputs: Inputs) -> np.ndarray:
-    """Returns the magnitudes (O, G) to clip at, with the least error of each group's outputs."""
+    """Returns the clipping limits (O, G) with the least output error of each group."""
     limits = []
     for start in range(0, scaled.shape[1], GROUP):
         group = slice(start, start + GROUP)

@@ -9,16 +9,16 @@ import numpy as np
 from trainers.export.litert_file import LiteRTFile
 
 THREADS = (1, 2)
-_SECONDS = 2.0  # duration of the measurement for each number of threads
-_LEAST, _MOST = 5, 500  # calls of each file
+_SECONDS = 2.0  # duration of the measurement per number of threads
+_LEAST, _MOST = 5, 500  # number of calls per file
 
 
 def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[str, float]]:
-    """Calls the files in turn, so that other load on the machine slows all of them alike.
+    """Measures files by calls in turn, so that other load on the machine affects all files alike.
 
     Args:
-      files: name -> LiteRT file.
-      examples: name of an input of any file -> (N, …); each call gets the next example.
+      files: name -> path of a LiteRT file.
+      examples: input name -> (N, …), for the inputs of all files; each call gets the next example.
 
     Returns:
       Name -> number of threads, as text -> median milliseconds per call from Python.

@@ -1,4 +1,4 @@
-"""A finished run with all that is needed to measure its model: task, data, and LiteRT file."""
+"""A finished run, loaded for measurements: model, task, data and LiteRT file."""
 
 import dataclasses
 from pathlib import Path
@@ -21,15 +21,15 @@ _BATCH = 64
 
 @dataclasses.dataclass
 class LoadedRun:
-    """The model of a work directory, ready to be measured.
+    """The model of a work directory with the task and data to measure it.
 
     Attributes:
-      path: the work directory.
-      saved: its config.json.
-      dataset: its data; "validation" holds the examples held out of the training split.
-      task: its task, with the tokenizer of the data.
-      model: the Keras model; for a LiteRT file the model that it was made from.
-      file: the LiteRT file that is measured in place of the model, or None.
+      path: path of the work directory.
+      saved: content of config.json.
+      dataset: data set; "validation" contains the examples held out of the training split.
+      task: task of the run, bound to the model and the data.
+      model: the Keras model; for a LiteRT file, the model that the file was converted from.
+      file: path of the LiteRT file that is measured in place of the model, or None.
     """
 
     path: Path
@@ -41,12 +41,12 @@ class LoadedRun:
 
     @property
     def split(self) -> str:
-        """The split to measure on; "" if there is only the training split."""
+        """Name of the split to measure on; "" if there is only the training split."""
         return evaluation_split(self.dataset.splits)
 
     @property
     def makes_whole_samples(self) -> bool:
-        """Whether `Task.whole_split` is possible: a LiteRT file holds a single forward pass."""
+        """Whether `Task.whole_split` is possible; a LiteRT file contains a single forward pass."""
         return self.file is None or self.task.generates == "pictures"
 
     def served(self):
@@ -54,7 +54,7 @@ class LoadedRun:
         return self.task.served(in_float32(self.model))
 
     def examples(self, split: str = "", places=range(8)) -> dict:
-        """Returns some examples of a split as inputs of the served model: name -> (N, …)."""
+        """Returns examples of a split as inputs of the exported model: name -> (N, …)."""
         arrays = self.dataset.splits[split or self.split or "train"]
         prepared = examples_of(self.task, arrays, places)
         return {tensor.name: np.asarray(prepared[tensor.name]) for tensor in self.served().inputs}
@@ -66,16 +66,16 @@ class LoadedRun:
         return self.examples("train", np.sort(sample))
 
     def measured(self):
-        """Returns what a task evaluates: the Keras model, or the LiteRT file in its own runtime."""
+        """Returns the model to evaluate: the Keras model, or the LiteRT file in its runtime."""
         if self.file is None:
             return self.model
         return FileModel(self.file, self.model, self.task.served(self.model))
 
     def evaluate(self) -> tuple[dict[str, float], dict]:
-        """Returns metrics over the whole of `split`, and the task's predictions.
+        """Returns the metrics of the whole `split`, and the task's predictions.
 
-        Metrics of generated sequences, such as BLEU, need the Keras model: a LiteRT file holds a
-        single forward pass.
+        Metrics of generated sequences, such as BLEU, need the Keras model, because a LiteRT file
+        contains a single forward pass.
         """
         import tensorflow as tf
 
@@ -100,11 +100,11 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
     """Loads a finished work directory.
 
     Args:
-      workdir: the work directory.
-      dataset: its data, if they are loaded already.
+      workdir: path of the work directory.
+      dataset: data set of the run; None to load it.
 
     Raises:
-      UsageError: if it is not a work directory, or data and model do not fit.
+      UsageError: if `workdir` is not a work directory, or the data do not fit the model.
       RunError: if a file is damaged, or the data are missing.
     """
     path = Path(workdir)

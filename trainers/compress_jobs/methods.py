@@ -9,12 +9,12 @@ from trainers.config import compress
 
 @dataclasses.dataclass(frozen=True)
 class PtqFormat:
-    """What `zoo compress ptq` writes.
+    """One output format of `zoo compress ptq`.
 
     Attributes:
       name: value of `compress.ptq.format`.
-      runtime: "litert": a LiteRT file; "keras": a Keras model whose kernels are integers.
-      mode: how that runtime rounds.
+      runtime: "litert" for a LiteRT file, "keras" for a Keras model with integer kernels.
+      mode: quantization mode of the runtime.
     """
 
     name: str
@@ -27,18 +27,18 @@ FORMATS = {name: PtqFormat(name, *name.split("_")) for name in compress.FORMATS}
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One method: how it changes the recipe of the model that it compresses.
+    """One compression method: the changes that it makes to the config of the model.
 
     Keys without a section are keys of the section `compress`.
 
     Attributes:
       name: name on the command line.
-      keys: one of these must be set, or the method would do nothing.
-      defaults: values that apply if the user sets none of `keys`.
-      keep: values with which a later training preserves the result of this method.
-      result: key that holds the result of this method already, in which case `keep` is not needed.
-      requires: keys of other sections, and the values that this method needs.
-      trains: whether the method trains. A method that does not is the last of a chain.
+      keys: keys of which at least one must be set.
+      defaults: key -> value if the user sets none of `keys`.
+      keep: key -> value with which a later training preserves the result of this method.
+      result: key that stores the result of this method; if it is set, `keep` is not needed.
+      requires: key of another section -> value that this method needs.
+      trains: whether the method trains. Other methods must come last in a chain.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Method:
     trains: bool = True
 
     def reset(self) -> Mapping[str, str]:
-        """Returns the values that remove what an earlier use of this method left in a recipe."""
+        """Returns key -> default value, which removes an earlier use of this method."""
         return {key: str(value_of(compress.KEYS, key)) for key in (*self.keys, *self.keep)}
 
     def is_used(self, settings: Mapping) -> bool:
-        """Returns whether a section `compress` asks for this method, or keeps its result."""
+        """Returns whether a section `compress` uses this method or preserves its result."""
         return any(value_of(settings, key) for key in (*self.keys, *self.keep))
 
     def kept_by(self, settings: Mapping) -> Mapping[str, str]:
-        """Returns the values that preserve the result of this method in a later training."""
+        """Returns key -> value that preserves the result of this method in a later training."""
         used = any(value_of(settings, key) for key in self.keys)
         return self.keep if used and not (self.result and value_of(settings, self.result)) else {}
 

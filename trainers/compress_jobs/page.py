@@ -11,7 +11,7 @@ def write_page(record: dict, path: Path) -> None:
     """Writes the page of one compression.
 
     Args:
-      record: content of a compression.json, see `trainers.compress_jobs.summary`.
+      record: content of compression.json, see `trainers.compress_jobs.summary`.
       path: HTML file to write.
     """
     before, after = record["before"], record["after"]
@@ -38,7 +38,7 @@ def write_page(record: dict, path: Path) -> None:
 
 
 def write_comparison(comparison: dict, path: Path) -> None:
-    """Writes the page of several compressed models.
+    """Writes the page that compares several compressed models.
 
     Args:
       comparison: result of `trainers.compress_jobs.compare.compare`.
@@ -73,7 +73,7 @@ def write_comparison(comparison: dict, path: Path) -> None:
 
 
 def _change(before: float | None, after: float | None) -> tuple[str, str]:
-    """Returns a metric after compression, and how it changed where both values are known."""
+    """Returns a metric after compression as text, and its change if both values are known."""
     known = before is not None and after is not None
     return shown(after), f"before {shown(before)}, {after - before:+.2g}" if known else ""
 

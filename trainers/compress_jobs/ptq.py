@@ -1,7 +1,7 @@
-"""Post-training quantization: LiteRT files, and Keras models whose kernels are integers.
+"""Post-training quantization to LiteRT files and to Keras models with integer kernels.
 
-The result counts only after it was measured on the whole test split. A LiteRT file runs in its own
-runtime. The file of a Keras model is opened again, and must compute the same as the model.
+A work directory is complete only after its model was measured on the whole test split. LiteRT files
+run in their own runtime. A Keras file is opened again and must compute the outputs of the model.
 """
 
 import dataclasses
@@ -40,18 +40,18 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
     """Quantizes the model of a work directory, and measures the result.
 
     Args:
-      config: its recipe with `compress.ptq.format`.
-      start: the work directory.
-      workdir: the new work directory. It gets model.tflite or model.keras, the model before
-        quantization as float.keras, and the evaluation of the compressed file.
+      config: config of the run, with `compress.ptq.format` set.
+      start: path of the work directory to quantize.
+      workdir: path of the new work directory. It gets model.tflite or model.keras, the model before
+        quantization as float.keras, and the evaluation of the quantized file.
       source: name of the recipe.
 
     Returns:
-      The metrics of the test split, or of the validation split if there is no test split.
+      Metrics of the test split, or of the validation split if there is no test split.
 
     Raises:
-      UsageError: if the format has nothing to quantize in this model.
-      RunError: if the conversion fails, or the saved model computes something else.
+      UsageError: if the model has no layer that the format quantizes.
+      RunError: if the conversion fails, or the saved model computes different outputs.
     """
     directory = WorkDirectory(workdir).open()
     try:
@@ -75,7 +75,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
 
 
 def _check_origin(directory: WorkDirectory, start) -> None:
-    """Raises `UsageError` if a finished work directory was made from another one than `start`."""
+    """Raises `UsageError` if a finished work directory was not made from `start`."""
     lines = read_metrics(directory.path)
     detail = next((line["detail"] for line in lines if line.get("event") == "rounded"), "")
     origin = detail.partition(" of ")[2]
@@ -86,7 +86,7 @@ def _check_origin(directory: WorkDirectory, start) -> None:
 def _write_workdir(
     directory, config, source, run: LoadedRun, file: Path, metrics, predictions
 ) -> None:
-    """Writes the work directory; the compressed file, which marks it as complete, comes last."""
+    """Writes the work directory; the quantized file comes last, because it marks completion."""
     step = max((line.get("step", 0) for line in read_metrics(run.path)), default=0)
     directory.write_config(as_dict(config), source, run.dataset)
     if run.dataset.tokenizer is not None:
@@ -106,7 +106,7 @@ def _write_workdir(
 
 
 def _to_litert(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
-    """Returns the LiteRT file in `folder`, and the run with this file."""
+    """Returns the path of a new LiteRT file in `folder`, and the run with this file."""
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise UsageError(f"{ptq_format.name} is measured in its own runtime: {NO_RUNTIME}.")
     file, examples = folder / LITERT, None
@@ -126,7 +126,7 @@ def _to_litert(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
 
 
 def _to_keras(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
-    """Returns the Keras file in `folder`, and the run with the model from this file."""
+    """Returns the path of a new Keras file in `folder`, and the run with its model."""
     if is_quantized(run.model):
         raise UsageError(
             f"The model of {run.path} was trained in 8 bits, which only LiteRT preserves: use "
@@ -138,7 +138,7 @@ def _to_keras(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
 
 
 def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: int, seed: int):
-    """Quantizes the kernels of a model in place; the inputs of its layers stay floats."""
+    """Quantizes the kernels of a model in place; the inputs of the layers stay in float32."""
     from keras import quantizers
 
     mode = ptq_format.mode
@@ -163,7 +163,7 @@ def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: in
 
 
 def _reopened(model, path: Path, run: LoadedRun, ptq_format: PtqFormat):
-    """Saves a quantized model, opens it again, and returns it if it computes the same."""
+    """Saves a quantized model and opens it again; returns it if the outputs are equal."""
     model.save(path)
     try:
         reopened = open_model(path)

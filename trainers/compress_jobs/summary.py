@@ -22,20 +22,20 @@ from zoo.storage.disk import read_bytes, read_json, write_json
 def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
     """Measures two work directories on the same test split (or validation split).
 
-    A compression.json that is newer than the model is returned as it is.
+    A compression.json that is newer than the model is returned unchanged.
 
-    Returns what it writes to `after`/compression.json and shows in compression.html beside it:
+    Returns the content of `after`/compression.json, which compression.html beside it shows:
 
       method, from, task, data, split.
-      metric, mode: the metric by which the task selects checkpoints, and its best value, "min" or
+      metric, mode: metric by which the task selects checkpoints, and its best value, "min" or
         "max".
       before, after: for each model
         parameters, nonzeros: numbers of weights (of a quantized model: before quantization).
-        file: "litert"; or "keras" if no LiteRT file can be made, or if `after` holds integers of
-          Keras, which a LiteRT file would hold as floats. bytes, gzip_bytes: sizes of that file.
-        milliseconds: number of threads -> median time of one example in LiteRT; None, with the
+        file: "litert", or "keras" if no LiteRT file can be made or if `after` has integers of
+          Keras, which a LiteRT file would store as floats. bytes, gzip_bytes: sizes of that file.
+        milliseconds: number of threads -> median time per example in LiteRT; None, with the
           reason in `remark`, if there is no such file.
-        test: metrics.
+        test: metrics of the split.
     """
     record, page = Path(after) / "compression.json", Path(after) / "compression.html"
     models = [path for name in ("model.keras", LITERT) if (path := Path(after) / name).exists()]
@@ -76,12 +76,12 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
                 "test": run.metrics(),
             }
     write_page(summary, page)
-    write_json(record, summary)  # last: it marks the work directory as complete
+    write_json(record, summary)  # comes last, because it marks the work directory as complete
     return summary
 
 
 def litert_file(run: LoadedRun, path: Path) -> tuple[Path | None, str]:
-    """Returns `(the run's LiteRT file, or one made at path, "")`, or `(None, reason)`."""
+    """Returns `(path of the run's LiteRT file or of a new file, "")`, or `(None, reason)`."""
     if run.file is not None:
         return run.file, ""
     try:
@@ -92,10 +92,10 @@ def litert_file(run: LoadedRun, path: Path) -> tuple[Path | None, str]:
 
 
 def counts(run: LoadedRun) -> dict[str, int]:
-    """Returns the number of weights, and of weights that are not 0."""
+    """Returns the number of weights as "parameters", and of nonzero weights as "nonzeros"."""
     floats = run.path / FLOATS
     model = registry.load(str(floats)) if floats.exists() else run.model
-    # The ends of 8-bit ranges are not weights.
+    # The limits of 8-bit ranges are not weights.
     weights = [v.numpy() for v in model.weights if "_ranges/" not in v.path]
     return {
         "parameters": int(sum(value.size for value in weights)),

@@ -1,4 +1,4 @@
-"""The content of a compression.json as rows and as text. Loads no TensorFlow."""
+"""Formats the content of compression.json as rows and as text. Loads no TensorFlow."""
 
 from trainers.compress_jobs.latency import THREADS
 from zoo.formatting import number
@@ -32,7 +32,7 @@ def _measurements(side: dict) -> dict:
 
 
 def table(summary: dict) -> str:
-    """Returns the rows as text."""
+    """Returns the rows of `rows` as a text table, with the remarks below."""
     split = f"metrics: {name} split" if (name := summary.get("split")) else ""
     lines = [f"{split:24}{'before':>14}{'after':>14}"]
     for name, value, new, note in rows(summary):
@@ -45,7 +45,7 @@ def table(summary: dict) -> str:
 
 
 def shown(value) -> str:
-    """Returns a number as text; a dash if it is unknown."""
+    """Returns a number as text, or a dash for None."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else number(value, digits=5)

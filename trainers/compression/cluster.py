@@ -2,9 +2,9 @@
 
 Each kernel has a small number of values, its centroids, which are trained. In a forward pass each
 weight takes the value of the nearest centroid. The gradient of a centroid is the sum of the
-gradients of its cluster's weights; these gradients also move the weights themselves, which may
-change over to another cluster. Zeros of a kernel stay zeros. The file of a clustered model is an
-ordinary Keras file whose kernels have few values: small after compression.
+gradients of its cluster's weights. These gradients also move the weights, which may move to another
+cluster. Zeros of a kernel stay zeros. A clustered model is saved as an ordinary Keras file, which
+compresses well because its kernels have few distinct values.
 """
 
 import keras
@@ -24,7 +24,7 @@ _CENTROIDS = "centroids"  # a layer inside each clustered layer
 
 
 class Cluster(Technique):
-    """`compress.cluster`: every kernel has `number` values."""
+    """`compress.cluster`: limits every kernel to `number` distinct values."""
 
     def change_model(self, model, settings):
         if number := settings.cluster.number:
@@ -37,10 +37,10 @@ class Cluster(Technique):
 
 
 def cluster(model: keras.Model, number: int) -> None:
-    """Makes a built model compute with clustered kernels; inside the strategy's scope.
+    """Clusters the kernels of a built model; must be called inside the strategy's scope.
 
     Args:
-      model: changed in place; its layers get their centroids as weights.
+      model: model to change in place; its layers get their centroids as weights.
       number: number of values per kernel, at least 2, including the 0 of pruned kernels.
     """
     check_clusters(number)
@@ -59,9 +59,9 @@ def cluster(model: keras.Model, number: int) -> None:
 
 
 class Centroids(Compressor):
-    """Initializes the centroids of a clustered model, and writes their values into the kernels.
+    """Compressor that initializes centroids and writes their values into the kernels.
 
-    The centroids are weights of the model, which checkpoints hold anyway.
+    Checkpoints contain the centroids, because the centroids are weights of the model.
     """
 
     def _kernels(self):
@@ -76,13 +76,13 @@ class Centroids(Compressor):
             centroids.assign(np.resize(values, call.number))
 
     def restore(self) -> None:
-        """Gives the kernels the values that they have in a forward pass."""
+        """Assigns to the kernels the clustered values of the forward pass."""
         for call, kernel, centroids in self._kernels():
             kernel.assign(call.clustered(kernel.value, centroids))
 
 
 class _ClusteredCall:
-    """Replaces `layer.call`: calls the original with clustered kernels."""
+    """Replacement of `layer.call` that calls the original with clustered kernels."""
 
     def __init__(self, layer, number: int):
         tfmot = engines()
@@ -101,8 +101,8 @@ class _ClusteredCall:
         self.plain = layer.call
 
     def clustered(self, kernel, centroids):
-        """Returns a kernel of which each weight has the value of the nearest centroid."""
-        # The algorithm reads its centroids from a variable; inside a train step there is none.
+        """Returns the kernel with each weight replaced by the nearest centroid."""
+        # TF-MOT's algorithm holds its centroids in a variable; a train step has only a tensor.
         algorithm = self._algorithm.__new__(self._algorithm)
         algorithm.cluster_centroids = tf.convert_to_tensor(centroids.value)
         algorithm.cluster_gradient_aggregation = engines().cluster_config.GradientAggregation.SUM

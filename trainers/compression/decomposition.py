@@ -1,4 +1,4 @@
-"""One kernel as a product: the ranks that keep a share of its energy, and its factors."""
+"""Factorization of one kernel: the ranks that keep a share of its energy, and the factors."""
 
 import dataclasses
 import functools
@@ -23,13 +23,12 @@ CONVOLUTIONS = {layers.Conv1D: 1, layers.Conv2D: 2, layers.Conv3D: 3}
 
 @dataclasses.dataclass
 class Kernel:
-    """The values of a kernel, and how it can be factored.
+    """A kernel and its possible factorizations.
 
     Attributes:
       value: the kernel in the shape of its layer.
-      input_axes: number of axes of a matrix, the first ones, that are summed over; 0 for a
-        convolution.
-      stored_size: number of values that its layer stores: its own, or those of its factors.
+      input_axes: number of leading axes that a matrix product sums over; 0 for a convolution.
+      stored_size: number of values that the layer stores: those of the kernel or of its factors.
     """
 
     value: np.ndarray
@@ -37,7 +36,7 @@ class Kernel:
 
     @classmethod
     def of(cls, layer: layers.Layer) -> "Kernel":
-        """Returns the kernel of a layer, or the product of one of `zoo.layers.low_rank`."""
+        """Returns the kernel of a layer; for a layer of `zoo.layers.low_rank` the product."""
         value = keras.ops.convert_to_numpy(kernel_of(layer)).astype(np.float32)
         kernel = cls(value, _input_axes(layer))
         if isinstance(layer, LowRank):
@@ -48,7 +47,7 @@ class Kernel:
         shape = self.value.shape
         self.stored_size = self.value.size
         self.positions = int(np.prod(shape[:-2])) if not self.input_axes else 0
-        rows = self.value.size // shape[-1]  # a convolution by its output channels
+        rows = self.value.size // shape[-1]  # the columns of a convolution: output channels
         if self.input_axes:
             rows = int(np.prod(shape[: self.input_axes]))
         self._matrix = self.value.reshape(rows, -1)
@@ -65,8 +64,8 @@ class Kernel:
     def _channel_energies(self) -> np.ndarray:
         """Shares of the energy that a convolution keeps with (1 … I, 1 … O) mixed channels.
 
-        They are those of the truncated higher-order SVD (De Lathauwer et al. 2000), with which
-        Tucker's decomposition starts and which it improves.
+        The shares are those of the truncated higher-order SVD (De Lathauwer et al. 2000). The
+        Tucker decomposition starts from this SVD and improves it.
         """
         core = self.value.astype(np.float64)
         for axis in (-2, -1):
@@ -80,8 +79,8 @@ class Kernel:
     def ranks(self, energy: float) -> tuple[int, ...]:
         """Returns the ranks with the fewest values that keep at least this share of the energy.
 
-        For a convolution they are (input rank, output rank); 0 means that these channels all remain
-        and are not mixed.
+        For a convolution the ranks are (input rank, output rank). A rank of 0 means that all these
+        channels remain and are not mixed.
         """
         if self.input_axes:
             rank = int(np.searchsorted(self._energies, energy - 1e-9)) + 1
@@ -89,7 +88,7 @@ class Kernel:
         energies = self._channel_energies
         inputs, outputs = energies.shape
         candidates = []
-        for i in range(1, inputs + 1) if self.positions > 1 else [inputs]:  # 1 x 1 is a matrix
+        for i in range(1, inputs + 1) if self.positions > 1 else [inputs]:  # 1 x 1: a matrix
             out = min(int(np.searchsorted(energies[i - 1], energy - 1e-9)) + 1, outputs)
             if energies[i - 1, out - 1] >= energy - 1e-9:
                 ranks = (0 if i == inputs else i, 0 if out == outputs else out)
@@ -97,7 +96,7 @@ class Kernel:
         return min(candidates)[2]
 
     def size_at(self, ranks: Sequence[int]) -> int:
-        """Returns the number of values in the factors."""
+        """Returns the number of values in the factors of these ranks."""
         if self.input_axes:
             return ranks[0] * sum(self._matrix.shape)
         (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
@@ -105,7 +104,7 @@ class Kernel:
         return inputs * into + core + out * outputs
 
     def factors(self, ranks: Sequence[int]) -> list[np.ndarray]:
-        """Returns the kernels of the parts of a layer of `zoo.layers.low_rank`, in order."""
+        """Returns the factors: kernels of the parts of a layer of `zoo.layers.low_rank`."""
         shape = self.value.shape
         if self.input_axes:
             left, right = _svd_factors(self._matrix, ranks[0])
@@ -142,7 +141,7 @@ def largest_ranks(layer: layers.Layer) -> tuple[int, ...]:
 
 
 def kernel_of(layer: layers.Layer):
-    """Returns the kernel or the embeddings of a layer: a variable, or the product of factors."""
+    """Returns the kernel or embeddings of a layer: a variable, or a product of factors."""
     embedding = isinstance(layer, (layers.Embedding, LowRankEmbedding))
     return layer.embeddings if embedding else layer.kernel
 
@@ -159,14 +158,14 @@ def _input_axes(layer: layers.Layer) -> int:
 
 
 def _svd_factors(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the nearest product of a rank (Eckart and Young 1936), its factors of equal norm."""
+    """Returns the best factors of a rank (Eckart and Young 1936), scaled to equal norms."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     root = np.sqrt(values[:rank])
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
 def _tucker(kernel: np.ndarray, into: int, out: int):
-    """Returns the core (..., into, out or outputs), and a matrix for each axis that it mixes."""
+    """Returns the core (..., into, out or outputs) and one matrix per mixed channel axis."""
     try:
         from tensorly.decomposition import partial_tucker
     except ImportError:

@@ -1,16 +1,16 @@
-"""Distillation: a student learns what a trained teacher says, beside what the data say.
+"""Distillation: a student learns from the outputs of a trained teacher and from the labels.
 
     (1 - alpha) * the task's own loss
     + alpha * T^2 * KL(teacher || student), both softened by the temperature T
     + hidden * mean squared difference of hidden states
-    + attention * KL(teacher || student) of where each position looks
+    + attention * KL(teacher || student) of the attention distributions
 
-Hinton et al. 2015 (arXiv:1503.02531) for the second line, of which T^2 keeps the gradient's size;
-Jiao et al. 2020 (TinyBERT, arXiv:1909.10351) for the third, with a learned projection where widths
-differ; Wang et al. 2020 (MiniLM, arXiv:2002.10957) for the fourth. Each is a loss term like any
-other: a sum over what counts, a weight known from the batch, a coefficient.
+Second line: Hinton et al. 2015 (arXiv:1503.02531); T^2 makes the size of the gradient independent
+of T. Third line: Jiao et al. 2020 (TinyBERT, arXiv:1909.10351), with a trained projection if the
+widths differ. Fourth line: Wang et al. 2020 (MiniLM, arXiv:2002.10957). Each line is a loss term of
+the task: a sum over the counted elements, their number per batch, and a coefficient.
 
-For translation the teacher's own translations can stand in for the references (Kim and Rush 2016,
+For translation, the teacher's translations can replace the references (Kim and Rush 2016,
 Sequence-level knowledge distillation, arXiv:1606.07947): `with_teacher_sentences`.
 """
 
@@ -89,7 +89,7 @@ def _check_pair(saved, teacher, student, task, config, dataset) -> None:
         raise UsageError(f"The teacher does not fit the student's data: {error}") from None
 
 
-# What of a task's contract is the student's own task's.
+# Attributes and methods that `Distillation` copies from the student's task.
 _SAME = (
     "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "generates", "complete",
     "check_arguments", "check", "remarks", "served", "warning", "predictions", "whole_split",
@@ -100,18 +100,18 @@ _SAME = (
 class Distillation(Task):
     """A task with further loss terms, by which a student learns the outputs of a teacher.
 
-    Made inside the strategy's scope.
+    It must be created inside the strategy's scope.
 
     Args:
-      task: the student's own, bound to the student.
-      student: a built model.
-      teacher: a built model; it computes as in inference and stays as it is.
+      task: task of the student, bound to the student.
+      student: built model to train.
+      teacher: built model, which runs in inference mode and is not changed.
       settings: the section `compress.distill`.
 
     Attributes:
-      terms: the task's own ("loss" is called "labels"), "soft" (of a second head "soft_nsp"),
-        "hidden" and "attention", those whose coefficient is above 0.
-      variables: of the projections, which are trained and kept in checkpoints.
+      terms: name -> coefficient: the terms of the task ("loss" is renamed to "labels"), and "soft"
+        ("soft_nsp" for a second head), "hidden" and "attention" if their coefficient is above 0.
+      variables: variables of the projections, which are trained and saved in checkpoints.
     """
 
     def __init__(self, task: Task, student: keras.Model, teacher: keras.Model, settings: Mapping):
@@ -120,7 +120,7 @@ class Distillation(Task):
             setattr(self, name, getattr(task, name))
         alpha, self.temperature = settings["alpha"], settings["temperature"]
         self.own = {"labels" if name == "loss" else name: name for name in task.terms}
-        # The first stays at alpha=1: throughput is counted by its weight.
+        # The first term remains even if alpha is 1, because throughput is computed from its count.
         self.terms = {name: (1 - alpha) * task.terms[own] for name, own in self.own.items()}
         self.heads = {}
         if alpha:
@@ -144,17 +144,17 @@ class Distillation(Task):
         self.variables = [v for dense in self.projections.values() for v in dense.variables]
 
     def players(self, model) -> tuple[Player, ...]:
-        """Returns one player: the student with the projections."""
+        """Returns a single player: the student with the projections."""
         return (Player("", _Learner(model, self.variables), self.terms, self.forward),)
 
     def prepare(self, batch, uniform, training):
-        """Adds to the task's batch which rows count, and the teacher's outputs where stored."""
+        """Returns the task's batch with the row weights, and the teacher's outputs if stored."""
         stored = {"teacher": batch["teacher"]} if "teacher" in batch else {}
         prepared = self.task.prepare(batch, uniform, training)
         return {"weight": batch["weight"], **prepared, **stored}
 
     def term_counts(self, batch):
-        """Those of the task; of a position each, or a row, for what the teacher says."""
+        """Returns the counts of the task, and the number of positions or rows per added term."""
         own = self.task.term_counts(batch)
         found = {name: own[key] for name, key in self.own.items()}
         for term, head in self.heads.items():
@@ -165,7 +165,7 @@ class Distillation(Task):
         return found
 
     def forward(self, model, batch, training):
-        """Runs both models; see the top of this file for the terms."""
+        """Runs both models and returns the loss terms that the docstring of this file defines."""
         result = self.task.forward(self.student, batch, training)
         sums = {name: result.sums[key] for name, key in self.own.items()}
         said = None
@@ -193,9 +193,9 @@ class Distillation(Task):
         return ops.mean(ops.square(student - ops.stop_gradient(teacher)), -1)
 
     def _attention(self, one, other):
-        """Returns how far apart two blocks' attention distributions lie, (B, T).
+        """Returns KL(teacher || student) of two blocks' attention distributions, (B, T).
 
-        They are compared head by head, or by the mean of all heads where their numbers differ.
+        Heads are compared one by one, or by the mean over all heads if their numbers differ.
         """
         student, teacher = (
             ops.log_softmax(
@@ -211,31 +211,31 @@ class Distillation(Task):
         return ops.mean(divergence(teacher, student), 1)
 
     def frozen(self, model) -> Frozen:
-        """None: the teacher sees what a frozen part of the student would be spared."""
+        """Returns no frozen part: the teacher needs the inputs of the student's frozen part."""
         if self.task.frozen(model).model is None:
             return Frozen()
         return Frozen(remark="off: the teacher sees the pictures themselves")
 
     def stored(self, arrays):
-        """The training split, with what the teacher says of each example where that is kept."""
+        """Returns the training split; with `cache`, it has the teacher's logits per example."""
         if not (self.settings["cache"] and self.heads):
             return arrays
         return teacher_files.with_outputs(arrays, self.task, self.teacher, self.settings["teacher"])
 
     def derived(self, metrics):
-        """What the task derives, from its own part of the loss."""
+        """Returns the metrics that the task derives from its own loss terms."""
         own = {key: metrics[name] for name, key in self.own.items()}
         loss = sum(c * own[key] for key, c in self.task.terms.items())
         return self.task.derived({**metrics, **own, "loss": loss})
 
     def bind(self, model, dataset=None, arguments=None):
-        """Binds the student's task."""
+        """Binds the student's task to a model and its data."""
         self.task.bind(model, dataset, arguments)
         return self
 
 
 class _Learner:
-    """What the optimizer moves: a student and the projections of its hidden states."""
+    """The variables that the optimizer updates: the student's and those of the projections."""
 
     def __init__(self, model: keras.Model, variables):
         self.model, self.variables = model, variables
@@ -254,14 +254,14 @@ class _Learner:
 
 
 class Tapped:
-    """A model that, when it is called, notes what goes into some layers and what comes out.
+    """A model that records the inputs and outputs of some layers in each call.
 
     Args:
       model: a Functional model.
-      taken: layers of it.
+      taken: layers of `model` to record.
 
     Attributes:
-      noted: name -> {"inputs": tensors, "output": tensor} of the last call.
+      noted: layer name -> {"inputs": tensors, "output": tensor} of the last call.
     """
 
     def __init__(self, model: keras.Model, taken):
@@ -286,9 +286,9 @@ class Tapped:
         return found["outputs"]
 
     def logits(self, outputs, head: str):
-        """Logits (..., V) float32 of a head of the outputs, up to a constant."""
+        """Returns the logits (..., V) float32 of one output head, up to a constant."""
         found = ops.cast(_heads(outputs)[head], "float32")
-        # Logarithms of probabilities are logits; this small one stays finite.
+        # Logarithms of probabilities are logits. The lower bound keeps the logarithm finite.
         return ops.log(ops.maximum(found, 1e-37)) if self._probabilities else found
 
 
@@ -298,10 +298,10 @@ def divergence(teacher, student, temperature: float = 1.0):
     Args:
       teacher: (..., V) logits, without gradients.
       student: (..., V) logits.
-      temperature: by which both are divided.
+      temperature: divisor of both logits.
 
     Returns:
-      (...) float32.
+      Divergence (...) float32.
     """
     teacher = ops.stop_gradient(ops.cast(teacher, "float32"))
     theirs, ours = (ops.log_softmax(x / temperature, axis=-1) for x in (teacher, student))
@@ -313,23 +313,23 @@ def _heads(outputs) -> dict:
 
 
 def _counts(batch, head: str):
-    """How much each element of a head's output counts: words asked for, or rows."""
+    """Returns the weight of each element of a head's output: per target token, or per row."""
     return batch["weight"] if head == "nsp" or "counts" not in batch else batch["counts"]
 
 
 def _positions(batch, side: str):
-    """Returns which positions (B, T) of a model's input count: all that are no padding."""
+    """Returns the weights (B, T) of input positions: 0 for padding, else the weight of the row."""
     real = batch["segments"] > 0 if "segments" in batch else batch[side] != PADDING
     return tf.cast(real, tf.float32) * batch["weight"][:, None]
 
 
 def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
-    """Returns the pairs of blocks that are compared, evenly spread over the teacher's stacks.
+    """Returns the pairs of blocks to compare, evenly spread over the teacher's stacks.
 
-    The last goes with the last (Sanh et al. 2019, DistilBERT; Jiao et al. 2020, section 3.2).
+    The last blocks form a pair (Sanh et al. 2019, DistilBERT; Jiao et al. 2020, section 3.2).
 
     Returns:
-      `(block of the student, block of the teacher, name of the input that both compute from)`.
+      `(block of the student, block of the teacher, name of the model input of both)` per pair.
     """
     mine, theirs = (
         {

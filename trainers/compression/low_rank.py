@@ -1,10 +1,10 @@
-"""Replaces kernels by products of smaller ones: singular values and Tucker's decomposition.
+"""Replaces kernels by products of smaller kernels, by SVD or Tucker decomposition.
 
-A matrix (dense layers, embeddings) becomes two, by its largest singular values. The kernel of a
-convolution becomes three, by Tucker's decomposition of its two channel axes (Kim et al. 2016,
-Compression of Deep Convolutional Neural Networks, arXiv:1511.06530), computed by tensorly. The
-energy of a rank is the share of the kernel's squared sum that the product keeps. A kernel that no
-rank makes smaller stays as it is.
+A matrix (dense layers, embeddings) becomes two matrices, by its largest singular values. The kernel
+of a convolution becomes three kernels, by Tucker decomposition of its two channel axes (Kim et al.
+2016, Compression of Deep Convolutional Neural Networks, arXiv:1511.06530), computed by tensorly.
+The energy of a rank is the share of the kernel's squared sum that the product keeps. A kernel that
+no rank makes smaller stays unchanged.
 
 The ranks are decided once, from the weights of the model that is compressed, and stored in the
 recipe. The model is built with layers of `zoo.layers.low_rank`.
@@ -40,13 +40,13 @@ from zoo.layers.low_rank import (
 )
 from zoo.models.sources import open_source
 
-# Energies to try in order, if the loss is measured.
+# Energies that `_by_loss` tries in this order.
 _LADDER = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _CONVOLUTION = (
     "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation",
     "use_bias",
 )  # fmt: skip
-# Layer -> layer of the product, and the arguments that both have.
+# Layer -> low-rank layer that replaces it, and the arguments that both have.
 _PRODUCTS = {
     layers.Dense: (LowRankDense, ("units", "activation", "use_bias")),
     layers.EinsumDense: (
@@ -90,7 +90,7 @@ class LowRankKernels(Technique):
 
 
 def format_ranks(ranks: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-    """Returns what `parse_ranks` reads."""
+    """Formats ranks as PATH=RANK or PATH=INxOUT, which `parse_ranks` reads."""
     return tuple(f"{path}={'x'.join(map(str, numbers))}" for path, numbers in ranks.items())
 
 
@@ -118,14 +118,14 @@ def _loss_function(model, config, dataset, examples: int = 1024) -> Callable[[],
     return loss
 
 
-# --- which layers -------------------------------------------------------------------------------
+# --- layers -------------------------------------------------------------------------------------
 
 
 def factorable(model: keras.Model) -> tuple[dict[str, layers.Layer], dict[str, layers.Layer]]:
-    """Returns path -> layer of the layers that can become products, and of those out of reach.
+    """Returns two dicts, path -> layer: the reachable and the unreachable layers with kernels.
 
-    Layers of a model are within reach, and those in layers with an attribute `ranks`, such as the
-    zoo's transformer blocks. Layers that are products already can become other products.
+    A layer is reachable if only models and layers with an attribute `ranks`, such as the zoo's
+    transformer blocks, contain it. A layer that is a product already can get other ranks.
     """
     reachable, unreachable = {}, {}
 
@@ -177,7 +177,7 @@ def _unsupported(layer: layers.Layer) -> str:
     return ""
 
 
-# --- which ranks --------------------------------------------------------------------------------
+# --- ranks --------------------------------------------------------------------------------------
 
 
 def decide(
@@ -186,12 +186,12 @@ def decide(
     """Returns path -> ranks of the layers that become products.
 
     Args:
-      model: the model to compress; unchanged in the end.
+      model: model to compress; unchanged when the function returns.
       settings: the section `compress.low_rank`, with one of `RANKS_BY` above 0.
-      measure: returns the loss of the model, for `sensitivity`.
+      measure: function that returns the loss of the model, for `sensitivity`.
 
     Raises:
-      UsageError: if nothing becomes smaller, or the budget cannot be met.
+      UsageError: if no kernel becomes smaller, or the budget cannot be met.
     """
     chosen = _selected(model, settings["pattern"])
     kernels = {path: Kernel.of(layer) for path, layer in chosen.items()}
@@ -220,7 +220,7 @@ def _is_smaller(kernel: Kernel, ranks: Sequence[int]) -> bool:
 
 
 def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) -> dict:
-    """Finds the largest energy, equal for all kernels, at which the model is small enough."""
+    """Finds the largest energy, equal for all kernels, at which the model meets the budget."""
 
     def size(ranks):
         saved = sum(kernels[p].stored_size - kernels[p].size_at(r) for p, r in ranks.items())
@@ -239,7 +239,7 @@ def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) ->
 
 
 def _by_loss(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
-    """Finds each kernel's lowest ranks that, alone, raise the loss by at most `tolerance`."""
+    """Finds the lowest ranks per kernel that, used alone, raise the loss by `tolerance` at most."""
     limit = (1 + tolerance) * measure()
     accepted = {}
     for path, kernel in kernels.items():
@@ -257,7 +257,7 @@ def _by_loss(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int,
 
 @contextlib.contextmanager
 def _lower_ranks(layer, kernel: Kernel, ranks):
-    """Lets a layer compute with a product of lower ranks, inside the context."""
+    """Replaces the kernel of a layer by a product of lower ranks inside the context."""
     variables, values = [layer], [kernel.product(ranks)]
     if isinstance(layer, LowRank):
         variables, values = layer.parts, Kernel(values[0], kernel.input_axes).factors(layer.ranks)
@@ -280,7 +280,7 @@ def factorize(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
 
     Args:
       model: a built model.
-      ranks: PATH=RANK or PATH=INxOUT of the layers to change.
+      ranks: PATH=RANK or PATH=INxOUT per layer to change.
 
     Raises:
       UsageError: if the model has no such layer, or its kernel cannot have these ranks.
@@ -323,7 +323,7 @@ def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:
 
 
 def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:
-    """Returns a fresh layer that computes what `layer` does, with a kernel of these ranks."""
+    """Returns a new layer with the arguments of `layer` and a kernel of these ranks."""
     make, keys = _PRODUCTS[type(layer)]
     config = layer.get_config()
     arguments = {key: config[key] for key in ("name", "trainable", "dtype", *keys)}
@@ -333,11 +333,11 @@ def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:
 
 
 def initial_values(model: keras.Model, source: keras.Model) -> dict[str, np.ndarray]:
-    """Returns variable path -> value: kernels of `source` as the factors of this model.
+    """Returns variable path -> value: the kernels of `source`, factored for `model`.
 
     Args:
       model: a built model.
-      source: a model of the same paths, whose kernels are whole or products of other ranks.
+      source: model with the same layer paths; its kernels may be products of other ranks.
     """
     reachable, unreachable = factorable(source)
     sources, values = {**unreachable, **reachable}, {}
@@ -356,12 +356,12 @@ def initial_values(model: keras.Model, source: keras.Model) -> dict[str, np.ndar
 
 
 def products(model: keras.Model) -> list[LowRank]:
-    """Returns the layers of a model, at any depth, whose kernels are products."""
+    """Returns the layers of a model, at any depth, with a product as kernel."""
     return [x for x in keras_internals.all_layers(model) if isinstance(x, LowRank)]
 
 
 def refuse_tied_products(model: keras.Model) -> None:
-    """Raises `UsageError` if an embedding that also computes the logits is a product."""
+    """Raises `UsageError` if a tied embedding, which also computes the logits, is a product."""
     if any(isinstance(layer, LowRankReversibleEmbedding) for layer in products(model)):
         raise UsageError(
             "qat and cluster do not support a tied embedding that is a product: exclude it, for "

@@ -1,7 +1,7 @@
 """Magnitude pruning (Zhu and Gupta 2017, arXiv:1710.01878) by TF-MOT's engine, in the train step.
 
 After each update the masks follow the schedule and are applied to the kernels, so that every
-forward pass sees sparse kernels. Masks are part of a checkpoint: a resumed run continues with them.
+forward pass uses sparse kernels. Checkpoints contain the masks, so a resumed run continues them.
 """
 
 import math
@@ -21,7 +21,7 @@ _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTran
 
 
 class Prune(Technique):
-    """`compress.prune`: zeros that grow by a schedule, or those that a model has at the start."""
+    """`compress.prune`: prunes by a schedule, or keeps the zeros that a model has at the start."""
 
     def compressor(self, step, settings, total_steps):
         settings = settings.prune.to_dict()
@@ -33,7 +33,7 @@ class Prune(Technique):
 
 
 class _Masked(Compressor):
-    """A mask for each of some kernels; made inside the strategy's scope."""
+    """Compressor with one mask per kernel; must be created inside the strategy's scope."""
 
     def __init__(self, model: keras.Model, kernels):
         super().__init__(model)
@@ -41,21 +41,21 @@ class _Masked(Compressor):
         self.masks = self.variables = [mask for _, mask in self._masked]
 
     def restore(self) -> None:
-        """Applies the masks to the weights that the model holds now."""
+        """Applies the masks to the current weights."""
         for variable, mask in self._masked:
             variable.assign(variable * mask)
 
 
 class Pruner(_Masked):
-    """Prunes kernels while the model trains; made inside the strategy's scope.
+    """Pruning during training; must be created inside the strategy's scope.
 
     Args:
       model: a built model.
-      step: number of updates so far; an int64 Keras variable.
+      step: int64 Keras variable, the number of updates so far.
       total_steps: number of updates of the whole run.
-      settings: the section `compress.prune` without `keep_zeros`. A polynomial schedule is that of
-        Zhu and Gupta, equation 1. With `m_by_n` the masks apply from `begin` on. A `block` is
-        (height, width) of a kernel seen as (inputs, outputs); blocks at its edges may be smaller.
+      settings: the section `compress.prune` without `keep_zeros`. The polynomial schedule is
+        equation 1 of Zhu and Gupta. With `m_by_n` the masks apply from `begin` on. `block` is the
+        (height, width) of blocks of an (inputs, outputs) matrix; edge blocks may be smaller.
 
     Raises:
       UsageError: if a value is out of bounds, or the pattern matches no kernel.
@@ -68,7 +68,7 @@ class Pruner(_Masked):
         self.kernels = _selected(model, settings["pattern"])
         super().__init__(model, self.kernels)
         first, periods = pruning_updates(total_steps, **settings)
-        last = first + periods * frequency  # a change of the masks, so that the end is reached
+        last = first + periods * frequency  # updates masks: the end is reached
         tfmot = engines()
         schedule = tfmot.pruning_schedule.ConstantSparsity(sparsity, first, last, frequency)
         if settings["schedule"] == "polynomial" and periods:  # m_by_n needs no period
@@ -77,8 +77,8 @@ class Pruner(_Masked):
             )
 
         def next_step():
-            # TF-MOT counts the update for which masks are chosen: the next one. It chooses m:n
-            # masks if its step is 1.
+            # TF-MOT expects the number of the next update, which will use the masks. It chooses m:n
+            # masks if that number is 1.
             return step.value + 1 - (first - 1 if m_by_n else 0)
 
         self._engines = []
@@ -92,20 +92,20 @@ class Pruner(_Masked):
             )  # fmt: skip
 
     def update(self) -> None:
-        """Changes the masks if the schedule says so, and applies them."""
+        """Updates the masks if an update is scheduled, and applies the masks."""
         for engine in self._engines:
             engine.conditional_mask_update()
             engine.weight_mask_op()
 
 
 class SparsityPreserver(_Masked):
-    """Keeps the zeros that the kernels of a model have at the start."""
+    """Compressor that keeps the zeros that the kernels have at the start."""
 
     def __init__(self, model: keras.Model):
         super().__init__(model, prunable(model))
 
     def begin(self) -> None:
-        """Makes masks of the zeros."""
+        """Sets the masks to 0 at the zeros of the kernels."""
         for variable, mask in self._masked:
             mask.assign(tf.cast(variable.value != 0, mask.dtype))
 
@@ -173,7 +173,7 @@ def _matrix_engine(engine, inputs: tuple[int, ...]):
 
     class MatrixEngine(engine):
         def _validate_block(self):
-            pass  # TF-MOT refuses blocks of kernels that are no matrix
+            pass  # TF-MOT rejects blocks for kernels that are not matrices
 
         def _maybe_update_block_mask(self, weights):
             axes = [*inputs, *(axis for axis in range(weights.shape.rank) if axis not in inputs)]
@@ -187,7 +187,7 @@ def _matrix_engine(engine, inputs: tuple[int, ...]):
             return threshold, tf.transpose(tf.reshape(mask, transposed.shape), inverse)
 
         def _block_mask(self, matrix):
-            """Does what TF-MOT does, which confuses a row of blocks with a column of blocks."""
+            """Replaces TF-MOT's method, which confuses rows and columns of blocks."""
             utils, (tall, wide) = engines().pruning_impl.pruning_utils, self._block_size
             pooled = utils.factorized_pool(
                 tf.abs(matrix), window_shape=self._block_size, strides=self._block_size,

@@ -7,7 +7,7 @@ from zoo.layers.rounding import quantize, update_kernel_ranges
 
 
 class QuantizationAwareTraining(Technique):
-    """`compress.qat`: layers compute with 8-bit kernels and outputs."""
+    """`compress.qat`: makes layers compute with 8-bit kernels and outputs."""
 
     def change_model(self, model, settings):
         if settings.qat.on:
@@ -21,10 +21,10 @@ class QuantizationAwareTraining(Technique):
 
 
 class KernelRanges(Compressor):
-    """Keeps the ranges of kernels equal to those of the weights that a model holds."""
+    """Compressor that recomputes the ranges of the kernels from the current weights."""
 
     def restore(self) -> None:
-        """Recomputes the ranges. After an update the next forward pass does that."""
+        """Recomputes the ranges. After an update the next forward pass recomputes the ranges."""
         update_kernel_ranges(self.model)
 
     begin = restore

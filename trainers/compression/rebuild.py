@@ -1,4 +1,4 @@
-"""Builds a model anew with some of its layers changed."""
+"""Rebuilds a model with some of its layers changed."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ def rebuild(model: keras.Model, change: Callable) -> keras.Model:
 
     Args:
       model: a Functional or Sequential model; models inside it are rebuilt too.
-      change: `change(layer, config)` returns the layer that replaces `layer`, or None for a layer
-        of the same class made from `config`, which the function may change in place.
+      change: `change(layer, config)` returns the layer that replaces `layer`, or None. For None, a
+        layer of the same class is made from `config`, which `change` may modify in place.
     """
 
     def clone(layer):

@@ -1,13 +1,13 @@
-"""Structured pruning: removes whole units, and builds the model smaller.
+"""Structured pruning: removes whole units and builds a smaller model.
 
-The importance of a unit is the L2 norm of the weights that compute it and of those that read it,
-after Li et al. 2017 (Pruning Filters for Efficient ConvNets, arXiv:1608.08710), who sum the
-absolute weights that compute it. The same share of units is removed from each layer.
-`trainers.compression.units` defines units. The recipe holds the number of units that each layer
-keeps from the beginning of the run on.
+The importance of a unit is the L2 norm of the weights that compute the unit and of the weights that
+read it. It follows Li et al. 2017 (Pruning Filters for Efficient ConvNets, arXiv:1608.08710), who
+sum the absolute values of the weights that compute the unit. Each layer loses the same share of its
+units, which `trainers.compression.units` defines. The recipe stores the number of remaining units
+per layer; the model is small from the start of the run.
 
-Removing units whose weights are 0 changes nothing, except in front of layer normalization, which
-then takes the mean over the remaining units.
+Removing units with weights of 0 does not change the outputs, except before layer normalization,
+which then takes the mean over the remaining units.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def decide(model: keras.Model, sparsity: float, pattern: str) -> dict[str, int]:
     Args:
       model: a built model.
       sparsity: share of units to remove, rounded to whole units.
-      pattern: regular expression of the paths of layers; "" for all.
+      pattern: regular expression for the paths of layers; "" for all.
 
     Raises:
       UsageError: if no unit can be removed, or a layer would lose all of its units.
@@ -104,7 +104,7 @@ def build_smaller(model: keras.Model, widths: Sequence[str]) -> keras.Model:
 
     Args:
       model: a built model.
-      widths: PATH=UNITS of the layers to change.
+      widths: PATH=UNITS per layer to change.
 
     Raises:
       UsageError: if the model has no such layer, or the layer cannot have that number of units.
@@ -132,11 +132,11 @@ def build_smaller(model: keras.Model, widths: Sequence[str]) -> keras.Model:
 
 
 def initial_values(widths: Sequence[str], source: keras.Model) -> dict[str, np.ndarray]:
-    """Returns variable path -> the source's value without the least important units.
+    """Returns variable path -> value of the source without the least important units.
 
     Args:
-      widths: PATH=UNITS that remain.
-      source: a model of the same paths, with as many units or more.
+      widths: PATH=UNITS per layer, with the number of units that remain.
+      source: model with the same layer paths and at least as many units.
     """
     removable = units(source)[0] if widths else {}
     values = {}
@@ -146,12 +146,12 @@ def initial_values(widths: Sequence[str], source: keras.Model) -> dict[str, np.n
         remaining = _most_important(removable[path], count)
         for cut in removable[path].cuts:
             value = values.get(cut.variable.path, cut.variable.numpy())
-            # In their old order: the smaller layer has the same layout as the larger one.
+            # Sorted, so that the smaller layer has the same layout as the larger one.
             indices = np.sort(cut.indices[remaining], axis=None)
             values[cut.variable.path] = np.take(value, indices, axis=cut.axis)
     return values
 
 
 def _most_important(layer_units: Units, count: int) -> np.ndarray:
-    """Returns the sorted numbers of the units with the largest norms; ties go to the first."""
+    """Returns the sorted indices of the units with the largest norms; ties go to the first."""
     return np.sort(np.argsort(-layer_units.norms(), kind="stable")[:count])

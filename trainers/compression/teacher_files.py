@@ -1,6 +1,6 @@
-"""What a teacher says of the training split, computed once and kept on the disk.
+"""Outputs of a teacher for the training split, computed once and stored on the disk.
 
-The folder's name is the hash of everything that it follows from, as for `trainers.input.features`.
+The name of each folder is a hash of all inputs of its content, as in `trainers.input.features`.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from zoo.storage.records import RecordWriter, open_records
 _LOG = logging.getLogger(__name__)
 
 _BATCH = 32
-_READ = 4096  # rows at once, to hash them
+_READ = 4096  # number of rows that are hashed at once
 
 
 def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
-    """Returns a split with "teacher": logits of each example in float16, its largest 0.
+    """Returns a split with "teacher": float16 logits (N, ..., V), shifted to a maximum of 0.
 
     Args:
-      arrays: the training split.
-      task: the student's own; prepares the examples.
+      arrays: name -> array of the training split.
+      task: task of the student, which prepares the examples.
       teacher: a `trainers.compression.distill.Tapped` model.
-      workdir: where it comes from.
+      workdir: work directory of the teacher.
 
     Raises:
-      UsageError: where examples differ from epoch to epoch: no output would be that of the next.
+      UsageError: if examples differ between epochs, so that stored outputs would not fit.
     """
     if reason := _changes(arrays, task):
         raise UsageError(
@@ -67,7 +67,7 @@ def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
 
 
 def _changes(arrays: Mapping, task) -> str:
-    """Why examples are not the same in each epoch; "" where they are."""
+    """Returns the reason why examples differ between epochs; "" if they do not differ."""
     if any(isinstance(array, Windows) for array in arrays.values()):
         return "windows over a stream are cut elsewhere in each epoch (data.packing=best_fit)"
     asked = []
@@ -103,15 +103,16 @@ def _write(folder, arrays: Mapping, task, teacher) -> None:
 
 
 def with_teacher_sentences(dataset, settings: Mapping, config):
-    """Returns a data set whose training targets are the teacher's own translations.
+    """Returns a data set with the teacher's translations as training targets.
 
     Args:
       dataset: a `zoo.data.text.parallel.ParallelDataset`.
-      settings: the section `compress.distill`; `sentences` is the width of the teacher's search.
-      config: the recipe.
+      settings: the section `compress.distill`; `sentences` is the beam width of the teacher.
+      config: config of the student's run.
 
     Raises:
-      UsageError: where there are no sentences to translate.
+      UsageError: if there are no sentences to translate, validation examples would be held out of
+        the training split, or every translation is empty.
     """
     pairs = getattr(dataset, "pairs", {}).get("train")
     if pairs is None:
@@ -155,12 +156,12 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
 
 
 def check_data(saved: Mapping, dataset, workdir: str) -> None:
-    """Raises `UsageError` where a teacher read with another tokenizer or knows other classes.
+    """Raises `UsageError` if a teacher was trained with another tokenizer or other classes.
 
     Args:
-      saved: its config.json.
-      dataset: the student's data.
-      workdir: the teacher's.
+      saved: content of the teacher's config.json.
+      dataset: data set of the student.
+      workdir: work directory of the teacher.
     """
     tokenizer = dataset.tokenizer and dataset.tokenizer.fingerprint
     if saved["tokenizer"] != tokenizer:

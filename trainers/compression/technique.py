@@ -1,4 +1,4 @@
-"""The places of a run where a compression technique takes effect. Loads no TensorFlow."""
+"""Hooks of a run for compression techniques. Loads no TensorFlow."""
 
 from collections.abc import Collection
 
@@ -8,16 +8,16 @@ from zoo.errors import UsageError, compiled
 class Technique:
     """Base class of the techniques that make a model smaller while it trains.
 
-    Each method leaves the run as it is. A technique overrides those that it needs, and acts only if
-    `settings`, the section `compress` with all its keys, asks for it.
+    The methods of this class do not change the run. A technique overrides the methods that it
+    needs, and acts only if `settings`, the section `compress` with all its keys, enables it.
     """
 
     def resolve(self, config, workdir, dataset):
-        """Writes sizes that follow from weights into the recipe. Returns the data, maybe others."""
+        """Writes sizes computed from weights into the config; returns `dataset` or another one."""
         return dataset
 
     def change_model(self, model, settings):
-        """Returns the built model, maybe changed in place or replaced. No optimizer exists yet."""
+        """Returns the built model, changed in place or replaced. No optimizer exists yet."""
         return model
 
     def wrap_task(self, task, model, config, dataset):
@@ -28,15 +28,15 @@ class Technique:
         """Returns a `Compressor` for a `TrainStep` of a run of `total_steps` updates, or None."""
 
     def initial_values(self, model, source, settings):
-        """Returns variable path -> array: values other than those of the same path in `source`."""
+        """Returns variable path -> array if the value differs from that path's in `source`."""
         return {}
 
 
 class Compressor:
-    """Base class of what changes the weights of a built model between updates.
+    """Base class of objects that change the weights of a built model between updates.
 
     Attributes:
-      variables: variables for checkpoints, besides the weights of the model.
+      variables: variables to save in checkpoints in addition to the weights of the model.
     """
 
     variables = ()
@@ -45,13 +45,13 @@ class Compressor:
         self.model = model
 
     def begin(self) -> None:
-        """Runs once, as soon as the model holds the weights that the run starts from."""
+        """Runs once, after the model got the initial weights of the run."""
 
     def update(self) -> None:
         """Runs in each replica after each update of the optimizer."""
 
     def restore(self) -> None:
-        """Runs after weights were put into the model from outside, such as averages."""
+        """Runs after other weights, such as averages, were assigned to the model."""
 
 
 def matching(key: str, pattern: str, paths: Collection[str]) -> list[str]:

@@ -16,7 +16,7 @@ TECHNIQUES = (
 
 
 def resolve(config, workdir, dataset=None):
-    """Writes values into a recipe that follow from weights; see `Technique.resolve`."""
+    """Writes values computed from weights into a config; see `Technique.resolve`."""
     for technique in TECHNIQUES:
         dataset = technique.resolve(config, workdir, dataset)
     return dataset
@@ -45,7 +45,7 @@ def compressors(step, config, total_steps: int) -> tuple:
 
 
 def initial_values(model, source, config) -> dict:
-    """Returns variable path -> array for a run's start; see `Technique.initial_values`."""
+    """Returns variable path -> initial value of a run; see `Technique.initial_values`."""
     settings = section(config, "compress")
     values = [technique.initial_values(model, source, settings) for technique in TECHNIQUES]
     return {path: value for each in values for path, value in each.items()}

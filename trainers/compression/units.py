@@ -1,9 +1,9 @@
 """The units of a model that can be removed, and the positions of their weights.
 
 A unit is a neuron of a dense layer, a filter of a convolution, a column of an embedding, a cell of
-an LSTM with its four gates, a neuron inside a block's feed-forward part, or a head of attention (of
-grouped queries: a key-value head with the queries that share it). Its weights are those that
-compute it and those that read it, also through layers in between that process each unit separately.
+an LSTM with its four gates, a neuron inside a block's feed-forward part, or an attention head (of
+grouped queries: a key-value head with the queries that share it). The weights of a unit are those
+that compute it and those that read it, also through layers that process each unit separately.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from zoo.layers.transformer import Attention, FeedForward, TransformerBlock
 _PRODUCERS = (layers.Dense, layers.Embedding, layers.LSTM, *CONVOLUTIONS)
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
 _READERS = (layers.Dense, *_RECURRENT, *CONVOLUTIONS)
-# Their units also belong to other layers, or are not separable.
+# Layers with units that also belong to other layers, or that cannot be separated.
 _UNSUPPORTED = (
     layers.EinsumDense, layers.ReversibleEmbedding, layers.GRU, layers.SimpleRNN, LowRank,
 )  # fmt: skip
@@ -48,7 +48,7 @@ class Cut:
       variable: variable of a built model.
       axis: axis of the variable along which the units lie.
       indices: (units, n) integers: the n indices of each unit on that axis.
-      in_norm: whether these weights count for the norm of a unit: those of kernels do.
+      in_norm: whether the weights count in the norm of a unit; True for kernels.
     """
 
     variable: keras.Variable
@@ -64,7 +64,7 @@ class Units:
     Attributes:
       layer: the layer that computes the units.
       count: number of units.
-      cuts: all of their weights.
+      cuts: all weights of the units.
     """
 
     layer: layers.Layer
@@ -83,7 +83,7 @@ class Units:
 
 
 def units(model: keras.Model) -> tuple[dict[str, Units], dict[str, str]]:
-    """Returns path -> units of the layers that can lose some, and path -> reason of all others.
+    """Returns path -> removable units, and path -> reason for each layer without such units.
 
     Args:
       model: a built Functional or Sequential model, which may contain models.
@@ -123,7 +123,7 @@ class _NotRemovable(Exception):
 
 
 class _Walk:
-    """Follows units through the graph of one model."""
+    """The graph of one model, through which units are followed from layer to layer."""
 
     def __init__(self, model: keras.Model):
         self.name = model.name
@@ -155,7 +155,7 @@ class _Walk:
             raise _NotRemovable(f"{layer.name} has data_format=channels_first")
 
     def _reading(self, layer, indices: np.ndarray) -> list[Cut]:
-        """Returns the weights that read units, which have `indices` in the output of `layer`."""
+        """Returns the weights that read the units at `indices` of the output of `layer`."""
         if layer in self.ends:
             raise _NotRemovable(f"the output of {layer.name} is an output of the model {self.name}")
         cuts = []
@@ -213,7 +213,7 @@ def _norm_weights(layer, indices: np.ndarray) -> list[Cut]:
 
 
 def _flattened(layer, indices: np.ndarray) -> np.ndarray:
-    """Returns the indices of units behind `Flatten`: one per unit and position of the image."""
+    """Returns the indices of units after `Flatten`: one per unit and position of the image."""
     if not isinstance(layer, layers.Flatten):
         return indices
     shape = layer.input.shape[1:]
@@ -240,7 +240,7 @@ def _inner_neurons(part: FeedForward) -> Units:
     count = part.settings["intermediate_dim"]
     indices = np.arange(count)[:, None]
     halves = 2 if part.activation == "swiglu" else 1
-    columns = indices + count * np.arange(halves)  # the gate, and the value that it scales
+    columns = indices + count * np.arange(halves)  # the gate, and the value that the gate scales
     return Units(part, count, _cuts(part.up, columns, 1) + _cuts(part.down, indices, 0))
 
 

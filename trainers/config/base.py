@@ -15,7 +15,7 @@ from trainers.config.schedule import SCHEDULES
 from zoo.errors import check_name
 from zoo.prep import settings as prep
 
-# Sections whose name decides which keys there are.
+# Sections with keys that depend on their name.
 NAMED = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 _OPTIONAL = {"compress": compress.KEYS, "prep": prep.KEYS}
 
@@ -62,7 +62,7 @@ def section(config, path: str) -> ml_collections.ConfigDict:
 
     Args:
       config: a configuration, or the section "config" of a config.json.
-      path: such as "prep" or "compress.distill".
+      path: path of the section, such as "prep" or "compress.distill".
     """
     name, *names = path.split(".")
     values = config.get(name, {})
@@ -94,7 +94,7 @@ def _filled(values, defaults):
 
 
 def _changed(values: Mapping, defaults: dict) -> dict:
-    """Returns a section without its sections of defaults; {} if nothing else is left."""
+    """Returns a section without subsections of defaults; {} if only defaults are left."""
     own, below = {}, {}
     for key, value in values.items():
         if not isinstance(defaults[key], dict):

@@ -1,6 +1,6 @@
 """The section `compress`: the keys of each technique, and their rules that need no weights.
 
-Each technique checks its own section when it is built; `check` checks all before TensorFlow loads.
+Each technique checks its section when it is built; `check` checks all before TensorFlow loads.
 """
 
 import re
@@ -9,7 +9,7 @@ from math import inf
 
 from zoo.errors import UsageError, check_least, check_name, compiled, require
 
-# Formats of `zoo compress ptq`: a LiteRT file, or a Keras model whose kernels are integers.
+# Formats of `zoo compress ptq`: a LiteRT file, or a Keras model with integer kernels.
 FORMATS = (
     "litert_int8", "litert_dynamic", "litert_float16",
     "keras_int8", "keras_int4", "keras_gptq", "keras_awq",
@@ -24,7 +24,7 @@ KEYS = {
         "initial_sparsity": 0.0,
         "begin": 0.0,  # masks change between these fractions of the run …
         "end": 0.7,
-        "frequency": 100,  # … every so many updates; at least one period must fit in between
+        "frequency": 100,  # … after this number of updates; at least one such period must fit
         "pattern": "",  # regular expression of the paths of variables; "": all kernels
         "m_by_n": (),  # (2, 4): two zeros among four inputs, instead of sparsity
         "block": (1, 1),  # inputs and outputs that are 0 together
@@ -32,7 +32,7 @@ KEYS = {
     },
     "qat": {  # quantization-aware training
         "on": False,  # round kernels and outputs to 8 bits in training
-        "decay": 0.99,  # of the moving average of the ranges of outputs
+        "decay": 0.99,  # decay of the moving average of output ranges
     },
     "cluster": {
         "number": 0,  # number of distinct values per kernel; 0: no clustering
@@ -44,9 +44,9 @@ KEYS = {
         "hidden": 0.0,  # weight of the difference of hidden states
         "attention": 0.0,  # weight of the difference of attention probabilities
         "cache": False,  # keep the teacher's outputs for unchanged examples on the disk
-        "sentences": 0,  # beam width with which the teacher translates the training split anew
+        "sentences": 0,  # beam width of the teacher for new translations of the training split
     },
-    "structured": {  # structured pruning: whole units are removed, the model is built smaller
+    "structured": {  # structured pruning: whole units are removed
         "sparsity": 0.0,  # fraction of the units of each layer to remove; 0: none
         "pattern": "",  # regular expression of the paths of layers; "": all
         "widths": (),  # PATH=UNITS to keep; filled in when the run starts
@@ -60,7 +60,7 @@ KEYS = {
         "ranks": (),  # PATH=RANK, PATH=INxOUT; filled in when the run starts
         "keep": False,  # take the ranks of init_from
     },
-    "ptq": {  # post-training quantization, for `zoo compress ptq` alone
+    "ptq": {  # post-training quantization, only for `zoo compress ptq`
         "format": "",  # one of FORMATS; "": none
         "examples": 200,  # number of training examples to calibrate with
     },
@@ -68,7 +68,7 @@ KEYS = {
 
 
 def check(compress, trainer, task) -> None:
-    """Checks a whole section `compress`, and what it excludes elsewhere.
+    """Checks the section `compress`, and other settings that it excludes.
 
     Args:
       compress: the section, with all its keys.
@@ -137,7 +137,7 @@ def check_sizes(compress) -> None:
 
 
 def _chosen_by_weights(compress) -> tuple[str, str]:
-    """Returns a section whose sizes are not known yet, and the key that will hold them."""
+    """Returns the section with sizes that are not known yet, and their key; or two ""."""
     structured, low = compress["structured"], compress["low_rank"]
     if (structured["sparsity"] or structured["keep"]) and not structured["widths"]:
         return "structured", "widths"
@@ -232,7 +232,7 @@ def check_structured(settings: Mapping) -> None:
 
 
 def parse_widths(widths: Sequence[str]) -> dict[str, int]:
-    """Reads ("convolution_1=16", "block_0/attention=2")."""
+    """Returns layer path -> units of ("convolution_1=16", "block_0/attention=2")."""
     parsed = {}
     for text in widths:
         path, _, number = text.partition("=")
@@ -262,7 +262,7 @@ def check_low_rank(settings: Mapping) -> None:
 
 
 def parse_ranks(ranks: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Reads ("block_0/attention/output=12", "convolution_2=8x16")."""
+    """Returns path -> ranks of ("block_0/attention/output=12", "convolution_2=8x16")."""
     parsed = {}
     for text in ranks:
         path, _, numbers = text.partition("=")

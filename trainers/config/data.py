@@ -15,8 +15,8 @@ KEYS = {
     "source": "",
     "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
     "validation_size": 0,  # number of training examples to hold out, stratified by class
-    "image_size": (),  # for folder: and tfds: (height, width), or with channels
-    # For text alone:
+    "image_size": (),  # for folder: and tfds: (height, width), or (height, width, channels)
+    # For text only:
     "languages": (),  # ("en", "de"): source and target; (): those of the data set
     "tokenizer": "",  # kind of tokenizer, or a work directory that holds one
     "vocabulary_size": 0,  # number of tokens; 0: every character of the training split
@@ -37,7 +37,7 @@ def check(data) -> None:
 def follow_prepared(data, given: Collection[str]) -> None:
     """Takes packing and sequence length from prepared data, except for keys that the user gives.
 
-    Packed rows have the length that they were prepared with, whatever the recipe's variant says.
+    Packed rows keep their prepared length, even if a recipe's variant sets another one.
     Damaged files are reported when the data are loaded.
 
     Args:

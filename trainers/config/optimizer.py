@@ -7,11 +7,12 @@ from zoo.errors import check_name, compiled, require
 _COMMON = {
     "learning_rate": 1e-3,
     "clip_norm": 0.0,
-    # Variables whose path matches `slow` ("^block5_") train at `slow_rate` times the learning rate.
+    # `slow_rate` scales the learning rate of variables with a path that matches `slow`, such as
+    # "^block5_".
     "slow": "",
     "slow_rate": 0.1,
 }
-# Weight decay skips variables whose path matches, for example "block_1/norm/scale".
+# Weight decay skips variables with a matching path, for example "block_1/norm/scale".
 _DECAY = {
     "weight_decay": 0.0,
     "weight_decay_exclude": r"(^|/)(bias|gamma|beta|scale|[^/]*centroids/.*"
@@ -24,7 +25,7 @@ OPTIMIZERS: dict[str, dict] = {
     "lion": {**_COMMON, **_DECAY, "beta_1": 0.9, "beta_2": 0.99},
     "adafactor": {**_COMMON, **_DECAY, "beta_2_decay": -0.8},
     # AdamW trains the variables that Muon must not: vectors, embeddings, output layers, and
-    # variables whose path matches `exclude`.
+    # variables with a path that matches `exclude`.
     "muon": {
         **_COMMON, **_DECAY, "momentum": 0.95, "exclude_embeddings": True, "exclude_outputs": True,
         "exclude": "",

@@ -1,11 +1,11 @@
-"""Makes the paths in a configuration absolute, so that they hold in any folder."""
+"""Makes the paths in a configuration absolute, so that they are valid in any folder."""
 
 from pathlib import Path
 
 from zoo.data.text.tokenizers import KINDS
 from zoo.errors import UsageError
 
-# Values that are names, even where a folder of that name exists.
+# Values that are names, even if a folder of that name exists.
 _NAMES = ("none", "imagenet", *KINDS)
 
 
@@ -13,7 +13,7 @@ def make_absolute(config) -> None:
     """Makes the paths of a configuration with all sections absolute, in place.
 
     Raises:
-      UsageError: for a path on another machine where a local file is needed, or an unknown user.
+      UsageError: for a remote path if a local file is needed, or for an unknown user.
     """
     kind, colon, path = config.data.source.partition(":")
     _refuse_remote("data.source", path)

@@ -1,4 +1,4 @@
-"""From `cnn_mnist:debug --config.trainer.epochs=2` to a checked, complete configuration.
+"""Turns `cnn_mnist:debug --config.trainer.epochs=2` into a checked, complete configuration.
 
 Loads no TensorFlow.
 """
@@ -40,7 +40,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
     """Runs a recipe's `get_config`.
 
     Args:
-      source: `NAME[:ARG]` of a recipe in configs/, or `PATH.py[:ARG]` of the user's own.
+      source: `NAME[:ARG]` of a recipe in configs/, or `PATH.py[:ARG]` of a user's recipe.
 
     Raises:
       UsageError: for an unknown name, a missing file, an argument that the recipe does not know, or
@@ -52,7 +52,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
         module = _shipped(name)
     elif not path.is_file():
         raise UsageError(f"There is no recipe file {name}.")
-    elif path.resolve().parent == _CONFIGS:  # by its path it is the same recipe as by its name
+    elif path.resolve().parent == _CONFIGS:  # the same recipe as by its name
         module = _shipped(path.stem)
     else:
         module = load_file(path)
@@ -74,8 +74,8 @@ def shipped_recipe(name: str, argument: str = "") -> ml_collections.ConfigDict:
     """Returns all sections of a recipe that comes with the zoo, for another recipe to change.
 
     Args:
-      name: of the recipe.
-      argument: its variant.
+      name: name of the recipe.
+      argument: variant of the recipe.
 
     Raises:
       UsageError: for an unknown name or variant.
@@ -85,7 +85,7 @@ def shipped_recipe(name: str, argument: str = "") -> ml_collections.ConfigDict:
 
 @functools.cache
 def _shipped(name: str):
-    """Returns the module of a recipe in configs/, by its path: a user may have a `configs` too."""
+    """Returns the module of a recipe, by its path because users may have a `configs` too."""
     if name not in list_recipes():
         raise UsageError(
             f"No recipe is named {name!r}.{near_names(name, list_recipes())} "
@@ -113,7 +113,7 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
     """Loads a recipe, applies overrides in order, and checks the result.
 
     Args:
-      source: as for `load_recipe`.
+      source: recipe as for `load_recipe`.
       overrides: `(key, text)` pairs: `("trainer.epochs", "3")`.
 
     Returns:
@@ -126,7 +126,7 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
 
 
 def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
-    """Returns the configuration of a work directory, to be changed and run anew.
+    """Returns the configuration of a work directory, for changes and another run.
 
     Args:
       saved: the section "config" of its config.json.
@@ -135,7 +135,7 @@ def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
 
 
 def _with_tuples(values):
-    """Turns the lists of JSON back into tuples; lists in lists stay."""
+    """Converts the lists of JSON to tuples; lists inside lists stay lists."""
     if isinstance(values, Mapping):
         return {key: _with_tuples(value) for key, value in values.items()}
     return tuple(values) if isinstance(values, list) else values
@@ -147,7 +147,7 @@ def change(
     """Returns a configuration changed by overrides, and checked; see `resolve`."""
     config = _all_sections(config)
     overrides = [(key.strip(), text.strip()) for key, text in overrides]
-    # A section's name decides which keys there are, so names come first. Keys that the new
+    # The keys of a section depend on its name, so names come first. Keys that the new
     # optimizer or schedule lacks are dropped; keys that the user gives are refused below.
     for key, text in overrides:
         section, _, rest = key.partition(".")
@@ -223,7 +223,7 @@ def _keys(config, prefix: str = ""):
 
 
 def _parse(key: str, text: str, current):
-    """Reads a value of the type that the key has already."""
+    """Parses text as the type of the current value."""
     wanted = type(current)
     if wanted is str:
         return text
@@ -251,7 +251,7 @@ def _parse(key: str, text: str, current):
 
 
 def _literal(text: str):
-    """Reads a Python literal; raises RecursionError for text that may nest deeply.
+    """Parses a Python literal; raises RecursionError for text that may nest deeply.
 
     Python's parser recurses, and up to Python 3.12 it may fail on any text afterwards
     (python/cpython#106905). So outside of quotes text has at most 200 brackets, and at most 200

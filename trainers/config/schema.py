@@ -10,7 +10,7 @@ from trainers.config import base
 from zoo.errors import UsageError, near_names, short
 
 _OPEN = ("model", "task")  # their keys are the arguments of a builder or of a task
-# Elements of the tuples that are empty by default.
+# Example elements of the tuples that are empty by default.
 _ELEMENTS = {
     "data.image_size": 224,
     "data.languages": "en",
@@ -23,7 +23,7 @@ _ELEMENTS = {
 }
 _LARGEST_FLOAT = 3.4e38  # in float32
 _LARGEST_SIZE, _LARGEST_BYTES, _LARGEST_INT = 2**31, 2**53, 2**63
-_DEPTH = 20  # nested values of a model's or task's argument
+_DEPTH = 20  # maximum nesting of a model's or task's argument
 
 
 def check_types(plain: Mapping) -> None:
@@ -89,7 +89,7 @@ def _check_value(name: str, value, example, verb: str = "is") -> None:
 
 
 def _check_argument(name: str, value, depth: int = -1) -> None:
-    """Checks an argument of a model or a task, whose type only the builder knows."""
+    """Checks an argument of a model or a task; only the builder knows its type."""
     if depth > _DEPTH:
         raise UsageError(f"{name} must not be nested more than {_DEPTH} times.")
     if isinstance(value, Mapping):

@@ -7,7 +7,7 @@ from zoo.errors import UsageError, check_least, check_name, compiled, require
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-# Clouds whose preemption notices are understood (`trainers.distributed.preemption`).
+# Clouds with supported preemption notices (`trainers.distributed.preemption`).
 CLOUDS = ("gcp", "aws", "azure")
 
 KEYS = {

@@ -1,4 +1,4 @@
-"""Runs code of the user: recipe files and modules of --import. An error in it is one line."""
+"""Runs user code: recipe files and modules of --import. Each error is one line."""
 
 import importlib
 import importlib.util
@@ -9,7 +9,7 @@ from pathlib import Path
 from zoo.errors import RunError, UsageError, short
 from zoo.processes import search_current_folder_last, shadowed
 
-# Files that were run. All workers of a run must have the same (`trainers.distributed.cluster`).
+# User files that were run; all workers must have the same (`trainers.distributed.cluster`).
 user_files: set[Path] = set()
 
 
@@ -18,11 +18,11 @@ def run(what: str, function, file: str = ""):
 
     Args:
       what: name of the code for the error message.
-      function: takes no arguments.
-      file: source file; the error message gives the line of it that failed.
+      function: function without arguments.
+      file: source file; the error message gives the number of its failing line.
 
     Raises:
-      UsageError: for every error but Ctrl-C. SystemExit, RecursionError and MemoryError count.
+      UsageError: for any exception but RunError and Ctrl-C, even SystemExit and MemoryError.
     """
     try:
         return function()
@@ -71,5 +71,5 @@ def import_user_modules(names: Sequence[str]) -> None:
             )
         module = run(f"--import={name}", lambda name=name: importlib.import_module(name))
         if file := getattr(module, "__file__", None):
-            path = Path(file).resolve()  # of a package, all files count
+            path = Path(file).resolve()  # all files of a package count
             user_files.update(path.parent.rglob("*.py") if path.stem == "__init__" else [path])

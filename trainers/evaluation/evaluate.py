@@ -17,14 +17,14 @@ from zoo.tasks.base import Task
 
 
 class Evaluator:
-    """Evaluates a model on one split, any number of times with a single trace.
+    """Evaluation of a model on one split, any number of times with a single trace.
 
     Args:
       model: a built model.
       task: the task that the model was trained on.
       arrays: name -> array of the split, all of the same length.
       batch_size: number of examples per batch, over all replicas.
-      strategy: the strategy in whose scope the model was created.
+      strategy: strategy of the scope that the model was created in.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Evaluator:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Metrics, and the split and the weights that they were measured on.
+    """Metrics of one evaluation, with the split and the weights.
 
     Attributes:
       split: split of the data set; "training" for the means of the last log window.
       weights: name of the weights, see `weights_name`.
-      step: number of updates before these weights were saved.
-      metrics: name -> value. Text describes how other metrics were measured.
+      step: number of updates before the weights were saved.
+      metrics: name -> value. A text value describes the measurement of other metrics.
     """
 
     split: str
@@ -99,16 +99,16 @@ def write_evaluation(
 ) -> None:
     """Writes evaluation/SPLIT.json, SPLIT.npz for a classifier, and SPLIT_samples.json.
 
-    The files of the best model are called SPLIT_best, next to those of the final model.
+    The files of the best model are named SPLIT_best and do not replace those of the final model.
 
     Args:
       workdir: path of the work directory.
       result: the metrics.
       checkpoint: "final" or "best".
       predictions: result of an `Evaluator`.
-      dataset: the data set that has the split.
+      dataset: data set with the split.
       samples: rows of `Task.whole_split`, such as translations.
-      model: an image classifier whose heat maps SPLIT.npz gets too, or None.
+      model: image classifier to compute heat maps for SPLIT.npz, or None.
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ def write_evaluation(
 
 
 def _heat_maps(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:
-    """Returns some images and the heat maps of their predicted classes; {} without heat maps."""
+    """Returns images and heat maps of their predicted classes; {} if there are no heat maps."""
     index = choose(labels, probabilities, worst)
     if not len(index):
         return {}
@@ -162,7 +162,7 @@ def _heat_maps(model, images, labels, probabilities, worst) -> dict[str, np.ndar
 
 
 def read_evaluation(workdir, split: str) -> Result | None:
-    """Reads the final model's result that `write_evaluation` wrote; None for a missing file."""
+    """Returns the final model's result from `write_evaluation`, or None if the file is missing."""
     path = workdir / "evaluation" / f"{split}.json"
     if not path.exists():
         return None

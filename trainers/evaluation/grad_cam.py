@@ -17,12 +17,12 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     (section 3 of the paper).
 
     Args:
-      model: a Functional classifier whose last layer is Dense with a softmax.
+      model: a Functional classifier with a Dense softmax layer at the end.
       images: (N, height, width, channels) float in [0, 1].
       classes: (N,) integers.
 
     Returns:
-      (N, height, width) float32 with a maximum of 1 per image, or 0 where no region supports the
+      (N, height, width) float32 with a maximum of 1 per image, or all 0 if no region supports the
       class; None for a model without feature maps or with another last layer.
     """
     parts = _parts(model)
@@ -36,7 +36,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
         with tf.GradientTape() as tape:
             tape.watch(maps)
             inputs = tf.cast(rest(maps, training=False), tf.float32)
-            # The gradient of the logit: that of a saturated softmax vanishes.
+            # Differentiates the logit, because the gradient of a saturated softmax vanishes.
             logits = inputs @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)
             if last.use_bias:
                 logits += tf.cast(last.bias.value, tf.float32)
@@ -53,7 +53,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
 
 
 def _parts(model: keras.Model):
-    """Splits a model: up to the last feature maps, from there to the last layer, the last layer."""
+    """Returns the model up to the last feature maps, the part up to the last layer, that layer."""
     last = model.layers[-1] if model.layers else None
     if not isinstance(last, (keras.layers.Dense, LowRankDense)) or len(model.inputs) != 1:
         return None
@@ -63,7 +63,7 @@ def _parts(model: keras.Model):
         if isinstance(layer, keras.layers.InputLayer):
             continue
         tensor = layer.input
-        # The first such layer from the end is where feature maps become a vector.
+        # From the end, the first layer with feature maps as input turns them into a vector.
         if isinstance(tensor, keras.KerasTensor) and len(tensor.shape) == 4:
             if tensor is model.input:
                 return None
@@ -81,8 +81,8 @@ def choose(labels: np.ndarray, probabilities: np.ndarray, worst: np.ndarray) -> 
       worst: indices of mistakes, the worst first.
 
     Returns:
-      Indices: the most confident correct prediction of each of the first ten classes, then the six
-      worst mistakes.
+      Indices (n,): the most confident correct prediction for each of the first ten classes, then
+      the six worst mistakes.
     """
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     chosen = []

@@ -1,6 +1,6 @@
 """Weighted means of loss terms and statistics over many batches and replicas.
 
-A mean whose total weight is 0 has no value, so its name is absent from the logs.
+A mean with a total weight of 0 has no value, so its name is absent from the logs.
 """
 
 import math
@@ -13,14 +13,14 @@ from zoo.tasks.base import Forward, Task
 
 
 class Means:
-    """Holds one `keras.metrics.Mean` per loss term and statistic of a task.
+    """One `keras.metrics.Mean` per loss term and statistic of a task.
 
     It must be created inside the strategy's scope.
 
     Args:
-      task: declares the terms and statistics.
-      penalty: whether to track the mean of the losses that layers add, "regularization". The logs
-        omit it where layers add none.
+      task: task that declares the terms and statistics.
+      penalty: whether to track "regularization", the mean of the losses that layers add. The logs
+        omit "regularization" if no layer adds a loss.
     """
 
     def __init__(self, task: Task, penalty: bool = False):
@@ -29,12 +29,12 @@ class Means:
         self.metrics = {name: keras.metrics.Mean(name=name) for name in names}
 
     def add(self, sums, statistics, weights) -> None:
-        """Adds one batch; called inside a replica.
+        """Adds one per-replica batch; must be called inside a replica.
 
         Args:
-          sums: name -> sum of a loss term.
-          statistics: name -> (sum, weight).
-          weights: name of a loss term -> weight of its sum in the per-replica batch.
+          sums: name of a loss term -> sum over the batch.
+          statistics: name of a statistic -> (sum, weight).
+          weights: name of a loss term -> weight of its sum.
         """
         for name, total in sums.items():
             self._add(name, total, weights[name])
@@ -47,7 +47,7 @@ class Means:
         self.metrics[name].update_state(mean, sample_weight=weight)
 
     def result(self) -> dict:
-        """Returns the means so far and the total "loss"; NaN where the total weight is 0."""
+        """Returns the means so far and the total "loss"; NaN if the total weight is 0."""
         means = {name: mean.total / mean.count for name, mean in self.metrics.items()}
         if "regularization" in means:
             means["regularization"] = self.metrics["regularization"].result()
@@ -78,11 +78,11 @@ class Means:
             mean.count.assign(weight)
 
     def logs(self, totals: dict[str, tuple[float, float]]) -> dict[str, float]:
-        """Computes means and the total "loss" from the result of `read` or `take`.
+        """Computes the means and the total "loss" from the result of `read` or `take`.
 
         Returns:
-          name -> value. A mean whose total weight is 0 is absent, and so is every value that
-          depends on it: the loss without one of its terms, the perplexity without the loss.
+          Name -> value. A mean with a total weight of 0 is absent, and so are the values that
+          depend on it: the loss without one of its terms, the perplexity without the loss.
         """
         means = {
             name: total / weight if weight else math.nan
@@ -104,7 +104,7 @@ class Means:
 
 
 def evaluate_batch(model, task: Task, means: Means, data) -> Forward:
-    """Evaluates one batch and adds it to the means; leaves the model's variables unchanged."""
+    """Evaluates a batch and adds the result to `means`; does not change the model's variables."""
     with keras.StatelessScope(), use_row_weights(data.get("weight")):
         result = task.forward(model, data, training=False)
     means.add(result.sums, result.statistics, task.term_counts(data))

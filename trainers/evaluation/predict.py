@@ -26,8 +26,8 @@ def predict_images(
       invert: whether to invert the brightness of the images first.
 
     Returns:
-      `(rows, errors)`: one dict per readable file with "file", "label" (the name of the class) and
-      "probability", and one message per unreadable file.
+      `(rows, errors)`: one dict per readable file with "file", "label" (name of the class) and
+      "probability", and one error message per unreadable file.
 
     Raises:
       UsageError: if the model has another task, or takes images that are neither gray nor RGB.
@@ -41,7 +41,7 @@ def predict_images(
     model_path(workdir, checkpoint)  # reports a missing file before TensorFlow is loaded
     model = None
     shape = tuple(config["config"]["model"].get("input_shape") or ())
-    if len(shape) != 3:  # the builder has no such argument
+    if len(shape) != 3:  # the model's builder has no argument input_shape
         model = _load(workdir, checkpoint)
         shape = model.input_shape[1:]
     if shape[-1] not in (1, 3):

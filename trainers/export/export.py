@@ -1,9 +1,9 @@
 """Exports a trained model to a file for another runtime; loads no TensorFlow.
 
-`export_workdir` converts in a child process (`trainers.export.formats`): a failing converter can
-end the interpreter. The exported model computes in float32. Its inputs are those of the data: uint8
-images or token ids. `OUT.json` describes the file `OUT`. The quantized file of a work directory of
-`zoo compress ptq` is copied, in its own format.
+`export_workdir` converts in a child process (`trainers.export.formats`), because a failing
+converter can end the interpreter. The exported model computes in float32. Its inputs have the
+format of the data: uint8 images or token ids. `OUT.json` describes the file `OUT`. If the work
+directory was written by `zoo compress ptq`, its quantized file is copied in its own format.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from zoo.errors import UsageError
 from zoo.saved.workdir import is_litert, model_path
 from zoo.storage.disk import atomic_path, write_json
 
-# Export format -> suffix ("" for a folder), and packages that it needs besides TensorFlow.
+# Export format -> suffix ("" for a folder) and required packages in addition to TensorFlow.
 FORMATS = {
     "saved_model": ("", ()),
     "litert": (".tflite", ("ai_edge_litert",)),
@@ -35,16 +35,16 @@ def export_workdir(
       export_format: key of `FORMATS`.
       out: path of the result: a folder for saved_model, else a file with the format's suffix.
       checkpoint: "final" or "best".
-      modules: names of the user's modules, which register parts of the model.
+      modules: names of the user's modules that register parts of the model.
 
     Returns:
-      The content of `OUT.json`: inputs, outputs, labels, bytes, the source of the examples, and the
-      largest difference from the Keras model on them.
+      Content of `OUT.json`: inputs, outputs, labels, bytes, the source of the examples, and the
+      largest difference from the Keras model on these examples.
 
     Raises:
       UsageError: if `out` exists or has another suffix, or a package is missing.
-      RunError: if the conversion fails, or the exported model computes something else. No file is
-        left in this case.
+      RunError: if the conversion fails, or the exported model computes different outputs. No file
+        is written in this case.
     """
     suffix, packages = FORMATS[export_format]
     path = Path(out)
@@ -79,7 +79,7 @@ def export_workdir(
 
 
 def quantized_format(saved: Mapping) -> str:
-    """Returns the format of `zoo compress ptq` of a work directory, "" for other runs."""
+    """Returns the `zoo compress ptq` format of a work directory; "" for other runs."""
     return saved["config"].get("compress", {}).get("ptq", {}).get("format", "")
 
 

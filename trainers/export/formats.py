@@ -1,4 +1,4 @@
-"""Writes models in each export format, reads them back in their runtime, and compares outputs."""
+"""Writes models in each export format, reads the files in their runtime and compares outputs."""
 
 import contextlib
 import tempfile
@@ -37,7 +37,7 @@ _EXAMPLES = 8
 
 
 def export(workdir: str, export_format: str, out: str, checkpoint: str, *modules: str) -> dict:
-    """Exports and checks in this process; see `trainers.export.export.export_workdir`."""
+    """Exports a model in this process and checks it; see `trainers.export.export`."""
     import_user_modules(modules)
     saved = read_config(workdir)
     more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
@@ -75,7 +75,7 @@ def _copied_keras(workdir, out: str) -> dict:
 
 
 def _copied_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
-    """Copies the LiteRT file of `zoo compress ptq`, and compares it with the model before."""
+    """Copies the LiteRT file of `zoo compress ptq` and compares it with the float model."""
     _copy(Path(workdir) / LITERT, out)
     _, inputs, expected = _expected(model, task, examples)
     worst = difference(expected, _read_litert(out, inputs))
@@ -85,26 +85,26 @@ def _copied_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
 
 
 def write_checked(model, task, examples: Mapping, export_format: str, out: str) -> dict:
-    """Writes a model in an export format, reads it in its runtime, and compares the outputs.
+    """Writes a model in an export format, reads the file in its runtime, and compares the outputs.
 
     Args:
-      model: the trained model.
-      task: the task that it was trained on.
+      model: trained model.
+      task: task that the model was trained on.
       examples: name -> (B, …): inputs of the model that `Task.served` returns.
       export_format: key of `FORMATS`.
       out: path of the result.
 
     Returns:
-      format, inputs, outputs, bytes and largest_difference.
+      Dict with format, inputs, outputs, bytes and largest_difference.
 
     Raises:
-      RunError: if the exported model computes something else.
+      RunError: if the exported model computes different outputs.
     """
     served, inputs, expected = _expected(model, task, examples)
     WRITERS[export_format](served, out, inputs)
     outputs = READERS[export_format](out, inputs)
-    # Of a token model's 8-bit training, a LiteRT file has the rounded kernels only. It does not
-    # clip outputs to the trained ranges, which a head early in its training can exceed.
+    # For a token model trained in 8 bits, a LiteRT file has only the rounded kernels. The file does
+    # not clip outputs to the trained ranges, which a head can exceed early in training.
     with as_converted(served) if export_format == "litert" else contextlib.nullcontext():
         converted = flatten(served(structured(served, inputs), training=False))
     worst = difference(converted, outputs)
@@ -170,7 +170,7 @@ def examples_of(task, arrays: Mapping, indices: Sequence[int] = range(_EXAMPLES)
 def difference(expected: list[np.ndarray], outputs: list[np.ndarray]) -> float:
     """Returns the largest difference, relative to the largest value of each expected output.
 
-    It is infinite where a shape differs or a value is NaN.
+    The difference is infinite if a shape differs or a value is NaN.
     """
     if [x.shape for x in expected] != [x.shape for x in outputs]:
         return float("inf")
@@ -180,7 +180,7 @@ def difference(expected: list[np.ndarray], outputs: list[np.ndarray]) -> float:
 
 
 def size_of(path: Path) -> int:
-    """Returns the bytes of a file, or of all files in a folder."""
+    """Returns the size in bytes of a file, or of all files in a folder."""
     return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
 
 
@@ -188,7 +188,7 @@ def size_of(path: Path) -> int:
 
 
 def _write_litert(model, out: str, inputs: dict) -> None:
-    """Writes a file that takes one example per call: an LSTM needs a fixed batch size."""
+    """Writes a file for one example per call, because an LSTM needs a fixed batch size."""
     with tempfile.TemporaryDirectory() as folder:
         quantization = prepare(model, folder, inputs)
         content = convert(folder, quantization, one_scale(model, quantization))

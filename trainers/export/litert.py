@@ -1,7 +1,7 @@
 """Converts models to LiteRT files, in a child process.
 
-A failing conversion can end the interpreter, as the int8 calibration of a recurrent layer does. A
-child process turns this into a one-line error.
+A failing conversion can end the interpreter, for example the int8 calibration of a recurrent layer.
+The child process turns this failure into a one-line error.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from zoo.keras_internals import all_layers
 from zoo.layers.rounding import is_quantized, is_token_model, rounded_kernels
 from zoo.storage.disk import atomic
 
-# How weights are stored. "dynamic" has int8 weights and quantizes activations in each call. "int8"
-# computes in integers throughout, with ranges of activations calibrated on examples.
+# Number formats. "dynamic" has int8 weights and quantizes activations in each call. "int8" computes
+# only in integers, with ranges of activations calibrated on examples.
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 
 
@@ -36,8 +36,8 @@ def write(
         example per call.
       out: path of the file.
       quantization: one of `QUANTIZATIONS`.
-      examples: name -> (N, …): examples that "int8" calibrates ranges on.
-      per_tensor: whether every kernel has a single scale, as clustered kernels need; see also
+      examples: name -> (N, …): examples for the calibration of "int8".
+      per_tensor: whether every kernel has a single scale, which clustered kernels need; see also
         `one_scale`.
 
     Raises:
@@ -60,9 +60,9 @@ def write(
 def prepare(model, folder: str, inputs: Mapping) -> str:
     """Writes the SavedModel to convert, and returns the quantization that the model requires.
 
-    A model from 8-bit training requires "dynamic". Where its layers have all ranges, the converter
-    uses integers throughout. In a token model norms and attention stay in floating point, and only
-    the kernels, rounded once, become integers.
+    A model from 8-bit training requires "dynamic". If its layers have all ranges, the converter
+    uses only integers. In a token model, normalization and attention stay in floating point, and
+    only the kernels, rounded once, become integers.
     """
     with as_converted(model):
         write_saved_model(model, folder, inputs, batch=1)
@@ -70,17 +70,17 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
 
 
 def as_converted(model):
-    """Returns a context in which a model computes the same as its LiteRT file; see `prepare`."""
+    """Returns a context in which a model computes like its LiteRT file; see `prepare`."""
     return rounded_kernels(model) if is_token_model(model) else contextlib.nullcontext()
 
 
 def one_scale(model, quantization: str) -> bool:
-    """Returns whether the kernels of a model need one scale each, not one per output channel.
+    """Returns whether each kernel of a model needs a single scale, not one per output channel.
 
-    Token models from 8-bit training do: training rounds each kernel with one scale. So do tied
-    embeddings in "dynamic": the converter stores a single array for the table and the kernel if
-    their scales are equal, and a table has one scale. In "int8" the converter gives the table the
-    range of its outputs, so the file has two arrays in any case.
+    A token model from 8-bit training needs a single scale, because training rounds each kernel with
+    one scale. Tied embeddings need it in "dynamic": the converter stores one array for table and
+    kernel if their scales are equal, and a table has one scale. In "int8" the converter gives the
+    table the range of its outputs, so the file has two arrays in any case.
     """
     tied = any(getattr(layer, "tie_weights", False) for layer in all_layers(model))
     return is_token_model(model) or (tied and quantization == "dynamic")
@@ -90,17 +90,17 @@ _LOOP = ": LiteRT cannot calibrate recurrent layers; compress.ptq.format=litert_
 
 
 def write_converted(folder: str, out: str, quantization: str, scales: str) -> None:
-    """Converts a SavedModel to a file, in this process."""
+    """Converts a SavedModel to a LiteRT file in this process; see `convert`."""
     content = convert(folder, quantization, scales == "per_tensor")
     with atomic(out) as file:
         file.write(content)
 
 
 def convert(folder: str, quantization: str = "float32", per_tensor: bool = False) -> bytes:
-    """Converts a SavedModel with a batch size of 1, in this process.
+    """Converts a SavedModel with a batch size of 1 in this process.
 
     Args:
-      folder: folder of the SavedModel; "int8" reads examples.npz in it.
+      folder: folder of the SavedModel; "int8" reads examples.npz from this folder.
       quantization: one of `QUANTIZATIONS`.
       per_tensor: whether every kernel has a single scale, not one per output channel.
 

@@ -1,4 +1,4 @@
-"""Runs LiteRT files, also in place of their Keras model; loads no TensorFlow."""
+"""Runs LiteRT files, alone or in place of their Keras model; loads no TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,13 +52,13 @@ class LiteRTFile:
         }
 
     def one(self, inputs: Mapping) -> list[np.ndarray]:
-        """Returns the outputs, (1, …) each, for inputs (1, …)."""
+        """Returns the outputs, each (1, …), for one example: input name -> (1, …)."""
         outputs = self._run(**inputs)
         names = sorted(outputs, key=lambda name: int(name.rpartition("_")[2]))
         return [np.asarray(outputs[name], np.float32) for name in names]
 
     def __call__(self, inputs: Mapping) -> list[np.ndarray]:
-        """Returns the outputs for any number of examples, computed one by one."""
+        """Returns the outputs, each (N, …), for N examples, which run one by one."""
         count = len(next(iter(inputs.values())))
         rows = [self.one({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(count)]
         return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
@@ -67,13 +67,13 @@ class LiteRTFile:
 class FileModel:
     """A LiteRT file with the interface of the Keras model that it was converted from.
 
-    Calls run the file; every other attribute is that of the Keras model. Where only a part of the
-    model was exported, such as the generator of a GAN, calls of that part run the file.
+    Calls run the file; all other attributes come from the Keras model. If only a part of the model
+    was exported, such as the generator of a GAN, calls of that part run the file.
 
     Args:
       path: path of the file.
       model: the Keras model that the file was converted from.
-      served: the model that `Task.served` returns for it.
+      served: the model that `Task.served` returns for `model`.
     """
 
     def __init__(self, path: str | Path, model, served):
@@ -109,6 +109,6 @@ class FileModel:
             raise RunError(
                 f"{self._path} needs {name!r} of shape {shape}. Received: {values.shape[1:]}."
             )
-        if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` scaled it to [0, 1]
+        if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` scaled values to [0, 1]
             values = np.round(values * 255)
         return values.astype(dtype)

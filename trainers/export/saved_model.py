@@ -1,4 +1,4 @@
-"""Writes and reads TensorFlow SavedModels; other export formats share its helpers."""
+"""Writes and reads TensorFlow SavedModels; other export formats use the same helpers."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def structured(model, inputs: dict):
-    """Returns inputs by name in the structure that a Functional model takes."""
+    """Returns inputs, given by name, in the input structure of a Functional model."""
     return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
 
 
@@ -18,7 +18,7 @@ def flatten(outputs) -> list[np.ndarray]:
 
 
 def serving_function(model, inputs: dict, batch: int | None):
-    """Returns a model as a function of named tensors, and the specifications of the tensors."""
+    """Returns a model as a `tf.function` of named tensors, and name -> `tf.TensorSpec`."""
     specs = {
         # Images have a fixed size; sequences are exported with the length of the training data.
         name: tf.TensorSpec((batch, *value.shape[1:]), value.dtype, name=name)
@@ -43,7 +43,7 @@ def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None
 
 
 def read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
-    """Returns the outputs of a SavedModel."""
+    """Returns the outputs of a SavedModel for named inputs."""
     serve = tf.saved_model.load(out).signatures["serving_default"]
     return in_order(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
 

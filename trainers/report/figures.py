@@ -1,7 +1,7 @@
 """Draws the plots and images of a report, to be embedded in the page.
 
-matplotlib must not interpret text from files, in which it would read `$` as math. matplotlib and
-Pillow are imported by the functions that draw, because most of a training run needs neither.
+matplotlib must not parse text from files, because it reads `$` as math. The drawing functions
+import matplotlib and Pillow, because most of a training run needs neither.
 """
 
 import base64
@@ -31,7 +31,7 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
       name: name of the plot, unique in the page.
 
     Returns:
-      An SVG element, as from every plot here.
+      SVG element, which all plot functions of this file return.
     """
     figure, axes = _axes(6.4, 3.4)
     for label, series in lines.items():
@@ -58,7 +58,7 @@ def bars(values: dict[str, float], name: str) -> str:
 
 
 def scatter(points: list[tuple[float, float, str, bool]], x: str, y: str, name: str) -> str:
-    """Draws labeled points `(x, y, label, full)` over a logarithmic x axis."""
+    """Draws labeled points `(x, y, label, filled)` over a logarithmic x axis."""
     figure, axes = _axes(6.4, 3.8)
     ink = _COLORS["ink"]
     for place, value, label, full in points:
@@ -87,7 +87,7 @@ def matrix(shares: np.ndarray, name: str) -> str:
 
 
 def image(pixels: np.ndarray) -> str:
-    """Returns `(H, W)` or `(H, W, C)`, uint8 or float in [0, 1], as the data URI of a PNG."""
+    """Returns pixels (H, W) or (H, W, C), uint8 or float in [0, 1], as data URI of a PNG."""
     from PIL import Image
 
     if pixels.dtype.kind == "f":
@@ -107,7 +107,7 @@ def png(content: bytes) -> str:
 
 
 def with_heat_map(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Returns an image and, to its right, the same image under its heat map.
+    """Returns an image and, to the right, the same image with its heat map on top.
 
     Args:
       pixels: (H, W, 1 or 3) uint8.
@@ -152,7 +152,7 @@ def _svg(figure, axes, name: str) -> str:
     for spine in axes.spines.values():
         spine.set_visible(False)
     stream = io.StringIO()
-    # The salt makes the ids in one figure differ from the ids in other figures of the page.
+    # The salt makes the ids of a figure differ from the ids of the other figures of the page.
     with _matplotlib().rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     svg = stream.getvalue()

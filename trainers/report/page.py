@@ -12,7 +12,7 @@ def write_report(workdir: str | Path) -> Path:
     """Writes `WORKDIR/report.html` and returns its path.
 
     Raises:
-      UsageError: if `workdir` has no config.json and is therefore no work directory.
+      UsageError: if `workdir` has no config.json and is therefore not a work directory.
     """
     run = read_run(Path(workdir))
     path = Path(workdir) / "report.html"
@@ -38,6 +38,6 @@ def write_report(workdir: str | Path) -> Path:
 def _classification(evaluation: Evaluation, notes: list[str]) -> dict | None:
     try:
         return sections.classification(evaluation)
-    except Exception as error:  # NumPy and Pillow raise many kinds for arrays that are no images
+    except Exception as error:  # NumPy and Pillow raise many types for arrays that are not images
         notes.append(f"{evaluation.split}.npz could not be drawn: {short(error)}")
         return None

@@ -1,7 +1,7 @@
-"""Reads a work directory for its report, whatever state the directory is in.
+"""Reads a work directory for its report, including incomplete and damaged directories.
 
-A run that is still going, or that was killed while it wrote, gets a report too: a file that cannot
-be read becomes a note at the head of the page.
+A report is possible while a run is still going, and after a run was killed while writing. A file
+that cannot be read becomes a note at the top of the page.
 """
 
 import dataclasses
@@ -49,12 +49,12 @@ class Run:
     Attributes:
       model: name of the model.
       source: name of the recipe, such as `cnn_mnist:debug`.
-      planned_steps: `trainer.steps` of the config, infinity where the config counts epochs.
+      planned_steps: `trainer.steps` of the config; infinity if the config counts epochs.
       config: the nested config.
       facts: title -> name -> value: properties of the data, such as its tokenizer.
       environment: name -> value: properties of the machine.
-      records: lines of metrics.jsonl that hold numbers, in the order written.
-      events: lines of metrics.jsonl that hold an `event`, in the order written.
+      records: lines of metrics.jsonl with numbers, in the order written.
+      events: lines of metrics.jsonl with an `event`, in the order written.
       seconds: wall time in training, summed over all starts of the run.
       evaluations: one per split, the test split first.
       images: title -> content of a PNG file: image grids sampled during training.
@@ -80,14 +80,14 @@ class Run:
 
 
 def to_float(value) -> float:
-    """Returns a JSON value as a float, NaN for a value that is no number or too large to draw."""
+    """Returns a JSON value as a float; NaN if it is not a number or is too large to draw."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     return float(value) if abs(value) < 1e30 else math.nan
 
 
 def read_run(workdir: Path) -> Run:
-    """Reads a work directory, of which only config.json must exist.
+    """Reads a work directory; only config.json must exist.
 
     Raises:
       UsageError: if `workdir` has no config.json, or is a model folder of another library.
@@ -133,12 +133,12 @@ def _state(workdir: Path) -> str:
 
 
 def _read(path: Path, read: Callable, default, notes: list[str]):
-    """Returns `read(path)`, or `default` for a missing file, or `default` and a note."""
+    """Returns `read(path)`; `default` for a missing file; `default`, adding a note, on failure."""
     if not path.exists():
         return default
     try:
         return read(path)
-    except Exception as error:  # zipfile, NumPy and Pillow raise many kinds for a damaged file
+    except Exception as error:  # zipfile, NumPy and Pillow raise many types for damaged files
         notes.append(f"{path.name} could not be read: {short(error)}")
         return default
 
@@ -147,7 +147,7 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict]]
     content = _read(path, lambda path: read_bytes(path, JSON_EXPANSION), b"", notes)
     lines = content.decode(errors="replace").splitlines()
     rows = [_parse_row(line) for line in lines]
-    # A run that is going may have written the last line in part.
+    # A run that is still going may have written only a part of the last line.
     damaged = sum(
         row is None and bool(line.strip()) for row, line in zip(rows[:-1], lines, strict=False)
     )
@@ -182,7 +182,7 @@ def _read_evaluations(folder: Path, notes: list[str]) -> list[Evaluation]:
 
 
 def _read_images(folder: Path, notes: list[str]) -> dict[str, bytes]:
-    """Reads the interpolation and `_MOST_SHEETS` grids, the last first, the others spread out."""
+    """Reads interpolation.png and at most `_MOST_SHEETS` evenly spaced grids, the latest first."""
     sheets = sorted(folder.glob("step_*.png"))[::-1]
     if len(sheets) > _MOST_SHEETS:
         places = np.linspace(0, len(sheets) - 1, _MOST_SHEETS).round().astype(int)
@@ -212,13 +212,13 @@ def _read_samples(path: Path) -> list[dict]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an evaluation and checks that their shapes and values fit each other."""
+    """Reads the arrays of an evaluation and checks that shapes and values are consistent."""
     with open_npz(path) as file:
         arrays = dict(file)
     labels, predictions, names = (arrays[k] for k in ("labels", "predictions", "class_names"))
     if names.size > _MOST_CLASSES:
         raise ValueError(f"{names.size:,} classes, of which at most {_MOST_CLASSES:,} are shown")
-    list(map(str, names.reshape(-1)))  # raises where the names are no text
+    list(map(str, names.reshape(-1)))  # raises if the names are not text
     if labels.ndim != 1 or labels.shape != predictions.shape:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} do not fit")
     limits = {"labels": names.size, "predictions": names.size}

@@ -1,6 +1,6 @@
-"""Prepares what the report shows: formatted numbers, rows of tables and drawings.
+"""Prepares the content of the report: formatted numbers, rows of tables and drawings.
 
-`templates/report.html` decides how each of them looks.
+`templates/report.html` defines the layout of the content.
 """
 
 import json
@@ -17,10 +17,10 @@ from zoo.formatting import duration
 _NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps", "goodput"}
 _RATE = "_per_second"
 _LARGEST_SAMPLES = 200
-_LARGEST_MATRIX = 20  # classes of a confusion matrix that is a table of numbers
-_MOST_MISTAKES = 36  # as many as an evaluation stores
-_MOST_PLOTS = 60  # of metrics, and of rates: each takes 30 ms
-_SMALL_IMAGE = 64  # pixels per side: the page shows such an image without interpolation
+_LARGEST_MATRIX = 20  # number of classes up to which the confusion matrix is a table of numbers
+_MOST_MISTAKES = 36  # the number that an evaluation stores
+_MOST_PLOTS = 60  # limit for metrics and for rates: each plot takes 30 ms
+_SMALL_IMAGE = 64  # pixels per side up to which the page shows images without interpolation
 
 
 def tiles(run: Run) -> list[tuple[str, str, str]]:
@@ -43,10 +43,10 @@ def evaluation_table(evaluations: list[Evaluation]) -> dict:
 
 
 def curves(records: list[dict]) -> dict:
-    """Plots every metric, its training and validation values together, then the rates.
+    """Plots every metric, with its training and validation values in one plot, then the rates.
 
     Returns:
-      `plots`, and how many `more` were left out.
+      Dict with `plots`, and the number of omitted plots as `more`.
     """
     keys = dict.fromkeys(
         key for record in records for key, value in record.items() if not isinstance(value, str)
@@ -67,15 +67,15 @@ def curves(records: list[dict]) -> dict:
 
 
 def classification(evaluation: Evaluation) -> dict | None:
-    """Returns confusion matrix, scores per class, worst mistakes and heat maps of one split.
+    """Returns the confusion matrix, scores per class, worst mistakes and heat maps of one split.
 
     Raises:
-      Exception: what NumPy and Pillow raise for arrays that are no images.
+      Exception: any exception of NumPy and Pillow for arrays that are not images.
     """
     arrays = evaluation.arrays
     if not arrays or not arrays["labels"].size:
         return None
-    # Takes half the time of a report, so a report without classes does not import it.
+    # This import takes half the time of a report, so a report without classes avoids it.
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     names = [str(name) for name in arrays["class_names"]]
@@ -87,7 +87,7 @@ def classification(evaluation: Evaluation) -> dict | None:
     )
     many = len(names) > _LARGEST_MATRIX
     order, shown = list(classes), names
-    if many:  # the matrix is a drawing, in which classes have only numbers
+    if many:  # the matrix is a drawing that shows classes only as numbers
         order.sort(key=lambda index: (math.isnan(scores[2][index]), scores[2][index]))
         shown = [f"{index} · {name}" for index, name in enumerate(names)]
     return {
@@ -108,7 +108,7 @@ def classification(evaluation: Evaluation) -> dict | None:
 
 
 def translations(evaluation: Evaluation) -> dict:
-    """Returns `head` and `rows` of a table of the first samples, and how many `more` there are."""
+    """Returns `head` and `rows` of a table of the first samples; `more` counts the others."""
     rows = evaluation.samples[:_LARGEST_SAMPLES]
     names = [name for name in ("source", "prediction", "reference") if rows and name in rows[0]]
     cells = [[row.get(name, "") for name in names] for row in rows if names]
@@ -116,7 +116,7 @@ def translations(evaluation: Evaluation) -> dict:
 
 
 def events(run: Run) -> list[list]:
-    """Returns step, name and detail of each event that is no sample."""
+    """Returns step, name and detail of each event that is not a sample."""
     return [
         [count(event["step"]), event["event"], event.get("detail", "")]
         for event in run.events
@@ -125,7 +125,7 @@ def events(run: Run) -> list[list]:
 
 
 def texts(run: Run) -> list[tuple[str, str]]:
-    """Returns step and text of each sample of a text model, the last first."""
+    """Returns step and text of each sample of a text model, the latest first."""
     return [
         (count(event["step"]), event["detail"])
         for event in reversed(run.events)
@@ -144,13 +144,13 @@ def pairs(values: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def count(value) -> str:
-    """Returns a JSON value as a whole number, or a dash where it is no finite number."""
+    """Returns a JSON value as a whole number, or a dash if it is not a finite number."""
     value = to_float(value)
     return f"{value:,.0f}" if math.isfinite(value) else "–"
 
 
 def _metric_tile(run: Run) -> tuple[str, str, str]:
-    """Shows the first evaluation; of its metrics the distance of a GAN, else the first non-loss."""
+    """Shows the first evaluation: its Fréchet distance, else its first metric except the loss."""
     for evaluation in run.evaluations:
         examples = count(evaluation.summary.get("examples"))
         detail = f"{_weights(evaluation.summary)} weights, {examples} examples"
@@ -188,7 +188,7 @@ def _time_tile(run: Run) -> tuple[str, str, str]:
     resumes = sum(event["event"] == "resumed" for event in run.events)
     detail = [f"resumes: {resumes}"] if resumes else []
     shares = [share for share in _series(run.records, "goodput").values() if math.isfinite(share)]
-    if shares:  # of the time since the first start, which includes the time between two starts
+    if shares:  # relative to the time since the first start, including the time between starts
         detail.append(f"goodput {shares[-1]:.0%}")
     return "wall time", value if run.seconds else "–", ", ".join(detail)
 
@@ -224,7 +224,7 @@ def _metrics(summary: dict) -> dict:
 
 
 def _series(records: list[dict], key: str) -> dict[float, float]:
-    """Returns step -> value; the last record of a step counts."""
+    """Returns step -> value; uses the last record of each step."""
     return {record["step"]: to_float(record[key]) for record in records if key in record}
 
 
@@ -237,7 +237,7 @@ def _curve(name: str, lines: dict[str, dict[float, float]], labeled: bool = True
 
 
 def _caption(series: dict[float, float]) -> str:
-    """Returns last, lowest and highest value, and the gaps of the line where a value is NaN."""
+    """Returns the last, lowest and highest value, and the number of values that are not finite."""
     finite = {step: value for step, value in series.items() if math.isfinite(value)}
     parts = [f"last {_digits(list(series.values())[-1])}"]
     for word, choose in (("lowest", min), ("highest", max)):
@@ -276,7 +276,7 @@ def _first_rows(arrays: dict, keys: tuple[str, ...]) -> Iterable[tuple]:
 
 
 def _example(arrays: dict, names: list[str], index: int, pixels, probabilities=None) -> dict:
-    """Returns one example with its labels; inputs that are no images have an empty `image`."""
+    """Returns one example with its labels; inputs that are not images have an empty `image`."""
     true, predicted = int(arrays["labels"][index]), int(arrays["predictions"][index])
     is_image = pixels.ndim in (2, 3)
     return {
@@ -292,12 +292,12 @@ def _example(arrays: dict, names: list[str], index: int, pixels, probabilities=N
 
 
 def _digits(value) -> str:
-    """Returns a number with about four digits, another value as its text."""
+    """Returns a number with about four digits, or any other value as text."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return str(value)
     try:
         value = float(value)
-    except OverflowError:  # JSON holds integers of any size
+    except OverflowError:  # JSON allows integers of any size
         value = math.inf
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else str(value)

@@ -1,4 +1,4 @@
-"""Events of a run: a line in metrics.jsonl and on stderr each."""
+"""Events of a run. Each event is a line in metrics.jsonl and on stderr."""
 
 import logging
 
@@ -8,21 +8,21 @@ from zoo.logs import PLAIN
 
 _LOG = logging.getLogger(__name__)
 
-# Events that stand in metrics.jsonl once, whichever process of the run meets them.
+# Events that are written once per run, even if several processes log them.
 ONCE = frozenset({"warning", "feature cache", "hold-out"})
 
 
 def event_key(event: str, detail: str) -> tuple[str, str]:
-    """Returns what two lines of one event have in common; a cache is filled, then read."""
+    """Returns a key that repeated lines share: a feature cache is first filled, later read."""
     return event, detail.partition(" ")[0] if event == "feature cache" else detail
 
 
 class Events:
-    """Writes events; on the chief alone.
+    """Writer of events; only the chief writes.
 
     Args:
-      workdir: of the run.
-      state: tells the update after which an event happens.
+      workdir: work directory of the run.
+      state: state of the run, with the number of updates so far.
       chief: whether this process writes.
     """
 
@@ -31,7 +31,7 @@ class Events:
         self._logged: set[tuple[str, str]] = set()
 
     def read(self) -> None:
-        """Reads from metrics.jsonl which events of `ONCE` it holds."""
+        """Reads the events of `ONCE` that metrics.jsonl already holds."""
         if self._chief:
             self._logged = {
                 event_key(line["event"], str(line.get("detail")))
@@ -40,7 +40,7 @@ class Events:
             }
 
     def __call__(self, event: str, detail: str) -> None:
-        """Writes one event, unless it is one of `ONCE` and was written before."""
+        """Writes one event, except an event of `ONCE` that was written before."""
         key = event_key(event, detail)
         if not self._chief or key in self._logged:
             return

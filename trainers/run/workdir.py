@@ -1,18 +1,19 @@
-"""A work directory: what lies in it, and how it is written so that a kill leaves it whole.
+"""The work directory: its files, and atomic writes that a kill cannot leave incomplete.
 
-    config.json        the resolved recipe, before the first step
+    config.json        the resolved configuration, written before the first step
     environment.json   machine, versions and command
-    tokenizer.json     of a text model
-    metrics.jsonl      one object a log interval
-    checkpoints/       the last `trainer.keep` of them
-    best/model.keras   by the validation split
-    model.tflite       in its place, of `zoo compress ptq` to LiteRT; float.keras is what it rounds
-    model.keras        at the end: the bare model; opens with plain keras.saving in safe mode, and
-                       where it holds layers of the zoo with `zoo.load`
-    evaluation/        metrics and predictions a split, with the weights that were measured
+    tokenizer.json     tokenizer of a text model
+    metrics.jsonl      one JSON object per log interval
+    checkpoints/       the last `trainer.keep` checkpoints
+    best/model.keras   best model by the validation split
+    model.keras        the final model alone; opens with plain keras.saving in safe mode, or with
+                       `zoo.load` if it has layers of the zoo
+    model.tflite       instead of model.keras after `zoo compress ptq` to LiteRT; float.keras is the
+                       model before quantization
+    evaluation/        metrics and predictions per split, and the evaluated weights
     report.html
 
-Nothing read from here is ever executed.
+Nothing read from a work directory is ever executed.
 """
 
 import contextlib
@@ -47,8 +48,8 @@ from zoo.storage.locks import lock_folder
 
 _LOG = logging.getLogger(__name__)
 
-# What may differ when a run goes on: it changes how a step is computed, not what. Where layers mix
-# rows, `trainers.train.trainer` refuses changes of the rows that are computed together.
+# Keys that may change when a run resumes, because they do not change the result of a step. If
+# layers mix rows, `trainers.train.trainer` refuses changes of the rows computed together.
 MAY_CHANGE = frozenset(
     {
         "trainer.strategy", "trainer.replicas", "trainer.steps_per_execution",
@@ -58,36 +59,36 @@ MAY_CHANGE = frozenset(
         "data.manual_dir",
     }
 )  # fmt: skip
-# Lines of metrics.jsonl that tell of one process of a run, not of its training.
+# Events in metrics.jsonl that describe one process of a run, not the training.
 PROCESS_EVENTS = frozenset({"started", "resumed", "preemption notice"})
 
 
 class WorkDirectory:
-    """A work directory that this process alone may write, from `open` to `close`."""
+    """A work directory that only this process may write, from `open` to `close`."""
 
     def __init__(self, path: str | Path):
         self.path = remote.local(path)
         self._mirror = remote.mirror_of(self.path)
         self._lock = None
-        self._metrics: Path | None = None  # while training
-        self.lines = 0  # of metrics.jsonl
-        self._made: list[Path] = []  # folders that were not there before
+        self._metrics: Path | None = None  # set while training
+        self.lines = 0  # number of lines in metrics.jsonl
+        self._made: list[Path] = []  # folders that `open` created
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
     @property
     def is_remote(self) -> bool:
-        """Whether the folder is a copy of one that lies elsewhere."""
+        """Whether the folder is a local copy of a remote folder."""
         return self._mirror is not None
 
     def open(self) -> "WorkDirectory":
-        """Creates the folder and locks it; the lock ends with the process, however it ends.
+        """Creates and locks the folder; the lock ends with the process, even after a kill.
 
         Raises:
-          UsageError: where the folder is of another kind; nothing is written in it.
-          RunError: where another process holds it, the folder cannot be written, or a folder lies
-            where a file is written, or the other way round.
+          UsageError: if the folder is of another kind; nothing is written in it.
+          RunError: if another process holds the lock, the folder cannot be written, or a folder has
+            the name of a file or the reverse.
         """
         if (self / "config.json").is_file():
             read_config(self.path)
@@ -111,26 +112,26 @@ class WorkDirectory:
         return self
 
     def close(self) -> None:
-        """Gives the folder back; leaves nothing of it where it became no work directory."""
+        """Unlocks the folder, removes it if it is new and empty, and uploads a remote folder."""
         self._metrics = None
         if self._lock:
             if not (self / "config.json").exists():
                 (self / ".lock").unlink(missing_ok=True)
             self._lock.lock.release()
             self._lock = None
-        with contextlib.suppress(OSError):  # not empty: something came of it
+        with contextlib.suppress(OSError):  # not empty
             for folder in self._made:
                 folder.rmdir()
         if self._mirror:
             remote.push_at_end(self._mirror)
 
     def push(self) -> None:
-        """Copies what is new to where the folder truly lies, if that is not on this machine.
+        """Uploads new files if the folder is a copy of a remote folder.
 
-        Where that fails it is tried again after the next checkpoint, and at the end.
+        After a failure the next checkpoint and the end of the run try again.
 
         Raises:
-          remote.TakenOver: where another run works there since.
+          remote.TakenOver: if another run has claimed the remote folder.
         """
         try:
             if self._mirror:
@@ -143,12 +144,12 @@ class WorkDirectory:
     # --- recipe --------------------------------------------------------------------------------
 
     def write_config(self, config: Mapping, source: str, dataset, replicas: int = 1) -> None:
-        """Writes the resolved recipe, or checks that it is the one this folder was made with.
+        """Writes the resolved configuration; first checks it against that of an earlier run.
 
-        A remote folder is this run's from then on, and the copy here what it holds then.
+        This also claims a remote folder for this run and updates the local copy.
 
         Raises:
-          UsageError: where the folder was made with another recipe; names the differences.
+          UsageError: if the folder was made with another recipe (names the differences) or data.
         """
         self._check_origin(config, dataset)
         if self._mirror:
@@ -168,7 +169,7 @@ class WorkDirectory:
             },
         )
         if self._mirror:
-            self._mirror.push()  # what cannot be written is known before the first step
+            self._mirror.push()  # fails before the first step if the remote folder is read-only
 
     def _check_origin(self, config: Mapping, dataset) -> None:
         if (self / "config.json").exists():
@@ -188,7 +189,7 @@ class WorkDirectory:
             )
 
     def check_recipe(self, config: Mapping) -> None:
-        """Raises `UsageError` where the folder was made with another recipe, with what differs."""
+        """Raises `UsageError` with all differences if the folder has another recipe."""
         saved = read_config(self.path)["config"]
         changes = [
             f"{key}: {old!r} -> {new!r}"
@@ -223,15 +224,15 @@ class WorkDirectory:
     # --- metrics -------------------------------------------------------------------------------
 
     def start_metrics(self, step: int, lines: int | None = None) -> float:
-        """Opens metrics.jsonl for appending, without what the run does again.
+        """Opens metrics.jsonl for appending, without lines of updates that the run repeats.
 
         Args:
-          step: of the checkpoint that the run goes on from.
-          lines: how many lines the file had when that was written; None keeps all up to `step`.
-            Lines that tell of a process (`PROCESS_EVENTS`) stay.
+          step: number of updates in the checkpoint from which the run resumes.
+          lines: number of lines in the file when the checkpoint was written; None keeps all lines
+            up to `step`. Lines of `PROCESS_EVENTS` up to `step` are always kept.
 
         Returns:
-          When the run began, in seconds since 1970: the first line tells.
+          Time of the run's first start, in seconds since 1970, as its first line states.
         """
         path = self / "metrics.jsonl"
         kept = [
@@ -257,14 +258,14 @@ class WorkDirectory:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
-        # Closed each time: a bucket that is mounted takes a file when it is closed.
+        # Closed each time, because a mounted bucket stores a file only when it is closed.
         with open_in_place(self._metrics) as file:
             file.write(json.dumps(values) + "\n")
         self.lines += 1
 
 
 class NoDirectory(WorkDirectory):
-    """The work directory of a worker that is not the chief: it writes nothing."""
+    """The work directory of a worker other than the chief; nothing is written."""
 
     def __init__(self, path: str | Path):
         self.path, self._mirror, self.lines = Path(path), None, 0
@@ -292,7 +293,7 @@ def read_config(workdir: str | Path) -> dict:
     """Returns the content of config.json.
 
     Raises:
-      UsageError: if the folder is not a work directory, or of another format.
+      UsageError: if the folder is not a work directory, or has another format.
       RunError: if the file is damaged.
     """
     saved = saved_run.read_config(workdir)
@@ -304,7 +305,7 @@ def read_config(workdir: str | Path) -> dict:
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
-    """Returns the lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    """Returns the lines of metrics.jsonl, without a last line that a kill cut short."""
     path = Path(workdir) / "metrics.jsonl"
     lines = []
     if path.exists():
@@ -317,14 +318,14 @@ def read_metrics(workdir: str | Path) -> list[dict]:
 
 
 def save_model(model, path: Path) -> None:
-    """Saves a bare model atomically."""
+    """Saves a model alone, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as made:
         model.save(made)
 
 
 def _whole(config: Mapping) -> dict:
-    """Fills in optional sections: one that is absent equals one that holds only defaults."""
+    """Fills in optional sections: a missing section equals one that holds only defaults."""
     return json.loads(json.dumps(with_optional(config)))
 
 

@@ -1,4 +1,4 @@
-"""From a recipe to a train step: model, task and optimizers, made in the strategy's scope."""
+"""Builds the train step of a recipe: model, task and optimizers in the strategy's scope."""
 
 import keras
 import tensorflow as tf
@@ -14,7 +14,7 @@ from zoo.errors import UsageError
 
 
 def update_function(step: TrainStep, strategy: tf.distribute.Strategy):
-    """Returns `run(iterator, count)`, which does that many updates in one call."""
+    """Returns the `tf.function` `run(iterator, count)`, which runs `count` updates."""
 
     def run(iterator, count):
         def body(i):
@@ -27,16 +27,16 @@ def update_function(step: TrainStep, strategy: tf.distribute.Strategy):
 
 
 def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, dataset=None):
-    """Builds model, task and optimizer of a recipe, inside the strategy's scope.
+    """Builds model, task and optimizers of a recipe in the strategy's scope.
 
     Args:
-      config: a resolved recipe.
-      strategy: in whose scope variables are made.
-      total_steps: length of the run, for the schedule.
-      dataset: from which builder arguments follow that the recipe leaves open.
+      config: resolved configuration.
+      strategy: distribution strategy that creates the variables.
+      total_steps: number of updates of the whole run, for the schedule.
+      dataset: `zoo.data.Dataset` that gives the builder arguments which the recipe omits.
 
     Returns:
-      `(TrainStep, Task)`: the recipe's task; that of the step may be more than it, see
+      `(TrainStep, Task)`: the task of the recipe. The task of the step may wrap it, see
       `trainers.compression.techniques.wrap_task`.
     """
     trainer = config.trainer
@@ -89,7 +89,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
 
 
 def synchronize_normalization(model: keras.Model) -> bool:
-    """Makes batch normalisation that learns span all replicas; returns whether there is any."""
+    """Synchronizes trainable batch normalization over replicas; returns whether there is any."""
     found = [
         layer
         for layer in keras_internals.all_layers(model)

@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another model."""
+"""Initializes a run with the weights of another model."""
 
 from pathlib import Path
 
@@ -15,30 +15,30 @@ from zoo.models.sources import open_source
 from zoo.storage.remote import local
 from zoo.storage.transformers_files import is_transformers
 
-_SHOWN = 5  # differences in a refusal
+_SHOWN = 5  # maximum number of differences in an error message
 
 
 def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> str:
-    """Fills a model with the weights of another one of the same architecture.
+    """Copies the weights of another model of the same architecture into a model.
 
-    Only what depends on the data may differ: the number of classes or tokens. Output layers and
-    embeddings of another size keep their fresh values.
+    Only the number of classes or tokens may differ, because it depends on the data. Output layers
+    and embeddings of another size keep their initial values.
 
     Args:
-      model: a built model; changed in place, and only where nothing is refused.
+      model: built model; changed in place unless an error is raised.
       source: a work directory, a .keras file, a folder that transformers wrote, or
-        `keras_hub:PRESET`; the last two as `zoo.models.convert.published` takes them.
-      tokenizer: of the run's data, of a text model.
-      config: the recipe of the run, whose compression techniques change values; None for none.
+        `keras_hub:PRESET`; see `zoo.models.convert.published` for the last two.
+      tokenizer: tokenizer of the run's data; None if there is none.
+      config: configuration of the run, for compression techniques that change values; or None.
 
     Returns:
-      A sentence about how many weights were copied; it names every weight of the model that was
-      not filled and every weight of the source that was not used.
+      A message with the number of copied weights, and the names of weights that were not filled in
+      the model or not used from the source.
 
     Raises:
-      UsageError: where there is no such source, or its architecture differs, or a work directory's
-        model learned with another tokenizer: its embeddings are of other tokens.
-      RunError: where it cannot be read.
+      UsageError: if there is no such source, its architecture differs, its kernels are integers, or
+        the model of a work directory has embeddings of another tokenizer.
+      RunError: if the source cannot be read.
     """
     source = str(local(source))
     other = open_source(source)
@@ -58,7 +58,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     missing = [v for v in model.weights if v.path not in values]
     unfit = [v for v in model.weights if v.path in values and not _fits(v, values)]
     filled = [v for v in model.weights if _fits(v, values)]
-    # Whole kernels of which this model holds products are used under other names.
+    # Source kernels that this model holds as products are used under other names.
     products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
     own = {v.path for v in model.weights}
     unused = [v for v in other.weights if v.path not in own and not v.path.startswith(products)]
@@ -66,7 +66,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
         raise UsageError(f"Nothing in {source} fits this model: no weight has its name and shape.")
     shapes = [f"{v.path} {tuple(values[v.path].shape)} -> {tuple(v.shape)}" for v in unfit]
 
-    # Weights of output layers and embeddings follow the data, all others the architecture.
+    # Only output layers and embeddings may have other shapes, which follow the data.
     free, their_free = _sized_by_data(model), _sized_by_data(other)
     heads = {layer.name for layer in _outputs(model)} ^ {layer.name for layer in _outputs(other)}
     found = differences(other, model, ends=not heads)
@@ -101,7 +101,7 @@ def _fits(variable, values) -> bool:
 
 
 def _alone(paths: list[str], where: str) -> list[str]:
-    """Returns one phrase per layer whose weights only one of the models has."""
+    """Returns one phrase per layer with weights that only one model has."""
     by_layer = {}
     for path in paths:
         by_layer.setdefault(path.partition("/")[0], []).append(path)
@@ -113,10 +113,10 @@ def _alone(paths: list[str], where: str) -> list[str]:
 
 
 def _sized_by_data(model) -> set[int]:
-    """Returns the ids of the variables that another data set may need in another size.
+    """Returns the ids of variables with sizes that may depend on the data set.
 
-    They are those of output layers and of biases after them, of embeddings except position tables,
-    and the ranges and centroids that compression adds.
+    They belong to output layers, biases after output layers, and embeddings except position tables,
+    or are ranges and centroids that compression adds.
     """
     found = {id(v) for v in model.weights if added_by_compression(v.path)}
     tables = (keras.layers.Embedding, LowRankEmbedding)

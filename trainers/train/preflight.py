@@ -1,7 +1,7 @@
-"""Checks that need no model, before TensorFlow is loaded, which takes seconds.
+"""Checks that need no model. They run before TensorFlow is loaded, which takes seconds.
 
-`trainers.config.recipe.check` has checked the values of each section. The trainer checks everything
-again, and the rules that need the model. Loads no TensorFlow.
+`trainers.config.recipe.check` has checked the values of each section. The trainer repeats all
+checks and adds those that need the model. Loads no TensorFlow.
 """
 
 from collections.abc import Collection
@@ -24,11 +24,11 @@ from zoo.saved.workdir import check_init_from, model_path
 
 
 def check_config(config, coming: Collection[Path] = ()) -> None:
-    """Checks registered names, paths and the batch of a configuration for training.
+    """Checks registered names, paths and batch sizes of a configuration for training.
 
     Args:
       config: a resolved configuration.
-      coming: work directories that earlier stages of a chain have yet to make.
+      coming: work directories that earlier stages of a chain will create.
 
     Raises:
       UsageError: for an unknown name, a wrong value or a missing path.
@@ -53,18 +53,18 @@ def check_config(config, coming: Collection[Path] = ()) -> None:
 
 
 def check_workdir(config, workdir: str | Path) -> None:
-    """Checks that a run can work in a folder: it is writable, free, and of the same recipe.
+    """Checks that a run can use a folder: it is writable, not in use, and of the same recipe.
 
     Raises:
-      UsageError: if it was made with another recipe, or is no folder.
-      RunError: if another process works in it, or it cannot be written.
+      UsageError: if the folder was made with another recipe, or the path is not a folder.
+      RunError: if another process uses the folder, or it cannot be written.
     """
     directory = WorkDirectory(workdir)
     if directory.is_remote:
-        return  # a local copy that belongs to the run
+        return  # its local copy belongs to the run
     if (directory / "config.json").exists():
         wanted, saved = as_dict(config), read_config(workdir)["config"]
-        # The trainer fills in sizes that follow from weights.
+        # The trainer has chosen these sizes from weights.
         for technique, key in (("structured", "widths"), ("low_rank", "ranks")):
             if technique in wanted.get("compress", {}):
                 sizes = section(saved, f"compress.{technique}")[key]
@@ -79,10 +79,10 @@ def check_start(config, workdir: str | Path, coming: Collection[Path] = ()) -> N
     Args:
       config: a resolved configuration.
       workdir: the folder of the run.
-      coming: work directories that earlier stages of a chain have yet to make.
+      coming: work directories that earlier stages of a chain will create.
 
     Raises:
-      UsageError: if a path does not exist, or sizes are chosen by weights and none are given.
+      UsageError: if a path does not exist, or sizes are chosen by weights and init_from is empty.
     """
     start = config.init_from
     begun = (Path(workdir) / "config.json").exists()  # a resumed run needs no initial weights
@@ -93,7 +93,7 @@ def check_start(config, workdir: str | Path, coming: Collection[Path] = ()) -> N
 
 
 def load_data(config):
-    """Loads the data of a configuration, and checks that the model fits it.
+    """Loads the data of a configuration and checks that the model fits the data.
 
     Returns:
       A `zoo.data.Dataset`.
@@ -113,15 +113,15 @@ def load_data(config):
 
 
 def check_length(config, dataset) -> None:
-    """Checks everything that depends on the number of training examples and their classes.
+    """Checks the rules that depend on the number and classes of training examples.
 
     Args:
       config: a resolved configuration.
       dataset: its `zoo.data.Dataset`.
 
     Raises:
-      UsageError: if examples cannot be held out, or batches, a schedule or a compression do not fit
-        the examples that are left.
+      UsageError: if examples cannot be held out, or batch size, schedule or compression do not
+        fit the remaining examples.
     """
     dataset, _ = with_hold_out(dataset, config.data.validation_size)
     registry.build_task(**config.task.to_dict()).remarks(dataset)
@@ -134,7 +134,7 @@ def check_length(config, dataset) -> None:
 
 
 def _check_source(data, arguments: dict) -> None:
-    """Compares sizes before any image is decoded."""
+    """Checks image size and number of classes before any image is decoded."""
     shape, size = tuple(arguments.get("input_shape") or ()), tuple(data.image_size)
     if not data.source.startswith((FOLDER, TFDS)) or not size:
         return

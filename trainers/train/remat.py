@@ -1,10 +1,10 @@
-"""Gradient checkpointing of chosen blocks that is right with dropout.
+"""Gradient checkpointing of chosen blocks with correct gradients under dropout.
 
-A recomputed block keeps its inputs alone; what lies inside is computed again for the gradient
-(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174). Under plain
-`keras.remat` the second computation draws other dropout masks than the first, and the gradients
-are silently wrong. Here the block's state (seeds, moving statistics) is noted before the first
-computation and put back for the second, whose own updates are dropped.
+A recomputed block stores only its inputs; the backward pass computes its activations again
+(Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174). With plain
+`keras.remat` the second forward pass draws other dropout masks than the first, and the gradients
+are silently wrong. Here the block's state (random seeds, moving statistics) is saved before the
+first forward pass and restored for the second; state updates of the second are dropped.
 """
 
 import keras
@@ -15,17 +15,17 @@ from zoo.errors import UsageError, compiled
 
 
 def apply_remat(model: keras.Model, pattern: str) -> list[str]:
-    """Makes the layers whose names match recompute their inside in the backward pass.
+    """Makes matching layers recompute their activations in the backward pass.
 
     Args:
-      model: a built model; its layers (nested ones too) are changed in place.
-      pattern: regular expression that must match a layer's whole name.
+      model: built model; its (nested) layers are changed in place.
+      pattern: regular expression that must match the whole name of a layer.
 
     Returns:
-      The names of the layers that matched, outermost only.
+      The names of the outermost layers that match.
 
     Raises:
-      UsageError: for an invalid pattern, or one that matches no layer.
+      UsageError: if the pattern is invalid or matches no layer.
     """
     matches = compiled("trainer.remat", pattern).fullmatch
     found, names = [], []
@@ -57,13 +57,11 @@ def _recompute(layer: keras.layers.Layer) -> None:
     def call(*args, **kwargs):
         leaves = keras.tree.flatten((args, kwargs))
         # recompute_grad differentiates with respect to its positional arguments, and adds to
-        # them to order the computation: floating tensors go in, all else is closed over.
+        # them to order the computation. So floating tensors are arguments, all others captured.
         positions = [
             i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
         ]
-        with (
-            keras_internals.without_autocast()
-        ):  # not as the layer computes: bfloat16 would round them
+        with keras_internals.without_autocast():  # bfloat16 would round the state
             before = [(v, tf.identity(v.value)) for v in state]
         changed = {}
         call_context = keras_internals.capture_call_context()
@@ -75,16 +73,16 @@ def _recompute(layer: keras.layers.Layer) -> None:
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
             scope = keras.StatelessScope(state_mapping=before, collect_losses=True)
             start = [scope.get_current_value(v) for v in state]
-            # Layers inside are told by their outer one alone whether this is training, and there is
-            # none around the second computation.
+            # Inner layers take `training` from the outer layer's call, which has ended before the
+            # second forward pass.
             with scope, call_context():
                 outputs = plain_call(*inner_args, **inner_kwargs)
-            if scope.losses:  # the gradient of what is not an output would be lost
+            if scope.losses:  # only outputs get a gradient
                 raise UsageError(
                     f"A recomputed block adds nothing to the loss. Received: {layer.name!r}, whose "
                     "layers do; leave it out of trainer.remat."
                 )
-            if not changed:  # the first computation
+            if not changed:  # the first forward pass
                 for variable, value in zip(state, start, strict=True):
                     if (now := scope.get_current_value(variable)) is not value:
                         changed[id(variable)] = variable, now

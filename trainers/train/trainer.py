@@ -1,8 +1,8 @@
-"""THE trainer: builds what a recipe names, runs the loop, and leaves a work directory.
+"""The trainer: builds the parts of a recipe, runs the training loop and writes a work directory.
 
-The loop is ours because `fit` cannot resume inside an epoch, nor run under several of the
-strategies (docs/keras3.md). Keras' callbacks, metrics, optimizers and progress bar run in it
-unchanged. Read `Trainer.train` from top to bottom for the order of things.
+The project has its own loop because `fit` cannot resume inside an epoch or run under several of
+the strategies (docs/keras3.md). The loop uses Keras' callbacks, metrics, optimizers and progress
+bar unchanged. `Trainer.train` shows the order of a run from top to bottom.
 """
 
 import dataclasses
@@ -63,28 +63,28 @@ from zoo.tasks.base import Frozen
 
 _LOG = logging.getLogger(__name__)
 
-_LAST_CHECKPOINT = 25.0  # seconds to write it before the process ends because another was lost
+_LAST_CHECKPOINT = 25.0  # seconds for an unfinished checkpoint after a worker was lost
 
 
 class Trainer:
     """One run of one recipe in one work directory.
 
     Args:
-      config: a resolved recipe, see `trainers.config.recipe.resolve`.
-      workdir: where everything is written; run again to resume.
+      config: resolved configuration, see `trainers.config.recipe.resolve`.
+      workdir: output folder; an unfinished run in it is resumed.
       source: name of the recipe, for the report.
-      dataset: a `zoo.data.Dataset` in place of the one that `data.source` names.
-      callbacks: Keras callbacks besides those that the recipe names.
-      read_test: whether the model may be judged by the test split at the end; by the validation
-        split otherwise.
-      cluster: of strategy multi_worker; None reads TF_CONFIG.
-      tpu_name: of strategy tpu, see `trainers.distributed.tpu.tpu_strategy`.
+      dataset: `zoo.data.Dataset` that replaces the one of `data.source`.
+      callbacks: Keras callbacks in addition to those of the recipe.
+      read_test: whether the final evaluation may use the test split; if not, it uses the
+        validation split.
+      cluster: cluster of strategy multi_worker; None reads TF_CONFIG.
+      tpu_name: TPU of strategy tpu, see `trainers.distributed.tpu.tpu_strategy`.
 
-    With several workers each runs the same program. The first, the chief, alone touches the work
-    directory and runs the recipe's callbacks; what it decides, the others hear from `self.group`.
-    After `train`, `step.net` is the trained model; with `trainer.ema` it has the weights that would
-    train on, and model.keras in the work directory their average. `result` says what the returned
-    metrics were measured on.
+    All workers run the same program. Only the first worker, the chief, uses the work directory and
+    runs the callbacks of the recipe. The other workers get the chief's decisions by `self.group`.
+    After `train`, `step.net` is the trained model. With `trainer.ema`, `step.net` has the raw
+    weights, and model.keras in the work directory their moving average. `result` names the split
+    and the weights of the returned metrics.
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class Trainer:
     # --- the run, in order ----------------------------------------------------------------------
 
     def train(self) -> dict[str, float]:
-        """Trains, or goes on training, to the end.
+        """Trains to the end of the run; resumes an unfinished run.
 
         Returns:
-          The metrics of the test split; where there is none (or `read_test` is off) of the
-          validation split; where there is none either, the training means of the last log window.
+          The metrics of the test split; without one, or with `read_test` off, of the validation
+          split; without either, the training means of the last log window.
 
         Raises:
-          UsageError: where recipe, data, model and work directory do not fit together.
-          RunError: where the loss is not finite, or a file cannot be read or written.
-          Terminated: after SIGTERM or a preemption notice, once everything is saved.
+          UsageError: if recipe, data, model and work directory do not fit together.
+          RunError: if the loss is not finite, or a file cannot be read or written.
+          Terminated: after SIGTERM or a preemption notice, when everything is saved.
         """
         self.group.connect()
         with self.group.together():
@@ -143,7 +143,7 @@ class Trainer:
         self.workdir.open()
         try:
             self._build()
-            # Checked before anything is written: a wrong init_from leaves no work directory.
+            # Before anything is written, so that a wrong init_from leaves no work directory.
             files = self.checkpoints.files()
             if self.config.init_from and not files and self.group.chief:
                 tokenizer = self.dataset.tokenizer
@@ -158,7 +158,7 @@ class Trainer:
             )
             if self.dataset.tokenizer is not None and self.group.chief:
                 self.dataset.tokenizer.save(self.workdir / "tokenizer.json")
-            files = self.checkpoints.files()  # what there is now: see `write_config`
+            files = self.checkpoints.files()  # `write_config` may download others
             self.checkpoints.restore(files, fresh=not self.config.init_from)
             if self.group.share(self._is_finished()):
                 _LOG.info(f"{self.workdir.path} is finished already")
@@ -181,7 +181,7 @@ class Trainer:
                     self._batches,
                     self._hooks(goodput),
                 )
-                self.checkpoints.wait()  # a SIGTERM while it finishes loses nothing
+                self.checkpoints.wait()  # before SIGTERM can end the process again
             return self._finish()
         finally:
             try:
@@ -242,7 +242,7 @@ class Trainer:
         self._run = update_function(self.step, self.strategy)
 
     def _check_rows_together(self) -> None:
-        """Raises `UsageError` where layers that mix rows would see other numbers of them."""
+        """Raises `UsageError` if layers that mix rows would see another number of rows."""
         self.workdir.check_recipe(as_dict(self.config))
         trainer, saved = self.config.trainer, read_config(self.workdir.path)
         before = saved["config"]["trainer"]
@@ -270,7 +270,7 @@ class Trainer:
             )
 
     def _run_frozen_once(self) -> None:
-        """Puts features in place of pictures where a part of the model learns nothing."""
+        """Replaces images by features if a part of the model is frozen."""
         self.frozen = self.step.task.frozen(self.step.net)
         if self.frozen.remark:
             self.events("feature cache", self.frozen.remark)
@@ -286,7 +286,7 @@ class Trainer:
         self.validation = held_out and self._evaluator(held_out)
 
     def _features(self, part: str, arrays, frozen: Frozen | None = None):
-        """`arrays` with the features of the frozen part; of unchanged pictures by default."""
+        """Returns `arrays` with features of the frozen part; by default of unchanged images."""
         frozen = frozen or dataclasses.replace(self.frozen, views=0)
         if frozen.model is None:
             return arrays
@@ -311,11 +311,11 @@ class Trainer:
         if files:
             self.events("resumed", f"from {files[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
-            self.checkpoints.save()  # the first place to go back to
+            self.checkpoints.save()  # for the first rollback
         return Goodput(self.state, began)
 
     def _batches(self):
-        """Returns an iterator over the batches from here to the end of the run."""
+        """Returns an iterator over the batches from the current update to the last."""
         skipped = self.state.skipped_batches
         batches = functools.partial(
             pipeline.training_batches,
@@ -330,7 +330,7 @@ class Trainer:
         return iter(distribute(self.strategy, lambda shares: batches(local_replicas=shares)))
 
     def _hooks(self, goodput: Goodput) -> Hooks:
-        """Returns what the loop calls between updates."""
+        """Returns the hooks that the loop calls between updates."""
         state, periods, step, windows = self.state, self.periods, self.step, self.windows
         workdir, events, trainer = self.workdir, self.events, self.config.trainer
         chief = self.group.chief
@@ -360,7 +360,7 @@ class Trainer:
         )  # fmt: skip
 
     def _is_finished(self) -> bool:
-        """Whether all is there that `_finish` writes; as the chief sees it."""
+        """Returns whether the run ended and wrote all files; only the chief's answer counts."""
         ended = self.state.done == self.periods.total or self.state.stopped
         files = ("model.keras", "report.html")
         return (
@@ -373,9 +373,9 @@ class Trainer:
         return Result("training", "current", self.state.done, self.windows.logs)
 
     def _finish(self) -> Result:
-        """Writes the bare model, judges it by a split that it has not seen, writes the report."""
+        """Saves the model, evaluates it on the split `judged`, and writes the report."""
         chief, result = self.group.chief, self._training_means()
-        if chief:  # it is the last to be written, and tells that all is there
+        if chief:  # written last, as the mark of a finished run
             (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
             if chief:
@@ -394,7 +394,7 @@ class Trainer:
         return result
 
     def _judge(self) -> Result:
-        """Measures the final weights on the split `judged`."""
+        """Evaluates the final weights on the split `judged`."""
         evaluator = self.validation
         if self.judged == "test":
             evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
@@ -410,6 +410,6 @@ class Trainer:
         return result
 
     def _wait_for_checkpoint(self) -> None:
-        """What is being written gets some time when the process is to end at once."""
+        """Gives an unfinished checkpoint some time before the process ends."""
         if self.checkpoints and self.checkpoints.saver:
             self.checkpoints.saver.wait_at_most(_LAST_CHECKPOINT)

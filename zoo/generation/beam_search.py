@@ -1,14 +1,14 @@
-"""Beam search: the likeliest text, by keeping the best `beams` beginnings at every step.
+"""Beam search: an approximation of the most probable text, with `beams` hypotheses per step.
 
-Generic over `zoo.generation.decoding`: what a cache holds is not looked at. Axes: B sequences, K
-beams, V vocabulary, N tokens.
+Works with every class of `zoo.generation.decoding`, whatever the contents of its cache. Axes: B
+sequences, K beams, V vocabulary size.
 """
 
 import tensorflow as tf
 
 from zoo.generation.decoding import reorder
 
-NEVER = -1e9  # the score of what is no text: far below any sum of log-probabilities
+NEVER = -1e9  # score of an invalid text, far below any sum of log-probabilities
 
 
 def beam_search(
@@ -24,41 +24,41 @@ def beam_search(
     forbidden=None,
     jit_compile: bool = True,
 ):
-    """Finds likely continuations.
+    """Finds probable continuations.
 
-    The score of a text Y of n tokens, its end token included, is log P(Y) / ((5 + n) / 6) **
-    length_penalty (Wu et al. 2016, arXiv:1609.08144, equation 14, without coverage). A step keeps
-    the K likeliest of all beginnings made longer by a token; those of them that end are texts, the
-    others go on. A sequence's search ends when none is left, or when none can get a better score
-    than the worst of K texts. With one beam that is greedy decoding; with V ** max_tokens beams it
-    finds the best text there is.
+    The score of a text Y of n tokens, end token included, is log P(Y) / ((5 + n) / 6) **
+    length_penalty (Wu et al. 2016, arXiv:1609.08144, equation 14, without coverage). Each step
+    extends all hypotheses by one token and keeps the K most probable ones. Hypotheses with an end
+    token become finished texts; the others continue. The search of a sequence stops if no
+    hypothesis is left, or if none can exceed the worst score of K finished texts. One beam is
+    greedy decoding; V ** max_tokens beams are an exhaustive search.
 
     Args:
-      decoding: of `zoo.generation.decoding.decoding`, or with the same `step`.
-      cache: of B sequences, with the positions before `first`; room for max_tokens more.
-      first_tokens: (B,) int32: the tokens at position `first`; what is sought follows them.
-      max_tokens: the longest text; a beginning of this length counts as a text.
-      beams: K.
-      end_id: the token that ends a text.
-      length_penalty: 0 for none; it favours long texts.
+      decoding: result of `zoo.generation.decoding.decoding`, or an object with the same `step`.
+      cache: cache of B sequences: positions before `first`, and space for max_tokens more.
+      first_tokens: (B,) int32, tokens at position `first`; the texts start after them.
+      max_tokens: maximum length of a text; a hypothesis of this length counts as finished.
+      beams: number of beams K.
+      end_id: id of the token that ends a text.
+      length_penalty: exponent of the length penalty, which favors long texts; 0 for no penalty.
       first: position of `first_tokens`.
-      forbidden: (V,) float32, added to the logits; None for nothing.
-      jit_compile: whether XLA compiles the search. It is traced anew for another B or K, and
-        when max_tokens grows past a power of two.
+      forbidden: (V,) float32, added to the logits; None for zeros.
+      jit_compile: whether XLA compiles the search. A new B or K, or a max_tokens beyond the next
+        power of two, needs a new trace.
 
     Returns:
-      `(tokens, scores)`: (B, K, max_tokens) int32, best text first, 0 behind the end token; and
-      (B, K) float32, about `NEVER` where there are fewer than K texts.
+      `(tokens, scores)`: (B, K, max_tokens) int32, best text first, 0 after the end token; and
+      (B, K) float32, about `NEVER` for missing texts if there are fewer than K.
 
     Raises:
-      ValueError: for a negative length_penalty, with which the search would stop too early.
+      ValueError: if length_penalty is negative, since the search would then stop too early.
     """
     if length_penalty < 0:
         raise ValueError(f"length_penalty is 0 or more. Received: {length_penalty}.")
     width = max(16, 1 << (max_tokens - 1).bit_length())
     if forbidden is None:
         forbidden = tf.zeros((decoding.vocabulary_size,))
-    # Kept with the decoding, so that the next call finds it compiled.
+    # Stored in the decoding object, so that later calls reuse the compiled function.
     compiled = decoding.__dict__.setdefault("_beam_searches", {})
     key = width, beams, end_id, jit_compile
     if key not in compiled:
@@ -84,7 +84,7 @@ def beam_search(
 def _search(
     decoding, cache, first_tokens, first, limit, forbidden, length_penalty, width, beams, end_id
 ):
-    """`beam_search` as one graph; texts are (B, K, width)."""
+    """Runs `beam_search` as one graph; texts have shape (B, K, width)."""
     batch = first_tokens.shape[0]
     # Row b * K + k of the cache is beam k of sequence b.
     cache = reorder(cache, tf.repeat(tf.range(batch), beams), batch)
@@ -112,7 +112,7 @@ def _search(
         new_scores = tf.where(new, sums / penalty(step + 1), NEVER)
         done_texts, done_scores = _best([(done_texts, done_scores), (texts, new_scores)], beams)
         scores = tf.where(ends, NEVER, sums)
-        # Sums only fall, and the penalty divides by more the longer a text gets.
+        # Sums only fall and the divisor is largest at `limit`: an upper bound of the final score.
         best = tf.reduce_max(scores, axis=1)
         done = done | (best < NEVER / 2) | (best / penalty(limit) <= done_scores[:, -1])
         last = tf.reshape(token, (batch * beams, 1))
@@ -127,7 +127,7 @@ def _search(
             tf.reshape(tf.repeat(first_tokens, beams), (batch * beams, 1)),
             cache,
             texts,
-            tf.tile([[0.0] + [NEVER] * (beams - 1)], (batch, 1)),  # all beams are equal as yet
+            tf.tile([[0.0] + [NEVER] * (beams - 1)], (batch, 1)),  # equal beams at first
             texts,
             tf.fill((batch, beams), NEVER),
             tf.zeros((batch,), tf.bool),
@@ -140,7 +140,7 @@ def _search(
 
 
 def _best(groups, beams):
-    """Returns the `beams` texts with the best scores of several groups `(texts, scores)`."""
+    """Returns the `beams` texts with the best scores among groups `(texts, scores)`."""
     texts = tf.concat([texts for texts, _ in groups], axis=1)
     scores, kept = tf.math.top_k(tf.concat([scores for _, scores in groups], axis=1), beams)
     return tf.gather(texts, kept, batch_dims=1), scores

@@ -1,14 +1,13 @@
-"""How a model computes a few positions at a time, with what came before kept in a cache.
+"""Incremental decoding: forward passes of a few positions, with earlier positions in a cache.
 
     steps = decoding(model)
     cache = steps.start(batch=2, length=64)
-    logits, cache = steps.step(prompts, cache, 0)             # (2, n) tokens: the prompts
-    logits, cache = steps.step(next_tokens, cache, n)         # (2, 1) tokens: one more of each
+    logits, cache = steps.step(prompts, cache, 0)             # (2, n) prompt tokens
+    logits, cache = steps.step(next_tokens, cache, n)         # (2, 1) next token of each
 
-A cache is a pytree of tensors. The first axis of each is the batch or a multiple of it, with the
-parts of one sequence side by side; so sequences can be repeated and reordered without knowing what
-a cache holds (`reorder`). The models themselves are the reference: `step` gives, position for
-position, what they give for whole sequences.
+A cache is a pytree of tensors. The first axis of each tensor is the batch or a multiple of it, with
+adjacent rows for one sequence; so `reorder` can repeat and reorder the sequences of any cache. The
+models are the reference: `step` returns the same logits as a forward pass of the whole sequence.
 """
 
 import keras
@@ -21,10 +20,10 @@ from zoo.models.adapter import Adapter, path
 
 
 def decoding(model: keras.Model):
-    """Returns what decodes a model.
+    """Returns the decoding object of a model.
 
     Raises:
-      UsageError: for a model that generates no text.
+      UsageError: if the model cannot generate text.
     """
     parts = Adapter(model)
     if parts.family not in _FAMILIES:
@@ -36,20 +35,19 @@ def decoding(model: keras.Model):
 
 
 def generates(model: keras.Model) -> bool:
-    """Whether `decoding` knows a model."""
+    """Returns whether `decoding` supports a model."""
     return Adapter(model).family in _FAMILIES
 
 
 def reorder(cache, rows, batch: int, memory: bool = True):
-    """Returns a cache of the sequences `rows` of another.
+    """Returns a cache with the sequences `rows` of another cache.
 
     Args:
-      cache: of `batch` sequences.
-      rows: (N,) integers below `batch`; one may stand several times.
-      batch: how many sequences the cache holds.
-      memory: whether entries named `memory_...` are reordered too. They hold what a sequence is
-        made from, and so are equal already where sequences change places with others of the same
-        origin only.
+      cache: cache of `batch` sequences.
+      rows: (N,) integers below `batch`; repetitions are allowed.
+      batch: number of sequences in `cache`.
+      memory: whether to reorder entries named `memory_...` too. These entries depend only on the
+        source of a sequence. Pass False if rows are replaced by rows of the same source only.
     """
     rows = ops.convert_to_tensor(rows)
 
@@ -68,7 +66,7 @@ class TransformerDecoding:
     """Decoding of `zoo.models.gpt.decoder`: gpt and llama.
 
     Attributes:
-      sequence_length: the largest number of positions; None where any number will do.
+      sequence_length: maximum number of positions; None for no limit.
       vocabulary_size: number of tokens.
     """
 
@@ -84,28 +82,29 @@ class TransformerDecoding:
         return [block.start_cache(batch, length) for block in self.blocks]
 
     def weights(self):
-        """Returns what `step` can be given so as not to make it anew: the projection's kernel.
+        """Returns the kernel (C, V) of the output projection for `step`, prepared once.
 
-        (C, V), a copy of the embeddings: with one sequence nearly all time goes into reading
-        weights, and XLA on a CPU reads these 1.5 times as fast as the embeddings (V, C). None
-        where the layer does more than a product.
+        A transposed copy of the embeddings (V, C): with one sequence, nearly all time goes into
+        reading weights, and XLA on a CPU reads the copy 1.5 times as fast. None if the layer does
+        more than a matrix product.
         """
         if not _plain(self.embedding):
             return None
         return ops.transpose(ops.cast(self.embedding.embeddings, self.embedding.compute_dtype))
 
     def step(self, tokens, cache, first, weights=None, memory_bias=None):
-        """Computes positions `first` and on.
+        """Computes the n positions from `first` on.
 
         Args:
-          tokens: (B, n) int32, n of 1 or more; `first + n` is at most the cache's length.
-          cache: of `start`, or as the last call returned it.
-          first: integer scalar.
-          weights: of `weights`, or None.
-          memory_bias: of the attention to a memory.
+          tokens: (B, n) int32, n >= 1; `first + n` must not exceed the length of the cache.
+          cache: result of `start`, or the cache returned by the previous call.
+          first: integer scalar, position of the first of the tokens.
+          weights: result of `weights`, or None.
+          memory_bias: bias of the attention to the encoder's output; None without an encoder.
 
         Returns:
-          `(logits, cache)`: logits (B, n, vocabulary_size) float32 of the token after each.
+          `(logits, cache)`: logits (B, n, vocabulary_size) float32 of the token after each
+          position, and the updated cache.
         """
         x = self.embedding(tokens)
         if self.positions is not None:
@@ -124,21 +123,24 @@ class TransformerDecoding:
 
 
 class Seq2SeqDecoding(TransformerDecoding):
-    """Decoding of `zoo.models.seq2seq`, of one sentence a row."""
+    """Decoding of `zoo.models.seq2seq`, with one sentence per row."""
 
     def __init__(self, parts: Adapter):
         super().__init__(parts)
         _, _, memory, bias = parts.taken()[0]
         source = path(memory)[0][0].output
         self.encoder = keras.Model(source, memory)
-        # From the source to the sentence that each of its positions belongs to.
+        # From source tokens to segment ids: the number of the sentence at each position.
         _, numbers = keras_internals.origin(bias)[1]
         self.source_segments = keras.Model(source, numbers)
 
     def start(self, batch: int, length: int, source=None):
-        """Runs the encoder once, and returns a cache for `length` target positions.
+        """Runs the encoder once and returns a cache for `length` target positions.
 
-        Args: source (B, S) int32, 0 for padding; of several sentences in a row the first counts.
+        Args:
+          batch: number of sequences B.
+          length: number of target positions.
+          source: (B, S) int32, 0 for padding. Only the first sentence of a row is used.
         """
         memory = self.encoder(source, training=False)
         first = ops.ones((batch, 1), "int32")
@@ -148,7 +150,7 @@ class Seq2SeqDecoding(TransformerDecoding):
         }
 
     def step(self, tokens, cache, first):
-        """Computes target positions `first` and on; see `TransformerDecoding.step`."""
+        """Computes the target positions from `first` on; see `TransformerDecoding.step`."""
         bias = cache["memory_bias"]
         logits, blocks = super().step(tokens, cache["blocks"], first, memory_bias=bias)
         return logits, {"blocks": blocks, "memory_bias": bias}
@@ -161,14 +163,14 @@ def _plain(embedding: keras.layers.ReversibleEmbedding) -> bool:
         and embedding.reverse_dtype in (None, embedding.compute_dtype)
         and embedding.logit_soft_cap is None
         and embedding.quantization_mode is None
-        and "call" not in vars(embedding)  # it does what its class does
+        and "call" not in vars(embedding)  # the instance does not replace `call`
     )
 
 
 def project(embedding: keras.layers.ReversibleEmbedding, x):
     """Returns logits (B, n, V) float32 of x (B, n, C).
 
-    What the layer does in reverse, without the transposed copy that it makes of all embeddings.
+    Computes `embedding(x, reverse=True)` without the layer's transposed copy of all embeddings.
     """
     if not _plain(embedding):
         return ops.cast(embedding(x, reverse=True), "float32")
@@ -183,7 +185,7 @@ class RecurrentDecoding:
     """Decoding of `zoo.models.lstm`: the cache is the state of each LSTM.
 
     Attributes:
-      sequence_length: None: any number of positions will do.
+      sequence_length: None, since the number of positions has no limit.
       vocabulary_size: number of tokens.
     """
 
@@ -192,7 +194,7 @@ class RecurrentDecoding:
     def __init__(self, parts: Adapter):
         (self.embedding,), (self.head,) = parts.all("embedding"), parts.all("dense")
         self.lstms = parts.all("lstm")
-        # The same cells, in layers that return their state.
+        # Layers with the same cells that also return their state.
         self.runners = [
             keras.layers.RNN(
                 lstm.cell, return_sequences=True, return_state=True, dtype=lstm.dtype_policy
@@ -202,7 +204,7 @@ class RecurrentDecoding:
         self.vocabulary_size = parts.model.output_shape[-1]
 
     def start(self, batch: int, length: int | None = None):
-        """Returns the state before the first token; the length is of no matter."""
+        """Returns the state before the first token; `length` has no effect."""
         return [
             {
                 name: ops.zeros((batch, lstm.units), lstm.compute_dtype)
@@ -212,10 +214,10 @@ class RecurrentDecoding:
         ]
 
     def weights(self):
-        """There is nothing to prepare."""
+        """Returns None: a recurrent model has nothing to prepare."""
 
     def step(self, tokens, cache, first=0, weights=None):
-        """See `TransformerDecoding.step`; logits are logarithms of probabilities."""
+        """Computes positions as `TransformerDecoding.step`; logits are log-probabilities."""
         x = self.embedding(tokens)
         kept = []
         for runner, before in zip(self.runners, cache, strict=True):
@@ -226,7 +228,7 @@ class RecurrentDecoding:
             else:
                 x, hidden, carry = runner(x, initial_state=state)
             kept.append({"hidden": hidden, "carry": carry})
-        # So small a probability is that of no choice; its logarithm stays finite.
+        # The logarithm stays finite, and a token this improbable is never chosen.
         return ops.log(ops.maximum(self.head(x), 1e-37)), kept
 
 

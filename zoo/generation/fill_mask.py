@@ -1,4 +1,4 @@
-"""The words behind the masks of a text, from an encoder that learned to find them.
+"""Prediction of the masked words of a text with an encoder trained on masked language modeling.
 
 fill_mask(zoo.load(workdir), tokenizer, "The [MASK] sat on the mat.")
 """
@@ -15,29 +15,28 @@ from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 _LOG = logging.getLogger(__name__)
 
 MARK = "[MASK]"
-# Kinds whose tokens begin with the space before a word: the mask stands for it, too.
+# Kinds of tokenizers with the space before a word in its token: the mask replaces the space too.
 _WITH_SPACE = ("bpe", "sentencepiece")
 
 
 def fill_mask(
     model, tokenizer, text: str, candidates: int = 5, trained_length: int | None = None
 ) -> list[list[tuple[str, float]]]:
-    """Returns the likeliest tokens for each mask.
+    """Returns the most probable tokens for each mask.
 
     Args:
-      model: of `zoo.models.bert`, trained with the tokenizer.
+      model: model of `zoo.models.bert`, trained with the tokenizer.
       tokenizer: a `zoo.data.text.tokenizers.Tokenizer`.
-      text: with "[MASK]" wherever a token is asked for; all are asked for at once.
-      candidates: how many for each.
-      trained_length: positions that were trained; that a text goes beyond them is said on standard
-        error.
+      text: text with one or more "[MASK]", predicted in one forward pass.
+      candidates: number of tokens to return per mask.
+      trained_length: number of positions used in training; a longer text logs a warning.
 
     Returns:
-      For each mask `(token, probability)` pairs, the likeliest first.
+      List of `(token, probability)` pairs per mask, most probable first.
 
     Raises:
-      UsageError: for a text without a mask, or longer than the model's positions, and where model
-        and tokenizer do not belong together.
+      UsageError: if the text has no mask or exceeds the positions of the model, or if the
+        tokenizer does not fit the model.
     """
     vocabulary = model.output["mlm"].shape[-1]
     if tokenizer.vocabulary_size > vocabulary:
@@ -85,7 +84,7 @@ def fill_mask(
 
 
 def filled(text: str, found: list[list[tuple[str, float]]]) -> str:
-    """Returns a text with the likeliest token in place of each mask."""
+    """Returns a text with each mask replaced by the most probable token."""
     parts = text.split(MARK)
     words = [best[0][0] for best in found]
     return "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))

@@ -1,11 +1,11 @@
-"""Text from a trained model: `zoo generate`, and in Python
+"""Text generation with a trained model, for `zoo generate` and in Python:
 
     generator = Generator(zoo.load(workdir), tokenizer)
     for piece in generator.stream("ROMEO:", max_tokens=200, temperature=0.8):
         print(piece, end="", flush=True)
 
-Many steps run inside one compiled loop: Python is back in charge at the end of a chunk only.
-Axes: B prompts, W positions of the longest text, V vocabulary.
+One call of the compiled loop generates many tokens; Python code runs only between calls.
+Axes: B prompts, W positions (at least the length of the longest text), V vocabulary size.
 """
 
 import codecs
@@ -28,28 +28,28 @@ from zoo.special_tokens import END, FIRST_WORD, START
 
 _LOG = logging.getLogger(__name__)
 
-# Prompts shorter than this go through the loop, token by token: that is sooner done than tracing
-# the function that computes all of a prompt at once.
+# Prompts of up to this many tokens run token by token through the loop: tracing a function for the
+# whole prompt would take longer.
 PREFILL = 32
-# Seconds between two pieces of a stream, which sets how many tokens a piece has; and the most.
+# Target seconds per piece of a stream, and the maximum number of tokens per piece.
 SECONDS, CHUNK = 0.05, 64
-# Added to the logits of tokens that must not be chosen. No temperature allowed makes it small.
+# Added to the logits of forbidden tokens; still large when divided by the highest temperature.
 _FORBIDDEN = -1e30
 
 
 @dataclasses.dataclass
 class _Run:
-    """Texts in the making.
+    """State of the generation of a batch of texts.
 
     Attributes:
-      tokens: (B, W) int32: prompts, and what was generated up to `position`.
-      cache: what the model knows of the positions before `position`.
-      position: the last one that is filled.
-      done: (B,) whether a text has ended.
-      lengths: (B,) of the prompts.
-      ends: (B,) where a text must end at the latest.
-      uniforms: (B, W) random numbers: that at a place chooses its token.
-      weights: what `decoding.weights` prepared.
+      tokens: (B, W) int32: prompts and the tokens generated up to `position`.
+      cache: decoding cache of the positions before `position`.
+      position: last position that is filled.
+      done: (B,) bool: whether the text has ended.
+      lengths: (B,) int32: number of tokens per prompt.
+      ends: (B,) maximum number of tokens per text, prompt included.
+      uniforms: (B, W) float32: random number that selects the token at a position.
+      weights: result of `decoding.weights`.
     """
 
     tokens: tf.Tensor
@@ -67,20 +67,19 @@ class Generator:
 
     Args:
       model: a decoder (gpt, llama) or an LSTM.
-      tokenizer: for text in and out; tokens it does not have, and special ones but the end, are
-        never generated. Without one, prompts are tokens and all may be generated; for another
-        vocabulary than the zoo's give `end_id`, too, and no empty prompt.
-      sequence_length: the largest number of positions, for models that do not know it (rotary
-        positions); the smaller of both counts.
-      trained_length: positions that were trained; that a text goes beyond them is said once, on
-        standard error.
-      start: whether a prompt begins a document, and with the token for that. Else it is text from
-        anywhere in one.
-      jit_compile: whether XLA compiles the loop; None where it can. Without it steps take about
-        three times as long.
+      tokenizer: tokenizer of the model, for text input and output. Tokens outside its vocabulary
+        and special tokens other than the end token are never generated. Without a tokenizer,
+        prompts are tokens and every token may be generated; vocabularies not made by the zoo then
+        require `end_id` and nonempty prompts.
+      sequence_length: maximum number of positions, for models without a limit (rotary positions).
+        If the model has a limit, the smaller of the two applies.
+      trained_length: number of positions used in training; longer texts log one warning.
+      start: whether prompts begin a document; if so, the start token is prepended.
+      jit_compile: whether XLA compiles the loop; None: if XLA is available. Without XLA, a step
+        takes about three times as long.
 
     Raises:
-      UsageError: for a model that generates no text, or a tokenizer that is not the model's.
+      UsageError: if the model cannot generate text, or the tokenizer does not fit the model.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class Generator:
             forbidden[END] = 0
         self._forbidden = tf.constant(forbidden)
         self._allowed = int((forbidden == 0).sum())
-        # The twin that recomputes everything is the plain one in this, too.
+        # Not compiled by XLA, to keep this reference simple.
         self._logits = tf.function(self._recompute, autograph=False)
         self._prefills = {}
         self._loops = {}
@@ -114,14 +113,14 @@ class Generator:
     # --- text ------------------------------------------------------------------------------------
 
     def stream(self, prompt: str, max_tokens: int, **options) -> Iterator[str]:
-        """Returns the continuation of one prompt as it comes, in whole characters.
+        """Returns an iterator that yields the continuation of a prompt in whole characters.
 
-        What is wrong with the prompt or the options is raised at once, not at the first piece.
+        Errors in the prompt or the options are raised by this call, not by the iterator.
 
         Args:
-          prompt: a text; "" for the beginning of one.
-          max_tokens: the longest continuation.
-          **options: of `tokens`.
+          prompt: a text; "" to start a new text.
+          max_tokens: maximum number of new tokens.
+          **options: options of `tokens`.
         """
         ids = self._checked(self.encode(prompt))
         options = Options(max_tokens, **options)
@@ -138,18 +137,18 @@ class Generator:
         return pieces()
 
     def text(self, prompts: list[str], max_tokens: int, **options) -> list[str]:
-        """Returns the continuation of each prompt; for `options` see `tokens`."""
+        """Returns the continuation of each prompt; see `tokens` for the options."""
         found = self.tokens([self.encode(prompt) for prompt in prompts], max_tokens, **options)
         return [self.decode(ids, prompt) for prompt, ids in zip(prompts, found, strict=True)]
 
     def encode(self, prompt: str) -> list[int]:
-        """Returns a prompt's tokens."""
+        """Returns the tokens of a prompt."""
         if self.tokenizer is None:
             raise UsageError("Text needs a tokenizer; this generator has none: use tokens().")
         return [START] * self.start + self.tokenizer.encode(prompt).tolist()
 
     def decode(self, ids, prompt: str) -> str:
-        """Returns the text of tokens that follow a prompt, without a last half of a character."""
+        """Returns the text of tokens after a prompt, without an incomplete last character."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(self.tokenizer.decode_bytes(ids))
         return self.tokenizer.tidy(text, prompt[-1:])
@@ -169,26 +168,26 @@ class Generator:
         end_id: int | None = END,
         use_cache: bool = True,
     ) -> list[np.ndarray]:
-        """Continues prompts; the batch changes no text.
+        """Continues prompts. The result for a prompt does not depend on the other prompts.
 
         Args:
-          prompts: tokens of each, of any lengths; an empty one begins a text.
-          max_tokens: the longest continuation. It ends sooner where the model's positions do.
-          temperature: 0 takes the likeliest token each time.
-          top_k: how many of the likeliest tokens are drawn from; 0 for all.
-          top_p: probability of the nucleus that is drawn from; 1 for all.
-          beams: of a beam search, which draws nothing; 1 for none.
-          seed: prompt b draws with seed + b. The number that chooses a token depends on that and
-            on the token's place alone.
-          end_id: the token that ends a text; None for none.
-          use_cache: False computes everything again for each token: the slow, plain twin. Not
-            with beams.
+          prompts: tokens of each prompt, of any lengths; an empty prompt starts a new text.
+          max_tokens: maximum number of new tokens; the limit of the model may end a text earlier.
+          temperature: temperature of the softmax; 0 always selects the most probable token.
+          top_k: number of most probable tokens to sample from; 0 for all.
+          top_p: probability mass of the nucleus to sample from; 1 for all tokens.
+          beams: number of beams of a beam search, which uses no random numbers; 1 for sampling.
+          seed: random seed; prompt b uses seed + b. The random number that selects a token depends
+            only on this seed and the token's position.
+          end_id: id of the token that ends a text; None for no such token.
+          use_cache: False computes all positions again for each token: the slow reference, which
+            does not support `beams`.
 
         Returns:
-          New tokens (n,) int32 of each prompt, without the end token.
+          New tokens of each prompt, (n,) int32, without the end token.
 
         Raises:
-          UsageError: for a prompt that fills the model's positions, or a value out of range.
+          UsageError: if a prompt leaves no free position, or a value is out of range.
         """
         options = Options(
             max_tokens, temperature, top_k, top_p, beams, seed, end_id, use_cache
@@ -207,7 +206,7 @@ class Generator:
         return found
 
     def _pieces(self, prompt, options: "Options"):
-        """Yields new tokens of one prompt, as many at a time as take about `SECONDS`."""
+        """Yields new tokens of one prompt in pieces that take about `SECONDS` each."""
         if options.beams > 1:
             yield self._search(prompt, options)
             return
@@ -228,12 +227,12 @@ class Generator:
         self._say(told, stop, len(prompt) + options.max_tokens)
 
     def _say(self, length, stop, wanted) -> None:
-        """Says once that the model's positions ended a text, or that it went beyond trained ones.
+        """Warns once if the model's limit ended a text, or if a text exceeds `trained_length`.
 
         Args:
-          length: of the text in tokens.
-          stop: where it had to end.
-          wanted: where the user's limit would have ended it.
+          length: length of the text in tokens, prompt included.
+          stop: maximum length of the text under all limits.
+          wanted: maximum length of the text according to the user.
         """
         if self.trained_length and length > self.trained_length:
             self._say_once(
@@ -269,7 +268,7 @@ class Generator:
         width = max(64, 1 << (length - 1).bit_length())
         return min(width, self.sequence_length or width)
 
-    # --- drawing ---------------------------------------------------------------------------------
+    # --- sampling --------------------------------------------------------------------------------
 
     def _begin(self, prompts, options: "Options") -> _Run:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -283,7 +282,7 @@ class Generator:
         if options.use_cache:
             cache = self.decoding.start(len(prompts), width)
             if min(lengths) > PREFILL:
-                # All but the last token that all prompts have: that one the loop begins with.
+                # The loop starts with the last token of the shortest prompt.
                 position = int(min(lengths)) - 1
                 cache = self._prefill(tokens[:, :position], cache)
         return _Run(
@@ -292,7 +291,7 @@ class Generator:
         )  # fmt: skip
 
     def _prefill(self, tokens, cache):
-        """Returns the cache after tokens (B, n); traced once for all n."""
+        """Returns the cache after tokens (B, n); all n share one trace."""
         tokens = tf.convert_to_tensor(tokens, tf.int32)
         shapes = tokens.shape[0], *(x.shape for x in tf.nest.flatten(cache))
         if shapes not in self._prefills:
@@ -305,7 +304,7 @@ class Generator:
         return self._prefills[shapes](tokens, cache)
 
     def _advance(self, run: _Run, stop: int, options: "Options") -> None:
-        """Fills positions up to `stop`, exclusive, or until all texts have ended."""
+        """Fills positions up to `stop` (exclusive) or until all texts have ended."""
         kind, use_cache = options.kind(self._allowed), options.use_cache
         if (kind, use_cache) not in self._loops:
             self._loops[kind, use_cache] = tf.function(
@@ -334,7 +333,7 @@ class Generator:
             run.position += 1
 
     def _recompute(self, tokens, position):
-        """Returns the logits (B, V) after a position, from the model itself."""
+        """Returns the logits (B, V) after a position, computed without a cache."""
         inputs = {"tokens": tokens, "segments": tf.ones_like(tokens)}
         names = [tensor.name for tensor in self.model.inputs]
         out = self.model({name: inputs[name] for name in names}, training=False)
@@ -342,7 +341,7 @@ class Generator:
         return tf.math.log(out) if Adapter(self.model).probabilities else out
 
     def _next(self, kind):
-        """Returns the function that puts a token at the place after a position."""
+        """Returns a function that selects and writes the token after a position."""
 
         def put(logits, tokens, position, done, settings):
             lengths, numbers, forbidden, temperature, top_p, end_id = settings
@@ -367,7 +366,7 @@ class Generator:
         return put
 
     def _loop(self, kind):
-        """Returns the function that goes on from a position to another, or to the texts' ends."""
+        """Returns a function that generates up to a position or the end of all texts."""
         put = self._next(kind)
 
         def loop(tokens, cache, position, done, last, settings, weights):
@@ -387,10 +386,10 @@ class Generator:
 
         return loop
 
-    # --- searching -------------------------------------------------------------------------------
+    # --- beam search -----------------------------------------------------------------------------
 
     def _search(self, prompt, options: "Options"):
-        """Returns the best continuation that a beam search finds."""
+        """Returns the best continuation of a beam search."""
         stop = min(len(prompt) + options.max_tokens, self.sequence_length or 2**31 - 1)
         cache = self.decoding.start(1, self._width(stop))
         if len(prompt) > 1:
@@ -405,7 +404,7 @@ class Generator:
 
 
 def _cut(ids, end_id):
-    """Returns tokens up to the first end, exclusive."""
+    """Returns the tokens before the first end token."""
     found = np.flatnonzero(ids == end_id)
     return ids[: found[0]] if found.size else ids
 
@@ -413,7 +412,7 @@ def _cut(ids, end_id):
 def uniforms(seed: int, batch: int, length: int) -> np.ndarray:
     """Returns random numbers (batch, length) float32 in [0, 1).
 
-    Row b is a function of seed + b, and begins the same at any length.
+    Row b depends only on seed + b; a longer row starts with the numbers of a shorter one.
     """
     return np.stack(
         [

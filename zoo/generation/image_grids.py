@@ -1,4 +1,4 @@
-"""Sheets of made pictures, as PNG files."""
+"""Grids of generated images, as PNG files."""
 
 import io
 from pathlib import Path
@@ -9,11 +9,11 @@ from zoo.storage.disk import atomic
 
 
 def sheet(pictures: np.ndarray, columns: int) -> np.ndarray:
-    """Lays pictures out in rows, a black pixel apart.
+    """Arranges images in a grid, separated by one black pixel.
 
     Args:
-      pictures: (count, height, width, channels) uint8.
-      columns: of the sheet; the last row may be short.
+      pictures: images (count, height, width, channels) uint8.
+      columns: number of columns; the last row may be incomplete.
 
     Returns:
       (rows * (height + 1) - 1, columns * (width + 1) - 1, channels) uint8.
@@ -31,10 +31,10 @@ def sheet(pictures: np.ndarray, columns: int) -> np.ndarray:
 
 
 def interpolation(model, rows: int, columns: int, seed: int) -> np.ndarray:
-    """Returns a sheet each of whose rows goes from one random noise to another.
+    """Returns a grid of images; each row interpolates between two random noise vectors.
 
-    The way between is that of equal angles (White 2016, arXiv:1609.04468, section 2.1): the noise
-    keeps its length, which a straight line would not.
+    Spherical interpolation (White 2016, arXiv:1609.04468, section 2.1) preserves the norm of the
+    noise; linear interpolation would not.
     """
     size = model.generator.input_shape[-1]
     start, end = np.random.default_rng(seed).standard_normal((2, rows, 1, size))
@@ -48,7 +48,7 @@ def interpolation(model, rows: int, columns: int, seed: int) -> np.ndarray:
 
 
 def save_sheet(path: Path, pixels: np.ndarray) -> None:
-    """Writes (height, width, 1 or 3) uint8 as a PNG file, atomically."""
+    """Writes pixels (height, width, 1 or 3) uint8 to a PNG file, atomically."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -59,15 +59,15 @@ def save_sheet(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_pictures(model, count: int, seed: int) -> np.ndarray:
-    """Returns so many pictures of a generator, uint8."""
+    """Returns `count` images of the generator of a model, uint8."""
     noise = np.random.default_rng(seed).standard_normal((count, model.generator.input_shape[-1]))
     return to_bytes(in_batches(model.generator, noise.astype("float32")))
 
 
 def in_batches(model, inputs: np.ndarray):
-    """Returns a model's outputs, float32, computed some hundred rows at a time.
+    """Returns the outputs of a model as float32, computed in batches of 256 rows.
 
-    `predict` would compute them under the strategy that the model was made with.
+    `predict` would run under the distribution strategy in which the model was created.
     """
     import keras
 
@@ -78,5 +78,5 @@ def in_batches(model, inputs: np.ndarray):
 
 
 def to_bytes(pictures: np.ndarray) -> np.ndarray:
-    """Turns pictures in [-1, 1] into uint8."""
+    """Converts images in [-1, 1] to uint8."""
     return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype("uint8")

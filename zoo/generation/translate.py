@@ -1,9 +1,9 @@
-"""Translation with an encoder-decoder.
+"""Translation with an encoder-decoder model.
 
 translator = Translator(zoo.load(workdir), tokenizer)
 translator(["A man walks his dog."])                      # a list of str
 
-A sentence is translated alike whatever else is translated with it (up to rounding).
+The translation of a sentence does not depend on the other sentences, up to rounding.
 """
 
 import itertools
@@ -19,21 +19,21 @@ from zoo.generation.generate_options import LONGEST
 from zoo.models.adapter import Adapter
 from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
-# Sources are padded to a multiple of this, so that few searches are compiled.
+# Sources are padded to a multiple of this length to limit the number of compilations.
 BUCKET = 32
-NEVER = -1e9  # added to the logits of what is no text
+NEVER = -1e9  # added to the logits of forbidden tokens
 
 
 class Translator:
-    """A model and its tokenizer, compiled once for any number of calls.
+    """Translator with a model and its tokenizer; calls share the compiled functions.
 
     Args:
-      model: of `zoo.models.seq2seq`, trained with the tokenizer.
+      model: model of `zoo.models.seq2seq`, trained with the tokenizer.
       tokenizer: a `zoo.data.text.tokenizers.Tokenizer`.
       jit_compile: whether XLA compiles the search.
 
     Raises:
-      UsageError: where model and tokenizer do not belong together.
+      UsageError: if the model has no encoder, or the tokenizer does not fit the model.
     """
 
     def __init__(self, model, tokenizer, *, jit_compile: bool = False):
@@ -65,28 +65,28 @@ class Translator:
         """Translates sentences.
 
         Args:
-          sources: one sentence each.
-          beams: width of the search (Vaswani et al. 2017, section 6.1); 1 takes the most probable
-            token each time.
-          length_penalty: see `zoo.generation.beam_search`.
-          max_tokens: the longest translation; 0 for twice the source, rounded up to whole buckets.
-          batch_size: sentences that are translated at once.
+          sources: sentences, one per element.
+          beams: number of beams (Vaswani et al. 2017, section 6.1); 1 is greedy decoding.
+          length_penalty: exponent of the length penalty; see `zoo.generation.beam_search`.
+          max_tokens: maximum length of a translation in tokens; 0 for twice the length of the
+            source, padded to a multiple of `BUCKET`.
+          batch_size: number of sentences per batch.
 
         Returns:
-          The best translation of each, in order.
+          The best translation of each sentence, in the order of `sources`.
 
         Raises:
-          UsageError: for a value out of range.
+          UsageError: if a value is out of range.
         """
         check(beams, max_tokens, batch_size)
         encoded = [np.append(ids, END) for ids in self.tokenizer.encode_documents(sources)]
         widths = [-(-len(ids) // BUCKET) * BUCKET for ids in encoded]
         order = sorted(range(len(encoded)), key=lambda i: (widths[i], i))
         found = [""] * len(encoded)
-        order = [i for i in order if len(encoded[i]) > 1]  # of no text there is no translation
+        order = [i for i in order if len(encoded[i]) > 1]  # empty sources stay ""
         for width, group in itertools.groupby(order, widths.__getitem__):
             group = list(group)
-            # Few shapes, for each is traced: a batch that is not full is filled up.
+            # Each shape needs a trace. To have few shapes, batches that are not full repeat a row.
             rows = min(batch_size, 1 << (len(group) - 1).bit_length())
             for start in range(0, len(group), rows):
                 batch = group[start : start + rows]
@@ -118,7 +118,7 @@ class Translator:
 
 
 def check(beams: int, max_tokens: int, batch_size: int) -> None:
-    """Raises `UsageError` for a value out of range."""
+    """Raises `UsageError` if a value is out of range."""
     for name, value, least in (
         ("beams", beams, 1),
         ("max_tokens", max_tokens, 0),

@@ -1,8 +1,8 @@
-"""BLEU and chrF of translations, by the language that they are in.
+"""BLEU and chrF of translations, with a tokenizer chosen by the target language.
 
-BLEU counts words, so it needs to know where words end. sacrebleu's default, "13a", splits at white
-space and Latin punctuation; in a language that is written without spaces a sentence is then one
-word, and all but equal sentences score 0.
+BLEU counts words. sacrebleu's default tokenizer, "13a", splits at white space and Latin
+punctuation. In a language written without spaces, each sentence would be one word, and only equal
+sentences would score more than 0.
 """
 
 import importlib.util
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 _LOG = logging.getLogger(__name__)
 
-# ISO 639 codes of languages that "13a" does not fit, macrolanguages and their members alike.
+# ISO 639 codes of languages that "13a" cannot split; macrolanguages and their members.
 _CHINESE = frozenset({"zh", "zho", "chi", "cmn", "yue", "wuu", "hak", "nan", "lzh"})
 _JAPANESE = frozenset({"ja", "jpn"})
 _KOREAN = frozenset({"ko", "kor"})
@@ -23,7 +23,7 @@ _UNSPACED = frozenset(
         "shn",
     }
 )  # fmt: skip
-_SHARE = 0.5  # of the letters of a text in the scripts below
+_SHARE = 0.5  # minimum share of the letters of a text in the scripts below
 _KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
 _HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HANGUL = "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"
@@ -40,16 +40,16 @@ def scores(
     """Scores a corpus of translations with one reference each.
 
     Args:
-      predictions: plain text.
-      references: plain text, as many.
-      language: ISO 639 code of the target language, perhaps with a region ("zh-TW"). Where it is
-        none of those below, the script of the references decides.
+      predictions: translations, plain text.
+      references: references, plain text, one per prediction.
+      language: ISO 639 code of the target language, optionally with a region ("zh-TW"). For a code
+        that is not listed above, the script of the references determines the tokenizer.
 
     Returns:
       "bleu" (Papineni et al. 2002) and "chrf" (Popovic 2015), both by sacrebleu (Post 2018), 0 to
-      100; "bleu_signature" and "chrf_signature", by which other papers' numbers compare. The
-      signature's "tok" is the tokenizer: "zh" for Chinese, "ja-mecab" and "ko-mecab" where those
-      are installed, else "char", as for Thai, Lao, Khmer, Burmese and Tibetan; "13a" for the rest.
+      100; "bleu_signature" and "chrf_signature", for comparison with numbers in papers. The entry
+      "tok" of a signature is the tokenizer: "zh" for Chinese, "ja-mecab" and "ko-mecab" if they
+      are installed, else "char"; "char" for Thai, Lao, Khmer, Burmese and Tibetan; else "13a".
     """
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -64,7 +64,7 @@ def scores(
 
 
 def tokenizer(references: Sequence[str], language: str = "") -> str:
-    """Returns the name of sacrebleu's tokenizer for references in a language; see `scores`."""
+    """Returns the name of sacrebleu's tokenizer for a target language; see `scores`."""
     language = re.split("[-_]", language.lower())[0]
     if language not in _CHINESE | _JAPANESE | _KOREAN | _UNSPACED:
         language = _language_of_script("".join(references))
@@ -87,7 +87,7 @@ def _by_words(code: str, name: str, modules: Sequence[str]) -> str:
 
 
 def _language_of_script(text: str) -> str:
-    """Returns "zh", "ja", "ko" or "th" (for all that are written as Thai is), or ""."""
+    """Returns "zh", "ja", "ko", "th" (any script in `_SOUTH_EAST`), or ""."""
     letters = sum(map(str.isalpha, text))
     kana, han, hangul, south_east = (
         len(re.findall(f"[{script}]", text)) for script in (_KANA, _HAN, _HANGUL, _SOUTH_EAST)
@@ -96,5 +96,5 @@ def _language_of_script(text: str) -> str:
     if not letters or sum(counts.values()) < _SHARE * letters:
         return ""
     language = max(counts, key=counts.get)
-    # Japanese has kana between its Chinese characters.
+    # Japanese text mixes kana with Chinese characters.
     return "ja" if language == "zh" and kana > 0.05 * (kana + han) else language

@@ -1,8 +1,8 @@
-"""The parts of a model, found by the classes and the graph of its layers, never by their names.
+"""Access to the parts of a model by layer class and graph, never by layer name.
 
-Chunked losses, decoding, distillation and calibration take models apart. Each of them asks an
-`Adapter`, which finds the same parts in every copy of a model: loaded by plain Keras, cloned,
-pruned, rebuilt with low-rank layers, quantized.
+Chunked losses, decoding, distillation and calibration need parts of a model. An `Adapter` finds the
+same parts in every copy of a model, whether the copy is loaded by plain Keras, cloned, pruned,
+rebuilt with low-rank layers or quantized.
 """
 
 import functools
@@ -27,22 +27,23 @@ _KINDS = {
     "lstm": layers.LSTM,
     "norm": (layers.LayerNormalization, layers.RMSNormalization, layers.Identity),
     "dense": (layers.Dense, LowRankDense),
-    "": layers.Dropout,  # acts in training alone
+    "": layers.Dropout,  # active in training only
 }
 _REVERSIBLE = (layers.ReversibleEmbedding, LowRankReversibleEmbedding)
 _STACK = "input embedding (positions )?(block )+norm"
 
 
 class Adapter:
-    """The parts of a model.
+    """Parts of a model.
 
     Args:
-      model: a Keras model, or what stands in its place, such as a LiteRT file.
+      model: Keras model, or a substitute such as a LiteRT file.
 
     Attributes:
-      steps: `(layer, its inputs)` on the path from the first input to the only output.
-      family: "decoder" for gpt and llama, "recurrent" for lstm, "encoder_decoder" for seq2seq: what
-        `zoo.generation` decodes. "" for all others, of which the graph shows the rest.
+      steps: `(layer, inputs of the layer)` on the path from the first input to the only output;
+        empty unless the model is a graph with one output.
+      family: "decoder" for gpt and llama, "recurrent" for lstm, "encoder_decoder" for seq2seq;
+        `zoo.generation` decodes these. "" for all other models.
     """
 
     def __init__(self, model):
@@ -63,14 +64,14 @@ class Adapter:
 
     @property
     def probabilities(self) -> bool:
-        """Whether the model gives probabilities; logits otherwise."""
+        """Whether the model returns probabilities, not logits."""
         last = self.model.layers[-1]
         softmax = getattr(last, "activation", None) is keras.activations.softmax
         return softmax or isinstance(last, layers.Softmax)
 
     @property
     def stacks(self) -> dict[tuple[str, str], list]:
-        """Transformer blocks and LSTMs in order, by class and name of the input they depend on."""
+        """Transformer blocks and LSTMs in order, by class name and name of the input layer."""
         found = {}
         for layer in self.model.layers if keras_internals.is_graph(self.model) else ():
             if isinstance(layer, (TransformerBlock, layers.LSTM)):
@@ -80,20 +81,20 @@ class Adapter:
 
     @property
     def can_split(self) -> bool:
-        """Whether `split` can take the last kernel: it cannot take a file's or a quantized one."""
+        """Whether `split` can read the last kernel: not from a file or a quantized model."""
         return isinstance(self.model, keras.Model) and not any(
             getattr(layer, "quantization_mode", None) for layer in self.model.layers
         )
 
     def split(self):
-        """Splits a model in front of its projection onto the vocabulary; both share its weights.
+        """Splits the model before its projection onto the vocabulary; weights are shared.
 
         Returns:
           `(trunk, head)`: a model from the same inputs to the projection's input (B, T, C), and a
-          function without arguments that gives its kernel (V, C) and bias (V,) or None.
+          function without arguments that returns the kernel (V, C) and the bias (V,) or None.
 
         Raises:
-          UsageError: where the model ends with another layer.
+          UsageError: if the model does not end with such a projection.
         """
         steps = self.steps[:-1] if _is_linear(self.model.layers[-1]) else self.steps
         layer, inputs = steps[-1] if steps else (None, [])
@@ -109,7 +110,7 @@ class Adapter:
         return trunk, functools.partial(_projection, layer)
 
     def all(self, kind: str) -> list:
-        """Returns the layers of a kind on the path."""
+        """Returns the layers of a kind, a key of `_KINDS`, on the path."""
         return [layer for layer, _ in self.steps if isinstance(layer, _KINDS[kind])]
 
     def taken(self) -> list[list]:
@@ -117,13 +118,13 @@ class Adapter:
         return [inputs for layer, inputs in self.steps if isinstance(layer, TransformerBlock)]
 
     def _ties(self) -> bool:
-        """Whether the second embedding on the path is the first one in reverse."""
+        """Returns whether the second embedding on the path is the first one in reverse."""
         first, last = (step for step in self.steps if isinstance(step[0], _KINDS["embedding"]))
         return first[0] is last[0] and _reverses(*last)
 
 
 def path(tensor) -> list[tuple]:
-    """Returns `(layer, its inputs)` of the layers that lead to a tensor, by the first inputs."""
+    """Returns `(layer, its inputs)` of the layers on the path of first inputs to a tensor."""
     found = []
     while True:
         found.append(keras_internals.origin(tensor))
@@ -141,7 +142,7 @@ def _projection(layer):
 
 
 def _words(steps) -> str:
-    """Returns the kinds of the layers of a path."""
+    """Returns the kinds of the layers on a path, separated by spaces."""
     found = [
         next((kind for kind, classes in _KINDS.items() if isinstance(layer, classes)), "other")
         for layer, _ in steps
@@ -152,16 +153,16 @@ def _words(steps) -> str:
 
 
 def _is_linear(layer) -> bool:
-    """Whether a layer changes nothing but the type of its input."""
+    """Returns whether a layer is a linear activation, which changes at most the dtype."""
     return isinstance(layer, layers.Activation) and layer.activation is keras.activations.linear
 
 
 def _reverses(layer, inputs) -> bool:
-    """Whether a `ReversibleEmbedding` is called on vectors, not on tokens."""
+    """Returns whether a layer is a reversible embedding, called on vectors and not on tokens."""
     return isinstance(layer, _REVERSIBLE) and keras.backend.is_float_dtype(inputs[0].dtype)
 
 
 def _masks(bias, causal: bool, inputs: int = 1) -> bool:
-    """Whether a bias is that of a mask of segments, or of two sides' segments."""
+    """Returns whether a bias comes from a `MaskBias` with these settings and number of inputs."""
     mask, segments = keras_internals.origin(bias)
     return isinstance(mask, MaskBias) and mask.causal == causal and len(segments) == inputs

@@ -1,9 +1,9 @@
-"""Whether two models compute the same from equal weights.
+"""Checks that two models compute the same function from equal weights.
 
-Weights that fit in name and shape can be meant for other computations: rotary positions in place of
-learned ones, another number of heads, another activation. Models are compared by the classes and
-settings of their layers at every depth and by what each layer takes as its input. Not compared:
-layer sizes, which weight shapes show, and what acts in training alone.
+Weights that match in name and shape can belong to different computations, such as rotary instead of
+learned positions, another number of heads or another activation. The comparison covers the classes
+and settings of layers at every depth, and the inputs of each layer. It ignores layer sizes, because
+weight shapes show them, and everything that is active in training only.
 """
 
 import hashlib
@@ -17,33 +17,33 @@ from keras import layers
 from zoo import keras_internals
 from zoo.layers.low_rank import LowRank
 
-# Settings that say how a layer starts and trains, or how it is stored.
+# Settings that concern initialization, training or storage of a layer.
 _TRAINING_ONLY = re.compile(
     r"name|dtype|trainable|autocast|seed|rate|(recurrent_)?dropout|noise_shape|momentum|synchronized"
     r"|initializer_range|output_range|reverse_dtype|unroll|use_cudnn|lora_.*|quantization_.*"
     r"|(.*_)?(initializer|regularizer|constraint)"
 )
-# Settings that the shapes of weights show.
+# Settings that are visible in weight shapes.
 _SIZES = frozenset(
     {
         "units", "filters", "input_dim", "output_dim", "hidden_dim", "intermediate_dim", "widths",
         "rank", "ranks", "sequence_length", "output_shape", "batch_shape",
     }
 )  # fmt: skip
-# Layers that pass their input on outside training, or fit an image to the network's input size.
+# Layers that return their input outside training, or resize images to the network's input size.
 _PASSED_OVER = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizing|StochasticDepth")
 _ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids)/")
-_LONGEST = 2000  # characters of an input's description before it is replaced by its hash
-_SHOWN = 100  # characters of it in messages
+_LONGEST = 2000  # number of characters above which an input's description becomes a hash
+_SHOWN = 100  # number of characters of a description in messages
 
 
 def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> list[str]:
-    """Returns what the two compute differently, one phrase each; empty where nothing differs.
+    """Returns the differences between two models, one phrase each; empty if there are none.
 
     Args:
-      source: whose weights are taken.
-      model: that gets them.
-      ends: whether their outputs are compared, too.
+      source: model with the weights.
+      model: model that receives the weights.
+      ends: whether to compare the outputs, too.
     """
     theirs, ours = _settings(source), _settings(model)
     found = {}
@@ -70,20 +70,20 @@ def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> l
 
 
 def contains(source: keras.Model, model: keras.Model) -> bool:
-    """Whether a graph computes what another one gives, on its way or as its own output."""
+    """Returns whether some tensor in the graph of `source` equals the output of `model`."""
     outputs = _inputs(model)["outputs"]
     return any(outputs in described for described in _inputs(source).values())
 
 
 def added_by_compression(path: str) -> bool:
-    """Whether a variable holds ranges or centroids, which compression adds to a layer."""
+    """Returns whether a variable holds ranges or centroids, which compression adds to a layer."""
     return bool(_ADDED_BY_COMPRESSION.search(path))
 
 
 def _settings(model) -> dict[str, tuple[str, dict]]:
     """Returns `{path: (class, settings)}` of each layer with weights, at any depth."""
     every, found = keras_internals.all_layers(model), {}
-    # They follow from the ranks: the last part has the activation and the bias.
+    # The parts of low-rank layers follow from the ranks, so they are not compared.
     parts = {id(part) for layer in every if isinstance(layer, LowRank) for part in layer.parts}
     for layer in every:
         compared = not (layer is model or keras_internals.is_graph(layer) or id(layer) in parts)
@@ -98,14 +98,14 @@ def _own_weights(layer) -> bool:
 
 
 def _relative(path: str, model) -> str:
-    """Returns a layer's path inside a model, which may itself be a part of another."""
+    """Returns a layer's path inside a model; the model may be a part of another model."""
     return re.sub(rf"^(.*/)?{re.escape(model.name)}/", "", path)
 
 
 def _values(layer) -> Iterator[tuple[str, str]]:
     try:
         config = layer.get_config()
-    except NotImplementedError:  # a class of its own that cannot be written to a file either
+    except NotImplementedError:  # a custom layer that cannot be saved
         return
     for key, value in config.items():
         if key not in _SIZES and not _TRAINING_ONLY.fullmatch(key):
@@ -113,17 +113,17 @@ def _values(layer) -> Iterator[tuple[str, str]]:
 
 
 def _plain(value):
-    """A setting without what acts in training alone, in wrapped layers too."""
+    """Returns a setting without its training-only parts, in wrapped layers too."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if not _TRAINING_ONLY.fullmatch(str(k))}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _inputs(model) -> dict[str, str]:
-    """Returns `{layer with weights: what it takes}` of a graph and the graphs inside it.
+    """Returns `{layer with weights: description of its inputs}` for a graph and its subgraphs.
 
-    Layers without weights are described by class and settings, since their names may be Keras'
-    own numbering; "outputs" are those of the model.
+    Layers without weights are described by class and settings, because Keras may have numbered
+    their names. The key "outputs" describes the outputs of the model.
     """
     graph = {}
     for layer, _, before in keras_internals.connections(model):

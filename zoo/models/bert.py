@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805) and RoBERTa (Liu et al. 2019, arXiv:1907.11692).
 
-One encoder with two heads: the words behind the masks, and whether the second sentence follows
-the first. RoBERTa is the same without the second head and without sentence types.
+An encoder with two heads: one predicts masked tokens, the other whether the second sentence follows
+the first. RoBERTa has neither the second head nor sentence types.
 Axes: B batch, T positions, M positions to predict, C hidden_dim, V vocabulary.
 """
 
@@ -34,25 +34,25 @@ def build(
     """Builds a BERT with its heads for pretraining.
 
     Args:
-      vocabulary_size: V.
-      sequence_length: the largest number of positions.
-      num_layers: blocks; 0 for `depth`.
-      hidden_dim: C; 0 for 64 * depth.
-      num_heads: 0 for one a 64 of the width.
-      intermediate_dim: width inside the feed-forward part; 0 for 4 * hidden_dim.
-      depth: the one dial from which the sizes that are 0 follow.
-      dropout: of embeddings, attention and residuals.
-      token_types: kinds of sentences; unused without `next_sentence`.
-      epsilon: of the normalisations.
-      next_sentence: whether there are sentence types, pooler and next-sentence head.
-      name: of the Keras model.
+      vocabulary_size: number of tokens, V.
+      sequence_length: largest number of positions.
+      num_layers: number of blocks; 0 for `depth`.
+      hidden_dim: width C; 0 for 64 * depth.
+      num_heads: number of attention heads; 0 for hidden_dim // 64, at least 1.
+      intermediate_dim: width inside the feed-forward layers; 0 for 4 * hidden_dim.
+      depth: number from which all sizes that are 0 are derived.
+      dropout: dropout rate of embeddings, attention and residuals.
+      token_types: number of sentence types; unused without `next_sentence`.
+      epsilon: epsilon of the normalization layers.
+      next_sentence: whether the model has sentence types, pooler and next-sentence head.
+      name: name of the Keras model.
 
     Returns:
       A Functional model from {"tokens", "segments", "types"}, all (B, T) int32, and "masked"
       (B, M) int32 to {"mlm": (B, M, V), "nsp": (B, 2)}, logits in float32. Positions attend to
-      those of their own segment; 0 is padding. "types" is 0 in the first sentence and 1 in the
-      second, "masked" holds the positions whose words are asked for. The first of "nsp" says
-      that the second sentence follows the first. Without `next_sentence` there are neither
+      positions of the same segment; segment 0 is padding. "types" is 0 in the first sentence and
+      1 in the second. "masked" holds the positions to predict. The first logit of "nsp" is that
+      of a second sentence that follows the first. Without `next_sentence` there are neither
       "types" nor "nsp".
     """
     if next_sentence and token_types < 2:
@@ -93,7 +93,7 @@ def build(
             initializer_range=INITIALIZER_RANGE,
             name=f"block_{i}",
         )(x, bias)
-    # The projection onto the vocabulary costs more than a block: only where words are asked for.
+    # Only the positions to predict are projected: the projection costs more than a block.
     h = TakePositions(name="at_masked")(x, inputs["masked"])
     h = _dense(hidden_dim, "transform", activation="gelu")(h)
     h = layers.LayerNormalization(epsilon=epsilon, name="transform_norm")(h)
@@ -114,12 +114,12 @@ def _dense(units: int, name: str, **more) -> layers.Dense:
 
 @keras.saving.register_keras_serializable("zoo")
 class TakePositions(layers.Layer):
-    """The vectors at some positions of each sequence."""
+    """Selection of the vectors at some positions of each sequence."""
 
     def call(self, x, positions):
         """Args: x (B, T, C); positions (B, M) integers below T. Returns (B, M, C)."""
         batch, length, width = ops.shape(x)
-        # Whole rows of one matrix: `take_along_axis` would look up every number by itself.
+        # Takes whole rows of one matrix; `take_along_axis` would index every number separately.
         rows = ops.arange(batch, dtype="int32")[:, None] * length + ops.cast(positions, "int32")
         return ops.take(ops.reshape(x, (batch * length, width)), rows, axis=0)
 
@@ -129,7 +129,7 @@ class TakePositions(layers.Layer):
 
 @keras.saving.register_keras_serializable("zoo")
 class LogitsBias(layers.Layer):
-    """Adds a number a word to logits (B, M, V), in float32."""
+    """Bias (V,) added to logits (B, M, V) in float32."""
 
     def __init__(self, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})

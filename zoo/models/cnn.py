@@ -1,9 +1,8 @@
-"""The convolutional digit classifier.
+"""Convolutional digit classifier.
 
-Three convolutions and two dense layers on 28x28 grey pictures: 93,322 parameters. Pictures are
-float in [0, 1]; the output is a probability a class. The softmax is computed in float32 under
-every precision policy, and the loss takes the logits behind it, so nothing is lost by its being
-part of the model.
+Three convolutions and two dense layers on 28x28 gray images: 93,322 parameters. Images are float in
+[0, 1]; the output is a probability per class. The softmax is computed in float32 under every dtype
+policy. The loss uses the logits before the softmax, so the softmax in the model costs no precision.
 """
 
 import keras
@@ -20,7 +19,7 @@ def build(
     """Builds the classifier.
 
     Args:
-      input_shape: height, width and channels; both sides at least 18 pixels.
+      input_shape: height, width and channels; height and width are at least 18 pixels.
       filters: output channels of the three 3x3 convolutions.
       hidden_dim: units of the dense layer before the output.
       num_classes: number of classes.

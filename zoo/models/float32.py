@@ -1,4 +1,4 @@
-"""A model that computes in float32 throughout."""
+"""Conversion of mixed-precision models to float32."""
 
 import json
 
@@ -8,13 +8,13 @@ from zoo.layers.rounding import is_quantized, quantize
 
 
 def in_float32(model):
-    """Returns a model that computes in float32 throughout, with the same weights."""
+    """Returns a model with the same weights that computes everything in float32."""
     config = keras.saving.serialize_keras_object(model)
     text = json.dumps(config)
     if "mixed_" not in text:
         return model
     half = "bfloat16" if "mixed_bfloat16" in text else "float16"
-    for policy in (f"mixed_{half}", half):  # some layers name the type that they compute in
+    for policy in (f"mixed_{half}", half):  # some layers have their own compute dtype
         text = text.replace(f'"{policy}"', '"float32"')
     same = keras.saving.deserialize_keras_object(json.loads(text))
     if is_quantized(model):

@@ -1,10 +1,9 @@
-"""Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) of small grey pictures.
+"""Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661) for 28x28 gray images.
 
-Two generators and two discriminators of 28x28 pictures in [-1, 1]. `build` is the plain pair: a
-dense generator (114,064 parameters) against a discriminator of two convolutions (212,865).
-`build_dcgan` is convolutional on both sides (Radford et al. 2016, arXiv:1511.06434), with the
-normalisation of each position's features (Karras et al. 2018, arXiv:1710.10196, section 4.2) in
-place of batch normalisation, which would couple the rows of a batch.
+Images are in [-1, 1]. `build` has a dense generator (114,064 parameters) and a discriminator with
+two convolutions (212,865). `build_dcgan` is convolutional on both sides (Radford et al. 2016,
+arXiv:1511.06434). It normalizes the features at each position (Karras et al. 2018,
+arXiv:1710.10196, section 4.2), because batch normalization would couple the rows of a batch.
 """
 
 import keras
@@ -17,16 +16,16 @@ PICTURE = (28, 28, 1)
 
 @keras.saving.register_keras_serializable("zoo")
 class GAN(keras.Model):
-    """From noise (B, noise_dim) to the discriminator's logit (B, 1) of the picture made of it."""
+    """Model from noise (B, noise_dim) to the logit (B, 1) of the generated image."""
 
     @property
     def generator(self) -> keras.Model:
-        """From noise (B, noise_dim) to pictures (B, height, width, channels) in [-1, 1]."""
+        """Model from noise (B, noise_dim) to images (B, height, width, channels) in [-1, 1]."""
         return self._networks()[0]
 
     @property
     def discriminator(self) -> keras.Model:
-        """From pictures to logits (B, 1): above 0 for a picture that it takes for real."""
+        """Model from images to logits (B, 1), which are positive for images classified as real."""
         return self._networks()[1]
 
     def _networks(self) -> list[keras.Model]:
@@ -36,12 +35,12 @@ class GAN(keras.Model):
 def build(
     noise_dim: int = 100, hidden_dim: int = 128, filters: int = 64, name: str = "gan_mnist"
 ) -> GAN:
-    """Builds the plain pair.
+    """Builds a dense generator and a convolutional discriminator.
 
     Args:
-      noise_dim: numbers from which a picture is made.
+      noise_dim: size of the noise vector of an image.
       hidden_dim: units of the generator's hidden layer.
-      filters: channels of the discriminator's first convolution; twice as many of its second.
+      filters: channels of the discriminator's first convolution; the second has twice as many.
       name: name of the Keras model.
     """
     noise = _noise(noise_dim)
@@ -62,18 +61,18 @@ def build(
 
 
 def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist") -> GAN:
-    """Builds the convolutional pair.
+    """Builds a convolutional generator and discriminator.
 
     Args:
-      noise_dim: numbers from which a picture is made.
-      filters: channels at full size of the discriminator; twice as many at half of it.
+      noise_dim: size of the noise vector of an image.
+      filters: channels of the discriminator's first convolution; the second has twice as many.
       name: name of the Keras model.
     """
     noise = _noise(noise_dim)
     x = layers.Dense(7 * 7 * 2 * filters, name="seed")(noise)
     x = layers.Reshape((7, 7, 2 * filters), name="grid")(x)
     x = layers.LeakyReLU(0.2, name="leaky_1")(_position_norm("norm_1")(x))
-    # A size that the stride divides leaves no chequerboard (Odena et al. 2016).
+    # A kernel size divisible by the stride avoids checkerboard artifacts (Odena et al. 2016).
     x = layers.Conv2DTranspose(filters, 4, strides=2, padding="same", name="upsampling_1")(x)
     x = layers.LeakyReLU(0.2, name="leaky_2")(_position_norm("norm_2")(x))
     x = layers.Conv2DTranspose(1, 4, strides=2, padding="same", name="upsampling_2")(x)

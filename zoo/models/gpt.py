@@ -1,7 +1,7 @@
-"""Decoder language models: GPT-2 (Radford et al. 2019) and, in llama.py, its descendants.
+"""Decoder language models: GPT-2 (Radford et al. 2019); llama.py builds Llama from the same parts.
 
 `decoder` builds both: embedding, positions, blocks, norm, and a projection onto the vocabulary.
-The converters of published checkpoints go by the layers' names: `embedding`, `positions`,
+The converters of published checkpoints depend on the layer names `embedding`, `positions`,
 `block_0` ..., `final_norm`.
 """
 
@@ -31,22 +31,22 @@ def build(
 
     Args:
       vocabulary_size: number of tokens.
-      sequence_length: the largest number of positions. With rotary ones the model itself takes
-        any: `zoo train` and `zoo generate` keep to it.
-      num_layers: blocks; 0 for `depth`.
+      sequence_length: largest number of positions. A model with rotary positions takes longer
+        inputs, but `zoo train` and `zoo generate` enforce the limit.
+      num_layers: number of blocks; 0 for `depth`.
       hidden_dim: width; 0 for 64 * depth.
-      num_heads: 0 for one a 64 of the width.
-      intermediate_dim: width inside the feed-forward part; 0 for 4 * hidden_dim.
-      depth: the one dial from which the sizes that are 0 follow.
-      dropout: of embeddings, attention and residuals.
-      rotary_base: base of rotary positions in place of learned ones; 0 for learned ones.
-      tie_weights: whether embedding and projection share their weights.
-      name: of the Keras model.
+      num_heads: number of attention heads; 0 for hidden_dim // 64, at least 1.
+      intermediate_dim: width inside the feed-forward layers; 0 for 4 * hidden_dim.
+      depth: number from which all sizes that are 0 are derived.
+      dropout: dropout rate of embeddings, attention and residuals.
+      rotary_base: base of rotary positions; 0 for learned positions.
+      tie_weights: whether embedding and projection share weights.
+      name: name of the Keras model.
 
     Returns:
       A Functional model from {"tokens", "segments"}, both (B, T) int32, to logits
-      (B, T, vocabulary_size) float32. A position sees itself and what stands before it in its
-      segment.
+      (B, T, vocabulary_size) float32. A position attends to itself and to earlier positions of
+      its segment.
     """
     sizes = scale(depth, num_layers, hidden_dim, num_heads)
     return decoder(
@@ -65,10 +65,10 @@ def build(
 
 
 def scale(depth: int, num_layers: int, hidden_dim: int, num_heads: int) -> dict:
-    """Derives the sizes that are 0 from one dial: width 64 a layer, a head every 64.
+    """Derives the sizes that are 0: `depth` layers, width 64 * depth, one head per 64 of width.
 
     Raises:
-      ValueError: where a size is neither given nor follows.
+      ValueError: if a size is 0 and `depth` is 0 as well.
     """
     num_layers, hidden_dim = num_layers or depth, hidden_dim or 64 * depth
     num_heads = num_heads or max(1, hidden_dim // 64)
@@ -89,10 +89,10 @@ def decoder(
     name: str,
     **block,
 ) -> keras.Model:
-    """Builds any decoder of this family; `block` are arguments of `TransformerBlock`.
+    """Builds a GPT-2 or a Llama; `block` holds arguments of `TransformerBlock`.
 
-    Kernels start normal with deviation 0.02, those that write into the residual with
-    0.02 / sqrt(2 * num_layers) (Radford et al. 2019, section 2.3).
+    Kernels are initialized from a normal distribution with standard deviation 0.02, or
+    0.02 / sqrt(2 * num_layers) for output projections (Radford et al. 2019, section 2.3).
     """
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     segments = keras.Input((None,), dtype="int32", name="segments")

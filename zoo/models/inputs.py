@@ -1,8 +1,8 @@
-"""How long the texts are that a built model takes. Loads no Keras."""
+"""Largest input length of a built model. Loads no Keras."""
 
 
 def sequence_length(model) -> int | None:
-    """Returns the largest number of positions a model has; None where any number will do."""
+    """Returns the largest number of positions of a model; None for no limit."""
     for layer in model.layers:
         if hasattr(layer, "sequence_length"):
             return layer.sequence_length

@@ -1,6 +1,6 @@
 """Llama (Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783).
 
-Rotary positions, RMS normalisation, SwiGLU, grouped-query attention, no biases.
+Rotary positions, RMS normalization, SwiGLU, grouped-query attention, no biases.
 """
 
 import keras
@@ -26,10 +26,10 @@ def build(
     """Builds a Llama.
 
     Args:
-      num_key_value_heads: 0 for num_heads.
-      intermediate_dim: width inside the feed-forward part; 0 for 8/3 * hidden_dim, made a
-        multiple of 32.
-      epsilon: of the normalizations.
+      num_key_value_heads: number of key and value heads; 0 for num_heads.
+      intermediate_dim: width inside the feed-forward layers; 0 for 8/3 * hidden_dim, rounded up
+        to a multiple of 32.
+      epsilon: epsilon of the normalization layers.
 
     All other arguments and the model's inputs and outputs are those of `zoo.models.gpt.build`.
     """

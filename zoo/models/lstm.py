@@ -1,8 +1,7 @@
-"""The recurrent text generator: embedding, LSTM (Hochreiter, Schmidhuber 1997), softmax.
+"""Recurrent text generator: embedding, LSTM (Hochreiter, Schmidhuber 1997), softmax.
 
-The published layers, one for one: Embedding 256, LSTM 128, Dense with a softmax over the
-vocabulary: 582,120 parameters at a vocabulary of 1,000. `num_layers` and `hidden_dim` make it
-deeper and wider.
+The default layers are the published ones: Embedding 256, LSTM 128, and Dense with a softmax over
+the vocabulary. They have 582,120 parameters for a vocabulary of 1,000.
 """
 
 import keras
@@ -25,17 +24,17 @@ def build(
       vocabulary_size: number of tokens.
       embedding_dim: width of the embedding.
       hidden_dim: units of each LSTM.
-      num_layers: LSTMs above each other.
-      dropout: of the output of each LSTM.
-      name: of the Keras model.
+      num_layers: number of stacked LSTMs.
+      dropout: dropout rate of the output of each LSTM.
+      name: name of the Keras model.
 
     Returns:
       A Functional model from {"tokens": (B, T) int32} to the next token's probabilities
-      (B, T, vocabulary_size): every position is a target. Its state goes on from one document of
-      a row to the next.
+      (B, T, vocabulary_size) at every position. The LSTM state is not reset between the documents
+      of a row.
 
     Raises:
-      ValueError: for less than one layer.
+      ValueError: if `num_layers` is less than 1.
     """
     if num_layers < 1:
         raise ValueError(f"num_layers is 1 or more. Received: {num_layers}.")

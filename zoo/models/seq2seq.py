@@ -1,9 +1,9 @@
-"""The encoder-decoder Transformer (Vaswani et al. 2017, Attention Is All You Need).
+"""Encoder-decoder Transformer (Vaswani et al. 2017, Attention Is All You Need).
 
-A row may hold one pair of sentences, or several one after the other, which saves the padding: each
-source ends with <end>, each target begins with <start>, and the n-th target sees the n-th source
-alone. The model reads that from the tokens. Axes: B batch, S source positions, T target positions,
-C hidden_dim.
+A row holds one or more pairs of sentences; several pairs per row save padding. Each source ends
+with <end>, and each target begins with <start>. The model derives sentence numbers from these
+tokens, and the n-th target attends to the n-th source alone. Axes: B batch, S source positions, T
+target positions, C hidden_dim.
 """
 
 import keras
@@ -32,28 +32,31 @@ def build(
     tie_weights: bool = True,
     name: str = "seq2seq",
 ) -> keras.Model:
-    """Builds an encoder-decoder.
+    """Builds an encoder-decoder Transformer.
 
     Args:
       vocabulary_size: number of tokens, shared by source and target.
-      num_encoder_layers: 0 for `depth`.
-      num_decoder_layers: 0 for as many as the encoder has.
+      num_encoder_layers: number of encoder blocks; 0 for `depth`.
+      num_decoder_layers: number of decoder blocks; 0 for `depth` or num_encoder_layers.
       hidden_dim: width; 0 for 64 * depth.
-      num_heads: 0 for one a 64 of the width.
-      intermediate_dim: width inside the feed-forward parts; 0 for 4 * hidden_dim.
-      depth: the one dial from which the sizes that are 0 follow.
-      dropout: of embeddings, attention and residuals (section 5.4, and of the probabilities).
-      activation: of the feed-forward parts, see `zoo.layers.transformer.ACTIVATIONS`.
-      norm_first: whether each part normalises its input, which trains more stably (Xiong et al.
-        2020, arXiv:2002.04745); otherwise its sum with the residual, as in the paper.
+      num_heads: number of attention heads; 0 for hidden_dim // 64, at least 1.
+      intermediate_dim: width inside the feed-forward layers; 0 for 4 * hidden_dim.
+      depth: number from which all sizes that are 0 are derived.
+      dropout: dropout rate of embeddings and residuals (section 5.4), and of attention.
+      activation: activation of the feed-forward layers, from `zoo.layers.transformer.ACTIVATIONS`.
+      norm_first: whether each sublayer normalizes its input, which trains more stably (Xiong et
+        al. 2020, arXiv:2002.04745), instead of its sum with the residual, as in the paper.
       tie_weights: whether the projection onto the vocabulary shares the embedding's weights
-        (section 3.4). Source and target share theirs always.
-      name: of the Keras model.
+        (section 3.4). Source and target always share one embedding.
+      name: name of the Keras model.
 
     Returns:
       A Functional model from {"source": (B, S), "target": (B, T)}, both int32 with 0 for padding,
       to logits (B, T, vocabulary_size) float32 of the token that follows each target position.
-      Sequences may be of any length: positions are sinusoids.
+      Sequences may have any length, because positions are sinusoidal.
+
+    Raises:
+      ValueError: if a size is missing, or hidden_dim is odd.
     """
     sizes = scale(depth, num_encoder_layers, hidden_dim, num_heads)
     encoders = sizes.pop("num_layers")
@@ -69,7 +72,7 @@ def build(
         "activation": activation,
         "dropout": dropout,
         "epsilon": EPSILON,
-        # Of the feed-forward parts: Glorot and Bengio 2010, equation 12.
+        # Feed-forward kernels: Glorot and Bengio 2010, equation 12.
         "initializer_range": (2 / (hidden_dim + intermediate_dim)) ** 0.5,
     }
     source = keras.Input((None,), dtype="int32", name="source")
@@ -79,7 +82,7 @@ def build(
         hidden_dim,
         tie_weights=tie_weights,
         reverse_dtype=keras.config.dtype_policy().compute_dtype,  # see docs/keras3.md
-        # Times sqrt(C) of unit size as an input, and logits of unit size as a projection.
+        # Gives inputs of unit variance after the factor sqrt(C), and logits of unit variance.
         embeddings_initializer=keras.initializers.RandomNormal(stddev=hidden_dim**-0.5),
         name="embedding",
     )
@@ -109,16 +112,16 @@ def build(
 
 
 def _last_norm(norm_first: bool, name: str) -> layers.Layer:
-    """What ends a stack: blocks that normalise their output leave nothing to do."""
+    """Returns the layer after a stack of blocks: with `norm_first`, a normalization layer."""
     return normalization("layer", EPSILON, name) if norm_first else layers.Identity(name=name)
 
 
 @keras.saving.register_keras_serializable("zoo")
 class Segments(layers.Layer):
-    """Numbers the sentences of a row: 1, 2, ...; 0 is padding.
+    """Sentence number of each token of a row: 1, 2, ...; 0 is padding.
 
     Args:
-      side: "source", whose sentences end with <end>, or "target", where they begin with <start>.
+      side: "source" for sentences that end with <end>, "target" for those that begin with <start>.
     """
 
     def __init__(self, side, **kwargs):
@@ -143,22 +146,22 @@ class Segments(layers.Layer):
 
 @keras.saving.register_keras_serializable("zoo")
 class Positions(layers.Layer):
-    """Embeddings times sqrt(C) (section 3.4), plus the sinusoids of their places (section 3.5).
+    """Embeddings times sqrt(C) (section 3.4), plus sinusoidal positions (section 3.5).
 
-    The sines fill the first half of the width and the cosines the second, as in the authors' code;
-    the paper's equation interleaves them, which differs by the order of the columns alone.
+    Sines fill the first half of the width and cosines the second, as in the authors' code. The
+    paper's equation interleaves them; only the order of the columns differs.
     """
 
     def call(self, x, segments=None, first=0):
-        """Adds the positions.
+        """Scales embeddings and adds positions.
 
         Args:
           x: (B, T, C), C even.
-          segments: (B, T) integers; places are counted inside each. None for one sentence a row.
-          first: the place of the first position, without segments.
+          segments: (B, T) integers; each segment counts from 0. None for one sentence per row.
+          first: index of the first position, used without segments.
 
         Returns:
-          (B, T, C) in the type of x.
+          (B, T, C) in the dtype of x.
         """
         length, width = ops.shape(x)[1], x.shape[-1]
         table = sinusoids(first + ops.arange(length), width)[None]
@@ -174,7 +177,7 @@ class Positions(layers.Layer):
 
 
 def sinusoids(positions, width: int):
-    """Returns sines and cosines of wavelengths 2 pi ... 20,000 pi.
+    """Returns sines and cosines with wavelengths from 2 pi to 20,000 pi.
 
     Args:
       positions: (T,) integers.

@@ -1,4 +1,4 @@
-"""Opens a model to start from, whoever wrote it."""
+"""Loading of initial weights from every supported format."""
 
 from pathlib import Path
 
@@ -11,14 +11,13 @@ from zoo.storage.transformers_files import is_transformers
 
 
 def open_source(source: str) -> keras.Model:
-    """Returns the model of a source of weights.
+    """Returns the model with the initial weights of a run.
 
     Args:
-      source: a work directory, a .keras file, a folder that transformers wrote, or
-        `keras_hub:PRESET`.
+      source: work directory, .keras file, folder written by transformers, or `keras_hub:PRESET`.
 
     Raises:
-      UsageError: for anything else.
+      UsageError: if `source` is none of these.
     """
     check_init_from(source)
     path = Path(source)

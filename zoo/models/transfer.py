@@ -1,11 +1,11 @@
 """Transfer learning: a network of keras.applications without its top, and a new head.
 
-`vgg16_transfer` is VGG16 (Simonyan and Zisserman 2015, arXiv:1409.1556), flattened, Dense 256,
-Dense a class: 21,140,042 parameters at 224x224x3 and ten classes, 6,425,354 of them trained. Any
-other backbone of keras.applications stands in by its name.
+`vgg16_transfer` is VGG16 (Simonyan and Zisserman 2015, arXiv:1409.1556), Flatten, Dense 256 and
+Dense with one unit per class. It has 21,140,042 parameters at 224x224x3 and ten classes, 6,425,354
+of them trainable. Any other backbone of keras.applications is selected by name.
 
-Pictures are float in [0, 1], as for every classifier of the zoo. Resizing, three channels and the
-backbone's own preprocessing are layers of the model, so they are saved and exported with it.
+Images are float in [0, 1], as for every classifier of the zoo. Resizing, conversion to three
+channels and the backbone's preprocessing are layers of the model, so the export includes them.
 """
 
 import functools
@@ -26,8 +26,8 @@ from zoo.storage.weight_files import check_h5
 
 _LOG = logging.getLogger(__name__)
 
-# Module of keras.applications -> the functions in it that build a network. The first that is not
-# here by name is looked for in none: what a network does to its pictures stands in its module.
+# Module of keras.applications -> names of its functions that build a network. The module is needed
+# because it holds the `preprocess_input` of its networks.
 _MODULES = {
     "vgg16": ("VGG16",),
     "vgg19": ("VGG19",),
@@ -54,10 +54,10 @@ POOLINGS = ("flatten", "average")
 
 @keras.saving.register_keras_serializable("zoo")
 class Preprocessing(layers.Layer):
-    """From pictures in [0, 1], grey or in colour, to what a backbone's own authors fed it.
+    """Preprocessing of a backbone for gray or color images in [0, 1].
 
     Args:
-      backbone: a name of `BACKBONES`.
+      backbone: key of `BACKBONES`.
     """
 
     def __init__(self, backbone: str, **options):
@@ -82,9 +82,9 @@ class Preprocessing(layers.Layer):
 
 @keras.saving.register_keras_serializable("zoo")
 class TransferClassifier(keras.Model):
-    """From pictures (B, height, width, channels) in [0, 1] to probabilities (B, classes).
+    """Model from images (B, height, width, channels) in [0, 1] to probabilities (B, classes).
 
-    It is `head` after `extractor`; both share its layers.
+    The model equals `extractor` followed by `head`, which share its layers.
     """
 
     @property
@@ -94,12 +94,12 @@ class TransferClassifier(keras.Model):
 
     @functools.cached_property
     def extractor(self) -> keras.Model:
-        """From pictures to features (B, F): the backbone's output, flattened or averaged."""
+        """Model from images to features (B, F): the backbone's output, flattened or averaged."""
         return keras.Model(self.input, self._features(), name="extractor")
 
     @functools.cached_property
     def head(self) -> keras.Model:
-        """From features to probabilities."""
+        """Model from features to probabilities."""
         return keras.Model(self._features(), self.output, name="head")
 
     def _features(self):
@@ -121,22 +121,22 @@ def build(
     """Builds a backbone and a new head.
 
     Args:
-      backbone: a network of keras.applications, lower case: "vgg16", "mobilenetv3small", …
-      input_shape: height, width and channels (1 or 3) of the pictures.
-      image_size: height and width to which they are resized for the backbone; none for as they are.
+      backbone: name of a network of keras.applications in lower case, such as "vgg16".
+      input_shape: height, width and channels (1 or 3) of the images.
+      image_size: height and width to which images are resized; None for no resizing.
       num_classes: number of classes.
-      hidden_dim: units of the head's hidden layer; 0 for none.
-      pooling: "flatten" or "average": what becomes of the backbone's output.
-      weights: "none", or Keras' None, for fresh ones; "imagenet", which Keras downloads once and
-        checks by its hash; or where they lie: a .weights.h5 of the backbone, a .keras file or a
-        work directory of this zoo, whose backbone is taken.
-      trainable: "none"; or the name, or its beginning, of the backbone's first layer that is
-        trained with all behind it except normalisation ("block5"); or "all", normalisation too.
+      hidden_dim: units of the head's hidden layer; 0 for no hidden layer.
+      pooling: "flatten" or "average", applied to the backbone's output.
+      weights: "none" or None for random weights; "imagenet", which Keras downloads once and checks
+        by hash; or a path: a .weights.h5 file of the backbone, or a .keras file or work directory
+        of this zoo with the same backbone.
+      trainable: "none"; "all"; or the name or a prefix of a backbone layer such as "block5". The
+        first such layer and all later ones are trained, except batch normalization.
       name: name of the Keras model.
 
     Raises:
-      UsageError: for an unknown backbone or layer, or weights that do not fit.
-      RunError: for weights that cannot be downloaded or read.
+      UsageError: if the backbone or the layer is unknown, or weights do not fit.
+      RunError: if weights cannot be downloaded or read.
     """
     if backbone not in BACKBONES:
         raise UsageError(
@@ -153,7 +153,7 @@ def build(
     x = image
     if size != tuple(input_shape[:2]):
         x = layers.Resizing(*size, dtype="float32", name="resizing")(x)
-    # Bytes times 255 and minus a mean: in bfloat16 that would round them.
+    # In float32, because bfloat16 would round pixels in [0, 255] and their difference to a mean.
     x = Preprocessing(backbone, dtype="float32", name="preprocessing")(x)
     x = base(x)
     pool = layers.Flatten if pooling == "flatten" else layers.GlobalAveragePooling2D
@@ -175,7 +175,7 @@ def _backbone(backbone: str, shape: tuple[int, int, int], weights: str) -> Backb
     try:
         network = builder(include_top=False, weights=named, input_shape=shape)
     except ValueError:
-        raise  # a picture too small for it
+        raise  # the images are too small for the network
     except Exception as error:
         if named is None:
             raise
@@ -191,12 +191,12 @@ def _backbone(backbone: str, shape: tuple[int, int, int], weights: str) -> Backb
 
 
 def _load(base: Backbone, weights: str) -> None:
-    """Fills a backbone from a file; names on stderr what of the file is not used."""
+    """Loads the weights of a backbone, and logs a warning about unused weights of the file."""
     path = Path(weights).expanduser()
     if path.is_file() and path.name.endswith(".weights.h5"):
         try:
             check_h5(path)
-            with warnings.catch_warnings():  # of what is missing; errors say what matters
+            with warnings.catch_warnings():  # about missing weights; errors cover them
                 warnings.simplefilter("ignore")
                 base.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
@@ -218,7 +218,7 @@ def _load(base: Backbone, weights: str) -> None:
 
 
 def _copy(base: Backbone, path: Path) -> list[str]:
-    """Copies a model's backbone; returns the paths of the model's other weights."""
+    """Copies the backbone weights of a saved model; returns the paths of its unused weights."""
     whole = load_model(path) if path.is_dir() else open_model(path)
     source = whole.base if isinstance(whole, TransferClassifier) else whole
     found = {v.path.removeprefix("base/"): v for v in source.weights}
@@ -248,14 +248,14 @@ def _copy(base: Backbone, path: Path) -> list[str]:
 def _compare_with_file(base: Backbone, path: Path) -> list[str]:
     """Checks that each layer got the weights that a .weights.h5 file holds under its name.
 
-    Keras goes by the order of layers of one class and ignores what is left over: of a network with
-    more layers it takes others' weights where shapes agree.
+    Keras matches layers by class and order, and ignores the rest of the file. From the file of a
+    deeper network, a layer may get the weights of a different layer of the same shape.
 
     Returns:
-      The names of the file's layers that the backbone does not have.
+      The names of layers in the file that the backbone does not have.
 
     Raises:
-      UsageError: where a layer got another layer's weights.
+      UsageError: if a layer got the weights of a different layer.
     """
     import h5py
 
@@ -268,7 +268,7 @@ def _compare_with_file(base: Backbone, path: Path) -> list[str]:
 
     with h5py.File(path, "r") as file:
         file.visititems(lambda name, item: collect(name, item) if name.endswith("vars") else None)
-    if not stored:  # written before Keras kept the names
+    if not stored:  # the file is from a Keras version that did not store layer names
         return []
     for layer in base.layers:
         theirs = stored.pop(layer.name, [])

@@ -1,7 +1,7 @@
 """Renders self-contained HTML pages from Jinja templates.
 
-A package that has pages keeps their templates in a folder `templates` of its own. They extend
-`base.html` and import the macros of `elements.html`, both in `zoo/pages/templates/`.
+Each package with pages has a folder `templates`. The templates extend `base.html` and import the
+macros of `elements.html`, both in `zoo/pages/templates/`.
 """
 
 import datetime
@@ -13,15 +13,15 @@ from zoo.storage.disk import atomic
 def write_page(path: Path, package: str, template: str, **values) -> None:
     """Renders a template and writes the page atomically.
 
-    Every value is escaped, and a name that the template uses but does not get is an error.
+    Every value is escaped. A name without a value in the template is an error.
 
     Args:
       path: file to write. Characters that UTF-8 cannot encode are written as "?".
-      package: package that holds the template, such as "trainers.report".
+      package: package that contains the template, such as "trainers.report".
       template: file name in the package's folder `templates`.
-      **values: what the template draws, next to `now`, the local time.
+      **values: values for the template, in addition to `now`, the local time.
     """
-    import jinja2  # only where a page is drawn: it would slow down `zoo list` and `zoo --help`
+    import jinja2  # at the top of the file it would slow down `zoo list` and `zoo --help`
 
     environment = jinja2.Environment(
         autoescape=True,

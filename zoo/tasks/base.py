@@ -1,14 +1,14 @@
-"""What a task is.
+"""Base class of tasks, and the data classes of its interface.
 
-A loss is a set of named terms. Each term is a SUM over the batch, a WEIGHT (how many samples or
-tokens count) that is known from the batch alone, and a coefficient. The train step adds the weights
-of all replicas and micro-batches before the backward pass and minimises
+A loss is a set of named terms. Each term has a SUM over the batch, a WEIGHT and a coefficient. The
+weight is the number of samples or tokens that count; it depends on the batch alone. The train step
+adds the weights of all replicas and micro-batches before the backward pass and minimizes
 
     sum over terms of  coefficient * sum / global weight
 
-so that neither the number of replicas, nor of micro-batches, nor padding, nor a short last batch
-changes the mathematics: a mean of means would. Layers that mix rows read which of them are padding
-from `zoo.row_weights`.
+The loss is therefore independent of the number of replicas and micro-batches, of padding and of a
+short last batch; a mean of means would depend on them. Layers that mix rows, such as batch
+normalization, read from `zoo.row_weights` which rows are padding.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from typing import Any
 
 from zoo.errors import UsageError
 
-# A batch: tensors with a common first axis. "weight" (batch,) float32 is 0 for rows that only pad
-# the last batch of an epoch, and 1 otherwise.
+# Tensors with a common first axis. "weight" (batch,) float32 is 0 for rows that pad the last batch
+# of an epoch, and 1 otherwise.
 Batch = Mapping[str, Any]
 
 
 @dataclasses.dataclass
 class Forward:
-    """What one forward pass of a (micro-)batch gives.
+    """Result of one forward pass of a batch or micro-batch.
 
     Attributes:
-      sums: a scalar a loss term, float32.
-      statistics: name -> (sum, weight), float32 scalars: metrics that are means.
+      sums: loss term -> sum over the batch, float32 scalars.
+      statistics: metric -> (sum, weight), float32 scalars; the metric is their quotient.
       outputs: the model's outputs, for `Task.predictions`.
     """
 
@@ -39,15 +39,15 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """One part of a model that is trained by an optimizer of its own.
+    """One part of a model with its own optimizer, such as the generator of a GAN.
 
     Attributes:
-      name: stands in the logs.
-      model: whose trainable variables it moves; the whole model or a part of it.
-      terms: coefficients of the loss terms that it lowers.
-      forward: as `Task.forward`; computes these terms and the statistics that go with them.
-      rate: its learning rate, as a multiple of the recipe's.
-      averaged: whether `trainer.ema` holds for it.
+      name: name in the logs.
+      model: the whole model or a part; the optimizer updates its trainable variables.
+      terms: coefficients of the loss terms that the optimizer minimizes.
+      forward: function like `Task.forward` that returns these terms and their statistics.
+      rate: factor on the recipe's learning rate.
+      averaged: whether `trainer.ema` applies to this part.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Player:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """The part of a model that is run once an example.
+    """The frozen part of a model, run once per example to cache its features.
 
     Attributes:
-      model: from what `Task.prepare` makes of an example's "image" to a feature vector; or None.
-      views: how many random changes of each training example are kept; 0 for the example itself.
-      remark: for the log, where there could be such a part and is none; "" for nothing.
+      model: model from the prepared "image" to a feature vector (B, F); None for no frozen part.
+      views: number of augmented views cached per training example; 0 for the unchanged example.
+      remark: log message that says why features are not cached; "" for no message.
     """
 
     model: Any = None
@@ -74,27 +74,26 @@ class Frozen:
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Of what is kept of an example: (F,), or (views, F)."""
+        """Shape of the cached features of one example: (F,) or (views, F)."""
         width = self.model.output_shape[-1]
         return (self.views, width) if self.views else (width,)
 
 
 class Task:
-    """Base of all tasks; the attributes and methods below are the whole contract.
+    """Base class of all tasks; its attributes and methods are the whole interface.
 
-    `complete` and `check_arguments` need no model. Once it is built, `bind` takes what the task
-    needs of model and data; all other methods are those of a bound task, in any order.
+    `complete` and `check_arguments` need no model. After the model is built, `bind` is called
+    first. All other methods may follow in any order.
 
     Attributes:
-      terms: coefficient of each loss term; a single one is called "loss".
-      statistics: names of the statistics that `forward` gives.
-      monitor: the validation value by which the best checkpoint is chosen, and
-      monitor_mode: "max" or "min".
-      keeps_best: whether the best checkpoint is kept by it.
-      unit: what the weight of the first term counts, for the throughput in the logs.
-      generates: "text" or "pictures" where its models make some, of which a sample is kept at
-        each evaluation.
-      variables: what the task itself trains beside the model; checkpoints keep them.
+      terms: coefficient of each loss term; a single term is named "loss".
+      statistics: names of the statistics that `forward` returns.
+      monitor: validation metric that selects the best checkpoint.
+      monitor_mode: "max" or "min", the better direction of `monitor`.
+      keeps_best: whether the best checkpoint is saved.
+      unit: name of the items that the first term's weight counts, for the throughput in the logs.
+      generates: "text" or "pictures" if each evaluation saves a generated sample; else "".
+      variables: variables that the task trains besides the model; checkpoints contain them.
     """
 
     terms: Mapping[str, float] = {"loss": 1.0}
@@ -107,106 +106,107 @@ class Task:
     variables: tuple = ()
 
     def complete(self, arguments: dict, dataset) -> dict:
-        """Returns the builder's arguments with those that follow from the data filled in."""
+        """Returns the model builder's arguments, completed by those that follow from the data."""
         return arguments
 
     def check_arguments(self, arguments: Mapping[str, Any], dataset) -> None:
-        """Raises `UsageError` where the builder's arguments do not fit the data set.
+        """Raises `UsageError` if the builder's arguments do not fit the data set.
 
-        It needs no model and runs before TensorFlow is loaded, with what `complete` returned. An
-        argument may be missing, where a builder calls it something else.
+        The check runs before TensorFlow is loaded and gets the result of `complete`. An argument
+        may be missing, because builders may use another name for it.
         """
 
     def bind(self, model, dataset=None, arguments: Mapping[str, Any] | None = None) -> "Task":
-        """Takes what the task needs of model and data, and returns the task.
+        """Reads properties of the model and the data that other methods use; returns the task.
 
         Args:
-          model: the built model that the task trains or measures.
-          dataset: its data; None for examples of `synthetic`.
+          model: built model that the task trains or evaluates.
+          dataset: data set of the run; None for examples from `synthetic`.
           arguments: the recipe's builder arguments.
 
         Raises:
-          UsageError: where the model lacks a part that the task trains.
+          UsageError: if the model lacks a part that the task trains.
         """
         return self
 
     def check(self, model, dataset) -> None:
-        """Raises `UsageError` where model and data set do not fit each other."""
+        """Raises `UsageError` if the model does not fit the data set."""
 
     def remarks(self, dataset) -> list[str]:
-        """Returns what the user should know of the data before training; a line each.
+        """Returns remarks on the data that the user should read before training, one line each.
 
         Raises:
-          UsageError: where the data cannot judge a model of this task.
+          UsageError: if a model of this task cannot be evaluated on the data.
         """
         return []
 
     def prepare(self, batch: dict, uniform, training: bool) -> dict:
-        """Turns stored examples into what the model takes; runs inside tf.data, without AutoGraph.
+        """Converts stored examples to model inputs; runs inside tf.data, without AutoGraph.
 
         Args:
           batch: tensors of a data set's split, plus "weight" (batch,).
-          uniform: `uniform(count)` gives `(batch, count)` numbers in [0, 1) that are a function of
-            (seed, step, place in the global batch) alone; outside training the seed is fixed.
-          training: whether the batch is for an update.
+          uniform: `uniform(count)` returns `(batch, count)` random numbers in [0, 1). They depend
+            only on the seed, the step and the index in the global batch; outside training the
+            seed is fixed.
+          training: whether the batch is used for an update.
         """
         return batch
 
     def term_counts(self, batch: Batch) -> dict[str, Any]:
-        """Returns the weight of each term in this batch, float32 scalars; no model needed."""
+        """Returns the weight of each loss term in the batch, float32 scalars."""
         raise NotImplementedError
 
     def forward(self, model, batch: Batch, training: bool) -> Forward:
-        """Runs the model on a batch."""
+        """Runs a forward pass on a batch."""
         raise NotImplementedError
 
     def players(self, model) -> tuple[Player, ...]:
-        """Returns who takes turns in each step; one player, the whole model, by default."""
+        """Returns the players, in the order of their updates in a step; by default one."""
         return (Player("", model, self.terms, self.forward),)
 
     def frozen(self, model) -> Frozen:
-        """Returns which part of the model learns nothing, so that it is run once an example.
+        """Returns the frozen part of the model; by default none.
 
-        Stored examples then hold "feature", its output, in place of its input.
+        Stored examples then hold its output "feature" in place of "image".
         """
         return Frozen()
 
     def stored(self, arrays):
-        """Returns the training split with what the task keeps of each example; once a run."""
+        """Returns the training split, with the task's own arrays added; called once per run."""
         return arrays
 
     def served(self, model):
-        """Returns the Functional model that is exported: with what `prepare` does inside it.
+        """Returns the Functional model to export, which includes the preprocessing of `prepare`.
 
-        Its inputs have the names that stored examples, or what `prepare` makes of them, have.
+        Its inputs have the names of the stored arrays, or of the tensors that `prepare` returns.
         """
         return model
 
     def derived(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Returns metrics that are functions of the means, such as the perplexity."""
+        """Returns metrics computed from mean metrics, such as the perplexity."""
         return {}
 
     def warning(self, logs: dict[str, float]) -> str:
-        """Returns what the user should know about a log interval's means; "" for nothing."""
+        """Returns a warning about the mean metrics of a log interval; "" for none."""
         return ""
 
     def predictions(self, outputs, batch: Batch) -> dict[str, Any]:
-        """Returns what the test split's report needs of each example; empty by default."""
+        """Returns per-example arrays for the report on the test split; empty by default."""
         return {}
 
     def whole_split(self, model, dataset, split: str) -> tuple[dict[str, float | str], list[dict]]:
-        """Returns what no mean over batches gives, such as the BLEU of a test split.
+        """Computes metrics that are not means over batches, such as the BLEU of a split.
 
-        It is called with a run's final weights, at its end and by `zoo evaluate`.
+        The trainer calls it with the final weights at the end of a run, `zoo evaluate` on demand.
 
         Returns:
-          `(metrics, samples)`: a metric that is text says by what the others were measured; the
-          samples, for the report, are dicts of text: "source", "prediction", "reference".
+          `(metrics, samples)`: a metric that is a string says how the others were measured.
+          Samples are dicts of strings for the report: "source", "prediction", "reference".
         """
         return {}, []
 
     def synthetic(self, model, examples: int, seed: int) -> dict[str, Any]:
-        """Returns made-up stored examples that fit the model, for `zoo bench` and `tpu_check`."""
+        """Returns synthetic stored examples that fit the model, for `zoo bench` and `tpu_check`."""
         raise UsageError(
             f"The task {type(self).__name__} makes no examples up, which this command needs: give "
             "it a method synthetic(model, examples, seed)."

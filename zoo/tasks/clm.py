@@ -1,9 +1,9 @@
-"""Causal language modelling: each token from those before it in its document.
+"""Causal language modeling: prediction of each token from the earlier tokens of its document.
 
 Stored examples: "tokens" (sequence_length + 1,) integers, -1 or segment 0 for padding, and
-optionally "segments" of the same shape: the document of each token. Where there are none, a
+optionally "segments" of the same shape: the document number of each token. Without "segments", a
 document begins at each <start>. Models take {"tokens"} or {"tokens", "segments"}, both (B, T)
-int32, and give logits or probabilities (B, T, V).
+int32, and return logits or probabilities (B, T, V).
 """
 
 import functools
@@ -18,16 +18,16 @@ from zoo.tasks.text import TextTask, adapter, check_inputs, documents
 
 
 class CausalLanguageModeling(TextTask):
-    """Cross-entropy of the next token, by tokens; perplexity and bits per byte.
+    """Mean cross-entropy per token, with accuracy, perplexity and bits per byte.
 
-    Bits per byte compare models with different tokenizers: the loss in bits over the UTF-8 bytes
-    that the targets stand for. That holds for tokenizers that keep all of the text; <unk> stands
-    for no bytes, and white space that a tokenizer drops is never paid for.
+    Bits per byte are the loss in bits divided by the number of UTF-8 bytes of the targets. They
+    are comparable across tokenizers, provided that the tokenizers keep the whole text: <unk> counts
+    as 0 bytes, and white space that a tokenizer drops adds nothing to the loss.
 
     Args:
-      chunk: positions whose logits exist at once; 0 for all of them.
-      cross_documents: whether attention and loss go on from one document to the next. (The state
-        of an LSTM always does.)
+      chunk: number of positions per chunk of logits in memory; 0 for all positions.
+      cross_documents: whether attention and loss cross document boundaries. The state of an LSTM
+        always does.
     """
 
     targets = 1
@@ -42,19 +42,19 @@ class CausalLanguageModeling(TextTask):
         self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
 
     def check(self, model, dataset) -> None:
-        """Compares inputs, vocabularies and sequence lengths."""
+        """Checks inputs, vocabulary size and sequence length against the data."""
         check_inputs(model, {"tokens", "segments"})
         self.check_sizes(model.output_shape[-1], dataset, sequence_length(model), self.positions)
 
     def prepare(self, batch, uniform, training):
-        """Inputs, targets, which of them count, and how many bytes they stand for."""
+        """Returns inputs, targets, loss weights "counts" and "bytes" per target, all (B, T)."""
         import tensorflow as tf
 
         tokens, segments = documents(batch, self.cross_documents)
         targets = tokens[:, 1:]
         counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         counts = tf.cast(counts, tf.float32) * batch["weight"][:, None]
-        # Without a tokenizer (synthetic data) a token counts as a byte.
+        # Without a tokenizer (synthetic data) each token counts as one byte.
         size = None if self.tokenizer is None else self.tokenizer.token_bytes
         sizes = 1.0 if size is None else tf.gather(tf.constant(size, tf.float32), targets)
         return {
@@ -66,7 +66,7 @@ class CausalLanguageModeling(TextTask):
         }
 
     def term_counts(self, batch):
-        """One a target that counts."""
+        """Returns the number of targets that count."""
         return {"loss": ops.sum(batch["counts"])}
 
     def forward(self, model, batch, training):

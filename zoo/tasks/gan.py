@@ -1,9 +1,9 @@
-"""A generator against a discriminator (Goodfellow et al. 2014, Generative Adversarial Nets).
+"""Adversarial training (Goodfellow et al. 2014, Generative Adversarial Nets).
 
-Stored examples: "image" (height, width, channels) uint8; labels are not looked at. In each step the
-discriminator learns first, then the generator, each from noise of its own. The noise is part of the
-batch, a function of (seed, step, place), so that replicas, micro-batches and a resumed run see what
-one device would have seen.
+Stored examples: "image" (height, width, channels) uint8; labels are ignored. Each step updates the
+discriminator first, then the generator, with different noise. The noise is part of the batch and
+depends only on (seed, step, index in the batch), so it is the same for any number of replicas or
+micro-batches and after a resume.
 """
 
 import numpy as np
@@ -14,28 +14,28 @@ from zoo.tasks.base import Forward, Player, Task
 from zoo.tasks.gan_metrics import check_classifier, measure
 
 LOSSES = ("non_saturating", "hinge")
-# Beyond these, over a log interval, the game is over.
+# Thresholds on the means of a log interval, beyond which the players no longer learn.
 _ALL_RIGHT, _NO_MARGIN = 0.999, 1e-3
 
 
 class GenerativeAdversarial(Task):
-    """Two players with an optimizer each.
+    """Losses and metrics of a generator and a discriminator, each with its own optimizer.
 
     Args:
       loss: "non_saturating" (Goodfellow et al. 2014, section 3) or "hinge" (Lim and Ye 2017,
         Geometric GAN, arXiv:1705.02894, equations 12 and 13).
-      r1: weight gamma of the penalty gamma/2 * |gradient of the logit at real pictures|^2
+      r1: weight gamma of the penalty gamma/2 * |gradient of the logit at real images|^2
         (Mescheder et al. 2018, arXiv:1801.04406, equation 9); 0 for none.
-      discriminator_rate: the discriminator's learning rate, as a multiple of the recipe's (Heusel
-        et al. 2017, arXiv:1706.08500).
-      classifier: a work directory with a classifier of the same pictures, by whose features and
-        classes samples are measured; "" for none.
-      samples: how many pictures are drawn to measure.
+      discriminator_rate: factor on the recipe's learning rate for the discriminator (Heusel et al.
+        2017, arXiv:1706.08500).
+      classifier: work directory of a classifier of the same images. Its features and classes
+        serve to measure generated images; "" for no measurement.
+      samples: number of generated images to measure.
     """
 
     statistics = ("real_right", "fake_right", "margin")
     monitor = "val_generator"
-    keeps_best = False  # it is lowest while the discriminator is weakest, at the beginning
+    keeps_best = False  # val_generator is lowest at the start, while the discriminator is weak
     generates = "pictures"
 
     def __init__(
@@ -62,7 +62,7 @@ class GenerativeAdversarial(Task):
             self.terms["r1"] = r1 / 2
 
     def check_arguments(self, arguments, dataset) -> None:
-        """Looks for the images, and for the classifier where the recipe names one."""
+        """Checks that the data have images, and that `task.classifier` fits them."""
         for split, arrays in dataset.splits.items():
             if "image" not in arrays:
                 raise UsageError(
@@ -73,10 +73,10 @@ class GenerativeAdversarial(Task):
             check_classifier(self.classifier, dataset)
 
     def bind(self, model, dataset=None, arguments=None):
-        """Takes the size of the noise.
+        """Reads the size of the noise from the generator.
 
         Raises:
-          UsageError: where the model has no generator or no discriminator.
+          UsageError: if the model has no generator or no discriminator.
         """
         if not hasattr(model, "discriminator") or not hasattr(model, "generator"):
             raise UsageError(
@@ -87,7 +87,7 @@ class GenerativeAdversarial(Task):
         return self
 
     def check(self, model, dataset) -> None:
-        """Checks the data, and compares the images' shape with the discriminator's input."""
+        """Checks that image shapes match the discriminator's input."""
         self.check_arguments({}, dataset)
         expected = tuple(model.discriminator.input_shape[1:])
         for split, arrays in dataset.splits.items():
@@ -99,13 +99,13 @@ class GenerativeAdversarial(Task):
                 )
 
     def prepare(self, batch, uniform, training):
-        """uint8 to float in [-1, 1]; normal noise for both players."""
+        """Scales uint8 images to [-1, 1] and draws normal noise for both players."""
         import tensorflow as tf
 
         image = batch["image"]
         if image.dtype == tf.uint8:
             image = tf.cast(image, tf.float32) * (2 / 255) - 1
-        # Half a step of the uniform numbers keeps their quantile finite.
+        # The offset, below the resolution of the uniform numbers, avoids ndtri(0) = -inf.
         noise = tf.math.ndtri(uniform(2 * self.noise_dim) + 2**-25)
         first, second = tf.split(noise, 2, axis=1)
         return {
@@ -114,7 +114,7 @@ class GenerativeAdversarial(Task):
         }  # fmt: skip
 
     def players(self, model):
-        """The discriminator, then the generator; `trainer.ema` is the generator's alone."""
+        """Returns discriminator and generator; `trainer.ema` applies to the generator alone."""
         others = {k: v for k, v in self.terms.items() if k != "generator"}
         return (
             Player(
@@ -125,11 +125,11 @@ class GenerativeAdversarial(Task):
         )  # fmt: skip
 
     def term_counts(self, batch):
-        """One a real picture; as many are made."""
+        """Returns the number of real images, which equals that of generated images."""
         return dict.fromkeys(self.terms, ops.sum(batch["weight"]))
 
     def forward(self, model, batch, training):
-        """Both players' terms; the outputs are the pictures made."""
+        """Returns the terms of both players; outputs are the generator's images."""
         one = self._discriminator(model, batch, training)
         two = self._generator(model, batch, training)
         return Forward({**one.sums, **two.sums}, one.statistics, two.outputs)
@@ -165,9 +165,9 @@ class GenerativeAdversarial(Task):
         return Forward({"generator": ops.sum(losses * batch["weight"])}, {}, fakes)
 
     def _with_slopes(self, discriminator, batch, training):
-        """Logits (B,) and their slopes at each pixel, in the pictures' shape.
+        """Returns logits (B,) and their gradients with respect to the images, in image shape.
 
-        The logits of padding are left out: where a layer mixes rows they depend on real pictures.
+        Logits of padding rows are excluded: if a layer mixes rows, they depend on real images.
         """
         import tensorflow as tf
 
@@ -180,11 +180,11 @@ class GenerativeAdversarial(Task):
         return logits, tf.cast(slopes, tf.float32)
 
     def served(self, model):
-        """The generator: from noise (B, noise_dim) to pictures in [-1, 1]."""
+        """Returns the generator: from noise (B, noise_dim) to images in [-1, 1]."""
         return model.generator
 
     def warning(self, logs):
-        """Says when one side has won, after which nothing is learned."""
+        """Returns a warning if one player has won, because learning then stops."""
         if min(logs["real_right"], logs["fake_right"]) > _ALL_RIGHT:
             return (
                 "the discriminator tells all pictures apart; the generator learns little from it "
@@ -198,15 +198,16 @@ class GenerativeAdversarial(Task):
         return ""
 
     def whole_split(self, model, dataset, split):
-        """Measures samples by the features and classes of `task.classifier`, where it is given."""
+        """Measures generated images by `task.classifier`; returns no metrics without one."""
         if not self.classifier:
             return {}, []
         return measure(model, dataset, split, self.classifier, self.samples), []
 
     def synthetic(self, model, examples, seed):
-        """Pictures of a bright spot somewhere on a dark ground, and noise.
+        """Returns images of a bright spot at a random position, under noise.
 
-        Without the noise, maxima over equal pixels would leave it to rounding which of them learns.
+        Without noise, many pixels would be equal, and rounding would decide which of them gets the
+        gradient of max pooling.
         """
         generator = np.random.default_rng(seed)
         height, width, channels = model.discriminator.input_shape[1:]

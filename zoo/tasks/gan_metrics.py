@@ -1,7 +1,7 @@
-"""How good and how varied made pictures are, by the features of a trained classifier.
+"""Quality and diversity metrics of generated images, from the features of a trained classifier.
 
-As in the field's usual measures, but with a classifier of the same pictures in place of Inception:
-its last layer's input are the features, its output the classes.
+A classifier of the same images takes the place of the usual Inception network: the input of its
+last layer gives the features, its output the class probabilities.
 """
 
 from pathlib import Path
@@ -14,37 +14,34 @@ from zoo.generation.image_grids import in_batches, make_pictures
 from zoo.saved.workdir import model_path, read_config
 from zoo.storage.disk import file_digest
 
-NEIGHBOURS = 3  # of Kynkäänniemi et al.
-_ROWS = 1000  # of a distance matrix that exist at once
+NEIGHBOURS = 3  # as in Kynkäänniemi et al. 2019
+_ROWS = 1000  # rows of a distance matrix in memory at once
 
 
 def measure(model, dataset, split: str, classifier: str, samples: int, seed: int = 0) -> dict:
-    """Measures what a generator makes against a split's pictures.
+    """Compares images of a generator with real images.
 
     Args:
-      model: with a `generator` that gives pictures in [-1, 1].
-      dataset: whose pictures are the real ones.
-      split: of which the first `samples` are compared with.
-      classifier: a work directory; takes pictures in [0, 1] and gives probabilities.
-      samples: how many are made.
-      seed: of their noise.
+      model: model with a `generator` that returns images in [-1, 1].
+      dataset: data set with the real images.
+      split: split whose first `samples` images are the real ones.
+      classifier: work directory of a model from images in [0, 1] to probabilities.
+      samples: number of images to generate.
+      seed: random seed of the noise.
 
     Returns:
-      frechet_distance: see `frechet_distance`; real_frechet_distance: that of as many training
-        images, for comparison (where the split is another one).
-      precision, recall: see `precision_recall`; absent where a side has no more than `NEIGHBOURS`
-        images.
-      classes_covered: how many of the split's classes get at least half the share of the samples
-        that they have of the split; real_classes: how many classes the split has. Both by the
-        classifier.
-      smallest_class_share: of the samples, over the classes that the split has;
-        real_smallest_class_share: the same of the split.
-      class_entropy, real_class_entropy: of the shares of all classes, in nats.
-      top_probability: mean of the classifier's largest probability.
-      real_top_probability: the same of the split's images.
-      classifier: the name of its folder and a hash of its weights' file.
-
-    What a single image, or none, cannot tell is absent.
+      A dict of metrics. Classes are those that the classifier predicts; "real_" stands for the
+      split's images in place of the generated ones.
+      frechet_distance: see `frechet_distance`; absent for fewer than two real images.
+      real_frechet_distance: the distance between the split and up to `samples` training images;
+        absent for the split "train".
+      precision, recall: see `precision_recall`; absent unless there are more than `NEIGHBOURS`
+        real and generated images.
+      classes_covered: see `classes_covered`; real_classes: number of classes in the split.
+      smallest_class_share, real_smallest_class_share: minimum over the classes in the split.
+      class_entropy, real_class_entropy: entropy of the shares of all classes, in nats.
+      top_probability, real_top_probability: mean of the largest probability per image.
+      classifier: name of the work directory and a hash of the model file.
     """
     judge = registry.load(classifier)
     features = _features(judge)
@@ -78,13 +75,13 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
 
 
 def class_shares(probabilities: np.ndarray) -> np.ndarray:
-    """Returns the share of each class in the predicted classes of `(N, classes)`."""
+    """Returns the share of each predicted class (classes,), from probabilities (N, classes)."""
     counts = np.bincount(probabilities.argmax(-1), minlength=probabilities.shape[1])
     return counts / len(probabilities)
 
 
 def classes_covered(shares: np.ndarray, real_shares: np.ndarray) -> int:
-    """Returns how many of the real classes have at least half their real share."""
+    """Returns the number of real classes with at least half their real share."""
     return int((shares >= real_shares / 2)[real_shares > 0].sum())
 
 
@@ -95,7 +92,7 @@ def entropy(shares: np.ndarray) -> float:
 
 
 def check_classifier(classifier: str, dataset) -> None:
-    """Raises `UsageError` where the work directory holds no classifier of such pictures."""
+    """Raises `UsageError` if the work directory holds no classifier of images of this shape."""
     saved = read_config(classifier)
     model_path(classifier)
     if saved["config"]["task"]["name"] != "image_classification":
@@ -113,7 +110,7 @@ def check_classifier(classifier: str, dataset) -> None:
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Fréchet distance of normal distributions (Heusel et al. 2017, arXiv:1706.08500, equation 6).
+    """Returns the Fréchet distance of Gaussian fits (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
 
     Args:
       one, other: features (samples, dimensions).
@@ -121,7 +118,7 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     one, other = np.asarray(one, "float64"), np.asarray(other, "float64")
     shift = one.mean(0) - other.mean(0)
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
-    # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)), which is symmetric.
+    # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)); the latter matrix is symmetric.
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     mixed = np.linalg.eigvalsh(root @ second @ root)
@@ -130,14 +127,14 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def precision_recall(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, equation 2).
+    """Computes improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2).
 
     Args:
-      real, made: features (samples, dimensions), more than `NEIGHBOURS` of each.
+      real, made: features (samples, dimensions), each with more than `NEIGHBOURS` samples.
 
     Returns:
-      The share of `made` inside the balls that reach from each of `real` to its third neighbour
-      among `real`; and the same the other way round.
+      `(precision, recall)`: precision is the share of `made` inside the balls around `real`. The
+      radius of a ball is the distance to the third neighbor in `real`. Recall swaps both sets.
     """
     radii_real, radii_made = _radii(real), _radii(made)
     inside_real = np.zeros(len(made), bool)
@@ -150,11 +147,12 @@ def precision_recall(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
 
 
 def _radii(points: np.ndarray) -> np.ndarray:
-    """Squared distance of each point to its third neighbour."""
+    """Returns the squared distance (N,) of each point to its third neighbor."""
     parts = []
     for start in range(0, len(points), _ROWS):
         squares = _squares(points[start : start + _ROWS], points)
-        parts.append(np.partition(squares, NEIGHBOURS, axis=1)[:, NEIGHBOURS])  # 0 is itself
+        # Index 0 is the point itself.
+        parts.append(np.partition(squares, NEIGHBOURS, axis=1)[:, NEIGHBOURS])
     return np.concatenate(parts)
 
 
@@ -165,7 +163,7 @@ def _squares(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _features(judge):
-    """Returns a function from uint8 pictures to the input of the last layer, and its output."""
+    """Returns a function from uint8 images to features and probabilities of the classifier."""
     import keras
 
     both = keras.Model(judge.input, [judge.layers[-1].input, judge.output])

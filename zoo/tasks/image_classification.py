@@ -1,8 +1,8 @@
-"""Pictures to one class each: cross-entropy on integer labels.
+"""Image classification: one class per image, cross-entropy on integer labels.
 
 Stored examples: "image" (height, width, channels) uint8 and "label" () integer. Models take float
-pictures in [0, 1] and give probabilities. A model whose `extractor` is frozen is run once on each
-picture, and its `head` then learns from the stored features.
+images in [0, 1] and return probabilities. If the `extractor` of a model is frozen, it runs once per
+image, and the `head` is trained on cached features.
 """
 
 import functools
@@ -18,20 +18,20 @@ from zoo.tasks.base import Forward, Frozen, Task
 
 
 class ImageClassification(Task):
-    """Cross-entropy over classes, with accuracy.
+    """Mean cross-entropy and accuracy per image.
 
     Args:
       label_smoothing: share of the target spread evenly over the classes (Szegedy et al. 2016,
         Rethinking the Inception Architecture, section 7), in [0, 1).
-      rotation: largest turn, in degrees, of a training picture.
-      shift: largest move, in pixels.
-      zoom: largest relative change of size: 0.1 is 0.9 to 1.1.
-      shear: largest shear, in degrees.
-      augment: further changes of training pictures, by the names of
-        `zoo.data.arrays.augmentations`: ("flip", "crop:0.5").
-      feature_views: of a frozen extractor: how many changed views of each training picture are
-        kept. 1 keeps the features of unchanged pictures, and none where they are to be changed; 0
-        keeps none.
+      rotation: largest random rotation of training images, in degrees.
+      shift: largest random shift of training images, in pixels.
+      zoom: largest relative change of size of training images; 0.1 is 0.9 to 1.1.
+      shear: largest random shear of training images, in degrees.
+      augment: further augmentations, by the names of `zoo.data.arrays.augmentations`, such as
+        ("flip", "crop:0.5").
+      feature_views: number of augmented views per training image with cached features of a frozen
+        extractor. 1 caches features of unchanged images, and only if no augmentation is set; 0
+        caches no features.
     """
 
     statistics = ("accuracy",)
@@ -69,20 +69,20 @@ class ImageClassification(Task):
 
     @functools.cached_property
     def augment(self):
-        """The `zoo.data.arrays.augment.Augment` of the recipe, made with its first batch."""
+        """The recipe's `zoo.data.arrays.augment.Augment`, created with the first batch."""
         import tensorflow as tf
 
         make = registry.resolve("zoo.data.arrays.augment:Augment")
-        with tf.init_scope():  # out of the graph of tf.data: its layers make variables
+        with tf.init_scope():  # outside the graph of tf.data, because layers create variables
             return make(self.amounts)
 
     def check_arguments(self, arguments, dataset) -> None:
-        """Compares image shape and labels with `input_shape` and `num_classes`."""
+        """Checks image shapes and labels against `input_shape` and `num_classes`."""
         shape, classes = arguments.get("input_shape"), arguments.get("num_classes")
         self._check_data(dataset, tuple(shape) if shape else None, classes)
 
     def check(self, model, dataset) -> None:
-        """Compares picture shape and labels with the model's input and output."""
+        """Checks image shapes and labels against the model's input and output."""
         self._check_data(dataset, tuple(model.input_shape[1:]), model.output_shape[-1])
 
     def _check_data(self, dataset, expected: tuple | None, classes: int | None) -> None:
@@ -112,7 +112,7 @@ class ImageClassification(Task):
                     f"has labels {labels.min()} to {labels.max()}; set model.num_classes."
                 )
         names = dataset.class_names
-        # Arrays without names may lack the highest of the classes that there are.
+        # Without class names in the data, the names are the labels, and the highest may be absent.
         numbers = tuple(map(str, range(len(names))))
         if classes and names and names != numbers and len(names) != classes:
             raise UsageError(
@@ -122,7 +122,7 @@ class ImageClassification(Task):
             )
 
     def remarks(self, dataset):
-        """Classes that validation and test split lack or nearly lack."""
+        """Returns warnings about absent or dominant classes of validation and test split."""
         found = [
             check_classes(dataset, split)
             for split in ("validation", "test")
@@ -131,7 +131,7 @@ class ImageClassification(Task):
         return [remark for remark in found if remark]
 
     def prepare(self, batch, uniform, training):
-        """uint8 to float in [0, 1]; a random affine map of each training picture."""
+        """Scales uint8 images to [0, 1] and augments training images."""
         import tensorflow as tf
 
         if "feature" in batch:
@@ -150,7 +150,7 @@ class ImageClassification(Task):
         return {**batch, "image": image, **mixed}
 
     def _one_view(self, batch, uniform):
-        """Out of the kept views of each training picture, one at random."""
+        """Selects one of the cached views of each training image at random."""
         import tensorflow as tf
 
         feature = batch["feature"]
@@ -160,7 +160,7 @@ class ImageClassification(Task):
         return {**batch, "feature": tf.gather(feature, view, batch_dims=1)}
 
     def frozen(self, model):
-        """The model's `extractor`, where it has one without anything to learn."""
+        """Returns the model's `extractor` if it has no trainable variables."""
         extractor = getattr(model, "extractor", None)
         if extractor is None or extractor.trainable_variables or not self.feature_views:
             return Frozen()
@@ -176,11 +176,11 @@ class ImageClassification(Task):
         return Frozen(extractor, self.feature_views)
 
     def term_counts(self, batch):
-        """One a picture that does not pad."""
+        """Returns the number of images that are not padding."""
         return {"loss": ops.sum(batch["weight"])}
 
     def forward(self, model, batch, training):
-        """Returns the summed cross-entropy and accuracy."""
+        """Returns the summed cross-entropy and the accuracy."""
         if "feature" in batch:
             probabilities = model.head(batch["feature"], training=training)
         else:
@@ -210,7 +210,7 @@ class ImageClassification(Task):
         )
 
     def served(self, model):
-        """From bytes (B, height, width, channels) uint8 to probabilities."""
+        """Returns a model from uint8 images (B, height, width, channels) to probabilities."""
         import keras
 
         image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
@@ -218,11 +218,11 @@ class ImageClassification(Task):
         return keras.Model(image, model(scaled), name=model.name)
 
     def predictions(self, outputs, batch):
-        """The probabilities and the true label of each picture."""
+        """Returns the probabilities and the true label of each image."""
         return {"probabilities": outputs, "labels": batch["label"]}
 
     def synthetic(self, model, examples, seed):
-        """Pictures whose brightness tells their class, under noise: learnable in a few steps."""
+        """Returns noisy images with a brightness per class, which a few updates can learn."""
         generator = np.random.default_rng(seed)
         classes = model.output_shape[-1]
         label = generator.integers(0, classes, examples).astype("int32")

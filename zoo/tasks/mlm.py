@@ -1,12 +1,12 @@
-"""Masked language modelling: words from what stands on both sides of them; and BERT's pretraining,
-which asks besides whether one sentence follows another (Devlin et al. 2018, section 3.1).
+"""Masked language modeling, and BERT's pretraining, which adds next-sentence prediction.
 
-Stored examples of `mlm` are those of zoo.tasks.clm, rows of `sequence_length` tokens. Those of
-`nsp` are "tokens" (T,) integers, 0 for padding, "types" (T,) integers, 0 in the first sentence and
-1 in the second, and "label", 0 where the second follows the first and 1 where it does not.
+Both tasks predict tokens from the context on both sides (Devlin et al. 2018, section 3.1). Stored
+examples of `mlm` are those of zoo.tasks.clm, with rows of `sequence_length` tokens. Those of `nsp`
+are "tokens" (T,) integers, 0 for padding; "types" (T,) integers, 0 in the first sentence and 1 in
+the second; and "label", 0 if the second sentence follows the first and 1 if not.
 
-Which words are asked for is drawn anew for each batch (Liu et al. 2019, section 4.1), as a
-function of (seed, step, place in the batch); in evaluation it is the same each time.
+Each batch draws new positions to predict (dynamic masking, Liu et al. 2019, section 4.1), as a
+function of (seed, step, index in the batch); in evaluation the positions are the same each time.
 Axes: B batch, T positions, M positions to predict, V vocabulary.
 """
 
@@ -21,19 +21,19 @@ from zoo.special_tokens import FIRST_WORD, MASK, PADDING, SEPARATOR, START
 from zoo.tasks import text
 from zoo.tasks.base import Forward
 
-# What becomes of a word that is asked for (Devlin et al. 2018, appendix A.1): a mask, another
-# word drawn from all with equal probability, or nothing.
+# Shares of the predicted tokens that are replaced by a mask and by a uniformly drawn token; the
+# others stay unchanged (Devlin et al. 2018, appendix A.1).
 MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
 class MaskedLanguageModeling(text.TextTask):
-    """Cross-entropy of the words asked for, by words; their accuracy and perplexity.
+    """Mean cross-entropy, accuracy and perplexity per predicted token.
 
     Args:
-      mask_share: share of a row's words that are asked for; special tokens never are.
-      whole_word: whether the parts of a word are asked for together, or none of them. Needs a
-        tokenizer; without one each token is a word.
-      cross_documents: whether attention goes from one document of a row to the next.
+      mask_share: share of a row's tokens to predict; special tokens are never predicted.
+      whole_word: whether either all or none of the tokens of a word are predicted. Word boundaries
+        come from the tokenizer; without a tokenizer each token is a word.
+      cross_documents: whether attention crosses document boundaries within a row.
     """
 
     statistics = ("mlm_accuracy",)
@@ -48,15 +48,15 @@ class MaskedLanguageModeling(text.TextTask):
         self.cross_documents = cross_documents
 
     def bind(self, model, dataset=None, arguments=None):
-        """Takes the tokenizer, its number of words and the number of positions."""
+        """Reads the tokenizer, its vocabulary size and the number of positions."""
         super().bind(model, dataset, arguments)
-        # The model may have more words than the tokenizer.
+        # The model's vocabulary may be larger than the tokenizer's.
         known = self.tokenizer.vocabulary_size if self.tokenizer else 0
         self.vocabulary_size = known or (arguments or {}).get("vocabulary_size", 0)
         return self
 
     def check(self, model, dataset) -> None:
-        """Compares the heads, the vocabularies and the sequence lengths."""
+        """Checks heads, vocabulary size and sequence length against the data."""
         wanted = {"mlm", *self.terms} - {"loss"}
         heads = set(model.output) if isinstance(model.output, dict) else set()
         if heads != wanted:
@@ -69,7 +69,7 @@ class MaskedLanguageModeling(text.TextTask):
         self.check_sizes(vocabulary, dataset, sequence_length(model), self.positions)
 
     def prepare(self, batch, uniform, training):
-        """Draws the positions to predict, and puts masks and other words there."""
+        """Draws positions to predict, and replaces tokens there by masks or random tokens."""
         tokens, segments = self._tokens(batch)
         return {**self._mask(tokens, segments, uniform, batch["weight"]), "segments": segments}
 
@@ -77,18 +77,17 @@ class MaskedLanguageModeling(text.TextTask):
         return text.documents(batch, self.cross_documents)
 
     def _mask(self, tokens, segments, uniform, weight) -> dict:
-        """Returns "tokens" (B, T) with masks; "masked", "targets", "counts", all (B, M)."""
+        """Returns "tokens" (B, T) with masks; "masked", "targets" and "counts", all (B, M)."""
         import tensorflow as tf
 
         length = tokens.shape[1]
         slots = math.ceil(self.mask_share * length)
-        # One call: a second one would begin with the same numbers.
         numbers = uniform(length + 2 * slots)
         scores, fates, others = tf.split(numbers, (length, slots, slots), axis=1)
         masked, asked = self._choose(tokens, segments, scores, slots)
         targets = tf.gather(tokens, masked, batch_dims=1)
 
-        # Where neither tokenizer nor builder arguments tell, the words are those of the batch.
+        # Without a known vocabulary size, the largest token of the batch is the last one.
         size = self.vocabulary_size or tf.reduce_max(tokens) + 1
         words = tf.cast(tf.maximum(size - FIRST_WORD, 1), tf.float32)
         others = FIRST_WORD + tf.cast(others * words, tf.int32)
@@ -105,18 +104,18 @@ class MaskedLanguageModeling(text.TextTask):
         }
 
     def _choose(self, tokens, segments, scores, slots):
-        """Draws which words are asked for: those with the lowest scores.
+        """Selects the words with the lowest scores.
 
         Args:
           tokens: (B, T) int32.
           segments: (B, T) int32.
-          scores: (B, T) float32 in [0, 1), of the first, second, … word of a row.
+          scores: (B, T) float32 in [0, 1); column i is the score of the i-th word of a row.
           slots: M, at most T.
 
         Returns:
-          `(positions, asked)`: (B, M) int32, all different in a row, and (B, M) bool. As many are
-          asked for as is `mask_share` of the row's words, rounded, and at least one; with
-          `whole_word` fewer where the last word drawn has more parts than are left.
+          `(positions, asked)`: (B, M) int32, all different in a row, and (B, M) bool, true for the
+          positions to predict. Their number is `mask_share` of the row's tokens, rounded, and at
+          least one; with `whole_word` fewer, if the last word has more tokens than are left.
         """
         import tensorflow as tf
 
@@ -128,11 +127,11 @@ class MaskedLanguageModeling(text.TextTask):
         begins = possible
         if self.whole_word and self.tokenizer is not None:
             begins = tf.gather(tf.constant(self.tokenizer.starts_word), tokens)
-            # A word does not go on from a special token, or from another document.
+            # No word continues after a special token or across documents.
             follows = possible[:, :-1] & (segments[:, :-1] == segments[:, 1:])
             begins |= ~tf.pad(follows, ((0, 0), (1, 0)))
             begins &= possible
-        word = tf.cumsum(tf.cast(begins, tf.int32), axis=1) - 1  # the parts of a word share it
+        word = tf.cumsum(tf.cast(begins, tf.int32), axis=1) - 1  # word number in the row
         if self.whole_word:
             rows, length = tf.shape(tokens)[0], tokens.shape[1]
             places = tf.range(rows)[:, None] * length + tf.maximum(word, 0)
@@ -141,23 +140,24 @@ class MaskedLanguageModeling(text.TextTask):
         scores = tf.gather(scores, tf.maximum(word, 0), batch_dims=1)
         scores = tf.where(possible, scores, 2.0)
         word = tf.where(possible, word, -1)
-        # The lower of two equal positions comes first: the parts of a word stay together.
+        # Among equal scores, top_k returns lower positions first, so a word's tokens stay together.
         _, order = tf.math.top_k(-scores, min(slots + 1, tokens.shape[1]))
         positions = order[:, :slots]
         chosen = tf.gather(word, order, batch_dims=1)
         usable = tf.gather(possible, positions, batch_dims=1)
-        # The first word that is not drawn; where a part of it is, it is dropped.
+        # `after` is the word at the first position beyond the limit. If some of its tokens are
+        # within the limit, none of them is predicted.
         after = tf.pad(chosen, ((0, 0), (0, 1)), constant_values=-1)
         after = tf.gather(after, wanted, batch_dims=1)
         asked = (tf.range(slots) < wanted) & usable & (chosen[:, :slots] != after)
         return positions, asked
 
     def term_counts(self, batch):
-        """One a word asked for."""
+        """Returns the number of predicted tokens."""
         return {self.nll: ops.sum(batch["counts"])}
 
     def forward(self, model, batch, training):
-        """Returns summed cross-entropy and accuracy of the words asked for."""
+        """Returns the summed cross-entropy and the accuracy of the predicted tokens."""
         inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
         outputs = model(inputs, training=training)
         loss, right = _classification(outputs["mlm"], batch["targets"], batch["counts"])
@@ -166,11 +166,11 @@ class MaskedLanguageModeling(text.TextTask):
 
 
 class NextSentencePrediction(MaskedLanguageModeling):
-    """BERT's pretraining: masked words, and whether the second sentence follows the first.
+    """BERT's pretraining: masked language modeling and next-sentence prediction.
 
     Args:
-      mask_share: share of a row's words that are asked for; special tokens never are.
-      whole_word: whether the parts of a word are asked for together, or none of them.
+      mask_share: share of a row's tokens to predict; special tokens are never predicted.
+      whole_word: whether either all or none of the tokens of a word are predicted.
     """
 
     nll = "mlm"
@@ -181,14 +181,14 @@ class NextSentencePrediction(MaskedLanguageModeling):
         super().__init__(mask_share, whole_word)
 
     def check(self, model, dataset) -> None:
-        """Compares the heads, the arrays, the vocabularies and the sequence lengths."""
+        """Checks heads, arrays, vocabulary size and sequence length against the data."""
         super().check(model, dataset)
         for split in dataset.splits:
             for key in ("types", "label"):
                 text.check_array(dataset, split, key)
 
     def prepare(self, batch, uniform, training):
-        """Draws the positions to predict, and puts masks and other words there."""
+        """Draws positions to predict, and replaces tokens there by masks or random tokens."""
         import tensorflow as tf
 
         return {
@@ -202,15 +202,15 @@ class NextSentencePrediction(MaskedLanguageModeling):
         import tensorflow as tf
 
         tokens = tf.cast(batch["tokens"], tf.int32)
-        # Both sentences are one segment: they see each other.
+        # Both sentences are one segment, so that they attend to each other.
         return tokens, tf.cast(tokens != PADDING, tf.int32)
 
     def term_counts(self, batch):
-        """One a word asked for; one a pair."""
+        """Returns the number of predicted tokens and the number of sentence pairs."""
         return {**super().term_counts(batch), "nsp": ops.sum(batch["weight"])}
 
     def forward(self, model, batch, training):
-        """Returns summed cross-entropies and accuracies of words and pairs."""
+        """Returns summed cross-entropies and accuracies of tokens and sentence pairs."""
         result = super().forward(model, batch, training)
         loss, right = _classification(result.outputs["nsp"], batch["label"], batch["weight"])
         result.sums["nsp"] = loss
@@ -218,7 +218,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
         return result
 
     def synthetic(self, model, examples, seed):
-        """Two sentences that count; the second goes on from the first, or does not."""
+        """Returns pairs of counting sentences; the second may continue the first."""
         generator = np.random.default_rng(seed)
         length = sequence_length(model) or 32
         vocabulary = model.output["mlm"].shape[-1]
@@ -229,7 +229,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
         cuts = generator.integers(2, length // 2, (examples, 1))
         places = np.arange(length)
         second = places > cuts
-        # The separator in between takes no number.
+        # The separator between the sentences uses no number of the count.
         tokens = text.counting(
             generator, vocabulary, (examples, length), first + second * (jump[:, None] - 1)
         )
@@ -244,7 +244,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
 
 
 def _classification(logits, targets, counts):
-    """Returns the summed cross-entropy and the number of right answers, those that count."""
+    """Returns the weighted sums of cross-entropies and of correct predictions."""
     losses = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
     right = ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), targets)
     return ops.sum(losses * counts), ops.sum(ops.cast(right, "float32") * counts)

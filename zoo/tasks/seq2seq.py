@@ -1,9 +1,9 @@
 """Sequence to sequence: a target sentence from a source sentence, with teacher forcing.
 
-Stored examples: "source" (S,) and "target" (T,) integers, 0 for padding. Both hold one sentence or
-several, each ending with <end>; the n-th of the one belongs to the n-th of the other. Models take
-{"source", "target"}, both int32, where the target is moved one place to the right and begins with
-<start>, and give logits (B, T, V).
+Stored examples: "source" (S,) and "target" (T,) integers, 0 for padding. Both hold one or more
+sentences, each with <end> at its end; the n-th target sentence translates the n-th source sentence.
+Models take {"source", "target"}, both int32, and return logits (B, T, V). The "target" input is
+shifted one position to the right and begins with <start>.
 """
 
 import functools
@@ -23,18 +23,18 @@ from zoo.tasks.text import TextTask, adapter, check_array, check_inputs, check_v
 
 
 class SequenceToSequence(TextTask):
-    """Cross-entropy by target tokens, in training with smoothed labels; BLEU and chrF of a split.
+    """Mean cross-entropy per target token; BLEU and chrF of a whole split.
 
-    Label smoothing (Vaswani et al. 2017, section 5.4) trains towards a distribution with the share
-    `label_smoothing` spread evenly over the vocabulary. The metric "nll" and the perplexity are of
-    the plain targets, in training too.
+    Label smoothing (Vaswani et al. 2017, section 5.4) spreads the share `label_smoothing` of the
+    target distribution evenly over the vocabulary, in training alone. The metric "nll" and the
+    perplexity always use the labels without smoothing.
 
     Args:
-      label_smoothing: 0 for none.
-      chunk: positions whose logits exist at once; 0 for all of them.
-      beams: width of the search with which whole splits are translated; 1 takes the most
-        probable token each time, 0 translates nothing.
-      length_penalty: of that search, see `zoo.generation.beam_search`.
+      label_smoothing: share in [0, 1); 0 for no smoothing.
+      chunk: number of positions per chunk of logits in memory; 0 for all positions.
+      beams: beam width for the translation of whole splits; 1 for greedy search, 0 for no
+        translation.
+      length_penalty: length penalty of the beam search, see `zoo.generation.beam_search`.
     """
 
     nll = "nll"
@@ -67,19 +67,19 @@ class SequenceToSequence(TextTask):
         )
 
     def check_arguments(self, arguments, dataset) -> None:
-        """Compares the vocabularies, and looks for the arrays."""
+        """Checks the vocabulary size and that all arrays are present."""
         check_vocabulary(arguments.get("vocabulary_size"), dataset)
         for split in dataset.splits:
             for key in ("source", "target"):
                 check_array(dataset, split, key)
 
     def check(self, model, dataset) -> None:
-        """Compares inputs and vocabularies, and looks for the arrays."""
+        """Checks inputs, vocabulary size and that all arrays are present."""
         check_inputs(model, {"source", "target"})
         self.check_arguments({"vocabulary_size": model.output_shape[-1]}, dataset)
 
     def prepare(self, batch, uniform, training):
-        """Inputs, labels and which of them count."""
+        """Returns inputs, labels and their loss weights "counts", (B, S) or (B, T)."""
         import tensorflow as tf
 
         source, labels = (tf.cast(batch[key], tf.int32) for key in ("source", "target"))
@@ -94,11 +94,11 @@ class SequenceToSequence(TextTask):
         }
 
     def term_counts(self, batch):
-        """One a target token."""
+        """Returns the number of target tokens."""
         return {"loss": ops.sum(batch["counts"])}
 
     def forward(self, model, batch, training):
-        """Returns the summed loss, plain cross-entropy and accuracy."""
+        """Returns the summed loss, the cross-entropy without smoothing and the accuracy."""
         inputs = {"source": batch["source"], "target": batch["target"]}
         labels, counts = batch["labels"], batch["counts"]
         smoothing = self.label_smoothing if training else 0.0
@@ -117,8 +117,8 @@ class SequenceToSequence(TextTask):
                 at_label = ops.reshape(pick(rows, ops.reshape(labels, (-1,))), ops.shape(labels))
                 gap = at_label - ops.mean(outputs, -1)
         if smoothing:
-            # Smoothed cross-entropy is the plain one plus a share of how far the label's logit
-            # lies above the mean of all: log Z - (1 - e) z_y - e mean(z).
+            # Smoothed cross-entropy, log Z - (1 - e) z_y - e mean(z), is the plain cross-entropy
+            # log Z - z_y plus e times the gap z_y - mean(z).
             loss = loss + smoothing * ops.sum(gap * counts)
         total = ops.sum(counts)
         return Forward(
@@ -131,7 +131,7 @@ class SequenceToSequence(TextTask):
         )
 
     def _chunked(self, model, inputs, labels, counts, smoothing, training):
-        """Loss, losses, right and gap as above, (B, T) but the first, without all logits."""
+        """Returns the loss as a scalar, and losses, right and gap (B, T), in chunks of logits."""
         trunk, head = self.split(model)
         hidden = trunk(inputs, training=training)
         kernel, bias = head()
@@ -143,7 +143,7 @@ class SequenceToSequence(TextTask):
         )  # fmt: skip
         gap = ops.zeros(flat.shape)
         if smoothing:
-            # A difference of logits is a product with the difference of their kernels.
+            # A difference of logits is the product with the difference of their kernel rows.
             rows = ops.take(kernel, flat, axis=0) - ops.mean(kernel, axis=0)
             gap = ops.sum(ops.cast(hidden, "float32") * ops.cast(rows, "float32"), -1)
             if bias is not None:
@@ -151,7 +151,7 @@ class SequenceToSequence(TextTask):
         return loss, *(ops.reshape(x, labels.shape) for x in (losses, right, gap))
 
     def whole_split(self, model, dataset, split):
-        """BLEU and chrF against the corpus' own text, and every sentence with its translation."""
+        """Returns BLEU and chrF against the reference text, and every sentence with its output."""
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
@@ -166,12 +166,12 @@ class SequenceToSequence(TextTask):
         return scores(found, references, language), samples
 
     def synthetic(self, model, examples, seed):
-        """Sentences that count modulo a small number; each translation is one step ahead."""
+        """Returns sentences that count modulo a small number; the targets are one step ahead."""
         generator = np.random.default_rng(seed)
         period, length = min(model.output_shape[-1] - FIRST_WORD, 7), 64
         arrays = {key: np.zeros((examples, length), "uint16") for key in ("source", "target")}
         for row in range(examples):
-            # Unequal numbers of tokens in two sentences, and padding.
+            # Two sentences of unequal lengths, and padding.
             start = 0
             for words in generator.integers(4, length // 2, 2):
                 tokens = generator.integers(period) + np.arange(words)

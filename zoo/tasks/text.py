@@ -1,4 +1,4 @@
-"""What the tasks on text share: tokens of special meaning, checks, and made-up text."""
+"""Base class, checks and synthetic text of the tasks on text."""
 
 import math
 
@@ -12,38 +12,38 @@ from zoo.tasks.base import Task
 
 
 class TextTask(Task):
-    """Base of the tasks on text.
+    """Base class of the tasks on text.
 
     Attributes:
-      tokenizer: that of the data set; None where the data set has none.
-      positions: the recipe's `model.sequence_length`; None where it has none.
-      targets: how many tokens of a stored row are targets only.
-      nll: name of the metric that is the mean cross-entropy of the tokens.
+      tokenizer: tokenizer of the data set, or None.
+      positions: the recipe's `model.sequence_length`, or None.
+      targets: number of tokens of a stored row that are targets but not inputs.
+      nll: name of the metric with the mean cross-entropy per token.
     """
 
     targets = 0
     nll = "loss"
 
     def complete(self, arguments, dataset):
-        """Sets a vocabulary size of 0 to the tokenizer's."""
+        """Replaces a vocabulary size of 0 by that of the tokenizer."""
         if dataset.tokenizer is None or arguments.get("vocabulary_size", 1):
             return arguments
         return {**arguments, "vocabulary_size": dataset.tokenizer.vocabulary_size}
 
     def bind(self, model, dataset=None, arguments=None):
-        """Takes the tokenizer and the number of positions."""
+        """Reads the tokenizer and the number of positions."""
         self.tokenizer = None if dataset is None else dataset.tokenizer
         self.positions = (arguments or {}).get("sequence_length")
         return self
 
     def check_arguments(self, arguments, dataset) -> None:
-        """Compares the vocabularies and the sequence lengths."""
+        """Checks vocabulary size and sequence length against the data."""
         self.check_sizes(
             arguments.get("vocabulary_size"), dataset, arguments.get("sequence_length")
         )
 
     def check_sizes(self, vocabulary: int | None, dataset, *limits: int | None) -> None:
-        """Raises `UsageError` where the data exceed the vocabulary or the smallest limit."""
+        """Raises `UsageError` if the data exceed the vocabulary or a limit of positions."""
         check_vocabulary(vocabulary, dataset)
         limit = min((n for n in limits if n), default=None)
         for split, arrays in dataset.splits.items():
@@ -56,14 +56,13 @@ class TextTask(Task):
                 )
 
     def derived(self, metrics):
-        """The perplexity: e to the cross-entropy of the tokens."""
+        """Returns the perplexity, exp of the mean cross-entropy per token."""
         return {"perplexity": math.exp(min(metrics[self.nll], 700.0))}
 
     def synthetic(self, model, examples, seed):
-        """Counting modulo a small number, under noise: learnable in a few steps."""
+        """Returns rows from `counting`, each with two documents and padding."""
         generator = np.random.default_rng(seed)
         shape = examples, (sequence_length(model) or 32) + self.targets
-        # Rows hold unequal numbers of tokens, in two documents and padding.
         tokens = counting(generator, model.outputs[0].shape[-1], shape)
         segments = two_documents(generator, shape)
         tokens = np.where(segments > 0, tokens, PADDING)
@@ -71,12 +70,12 @@ class TextTask(Task):
 
 
 def documents(batch, cross_documents: bool):
-    """Returns stored tokens and the document of each; runs inside tf.data.
+    """Returns stored tokens and the document number of each token; runs inside tf.data.
 
     Args:
       batch: "tokens" (B, T) integers, -1 or segment 0 for padding, and optionally "segments" of
-        the same shape; where there are none, a document begins at each <start>.
-      cross_documents: whether all documents of a row are one.
+        the same shape. Without "segments", a document begins at each <start>.
+      cross_documents: whether to treat all documents of a row as one.
 
     Returns:
       `(tokens, segments)`, both (B, T) int32, segment 0 for padding.
@@ -95,7 +94,7 @@ def documents(batch, cross_documents: bool):
 
 
 def check_vocabulary(size: int | None, dataset) -> None:
-    """Raises `UsageError` where a model has fewer tokens than the tokenizer; None is any size."""
+    """Raises `UsageError` if the vocabulary is smaller than the tokenizer's; None is any size."""
     tokenizer = dataset.tokenizer
     if tokenizer is not None and size is not None and tokenizer.vocabulary_size > size:
         raise UsageError(
@@ -105,7 +104,7 @@ def check_vocabulary(size: int | None, dataset) -> None:
 
 
 def check_inputs(model, known: set[str]) -> None:
-    """Raises `UsageError` where a model takes something else, or gives no logits for each place."""
+    """Raises `UsageError` if a model has other inputs, or an output of other than three axes."""
     taken = {tensor.name for tensor in model.inputs}
     shape = getattr(model.output, "shape", ())
     if not taken <= known or len(shape) != 3:
@@ -117,12 +116,12 @@ def check_inputs(model, known: set[str]) -> None:
 
 
 def adapter(model):
-    """Returns a `zoo.models.adapter.Adapter`, whose module loads Keras."""
+    """Returns a `zoo.models.adapter.Adapter`; resolved by name because the module loads Keras."""
     return registry.resolve("zoo.models.adapter:Adapter")(model)
 
 
 def check_array(dataset, split: str, key: str) -> None:
-    """Raises `UsageError` where a split lacks an array."""
+    """Raises `UsageError` if a split lacks an array."""
     if key not in dataset.splits[split]:
         raise UsageError(
             f"The task needs the array {key!r}. Data set {dataset.name!r}, split {split!r} "
@@ -131,16 +130,16 @@ def check_array(dataset, split: str, key: str) -> None:
 
 
 def counting(generator, vocabulary: int, shape, first=None):
-    """Returns made-up text, learnable in a few steps: counting modulo 7 or less, under noise.
+    """Returns synthetic text that a few updates can learn: counting modulo 7 or less, with noise.
 
     Args:
-      generator: a NumPy generator.
-      vocabulary: V; what is counted are the first words.
+      generator: NumPy random generator.
+      vocabulary: V; the count uses the first words after the special tokens.
       shape: (N, T).
-      first: (N, 1) or (N, T) integers that are added; drawn for each row by default.
+      first: offsets of the count, (N, 1) or (N, T) integers; by default drawn for each row.
 
     Returns:
-      (N, T) int64.
+      Tokens (N, T) int64; 5% of them are random words.
     """
     period = min(vocabulary - FIRST_WORD, 7)
     first = generator.integers(0, period, (shape[0], 1)) if first is None else first
@@ -150,7 +149,7 @@ def counting(generator, vocabulary: int, shape, first=None):
 
 
 def two_documents(generator, shape):
-    """Returns segments (N, T): two documents and padding, of unequal lengths."""
+    """Returns segments (N, T): two documents of random lengths, then padding."""
     examples, length = shape
     ends = generator.integers(length // 2, length + 1, (examples, 1))
     cuts = generator.integers(1, length // 2, (examples, 1))

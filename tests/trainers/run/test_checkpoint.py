@@ -1,4 +1,4 @@
-"""A checkpoint comes back bit for bit, or not at all: whole files, damaged files, foreign files."""
+"""Checkpoints restore bit for bit or are refused: complete, damaged and mismatched files."""
 
 import dataclasses
 import errno
@@ -31,7 +31,7 @@ class Owner:
 
 @dataclasses.dataclass
 class Step:
-    """Those attributes of a `TrainStep` that a checkpoint reads."""
+    """Attributes of a `TrainStep` that a checkpoint reads."""
 
     net: Net
     seed_states: Sequence
@@ -42,7 +42,7 @@ class Step:
 
 
 def made(seed=0, width=3, dtypes=DTYPES, step=7):
-    """Something with the variables of a `TrainStep`: one of each dtype."""
+    """Returns a `Step` with one variable of each dtype."""
     generator = np.random.default_rng(seed)
     variables = [
         keras.Variable(generator.normal(0, 3, (2, width)).astype("float32"), dtype=d, name=d)
@@ -67,7 +67,7 @@ def names(folder):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Path of a whole checkpoint of `made(seed=1)`."""
+    """Saves a checkpoint of `made(seed=1)`; returns its path."""
     return checkpoint.save(tmp_path / "checkpoints", made(seed=1), COUNTERS, keep=2)
 
 
@@ -111,7 +111,7 @@ def test_a_train_step_comes_back_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
 def test_the_last_few_are_kept(tmp_path, keep):
-    for step in (1, 9, 10, 100):  # not in the order of their digits
+    for step in (1, 9, 10, 100):  # alphabetical order differs
         checkpoint.save(tmp_path, made(step=step), {}, keep=keep)
     found = [step for step, _ in checkpoint.list_checkpoints(tmp_path)]
     assert found == [1, 9, 10, 100][-keep:]
@@ -130,7 +130,7 @@ def test_other_files_are_no_checkpoints_and_stay(tmp_path):
 
 
 class Killed(BaseException):
-    """Nothing catches it: as near to a kill as a test inside one process gets."""
+    """Simulates a kill within one process: no code catches a `BaseException`."""
 
 
 @pytest.mark.parametrize("place", ["os.replace", "os.fsync", "numpy.savez"])
@@ -158,7 +158,7 @@ def test_what_a_kill_left_is_gone_at_the_next_start(saved, monkeypatch):
     workdir = saved.parent.parent
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
-        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # a kill tidies nothing up
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # a kill removes no files
         with pytest.raises(Killed):
             checkpoint.save(saved.parent, made(step=8), COUNTERS, keep=1)
     assert len(names(saved.parent)) == 2
@@ -181,7 +181,7 @@ def flip(data, at):
 
 
 def value_of(data):
-    """Where the values of the first array begin: behind its magic words in the zip."""
+    """Returns the offset of the first array's values, 128 bytes after its .npy magic string."""
     return data.index(b"\x93NUMPY", data.index(b"00000.npy")) + 128
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_named_and_changes_nothing(saved, damage):
 
 
 def test_no_flipped_bit_goes_unnoticed(saved):
-    """Every flip is either refused, or in a place that decides nothing (a date, an attribute)."""
+    """Every flipped bit is refused, or changes no value (a bit of a date or a file attribute)."""
     data, right = saved.read_bytes(), bits(made(seed=1))
     refused = 0
     for at in range(0, len(data), 11):
@@ -257,7 +257,7 @@ SAME_SHAPES = ("block_0/kernel", "block_1/kernel", "dense/bias", "dense_1/bias")
 
 
 def renamed(step, paths):
-    """Gives the variables of `made` these paths; all have one shape and type."""
+    """Sets the paths of the variables of `made`, which have equal shapes and dtypes."""
     for variable, path in zip(checkpoint.variables_of(step), paths, strict=False):
         variable._path = path
     return step
@@ -298,7 +298,7 @@ def test_automatic_numbers_of_another_process_are_no_difference(tmp_path):
 
 
 def test_a_checkpoint_holds_no_objects(tmp_path):
-    """Nothing in a work directory is ever executed: pickled arrays are refused."""
+    """Pickled arrays are refused, because no file of a work directory may execute code."""
     path = tmp_path / "step_0000000001.npz"
     evil = np.array([Owner()], dtype=object)
     np.savez(path, header=evil, **{"00000": evil})

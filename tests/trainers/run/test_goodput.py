@@ -1,4 +1,4 @@
-"""Goodput: what counts as useful, also after a run was interrupted."""
+"""Goodput counts only useful seconds, also after an interruption."""
 
 import json
 
@@ -17,7 +17,7 @@ def test_the_first_update_of_a_process_does_not_count(monkeypatch):
     now = {"perf_counter": 0.0, "time": 100.0}
     clock = toys.Clock(lambda: now["perf_counter"], lambda: now["time"])
     monkeypatch.setattr(goodput, "time", clock)
-    state = RunState(useful=5.0)  # of an earlier process
+    state = RunState(useful=5.0)  # seconds of an earlier process
     found = Goodput(state, born=60.0)
     for block, seconds in (
         (found.update, 9),
@@ -27,24 +27,24 @@ def test_the_first_update_of_a_process_does_not_count(monkeypatch):
     ):
         with block():
             now["perf_counter"] += seconds
-        now["perf_counter"] += 100  # validating, saving
+        now["perf_counter"] += 100  # validation and saving
     assert state.useful == 11.0
     assert found.share() == 11 / 40
 
 
 def test_what_is_done_again_does_not_count(run, tmp_path, monkeypatch):
-    """Each look at the clock is a second: an update or a wait takes one."""
+    """The fake clock advances by a second per reading: an update or a wait takes one second."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(goodput, "time", toys.Clock(lambda: next(ticks)))
     data, workdir = toys.token_data(), tmp_path / "run"
     with pytest.raises(Interrupted):
         run(test_resume.recipe(), data, workdir=workdir, callbacks=[StopAt(7)])
     trainer = run(test_resume.recipe(), data, workdir=workdir)
-    # 4 updates and no line in the log until the checkpoint, the first traced; then 9, the first
-    # traced again, and lines after 5, 8 (a last line of an epoch is at 5, 10), 10 and 13.
+    # Each process traces its first update. The first process: 4 updates up to the checkpoint, no
+    # log line. The second process: 9 updates, log lines after 5, 8, 10 (epochs end at 5, 10), 13.
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     logged = sum("loss" in line for line in lines)
-    # Each look at whether the loss is finite waits too: at 4, then at 5, 8, 10, 12 and 13.
+    # Each check for a finite loss waits too: after update 4, then after 5, 8, 10, 12 and 13.
     assert trainer.state.useful == 3 + 8 + logged + 1 + 5
     started = [line for line in lines if line.get("event") == "started"]
     assert len(started) == 1
@@ -58,7 +58,7 @@ def test_goodput_counts_the_time_between_two_starts(run, tmp_path):
     first, *others = path.read_text().splitlines()
     line = json.loads(first)
     assert line["event"] == "started"
-    line["time"] -= 3600  # the machine was away for an hour
+    line["time"] -= 3600  # the machine was unavailable for an hour
     path.write_text("\n".join([json.dumps(line), *others]) + "\n")
     run(toys.recipe(checkpoint_every=2), data, workdir=workdir)
     shares = [

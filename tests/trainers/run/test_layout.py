@@ -1,4 +1,4 @@
-"""A work directory in which something lies in the way is refused before training."""
+"""A work directory is refused before training if one of its entries has a wrong file type."""
 
 import os
 

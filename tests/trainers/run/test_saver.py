@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on, and are what a synchronous one would be."""
+"""Checkpoints are written during training and equal synchronous checkpoints."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def test_the_file_is_that_of_a_synchronous_save(step, tmp_path):
 
 
 class Held:
-    """Holds the writing thread where it would write."""
+    """Blocks the writing thread before it writes, until `goes_on` is set."""
 
     def __init__(self, monkeypatch):
         self.begun, self.goes_on = threading.Event(), threading.Event()
@@ -55,7 +55,7 @@ def test_what_changes_after_the_copy_is_not_in_the_file(step, tmp_path, monkeypa
     assert held.begun.wait(60)
     for variable in checkpoint.variables_of(step):
         variable.assign(variable + 1 if variable.dtype != "bool" else ~variable)
-    assert not list(tmp_path.iterdir())  # it went on without the file
+    assert not list(tmp_path.iterdir())  # `save` returned before the file was written
     held.goes_on.set()
     own.wait()
     (path,) = tmp_path.iterdir()
@@ -63,7 +63,7 @@ def test_what_changes_after_the_copy_is_not_in_the_file(step, tmp_path, monkeypa
         one.tobytes() == other.tobytes()
         for one, other in zip(checkpoint.read(path)[1], before, strict=True)
     )
-    own.save({})  # into the memory of the first, which is whole now
+    own.save({})  # reuses the memory of the first checkpoint, which is complete
     own.close()
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -78,7 +78,7 @@ def test_whoever_ends_the_process_can_wait_for_the_file(step, tmp_path, monkeypa
     own.wait_at_most(60)
     assert [x for x in tmp_path.iterdir() if x.suffix == ".npz"]
     own.close()
-    own.wait_at_most(60)  # of nothing
+    own.wait_at_most(60)  # returns at once: no checkpoint is pending
 
 
 def test_a_second_save_waits_for_the_first(step, tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_second_save_waits_for_the_first(step, tmp_path, monkeypatch):
     other = threading.Thread(target=own.save, args=({"best": 2},))
     other.start()
     other.join(0.3)
-    assert other.is_alive()  # or it would copy into what is being written
+    assert other.is_alive()  # a copy would overwrite the arrays being written
     held.goes_on.set()
     other.join(60)
     own.close()
@@ -109,7 +109,7 @@ def test_a_full_disk_ends_the_run(run, tmp_path, monkeypatch, last):
 
 
 def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monkeypatch):
-    """The process ends only once it is."""
+    """The process ends after the checkpoint is complete."""
     held = Held(monkeypatch)
 
     def go_on_late():
@@ -118,7 +118,7 @@ def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monk
         held.goes_on.set()
 
     threading.Thread(target=go_on_late).start()
-    with pytest.raises(Interrupted):  # while it is written
+    with pytest.raises(Interrupted):  # while the checkpoint is written
         run(recipe(), toys.token_data(), workdir=tmp_path / "run", callbacks=[StopAt(5)])
     ((number, path),) = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")
     assert number == 4
@@ -126,7 +126,7 @@ def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monk
 
 
 def test_the_last_checkpoint_is_whole_before_a_run_finishes(run, tmp_path, monkeypatch):
-    """SIGTERM ends the process at once from there on."""
+    """From `_finish` on, SIGTERM ends the process at once."""
     usual, finish, seen = checkpoint.store, Trainer._finish, []
 
     def slow(*arguments):

@@ -1,4 +1,4 @@
-"""Every model of the catalog keeps every promise of tests/contract.py. There is no skip list."""
+"""Every model of the catalog keeps every promise of tests/contract.py, without a skip list."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Weights of other models: what is filled, what is named, and which architectures are refused."""
+"""Initialization from other models: loaded weights, reported weights, refused architectures."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """One GPT-2 as a folder of transformers and as a .keras file."""
+    """Saves a GPT-2 as a transformers folder and a .keras file; returns the paths and the model."""
     folder = tmp_path_factory.mktemp("sources")
     keras.utils.set_random_seed(1)
     model = gpt.build(**SIZES)
@@ -70,7 +70,7 @@ def test_what_acts_in_training_alone_and_the_vocabulary_may_differ(kind, sources
 
 
 def test_a_bert_takes_another_vocabulary(tmp_path):
-    """Its logits have a bias of their own behind the tied kernel."""
+    """The bias of BERT's logits, next to the tied kernel, depends on the vocabulary size too."""
     bert.build(**SIZES).save(tmp_path / "model.keras")
     said = initialize(bert.build(**{**SIZES, "vocabulary_size": 30}), str(tmp_path / "model.keras"))
     assert said.startswith("init_from: 36 of 38 weights")
@@ -131,7 +131,7 @@ def test_every_family(build, arguments, changes, said, tmp_path):
 
 def network(activation="relu", head="probabilities", padding="valid", pool=False, scale=1.0,
             dropout=False, epsilon=1e-3, residual=False):  # fmt: skip
-    """A model of Keras' own layers, some of them named by Keras."""
+    """Returns a model of built-in Keras layers, some with automatic names."""
     image = keras.Input((8, 8, 1))
     x = layers.Rescaling(scale)(image)
     x = layers.Conv2D(2, 3, padding=padding, name="first")(x)
@@ -228,7 +228,7 @@ def test_a_backbone_names_what_it_does_not_use_and_refuses_other_architectures(t
     keras.models.clone_model(plain, clone_function=other).save(tmp_path / "gelu.keras")
     with pytest.raises(UsageError, match="activation of block1_conv1 and 12 more layers"):
         build("gelu.keras")
-    # One more convolution of the same shapes: each later layer gets its neighbor's weights.
+    # Loaded in order, the layers after the inserted one would get the weights of their neighbors.
     image = x = keras.Input((32, 32, 3))
     for layer in base.layers[1:]:
         settings = layer.get_config()

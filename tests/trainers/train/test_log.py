@@ -1,4 +1,4 @@
-"""What a run logs: the same lines after kills, equal windows, no value where nothing counted."""
+"""Logs of a run: equal lines after kills, equal windows, no value without a target."""
 
 import json
 import os
@@ -36,7 +36,7 @@ registry.register_task("toy_warning", WarningTask)
 
 
 def recipe(**trainer):
-    """70 examples, 14 of them for validation: 4 updates an epoch; log lines across their ends."""
+    """Returns a config: 4 updates per epoch (56 of 70 examples), windows of 7 across epoch ends."""
     config = toys.recipe(
         task="toy_warning",
         **{
@@ -50,7 +50,7 @@ def recipe(**trainer):
 
 
 class Heard(keras.callbacks.Callback):
-    """The logs of each epoch's end."""
+    """Records the logs of `on_epoch_end` per epoch."""
 
     def __init__(self):
         super().__init__()
@@ -61,7 +61,7 @@ class Heard(keras.callbacks.Callback):
 
 
 def lines_of(workdir):
-    """Lines of metrics.jsonl without times, and without those that tell of a process."""
+    """Returns the lines of metrics.jsonl without times and without "resumed" events."""
     lines = [line for line in read_metrics(workdir) if line.get("event") != "resumed"]
     for line in lines:
         if line.get("event") in ("started", "finished"):
@@ -71,14 +71,14 @@ def lines_of(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What the uninterrupted run logs, and what its callbacks hear."""
+    """Trains without interruption; returns the logged lines and the epoch logs of callbacks."""
     heard, workdir = Heard(), tmp_path_factory.mktemp("whole") / "run"
     Trainer(recipe(), workdir, dataset=toys.token_data(), callbacks=[heard]).train()
     return lines_of(workdir), heard.epochs
 
 
 def test_a_killed_run_logs_what_the_uninterrupted_run_logs(whole, run, tmp_path):
-    """Killed before the first checkpoint, between two, and before the last."""
+    """The kills are before the first checkpoint, between two and before the last."""
     lines, epochs = whole
     heard = Heard()
     for stop in (3, 9, 18):
@@ -89,12 +89,12 @@ def test_a_killed_run_logs_what_the_uninterrupted_run_logs(whole, run, tmp_path)
     assert heard.epochs == epochs
     events = [line["event"] for line in read_metrics(tmp_path / "run") if "event" in line]
     assert events.count("warning") == events.count("started") == events.count("finished") == 1
-    assert events.count("resumed") == 2  # not the second start: nothing was saved before
+    assert events.count("resumed") == 2  # not at the second start, which had no checkpoint
 
 
 @pytest.mark.parametrize("in_epoch", [True, False])
 def test_windows_come_back_whole(in_epoch):
-    """Speeds too: they are weights of the window by its seconds."""
+    """The state includes the seconds of the window, from which throughput is computed."""
     means = Means(toys.TokenTask(), penalty=True)
     state = {
         "device": {name: [1.5, 2.0] for name in means.metrics},
@@ -179,7 +179,7 @@ def test_two_replicas_log_the_same_after_a_kill(run, tmp_path):
 
 
 def test_a_rollback_goes_back_to_the_means_of_the_checkpoint(run, tmp_path):
-    """Of six batches, the fifth of 6 rows and the others of 16, the fourth is left out."""
+    """Of six batches (the fifth has 6 rows, the others 16), the fourth is skipped."""
     from tests.trainers.train.test_resume import poison_recipe, poisoned
 
     def losses(every):
@@ -198,7 +198,7 @@ def test_a_rollback_goes_back_to_the_means_of_the_checkpoint(run, tmp_path):
 @pytest.mark.parametrize(
     ("steps", "every", "expected"),
     [
-        (18, 7, [7, 14, 18]),  # 4 updates are left at 14, more than half a window
+        (18, 7, [7, 14, 18]),  # after 14, 4 updates remain: more than half a window
         (17, 7, [7, 17]),
         (16, 5, [5, 10, 16]),
         (12, 4, [4, 8, 12]),
@@ -211,7 +211,7 @@ def test_windows_are_equal_whatever_the_length_of_an_epoch(steps, every, expecte
 
 
 def test_an_epochs_means_are_of_all_its_updates(run, tmp_path):
-    """At rate 0 nothing is learned: windows and epochs weigh the same losses otherwise."""
+    """With learning rate 0 the losses are constant; only the averaging intervals differ."""
     config = toys.recipe(steps=10, log_every=3, checkpoint_every=10)
     config.optimizer = optimizer("sgd", learning_rate=0.0)
     heard = Heard()
@@ -247,7 +247,7 @@ def test_a_mean_of_nothing_has_no_value():
     assert means.logs(nothing) == {}
     assert means.logs({**nothing, "regularization": (3.0, 1.0)}) == {"regularization": 3.0}
     assert all(np.isnan(float(v)) for k, v in means.result().items() if k != "regularization")
-    # Targets that stand for no bytes.
+    # Targets with a byte count of 0.
     known = dict.fromkeys(("loss", "accuracy"), (2.0, 1.0))
     assert set(means.logs({**nothing, **known})) == {"loss", "accuracy", "perplexity"}
 
@@ -270,7 +270,7 @@ def test_a_divergence_is_still_seen():
 
 
 def test_validation_without_targets_chooses_no_best_model(run, tmp_path, capsys):
-    """Nor does it look like a perfect one."""
+    """A validation without targets has no value, rather than a perfect one."""
     config = toys.recipe(steps=10, log_every=5)
     data = toys.token_data()
     empty = {key: array[:9].copy() for key, array in data.splits["train"].items()}
@@ -286,7 +286,7 @@ def test_validation_without_targets_chooses_no_best_model(run, tmp_path, capsys)
     assert "no value" in str(trainer.result)
     assert json.loads((tmp_path / "run/evaluation/validation.json").read_text())["metrics"] == {}
     assert "no value" in (tmp_path / "run/report.html").read_text()
-    assert run(config, data, tmp_path / "run").metrics == {}  # it is finished
+    assert run(config, data, tmp_path / "run").metrics == {}  # the run is finished
     said = capsys.readouterr().err
     assert "finished already" in said
     assert "validation (current weights): no value" in said

@@ -1,4 +1,4 @@
-"""The loop without a trainer: what it calls, and in which order."""
+"""The training loop without a trainer calls the hooks in the expected order."""
 
 import keras
 import pytest
@@ -18,7 +18,7 @@ from trainers.train.hooks.periods import Periods
 
 
 def run(hooks, stop_after=None):
-    """Runs the loop; returns the sizes of its executions and the first batch of each iterator."""
+    """Runs the loop; returns the updates per execution and the first batch of each iterator."""
     step, counts, starts = keras.Model(), [], []
     step.stop_training = False
 
@@ -36,7 +36,7 @@ def run(hooks, stop_after=None):
 
 
 def noting(base, calls):
-    """An instance of a hook's base class that notes which of its methods are called."""
+    """Returns an instance of a hook base class that records its method calls in `calls`."""
     methods = {
         name: lambda self, *_, name=name, real=real: (calls.append(name), real(self, *_))[1]
         for name, real in vars(base).items()

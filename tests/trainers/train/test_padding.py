@@ -1,4 +1,4 @@
-"""Layers and tasks of one's own that let padding change what real rows give are refused."""
+"""Custom layers and tasks are refused if padding rows change the results of real rows."""
 
 import keras
 import pytest
@@ -35,7 +35,7 @@ class Penalized(layers.Layer):
 
 
 class Counting(layers.Layer):
-    """Keeps a mean of what it sees."""
+    """Stores the mean of its last inputs in a variable."""
 
     def build(self, shape):
         self.mean = self.add_weight(shape=shape[1:], trainable=False, name="mean")
@@ -119,7 +119,7 @@ def test_a_recurrent_layer_that_keeps_its_state_is_refused():
 
 
 def test_a_data_set_has_no_weights_of_its_own():
-    """The pipeline's would replace them."""
+    """The pipeline would replace an array named "weight" with its own row weights."""
     split = {**toys.image_data(4).splits["train"], "weight": toys.np.ones(4, "float32")}
     with pytest.raises(zoo.errors.RunError, match="no array may be named 'weight'"):
         zoo.data.Dataset("weighted", {"train": split}, (), "weighted")

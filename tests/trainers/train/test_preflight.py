@@ -1,4 +1,4 @@
-"""What needs no model is refused before TensorFlow is loaded."""
+"""Errors that can be detected without a model are reported before TensorFlow is loaded."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from trainers.config.recipe import as_dict, resolve
 from trainers.train import preflight
 from zoo.storage.disk import write_json
 
-# Many commands in one process: each must be refused, and TensorFlow must not be there in the end.
+# Runs many commands in one process; each must fail, and none may load TensorFlow.
 REFUSED = """
 import contextlib, io, json, sys
 from trainers.cli.main import main
@@ -32,7 +32,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with images, arrays, text and a work directory that has begun."""
+    """Returns a folder with images, arrays, text and the work directory of a started run."""
     place = tmp_path_factory.mktemp("preflight")
     for name in ("ants", "bees", "cats"):
         for i in range(4):
@@ -237,7 +237,7 @@ def test_images_are_not_decoded_before_a_wrong_size_is_refused(place, monkeypatc
 
 
 def test_what_fits_passes(place, tmp_path):
-    """The same recipe goes on in its folder, and sizes that a run filled in are no change."""
+    """A recipe may continue in its folder; sizes that the run computed are no change."""
     run = shutil.copytree(place / "run", tmp_path / "run")
     config = resolve("cnn_digits:debug", [("trainer.log_every", "3")])
     preflight.check_config(config)

@@ -1,4 +1,4 @@
-"""Recomputed blocks: the same gradients, less memory."""
+"""Recomputed blocks give the same gradients with less memory."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_gradients_with_dropout_are_those_without_remat(trainer, run):
 
 
 def test_batch_normalization_moves_once(run):
-    """A second update of the moving statistics would show in them."""
+    """A second update in the recomputation would change the moving statistics."""
 
     def train_norm(remat):
         config = toys.recipe("toy_norm", "image_classification", remat=remat)
@@ -46,7 +46,7 @@ def test_batch_normalization_moves_once(run):
 
 
 def test_layers_inside_are_told_that_this_is_training():
-    """Also where the block around them does not hand it on."""
+    """Inner layers get `training` even if the block does not pass the argument on."""
     from trainers.train.remat import apply_remat
 
     class Quiet(keras.layers.Layer):
@@ -69,7 +69,7 @@ def test_layers_inside_are_told_that_this_is_training():
         return tape.gradient(loss, data).numpy()
 
     found = gradient("quiet")
-    assert set(found.ravel()) == {0.0, 8.0}  # dropped, or twice as much squared
+    assert set(found.ravel()) == {0.0, 8.0}  # dropped, or the gradient of (2 * x) ** 2 at x = 1
     np.testing.assert_array_equal(found, gradient(""))
 
 
@@ -89,7 +89,7 @@ def test_nested_layers_are_found_once():
 
 @pytest.mark.slow
 def test_peak_memory_falls():
-    """Twelve blocks: what is kept is their inputs, a tenth of what lies inside."""
+    """Twelve blocks keep only their inputs, a tenth of their inner activations."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.remat_memory"],
         capture_output=True, text=True, check=True,
@@ -99,7 +99,7 @@ def test_peak_memory_falls():
 
 
 def test_frozen_weights_keep_all_their_bits():
-    """Though the block computes in bfloat16, and moving statistics in it do move."""
+    """Frozen weights are unchanged although the block computes in bfloat16; statistics change."""
     from trainers.train.remat import apply_remat
 
     keras.utils.set_random_seed(0)

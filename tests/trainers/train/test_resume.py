@@ -1,4 +1,4 @@
-"""A run that was interrupted ends exactly where the uninterrupted one ends."""
+"""An interrupted and resumed run ends with exactly the state of the uninterrupted run."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from zoo.errors import RunError, UsageError
 
 
 def recipe(replicas=1, micro=4, **trainer):
-    """Everything that has state: dropout, AdamW, a schedule, an average, accumulation."""
+    """Returns a config with all state: dropout, AdamW, a schedule, EMA, gradient accumulation."""
     config = toys.recipe(
         model_arguments={"dropout": 0.3},
         **{
@@ -39,7 +39,7 @@ class Interrupted(Exception):
 
 
 class StopAt(keras.callbacks.Callback):
-    """Ends the run, without any saving, once so many updates are done."""
+    """Raises `Interrupted` after the given number of updates, without saving."""
 
     def __init__(self, updates):
         super().__init__()
@@ -51,7 +51,7 @@ class StopAt(keras.callbacks.Callback):
 
 
 def last_arrays(workdir):
-    """Every bit of the last checkpoint: weights, slots, averages, seeds, counters."""
+    """Returns step, paths, arrays of the last checkpoint, with slots, averages, seeds, counters."""
     number, path = checkpoint.list_checkpoints(workdir / "checkpoints")[-1]
     header, arrays = checkpoint.read(path)
     return number, header["paths"], arrays
@@ -68,7 +68,7 @@ def assert_same_end(one, other):
 def test_resumed_run_is_bit_identical(replicas, run, trained_once, tmp_path):
     data = toys.token_data()
     whole = trained_once(recipe(replicas), data)
-    for stop in (7, 11):  # between checkpoints, and twice
+    for stop in (7, 11):  # two interruptions between checkpoints
         with pytest.raises(Interrupted):
             run(recipe(replicas), data, workdir=tmp_path / "parts", callbacks=[StopAt(stop)])
     run(recipe(replicas), data, workdir=tmp_path / "parts")
@@ -76,7 +76,7 @@ def test_resumed_run_is_bit_identical(replicas, run, trained_once, tmp_path):
 
 
 def test_resume_with_another_number_of_replicas(run, tmp_path):
-    """The same data order, so the same end up to rounding (no dropout: masks are a replica's)."""
+    """Equal data order, so equal results up to rounding (no dropout: masks are per replica)."""
     data = toys.token_data()
 
     def without_dropout(replicas):
@@ -119,7 +119,7 @@ def lines_of(workdir):
 
 @pytest.mark.parametrize("how", ["SIGTERM before", "SIGTERM in", "kill in"])
 def test_no_evaluation_keeps_a_run_from_being_saved(how, run, trained_once, tmp_path, monkeypatch):
-    """And what it would have told is told when the run goes on."""
+    """The resumed run makes up for the interrupted evaluation."""
     from trainers.train import loop
     from trainers.train.hooks.validation import Validation
 
@@ -155,11 +155,11 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, trained_once, tmp_
 
 
 def test_seeds_are_in_the_checkpoint(run, tmp_path):
-    """A model whose seeds differ from process to process goes on with those it began with."""
+    """A resumed run restores its seeds even if the seeds of each process differ."""
     data = toys.token_data()
     first = run(recipe(), data, workdir=tmp_path / "run")
     states = [v.numpy() for v in first.step.seed_states]
-    assert len(states) == 2  # a dropout a block
+    assert len(states) == 2  # one dropout layer per block
     for variable in first.step.seed_states:
         variable.assign([7, 7])
     path = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1][1]
@@ -209,13 +209,13 @@ def test_kill_9_twice_then_the_same_bits(tmp_path):
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
         reached = last_arrays(tmp_path / "parts")[0]
-        assert step <= reached < steps  # it was killed in the middle
+        assert step <= reached < steps  # the run was killed before its end
     with child(tmp_path / "parts", steps) as process:
         assert process.wait(300) == 0, process.communicate()[1]
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
     lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
     steps_logged = [line["step"] for line in map(json.loads, lines) if "loss" in line]
-    assert steps_logged == sorted(set(steps_logged))  # nothing twice, nothing out of order
+    assert steps_logged == sorted(set(steps_logged))  # no duplicates, ascending
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_damaged_checkpoint_is_named_and_kept(run, trained_once, tmp_path):
 
 
 def poisoned(step, value=np.nan):
-    """Data whose batch number `step` (from 0, in the first epoch) holds one poisoned example."""
+    """Returns data with one poisoned example in batch `step` (from 0) of the first epoch."""
     poison = np.ones(70, np.float32)
     order = pipeline.epoch_order(np.arange(70, dtype=np.int64), 0, 0, 70).numpy()
     poison[order[step * 16 + 3]] = value
@@ -270,7 +270,7 @@ def test_nan_stops_with_the_step_and_the_last_good_checkpoint(replicas, run, tmp
 
 
 def test_nan_between_two_log_lines_is_not_saved(run, tmp_path):
-    """Validation and saving look at the loss too, not only the log."""
+    """Validation and saving check the loss too, not only logging."""
     config = poison_recipe(log_every=100)
     config.trainer.checkpoint_every, config.trainer.evaluate_every = 2, 2
     config.data.validation_size = 6
@@ -283,14 +283,14 @@ def test_nan_between_two_log_lines_is_not_saved(run, tmp_path):
 
 
 def test_rollback_leaves_the_bad_batch_out(run, tmp_path):
-    """With batch 4 of 5 poisoned, the end is that of training on batches 1, 2, 3, 5, 6."""
+    """With batch 4 poisoned, five updates equal training on batches 1, 2, 3, 5 and 6."""
     trainer = run(poison_recipe(max_rollbacks=1), poisoned(3), workdir=tmp_path / "run")
     assert trainer.state.done == 5
     assert trainer.state.skipped_batches == 1
     events = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "rolled back" in events
 
-    # The same by hand: a run that stopped after step 3 goes on with one batch left out.
+    # Reference: a run that stopped after step 3 resumes with a manually skipped batch.
     config = poison_recipe()
     with pytest.raises(RunError):
         run(config, poisoned(3), workdir=tmp_path / "hand")
@@ -329,7 +329,7 @@ def test_finished_run_is_left_as_it_is(run, tmp_path):
 
 
 def test_infinite_gradient_of_a_finite_loss_stops_too(run, tmp_path):
-    """The loss looks well, the weights are lost: no checkpoint may hold them."""
+    """The loss is finite, but the updated weights are not: no checkpoint may contain them."""
     config = poison_recipe()
     config.task.name = "toy_infinite_gradient"
     with pytest.raises(RunError, match="gradient is not finite since step 4"):
@@ -340,7 +340,7 @@ def test_infinite_gradient_of_a_finite_loss_stops_too(run, tmp_path):
 
 
 class ReportEarly(keras.callbacks.Callback):
-    """Looks at a run that goes on, as `zoo report` does."""
+    """Writes a report before the run is finished, as `zoo report` does."""
 
     def __init__(self, workdir):
         super().__init__()
@@ -375,11 +375,11 @@ def test_evaluation_takes_no_more_rows_at_once_than_training(run):
 
 
 class LessTheMean(keras.layers.Layer):
-    """A layer of a user's that mixes the rows of one replica."""
+    """Custom layer that mixes the rows of one replica."""
 
     def call(self, x):
         weights = zoo.row_weights(x)[:, None]
-        count = keras.ops.maximum(keras.ops.sum(weights), 1.0)  # padding alone: not 0 / 0
+        count = keras.ops.maximum(keras.ops.sum(weights), 1.0)  # no 0 / 0 if all rows are padding
         return x - keras.ops.sum(weights * x, 0) / count
 
     def compute_output_spec(self, x):
@@ -405,7 +405,7 @@ registry.register("toy_mixes", mixes, "image_classification")
     ],
 )
 def test_rows_that_are_mixed_stay_together(name, before, after, run, tmp_path):
-    """Batch statistics are those of a micro-batch: another one would train another model."""
+    """Batch statistics are per micro-batch, so another micro-batch size changes the results."""
     folder = tmp_path / "run"
     with pytest.raises(Interrupted):
         run(
@@ -420,7 +420,7 @@ def test_rows_that_are_mixed_stay_together(name, before, after, run, tmp_path):
 
 
 def test_replicas_that_see_the_same_rows_together_may_change(run, tmp_path):
-    """Batch normalization spans them; rows of no other layer are mixed at all."""
+    """Batch normalization is synchronized across replicas; no other layer mixes rows."""
     folder = tmp_path / "run"
     recipe = toys.recipe("toy_norm", "image_classification", micro_batch_size=4)
     with pytest.raises(Interrupted):

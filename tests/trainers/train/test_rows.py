@@ -1,4 +1,4 @@
-"""Layers that mix rows see no padding: a short batch equals Keras' `fit` on just its rows."""
+"""Layers that mix rows ignore padding: a short batch equals Keras' `fit` on the real rows."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ SHAPE = (4, 4, 2)
 
 
 def classifier(*mixing, activity=None):
-    """Small layers around those that mix rows."""
+    """Returns a small classifier that contains the given layers."""
     keras.utils.set_random_seed(0)
     image = keras.Input(SHAPE, name="image")
     x = layers.Conv2D(3, 3, activity_regularizer=activity, name="convolution")(image)
@@ -35,7 +35,7 @@ def norm(**arguments):
 
 
 def short_batch(real, rows=8):
-    """Real rows first, then padding that no statistic could bear."""
+    """Returns a batch of real rows followed by padding with values (1e3) that spoil statistics."""
     generator = np.random.default_rng(0)
     image = generator.normal(1.0, 2.0, (rows, *SHAPE)).astype("float32")
     image[real:] = 1e3
@@ -44,7 +44,7 @@ def short_batch(real, rows=8):
 
 
 def updated(model, batch, task=None, micro=0, replicas=1, steps=2, jit=False):
-    """Trains a model on one batch again and again; returns the step."""
+    """Trains a model for `steps` updates on one batch; returns the `TrainStep`."""
     from trainers.distributed.strategy import make_strategy
 
     strategy = make_strategy("mirrored", replicas) if replicas > 1 else make_strategy("one_device")
@@ -70,7 +70,7 @@ def updated(model, batch, task=None, micro=0, replicas=1, steps=2, jit=False):
 
 
 def fitted(model, batch, steps=2):
-    """The same by Keras alone, on the real rows."""
+    """Trains a model with Keras' `fit` on the real rows of the batch; returns the model."""
     model = model()
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
     real = batch["weight"] > 0
@@ -80,7 +80,7 @@ def fitted(model, batch, steps=2):
 
 
 class Masked(layers.Layer):
-    """Gives its positions a Keras mask that leaves the first out."""
+    """Layer with a Keras mask that excludes the first position."""
 
     def compute_mask(self, x, previous=None):
         return ops.concatenate([ops.zeros_like(x[..., :1, 0]), ops.ones_like(x[..., 1:, 0])], -1)
@@ -117,7 +117,7 @@ def test_a_short_batch_equals_fit_on_its_rows(name):
     assert toys.difference(reference, updated(MODELS[name], batch).net) <= BOUND
 
 
-# Of 16 rows: on two replicas the second has 3 real rows, or none.
+# Real rows of 16: the second of two replicas has 3 real rows, or none.
 @pytest.mark.parametrize("real", [11, 5])
 @pytest.mark.filterwarnings("ignore:Layer 'flatten")
 @pytest.mark.parametrize("name", ["plain", "masked", "activity"])
@@ -128,7 +128,7 @@ def test_replicas_count_by_their_real_rows(name, real):
 
 
 def test_each_micro_batch_has_the_statistics_of_its_rows():
-    """Two of four are padding alone: they move nothing, and the loss has their share of none."""
+    """Two of four micro-batches are only padding and change neither statistics nor loss."""
     batch = short_batch(6, 16)
     parts = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
     step = updated(MODELS["plain"], batch, micro=4, steps=1)
@@ -147,7 +147,7 @@ def test_each_micro_batch_has_the_statistics_of_its_rows():
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_micro_batches_of_padding_change_nothing(replicas):
-    """The real rows fill one micro-batch (on two replicas half of it each)."""
+    """The real rows fill one micro-batch (half of it on each of two replicas)."""
     small = short_batch(4, 4)
     order = [0, 1, 4, 5, 2, 3, 6, 7] if replicas == 2 else range(8)
     padded = {k: v[list(order)] for k, v in short_batch(4, 8).items()}
@@ -155,7 +155,7 @@ def test_micro_batches_of_padding_change_nothing(replicas):
     padded["label"][padded["weight"] > 0] = small["label"]
     step = updated(MODELS["plain"], padded, micro=4 // replicas, replicas=replicas)
     assert toys.difference(fitted(MODELS["plain"], small), step.net) <= BOUND
-    # Once more with padding alone: every bit of the statistics stays.
+    # A batch of only padding leaves the statistics bit-identical.
     before = [v.numpy() for v in step.net.non_trainable_weights]
     again = {k: tf.zeros_like(v) for k, v in padded.items()}
     if replicas == 1:
@@ -166,8 +166,8 @@ def test_micro_batches_of_padding_change_nothing(replicas):
 
 
 def test_a_replica_takes_part_in_micro_batches_of_others():
-    """Its second micro-batch is padding, another replica's is not: the statistics are global."""
-    # Replica 0 has rows 0 to 7, replica 1 rows 8 to 15 of which 8 to 11 are real.
+    """A replica with only padding in its second micro-batch gets the global statistics."""
+    # Replica 0 has rows 0 to 7, replica 1 rows 8 to 15, of which rows 8 to 11 are real.
     batch = short_batch(12, 16)
     step = updated(MODELS["plain"], batch, micro=4, replicas=2, steps=1)
     model = MODELS["plain"]()
@@ -198,7 +198,7 @@ def test_recomputed_blocks_see_no_padding():
 
 
 def test_a_run_equals_fit_on_its_batches(run):
-    """Through the pipeline, short last batches included; Keras takes the same rows."""
+    """Covers the pipeline and short last batches; Keras trains on the real rows of its batches."""
     from zoo.data.pipeline import training_batches
 
     config = toys.recipe("toy_norm", "image_classification", steps=6, global_batch_size=16)
@@ -220,7 +220,7 @@ def test_a_run_equals_fit_on_its_batches(run):
 
 
 class MinibatchDeviation(layers.Layer):
-    """How much rows differ, beside each of them (Karras et al. 2018, section 3)."""
+    """Minibatch standard deviation as an extra feature (Karras et al. 2018, section 3)."""
 
     def call(self, x):
         weights = zoo.row_weights(x)
@@ -250,7 +250,7 @@ def gan():
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_no_player_of_a_gan_sees_padding(replicas):
-    """Real and made batches, the statistics of both networks, and the metrics."""
+    """Covers real and generated batches, the statistics of both networks, and the metrics."""
 
     def with_noise(batch):
         generator = np.random.default_rng(1)
@@ -354,7 +354,7 @@ def test_ranges_of_eight_bits_are_those_of_real_rows():
 
 
 def test_ranges_of_token_models_see_no_padding():
-    """Their tasks keep no row weights of their own: the pipeline adds them."""
+    """Tasks of token models define no row weights, so the pipeline adds the weights."""
     from zoo.data.pipeline import training_batches
 
     model = registry.build("gpt_nano", vocabulary_size=11, num_layers=1, hidden_dim=8, num_heads=1)

@@ -1,4 +1,4 @@
-"""A run keeps what its model wrote at each evaluation, and the report shows it."""
+"""A run stores a sample of its model at each evaluation, and the report shows the samples."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,7 @@ from zoo.generation.generate import Generator
 
 
 def little_gpt():
-    """Recipe, data set and tokenizer."""
+    """Returns the config, the dataset and the tokenizer of a tiny GPT."""
     text = "to be or not to be, <b>that</b> is the question\n" * 40
     tokenizer = tokenizers.train("character", [text])
     ids = np.concatenate([[2], tokenizer.encode(text), [3]]).astype("uint16")
@@ -56,7 +56,7 @@ def test_a_sample_an_evaluation_by_the_weights_of_then(run):
     assert samples[-1]["detail"] == fresh.text([""], 11, temperature=0.8, seed=0)[0]
 
     metric = next(line for line in lines if "val_loss" in line)
-    bits = metric["val_loss"] / np.log(2)  # a character of this text is a byte
+    bits = metric["val_loss"] / np.log(2)  # each character of this text is one byte
     assert abs(metric["val_bits_per_byte"] - bits) < 0.05 * bits
     assert metric["val_perplexity"] == np.exp(metric["val_loss"])
     assert tokenizers.load(trainer.workdir / "tokenizer.json").fingerprint == tokenizer.fingerprint

@@ -1,4 +1,4 @@
-"""The ladder's power law is found again."""
+"""The fit of the scaling ladder recovers the power law of synthetic losses."""
 
 import numpy as np
 

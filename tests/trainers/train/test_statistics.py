@@ -1,4 +1,4 @@
-"""Averaged weights are evaluated, saved and exported with batch statistics of their own."""
+"""Averaged weights are evaluated, saved and exported with batch statistics of these weights."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from zoo.tasks.image_classification import ImageClassification
 
 
 def slow_norm(name="toy_slow_norm"):
-    """Keras' default momentum: 40 updates leave two thirds of what the statistics start with."""
+    """Returns a model with default momentum: 40 updates keep 2/3 of the initial statistics."""
     image = keras.Input((4, 4, 1), name="image")
     x = keras.layers.Conv2D(4, 3, use_bias=False, name="convolution")(image)
     x = keras.layers.BatchNormalization(name="norm")(x)
@@ -30,7 +30,7 @@ registry.register("toy_slow_norm", slow_norm, "image_classification")
 
 
 def two_classes(examples=76):
-    """Bright and dark images."""
+    """Returns a dataset of bright and dark images."""
     generator = np.random.default_rng(0)
     label = np.arange(examples, dtype="int32") % 2
     image = generator.integers(0, 40, (examples, 4, 4, 1)) + 60 + 60 * label[:, None, None, None]
@@ -69,7 +69,7 @@ def test_evaluation_best_and_final_model_have_the_statistics_of_the_averages(who
     assert whole.metrics["accuracy"] == 1.0
     lines = [x for x in read_metrics(whole.workdir.path) if "val_accuracy" in x]
     assert [line["val_accuracy"] for line in lines] == [1.0, 1.0]
-    # The statistics are those of the saved weights over the four full batches of 64 rows.
+    # The statistics are those of the saved weights over the 64 rows of four full batches.
     saved = zoo.load(whole.workdir.path)
     features = keras.Model(saved.input, saved.get_layer("convolution").output)
     x = features(whole.arrays["image"] / 255.0).numpy()
@@ -79,7 +79,7 @@ def test_evaluation_best_and_final_model_have_the_statistics_of_the_averages(who
 
 
 def test_training_goes_on_with_its_own_statistics(whole, run):
-    """Evaluations leave no trace in what is trained."""
+    """Evaluations do not change the trained weights and statistics."""
     never = run(recipe(evaluate_every=40), two_classes())
     assert toys.difference(whole.step.net, never.step.net) == 0
     with whole.step.averaged():
@@ -89,7 +89,7 @@ def test_training_goes_on_with_its_own_statistics(whole, run):
 
 
 def test_only_the_variables_that_are_asked_for_change(whole):
-    """One player of several may have averages: the statistics of the others stay."""
+    """If only one of several players has averages, the statistics of the others are unchanged."""
     step = whole.step
     asked = step.net.get_layer("norm").moving_mean
     before = {id(v): v.numpy() for v in step.net.weights}
@@ -116,7 +116,7 @@ def test_replicas_have_the_same_statistics(whole, run):
     ("replicas", "micro", "rows"), [(1, 0, 16), (1, 4, 4), (2, 4, 8), (2, 0, 16)]
 )
 def test_statistics_are_of_the_rows_that_an_update_normalizes_together(replicas, micro, rows):
-    """Of the four full batches of 76 examples; the short one is left out."""
+    """Of 76 examples, the four full batches count; the short batch is excluded."""
     arrays, task = two_classes().splits["train"], ImageClassification()
     trainer = recipe(micro_batch_size=micro).trainer
     batches = [*statistics_batches(arrays, task.prepare, trainer, replicas)]
@@ -125,7 +125,7 @@ def test_statistics_are_of_the_rows_that_an_update_normalizes_together(replicas,
 
 
 def test_a_step_without_batches_is_refused():
-    """Keras' `fit` would leave averages beside the statistics of other weights."""
+    """Keras' `fit` would combine averaged weights with the statistics of the raw weights."""
     model = slow_norm()
     optimizer = keras.optimizers.SGD(0.1, use_ema=True)
     step = TrainStep(model, ImageClassification(), optimizer)
@@ -142,7 +142,7 @@ def test_a_step_without_batches_is_refused():
 
 
 def test_ranges_of_eight_bits_move_on_with_the_averages(run):
-    """Files, restored kernels and statistics agree: the saved model is the evaluated one."""
+    """The saved model equals the evaluated model, including its ranges and statistics."""
     config = recipe(ema=0.9)
     config.compress.qat.on = True
     trainer = run(config, two_classes())

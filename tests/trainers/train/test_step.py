@@ -1,4 +1,4 @@
-"""The mathematics of an update: the same for any number of micro-batches and replicas."""
+"""Updates are mathematically equal for any number of micro-batches and replicas."""
 
 import math
 
@@ -35,7 +35,7 @@ OPTIMIZERS = {
     "adafactor": lambda: optimizer("adafactor", learning_rate=0.01),
     "muon": lambda: optimizer("muon", learning_rate=0.01, weight_decay=0.1),
 }
-# name -> replicas, micro batch
+# name -> (replicas, micro-batch size)
 SPLITS = {"4 micro-batches": (1, 4), "2 replicas": (2, 0), "4 replicas": (4, 0), "2 x 2": (2, 4)}
 
 
@@ -49,7 +49,7 @@ def tokens(name, task="toy_token", replicas=1, micro=0, l2=0.0):
         ema=0.9,
     )
     config.optimizer = OPTIMIZERS[name]()
-    # Not down to 0: the last update, of a short batch, must change the weights too.
+    # The final rate is above 0 so that the last update, of a short batch, changes the weights.
     config.schedule = schedule("cosine", warmup_steps=3, final_fraction=0.1)
     return config, toys.token_data()
 
@@ -57,7 +57,7 @@ def tokens(name, task="toy_token", replicas=1, micro=0, l2=0.0):
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_splitting_a_batch_changes_nothing(name, split, trained_once, run):
-    """Sparse embedding gradients, unequal token counts and short last batches included."""
+    """Covers sparse embedding gradients, unequal token counts and short last batches."""
     whole = trained_once(*tokens(name))
     replicas, micro = SPLITS[split]
     parts = run(*tokens(name, replicas=replicas, micro=micro))
@@ -71,7 +71,7 @@ def test_splitting_a_batch_changes_nothing(name, split, trained_once, run):
 def test_every_optimizer_is_equal_when_split(name, trained_once, run):
     whole = trained_once(*tokens(name))
     parts = run(*tokens(name, replicas=2, micro=4))
-    # Lion takes the sign of what may be a rounding error around zero.
+    # Lion uses the sign of values that may be rounding errors around zero.
     assert toys.difference(whole.step.net, parts.step.net) <= (1e-3 if name == "lion" else 1e-5)
 
 
@@ -86,7 +86,7 @@ def test_two_terms_and_a_penalty_when_split(split, trained_once, run):
 
 
 def test_equals_plain_keras_on_a_full_batch(xla, run):
-    """Against stock `fit`, in one batch without masks: the same mathematics as Keras' own."""
+    """Compares with stock `fit` on one batch without masks."""
     data = toys.token_data(examples=16)
     data.splits["train"]["mask"][:] = True
     config = toys.recipe(steps=10)
@@ -104,7 +104,7 @@ def test_equals_plain_keras_on_a_full_batch(xla, run):
 
 @pytest.mark.parametrize("strategy", ["one_device", "mirrored"])
 def test_fit_runs_the_same_step(strategy, trained_once, run):
-    """`TrainStep` is a Keras model: plain `fit` over the same batches gives the same weights."""
+    """`fit` of a `TrainStep`, a Keras model, gives the same weights on the same batches."""
     from trainers.distributed.strategy import make_strategy
     from trainers.train.build import build_step
     from zoo.data.pipeline import training_batches
@@ -118,7 +118,7 @@ def test_fit_runs_the_same_step(strategy, trained_once, run):
         first_step=0, last_step=10,
     )  # fmt: skip
     history = step.fit(batches, epochs=1, shuffle=False, verbose=0).history
-    with whole.step.averaged():  # `fit` ends by putting the averages into the model
+    with whole.step.averaged():  # `fit` ends with the averages in the model
         assert toys.difference(whole.step.net, step.net) <= BOUND
     assert np.isfinite(history["loss"][0])
 
@@ -129,12 +129,12 @@ def test_xla_computes_the_same(trained_once, run, xla):
         config, data = tokens("sgd", replicas=replicas, micro=micro)
         config.trainer.jit_compile = True
         compiled = run(config, data)
-        assert compiled.step._compiled[0].get_concrete_function  # it was really compiled
+        assert compiled.step._compiled[0].get_concrete_function  # the step was compiled
         assert toys.difference(whole.step.net, compiled.step.net) <= 1e-5
 
 
 def test_replicas_and_steps_draw_other_dropout_masks(run):
-    """Each replica sees the same rows here: equal masks would give equal losses."""
+    """All replicas get the same rows, so equal masks would give equal losses."""
     from trainers.distributed.strategy import make_strategy
     from trainers.train.build import build_step
 
@@ -159,14 +159,14 @@ def test_replicas_and_steps_draw_other_dropout_masks(run):
 
     first, again, other = draw(0), draw(0), draw(1)
     assert first == again
-    assert len({*first, *draw(0, turn=1)}) == 4  # each player draws its own, too
+    assert len({*first, *draw(0, turn=1)}) == 4  # other masks per player
     step.count.assign_add(1)
     later = draw(0)
     assert len({*first, *other, *later}) == 6
 
 
 def test_micro_batches_draw_other_masks_on_each_replica(run):
-    """The same through the loop that accumulates; and the seeds' own states stay as they are."""
+    """Gradient accumulation also draws other masks and does not change the seed states."""
     from trainers.distributed.strategy import make_strategy
     from trainers.train.build import build_step
 
@@ -193,7 +193,7 @@ def test_micro_batches_draw_other_masks_on_each_replica(run):
 
 
 def test_batch_normalization_is_synchronized(run):
-    """Two replicas normalise over the whole batch; replica-local moments would differ by 1e-2."""
+    """Two replicas normalize over the whole batch; replica-local moments would differ by 1e-2."""
 
     def train(replicas, micro=0):
         config = toys.recipe(
@@ -205,10 +205,10 @@ def test_batch_normalization_is_synchronized(run):
 
     one, two = train(1), train(2)
     assert toys.difference(one.step.net, two.step.net) <= 1e-5
-    # Micro-batches of 4 rows on one device are those of 2 rows on each of two.
+    # Micro-batches of 4 rows on one device equal micro-batches of 2 rows on each of two devices.
     one, two = train(1, micro=4), train(2, micro=2)
     moving = [run.step.net.get_layer("norm").moving_mean for run in (one, two)]
-    assert np.abs(moving[0].numpy()).max() > 1e-3  # the statistics are really kept
+    assert np.abs(moving[0].numpy()).max() > 1e-3  # the statistics are updated
     values = two.strategy.experimental_local_results(moving[1].value)
     np.testing.assert_array_equal(values[0].numpy(), values[1].numpy())
 
@@ -222,7 +222,7 @@ def test_xla_with_synchronized_normalization_is_refused(run):
 
 
 def test_what_layers_add_to_the_loss_is_in_it(devices):
-    """`add_loss` of 3 a call: the loss says so, and its gradient moves the weights."""
+    """An `add_loss` of 3 per call is part of the logs, and its gradient changes the weights."""
     from trainers.train.step import TrainStep
 
     class Adds(keras.layers.Layer):
@@ -247,7 +247,7 @@ def test_what_layers_add_to_the_loss_is_in_it(devices):
 
 
 def one_update(config, **changes):
-    """Returns the trained variables, by path, before and after one update."""
+    """Returns the trainable variables, by path, before and after one update."""
     from trainers.distributed.strategy import make_strategy
     from trainers.train.build import build_step
 
@@ -255,7 +255,7 @@ def one_update(config, **changes):
     arrays = toys.token_data().splits["train"]
     data = {key: tf.constant(value[:16]) for key, value in arrays.items()}
     variables = step.net.trainable_variables
-    for variable in variables:  # away from zero, where decay would not show
+    for variable in variables:  # weight decay does not change zeros
         variable.assign(variable + 1)
     before = {v.path: v.numpy() for v in variables}
     tf.function(step.update, autograph=False)({**data, "weight": tf.ones(16), **changes})
@@ -264,7 +264,7 @@ def one_update(config, **changes):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "adafactor", "muon"])
 def test_weight_decay_leaves_biases_and_norms_alone(name):
-    """Without a gradient (no row counts), decay is all that moves a weight."""
+    """With row weights of 0 there is no gradient, so only weight decay changes variables."""
     config = toys.recipe()
     config.optimizer = optimizer(name, learning_rate=0.1, weight_decay=0.5)
     before, after = one_update(config, weight=tf.zeros(16))
@@ -275,7 +275,7 @@ def test_weight_decay_leaves_biases_and_norms_alone(name):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_slow_variables_go_a_part_of_the_way(name):
-    """Decay and gradient both: the slow block moves by a tenth, all others as without."""
+    """Decay and gradient move the slow block by a tenth, the others as without slow variables."""
     config = toys.recipe()
     moved = {}
     for slow in ("", "^block_0/"):
@@ -287,7 +287,7 @@ def test_slow_variables_go_a_part_of_the_way(name):
     shares = {path: 0.1 if path.startswith("block_0/") else 1.0 for path in moved[""]}
     assert set(shares.values()) == {0.1, 1.0}
     for path, share in shares.items():
-        # Decay comes before the step, which looks at the gradient alone.
+        # Weight decay precedes the update, which depends only on the gradient.
         np.testing.assert_allclose(
             moved["^block_0/"][path], share * moved[""][path], rtol=2e-3, atol=1e-6, err_msg=path
         )
@@ -326,7 +326,7 @@ def test_clipping_is_by_the_global_norm():
 
 
 def test_schedules_count_updates(run):
-    """Four micro-batches are one update: the rate after ten steps is the schedule's at ten."""
+    """Four micro-batches are one update: after ten updates the schedule is at step 10."""
     config = toys.recipe(micro_batch_size=4)
     config.schedule = schedule("linear", warmup_steps=2)
     trainer = run(config, toys.token_data())
@@ -342,7 +342,7 @@ def test_micro_batch_that_does_not_divide_is_refused(run):
 
 
 def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkeypatch):
-    """Not by their addresses: other processes have others, and would add up other tensors."""
+    """Sorting by `id` is wrong: ids differ per process, so workers would add different tensors."""
     from trainers.train import step
 
     found = []
@@ -404,7 +404,7 @@ def test_frozen_normalisation_spans_no_replicas():
 
 
 class TwoWorkers(LocalGroup):
-    """Seen from the one that is not the chief, whose first learning rate is 0.125."""
+    """Group as seen by a non-chief worker; the first learning rate of the chief is 0.125."""
 
     count = 2
 
@@ -413,7 +413,7 @@ class TwoWorkers(LocalGroup):
 
 
 def test_rates_of_the_chief_are_those_of_all():
-    """As a callback of the chief's changes them; a schedule's are the same everywhere."""
+    """Constant learning rates follow the chief's callbacks; schedules are equal on all workers."""
     own = keras.optimizers.SGD(0.5)
     plan = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.5, 10))
     share_rates([own, plan], TwoWorkers())

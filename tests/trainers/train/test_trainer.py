@@ -1,4 +1,4 @@
-"""Callbacks, the best model, averages, and the road of a whole run."""
+"""Callbacks, the best model, averaged weights, and whole runs."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from zoo.errors import UsageError
 
 
 def test_average_is_the_one_it_says_and_is_what_gets_evaluated_and_saved(run, tmp_path):
-    """The moving average of the weights after each update, computed here by hand."""
+    """The reference is a moving average of the weights after each update, computed in NumPy."""
     seen = []
 
     class Remember(keras.callbacks.Callback):
@@ -35,11 +35,11 @@ def test_average_is_the_one_it_says_and_is_what_gets_evaluated_and_saved(run, tm
     saved = keras.saving.load_model(tmp_path / "run" / "model.keras")
     for a, last, v in zip(average, seen[-1], saved.trainable_variables, strict=True):
         np.testing.assert_allclose(a, v.numpy(), atol=1e-6)
-        assert np.abs(last - v.numpy()).max() > 1e-4  # not simply the last weights
+        assert np.abs(last - v.numpy()).max() > 1e-4  # the average differs from the last weights
     pictures = data.splits["test"]["image"].astype("float32") / 255
     right = saved.predict(pictures, verbose=0).argmax(-1) == data.splits["test"]["label"]
     assert trainer.metrics["accuracy"] == pytest.approx(right.mean())
-    # Training itself goes on with the plain weights.
+    # Training continues with the raw weights.
     for weight, v in zip(seen[-1], trainer.step.net.trainable_variables, strict=True):
         np.testing.assert_array_equal(weight, v.numpy())
 
@@ -58,7 +58,7 @@ def test_best_is_chosen_on_the_validation_split(run, tmp_path):
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_logged_means_are_those_of_all_tokens(replicas, run, tmp_path):
-    """At rate 0 nothing is learned: each epoch's logged loss is the loss over all its tokens."""
+    """With learning rate 0, the logged loss of an epoch is the loss over all its tokens."""
     more = {"strategy": "mirrored", "replicas": 2} if replicas == 2 else {}
     config = toys.recipe(steps=5, log_every=5, **more)
     config.optimizer = optimizer("sgd", learning_rate=0.0)
@@ -96,21 +96,21 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
             Look(),
         ],
     )  # fmt: skip
-    assert [epoch for epoch, _ in epochs] == [0, 1]  # stopped early, after patience
+    assert [epoch for epoch, _ in epochs] == [0, 1]  # stopped early after `patience` epochs
     assert epochs[0][1] == ["accuracy", "loss", "val_accuracy", "val_loss"]
     assert trainer.state.done == 8
     assert csv.read_text().splitlines()[0] == "epoch,accuracy,loss,val_accuracy,val_loss"
     assert list((tmp_path / "run" / "tensorboard").rglob("events.out*"))
     assert (tmp_path / "run" / "model.keras").exists()
     assert len(trainer.step.history.epoch) == 2
-    # The same command again does not train on.
+    # A second run of the same command does not continue training.
     again = run(config, toys.image_data(), workdir=tmp_path / "run")
     assert again.state.done == 8
     assert toys.difference(trainer.step.net, again.step.net) == 0
 
 
 def test_callbacks_hear_of_every_evaluation(run):
-    """Of four updates an epoch, an evaluation after each third."""
+    """An epoch has four updates; evaluations are after every third update."""
     heard = []
     hear = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: heard.append(logs.get("val_loss"))
@@ -129,7 +129,7 @@ def test_classes_without_a_name_are_refused(run):
     data = toys.image_data(classes=2)
     with pytest.raises(UsageError, match=r"has 2 \(a, b\); set model.num_classes=2"):
         run(toys.recipe("toy_norm", "image_classification"), data)
-    numbered = dataclasses.replace(data, class_names=("0", "1"))  # the third may be missing
+    numbered = dataclasses.replace(data, class_names=("0", "1"))  # the third class may be absent
     assert run(toys.recipe("toy_norm", "image_classification", steps=1), numbered).state.done == 1
 
 
@@ -164,14 +164,14 @@ def test_restoring_the_best_weights_is_refused(run):
 
 
 def test_the_log_tells_examples_and_rates_as_they_were(run):
-    """Padding rows are no examples; the rate of a line is that of its last update."""
+    """Padding rows are no examples; a line has the learning rate of its last update."""
     config = toys.recipe(steps=4, log_every=1)
     config.schedule = schedule("linear", warmup_steps=2)
     trainer = run(config, toys.token_data(20))
     lines = [line for line in read_metrics(trainer.workdir.path) if "loss" in line]
     rates = [line["learning_rate"] for line in lines]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.05, 0.0], rtol=1e-5)
-    assert trainer.periods.steps_per_epoch == 2  # of 16 examples and 4
+    assert trainer.periods.steps_per_epoch == 2  # with 16 and 4 examples
     progress, counts = trainer._hooks(None).progress, []
     for done, steps in ((1, 1), (2, 1), (2, 2), (4, 4), (3, 2)):
         trainer.state.done = done
@@ -180,7 +180,7 @@ def test_the_log_tells_examples_and_rates_as_they_were(run):
 
 
 def test_a_layer_that_assigns_to_its_weights_is_refused(run):
-    """What it assigns would be lost between updates."""
+    """The assigned value would be lost between updates."""
 
     def build():
         image = keras.Input((6, 6, 1), name="image")
@@ -200,7 +200,7 @@ def test_callbacks_set_a_constant_rate(run):
 
 
 def test_throughput_leaves_out_what_is_not_training(run, tmp_path):
-    """Steps that sleep 20 ms, saving at each: no more than 50 steps a second are logged."""
+    """Steps that sleep 20 ms and save are logged with at most 50 steps per second."""
     import time
 
     class Sleep(keras.callbacks.Callback):
@@ -215,7 +215,7 @@ def test_throughput_leaves_out_what_is_not_training(run, tmp_path):
 
 
 def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
-    """Not even the folder; here it stands alone, and is told that another is the chief."""
+    """The worker does not even create its folder. The test sets `chief = False` in one process."""
 
     class Tokenizer:
         fingerprint = "toy"
@@ -232,7 +232,7 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
     trainer.events = Events(trainer.workdir, trainer.state, chief=False)
     trainer.train()
     assert not list(tmp_path.iterdir())
-    # What it would hold against the others': each must be as strong as they are.
+    # All workers must have the same number and kind of devices.
     assert "CPU" in said["number and kind of devices"].split(",")
 
 
@@ -254,7 +254,7 @@ def test_steps_per_execution_changes_nothing(every, run):
 
 
 def test_nothing_retraces(run):
-    """Short last batches and executions of other lengths: one trace of the step."""
+    """Short last batches and shorter executions use one trace of the step."""
     trainer = run(toys.recipe(steps=13, steps_per_execution=4, log_every=3), toys.token_data())
     assert trainer._run.experimental_get_tracing_count() == 1
 

@@ -1,4 +1,4 @@
-"""Log lines: in metrics.jsonl, on stderr, and the means that callbacks see."""
+"""Log lines in metrics.jsonl and on stderr, and the means for callbacks."""
 
 import collections
 import logging
@@ -21,18 +21,18 @@ _LOG = logging.getLogger(__name__)
 
 
 class Progress(ProgressHook):
-    """Writes a line for each log window.
+    """Writer of one log line per log window.
 
     Args:
-      state: of the run.
-      periods: of the run.
+      state: state of the run.
+      periods: intervals of the run, in updates.
       step: the `TrainStep`.
-      windows: its log windows.
-      goodput: of the run.
+      windows: log windows of the step.
+      goodput: goodput counter of the run.
       workdir: the work directory.
-      events: where warnings of the task go.
+      events: writer of the task's warnings.
       examples: number of training examples.
-      batch_size: number of examples of one update.
+      batch_size: number of examples per update.
       chief: whether this process prints.
     """
 
@@ -73,7 +73,7 @@ class Progress(ProgressHook):
             self._log()
 
     def say(self, text: str) -> None:
-        """Prints a line of progress with the time that is left."""
+        """Prints a progress line with the remaining time."""
         if not self._chief:
             return
         done, total = self._state.done, self._periods.total
@@ -84,7 +84,7 @@ class Progress(ProgressHook):
         _LOG.info(f"{start}{line}", extra=PLAIN)
 
     def _seconds_per_update(self) -> float | None:
-        """Of this process since its first update, which traces: with evaluations and all else."""
+        """Returns seconds per update, with evaluations, since the first call, which traces."""
         if self._pace is None or self._state.done <= self._pace[0]:
             return None
         done, since = self._pace
@@ -123,20 +123,20 @@ class Progress(ProgressHook):
             self.say("  ".join(parts))
 
     def examples_of(self, steps: int) -> int:
-        """Returns how many examples the last updates saw: an epoch's last batch is padded."""
+        """Returns the number of examples in the last `steps` updates, without padded rows."""
         epoch = self._periods.steps_per_epoch
         done = self._state.done + self._state.skipped_batches
         epochs = done // epoch - (done - steps) // epoch
         return steps * self._batch_size - epochs * (epoch * self._batch_size - self._examples)
 
     def _warn(self, logs) -> None:
-        """Logs the task's warning; a metric without a value is NaN to it."""
+        """Logs the task's warning. The task gets NaN for a metric without a value."""
         warning = self._step.task.warning(collections.defaultdict(lambda: math.nan, logs))
         if warning:
             self._events("warning", warning)
 
 
 def in_words(values) -> str:
-    """Returns values in a line; "no value" where there are none."""
+    """Returns values as one line; "no value" if there are none."""
     line = "  ".join(f"{name} {short_number(value)}" for name, value in values.items())
     return line or "no value (no target counts)"

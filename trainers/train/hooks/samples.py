@@ -1,4 +1,4 @@
-"""What a generative model makes while it is being trained, for the report."""
+"""Samples of a generative model during training, for the report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,21 @@ TOKENS, TEMPERATURE = 200, 0.8
 
 
 def sample_writer(step, dataset, config, folder: Path) -> Callable[[], dict] | None:
-    """Returns a function that keeps a sample made with the weights of the moment.
+    """Returns a function that generates a sample with the current weights.
 
     Args:
       step: a `TrainStep`.
-      dataset: its data, with a tokenizer for text.
-      config: the recipe.
+      dataset: data of the run, with a tokenizer for text.
+      config: resolved configuration.
       folder: the work directory.
 
     Returns:
-      None where the task or the model generates nothing. The function gives what goes into
+      None if the task or the model generates nothing. The function returns values for
       metrics.jsonl: {"detail": text}, or {"picture": file in the work directory}.
     """
     if step.task.generates == "pictures":
         return _picture_writer(step, config, folder)
-    # A user's own model may be one that the generator cannot decode.
+    # The generator may not support a user's own model.
     text = step.task.generates == "text" and dataset.tokenizer is not None
     return (
         _text_writer(step.net, dataset.tokenizer, config) if text and generates(step.net) else None
@@ -33,7 +33,7 @@ def sample_writer(step, dataset, config, folder: Path) -> Callable[[], dict] | N
 
 
 def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
-    # Without XLA: a model is compiled for minutes of training, not for a sample now and then.
+    # Without XLA: compilation would take longer than it saves for a few samples.
     generator = Generator(
         model, tokenizer, sequence_length=config.data.sequence_length, jit_compile=False
     )

@@ -1,8 +1,8 @@
-"""What each family is called elsewhere: tensors, settings, and what we have no counterpart of.
+"""Tensor names and settings of a model family in the zoo, in transformers and in KerasHub.
 
-A converter holds three names of one weight: ours (the path of the variable), that in transformers'
-files, and that in KerasHub's backbones. Where the others have several tensors for one of ours,
-they stand in our order along our last axis.
+A family lists three names per weight: the path of the zoo's variable, the name in transformers'
+files, and the path in KerasHub's backbone. Several tensors of one variable are concatenated along
+its last axis in the listed order.
 """
 
 import dataclasses
@@ -15,22 +15,22 @@ from zoo.errors import RunError, UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family and its names elsewhere.
+    """Model family with its names in other libraries.
 
     Attributes:
-      name: as messages have it.
-      build: our builder.
-      norm: of our blocks, by which a model's family is told.
-      arguments: builder arguments that are read off a block of a model, besides the sizes.
-      tensors: `{path of ours: (names in transformers, names in KerasHub)}`, `{}` for the number
-        of a block; see `tensors`.
-      prefix: of tensor names in transformers, but for the head's; a model that was saved without
-        its head has none.
-      linear: our variables whose tensors transformers keeps as (outputs, inputs).
-      model_type: of config.json.
-      architecture: transformers' class.
-      ignored: ends of tensor names that hold constants, not weights.
-      backbones: KerasHub's classes, the one to build first.
+      name: name in messages.
+      build: builder of the zoo.
+      norm: setting `norm` of the zoo's blocks, which identifies the family of a model.
+      arguments: builder arguments to read from the settings of a block, besides the sizes.
+      tensors: `{path in the zoo: (names in transformers, names in KerasHub)}`, with `{}` for the
+        number of a block; see `tensors`.
+      prefix: prefix of tensor names in transformers, except the head's; absent if a model was
+        saved without its head.
+      linear: `linear(path in the zoo) -> whether transformers stores (outputs, inputs)`.
+      model_type: `model_type` in config.json.
+      architecture: name of the class in transformers.
+      ignored: suffixes of the names of tensors that are constants, not weights.
+      backbones: names of KerasHub's classes; the first one is built by `to_keras_hub`.
       read: `read(config) -> builder arguments`, for transformers.
       write: `write(arguments) -> config.json without token ids`.
       read_backbone: `read_backbone(backbone) -> builder arguments`, for KerasHub.
@@ -54,7 +54,7 @@ class Family:
     write_backbone: Callable
 
 
-# Keys of a config.json that change no output: bookkeeping, tokens, training, generation.
+# Keys of a config.json without effect on the output: metadata, tokens, training, generation.
 _WITHOUT_EFFECT = frozenset(
     {
         "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label",
@@ -63,18 +63,18 @@ _WITHOUT_EFFECT = frozenset(
         "transformers_version", "use_cache", "do_sample", "max_length", "temperature", "top_k",
         "top_p", "unk_token_id", "tokenizer_class", "is_llama_config", "predict_special_tokens",
         "n_special", "output_past", "gradient_checkpointing",
-        # The scores' softmax is computed in float32 here in any case.
+        # The zoo always computes the softmax of attention scores in float32.
         "reorder_and_upcast_attn",
     }
 )  # fmt: skip
 
 
 class Config:
-    """A config.json of transformers, of which every key is used, without effect, or refused.
+    """config.json of transformers; a key must be used or known to have no effect.
 
     Args:
-      values: the content.
-      path: of the file, for messages.
+      values: content of the file.
+      path: path of the file, for messages.
     """
 
     def __init__(self, values: Mapping[str, Any], path: Path):
@@ -82,14 +82,14 @@ class Config:
         self._left = dict(values)
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Returns a value and counts it as used."""
+        """Returns a value and marks its key as used."""
         return self._left.pop(key, default)
 
     def size(self, key: str, default: int | None = None) -> int:
         """Returns a positive integer.
 
         Raises:
-          RunError: where there is none.
+          RunError: if the value is not a positive integer.
         """
         value = self.take(key)
         value = default if value is None else value
@@ -98,34 +98,34 @@ class Config:
         return value
 
     def number(self, key: str, default: float) -> float:
-        """Returns a number that is not negative; raises `RunError` where there is none."""
+        """Returns a number >= 0; raises `RunError` for any other value."""
         value = self.take(key, default)
         if type(value) not in (int, float) or value < 0:
             raise RunError(f"{self.path}: {key} is a number >= 0. Received: {value!r}.")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns a truth value; raises `RunError` where there is none."""
+        """Returns a boolean; raises `RunError` for any other value."""
         value = self.take(key, default)
         if type(value) is not bool:
             raise RunError(f"{self.path}: {key} is true or false. Received: {value!r}.")
         return value
 
     def expect(self, key: str, *allowed: Any) -> None:
-        """Raises `UsageError` where a value is none of those allowed; the first is the default."""
+        """Raises `UsageError` if a value is not in `allowed`; the first is the default."""
         value = self.take(key, allowed[0])
         if value not in allowed:
             self.refuse(key, value, " or ".join(repr(a) for a in allowed if a is not None))
 
     def refuse(self, key: str, value: Any, instead: str = "") -> None:
-        """Raises `UsageError` for a setting that our model has no counterpart of."""
+        """Raises `UsageError` for a setting that the zoo's model does not support."""
         instead = instead or "nothing of the kind"
         raise UsageError(
             f"{self.path}: {key}={value!r} cannot be converted: our model has {instead}."
         )
 
     def finish(self) -> None:
-        """Raises `UsageError` for a key that nobody knows, unless it switches something off."""
+        """Raises `UsageError` for an unknown key, unless its value is false, zero or empty."""
         for key, value in self._left.items():
             known = key in _WITHOUT_EFFECT or key.startswith(("_", "summary_"))
             if not known and value:
@@ -133,12 +133,12 @@ class Config:
 
 
 def tensors(theirs: str, outside: Mapping[str, tuple], block: Mapping[str, tuple]) -> dict:
-    """Returns `Family.tensors` of two tables `{ours: (in transformers, in KerasHub)}`.
+    """Returns `Family.tensors` from two tables `{zoo: (transformers, KerasHub)}` of names.
 
     Args:
-      theirs: what stands before the names of a block's tensors in transformers.
-      outside: the variables outside the blocks.
-      block: those of a block.
+      theirs: prefix of the names of a block's tensors in transformers.
+      outside: table of the variables outside the blocks.
+      block: table of the variables of a block.
     """
     found = {ours: tuple(names.split() for names in row) for ours, row in outside.items()}
     for ours, row in block.items():

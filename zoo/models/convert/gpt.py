@@ -1,4 +1,4 @@
-"""GPT-2 elsewhere: transformers' GPT2LMHeadModel and KerasHub's GPT2Backbone."""
+"""GPT-2 in other libraries: GPT2LMHeadModel of transformers and GPT2Backbone of KerasHub."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ def _read(config: Config) -> dict:
         value = config.number(key, 0.1)
         if value != dropout:
             config.refuse(key, value, f"one dropout, and resid_pdrop is {dropout}")
-    # Both are the tanh approximation (Hendrycks, Gimpel 2016); "gelu" is not.
+    # Both are the tanh approximation (Hendrycks, Gimpel 2016); "gelu" is the exact function.
     config.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
     config.expect("layer_norm_epsilon", 1e-5)
     config.expect("scale_attn_weights", True)
@@ -86,7 +86,7 @@ _OUTSIDE = {
 _BLOCK = {
     "attention_norm/gamma": ("ln_1.weight", "self_attention_layer_norm/gamma"),
     "attention_norm/beta": ("ln_1.bias", "self_attention_layer_norm/beta"),
-    # transformers, too, keeps query, key and value side by side.
+    # transformers also concatenates query, key and value in one tensor.
     "attention/query_key_value/kernel": (
         "attn.c_attn.weight",
         "self_attention/query/kernel self_attention/key/kernel self_attention/value/kernel",
@@ -112,7 +112,7 @@ GPT = Family(
     arguments=(),
     tensors=tensors("transformer.h.{}.", _OUTSIDE, _BLOCK),
     prefix="transformer.",
-    # The kernels are of transformers' Conv1D, which keeps them as (inputs, outputs).
+    # Other kernels belong to transformers' Conv1D, which stores them as (inputs, outputs).
     linear=lambda path: path == "embedding/reverse_embeddings",
     model_type="gpt2",
     architecture="GPT2LMHeadModel",

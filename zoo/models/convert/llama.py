@@ -1,4 +1,4 @@
-"""Llama elsewhere: transformers' LlamaForCausalLM and KerasHub's LlamaBackbone."""
+"""Llama in other libraries: LlamaForCausalLM of transformers and LlamaBackbone of KerasHub."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from zoo.models.convert.family import Config, Family, tensors
 
 
 def _rotary_base(config: Config) -> float:
-    """Returns the base, which stood alone before transformers 5 and in a table since."""
+    """Returns the rotary base: `rope_theta`, in a table of its own since transformers 5."""
     bases = {}
     if (alone := config.take("rope_theta")) is not None:
         bases["rope_theta"] = alone
@@ -67,7 +67,7 @@ def _write(arguments: Mapping) -> dict:
         "intermediate_size": arguments["intermediate_dim"],
         "hidden_act": "silu",
         "rms_norm_eps": arguments["epsilon"],
-        # The first is what transformers 4 reads, the second what 5 reads.
+        # transformers 4 reads `rope_theta`, transformers 5 reads `rope_parameters`.
         "rope_theta": base,
         "rope_parameters": {"rope_type": "default", "rope_theta": base},
         "attention_bias": False,

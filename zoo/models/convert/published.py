@@ -1,12 +1,12 @@
-"""Our decoders to and from the published weights: KerasHub's backbones, transformers' folders.
+"""Conversion of the zoo's decoders from and to KerasHub backbones and transformers folders.
 
     model = from_keras_hub("gpt2_base_en")
     model = from_transformers("TinyLlama-1.1B")  # a folder: config.json and safetensors
     to_transformers(model, "converted")          # opens with AutoModelForCausalLM.from_pretrained
 
-Weights are moved, never computed with: there and back is bit-exact in float32. What a published
-model has and ours has not (scaled rotary positions, other activations ...) is refused by name. A
-further family is a file beside gpt.py.
+Conversion only splits, joins and transposes weights: a round trip is bit-exact in float32. An error
+names any setting that the zoo's model does not support (scaled rotary positions, other activations
+...). Each family has its own file, such as gpt.py.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from zoo.storage.weight_files import limit_elements
 FAMILIES = (GPT, LLAMA)
 
 _TRANSFORMERS, _KERAS_HUB = 0, 1  # columns of `Family.tensors`
-# Settings of a layer that say how it starts and trains, not what it computes.
+# Settings of a layer that affect initialization and training, not its output at inference.
 _TRAINING_ONLY = frozenset(
     {
         "name", "dtype", "trainable", "rate", "seed", "dropout", "initializer_range",
@@ -46,19 +46,19 @@ _TRAINING_ONLY = frozenset(
 
 
 def from_keras_hub(source) -> keras.Model:
-    """Returns our model with the weights of one of KerasHub.
+    """Returns a model of the zoo with the weights of a KerasHub model.
 
     Args:
-      source: a GPT2Backbone, LlamaBackbone or Llama3Backbone, a CausalLM around one, or what
-        `keras_hub.models.Backbone.from_preset` takes: the name of a preset, or a folder.
+      source: a GPT2Backbone, LlamaBackbone or Llama3Backbone, a CausalLM with one, or an argument
+        of `keras_hub.models.Backbone.from_preset`: the name of a preset, or a folder.
 
     Returns:
-      The model of `zoo.models.gpt.build` or `zoo.models.llama.build`, in the dtype policy of the
-      moment. A Llama of KerasHub knows no longest sequence, and ours then has the builder's.
+      A model of `zoo.models.gpt.build` or `zoo.models.llama.build` in the current global dtype
+      policy. KerasHub's Llama has no maximum sequence length: the builder's default applies.
 
     Raises:
-      UsageError: for another kind of model, an unknown preset, or a setting we do not have.
-      RunError: where a preset cannot be loaded.
+      UsageError: if the kind of model, the preset or a setting is not supported.
+      RunError: if the preset cannot be loaded.
     """
     import keras_hub
 
@@ -82,17 +82,17 @@ def from_keras_hub(source) -> keras.Model:
 
 
 def to_keras_hub(model: keras.Model):
-    """Returns KerasHub's backbone with the weights of our model.
+    """Returns a KerasHub backbone with the weights of a model of the zoo.
 
     Args:
-      model: a gpt or llama of the zoo. What KerasHub's GPT-2 has not is refused: rotary
-        positions, and a projection of its own.
+      model: a gpt or llama of the zoo. KerasHub's GPT-2 supports neither rotary positions nor an
+        output projection that does not share the weights of the embedding.
 
     Returns:
       A `keras_hub.models.GPT2Backbone` or `LlamaBackbone`.
 
     Raises:
-      UsageError: for another model.
+      UsageError: if the model is not supported.
     """
     import keras_hub
 
@@ -106,21 +106,22 @@ def to_keras_hub(model: keras.Model):
 
 
 def from_transformers(source: str | Path) -> keras.Model:
-    """Returns our model with the weights of a folder that transformers wrote.
+    """Returns a model of the zoo with the weights of a folder written by transformers.
+
+    PyTorch and transformers are not required.
 
     Args:
       source: a folder of a GPT2LMHeadModel or LlamaForCausalLM (config.json, and
-        model.safetensors or its shards with their index), or one of its .safetensors files that
-        holds all weights. Neither PyTorch nor transformers is needed.
+        model.safetensors or its shards with their index), or a .safetensors file in such a folder
+        that contains all weights.
 
     Returns:
-      The model of `zoo.models.gpt.build` or `zoo.models.llama.build`, in the dtype policy of the
-      moment. Its dropout is that of config.json for GPT-2, and none for Llama.
+      A model of `zoo.models.gpt.build` or `zoo.models.llama.build` in the current global dtype
+      policy, with the dropout of config.json for GPT-2 and without dropout for Llama.
 
     Raises:
-      UsageError: where there is no such folder, for another kind of model, or for a setting that
-        we do not have; named.
-      RunError: where a file is damaged, or a tensor is missing, unknown or of another shape.
+      UsageError: if the folder does not exist, or the kind of model or a setting is not supported.
+      RunError: if a file is damaged, or a tensor is missing, unknown or of another shape.
     """
     path = Path(source)
     folder = path if path.is_dir() else path.parent
@@ -133,7 +134,7 @@ def from_transformers(source: str | Path) -> keras.Model:
     tensors = opened if opened is not None else convert_safetensors.Tensors([path])
     with limit_elements(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
         model = _build(family, arguments, folder / "config.json")
-    # A model saved without its head has the same names without the prefix.
+    # The tensors of a model saved without its head have no prefix.
     bare = not any(name.startswith(family.prefix) for name in tensors)
 
     def place(name):
@@ -177,20 +178,20 @@ def to_transformers(
     bos_token_id: int | None = None,
     eos_token_id: int | None = None,
 ) -> None:
-    """Writes a folder that transformers' `from_pretrained` loads, whole or not at all.
+    """Writes a folder for `from_pretrained` of transformers, atomically.
 
     Args:
-      model: a gpt or llama of the zoo. Dropout, which acts in training alone, is not written for
-        Llama, whose configuration has no place for ours.
-      folder: a new one, or an empty one.
-      sequence_length: the longest, for a model that does not know it (rotary positions); 0 for
+      model: a gpt or llama of the zoo. Dropout, which affects only training, is not written for
+        Llama, since Llama's config.json has no key for it.
+      folder: path of a new or an empty folder.
+      sequence_length: maximum sequence length, for a model without one (rotary positions); 0 for
         2048.
-      bos_token_id: token before a text, which the tokenizer knows and the model does not.
-      eos_token_id: token after a text; without it `generate` does not stop by itself.
+      bos_token_id: id of the token before a text, known to the tokenizer but not to the model.
+      eos_token_id: id of the token after a text; without it, `generate` does not stop by itself.
 
     Raises:
-      UsageError: for another model, or where the folder holds something.
-      RunError: where it cannot be written.
+      UsageError: if the model is not supported, or the folder is not empty.
+      RunError: if the folder cannot be written.
     """
     family, arguments = _recognize(model)
     known = arguments.get("sequence_length")
@@ -217,7 +218,7 @@ def to_transformers(
         convert_safetensors.write(temporary / convert_safetensors.SINGLE, tensors)
 
 
-# --- which model -------------------------------------------------------------------------------
+# --- models and settings -----------------------------------------------------------------------
 
 
 def _read_config(path: Path) -> tuple[Family, dict]:
@@ -244,7 +245,7 @@ def _load_preset(name: str):
                 open_file(path).close()  # KerasHub would wait for a named pipe
     try:
         return keras_hub.models.Backbone.from_preset(name)
-    except Exception as error:  # of the network, of a file, of a class that is none of KerasHub
+    except Exception as error:  # of the network, of a file, of a class unknown to KerasHub
         text = str(error)
         if "Unknown preset identifier" in text:
             raise UsageError(
@@ -261,10 +262,10 @@ def _build(family: Family, arguments: dict, where) -> keras.Model:
 
 
 def _recognize(model: keras.Model) -> tuple[Family, dict]:
-    """Returns the family of a model of ours and the builder arguments that give its like.
+    """Returns the family of a model of the zoo and builder arguments that reproduce the model.
 
-    The model is compared with what its arguments build, layer by layer: anything that another
-    version of it may have besides is found, and refused by name.
+    Compares the model, layer by layer, with a model built from these arguments. An error message
+    names the first difference.
     """
     layers = {layer.name: layer for layer in getattr(model, "layers", ())}
     block, embedding = layers.get("block_0"), layers.get("embedding")
@@ -285,7 +286,7 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
     if "positions" in layers:
         arguments["sequence_length"] = layers["positions"].sequence_length
     expected, received = _anatomy(_build_abstract(family, arguments)), _anatomy(model)
-    # Inputs last: they differ wherever a layer is missing, which says more.
+    # Inputs last: a missing layer, which also changes inputs, is the better message.
     for key in sorted({**received, **expected}, key=lambda key: key.endswith(".inputs")):
         if expected.get(key) == received.get(key):
             continue
@@ -301,11 +302,11 @@ def _build_abstract(family: Family, arguments: dict) -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
             return _build(family, arguments, "The model")
     finally:
-        forget_uninitialized()  # the next scope to end would give them values
+        forget_uninitialized()  # otherwise the end of the next scope initializes them
 
 
 def _anatomy(model: keras.Model) -> dict[str, str]:
-    """Returns what a model computes with: its layers, their settings and inputs, its weights."""
+    """Returns the layers of a model, their settings and inputs, and the shapes of its weights."""
     found = {}
     for layer in model.get_config().get("layers", ()):
         name = layer["config"]["name"]
@@ -313,7 +314,7 @@ def _anatomy(model: keras.Model) -> dict[str, str]:
         for key, value in layer["config"].items():
             if key not in _TRAINING_ONLY:
                 found[f"{name}.{key}"] = json.dumps(value, sort_keys=True, default=str)
-        # A block that runs twice, or elsewhere, differs in this alone.
+        # Only the inputs of a block tell that it runs twice or at another place.
         nodes = json.dumps(layer.get("inbound_nodes"), default=str)
         found[f"{name}.inputs"] = ", ".join(re.findall(r'"keras_history": (\[.*?\])', nodes))
     for variable in model.weights:
@@ -325,7 +326,7 @@ def _anatomy(model: keras.Model) -> dict[str, str]:
 
 
 def _pairs(family: Family, model: keras.Model, side: int) -> Iterator[tuple[Any, list[str]]]:
-    """Yields each variable of ours with the names of the tensors that it is made of."""
+    """Yields each variable of a model with the names of its tensors in the library `side`."""
     for variable in model.weights:
         block, _, rest = variable.path.partition("/")
         if block.startswith("block_"):
@@ -337,9 +338,9 @@ def _pairs(family: Family, model: keras.Model, side: int) -> Iterator[tuple[Any,
 
 
 def _part_shapes(model: keras.Model, variable, count: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of the parts that stand side by side along a variable's last axis."""
+    """Returns the shapes of the parts that are concatenated along a variable's last axis."""
     *lead, total = variable.shape
-    if count == 3:  # queries are as wide as the model, keys and values share the rest
+    if count == 3:  # queries have hidden_dim columns, keys and values half of the rest each
         hidden_dim = model.get_layer("embedding").output_dim
         widths = [hidden_dim, (total - hidden_dim) // 2, (total - hidden_dim) // 2]
     else:
@@ -359,10 +360,10 @@ def _part(model: keras.Model, variable, count: int, i: int, linear: bool) -> np.
 
 
 def _fill(family: Family, model: keras.Model, side: int, fetch: Callable) -> None:
-    """Gives a model its weights, one variable at a time.
+    """Assigns the weights of a model, one variable at a time.
 
-    `fetch(name, shape, linear)` returns a tensor in our shape; `linear` tells that transformers
-    keeps it as (outputs, inputs).
+    `fetch(name, shape, linear)` returns a tensor in the shape of the zoo. `linear` is whether
+    transformers stores the tensor as (outputs, inputs).
     """
     for variable, names in _pairs(family, model, side):
         shapes = _part_shapes(model, variable, len(names))
@@ -372,11 +373,11 @@ def _fill(family: Family, model: keras.Model, side: int, fetch: Callable) -> Non
 
 
 def _backbone_variables(family: Family, model: keras.Model, backbone) -> dict[str, Any]:
-    """Returns a backbone's variables by path, which are those that ours stand for, and no more."""
+    """Returns a backbone's variables by path; raises `UsageError` if they do not fit the model."""
     theirs = {variable.path: variable for variable in backbone.weights}
     wanted = {name for _, names in _pairs(family, model, _KERAS_HUB) for name in names}
     for path in sorted(wanted ^ set(theirs)):
-        # Adapters and quantized kernels come this way.
+        # Adapters and quantized kernels are such variables.
         what = "lacks" if path in wanted else "has, and ours has not,"
         raise UsageError(f"KerasHub's {type(backbone).__name__} {what} the variable {path!r}.")
     return theirs
@@ -384,7 +385,7 @@ def _backbone_variables(family: Family, model: keras.Model, backbone) -> dict[st
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder that takes its name once it is whole; on failure none is left."""
+    """Yields a temporary folder, renamed to `folder` at the end; deletes all on failure."""
     folder = Path(os.path.abspath(folder))
     made = [parent for parent in folder.parents if not parent.exists()]
     try:

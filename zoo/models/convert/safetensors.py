@@ -1,4 +1,4 @@
-"""Weights in safetensors files, by the library of that name: float32, one tensor at a time."""
+"""Float32 weights in safetensors files, read one tensor at a time."""
 
 import errno
 from collections.abc import Callable, Iterator, Mapping
@@ -18,20 +18,20 @@ _TYPES = ("F32", "F16", "BF16")
 
 
 class Tensors(Mapping):
-    """The tensors of one or more safetensors files by name; values are read when asked for.
+    """Tensors of one or more safetensors files by name; values are read on access.
 
     Args:
-      paths: the files.
+      paths: paths of the files.
 
     Raises:
-      RunError: where a file is missing, cut short or otherwise damaged.
+      RunError: if a file is missing, truncated or otherwise damaged.
     """
 
     def __init__(self, paths: list[Path]):
         self._files, self._places = {}, {}
         for path in paths:
             self._files[path] = _open(path)
-            for name in self._files[path].keys():  # noqa: SIM118  it is no mapping
+            for name in self._files[path].keys():  # noqa: SIM118  not a mapping
                 if name in self._places:
                     raise RunError(f"Tensor {name!r} is in both {self._places[name]} and {path}.")
                 self._places[name] = path
@@ -45,7 +45,7 @@ class Tensors(Mapping):
         return len(self._places)
 
     def path(self, name: str) -> Path:
-        """Returns the file that holds a tensor."""
+        """Returns the path of the file that contains a tensor."""
         return self._places[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -59,20 +59,20 @@ class Tensors(Mapping):
         """Returns a tensor as float32.
 
         Raises:
-          RunError: where it holds no floating-point numbers of 16 or 32 bits.
+          RunError: if the stored values are not floating-point numbers of 16 or 32 bits.
         """
         path, kind = self._places[name], self._slice(name).get_dtype()
         if kind not in _TYPES:
             raise RunError(
                 f"Tensor {name!r} of {path} is of type {kind}; {', '.join(_TYPES)} are read."
             )
-        # As stored, as float32, and transposed by the model.
+        # Up to three copies: as stored, as float32, and transposed for the model.
         check_memory(path, 12 * int(np.prod(self.shape(name), dtype=np.int64)))
         return self._files[path].get_tensor(name).astype(np.float32, copy=False)
 
 
 def _open(path: Path):
-    """Opens a file, of which the library checks that the tensors fill it."""
+    """Opens a file; the library checks that its tensors fill the file."""
     try:
         with open_file(path) as file:
             check_memory(path, JSON_EXPANSION * min(int.from_bytes(file.read(8), "little"), 10**8))
@@ -84,11 +84,11 @@ def _open(path: Path):
 
 
 def open_folder(folder: Path) -> Tensors:
-    """Opens the weights in a folder: model.safetensors, or the shards that an index names.
+    """Opens the weights in a folder: model.safetensors, or the shards listed in an index.
 
     Raises:
-      UsageError: where there are none.
-      RunError: where they are damaged.
+      UsageError: if the folder contains neither.
+      RunError: if a file is damaged.
     """
     if (folder / SINGLE).exists():
         return Tensors([folder / SINGLE])
@@ -111,22 +111,22 @@ def open_folder(folder: Path) -> Tensors:
 
 
 def write(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable]]) -> None:
-    """Writes one file of float32 tensors; it holds a copy of all of them while it does.
+    """Writes float32 tensors to one file, with a copy of all of them in memory.
 
     Args:
-      path: of the file.
-      tensors: name to `(shape, function that returns the values)`.
+      path: path of the file.
+      tensors: `{name: (shape, function that returns the values)}`.
 
     Raises:
-      OSError: as the disk says.
+      OSError: if the file cannot be written.
     """
     arrays = {}
     for name, (shape, values) in tensors.items():
         arrays[name] = np.ascontiguousarray(values(), np.float32)
         assert arrays[name].shape == tuple(shape), name
     with atomic_path(path) as made:
-        # transformers refuses a file that does not say what framework's layout it has.
+        # transformers refuses a file without the framework of its layout in the metadata.
         try:
             save_file(arrays, made, metadata={"format": "pt"})
-        except SafetensorError as error:  # its only word for a full disk, too
+        except SafetensorError as error:  # also raised if the disk is full
             raise OSError(errno.EIO, short(error), str(path)) from None
