@@ -8,7 +8,7 @@ user runs it: training of each family, compression, two replicas, two workers, a
 and resumed, and data preparation. The comparison covers
 
 - the values of the final model's weights, in the order of the model and without their names;
-- the lines of metrics.jsonl without times and rates;
+- the lines of metrics.jsonl without times, rates and the texts of events;
 - the files of data preparation, except the page and the hash of the source code.
 
 Both trees run at the same time, each case in a separate process. The exit status is 1 if a result
@@ -60,9 +60,8 @@ COMPRESS = {
     "low_rank": ["--config.compress.low_rank.energy=0.9"],
 }
 CASES = (*TRAIN, *COMPRESS, "two_workers", "killed", "prepare")
-# Keys of metrics.jsonl with values that differ between two runs of the same code, and events that
-# describe one process.
-_TIMES, _PROCESS_EVENTS = ("seconds", "goodput", "time"), ("started", "resumed")
+# Keys of metrics.jsonl with times and with texts for people, and events that describe one process.
+_IGNORED, _PROCESS_EVENTS = ("seconds", "goodput", "time", "detail"), ("started", "resumed")
 _WEIGHTS = """
 import hashlib, json, sys
 import keras, numpy as np
@@ -200,13 +199,10 @@ def _wait(process: subprocess.Popen) -> str:
 
 
 def _metrics(path: Path) -> list[dict]:
-    """Returns the lines of metrics.jsonl without times and without process events."""
+    """Returns the lines of metrics.jsonl without times, process events and texts of events."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for line in lines:
-        if line.get("event") in ("finished", "feature cache"):
-            line.pop("detail")  # contains seconds or a path
     return [
-        {k: v for k, v in line.items() if k not in _TIMES and not k.endswith("_per_second")}
+        {k: v for k, v in line.items() if k not in _IGNORED and not k.endswith("_per_second")}
         for line in lines
         if line.get("event") not in _PROCESS_EVENTS
     ]
@@ -225,6 +221,8 @@ def _files(folder: Path) -> dict[str, str]:
     for name, content in contents.items():
         content = gzip.decompress(content) if name.endswith(".gz") else content
         content = content.replace(str(folder.parent).encode(), b"")
+        if name.endswith(".json"):  # whatever the order of the keys
+            content = json.dumps(json.loads(content), sort_keys=True).encode()
         contents[name] = hashlib.sha256(content).hexdigest()
     return contents
 
