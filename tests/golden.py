@@ -8,7 +8,7 @@ user runs it: training of each family, compression, two replicas, two workers, a
 and resumed, and data preparation. The comparison covers
 
 - the values of the final model's weights, in the order of the model and without their names;
-- the lines of metrics.jsonl without times, rates and the texts of events;
+- the lines of metrics.jsonl without times and rates, and with the numbers of each event's text;
 - the files of data preparation, except the page and the hash of the source code.
 
 Both trees run at the same time, each case in a separate process. The exit status is 1 if a result
@@ -20,6 +20,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,8 +61,9 @@ COMPRESS = {
     "low_rank": ["--config.compress.low_rank.energy=0.9"],
 }
 CASES = (*TRAIN, *COMPRESS, "two_workers", "killed", "prepare")
-# Keys of metrics.jsonl with times and with texts for people, and events that describe one process.
-_IGNORED, _PROCESS_EVENTS = ("seconds", "goodput", "time", "detail"), ("started", "resumed")
+# Keys of metrics.jsonl with values that differ between two runs of the same code, and events that
+# describe one process.
+_TIMES, _PROCESS_EVENTS = ("seconds", "goodput", "time"), ("started", "resumed")
 _WEIGHTS = """
 import hashlib, json, sys
 import keras, numpy as np
@@ -199,10 +201,17 @@ def _wait(process: subprocess.Popen) -> str:
 
 
 def _metrics(path: Path) -> list[dict]:
-    """Returns the lines of metrics.jsonl without times, process events and texts of events."""
+    """Returns the lines of metrics.jsonl without times and process events.
+
+    The text of an event is replaced by its numbers, because its words may change.
+    """
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        text = line.pop("detail", "")
+        if line.get("event") not in ("finished", "feature cache"):  # contain seconds or a path
+            line["numbers"] = re.findall(r"\d+(?:\.\d+)?", text)
     return [
-        {k: v for k, v in line.items() if k not in _IGNORED and not k.endswith("_per_second")}
+        {k: v for k, v in line.items() if k not in _TIMES and not k.endswith("_per_second")}
         for line in lines
         if line.get("event") not in _PROCESS_EVENTS
     ]
