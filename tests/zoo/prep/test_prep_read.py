@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 from tests import pages
+from tests.memory import peak_of
 from zoo.errors import UsageError
 from zoo.storage.paths import data_dir
 
@@ -291,17 +292,12 @@ def test_wet_text_is_utf_8_unless_declared_otherwise(tmp_path, declared, codec):
 
 
 def test_a_line_of_a_hundred_megabytes_is_not_held_in_memory(tmp_path):
-    import tracemalloc
-
     with open(tmp_path / "a.jsonl", "wb") as file:
         file.write(b'{"text": "')
         for _ in range(100):
             file.write(b"a" * (1 << 20))
         file.write(b'"}\n{"text": "next"}\n')
-    tracemalloc.start()
-    documents, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    (documents, unreadable), peak = peak_of(pages.read_all, tmp_path, max_document_bytes=1 << 20)
     assert [d.text for d in documents] == ["next"]
     assert unreadable == {"records too large": 1}
     assert peak < 30 << 20

@@ -8,6 +8,7 @@ import zlib
 import pytest
 
 from tests import pages
+from tests.memory import peak_of
 from zoo.storage.paths import data_dir
 
 pytest.importorskip("trafilatura", reason="needs the extra `prep`")
@@ -243,15 +244,10 @@ def test_a_file_without_documents_is_counted(tmp_path, content, reason):
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
 def test_a_bomb_inside_a_response_takes_little_memory(tmp_path, coding):
-    import tracemalloc
-
     pack = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli, "zstd": zstandard}
     bomb = pack[coding](bytes(64 << 20))
     (tmp_path / "a.warc").write_bytes(record(answer(bomb, f"Content-Encoding: {coding}")) + good(1))
-    tracemalloc.start()
-    documents, unreadable = pages.read_all(tmp_path, max_document_bytes=1 << 20)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    (documents, unreadable), peak = peak_of(pages.read_all, tmp_path, max_document_bytes=1 << 20)
     assert (len(documents), unreadable) == (1, {"records too large": 1})
     assert peak < 24 << 20
 
