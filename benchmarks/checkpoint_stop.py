@@ -110,8 +110,8 @@ def main() -> None:
         command.append(f"--model={arguments.model}")
         resumes = []
         for _ in range(arguments.resumes):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            resumes.append(float(done.stdout.split()[-1]))
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            resumes.append(float(result.stdout.split()[-1]))
     row = {
         "model": arguments.model,
         "gigabytes": round(size / 1e9, 3),

@@ -33,10 +33,10 @@ class EpochTimes(keras.callbacks.Callback):
         self.epochs = []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.began = time.perf_counter()
+        self.start_time = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append(time.perf_counter() - self.began)
+        self.epochs.append(time.perf_counter() - self.start_time)
 
 
 def zoo_run(precision: str, epochs: int):
@@ -65,24 +65,26 @@ def main():
     images = np.asarray(splits["train"]["image"], np.float32) / 255
     labels = np.asarray(splits["train"]["label"])
     keras.utils.set_random_seed(0)
-    stock = registry.build("cnn_classifier")
-    stock.compile(
+    keras_model = registry.build("cnn_classifier")
+    keras_model.compile(
         keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
 
-    def stock_epochs(epochs):
+    def keras_fit_epochs(epochs):
         times = EpochTimes()
-        stock.fit(images, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[times])
+        keras_model.fit(
+            images, labels, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[times]
+        )
         return times.epochs
 
-    stock_epochs(1)  # traces
+    keras_fit_epochs(1)  # traces
     seconds = {"keras fit float32": [], "zoo float32": [], "zoo mixed_bfloat16": []}
     accuracy = {}
     for number in range(arguments.rounds):
-        seconds["keras fit float32"] += stock_epochs(2)
+        seconds["keras fit float32"] += keras_fit_epochs(2)
         if number == 0:  # after three epochs in total, like the others
             test = np.asarray(splits["test"]["image"], np.float32) / 255
-            accuracy["keras fit float32"] = stock.evaluate(
+            accuracy["keras fit float32"] = keras_model.evaluate(
                 test, np.asarray(splits["test"]["label"]), verbose=0, return_dict=True
             )["accuracy"]
         for precision in ("float32", "mixed_bfloat16"):

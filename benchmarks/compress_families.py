@@ -44,14 +44,14 @@ def compress(recipe: str, method: str, workdir: Path, out: Path) -> dict:
     overrides = OVERRIDES.get((method, recipe.partition("_")[0]), ())
     flags = (f"--config.{override}" for override in overrides)
     start = time.time()
-    done = zoo("compress", method, str(workdir), f"--out={out}", *flags)
+    result = zoo("compress", method, str(workdir), f"--out={out}", *flags)
     row = {
         "recipe": recipe, "method": method, "overrides": " ".join(overrides),
-        "exit": done.returncode, "seconds": round(time.time() - start), "metric": "",
+        "exit": result.returncode, "seconds": round(time.time() - start), "metric": "",
         "before": "", "after": "", "gzip_ratio": "", "error": "",
     }  # fmt: skip
-    if done.returncode:
-        return row | {"error": done.stderr.strip().splitlines()[-1]}
+    if result.returncode:
+        return row | {"error": result.stderr.strip().splitlines()[-1]}
     comparison = json.loads((out / "compression.json").read_text())
     metric, before, after = (comparison[key] for key in ("metric", "before", "after"))
     return row | {

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _row(recipe: str, name: str, model, values) -> dict:
-    from trainers.compress_jobs.latency import interleaved
+    from trainers.compress_jobs.latency import measure_latencies
     from trainers.export.litert import convert
     from trainers.export.saved_model import write_saved_model
 
@@ -59,7 +59,7 @@ def _row(recipe: str, name: str, model, values) -> dict:
         for quantization in ("float32", "int8"):
             files[quantization] = Path(folder) / f"{quantization}.tflite"
             files[quantization].write_bytes(convert(folder, quantization))
-        times = interleaved(files, {"inputs": values[:8]})
+        times = measure_latencies(files, {"inputs": values[:8]})
     row = {"recipe": recipe, "layer": name, "input": "x".join(map(str, values.shape[1:]))}
     row |= {f"ms_{name}": round(by_threads["1"], 4) for name, by_threads in times.items()}
     row["speed"] = round(row["ms_float32"] / row["ms_int8"], 2)

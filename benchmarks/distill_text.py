@@ -81,11 +81,11 @@ def main() -> None:
     change = [f"--config.{text}" for text in (*arguments.change, *length)]
     settings = [f"--config.compress.distill.{text}" for text in arguments.settings]
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        teacher = Path(arguments.teacher or place / "teacher")
+        root = Path(folder)
+        teacher = Path(arguments.teacher or root / "teacher")
         if not arguments.teacher:
             zoo("train", arguments.recipe, f"--workdir={teacher}", *change)
-        goal = results(teacher)
+        teacher_results = results(teacher)
 
         def write(what, seed, measured, recovered=""):
             cut = [f"cut={arguments.cut}"] if arguments.cut else []
@@ -97,7 +97,7 @@ def main() -> None:
             append("distill", [row])
             print(row, flush=True)
 
-        write("teacher", "", goal)
+        write("teacher", "", teacher_results)
         if arguments.cut:
             start = [
                 f"--config.init_from={teacher}",
@@ -110,9 +110,9 @@ def main() -> None:
             # All students use the tokenizer of the teacher.
             plain = ["train", arguments.recipe, *common, f"--config.data.tokenizer={teacher}"]
             workdirs = {
-                "alone": place / f"alone-{seed}",
-                "cut": place / f"cut-{seed}",
-                "taught": place / f"taught-{seed}",
+                "alone": root / f"alone-{seed}",
+                "cut": root / f"cut-{seed}",
+                "taught": root / f"taught-{seed}",
             }
             if arguments.cut:
                 zoo(*plain, f"--workdir={workdirs['cut']}", *start)
@@ -127,7 +127,7 @@ def main() -> None:
             )  # fmt: skip
             measured = {what: results(path) for what, path in workdirs.items() if path.exists()}
             loss_alone = measured["alone"]["loss"]
-            gap = loss_alone - goal["loss"]
+            gap = loss_alone - teacher_results["loss"]
             for what, values in measured.items():
                 recovered = round((loss_alone - values["loss"]) / gap, 4) if gap > 0 else "no gap"
                 write(f"student {what}", seed, values, "" if what == "alone" else recovered)

@@ -41,13 +41,13 @@ def draw(mnist, seed: int) -> dict[str, np.ndarray]:
     train, test = mnist.splits["train"], mnist.splits["test"]
     label = np.asarray(train["label"])
     generator = np.random.default_rng(seed)
-    chosen = np.sort(
+    indices = np.sort(
         np.concatenate(
             [generator.choice(np.flatnonzero(label == c), PER_CLASS, False) for c in range(10)]
         )
     )
     return {
-        "train_image": np.asarray(train["image"])[chosen], "train_label": label[chosen],
+        "train_image": np.asarray(train["image"])[indices], "train_label": label[indices],
         "test_image": np.asarray(test["image"]), "test_label": np.asarray(test["label"]),
     }  # fmt: skip
 

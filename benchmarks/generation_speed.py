@@ -30,7 +30,7 @@ NEW = LENGTH - len(PROMPT)
 TOP_K = 40
 
 
-def ours(top_k: int):
+def zoo_generation(top_k: int):
     """Returns a function that generates NEW tokens with the zoo."""
     model = registry.build(
         "gpt_nano", vocabulary_size=VOCABULARY, sequence_length=LENGTH, num_layers=LAYERS,
@@ -41,7 +41,7 @@ def ours(top_k: int):
     return lambda: generator.tokens([PROMPT], NEW, end_id=None, **options)[0]
 
 
-def ours_streaming(top_k: int):
+def zoo_streaming(top_k: int):
     """Returns a function that generates with the zoo's streaming interface."""
     from zoo.data.text.tokenizers import train
 
@@ -117,17 +117,17 @@ def main():
 
     keras.utils.set_random_seed(0)
     runs = {}
-    for how, top_k in (("greedy", 0), (f"top-k {TOP_K}", TOP_K)):
-        runs["keras_hub", how] = keras_hub(top_k, "auto")
-        runs["keras_hub, XLA", how] = keras_hub(top_k, True)
-        runs["transformers", how] = transformers(top_k)
-        runs["zoo", how] = ours(top_k)
-        runs["zoo, streamed", how] = ours_streaming(top_k)
-    first = {}
+    for sampling, top_k in (("greedy", 0), (f"top-k {TOP_K}", TOP_K)):
+        runs["keras_hub", sampling] = keras_hub(top_k, "auto")
+        runs["keras_hub, XLA", sampling] = keras_hub(top_k, True)
+        runs["transformers", sampling] = transformers(top_k)
+        runs["zoo", sampling] = zoo_generation(top_k)
+        runs["zoo, streamed", sampling] = zoo_streaming(top_k)
+    first_call = {}
     for name, run in runs.items():
         start = time.perf_counter()
         tokens = run()
-        first[name] = time.perf_counter() - start
+        first_call[name] = time.perf_counter() - start
         assert len(tokens) == NEW, (name, len(tokens))
         run()
     seconds = {name: [] for name in runs}
@@ -140,14 +140,14 @@ def main():
     rows = [
         {
             "what": name,
-            "choice": how,
-            "tokens_per_second": round(rates[name, how]),
-            "best_tokens_per_second": round(NEW / min(seconds[name, how])),
-            "ratio_to_keras_hub": round(rates[name, how] / rates["keras_hub", how], 2),
-            "first_call_seconds": round(first[name, how], 1),
+            "choice": sampling,
+            "tokens_per_second": round(rates[name, sampling]),
+            "best_tokens_per_second": round(NEW / min(seconds[name, sampling])),
+            "ratio_to_keras_hub": round(rates[name, sampling] / rates["keras_hub", sampling], 2),
+            "first_call_seconds": round(first_call[name, sampling], 1),
             "rounds": arguments.rounds,
         }
-        for name, how in runs
+        for name, sampling in runs
     ]
     for row in rows:
         print(row)

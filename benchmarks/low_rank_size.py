@@ -25,7 +25,7 @@ def size(model) -> dict:
     return {"parameters": model.count_params(), "gzip": len(gzip.compress(content, 9, mtime=0))}
 
 
-def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, float]:
+def measure_at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, float]:
     """Returns size and test accuracy right after the decomposition."""
     import numpy as np
 
@@ -34,11 +34,11 @@ def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, fl
     from trainers.config.recipe import of_workdir
     from zoo import registry
 
-    whole, config = zoo.load(workdir), of_workdir(saved["config"])
+    original, config = zoo.load(workdir), of_workdir(saved["config"])
     settings = {"energy": 0.0, "budget": 0.0, "sensitivity": 0.0, "pattern": "", way: value}
-    ranks = low_rank.decide(whole, settings)
-    model = low_rank.factorize(whole, low_rank.format_ranks(ranks))
-    values = {v.path: v.value for v in whole.weights} | low_rank.initial_values(model, whole)
+    ranks = low_rank.decide(original, settings)
+    model = low_rank.factorize(original, low_rank.format_ranks(ranks))
+    values = {v.path: v.value for v in original.weights} | low_rank.initial_values(model, original)
     for variable in model.weights:
         variable.assign(values[variable.path])
     data = registry.load_data(config.data.to_dict(), config.task.to_dict()).splits["test"]
@@ -46,7 +46,9 @@ def at_once(workdir: str, way: str, value: float, saved: dict) -> tuple[dict, fl
     return size(model), float((predicted.argmax(-1) == data["label"]).mean())
 
 
-def learned_on(workdir: str, way: str, value: float, change: list[str]) -> tuple[dict, float]:
+def measure_after_training(
+    workdir: str, way: str, value: float, change: list[str]
+) -> tuple[dict, float]:
     """Returns size and test accuracy after `zoo compress low_rank`."""
     import zoo
 
@@ -76,11 +78,14 @@ def main() -> None:
     folder = Path(workdir)
     saved = json.loads((folder / "config.json").read_text())
     evaluation = json.loads((folder / "evaluation" / "test.json").read_text())
-    accuracy, whole = evaluation["metrics"]["accuracy"], size(zoo.load(workdir))
+    accuracy, original = evaluation["metrics"]["accuracy"], size(zoo.load(workdir))
     ways = [("budget", x) for x in arguments.budget] + [("energy", x) for x in arguments.energy]
     for when, measure in (
-        ("at once", lambda way, value: at_once(workdir, way, value, saved)),
-        (f"learned on: {' '.join(change)}", lambda *way: learned_on(workdir, *way, change)),
+        ("at once", lambda way, value: measure_at_once(workdir, way, value, saved)),
+        (
+            f"learned on: {' '.join(change)}",
+            lambda *way: measure_after_training(workdir, *way, change),
+        ),
     ):
         for way, value in ways:
             compressed, new_accuracy = measure(way, value)
@@ -93,8 +98,8 @@ def main() -> None:
                 "accuracy": round(new_accuracy, 4),
                 "points_lost": round(100 * (accuracy - new_accuracy), 2),
                 "parameters": compressed["parameters"],
-                "parameter_ratio": round(whole["parameters"] / compressed["parameters"], 2),
-                "gzip_ratio": round(whole["gzip"] / compressed["gzip"], 2),
+                "parameter_ratio": round(original["parameters"] / compressed["parameters"], 2),
+                "gzip_ratio": round(original["gzip"] / compressed["gzip"], 2),
             }
             append("low_rank", [row])
             print(row, flush=True)

@@ -22,15 +22,15 @@ def resident() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-class Watch(keras.callbacks.Callback):
+class MemoryWatch(keras.callbacks.Callback):
     """Reads the memory every 100 updates; a call may run several updates."""
 
     def on_train_begin(self, logs=None):
-        self.seen = []
+        self.readings = []
 
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.count.numpy()) >= 100 * (len(self.seen) + 1):
-            self.seen.append(resident())
+        if int(self.model.count.numpy()) >= 100 * (len(self.readings) + 1):
+            self.readings.append(resident())
 
 
 def measure(recipe: str, steps: int) -> dict:
@@ -40,16 +40,16 @@ def measure(recipe: str, steps: int) -> dict:
 
     changes = {"steps": steps, "log_every": 100, "evaluate_every": 500, "checkpoint_every": 500}
     config = resolve(recipe, [(f"trainer.{key}", str(value)) for key, value in changes.items()])
-    watch = Watch()
+    watch = MemoryWatch()
     with tempfile.TemporaryDirectory() as folder:
         Trainer(config, f"{folder}/run", callbacks=[watch]).train()
-    quarter = len(watch.seen) // 4
-    early, late = watch.seen[quarter : 2 * quarter], watch.seen[-quarter:]
+    quarter = len(watch.readings) // 4
+    early, late = watch.readings[quarter : 2 * quarter], watch.readings[-quarter:]
     growth = statistics.mean(late) - statistics.mean(early)
     return {
         "recipe": recipe,
         "steps": steps,
-        "resident_mib": round(watch.seen[-1], 1),
+        "resident_mib": round(watch.readings[-1], 1),
         "growth_mib": round(growth, 1),
     }
 

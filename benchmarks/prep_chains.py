@@ -31,7 +31,7 @@ from benchmarks.results_file import append
 from zoo.prep import pipeline, steps, store
 from zoo.prep.cleaning import dedup
 from zoo.prep.document import Document, key_of, record_of
-from zoo.prep.engine import Local
+from zoo.prep.engine import LocalEngine
 from zoo.prep.settings import defaults
 from zoo.storage.paths import data_dir
 
@@ -60,7 +60,7 @@ def documents() -> list[tuple[str, str]]:
     return rows
 
 
-def ours(texts: list[str], folder: Path) -> tuple[set[int], set[int], np.ndarray]:
+def zoo_dedup(texts: list[str], folder: Path) -> tuple[set[int], set[int], np.ndarray]:
     """Returns indices of kept documents, indices of exact duplicates, and the verified pairs."""
     prep = json.loads(json.dumps(defaults()))
     common = {"work": str(folder), "out": str(folder), "prep": prep, "shards": 1}
@@ -69,7 +69,7 @@ def ours(texts: list[str], folder: Path) -> tuple[set[int], set[int], np.ndarray
             write(Document(text=text, key=key_of(0, number, 1)).to_json())
 
     def on(step, title, tasks):
-        with Local(1) as engine:
+        with LocalEngine(1) as engine:
             list(engine.run(step, tasks))
 
     def on_shards(step, title, **more):
@@ -115,8 +115,8 @@ class Truth:
         common = (self._sets @ self._sets.T).tocoo()
         sizes = np.diff(ends)
         union = sizes[common.row] + sizes[common.col] - common.data
-        alike = (common.data >= SIMILARITY * union) & (common.row != common.col)
-        self.first, self.second = common.row[alike], common.col[alike]
+        is_duplicate = (common.data >= SIMILARITY * union) & (common.row != common.col)
+        self.first, self.second = common.row[is_duplicate], common.col[is_duplicate]
 
     def scores(self, indices: set[int]) -> dict:
         """Returns the scores of a method from the indices of the documents that it keeps."""
@@ -126,11 +126,11 @@ class Truth:
         covered = np.zeros(count, bool)
         covered[self.first[stays[self.second]]] = True
         both = stays[self.first] & stays[self.second] & (self.first < self.second)
-        left = (np.asarray(self._sets[np.flatnonzero(stays)].sum(0)) > 0).mean()
+        remaining_share = (np.asarray(self._sets[np.flatnonzero(stays)].sum(0)) > 0).mean()
         return {
             "lost": int((~stays & ~covered).sum()),
             "duplicates_left": len(np.unique(self.second[both])),
-            "distinct_5grams": round(float(left), 4),
+            "distinct_5grams": round(float(remaining_share), 4),
         }
 
 
@@ -140,7 +140,7 @@ def main(python: str):
     truth, rows = Truth(texts), []
     with tempfile.TemporaryDirectory(prefix="zoo_prep_chains_") as folder:
         (Path(folder) / "filter_documents").mkdir()
-        indices, exact, pairs = ours(texts, Path(folder))
+        indices, exact, pairs = zoo_dedup(texts, Path(folder))
         for method, stays in (
             ("zoo", indices),
             ("whole chains", whole_chains(len(texts), pairs) - exact),

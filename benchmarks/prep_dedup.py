@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.results_file import append
 from zoo.prep import pipeline, store
 from zoo.prep.document import record_of
-from zoo.prep.engine import Local
+from zoo.prep.engine import LocalEngine
 from zoo.prep.settings import defaults
 
 DATA = {"tokenizer": "bpe", "vocabulary_size": 4000, "normalization": "NFC",
@@ -46,7 +46,7 @@ def texts(count: int):
 def tree_memory(pid: int) -> int:
     """Returns the memory of a process and its descendants in bytes, shared pages once (PSS)."""
     total = 0
-    for child in [pid, *_below(pid)]:
+    for child in [pid, *_descendants(pid)]:
         try:
             for line in Path(f"/proc/{child}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
@@ -56,12 +56,12 @@ def tree_memory(pid: int) -> int:
     return total
 
 
-def _below(pid: int):
+def _descendants(pid: int):
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
                 yield int(child)
-                yield from _below(int(child))
+                yield from _descendants(int(child))
     except OSError:
         return
 
@@ -77,26 +77,26 @@ def main(count: int):
             file.write(json.dumps({"text": text}) + "\n")
     prep = json.loads(json.dumps(defaults()))
     prep |= {"input": str(folder / "rows.jsonl"), "rules": []}
-    peak, over = [0], threading.Event()
+    peak, finished = [0], threading.Event()
 
     def watch():
-        while not over.wait(0.5):
+        while not finished.wait(0.5):
             peak[0] = max(peak[0], tree_memory(os.getpid()))
 
     threading.Thread(target=watch, daemon=True).start()
     pairs = set()
-    real = pipeline.card.describe
+    original_describe = pipeline.card.describe
 
     def describe(*arguments):  # runs before the intermediate files are removed
         pairs.update(_pairs(folder / "out" / "work"))
-        return real(*arguments)
+        return original_describe(*arguments)
 
     pipeline.card.describe = describe
     start = time.monotonic()
-    with Local() as engine:
+    with LocalEngine() as engine:
         pipeline.prepare(prep, DATA, folder / "out", engine)
     seconds = time.monotonic() - start
-    over.set()
+    finished.set()
     expected, sets = set(), {}
     rows = (json.loads(line)["text"].split() for line in open(folder / "rows.jsonl"))  # noqa: SIM115
     numbered = zip(range(count), groups, rows, strict=True)

@@ -25,13 +25,13 @@ from zoo.storage.paths import data_dir
 
 # One process each, so that all CPU seconds are counted on both sides.
 WORKERS = 1
-OURS = """
+ZOO_SCRIPT = """
 import json, sys
-from zoo.prep.engine import Local
+from zoo.prep.engine import LocalEngine
 from zoo.prep.pipeline import prepare
 if __name__ == "__main__":
     prep, data, out = json.loads(sys.argv[1])
-    with Local(int(sys.argv[2])) as engine:
+    with LocalEngine(int(sys.argv[2])) as engine:
         print(json.dumps(prepare(prep, data, out, engine)["documents"]))
 """
 
@@ -63,12 +63,12 @@ def make_warcs(folder: Path, count: int) -> int:
 def timed(command: list[str]) -> tuple[float, float, str]:
     """Runs a command; returns its wall seconds, CPU seconds and last line of output."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
+    if result.returncode:
         raise SystemExit(f"{command[:3]} failed")
     cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return time.monotonic() - start, cpu, done.stdout.strip().splitlines()[-1]
+    return time.monotonic() - start, cpu, result.stdout.strip().splitlines()[-1]
 
 
 def main(peer: str, count: int):
@@ -93,7 +93,7 @@ def main(peer: str, count: int):
     bpe.save(str(folder / "tokenizer.json"))
     rows = []
     for name, command in (
-        ("zoo", [sys.executable, "-c", OURS, json.dumps([prep, data, str(folder / "zoo")]),
+        ("zoo", [sys.executable, "-c", ZOO_SCRIPT, json.dumps([prep, data, str(folder / "zoo")]),
                  str(WORKERS)]),
         ("datatrove", [peer, str(Path(__file__).with_name("prep_speed_peer.py")),
                        str(folder / "warcs"), str(folder / "peer"),

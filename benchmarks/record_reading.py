@@ -32,10 +32,10 @@ def write(folder: Path, rows: int):
 
 def read_directly(array, order: np.ndarray) -> int:
     """Returns the number of rows read."""
-    seen = 0
+    num_rows = 0
     for start in range(0, len(order), BATCH):
-        seen += len(array[order[start : start + BATCH]])
-    return seen
+        num_rows += len(array[order[start : start + BATCH]])
+    return num_rows
 
 
 def read_through_tf_data(array, order: np.ndarray) -> int:

@@ -81,9 +81,9 @@ def main():
     for case, pattern in (("kept", ""), ("recomputed", "block_.*")):
         command = [sys.executable, "-m", "benchmarks.remat_memory", f"--case={pattern}"]
         command += [f"--{n}={v}" for n, v in zip(("blocks", "width", "rows"), sizes, strict=True)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         row = {"case": case, "blocks": sizes[0], "width": sizes[1], "rows": sizes[2]}
-        rows.append(row | json.loads(done.stdout.splitlines()[-1]))
+        rows.append(row | json.loads(result.stdout.splitlines()[-1]))
     print(json.dumps(rows))
     if arguments.write:
         from benchmarks.results_file import append

@@ -53,8 +53,8 @@ def main():
     command = [sys.executable, "-m", "benchmarks.start_up", arguments.recipe, "--once"]
     seconds = []
     for _ in range(arguments.rounds):
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        seconds.append(float(done.stdout.splitlines()[-1]))
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds.append(float(result.stdout.splitlines()[-1]))
     row = {"recipe": arguments.recipe, "seconds": round(statistics.median(seconds), 2)}
     print(row, [round(s, 2) for s in seconds])
     if arguments.write:

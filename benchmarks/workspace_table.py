@@ -81,7 +81,7 @@ def table() -> str:
 def packages() -> str:
     """Returns the packages of zoo and trainers as Markdown, in the order of the import contract."""
     order = (ROOT / ".importlinter").read_text().split()
-    lines = ["| package | holds | files |", "|---|---|---|"]
+    lines = ["| package | contents | files |", "|---|---|---|"]
     for top in ("zoo", "trainers"):
         folders = [path.parent for path in (ROOT / top).rglob("__init__.py")]
         rank = {name: -place for place, name in enumerate(order)}

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Installs the zoo on a TPU VM, or anywhere the TPU's build of TensorFlow is to be tried:
+# Installs the zoo with TensorFlow for TPUs, on a TPU VM or any other machine:
 #
 #   PYTHON=python3.11 bash launch/install_tpu.sh [FOLDER] [EXTRAS]
 #
-# FOLDER is .venv-tpu and PYTHON python3, if nothing is said; Python is 3.11, 3.12 or 3.13.
+# Defaults: FOLDER is .venv-tpu, PYTHON is python3. Python must be 3.11, 3.12 or 3.13.
 #
-# tensorflow-tpu 2.20.0 is the last release. It takes the place of the package `tensorflow`, which
-# others (tensorflow-text, keras-hub) ask for by that name and pip would lay over it. So an empty
-# package of that name and version comes first, which requires tensorflow-tpu. Newer builds of
-# libtpu (0.0.40 for one) lack what this release calls, and `import tensorflow` aborts with them.
+# tensorflow-tpu 2.20.0 is the last release. It replaces the package `tensorflow`, which other
+# packages (tensorflow-text, keras-hub) require, so pip would overwrite its files. This script first
+# installs an empty package with the name and version of `tensorflow`, which requires tensorflow-tpu.
+# Newer builds of libtpu, such as 0.0.40, lack functions of this release: `import tensorflow` aborts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-.venv-tpu}
@@ -24,14 +24,14 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "tensorflow"
 version = "2.20.0"
-description = "Stands for tensorflow-tpu"
+description = "Placeholder that requires tensorflow-tpu"
 dependencies = ["tensorflow-tpu==2.20.0", "libtpu==0.0.21"]
 [tool.setuptools]
 packages = []
 END
 "$folder/bin/python" -m pip install --quiet --upgrade pip
 "$folder/bin/python" -m pip install --quiet --no-compile "$made"
-# The last releases of these for TensorFlow 2.20; --constraint keeps pip from newer ones.
+# Last releases for TensorFlow 2.20; --constraint prevents newer versions.
 cat > "$made/constraints.txt" <<END
 tensorflow==2.20.0
 tensorflow-text==2.20.1
@@ -39,11 +39,11 @@ tf-keras==2.20.1
 END
 "$folder/bin/python" -m pip install --quiet --no-compile --constraint "$made/constraints.txt" \
   --editable ".$extras"
-# Off a TPU VM libtpu would ask the cloud's metadata server for minutes.
+# On other machines libtpu would query the metadata server of the cloud for minutes.
 [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ] || export TPU_SKIP_MDS_QUERY=1
 "$folder/bin/python" - <<'END'
 import keras, tensorflow as tf
 print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
-      f"{len(tf.config.list_physical_devices('TPU'))} TPU core(s) seen")
+      f"{len(tf.config.list_physical_devices('TPU'))} TPU core(s)")
 END
 echo "source $folder/bin/activate"

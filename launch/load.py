@@ -7,5 +7,5 @@ import sky
 for path in sorted(Path(__file__).parent.glob("*.yaml")):
     task = sky.Task.from_yaml(str(path))
     if not task.name or not task.resources or not task.run:
-        raise SystemExit(f"{path.name}: no name, no resources or nothing to run")
+        raise SystemExit(f"{path.name} must set name, resources and run")
     print(f"{path.name}: {task.name}, {', '.join(map(str, task.resources))}")

@@ -30,7 +30,7 @@ from zoo.models.adapter import Adapter
 EXAMPLES, BATCH = 40, 16  # the third batch of each epoch is short
 # Layers to recompute in models without stacks of blocks, as regular expressions of layer names.
 OTHER_BLOCKS = {"cnn": "convolution_.*", "gan": "generator", "transfer": "hidden"}
-TURN = 60  # updates per player
+TURN = 60  # updates per model part
 
 
 class TinyModel:
@@ -82,7 +82,7 @@ class TinyModel:
             **{"steps": 6, "log_every": 3, "checkpoint_every": 3, **trainer},
             global_batch_size=BATCH,
         )  # fmt: skip
-        if row.task == "gan":  # large steps of two players amplify rounding errors
+        if row.task == "gan":  # large steps of two model parts amplify rounding errors
             config.optimizer.learning_rate = 2e-4
         return config
 
@@ -134,29 +134,29 @@ def saves_and_loads(tiny):
 
 
 def lowers_the_loss(tiny):
-    """Each player lowers its own loss while the weights of the other players are constant."""
-    players = tiny.task.players(tiny.untrained)
-    config = tiny.recipe(steps=TURN * len(players), checkpoint_every=TURN)
+    """Each model part lowers its own loss while the weights of the other parts are constant."""
+    parts = tiny.task.model_parts(tiny.untrained)
+    config = tiny.recipe(steps=TURN * len(parts), checkpoint_every=TURN)
     config.optimizer = optimizer("adamw", learning_rate=0.01)
     run = tiny.train("loss", config, [Turns()])
     lines = [line for line in read_metrics(run.workdir.path) if "loss" in line]
-    for turn, player in enumerate(players):
-        terms = player.terms if len(players) > 1 else {"loss": 1.0}
+    for turn, part in enumerate(parts):
+        terms = part.terms if len(parts) > 1 else {"loss": 1.0}
         losses = [
             sum(c * line[term] for term, c in terms.items())
             for line in lines
             if (line["step"] - 1) // TURN == turn
         ]
-        assert losses[-1] < 0.9 * losses[0], (player.name, losses)
+        assert losses[-1] < 0.9 * losses[0], (part.name, losses)
 
 
 class Turns(keras.callbacks.Callback):
-    """Lets one player learn at a time, for `TURN` updates."""
+    """Lets one model part learn at a time, for `TURN` updates."""
 
     def on_train_batch_begin(self, batch, logs=None):
         turn = int(self.model.count.numpy()) // TURN
-        for player, own in enumerate(self.model.optimizers):
-            own.learning_rate = 0.01 if player == turn else 0.0
+        for part, own in enumerate(self.model.optimizers):
+            own.learning_rate = 0.01 if part == turn else 0.0
 
 
 def trains_in_bfloat16(tiny):

@@ -64,7 +64,7 @@ def read_all(path, **changes):
     from zoo.prep.reading import read
 
     skipped, tally, documents = Counter(), Tally(), []
-    for shard in files.shards(files.find([str(path)], skipped), 1 << 40):
+    for shard in files.make_shards(files.find_files([str(path)], skipped), 1 << 40):
         documents += read.documents(shard, settings(**changes), tally)
     return documents, dict(tally.unreadable + skipped)
 

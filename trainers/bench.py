@@ -44,7 +44,7 @@ class Measured:
       bottleneck: "input" if the input pipeline alone is slower than the step with cached batches,
         else "step".
       flops: FLOPs of one update, as three forward passes, without a frozen part that training runs
-        once. Too low for GANs, whose players run each other.
+        once. Too low for GANs, whose model parts run each other.
       peak: FLOPs per second of large matrix products in the recipe's compute dtype, on all replicas
         at once; the median of rounds that alternate with updates.
       share: FLOPs per second of training divided by `peak`.
@@ -97,7 +97,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
     else:
         arrays = made_up(task, step.net, 4 * batch, trainer.seed)
     # Training runs a frozen part once, so updates only run the head.
-    learner = step.net if task.frozen(step.net).model is None else step.net.head
+    learner = step.net if task.frozen_part(step.net).model is None else step.net.head
     tpu.check(config, strategy, arrays)
     batches = pipeline.training_batches(
         arrays, step.task.prepare, batch_size=batch, replicas=replicas, seed=trainer.seed,

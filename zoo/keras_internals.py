@@ -287,7 +287,7 @@ def assign_int4_kernel(layer: keras.layers.Dense, form: str, rounded, group: int
     Args:
       layer: a Dense layer of Keras.
       form: "gptq" or "awq".
-      rounded: `trainers.compress_jobs.int4.Rounded` of the transposed kernel.
+      rounded: `trainers.compress_jobs.int4.Int4Matrix` of the transposed kernel.
       group: number of inputs per scale.
     """
     del layer._kernel

@@ -9,7 +9,7 @@ import pytest
 from tests import commands
 from trainers.cli import main
 from zoo import processes
-from zoo.prep.engine import Local
+from zoo.prep.engine import LocalEngine
 
 BAIT = "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
 # Modules that the zoo and Python import late or in child processes.
@@ -124,8 +124,8 @@ def test_workers_of_prepare_do_not_search_the_current_folder(folder):
     code = (
         "if __name__ == '__main__':\n"
         "    import os, sys\n"
-        "    from zoo.prep.engine import Local\n"
-        "    with Local(2, ['mine']) as engine:\n"
+        "    from zoo.prep.engine import LocalEngine\n"
+        "    with LocalEngine(2, ['mine']) as engine:\n"
         "        sys.path.append(os.getcwd())\n"
         "        assert len(list(engine.run(len, [{}, {}]))) == 2\n"
     )
@@ -185,7 +185,7 @@ def test_the_environment_is_given_back(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     before = dict(os.environ)
-    with Local(2):
+    with LocalEngine(2):
         assert os.environ["PYTHONSAFEPATH"] == "1"
         assert os.environ["PYTHONPATH"].endswith("/somewhere")
     assert dict(os.environ) == before

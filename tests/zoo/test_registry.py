@@ -94,7 +94,7 @@ def test_list_is_sorted_and_whole(register):
         (lambda: zoo.build(3), ["No model is named 3"]),
         (lambda: registry.entry(["cnn_classifier"]), ["No model is named ['cnn_classifier']"]),
         (lambda: registry.build_task(None), ["No task is named None"]),
-        (lambda: zoo.build("dcgan_mnist", noise_dim=0), ["noise_dim is at least 1. Received: 0"]),
+        (lambda: zoo.build("dcgan_mnist", noise_dim=0), ["noise_dim must be at least 1. Received"]),
         (lambda: zoo.describe("cnn_classifier", 0), ["batch_size must be an integer >= 1"]),
         (lambda: zoo.data.load(None), ["The name of a data set must be a string. Received: None"]),
         (lambda: zoo.data.load("folder:x", image_size=28), ["(224, 224). Received: 28"]),

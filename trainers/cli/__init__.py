@@ -1,4 +1,4 @@
-"""The commands: each an absl script of its own, all of them verbs of `zoo`."""
+"""The commands: each is an absl script and a verb of `zoo`."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
-"""zoo bench RECIPE[:VARIANT] [--seconds=10] [--json] [--config.KEY=VALUE ...]: how fast it trains.
+"""zoo bench RECIPE[:VARIANT] [--seconds=10] [--json] [--config.KEY=VALUE ...]: training speed.
 
-Step time, samples a second, whether step or input is the bottleneck, and the share of what a large
-matrix product reaches on this machine.
+Measures the step time, samples per second, whether the train step or the input pipeline is the
+bottleneck, and FLOP/s relative to a large matrix product on this machine.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from zoo import registry
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_SECONDS = _FLAGS.floating("seconds", 10.0, "How long to measure.", lower_bound=0.0)
+_SECONDS = _FLAGS.floating("seconds", 10.0, "Duration of the measurement.", lower_bound=0.0)
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
@@ -32,24 +32,26 @@ def command(argv) -> int:
 
     from trainers.bench import bench
 
-    measured = bench(config, _SECONDS.value, dataset)
+    result = bench(config, _SECONDS.value, dataset)
     if _JSON.value:
-        print(json.dumps(dataclasses.asdict(measured), indent=2))
+        print(json.dumps(dataclasses.asdict(result), indent=2))
         return 0
-    print(f"first step        {measured.first_step:.2f} s")
-    print(f"step              {measured.step * 1e3:.2f} ms (median)")
-    print(f"training          {measured.samples_per_second:,.0f} samples/s")
-    if measured.unit != "samples":
-        print(f"                  {measured.units_per_second:,.0f} {measured.unit}/s")
-    given, cached = measured.input_samples_per_second, measured.cached_samples_per_second
-    batches = f"{measured.input_batches_per_second:,.1f} batches/s"
-    print(f"input pipeline    {given:,.0f} samples/s ({batches}), without the step")
-    print(f"cached batches    {cached:,.0f} samples/s, without the input pipeline")
-    print(f"bottleneck        {measured.bottleneck}: input is {given / cached:.2g} x as fast")
-    print(f"FLOPs per update  {measured.flops / 1e9:.2f} G")
-    print(f"peak              {measured.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
-    remark = f" ({measured.remark})" if measured.remark else ""
-    print(f"share of peak     {measured.share:.1%}{remark}")
+    print(f"first step        {result.first_step:.2f} s")
+    print(f"step              {result.step * 1e3:.2f} ms (median)")
+    print(f"training          {result.samples_per_second:,.0f} samples/s")
+    if result.unit != "samples":
+        print(f"                  {result.units_per_second:,.0f} {result.unit}/s")
+    input_rate, cached_rate = result.input_samples_per_second, result.cached_samples_per_second
+    batches = f"{result.input_batches_per_second:,.1f} batches/s"
+    print(f"input pipeline    {input_rate:,.0f} samples/s ({batches}), without the step")
+    print(f"cached batches    {cached_rate:,.0f} samples/s, without the input pipeline")
+    print(
+        f"bottleneck        {result.bottleneck}: input is {input_rate / cached_rate:.2g} x as fast"
+    )
+    print(f"FLOPs per update  {result.flops / 1e9:.2f} G")
+    print(f"peak              {result.peak / 1e9:.0f} GFLOP/s in a 2048 matrix product")
+    remark = f" ({result.remark})" if result.remark else ""
+    print(f"share of peak     {result.share:.1%}{remark}")
     return 0
 
 

@@ -24,8 +24,8 @@ flags.disclaim_key_flags()  # --help lists a flag under the command that defines
 USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
 
 _OUT_OF_MEMORY = (
-    "out of memory. What helps, in this order: a smaller trainer.micro_batch_size (same result "
-    "without batch normalization, more steps inside an update), trainer.precision=mixed_bfloat16, "
+    "out of memory. Try in this order: a smaller trainer.micro_batch_size (gradient accumulation; "
+    "same result without batch normalization), trainer.precision=mixed_bfloat16, "
     "trainer.remat=<regular expression of block names>"
 )
 
@@ -39,9 +39,9 @@ class Flags(flags.FlagValues):
 
     def __init__(self):
         super().__init__()
-        self.strings("import", [], "A module of yours that registers models, tasks or data sets.")
-        self.boolean("quiet", False, "Only warnings and errors.", short_name="q")
-        self.boolean("verbose", False, "More messages.", short_name="v")
+        self.strings("import", [], "Module that registers your models, tasks or data sets.")
+        self.boolean("quiet", False, "Log only warnings and errors.", short_name="q")
+        self.boolean("verbose", False, "Log more messages.", short_name="v")
 
     def _define(self, function: Callable, name: str, default, *values, **options):
         return function(name, default, *values, flag_values=self, **options)
@@ -79,50 +79,50 @@ class Flags(flags.FlagValues):
           UsageError: for an unknown flag, a value that does not parse, or a wrong number of words.
           Help: if --help was given.
         """
-        plain, found = [argv[0]], []
+        arguments, pairs = [argv[0]], []
         for word in argv[1:]:
             if word in ("-h", "--help"):
                 raise Help(f"{usage.strip()}\n{self.get_help()}")
             if overrides and word.startswith("--config.") and "=" in word:
                 key, _, text = word.removeprefix("--config.").partition("=")
-                found.append((key, text))
+                pairs.append((key, text))
             elif overrides and word.startswith("--config."):
-                raise UsageError(f"An override needs a value: {word}=VALUE.")
+                raise UsageError(f"An override requires a value: {word}=VALUE.")
             else:
-                plain.append(word)
+                arguments.append(word)
         self.unparse_flags()
         try:
-            words = self(plain)[1:]
+            words = self(arguments)[1:]
         except flags.Error as error:
             unknown = overrides and isinstance(error, flags.UnrecognizedFlagError)
-            hint = " Settings of a recipe are --config.KEY=VALUE." if unknown else ""
+            hint = " To change a setting of the recipe, use --config.KEY=VALUE." if unknown else ""
             raise UsageError(short(error) + hint) from None
         if len(words) < at_least or (at_most is not None and len(words) > at_most):
             raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
         quiet, verbose = self["quiet"].value, self["verbose"].value
         if quiet and verbose:
-            raise UsageError("-q and -v exclude each other. Received both.")
+            raise UsageError("-q and -v exclude each other. Received: -q and -v.")
         logs.set_level(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
         if modules := self["import"].value:
             from trainers.config.user_code import import_user_modules
 
             import_user_modules(modules)
-        return words, found
+        return words, pairs
 
 
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `command(argv)` and turns errors into one line and an exit status."""
     argv = list(sys.argv if argv is None else argv)
-    with standard_streams(drop_output=getattr(command, "leaves_files", False)):
+    with standard_streams(drop_output=getattr(command, "writes_files", False)):
         try:
             return _run(command, argv)
         finally:
             logs.set_level(logging.INFO)
 
 
-def leaves_files(command):
+def writes_files(command):
     """Marks a command that writes files: it continues if its output cannot be written."""
-    command.leaves_files = True
+    command.writes_files = True
     return command
 
 
@@ -150,7 +150,7 @@ def _run(command: Callable[[Sequence[str]], int | None], argv: list[str]) -> int
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"the disk is full: {error.filename or error}", FAILED)
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _fail(f"no permission: {error.filename or error}", FAILED)
+            return _fail(f"permission denied: {error.filename or error}", FAILED)
         if error.errno and error.filename:
             return _fail(f"{error.strerror}: {error.filename}", FAILED)
         raise

@@ -2,35 +2,35 @@
 zoo compress compare D ... [--out=PAGE.html] [--json]: compares several compressed models.
 
 METHOD is one of:
-  prune   makes the smallest weights 0: --config.compress.prune.sparsity=0.8 (default) of them
-  cluster gives each kernel a few values: --config.compress.cluster.number=16 (default)
-  qat     trains with kernels and outputs rounded to 8 bits, which `zoo export` then writes
-  distill trains a student with WORKDIR's model as its teacher. --config.model.num_layers=2 (or
-          --config.model.name) describes the student; --config.compress.distill.alpha=0.5,
-          .temperature=2, .hidden, .attention and .sentences weigh what it learns from the teacher.
-          It starts from random weights, or from the teacher's most important units with
+  prune   sets the smallest weights to 0: --config.compress.prune.sparsity=0.8 (default) of them
+  cluster limits the distinct values per kernel: --config.compress.cluster.number=16 (default)
+  qat     trains with kernels and outputs rounded to 8 bits; `zoo export` writes the integers
+  distill trains a student with the model of WORKDIR as teacher. --config.model.num_layers=2 or
+          --config.model.name describes the student; --config.compress.distill.alpha=0.5,
+          .temperature=2, .hidden, .attention and .sentences set the loss of the teacher's outputs.
+          The student starts from random weights, or from the teacher's most important units with
           --config.init_from=WORKDIR --config.compress.structured.sparsity=0.8
   low_rank
           replaces kernels by products: --config.compress.low_rank.energy=0.9 (default) is the share
-          of each kernel's squared sum to keep; .budget=0.5 the share of the parameters to keep;
-          .sensitivity=0.01 lets each kernel raise the loss by one percent
+          of each kernel's squared sum to keep; .budget=0.5 is the share of the parameters to keep;
+          .sensitivity=0.01 lets each kernel increase the loss by one percent
   structured
-          removes whole units (neurons, filters, heads of attention) and builds the model smaller:
+          removes whole units (neurons, filters, attention heads) and builds a smaller model:
           --config.compress.structured.sparsity=0.5 (default) is the share of each layer's units
-  ptq     rounds without training, as the last method: --config.compress.ptq.format=
+  ptq     quantizes without training, as the last method: --config.compress.ptq.format=
           litert_dynamic (default), litert_int8, litert_float16: D/model.tflite
           keras_int8, keras_int4, keras_gptq, keras_awq: D/model.keras, for transformers
-The other methods train the model of WORKDIR with its own recipe and the overrides. Methods joined
-by + run one after the other and keep the results of those before, except distill, which makes a new
-student. All but the last write their work directories to D/stages. D is a work directory like any
-other (run the command again to resume); D/compression.json and .html compare it with WORKDIR.
+All methods but ptq train the model of WORKDIR with its recipe and the overrides. Methods joined by
++ run in this order and preserve the results of earlier methods, except distill, which starts a new
+student. All methods but the last write their work directories to D/stages. D is a work directory
+(run the command again to resume); D/compression.json and .html compare it with WORKDIR.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from trainers.cli.common import LOG, TERMINATED, Flags, leaves_files, run
+from trainers.cli.common import LOG, TERMINATED, Flags, run, writes_files
 from trainers.compress_jobs.chain import Stage, parse_chain, plan
 from trainers.run.workdir import read_config
 from trainers.train import preflight
@@ -39,22 +39,22 @@ from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_OUT = _FLAGS.string("out", None, "New work directory; for compare, the page to write.")
-_JSON = _FLAGS.boolean("json", False, "compare prints JSON.")
+_OUT = _FLAGS.string("out", None, "New work directory; with compare, HTML page to write.")
+_JSON = _FLAGS.boolean("json", False, "Print JSON; only with compare.")
 
 
-@leaves_files
+@writes_files
 def command(argv) -> int:
     """Compresses and compares."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_least=2, overrides=True)
     if words[0] == "compare":
         return _compare(words[1:], overrides)
     if len(words) > 2 or _JSON.value:
-        reason = "--json is for zoo compress compare" if _JSON.value else f"Received: {words}"
+        reason = "--json requires zoo compress compare" if _JSON.value else f"Received: {words}"
         raise UsageError(f"Usage: {__doc__.splitlines()[0]} {reason}.")
     methods, workdir = parse_chain(words[0]), words[1]
     if not _OUT.value:
-        raise UsageError("zoo compress needs --out=D, a new work directory.")
+        raise UsageError("zoo compress requires --out=D, a new work directory.")
     out = Path(_OUT.value).absolute()
     if out.resolve() == Path(workdir).resolve():
         raise UsageError(
@@ -80,8 +80,10 @@ def command(argv) -> int:
         if not stage.method.trains:
             quantize(config, stage.start, stage.workdir, source)
             continue
-        same = config.data == first.data and config.task == first.task
-        trainer = Trainer(config, stage.workdir, source=source, dataset=dataset if same else None)
+        has_same_data = config.data == first.data and config.task == first.task
+        trainer = Trainer(
+            config, stage.workdir, source=source, dataset=dataset if has_same_data else None
+        )
         try:
             trainer.train()
         except Terminated as stop:
@@ -95,11 +97,11 @@ def command(argv) -> int:
 
 def _check(stages: list[Stage]):
     """Checks all stages before the first one trains; returns the data if it was loaded."""
-    coming = [stage.workdir for stage in stages[:-1]]
+    future_workdirs = [stage.workdir for stage in stages[:-1]]
     training = [stage for stage in stages if stage.method.trains]
     for stage in training:
-        preflight.check_config(stage.config, coming)
-        preflight.check_start(stage.config, stage.workdir, coming)
+        preflight.check_config(stage.config, future_workdirs)
+        preflight.check_start(stage.config, stage.workdir, future_workdirs)
         preflight.check_workdir(stage.config, stage.workdir)
     dataset = preflight.load_data(stages[0].config) if training else None
     for stage in training[1:]:
@@ -112,10 +114,12 @@ def _compare(folders, overrides) -> int:
     from trainers.compress_jobs.page import write_comparison
 
     if overrides:
-        raise UsageError(f"zoo compress compare does not train. Received: {overrides[0][0]}.")
+        raise UsageError(
+            f"zoo compress compare does not support overrides. Received: {overrides[0][0]}."
+        )
     page = Path(_OUT.value) if _OUT.value else None
     if page and page.suffix != ".html":
-        raise UsageError(f"The page of zoo compress compare must end in .html. Received: {page}.")
+        raise UsageError(f"--out of zoo compress compare must end in .html. Received: {page}.")
     comparison = compare(folders)
     if page:
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""zoo describe NAME [--batch_size=N] [--json]: what a model is made of.
+"""zoo describe NAME [--batch_size=N] [--json]: layers and size of a model.
 
-Layers, parameters, FLOPs a sample, memory of training at a batch size, and the recipes that use it.
+Prints layers, parameters, FLOPs per sample, training memory at a batch size, and the recipes of the
+model.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from trainers.cli.common import Flags, run
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_BATCH = _FLAGS.integer("batch_size", 128, "Batch for the memory estimate.", lower_bound=1)
+_BATCH = _FLAGS.integer("batch_size", 128, "Batch size of the memory estimate.", lower_bound=1)
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
@@ -23,19 +24,19 @@ def command(argv) -> int:
 
     registry.entry(words[0])  # an unknown name is answered before TensorFlow is loaded
     start_tensorflow()
-    found = registry.describe(words[0], _BATCH.value)
+    facts = registry.describe(words[0], _BATCH.value)
     recipes = recipes_of(words[0])
     if _JSON.value:
-        print(json.dumps({**dataclasses.asdict(found), "recipes": recipes}, indent=2))
+        print(json.dumps({**dataclasses.asdict(facts), "recipes": recipes}, indent=2))
         return 0
-    print(f"{found.name}: {'; '.join(x for x in (found.task, found.paper, found.licence) if x)}")
-    for layer in found.layers:
+    print(f"{facts.name}: {'; '.join(x for x in (facts.task, facts.paper, facts.licence) if x)}")
+    for layer in facts.layers:
         print(f"  {layer.name:24} {layer.kind:20} {str(layer.shape):26} {layer.parameters:>12,}")
-    print(f"parameters         {found.parameters:,} ({found.trainable:,} trainable)")
-    if found.positions:
-        print(f"positions          {found.positions:,} in a sample")
-    print(f"FLOPs a sample     {found.flops:,} forward")
-    print(f"training memory    {found.memory / 2**20:.1f} MiB at batch size {found.batch_size}")
+    print(f"parameters         {facts.parameters:,} ({facts.trainable:,} trainable)")
+    if facts.positions:
+        print(f"positions          {facts.positions:,} per sample")
+    print(f"FLOPs per sample   {facts.flops:,} in the forward pass")
+    print(f"training memory    {facts.memory / 2**20:.1f} MiB at batch size {facts.batch_size}")
     print(f"recipes            {', '.join(recipes) or 'none'}")
     return 0
 

@@ -10,9 +10,9 @@ from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
 _SPLIT = _FLAGS.string(
-    "split", None, "Split of the data set; if not given, test where there is one, else validation."
+    "split", None, "Split of the data set; default: test if the data set has it, else validation."
 )
-_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
@@ -23,11 +23,11 @@ def command(argv) -> int:
 
 
 def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) -> int:
-    """Evaluates a work directory's model, prints the metrics and keeps them in it.
+    """Evaluates the model of a work directory, and prints and stores the metrics.
 
     Args:
-      workdir: of a finished run.
-      split: of its data set; None for test where there is one, else validation.
+      workdir: path of the work directory of a finished run.
+      split: name of the split; None for test if the data set has it, else validation.
       checkpoint: "final" or "best".
       as_json: whether to print JSON.
     """
@@ -36,7 +36,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
     from zoo.registry import load_data
     from zoo.saved.workdir import data_section, is_litert, model_path
 
-    # What needs no TensorFlow comes first: a wrong request is answered at once.
+    # Checks without TensorFlow come first, so that a wrong request fails at once.
     saved = read_config(workdir)
     config = saved["config"]
     if checkpoint == "best" or not is_litert(saved):
@@ -48,7 +48,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
     if split not in dataset.splits:
         raise UsageError(
             f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
-            f"It has: {', '.join(dataset.splits)}; give one by --split."
+            f"Set --split to one of: {', '.join(dataset.splits)}."
         )
     directory = WorkDirectory(workdir).open()
     try:
@@ -73,28 +73,34 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     from zoo.saved.workdir import is_litert
     from zoo.storage.disk import read_object
 
-    whole = True
+    evaluates_whole_split = True
     if is_litert(saved):
         from trainers.compress_jobs.loaded_run import load
 
-        found = load(directory.path, dataset)
-        model, task, whole = found.measured(), found.task, found.makes_whole_samples
+        loaded_run = load(directory.path, dataset)
+        model, task, evaluates_whole_split = (
+            loaded_run.model_to_evaluate(),
+            loaded_run.task,
+            loaded_run.supports_whole_split,
+        )
     else:
         model = load_model(directory.path, checkpoint)
         task = registry.build_task(**saved["config"]["task"])
         task.bind(model, dataset, saved["config"]["model"])
         task.check(model, dataset)
-    # A teacher's sentences, which make other data of the training split alone, are not made anew.
-    taught = saved["config"].get("compress", {}).get("distill", {}).get("sentences")
-    if dataset.fingerprint != saved["data_fingerprint"] and not taught:
-        LOG.warning(f"{dataset.name!r} holds other data than in training.")
+    # `compress.distill.sentences` changed only the training split; it is not computed again.
+    uses_teacher_sentences = saved["config"].get("compress", {}).get("distill", {}).get("sentences")
+    if dataset.fingerprint != saved["data_fingerprint"] and not uses_teacher_sentences:
+        LOG.warning(f"{dataset.name!r} contains other data than in training.")
     trainer = saved["config"]["trainer"]
     batch_size = trainer.get("micro_batch_size") or trainer["global_batch_size"]
     strategy = tf.distribute.get_strategy()
     evaluator = Evaluator(model, task, dataset.splits[split], batch_size, strategy)
     metrics, predictions = evaluator()
-    found, samples = task.whole_split(model, dataset, split) if whole else ({}, [])
-    metrics |= found
+    split_metrics, samples = (
+        task.evaluate_split(model, dataset, split) if evaluates_whole_split else ({}, [])
+    )
+    metrics |= split_metrics
     if checkpoint == "best":
         step = read_object(directory / "best" / "metrics.json", step=int)["step"]
     else:

@@ -1,24 +1,24 @@
-"""zoo fetch [NAME ...] [--destination=FOLDER]: download data sets.
+"""zoo fetch [NAME ...] [--destination=FOLDER]: downloads data sets.
 
-Downloads the original files of data sets into FOLDER/NAME, each file checked against its size
-and sha256; what is there already is kept. FOLDER is ZOO_DATA_DIR by default, and where that is
-not set, a folder in your cache. Without a NAME: lists the data sets and whether they are there.
+Downloads the original files of data sets to FOLDER/NAME and checks the size and sha256 of each
+file. Existing files are not downloaded again. FOLDER is ZOO_DATA_DIR by default, or a folder in
+your cache if ZOO_DATA_DIR is not set. Without NAME, lists the data sets and their state.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.cli.common import LOG, Flags, leaves_files, run
+from trainers.cli.common import LOG, Flags, run, writes_files
 from zoo.data.datasets import dataset_entry, list_datasets
 from zoo.data.fetch import fetch, is_present
 from zoo.storage.paths import data_dir
 
 _FLAGS = Flags()
-_DESTINATION = _FLAGS.string("destination", None, "Folder in which a folder a data set is made.")
+_DESTINATION = _FLAGS.string("destination", None, "Folder with one subfolder per data set.")
 
 
-@leaves_files
+@writes_files
 def command(argv: Sequence[str]) -> int:
     """Downloads, or lists."""
     names, _ = _FLAGS.parse(argv, __doc__)
@@ -27,8 +27,8 @@ def command(argv: Sequence[str]) -> int:
         for name in list_datasets():
             entry = dataset_entry(name)
             print(f"{name:18}{_state(entry, folder):14}{entry.description} ({entry.licence})")
-        LOG.info(f"Folder: {folder}. Your own arrays need no fetching: data.source=npz:FILE.npz.")
-    # All names first: a typing error in the second must not show after a long download.
+        LOG.info(f"Folder: {folder}. For your own arrays set data.source=npz:FILE.npz.")
+    # Checks all names before the first download.
     for name in names:
         dataset_entry(name)
     for name in names:
@@ -41,8 +41,8 @@ def _state(entry, folder: Path) -> str:
     if not files:
         return "built in"
     paths = [folder / entry.name / file.file_name for file in files]
-    there = sum(is_present(path, file) for path, file in zip(paths, files, strict=True))
-    return "there" if there == len(files) else f"{there} of {len(files)} files"
+    num_present = sum(is_present(path, file) for path, file in zip(paths, files, strict=True))
+    return "downloaded" if num_present == len(files) else f"{num_present} of {len(files)} files"
 
 
 if __name__ == "__main__":

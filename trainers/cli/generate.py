@@ -1,14 +1,14 @@
 """zoo generate WORKDIR [--prompt=TEXT | --prompts=FILE] [--json]: text, or a sheet of pictures.
 
-Continues a prompt with a language model. One prompt's text is shown as it comes; --prompts=FILE
-takes one prompt a line, and --prompts=- reads them from standard input. Without a prompt a text
-is begun. --temperature=0 takes the likeliest token each time; --beams=4 searches the likeliest
-text and draws nothing. The same seed gives the same text; the n-th prompt of a file, lines without
-text not counted, draws with seed + n - 1. --json prints [{"prompt", "text", "tokens",
-"tokens_per_second"}], where tokens are the new ones and their rate includes compiling.
+Continues a prompt with a language model. The text of a single prompt is streamed. --prompts=FILE
+reads one prompt per line, --prompts=- reads standard input. Without a prompt the model starts a
+new text. --temperature=0 selects the most probable token; --beams=4 runs a beam search without
+sampling. The same seed gives the same text; the n-th prompt of a file, not counting empty lines,
+samples with seed + n - 1. --json prints [{"prompt", "text", "tokens", "tokens_per_second"}] with
+the number of new tokens and their rate, which includes the compilation.
 
-An encoder-decoder translates each prompt, by default with the beams of its recipe. An encoder
-fills in what [MASK] stands for; --json prints the five likeliest words of each, too.
+An encoder-decoder translates each prompt, by default with the beam width of its recipe. An encoder
+replaces each [MASK]; --json also prints the five most probable words per [MASK].
 
 A GAN draws --count pictures and writes them as one PNG file, --out; the same seed gives the same
 pictures.
@@ -27,16 +27,16 @@ from zoo.generation.generate_options import Options
 
 _FLAGS = Flags()
 _PROMPT = _FLAGS.string("prompt", None, "Text to continue.")
-_PROMPTS = _FLAGS.string("prompts", None, "A file of prompts, one a line; - for standard input.")
-_MAX_TOKENS = _FLAGS.integer("max_tokens", 200, "Longest text.")
-_TEMPERATURE = _FLAGS.floating("temperature", 0.8, "Below 1 sharpens what is drawn from.")
-_TOP_K = _FLAGS.integer("top_k", 0, "Draw from so many of the likeliest tokens; 0 for all.")
-_TOP_P = _FLAGS.floating("top_p", 1.0, "Draw from the likeliest tokens of this probability.")
-_BEAMS = _FLAGS.integer("beams", 1, "Of a beam search; 1 for none.")
-_SEED = _FLAGS.integer("seed", 0, "Of what is drawn.")
+_PROMPTS = _FLAGS.string("prompts", None, "File with one prompt per line; - for standard input.")
+_MAX_TOKENS = _FLAGS.integer("max_tokens", 200, "Maximum number of new tokens.")
+_TEMPERATURE = _FLAGS.floating("temperature", 0.8, "Sampling temperature; 0 is greedy.")
+_TOP_K = _FLAGS.integer("top_k", 0, "Sample from the K most probable tokens; 0 for all.")
+_TOP_P = _FLAGS.floating("top_p", 1.0, "Sample from the most probable tokens with this sum.")
+_BEAMS = _FLAGS.integer("beams", 1, "Width of the beam search; 1 for no beam search.")
+_SEED = _FLAGS.integer("seed", 0, "Random seed for sampling.")
 _COUNT = _FLAGS.integer("count", 64, "Pictures of the sheet.")
-_OUT = _FLAGS.string("out", None, "The sheet; WORKDIR/generated.png if not given.")
-_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
+_OUT = _FLAGS.string("out", None, "PNG file to write; default: WORKDIR/generated.png.")
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 _BATCH = 16  # prompts that are continued at once
@@ -51,17 +51,17 @@ def command(argv) -> int:
     kind = _kind(model, tokenizer)
     _check_flags(kind, prompts, Path(words[0]))
     if kind == "gan":
-        return _drawn(model, _sheet(Path(words[0])))
-    _say_unknown(tokenizer, prompts)
+        return _generate_images(model, _image_path(Path(words[0])))
+    _warn_of_unknown_tokens(tokenizer, prompts)
     if kind == "seq2seq":
-        return _show(_translated(model, tokenizer, config, prompts))
+        return _print_rows(_translate(model, tokenizer, config, prompts))
     if _PROMPTS.value is not None:
         prompts = [prompt for prompt in prompts if prompt.strip()]
     # An LSTM has no number of positions; those of an older model may all have been trained.
     length = config["model"].get("sequence_length")
     trained = config["data"]["sequence_length"] if length and not config["init_from"] else None
     if kind == "mlm":
-        return _show(_filled(model, tokenizer, prompts, trained))
+        return _print_rows(_fill_masks(model, tokenizer, prompts, trained))
     from zoo.generation.generate import Generator
 
     generator = Generator(
@@ -78,7 +78,7 @@ def command(argv) -> int:
     rows = []
     for start in range(0, len(prompts), _BATCH):
         batch = prompts[start : start + _BATCH]
-        rows += _continued(generator, batch, {**options, "seed": options["seed"] + start})
+        rows += _continue_prompts(generator, batch, {**options, "seed": options["seed"] + start})
         if not _JSON.value:
             for number, row in enumerate(rows[start:], start + 1):
                 print(f"--- {number} ---\n{row['prompt']}{row['text']}\n", flush=True)
@@ -88,12 +88,12 @@ def command(argv) -> int:
 
 
 def _options() -> dict:
-    """Returns how tokens are chosen; raises `UsageError` for what contradicts itself."""
+    """Returns the sampling options; raises `UsageError` for flags that exclude each other."""
     if _BEAMS.value > 1:
         for flag in (_TEMPERATURE, _TOP_K, _TOP_P, _SEED):
             if flag.present:
                 raise UsageError(
-                    f"A beam search draws nothing: give --beams or --{flag.name}, not both."
+                    f"A beam search does not sample: set --beams or --{flag.name}, not both."
                 )
     return {
         "temperature": _TEMPERATURE.value,
@@ -106,42 +106,43 @@ def _options() -> dict:
 
 def _prompts() -> list[str]:
     if _PROMPTS.value is None:
-        # What is no UTF-8 in a command becomes U+FFFD.
+        # Invalid UTF-8 in a command becomes U+FFFD.
         return [normalize(_PROMPT.value or "", "none")]
     if _PROMPT.value is not None:
-        raise UsageError("Give --prompt or --prompts, not both.")
+        raise UsageError("Set --prompt or --prompts, not both.")
     try:
         if _PROMPTS.value == "-":
             text = sys.stdin.read()
         else:
             text = Path(_PROMPTS.value).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise RunError(f"{_PROMPTS.value} is no UTF-8 text.") from None
+        raise RunError(f"{_PROMPTS.value} must be UTF-8 text.") from None
     prompts = normalize(text, "none").rstrip("\n").split("\n")
     if not text.strip():
-        raise UsageError(f"There is no prompt in {_PROMPTS.value}.")
+        raise UsageError(f"--prompts must contain a prompt. Received: {_PROMPTS.value}.")
     return prompts
 
 
 def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
-    """Returns model, tokenizer and recipe of a work directory; no tokenizer of a GAN.
+    """Returns model, tokenizer and config of a work directory; the tokenizer of a GAN is None.
 
     Raises:
-      UsageError: where it holds a model that generates nothing, or not its tokenizer, or an
-        option is out of its bounds.
-      RunError: where a file is damaged.
+      UsageError: if the model does not generate anything, the tokenizer is missing, or an option
+        is out of its bounds.
+      RunError: if a file is damaged.
     """
     from trainers.run.workdir import read_config
     from zoo.saved.workdir import model_path, read_tokenizer
     from zoo.start import start_tensorflow
 
-    # What can be wrong is looked at before TensorFlow is loaded: it is answered at once.
+    # Checks without TensorFlow come first, so that a wrong request fails at once.
     config = read_config(workdir)
     model_path(workdir, checkpoint)
     task = config["config"]["task"]["name"]
     tokenizer = read_tokenizer(workdir, config) if config.get("tokenizer") else None
     other = UsageError(
-        f"zoo generate writes text or draws pictures; {workdir} holds a model of the task {task!r}."
+        "zoo generate writes text or draws pictures; "
+        f"{workdir} contains a model of the task {task!r}."
     )
     if task == "image_classification":
         raise other
@@ -157,7 +158,7 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     return model, tokenizer, config["config"]
 
 
-def _show(rows: list[dict]) -> int:
+def _print_rows(rows: list[dict]) -> int:
     if _JSON.value:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
@@ -166,10 +167,10 @@ def _show(rows: list[dict]) -> int:
     return 0
 
 
-def _refuse(flags_, why: str) -> None:
+def _refuse(flags_, reason: str) -> None:
     for flag in flags_:
         if flag.present:
-            raise UsageError(f"{why}: --{flag.name} has no meaning here.")
+            raise UsageError(f"{reason}: --{flag.name} is not supported.")
 
 
 def _kind(model, tokenizer) -> str:
@@ -190,39 +191,39 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
         text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
         _refuse(text, "A GAN draws pictures")
         if not 1 <= _COUNT.value <= 10_000:
-            raise UsageError(f"--count is between 1 and 10,000. Received: {_COUNT.value}.")
+            raise UsageError(f"--count must be from 1 to 10,000. Received: {_COUNT.value}.")
         if _SEED.value < 0:
-            raise UsageError(f"--seed is 0 or more. Received: {_SEED.value}.")
-        if (path := _sheet(workdir)).suffix != ".png" or path.is_dir():
-            raise UsageError(f"--out names a .png file. Received: {path}.")
+            raise UsageError(f"--seed must be at least 0. Received: {_SEED.value}.")
+        if (path := _image_path(workdir)).suffix != ".png" or path.is_dir():
+            raise UsageError(f"--out must be a .png file. Received: {path}.")
     if kind in ("clm", "seq2seq", "mlm", "nsp"):
-        _refuse((_COUNT, _OUT), "This model writes text")
+        _refuse((_COUNT, _OUT), "The model generates text")
     if kind == "seq2seq":
-        _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "A translation draws nothing")
+        _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "Translation does not sample")
         if prompts == [""]:
             raise UsageError(
-                "An encoder-decoder translates --prompt or --prompts. Received neither."
+                "An encoder-decoder requires --prompt or --prompts. Received: neither."
             )
     if kind in ("mlm", "nsp"):
         flags_ = _TEMPERATURE, _TOP_K, _TOP_P, _SEED, _BEAMS, _MAX_TOKENS
-        _refuse(flags_, "An encoder takes the likeliest words")
+        _refuse(flags_, "An encoder selects the most probable words")
 
 
-def _sheet(workdir: Path) -> Path:
+def _image_path(workdir: Path) -> Path:
     """Returns where the pictures of a GAN are written."""
     return Path(_OUT.value or workdir / "generated.png")
 
 
-def _drawn(model, path: Path) -> int:
-    from zoo.generation.image_grids import make_pictures, save_sheet, sheet
+def _generate_images(model, path: Path) -> int:
+    from zoo.generation.image_grids import arrange_grid, make_pictures, save_png
 
     pictures = make_pictures(model, _COUNT.value, _SEED.value)
-    save_sheet(path, sheet(pictures, math.ceil(math.sqrt(_COUNT.value))))
+    save_png(path, arrange_grid(pictures, math.ceil(math.sqrt(_COUNT.value))))
     print(path)
     return 0
 
 
-def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
+def _translate(model, tokenizer, config, prompts: list[str]) -> list[dict]:
     from zoo.generation.translate import Translator
 
     options = {"length_penalty": config["task"].get("length_penalty", 0.6)}
@@ -235,30 +236,32 @@ def _translated(model, tokenizer, config, prompts: list[str]) -> list[dict]:
     return [{"prompt": a, "text": b} for a, b in zip(prompts, texts, strict=True)]
 
 
-def _say_unknown(tokenizer, prompts: list[str]) -> None:
-    """Says how many tokens of the prompts the tokenizer does not have."""
+def _warn_of_unknown_tokens(tokenizer, prompts: list[str]) -> None:
+    """Warns of tokens in the prompts that are unknown to the tokenizer."""
     ids = (tokenizer.encode(prompt) for prompt in prompts)
     if count := sum(int((one == tokenizer.unknown_id).sum()) for one in ids):
         LOG.warning(
             f"{count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
-            "tokenizer, and read as <unk>"
+            "tokenizer and become <unk>"
         )
 
 
-def _filled(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:
-    from zoo.generation.fill_mask import fill_mask, filled
+def _fill_masks(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:
+    from zoo.generation.fill_mask import fill_mask, replace_masks
 
     rows = []
     for prompt in prompts:
-        found = fill_mask(model, tokenizer, prompt, trained_length=trained)
-        words = [[{"word": w, "probability": round(p, 4)} for w, p in best] for best in found]
-        rows.append({"prompt": prompt, "text": filled(prompt, found), "words": words})
+        candidates = fill_mask(model, tokenizer, prompt, trained_length=trained)
+        words = [[{"word": w, "probability": round(p, 4)} for w, p in best] for best in candidates]
+        rows.append({"prompt": prompt, "text": replace_masks(prompt, candidates), "words": words})
     return rows
 
 
-def _continued(generator, prompts: list[str], options: dict) -> list[dict]:
+def _continue_prompts(generator, prompts: list[str], options: dict) -> list[dict]:
     start = time.perf_counter()
-    found = generator.tokens([generator.encode(p) for p in prompts], _MAX_TOKENS.value, **options)
+    token_ids = generator.tokens(
+        [generator.encode(p) for p in prompts], _MAX_TOKENS.value, **options
+    )
     seconds = time.perf_counter() - start
     return [
         {
@@ -267,7 +270,7 @@ def _continued(generator, prompts: list[str], options: dict) -> list[dict]:
             "tokens": len(ids),
             "tokens_per_second": round(len(ids) / seconds, 1),
         }
-        for prompt, ids in zip(prompts, found, strict=True)
+        for prompt, ids in zip(prompts, token_ids, strict=True)
     ]
 
 

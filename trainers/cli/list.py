@@ -1,4 +1,4 @@
-"""zoo list [PATTERN] [--task=T] [--json]: the models of the registry.
+"""zoo list [PATTERN] [--task=T] [--json]: lists the models of the registry.
 
 PATTERN is a shell pattern: `zoo list 'cnn*'`.
 """
@@ -10,7 +10,7 @@ from trainers.cli.common import LOG, Flags, run
 from zoo import registry
 
 _FLAGS = Flags()
-_TASK = _FLAGS.string("task", None, "Models of this task only.")
+_TASK = _FLAGS.string("task", None, "List only models of this task.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
@@ -28,7 +28,7 @@ def command(argv) -> int:
     if not rows:
         LOG.warning("no model matches")
     for row in rows:
-        count = f"{row.parameters:,}" if row.parameters else "–"  # not known of a user's own
+        count = f"{row.parameters:,}" if row.parameters else "–"  # unknown for a user's model
         print(f"{row.name:24} {row.task:22} {count:>14}  {row.paper}".rstrip())
     return 0
 

@@ -1,21 +1,21 @@
-"""zoo VERB ...: a model zoo and one trainer for Keras 3.
+"""zoo VERB ...: a model zoo and trainer for Keras 3.
 
   zoo list [PATTERN]       models: name, task, parameters, paper
   zoo describe NAME        layers, parameters, FLOPs, memory, recipes
   zoo fetch NAME ...       download a data set
-  zoo prepare RECIPE       raw pages to records
+  zoo prepare RECIPE       convert raw web pages to training records
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     metrics of a trained model
   zoo predict WORKDIR FILE ...   labels for pictures
-  zoo generate WORKDIR     text
+  zoo generate WORKDIR     generate text or images
   zoo compress METHOD WORKDIR    a smaller model
   zoo export WORKDIR       a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         step time and share of the machine's peak
   zoo tpu_check RECIPE     compile the train step for a TPU, without one
   zoo report WORKDIR       write report.html again
 
-`zoo VERB --help` tells the flags of a verb. Each verb takes -q (only warnings and errors beside its
-results) and -v (more messages than usual).
+`zoo VERB --help` prints the flags of a verb. Each verb supports -q (log only warnings and errors)
+and -v (log more messages).
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: classify your own images.
 
-A file that cannot be read is named on stderr, the others are labeled, and the exit status is 1.
-Images are converted to gray or RGB and resized to what the model takes. MNIST's digits are white on
-black: pass --invert for dark digits on light paper.
+If a file cannot be read, the command prints an error for this file, labels the other files, and
+ends with exit status 1. Images are converted to gray or RGB and resized to the input of the model.
+The digits of MNIST are white on black: pass --invert for dark digits on light paper.
 """
 
 import json
@@ -11,8 +11,8 @@ import sys
 from trainers.cli.common import FAILED, LOG, Flags, run
 
 _FLAGS = Flags()
-_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Which weights.")
-_INVERT = _FLAGS.boolean("invert", False, "Swap light and dark.")
+_CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
+_INVERT = _FLAGS.boolean("invert", False, "Invert light and dark.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 

@@ -4,61 +4,71 @@
   zoo train web_text --config.data.source=prepared:D --workdir=W
 
 prep.input is a pattern, a folder (.warc, .wet, .html, .txt, .jsonl, also .gz and .zst; .parquet),
-start addresses to crawl (http://...), or corpus:NAME of `zoo fetch`; several by commas. Run the
-same command again to go on where it stopped. D/data_card.html tells what was dropped and why.
+start addresses to crawl (http://...), or corpus:NAME of `zoo fetch`; separate several by commas.
+Run the same command again to resume. D/data_card.html lists the dropped documents and the reasons.
 """
 
 import importlib.util
 import shlex
 import sys
 
-from trainers.cli.common import Flags, leaves_files, run
+from trainers.cli.common import Flags, run, writes_files
 from trainers.config.base import section
 from trainers.config.recipe import resolve
 from zoo.errors import UsageError
 
-# Those of the extra `prep` in setup.cfg.
+# Packages of the extra `prep` in setup.cfg.
 _PACKAGES = (
     "brotli", "datasketch", "ftfy", "lxml_html_clean", "protego", "py3langid", "pyarrow",
     "trafilatura", "webencodings", "zstandard",
 )  # fmt: skip
 
 _FLAGS = Flags()
-_OUT = _FLAGS.string("out", None, "The folder that is made.")
-_WORKERS = _FLAGS.integer("workers", 0, "Processes; 0 for one a core.", lower_bound=0)
+_OUT = _FLAGS.string("out", None, "New folder to write.")
+_WORKERS = _FLAGS.integer("workers", 0, "Number of processes; 0 for one per core.", lower_bound=0)
 _BEAM = _FLAGS.strings(
-    "beam", [], "Run on Apache Beam with this flag of Beam's: --beam=--runner=FlinkRunner "
+    "beam", [], "Run on Apache Beam with this flag of Beam: --beam=--runner=FlinkRunner "
     "--beam=--flink_master=HOST:8081. All workers must see input and D under the same paths.",
 )  # fmt: skip
-_PRIVATE = _FLAGS.boolean("allow_private", False, "Crawl private and loopback addresses too.")
+_PRIVATE = _FLAGS.boolean("allow_private", False, "Also crawl private and loopback addresses.")
 
 
-@leaves_files
+@writes_files
 def command(argv) -> int:
     """Prepares."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     if not _OUT.value:
-        raise UsageError("zoo prepare needs --out=D, the folder that is made.")
+        raise UsageError("zoo prepare requires --out=D, the folder to write.")
     if _BEAM.value and _WORKERS.value:
-        raise UsageError("--workers is of this machine; a Beam runner has flags of its own.")
-    config = resolve(words[0], overrides)
-    if lacking := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
         raise UsageError(
-            "zoo prepare needs the extra `prep`: pip install 'keras-zoo[prep]'. "
-            f"Not installed: {', '.join(lacking)}."
+            "--workers and --beam exclude each other: set the workers by flags of Beam."
         )
-    from zoo.prep.engine import Beam, Local
+    config = resolve(words[0], overrides)
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            "zoo prepare requires the extra `prep`: pip install 'keras-zoo[prep]'. "
+            f"Not installed: {', '.join(missing)}."
+        )
+    from zoo.prep.engine import BeamEngine, LocalEngine
     from zoo.prep.pipeline import prepare
 
-    engine = Beam(_BEAM.value) if _BEAM.value else Local(_WORKERS.value, _FLAGS["import"].value)
+    engine = (
+        BeamEngine(_BEAM.value)
+        if _BEAM.value
+        else LocalEngine(_WORKERS.value, _FLAGS["import"].value)
+    )
     with engine:
         prep, data = section(config, "prep").to_dict(), config.data.to_dict()
-        made = prepare(prep, data, _OUT.value, engine, _PRIVATE.value)
-    for split, count in made["documents"].items():
-        print(f"{split:12}{count:12,} documents {made['tokens'][split]:14,} tokens")
-    print(f"what was dropped and why: {_OUT.value}/data_card.html")
-    same = "".join(f" --config.{k}={shlex.quote(v)}" for k, v in overrides if k[:5] == "data.")
-    print(f"zoo train {words[0]} --config.data.source=prepared:{_OUT.value}{same} --workdir=W")
+        result = prepare(prep, data, _OUT.value, engine, _PRIVATE.value)
+    for split, count in result["documents"].items():
+        print(f"{split:12}{count:12,} documents {result['tokens'][split]:14,} tokens")
+    print(f"dropped documents and reasons: {_OUT.value}/data_card.html")
+    data_flags = "".join(
+        f" --config.{k}={shlex.quote(v)}" for k, v in overrides if k[:5] == "data."
+    )
+    print(
+        f"zoo train {words[0]} --config.data.source=prepared:{_OUT.value}{data_flags} --workdir=W"
+    )
     return 0
 
 

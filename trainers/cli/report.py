@@ -1,22 +1,22 @@
-"""zoo report WORKDIR: write WORKDIR/report.html again.
+"""zoo report WORKDIR: writes WORKDIR/report.html again.
 
-One page that opens offline: curves, throughput, confusion matrix,
-worst mistakes, recipe and machine. It can be run while the training is still going.
+The page contains curves, throughput, confusion matrix, worst mistakes, recipe and machine, and
+needs no network. The command also works during training.
 """
 
 import sys
 from collections.abc import Sequence
 
-from trainers.cli.common import Flags, leaves_files, run
+from trainers.cli.common import Flags, run, writes_files
 
 _FLAGS = Flags()
 
 
-@leaves_files
+@writes_files
 def command(argv: Sequence[str]) -> int:
     """Writes the report."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
-    # matplotlib takes a second to load, which a wrong request need not wait for.
+    # Imported late, so that a wrong request fails before matplotlib is loaded.
     from trainers.report.page import write_report
 
     print(write_report(words[0]))

@@ -1,8 +1,8 @@
-"""Standard streams that are closed, full, or a pipe that nobody reads any more.
+"""Standard streams that are closed, full, or a pipe without a reader.
 
-Messages on stderr matter to nobody who cannot read them: what cannot be written is dropped and the
-command goes on. So it is with stdout in a command that leaves files, such as training. In other
-commands a failed write to stdout is an error.
+Text that cannot be written to stderr is dropped and the command continues. The same applies to
+stdout in a command that writes files, such as training. In other commands a failed write to stdout
+is an error.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ def standard_streams(drop_output: bool):
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):  # for file names that are not text
             stream.reconfigure(errors="backslashreplace")
-    output = before[0] or _Closed()
-    sys.stdout = Dropping(output) if drop_output else output
-    sys.stderr = Dropping(before[1] or _Closed())
+    output = before[0] or _ClosedStream()
+    sys.stdout = DroppingStream(output) if drop_output else output
+    sys.stderr = DroppingStream(before[1] or _ClosedStream())
     try:
         yield
     finally:
@@ -42,19 +42,19 @@ def standard_streams(drop_output: bool):
             try:
                 stream.flush()
             except (OSError, ValueError):
-                to_nowhere(stream)  # otherwise Python fails again at exit
+                redirect_to_null(stream)  # otherwise Python fails again at exit
         (sys.stdout, sys.stderr), sys.stdin = before, standard_input
 
 
-def to_nowhere(stream) -> None:
+def redirect_to_null(stream) -> None:
     """Redirects a stream that cannot be written to /dev/null."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
 
 
-class Dropping:
+class DroppingStream:
     """A text stream that drops text that cannot be written.
 
     Args:
@@ -71,7 +71,7 @@ class Dropping:
         try:
             self._stream.write(text)
         except (OSError, ValueError):
-            to_nowhere(self._stream)
+            redirect_to_null(self._stream)
         return len(text)
 
     def writelines(self, lines) -> None:
@@ -82,10 +82,10 @@ class Dropping:
         try:
             self._stream.flush()
         except (OSError, ValueError):
-            to_nowhere(self._stream)
+            redirect_to_null(self._stream)
 
 
-class _Closed(io.TextIOBase):
+class _ClosedStream(io.TextIOBase):
     """Replacement for a stream that was closed when the process started."""
 
     def writable(self) -> bool:

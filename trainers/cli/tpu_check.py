@@ -1,7 +1,7 @@
-"""zoo tpu_check RECIPE[:VARIANT] --topology=v5e:2x4 [--json] [--config.KEY=VALUE ...]: fit for TPU?
+"""zoo tpu_check RECIPE[:VARIANT] --topology=v5e:2x4 [--json] [--config.KEY=VALUE ...]
 
-Compiles the whole train step for that TPU on a machine without one: whether it compiles, whether it
-fits into the memory, how fast a step could be at best, and the largest batch.
+Compiles the train step for this TPU on a machine without a TPU. Reports whether the step compiles
+and fits into the memory, a lower bound of the step time, and the largest batch that fits.
 """
 
 import dataclasses
@@ -20,16 +20,16 @@ from zoo.errors import UsageError
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_TOPOLOGY = _FLAGS.string("topology", None, "Chips and their shape: v5e:2x4.")
+_TOPOLOGY = _FLAGS.string("topology", None, "TPU type and topology, such as v5e:2x4.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
-    """Compiles and prints; 1 where the step does not fit."""
+    """Compiles and prints; returns 1 if the step does not fit."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     if not _TOPOLOGY.value:
-        raise UsageError("zoo tpu_check needs --topology, such as v5e:2x4.")
-    _, cores = parse_topology(_TOPOLOGY.value)  # what is wrong is said before TensorFlow is loaded
+        raise UsageError("zoo tpu_check requires --topology, such as v5e:2x4.")
+    _, cores = parse_topology(_TOPOLOGY.value)  # fails before TensorFlow is loaded
     config = resolve(words[0], overrides)
     check_tpu(config.trainer)
     preflight.check_config(config)
@@ -40,52 +40,54 @@ def command(argv) -> int:
 
     from trainers.tpu_check.check import check
 
-    found = check(config, _TOPOLOGY.value)
-    print(json.dumps(dataclasses.asdict(found), indent=2) if _JSON.value else described(found))
-    return 0 if found.fits else FAILED
+    outcome = check(config, _TOPOLOGY.value)
+    print(
+        json.dumps(dataclasses.asdict(outcome), indent=2) if _JSON.value else format_result(outcome)
+    )
+    return 0 if outcome.fits else FAILED
 
 
-def described(found) -> str:
-    """Returns the answer in lines."""
-    from trainers.tpu_check.check import MOST_ROWS
+def format_result(outcome) -> str:
+    """Returns the result as text."""
+    from trainers.tpu_check.check import MAX_ROWS
 
-    program, chip = found.program, CHIPS[found.chip]
-    times = f"{found.micro_batches} times " if found.micro_batches > 1 else ""
+    program, chip = outcome.program, CHIPS[outcome.chip]
+    times = f"{outcome.micro_batches} times " if outcome.micro_batches > 1 else ""
     lines = [
-        f"{found.topology:19} {found.cores} cores, on each {times}{found.rows} examples an update; "
-        f"{found.parameters:,} parameters, {found.precision}"
+        f"{outcome.topology:19} {outcome.cores} cores, {times}{outcome.rows} examples per core and "
+        f"update; {outcome.parameters:,} parameters, {outcome.precision}"
     ]
-    if found.depths:
-        low, high = found.depths
+    if outcome.depths:
+        low, high = outcome.depths
         lines.append(
-            f"{'extrapolated':19} from {low} and {high} blocks, compiled, to {found.depth}"
+            f"{'extrapolated':19} from compilations of {low} and {high} blocks to {outcome.depth}"
         )
     lines.append(
         f"{'compiles':19} yes, in {program.seconds:.0f} s"
         if program.flops is not None
-        else f"{'compiles':19} as far as the memory, of which there is too little"
+        else f"{'compiles':19} no, because the step does not fit in the memory"
     )
     lines.append(
-        f"{'peak HBM':19} {_gib(program.peak)} of {_gib(found.usable)}: "
-        + ("fits" if found.fits else "does not fit")
+        f"{'peak HBM':19} {_gib(program.peak)} of {_gib(outcome.usable)}: "
+        + ("fits" if outcome.fits else "does not fit")
     )
     if program.flops is not None:
         least = "at least " if program.unknown_loops else ""
         lines += [
             f"{'':19} weights, slots and batch {_gib(program.arguments)}, temporaries "
             f"{_gib(program.temporaries)}, program {_gib(program.code)}",
-            f"{'FLOPs a step':19} {least}{program.flops / 1e9:,.2f} G a core",
-            f"{'bytes a step':19} {least}{program.bytes / 1e9:,.2f} GB a core",
-            f"{'step at best':19} {found.roofline * 1e3:,.3f} ms, bound by {found.bound} "
-            f"({chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s: {found.source})",
+            f"{'FLOPs per step':19} {least}{program.flops / 1e9:,.2f} G per core",
+            f"{'bytes per step':19} {least}{program.bytes / 1e9:,.2f} GB per core",
+            f"{'minimum step time':19} {outcome.roofline * 1e3:,.3f} ms, bound by {outcome.bound} "
+            f"({chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s: {outcome.source})",
         ]
-    limit = ", and more were not tried" if found.largest_rows == MOST_ROWS else ""
-    what = "micro batch" if found.micro_batches > 1 else "batch"
+    limit = "; larger batches were not tried" if outcome.largest_rows == MAX_ROWS else ""
+    what = "micro batch" if outcome.micro_batches > 1 else "batch"
     lines.append(
-        f"largest {what:11} {found.largest_rows:,} examples a core, compiled: "
-        f"{_gib(found.largest_peak)}{limit}"
-        if found.largest_rows
-        else f"largest {what:11} none was found that fits"
+        f"largest {what:11} {outcome.largest_rows:,} examples per core, compiled: "
+        f"{_gib(outcome.largest_peak)}{limit}"
+        if outcome.largest_rows
+        else f"largest {what:11} no compiled batch fits"
     )
     lines.append(f"{'not covered':19} the all-reduce of gradients between cores, and the infeed")
     return "\n".join(lines)

@@ -1,13 +1,13 @@
 """zoo train RECIPE[:VARIANT] --workdir=D [--strategy=S] [--config.KEY=VALUE ...]
 
-RECIPE is a name (`cnn_mnist`) or a path to your own file (`./my_recipe.py`). Run the same command
-again to resume. The flags of Model Garden work: --model_dir, --mode, --params_override.
+RECIPE is a name (`cnn_mnist`) or the path of your file (`./my_recipe.py`). Run the same command
+again to resume. The Model Garden flags --model_dir, --mode and --params_override are supported.
 """
 
 import sys
 from pathlib import Path
 
-from trainers.cli.common import LOG, TERMINATED, Flags, leaves_files, run
+from trainers.cli.common import LOG, TERMINATED, Flags, run, writes_files
 from trainers.config.recipe import as_dict, list_recipes, resolve
 from trainers.config.trainer import check_batch
 from trainers.distributed.cluster import read_cluster
@@ -17,14 +17,14 @@ from zoo.errors import UsageError
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_CONFIG = _FLAGS.string("config", None, "The recipe, instead of the first word.")
-_WORKDIR = _FLAGS.string("workdir", None, "Folder that everything is written to.")
+_CONFIG = _FLAGS.string("config", None, "Recipe, if the first argument is not used.")
+_WORKDIR = _FLAGS.string("workdir", None, "Work directory of the run.")
 _MODEL_DIR = _FLAGS.string("model_dir", None, "The same as --workdir.")
 _STRATEGY = _FLAGS.string(
     "strategy", None, "trainer.strategy: one_device, mirrored, multi_worker, tpu or auto."
 )
 _TPU = _FLAGS.string(
-    "tpu", None, "The TPU of strategy tpu: local (default), a TPU's name or grpc://HOST:PORT."
+    "tpu", None, "TPU of strategy tpu: local (default), the name of a TPU or grpc://HOST:PORT."
 )
 _WORKERS = _FLAGS.string(
     "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; default: TF_CONFIG."
@@ -32,24 +32,24 @@ _WORKERS = _FLAGS.string(
 _INDEX = _FLAGS.integer("worker_index", None, "Index of this process in --workers.")
 _MODE = _FLAGS.choice(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"],
-    "train leaves the test split unread; eval only evaluates.",
+    "train does not read the test split; eval only evaluates.",
 )  # fmt: skip
 _OVERRIDE = _FLAGS.strings(
     "params_override", [], "KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE."
 )
 
 
-@leaves_files
+@writes_files
 def command(argv) -> int:
     """Trains."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_most=1, overrides=True)
     if bool(words) == bool(_CONFIG.value):
         raise UsageError(
-            "Give one recipe: `zoo train RECIPE`, or --config=RECIPE. Known: "
+            "zoo train requires one recipe: `zoo train RECIPE` or --config=RECIPE. Known: "
             f"{', '.join(list_recipes())}; or a path that ends in .py."
         )
     if bool(_WORKDIR.value) == bool(_MODEL_DIR.value):
-        raise UsageError("Give one work directory: --workdir=D.")
+        raise UsageError("zoo train requires one work directory: --workdir=D.")
     workdir, source = _WORKDIR.value or _MODEL_DIR.value, _CONFIG.value or words[0]
     for text in _OVERRIDE.value:
         overrides += split_overrides(text)
@@ -70,23 +70,25 @@ def command(argv) -> int:
         WorkDirectory(workdir).check_recipe(as_dict(config))
         return evaluate(workdir, None, "final", as_json=False)
 
-    several = config.trainer.strategy == "multi_worker"
-    if not several and (_WORKERS.value or _INDEX.value is not None):
+    is_multi_worker = config.trainer.strategy == "multi_worker"
+    if not is_multi_worker and (_WORKERS.value or _INDEX.value is not None):
         raise UsageError(
-            "--workers and --worker_index belong to --strategy=multi_worker. Received: strategy "
+            "--workers and --worker_index require --strategy=multi_worker. Received: strategy "
             f"{config.trainer.strategy}."
         )
     if _TPU.value and config.trainer.strategy != "tpu":
         raise UsageError(
-            f"--tpu belongs to --strategy=tpu. Received: strategy {config.trainer.strategy}."
+            f"--tpu requires --strategy=tpu. Received: strategy {config.trainer.strategy}."
         )
-    cluster = read_cluster(_WORKERS.value, _INDEX.value) if several else None
-    if several:
+    cluster = read_cluster(_WORKERS.value, _INDEX.value) if is_multi_worker else None
+    if is_multi_worker:
         check_batch(config, len(cluster.workers))
     preflight.check_config(config)
     preflight.check_start(config, workdir)
     dataset = None
-    if not several:  # several workers load the data together, so that all hear of an error
+    if (
+        not is_multi_worker
+    ):  # several workers load the data together, so that every worker gets an error
         preflight.check_workdir(config, workdir)
         dataset = preflight.load_data(config)
     start_tensorflow()
@@ -101,15 +103,17 @@ def command(argv) -> int:
     try:
         trainer.train()
     except Terminated as stop:
-        LOG.warning(f"stopped by {stop} and saved at step {trainer.state.done}; run again to go on")
+        LOG.warning(
+            f"stopped by {stop} and saved at step {trainer.state.done}; run again to resume"
+        )
         return TERMINATED
     if not trainer.group.chief:
         return 0
     print(trainer.result)
     if trainer.result.split == "training":
         LOG.warning(
-            "there is no test or validation split: these are means over the last training "
-            "updates. data.validation_size=N holds out N training examples."
+            "the data set has no test or validation split: the metrics are means over the last "
+            "training updates. Set data.validation_size=N to hold out N training examples."
         )
     print(f"report: {trainer.workdir / 'report.html'}")
     return 0
@@ -123,11 +127,13 @@ def split_overrides(text: str) -> list[tuple[str, str]]:
         if letter == "," and depth == 0:
             key, equals, value = text[start:i].partition("=")
             if not equals:
-                raise UsageError(f"--params_override is KEY=VALUE,... Received: {text[start:i]!r}.")
+                raise UsageError(
+                    f"--params_override must be KEY=VALUE,... Received: {text[start:i]!r}."
+                )
             pairs.append((key, value))
             start = i + 1
     if start <= len(text):
-        raise UsageError(f"--params_override: a bracket stays open. Received: {text[start:]!r}.")
+        raise UsageError(f"--params_override must close all brackets. Received: {text[start:]!r}.")
     return pairs
 
 

@@ -40,11 +40,13 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
       RunError: if a layer of a block got no inputs.
     """
     blocks, *others = Adapter(model).stacks.values() or [[]]
-    known = blocks and isinstance(blocks[0], TransformerBlock) and not blocks[0].cross_attention
-    if others or not known:
+    is_supported = (
+        blocks and isinstance(blocks[0], TransformerBlock) and not blocks[0].cross_attention
+    )
+    if others or not is_supported:
         raise UsageError(
-            f"keras_{mode} rounds the blocks of zoo.models.gpt, llama and bert. The model "
-            f"{model.name!r} has none: use keras_int8, which rounds every Dense layer and "
+            f"keras_{mode} supports models of zoo.models.gpt, llama and bert. Received: "
+            f"{model.name!r}. Use keras_int8, which supports every Dense layer and "
             "embedding."
         )
     stem = keras.Model(model.inputs, blocks[0].input)
@@ -56,12 +58,14 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
     counts = {}
     for block in progress(blocks, title=f"keras_{mode}", unit="blocks"):
         dense = [x for x in keras_internals.all_layers(block) if type(x) is keras.layers.Dense]
-        with _recording(dense) as inputs:
+        with _record_inputs(dense) as inputs:
             for hidden, bias in batches:
                 block(hidden, bias)
         for layer in dense:
             if not inputs[layer].rows:
-                raise RunError(f"keras_{mode}: {layer.path} got no inputs to calibrate on.")
+                raise RunError(
+                    f"keras_{mode} cannot calibrate {layer.path}: the layer got no inputs."
+                )
             counts[layer.path] = inputs[layer].rows
             # Attention scores are products of two outputs, which the authors of AWQ do not clip.
             clip = layer is not block.attention.query_key_value
@@ -71,7 +75,7 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
 
 
 @contextlib.contextmanager
-def _recording(dense: list):
+def _record_inputs(dense: list):
     """Yields layer -> `Inputs`, to which each call of the layer adds inside the context."""
     inputs = {layer: int4.Inputs(layer.kernel.shape[0]) for layer in dense}
     calls = {layer: layer.call for layer in dense}

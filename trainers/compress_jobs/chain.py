@@ -66,15 +66,15 @@ def plan(
         workdir = out / "stages" / f"{i + 1}-{method.name}" if i < len(methods) - 1 else out
         if method.name == "distill":
             config = _student_recipe(config, overrides)
-        before, given = section(config, "compress"), _overrides_of(i, methods, overrides)
-        changes = _changes(method, config, given)
+        before, method_overrides = section(config, "compress"), _overrides_of(i, methods, overrides)
+        changes = _changes(method, config, method_overrides)
         if method.name == "distill":
             changes |= {"init_from": "", "compress.distill.teacher": str(start)}
         elif method.trains:
             changes["init_from"] = str(start)
         if method.trains and saved["tokenizer"]:
             changes["data.tokenizer"] = str(origin)
-        config = change(config, [*changes.items(), *given])
+        config = change(config, [*changes.items(), *method_overrides])
         _check_stage(method, before, config)
         if method.trains:
             _check_same_data(saved["config"], config)
@@ -99,12 +99,12 @@ def _overrides_of(i: int, methods: Sequence[Method], overrides) -> list[tuple[st
     return [(key, text) for key, text in overrides if applies(key)]
 
 
-def _changes(method: Method, config, given: Sequence[tuple[str, str]]) -> dict[str, str]:
+def _changes(method: Method, config, method_overrides: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Returns key -> new value, for the keys that a method changes in the config before it."""
     settings, changes = section(config, "compress"), {}
     for other in METHODS.values() if method.trains else ():
-        changes |= other.reset() if other is method else other.kept_by(settings)
-    if not {key for key, _ in given} & {f"compress.{key}" for key in method.keys}:
+        changes |= other.reset() if other is method else other.settings_to_keep(settings)
+    if not {key for key, _ in method_overrides} & {f"compress.{key}" for key in method.keys}:
         changes |= method.defaults
     changes = {f"compress.{key}": text for key, text in changes.items()}
     for key, text in method.requires.items():
@@ -133,9 +133,11 @@ def _student_recipe(config, overrides):
             config.task.chunk = 0
         if name != config.model.name:
             teacher = config.model.to_dict()
-            known = registry.arguments(name)
-            shared = {k: teacher[k] for k in _DATA_ARGUMENTS if k in known and k in teacher}
-            config.model = {**known, **shared, "name": name}
+            student_arguments = registry.arguments(name)
+            shared = {
+                k: teacher[k] for k in _DATA_ARGUMENTS if k in student_arguments and k in teacher
+            }
+            config.model = {**student_arguments, **shared, "name": name}
     return config
 
 
@@ -145,18 +147,20 @@ def _student_recipe(config, overrides):
 def _check_chain(methods: Sequence[Method], start: Path, config, overrides: Mapping) -> None:
     """Raises `UsageError` for a wrong order of methods, or overrides that no method supports."""
     names = [method.name for method in methods]
-    if rounded := section(config, "compress.ptq").format:
-        raise UsageError(f"Nothing comes after ptq. Received: {start}, rounded by {rounded}.")
-    if early := [method.name for method in methods[:-1] if not method.trains]:
+    if ptq_format := section(config, "compress.ptq").format:
         raise UsageError(
-            f"{early[0]} must be the last method of a chain. Received: {'+'.join(names)}."
+            f"zoo compress does not support models of ptq. Received: {start} ({ptq_format})."
+        )
+    if misplaced := [method.name for method in methods[:-1] if not method.trains]:
+        raise UsageError(
+            f"{misplaced[0]} must be the last method of a chain. Received: {'+'.join(names)}."
         )
     for key in overrides if not methods[0].trains else ():
         if not key.startswith(f"compress.{names[0]}."):
-            raise UsageError(f"{names[0]} does not train: leave out the override. Received: {key}.")
+            raise UsageError(f"{names[0]} does not train: remove the override. Received: {key}.")
     if "init_from" in overrides and "distill" not in names:
         raise UsageError(
-            f"zoo compress starts from {start}; only the student of distill takes init_from. "
+            f"zoo compress starts from {start}: only the method distill supports init_from. "
             f"Received: init_from={overrides['init_from']}."
         )
     if overrides.get("trainer.strategy") == "multi_worker":
@@ -173,27 +177,27 @@ def _check_stage(method: Method, before: Mapping, config) -> None:
     settings, name = section(config, "compress"), method.name
     if not any(value_of(settings, key) for key in method.keys):
         values = ", ".join(f"compress.{key}={value_of(settings, key)}" for key in method.keys)
-        raise UsageError(f"{name} would do nothing: set one of its keys. Received: {values}.")
+        raise UsageError(f"{name} would do nothing: set one of these keys. Received: {values}.")
     to_keras = name == "ptq" and FORMATS[settings.ptq.format].runtime == "keras"
     is_pruned, has_products = METHODS["prune"].is_used, METHODS["low_rank"].is_used
-    refused = {
-        "compress.prune.m_by_n determines the sparsity: leave out compress.prune.sparsity":
+    conflicts = {
+        "compress.prune.m_by_n determines the sparsity: remove compress.prune.sparsity":
             name == "prune" and settings.prune.sparsity and settings.prune.m_by_n,
         "low_rank destroys the zeros of pruned kernels: use prune after low_rank":
             name == "low_rank" and is_pruned(before),
-        "structured does not support products: use structured before low_rank":
+        "structured does not support factorized kernels: use structured before low_rank":
             name == "structured" and has_products(before),
-        "qat moves weights off their clusters: use one of qat and cluster":
+        "qat and cluster exclude each other: use one of qat and cluster":
             name in ("qat", "cluster") and settings.qat.on and settings.cluster.number,
-        "The integers of Keras have a scale per output, which splits clusters: use "
+        "Quantization by Keras has a scale per output, which splits clusters: use "
         "compress.ptq.format=litert_dynamic or litert_int8":
             to_keras and settings.cluster.number,
-        "The integers of Keras do not support kernels that are products: use "
+        "Quantization by Keras does not support factorized kernels: use "
         "compress.ptq.format=litert_dynamic":
             to_keras and has_products(settings),
     }  # fmt: skip
-    for message, is_refused in refused.items():
-        if is_refused:
+    for message, applies_here in conflicts.items():
+        if applies_here:
             raise UsageError(f"{message}. Received: zoo compress {name}.")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainers.compress_jobs.table import shown
+from trainers.compress_jobs.table import format_value
 from trainers.run.workdir import read_config
 from zoo.errors import RunError, UsageError
 from zoo.storage.disk import read_object
@@ -29,8 +29,8 @@ def compare(folders: Sequence[str]) -> dict:
             if summary[key] != first[key]:
                 values = [str(x[key])[:12] for x in (summary, first)]
                 raise UsageError(
-                    f"zoo compress compare takes models of one {what}. Received: {values[0]} in "
-                    f"{folder}, {values[1]} in {first_folder}."
+                    f"zoo compress compare requires models of the same {what}. Received: "
+                    f"{values[0]} in {folder}, {values[1]} in {first_folder}."
                 )
     originals, models = {}, []
     for folder, summary in summaries:
@@ -39,7 +39,7 @@ def compare(folders: Sequence[str]) -> dict:
     models = [*originals.values(), *models]
     for model in models:
         model["front"] = not any(
-            _beats(other, model, first["mode"]) for other in models if other is not model
+            _dominates(other, model, first["mode"]) for other in models if other is not model
         )
     return {**{key: first[key] for key in ("task", "split", "metric", "mode")}, "models": models}
 
@@ -50,15 +50,15 @@ def _read(folder: str) -> dict:
     if not path.exists():
         raise UsageError(
             f"{folder} has no compression.json. Run zoo compress METHOD WORKDIR --out={folder}, "
-            "which writes it."
+            "which writes the file."
         )
     keys = ("task", "data", "split", "from", "method", "mode")
     summary = read_object(path, **dict.fromkeys(keys, str))
     try:
         for side in ("before", "after"):
-            _beats(*2 * [_row("", summary, side)], summary["mode"])
+            _dominates(*2 * [_row("", summary, side)], summary["mode"])
     except (LookupError, TypeError, AttributeError, ArithmeticError):
-        raise RunError(f"{path} is damaged: zoo compress did not write it.") from None
+        raise RunError(f"{path} is damaged. Delete the file and run zoo compress again.") from None
     return summary
 
 
@@ -74,7 +74,7 @@ def _row(name: str, summary: dict, side: str) -> dict:
     }
 
 
-def _beats(one: dict, other: dict, mode: str) -> bool:
+def _dominates(one: dict, other: dict, mode: str) -> bool:
     """Returns whether `one` is as good as `other` in each value and better in at least one."""
     sign = 1 if mode == "max" else -1
 
@@ -96,10 +96,10 @@ def comparison_table(comparison: dict) -> str:
     lines += [
         (
             f"{'*' if model['front'] else ' '} {model['name']}",
-            shown(model["metric"]),
+            format_value(model["metric"]),
             model["file"],
-            *(shown(model[key]) for key in ("bytes", "gzip_bytes", "nonzeros")),
-            shown((model["milliseconds"] or {}).get("1")),
+            *(format_value(model[key]) for key in ("bytes", "gzip_bytes", "nonzeros")),
+            format_value((model["milliseconds"] or {}).get("1")),
             "–" if model["speed"] is None else f"{model['speed']:.2f}x",
         )
         for model in comparison["models"]
@@ -108,5 +108,5 @@ def comparison_table(comparison: dict) -> str:
     text = "\n".join(
         f"{line[0]:{width}}" + "".join(f"{cell:>14}" for cell in line[1:]) for line in lines
     )
-    rule = f"as good in {comparison['metric']}, size and speed, and better in one of them"
+    rule = f"at least as good in {comparison['metric']}, size and speed, and better in one of them"
     return f"{text}\n* no other model is {rule}"

@@ -46,7 +46,7 @@ class Inputs:
 
 
 @dataclasses.dataclass
-class Rounded:
+class Int4Matrix:
     """A quantized matrix in the layout of a Keras layer.
 
     Attributes:
@@ -68,7 +68,7 @@ class Rounded:
         return centered * self.scale[:, group] / self.channels
 
 
-def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
+def nearest(weights: np.ndarray, channels=None, limits=None) -> Int4Matrix:
     """Rounds each weight to the nearest level of its group's range.
 
     Args:
@@ -86,7 +86,7 @@ def nearest(weights: np.ndarray, channels=None, limits=None) -> Rounded:
             part = np.clip(part, -limits[:, group, None], limits[:, group, None])
         scale, zero = _range(part)
         parts.append((_level(part, scale, zero), scale, zero))
-    return Rounded(*(np.concatenate(x, 1) for x in zip(*parts, strict=True)), channels)
+    return Int4Matrix(*(np.concatenate(x, 1) for x in zip(*parts, strict=True)), channels)
 
 
 def _range(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +114,7 @@ def _level(part, scale, zero) -> np.ndarray:
     return np.uint8(np.clip(np.round(part / scale + zero), 0, _LEVELS))
 
 
-def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
+def gptq(weights: np.ndarray, inputs: Inputs) -> Int4Matrix:
     """Rounds one column at a time and compensates the error in the following columns.
 
     Algorithm 1 of Frantar et al. 2022 (arXiv:2210.17323), with one group per block. The range of a
@@ -127,9 +127,9 @@ def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
     """
     weights = np.array(weights, np.float64)
     hessian = 2 * inputs.gram / inputs.rows
-    dead = np.diag(hessian) == 0
-    hessian[dead, dead] = 1
-    weights[:, dead] = 0
+    is_unused = np.diag(hessian) == 0
+    hessian[is_unused, is_unused] = 1
+    weights[:, is_unused] = 0
     hessian[np.diag_indices_from(hessian)] += _DAMPING * np.diag(hessian).mean()
     inverse = np.linalg.cholesky(np.linalg.inv(hessian)).T
     parts = []
@@ -146,10 +146,10 @@ def gptq(weights: np.ndarray, inputs: Inputs) -> Rounded:
         weights[:, end:] -= np.concatenate(errors, 1) @ inverse[start:end, end:]
         parts.append((np.concatenate(integers, 1), scale, zero))
     joined = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
-    return Rounded(*joined, np.ones(weights.shape[1], np.float32))
+    return Int4Matrix(*joined, np.ones(weights.shape[1], np.float32))
 
 
-def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
+def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Int4Matrix:
     """Scales up important input channels before rounding, then clips outlying weights.
 
     Lin et al. 2023 (arXiv:2306.00978): channel scales mean|x|^alpha / mean|w|^(1 - alpha), |w|
@@ -168,8 +168,8 @@ def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
     for alpha in _ALPHAS:
         channels = np.maximum(activations**alpha / (relative ** (1 - alpha) + 1e-4), 1e-4)
         candidates.append(channels / np.sqrt(channels.max() * channels.min()))
-    rounded = [nearest(weights, channels) for channels in candidates]
-    best = min(rounded, key=lambda x: inputs.error(x.weights - weights).sum())
+    results = [nearest(weights, channels) for channels in candidates]
+    best = min(results, key=lambda x: inputs.error(x.weights - weights).sum())
     if not clip:
         return best
     clipped = nearest(weights, best.channels, _clip_limits(weights * best.channels, best, inputs))
@@ -178,7 +178,7 @@ def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Rounded:
         np.where(better[:, None], getattr(clipped, name), getattr(best, name))
         for name in ("integers", "scale", "zero")
     )
-    return Rounded(integers, scale, zero, best.channels)
+    return Int4Matrix(integers, scale, zero, best.channels)
 
 
 def _relative_magnitudes(weights: np.ndarray) -> np.ndarray:
@@ -190,7 +190,7 @@ def _relative_magnitudes(weights: np.ndarray) -> np.ndarray:
     return np.concatenate(means)
 
 
-def _clip_limits(scaled: np.ndarray, best: Rounded, inputs: Inputs) -> np.ndarray:
+def _clip_limits(scaled: np.ndarray, best: Int4Matrix, inputs: Inputs) -> np.ndarray:
     """Returns the clipping limits (O, G) with the least output error of each group."""
     limits = []
     for start in range(0, scaled.shape[1], GROUP):

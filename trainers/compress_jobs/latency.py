@@ -10,10 +10,10 @@ from trainers.export.litert_file import LiteRTFile
 
 THREADS = (1, 2)
 _SECONDS = 2.0  # duration of the measurement per number of threads
-_LEAST, _MOST = 5, 500  # number of calls per file
+_MIN_CALLS, _MAX_CALLS = 5, 500  # number of calls per file
 
 
-def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[str, float]]:
+def measure_latencies(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[str, float]]:
     """Measures files by calls in turn, so that other load on the machine affects all files alike.
 
     Args:
@@ -27,16 +27,16 @@ def interleaved(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[
     count = len(next(iter(examples.values())))
     rows = [{k: v[i : i + 1] for k, v in examples.items()} for i in range(count)]
     for threads in THREADS:
-        opened = {name: LiteRTFile(path, threads) for name, path in files.items()}
+        open_files = {name: LiteRTFile(path, threads) for name, path in files.items()}
         seconds: dict[str, list[float]] = {name: [] for name in files}
-        inputs = {name: [*file.inputs] for name, file in opened.items()}
-        for name, file in opened.items():
+        inputs = {name: [*file.inputs] for name, file in open_files.items()}
+        for name, file in open_files.items():
             file.one({key: rows[0][key] for key in inputs[name]})
         start = time.perf_counter()
-        for call in range(_MOST):
-            if call >= _LEAST and time.perf_counter() - start > _SECONDS:
+        for call in range(_MAX_CALLS):
+            if call >= _MIN_CALLS and time.perf_counter() - start > _SECONDS:
                 break
-            for name, file in opened.items():
+            for name, file in open_files.items():
                 row = {key: rows[call % count][key] for key in inputs[name]}
                 begin = time.perf_counter()
                 file.one(row)

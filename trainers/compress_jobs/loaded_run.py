@@ -29,7 +29,7 @@ class LoadedRun:
       dataset: data set; "validation" contains the examples held out of the training split.
       task: task of the run, bound to the model and the data.
       model: the Keras model; for a LiteRT file, the model that the file was converted from.
-      file: path of the LiteRT file that is measured in place of the model, or None.
+      file: path of the LiteRT file to evaluate in place of the model, or None.
     """
 
     path: Path
@@ -45,19 +45,21 @@ class LoadedRun:
         return evaluation_split(self.dataset.splits)
 
     @property
-    def makes_whole_samples(self) -> bool:
-        """Whether `Task.whole_split` is possible; a LiteRT file contains a single forward pass."""
-        return self.file is None or self.task.generates == "pictures"
+    def supports_whole_split(self) -> bool:
+        """Whether `Task.evaluate_split` is possible; a LiteRT file has a single forward pass."""
+        return self.file is None or self.task.sample_kind == "pictures"
 
-    def served(self):
+    def serving_model(self):
         """Returns the model to export, in float32."""
-        return self.task.served(in_float32(self.model))
+        return self.task.serving_model(in_float32(self.model))
 
-    def examples(self, split: str = "", places=range(8)) -> dict:
+    def examples(self, split: str = "", indices=range(8)) -> dict:
         """Returns examples of a split as inputs of the exported model: name -> (N, …)."""
         arrays = self.dataset.splits[split or self.split or "train"]
-        prepared = examples_of(self.task, arrays, places)
-        return {tensor.name: np.asarray(prepared[tensor.name]) for tensor in self.served().inputs}
+        prepared = examples_of(self.task, arrays, indices)
+        return {
+            tensor.name: np.asarray(prepared[tensor.name]) for tensor in self.serving_model().inputs
+        }
 
     def representative(self, count: int, seed: int) -> dict:
         """Returns `count` training examples, sampled without replacement."""
@@ -65,11 +67,11 @@ class LoadedRun:
         sample = np.random.default_rng(seed).permutation(size)[:count]
         return self.examples("train", np.sort(sample))
 
-    def measured(self):
+    def model_to_evaluate(self):
         """Returns the model to evaluate: the Keras model, or the LiteRT file in its runtime."""
         if self.file is None:
             return self.model
-        return FileModel(self.file, self.model, self.task.served(self.model))
+        return FileModel(self.file, self.model, self.task.serving_model(self.model))
 
     def evaluate(self) -> tuple[dict[str, float], dict]:
         """Returns the metrics of the whole `split`, and the task's predictions.
@@ -79,12 +81,12 @@ class LoadedRun:
         """
         import tensorflow as tf
 
-        model = self.measured()
+        model = self.model_to_evaluate()
         metrics, predictions = Evaluator(
             model, self.task, self.dataset.splits[self.split], _BATCH, tf.distribute.get_strategy()
         )()
-        if self.makes_whole_samples:
-            metrics |= self.task.whole_split(model, self.dataset, self.split)[0]
+        if self.supports_whole_split:
+            metrics |= self.task.evaluate_split(model, self.dataset, self.split)[0]
         return metrics, predictions
 
     def metrics(self) -> dict[str, float]:
@@ -111,7 +113,7 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
     saved = read_config(path)
     file = path / LITERT if is_litert(saved) else None
     if file is not None and not file.exists():
-        raise RunError(f"{path} is damaged: it lacks {LITERT}.")
+        raise RunError(f"{path} is damaged: {LITERT} is missing.")
     model = registry.load(str(path if file is None else path / FLOATS))
     task = registry.build_task(**saved["config"]["task"])
     if dataset is None:

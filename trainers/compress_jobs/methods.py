@@ -57,7 +57,7 @@ class Method:
         """Returns whether a section `compress` uses this method or preserves its result."""
         return any(value_of(settings, key) for key in (*self.keys, *self.keep))
 
-    def kept_by(self, settings: Mapping) -> Mapping[str, str]:
+    def settings_to_keep(self, settings: Mapping) -> Mapping[str, str]:
         """Returns key -> value that preserves the result of this method in a later training."""
         used = any(value_of(settings, key) for key in self.keys)
         return self.keep if used and not (self.result and value_of(settings, self.result)) else {}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainers.compress_jobs.table import rows, shown
+from trainers.compress_jobs.table import format_value, rows
 from trainers.report import figures
 from zoo.pages import render
 
@@ -33,7 +33,10 @@ def write_page(record: dict, path: Path) -> None:
         tiles=tiles,
         remarks=[f"{s}: {record[s]['remark']}" for s in ("before", "after") if record[s]["remark"]],
         drawing=figures.bars(ratios, "ratios"),
-        rows=[(name, shown(old), shown(new), note) for name, old, new, note in rows(record)],
+        rows=[
+            (name, format_value(old), format_value(new), note)
+            for name, old, new, note in rows(record)
+        ],
     )
 
 
@@ -62,8 +65,11 @@ def write_comparison(comparison: dict, path: Path) -> None:
         [
             str(number),
             model["name"] + (" ★" if model["front"] else ""),
-            *(shown(model[k]) for k in ("metric", "parameters", "nonzeros", "bytes", "gzip_bytes")),
-            *(shown((model["milliseconds"] or {}).get(n)) for n in ("1", "2")),
+            *(
+                format_value(model[k])
+                for k in ("metric", "parameters", "nonzeros", "bytes", "gzip_bytes")
+            ),
+            *(format_value((model["milliseconds"] or {}).get(n)) for n in ("1", "2")),
             "–" if model["speed"] is None else f"{model['speed']:.2f}x",
         ]
         for number, model in numbered
@@ -74,11 +80,13 @@ def write_comparison(comparison: dict, path: Path) -> None:
 
 def _change(before: float | None, after: float | None) -> tuple[str, str]:
     """Returns a metric after compression as text, and its change if both values are known."""
-    known = before is not None and after is not None
-    return shown(after), f"before {shown(before)}, {after - before:+.2g}" if known else ""
+    both_known = before is not None and after is not None
+    return format_value(
+        after
+    ), f"before {format_value(before)}, {after - before:+.2g}" if both_known else ""
 
 
 def _ratio_tile(key: str, before: float, after: float, unit: str) -> tuple[str, str, str]:
     effect = "the speed" if unit == "ms" else "smaller"
-    detail = f"{shown(before)} {unit} to {shown(after)} {unit}"
+    detail = f"{format_value(before)} {unit} to {format_value(after)} {unit}"
     return key.replace("_", " "), f"{before / after:.2f}x {effect}", detail

@@ -21,7 +21,7 @@ from trainers.config.recipe import as_dict
 from trainers.evaluation.evaluate import Result, weights_name, write_evaluation
 from trainers.export.formats import difference
 from trainers.export.litert import write
-from trainers.export.litert_file import NO_RUNTIME, holds_integers
+from trainers.export.litert_file import NO_RUNTIME, has_integer_tensors
 from trainers.run.workdir import WorkDirectory, read_metrics, save_model
 from zoo.errors import RunError, UsageError
 from zoo.keras_internals import all_layers
@@ -59,7 +59,7 @@ def quantize(config, start: str | Path, workdir: str | Path, source: str = "") -
             directory.check_recipe(as_dict(config))
             if any((directory / name).exists() for name in (LITERT, "model.keras")):
                 _check_origin(directory, start)
-                _LOG.info(f"{workdir} is finished already")
+                _LOG.info(f"{workdir} is already finished")
                 return load(workdir).metrics()
         run = load(start)
         run.model = in_float32(run.model)
@@ -80,7 +80,7 @@ def _check_origin(directory: WorkDirectory, start) -> None:
     detail = next((line["detail"] for line in lines if line.get("event") == "rounded"), "")
     origin = detail.partition(" of ")[2]
     if origin != str(Path(start)):
-        raise UsageError(f"{directory.path} was made from {origin}. Received: {start}.")
+        raise UsageError(f"{directory.path} was quantized from {origin}. Received: {start}.")
 
 
 def _write_workdir(
@@ -108,16 +108,16 @@ def _write_workdir(
 def _to_litert(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
     """Returns the path of a new LiteRT file in `folder`, and the run with this file."""
     if importlib.util.find_spec("ai_edge_litert") is None:
-        raise UsageError(f"{ptq_format.name} is measured in its own runtime: {NO_RUNTIME}.")
+        raise UsageError(f"{ptq_format.name} cannot be evaluated: {NO_RUNTIME}.")
     file, examples = folder / LITERT, None
     if ptq_format.mode == "int8":
         examples = run.representative(config.compress.ptq.examples, config.trainer.seed)
-    one_scale = bool(section(config, "compress.cluster").number)
-    write(run.served(), run.examples(), file, ptq_format.mode, examples, one_scale)
-    if ptq_format.mode == "dynamic" and not holds_integers(file):
+    per_tensor = bool(section(config, "compress.cluster").number)
+    write(run.serving_model(), run.examples(), file, ptq_format.mode, examples, per_tensor)
+    if ptq_format.mode == "dynamic" and not has_integer_tensors(file):
         raise UsageError(
-            "litert_dynamic rounds kernels of 1,024 values or more. The model of "
-            f"{run.path} has none: use compress.ptq.format=litert_int8."
+            "litert_dynamic quantizes kernels of at least 1,024 values. The model of "
+            f"{run.path} has no such kernel: use compress.ptq.format=litert_int8."
         )
     return file, dataclasses.replace(run, file=file)
 
@@ -129,12 +129,12 @@ def _to_keras(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
     """Returns the path of a new Keras file in `folder`, and the run with its model."""
     if is_quantized(run.model):
         raise UsageError(
-            f"The model of {run.path} was trained in 8 bits, which only LiteRT preserves: use "
+            f"The model of {run.path} was trained by qat, which only LiteRT supports: use "
             f"compress.ptq.format=litert_dynamic. Received: {ptq_format.name}."
         )
     model, file = in_float32(load_model(run.path)), folder / "model.keras"
     _quantize_kernels(model, ptq_format, run, config.compress.ptq.examples, config.trainer.seed)
-    return file, dataclasses.replace(run, model=_reopened(model, file, run, ptq_format))
+    return file, dataclasses.replace(run, model=_save_and_reopen(model, file, run, ptq_format))
 
 
 def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: int, seed: int):
@@ -147,7 +147,7 @@ def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: in
         if mode in ("gptq", "awq"):
             counts = quantize_calibrated(model, mode, run.representative(examples, seed))
             _LOG.info(
-                f"{ptq_format.name}: {len(counts)} layers rounded, each calibrated on at least "
+                f"{ptq_format.name}: {len(counts)} layers quantized, each calibrated on at least "
                 f"{min(counts.values()):,} input vectors"
             )
         elif mode == "int8":
@@ -156,24 +156,24 @@ def _quantize_kernels(model, ptq_format: PtqFormat, run: LoadedRun, examples: in
             model.quantize(config=quantizers.Int4QuantizationConfig(activation_quantizer=None))
     if not any(getattr(layer, "quantization_mode", None) for layer in all_layers(model)):
         raise UsageError(
-            f"{ptq_format.name} rounds the kernels of Dense, EinsumDense and embeddings. The model "
-            f"{model.name!r} has none: use compress.ptq.format=litert_dynamic, which also rounds "
-            "convolutions and recurrent cells."
+            f"{ptq_format.name} supports Dense, EinsumDense and embedding layers. The model "
+            f"{model.name!r} has no such layer: use compress.ptq.format=litert_dynamic, which also "
+            "supports convolutions and recurrent cells."
         )
 
 
-def _reopened(model, path: Path, run: LoadedRun, ptq_format: PtqFormat):
+def _save_and_reopen(model, path: Path, run: LoadedRun, ptq_format: PtqFormat):
     """Saves a quantized model and opens it again; returns it if the outputs are equal."""
     model.save(path)
     try:
         reopened = open_model(path)
     except RunError as error:
-        raise RunError(f"{ptq_format.name}: the model cannot be opened again: {error}") from None
+        raise RunError(f"{ptq_format.name}: the saved model cannot be loaded: {error}") from None
     gap = difference(_outputs(model, run), _outputs(reopened, run))
     if not gap <= _TOLERANCE:
         raise RunError(
-            f"{ptq_format.name}: the saved model computes something else after it is opened again "
-            f"(by {gap:.2g} of the largest output): Keras loses a part of it."
+            f"{ptq_format.name}: the saved model computes other outputs after it is loaded. The "
+            f"largest difference is {gap:.2g} of the largest output."
         )
     return reopened
 
@@ -181,8 +181,8 @@ def _reopened(model, path: Path, run: LoadedRun, ptq_format: PtqFormat):
 def _outputs(model, run: LoadedRun) -> list[np.ndarray]:
     import keras
 
-    served = run.task.served(model)
+    serving_model = run.task.serving_model(model)
     examples = run.examples()
-    inputs = keras.tree.map_structure(lambda tensor: examples[tensor.name], served.input)
-    outputs = keras.tree.flatten(served(inputs, training=False))
+    inputs = keras.tree.map_structure(lambda tensor: examples[tensor.name], serving_model.input)
+    outputs = keras.tree.flatten(serving_model(inputs, training=False))
     return [np.asarray(x, np.float32) for x in outputs]

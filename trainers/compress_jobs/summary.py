@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.compress_jobs.latency import interleaved
+from trainers.compress_jobs.latency import measure_latencies
 from trainers.compress_jobs.loaded_run import LoadedRun, load
 from trainers.compress_jobs.page import write_page
 from trainers.export.export import quantized_format
@@ -48,13 +48,13 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
         for side, run in runs.items():
             files[side], remarks[side] = litert_file(run, Path(folder) / f"{side}.tflite")
         integers = quantized_format(runs["after"].saved).startswith("keras")
-        as_keras = integers or None in files.values()
-        timed = {side: path for side, path in files.items() if path}
+        uses_keras_file = integers or None in files.values()
+        files_to_time = {side: path for side, path in files.items() if path}
         if importlib.util.find_spec("ai_edge_litert") is None:
-            timed = {}
+            files_to_time = {}
             remarks = {side: text or f"not timed: {NO_RUNTIME}" for side, text in remarks.items()}
         examples = {**runs["after"].examples(), **run_before.examples()}
-        times = interleaved(timed, examples) if timed else {}
+        times = measure_latencies(files_to_time, examples) if files_to_time else {}
         summary = {
             "method": method,
             "from": str(before),
@@ -65,10 +65,10 @@ def write_summary(before: str | Path, after: str | Path, method: str) -> dict:
             "mode": run_before.task.monitor_mode,
         }
         for side, run in runs.items():
-            path = run.path / "model.keras" if as_keras else files[side]
+            path = run.path / "model.keras" if uses_keras_file else files[side]
             summary[side] = {
                 **counts(run),
-                "file": "keras" if as_keras else "litert",
+                "file": "keras" if uses_keras_file else "litert",
                 "bytes": path.stat().st_size,
                 "gzip_bytes": len(gzip.compress(read_bytes(path), 9, mtime=0)),
                 "milliseconds": times.get(side),
@@ -85,9 +85,9 @@ def litert_file(run: LoadedRun, path: Path) -> tuple[Path | None, str]:
     if run.file is not None:
         return run.file, ""
     try:
-        write(run.served(), run.examples(), path)
+        write(run.serving_model(), run.examples(), path)
     except RunError as error:
-        return None, f"no runtime file: {error}"
+        return None, f"no LiteRT file: {error}"
     return path, ""
 
 

@@ -36,7 +36,7 @@ def table(summary: dict) -> str:
     split = f"metrics: {name} split" if (name := summary.get("split")) else ""
     lines = [f"{split:24}{'before':>14}{'after':>14}"]
     for name, value, new, note in rows(summary):
-        cells = "".join(f"{shown(x):>14}" for x in (value, new))
+        cells = "".join(f"{format_value(x):>14}" for x in (value, new))
         lines.append(f"{name:24}{cells}  {note}".rstrip())
     for side in ("before", "after"):
         if summary[side]["remark"]:
@@ -44,7 +44,7 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-def shown(value) -> str:
+def format_value(value) -> str:
     """Returns a number as text, or a dash for None."""
     if value is None:
         return "–"

@@ -44,17 +44,17 @@ def cluster(model: keras.Model, number: int) -> None:
       number: number of values per kernel, at least 2, including the 0 of pruned kernels.
     """
     check_clusters(number)
-    chosen = [
+    selected_layers = [
         layer
         for layer in keras_internals.all_layers(model)
         if kernels_of(layer) and layer.trainable_variables
     ]
-    if not chosen:
+    if not selected_layers:
         raise UsageError(
-            "Clustering supports Dense, EinsumDense, convolutions, recurrent layers and "
-            f"embeddings. The model {model.name!r} has no such layer that is trainable."
+            "compress.cluster supports trainable Dense, EinsumDense, convolution, recurrent and "
+            f"embedding layers. The model {model.name!r} has no such layer."
         )
-    for layer in chosen:
+    for layer in selected_layers:
         layer.call = _ClusteredCall(layer, number)
 
 
@@ -98,7 +98,7 @@ class _ClusteredCall:
         owner.build(())
         keras_internals.add_layer(layer, _CENTROIDS, owner)
         self._algorithm = tfmot.clustering_algorithm.ClusteringAlgorithm
-        self.plain = layer.call
+        self.original_call = layer.call
 
     def clustered(self, kernel, centroids):
         """Returns the kernel with each weight replaced by the nearest centroid."""
@@ -118,7 +118,7 @@ class _ClusteredCall:
     def __call__(self, inputs, *args, **kwargs):
         values = [(kernel, self.clustered(kernel.value, c)) for kernel, c in self.kernels]
         return keras_internals.call_with_values(
-            values, self.layer.variables, lambda: self.plain(inputs, *args, **kwargs)
+            values, self.layer.variables, lambda: self.original_call(inputs, *args, **kwargs)
         )
 
 
@@ -127,13 +127,13 @@ def _centroids(values: np.ndarray, number: int) -> np.ndarray:
     tfmot = engines()
     method = tfmot.cluster_config.CentroidInitialization.KMEANS_PLUS_PLUS
     factory = tfmot.clustering_centroids.CentroidsInitializerFactory
-    usual = factory.get_centroid_initializer(method)
+    base = factory.get_centroid_initializer(method)
 
-    class Initializer(usual):
+    class Initializer(base):
         def _calculate_centroids_for_interval(self, weight_interval, number_of_clusters):
-            different = np.unique(weight_interval)
-            if len(different) <= number_of_clusters:
-                return tf.constant(different)
+            unique_values = np.unique(weight_interval)
+            if len(unique_values) <= number_of_clusters:
+                return tf.constant(unique_values)
             return super()._calculate_centroids_for_interval(weight_interval, number_of_clusters)
 
     sparse = bool((values == 0).any())

@@ -55,9 +55,9 @@ class Kernel:
     @functools.cached_property
     def _energies(self) -> np.ndarray:
         """Shares of the energy that a matrix keeps with 1, 2, … singular values."""
-        small = self._matrix.astype(np.float64)
-        small = small.T @ small if small.shape[0] > small.shape[1] else small @ small.T
-        values = np.maximum(np.linalg.eigvalsh(small)[::-1], 0)
+        gram = self._matrix.astype(np.float64)
+        gram = gram.T @ gram if gram.shape[0] > gram.shape[1] else gram @ gram.T
+        values = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0)
         return np.cumsum(values) / max(values.sum(), 1e-30)
 
     @functools.cached_property
@@ -170,7 +170,7 @@ def _tucker(kernel: np.ndarray, into: int, out: int):
         from tensorly.decomposition import partial_tucker
     except ImportError:
         raise UsageError(
-            "low_rank needs the package tensorly for convolutions: pip install "
+            "compress.low_rank requires the package tensorly for convolutions: pip install "
             "'keras-zoo[compress]', or exclude convolutions by compress.low_rank.pattern."
         ) from None
     axes = [kernel.ndim - 2, *([kernel.ndim - 1] if out else [])]

@@ -31,7 +31,7 @@ from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model
 from zoo.special_tokens import PADDING
-from zoo.tasks.base import Forward, Frozen, Player, Task
+from zoo.tasks.base import Forward, FrozenPart, ModelPart, Task
 
 
 class Distill(Technique):
@@ -57,43 +57,46 @@ class Distill(Technique):
 
 
 def _check_pair(saved, teacher, student, task, config, dataset) -> None:
-    learned = saved["config"]["task"]["name"]
-    if learned != config.task.name:
+    teacher_task = saved["config"]["task"]["name"]
+    if teacher_task != config.task.name:
         raise UsageError(
-            f"Teacher and student have one task. Received: a teacher of {learned!r} for a student "
-            f"of {config.task.name!r}."
+            f"Teacher and student must have the same task. Received: task {teacher_task!r} of the "
+            f"teacher, task {config.task.name!r} of the student."
         )
-    if len(task.players(student)) > 1:
-        raise UsageError(f"The task {learned!r} has several players: there is no one to teach.")
+    if len(task.model_parts(student)) > 1:
+        raise UsageError(
+            "compress.distill does not support tasks of several networks. Received: "
+            f"{teacher_task!r}."
+        )
     if config.task.get("chunk"):
         raise UsageError(
-            "Distillation takes the logits of all positions at once: set task.chunk=0. Received: "
+            "compress.distill computes all logits at once: set task.chunk=0. Received: "
             f"task.chunk={config.task.chunk}."
         )
     if dataset is not None:
         teacher_files.check_data(saved, dataset, config.compress.distill.teacher)
-    theirs, ours = (
+    teacher_sizes, student_sizes = (
         {key: x.shape[-1] for key, x in _heads(model.output).items()}
         for model in (teacher, student)
     )
-    if theirs != ours:
+    if teacher_sizes != student_sizes:
         raise UsageError(
-            "Teacher and student give the same outputs, of one vocabulary or the same classes. "
-            f"Received: sizes {list(theirs.values())} of the teacher, {list(ours.values())} of the "
-            "student."
+            "Teacher and student must have outputs of the same vocabulary or the same classes. "
+            f"Received: sizes {list(teacher_sizes.values())} of the teacher, "
+            f"{list(student_sizes.values())} of the student."
         )
     try:
         if dataset is not None:
             task.check(teacher, dataset)
     except UsageError as error:
-        raise UsageError(f"The teacher does not fit the student's data: {error}") from None
+        raise UsageError(f"The teacher does not support the student's data: {error}") from None
 
 
 # Attributes and methods that `Distillation` copies from the student's task.
-_SAME = (
-    "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "generates", "complete",
-    "check_arguments", "check", "remarks", "served", "warning", "predictions", "whole_split",
-    "synthetic",
+_COPIED_ATTRIBUTES = (
+    "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "sample_kind", "complete",
+    "check_arguments", "check", "data_warnings", "serving_model", "warning", "predictions",
+    "evaluate_split", "synthetic",
 )  # fmt: skip
 
 
@@ -116,36 +119,42 @@ class Distillation(Task):
 
     def __init__(self, task: Task, student: keras.Model, teacher: keras.Model, settings: Mapping):
         self.task, self.settings = task, settings
-        for name in _SAME:
+        for name in _COPIED_ATTRIBUTES:
             setattr(self, name, getattr(task, name))
         alpha, self.temperature = settings["alpha"], settings["temperature"]
-        self.own = {"labels" if name == "loss" else name: name for name in task.terms}
+        self.task_terms = {"labels" if name == "loss" else name: name for name in task.terms}
         # The first term remains even if alpha is 1, because throughput is computed from its count.
-        self.terms = {name: (1 - alpha) * task.terms[own] for name, own in self.own.items()}
+        self.terms = {name: (1 - alpha) * task.terms[own] for name, own in self.task_terms.items()}
         self.heads = {}
         if alpha:
             self.heads = {"soft" if i == 0 else f"soft_{key}": key
                           for i, key in enumerate(_heads(student.output))}  # fmt: skip
             self.terms |= dict.fromkeys(self.heads, alpha * self.temperature**2)
         self.terms |= {key: settings[key] for key in ("hidden", "attention") if settings[key]}
-        matched = settings["hidden"] or settings["attention"]
-        self.pairs = _pairs(student, teacher, settings) if matched else []
-        mine, theirs = ([pair[i] for pair in self.pairs] for i in range(2))
-        self.student, self.teacher = Tapped(student, mine), Tapped(teacher, theirs)
+        compares_blocks = settings["hidden"] or settings["attention"]
+        self.pairs = _pairs(student, teacher, settings) if compares_blocks else []
+        student_blocks, teacher_blocks = ([pair[i] for pair in self.pairs] for i in range(2))
+        self.student, self.teacher = (
+            RecordingModel(student, student_blocks),
+            RecordingModel(teacher, teacher_blocks),
+        )
         self.projections = {}
-        for one, other, _ in self.pairs if settings["hidden"] else ():
-            widths = [layer.output.shape[-1] for layer in (one, other)]
+        for student_block, teacher_block, _ in self.pairs if settings["hidden"] else ():
+            widths = [layer.output.shape[-1] for layer in (student_block, teacher_block)]
             if widths[0] != widths[1]:
                 dense = layers.Dense(
-                    widths[1], use_bias=False, dtype="float32", name=f"projection_{one.name}"
+                    widths[1],
+                    use_bias=False,
+                    dtype="float32",
+                    name=f"projection_{student_block.name}",
                 )
                 dense.build((None, None, widths[0]))
-                self.projections[one.name] = dense
+                self.projections[student_block.name] = dense
         self.variables = [v for dense in self.projections.values() for v in dense.variables]
 
-    def players(self, model) -> tuple[Player, ...]:
-        """Returns a single player: the student with the projections."""
-        return (Player("", _Learner(model, self.variables), self.terms, self.forward),)
+    def model_parts(self, model) -> tuple[ModelPart, ...]:
+        """Returns a single part: the student with the projections."""
+        return (ModelPart("", _TrainableStudent(model, self.variables), self.terms, self.forward),)
 
     def prepare(self, batch, uniform, training):
         """Returns the task's batch with the row weights, and the teacher's outputs if stored."""
@@ -155,27 +164,31 @@ class Distillation(Task):
 
     def term_counts(self, batch):
         """Returns the counts of the task, and the number of positions or rows per added term."""
-        own = self.task.term_counts(batch)
-        found = {name: own[key] for name, key in self.own.items()}
+        task_counts = self.task.term_counts(batch)
+        counts = {name: task_counts[key] for name, key in self.task_terms.items()}
         for term, head in self.heads.items():
-            found[term] = ops.sum(_counts(batch, head))
+            counts[term] = ops.sum(_counts(batch, head))
         if self.pairs:
             total = sum(ops.sum(_positions(batch, side)) for *_, side in self.pairs)
-            found |= {key: total for key in ("hidden", "attention") if key in self.terms}
-        return found
+            counts |= {key: total for key in ("hidden", "attention") if key in self.terms}
+        return counts
 
     def forward(self, model, batch, training):
         """Runs both models and returns the loss terms that the docstring of this file defines."""
         result = self.task.forward(self.student, batch, training)
-        sums = {name: result.sums[key] for name, key in self.own.items()}
-        said = None
+        sums = {name: result.sums[key] for name, key in self.task_terms.items()}
+        teacher_outputs = None
         if self.pairs or (self.heads and "teacher" not in batch):
-            said = self.task.forward(self.teacher, batch, training=False).outputs
+            teacher_outputs = self.task.forward(self.teacher, batch, training=False).outputs
         for term, head in self.heads.items():
             student = self.student.logits(result.outputs, head)
-            teacher = batch["teacher"] if said is None else self.teacher.logits(said, head)
-            lost = divergence(teacher, student, self.temperature)
-            sums[term] = ops.sum(lost * _counts(batch, head))
+            teacher = (
+                batch["teacher"]
+                if teacher_outputs is None
+                else self.teacher.logits(teacher_outputs, head)
+            )
+            divergences = divergence(teacher, student, self.temperature)
+            sums[term] = ops.sum(divergences * _counts(batch, head))
         for term, compare in (("hidden", self._hidden), ("attention", self._attention)):
             if term in self.terms:
                 sums[term] = sum(
@@ -186,10 +199,10 @@ class Distillation(Task):
 
     def _hidden(self, one, other):
         """Returns the mean squared difference of two blocks' outputs at each position, (B, T)."""
-        student = ops.cast(self.student.noted[one.name]["output"], "float32")
+        student = ops.cast(self.student.recorded_tensors[one.name]["output"], "float32")
         if one.name in self.projections:
             student = self.projections[one.name](student)
-        teacher = ops.cast(self.teacher.noted[other.name]["output"], "float32")
+        teacher = ops.cast(self.teacher.recorded_tensors[other.name]["output"], "float32")
         return ops.mean(ops.square(student - ops.stop_gradient(teacher)), -1)
 
     def _attention(self, one, other):
@@ -199,7 +212,7 @@ class Distillation(Task):
         """
         student, teacher = (
             ops.log_softmax(
-                block.attention_scores(*tapped.noted[block.name]["inputs"][:2]), axis=-1
+                block.attention_scores(*tapped.recorded_tensors[block.name]["inputs"][:2]), axis=-1
             )
             for block, tapped in ((one, self.student), (other, self.teacher))
         )
@@ -210,23 +223,23 @@ class Distillation(Task):
             )
         return ops.mean(divergence(teacher, student), 1)
 
-    def frozen(self, model) -> Frozen:
+    def frozen_part(self, model) -> FrozenPart:
         """Returns no frozen part: the teacher needs the inputs of the student's frozen part."""
-        if self.task.frozen(model).model is None:
-            return Frozen()
-        return Frozen(remark="off: the teacher sees the pictures themselves")
+        if self.task.frozen_part(model).model is None:
+            return FrozenPart()
+        return FrozenPart(reason="off: the teacher sees the pictures themselves")
 
-    def stored(self, arrays):
+    def add_training_arrays(self, arrays):
         """Returns the training split; with `cache`, it has the teacher's logits per example."""
         if not (self.settings["cache"] and self.heads):
             return arrays
         return teacher_files.with_outputs(arrays, self.task, self.teacher, self.settings["teacher"])
 
-    def derived(self, metrics):
+    def derived_metrics(self, metrics):
         """Returns the metrics that the task derives from its own loss terms."""
-        own = {key: metrics[name] for name, key in self.own.items()}
+        own = {key: metrics[name] for name, key in self.task_terms.items()}
         loss = sum(c * own[key] for key, c in self.task.terms.items())
-        return self.task.derived({**metrics, **own, "loss": loss})
+        return self.task.derived_metrics({**metrics, **own, "loss": loss})
 
     def bind(self, model, dataset=None, arguments=None):
         """Binds the student's task to a model and its data."""
@@ -234,7 +247,7 @@ class Distillation(Task):
         return self
 
 
-class _Learner:
+class _TrainableStudent:
     """The variables that the optimizer updates: the student's and those of the projections."""
 
     def __init__(self, model: keras.Model, variables):
@@ -253,22 +266,22 @@ class _Learner:
         return self.model.losses
 
 
-class Tapped:
+class RecordingModel:
     """A model that records the inputs and outputs of some layers in each call.
 
     Args:
       model: a Functional model.
-      taken: layers of `model` to record.
+      recorded_layers: layers of `model` to record.
 
     Attributes:
-      noted: layer name -> {"inputs": tensors, "output": tensor} of the last call.
+      recorded_tensors: layer name -> {"inputs": tensors, "output": tensor} of the last call.
     """
 
-    def __init__(self, model: keras.Model, taken):
-        self.model, self.noted = model, {}
+    def __init__(self, model: keras.Model, recorded_layers):
+        self.model, self.recorded_tensors = model, {}
         inside = {
             layer.name: {"inputs": keras.tree.flatten(layer.input), "output": layer.output}
-            for layer in taken
+            for layer in recorded_layers
         }
         self._run = model
         if inside:
@@ -279,17 +292,17 @@ class Tapped:
         return getattr(self.model, name)
 
     def __call__(self, inputs, training=None):
-        found = self._run(inputs, training=training)
+        outputs = self._run(inputs, training=training)
         if self._run is self.model:
-            return found
-        self.noted = found["inside"]
-        return found["outputs"]
+            return outputs
+        self.recorded_tensors = outputs["inside"]
+        return outputs["outputs"]
 
     def logits(self, outputs, head: str):
         """Returns the logits (..., V) float32 of one output head, up to a constant."""
-        found = ops.cast(_heads(outputs)[head], "float32")
+        values = ops.cast(_heads(outputs)[head], "float32")
         # Logarithms of probabilities are logits. The lower bound keeps the logarithm finite.
-        return ops.log(ops.maximum(found, 1e-37)) if self._probabilities else found
+        return ops.log(ops.maximum(values, 1e-37)) if self._probabilities else values
 
 
 def divergence(teacher, student, temperature: float = 1.0):
@@ -304,8 +317,10 @@ def divergence(teacher, student, temperature: float = 1.0):
       Divergence (...) float32.
     """
     teacher = ops.stop_gradient(ops.cast(teacher, "float32"))
-    theirs, ours = (ops.log_softmax(x / temperature, axis=-1) for x in (teacher, student))
-    return ops.sum(ops.exp(theirs) * (theirs - ours), -1)
+    teacher_logs, student_logs = (
+        ops.log_softmax(x / temperature, axis=-1) for x in (teacher, student)
+    )
+    return ops.sum(ops.exp(teacher_logs) * (teacher_logs - student_logs), -1)
 
 
 def _heads(outputs) -> dict:
@@ -331,7 +346,7 @@ def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
     Returns:
       `(block of the student, block of the teacher, name of the model input of both)` per pair.
     """
-    mine, theirs = (
+    student_stacks, teacher_stacks = (
         {
             key: stack
             for key, stack in Adapter(model).stacks.items()
@@ -339,17 +354,20 @@ def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
         }
         for model in (student, teacher)
     )
-    if not mine or set(mine) != set(theirs):
-        needed = "attention" if settings["attention"] else "hidden"
-        listed = [", ".join(f"{kind} of {side}" for kind, side in x) for x in (theirs, mine)]
+    if not student_stacks or set(student_stacks) != set(teacher_stacks):
+        setting = "attention" if settings["attention"] else "hidden"
+        kinds = [
+            ", ".join(f"{kind} of {side}" for kind, side in x)
+            for x in (teacher_stacks, student_stacks)
+        ]
         raise UsageError(
-            f"compress.distill.{needed} compares transformer blocks"
-            f"{'' if settings['attention'] else ' or LSTMs'} of one kind. Received: "
-            f"{listed[0] or 'none'} in the teacher, {listed[1] or 'none'} in the student."
+            f"compress.distill.{setting} requires transformer blocks"
+            f"{'' if settings['attention'] else ' or LSTMs'} of the same kind. Received: "
+            f"{kinds[0] or 'none'} in the teacher, {kinds[1] or 'none'} in the student."
         )
     pairs = []
-    for key, stack in mine.items():
+    for key, stack in student_stacks.items():
         for i, block in enumerate(stack, 1):
-            place = max(1, round(i * len(theirs[key]) / len(stack)))
-            pairs.append((block, theirs[key][place - 1], key[1]))
+            index = max(1, round(i * len(teacher_stacks[key]) / len(stack)))
+            pairs.append((block, teacher_stacks[key][index - 1], key[1]))
     return pairs

@@ -19,7 +19,7 @@ from keras import layers
 
 from trainers.compression.decomposition import CONVOLUTIONS, Kernel, kernel_of, largest_ranks
 from trainers.compression.rebuild import rebuild
-from trainers.compression.technique import Technique, matching
+from trainers.compression.technique import Technique, select_paths
 from trainers.config.base import section
 from trainers.config.compress import RANKS_BY, check_low_rank, check_source, parse_ranks
 from trainers.distributed.strategy import make_strategy
@@ -41,7 +41,7 @@ from zoo.layers.low_rank import (
 from zoo.models.sources import open_source
 
 # Energies that `_by_loss` tries in this order.
-_LADDER = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+_ENERGIES = (0.99, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _CONVOLUTION = (
     "filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation",
     "use_bias",
@@ -68,11 +68,11 @@ class LowRankKernels(Technique):
         check_low_rank(settings)
         if settings.ranks or not (settings.keep or any(settings[way] for way in RANKS_BY)):
             return dataset
-        begun = (workdir / "config.json").exists()
-        if not begun:
+        is_resumed = (workdir / "config.json").exists()
+        if not is_resumed:
             check_source(section(config, "compress"), config.init_from)
-        if begun or settings.keep:
-            saved = read_config(workdir if begun else config.init_from)["config"]
+        if is_resumed or settings.keep:
+            saved = read_config(workdir if is_resumed else config.init_from)["config"]
             ranks = section(saved, "compress.low_rank").ranks
         else:
             model = open_source(config.init_from)
@@ -110,7 +110,7 @@ def _loss_function(model, config, dataset, examples: int = 1024) -> Callable[[],
         metrics, _ = evaluate()
         if "loss" not in metrics:
             raise UsageError(
-                "compress.low_rank.sensitivity needs examples with targets. Received: "
+                "compress.low_rank.sensitivity requires examples with targets. Received: "
                 f"{len(next(iter(arrays.values())))} examples without targets."
             )
         return metrics["loss"]
@@ -129,13 +129,13 @@ def factorable(model: keras.Model) -> tuple[dict[str, layers.Layer], dict[str, l
     """
     reachable, unreachable = {}, {}
 
-    def visit(layer, reached):
+    def visit(layer, is_reachable):
         for child in keras_internals.child_layers(layer):
             if type(child) in _PRODUCTS or isinstance(child, LowRank):
-                (reachable if reached else unreachable)[child.path] = child
+                (reachable if is_reachable else unreachable)[child.path] = child
             else:
                 inside = isinstance(child, keras.Model) or hasattr(child, "ranks")
-                visit(child, reached and inside)
+                visit(child, is_reachable and inside)
 
     visit(model, True)
     return reachable, unreachable
@@ -143,16 +143,16 @@ def factorable(model: keras.Model) -> tuple[dict[str, layers.Layer], dict[str, l
 
 def _selected(model: keras.Model, pattern: str) -> dict[str, layers.Layer]:
     reachable, unreachable = factorable(model)
-    out = ", or exclude it by compress.low_rank.pattern"
-    paths = matching("compress.low_rank.pattern", pattern, [*reachable, *unreachable])
+    out = ", or exclude the layer by compress.low_rank.pattern"
+    paths = select_paths("compress.low_rank.pattern", pattern, [*reachable, *unreachable])
     for path in paths:
         if path in unreachable:
             raise UsageError(
-                f"{path} lies inside a layer that takes no ranks: give its class an argument "
-                f"`ranks` as zoo.layers.transformer.TransformerBlock has{out}."
+                f"compress.low_rank does not support {path}: the parent layer has no argument "
+                f"`ranks`. Add one as in zoo.layers.transformer.TransformerBlock{out}."
             )
         if reason := _unsupported(reachable[path]):
-            raise UsageError(f"{path} cannot become a product: {reason}{out}.")
+            raise UsageError(f"compress.low_rank does not support {path}: {reason}{out}.")
     return {path: reachable[path] for path in paths}
 
 
@@ -163,12 +163,12 @@ def _unsupported(layer: layers.Layer) -> str:
     name = "embeddings" if isinstance(layer, layers.Embedding) else "kernel"
     for kind in ("regularizer", "constraint"):
         if getattr(layer, f"{name}_{kind}", None) is not None:
-            return f"its {name} has a {kind}"
+            return f"the {name} has a {kind}"
     if getattr(layer, "groups", 1) != 1:
-        return "its convolution is in groups"
+        return "the convolution has groups"
     reversible = isinstance(layer, layers.ReversibleEmbedding)
     if reversible and not (layer.tie_weights and layer.logit_soft_cap is None):
-        return "its weights are not tied, or its logits have a soft cap"
+        return "the weights are not tied, or the logits have a soft cap"
     if isinstance(layer, layers.EinsumDense):
         try:
             split_equation(layer.equation)
@@ -193,17 +193,17 @@ def decide(
     Raises:
       UsageError: if no kernel becomes smaller, or the budget cannot be met.
     """
-    chosen = _selected(model, settings["pattern"])
-    kernels = {path: Kernel.of(layer) for path, layer in chosen.items()}
+    selected = _selected(model, settings["pattern"])
+    kernels = {path: Kernel.of(layer) for path, layer in selected.items()}
     if settings["energy"]:
         ranks = _by_energy(kernels, settings["energy"])
     elif settings["budget"]:
         ranks = _by_budget(kernels, settings["budget"], model.count_params())
     else:
-        ranks = _by_loss(kernels, chosen, settings["sensitivity"], measure)
+        ranks = _by_loss(kernels, selected, settings["sensitivity"], measure)
     if not ranks:
         raise UsageError(
-            "No kernel becomes smaller as a product: lower compress.low_rank.energy, or set "
+            "No kernel becomes smaller by factorization: lower compress.low_rank.energy, or set "
             "compress.low_rank.budget."
         )
     reachable = factorable(model)[0].values()
@@ -227,10 +227,10 @@ def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) ->
         return (parameters - saved) / parameters
 
     low, high = -1.0, 1.0
-    if (least := size(_by_energy(kernels, low))) > budget:
+    if (smallest_share := size(_by_energy(kernels, low))) > budget:
         raise UsageError(
-            f"compress.low_rank.budget must be at least {least:.3f}, the share of parameters that "
-            f"remain if every matching kernel has rank 1. Received: {budget}."
+            f"compress.low_rank.budget must be at least {smallest_share:.3f}, the share of "
+            f"parameters that remain if every matching kernel has rank 1. Received: {budget}."
         )
     for _ in range(40):
         middle = (low + high) / 2
@@ -238,16 +238,16 @@ def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) ->
     return _by_energy(kernels, low)
 
 
-def _by_loss(kernels, chosen, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
+def _by_loss(kernels, selected, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
     """Finds the lowest ranks per kernel that, used alone, raise the loss by `tolerance` at most."""
     limit = (1 + tolerance) * measure()
     accepted = {}
     for path, kernel in kernels.items():
-        for energy in _LADDER:
+        for energy in _ENERGIES:
             ranks = kernel.ranks(energy)
             if not _is_smaller(kernel, ranks):
                 continue
-            with _lower_ranks(chosen[path], kernel, ranks):
+            with _lower_ranks(selected[path], kernel, ranks):
                 loss = measure()
             if not loss <= limit:
                 break
@@ -262,13 +262,13 @@ def _lower_ranks(layer, kernel: Kernel, ranks):
     if isinstance(layer, LowRank):
         variables, values = layer.parts, Kernel(values[0], kernel.input_axes).factors(layer.ranks)
     variables = [kernel_of(part) for part in variables]
-    before = [variable.numpy() for variable in variables]
+    original_values = [variable.numpy() for variable in variables]
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     try:
         yield
     finally:
-        for variable, value in zip(variables, before, strict=True):
+        for variable, value in zip(variables, original_values, strict=True):
             variable.assign(value)
 
 
@@ -285,25 +285,25 @@ def factorize(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
     Raises:
       UsageError: if the model has no such layer, or its kernel cannot have these ranks.
     """
-    wanted = parse_ranks(ranks)
+    new_ranks = parse_ranks(ranks)
     reachable, _ = factorable(model)
-    for path in wanted:
+    for path in new_ranks:
         if path not in reachable:
             raise UsageError(
-                f"compress.low_rank.ranks names a layer that the model lacks: {path!r}. Layers are "
-                f"{', '.join([*reachable][:5])}."
+                f"compress.low_rank.ranks must contain layers of the model. Received: {path!r}. "
+                f"Some supported layers: {', '.join([*reachable][:5])}."
             )
-        _check_ranks(path, reachable[path], wanted[path])
+        _check_ranks(path, reachable[path], new_ranks[path])
     if not keras_internals.is_graph(model):
         raise UsageError(
-            "low_rank supports Functional and Sequential models. Received: "
+            "compress.low_rank supports Functional and Sequential models. Received: "
             f"{model.name!r}, a {type(model).__name__}."
         )
 
     def change(layer, config):
-        if layer.path in wanted:
-            return product_layer(layer, wanted[layer.path])
-        if inside := below(wanted, layer.path):
+        if layer.path in new_ranks:
+            return product_layer(layer, new_ranks[layer.path])
+        if inside := below(new_ranks, layer.path):
             config["ranks"] = {path: numbers[0] for path, numbers in inside.items()}
         return None
 
@@ -311,25 +311,27 @@ def factorize(model: keras.Model, ranks: Sequence[str]) -> keras.Model:
 
 
 def _check_ranks(path: str, layer: layers.Layer, ranks: Sequence[int]) -> None:
-    most = largest_ranks(layer)
-    fits = len(ranks) == len(most) and all(r <= m for r, m in zip(ranks, most, strict=True))
-    if fits and (any(ranks) if len(most) == 2 else all(ranks)):
+    max_ranks = largest_ranks(layer)
+    is_valid = len(ranks) == len(max_ranks) and all(
+        r <= m for r, m in zip(ranks, max_ranks, strict=True)
+    )
+    if is_valid and (any(ranks) if len(max_ranks) == 2 else all(ranks)):
         return
-    rank = "INxOUT (0: channels are not mixed)" if len(most) == 2 else "one rank"
+    rank = "INxOUT (0: channels are not mixed)" if len(max_ranks) == 2 else "one rank"
     raise UsageError(
-        f"{path} takes {rank} of at most {'x'.join(map(str, most))}. Received: "
+        f"{path} requires {rank} of at most {'x'.join(map(str, max_ranks))}. Received: "
         f"compress.low_rank.ranks with {path}={'x'.join(map(str, ranks))}."
     )
 
 
 def product_layer(layer: layers.Layer, ranks: Sequence[int]) -> LowRank:
     """Returns a new layer with the arguments of `layer` and a kernel of these ranks."""
-    make, keys = _PRODUCTS[type(layer)]
+    layer_class, keys = _PRODUCTS[type(layer)]
     config = layer.get_config()
     arguments = {key: config[key] for key in ("name", "trainable", "dtype", *keys)}
     if type(layer) in CONVOLUTIONS:
-        return make(dimensions=CONVOLUTIONS[type(layer)], ranks=ranks, **arguments)
-    return make(rank=ranks[0], **arguments)
+        return layer_class(dimensions=CONVOLUTIONS[type(layer)], ranks=ranks, **arguments)
+    return layer_class(rank=ranks[0], **arguments)
 
 
 def initial_values(model: keras.Model, source: keras.Model) -> dict[str, np.ndarray]:
@@ -364,6 +366,6 @@ def refuse_tied_products(model: keras.Model) -> None:
     """Raises `UsageError` if a tied embedding, which also computes the logits, is a product."""
     if any(isinstance(layer, LowRankReversibleEmbedding) for layer in products(model)):
         raise UsageError(
-            "qat and cluster do not support a tied embedding that is a product: exclude it, for "
-            "example by compress.low_rank.pattern=block_."
+            "qat and cluster do not support a tied embedding that low_rank factorized: exclude the "
+            "embedding, for example by compress.low_rank.pattern=block_."
         )

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from trainers.compression.technique import Compressor, Technique, matching
+from trainers.compression.technique import Compressor, Technique, select_paths
 from trainers.config.compress import check_pruning, pruning_updates
 from zoo import keras_internals
 from zoo.errors import UsageError
@@ -156,10 +156,10 @@ def _selected(model: keras.Model, pattern: str) -> list[tuple]:
     kernels = prunable(model)
     if not kernels:
         raise UsageError(
-            "Pruning supports trainable kernels of Dense, EinsumDense, convolutions and recurrent "
-            f"cells, and embeddings. The model {model.name!r} has none."
+            "compress.prune supports trainable kernels of Dense, EinsumDense, convolutions and "
+            f"recurrent cells, and embeddings. The model {model.name!r} has no such kernel."
         )
-    paths = matching("compress.prune.pattern", pattern, [v.path for v, _ in kernels])
+    paths = select_paths("compress.prune.pattern", pattern, [v.path for v, _ in kernels])
     return [(variable, inputs) for variable, inputs in kernels if variable.path in paths]
 
 

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from trainers.compression.rebuild import rebuild
-from trainers.compression.technique import Technique, matching
+from trainers.compression.technique import Technique, select_paths
 from trainers.compression.units import Units, units
 from trainers.config.base import section
 from trainers.config.compress import check_source, check_structured, parse_widths
@@ -36,11 +36,11 @@ class StructuredPruning(Technique):
         check_structured(settings)
         if not (settings.widths or settings.sparsity or settings.keep):
             return dataset
-        begun = (workdir / "config.json").exists()
-        widths = _saved_widths(workdir if begun else config.init_from)
+        is_resumed = (workdir / "config.json").exists()
+        widths = _saved_widths(workdir if is_resumed else config.init_from)
         if settings.widths:
             widths |= parse_widths(settings.widths)
-        elif not (begun or settings.keep):
+        elif not (is_resumed or settings.keep):
             check_source(section(config, "compress"), config.init_from)
             widths |= decide(open_source(config.init_from), settings.sparsity, settings.pattern)
         config.compress.structured.widths = tuple(f"{path}={n}" for path, n in widths.items())
@@ -69,27 +69,27 @@ def decide(model: keras.Model, sparsity: float, pattern: str) -> dict[str, int]:
     for path in [path for path, each in removable.items() if not each.layer.trainable]:
         del removable[path]
         reasons[path] = "the layer is frozen, so it cannot adapt to fewer units"
-    paths = matching("compress.structured.pattern", pattern, [*removable, *reasons])
-    chosen = {path: removable[path] for path in paths if path in removable}
-    if not chosen:
-        listed = "; ".join(f"{path}: {reasons[path]}" for path in paths[:3])
+    paths = select_paths("compress.structured.pattern", pattern, [*removable, *reasons])
+    selected = {path: removable[path] for path in paths if path in removable}
+    if not selected:
+        details = "; ".join(f"{path}: {reasons[path]}" for path in paths[:3])
         out = ", or choose other layers by compress.structured.pattern" if pattern else ""
-        raise UsageError(f"No unit can be removed. {listed}. Use prune or low_rank{out}.")
-    remaining = {path: each.count - round(sparsity * each.count) for path, each in chosen.items()}
+        raise UsageError(f"No unit can be removed. {details}. Use prune or low_rank{out}.")
+    remaining = {path: each.count - round(sparsity * each.count) for path, each in selected.items()}
     for path, count in remaining.items():
         if not count:
             raise UsageError(
-                f"{path} would lose all of its {chosen[path].count} units: lower "
-                "compress.structured.sparsity, or exclude the layer by "
-                f"compress.structured.pattern. Received: {sparsity}."
+                "compress.structured.sparsity must leave at least one unit of each layer. "
+                f"Received: {sparsity}, which removes all {selected[path].count} units of "
+                f"{path}. Lower the sparsity, or exclude the layer by compress.structured.pattern."
             )
-    fewer = {path: count for path, count in remaining.items() if count < chosen[path].count}
-    if not fewer:
+    new_counts = {path: count for path, count in remaining.items() if count < selected[path].count}
+    if not new_counts:
         raise UsageError(
-            "compress.structured.sparsity removes less than one unit of every layer: raise it. "
+            "compress.structured.sparsity must remove at least one unit of a layer. "
             f"Received: {sparsity}."
         )
-    return fewer
+    return new_counts
 
 
 def _saved_widths(source: str | Path) -> dict[str, int]:
@@ -109,24 +109,24 @@ def build_smaller(model: keras.Model, widths: Sequence[str]) -> keras.Model:
     Raises:
       UsageError: if the model has no such layer, or the layer cannot have that number of units.
     """
-    wanted = parse_widths(widths)
+    new_widths = parse_widths(widths)
     removable, reasons = units(model)
-    for path, count in wanted.items():
+    for path, count in new_widths.items():
         if path in reasons:
             raise UsageError(f"No unit of {path} can be removed: {reasons[path]}.")
-        most = removable[path].count if path in removable else 0
-        if count > most:
+        num_units = removable[path].count if path in removable else 0
+        if count > num_units:
             raise UsageError(
-                f"compress.structured.widths must not exceed the {most} units of {path}. Received: "
-                f"{path}={count}; layers with units are {', '.join([*removable][:5])}."
+                f"compress.structured.widths must not exceed the {num_units} units of {path}. "
+                f"Received: {path}={count}; layers with units are {', '.join([*removable][:5])}."
             )
 
     def change(layer, config):
-        if layer.path in wanted:
+        if layer.path in new_widths:
             units_key = next(k for k in ("filters", "units", "output_dim") if k in config)
-            config[units_key] = wanted[layer.path]
+            config[units_key] = new_widths[layer.path]
         if isinstance(layer, TransformerBlock):
-            config["widths"] = {**config["widths"], **below(wanted, layer.path)}
+            config["widths"] = {**config["widths"], **below(new_widths, layer.path)}
 
     return rebuild(model, change)
 

@@ -30,7 +30,7 @@ from zoo.storage.records import RecordWriter, open_records
 _LOG = logging.getLogger(__name__)
 
 _BATCH = 32
-_READ = 4096  # number of rows that are hashed at once
+_HASH_ROWS = 4096  # number of rows that are hashed at once
 
 
 def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
@@ -39,46 +39,48 @@ def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
     Args:
       arrays: name -> array of the training split.
       task: task of the student, which prepares the examples.
-      teacher: a `trainers.compression.distill.Tapped` model.
+      teacher: a `trainers.compression.distill.RecordingModel` model.
       workdir: work directory of the teacher.
 
     Raises:
       UsageError: if examples differ between epochs, so that stored outputs would not fit.
     """
-    if reason := _changes(arrays, task):
+    if reason := _explain_changes(arrays, task):
         raise UsageError(
-            f"compress.distill.cache keeps what the teacher says of fixed examples; {reason}."
+            f"compress.distill.cache requires examples that are equal in every epoch: {reason}."
         )
     digest = hashlib.sha256(_digest(workdir).encode())
-    plain = {k: v for k, v in vars(task).items() if isinstance(v, (bool, int, float, str, tuple))}
-    kinds = [layer.compute_dtype for layer in teacher.layers]
-    digest.update(json.dumps([keras.__version__, tf.__version__, plain, kinds]).encode())
+    task_settings = {
+        k: v for k, v in vars(task).items() if isinstance(v, (bool, int, float, str, tuple))
+    }
+    dtypes = [layer.compute_dtype for layer in teacher.layers]
+    digest.update(json.dumps([keras.__version__, tf.__version__, task_settings, dtypes]).encode())
     for name, array in sorted(arrays.items()):
         digest.update(repr((name, array.shape, np.dtype(array.dtype).str)).encode())
-        for start in range(0, len(array), _READ):
-            digest.update(np.ascontiguousarray(array[start : start + _READ]).tobytes())
+        for start in range(0, len(array), _HASH_ROWS):
+            digest.update(np.ascontiguousarray(array[start : start + _HASH_ROWS]).tobytes())
     folder = cache_dir() / "teachers" / digest.hexdigest()
     with one_at_a_time(folder):
         if not folder.exists():
             count = len(next(iter(arrays.values())))
-            _LOG.info(f"the teacher reads {count:,} examples")
+            _LOG.info(f"computing the outputs of the teacher for {count:,} examples")
             _write(folder, arrays, task, teacher)
         return {**arrays, "teacher": open_records(folder).arrays["teacher"]}
 
 
-def _changes(arrays: Mapping, task) -> str:
+def _explain_changes(arrays: Mapping, task) -> str:
     """Returns the reason why examples differ between epochs; "" if they do not differ."""
     if any(isinstance(array, Windows) for array in arrays.values()):
-        return "windows over a stream are cut elsewhere in each epoch (data.packing=best_fit)"
-    asked = []
+        return "each epoch cuts a token stream into other windows; set data.packing=best_fit"
+    requests = []
 
     def uniform(count):
-        asked.append(count)
+        requests.append(count)
         return tf.fill((1, count), 0.5)
 
     batch = {key: tf.constant(np.asarray(array[:1])) for key, array in arrays.items()}
     task.prepare({**batch, "weight": tf.ones(1)}, uniform, True)
-    return "here they are changed at random in each epoch" if asked else ""
+    return "the task changes them at random in each epoch" if requests else ""
 
 
 def _write(folder, arrays: Mapping, task, teacher) -> None:
@@ -93,13 +95,13 @@ def _write(folder, arrays: Mapping, task, teacher) -> None:
     batches = evaluation_batches(
         arrays, task.prepare, batch_size=min(_BATCH, count), replicas=1, training=True
     )
-    shape, written = run(next(iter(batches))).shape[1:], 0
+    shape, num_written = run(next(iter(batches))).shape[1:], 0
     with RecordWriter(folder, {"teacher": (shape, "float16")}) as writer:
         steps = -(-count // _BATCH)
         for batch in progress(batches, title="teacher", unit="batches", total=steps):
-            rows = run(batch).numpy()[: count - written]  # the last batch is padded
+            rows = run(batch).numpy()[: count - num_written]  # the last batch is padded
             writer.append(teacher=rows)
-            written += len(rows)
+            num_written += len(rows)
 
 
 def with_teacher_sentences(dataset, settings: Mapping, config):
@@ -117,14 +119,14 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     pairs = getattr(dataset, "pairs", {}).get("train")
     if pairs is None:
         raise UsageError(
-            "compress.distill.sentences takes pairs of sentences, of the task seq2seq. Received: "
-            f"{dataset.name!r} for the task {config.task.name!r}."
+            "compress.distill.sentences requires sentence pairs and the task seq2seq. Received: "
+            f"data set {dataset.name!r} and task {config.task.name!r}."
         )
     if config.data.validation_size:
         raise UsageError(
-            "compress.distill.sentences takes a corpus with a validation split: what is held "
-            f"out of the teacher's sentences measures the teacher. Received: data.validation_size="
-            f"{config.data.validation_size}."
+            "compress.distill.sentences requires data.validation_size=0, because examples held out "
+            "of the teacher's translations would measure the teacher. Received: "
+            f"{config.data.validation_size}. Use a data set with a validation split."
         )
     workdir, beams = settings["teacher"], settings["sentences"]
     saved = read_config(workdir)
@@ -136,18 +138,22 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path):
         if not path.exists():
-            _LOG.info(f"the teacher translates {len(sources):,} sentences")
+            _LOG.info(f"translating {len(sources):,} sentences by the teacher")
             translator = Translator(registry.load(workdir), read_tokenizer(workdir, saved))
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)
     if not isinstance(targets, list) or list(map(type, targets)) != [str] * len(sources):
-        raise RunError(f"{path} is damaged: delete it, and it is made again.")
-    kept = [pair for pair in zip(sources, targets, strict=True) if pair[1]]
-    if not kept:
-        raise UsageError(f"The teacher translates every sentence to nothing: {workdir}.")
+        raise RunError(f"{path} is damaged. Delete the file, and the next run writes it again.")
+    translated_pairs = [pair for pair in zip(sources, targets, strict=True) if pair[1]]
+    if not translated_pairs:
+        raise UsageError(f"Every translation of the teacher is empty. Received: {workdir}.")
     data = config.data
     rows = packed_rows(
-        iter(kept), "train", dataset.tokenizer, data.sequence_length, data.packing == "best_fit"
+        iter(translated_pairs),
+        "train",
+        dataset.tokenizer,
+        data.sequence_length,
+        data.packing == "best_fit",
     )
     return dataclasses.replace(
         dataset, splits={**dataset.splits, "train": rows},
@@ -166,14 +172,15 @@ def check_data(saved: Mapping, dataset, workdir: str) -> None:
     tokenizer = dataset.tokenizer and dataset.tokenizer.fingerprint
     if saved["tokenizer"] != tokenizer:
         raise UsageError(
-            "Teacher and student read with one tokenizer. Received: a teacher with "
-            f"{str(saved['tokenizer'])[:12]}, data with {str(tokenizer)[:12]}; set "
-            f"data.tokenizer={workdir}."
+            "Teacher and student must use the same tokenizer. Received: "
+            f"{str(saved['tokenizer'])[:12]} of the teacher, {str(tokenizer)[:12]} of the data. "
+            f"Set data.tokenizer={workdir}."
         )
     if saved["class_names"] != list(dataset.class_names):
         raise UsageError(
-            f"Teacher and student know the same classes. Received: a teacher of "
-            f"{', '.join(saved['class_names'])} for data of {', '.join(dataset.class_names)}."
+            f"Teacher and student must have the same classes. Received: "
+            f"{', '.join(saved['class_names'])} of the teacher, {', '.join(dataset.class_names)} "
+            "of the data."
         )
 
 

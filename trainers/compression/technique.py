@@ -54,12 +54,12 @@ class Compressor:
         """Runs after other weights, such as averages, were assigned to the model."""
 
 
-def matching(key: str, pattern: str, paths: Collection[str]) -> list[str]:
+def select_paths(key: str, pattern: str, paths: Collection[str]) -> list[str]:
     """Returns the paths that match the pattern of `key`; raises `UsageError` if none does."""
     selected = [*filter(compiled(key, pattern).search, paths)]
     if not selected:
         raise UsageError(
-            f"{key} matches nothing. Received: {pattern!r}; there are "
-            f"{', '.join([*paths][:5]) or 'no layers of supported kinds'}."
+            f"{key} matches nothing. Received: {pattern!r}. Some supported paths: "
+            f"{', '.join([*paths][:5]) or 'none'}."
         )
     return selected

@@ -40,8 +40,8 @@ def compressors(step, config, total_steps: int) -> tuple:
     """Returns the `Compressor`s of a recipe in order; see `Technique.compressor`."""
     settings = section(config, "compress")
     check_training(settings)
-    made = (t.compressor(step, settings, total_steps) for t in TECHNIQUES)
-    return tuple(filter(None, made))
+    candidates = (t.compressor(step, settings, total_steps) for t in TECHNIQUES)
+    return tuple(filter(None, candidates))
 
 
 def initial_values(model, source, config) -> dict:

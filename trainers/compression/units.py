@@ -29,7 +29,7 @@ _PER_DIMENSION = (
     "SpatialDropout", "MaxPooling", "AveragePooling", "GlobalMaxPooling", "GlobalAveragePooling",
     "ZeroPadding", "UpSampling",
 )  # fmt: skip
-_BETWEEN = (
+_SEPARATE_UNITS = (
     layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity, layers.Dropout,
     layers.Resizing, layers.Flatten,
     *(getattr(layers, f"{name}{n}D") for name in _PER_DIMENSION for n in (1, 2, 3)),
@@ -90,7 +90,9 @@ def units(model: keras.Model) -> tuple[dict[str, Units], dict[str, str]]:
     """
     removable, reasons = {}, {}
     if not keras_internals.is_graph(model):
-        return {}, {model.name: f"it is not a graph of layers but a {type(model).__name__}"}
+        return {}, {
+            model.name: f"the model is a {type(model).__name__}, not Functional or Sequential"
+        }
     _visit(model, removable, reasons)
     return removable, reasons
 
@@ -102,7 +104,7 @@ def _visit(layer, removable: dict, reasons: dict) -> None:
         except _NotRemovable as reason:
             reasons[child.path] = str(reason)
 
-    walk = _Walk(layer) if keras_internals.is_graph(layer) else None
+    walk = _GraphWalk(layer) if keras_internals.is_graph(layer) else None
     for child in keras_internals.child_layers(layer):
         if isinstance(child, TransformerBlock):
             add(child.attention, _heads)
@@ -113,7 +115,9 @@ def _visit(layer, removable: dict, reasons: dict) -> None:
             if walk:
                 add(child, walk.units)
             else:
-                reasons[child.path] = f"it lies inside a custom layer, a {type(layer).__name__}"
+                reasons[child.path] = (
+                    f"the layer is inside a custom layer, a {type(layer).__name__}"
+                )
         else:
             _visit(child, removable, reasons)
 
@@ -122,30 +126,28 @@ class _NotRemovable(Exception):
     """The reason why no unit of a layer can be removed."""
 
 
-class _Walk:
+class _GraphWalk:
     """The graph of one model, through which units are followed from layer to layer."""
 
     def __init__(self, model: keras.Model):
         self.name = model.name
-        self.after, self.calls, self.num_inputs = {}, {}, {}
+        self.readers, self.calls, self.num_inputs = {}, {}, {}
         for operation, tensors, before in keras_internals.connections(model):
             self.calls[operation] = self.calls.get(operation, 0) + 1
             self.num_inputs[operation] = len(tensors)
             for one in before:
-                self.after.setdefault(one, []).append(operation)
-        self.ends = keras_internals.output_layers(model)
+                self.readers.setdefault(one, []).append(operation)
+        self.model_outputs = keras_internals.output_layers(model)
 
     def units(self, layer) -> Units:
         """Returns the units of a layer; raises `_NotRemovable` if none can be removed."""
         if isinstance(layer, _UNSUPPORTED):
             raise _NotRemovable(f"units of {type(layer).__name__} are not supported")
         self._check_called_once(layer)
-        indices, cuts = _computing(layer)
-        cuts += self._reading(layer, indices)
-        if _mixes(layer):
-            raise _NotRemovable(
-                f"its activation, {layer.activation.__name__}, combines all its units"
-            )
+        indices, cuts = _computing_weights(layer)
+        cuts += self._reading_weights(layer, indices)
+        if _mixes_units(layer):
+            raise _NotRemovable(f"the activation, {layer.activation.__name__}, combines all units")
         return Units(layer, len(indices), cuts)
 
     def _check_called_once(self, layer) -> None:
@@ -154,34 +156,36 @@ class _Walk:
         if getattr(layer, "data_format", "channels_last") != "channels_last":
             raise _NotRemovable(f"{layer.name} has data_format=channels_first")
 
-    def _reading(self, layer, indices: np.ndarray) -> list[Cut]:
+    def _reading_weights(self, layer, indices: np.ndarray) -> list[Cut]:
         """Returns the weights that read the units at `indices` of the output of `layer`."""
-        if layer in self.ends:
+        if layer in self.model_outputs:
             raise _NotRemovable(f"the output of {layer.name} is an output of the model {self.name}")
         cuts = []
-        for reader in self.after.get(layer, ()):
-            known = isinstance(reader, (*_BETWEEN, *_NORMS, *_READERS))
-            if not known or isinstance(reader, layers.Activation) and _mixes(reader):
-                raise _NotRemovable(f"its units go into {reader.name}, a {type(reader).__name__}")
+        for reader in self.readers.get(layer, ()):
+            is_supported = isinstance(reader, (*_SEPARATE_UNITS, *_NORMS, *_READERS))
+            if not is_supported or isinstance(reader, layers.Activation) and _mixes_units(reader):
+                raise _NotRemovable(
+                    f"the units are inputs of {reader.name}, a {type(reader).__name__}"
+                )
             self._check_called_once(reader)
             if isinstance(reader, _READERS):
                 cuts += _kernel_rows(reader, indices)
                 continue
             cuts += _norm_weights(reader, indices)
-            cuts += self._reading(reader, _flattened(reader, indices))
+            cuts += self._reading_weights(reader, _flattened(reader, indices))
         return cuts
 
 
-def _mixes(layer) -> bool:
+def _mixes_units(layer) -> bool:
     """Returns whether a layer's activation combines all units."""
     return getattr(getattr(layer, "activation", None), "__name__", "") in _MIXING
 
 
-def _computing(layer) -> tuple[np.ndarray, list[Cut]]:
+def _computing_weights(layer) -> tuple[np.ndarray, list[Cut]]:
     """Returns the indices of units in a layer's output, and the weights that compute them."""
     if isinstance(layer, layers.LSTM):
         if layer.return_state or layer.stateful:
-            raise _NotRemovable("its state is used outside of the layer")
+            raise _NotRemovable("the state is used outside of the layer")
         cell, count = layer.cell, layer.units
         indices = np.arange(count)[:, None]
         gates = indices + count * np.arange(4)
@@ -197,7 +201,7 @@ def _computing(layer) -> tuple[np.ndarray, list[Cut]]:
 
 def _kernel_rows(layer, indices: np.ndarray) -> list[Cut]:
     if getattr(layer, "groups", 1) != 1:
-        raise _NotRemovable(f"{layer.name}, which reads them, is a convolution in groups")
+        raise _NotRemovable(f"{layer.name}, which reads the units, is a convolution with groups")
     kernel = layer.cell.kernel if isinstance(layer, _RECURRENT) else layer.kernel
     return [Cut(kernel, kernel.ndim - 2, indices)]
 
@@ -207,7 +211,7 @@ def _norm_weights(layer, indices: np.ndarray) -> list[Cut]:
         return []
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     if axes not in ([-1], [len(layer.input.shape) - 1]):
-        raise _NotRemovable(f"{layer.name} normalizes other axes than the last")
+        raise _NotRemovable(f"{layer.name} normalizes axes other than the last")
     weights = [getattr(layer, name, None) for name in _NORM_WEIGHTS]
     return [Cut(w, 0, indices, False) for w in weights if w is not None]
 
@@ -229,7 +233,7 @@ def _flattened(layer, indices: np.ndarray) -> np.ndarray:
 def _cuts(part, indices: np.ndarray, axis: int) -> list[Cut]:
     """Returns the cut of a dense layer's kernel, and of its bias if the axis holds its outputs."""
     if isinstance(part, LowRank):
-        raise _NotRemovable("its kernels are products: use structured before low_rank")
+        raise _NotRemovable("the kernels are factorized: use structured before low_rank")
     cuts = [Cut(part.kernel, axis, indices)]
     if axis and part.bias is not None:
         cuts.append(Cut(part.bias, 0, indices, False))

@@ -107,7 +107,7 @@ def write_evaluation(
       checkpoint: "final" or "best".
       predictions: result of an `Evaluator`.
       dataset: data set with the split.
-      samples: rows of `Task.whole_split`, such as translations.
+      samples: rows of `Task.evaluate_split`, such as translations.
       model: image classifier to compute heat maps for SPLIT.npz, or None.
     """
     folder = workdir / "evaluation"

@@ -93,7 +93,7 @@ class Means:
         if any(self.task.terms.get(name) for name in unknown):
             unknown.add("loss")
         data_loss = self._loss(means)  # without regularization
-        derived = self.task.derived({**means, "loss": data_loss})
+        derived = self.task.derived_metrics({**means, "loss": data_loss})
         if unknown:
             derived = {name: value for name, value in derived.items() if not math.isnan(value)}
         means["loss"] = data_loss + means.get("regularization", 0.0)

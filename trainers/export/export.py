@@ -52,10 +52,12 @@ def export_workdir(
         raise UsageError(f"--out must end in {suffix} for {export_format}. Received: {out}.")
     for existing in (path, _description_path(path)):
         if existing.exists():
-            raise UsageError(f"{existing} exists already. Delete it or choose another --out.")
+            raise UsageError(
+                f"{existing} already exists. Delete {existing} or choose another --out."
+            )
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise UsageError(
-            f"--format={export_format} needs the package {missing[0]}: "
+            f"--format={export_format} requires the package {missing[0]}: "
             "pip install 'keras-zoo[export]'."
         )
     saved = read_config(workdir)
@@ -69,10 +71,10 @@ def export_workdir(
     else:
         model_path(workdir, checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as made:
+    with atomic_path(path) as temporary_path:
         description = processes.call(
             f"The conversion to {export_format}", "trainers.export.formats:export", workdir,
-            export_format, str(made), checkpoint, *modules, tensorflow=True,
+            export_format, str(temporary_path), checkpoint, *modules, tensorflow=True,
         )  # fmt: skip
     write_json(_description_path(path), description)
     return description

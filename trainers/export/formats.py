@@ -11,14 +11,14 @@ import tensorflow as tf
 
 from trainers.config.user_code import import_user_modules
 from trainers.export.export import quantized_format
-from trainers.export.litert import as_converted, convert, one_scale, prepare
+from trainers.export.litert import computing_as_converted, convert, needs_single_scale, prepare
 from trainers.export.litert_file import LiteRTFile
 from trainers.export.saved_model import (
     flatten,
-    in_order,
     read_saved_model,
     serving_function,
-    structured,
+    sort_outputs,
+    structure_inputs,
     write_saved_model,
 )
 from trainers.run.workdir import read_config
@@ -40,17 +40,17 @@ def export(workdir: str, export_format: str, out: str, checkpoint: str, *modules
     """Exports a model in this process and checks it; see `trainers.export.export`."""
     import_user_modules(modules)
     saved = read_config(workdir)
-    more = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
+    metadata = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
     if checkpoint == "final" and export_format == "keras" and quantized_format(saved):
-        return {**_copied_keras(workdir, out), **more}
+        return {**_copy_keras(workdir, out), **metadata}
     quantized = is_litert(saved)
     model = open_model(Path(workdir) / FLOATS) if quantized else load_model(workdir, checkpoint)
     task, examples, source = _examples(saved, workdir, model)
     if quantized:
-        description = _copied_litert(workdir, model, task, examples, out)
+        description = _copy_litert(workdir, model, task, examples, out)
     else:
         description = write_checked(model, task, examples, export_format, out)
-    return {**description, **more, "examples": source}
+    return {**description, **metadata, "examples": source}
 
 
 def _copy(path: Path, out: str) -> None:
@@ -58,30 +58,30 @@ def _copy(path: Path, out: str) -> None:
         file.write(read_bytes(path))
 
 
-def _copied_keras(workdir, out: str) -> dict:
+def _copy_keras(workdir, out: str) -> dict:
     """Copies the quantized Keras file of `zoo compress ptq` and describes it."""
     _copy(model_path(workdir), out)
     model = open_model(out)
     outputs = {f"output_{i}": x for i, x in enumerate(keras.tree.flatten(model.outputs))}
-    described = {
+    signature = {
         side: {name: {"shape": [*x.shape], "dtype": x.dtype} for name, x in tensors.items()}
         for side, tensors in (("inputs", {x.name: x for x in model.inputs}), ("outputs", outputs))
     }
-    source = f"none: a copy of the file of {workdir}, a model without its preprocessing"
+    source = f"none: a copy of the quantized file of {workdir}, without preprocessing"
     return {
-        "format": "keras", **described, "bytes": size_of(Path(out)), "largest_difference": 0.0,
+        "format": "keras", **signature, "bytes": size_of(Path(out)), "largest_difference": 0.0,
         "examples": source,
     }  # fmt: skip
 
 
-def _copied_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
+def _copy_litert(workdir, model, task, examples: Mapping, out: str) -> dict:
     """Copies the LiteRT file of `zoo compress ptq` and compares it with the float model."""
     _copy(Path(workdir) / LITERT, out)
-    _, inputs, expected = _expected(model, task, examples)
-    worst = difference(expected, _read_litert(out, inputs))
-    if not np.isfinite(worst):
-        raise RunError("the outputs of the LiteRT file are not finite, or have other shapes.")
-    return _described("litert", inputs, expected, out, worst)
+    _, inputs, expected = _compute_expected(model, task, examples)
+    max_difference = difference(expected, _read_litert(out, inputs))
+    if not np.isfinite(max_difference):
+        raise RunError("the outputs of the LiteRT file are not finite or have unexpected shapes.")
+    return _describe("litert", inputs, expected, out, max_difference)
 
 
 def write_checked(model, task, examples: Mapping, export_format: str, out: str) -> dict:
@@ -90,7 +90,7 @@ def write_checked(model, task, examples: Mapping, export_format: str, out: str) 
     Args:
       model: trained model.
       task: task that the model was trained on.
-      examples: name -> (B, …): inputs of the model that `Task.served` returns.
+      examples: name -> (B, …): inputs of the model that `Task.serving_model` returns.
       export_format: key of `FORMATS`.
       out: path of the result.
 
@@ -100,37 +100,55 @@ def write_checked(model, task, examples: Mapping, export_format: str, out: str) 
     Raises:
       RunError: if the exported model computes different outputs.
     """
-    served, inputs, expected = _expected(model, task, examples)
-    WRITERS[export_format](served, out, inputs)
+    serving_model, inputs, expected = _compute_expected(model, task, examples)
+    WRITERS[export_format](serving_model, out, inputs)
     outputs = READERS[export_format](out, inputs)
     # For a token model trained in 8 bits, a LiteRT file has only the rounded kernels. The file does
     # not clip outputs to the trained ranges, which a head can exceed early in training.
-    with as_converted(served) if export_format == "litert" else contextlib.nullcontext():
-        converted = flatten(served(structured(served, inputs), training=False))
-    worst = difference(converted, outputs)
-    if not worst <= (TOLERANCE_ROUNDED if is_quantized(model) else TOLERANCE):
-        raise RunError(
-            f"the outputs of the exported model differ by {worst:.2g} of the largest output."
+    with (
+        computing_as_converted(serving_model)
+        if export_format == "litert"
+        else contextlib.nullcontext()
+    ):
+        converted_outputs = flatten(
+            serving_model(structure_inputs(serving_model, inputs), training=False)
         )
-    return _described(export_format, inputs, expected, out, difference(expected, outputs))
+    max_difference = difference(converted_outputs, outputs)
+    if not max_difference <= (TOLERANCE_ROUNDED if is_quantized(model) else TOLERANCE):
+        raise RunError(
+            f"the outputs of the exported model differ by {max_difference:.2g} of the largest "
+            "output."
+        )
+    return _describe(export_format, inputs, expected, out, difference(expected, outputs))
 
 
-def _expected(model, task, examples: Mapping) -> tuple:
-    """Returns the served model in float32, its inputs by name, and its outputs."""
-    served = task.served(in_float32(model))
-    inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in served.inputs}
-    return served, inputs, flatten(served(structured(served, inputs), training=False))
+def _compute_expected(model, task, examples: Mapping) -> tuple:
+    """Returns the serving model in float32, its inputs by name, and its outputs."""
+    serving_model = task.serving_model(in_float32(model))
+    inputs = {tensor.name: np.asarray(examples[tensor.name]) for tensor in serving_model.inputs}
+    return (
+        serving_model,
+        inputs,
+        flatten(serving_model(structure_inputs(serving_model, inputs), training=False)),
+    )
 
 
-def _described(export_format, inputs: Mapping, expected: Sequence, out: str, worst: float) -> dict:
+def _describe(
+    export_format, inputs: Mapping, expected: Sequence, out: str, max_difference: float
+) -> dict:
     outputs = {f"output_{i}": x for i, x in enumerate(expected)}
     rows = 1 if export_format == "litert" else None  # a LiteRT file takes one example at a time
-    described = {
+    signature = {
         side: {k: {"shape": [rows, *x.shape[1:]], "dtype": str(x.dtype)} for k, x in arrays.items()}
         for side, arrays in (("inputs", inputs), ("outputs", outputs))
     }
     size = size_of(Path(out))
-    return {"format": export_format, **described, "bytes": size, "largest_difference": worst}
+    return {
+        "format": export_format,
+        **signature,
+        "bytes": size,
+        "largest_difference": max_difference,
+    }
 
 
 def _examples(saved: dict, workdir: str, model):
@@ -151,7 +169,7 @@ def _examples(saved: dict, workdir: str, model):
 
 
 def examples_of(task, arrays: Mapping, indices: Sequence[int] = range(_EXAMPLES)) -> dict:
-    """Returns the examples at these indices as inputs of the model that `Task.served` returns."""
+    """Returns the examples at these indices as inputs of the result of `Task.serving_model`."""
     size = len(next(iter(arrays.values())))
     indices = np.array([index for index in indices if index < size])
     batch = {name: tf.constant(np.asarray(array[indices])) for name, array in arrays.items()}
@@ -175,8 +193,8 @@ def difference(expected: list[np.ndarray], outputs: list[np.ndarray]) -> float:
     if [x.shape for x in expected] != [x.shape for x in outputs]:
         return float("inf")
     pairs = zip(expected, outputs, strict=True)
-    gaps = [np.abs(a - b).max() / max(np.abs(a).max(), 1e-6) for a, b in pairs]
-    return float(np.nan_to_num(max(gaps), nan=np.inf))
+    differences = [np.abs(a - b).max() / max(np.abs(a).max(), 1e-6) for a, b in pairs]
+    return float(np.nan_to_num(max(differences), nan=np.inf))
 
 
 def size_of(path: Path) -> int:
@@ -191,7 +209,7 @@ def _write_litert(model, out: str, inputs: dict) -> None:
     """Writes a file for one example per call, because an LSTM needs a fixed batch size."""
     with tempfile.TemporaryDirectory() as folder:
         quantization = prepare(model, folder, inputs)
-        content = convert(folder, quantization, one_scale(model, quantization))
+        content = convert(folder, quantization, needs_single_scale(model, quantization))
     with atomic(out) as file:
         file.write(content)
 
@@ -237,7 +255,7 @@ def _read_onnx(out: str, inputs: dict) -> list[np.ndarray]:
     onnx_names = {name.partition(":")[0]: name for name in names}
     outputs = [node.name for node in session.get_outputs()]
     values = session.run(outputs, {onnx_names[name]: value for name, value in inputs.items()})
-    return in_order(dict(zip(outputs, values, strict=True)))
+    return sort_outputs(dict(zip(outputs, values, strict=True)))
 
 
 def _write_keras(model, out: str, inputs: dict) -> None:
@@ -246,7 +264,7 @@ def _write_keras(model, out: str, inputs: dict) -> None:
 
 def _read_keras(out: str, inputs: dict) -> list[np.ndarray]:
     model = open_model(out)
-    return flatten(model(structured(model, inputs), training=False))
+    return flatten(model(structure_inputs(model, inputs), training=False))
 
 
 WRITERS = {

@@ -38,22 +38,22 @@ def write(
       quantization: one of `QUANTIZATIONS`.
       examples: name -> (N, …): examples for the calibration of "int8".
       per_tensor: whether every kernel has a single scale, which clustered kernels need; see also
-        `one_scale`.
+        `needs_single_scale`.
 
     Raises:
       RunError: if the conversion fails or ends its process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        required = prepare(model, folder, inputs)
-        quantization = required if quantization == "float32" else quantization
-        per_tensor = per_tensor or one_scale(model, quantization)
+        required_quantization = prepare(model, folder, inputs)
+        quantization = required_quantization if quantization == "float32" else quantization
+        per_tensor = per_tensor or needs_single_scale(model, quantization)
         if examples is not None:
             np.savez(Path(folder) / "examples.npz", **examples)
         scales = "per_tensor" if per_tensor else "per_channel"
         processes.call(
             f"The conversion to LiteRT {quantization}", "trainers.export.litert:write_converted",
             folder, str(out), quantization, scales, tensorflow=True,
-            killed=_LOOP if quantization == "int8" else "",
+            killed=_CALIBRATION_HINT if quantization == "int8" else "",
         )  # fmt: skip
 
 
@@ -64,17 +64,17 @@ def prepare(model, folder: str, inputs: Mapping) -> str:
     uses only integers. In a token model, normalization and attention stay in floating point, and
     only the kernels, rounded once, become integers.
     """
-    with as_converted(model):
+    with computing_as_converted(model):
         write_saved_model(model, folder, inputs, batch=1)
     return "dynamic" if is_quantized(model) else "float32"
 
 
-def as_converted(model):
+def computing_as_converted(model):
     """Returns a context in which a model computes like its LiteRT file; see `prepare`."""
     return rounded_kernels(model) if is_token_model(model) else contextlib.nullcontext()
 
 
-def one_scale(model, quantization: str) -> bool:
+def needs_single_scale(model, quantization: str) -> bool:
     """Returns whether each kernel of a model needs a single scale, not one per output channel.
 
     A token model from 8-bit training needs a single scale, because training rounds each kernel with
@@ -86,7 +86,9 @@ def one_scale(model, quantization: str) -> bool:
     return is_token_model(model) or (tied and quantization == "dynamic")
 
 
-_LOOP = ": LiteRT cannot calibrate recurrent layers; compress.ptq.format=litert_dynamic can"
+_CALIBRATION_HINT = (
+    ": LiteRT cannot calibrate recurrent layers; use compress.ptq.format=litert_dynamic"
+)
 
 
 def write_converted(folder: str, out: str, quantization: str, scales: str) -> None:

@@ -9,10 +9,10 @@ from zoo.errors import RunError, UsageError, short
 from zoo.quiet import quiet_stderr
 from zoo.storage.disk import open_file
 
-NO_RUNTIME = "it needs the package ai_edge_litert: pip install 'keras-zoo[export]'"
+NO_RUNTIME = "LiteRT requires the package ai_edge_litert: pip install 'keras-zoo[export]'"
 
 
-def holds_integers(path: str | Path) -> bool:
+def has_integer_tensors(path: str | Path) -> bool:
     """Returns whether any tensor of a file is stored as 8-bit integers; needs the runtime."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -73,41 +73,43 @@ class FileModel:
     Args:
       path: path of the file.
       model: the Keras model that the file was converted from.
-      served: the model that `Task.served` returns for `model`.
+      serving_model: the model that `Task.serving_model` returns for `model`.
     """
 
-    def __init__(self, path: str | Path, model, served):
-        self._path, self._model, self._served = path, model, served
+    def __init__(self, path: str | Path, model, serving_model):
+        self._path, self._model, self._serving_model = path, model, serving_model
         self._file = LiteRTFile(path)
 
     def __getattr__(self, name: str):
         value = getattr(self._model, name)
-        return FileModel(self._path, value, value) if value is self._served else value
+        return FileModel(self._path, value, value) if value is self._serving_model else value
 
     def __call__(self, inputs, training: bool = False):
         import keras
         import tensorflow as tf
 
-        named = inputs if isinstance(inputs, Mapping) else {self._served.inputs[0].name: inputs}
+        inputs_by_name = (
+            inputs if isinstance(inputs, Mapping) else {self._serving_model.inputs[0].name: inputs}
+        )
         names = list(self._file.inputs)
 
         def run(*arrays):
             pairs = zip(names, arrays, strict=True)
-            return self._file({name: self._converted(name, array) for name, array in pairs})
+            return self._file({name: self._convert_input(name, array) for name, array in pairs})
 
-        flat = keras.tree.flatten(self._served.output)
+        flat = keras.tree.flatten(self._serving_model.output)
         outputs = tf.numpy_function(
-            run, [named[name] for name in names], [tf.float32] * len(flat), stateful=False
+            run, [inputs_by_name[name] for name in names], [tf.float32] * len(flat), stateful=False
         )
         for output, expected in zip(outputs, flat, strict=True):
             output.set_shape([None, *expected.shape[1:]])
-        return keras.tree.pack_sequence_as(self._served.output, outputs)
+        return keras.tree.pack_sequence_as(self._serving_model.output, outputs)
 
-    def _converted(self, name: str, values: np.ndarray) -> np.ndarray:
+    def _convert_input(self, name: str, values: np.ndarray) -> np.ndarray:
         shape, dtype = self._file.inputs[name]
         if values.shape[1:] != shape:
             raise RunError(
-                f"{self._path} needs {name!r} of shape {shape}. Received: {values.shape[1:]}."
+                f"{self._path} requires {name!r} of shape {shape}. Received: {values.shape[1:]}."
             )
         if dtype == np.uint8 and values.dtype.kind == "f":  # `Task.prepare` scaled values to [0, 1]
             values = np.round(values * 255)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def structured(model, inputs: dict):
+def structure_inputs(model, inputs: dict):
     """Returns inputs, given by name, in the input structure of a Functional model."""
     return keras.tree.map_structure(lambda tensor: inputs[tensor.name], model.input)
 
@@ -26,14 +26,14 @@ def serving_function(model, inputs: dict, batch: int | None):
     }
 
     def serve(**tensors):
-        outputs = keras.tree.flatten(model(structured(model, tensors), training=False))
+        outputs = keras.tree.flatten(model(structure_inputs(model, tensors), training=False))
         return {f"output_{i}": tf.cast(x, tf.float32) for i, x in enumerate(outputs)}
 
     return tf.function(serve, autograph=False), specs
 
 
 def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None) -> None:
-    """Writes a served model with the signature `serving_default` for `batch` examples per call."""
+    """Writes a serving model with the signature `serving_default` for `batch` examples per call."""
     function, specs = serving_function(model, inputs, batch)
     module = tf.Module()
     module.variables_ = [v.value for v in model.variables]
@@ -45,10 +45,10 @@ def write_saved_model(model, out: str, inputs: Mapping, batch: int | None = None
 def read_saved_model(out: str, inputs: dict) -> list[np.ndarray]:
     """Returns the outputs of a SavedModel for named inputs."""
     serve = tf.saved_model.load(out).signatures["serving_default"]
-    return in_order(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
+    return sort_outputs(serve(**{name: tf.constant(value) for name, value in inputs.items()}))
 
 
-def in_order(outputs: dict) -> list[np.ndarray]:
+def sort_outputs(outputs: dict) -> list[np.ndarray]:
     """Returns the outputs `output_0`, `output_1`, … as a list of float32 arrays."""
     names = sorted(outputs, key=lambda name: int(name.partition(":")[0].rpartition("_")[2]))
     return [np.asarray(outputs[name], np.float32) for name in names]

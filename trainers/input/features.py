@@ -20,7 +20,7 @@ from zoo.progress import progress
 from zoo.storage.locks import one_at_a_time
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
-from zoo.tasks.base import Frozen, Task
+from zoo.tasks.base import FrozenPart, Task
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ _READ = 4096  # images per block of the hash
 
 
 def features_of(
-    frozen: Frozen, task: Task, arrays: Mapping[str, np.ndarray], changes: Mapping, seed: int
+    frozen: FrozenPart, task: Task, arrays: Mapping[str, np.ndarray], changes: Mapping, seed: int
 ) -> tuple[dict[str, np.ndarray], str]:
     """Returns a split with "feature" in place of "image".
 
     Args:
-      frozen: from `Task.frozen`. With views, features have the shape (views, F), else (F,).
+      frozen: from `Task.frozen_part`. With views, features have the shape (views, F), else (F,).
       task: the task, which prepares the examples.
       arrays: the split.
       changes: the section `task` of the configuration, which holds the augmentation.
@@ -60,7 +60,7 @@ def features_of(
     return {**others, "feature": feature}, f"{'read from' if there else 'kept in'} {folder}"
 
 
-def _key(frozen: Frozen, images, changes: Mapping, seed: int) -> str:
+def _key(frozen: FrozenPart, images, changes: Mapping, seed: int) -> str:
     layers = [
         (type(layer).__name__, {k: v for k, v in layer.get_config().items() if k != "name"})
         for layer in keras_internals.all_layers(frozen.model)
@@ -81,7 +81,7 @@ def _key(frozen: Frozen, images, changes: Mapping, seed: int) -> str:
     return digest.hexdigest()
 
 
-def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
+def _write(folder, frozen: FrozenPart, task: Task, arrays, seed: int) -> None:
     model, count = frozen.model, len(next(iter(arrays.values())))
 
     @tf.function(autograph=False)
@@ -108,9 +108,9 @@ def _write(folder, frozen: Frozen, task: Task, arrays, seed: int) -> None:
 
 def made_up(task: Task, model, examples: int, seed: int) -> dict:
     """Returns synthetic stored examples, with features in place of images of a frozen part."""
-    arrays, frozen = task.synthetic(model, examples, seed), task.frozen(model)
+    arrays, frozen = task.synthetic(model, examples, seed), task.frozen_part(model)
     if frozen.model is None:
         return arrays
     feature = np.random.default_rng(0).random((examples, *frozen.feature_shape), "float32")
     others = {key: array for key, array in arrays.items() if key != "image"}
-    return task.stored({**others, "feature": feature})
+    return task.add_training_arrays({**others, "feature": feature})

@@ -50,8 +50,8 @@ def bars(values: dict[str, float], name: str) -> str:
     """Draws one bar per ratio, with a line at 1."""
     figure, axes = _axes(6.4, 0.9 + 0.45 * len(values))
     labels = list(values)[::-1]
-    drawn = axes.barh(labels, [values[label] for label in labels], color=_COLORS["training"])
-    axes.bar_label(drawn, fmt="{:.2f}", padding=4, color=_COLORS["ink"], fontsize=11)
+    rectangles = axes.barh(labels, [values[label] for label in labels], color=_COLORS["training"])
+    axes.bar_label(rectangles, fmt="{:.2f}", padding=4, color=_COLORS["ink"], fontsize=11)
     axes.axvline(1, color=_COLORS["validation"], linewidth=1.2)
     axes.set_xlim(0, 1.15 * max(1, *values.values()))
     return _svg(figure, axes, name)

@@ -1,6 +1,6 @@
 """Reads a work directory for its report, including incomplete and damaged directories.
 
-A report is possible while a run is still going, and after a run was killed while writing. A file
+A report is possible while a run is still active, and after a run was killed while writing. A file
 that cannot be read becomes a note at the top of the page.
 """
 
@@ -21,8 +21,8 @@ from zoo.storage.disk import read_bytes, read_json, read_object
 from zoo.storage.foreign import check_has_config, refuse_foreign
 from zoo.storage.locks import is_held
 
-_MOST_CLASSES = 2000  # the report computes and draws a matrix of all pairs
-_MOST_SHEETS = 12
+_MAX_CLASSES = 2000  # the report computes and draws a matrix of all pairs
+_MAX_GRIDS = 12
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Run:
       seconds: wall time in training, summed over all starts of the run.
       evaluations: one per split, the test split first.
       images: title -> content of a PNG file: image grids sampled during training.
-      state: `finished`, `going` or `stopped`.
+      state: `finished`, `running` or `stopped`.
       updated: time of the last write to metrics.jsonl, or None.
       notes: one line per file that could not be read completely.
     """
@@ -102,7 +102,7 @@ def read_run(workdir: Path) -> Run:
     metrics = workdir / "metrics.jsonl"
     records, events = _read_metrics(metrics, notes)
     seconds = [to_float(record.get("seconds")) for record in records]
-    written = metrics.stat().st_mtime if metrics.is_file() else None
+    last_write = metrics.stat().st_mtime if metrics.is_file() else None
     return Run(
         model=str(_section(config, "model").get("name", "model")),
         source=str(resolved.get("source", "")),
@@ -116,7 +116,7 @@ def read_run(workdir: Path) -> Run:
         evaluations=_read_evaluations(workdir / "evaluation", notes),
         images=_read_images(workdir / "samples", notes),
         state=_state(workdir),
-        updated=datetime.datetime.fromtimestamp(written) if written else None,
+        updated=datetime.datetime.fromtimestamp(last_write) if last_write else None,
         notes=notes,
     )
 
@@ -129,7 +129,7 @@ def _section(values: dict, name: str) -> dict:
 def _state(workdir: Path) -> str:
     if any((workdir / name).exists() for name in ("model.keras", "model.tflite")):
         return "finished"
-    return "going" if is_held(workdir) else "stopped"
+    return "running" if is_held(workdir) else "stopped"
 
 
 def _read(path: Path, read: Callable, default, notes: list[str]):
@@ -147,7 +147,7 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict]]
     content = _read(path, lambda path: read_bytes(path, JSON_EXPANSION), b"", notes)
     lines = content.decode(errors="replace").splitlines()
     rows = [_parse_row(line) for line in lines]
-    # A run that is still going may have written only a part of the last line.
+    # A run that is still active may have written only a part of the last line.
     damaged = sum(
         row is None and bool(line.strip()) for row, line in zip(rows[:-1], lines, strict=False)
     )
@@ -182,13 +182,13 @@ def _read_evaluations(folder: Path, notes: list[str]) -> list[Evaluation]:
 
 
 def _read_images(folder: Path, notes: list[str]) -> dict[str, bytes]:
-    """Reads interpolation.png and at most `_MOST_SHEETS` evenly spaced grids, the latest first."""
-    sheets = sorted(folder.glob("step_*.png"))[::-1]
-    if len(sheets) > _MOST_SHEETS:
-        places = np.linspace(0, len(sheets) - 1, _MOST_SHEETS).round().astype(int)
-        sheets = [sheets[i] for i in places]
+    """Reads interpolation.png and at most `_MAX_GRIDS` evenly spaced grids, the latest first."""
+    paths = sorted(folder.glob("step_*.png"))[::-1]
+    if len(paths) > _MAX_GRIDS:
+        indices = np.linspace(0, len(paths) - 1, _MAX_GRIDS).round().astype(int)
+        paths = [paths[i] for i in indices]
     images = {}
-    for path in [folder / "interpolation.png", *sheets]:
+    for path in [folder / "interpolation.png", *paths]:
         step = path.stem.removeprefix("step_")
         title = f"step {int(step):,}" if step.isdecimal() else step
         images[title] = _read(path, _read_png, None, notes)
@@ -207,7 +207,7 @@ def _read_png(path: Path) -> bytes:
 def _read_samples(path: Path) -> list[dict]:
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RunError("it holds no list of samples")
+        raise RunError("the file must contain a list of samples")
     return rows
 
 
@@ -216,26 +216,30 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with open_npz(path) as file:
         arrays = dict(file)
     labels, predictions, names = (arrays[k] for k in ("labels", "predictions", "class_names"))
-    if names.size > _MOST_CLASSES:
-        raise ValueError(f"{names.size:,} classes, of which at most {_MOST_CLASSES:,} are shown")
+    if names.size > _MAX_CLASSES:
+        raise ValueError(f"{names.size:,} classes; the report supports at most {_MAX_CLASSES:,}")
     list(map(str, names.reshape(-1)))  # raises if the names are not text
     if labels.ndim != 1 or labels.shape != predictions.shape:
-        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} do not fit")
+        raise ValueError(
+            f"labels {labels.shape} must have the shape of predictions {predictions.shape}"
+        )
     limits = {"labels": names.size, "predictions": names.size}
     limits |= {"worst_index": labels.size, "heat_index": labels.size}
     for key, limit in limits.items():
         values = arrays.get(key, np.zeros(0, int))
         if values.dtype.kind not in "iu":
-            raise ValueError(f"{key} are {values.dtype}, not integers")
+            raise ValueError(f"{key} must be integers. Received: {values.dtype}")
         if values.size and not 0 <= values.min() <= values.max() < limit:
-            raise ValueError(f"{key} lie outside 0 … {limit - 1}")
+            raise ValueError(f"{key} must be from 0 to {limit - 1}")
     if "heat_index" in arrays:
         maps, inputs, index = (arrays[f"heat_{key}"] for key in ("maps", "inputs", "index"))
         if maps.ndim != 3 or maps.shape != inputs.shape[:3] or len(maps) != len(index):
-            raise ValueError(f"heat_maps {maps.shape} and heat_inputs {inputs.shape} do not fit")
+            raise ValueError(
+                f"heat_maps {maps.shape} and heat_inputs {inputs.shape} must have equal shapes"
+            )
     probabilities = arrays.get("worst_probabilities")
     if probabilities is not None and probabilities.shape[1:] != names.shape:
         raise ValueError(
-            f"worst_probabilities {probabilities.shape} and {names.size} classes do not fit"
+            f"worst_probabilities {probabilities.shape} must match the {names.size} classes"
         )
     return arrays

@@ -16,10 +16,10 @@ from zoo.formatting import duration
 
 _NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps", "goodput"}
 _RATE = "_per_second"
-_LARGEST_SAMPLES = 200
-_LARGEST_MATRIX = 20  # number of classes up to which the confusion matrix is a table of numbers
-_MOST_MISTAKES = 36  # the number that an evaluation stores
-_MOST_PLOTS = 60  # limit for metrics and for rates: each plot takes 30 ms
+_MAX_SAMPLES = 200
+_MAX_TABLE_CLASSES = 20  # number of classes up to which the confusion matrix is a table of numbers
+_MAX_MISTAKES = 36  # the number that an evaluation stores
+_MAX_PLOTS = 60  # limit for metrics and for rates: each plot takes 30 ms
 _SMALL_IMAGE = 64  # pixels per side up to which the page shows images without interpolation
 
 
@@ -55,14 +55,14 @@ def curves(records: list[dict]) -> dict:
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
     rates = [*(key for key in keys if key.startswith("learning_rate")), *_rates(records)]
     plots = []
-    for name in metrics[:_MOST_PLOTS]:
+    for name in metrics[:_MAX_PLOTS]:
         lines = {"training": _series(records, name), "validation": _series(records, f"val_{name}")}
         plots.append(_curve(name, {label: series for label, series in lines.items() if series}))
-    for name in (*rates[:_MOST_PLOTS], "skipped_steps"):
+    for name in (*rates[:_MAX_PLOTS], "skipped_steps"):
         series = _series(records, name)
         if series and (name != "skipped_steps" or any(series.values())):
             plots.append(_curve(name, {"training": series}, labeled=False))
-    more = max(0, len(metrics) - _MOST_PLOTS) + max(0, len(rates) - _MOST_PLOTS)
+    more = max(0, len(metrics) - _MAX_PLOTS) + max(0, len(rates) - _MAX_PLOTS)
     return {"plots": plots, "more": more}
 
 
@@ -85,20 +85,20 @@ def classification(evaluation: Evaluation) -> dict | None:
     *scores, support = precision_recall_fscore_support(
         labels, predictions, labels=classes, zero_division=np.nan
     )
-    many = len(names) > _LARGEST_MATRIX
-    order, shown = list(classes), names
-    if many:  # the matrix is a drawing that shows classes only as numbers
+    is_drawing = len(names) > _MAX_TABLE_CLASSES
+    order, class_labels = list(classes), names
+    if is_drawing:  # the matrix is a drawing that shows classes only as numbers
         order.sort(key=lambda index: (math.isnan(scores[2][index]), scores[2][index]))
-        shown = [f"{index} · {name}" for index, name in enumerate(names)]
+        class_labels = [f"{index} · {name}" for index, name in enumerate(names)]
     return {
         "name": evaluation.split,
         "names": names,
-        "drawing": figures.matrix(shares, f"confusion {evaluation.split}") if many else None,
+        "drawing": figures.matrix(shares, f"confusion {evaluation.split}") if is_drawing else None,
         "accuracy": float(np.trace(counts) / counts.sum()),
         "counts": counts.tolist(),
         "shares": shares.tolist(),
         "scores": [
-            [shown[i], *("–" if math.isnan(x[i]) else _digits(float(x[i])) for x in scores)]
+            [class_labels[i], *("–" if math.isnan(x[i]) else _digits(float(x[i])) for x in scores)]
             + [count(int(support[i]))]
             for i in order
         ],
@@ -109,7 +109,7 @@ def classification(evaluation: Evaluation) -> dict | None:
 
 def translations(evaluation: Evaluation) -> dict:
     """Returns `head` and `rows` of a table of the first samples; `more` counts the others."""
-    rows = evaluation.samples[:_LARGEST_SAMPLES]
+    rows = evaluation.samples[:_MAX_SAMPLES]
     names = [name for name in ("source", "prediction", "reference") if rows and name in rows[0]]
     cells = [[row.get(name, "") for name in names] for row in rows if names]
     return {"head": names, "rows": cells, "more": len(evaluation.samples) - len(rows)}
@@ -139,8 +139,8 @@ def pairs(values: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from pairs(value, f"{prefix}{key}.")
         else:
-            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield f"{prefix}{key}", shown
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{key}", text
 
 
 def count(value) -> str:
@@ -160,22 +160,22 @@ def _metric_tile(run: Run) -> tuple[str, str, str]:
             name = next(name for name in names if name in metrics)
             return f"{evaluation.split} {name}", _digits(metrics[name]), detail
         if evaluation.summary.get("metrics") == {}:
-            return f"{evaluation.split} metric", "no value", f"{detail}, none with a target"
+            return f"{evaluation.split} metric", "no value", f"{detail}, no targets"
     keys = [key for key in (run.records[-1] if run.records else {}) if _is_metric(key)]
-    waiting = "" if run.state == "finished" else ", not yet tested"
+    suffix = "" if run.state == "finished" else ", not yet tested"
     for key in ["val_accuracy", "val_loss", "loss", *keys]:
         series = _series(run.records, key)
         if series:
             step, value = list(series.items())[-1]
             name = key.removeprefix("val_")
             split = "validation" if name != key else "training"
-            return f"{split} {name}", _digits(value), f"at step {count(step)}{waiting}"
+            return f"{split} {name}", _digits(value), f"at step {count(step)}{suffix}"
     return "test metric", "–", "not yet tested"
 
 
 def _steps_tile(run: Run) -> tuple[str, str, str]:
     if not run.records:
-        return "steps", "0", "nothing recorded"
+        return "steps", "0", "no records"
     last = run.records[-1]
     detail = [f"of {count(run.planned_steps)}"] if math.isfinite(run.planned_steps) else []
     if math.isfinite(to_float(last.get("epoch"))):
@@ -244,10 +244,11 @@ def _caption(series: dict[float, float]) -> str:
         if finite:
             step = choose(finite, key=finite.get)
             parts.append(f"{word} {_digits(finite[step])} at step {count(step)}")
-    gaps = [step for step in series if step not in finite]
-    if gaps:
+    bad_steps = [step for step in series if step not in finite]
+    if bad_steps:
         parts.append(
-            f"not finite in {len(gaps)} of {len(series)} records, first at step {gaps[0]:,}"
+            f"not finite in {len(bad_steps)} of {len(series)} records, "
+            f"first at step {bad_steps[0]:,}"
         )
     return ", ".join(parts)
 
@@ -272,7 +273,7 @@ def _heat_maps(arrays: dict, names: list[str]) -> list[dict]:
 
 
 def _first_rows(arrays: dict, keys: tuple[str, ...]) -> Iterable[tuple]:
-    return zip(*(arrays[key][:_MOST_MISTAKES] for key in keys), strict=False)
+    return zip(*(arrays[key][:_MAX_MISTAKES] for key in keys), strict=False)
 
 
 def _example(arrays: dict, names: list[str], index: int, pixels, probabilities=None) -> dict:

@@ -65,11 +65,15 @@ def check_recipe(config) -> None:
 
 def depth_of(config) -> int:
     """Returns the number of equal blocks of a recipe's model; 0 if it has none or unequal parts."""
-    given = {**registry.arguments(config.model.name), **config.model.to_dict()}
+    model_arguments = {**registry.arguments(config.model.name), **config.model.to_dict()}
     if registry.entry(config.model.name).family not in _FAMILIES:
         return 0
-    found = {given[key] or given.get("depth", 0) for key in _DEPTHS if key in given} - {0}
-    return found.pop() if len(found) == 1 else 0
+    depths = {
+        model_arguments[key] or model_arguments.get("depth", 0)
+        for key in _DEPTHS
+        if key in model_arguments
+    } - {0}
+    return depths.pop() if len(depths) == 1 else 0
 
 
 class AbstractStep:
@@ -91,8 +95,10 @@ class AbstractStep:
         trainer.strategy, trainer.replicas, trainer.jit_compile = "one_device", 0, False
         model = self.config.model
         if depth:
-            known = registry.arguments(model.name)
-            model.update({key: depth for key in _DEPTHS if key in known or key in model})
+            builder_arguments = registry.arguments(model.name)
+            model.update(
+                {key: depth for key in _DEPTHS if key in builder_arguments or key in model}
+            )
         if registry.entry(model.name).family == "transfer":
             model.weights = "none"  # the values do not matter, and the file may be missing
         dataset = None
@@ -115,9 +121,14 @@ class AbstractStep:
 
     def stored(self, examples: int) -> dict[str, np.ndarray]:
         """Returns synthetic stored examples of the recipe's lengths."""
-        few = made_up(self.task, self.step.net, 2, 0)
+        examples_of_batch = made_up(self.task, self.step.net, 2, 0)
         name, length = self.config.task.name, self.config.data.sequence_length
         if registry.has_loader(name) and length:
             length += _MORE_TOKENS.get(name, 0)
-            few = {k: v[:, :1].repeat(length, 1) if v.ndim == 2 else v for k, v in few.items()}
-        return {key: np.zeros((examples, *v.shape[1:]), v.dtype) for key, v in few.items()}
+            examples_of_batch = {
+                k: v[:, :1].repeat(length, 1) if v.ndim == 2 else v
+                for k, v in examples_of_batch.items()
+            }
+        return {
+            key: np.zeros((examples, *v.shape[1:]), v.dtype) for key, v in examples_of_batch.items()
+        }

@@ -13,14 +13,14 @@ from pathlib import Path
 
 def serve(topology: str) -> None:
     """Handles requests until stdin ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # keeps prints of libraries out of the answers
+    output, sys.stdout = sys.stdout, sys.stderr  # keeps prints of libraries out of the output
     for line in sys.stdin:
         try:
             answer = compile_for(line.strip(), topology)
         except Exception as error:
             answer = {"error": " ".join(str(error).split())}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        output.write(json.dumps(answer) + "\n")
+        output.flush()
 
 
 def compile_for(hlo: str, topology: str) -> dict:
@@ -38,11 +38,11 @@ def compile_for(hlo: str, topology: str) -> dict:
     options = compiler.get_compile_options(
         num_replicas=1, num_partitions=1, device_assignment=np.array([[device.id]])
     )
-    started = time.perf_counter()
+    start = time.perf_counter()
     with mlir.make_ir_context():
         module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(Path(hlo).read_bytes()))
         text = module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True)
-        module = ir.Module.parse(for_tpu(text))
+        module = ir.Module.parse(convert_for_tpu(text))
         program = device.client.compile(module, _jax.DeviceList((device,)), options)
     memory, cost = program.get_compiled_memory_stats(), costs(program)
     return {
@@ -54,11 +54,11 @@ def compile_for(hlo: str, topology: str) -> dict:
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
         "unknown_loops": cost["unknown"],
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - start,
     }
 
 
-def for_tpu(text: str) -> str:
+def convert_for_tpu(text: str) -> str:
     """Rewrites StableHLO that TensorFlow lowered for a CPU into StableHLO for a TPU.
 
     Random numbers use the default algorithm of the device (TensorFlow's
@@ -78,11 +78,11 @@ def for_tpu(text: str) -> str:
         r"<\{rng_algorithm = #stablehlo<rng_algorithm PHILOX>\}> : \(tensor<3xui64>\) -> "
         r"\(tensor<3xui64>, (.*)\)(.*)\n"
     )
-    drawn = {number for number, *_ in re.findall(pattern, text)}
+    generators = {number for number, *_ in re.findall(pattern, text)}
 
     def use(match):
         number, result = match.groups()
-        return f"%{('state', 'bits')[int(result)]}{number}" if number in drawn else match[0]
+        return f"%{('state', 'bits')[int(result)]}{number}" if number in generators else match[0]
 
     text = re.sub(r"%(\d+)#([01])\b", use, text)
     return re.sub(pattern, _GENERATOR, text)
@@ -112,15 +112,21 @@ def costs(program) -> dict[str, float]:
 
     client = devices("cpu")[0].client  # without a TPU, the TPU client has no cost analysis
 
-    def once(text):
+    def analyze(text):
         return _jax.hlo_module_cost_analysis(client, _hlo.hlo_module_from_text(text))
 
-    own = program.cost_analysis()
+    total_cost = program.cost_analysis()
     parts = ProgramText(program.hlo_modules()[0].to_string())
     keys = ("flops", "bytes accessed")
-    whole, looped = once(parts.program(parts.entry)), parts.weighted(once, keys)
+    counted_once, with_iterations = (
+        analyze(parts.program(parts.entry)),
+        parts.weighted(analyze, keys),
+    )
     # Parsed text has the layouts of a CPU, so only the ratio of the two costs is used.
-    costs = {key: own.get(key, 0.0) * looped[key] / max(whole.get(key, 0.0), 1.0) for key in keys}
+    costs = {
+        key: total_cost.get(key, 0.0) * with_iterations[key] / max(counted_once.get(key, 0.0), 1.0)
+        for key in keys
+    }
     return {**costs, "unknown": len(parts.unknown)}
 
 
@@ -145,56 +151,56 @@ class ProgramText:
 
     def program(self, name: str) -> str:
         """Returns a computation and the computations that it calls, as a program."""
-        needed, waiting = set(), [name]
-        while waiting:
-            one = waiting.pop()
-            if one not in needed:
-                needed.add(one)
-                waiting += self._called(self.blocks[one])
+        reachable, queue = set(), [name]
+        while queue:
+            one = queue.pop()
+            if one not in reachable:
+                reachable.add(one)
+                queue += self._called(self.blocks[one])
         parts = [
             ("ENTRY " if other == name else "") + block
             for other, block in self.blocks.items()
-            if other in needed
+            if other in reachable
         ]
         return "\n\n".join(["HloModule part", *parts])
 
     def loops(self, name: str) -> list[tuple[int, str]]:
         """Returns `(iterations, body)` of the outermost loops of a computation."""
-        loops, seen, waiting = [], set(), [name]
-        while waiting:
-            one = waiting.pop()
-            if one in seen:
+        loops, visited, queue = [], set(), [name]
+        while queue:
+            one = queue.pop()
+            if one in visited:
                 continue
-            seen.add(one)
+            visited.add(one)
             for line in self.blocks[one].splitlines():
                 loop = re.search(r" while\(.*condition=%([^,\s]+), body=%([^,\s]+)", line)
                 if loop:
-                    loops.append((self._runs(loop[1]), loop[2]))
+                    loops.append((self._num_iterations(loop[1]), loop[2]))
                 else:
-                    waiting += self._called(line)
+                    queue += self._called(line)
         return loops
 
-    def weighted(self, once, keys, name: str = "") -> dict[str, float]:
+    def weighted(self, analyze, keys, name: str = "") -> dict[str, float]:
         """Returns a computation's costs, with loops multiplied by their iterations.
 
         Args:
-          once: function from a program's text to its costs, with loops counted once.
+          analyze: function from a program's text to its costs, with loops counted once.
           keys: names of the costs.
           name: name of the computation; the entry by default.
         """
         name = name or self.entry
-        cost = once(self.program(name))
+        cost = analyze(self.program(name))
         total = {key: cost.get(key, 0.0) for key in keys}
-        for runs, body in self.loops(name):
-            inside, counted = self.weighted(once, keys, body), once(self.program(body))
+        for num_iterations, body in self.loops(name):
+            inside, body_once = self.weighted(analyze, keys, body), analyze(self.program(body))
             for key in keys:
-                total[key] += runs * inside[key] - counted.get(key, 0.0)
+                total[key] += num_iterations * inside[key] - body_once.get(key, 0.0)
         return total
 
     def _called(self, text: str) -> list[str]:
         return [name for name in re.findall(r"%([^\s,(){}]+)", text) if name in self.blocks]
 
-    def _runs(self, condition: str) -> int:
+    def _num_iterations(self, condition: str) -> int:
         """Returns the number of iterations of a loop; 1 if it is unknown.
 
         TensorFlow's loops count from 0 to a constant in their condition. The loop of a gradient has
@@ -202,9 +208,9 @@ class ProgramText:
         """
         limit = self._limit(condition)
         if limit is None:
-            place = _place(self.blocks[condition])
-            limits = {_place(block): self._limit(name) for name, block in self.blocks.items()}
-            limit = limits.get(place.replace("gradient_tape/", "")) if place else None
+            loop_name = _loop_name(self.blocks[condition])
+            limits = {_loop_name(block): self._limit(name) for name, block in self.blocks.items()}
+            limit = limits.get(loop_name.replace("gradient_tape/", "")) if loop_name else None
         if limit is None:
             self.unknown.add(condition)
         return limit or 1
@@ -217,7 +223,7 @@ class ProgramText:
         return max(map(int, limits), default=None)
 
 
-def _place(condition: str) -> str:
-    """Returns a loop's place in the model, such as `lstm/while`, from its condition."""
+def _loop_name(condition: str) -> str:
+    """Returns the name of a loop in the model, such as `lstm/while`, from its condition."""
     names = re.findall(r'op_name="(?:call\.\d+/)*([^"]*while[^/"]*)/', condition)
     return names[-1] if names else ""

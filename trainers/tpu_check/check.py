@@ -10,11 +10,11 @@ from trainers.tpu_check.lowering import lower
 
 _LOG = logging.getLogger(__name__)
 
-# Models with more than DEEP equal blocks are compiled at two smaller depths.
-DEEP, DEPTHS = 6, (2, 4)
+# Models with more than MAX_DEPTH equal blocks are compiled at two smaller depths.
+MAX_DEPTH, DEPTHS = 6, (2, 4)
 # Rows of a tile in a TPU's memory; the search for the largest batch uses multiples of it.
 _TILE = 8
-MOST_ROWS = 2**16
+MAX_ROWS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """Result of `check`.
 
     Attributes:
@@ -86,7 +86,7 @@ class Checked:
     source: str
 
 
-def check(config, topology: str, largest: bool = True) -> Checked:
+def check(config, topology: str, largest: bool = True) -> CheckResult:
     """Compiles a recipe's train step for one core of a topology.
 
     Args:
@@ -108,7 +108,7 @@ def check(config, topology: str, largest: bool = True) -> Checked:
         fits = program.peak <= chip.usable
         rows, peak = share.rows if fits else 0, program.peak if fits else 0.0
         if largest:
-            _LOG.info("looking for the largest batch that fits")
+            _LOG.info("searching for the largest batch that fits")
             rows, peak = largest_rows(
                 lambda n: steps.compile(Share(n, share.micro_batches)).peak,
                 share.rows, program.peak, chip.usable,
@@ -118,7 +118,7 @@ def check(config, topology: str, largest: bool = True) -> Checked:
         arithmetic, memory = program.flops / chip.flops, program.bytes / chip.bandwidth
         roofline = max(arithmetic, memory)
         bound = "arithmetic" if arithmetic >= memory else "memory"
-    return Checked(
+    return CheckResult(
         topology, chip.name, cores, config.trainer.precision, steps.parameters, share.rows,
         share.micro_batches, depth, steps.depths, program, chip.usable, fits, roofline, bound,
         rows, peak, chip.source,
@@ -130,7 +130,7 @@ class Steps:
 
     def __init__(self, config, depth: int, compiler):
         self.depth, self.compiler = depth, compiler
-        self.depths = DEPTHS if depth > DEEP else ()
+        self.depths = DEPTHS if depth > MAX_DEPTH else ()
         self.steps = []
         for blocks in self.depths or (0,):
             _LOG.info(f"building the train step{_of(blocks)}")
@@ -142,10 +142,10 @@ class Steps:
         """Compiles the update of a core's share; a deep model is compiled at two depths."""
         programs = []
         for blocks, step in zip(self.depths or (0,), self.steps, strict=True):
-            what = f"{_of(blocks)}, {share.rows:,} examples a core"
+            what = f"{_of(blocks)}, {share.rows:,} examples per core"
             _LOG.info(f"tracing the train step{what}")
             hlo = lower(step, share)
-            _LOG.info(f"compiling the train step{what}, for the TPU")
+            _LOG.info(f"compiling the train step{what} for the TPU")
             programs.append(as_program(self.compiler.compile(hlo)))
         if not self.depths:
             return programs[0]
@@ -191,32 +191,36 @@ def largest_rows(peak_of, rows: int, peak: float, usable: int) -> tuple[int, flo
     Returns:
       `(rows, bytes)` of the largest size that was compiled and fits; (0, 0.0) if none fits.
     """
-    known = {rows: peak}
+    peaks = {rows: peak}
 
-    def fitting():
-        return max((n for n, p in known.items() if p <= usable), default=0)
+    def largest_fitting():
+        return max((n for n, p in peaks.items() if p <= usable), default=0)
 
-    def measure(number):
-        if number not in known:
-            known[number] = peak_of(number)
-        return known[number]
+    def measure(candidate):
+        if candidate not in peaks:
+            peaks[candidate] = peak_of(candidate)
+        return peaks[candidate]
 
     measure(max(2 * rows, _TILE) if peak <= usable else max(rows // 2, 1))
     for _ in range(2):
-        below = fitting() or min(known)
-        other = min((n for n in known if n != below), key=lambda n: abs(n - below), default=None)
+        nearest_rows = largest_fitting() or min(peaks)
+        other = min(
+            (n for n in peaks if n != nearest_rows),
+            key=lambda n: abs(n - nearest_rows),
+            default=None,
+        )
         if other is None:
             break
-        slope = (known[other] - known[below]) / (other - below)
-        free = usable - known[below]
-        number = int(below + free / slope) if slope > 0 else MOST_ROWS
-        over = min((n for n, p in known.items() if p > usable), default=MOST_ROWS + 1)
-        number = min(number, over - 1, MOST_ROWS)
-        number -= number % _TILE if number >= _TILE else 0
-        if number < 1 or number <= fitting():
+        slope = (peaks[other] - peaks[nearest_rows]) / (other - nearest_rows)
+        free = usable - peaks[nearest_rows]
+        candidate = int(nearest_rows + free / slope) if slope > 0 else MAX_ROWS
+        too_many_rows = min((n for n, p in peaks.items() if p > usable), default=MAX_ROWS + 1)
+        candidate = min(candidate, too_many_rows - 1, MAX_ROWS)
+        candidate -= candidate % _TILE if candidate >= _TILE else 0
+        if candidate < 1 or candidate <= largest_fitting():
             break
-        measure(number)
-        if 0.9 * usable <= known[number] <= usable:
+        measure(candidate)
+        if 0.9 * usable <= peaks[candidate] <= usable:
             break
-    best = fitting()
-    return best, known[best] if best else 0.0
+    best = largest_fitting()
+    return best, peaks[best] if best else 0.0

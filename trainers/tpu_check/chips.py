@@ -43,7 +43,7 @@ CHIPS = {
         Chip("v6e", 918e12, 1640e9, 32 * 10**9, int(31.25 * 2**30), _SQUARES, _DOCS + "v6e"),
     )
 }  # fmt: skip
-_SEVENTH = ("v7", "v7x", "tpu7", "tpu7x", "ironwood")
+_TPU7X_NAMES = ("v7", "v7x", "tpu7", "tpu7x", "ironwood")
 
 
 def topology_names() -> list[str]:
@@ -58,10 +58,10 @@ def parse_topology(name: str) -> tuple[Chip, int]:
       UsageError: for an unknown topology, or a chip that TensorFlow does not support.
     """
     kind, _, shape = name.partition(":")
-    if kind.lower() in _SEVENTH:
+    if kind.lower() in _TPU7X_NAMES:
         raise UsageError(
-            "TensorFlow's TPU interface does not support TPU7x, and its TPU wheels end at 2.20. "
-            f"Received: --topology={name}; known are {', '.join(CHIPS)}."
+            "TensorFlow's TPU interface, whose last release is 2.20, does not support TPU7x. "
+            f"Received: --topology={name}; supported chips: {', '.join(CHIPS)}."
         )
     if kind not in CHIPS or shape not in CHIPS[kind].topologies:
         raise UsageError(

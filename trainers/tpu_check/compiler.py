@@ -31,8 +31,8 @@ def check_installed() -> None:
             version(package)
         except PackageNotFoundError:
             raise UsageError(
-                f"zoo tpu_check requires the package {package}: pip install 'keras-zoo[aot]', in "
-                "its own environment on a TPU VM, which has another libtpu."
+                f"zoo tpu_check requires the package {package}: pip install 'keras-zoo[aot]'. "
+                "A TPU VM has another libtpu: use a separate environment there."
             ) from None
 
 
@@ -85,17 +85,17 @@ class Compiler:
         if not line:
             self._log.seek(0)
             lines = self._log.read().strip().splitlines()
-            raise RunError(f"The TPU compiler ended: {lines[-1] if lines else 'no message'}")
+            raise RunError(f"The TPU compiler stopped: {lines[-1] if lines else 'no message'}")
         answer = json.loads(line)
         if "error" in answer:
-            used = memory_wanted(answer["error"])
+            used = required_memory(answer["error"])
             if used is None:
                 raise RunError(f"The TPU compiler rejects the step: {answer['error']}")
             return {"used": used}
         return answer
 
 
-def memory_wanted(message: str) -> int | None:
+def required_memory(message: str) -> int | None:
     """Returns the bytes in an out-of-memory message; None for another error."""
     if "RESOURCE_EXHAUSTED" not in message or "hbm" not in message.lower():
         return None

@@ -13,11 +13,11 @@ from trainers.tpu_check.abstract import AbstractStep, Share
 from zoo.errors import RunError
 
 # Instructions that communicate with the host.
-_HOST = {"custom-call", "infeed", "outfeed", "send", "recv"}
+_HOST_INSTRUCTIONS = {"custom-call", "infeed", "outfeed", "send", "recv"}
 # TensorFlow's message for an operation without an XLA kernel: `Name (No registered ...)`.
 _UNSUPPORTED = re.compile(r"(\w+) \(No registered .*?\{\{node ([^}]*)\}\}", re.DOTALL)
 # XLA removes these operations and their text.
-_DROPPED = {"Assert", "Print", "PrintV2"}
+_REMOVED_OPERATIONS = {"Assert", "Print", "PrintV2"}
 
 
 def lower(abstract: AbstractStep, share: Share) -> bytes:
@@ -28,9 +28,9 @@ def lower(abstract: AbstractStep, share: Share) -> bytes:
         operations.
     """
     step, batch = abstract.step, abstract.batch(share)
-    text = [f"the batch's {name}" for name, spec in batch.items() if spec.dtype == tf.string]
+    text = [f"input {name}" for name, spec in batch.items() if spec.dtype == tf.string]
     if text:
-        raise RunError(f"A TPU requires no strings ({', '.join(text)}).")
+        raise RunError(f"A TPU does not support strings ({', '.join(text)}).")
     step.micro_batch_size = share.rows if share.micro_batches > 1 else 0
     update = tf.function(step.update, jit_compile=True, autograph=False)
     # Uninitialized tensors: their memory is never touched, so they take none.
@@ -38,30 +38,30 @@ def lower(abstract: AbstractStep, share: Share) -> bytes:
         name: tf.raw_ops.Empty(shape=spec.shape, dtype=spec.dtype, init=False)
         for name, spec in batch.items()
     }
-    with seeds_of_a_tpu():
+    with tpu_seeds():
         graph = update.get_concrete_function(tensors).graph.as_graph_def()
     try:
         hlo = update.experimental_get_compiler_ir(tensors)(stage="hlo_serialized")
     except (tf.errors.OpError, ValueError) as error:
         operations = strings(graph)
         if operations:
-            raise RunError(f"A TPU requires no strings ({_few(operations)}).") from None
+            raise RunError(f"A TPU does not support strings ({_shorten(operations)}).") from None
         raise RunError(f"XLA cannot compile the step: {reason(error)}") from None
-    failed = lint(hlo)
-    if failed:
-        raise RunError(f"A TPU requires {'; '.join(failed)}.")
+    violations = lint(hlo)
+    if violations:
+        raise RunError(f"A TPU does not support {'; '.join(violations)}.")
     return hlo
 
 
 @contextlib.contextmanager
-def seeds_of_a_tpu():
+def tpu_seeds():
     """Returns a context in which seeds are used unchanged, as TensorFlow's TPU kernels do.
 
     The kernels for a CPU, on which the step is traced, scramble each seed by hundreds of scalar
     operations.
     """
     kernels = random_ops_util.gen_stateless_random_ops_v2
-    usual = kernels.stateless_random_get_key_counter
+    original = kernels.stateless_random_get_key_counter
 
     def key_and_counter(seed):
         key = tf.bitcast(tf.cast(seed, tf.int32), tf.uint64)
@@ -71,30 +71,36 @@ def seeds_of_a_tpu():
     try:
         yield
     finally:
-        kernels.stateless_random_get_key_counter = usual
+        kernels.stateless_random_get_key_counter = original
 
 
 def reason(error: Exception) -> str:
     """Returns the operations that XLA cannot compile, or the first line of the error."""
     names = [f"{kind} ({node})" for kind, node in _UNSUPPORTED.findall(str(error))]
-    return f"no TPU has {', '.join(names)}." if names else str(error).strip().splitlines()[0]
+    return (
+        f"TPUs do not support {', '.join(names)}." if names else str(error).strip().splitlines()[0]
+    )
 
 
 def strings(graph) -> list[str]:
     """Returns the operations of a GraphDef and its functions that have string tensors."""
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    dropped = {name.split(":")[0] for n in nodes if n.op in _DROPPED for name in n.input}
+    removed_inputs = {
+        name.split(":")[0] for n in nodes if n.op in _REMOVED_OPERATIONS for name in n.input
+    }
     return sorted(
         f"{node.op} ({node.name})"
         for node in nodes
-        if node.op not in _DROPPED and node.name not in dropped and _has_text(node)
+        if node.op not in _REMOVED_OPERATIONS
+        and node.name not in removed_inputs
+        and _has_strings(node)
     )
 
 
-def _has_text(node) -> bool:
+def _has_strings(node) -> bool:
     text = tf.string.as_datatype_enum
-    known = op_def_registry.get(node.op)
-    arguments = [*known.input_arg, *known.output_arg] if known else []
+    definition = op_def_registry.get(node.op)
+    arguments = [*definition.input_arg, *definition.output_arg] if definition else []
     return any(
         text in (a.type, node.attr[a.type_attr].type if a.type_attr else None) for a in arguments
     )
@@ -107,29 +113,29 @@ def lint(hlo: bytes) -> list[str]:
       hlo: a serialized HloModuleProto.
     """
     module = hlo_pb2.HloModuleProto.FromString(hlo)
-    wide, host, dynamic = {}, {}, {}
+    float64_locations, host, dynamic = {}, {}, {}
     for computation in module.computations:
         for instruction in computation.instructions:
             where = instruction.metadata.op_name or instruction.name
             shapes = list(_leaves(instruction.shape))
             # TensorFlow's kernels emit some constants as float64 and convert them immediately.
             number = instruction.opcode == "constant" and not shapes[0].dimensions
-            if not number and any(_is_wide(s) for s in shapes):
-                wide[where] = None
+            if not number and any(_is_float64(s) for s in shapes):
+                float64_locations[where] = None
             if any(any(s.is_dynamic_dimension) for s in shapes):
                 dynamic[where] = None
-            if instruction.opcode in _HOST:
+            if instruction.opcode in _HOST_INSTRUCTIONS:
                 target = instruction.custom_call_target
                 host[f"{instruction.opcode} {target}".strip() + f" at {where}"] = None
     checks = (
-        ("no float64", wide),
-        ("no communication with the host", host),
-        ("static shapes", dynamic),
+        ("float64", float64_locations),
+        ("communication with the host", host),
+        ("dynamic shapes", dynamic),
     )
-    return [f"{check} ({_few(list(found))})" for check, found in checks if found]
+    return [f"{check} ({_shorten(list(locations))})" for check, locations in checks if locations]
 
 
-def _is_wide(shape) -> bool:
+def _is_float64(shape) -> bool:
     return PrimitiveType.Name(shape.element_type) in ("F64", "C128")
 
 
@@ -141,5 +147,5 @@ def _leaves(shape):
         yield shape
 
 
-def _few(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -65,12 +65,12 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         learned = techniques.wrap_task(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
-        for player in learned.players(model):
-            rate = player.rate * optimizer_arguments["learning_rate"]
+        for part in learned.model_parts(model):
+            rate = part.rate * optimizer_arguments["learning_rate"]
             optimizer, rules = make_optimizer(
                 optimizer_name,
                 make_schedule(schedule_name, rate, total_steps, **schedule),
-                ema=trainer.ema if player.averaged else 0.0,
+                ema=trainer.ema if part.averaged else 0.0,
                 loss_scaling=trainer.precision == "mixed_float16",
                 **optimizer_arguments,
             )

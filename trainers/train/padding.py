@@ -25,8 +25,9 @@ _SHOWN = 3  # layers in a refusal
 def check_padding(step, task, arrays: Mapping, rows: int) -> None:
     """Raises `UsageError` if padding changes a loss, a statistic or a new value of a variable.
 
-    Each player's forward pass runs twice, with the same real rows and different padding rows. The
-    check is skipped if all layers belong to Keras or the zoo and none works along the batch axis.
+    The forward pass of each model part runs twice, with the same real rows and different padding
+    rows. The check is skipped if all layers belong to Keras or the zoo and none works along the
+    batch axis.
 
     Args:
       step: a `trainers.train.step.TrainStep`.
@@ -64,7 +65,7 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
 
 
 def _computed(step, raw) -> dict[str, np.ndarray]:
-    """Returns losses, metrics and new values of variables of each player's forward pass."""
+    """Returns losses, metrics and new values of variables of each model part's forward pass."""
     salts = itertools.count()
 
     def uniform(count):
@@ -77,8 +78,8 @@ def _computed(step, raw) -> dict[str, np.ndarray]:
     rows = tf.reduce_sum(raw["weight"])
     results = {}
     with scope, unseeded, use_row_weights(data["weight"]), step._activity.of_real_rows(rows, 1.0):
-        for player in step.players:
-            result = player.forward(step.net, data, training=True)
+        for part in step.model_parts:
+            result = part.forward(step.net, data, training=True)
             results |= {f"the loss {name!r}": value for name, value in result.sums.items()}
             results |= {f"the metric {name!r}": pair for name, pair in result.statistics.items()}
     if scope.losses:

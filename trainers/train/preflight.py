@@ -124,7 +124,7 @@ def check_length(config, dataset) -> None:
         fit the remaining examples.
     """
     dataset, _ = with_hold_out(dataset, config.data.validation_size)
-    registry.build_task(**config.task.to_dict()).remarks(dataset)
+    registry.build_task(**config.task.to_dict()).data_warnings(dataset)
     arrays = dataset.splits["train"]
     check_examples(arrays, config.trainer.global_batch_size)
     steps = total_steps(config.trainer, len(next(iter(arrays.values()))))

@@ -85,8 +85,8 @@ class Statistics:
         unseeded = step.unseeded(seeds)
         recording = batch_norm.recorded_moments()
         with scope, unseeded, use_row_weights(data["weight"]), recording as recorded:
-            for player in step.players:
-                player.forward(step.net, data, training=True)
+            for part in step.model_parts:
+                part.forward(step.net, data, training=True)
         self._layers = [layer for layer, *_ in recorded]
         values = {id(v): scope.get_current_value(v) for v in step.net.non_trainable_weights}
         self._changed = [v for v in step.net.non_trainable_weights if values[id(v)] is not None]

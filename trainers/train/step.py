@@ -14,9 +14,9 @@ statistics once per micro-batch. Padding does not enter these statistics: the ro
 published during the forward pass (`zoo.rows`), a short batch has the statistics of its real rows,
 and a micro-batch without a real row changes no variable of the network.
 
-`TrainStep` is a `keras.Model`, so plain `fit` runs it too. If a task has several players (a GAN:
-discriminator, then generator), each player in turn runs steps 2 to 4 with its own variables, loss
-terms and optimizer, and sees the updated weights of the players before it.
+`TrainStep` is a `keras.Model`, so plain `fit` runs it too. If a task has several model parts (a
+GAN: discriminator, then generator), each part in turn runs steps 2 to 4 with its own variables,
+loss terms and optimizer, and sees the updated weights of the parts before it.
 
 Random numbers (dropout) are a function of (seed, step, micro-batch, replica). The states of the
 seed generators are replaced for each forward pass and never advance, so a resumed run draws the
@@ -54,8 +54,8 @@ class TrainStep(keras.Model):
     Args:
       model: a built model: the network that is saved and exported.
       task: the `zoo.tasks.base.Task` that defines loss and metrics of a batch.
-      optimizer: a Keras optimizer, or one for each of the task's players; created, like the model,
-        inside the strategy's scope.
+      optimizer: a Keras optimizer, or one for each of the task's model parts; created, like the
+        model, inside the strategy's scope.
       micro_batch_size: number of rows per forward pass on one replica; 0 for the whole per-replica
         batch.
       jit_compile: whether XLA compiles the forward and backward pass.
@@ -122,18 +122,18 @@ class TrainStep(keras.Model):
             for v in layer.non_trainable_variables
         }
         self.compressors = ()
-        self.players = task.players(model)
+        self.model_parts = task.model_parts(model)
         single = isinstance(optimizer, keras.optimizers.Optimizer)
         self.optimizers = [optimizer] if single else list(optimizer)
         # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
         self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
         keras_internals.skip_symbolic_build(self)
-        check_rules([v for one in self.players for v in one.model.trainable_variables], rules)
-        for player, own in zip(self.players, self.optimizers, strict=True):
-            variables = player.model.trainable_variables
+        check_rules([v for one in self.model_parts for v in one.model.trainable_variables], rules)
+        for part, own in zip(self.model_parts, self.optimizers, strict=True):
+            variables = part.model.trainable_variables
             keras_internals.disable_all_reduce(inner(own))
             keras_internals.cache_update_values(inner(own))
-            models = [m for m in (player.model, model) if isinstance(m, keras.Model)]
+            models = [m for m in (part.model, model) if isinstance(m, keras.Model)]
             apply_rules(own, variables, rules, models)
             own.build(variables)
         averaging = any(inner(own).use_ema for own in self.optimizers)
@@ -205,12 +205,12 @@ class TrainStep(keras.Model):
                 values = self._mean_of_replicas(data, changing, values, replicas, add_up)
             for variable, value in zip(changing, values, strict=True):
                 variable.assign(value)
-            optimizer.apply(gradients, self.players[turn].model.trainable_variables)
+            optimizer.apply(gradients, self.model_parts[turn].model.trainable_variables)
 
             finite &= tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
             if optimizer is inner(optimizer):  # loss scaling skips such gradients itself
                 finite &= tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-            for name, value in sums.items():  # every player adds to "regularization"
+            for name, value in sums.items():  # every part adds to "regularization"
                 all_sums[name] = all_sums.get(name, 0.0) + value
             all_statistics |= statistics
         self.first_bad.assign(
@@ -242,12 +242,12 @@ class TrainStep(keras.Model):
           UsageError: if batch statistics must be recomputed and `statistics` is not set.
         """
         pairs, statistics = [], []
-        for player, optimizer in zip(self.players, map(inner, self.optimizers), strict=True):
+        for part, optimizer in zip(self.model_parts, map(inner, self.optimizers), strict=True):
             if optimizer.use_ema and int(optimizer.iterations.numpy()):
                 averages = keras_internals.averaged_weights(optimizer)
-                pairs += zip(player.model.trainable_variables, averages, strict=True)
+                pairs += zip(part.model.trainable_variables, averages, strict=True)
                 if self._averages_statistics:
-                    statistics += player.model.non_trainable_variables
+                    statistics += part.model.non_trainable_variables
         changing = []
         if pairs or self.compressors:
             changing = [*self.net.trainable_variables, *self.task.variables]
@@ -282,8 +282,8 @@ class TrainStep(keras.Model):
         def forward(data):
             with keras.StatelessScope(), use_row_weights(data["weight"]) as rows:
                 traced.append(rows)
-                for player in self.players:
-                    player.forward(self.net, data, training=True)
+                for part in self.model_parts:
+                    part.forward(self.net, data, training=True)
 
         tf.function(forward, autograph=False).get_concrete_function(batch)
         return traced[0]
@@ -302,7 +302,7 @@ class TrainStep(keras.Model):
         return rows // self.micro_batch_size
 
     def _turn(self, turn, data, weights, replicas):
-        """Returns the results of `_gradients` for one player on the whole per-replica batch."""
+        """Returns the results of `_gradients` for one model part on the whole per-replica batch."""
         micro_batches = self._micro_batches(data)
         if micro_batches == 1:
             return self._gradients(turn, data, weights, self._seeds(turn, 0), {}, 1 / replicas)
@@ -347,8 +347,8 @@ class TrainStep(keras.Model):
         return self._pure_gradients(turn, data, weights, seeds, state, share)
 
     def _pure_gradients(self, turn, data, weights, seeds, state, share):
-        player, optimizer = self.players[turn], self.optimizers[turn]
-        variables = player.model.trainable_variables
+        part, optimizer = self.model_parts[turn], self.optimizers[turn]
+        variables = part.model.trainable_variables
         by_id = {id(v): v for v in self.net.non_trainable_weights}
         known = [(by_id[key], value) for key, value in state.items()]
         scope = keras.StatelessScope([*self.seeded(seeds), *known], collect_losses=True)
@@ -356,13 +356,13 @@ class TrainStep(keras.Model):
         with tf.GradientTape() as tape:
             of_real_rows = self._activity.of_real_rows(weights.get(_ROWS), share)
             with scope, use_row_weights(data.get("weight")), of_real_rows, unseeded:
-                result = player.forward(self.net, data, training=True)
+                result = part.forward(self.net, data, training=True)
             loss = sum(
                 coefficient * tf.math.divide_no_nan(result.sums[name], weights[name])
-                for name, coefficient in player.terms.items()
+                for name, coefficient in part.terms.items()
             )
             # Weight regularizers and `add_loss`: each micro-batch adds its share.
-            penalties = [tf.cast(x, tf.float32) for x in [*player.model.losses, *scope.losses]]
+            penalties = [tf.cast(x, tf.float32) for x in [*part.model.losses, *scope.losses]]
             if penalties:
                 penalty = share * tf.add_n(penalties)
                 result.sums["regularization"] = penalty
@@ -456,7 +456,7 @@ class TrainStep(keras.Model):
         _, sums, statistics, changes = probe.structured_outputs
         state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
         zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
-        variables = self.players[turn].model.trainable_variables
+        variables = self.model_parts[turn].model.trainable_variables
         carry = ([tf.zeros_like(v.value) for v in variables], *zeros, state)
 
         def body(i, gradients, sums, statistics, state):

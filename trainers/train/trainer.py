@@ -59,7 +59,7 @@ from zoo import registry
 from zoo.data import pipeline
 from zoo.data.hold_out import evaluation_split, with_hold_out
 from zoo.errors import UsageError
-from zoo.tasks.base import Frozen
+from zoo.tasks.base import FrozenPart
 
 _LOG = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Trainer:
 
         self.step, self.task = build_step(config, self.strategy, total, self.dataset)
         self.task.check(self.step.net, self.dataset)
-        self.remarks = self.task.remarks(self.dataset)
+        self.remarks = self.task.data_warnings(self.dataset)
         self.held_out = self.dataset.splits.get("validation")
         self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
         self.periods = Periods(
@@ -271,11 +271,11 @@ class Trainer:
 
     def _run_frozen_once(self) -> None:
         """Replaces images by features if a part of the model is frozen."""
-        self.frozen = self.step.task.frozen(self.step.net)
-        if self.frozen.remark:
-            self.events("feature cache", self.frozen.remark)
+        self.frozen = self.step.task.frozen_part(self.step.net)
+        if self.frozen.reason:
+            self.events("feature cache", self.frozen.reason)
         self.arrays = self._features("train", self.arrays, self.frozen)
-        self.arrays = self.step.task.stored(self.arrays)
+        self.arrays = self.step.task.add_training_arrays(self.arrays)
         self.step.statistics = Statistics(
             self.step,
             lambda: statistics_batches(
@@ -285,7 +285,7 @@ class Trainer:
         held_out = self.held_out and self._features("validation", self.held_out)
         self.validation = held_out and self._evaluator(held_out)
 
-    def _features(self, part: str, arrays, frozen: Frozen | None = None):
+    def _features(self, part: str, arrays, frozen: FrozenPart | None = None):
         """Returns `arrays` with features of the frozen part; by default of unchanged images."""
         frozen = frozen or dataclasses.replace(self.frozen, views=0)
         if frozen.model is None:
@@ -383,7 +383,7 @@ class Trainer:
             if self.judged:
                 result = self._judge()
             if chief and self.judged == "test" and "validation" in self.dataset.splits:
-                found, _ = self.task.whole_split(self.step.net, self.dataset, "validation")
+                found, _ = self.task.evaluate_split(self.step.net, self.dataset, "validation")
                 if found:
                     self.workdir.log(
                         step=self.state.done, **{f"val_{k}": v for k, v in found.items()}
@@ -402,7 +402,7 @@ class Trainer:
         weights = weights_name("final", self.config)
         if not self.group.chief:
             return Result(self.judged, weights, self.state.done, metrics)
-        whole, samples = self.task.whole_split(self.step.net, self.dataset, self.judged)
+        whole, samples = self.task.evaluate_split(self.step.net, self.dataset, self.judged)
         result = Result(self.judged, weights, self.state.done, {**metrics, **whole})
         write_evaluation(
             self.workdir, result, "final", predictions, self.dataset, samples, self.step.net

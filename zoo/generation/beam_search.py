@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from zoo.generation.decoding import reorder
 
-NEVER = -1e9  # score of an invalid text, far below any sum of log-probabilities
+INVALID_SCORE = -1e9  # score of an invalid text, far below any sum of log-probabilities
 
 
 def beam_search(
@@ -48,13 +48,13 @@ def beam_search(
 
     Returns:
       `(tokens, scores)`: (B, K, max_tokens) int32, best text first, 0 after the end token; and
-      (B, K) float32, about `NEVER` for missing texts if there are fewer than K.
+      (B, K) float32, about `INVALID_SCORE` for missing texts if there are fewer than K.
 
     Raises:
       ValueError: if length_penalty is negative, since the search would then stop too early.
     """
     if length_penalty < 0:
-        raise ValueError(f"length_penalty is 0 or more. Received: {length_penalty}.")
+        raise ValueError(f"length_penalty must be at least 0. Received: {length_penalty}.")
     width = max(16, 1 << (max_tokens - 1).bit_length())
     if forbidden is None:
         forbidden = tf.zeros((decoding.vocabulary_size,))
@@ -92,55 +92,63 @@ def _search(
     def penalty(length):
         return ((5.0 + tf.cast(length, tf.float32)) / 6.0) ** length_penalty
 
-    def going_on(step, *state):
+    def is_unfinished(step, *state):
         return (step < limit) & ~tf.reduce_all(state[-1])
 
-    def body(step, last, cache, texts, scores, done_texts, done_scores, done):
+    def body(step, last, cache, texts, scores, best_texts, best_scores, done):
         logits, cache = decoding.step(last, cache, first + step)
-        gains = tf.nn.log_softmax(logits[:, 0] + forbidden)
-        vocabulary = gains.shape[-1]
-        sums = scores[:, :, None] + tf.reshape(gains, (batch, beams, vocabulary))
-        sums, found = tf.math.top_k(tf.reshape(sums, (batch, beams * vocabulary)), beams)
-        beam, token = found // vocabulary, found % vocabulary
-        place = tf.one_hot(step, width, on_value=True, off_value=False, dtype=tf.bool)
-        texts = tf.where(place, token[:, :, None], tf.gather(texts, beam, batch_dims=1))
+        log_probabilities = tf.nn.log_softmax(logits[:, 0] + forbidden)
+        vocabulary = log_probabilities.shape[-1]
+        candidate_scores = scores[:, :, None] + tf.reshape(
+            log_probabilities, (batch, beams, vocabulary)
+        )
+        candidate_scores, indices = tf.math.top_k(
+            tf.reshape(candidate_scores, (batch, beams * vocabulary)), beams
+        )
+        beam, token = indices // vocabulary, indices % vocabulary
+        is_position = tf.one_hot(step, width, on_value=True, off_value=False, dtype=tf.bool)
+        texts = tf.where(is_position, token[:, :, None], tf.gather(texts, beam, batch_dims=1))
         rows = beam + beams * tf.range(batch)[:, None]
         cache = reorder(cache, tf.reshape(rows, (-1,)), batch * beams, memory=False)
 
-        ends = token == end_id
-        new = ends & (sums > NEVER / 2) & ~done[:, None]
-        new_scores = tf.where(new, sums / penalty(step + 1), NEVER)
-        done_texts, done_scores = _best([(done_texts, done_scores), (texts, new_scores)], beams)
-        scores = tf.where(ends, NEVER, sums)
+        is_end = token == end_id
+        is_finished = is_end & (candidate_scores > INVALID_SCORE / 2) & ~done[:, None]
+        finished_scores = tf.where(is_finished, candidate_scores / penalty(step + 1), INVALID_SCORE)
+        best_texts, best_scores = _best(
+            [(best_texts, best_scores), (texts, finished_scores)], beams
+        )
+        scores = tf.where(is_end, INVALID_SCORE, candidate_scores)
         # Sums only fall and the divisor is largest at `limit`: an upper bound of the final score.
-        best = tf.reduce_max(scores, axis=1)
-        done = done | (best < NEVER / 2) | (best / penalty(limit) <= done_scores[:, -1])
+        largest = tf.reduce_max(scores, axis=1)
+        done = (
+            done | (largest < INVALID_SCORE / 2) | (largest / penalty(limit) <= best_scores[:, -1])
+        )
         last = tf.reshape(token, (batch * beams, 1))
-        return step + 1, last, cache, texts, scores, done_texts, done_scores, done
+        return step + 1, last, cache, texts, scores, best_texts, best_scores, done
 
     texts = tf.zeros((batch, beams, width), tf.int32)
     state = tf.while_loop(
-        going_on,
+        is_unfinished,
         body,
         (
             0,
             tf.reshape(tf.repeat(first_tokens, beams), (batch * beams, 1)),
             cache,
             texts,
-            tf.tile([[0.0] + [NEVER] * (beams - 1)], (batch, 1)),  # equal beams at first
+            tf.tile([[0.0] + [INVALID_SCORE] * (beams - 1)], (batch, 1)),  # equal beams at first
             texts,
-            tf.fill((batch, beams), NEVER),
+            tf.fill((batch, beams), INVALID_SCORE),
             tf.zeros((batch,), tf.bool),
         ),
     )
-    _, _, _, texts, scores, done_texts, done_scores, done = state
-    whole = ~done[:, None] & (scores > NEVER / 2)
-    scores = tf.where(whole, scores / penalty(limit), NEVER)
-    return _best([(done_texts, done_scores), (texts, scores)], beams)
+    _, _, _, texts, scores, best_texts, best_scores, done = state
+    is_incomplete = ~done[:, None] & (scores > INVALID_SCORE / 2)
+    scores = tf.where(is_incomplete, scores / penalty(limit), INVALID_SCORE)
+    return _best([(best_texts, best_scores), (texts, scores)], beams)
 
 
 def _best(groups, beams):
     """Returns the `beams` texts with the best scores among groups `(texts, scores)`."""
     texts = tf.concat([texts for texts, _ in groups], axis=1)
-    scores, kept = tf.math.top_k(tf.concat([scores for _, scores in groups], axis=1), beams)
-    return tf.gather(texts, kept, batch_dims=1), scores
+    scores, indices = tf.math.top_k(tf.concat([scores for _, scores in groups], axis=1), beams)
+    return tf.gather(texts, indices, batch_dims=1), scores

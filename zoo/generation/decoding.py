@@ -16,7 +16,7 @@ from keras import ops, tree
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.attention import MASKED, mask_bias
-from zoo.models.adapter import Adapter, path
+from zoo.models.adapter import Adapter, input_path
 
 
 def decoding(model: keras.Model):
@@ -28,13 +28,13 @@ def decoding(model: keras.Model):
     parts = Adapter(model)
     if parts.family not in _FAMILIES:
         raise UsageError(
-            f"The model {model.name!r} generates no text: that takes a decoder such as gpt or "
-            "llama, or an LSTM."
+            "Text generation requires a decoder such as gpt or llama, or an LSTM. Received: "
+            f"{model.name!r}."
         )
     return _FAMILIES[parts.family](parts)
 
 
-def generates(model: keras.Model) -> bool:
+def can_generate(model: keras.Model) -> bool:
     """Returns whether `decoding` supports a model."""
     return Adapter(model).family in _FAMILIES
 
@@ -51,7 +51,7 @@ def reorder(cache, rows, batch: int, memory: bool = True):
     """
     rows = ops.convert_to_tensor(rows)
 
-    def taken(path, x):
+    def reorder_entry(path, x):
         if not memory and str(path[-1]).startswith("memory_"):
             return x
         parts = x.shape[0] // batch
@@ -59,7 +59,7 @@ def reorder(cache, rows, batch: int, memory: bool = True):
         return ops.take(x, ops.reshape(index, (-1,)), axis=0)
 
     pairs = tree.flatten_with_path(cache)
-    return tree.pack_sequence_as(cache, [taken(path, x) for path, x in pairs])
+    return tree.pack_sequence_as(cache, [reorder_entry(path, x) for path, x in pairs])
 
 
 class TransformerDecoding:
@@ -71,9 +71,12 @@ class TransformerDecoding:
     """
 
     def __init__(self, parts: Adapter):
-        self.embedding, self.blocks = parts.all("embedding")[0], parts.all("block")
-        (self.final_norm,) = parts.all("norm")
-        self.positions = next(iter(parts.all("positions")), None)
+        self.embedding, self.blocks = (
+            parts.layers_of_kind("embedding")[0],
+            parts.layers_of_kind("block"),
+        )
+        (self.final_norm,) = parts.layers_of_kind("norm")
+        self.positions = next(iter(parts.layers_of_kind("positions")), None)
         self.sequence_length = getattr(self.positions, "sequence_length", None)
         self.vocabulary_size = parts.model.output_shape[-1]
 
@@ -88,7 +91,7 @@ class TransformerDecoding:
         reading weights, and XLA on a CPU reads the copy 1.5 times as fast. None if the layer does
         more than a matrix product.
         """
-        if not _plain(self.embedding):
+        if not _is_matrix_product(self.embedding):
             return None
         return ops.transpose(ops.cast(self.embedding.embeddings, self.embedding.compute_dtype))
 
@@ -109,17 +112,17 @@ class TransformerDecoding:
         x = self.embedding(tokens)
         if self.positions is not None:
             x = self.positions(x, first=first)
-        places = first + ops.arange(ops.shape(tokens)[1], dtype="int32")
-        sources = ops.arange(cache[0]["key"].shape[1], dtype="int32")
-        bias = ops.where(sources[None, :] <= places[:, None], 0.0, MASKED)[None, None]
-        kept = []
-        for block, before in zip(self.blocks, cache, strict=True):
-            x, after = block.decode(x, before, first, bias, memory_bias)
-            kept.append(after)
+        positions = first + ops.arange(ops.shape(tokens)[1], dtype="int32")
+        cached_positions = ops.arange(cache[0]["key"].shape[1], dtype="int32")
+        bias = ops.where(cached_positions[None, :] <= positions[:, None], 0.0, MASKED)[None, None]
+        new_cache = []
+        for block, block_cache in zip(self.blocks, cache, strict=True):
+            x, new_block_cache = block.decode(x, block_cache, first, bias, memory_bias)
+            new_cache.append(new_block_cache)
         x = self.final_norm(x)
         if weights is not None:
-            return ops.cast(ops.matmul(x, weights), "float32"), kept
-        return project(self.embedding, x), kept
+            return ops.cast(ops.matmul(x, weights), "float32"), new_cache
+        return project(self.embedding, x), new_cache
 
 
 class Seq2SeqDecoding(TransformerDecoding):
@@ -127,8 +130,8 @@ class Seq2SeqDecoding(TransformerDecoding):
 
     def __init__(self, parts: Adapter):
         super().__init__(parts)
-        _, _, memory, bias = parts.taken()[0]
-        source = path(memory)[0][0].output
+        _, _, memory, bias = parts.block_inputs()[0]
+        source = input_path(memory)[0][0].output
         self.encoder = keras.Model(source, memory)
         # From source tokens to segment ids: the number of the sentence at each position.
         _, numbers = keras_internals.origin(bias)[1]
@@ -156,7 +159,7 @@ class Seq2SeqDecoding(TransformerDecoding):
         return logits, {"blocks": blocks, "memory_bias": bias}
 
 
-def _plain(embedding: keras.layers.ReversibleEmbedding) -> bool:
+def _is_matrix_product(embedding: keras.layers.ReversibleEmbedding) -> bool:
     return (
         isinstance(embedding, keras.layers.ReversibleEmbedding)
         and embedding.tie_weights
@@ -172,7 +175,7 @@ def project(embedding: keras.layers.ReversibleEmbedding, x):
 
     Computes `embedding(x, reverse=True)` without the layer's transposed copy of all embeddings.
     """
-    if not _plain(embedding):
+    if not _is_matrix_product(embedding):
         return ops.cast(embedding(x, reverse=True), "float32")
     batch, length, width = ops.shape(x)
     table = ops.cast(embedding.embeddings, x.dtype)
@@ -192,10 +195,13 @@ class RecurrentDecoding:
     sequence_length = None
 
     def __init__(self, parts: Adapter):
-        (self.embedding,), (self.head,) = parts.all("embedding"), parts.all("dense")
-        self.lstms = parts.all("lstm")
+        (self.embedding,), (self.head,) = (
+            parts.layers_of_kind("embedding"),
+            parts.layers_of_kind("dense"),
+        )
+        self.lstms = parts.layers_of_kind("lstm")
         # Layers with the same cells that also return their state.
-        self.runners = [
+        self.rnns = [
             keras.layers.RNN(
                 lstm.cell, return_sequences=True, return_state=True, dtype=lstm.dtype_policy
             )
@@ -219,17 +225,17 @@ class RecurrentDecoding:
     def step(self, tokens, cache, first=0, weights=None):
         """Computes positions as `TransformerDecoding.step`; logits are log-probabilities."""
         x = self.embedding(tokens)
-        kept = []
-        for runner, before in zip(self.runners, cache, strict=True):
-            state = [before["hidden"], before["carry"]]
+        new_cache = []
+        for rnn, layer_cache in zip(self.rnns, cache, strict=True):
+            state = [layer_cache["hidden"], layer_cache["carry"]]
             if tokens.shape[1] == 1:
-                out, (hidden, carry) = runner.cell(x[:, 0], state)
+                out, (hidden, carry) = rnn.cell(x[:, 0], state)
                 x = out[:, None]
             else:
-                x, hidden, carry = runner(x, initial_state=state)
-            kept.append({"hidden": hidden, "carry": carry})
+                x, hidden, carry = rnn(x, initial_state=state)
+            new_cache.append({"hidden": hidden, "carry": carry})
         # The logarithm stays finite, and a token this improbable is never chosen.
-        return ops.log(ops.maximum(self.head(x), 1e-37)), kept
+        return ops.log(ops.maximum(self.head(x), 1e-37)), new_cache
 
 
 _FAMILIES = {"decoder": TransformerDecoding, "recurrent": RecurrentDecoding}

@@ -14,9 +14,9 @@ from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 
 _LOG = logging.getLogger(__name__)
 
-MARK = "[MASK]"
+MASK_TEXT = "[MASK]"
 # Kinds of tokenizers with the space before a word in its token: the mask replaces the space too.
-_WITH_SPACE = ("bpe", "sentencepiece")
+_KINDS_WITH_SPACE = ("bpe", "sentencepiece")
 
 
 def fill_mask(
@@ -41,50 +41,50 @@ def fill_mask(
     vocabulary = model.output["mlm"].shape[-1]
     if tokenizer.vocabulary_size > vocabulary:
         raise UsageError(
-            f"The tokenizer is not the model's: it has {tokenizer.vocabulary_size} tokens, the "
-            f"model {vocabulary}."
+            f"The tokenizer does not fit the model: it has {tokenizer.vocabulary_size} tokens, but "
+            f"the model supports {vocabulary}."
         )
-    parts = text.split(MARK)
+    parts = text.split(MASK_TEXT)
     if len(parts) < 2:
-        raise UsageError(f"An encoder fills in what {MARK} stands for. Received: {text!r}.")
+        raise UsageError(f"The text must contain {MASK_TEXT} at least once. Received: {text!r}.")
     tokens, masked = [START], []
     for number, part in enumerate(parts):
-        more = number < len(parts) - 1
-        if more and tokenizer.kind in _WITH_SPACE:
+        mask_follows = number < len(parts) - 1
+        if mask_follows and tokenizer.kind in _KINDS_WITH_SPACE:
             part = part.removesuffix(" ")
         tokens += tokenizer.encode(part).tolist()
-        if more:
+        if mask_follows:
             masked.append(len(tokens))
             tokens.append(MASK)
-    pairs = "nsp" in model.output
-    tokens.append(SEPARATOR if pairs else END)
+    has_sentence_pairs = "nsp" in model.output
+    tokens.append(SEPARATOR if has_sentence_pairs else END)
     limit = sequence_length(model)
     if len(tokens) > limit:
         raise UsageError(
-            f"The text has {len(tokens)} tokens; the model has {limit} positions."
+            f"The text has {len(tokens)} tokens, but the model supports {limit} positions."
         )  # fmt: skip
     if trained_length and len(tokens) > trained_length:
         _LOG.warning(
-            f"the text has {len(tokens)} tokens, and {trained_length} positions were trained "
-            "(data.sequence_length): words beyond them are guessed badly"
+            f"the text has {len(tokens)} tokens, but the model was trained on {trained_length} "
+            "positions (data.sequence_length): predictions beyond them are unreliable"
         )
     row = np.int32([tokens])
     inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([masked])}
-    if pairs:
+    if has_sentence_pairs:
         inputs["types"] = np.zeros_like(row)
     logits = ops.convert_to_numpy(model(inputs, training=False)["mlm"])[0].astype("float64")
     logits = logits[:, FIRST_WORD : tokenizer.vocabulary_size]  # no special tokens
-    chances = np.exp(logits - logits.max(-1, keepdims=True))
-    chances /= chances.sum(-1, keepdims=True)
-    order = np.argsort(-chances, axis=-1, kind="stable")[:, :candidates]
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :candidates]
     return [
-        [(tokenizer.decode([FIRST_WORD + i]).strip(), float(chance[i])) for i in best]
-        for best, chance in zip(order, chances, strict=True)
+        [(tokenizer.decode([FIRST_WORD + i]).strip(), float(distribution[i])) for i in best]
+        for best, distribution in zip(order, probabilities, strict=True)
     ]
 
 
-def filled(text: str, found: list[list[tuple[str, float]]]) -> str:
+def replace_masks(text: str, predictions: list[list[tuple[str, float]]]) -> str:
     """Returns a text with each mask replaced by the most probable token."""
-    parts = text.split(MARK)
-    words = [best[0][0] for best in found]
+    parts = text.split(MASK_TEXT)
+    words = [best[0][0] for best in predictions]
     return "".join(a + b for a, b in zip(parts, [*words, ""], strict=True))

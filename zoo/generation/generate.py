@@ -97,18 +97,18 @@ class Generator:
         if tokenizer is not None:
             if tokenizer.vocabulary_size > self.vocabulary_size:
                 raise UsageError(
-                    f"The tokenizer is not the model's: it has {tokenizer.vocabulary_size} tokens, "
-                    f"the model {self.vocabulary_size}."
+                    f"The tokenizer does not fit the model: it has {tokenizer.vocabulary_size} "
+                    f"tokens, but the model supports {self.vocabulary_size}."
                 )
             forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = _FORBIDDEN
             forbidden[END] = 0
         self._forbidden = tf.constant(forbidden)
         self._allowed = int((forbidden == 0).sum())
         # Not compiled by XLA, to keep this reference simple.
-        self._logits = tf.function(self._recompute, autograph=False)
+        self._logits = tf.function(self._logits_without_cache, autograph=False)
         self._prefills = {}
         self._loops = {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     # --- text ------------------------------------------------------------------------------------
 
@@ -122,29 +122,35 @@ class Generator:
           max_tokens: maximum number of new tokens.
           **options: options of `tokens`.
         """
-        ids = self._checked(self.encode(prompt))
+        ids = self._check_prompt(self.encode(prompt))
         options = Options(max_tokens, **options)
 
         def pieces():
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            before = prompt[-1:]
-            for found in self._pieces(ids, options):
-                piece = decoder.decode(self.tokenizer.decode_bytes(found))
-                if piece := self.tokenizer.tidy(piece, before):
+            last_character = prompt[-1:]
+            for ids_of_piece in self._pieces(ids, options):
+                piece = decoder.decode(self.tokenizer.decode_bytes(ids_of_piece))
+                if piece := self.tokenizer.tidy(piece, last_character):
                     yield piece
-                    before = piece[-1]
+                    last_character = piece[-1]
 
         return pieces()
 
     def text(self, prompts: list[str], max_tokens: int, **options) -> list[str]:
         """Returns the continuation of each prompt; see `tokens` for the options."""
-        found = self.tokens([self.encode(prompt) for prompt in prompts], max_tokens, **options)
-        return [self.decode(ids, prompt) for prompt, ids in zip(prompts, found, strict=True)]
+        continuations = self.tokens(
+            [self.encode(prompt) for prompt in prompts], max_tokens, **options
+        )
+        return [
+            self.decode(ids, prompt) for prompt, ids in zip(prompts, continuations, strict=True)
+        ]
 
     def encode(self, prompt: str) -> list[int]:
         """Returns the tokens of a prompt."""
         if self.tokenizer is None:
-            raise UsageError("Text needs a tokenizer; this generator has none: use tokens().")
+            raise UsageError(
+                "Generation from text requires a tokenizer. Without a tokenizer, call tokens()."
+            )
         return [START] * self.start + self.tokenizer.encode(prompt).tolist()
 
     def decode(self, ids, prompt: str) -> str:
@@ -192,74 +198,78 @@ class Generator:
         options = Options(
             max_tokens, temperature, top_k, top_p, beams, seed, end_id, use_cache
         )  # fmt: skip
-        prompts = [self._checked(prompt) for prompt in prompts]
+        prompts = [self._check_prompt(prompt) for prompt in prompts]
         if not prompts:
             return []
         if beams > 1:
-            return [self._search(prompt, options) for prompt in prompts]
-        run = self._begin(prompts, options)
+            return [self._beam_search(prompt, options) for prompt in prompts]
+        run = self._start_run(prompts, options)
         self._advance(run, int(max(run.ends)), options)
-        found = []
+        continuations = []
         for row, start, stop in zip(run.tokens.numpy(), run.lengths, run.ends, strict=True):
-            found.append(_cut(row[start : min(stop, run.position + 1)], options.end_id))
-            self._say(start + len(found[-1]), stop, start + max_tokens)
-        return found
+            continuations.append(
+                _before_end_token(row[start : min(stop, run.position + 1)], options.end_id)
+            )
+            self._warn_about_length(start + len(continuations[-1]), stop, start + max_tokens)
+        return continuations
 
     def _pieces(self, prompt, options: "Options"):
         """Yields new tokens of one prompt in pieces that take about `SECONDS` each."""
         if options.beams > 1:
-            yield self._search(prompt, options)
+            yield self._beam_search(prompt, options)
             return
-        run = self._begin([prompt], options)
-        told, stop, count = len(prompt), int(run.ends[0]), 1
-        while told < stop:
+        run = self._start_run([prompt], options)
+        yielded, stop, count = len(prompt), int(run.ends[0]), 1
+        while yielded < stop:
             began = time.perf_counter()
-            self._advance(run, min(told + count, stop), options)
+            self._advance(run, min(yielded + count, stop), options)
             rate = count / (time.perf_counter() - began)
             count = min(max(1, int(rate * SECONDS)), CHUNK)
-            new = run.tokens[0, told : run.position + 1].numpy()
-            piece = _cut(new, options.end_id)
+            new = run.tokens[0, yielded : run.position + 1].numpy()
+            piece = _before_end_token(new, options.end_id)
             yield piece
             if len(piece) < len(new):
-                self._say(told + len(piece), stop, stop)
+                self._warn_about_length(yielded + len(piece), stop, stop)
                 return
-            told += len(piece)
-        self._say(told, stop, len(prompt) + options.max_tokens)
+            yielded += len(piece)
+        self._warn_about_length(yielded, stop, len(prompt) + options.max_tokens)
 
-    def _say(self, length, stop, wanted) -> None:
+    def _warn_about_length(self, length, stop, requested) -> None:
         """Warns once if the model's limit ended a text, or if a text exceeds `trained_length`.
 
         Args:
           length: length of the text in tokens, prompt included.
           stop: maximum length of the text under all limits.
-          wanted: maximum length of the text according to the user.
+          requested: maximum length of the text according to the user.
         """
         if self.trained_length and length > self.trained_length:
-            self._say_once(
-                f"the text goes beyond the {self.trained_length} positions that were trained "
-                "(data.sequence_length), and may fall apart there"
+            self._warn_once(
+                f"the text exceeds the {self.trained_length} positions used in training "
+                "(data.sequence_length): text beyond them may be incoherent"
             )
-        if length == stop < wanted:
-            self._say_once(
-                f"the text ends at the model's {self.sequence_length} positions, prompt included"
+        if length == stop < requested:
+            self._warn_once(
+                f"the text ends at the model's limit of {self.sequence_length} positions, which "
+                "includes the prompt"
             )
 
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
+    def _warn_once(self, line: str) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
             _LOG.warning(line)
 
-    def _checked(self, prompt) -> list[int]:
+    def _check_prompt(self, prompt) -> list[int]:
         prompt = [int(token) for token in prompt] or [START]
         for token in prompt:
             if not 0 <= token < self.vocabulary_size:
                 raise UsageError(
-                    f"Tokens lie in 0 … {self.vocabulary_size - 1}. Received: {token} in a prompt."
+                    f"Tokens of a prompt must be from 0 to {self.vocabulary_size - 1}. Received: "
+                    f"{token}."
                 )
         if self.sequence_length and len(prompt) >= self.sequence_length:
             raise UsageError(
-                f"A prompt of {len(prompt)} tokens leaves no room in the model's "
-                f"{self.sequence_length} positions."
+                f"A prompt must have fewer tokens than the model's {self.sequence_length} "
+                f"positions. Received: {len(prompt)} tokens."
             )
         return prompt
 
@@ -270,7 +280,7 @@ class Generator:
 
     # --- sampling --------------------------------------------------------------------------------
 
-    def _begin(self, prompts, options: "Options") -> _Run:
+    def _start_run(self, prompts, options: "Options") -> _Run:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         ends = lengths + options.max_tokens
         ends = np.minimum(ends, self.sequence_length or ends)
@@ -308,7 +318,7 @@ class Generator:
         kind, use_cache = options.kind(self._allowed), options.use_cache
         if (kind, use_cache) not in self._loops:
             self._loops[kind, use_cache] = tf.function(
-                self._loop(kind) if use_cache else self._next(kind),
+                self._generation_loop(kind) if use_cache else self._token_writer(kind),
                 jit_compile=self.jit_compile and use_cache, autograph=False,
             )  # fmt: skip
         compiled = self._loops[kind, use_cache]
@@ -332,7 +342,7 @@ class Generator:
             run.tokens, run.done = compiled(logits, run.tokens, position, run.done, settings)
             run.position += 1
 
-    def _recompute(self, tokens, position):
+    def _logits_without_cache(self, tokens, position):
         """Returns the logits (B, V) after a position, computed without a cache."""
         inputs = {"tokens": tokens, "segments": tf.ones_like(tokens)}
         names = [tensor.name for tensor in self.model.inputs]
@@ -340,10 +350,10 @@ class Generator:
         out = tf.gather(out, position, axis=1)
         return tf.math.log(out) if Adapter(self.model).probabilities else out
 
-    def _next(self, kind):
+    def _token_writer(self, kind):
         """Returns a function that selects and writes the token after a position."""
 
-        def put(logits, tokens, position, done, settings):
+        def write_token(logits, tokens, position, done, settings):
             lengths, numbers, forbidden, temperature, top_p, end_id = settings
             batch, place = tokens.shape[0], position + 1
             logits = logits + forbidden
@@ -356,18 +366,18 @@ class Generator:
                 chosen = sampling.top_p(logits, uniform, top_p, temperature)
             else:
                 chosen = sampling.top_k(logits, uniform, kind, temperature, top_p)
-            given = tf.slice(tokens, (0, place), (batch, 1))[:, 0]
-            inside = place < lengths
-            chosen = tf.where(inside, given, tf.where(done, 0, chosen))
-            done = done | (~inside & (chosen == end_id))
-            here = (tf.range(tokens.shape[1]) == place)[None]
-            return tf.where(here, chosen[:, None], tokens), done
+            prompt_token = tf.slice(tokens, (0, place), (batch, 1))[:, 0]
+            in_prompt = place < lengths
+            chosen = tf.where(in_prompt, prompt_token, tf.where(done, 0, chosen))
+            done = done | (~in_prompt & (chosen == end_id))
+            is_position = (tf.range(tokens.shape[1]) == place)[None]
+            return tf.where(is_position, chosen[:, None], tokens), done
 
-        return put
+        return write_token
 
-    def _loop(self, kind):
+    def _generation_loop(self, kind):
         """Returns a function that generates up to a position or the end of all texts."""
-        put = self._next(kind)
+        write_token = self._token_writer(kind)
 
         def loop(tokens, cache, position, done, last, settings, weights):
             batch = tokens.shape[0]
@@ -375,7 +385,7 @@ class Generator:
             def body(tokens, cache, position, done):
                 token = tf.slice(tokens, (0, position), (batch, 1))
                 logits, cache = self.decoding.step(token, cache, position, weights)
-                tokens, done = put(logits[:, 0], tokens, position, done, settings)
+                tokens, done = write_token(logits[:, 0], tokens, position, done, settings)
                 return tokens, cache, position + 1, done
 
             return tf.while_loop(
@@ -388,7 +398,7 @@ class Generator:
 
     # --- beam search -----------------------------------------------------------------------------
 
-    def _search(self, prompt, options: "Options"):
+    def _beam_search(self, prompt, options: "Options"):
         """Returns the best continuation of a beam search."""
         stop = min(len(prompt) + options.max_tokens, self.sequence_length or 2**31 - 1)
         cache = self.decoding.start(1, self._width(stop))
@@ -398,15 +408,17 @@ class Generator:
             self.decoding, cache, prompt[-1:], stop - len(prompt), options.beams, options.end_id,
             first=len(prompt) - 1, forbidden=self._forbidden, jit_compile=self.jit_compile,
         )  # fmt: skip
-        found = _cut(tokens[0, 0].numpy(), options.end_id)
-        self._say(len(prompt) + len(found), stop, len(prompt) + options.max_tokens)
-        return found
+        continuation = _before_end_token(tokens[0, 0].numpy(), options.end_id)
+        self._warn_about_length(
+            len(prompt) + len(continuation), stop, len(prompt) + options.max_tokens
+        )
+        return continuation
 
 
-def _cut(ids, end_id):
+def _before_end_token(ids, end_id):
     """Returns the tokens before the first end token."""
-    found = np.flatnonzero(ids == end_id)
-    return ids[: found[0]] if found.size else ids
+    end_positions = np.flatnonzero(ids == end_id)
+    return ids[: end_positions[0]] if end_positions.size else ids
 
 
 def uniforms(seed: int, batch: int, length: int) -> np.ndarray:

@@ -5,9 +5,9 @@ import dataclasses
 from zoo.errors import UsageError
 from zoo.special_tokens import END
 
-COLDEST = 1e-6  # lower temperatures count as 0, since logits divided by them overflow
-LONGEST = 2**20  # maximum number of generated tokens
-HOTTEST = 1e9  # higher temperatures could select forbidden tokens
+MIN_TEMPERATURE = 1e-6  # lower temperatures count as 0, since logits divided by them overflow
+MAX_TOKENS = 2**20  # maximum number of generated tokens
+MAX_TEMPERATURE = 1e9  # higher temperatures could select forbidden tokens
 
 
 @dataclasses.dataclass
@@ -29,8 +29,12 @@ class Options:
 
     def __post_init__(self):
         rules = [
-            ("max_tokens", 1 <= self.max_tokens <= LONGEST, f"from 1 to {LONGEST:,}"),
-            ("temperature", 0 <= self.temperature <= HOTTEST, f"from 0 to {HOTTEST:,.0f}"),
+            ("max_tokens", 1 <= self.max_tokens <= MAX_TOKENS, f"from 1 to {MAX_TOKENS:,}"),
+            (
+                "temperature",
+                0 <= self.temperature <= MAX_TEMPERATURE,
+                f"from 0 to {MAX_TEMPERATURE:,.0f}",
+            ),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
             ("beams", self.beams >= 1, "1 (off) or more"),
@@ -52,7 +56,7 @@ class Options:
           allowed: number of tokens that may be chosen. With k >= allowed, `top_k` has no effect and
             is not used, since its sort would change which token a random number selects.
         """
-        if self.temperature < COLDEST:
+        if self.temperature < MIN_TEMPERATURE:
             return "greedy"
         if 0 < self.top_k < allowed:
             return int(self.top_k)

@@ -8,7 +8,7 @@ import numpy as np
 from zoo.storage.disk import atomic
 
 
-def sheet(pictures: np.ndarray, columns: int) -> np.ndarray:
+def arrange_grid(pictures: np.ndarray, columns: int) -> np.ndarray:
     """Arranges images in a grid, separated by one black pixel.
 
     Args:
@@ -24,10 +24,10 @@ def sheet(pictures: np.ndarray, columns: int) -> np.ndarray:
     cells = np.zeros((rows * columns, height + 1, width + 1, channels), "uint8")
     cells[:count, :height, :width] = pictures
     cells = cells.reshape(rows, columns, height + 1, width + 1, channels)
-    whole = cells.transpose(0, 2, 1, 3, 4).reshape(
+    grid = cells.transpose(0, 2, 1, 3, 4).reshape(
         rows * (height + 1), columns * (width + 1), channels
     )
-    return whole[:-1, :-1]
+    return grid[:-1, :-1]
 
 
 def interpolation(model, rows: int, columns: int, seed: int) -> np.ndarray:
@@ -44,10 +44,10 @@ def interpolation(model, rows: int, columns: int, seed: int) -> np.ndarray:
     part = np.linspace(0, 1, columns)[:, None]
     noise = (np.sin((1 - part) * angle) * start + np.sin(part * angle) * end) / np.sin(angle)
     noise = noise.reshape(rows * columns, size).astype("float32")
-    return sheet(to_bytes(in_batches(model.generator, noise)), columns)
+    return arrange_grid(to_uint8(predict_in_batches(model.generator, noise)), columns)
 
 
-def save_sheet(path: Path, pixels: np.ndarray) -> None:
+def save_png(path: Path, pixels: np.ndarray) -> None:
     """Writes pixels (height, width, 1 or 3) uint8 to a PNG file, atomically."""
     from PIL import Image
 
@@ -61,10 +61,10 @@ def save_sheet(path: Path, pixels: np.ndarray) -> None:
 def make_pictures(model, count: int, seed: int) -> np.ndarray:
     """Returns `count` images of the generator of a model, uint8."""
     noise = np.random.default_rng(seed).standard_normal((count, model.generator.input_shape[-1]))
-    return to_bytes(in_batches(model.generator, noise.astype("float32")))
+    return to_uint8(predict_in_batches(model.generator, noise.astype("float32")))
 
 
-def in_batches(model, inputs: np.ndarray):
+def predict_in_batches(model, inputs: np.ndarray):
     """Returns the outputs of a model as float32, computed in batches of 256 rows.
 
     `predict` would run under the distribution strategy in which the model was created.
@@ -77,6 +77,6 @@ def in_batches(model, inputs: np.ndarray):
     )
 
 
-def to_bytes(pictures: np.ndarray) -> np.ndarray:
+def to_uint8(pictures: np.ndarray) -> np.ndarray:
     """Converts images in [-1, 1] to uint8."""
     return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype("uint8")

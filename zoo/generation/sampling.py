@@ -29,7 +29,7 @@ def sample(logits, uniform, temperature=1.0):
     Returns:
       (B,) int32.
     """
-    return choose(_powers(logits, temperature), uniform)
+    return choose(_unnormalized_probabilities(logits, temperature), uniform)
 
 
 def top_k(logits, uniform, k, temperature=1.0, p=1.0):
@@ -46,11 +46,11 @@ def top_k(logits, uniform, k, temperature=1.0, p=1.0):
       (B,) int32.
     """
     values, tokens = ops.top_k(logits, min(k, logits.shape[-1]))
-    powers = _powers(values, temperature)
+    weights = _unnormalized_probabilities(values, temperature)
     # In descending order, a token is included while the sum of the tokens before it is below p.
-    before = ops.cumsum(powers, axis=-1) - powers
-    powers = ops.where(before < p * ops.sum(powers, axis=-1, keepdims=True), powers, 0.0)
-    place = choose(powers, uniform)
+    before = ops.cumsum(weights, axis=-1) - weights
+    weights = ops.where(before < p * ops.sum(weights, axis=-1, keepdims=True), weights, 0.0)
+    place = choose(weights, uniform)
     return ops.cast(pick(tokens, place), "int32")
 
 
@@ -69,8 +69,8 @@ def top_p(logits, uniform, p, temperature=1.0):
     Returns:
       (B,) int32.
     """
-    powers = _powers(logits, temperature)
-    return choose(ops.where(nucleus(powers, p), powers, 0.0), uniform)
+    weights = _unnormalized_probabilities(logits, temperature)
+    return choose(ops.where(nucleus(weights, p), weights, 0.0), uniform)
 
 
 def nucleus(weights, p):
@@ -115,20 +115,20 @@ def choose(weights, uniform):
     # Two short cumulative sums: over the rows of the table, then inside the chosen row. Each goal
     # is below the end of its sum, so that rounding never selects a token of weight 0 at the end.
     sums = ops.cumsum(ops.sum(table, axis=-1), axis=-1)
-    goal = _below(uniform * sums[:, -1], sums[:, -1])
+    goal = _clip_below(uniform * sums[:, -1], sums[:, -1])
     row = _first_above(sums, goal)
     before = ops.where(row > 0, pick(sums, ops.maximum(row - 1, 0)), 0.0)
     inside = ops.cumsum(pick(table, row), axis=-1)
-    return row * _COLUMNS + _first_above(inside, _below(goal - before, inside[:, -1]))
+    return row * _COLUMNS + _first_above(inside, _clip_below(goal - before, inside[:, -1]))
 
 
-def _powers(logits, temperature):
+def _unnormalized_probabilities(logits, temperature):
     """Returns probabilities (B, V), scaled per row so that the largest is 1."""
     logits = logits - ops.max(logits, axis=-1, keepdims=True)
     return ops.exp(logits / temperature)
 
 
-def _below(number, limit):
+def _clip_below(number, limit):
     return ops.minimum(number, limit * (1 - 2.0**-23))
 
 

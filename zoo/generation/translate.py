@@ -15,13 +15,13 @@ import tensorflow as tf
 from zoo.errors import UsageError
 from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding import Seq2SeqDecoding
-from zoo.generation.generate_options import LONGEST
+from zoo.generation.generate_options import MAX_TOKENS
 from zoo.models.adapter import Adapter
 from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
 # Sources are padded to a multiple of this length to limit the number of compilations.
 BUCKET = 32
-NEVER = -1e9  # added to the logits of forbidden tokens
+FORBIDDEN = -1e9  # added to the logits of forbidden tokens
 
 
 class Translator:
@@ -39,16 +39,18 @@ class Translator:
     def __init__(self, model, tokenizer, *, jit_compile: bool = False):
         parts = Adapter(model)
         if parts.family != "encoder_decoder":
-            raise UsageError(f"The model {model.name!r} translates nothing: it has no encoder.")
+            raise UsageError(
+                f"Translation requires an encoder-decoder model. Received: {model.name!r}."
+            )
         if tokenizer.vocabulary_size > model.output_shape[-1]:
             raise UsageError(
-                f"The tokenizer is not the model's: it has {tokenizer.vocabulary_size} tokens, "
-                f"the model {model.output_shape[-1]}."
+                f"The tokenizer does not fit the model: it has {tokenizer.vocabulary_size} tokens, "
+                f"but the model supports {model.output_shape[-1]}."
             )
         self.tokenizer, self.jit_compile = tokenizer, jit_compile
         self.decoding = Seq2SeqDecoding(parts)
         forbidden = np.zeros(self.decoding.vocabulary_size, np.float32)
-        forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = NEVER
+        forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = FORBIDDEN
         forbidden[END] = 0
         self._forbidden = tf.constant(forbidden)
         self._starts = {}
@@ -82,7 +84,7 @@ class Translator:
         encoded = [np.append(ids, END) for ids in self.tokenizer.encode_documents(sources)]
         widths = [-(-len(ids) // BUCKET) * BUCKET for ids in encoded]
         order = sorted(range(len(encoded)), key=lambda i: (widths[i], i))
-        found = [""] * len(encoded)
+        translations = [""] * len(encoded)
         order = [i for i in order if len(encoded[i]) > 1]  # empty sources stay ""
         for width, group in itertools.groupby(order, widths.__getitem__):
             group = list(group)
@@ -95,10 +97,10 @@ class Translator:
                     source[row, : len(encoded[i])] = encoded[i]
                 best = self._search(source, max_tokens or 2 * width, beams, length_penalty)
                 for i, ids in zip(batch, best, strict=False):
-                    ended = np.flatnonzero(ids == END)
-                    ids = ids[: ended[0]] if ended.size else ids
-                    found[i] = self.tokenizer.decode(ids).strip()
-        return found
+                    end_positions = np.flatnonzero(ids == END)
+                    ids = ids[: end_positions[0]] if end_positions.size else ids
+                    translations[i] = self.tokenizer.decode(ids).strip()
+        return translations
 
     def _search(self, source, max_tokens, beams, length_penalty):
         """Returns the best tokens (B, max_tokens) for sources (B, S)."""
@@ -119,12 +121,12 @@ class Translator:
 
 def check(beams: int, max_tokens: int, batch_size: int) -> None:
     """Raises `UsageError` if a value is out of range."""
-    for name, value, least in (
+    for name, value, minimum in (
         ("beams", beams, 1),
         ("max_tokens", max_tokens, 0),
         ("batch_size", batch_size, 1),
     ):
-        if value < least:
-            raise UsageError(f"{name} is at least {least}. Received: {value}.")
-    if max_tokens > LONGEST:
-        raise UsageError(f"max_tokens is at most {LONGEST:,}. Received: {max_tokens}.")
+        if value < minimum:
+            raise UsageError(f"{name} must be at least {minimum}. Received: {value}.")
+    if max_tokens > MAX_TOKENS:
+        raise UsageError(f"max_tokens must be at most {MAX_TOKENS:,}. Received: {max_tokens}.")

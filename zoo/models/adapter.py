@@ -48,19 +48,21 @@ class Adapter:
 
     def __init__(self, model):
         self.model = model
-        single = keras_internals.is_graph(model) and len(model.outputs) == 1
-        self.steps = path(model.outputs[0]) if single else []
-        self.family, words = "", _words(self.steps)
-        if re.fullmatch("input embedding (lstm )+dense", words) and self.probabilities:
+        has_one_output = keras_internals.is_graph(model) and len(model.outputs) == 1
+        self.steps = input_path(model.outputs[0]) if has_one_output else []
+        self.family, kinds = "", _layer_kinds(self.steps)
+        if re.fullmatch("input embedding (lstm )+dense", kinds) and self.probabilities:
             self.family = "recurrent"
-        elif re.fullmatch(f"{_STACK} embedding( linear)?", words) and self._ties():
-            taken = self.taken()
-            if all(len(x) == 2 and _masks(x[1], causal=True) for x in taken):
+        elif re.fullmatch(f"{_STACK} embedding( linear)?", kinds) and self._has_tied_embeddings():
+            inputs = self.block_inputs()
+            if all(len(x) == 2 and _is_mask_bias(x[1], causal=True) for x in inputs):
                 self.family = "decoder"
-            elif all(len(x) == 4 and x[2] is taken[0][2] for x in taken):
-                memory = re.fullmatch(_STACK, _words(path(taken[0][2])))
-                masked = all(_masks(x[1], True) and _masks(x[3], False, 2) for x in taken)
-                self.family = "encoder_decoder" if memory and masked else ""
+            elif all(len(x) == 4 and x[2] is inputs[0][2] for x in inputs):
+                memory = re.fullmatch(_STACK, _layer_kinds(input_path(inputs[0][2])))
+                has_mask_biases = all(
+                    _is_mask_bias(x[1], True) and _is_mask_bias(x[3], False, 2) for x in inputs
+                )
+                self.family = "encoder_decoder" if memory and has_mask_biases else ""
 
     @property
     def probabilities(self) -> bool:
@@ -72,12 +74,12 @@ class Adapter:
     @property
     def stacks(self) -> dict[tuple[str, str], list]:
         """Transformer blocks and LSTMs in order, by class name and name of the input layer."""
-        found = {}
+        stacks = {}
         for layer in self.model.layers if keras_internals.is_graph(self.model) else ():
             if isinstance(layer, (TransformerBlock, layers.LSTM)):
-                source = path(layer.output)[0][0].name
-                found.setdefault((type(layer).__name__, source), []).append(layer)
-        return found
+                source = input_path(layer.output)[0][0].name
+                stacks.setdefault((type(layer).__name__, source), []).append(layer)
+        return stacks
 
     @property
     def can_split(self) -> bool:
@@ -98,42 +100,42 @@ class Adapter:
         """
         steps = self.steps[:-1] if _is_linear(self.model.layers[-1]) else self.steps
         layer, inputs = steps[-1] if steps else (None, [])
-        plain = (keras.activations.linear, keras.activations.softmax)
-        dense = isinstance(layer, _KINDS["dense"]) and layer.activation in plain
-        capped = getattr(layer, "logit_soft_cap", None) is not None
-        if not dense and (capped or not _reverses(layer, inputs)):
+        allowed_activations = (keras.activations.linear, keras.activations.softmax)
+        is_dense = isinstance(layer, _KINDS["dense"]) and layer.activation in allowed_activations
+        has_soft_cap = getattr(layer, "logit_soft_cap", None) is not None
+        if not is_dense and (has_soft_cap or not _is_reverse_embedding(layer, inputs)):
             raise UsageError(
-                "A chunked loss needs a model that ends with a Dense layer or a "
-                f"ReversibleEmbedding in reverse: set task.chunk=0. Received: {self.model.name!r}."
+                "A chunked loss requires a model that ends with a Dense layer or a reversed "
+                f"ReversibleEmbedding. Received: {self.model.name!r}; set task.chunk=0."
             )
         trunk = keras.Model(self.model.input, inputs[0], name=f"{self.model.name}_trunk")
-        return trunk, functools.partial(_projection, layer)
+        return trunk, functools.partial(_kernel_and_bias, layer)
 
-    def all(self, kind: str) -> list:
+    def layers_of_kind(self, kind: str) -> list:
         """Returns the layers of a kind, a key of `_KINDS`, on the path."""
         return [layer for layer, _ in self.steps if isinstance(layer, _KINDS[kind])]
 
-    def taken(self) -> list[list]:
+    def block_inputs(self) -> list[list]:
         """Returns the inputs of each transformer block on the path."""
         return [inputs for layer, inputs in self.steps if isinstance(layer, TransformerBlock)]
 
-    def _ties(self) -> bool:
+    def _has_tied_embeddings(self) -> bool:
         """Returns whether the second embedding on the path is the first one in reverse."""
         first, last = (step for step in self.steps if isinstance(step[0], _KINDS["embedding"]))
-        return first[0] is last[0] and _reverses(*last)
+        return first[0] is last[0] and _is_reverse_embedding(*last)
 
 
-def path(tensor) -> list[tuple]:
+def input_path(tensor) -> list[tuple]:
     """Returns `(layer, its inputs)` of the layers on the path of first inputs to a tensor."""
-    found = []
+    steps = []
     while True:
-        found.append(keras_internals.origin(tensor))
-        if not found[-1][1]:
-            return found[::-1]
-        tensor = found[-1][1][0]
+        steps.append(keras_internals.origin(tensor))
+        if not steps[-1][1]:
+            return steps[::-1]
+        tensor = steps[-1][1][0]
 
 
-def _projection(layer):
+def _kernel_and_bias(layer):
     if not isinstance(layer, _REVERSIBLE):
         return ops.transpose(layer.kernel), layer.bias
     if layer.tie_weights:
@@ -141,15 +143,15 @@ def _projection(layer):
     return ops.transpose(layer.reverse_embeddings), None
 
 
-def _words(steps) -> str:
+def _layer_kinds(steps) -> str:
     """Returns the kinds of the layers on a path, separated by spaces."""
-    found = [
+    kinds = [
         next((kind for kind, classes in _KINDS.items() if isinstance(layer, classes)), "other")
         for layer, _ in steps
     ]
     if steps and _is_linear(steps[-1][0]):
-        found[-1] = "linear"
-    return " ".join(filter(None, found))
+        kinds[-1] = "linear"
+    return " ".join(filter(None, kinds))
 
 
 def _is_linear(layer) -> bool:
@@ -157,12 +159,12 @@ def _is_linear(layer) -> bool:
     return isinstance(layer, layers.Activation) and layer.activation is keras.activations.linear
 
 
-def _reverses(layer, inputs) -> bool:
+def _is_reverse_embedding(layer, inputs) -> bool:
     """Returns whether a layer is a reversible embedding, called on vectors and not on tokens."""
     return isinstance(layer, _REVERSIBLE) and keras.backend.is_float_dtype(inputs[0].dtype)
 
 
-def _masks(bias, causal: bool, inputs: int = 1) -> bool:
+def _is_mask_bias(bias, causal: bool, inputs: int = 1) -> bool:
     """Returns whether a bias comes from a `MaskBias` with these settings and number of inputs."""
     mask, segments = keras_internals.origin(bias)
     return isinstance(mask, MaskBias) and mask.causal == causal and len(segments) == inputs

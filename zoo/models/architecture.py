@@ -31,10 +31,10 @@ _SIZES = frozenset(
     }
 )  # fmt: skip
 # Layers that return their input outside training, or resize images to the network's input size.
-_PASSED_OVER = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizing|StochasticDepth")
+_TRANSPARENT = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizing|StochasticDepth")
 _ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids)/")
-_LONGEST = 2000  # number of characters above which an input's description becomes a hash
-_SHOWN = 100  # number of characters of a description in messages
+_MAX_LENGTH = 2000  # number of characters above which an input's description becomes a hash
+_MAX_SHOWN = 100  # number of characters of a description in messages
 
 
 def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> list[str]:
@@ -45,34 +45,51 @@ def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> l
       model: model that receives the weights.
       ends: whether to compare the outputs, too.
     """
-    theirs, ours = _settings(source), _settings(model)
-    found = {}
-    for path in [p for p in ours if p in theirs]:
-        (their_class, their_values), (our_class, our_values) = theirs[path], ours[path]
-        if their_class != our_class and "LowRank" not in their_class + our_class:
-            found.setdefault(("class", their_class, our_class), []).append(path)
+    source_settings, model_settings = _settings(source), _settings(model)
+    groups = {}
+    for path in [p for p in model_settings if p in source_settings]:
+        (source_class, source_values), (model_class, model_values) = (
+            source_settings[path],
+            model_settings[path],
+        )
+        if source_class != model_class and "LowRank" not in source_class + model_class:
+            groups.setdefault(("class", source_class, model_class), []).append(path)
             continue
-        for key in sorted(their_values.keys() & our_values.keys()):
-            if their_values[key] != our_values[key]:
-                found.setdefault((key, their_values[key], our_values[key]), []).append(path)
+        for key in sorted(source_values.keys() & model_values.keys()):
+            if source_values[key] != model_values[key]:
+                groups.setdefault((key, source_values[key], model_values[key]), []).append(path)
     phrases = []
-    for (key, there, here), paths in sorted(found.items(), key=lambda item: len(item[1][0])):
+    for (key, source_value, model_value), paths in sorted(
+        groups.items(), key=lambda item: len(item[1][0])
+    ):
         more = f" and {len(paths) - 1} more layers" if len(paths) > 1 else ""
-        phrases.append(f"{key} of {paths[0]}{more} is {there} there and {here} here")
+        phrases.append(
+            f"{key} of {paths[0]}{more} is {source_value} in the source and {model_value} in the "
+            "model"
+        )
     if phrases or not all(map(keras_internals.is_graph, (source, model))):
         return phrases
-    there, here = _inputs(source), _inputs(model)
-    for name in here:
-        if name in there and there[name] != here[name] and (ends or name != "outputs"):
-            seen = [x if len(x) < _SHOWN else f"{x[:_SHOWN]}..." for x in (there[name], here[name])]
-            phrases.append(f"{name} takes {seen[0]} there and {seen[1]} here")
+    source_value, model_value = _inputs(source), _inputs(model)
+    for name in model_value:
+        if (
+            name in source_value
+            and source_value[name] != model_value[name]
+            and (ends or name != "outputs")
+        ):
+            shortened = [
+                x if len(x) < _MAX_SHOWN else f"{x[:_MAX_SHOWN]}..."
+                for x in (source_value[name], model_value[name])
+            ]
+            phrases.append(
+                f"{name}: connected to {shortened[0]} in the source and {shortened[1]} in the model"
+            )
     return phrases
 
 
 def contains(source: keras.Model, model: keras.Model) -> bool:
     """Returns whether some tensor in the graph of `source` equals the output of `model`."""
     outputs = _inputs(model)["outputs"]
-    return any(outputs in described for described in _inputs(source).values())
+    return any(outputs in description for description in _inputs(source).values())
 
 
 def added_by_compression(path: str) -> bool:
@@ -82,41 +99,50 @@ def added_by_compression(path: str) -> bool:
 
 def _settings(model) -> dict[str, tuple[str, dict]]:
     """Returns `{path: (class, settings)}` of each layer with weights, at any depth."""
-    every, found = keras_internals.all_layers(model), {}
+    all_layers, settings = keras_internals.all_layers(model), {}
     # The parts of low-rank layers follow from the ranks, so they are not compared.
-    parts = {id(part) for layer in every if isinstance(layer, LowRank) for part in layer.parts}
-    for layer in every:
-        compared = not (layer is model or keras_internals.is_graph(layer) or id(layer) in parts)
+    parts = {id(part) for layer in all_layers if isinstance(layer, LowRank) for part in layer.parts}
+    for layer in all_layers:
+        is_compared = not (layer is model or keras_internals.is_graph(layer) or id(layer) in parts)
         path = layer.path or layer.name
-        if _own_weights(layer) and compared and not added_by_compression(f"{path}/"):
-            found[_relative(path, model)] = (type(layer).__name__, dict(_values(layer)))
-    return found
+        if _has_own_weights(layer) and is_compared and not added_by_compression(f"{path}/"):
+            settings[_relative_path(path, model)] = (
+                type(layer).__name__,
+                dict(_inference_settings(layer)),
+            )
+    return settings
 
 
-def _own_weights(layer) -> bool:
+def _has_own_weights(layer) -> bool:
     return any(not added_by_compression(v.path) for v in getattr(layer, "weights", ()))
 
 
-def _relative(path: str, model) -> str:
+def _relative_path(path: str, model) -> str:
     """Returns a layer's path inside a model; the model may be a part of another model."""
     return re.sub(rf"^(.*/)?{re.escape(model.name)}/", "", path)
 
 
-def _values(layer) -> Iterator[tuple[str, str]]:
+def _inference_settings(layer) -> Iterator[tuple[str, str]]:
     try:
         config = layer.get_config()
     except NotImplementedError:  # a custom layer that cannot be saved
         return
     for key, value in config.items():
         if key not in _SIZES and not _TRAINING_ONLY.fullmatch(key):
-            yield key, json.dumps(_plain(value), sort_keys=True, default=str)
+            yield key, json.dumps(_without_training_settings(value), sort_keys=True, default=str)
 
 
-def _plain(value):
+def _without_training_settings(value):
     """Returns a setting without its training-only parts, in wrapped layers too."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if not _TRAINING_ONLY.fullmatch(str(k))}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {
+            k: _without_training_settings(v)
+            for k, v in value.items()
+            if not _TRAINING_ONLY.fullmatch(str(k))
+        }
+    return (
+        [_without_training_settings(v) for v in value] if isinstance(value, list | tuple) else value
+    )
 
 
 def _inputs(model) -> dict[str, str]:
@@ -126,33 +152,33 @@ def _inputs(model) -> dict[str, str]:
     their names. The key "outputs" describes the outputs of the model.
     """
     graph = {}
-    for layer, _, before in keras_internals.connections(model):
-        graph.setdefault(id(layer), (layer, []))[1].append(before)
-    known, found = {}, {}
+    for layer, _, input_layers in keras_internals.connections(model):
+        graph.setdefault(id(layer), (layer, []))[1].append(input_layers)
+    descriptions, inputs = {}, {}
 
-    def described(layer) -> str:
+    def describe(layer) -> str:
         if isinstance(layer, layers.InputLayer):
             return "the input"
-        if _own_weights(layer):
+        if _has_own_weights(layer):
             return layer.name
-        if id(layer) not in known:
-            calls = [", ".join(map(described, before)) for before in graph[id(layer)][1]]
-            if _PASSED_OVER.fullmatch(type(layer).__name__):
-                known[id(layer)] = " or ".join(calls)
+        if id(layer) not in descriptions:
+            calls = [", ".join(map(describe, input_layers)) for input_layers in graph[id(layer)][1]]
+            if _TRANSPARENT.fullmatch(type(layer).__name__):
+                descriptions[id(layer)] = " or ".join(calls)
             else:
-                values = [f"{k}={v}" for k, v in sorted(_values(layer))]
-                known[id(layer)] = f"{type(layer).__name__}({', '.join([*calls, *values])})"
-            if len(known[id(layer)]) > _LONGEST:
-                digest = hashlib.sha256(known[id(layer)].encode()).hexdigest()[:8]
-                known[id(layer)] = f"{type(layer).__name__}(... {digest})"
-        return known[id(layer)]
+                values = [f"{k}={v}" for k, v in sorted(_inference_settings(layer))]
+                descriptions[id(layer)] = f"{type(layer).__name__}({', '.join([*calls, *values])})"
+            if len(descriptions[id(layer)]) > _MAX_LENGTH:
+                digest = hashlib.sha256(descriptions[id(layer)].encode()).hexdigest()[:8]
+                descriptions[id(layer)] = f"{type(layer).__name__}(... {digest})"
+        return descriptions[id(layer)]
 
     for layer, calls in graph.values():
-        if _own_weights(layer):
-            found[layer.name] = " or ".join(", ".join(map(described, call)) for call in calls)
+        if _has_own_weights(layer):
+            inputs[layer.name] = " or ".join(", ".join(map(describe, call)) for call in calls)
             if keras_internals.is_graph(layer):
-                inside = _inputs(layer)
-                inside[f"outputs of {layer.name}"] = inside.pop("outputs")
-                found |= inside
-    found["outputs"] = ", ".join(map(described, keras_internals.output_layers(model)))
-    return found
+                inner = _inputs(layer)
+                inner[f"outputs of {layer.name}"] = inner.pop("outputs")
+                inputs |= inner
+    inputs["outputs"] = ", ".join(map(describe, keras_internals.output_layers(model)))
+    return inputs

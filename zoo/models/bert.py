@@ -12,7 +12,7 @@ from zoo.layers.attention import MaskBias
 from zoo.layers.dropout import Dropout
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.transformer import TransformerBlock
-from zoo.models.gpt import scale
+from zoo.models.gpt import derive_sizes
 
 INITIALIZER_RANGE = 0.02
 
@@ -56,8 +56,10 @@ def build(
       "types" nor "nsp".
     """
     if next_sentence and token_types < 2:
-        raise ValueError(f"Two sentences take token_types=2 or more. Received: {token_types}.")
-    sizes = scale(depth, num_layers, hidden_dim, num_heads)
+        raise ValueError(
+            f"token_types must be at least 2 with next_sentence. Received: {token_types}."
+        )
+    sizes = derive_sizes(depth, num_layers, hidden_dim, num_heads)
     hidden_dim = sizes["hidden_dim"]
     inputs = {
         key: keras.Input((None,), dtype="int32", name=key)

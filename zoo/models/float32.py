@@ -16,8 +16,8 @@ def in_float32(model):
     half = "bfloat16" if "mixed_bfloat16" in text else "float16"
     for policy in (f"mixed_{half}", half):  # some layers have their own compute dtype
         text = text.replace(f'"{policy}"', '"float32"')
-    same = keras.saving.deserialize_keras_object(json.loads(text))
+    converted = keras.saving.deserialize_keras_object(json.loads(text))
     if is_quantized(model):
-        quantize(same)
-    same.set_weights(model.get_weights())
-    return same
+        quantize(converted)
+    converted.set_weights(model.get_weights())
+    return converted

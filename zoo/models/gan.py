@@ -57,7 +57,7 @@ def build(
         x = layers.MaxPooling2D(2, name=f"pooling_{i}")(x)
     x = layers.Flatten(name="flatten")(x)
     logit = layers.Dense(1, dtype="float32", name="logit")(x)
-    return _pair(generator, keras.Model(image, logit, name="discriminator"), noise_dim, name)
+    return _build_gan(generator, keras.Model(image, logit, name="discriminator"), noise_dim, name)
 
 
 def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist") -> GAN:
@@ -89,7 +89,7 @@ def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist
     x = layers.Flatten(name="flatten")(x)
     x = layers.LeakyReLU(0.2, name="leaky_3")(layers.Dense(2 * filters, name="hidden")(x))
     logit = layers.Dense(1, dtype="float32", name="logit")(x)
-    return _pair(generator, keras.Model(image, logit, name="discriminator"), noise_dim, name)
+    return _build_gan(generator, keras.Model(image, logit, name="discriminator"), noise_dim, name)
 
 
 def _position_norm(name: str) -> layers.Layer:
@@ -98,10 +98,10 @@ def _position_norm(name: str) -> layers.Layer:
 
 def _noise(dim: int):
     if dim < 1:
-        raise UsageError(f"noise_dim is at least 1. Received: {dim}.")
+        raise UsageError(f"noise_dim must be at least 1. Received: {dim}.")
     return keras.Input((dim,), name="noise")
 
 
-def _pair(generator, discriminator, noise_dim: int, name: str) -> GAN:
+def _build_gan(generator, discriminator, noise_dim: int, name: str) -> GAN:
     noise = _noise(noise_dim)
     return GAN(noise, discriminator(generator(noise)), name=name)

@@ -48,7 +48,7 @@ def build(
       (B, T, vocabulary_size) float32. A position attends to itself and to earlier positions of
       its segment.
     """
-    sizes = scale(depth, num_layers, hidden_dim, num_heads)
+    sizes = derive_sizes(depth, num_layers, hidden_dim, num_heads)
     return decoder(
         vocabulary_size=vocabulary_size,
         sequence_length=sequence_length,
@@ -64,7 +64,7 @@ def build(
     )
 
 
-def scale(depth: int, num_layers: int, hidden_dim: int, num_heads: int) -> dict:
+def derive_sizes(depth: int, num_layers: int, hidden_dim: int, num_heads: int) -> dict:
     """Derives the sizes that are 0: `depth` layers, width 64 * depth, one head per 64 of width.
 
     Raises:
@@ -74,7 +74,7 @@ def scale(depth: int, num_layers: int, hidden_dim: int, num_heads: int) -> dict:
     num_heads = num_heads or max(1, hidden_dim // 64)
     if num_layers < 1 or hidden_dim < 1:
         raise ValueError(
-            "Give depth, or num_layers and hidden_dim. Received: "
+            "Either depth or both num_layers and hidden_dim must be positive. Received: "
             f"depth={depth}, num_layers={num_layers}, hidden_dim={hidden_dim}."
         )
     return {"num_layers": num_layers, "hidden_dim": hidden_dim, "num_heads": num_heads}

@@ -5,7 +5,7 @@ Rotary positions, RMS normalization, SwiGLU, grouped-query attention, no biases.
 
 import keras
 
-from zoo.models.gpt import decoder, scale
+from zoo.models.gpt import decoder, derive_sizes
 
 
 def build(
@@ -33,7 +33,7 @@ def build(
 
     All other arguments and the model's inputs and outputs are those of `zoo.models.gpt.build`.
     """
-    sizes = scale(depth, num_layers, hidden_dim, num_heads)
+    sizes = derive_sizes(depth, num_layers, hidden_dim, num_heads)
     return decoder(
         vocabulary_size=vocabulary_size,
         sequence_length=sequence_length,

@@ -37,7 +37,7 @@ def build(
       ValueError: if `num_layers` is less than 1.
     """
     if num_layers < 1:
-        raise ValueError(f"num_layers is 1 or more. Received: {num_layers}.")
+        raise ValueError(f"num_layers must be at least 1. Received: {num_layers}.")
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     x = layers.Embedding(vocabulary_size, embedding_dim, name="embedding")(tokens)
     for i in range(num_layers):

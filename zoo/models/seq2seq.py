@@ -12,7 +12,7 @@ from keras import layers, ops
 from zoo.layers.attention import MaskBias
 from zoo.layers.dropout import Dropout
 from zoo.layers.transformer import TransformerBlock, normalization
-from zoo.models.gpt import scale
+from zoo.models.gpt import derive_sizes
 from zoo.special_tokens import END, PADDING, START
 
 EPSILON = 1e-5
@@ -58,12 +58,14 @@ def build(
     Raises:
       ValueError: if a size is missing, or hidden_dim is odd.
     """
-    sizes = scale(depth, num_encoder_layers, hidden_dim, num_heads)
+    sizes = derive_sizes(depth, num_encoder_layers, hidden_dim, num_heads)
     encoders = sizes.pop("num_layers")
     decoders = num_decoder_layers or depth or encoders
     hidden_dim = sizes["hidden_dim"]
     if hidden_dim % 2:
-        raise ValueError(f"Sinusoidal positions need an even hidden_dim. Received: {hidden_dim}.")
+        raise ValueError(
+            f"hidden_dim must be even for sinusoidal positions. Received: {hidden_dim}."
+        )
     intermediate_dim = intermediate_dim or 4 * hidden_dim
     block = {
         **sizes,
@@ -87,22 +89,22 @@ def build(
         name="embedding",
     )
     positions = Positions(name="positions")
-    sources = Segments("source", name="source_segments")(source)
-    targets = Segments("target", name="target_segments")(target)
+    source_segments = Segments("source", name="source_segments")(source)
+    target_segments = Segments("target", name="target_segments")(target)
 
-    def embedded(tokens, segments, side):
+    def embed(tokens, segments, side):
         x = positions(embedding(tokens), segments)
         return Dropout(dropout, name=f"{side}_dropout")(x) if dropout else x
 
-    x = embedded(source, sources, "source")
-    bias = MaskBias(name="source_mask")(sources)
+    x = embed(source, source_segments, "source")
+    bias = MaskBias(name="source_mask")(source_segments)
     for i in range(encoders):
         x = TransformerBlock(**block, name=f"encoder_{i}")(x, bias)
     memory = _last_norm(norm_first, "encoder_norm")(x)
 
-    x = embedded(target, targets, "target")
-    bias = MaskBias(causal=True, name="target_mask")(targets)
-    memory_bias = MaskBias(name="memory_mask")(targets, sources)
+    x = embed(target, target_segments, "target")
+    bias = MaskBias(causal=True, name="target_mask")(target_segments)
+    memory_bias = MaskBias(name="memory_mask")(target_segments, source_segments)
     for i in range(decoders):
         x = TransformerBlock(**block, cross=True, name=f"decoder_{i}")(x, bias, memory, memory_bias)
     x = _last_norm(norm_first, "final_norm")(x)
@@ -127,15 +129,15 @@ class Segments(layers.Layer):
     def __init__(self, side, **kwargs):
         super().__init__(**kwargs)
         if side not in ("source", "target"):
-            raise ValueError(f"side is 'source' or 'target'. Received: {side!r}.")
+            raise ValueError(f"side must be 'source' or 'target'. Received: {side!r}.")
         self.side = side
 
     def call(self, tokens):
         """Args: tokens (B, T) int32. Returns (B, T) int32."""
         marks = ops.cast(ops.equal(tokens, END if self.side == "source" else START), "int32")
-        found = ops.cumsum(marks, axis=1)
-        found = 1 + found - marks if self.side == "source" else ops.maximum(found, 1)
-        return ops.where(ops.equal(tokens, PADDING), 0, found)
+        numbers = ops.cumsum(marks, axis=1)
+        numbers = 1 + numbers - marks if self.side == "source" else ops.maximum(numbers, 1)
+        return ops.where(ops.equal(tokens, PADDING), 0, numbers)
 
     def compute_output_spec(self, tokens):
         return keras.KerasTensor(tokens.shape, "int32")
@@ -166,10 +168,10 @@ class Positions(layers.Layer):
         length, width = ops.shape(x)[1], x.shape[-1]
         table = sinusoids(first + ops.arange(length), width)[None]
         if segments is not None:
-            same = ops.equal(segments[:, :, None], segments[:, None, :])
+            same_segment = ops.equal(segments[:, :, None], segments[:, None, :])
             steps = ops.arange(length)
-            before = ops.logical_and(same, steps[None, :] < steps[:, None])
-            table = ops.take(table[0], ops.sum(ops.cast(before, "int32"), -1), axis=0)
+            is_earlier = ops.logical_and(same_segment, steps[None, :] < steps[:, None])
+            table = ops.take(table[0], ops.sum(ops.cast(is_earlier, "int32"), -1), axis=0)
         return x * ops.cast(width**0.5, x.dtype) + ops.cast(table, x.dtype)
 
     def compute_output_spec(self, x, segments=None, first=0):

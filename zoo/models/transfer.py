@@ -66,7 +66,7 @@ class Preprocessing(layers.Layer):
 
     def build(self, input_shape):
         if input_shape[-1] not in (1, 3):
-            raise UsageError(f"Pictures have 1 or 3 channels. Received: {input_shape[-1]}.")
+            raise UsageError(f"Pictures must have 1 or 3 channels. Received: {input_shape[-1]}.")
 
     def call(self, image):
         if image.shape[-1] == 1:
@@ -140,11 +140,13 @@ def build(
     """
     if backbone not in BACKBONES:
         raise UsageError(
-            f"No backbone is named {backbone!r}.{near_names(backbone, BACKBONES)} "
-            f"Known: {', '.join(BACKBONES)}."
+            f"model.backbone does not support {backbone!r}.{near_names(backbone, BACKBONES)} "
+            f"Supported: {', '.join(BACKBONES)}."
         )
     if pooling not in POOLINGS:
-        raise UsageError(f"model.pooling is one of {', '.join(POOLINGS)}. Received: {pooling!r}.")
+        raise UsageError(
+            f"model.pooling must be one of {', '.join(POOLINGS)}. Received: {pooling!r}."
+        )
     size = tuple(image_size or input_shape[:2])
     base = _backbone(backbone, (*size, 3), "none" if weights is None else weights)
     _set_trainable(base, trainable)
@@ -171,17 +173,17 @@ def _module(backbone: str):
 def _backbone(backbone: str, shape: tuple[int, int, int], weights: str) -> Backbone:
     module, function = BACKBONES[backbone]
     builder = getattr(keras.applications, function, None) or getattr(_module(backbone), function)
-    named = "imagenet" if weights == "imagenet" else None
+    keras_weights = "imagenet" if weights == "imagenet" else None
     try:
-        network = builder(include_top=False, weights=named, input_shape=shape)
+        network = builder(include_top=False, weights=keras_weights, input_shape=shape)
     except ValueError:
         raise  # the images are too small for the network
     except Exception as error:
-        if named is None:
+        if keras_weights is None:
             raise
         raise RunError(
             f"The ImageNet weights of {backbone!r} could not be downloaded: {short(error)}. "
-            "Where there is no network, put Keras' file into ~/.keras/models, or set "
+            "Without a network, copy Keras' weight file into ~/.keras/models, or set "
             "model.weights to a path."
         ) from None
     base = Backbone(network.input, network.output, name="base")
@@ -200,53 +202,60 @@ def _load(base: Backbone, weights: str) -> None:
                 warnings.simplefilter("ignore")
                 base.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
-            said = short(error)
-            raise UsageError(f"{path} does not hold the weights of this backbone: {said}") from None
+            message = short(error)
+            raise UsageError(
+                f"{path} does not contain the weights of this backbone: {message}"
+            ) from None
         unused = _compare_with_file(base, path)
     elif path.is_dir() or path.suffix == ".keras" and path.is_file():
         unused = _copy(base, path)
     else:
         raise UsageError(
-            "model.weights is none, imagenet, a .weights.h5 or .keras file, or a work directory. "
-            f"Received: {weights!r}."
+            "model.weights must be none, imagenet, a .weights.h5 or .keras file, or a work "
+            f"directory. Received: {weights!r}."
         )
     if unused:
         _LOG.warning(
-            f"model.weights: the backbone's {len(base.weights)} weights are from {path}; not used "
-            f"of it: {', '.join(unused)}"
+            f"model.weights: the backbone's {len(base.weights)} weights are from {path}; unused "
+            f"weights or layers: {', '.join(unused)}"
         )
 
 
 def _copy(base: Backbone, path: Path) -> list[str]:
     """Copies the backbone weights of a saved model; returns the paths of its unused weights."""
-    whole = load_model(path) if path.is_dir() else open_model(path)
-    source = whole.base if isinstance(whole, TransferClassifier) else whole
-    found = {v.path.removeprefix("base/"): v for v in source.weights}
+    saved_model = load_model(path) if path.is_dir() else open_model(path)
+    source = saved_model.base if isinstance(saved_model, TransferClassifier) else saved_model
+    source_weights = {v.path.removeprefix("base/"): v for v in source.weights}
     for variable in base.weights:
-        start = found.get(variable.path.removeprefix("base/"))
-        if start is None or tuple(start.shape) != tuple(variable.shape):
-            has = "has none of that name" if start is None else f"has it as {tuple(start.shape)}"
-            raise UsageError(
-                f"{path} does not fit the backbone: it lacks {variable.path} "
-                f"{tuple(variable.shape)}, it {has}."
+        source_weight = source_weights.get(variable.path.removeprefix("base/"))
+        if source_weight is None or tuple(source_weight.shape) != tuple(variable.shape):
+            description = (
+                "has no such weight"
+                if source_weight is None
+                else f"has shape {tuple(source_weight.shape)}"
             )
-    others = differences(source, base, ends=False)
-    if not others and keras_internals.is_graph(source) and not contains(source, base):
-        others = ["it does not give its last layers' output to a head"]
-    if others:
+            raise UsageError(
+                f"{path} does not fit the backbone: {variable.path} must have shape "
+                f"{tuple(variable.shape)}, but the saved model {description}."
+            )
+    mismatches = differences(source, base, ends=False)
+    if not mismatches and keras_internals.is_graph(source) and not contains(source, base):
+        mismatches = ["no tensor of the saved model equals the backbone's output"]
+    if mismatches:
         raise UsageError(
-            f"{path} does not fit the backbone: its architecture differs: {'; '.join(others[:5])}."
+            f"{path} does not fit the backbone: its architecture differs: "
+            f"{'; '.join(mismatches[:5])}."
         )
     copied = set()
     for variable in base.weights:
-        start = found[variable.path.removeprefix("base/")]
-        variable.assign(start.value)
-        copied.add(id(start))
-    return [v.path for v in whole.weights if id(v) not in copied]
+        source_weight = source_weights[variable.path.removeprefix("base/")]
+        variable.assign(source_weight.value)
+        copied.add(id(source_weight))
+    return [v.path for v in saved_model.weights if id(v) not in copied]
 
 
 def _compare_with_file(base: Backbone, path: Path) -> list[str]:
-    """Checks that each layer got the weights that a .weights.h5 file holds under its name.
+    """Checks that each layer got the weights that a .weights.h5 file contains under its name.
 
     Keras matches layers by class and order, and ignores the rest of the file. From the file of a
     deeper network, a layer may get the weights of a different layer of the same shape.
@@ -259,26 +268,26 @@ def _compare_with_file(base: Backbone, path: Path) -> list[str]:
     """
     import h5py
 
-    stored = {}
+    file_weights = {}
 
     def collect(_, group):
         if isinstance(group, h5py.Group) and "name" in group.attrs and len(group):
             arrays = [group[key][()] for key in sorted(group, key=int)]
-            stored[str(group.attrs["name"])] = arrays
+            file_weights[str(group.attrs["name"])] = arrays
 
     with h5py.File(path, "r") as file:
         file.visititems(lambda name, item: collect(name, item) if name.endswith("vars") else None)
-    if not stored:  # the file is from a Keras version that did not store layer names
+    if not file_weights:  # the file is from a Keras version that did not store layer names
         return []
     for layer in base.layers:
-        theirs = stored.pop(layer.name, [])
-        ours = [keras.ops.convert_to_numpy(v) for v in layer.weights]
-        if len(theirs) != len(ours) or not all(map(np.array_equal, theirs, ours)):
+        in_file = file_weights.pop(layer.name, [])
+        in_backbone = [keras.ops.convert_to_numpy(v) for v in layer.weights]
+        if len(in_file) != len(in_backbone) or not all(map(np.array_equal, in_file, in_backbone)):
             raise UsageError(
-                f"{path} does not hold the weights of this backbone: the layers do not correspond "
-                f"at {layer.name!r}."
+                f"{path} does not contain the weights of this backbone: the weights of layer "
+                f"{layer.name!r} differ."
             )
-    return list(stored)
+    return list(file_weights)
 
 
 def _set_trainable(base: Backbone, trainable: str) -> None:
@@ -289,8 +298,8 @@ def _set_trainable(base: Backbone, trainable: str) -> None:
     first = next((i for i, name in enumerate(names) if name.startswith(trainable)), None)
     if first is None:
         raise UsageError(
-            f"The backbone has no layer {trainable!r}.{near_names(trainable, names)} "
-            f"model.trainable is none, all, or one of: {', '.join(names)}."
+            "model.trainable must be none, all, or the name of a backbone layer. Received: "
+            f"{trainable!r}.{near_names(trainable, names)} Layers: {', '.join(names)}."
         )
     base.trainable = True
     for i, layer in enumerate(base.layers):

@@ -66,24 +66,24 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
                 f"A URL in prep.input must be http:// or https://. Received: {start!r}."
             ) from None
     starts = [canonical(start) for start in starts]
-    asked = json.loads(json.dumps({"starts": starts, **settings}))
+    request = json.loads(json.dumps({"starts": starts, **settings}))
     if (folder / "crawl.json").exists():
         result = read_object(folder / "crawl.json", asked=dict, pages=int, refused=dict)
-        if result["asked"] != asked:
-            raise UsageError(f"{folder} holds another crawl. Choose another --out.")
+        if result["asked"] != request:
+            raise UsageError(f"{folder} contains another crawl. Choose another --out.")
         return result
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with contextlib.closing(_Crawler(folder, asked, allow_private)) as crawler:
+        with contextlib.closing(_Crawler(folder, request, allow_private)) as crawler:
             crawler.run()
-            result = {"asked": asked, "pages": crawler.pages, "refused": crawler.refused()}
+            result = {"asked": request, "pages": crawler.pages, "refused": crawler.refusal_counts()}
             if not result["pages"]:
                 crawler.reset()
     except sqlite3.Error as error:  # damaged, or the disk is full
         raise RunError(f"{folder / _FRONTIER} cannot be used: {short(error)}.") from None
     if not result["pages"]:
-        listed = ", ".join(f"{count} {reason}" for reason, count in result["refused"].items())
-        raise RunError(f"The crawl of {starts[0]} fetched no page: {listed}.")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result["refused"].items())
+        raise RunError(f"The crawl of {starts[0]} fetched no page: {reasons}.")
     write_json(folder / "crawl.json", result)
     return result
 
@@ -109,15 +109,15 @@ def canonical(url: str) -> str:
 class _Crawler:
     """Runs the crawl loop and keeps its state in SQLite."""
 
-    def __init__(self, folder: Path, asked: Mapping, allow_private: bool):
-        self.folder, self.settings, self.allow_private = folder, asked, allow_private
+    def __init__(self, folder: Path, request: Mapping, allow_private: bool):
+        self.folder, self.settings, self.allow_private = folder, request, allow_private
         self.robots: dict[str, object] = {}
         self.next_time: dict[str, float] = {}
         for ending in ("", "-wal", "-shm", "-journal"):  # SQLite would follow symbolic links
             if os.path.lexists(path := folder / f"{_FRONTIER}{ending}"):
                 open_in_place(path, "ab").close()
-        self.base = sqlite3.connect(folder / _FRONTIER)
-        self.base.executescript(
+        self.database = sqlite3.connect(folder / _FRONTIER)
+        self.database.executescript(
             """
             pragma journal_mode=wal; pragma synchronous=full;
             create table if not exists url (id integer primary key, url text unique not null,
@@ -126,14 +126,14 @@ class _Crawler:
             create table if not exists fact (name text primary key, value text not null);
             """
         )
-        if (begun := self._load_fact("asked", dict)) is None:
-            self._store_fact("asked", asked)
-            for start in asked["starts"]:
+        if (stored_request := self._load_fact("asked", dict)) is None:
+            self._store_fact("asked", request)
+            for start in request["starts"]:
                 self._add(start, 0)
-            self.base.commit()
-        elif begun != asked:
-            raise UsageError(f"{folder} holds another crawl. Choose another --out.")
-        starts = {urlsplit(start).hostname for start in asked["starts"]}
+            self.database.commit()
+        elif stored_request != request:
+            raise UsageError(f"{folder} contains another crawl. Choose another --out.")
+        starts = {urlsplit(start).hostname for start in request["starts"]}
         self.sites = starts | set(self._load_fact("sites", list, str) or ())
         self.pages = self._load_fact("pages", int) or 0
         self.number, offset = self._load_fact("place", list, int) or (0, 0)
@@ -144,14 +144,14 @@ class _Crawler:
 
     def close(self):
         self.warc.close()
-        self.base.close()
+        self.database.close()
 
     def _path(self) -> Path:
         return self.folder / f"pages-{self.number:05d}.warc.gz"
 
     def _load_fact(self, name: str, kind: type, element: type | None = None):
         """Returns the stored value of a name, None if there is none; checks its type."""
-        row = self.base.execute("select value from fact where name = ?", [name]).fetchone()
+        row = self.database.execute("select value from fact where name = ?", [name]).fetchone()
         if row is None:
             return None
         try:
@@ -172,39 +172,41 @@ class _Crawler:
         return value
 
     def _store_fact(self, name: str, value):
-        self.base.execute("insert or replace into fact values (?, ?)", [name, json.dumps(value)])
+        self.database.execute(
+            "insert or replace into fact values (?, ?)", [name, json.dumps(value)]
+        )
 
     def _add(self, url: str, depth: int):
-        self.base.execute("insert or ignore into url (url, depth) values (?, ?)", [url, depth])
+        self.database.execute("insert or ignore into url (url, depth) values (?, ?)", [url, depth])
 
-    def refused(self) -> dict[str, int]:
+    def refusal_counts(self) -> dict[str, int]:
         """Returns the number of URLs without a stored page, by reason."""
-        rows = self.base.execute(
+        rows = self.database.execute(
             "select state, count(*) from url where state not in ('', 'done') group by state"
         )
         return dict(sorted(rows))
 
     def reset(self):
         """Marks all URLs as waiting again, because the failures may be temporary."""
-        self.base.execute("update url set state = ''")
-        self.base.commit()
+        self.database.execute("update url set state = ''")
+        self.database.commit()
 
     def run(self):
         """Visits waiting URLs of hosts whose delay is over, smallest depth and oldest first."""
         pages = self.settings["pages"]
         with progress(title="crawl", unit="pages", total=pages, initial=self.pages) as bar:
             while self.pages < pages:
-                rows = self.base.execute(
+                rows = self.database.execute(
                     "select id, url, depth from url where state = '' order by depth, id limit 500"
                 ).fetchall()
                 if not rows:
                     return
                 now = time.monotonic()
-                soonest = min(rows, key=lambda row: max(now, self._ready(row[1])))
+                soonest = min(rows, key=lambda row: max(now, self._ready_time(row[1])))
                 self._visit(*soonest)
                 bar.update(self.pages - bar.n)
 
-    def _ready(self, url: str) -> float:
+    def _ready_time(self, url: str) -> float:
         return self.next_time.get(_host(url), 0.0)
 
     def _visit(self, row_id: int, url: str, depth: int):
@@ -215,8 +217,8 @@ class _Crawler:
             state = str(error)
         except ValueError:  # an invalid URL or header
             state = "invalid response"
-        self.base.execute("update url set state = ? where id = ?", [state, row_id])
-        self.base.commit()
+        self.database.execute("update url set state = ? where id = ?", [state, row_id])
+        self.database.commit()
 
     def _follow(self, url: str, start: bool) -> FetchResponse:
         """Fetches a page and follows redirects; each target is checked like the first URL.
@@ -226,7 +228,7 @@ class _Crawler:
         for _ in range(REDIRECTS + 1):
             if not self.settings["other_sites"] and urlsplit(url).hostname not in self.sites:
                 raise FetchRefused("another site")
-            if not self._allowed(url):
+            if not self._is_allowed(url):
                 raise FetchRefused("robots.txt")
             response = self._fetch(url, self.settings["max_bytes"])
             if target := _redirect(response, url):
@@ -246,7 +248,7 @@ class _Crawler:
         """Waits for the delay of the host and fetches; retries with exponential backoff."""
         wait = self._delay(url)
         for attempt in range(self.settings["retries"] + 1):
-            time.sleep(max(0.0, self._ready(url) - time.monotonic()))
+            time.sleep(max(0.0, self._ready_time(url) - time.monotonic()))
             try:
                 response = fetch.get(url, self.settings["timeout"], max_bytes, self.allow_private)
                 failure: Exception = FetchFailed(f"status {response.status}")
@@ -264,7 +266,7 @@ class _Crawler:
 
     # --- robots.txt ---------------------------------------------------------------------------
 
-    def _allowed(self, url: str) -> bool:
+    def _is_allowed(self, url: str) -> bool:
         rules = self._robots(url)
         delay = self._crawl_delay(rules)
         return rules is not False and delay <= LONGEST_DELAY and (
@@ -313,11 +315,11 @@ class _Crawler:
         """Writes a page and adds its links; returns False if a redirect led to a stored page."""
         if response.url != requested:
             query = "select state from url where url = ?"
-            row = self.base.execute(query, [response.url]).fetchone()
+            row = self.database.execute(query, [response.url]).fetchone()
             if row and row[0] == "done":
                 return False
             self._add(response.url, depth)
-            self.base.execute("update url set state = 'done' where url = ?", [response.url])
+            self.database.execute("update url set state = 'done' where url = ?", [response.url])
         if depth < self.settings["depth"]:
             for link in links(response):
                 if self.settings["other_sites"] or urlsplit(link).hostname in self.sites:

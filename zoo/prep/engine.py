@@ -18,11 +18,11 @@ from zoo.errors import RunError, UsageError
 from zoo.processes import safe_children
 
 
-class Local:
+class LocalEngine:
     """Runs tasks in worker processes on this machine; a context manager.
 
     Args:
-      workers: number of processes; 1 runs tasks in this process, 0 takes one per core. The output
+      workers: number of processes; 1 runs tasks in this process, 0 starts one per core. The output
         does not depend on it.
       modules: names of modules of the user that each worker imports first.
     """
@@ -32,7 +32,7 @@ class Local:
         self._modules, self._pool = tuple(modules), None
         self._environment = contextlib.ExitStack()
 
-    def __enter__(self) -> "Local":
+    def __enter__(self) -> "LocalEngine":
         if self.workers > 1:
             self._environment.enter_context(safe_children())
             context = multiprocessing.get_context("forkserver")
@@ -61,17 +61,17 @@ class Local:
             return
         try:
             # Few tasks are submitted ahead, so that not all tasks of a large input are pickled.
-            waiting: dict = {}
+            pending: dict = {}
             for task in tasks:
-                waiting[self._pool.submit(function, task)] = task
-                if len(waiting) < 4 * self.workers:
+                pending[self._pool.submit(function, task)] = task
+                if len(pending) < 4 * self.workers:
                     continue
-                done = next(as_completed(waiting))
-                done.result()
-                yield waiting.pop(done)
-            for done in as_completed(waiting):
-                done.result()
-                yield waiting[done]
+                future = next(as_completed(pending))
+                future.result()
+                yield pending.pop(future)
+            for future in as_completed(pending):
+                future.result()
+                yield pending[future]
         except BrokenProcessPool:
             raise RunError(
                 "A worker process died, most likely out of memory. Run the command again to "
@@ -95,7 +95,7 @@ def _start_worker(modules: Sequence[str]):
         importlib.import_module(name)
 
 
-class Beam(contextlib.AbstractContextManager):
+class BeamEngine(contextlib.AbstractContextManager):
     """Runs tasks on an Apache Beam runner; workers must see input and output by the same paths.
 
     Args:
@@ -110,7 +110,7 @@ class Beam(contextlib.AbstractContextManager):
             import apache_beam  # noqa: F401
         except ImportError:
             raise UsageError(
-                "Beam runners need the extra `beam`: pip install 'keras-zoo[prep,beam]'."
+                "Beam runners require the extra `beam`: pip install 'keras-zoo[prep,beam]'."
             ) from None
         options = list(options)
         if not any(option.startswith("--runner") for option in options):

@@ -110,33 +110,33 @@ def get(url: str, timeout: float, max_bytes: int, allow_private: bool = False) -
     deadline = time.monotonic() + timeout
     failure: Exception = FetchFailed("no address")
     for address in resolve_host(host, port, allow_private):
-        left = deadline - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             raise FetchFailed("timeout")
         try:
-            plain = socket.create_connection((address, port), timeout=left)
+            connection = socket.create_connection((address, port), timeout=remaining)
         except OSError as error:
             failure = FetchFailed("no connection")
             failure.__cause__ = error
             continue
-        return _exchange(plain, url, scheme, host, path, address, deadline, max_bytes)
+        return _exchange(connection, url, scheme, host, path, address, deadline, max_bytes)
     raise failure
 
 
-def _exchange(plain, url, scheme, host, path, address, deadline, max_bytes) -> FetchResponse:
+def _exchange(raw_socket, url, scheme, host, path, address, deadline, max_bytes) -> FetchResponse:
     # A server that sends single bytes never reaches the socket's own timeout, so a timer shuts the
-    # connection down. It needs a second handle, because TLS detaches `plain`.
-    guard = plain.dup()
-    clock = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, [guard])
-    clock.daemon = True
-    clock.start()
+    # connection down. It needs a second handle, because TLS detaches `raw_socket`.
+    duplicate = raw_socket.dup()
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), _shut_down, [duplicate])
+    timer.daemon = True
+    timer.start()
     try:
         with contextlib.ExitStack() as stack:
-            stack.callback(guard.close)
-            stack.callback(plain.close)
-            stream = plain
+            stack.callback(duplicate.close)
+            stack.callback(raw_socket.close)
+            stream = raw_socket
             if scheme == "https":
-                stream = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+                stream = ssl.create_default_context().wrap_socket(raw_socket, server_hostname=host)
                 stack.callback(stream.close)
             connection = http.client.HTTPConnection(host)
             connection.sock = stream
@@ -163,8 +163,8 @@ def _exchange(plain, url, scheme, host, path, address, deadline, max_bytes) -> F
             if length.isdigit() and len(body) < int(length):
                 raise FetchFailed("cut off")
             headers = response.getheaders()
-            answer = Response(response.status, [(k.lower(), v) for k, v in headers], body)
-            body = answer.body(max_bytes, ("content-encoding",))
+            parsed = Response(response.status, [(k.lower(), v) for k, v in headers], body)
+            body = parsed.body(max_bytes, ("content-encoding",))
             return FetchResponse(url, response.status, headers, body, address)
     except Unreadable as error:
         if error.args[0] == TOO_LARGE:
@@ -173,12 +173,12 @@ def _exchange(plain, url, scheme, host, path, address, deadline, max_bytes) -> F
     except ssl.SSLCertVerificationError:
         raise FetchRefused("certificate") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        late = time.monotonic() >= deadline
-        raise FetchFailed("timeout" if late else "invalid response") from error
+        timed_out = time.monotonic() >= deadline
+        raise FetchFailed("timeout" if timed_out else "invalid response") from error
     finally:
-        clock.cancel()
+        timer.cancel()
 
 
-def _shut(guard: socket.socket) -> None:
+def _shut_down(duplicate: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        guard.shutdown(socket.SHUT_RDWR)
+        duplicate.shutdown(socket.SHUT_RDWR)

@@ -16,7 +16,7 @@ from zoo.data.text.corpora import list_corpora
 from zoo.errors import UsageError, near_names
 from zoo.prep.document import MAX_STRIPES
 
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 # Suffix -> reader.
 KINDS = {
     ".warc": "warc",
@@ -51,20 +51,22 @@ class InputFile:
 def kind_of(path: str) -> str:
     """Returns the reader of a file by its name; "" if no reader knows the suffix."""
     name = path.lower()
-    for packed in PACKED:
+    for packed in COMPRESSED:
         name = name.removesuffix(packed)
     return KINDS.get(os.path.splitext(name)[1], "")
 
 
 def split_input(text: str) -> tuple[list[str], list[str], list[str]]:
     """Returns the patterns, the corpora and the URLs of `prep.input`."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    addresses = [word for word in words if re.match("https?://", word, re.IGNORECASE)]
-    corpora = [word for word in words if word.startswith("corpus:")]
-    return [w for w in words if w not in addresses and w not in corpora], corpora, addresses
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    urls = [entry for entry in entries if re.match("https?://", entry, re.IGNORECASE)]
+    corpora = [entry for entry in entries if entry.startswith("corpus:")]
+    return [entry for entry in entries if entry not in urls and entry not in corpora], corpora, urls
 
 
-def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -> list[InputFile]:
+def find_files(
+    patterns: list[str], skip_reasons: Counter, out: str | Path | None = None
+) -> list[InputFile]:
     """Returns the files of patterns and folders, sorted by name, each once.
 
     Files below `out` are ignored. Skipped and counted are symbolic links that leave the folder of
@@ -73,7 +75,7 @@ def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -
 
     Args:
       patterns: paths, folders or glob patterns.
-      skipped: gets the number of skipped files per reason.
+      skip_reasons: gets the number of skipped files per reason.
       out: output folder of this run.
 
     Raises:
@@ -84,21 +86,21 @@ def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -
     for pattern in patterns:
         path = os.path.abspath(os.path.expanduser(pattern))
         if os.path.isdir(path):
-            root, names = path, _below(path, out, skipped)
+            root, names = path, _files_below(path, out, skip_reasons)
         elif os.path.lexists(path):  # named by the user: a link is meant
             root, names = os.path.dirname(os.path.realpath(path)), [path]
         else:
             root = _fixed_part(path)
             names = iglob(path, recursive=True)
-        root, any_name = os.path.realpath(root), False
+        root, has_match = os.path.realpath(root), False
         for name in names:
-            any_name = True
-            if out and _inside(name, out):
+            has_match = True
+            if out and _is_inside(name, out):
                 continue
-            file = _file(name, root, skipped)
+            file = _input_file(name, root, skip_reasons)
             if file:
                 files[file.path] = file
-        if not any_name:
+        if not has_match:
             raise UsageError(
                 f"prep.input matches no file. Received: {pattern!r}. Patterns may use *, ?, [] "
                 "and **."
@@ -106,25 +108,25 @@ def find(patterns: list[str], skipped: Counter, out: str | Path | None = None) -
     return [files[path] for path in sorted(files)]
 
 
-def _inside(path: str, folder: str) -> bool:
+def _is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath([os.path.realpath(path), folder]) == folder
 
 
-def _below(folder: str, out: str, skipped: Counter):
+def _files_below(folder: str, out: str, skip_reasons: Counter):
     def count(error):
-        skipped["folders without permission"] += 1
+        skip_reasons["folders without permission"] += 1
 
-    for place, folders, names in os.walk(folder, onerror=count):  # does not follow links
+    for path, folders, names in os.walk(folder, onerror=count):  # does not follow links
         folders.sort()
-        if out and _inside(place, out):
+        if out and _is_inside(path, out):
             folders.clear()
             continue
-        if "prepared.json" in names or os.path.exists(os.path.join(place, "work", "plan.json")):
-            skipped["folders of prepared text"] += 1
+        if "prepared.json" in names or os.path.exists(os.path.join(path, "work", "plan.json")):
+            skip_reasons["folders of prepared text"] += 1
             folders.clear()
             continue
         for name in names:
-            yield os.path.join(place, name)
+            yield os.path.join(path, name)
 
 
 def _fixed_part(pattern: str) -> str:
@@ -133,26 +135,26 @@ def _fixed_part(pattern: str) -> str:
     return str(Path(*parts[:fixed]))
 
 
-def _file(name: str, root: str, skipped: Counter) -> InputFile | None:
+def _input_file(name: str, root: str, skip_reasons: Counter) -> InputFile | None:
     real = os.path.realpath(name)
     try:
         status = os.stat(real)
         if stat.S_ISDIR(status.st_mode):
             return None
         if os.path.commonpath([real, root]) != root:
-            skipped["links out of the folder"] += 1
+            skip_reasons["links out of the folder"] += 1
         elif not stat.S_ISREG(status.st_mode):  # opening a pipe would block
-            skipped["not regular files"] += 1
+            skip_reasons["not regular files"] += 1
         elif not os.access(real, os.R_OK):
-            skipped["files without permission"] += 1
+            skip_reasons["files without permission"] += 1
         elif not (kind := kind_of(name)):
-            skipped["files of unknown kind"] += 1
+            skip_reasons["files of unknown kind"] += 1
         elif re.search("[\ud800-\udfff]", name):  # bytes that are not UTF-8
-            skipped["files with undecodable names"] += 1
+            skip_reasons["files with undecodable names"] += 1
         else:
             return InputFile(name, kind, status.st_size, status.st_mtime_ns)
     except OSError:
-        skipped["missing files"] += 1
+        skip_reasons["missing files"] += 1
     return None
 
 
@@ -162,39 +164,39 @@ def corpus_files(names: list[str]) -> list[InputFile]:
     for name in names:
         if name not in list_corpora():
             raise UsageError(
-                f"Unknown corpus {name!r}.{near_names(name, list_corpora())} "
+                f"prep.input names an unknown corpus: {name!r}.{near_names(name, list_corpora())} "
                 f"Known: {', '.join(list_corpora())}."
             )
     return [InputFile(name, "corpus", 0, 0) for name in sorted(set(names))]
 
 
-def shards(files: list[InputFile], shard_bytes: int) -> list[dict]:
+def make_shards(files: list[InputFile], shard_bytes: int) -> list[dict]:
     """Returns shards: {"files": [...], "stripe": k, "stripes": n}.
 
     Small files share a shard. A large file becomes n consecutive shards ("stripes"), each of which
     takes every n-th document. Each stripe decompresses the whole file, so n is at most MAX_STRIPES.
     """
     result: list[dict] = []
-    together: list[Mapping] = []
+    small_files: list[Mapping] = []
     size = 0
 
     def close():
-        nonlocal together, size
-        if together:
-            result.append({"files": together, "stripe": 0, "stripes": 1})
-        together, size = [], 0
+        nonlocal small_files, size
+        if small_files:
+            result.append({"files": small_files, "stripe": 0, "stripes": 1})
+        small_files, size = [], 0
 
     for file in files:
-        one = vars(file)
+        fields = vars(file)
         if file.kind == "corpus" or file.size >= shard_bytes:
             close()
-            several = 1 if file.kind in ("html", "text") else -(-file.size // shard_bytes)
-            stripes = max(1, min(MAX_STRIPES, several))
-            result += [{"files": [one], "stripe": k, "stripes": stripes} for k in range(stripes)]
+            count = 1 if file.kind in ("html", "text") else -(-file.size // shard_bytes)
+            stripes = max(1, min(MAX_STRIPES, count))
+            result += [{"files": [fields], "stripe": k, "stripes": stripes} for k in range(stripes)]
             continue
-        if size + file.size > shard_bytes or len(together) == FILES_PER_SHARD:
+        if size + file.size > shard_bytes or len(small_files) == FILES_PER_SHARD:
             close()
-        together.append(one)
+        small_files.append(fields)
         size += file.size
     close()
     return result

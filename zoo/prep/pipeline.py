@@ -35,7 +35,7 @@ from zoo.prep import card, steps
 from zoo.prep.cleaning import dedup
 from zoo.prep.crawl import crawl, skip_counts
 from zoo.prep.document import Tally
-from zoo.prep.files import corpus_files, find, shards, split_input
+from zoo.prep.files import corpus_files, find_files, make_shards, split_input
 from zoo.prep.progress import StepProgress
 from zoo.prep.settings import check
 from zoo.prep.store import load_array, read_documents, save_array
@@ -54,7 +54,7 @@ from zoo.storage.records import RecordWriter, open_records
 
 _FOLDERS = ("work", "text", "records", "crawl")  # in D; must not be symbolic links
 SPLITS = ("train", "validation")
-# Hashes that a step holds in memory: 16 bytes each, and several times that during sorting.
+# Hashes per part of a step: 16 bytes of memory each, and several times that during sorting.
 PART = 4_000_000
 _LIBRARIES = (
     "trafilatura", "ftfy", "datasketch", "py3langid", "webencodings", "lxml", "tokenizers",
@@ -71,7 +71,7 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
       prep: section `prep` of the recipe, as plain dictionaries.
       data: section `data` of the recipe.
       out: the output folder D.
-      engine: an entered `zoo.prep.engine.Local` or `Beam`.
+      engine: an entered `zoo.prep.engine.LocalEngine` or `BeamEngine`.
       allow_private: whether a crawl may connect to IP addresses that are not public.
 
     Returns:
@@ -89,29 +89,29 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
         for name in _FOLDERS:
             if os.path.lexists(out / name):
                 make_folder(out / name)
-        plan, skipped = _plan(prep, data, out, allow_private)
-        begun, done = out / "work" / "plan.json", out / "prepared.json"
+        plan, skip_reasons = _plan(prep, data, out, allow_private)
+        plan_path, result_path = out / "work" / "plan.json", out / "prepared.json"
         plan_hash = json_digest(plan)
-        if done.exists():
-            prepared = _read_prepared(done)
+        if result_path.exists():
+            prepared = _read_prepared(result_path)
             if prepared["plan"] != plan_hash:
-                raise _other_plan(out)
+                raise _plan_mismatch(out)
             _remove_temporary(out)
             shutil.rmtree(out / "work", ignore_errors=True)
             return prepared
-        if begun.exists():
-            if json_digest(read_json(begun)) != plan_hash:
-                raise _other_plan(out)
+        if plan_path.exists():
+            if json_digest(read_json(plan_path)) != plan_hash:
+                raise _plan_mismatch(out)
             _remove_temporary(out)
         elif any(path.name not in (".lock", "crawl", "work") for path in out.iterdir()):
-            raise UsageError(f"{out} holds other files. Choose another --out.")
+            raise UsageError(f"The folder {out} contains other files. Choose another --out.")
         else:
-            make_folder(begun.parent)
-            write_json(begun, plan)
-        prepared = _run(plan, skipped, out, engine)
-        write_json(done, {"format": PREPARED_FORMAT, "plan": plan_hash, **prepared})
+            make_folder(plan_path.parent)
+            write_json(plan_path, plan)
+        prepared = _run(plan, skip_reasons, out, engine)
+        write_json(result_path, {"format": PREPARED_FORMAT, "plan": plan_hash, **prepared})
         shutil.rmtree(out / "work", ignore_errors=True)
-        return _read_prepared(done)
+        return _read_prepared(result_path)
 
 
 def _read_prepared(path: Path) -> dict:
@@ -122,24 +122,24 @@ def _read_prepared(path: Path) -> dict:
 
 
 def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
-    patterns, corpora, addresses = split_input(prep["input"])
-    skipped = Counter()
-    files = find(patterns, skipped, out) if patterns else []
+    patterns, corpora, urls = split_input(prep["input"])
+    skip_reasons = Counter()
+    files = find_files(patterns, skip_reasons, out) if patterns else []
     files += corpus_files(corpora)
-    if addresses:
-        skipped += skip_counts(crawl(addresses, prep["crawl"], out / "crawl", allow_private))
-        files += find([f"{glob.escape(str(out / 'crawl'))}/*.warc.gz"], skipped)
+    if urls:
+        skip_reasons += skip_counts(crawl(urls, prep["crawl"], out / "crawl", allow_private))
+        files += find_files([f"{glob.escape(str(out / 'crawl'))}/*.warc.gz"], skip_reasons)
     if not files:
-        listed = ", ".join(f"{count:,} {what}" for what, count in sorted(skipped.items()))
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skip_reasons.items()))
         raise UsageError(
-            f"prep.input holds no file that can be read ({listed or 'no files'}). Supported: "
+            f"prep.input matches no readable file ({reasons or 'no files'}). Supported: "
             ".warc, .wet, .html, .txt, .jsonl (each also .gz or .zst) and .parquet."
         )
     plan = {
         "format": PREPARED_FORMAT,
         "prep": dict(prep),
         "data": {key: data[key] for key in _DATA},
-        "shards": shards(files, prep["shard_bytes"]),
+        "shards": make_shards(files, prep["shard_bytes"]),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "corpora": {
             name: load_corpus(name.removeprefix("corpus:")).fingerprint for name in corpora
@@ -152,7 +152,7 @@ def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
         "source": _source_digest(),
     }
     # As JSON returns it: tuples become lists.
-    return json.loads(json.dumps(plan)), skipped
+    return json.loads(json.dumps(plan)), skip_reasons
 
 
 def _remove_temporary(out: Path) -> None:
@@ -169,7 +169,7 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _other_plan(out: Path) -> UsageError:
+def _plan_mismatch(out: Path) -> UsageError:
     return UsageError(
         f"{out} was started with another recipe, other input files or word lists, or another "
         "version of the zoo or its libraries. Choose another --out."
@@ -179,7 +179,7 @@ def _other_plan(out: Path) -> UsageError:
 # --- the steps ------------------------------------------------------------------------------------
 
 
-def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
+def _run(plan: Mapping, skip_reasons: Counter, out: Path, engine) -> dict:
     work, prep, data = out / "work", plan["prep"], plan["data"]
     count = len(plan["shards"])
     common = {"work": str(work), "out": str(out), "prep": prep, "shards": count}
@@ -191,11 +191,11 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
         return run_step(step, title, tasks)
 
     def run_step(step, title: str, tasks: list[dict]) -> list[dict]:
-        left = [
+        pending = [
             t for t in tasks if not steps.path_of(work, step.__name__, t["name"], ".json").exists()
         ]
-        with StepProgress(title, len(tasks), len(tasks) - len(left)) as progress:
-            for task in engine.run(step, left):
+        with StepProgress(title, len(tasks), len(tasks) - len(pending)) as progress:
+            for task in engine.run(step, pending):
                 progress.update(steps.step_result(work, step.__name__, task["name"]).get("tally"))
         return [steps.step_result(work, step.__name__, task["name"]) for task in tasks]
 
@@ -203,15 +203,17 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
         return max(1, -(-amount // PART))
 
     tally = Tally()
-    tally.unreadable.update(skipped)
+    tally.unreadable.update(skip_reasons)
     results = run_on_shards(steps.filter_documents, "read, extract, clean, filter")
-    _add(tally, results)
+    _add_tallies(tally, results)
     if not tally.reached["extract"]:
-        listed = ", ".join(f"{count:,} {what}" for what, count in tally.unreadable.most_common(5))
+        reasons = ", ".join(
+            f"{count:,} {reason}" for reason, count in tally.unreadable.most_common(5)
+        )
         raise RunError(
-            f"The input holds no document that can be read ({listed or 'nothing'}). prep.text_field"
-            f" ({prep['text_field']!r}) and prep.html_field name the columns of JSONL and Parquet. "
-            "Choose another --out for another recipe."
+            f"The input contains no readable document ({reasons or 'nothing'}). prep.text_field"
+            f" ({prep['text_field']!r}) and prep.html_field must name columns of JSONL and "
+            "Parquet. Choose another --out for another recipe."
         )
     line_parts = 0
     if prep["dedup"]["line_documents"]:
@@ -221,7 +223,7 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
             [{**common, "name": part, "parts": line_parts} for part in range(line_parts)],
         )  # fmt: skip
     results = run_on_shards(steps.hash_documents, "hash", parts=line_parts)
-    _add(tally, results)
+    _add_tallies(tally, results)
     documents = sum(result["documents"] for result in results)
     exact_parts = parts(documents) if prep["dedup"]["exact"] else 0
     run_step(
@@ -230,11 +232,11 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     )  # fmt: skip
     if prep["dedup"]["near"]:
         _near_duplicates(run_step, run_on_shards, common, work, parts(documents), exact_parts)
-    below = _validation_limit(work, count, exact_parts, prep["validation"])
+    limit = _validation_limit(work, count, exact_parts, prep["validation"])
     results = run_on_shards(
-        steps.write_splits, "text", exact_parts=exact_parts, validation_below=below
+        steps.write_splits, "text", exact_parts=exact_parts, validation_below=limit
     )
-    _add(tally, results)
+    _add_tallies(tally, results)
     document_counts = {split: sum(r["counts"][split] for r in results) for split in SPLITS}
     with StepProgress("tokenizer"):
         tokenizer = _tokenizer(data, prep, out, count)
@@ -257,7 +259,7 @@ def _run(plan: Mapping, skipped: Counter, out: Path, engine) -> dict:
     return result
 
 
-def _add(tally: Tally, results: list[dict]) -> None:
+def _add_tallies(tally: Tally, results: list[dict]) -> None:
     for result in results:
         tally.add(Tally.from_json(result["tally"]))
 
@@ -279,7 +281,7 @@ def _near_duplicates(
             np.array(steps.load_output(work, "verified_pairs", shard))
             for shard in range(common["shards"])
         )
-        similar = steps.Similar(work, common["prep"]["dedup"]["similarity"])
+        similar = steps.SimilarityCheck(work, common["prep"]["dedup"]["similarity"])
         save_array(work / "near.npy", dedup.near_duplicates(duplicates, similar))
 
 
@@ -298,11 +300,11 @@ def _validation_limit(work: Path, count: int, exact_parts: int, share: float) ->
     if len(ranked) < 2:
         raise RunError(
             f"{'One document is' if len(ranked) else 'No documents are'} left: training and "
-            f"validation need one each. {work} lists the dropped documents and reasons by shard; "
-            "prep.rules selects the rules."
+            f"validation require one document each. {work} lists the dropped documents and reasons "
+            "by shard; prep.rules selects the rules."
         )
-    below = min(int(share * 2**64), 2**64 - 1)
-    return min(max(below, int(ranked[0]) + 1), int(ranked[-1]))
+    limit = min(int(share * 2**64), 2**64 - 1)
+    return min(max(limit, int(ranked[0]) + 1), int(ranked[-1]))
 
 
 def _tokenizer(data: Mapping, prep: Mapping, out: Path, count: int):

@@ -16,7 +16,7 @@ class StepProgress:
     Args:
       title: of the step.
       total: number of pieces of work.
-      done: number of pieces that an earlier run did.
+      done: number of pieces that an earlier run completed.
     """
 
     def __init__(self, title: str, total: int = 1, done: int = 0):
@@ -47,8 +47,8 @@ class StepProgress:
         if not self._documents:
             return []
         rate = self._documents / max(seconds, 1e-3)
-        counts = [f"{self._documents:,} documents, {rate:,.0f} a second"]
+        counts = [f"{self._documents:,} documents, {rate:,.0f} per second"]
         if self._dropped:
-            most = ", ".join(f"{name} {count:,}" for name, count in self._dropped.most_common(5))
-            counts.append(f"dropped by {most}")
+            reasons = ", ".join(f"{name} {count:,}" for name, count in self._dropped.most_common(5))
+            counts.append(f"dropped by {reasons}")
         return counts

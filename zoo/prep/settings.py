@@ -114,7 +114,7 @@ KEYS = {
 
 MASKS = ("email", "ip", "phone")
 FAVORS = ("", "precision", "recall")
-# Smallest values, where it is not 0.
+# Minimum values, if not 0.
 _LEAST = dict.fromkeys(
     ("shard_bytes", "max_document_bytes", "max_file_ratio", "tokenizer_bytes", "ngram", "bands",
      "rows", "pages", "max_bytes"), 1,
@@ -130,19 +130,19 @@ def check(prep: Mapping, data: Mapping) -> None:
     """Checks the values of sections `prep` and `data`; raises `UsageError`."""
     if not prep["input"]:
         raise UsageError(
-            "zoo prepare needs input: set --config.prep.input to a file pattern, a folder or a "
-            "URL. Received: ''."
+            "prep.input must not be empty: set --config.prep.input to a file pattern, a folder or "
+            "a URL. Received: ''."
         )
-    for key, known, given in (
+    for key, supported, values in (
         ("rules", tuple(RULES), tuple(prep["rules"])),
         ("clean.mask", MASKS, tuple(prep["clean"]["mask"])),
         ("extract.favor", FAVORS, (prep["extract"]["favor"],)),
     ):
-        for name in given:
-            if name not in known:
+        for name in values:
+            if name not in supported:
                 raise UsageError(
-                    f"prep.{key} does not support {name!r}.{near_names(str(name), known)} "
-                    f"Known: {', '.join(filter(None, known))}."
+                    f"prep.{key} does not support {name!r}.{near_names(str(name), supported)} "
+                    f"Supported: {', '.join(filter(None, supported))}."
                 )
     if "toxicity" in prep["rules"]:
         scorer(prep["toxicity"]["scorer"], prep["toxicity"]["file"])

@@ -75,7 +75,7 @@ def filter_documents(task: dict) -> dict:
     """Reads, extracts, cleans and filters a shard; writes its documents and line hashes."""
     prep, shard, tally = task["prep"], task["name"], Tally()
     stripes, first_shard = task["shard"]["stripes"], shard - task["shard"]["stripe"]
-    lines_of: list[np.ndarray] = []
+    line_hashes: list[np.ndarray] = []
     output = functools.partial(path_of, task["work"], "filter_documents", shard)
     with open_line_writer(output(".jsonl.zst")) as write:
         for document in documents(task["shard"], prep, tally):
@@ -86,13 +86,13 @@ def filter_documents(task: dict) -> dict:
             if prep["dedup"]["line_documents"]:
                 hashes = np.unique(_line_hashes(document.text, prep["dedup"]["min_line"])[0])
                 keys = np.full(len(hashes), document.key, KEY)
-                lines_of.append(np.stack([hashes, keys], 1))
+                line_hashes.append(np.stack([hashes, keys], 1))
     if prep["dedup"]["line_documents"]:
-        both = np.concatenate([np.empty((0, 2), HASH), *lines_of])
-        both = both[np.lexsort((both[:, 1], both[:, 0]))]
-        save_array(output("-lines.npy"), both[:, 0].copy())
-        save_array(output("-keys.npy"), both[:, 1].copy())
-    return {"lines": sum(map(len, lines_of)), "tally": tally.to_json()}
+        pairs = np.concatenate([np.empty((0, 2), HASH), *line_hashes])
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        save_array(output("-lines.npy"), pairs[:, 0].copy())
+        save_array(output("-keys.npy"), pairs[:, 1].copy())
+    return {"lines": sum(map(len, line_hashes)), "tally": tally.to_json()}
 
 
 def apply_rules(document: Document, prep: Mapping, tally: Tally) -> bool:
@@ -106,10 +106,10 @@ def apply_rules(document: Document, prep: Mapping, tally: Tally) -> bool:
     return True
 
 
-def _line_hashes(text: str, shortest: int) -> tuple[np.ndarray, list[int]]:
-    """Returns the hashes and line numbers of lines of at least `shortest` characters."""
+def _line_hashes(text: str, min_length: int) -> tuple[np.ndarray, list[int]]:
+    """Returns the hashes and line numbers of lines of at least `min_length` characters."""
     lines = text.split("\n")
-    numbers = [i for i, line in enumerate(lines) if len(line) >= shortest]
+    numbers = [i for i, line in enumerate(lines) if len(line) >= min_length]
     hashes = (dedup.hash64(dedup.normalize_words(lines[i])) for i in numbers)
     return np.fromiter(hashes, HASH, len(numbers)), numbers
 
@@ -179,7 +179,7 @@ def hash_documents(task: dict) -> dict:
 
 
 def _remove_lines(
-    document: Document, frequent: np.ndarray, first_keys: np.ndarray, shortest: int
+    document: Document, frequent: np.ndarray, first_keys: np.ndarray, min_length: int
 ) -> int:
     """Removes frequent lines in place, unless this document is the first one that has them.
 
@@ -187,14 +187,14 @@ def _remove_lines(
       document: changed in place.
       frequent: sorted hashes of frequent lines.
       first_keys: for each of them, the key of the first document that has the line.
-      shortest: characters; shorter lines stay.
+      min_length: characters; shorter lines stay.
 
     Returns:
       The number of removed lines.
     """
-    hashes, numbers = _line_hashes(document.text, shortest)
-    at = np.minimum(np.searchsorted(frequent, hashes), len(frequent) - 1)
-    remove = (frequent[at] == hashes) & (first_keys[at] != np.uint64(document.key))
+    hashes, numbers = _line_hashes(document.text, min_length)
+    indices = np.minimum(np.searchsorted(frequent, hashes), len(frequent) - 1)
+    remove = (frequent[indices] == hashes) & (first_keys[indices] != np.uint64(document.key))
     if not remove.any():
         return 0
     removed = set(np.array(numbers)[remove].tolist())
@@ -215,9 +215,9 @@ def exact_duplicates(task: dict) -> dict:
     low, high = (part << 64) // parts, ((part + 1) << 64) // parts
     hashes, keys = [np.empty(0, HASH)], [np.empty(0, KEY)]
     for shard in range(task["shards"]):
-        of_shard = load_output(work, "hash_documents", shard, "-exact.npy")
-        in_part = (of_shard >= np.uint64(low)) & (of_shard <= np.uint64(high - 1))
-        hashes.append(of_shard[in_part])
+        shard_hashes = load_output(work, "hash_documents", shard, "-exact.npy")
+        in_part = (shard_hashes >= np.uint64(low)) & (shard_hashes <= np.uint64(high - 1))
+        hashes.append(shard_hashes[in_part])
         keys.append(load_output(work, "hash_documents", shard, "-keys.npy")[in_part])
     repeats = dedup.find_repeats(np.concatenate(hashes), np.concatenate(keys))
     save_array(path_of(work, "exact_duplicates", part, ".npy"), repeats)
@@ -227,8 +227,8 @@ def exact_duplicates(task: dict) -> dict:
 def load_exact_duplicates(work: Path | str, parts: int) -> np.ndarray:
     """Returns sorted (m, 2) keys: an exact duplicate and the first document equal to it."""
     pairs = [load_output(work, "exact_duplicates", part) for part in range(parts)]
-    both = np.concatenate([np.empty((0, 2), KEY), *pairs])
-    return both[np.argsort(both[:, 0])]
+    duplicates = np.concatenate([np.empty((0, 2), KEY), *pairs])
+    return duplicates[np.argsort(duplicates[:, 0])]
 
 
 @step
@@ -237,13 +237,13 @@ def candidate_pairs(task: dict) -> dict:
     work, band, hashes, keys = task["work"], task["band"], [np.empty(0, HASH)], [np.empty(0, KEY)]
     dropped = load_exact_duplicates(work, task["exact_parts"])[:, 0]
     for shard in range(task["shards"]):
-        of_band = load_output(work, "hash_documents", shard, "-bands.npy")[band]
-        place = hash_slice(of_band, task["part"], task["parts"])
+        band_hashes = load_output(work, "hash_documents", shard, "-bands.npy")[band]
+        place = hash_slice(band_hashes, task["part"], task["parts"])
         order = load_output(work, "hash_documents", shard, "-order.npy")[band][place]
-        of_part = np.asarray(load_output(work, "hash_documents", shard, "-keys.npy"))[order]
-        stays = ~np.isin(of_part, dropped)
-        hashes.append(of_band[place][stays])
-        keys.append(of_part[stays])
+        part_keys = np.asarray(load_output(work, "hash_documents", shard, "-keys.npy"))[order]
+        is_kept = ~np.isin(part_keys, dropped)
+        hashes.append(band_hashes[place][is_kept])
+        keys.append(part_keys[is_kept])
     pairs = dedup.find_candidates(np.concatenate(hashes), np.concatenate(keys))
     save_array(path_of(work, "candidate_pairs", task["name"], ".npy"), pairs)
     return {"pairs": len(pairs)}
@@ -257,22 +257,24 @@ def verified_pairs(task: dict) -> dict:
     """
     work, shard = task["work"], task["name"]
     pairs = [np.empty((0, 2), KEY)]
-    pairs += [_of_shard(load_output(work, "candidate_pairs", n), shard) for n in task["candidates"]]
+    pairs += [
+        _pairs_of_shard(load_output(work, "candidate_pairs", n), shard) for n in task["candidates"]
+    ]
     pairs = np.unique(np.concatenate(pairs), axis=0)
-    similar = Similar(work, task["prep"]["dedup"]["similarity"])
-    same = np.array([similar(a, b) for a, b in pairs.tolist()], bool)
-    save_array(path_of(work, "verified_pairs", shard, ".npy"), pairs[same].reshape(-1, 2))
-    return {"pairs": len(pairs), "same": int(same.sum())}
+    similar = SimilarityCheck(work, task["prep"]["dedup"]["similarity"])
+    is_similar = np.array([similar(a, b) for a, b in pairs.tolist()], bool)
+    save_array(path_of(work, "verified_pairs", shard, ".npy"), pairs[is_similar].reshape(-1, 2))
+    return {"pairs": len(pairs), "same": int(is_similar.sum())}
 
 
-def _of_shard(pairs: np.ndarray, shard: int) -> np.ndarray:
+def _pairs_of_shard(pairs: np.ndarray, shard: int) -> np.ndarray:
     """Returns the rows of sorted (n, 2) keys whose first document is in `shard`."""
     low, high = np.searchsorted(pairs[:, 0], np.array(key_range(shard), KEY))
-    near = np.asarray(pairs[low:high])
-    return near[shard_of(near[:, 0]) == shard]
+    candidates = np.asarray(pairs[low:high])
+    return candidates[shard_of(candidates[:, 0]) == shard]
 
 
-class Similar:
+class SimilarityCheck:
     """Compares two documents, given by key, by the exact Jaccard similarity of their shingles.
 
     The shingles of all shards are memory-mapped.
@@ -307,10 +309,12 @@ class Similar:
 def write_splits(task: dict) -> dict:
     """Writes the documents that are not duplicates as text of their split, and counts them."""
     work, shard, tally = task["work"], task["name"], Tally()
-    exact = set(_of_shard(load_exact_duplicates(work, task["exact_parts"]), shard)[:, 0].tolist())
+    exact = set(
+        _pairs_of_shard(load_exact_duplicates(work, task["exact_parts"]), shard)[:, 0].tolist()
+    )
     near, near_path = set(), Path(work) / "near.npy"
     if near_path.exists():
-        near = set(_of_shard(load_array(near_path), shard)[:, 0].tolist())
+        near = set(_pairs_of_shard(load_array(near_path), shard)[:, 0].tolist())
     hashes = load_output(work, "hash_documents", shard, "-exact.npy")
     limit = np.uint64(task["validation_below"])
     out = Path(task["out"]) / "text"
@@ -331,9 +335,9 @@ def write_splits(task: dict) -> dict:
                 tally.reach("kept", _text_size(document))
                 tally.keep(document)
                 # Only one of two near duplicates is left, so no pair spans the two splits.
-                held_out = value < limit
-                (validation if held_out else train)(document.to_json())
-                counts["validation" if held_out else "train"] += 1
+                is_validation = value < limit
+                (validation if is_validation else train)(document.to_json())
+                counts["validation" if is_validation else "train"] += 1
     return {"counts": counts, "tally": tally.to_json()}
 
 

@@ -26,13 +26,13 @@ def open_line_writer(path: Path) -> Iterator:
     with atomic(path) as raw:
         if path.suffix == ".gz":
             # No name or time in the header: they would differ between runs.
-            packed = gzip.GzipFile("", "wb", 6, raw, mtime=0)
+            compressor = gzip.GzipFile("", "wb", 6, raw, mtime=0)
         else:
             import zstandard
 
-            packed = zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)
-        with packed:
-            buffer = io.BufferedWriter(packed, 1 << 18)
+            compressor = zstandard.ZstdCompressor(level=3).stream_writer(raw, closefd=False)
+        with compressor:
+            buffer = io.BufferedWriter(compressor, 1 << 18)
             yield lambda line: buffer.write(f"{line}\n".encode())
             buffer.flush()
             buffer.detach()
@@ -48,13 +48,13 @@ def read_documents(path: Path) -> Iterator[Document]:
 
     with open_file(path) as raw:
         if path.suffix == ".gz":
-            lines = gzip.GzipFile(fileobj=raw)
+            stream = gzip.GzipFile(fileobj=raw)
         else:
-            lines = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
+            stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
         try:
             if not os.fstat(raw.fileno()).st_size:
                 raise EOFError("it is empty")
-            for line in io.BufferedReader(lines, 1 << 18):
+            for line in io.BufferedReader(stream, 1 << 18):
                 yield Document.from_json(line.decode())
         except (OSError, EOFError, zlib.error, zstandard.ZstdError, ValueError, TypeError) as error:
             raise _damaged(path, error) from None
@@ -74,10 +74,10 @@ def load_array(path: Path) -> np.ndarray:
     """
     try:
         with open_file(path) as file:
-            shape, by_columns, dtype = read_npy_header(file)
+            shape, fortran_order, dtype = read_npy_header(file)
             if not math.prod(shape):
                 return np.empty(shape, dtype)
-            order = "F" if by_columns else "C"
+            order = "F" if fortran_order else "C"
             return np.memmap(file, dtype, "r", file.tell(), shape, order)
     except (OSError, EOFError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, error) from None

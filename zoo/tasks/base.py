@@ -38,7 +38,7 @@ class Forward:
 
 
 @dataclasses.dataclass(frozen=True)
-class Player:
+class ModelPart:
     """One part of a model with its own optimizer, such as the generator of a GAN.
 
     Attributes:
@@ -59,18 +59,18 @@ class Player:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class FrozenPart:
     """The frozen part of a model, run once per example to cache its features.
 
     Attributes:
       model: model from the prepared "image" to a feature vector (B, F); None for no frozen part.
       views: number of augmented views cached per training example; 0 for the unchanged example.
-      remark: log message that says why features are not cached; "" for no message.
+      reason: log message that says why features are not cached; "" for no message.
     """
 
     model: Any = None
     views: int = 0
-    remark: str = ""
+    reason: str = ""
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class Task:
       monitor_mode: "max" or "min", the better direction of `monitor`.
       keeps_best: whether the best checkpoint is saved.
       unit: name of the items that the first term's weight counts, for the throughput in the logs.
-      generates: "text" or "pictures" if each evaluation saves a generated sample; else "".
+      sample_kind: "text" or "pictures" if each evaluation saves a generated sample; else "".
       variables: variables that the task trains besides the model; checkpoints contain them.
     """
 
@@ -102,7 +102,7 @@ class Task:
     monitor_mode = "min"
     keeps_best = True
     unit = "samples"
-    generates = ""
+    sample_kind = ""
     variables: tuple = ()
 
     def complete(self, arguments: dict, dataset) -> dict:
@@ -132,8 +132,8 @@ class Task:
     def check(self, model, dataset) -> None:
         """Raises `UsageError` if the model does not fit the data set."""
 
-    def remarks(self, dataset) -> list[str]:
-        """Returns remarks on the data that the user should read before training, one line each.
+    def data_warnings(self, dataset) -> list[str]:
+        """Returns warnings about the data to log before training, one line each.
 
         Raises:
           UsageError: if a model of this task cannot be evaluated on the data.
@@ -160,29 +160,29 @@ class Task:
         """Runs a forward pass on a batch."""
         raise NotImplementedError
 
-    def players(self, model) -> tuple[Player, ...]:
-        """Returns the players, in the order of their updates in a step; by default one."""
-        return (Player("", model, self.terms, self.forward),)
+    def model_parts(self, model) -> tuple[ModelPart, ...]:
+        """Returns the parts in the order of their updates in a step; by default the whole model."""
+        return (ModelPart("", model, self.terms, self.forward),)
 
-    def frozen(self, model) -> Frozen:
+    def frozen_part(self, model) -> FrozenPart:
         """Returns the frozen part of the model; by default none.
 
-        Stored examples then hold its output "feature" in place of "image".
+        Stored examples then contain its output "feature" in place of "image".
         """
-        return Frozen()
+        return FrozenPart()
 
-    def stored(self, arrays):
+    def add_training_arrays(self, arrays):
         """Returns the training split, with the task's own arrays added; called once per run."""
         return arrays
 
-    def served(self, model):
+    def serving_model(self, model):
         """Returns the Functional model to export, which includes the preprocessing of `prepare`.
 
         Its inputs have the names of the stored arrays, or of the tensors that `prepare` returns.
         """
         return model
 
-    def derived(self, metrics: dict[str, float]) -> dict[str, float]:
+    def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
         """Returns metrics computed from mean metrics, such as the perplexity."""
         return {}
 
@@ -194,7 +194,9 @@ class Task:
         """Returns per-example arrays for the report on the test split; empty by default."""
         return {}
 
-    def whole_split(self, model, dataset, split: str) -> tuple[dict[str, float | str], list[dict]]:
+    def evaluate_split(
+        self, model, dataset, split: str
+    ) -> tuple[dict[str, float | str], list[dict]]:
         """Computes metrics that are not means over batches, such as the BLEU of a split.
 
         The trainer calls it with the final weights at the end of a run, `zoo evaluate` on demand.
@@ -208,6 +210,6 @@ class Task:
     def synthetic(self, model, examples: int, seed: int) -> dict[str, Any]:
         """Returns synthetic stored examples that fit the model, for `zoo bench` and `tpu_check`."""
         raise UsageError(
-            f"The task {type(self).__name__} makes no examples up, which this command needs: give "
-            "it a method synthetic(model, examples, seed)."
+            f"This command requires synthetic examples: the task {type(self).__name__} must define "
+            "the method synthetic(model, examples, seed)."
         )

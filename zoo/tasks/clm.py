@@ -33,11 +33,11 @@ class CausalLanguageModeling(TextTask):
     targets = 1
     statistics = ("accuracy", "bits_per_byte")
     unit = "tokens"
-    generates = "text"
+    sample_kind = "text"
 
     def __init__(self, chunk: int = 0, cross_documents: bool = False):
         if chunk < 0:
-            raise UsageError(f"task.chunk is 0 (off) or positive. Received: {chunk}.")
+            raise UsageError(f"task.chunk must be 0 (off) or positive. Received: {chunk}.")
         self.chunk, self.cross_documents = chunk, cross_documents
         self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
 
@@ -55,14 +55,16 @@ class CausalLanguageModeling(TextTask):
         counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         counts = tf.cast(counts, tf.float32) * batch["weight"][:, None]
         # Without a tokenizer (synthetic data) each token counts as one byte.
-        size = None if self.tokenizer is None else self.tokenizer.token_bytes
-        sizes = 1.0 if size is None else tf.gather(tf.constant(size, tf.float32), targets)
+        token_bytes = None if self.tokenizer is None else self.tokenizer.token_bytes
+        target_bytes = (
+            1.0 if token_bytes is None else tf.gather(tf.constant(token_bytes, tf.float32), targets)
+        )
         return {
             "tokens": tokens[:, :-1],
             "segments": segments[:, :-1],
             "targets": targets,
             "counts": counts,
-            "bytes": counts * sizes,
+            "bytes": counts * target_bytes,
         }
 
     def term_counts(self, batch):
@@ -77,19 +79,19 @@ class CausalLanguageModeling(TextTask):
             trunk, head = self.split(model)
             hidden = trunk(inputs, training=training)
             kernel, bias = head()
-            loss, losses, right = linear_cross_entropy(
+            loss, losses, correct = linear_cross_entropy(
                 ops.reshape(hidden, (-1, hidden.shape[-1])), kernel, bias,
                 ops.reshape(batch["targets"], (-1,)), ops.reshape(counts, (-1,)),
                 self.chunk, gradients=training,
             )  # fmt: skip
-            losses, right = (ops.reshape(x, counts.shape) for x in (losses, right))
+            losses, correct = (ops.reshape(x, counts.shape) for x in (losses, correct))
             outputs = None
         else:
             outputs = model(inputs, training=training)
             losses = ops.sparse_categorical_crossentropy(
                 batch["targets"], outputs, from_logits=not adapter(model).probabilities
             )
-            right = ops.cast(
+            correct = ops.cast(
                 ops.equal(ops.argmax(outputs, -1), ops.cast(batch["targets"], "int32")), "float32"
             )
             loss = ops.sum(losses * counts)
@@ -97,7 +99,7 @@ class CausalLanguageModeling(TextTask):
         return Forward(
             sums={"loss": loss},
             statistics={
-                "accuracy": (ops.sum(right * counts), ops.sum(counts)),
+                "accuracy": (ops.sum(correct * counts), ops.sum(counts)),
                 "bits_per_byte": (total / math.log(2), ops.sum(batch["bytes"])),
             },
             outputs=outputs,

@@ -10,12 +10,12 @@ import numpy as np
 
 from zoo.errors import UsageError
 from zoo.lazy import ops
-from zoo.tasks.base import Forward, Player, Task
+from zoo.tasks.base import Forward, ModelPart, Task
 from zoo.tasks.gan_metrics import check_classifier, measure
 
 LOSSES = ("non_saturating", "hinge")
-# Thresholds on the means of a log interval, beyond which the players no longer learn.
-_ALL_RIGHT, _NO_MARGIN = 0.999, 1e-3
+# Thresholds on the means of a log interval, beyond which a network no longer learns.
+_MAX_ACCURACY, _MIN_MARGIN = 0.999, 1e-3
 
 
 class GenerativeAdversarial(Task):
@@ -36,7 +36,7 @@ class GenerativeAdversarial(Task):
     statistics = ("real_right", "fake_right", "margin")
     monitor = "val_generator"
     keeps_best = False  # val_generator is lowest at the start, while the discriminator is weak
-    generates = "pictures"
+    sample_kind = "pictures"
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class GenerativeAdversarial(Task):
         samples: int = 10_000,
     ):
         if loss not in LOSSES:
-            raise UsageError(f"task.loss is one of {', '.join(LOSSES)}. Received: {loss!r}.")
+            raise UsageError(f"task.loss must be one of {', '.join(LOSSES)}. Received: {loss!r}.")
         if r1 < 0 or discriminator_rate <= 0:
             raise UsageError(
-                "task.r1 is 0 (off) or positive, and task.discriminator_rate is positive. "
-                f"Received: task.r1={r1}, task.discriminator_rate={discriminator_rate}."
+                "task.r1 must be 0 (off) or positive, and task.discriminator_rate must be "
+                f"positive. Received: task.r1={r1}, task.discriminator_rate={discriminator_rate}."
             )
         if samples < 100:
-            raise UsageError(f"task.samples is 100 or more. Received: {samples}.")
+            raise UsageError(f"task.samples must be at least 100. Received: {samples}.")
         self.loss, self.discriminator_rate = loss, discriminator_rate
         self.classifier, self.samples = classifier, samples
         self.terms = {"discriminator": 1.0, "generator": 1.0}
@@ -66,8 +66,8 @@ class GenerativeAdversarial(Task):
         for split, arrays in dataset.splits.items():
             if "image" not in arrays:
                 raise UsageError(
-                    f"A GAN needs the array 'image'. Data set {dataset.name!r}, split {split!r} "
-                    f"has: {', '.join(arrays)}."
+                    "The task 'gan' requires the array 'image'. Received: data set "
+                    f"{dataset.name!r}, split {split!r} with the arrays {', '.join(arrays)}."
                 )
         if self.classifier:
             check_classifier(self.classifier, dataset)
@@ -80,7 +80,7 @@ class GenerativeAdversarial(Task):
         """
         if not hasattr(model, "discriminator") or not hasattr(model, "generator"):
             raise UsageError(
-                "The task 'gan' trains a model with a generator and a discriminator. "
+                "The task 'gan' requires a model with a generator and a discriminator. "
                 f"Received: {model.name!r}."
             )
         self.noise_dim = model.generator.input_shape[-1]
@@ -91,15 +91,15 @@ class GenerativeAdversarial(Task):
         self.check_arguments({}, dataset)
         expected = tuple(model.discriminator.input_shape[1:])
         for split, arrays in dataset.splits.items():
-            found = tuple(arrays["image"].shape[1:])
-            if found != expected:
+            shape = tuple(arrays["image"].shape[1:])
+            if shape != expected:
                 raise UsageError(
-                    f"The model takes pictures of shape {expected}. Data set {dataset.name!r}, "
-                    f"split {split!r} has {found}."
+                    f"The model requires pictures of shape {expected}. Received: data set "
+                    f"{dataset.name!r}, split {split!r} with pictures of shape {shape}."
                 )
 
     def prepare(self, batch, uniform, training):
-        """Scales uint8 images to [-1, 1] and draws normal noise for both players."""
+        """Scales uint8 images to [-1, 1] and draws normal noise for both networks."""
         import tensorflow as tf
 
         image = batch["image"]
@@ -107,21 +107,21 @@ class GenerativeAdversarial(Task):
             image = tf.cast(image, tf.float32) * (2 / 255) - 1
         # The offset, below the resolution of the uniform numbers, avoids ndtri(0) = -inf.
         noise = tf.math.ndtri(uniform(2 * self.noise_dim) + 2**-25)
-        first, second = tf.split(noise, 2, axis=1)
+        discriminator_noise, generator_noise = tf.split(noise, 2, axis=1)
         return {
             "image": image, "weight": batch["weight"],
-            "discriminator_noise": first, "noise": second,
+            "discriminator_noise": discriminator_noise, "noise": generator_noise,
         }  # fmt: skip
 
-    def players(self, model):
+    def model_parts(self, model):
         """Returns discriminator and generator; `trainer.ema` applies to the generator alone."""
-        others = {k: v for k, v in self.terms.items() if k != "generator"}
+        discriminator_terms = {k: v for k, v in self.terms.items() if k != "generator"}
         return (
-            Player(
-                "discriminator", model.discriminator, others, self._discriminator,
-                rate=self.discriminator_rate, averaged=False,
+            ModelPart(
+                "discriminator", model.discriminator, discriminator_terms,
+                self._discriminator_forward, rate=self.discriminator_rate, averaged=False,
             ),
-            Player("generator", model.generator, {"generator": 1.0}, self._generator),
+            ModelPart("generator", model.generator, {"generator": 1.0}, self._generator_forward),
         )  # fmt: skip
 
     def term_counts(self, batch):
@@ -129,16 +129,18 @@ class GenerativeAdversarial(Task):
         return dict.fromkeys(self.terms, ops.sum(batch["weight"]))
 
     def forward(self, model, batch, training):
-        """Returns the terms of both players; outputs are the generator's images."""
-        one = self._discriminator(model, batch, training)
-        two = self._generator(model, batch, training)
-        return Forward({**one.sums, **two.sums}, one.statistics, two.outputs)
+        """Returns the terms of both networks; outputs are the generator's images."""
+        discriminator = self._discriminator_forward(model, batch, training)
+        generator = self._generator_forward(model, batch, training)
+        return Forward(
+            {**discriminator.sums, **generator.sums}, discriminator.statistics, generator.outputs
+        )
 
-    def _discriminator(self, model, batch, training):
+    def _discriminator_forward(self, model, batch, training):
         weight = batch["weight"]
         fakes = ops.stop_gradient(model.generator(batch["discriminator_noise"], training=training))
         if "r1" in self.terms:
-            real, slopes = self._with_slopes(model.discriminator, batch, training)
+            real, gradients = self._logits_and_gradients(model.discriminator, batch, training)
         else:
             real = model.discriminator(batch["image"], training=training)[:, 0]
         fake = model.discriminator(fakes, training=training)[:, 0]
@@ -148,23 +150,23 @@ class GenerativeAdversarial(Task):
             losses = ops.softplus(-real) + ops.softplus(fake)
         sums = {"discriminator": ops.sum(losses * weight)}
         if "r1" in self.terms:
-            sums["r1"] = ops.sum(ops.sum(ops.square(slopes), (1, 2, 3)) * weight)
+            sums["r1"] = ops.sum(ops.sum(ops.square(gradients), (1, 2, 3)) * weight)
         count = ops.sum(weight)
-        right = ops.cast(real > 0, "float32"), ops.cast(fake < 0, "float32")
+        correct = ops.cast(real > 0, "float32"), ops.cast(fake < 0, "float32")
         statistics = {
-            "real_right": (ops.sum(right[0] * weight), count),
-            "fake_right": (ops.sum(right[1] * weight), count),
+            "real_right": (ops.sum(correct[0] * weight), count),
+            "fake_right": (ops.sum(correct[1] * weight), count),
             "margin": (ops.sum((real - fake) * weight), count),
         }
         return Forward(sums, statistics, fakes)
 
-    def _generator(self, model, batch, training):
+    def _generator_forward(self, model, batch, training):
         fakes = model.generator(batch["noise"], training=training)
         logits = model.discriminator(fakes, training=training)[:, 0]
         losses = -logits if self.loss == "hinge" else ops.softplus(-logits)
         return Forward({"generator": ops.sum(losses * batch["weight"])}, {}, fakes)
 
-    def _with_slopes(self, discriminator, batch, training):
+    def _logits_and_gradients(self, discriminator, batch, training):
         """Returns logits (B,) and their gradients with respect to the images, in image shape.
 
         Logits of padding rows are excluded: if a layer mixes rows, they depend on real images.
@@ -176,28 +178,28 @@ class GenerativeAdversarial(Task):
             tape.watch(image)
             logits = discriminator(image, training=training)[:, 0]
         real = tf.cast(batch["weight"], logits.dtype)
-        slopes = tape.gradient(logits, image, output_gradients=real)
-        return logits, tf.cast(slopes, tf.float32)
+        gradients = tape.gradient(logits, image, output_gradients=real)
+        return logits, tf.cast(gradients, tf.float32)
 
-    def served(self, model):
+    def serving_model(self, model):
         """Returns the generator: from noise (B, noise_dim) to images in [-1, 1]."""
         return model.generator
 
     def warning(self, logs):
-        """Returns a warning if one player has won, because learning then stops."""
-        if min(logs["real_right"], logs["fake_right"]) > _ALL_RIGHT:
+        """Returns a warning if one network has won, because learning then stops."""
+        if min(logs["real_right"], logs["fake_right"]) > _MAX_ACCURACY:
             return (
-                "the discriminator tells all pictures apart; the generator learns little from it "
-                "(task.r1 or a lower task.discriminator_rate help)"
+                "the discriminator classifies nearly all pictures correctly, so the generator "
+                "learns little: increase task.r1 or decrease task.discriminator_rate"
             )
-        if abs(logs["margin"]) < _NO_MARGIN:
+        if abs(logs["margin"]) < _MIN_MARGIN:
             return (
-                "the discriminator has collapsed: real and made pictures get the same answer "
-                "(a lower optimizer.learning_rate helps)"
+                "the discriminator has collapsed: its logits of real and generated pictures are "
+                "equal; decrease optimizer.learning_rate"
             )
         return ""
 
-    def whole_split(self, model, dataset, split):
+    def evaluate_split(self, model, dataset, split):
         """Measures generated images by `task.classifier`; returns no metrics without one."""
         if not self.classifier:
             return {}, []
@@ -211,9 +213,9 @@ class GenerativeAdversarial(Task):
         """
         generator = np.random.default_rng(seed)
         height, width, channels = model.discriminator.input_shape[1:]
-        centre = generator.uniform(0.3, 0.7, (examples, 2, 1, 1)) * [[[height]], [[width]]]
+        center = generator.uniform(0.3, 0.7, (examples, 2, 1, 1)) * [[[height]], [[width]]]
         y, x = np.arange(height)[:, None], np.arange(width)
-        squares = (y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2
+        squares = (y - center[:, 0]) ** 2 + (x - center[:, 1]) ** 2
         image = 200 * np.exp(-squares / (0.02 * height * width))
         image += generator.uniform(0, 55, image.shape)
         return {"image": np.repeat(image[..., None], channels, -1).astype("uint8")}

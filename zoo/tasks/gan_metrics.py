@@ -10,11 +10,11 @@ import numpy as np
 
 from zoo import registry
 from zoo.errors import UsageError
-from zoo.generation.image_grids import in_batches, make_pictures
+from zoo.generation.image_grids import make_pictures, predict_in_batches
 from zoo.saved.workdir import model_path, read_config
 from zoo.storage.disk import file_digest
 
-NEIGHBOURS = 3  # as in Kynkäänniemi et al. 2019
+NEIGHBORS = 3  # as in Kynkäänniemi et al. 2019
 _ROWS = 1000  # rows of a distance matrix in memory at once
 
 
@@ -35,7 +35,7 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
       frechet_distance: see `frechet_distance`; absent for fewer than two real images.
       real_frechet_distance: the distance between the split and up to `samples` training images;
         absent for the split "train".
-      precision, recall: see `precision_recall`; absent unless there are more than `NEIGHBOURS`
+      precision, recall: see `precision_recall`; absent unless there are more than `NEIGHBORS`
         real and generated images.
       classes_covered: see `classes_covered`; real_classes: number of classes in the split.
       smallest_class_share, real_smallest_class_share: minimum over the classes in the split.
@@ -43,35 +43,35 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
       top_probability, real_top_probability: mean of the largest probability per image.
       classifier: name of the work directory and a hash of the model file.
     """
-    judge = registry.load(classifier)
-    features = _features(judge)
+    model_of_classifier = registry.load(classifier)
+    features = _features(model_of_classifier)
     real, real_classes = features(dataset.splits[split]["image"][:samples])
-    made, classes = features(make_pictures(model, samples, seed))
+    generated, classes = features(make_pictures(model, samples, seed))
     shares, real_shares = class_shares(classes), class_shares(real_classes)
-    there = real_shares > 0
-    found = {}
+    present = real_shares > 0
+    metrics = {}
     if len(real) > 1:
-        found["frechet_distance"] = frechet_distance(real, made)
-    if min(len(real), len(made)) > NEIGHBOURS:
-        found["precision"], found["recall"] = precision_recall(real, made)
-    found |= {
+        metrics["frechet_distance"] = frechet_distance(real, generated)
+    if min(len(real), len(generated)) > NEIGHBORS:
+        metrics["precision"], metrics["recall"] = precision_recall(real, generated)
+    metrics |= {
         "classes_covered": classes_covered(shares, real_shares),
-        "real_classes": int(there.sum()),
-        "smallest_class_share": float(shares[there].min()),
-        "real_smallest_class_share": float(real_shares[there].min()),
+        "real_classes": int(present.sum()),
+        "smallest_class_share": float(shares[present].min()),
+        "real_smallest_class_share": float(real_shares[present].min()),
         "class_entropy": entropy(shares),
         "real_class_entropy": entropy(real_shares),
         "top_probability": float(classes.max(-1).mean()),
         "real_top_probability": float(real_classes.max(-1).mean()),
-        "classifier": f"{Path(classifier).resolve().name} sha256:{_hash(classifier)}",
+        "classifier": f"{Path(classifier).resolve().name} sha256:{_model_hash(classifier)}",
     }
     if split != "train" and len(real) > 1:
-        stored = dataset.splits["train"]["image"]
-        rows = np.random.default_rng(seed).permutation(len(stored))[:samples]
+        train_images = dataset.splits["train"]["image"]
+        rows = np.random.default_rng(seed).permutation(len(train_images))[:samples]
         if len(rows) > 1:
-            other, _ = features(stored[np.sort(rows)])
-            found["real_frechet_distance"] = frechet_distance(real, other)
-    return found
+            train_features, _ = features(train_images[np.sort(rows)])
+            metrics["real_frechet_distance"] = frechet_distance(real, train_features)
+    return metrics
 
 
 def class_shares(probabilities: np.ndarray) -> np.ndarray:
@@ -92,20 +92,20 @@ def entropy(shares: np.ndarray) -> float:
 
 
 def check_classifier(classifier: str, dataset) -> None:
-    """Raises `UsageError` if the work directory holds no classifier of images of this shape."""
-    saved = read_config(classifier)
+    """Raises `UsageError` if the work directory contains no classifier of images of this shape."""
+    saved_config = read_config(classifier)
     model_path(classifier)
-    if saved["config"]["task"]["name"] != "image_classification":
+    if saved_config["config"]["task"]["name"] != "image_classification":
         raise UsageError(
-            "task.classifier is a work directory of the task 'image_classification'. Received: "
-            f"{classifier}, of the task {saved['config']['task']['name']!r}."
+            "task.classifier must be a work directory of the task 'image_classification'. "
+            f"Received: {classifier} of the task {saved_config['config']['task']['name']!r}."
         )
-    shape = tuple(saved["config"]["model"].get("input_shape", ()))
+    shape = tuple(saved_config["config"]["model"].get("input_shape", ()))
     pictures = tuple(dataset.splits["train"]["image"].shape[1:])
     if shape != pictures:
         raise UsageError(
-            f"task.classifier takes pictures of shape {shape}, and data set {dataset.name!r} has "
-            f"{pictures}. Received: {classifier}."
+            f"task.classifier must accept pictures of shape {pictures}, as in data set "
+            f"{dataset.name!r}. Received: {classifier}, which accepts shape {shape}."
         )
 
 
@@ -120,60 +120,63 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)); the latter matrix is symmetric.
     values, vectors = np.linalg.eigh(first)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    mixed = np.linalg.eigvalsh(root @ second @ root)
-    cross = np.sqrt(np.clip(mixed, 0, None)).sum()
+    square_root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    eigenvalues = np.linalg.eigvalsh(square_root @ second @ square_root)
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     return float(max(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross, 0.0))
 
 
-def precision_recall(real: np.ndarray, made: np.ndarray) -> tuple[float, float]:
+def precision_recall(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     """Computes improved precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 2).
 
     Args:
-      real, made: features (samples, dimensions), each with more than `NEIGHBOURS` samples.
+      real, generated: features (samples, dimensions), each with more than `NEIGHBORS` samples.
 
     Returns:
-      `(precision, recall)`: precision is the share of `made` inside the balls around `real`. The
-      radius of a ball is the distance to the third neighbor in `real`. Recall swaps both sets.
+      `(precision, recall)`: precision is the share of `generated` inside the balls around `real`.
+      The radius of a ball is the distance to the third neighbor in `real`. Recall swaps both
+      sets.
     """
-    radii_real, radii_made = _radii(real), _radii(made)
-    inside_real = np.zeros(len(made), bool)
-    recalled = []
+    radii_real, radii_generated = _squared_radii(real), _squared_radii(generated)
+    inside_real = np.zeros(len(generated), bool)
+    real_inside = []
     for start in range(0, len(real), _ROWS):
-        squares = _squares(real[start : start + _ROWS], made)
+        squares = _squared_distances(real[start : start + _ROWS], generated)
         inside_real |= (squares <= radii_real[start : start + _ROWS, None]).any(0)
-        recalled.append((squares <= radii_made).any(1))
-    return float(inside_real.mean()), float(np.concatenate(recalled).mean())
+        real_inside.append((squares <= radii_generated).any(1))
+    return float(inside_real.mean()), float(np.concatenate(real_inside).mean())
 
 
-def _radii(points: np.ndarray) -> np.ndarray:
+def _squared_radii(points: np.ndarray) -> np.ndarray:
     """Returns the squared distance (N,) of each point to its third neighbor."""
     parts = []
     for start in range(0, len(points), _ROWS):
-        squares = _squares(points[start : start + _ROWS], points)
+        squares = _squared_distances(points[start : start + _ROWS], points)
         # Index 0 is the point itself.
-        parts.append(np.partition(squares, NEIGHBOURS, axis=1)[:, NEIGHBOURS])
+        parts.append(np.partition(squares, NEIGHBORS, axis=1)[:, NEIGHBORS])
     return np.concatenate(parts)
 
 
-def _squares(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     one, other = one.astype("float64"), other.astype("float64")
     squares = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T
     return np.clip(squares, 0, None)
 
 
-def _features(judge):
+def _features(classifier):
     """Returns a function from uint8 images to features and probabilities of the classifier."""
     import keras
 
-    both = keras.Model(judge.input, [judge.layers[-1].input, judge.output])
+    features_and_output = keras.Model(
+        classifier.input, [classifier.layers[-1].input, classifier.output]
+    )
 
     def run(pictures):
         inputs = pictures.astype("float32") / 255
-        return in_batches(both, inputs)
+        return predict_in_batches(features_and_output, inputs)
 
     return run
 
 
-def _hash(classifier: str) -> str:
+def _model_hash(classifier: str) -> str:
     return file_digest(model_path(classifier))[:16]

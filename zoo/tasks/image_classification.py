@@ -14,7 +14,7 @@ from zoo.data.arrays.augmentations import check_channels, parse
 from zoo.data.classes import check_classes
 from zoo.errors import UsageError
 from zoo.lazy import ops
-from zoo.tasks.base import Forward, Frozen, Task
+from zoo.tasks.base import Forward, FrozenPart, Task
 
 
 class ImageClassification(Task):
@@ -49,32 +49,37 @@ class ImageClassification(Task):
         feature_views: int = 1,
     ):
         if not 0 <= label_smoothing < 1:
-            raise UsageError(f"task.label_smoothing lies in [0, 1). Received: {label_smoothing}.")
+            raise UsageError(
+                f"task.label_smoothing must be in [0, 1). Received: {label_smoothing}."
+            )
         self.label_smoothing = label_smoothing
         self.affine = {"rotation": rotation, "shift": shift, "zoom": zoom, "shear": shear}
         for name, value in self.affine.items():
             if value < 0:
-                raise UsageError(f"task.{name} is 0 (off) or positive. Received: {value}.")
+                raise UsageError(f"task.{name} must be 0 (off) or positive. Received: {value}.")
         if zoom >= 1 or shear >= 90:
             raise UsageError(
-                "task.zoom is a share below 1, task.shear an angle below 90 degrees. Received: "
-                f"zoom={zoom}, shear={shear}."
+                "task.zoom must be less than 1, and task.shear less than 90 degrees. Received: "
+                f"task.zoom={zoom}, task.shear={shear}."
             )
         if feature_views < 0:
-            raise UsageError(f"task.feature_views is at least 0. Received: {feature_views}.")
+            raise UsageError(f"task.feature_views must be at least 0. Received: {feature_views}.")
         self.feature_views = feature_views
         self.amounts = parse(augment)
         if "mixup" in self.amounts and label_smoothing:
-            raise UsageError("task.label_smoothing and mixup both soften labels: take one.")
+            raise UsageError(
+                "task.label_smoothing must be 0 with the augmentation 'mixup', which also softens "
+                "the labels."
+            )
 
     @functools.cached_property
     def augment(self):
         """The recipe's `zoo.data.arrays.augment.Augment`, created with the first batch."""
         import tensorflow as tf
 
-        make = registry.resolve("zoo.data.arrays.augment:Augment")
+        augment_class = registry.resolve("zoo.data.arrays.augment:Augment")
         with tf.init_scope():  # outside the graph of tf.data, because layers create variables
-            return make(self.amounts)
+            return augment_class(self.amounts)
 
     def check_arguments(self, arguments, dataset) -> None:
         """Checks image shapes and labels against `input_shape` and `num_classes`."""
@@ -90,66 +95,67 @@ class ImageClassification(Task):
             for key in ("image", "label"):
                 if key not in arrays:
                     raise UsageError(
-                        f"Image classification needs the array {key!r}. Data set "
-                        f"{dataset.name!r}, split {split!r} has: {', '.join(arrays)}."
+                        f"Image classification requires the array {key!r}. Received: data set "
+                        f"{dataset.name!r}, split {split!r} with the arrays {', '.join(arrays)}."
                     )
             shape = tuple(arrays["image"].shape[1:])
             check_channels(self.amounts, shape[-1])
             if expected and shape != expected:
                 raise UsageError(
-                    f"The model takes pictures of shape {expected}. Data set {dataset.name!r}, "
-                    f"split {split!r} has {shape}; set model.input_shape."
+                    f"The model requires pictures of shape {expected}. Received: data set "
+                    f"{dataset.name!r}, split {split!r} with shape {shape}; set model.input_shape."
                 )
             labels = np.asarray(arrays["label"])
             if labels.ndim != 1 or labels.dtype.kind not in "iu":
                 raise UsageError(
-                    f"Labels are one integer a picture. Data set {dataset.name!r}, split "
-                    f"{split!r} has shape {labels.shape}, {labels.dtype}."
+                    f"Labels must be one integer per picture. Received: data set {dataset.name!r}, "
+                    f"split {split!r} with labels of shape {labels.shape} and type {labels.dtype}."
                 )
             if classes is not None and (labels.min() < 0 or labels.max() >= classes):
                 raise UsageError(
-                    f"The model has {classes} classes. Data set {dataset.name!r}, split {split!r} "
-                    f"has labels {labels.min()} to {labels.max()}; set model.num_classes."
+                    f"Labels must be less than the model's number of classes, {classes}, and not "
+                    f"negative. Received: data set {dataset.name!r}, split {split!r} with labels "
+                    f"{labels.min()} to {labels.max()}; set model.num_classes."
                 )
         names = dataset.class_names
         # Without class names in the data, the names are the labels, and the highest may be absent.
-        numbers = tuple(map(str, range(len(names))))
-        if classes and names and names != numbers and len(names) != classes:
+        label_names = tuple(map(str, range(len(names))))
+        if classes and names and names != label_names and len(names) != classes:
             raise UsageError(
-                f"The model has {classes} classes. Data set {dataset.name!r} has {len(names)} "
+                f"The model has {classes} classes, but data set {dataset.name!r} has {len(names)} "
                 f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "
                 f"model.num_classes={len(names)}."
             )
 
-    def remarks(self, dataset):
+    def data_warnings(self, dataset):
         """Returns warnings about absent or dominant classes of validation and test split."""
-        found = [
+        warnings = [
             check_classes(dataset, split)
             for split in ("validation", "test")
             if {"train", split} <= dataset.splits.keys()
         ]
-        return [remark for remark in found if remark]
+        return [warning for warning in warnings if warning]
 
     def prepare(self, batch, uniform, training):
         """Scales uint8 images to [0, 1] and augments training images."""
         import tensorflow as tf
 
         if "feature" in batch:
-            return self._one_view(batch, uniform)
+            return self._select_view(batch, uniform)
         image = batch["image"]
         if image.dtype == tf.uint8:
             image = tf.cast(image, tf.float32) * (1 / 255)
-        mixed = {}
+        mixup_inputs = {}
         if training and any(self.affine.values()):
             random_affine = registry.resolve("zoo.data.arrays.affine:random_affine")
             image = random_affine(image, uniform, **self.affine)
         if training and self.amounts:
             image, other, share = self.augment(image, batch["label"], uniform, batch["weight"])
             if other is not None:
-                mixed = {"other_label": other, "share": share}
-        return {**batch, "image": image, **mixed}
+                mixup_inputs = {"other_label": other, "share": share}
+        return {**batch, "image": image, **mixup_inputs}
 
-    def _one_view(self, batch, uniform):
+    def _select_view(self, batch, uniform):
         """Selects one of the cached views of each training image at random."""
         import tensorflow as tf
 
@@ -159,21 +165,21 @@ class ImageClassification(Task):
         view = tf.cast(uniform(1)[:, 0] * feature.shape[1], tf.int32)
         return {**batch, "feature": tf.gather(feature, view, batch_dims=1)}
 
-    def frozen(self, model):
+    def frozen_part(self, model):
         """Returns the model's `extractor` if it has no trainable variables."""
         extractor = getattr(model, "extractor", None)
         if extractor is None or extractor.trainable_variables or not self.feature_views:
-            return Frozen()
+            return FrozenPart()
         if not (any(self.affine.values()) or self.amounts):
-            return Frozen(extractor)
+            return FrozenPart(extractor)
         if "mixup" in self.amounts:
-            return Frozen(remark="off: mixup makes a picture of two, anew each time")
+            return FrozenPart(reason="off: mixup combines other pictures in each epoch")
         if self.feature_views == 1:
-            return Frozen(
-                remark="off: training pictures are changed at random "
-                "(task.feature_views=4 keeps four views of each)"
+            return FrozenPart(
+                reason="off: training pictures are augmented at random "
+                "(task.feature_views=4 caches four augmented views of each)"
             )
-        return Frozen(extractor, self.feature_views)
+        return FrozenPart(extractor, self.feature_views)
 
     def term_counts(self, batch):
         """Returns the number of images that are not padding."""
@@ -200,16 +206,16 @@ class ImageClassification(Task):
             )
         else:
             losses = ops.sparse_categorical_crossentropy(labels, probabilities)
-        right = ops.cast(
+        correct = ops.cast(
             ops.equal(ops.argmax(probabilities, -1), ops.cast(labels, "int32")), "float32"
         )
         return Forward(
             sums={"loss": ops.sum(losses * weight)},
-            statistics={"accuracy": (ops.sum(right * weight), ops.sum(weight))},
+            statistics={"accuracy": (ops.sum(correct * weight), ops.sum(weight))},
             outputs=probabilities,
         )
 
-    def served(self, model):
+    def serving_model(self, model):
         """Returns a model from uint8 images (B, height, width, channels) to probabilities."""
         import keras
 

@@ -43,7 +43,7 @@ class MaskedLanguageModeling(text.TextTask):
         self, mask_share: float = 0.15, whole_word: bool = False, cross_documents: bool = False
     ):
         if not 0 < mask_share <= 1:
-            raise UsageError(f"task.mask_share lies in (0, 1]. Received: {mask_share}.")
+            raise UsageError(f"task.mask_share must be in (0, 1]. Received: {mask_share}.")
         self.mask_share, self.whole_word = mask_share, whole_word
         self.cross_documents = cross_documents
 
@@ -51,59 +51,62 @@ class MaskedLanguageModeling(text.TextTask):
         """Reads the tokenizer, its vocabulary size and the number of positions."""
         super().bind(model, dataset, arguments)
         # The model's vocabulary may be larger than the tokenizer's.
-        known = self.tokenizer.vocabulary_size if self.tokenizer else 0
-        self.vocabulary_size = known or (arguments or {}).get("vocabulary_size", 0)
+        tokenizer_size = self.tokenizer.vocabulary_size if self.tokenizer else 0
+        self.vocabulary_size = tokenizer_size or (arguments or {}).get("vocabulary_size", 0)
         return self
 
     def check(self, model, dataset) -> None:
         """Checks heads, vocabulary size and sequence length against the data."""
-        wanted = {"mlm", *self.terms} - {"loss"}
+        expected = {"mlm", *self.terms} - {"loss"}
         heads = set(model.output) if isinstance(model.output, dict) else set()
-        if heads != wanted:
+        if heads != expected:
             raise UsageError(
-                f"The task asks a model for {' and '.join(sorted(wanted))}: a model of "
-                f"zoo.models.bert with model.next_sentence={'nsp' in wanted}. Received: "
-                f"{model.name!r}, which gives {' and '.join(sorted(heads)) or 'something else'}."
+                f"The task requires a model with the outputs {' and '.join(sorted(expected))}: a "
+                f"model of zoo.models.bert with model.next_sentence={'nsp' in expected}. Received: "
+                f"{model.name!r} with the named outputs: {' and '.join(sorted(heads)) or 'none'}."
             )
         vocabulary = model.output["mlm"].shape[-1]
         self.check_sizes(vocabulary, dataset, sequence_length(model), self.positions)
 
     def prepare(self, batch, uniform, training):
         """Draws positions to predict, and replaces tokens there by masks or random tokens."""
-        tokens, segments = self._tokens(batch)
-        return {**self._mask(tokens, segments, uniform, batch["weight"]), "segments": segments}
+        tokens, segments = self._documents(batch)
+        return {
+            **self._mask_tokens(tokens, segments, uniform, batch["weight"]),
+            "segments": segments,
+        }
 
-    def _tokens(self, batch):
+    def _documents(self, batch):
         return text.documents(batch, self.cross_documents)
 
-    def _mask(self, tokens, segments, uniform, weight) -> dict:
+    def _mask_tokens(self, tokens, segments, uniform, weight) -> dict:
         """Returns "tokens" (B, T) with masks; "masked", "targets" and "counts", all (B, M)."""
         import tensorflow as tf
 
         length = tokens.shape[1]
         slots = math.ceil(self.mask_share * length)
         numbers = uniform(length + 2 * slots)
-        scores, fates, others = tf.split(numbers, (length, slots, slots), axis=1)
-        masked, asked = self._choose(tokens, segments, scores, slots)
+        scores, replacements, random_tokens = tf.split(numbers, (length, slots, slots), axis=1)
+        masked, is_target = self._choose_positions(tokens, segments, scores, slots)
         targets = tf.gather(tokens, masked, batch_dims=1)
 
         # Without a known vocabulary size, the largest token of the batch is the last one.
         size = self.vocabulary_size or tf.reduce_max(tokens) + 1
         words = tf.cast(tf.maximum(size - FIRST_WORD, 1), tf.float32)
-        others = FIRST_WORD + tf.cast(others * words, tf.int32)
-        others = tf.minimum(others, size - 1)  # the product may be rounded up
-        new = tf.where(fates < MASKED_SHARE + RANDOM_SHARE, others, targets)
-        new = tf.where(fates < MASKED_SHARE, MASK, new)
-        new = tf.where(asked, new, targets)
+        random_tokens = FIRST_WORD + tf.cast(random_tokens * words, tf.int32)
+        random_tokens = tf.minimum(random_tokens, size - 1)  # the product may be rounded up
+        new = tf.where(replacements < MASKED_SHARE + RANDOM_SHARE, random_tokens, targets)
+        new = tf.where(replacements < MASKED_SHARE, MASK, new)
+        new = tf.where(is_target, new, targets)
         rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(masked))
         return {
             "tokens": tf.tensor_scatter_nd_update(tokens, tf.stack([rows, masked], -1), new),
             "masked": masked,
             "targets": targets,
-            "counts": tf.cast(asked, tf.float32) * weight[:, None],
+            "counts": tf.cast(is_target, tf.float32) * weight[:, None],
         }
 
-    def _choose(self, tokens, segments, scores, slots):
+    def _choose_positions(self, tokens, segments, scores, slots):
         """Selects the words with the lowest scores.
 
         Args:
@@ -119,38 +122,40 @@ class MaskedLanguageModeling(text.TextTask):
         """
         import tensorflow as tf
 
-        possible = (segments > 0) & (tokens >= FIRST_WORD)
-        total = tf.reduce_sum(tf.cast(possible, tf.int32), axis=1, keepdims=True)
-        wanted = tf.cast(tf.round(self.mask_share * tf.cast(total, tf.float32)), tf.int32)
-        wanted = tf.clip_by_value(wanted, tf.minimum(total, 1), slots)
+        maskable = (segments > 0) & (tokens >= FIRST_WORD)
+        total = tf.reduce_sum(tf.cast(maskable, tf.int32), axis=1, keepdims=True)
+        target_count = tf.cast(tf.round(self.mask_share * tf.cast(total, tf.float32)), tf.int32)
+        target_count = tf.clip_by_value(target_count, tf.minimum(total, 1), slots)
 
-        begins = possible
+        starts_word = maskable
         if self.whole_word and self.tokenizer is not None:
-            begins = tf.gather(tf.constant(self.tokenizer.starts_word), tokens)
+            starts_word = tf.gather(tf.constant(self.tokenizer.starts_word), tokens)
             # No word continues after a special token or across documents.
-            follows = possible[:, :-1] & (segments[:, :-1] == segments[:, 1:])
-            begins |= ~tf.pad(follows, ((0, 0), (1, 0)))
-            begins &= possible
-        word = tf.cumsum(tf.cast(begins, tf.int32), axis=1) - 1  # word number in the row
+            follows = maskable[:, :-1] & (segments[:, :-1] == segments[:, 1:])
+            starts_word |= ~tf.pad(follows, ((0, 0), (1, 0)))
+            starts_word &= maskable
+        word = tf.cumsum(tf.cast(starts_word, tf.int32), axis=1) - 1  # word number in the row
         if self.whole_word:
             rows, length = tf.shape(tokens)[0], tokens.shape[1]
-            places = tf.range(rows)[:, None] * length + tf.maximum(word, 0)
-            parts = tf.math.unsorted_segment_sum(tf.cast(possible, tf.int32), places, rows * length)
-            possible &= tf.gather(parts, places) <= wanted
+            word_ids = tf.range(rows)[:, None] * length + tf.maximum(word, 0)
+            word_sizes = tf.math.unsorted_segment_sum(
+                tf.cast(maskable, tf.int32), word_ids, rows * length
+            )
+            maskable &= tf.gather(word_sizes, word_ids) <= target_count
         scores = tf.gather(scores, tf.maximum(word, 0), batch_dims=1)
-        scores = tf.where(possible, scores, 2.0)
-        word = tf.where(possible, word, -1)
+        scores = tf.where(maskable, scores, 2.0)
+        word = tf.where(maskable, word, -1)
         # Among equal scores, top_k returns lower positions first, so a word's tokens stay together.
         _, order = tf.math.top_k(-scores, min(slots + 1, tokens.shape[1]))
         positions = order[:, :slots]
-        chosen = tf.gather(word, order, batch_dims=1)
-        usable = tf.gather(possible, positions, batch_dims=1)
-        # `after` is the word at the first position beyond the limit. If some of its tokens are
+        words = tf.gather(word, order, batch_dims=1)
+        usable = tf.gather(maskable, positions, batch_dims=1)
+        # `next_word` is the word at the first position beyond the limit. If some of its tokens are
         # within the limit, none of them is predicted.
-        after = tf.pad(chosen, ((0, 0), (0, 1)), constant_values=-1)
-        after = tf.gather(after, wanted, batch_dims=1)
-        asked = (tf.range(slots) < wanted) & usable & (chosen[:, :slots] != after)
-        return positions, asked
+        next_word = tf.pad(words, ((0, 0), (0, 1)), constant_values=-1)
+        next_word = tf.gather(next_word, target_count, batch_dims=1)
+        is_target = (tf.range(slots) < target_count) & usable & (words[:, :slots] != next_word)
+        return positions, is_target
 
     def term_counts(self, batch):
         """Returns the number of predicted tokens."""
@@ -160,9 +165,11 @@ class MaskedLanguageModeling(text.TextTask):
         """Returns the summed cross-entropy and the accuracy of the predicted tokens."""
         inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
         outputs = model(inputs, training=training)
-        loss, right = _classification(outputs["mlm"], batch["targets"], batch["counts"])
-        counted = ops.sum(batch["counts"])
-        return Forward({self.nll: loss}, {"mlm_accuracy": (right, counted)}, outputs)
+        loss, correct = _cross_entropy_and_correct(
+            outputs["mlm"], batch["targets"], batch["counts"]
+        )
+        total = ops.sum(batch["counts"])
+        return Forward({self.nll: loss}, {"mlm_accuracy": (correct, total)}, outputs)
 
 
 class NextSentencePrediction(MaskedLanguageModeling):
@@ -198,7 +205,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
             "weight": batch["weight"],
         }
 
-    def _tokens(self, batch):
+    def _documents(self, batch):
         import tensorflow as tf
 
         tokens = tf.cast(batch["tokens"], tf.int32)
@@ -212,9 +219,11 @@ class NextSentencePrediction(MaskedLanguageModeling):
     def forward(self, model, batch, training):
         """Returns summed cross-entropies and accuracies of tokens and sentence pairs."""
         result = super().forward(model, batch, training)
-        loss, right = _classification(result.outputs["nsp"], batch["label"], batch["weight"])
+        loss, correct = _cross_entropy_and_correct(
+            result.outputs["nsp"], batch["label"], batch["weight"]
+        )
         result.sums["nsp"] = loss
-        result.statistics["nsp_accuracy"] = right, ops.sum(batch["weight"])
+        result.statistics["nsp_accuracy"] = correct, ops.sum(batch["weight"])
         return result
 
     def synthetic(self, model, examples, seed):
@@ -230,7 +239,7 @@ class NextSentencePrediction(MaskedLanguageModeling):
         places = np.arange(length)
         second = places > cuts
         # The separator between the sentences uses no number of the count.
-        tokens = text.counting(
+        tokens = text.counting_tokens(
             generator, vocabulary, (examples, length), first + second * (jump[:, None] - 1)
         )
         tokens = np.where(places == 0, START, tokens)
@@ -243,8 +252,8 @@ class NextSentencePrediction(MaskedLanguageModeling):
         }
 
 
-def _classification(logits, targets, counts):
+def _cross_entropy_and_correct(logits, targets, counts):
     """Returns the weighted sums of cross-entropies and of correct predictions."""
     losses = ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-    right = ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), targets)
-    return ops.sum(losses * counts), ops.sum(ops.cast(right, "float32") * counts)
+    correct = ops.equal(ops.cast(ops.argmax(logits, -1), "int32"), targets)
+    return ops.sum(losses * counts), ops.sum(ops.cast(correct, "float32") * counts)

@@ -50,15 +50,18 @@ class SequenceToSequence(TextTask):
     ):
         if not 0 <= label_smoothing < 1:
             raise UsageError(
-                f"task.label_smoothing is at least 0 and less than 1. Received: {label_smoothing}."
+                "task.label_smoothing must be at least 0 and less than 1. Received: "
+                f"{label_smoothing}."
             )
         if chunk < 0 or beams < 0:
             raise UsageError(
-                "task.chunk and task.beams are 0 (off) or positive. "
+                "task.chunk and task.beams must be 0 (off) or positive. "
                 f"Received: task.chunk={chunk}, task.beams={beams}."
             )
         if not 0 <= length_penalty < math.inf:
-            raise UsageError(f"task.length_penalty is 0 or more. Received: {length_penalty}.")
+            raise UsageError(
+                f"task.length_penalty must be finite and at least 0. Received: {length_penalty}."
+            )
         self.label_smoothing, self.chunk = label_smoothing, chunk
         self.beams, self.length_penalty = beams, length_penalty
         self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
@@ -83,8 +86,8 @@ class SequenceToSequence(TextTask):
         import tensorflow as tf
 
         source, labels = (tf.cast(batch[key], tf.int32) for key in ("source", "target"))
-        before = tf.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=END)
-        target = tf.where(before == END, START, before)
+        previous = tf.pad(labels[:, :-1], ((0, 0), (1, 0)), constant_values=END)
+        target = tf.where(previous == END, START, previous)
         counts = tf.cast(labels != PADDING, tf.float32) * batch["weight"][:, None]
         return {
             "source": source,
@@ -104,13 +107,13 @@ class SequenceToSequence(TextTask):
         smoothing = self.label_smoothing if training else 0.0
         if self.chunk and adapter(model).can_split:
             outputs = None
-            chunked = self._chunked(model, inputs, labels, counts, smoothing, training)
-            loss, losses, right, gap = chunked
+            result = self._chunked_loss(model, inputs, labels, counts, smoothing, training)
+            loss, losses, correct, gap = result
         else:
             outputs = model(inputs, training=training)
             losses = ops.sparse_categorical_crossentropy(labels, outputs, from_logits=True)
             loss = ops.sum(losses * counts)
-            right = ops.cast(ops.equal(ops.argmax(outputs, -1), labels), "float32")
+            correct = ops.cast(ops.equal(ops.argmax(outputs, -1), labels), "float32")
             gap = 0.0
             if smoothing:
                 rows = ops.reshape(outputs, (-1, outputs.shape[-1]))
@@ -125,19 +128,19 @@ class SequenceToSequence(TextTask):
             sums={"loss": loss},
             statistics={
                 "nll": (ops.sum(losses * counts), total),
-                "accuracy": (ops.sum(right * counts), total),
+                "accuracy": (ops.sum(correct * counts), total),
             },
             outputs=outputs,
         )
 
-    def _chunked(self, model, inputs, labels, counts, smoothing, training):
+    def _chunked_loss(self, model, inputs, labels, counts, smoothing, training):
         """Returns the loss as a scalar, and losses, right and gap (B, T), in chunks of logits."""
         trunk, head = self.split(model)
         hidden = trunk(inputs, training=training)
         kernel, bias = head()
         hidden = ops.reshape(hidden, (-1, hidden.shape[-1]))
         flat = ops.reshape(labels, (-1,))
-        loss, losses, right = linear_cross_entropy(
+        loss, losses, correct = linear_cross_entropy(
             hidden, ops.cast(kernel, hidden.dtype), bias, flat, ops.reshape(counts, (-1,)),
             self.chunk, gradients=training,
         )  # fmt: skip
@@ -148,22 +151,22 @@ class SequenceToSequence(TextTask):
             gap = ops.sum(ops.cast(hidden, "float32") * ops.cast(rows, "float32"), -1)
             if bias is not None:
                 gap = gap + ops.take(bias, flat) - ops.mean(bias)
-        return loss, *(ops.reshape(x, labels.shape) for x in (losses, right, gap))
+        return loss, *(ops.reshape(x, labels.shape) for x in (losses, correct, gap))
 
-    def whole_split(self, model, dataset, split):
+    def evaluate_split(self, model, dataset, split):
         """Returns BLEU and chrF against the reference text, and every sentence with its output."""
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
         translate = self.translator(model, dataset.tokenizer)
         sources, references = zip(*pairs(), strict=True)
-        found = translate(sources, beams=self.beams, length_penalty=self.length_penalty)
+        translations = translate(sources, beams=self.beams, length_penalty=self.length_penalty)
         samples = [
             {"source": source, "prediction": prediction, "reference": reference}
-            for source, prediction, reference in zip(sources, found, references, strict=True)
+            for source, prediction, reference in zip(sources, translations, references, strict=True)
         ]
         language = dataset.languages[-1] if dataset.languages else ""
-        return scores(found, references, language), samples
+        return scores(translations, references, language), samples
 
     def synthetic(self, model, examples, seed):
         """Returns sentences that count modulo a small number; the targets are one step ahead."""

@@ -51,19 +51,20 @@ class TextTask(Task):
             length = arrays["tokens"].shape[1] - self.targets
             if limit and length > limit:
                 raise UsageError(
-                    f"The model has {limit} positions. Received: sequences of {length}; lower "
-                    "data.sequence_length or raise model.sequence_length."
+                    f"Sequences must not exceed the model's {limit} positions. Received: sequences "
+                    f"of {length} tokens. Decrease data.sequence_length or increase "
+                    "model.sequence_length."
                 )
 
-    def derived(self, metrics):
+    def derived_metrics(self, metrics):
         """Returns the perplexity, exp of the mean cross-entropy per token."""
         return {"perplexity": math.exp(min(metrics[self.nll], 700.0))}
 
     def synthetic(self, model, examples, seed):
-        """Returns rows from `counting`, each with two documents and padding."""
+        """Returns rows from `counting_tokens`, each with two documents and padding."""
         generator = np.random.default_rng(seed)
         shape = examples, (sequence_length(model) or 32) + self.targets
-        tokens = counting(generator, model.outputs[0].shape[-1], shape)
+        tokens = counting_tokens(generator, model.outputs[0].shape[-1], shape)
         segments = two_documents(generator, shape)
         tokens = np.where(segments > 0, tokens, PADDING)
         return {"tokens": tokens.astype("int32"), "segments": segments.astype("uint8")}
@@ -98,20 +99,21 @@ def check_vocabulary(size: int | None, dataset) -> None:
     tokenizer = dataset.tokenizer
     if tokenizer is not None and size is not None and tokenizer.vocabulary_size > size:
         raise UsageError(
-            f"The tokenizer of {dataset.name!r} has {tokenizer.vocabulary_size} tokens, the model "
-            f"{size}; set model.vocabulary_size=0 to take the tokenizer's."
+            f"The tokenizer of data set {dataset.name!r} has {tokenizer.vocabulary_size} tokens, "
+            f"but the model supports {size}; set model.vocabulary_size=0 to use the tokenizer's "
+            "size."
         )
 
 
-def check_inputs(model, known: set[str]) -> None:
+def check_inputs(model, supported: set[str]) -> None:
     """Raises `UsageError` if a model has other inputs, or an output of other than three axes."""
-    taken = {tensor.name for tensor in model.inputs}
+    inputs = {tensor.name for tensor in model.inputs}
     shape = getattr(model.output, "shape", ())
-    if not taken <= known or len(shape) != 3:
+    if not inputs <= supported or len(shape) != 3:
         raise UsageError(
-            f"The task gives a model {' and '.join(sorted(known))}, and takes logits for each "
-            f"position. Received: {model.name!r}, which takes {' and '.join(sorted(taken))} and "
-            f"gives {shape or 'several outputs'}."
+            f"The task supports models with the inputs {' and '.join(sorted(supported))} and one "
+            f"output, the logits of each position. Received: {model.name!r} with the inputs "
+            f"{' and '.join(sorted(inputs))} and the output shape {shape or '(several outputs)'}."
         )
 
 
@@ -124,12 +126,12 @@ def check_array(dataset, split: str, key: str) -> None:
     """Raises `UsageError` if a split lacks an array."""
     if key not in dataset.splits[split]:
         raise UsageError(
-            f"The task needs the array {key!r}. Data set {dataset.name!r}, split {split!r} "
-            f"has: {', '.join(dataset.splits[split])}."
+            f"The task requires the array {key!r}. Received: data set {dataset.name!r}, split "
+            f"{split!r} with the arrays {', '.join(dataset.splits[split])}."
         )
 
 
-def counting(generator, vocabulary: int, shape, first=None):
+def counting_tokens(generator, vocabulary: int, shape, first=None):
     """Returns synthetic text that a few updates can learn: counting modulo 7 or less, with noise.
 
     Args:

@@ -145,8 +145,10 @@ def test_the_context_ends_the_text_and_says_so(workdir, zoo_command):
     answer = zoo_command("generate", workdir, f"--prompt={'x' * 60}", "--temperature=0")
     assert answer.status == 0
     untrained, end = answer.err.splitlines()
-    assert untrained.startswith("zoo: the text goes beyond the 50 positions that were trained")
-    assert end == "zoo: the text ends at the model's 64 positions, prompt included"
+    assert untrained.startswith("zoo: the text exceeds the 50 positions used in training")
+    assert end == (
+        "zoo: the text ends at the model's limit of 64 positions, which includes the prompt"
+    )
 
 
 def test_a_prompt_is_taken_as_it_is(workdir, generator, zoo_command):
@@ -177,16 +179,16 @@ def test_what_the_tokenizer_does_not_know_is_said(tmp_path, zoo_command):
             f"zoo: {count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
         )
         answer = zoo_command(*words, f"--prompt={prompt}")
-        assert answer.err == (f"{line}tokenizer, and read as <unk>\n" if count else "")
+        assert answer.err == (f"{line}tokenizer and become <unk>\n" if count else "")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([f"--prompt={'x' * 64}"], "A prompt of 64 tokens leaves no room"),
+        ([f"--prompt={'x' * 64}"], "Received: 64 tokens"),
         (["--max_tokens=0"], "max_tokens must be from 1 to 1,048,576. Received: 0"),
-        (["--prompt=a", "--prompts=-"], "Give --prompt or --prompts, not both"),
-        (["--beams=2", "--temperature=1"], "give --beams or --temperature, not both"),
+        (["--prompt=a", "--prompts=-"], "Set --prompt or --prompts, not both"),
+        (["--beams=2", "--temperature=1"], "set --beams or --temperature, not both"),
         (["--checkpoint=best"], "holds no best model"),
         (["--top_p=2"], "top_p must be more than 0 and at most 1. Received: 2.0"),
     ],
@@ -202,11 +204,11 @@ def test_files_without_prompts(workdir, zoo_command, tmp_path):
     (tmp_path / "empty").write_text("\n \n")
     answer = zoo_command("generate", workdir, f"--prompts={tmp_path / 'empty'}")
     assert answer.status == 2
-    assert "There is no prompt in" in answer.one_line()
+    assert "--prompts must contain a prompt" in answer.one_line()
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     answer = zoo_command("generate", workdir, f"--prompts={tmp_path / 'binary'}")
     assert answer.status == 1
-    assert "is no UTF-8 text" in answer.one_line()
+    assert "must be UTF-8 text" in answer.one_line()
     answer = zoo_command("generate", workdir, f"--prompts={tmp_path / 'nowhere'}")
     assert answer.status == 1
     assert "nowhere" in answer.one_line()
@@ -233,19 +235,19 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer, zoo_c
     path = work_directory(tmp_path / "run", small, tokenizer, **SIZES)
     answer = zoo_command("generate", path)
     assert answer.status == 2
-    assert "it has 262 tokens, the model 100" in answer.one_line()
+    assert "it has 262 tokens, but the model supports 100" in answer.one_line()
 
 
 def test_a_task_that_generates_no_text(tmp_path, model, tokenizer, zoo_command):
     path = work_directory(tmp_path / "digits", model, None, task="image_classification")
     answer = zoo_command("generate", path)
     assert answer.status == 2
-    assert "holds a model of the task 'image_classification'" in answer.one_line()
+    assert "contains a model of the task 'image_classification'" in answer.one_line()
     encoder = registry.build("cnn_classifier")  # a tokenizer alone makes no writer
     path = work_directory(tmp_path / "encoder", encoder, tokenizer, task="mlm")
     answer = zoo_command("generate", path)
     assert answer.status == 2
-    assert "generates no text" in answer.one_line()
+    assert "Text generation requires a decoder" in answer.one_line()
 
 
 def test_no_work_directory(tmp_path, zoo_command):
@@ -283,9 +285,9 @@ def test_an_encoder_decoder_translates(translating, tokenizer, zoo_command, tmp_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "translates --prompt or --prompts"),
-        (["--prompt=a", "--temperature=1"], "--temperature has no meaning here"),
-        (["--prompt=a", "--seed=1"], "--seed has no meaning here"),
+        ([], "requires --prompt or --prompts"),
+        (["--prompt=a", "--temperature=1"], "--temperature is not supported"),
+        (["--prompt=a", "--seed=1"], "--seed is not supported"),
     ],
 )
 def test_a_translation_that_is_none(translating, zoo_command, words, message):
@@ -318,9 +320,9 @@ def test_an_encoder_fills_masks(tmp_path, pairs, tokenizer, zoo_command):
     answer = zoo_command("generate", tmp_path / "run", f"--prompt={prompt}")
     assert answer.out == found["text"] + "\n"
     for words, message in (
-        (["--prompt=text"], "fills in what [MASK] stands for"),
-        (["--prompt=[MASK]" + 20 * "a"], "the model has 12 positions"),
-        (["--prompt=[MASK]", "--beams=2"], "--beams has no meaning here"),
+        (["--prompt=text"], "must contain [MASK] at least once"),
+        (["--prompt=[MASK]" + 20 * "a"], "the model supports 12 positions"),
+        (["--prompt=[MASK]", "--beams=2"], "--beams is not supported"),
     ):
         answer = zoo_command("generate", tmp_path / "run", *words)
         assert (answer.status, answer.out) == (2, "")

@@ -24,8 +24,11 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
         ("trian", "there is no verb 'trian'. Did you mean 'train'?"),
         ("list a b", "Usage: zoo list [PATTERN]"),
         ("list --task=images", "No task is named 'images'"),
-        ("tpu_check cnn_digits:debug", "needs --topology, such as v5e:2x4"),
-        ("train cnn_digits --workdir=run --trainer.steps=4", "Settings of a recipe are --config."),
+        ("tpu_check cnn_digits:debug", "requires --topology, such as v5e:2x4"),
+        (
+            "train cnn_digits --workdir=run --trainer.steps=4",
+            "To change a setting of the recipe, use --config.",
+        ),
         ("train cnn_digits --workdir=run --import=./mine/it.py", "use --import=mine.it."),
         ("train --workdir=run", "Known: bert_wiki, cnn_digits,"),
         ("list --colour", "Unknown command line flag 'colour'"),
@@ -35,15 +38,15 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
         ("describe cnn_classifier --batch_size=0", "batch_size"),
         ("describe cnn_classifier --batch_size=many", "batch_size"),
         ("fetch mnsit", "There is no data set 'mnsit'. Did you mean 'mnist'?"),
-        ("train", "Give one recipe"),
+        ("train", "requires one recipe"),
         ("train a b --workdir=run", "Usage: zoo train RECIPE"),
-        ("train cnn_digits --config=cnn_mnist --workdir=run", "Give one recipe"),
-        ("train cnn_digits", "Give one work directory: --workdir=D."),
-        ("train cnn_digits --workdir=run --model_dir=run", "Give one work directory"),
+        ("train cnn_digits --config=cnn_mnist --workdir=run", "requires one recipe"),
+        ("train cnn_digits", "requires one work directory: --workdir=D."),
+        ("train cnn_digits --workdir=run --model_dir=run", "requires one work directory"),
         ("train cnn_digit --workdir=run", "Did you mean 'cnn_digits'"),
         ("train cnn_digits:debgu --workdir=run", "Did you mean 'debug'?"),
         ("train cnn_digits --workdir=run --config.trainer.step=1", "Did you mean 'trainer.steps'"),
-        ("train cnn_digits --workdir=run --config.trainer.steps", "An override needs a value"),
+        ("train cnn_digits --workdir=run --config.trainer.steps", "An override requires a value"),
         ("train cnn_digits --workdir=run --config.trainer.steps=x", "of type int"),
         ("train cnn_digits --workdir=run --config.optimizer.name=adamv", "No optimizer is named"),
         ("train cnn_digits --workdir=run --config.schedule.name=cosin", "No schedule is named"),
@@ -54,7 +57,7 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
             "train cnn_digits --workdir=run --strategy=multi_worker",
             "Strategy multi_worker requires --workers",
         ),
-        (f"{_WORKERS} --worker_index=0", "belong to --strategy=multi_worker"),
+        (f"{_WORKERS} --worker_index=0", "require --strategy=multi_worker"),
         (f"{_WORKERS} --worker_index=3 --strategy=multi_worker", "Received: 3 of 3"),
         (
             f"{_WORKERS} --strategy=multi_worker",
@@ -100,9 +103,9 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
 @pytest.mark.parametrize(
     ("overrides", "status", "line"),
     [
-        ("data.source=npz:small.npz", 2, "has (20, 20, 1); set model.input_shape"),
-        ("data.source=npz:many.npz", 2, "has labels 0 to 12; set model.num_classes"),
-        ("data.source=npz:other.npz", 2, "needs the array 'image'"),
+        ("data.source=npz:small.npz", 2, "shape (20, 20, 1); set model.input_shape"),
+        ("data.source=npz:many.npz", 2, "with labels 0 to 12; set model.num_classes"),
+        ("data.source=npz:other.npz", 2, "requires the array 'image'"),
         ("data.source=npz:empty.npz", 1, "must not be empty"),
         ("data.source=npz:damaged.npz", 1, "damaged.npz cannot be read"),
         ("data.source=npz:missing.npz", 2, "missing.npz"),
@@ -126,7 +129,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("model.name=cnn_clasifier", 2, "Did you mean 'cnn_classifier'?"),
         ("model.filters=8,8", 2, "filters must be of type tuple[int, int, int]"),
         ("task.name=image_clasification", 2, "Did you mean 'image_classification'?"),
-        ("task.label_smoothing=1.0", 2, "task.label_smoothing lies in [0, 1)"),
+        ("task.label_smoothing=1.0", 2, "task.label_smoothing must be in [0, 1)"),
     ],
 )
 def test_what_does_not_fit_leaves_nothing_behind(
@@ -273,7 +276,7 @@ def test_other_data_in_an_old_directory_are_refused(tmp_path, zoo_command):
     assert content(run) == before
     answer = zoo_command("evaluate", run)
     assert answer.status == 0
-    assert answer.err == f"zoo: 'npz:{file}' holds other data than in training.\n"
+    assert answer.err == f"zoo: 'npz:{file}' contains other data than in training.\n"
     before = content(run)
 
     np.savez(file, **arrays(side=20))

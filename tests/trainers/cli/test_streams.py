@@ -53,9 +53,9 @@ def test_a_wrong_use_has_its_status_though_it_cannot_be_told(redirection, tmp_pa
 
 LEAVES_A_FILE = """
 import sys
-from trainers.cli.common import leaves_files, run
+from trainers.cli.common import writes_files, run
 
-@leaves_files
+@writes_files
 def command(argv):
     print("one", flush=True)
     print("two")

@@ -54,7 +54,7 @@ def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(train, book, zoo_
     # A letter fewer: all others would be other tokens.
     book.write_text(book.read_text().replace("a", ""))
     answer = zoo_command(*evaluate)
-    assert "holds other data than in training" in answer.err
+    assert "contains other data than in training" in answer.err
     assert json.loads(answer.out)["metrics"]["loss"] == pytest.approx(before, abs=0.1)
     tokenizers.train("byte", ["another"]).save(tmp_path / "run" / "tokenizer.json")
     answer = zoo_command(*evaluate)
@@ -91,7 +91,7 @@ def test_a_changed_recipe_is_refused_by_its_key(train, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.sequence_length=300"], "The model has 256 positions"),
+        (["data.sequence_length=300"], "must not exceed the model's 256 positions"),
         (["data.validation_size=2"], "data.validation_size must be 0"),
         (["data.sequence_length=1"], "data.sequence_length must be at least 2"),
         (["data.tokenizer=bpee"], "data.tokenizer must be one of character"),

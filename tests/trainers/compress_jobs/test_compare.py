@@ -102,12 +102,12 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
     bare = folder(tmp_path / "bare", side())
     (bare / "compression.json").unlink()
     refused = [
-        ((one, task), "takes models of one task"),
+        ((one, task), "requires models of the same task"),
         ((one, task), "Received: clm in "),
-        ((one, data), "takes models of one data set"),
+        ((one, data), "requires models of the same data set"),
         ((one, bare), "has no compression.json"),
         ((one, tmp_path), "is not a work directory"),
-        ((one, "--config.trainer.steps=3"), "does not train"),
+        ((one, "--config.trainer.steps=3"), "does not support overrides"),
         ((one, f"--out={tmp_path}/page"), "must end in .html"),
     ]
     for words, said in refused:
@@ -147,7 +147,7 @@ def test_files_take_turns(monkeypatch):
 
     monkeypatch.setattr(latency, "LiteRTFile", File)
     monkeypatch.setattr(latency, "time", toys.Clock(lambda: now[0]))
-    found = latency.interleaved(
+    found = latency.measure_latencies(
         {"fast": "fast", "slow": "slow"},
         {"x": np.arange(3), "segments": np.ones(3)},
     )

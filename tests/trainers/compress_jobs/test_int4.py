@@ -131,7 +131,10 @@ def files(tmp_path_factory):
         found = fresh()
         counts = calibrated.quantize(found.model, mode, found.representative(12, 0))
         path = folder / f"{mode}.keras"
-        made[mode] = counts, ptq._reopened(found.model, path, found, FORMATS[f"keras_{mode}"])
+        made[mode] = (
+            counts,
+            ptq._save_and_reopen(found.model, path, found, FORMATS[f"keras_{mode}"]),
+        )
     return fresh().model, made
 
 

@@ -43,10 +43,10 @@ def loaded_run(name, examples=24, path=None, **more):
 def file_of(found, folder, quantisation="float32"):
     """A LiteRT file of a subject, converted in this process."""
     saved, path = folder / "saved", folder / f"{quantisation}.tflite"
-    export.write_saved_model(found.served(), str(saved), found.examples(), batch=1)
+    export.write_saved_model(found.serving_model(), str(saved), found.examples(), batch=1)
     if quantisation == "int8":
         np.savez(saved / "examples.npz", **found.representative(20, 0))
-    per_tensor = litert.one_scale(found.served(), quantisation)
+    per_tensor = litert.needs_single_scale(found.serving_model(), quantisation)
     path.write_bytes(litert.convert(str(saved), quantisation, per_tensor))
     return path
 
@@ -122,7 +122,7 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
             "a LiteRT file (litert_int8)",
         ),
         (("evaluate", run, "--checkpoint=best"), "holds no Keras model"),
-        (("compress", "ptq", run, f"--out={tmp_path}/b"), "Nothing comes after ptq"),
+        (("compress", "ptq", run, f"--out={tmp_path}/b"), "does not support models of ptq"),
     ]
     for words, said in refused:
         answer = zoo_command(*words)
@@ -189,7 +189,7 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
     found.dataset = Dataset("synthetic", {"train": arrays, "test": arrays}, (), "cnn")
     path = file_of(found, tmp_path, quantisation)
     images = found.examples()
-    expected = np.asarray(found.served()(images["image"]))
+    expected = np.asarray(found.serving_model()(images["image"]))
     got = litert_file.LiteRTFile(path)(images)
     worst = export.difference([expected], got)
     assert worst <= tolerance
@@ -277,7 +277,7 @@ def test_a_file_in_which_nothing_would_be_rounded_is_refused(run, tmp_path, monk
 
     monkeypatch.setattr(ptq, "write", here)
     config.compress.ptq.format = "litert_dynamic"
-    with pytest.raises(UsageError, match="rounds kernels of 1,024 values or more.*litert_int8"):
+    with pytest.raises(UsageError, match="quantizes kernels of at least 1,024 values.*litert_int8"):
         ptq.quantize(config, tmp_path / "small", tmp_path / "out")
     assert not (tmp_path / "out" / "model.tflite").exists()
 
@@ -324,7 +324,7 @@ def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
     found = loaded_run("cnn_classifier")
     monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
     with pytest.raises(RunError, match=said):
-        litert.write(found.served(), found.examples(), tmp_path / "a.tflite", "int8")
+        litert.write(found.serving_model(), found.examples(), tmp_path / "a.tflite", "int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -338,7 +338,9 @@ def test_a_model_of_integers_is_the_same_from_its_file(name, mode, tmp_path):
     found = loaded_run(name)
     before = ptq._outputs(found.model, found)
     ptq._quantize_kernels(found.model, FORMATS[f"keras_{mode}"], found, 4, 0)
-    again = ptq._reopened(found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"])
+    again = ptq._save_and_reopen(
+        found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"]
+    )
     after = ptq._outputs(again, found)
     assert export.difference(ptq._outputs(found.model, found), after) == 0
     assert 0 < export.difference(before, after) < {"int8": 0.03, "int4": 0.3}[mode]
@@ -357,14 +359,16 @@ def test_blocks_are_rounded_by_what_they_are_given(name, mode, tmp_path):
     found.model = registry.build(name, **{**row.tiny, "num_layers": 1})
     before = ptq._outputs(found.model, found)
     ptq._quantize_kernels(found.model, FORMATS[f"keras_{mode}"], found, 4, 0)
-    again = ptq._reopened(found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"])
+    again = ptq._save_and_reopen(
+        found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"]
+    )
     assert 0 < export.difference(before, ptq._outputs(again, found)) < 0.3
     modes = [getattr(layer, "quantization_mode", None) for layer in all_layers(again)]
     assert modes.count(mode) == 4  # attention and feed-forward have two kernels each
     for layer in all_layers(found.model):  # as Keras 3.15.1 saves of itself
         vars(layer).pop("_get_kernel_with_merged_lora", None)
     with pytest.raises(RunError, match=f"keras_{mode}: the (saved )?model"):
-        ptq._reopened(found.model, tmp_path / "b.keras", found, FORMATS[f"keras_{mode}"])
+        ptq._save_and_reopen(found.model, tmp_path / "b.keras", found, FORMATS[f"keras_{mode}"])
 
 
 def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_path):
@@ -377,16 +381,18 @@ def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_
         return model
 
     monkeypatch.setattr(ptq, "open_model", other)
-    with pytest.raises(RunError, match="keras_int8: the saved model computes something else"):
-        ptq._reopened(found.model, tmp_path / "model.keras", found, FORMATS["keras_int8"])
+    with pytest.raises(RunError, match="keras_int8: the saved model computes other outputs"):
+        ptq._save_and_reopen(found.model, tmp_path / "model.keras", found, FORMATS["keras_int8"])
 
 
 def test_what_keras_cannot_round_is_said():
     found = loaded_run("cnn_classifier")
     found.model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
-    with pytest.raises(UsageError, match="has none: use compress.ptq.format=litert_dynamic"):
+    with pytest.raises(
+        UsageError, match="has no such layer: use compress.ptq.format=litert_dynamic"
+    ):
         ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
-    with pytest.raises(UsageError, match="keras_gptq rounds the blocks"):
+    with pytest.raises(UsageError, match="keras_gptq supports models of"):
         ptq._quantize_kernels(found.model, FORMATS["keras_gptq"], found, 4, 0)
 
 

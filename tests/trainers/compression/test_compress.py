@@ -50,7 +50,7 @@ def test_prune(trained, tmp_path, zoo_command):
 
     again = zoo_command(*words)
     assert again.status == 0
-    assert "is finished already" in again.err
+    assert "is already finished" in again.err
 
 
 @pytest.mark.usefixtures("children_here")
@@ -96,13 +96,13 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
         ("prune+low_rank", "prune after low_rank"),
         ("low_rank+structured", "use structured before low_rank"),
         ("low_rank+ptq --config.compress.ptq.format=keras_int8", "use compress.ptq.format=litert"),
-        ("prune --config.init_from=/tmp/other", "only the student of distill takes init_from"),
+        ("prune --config.init_from=/tmp/other", "only the method distill supports init_from"),
         ("prune --config.trainer.strategy=multi_worker", "runs in one process"),
         ("prune --config.data.validation_size=7", "leave data.validation_size at"),
         ("qat --config.task.zoom=0.5", "leave task.zoom at"),
         (
             "prune --config.compress.prune.m_by_n=2,4 --config.compress.prune.sparsity=0.5",
-            "leave out compress.prune.sparsity",
+            "remove compress.prune.sparsity",
         ),
     ):
         method, *more = method.split()
@@ -142,7 +142,7 @@ def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
     pattern = "prune", run, out, "--config.compress.prune.pattern=kernal"
     refused = [
         (("prone", run, out), "No method is named 'prone'. Did you mean 'prune'?"),
-        (("prune", run), "needs --out=D"),
+        (("prune", run), "requires --out=D"),
         (("prune", run, f"--out={run}"), "another folder"),
         (("prune", tmp_path, out), "is not a work directory"),
         (

@@ -117,8 +117,8 @@ def test_nothing_of_a_task_is_inherited():
     _, _, task = built("clm", {"alpha": 0.5})
     own = {name for name in vars(Distillation) if not name.startswith("_")}
     assert contract - own - vars(task).keys() == set()
-    assert (task.unit, task.generates) == ("tokens", "text")
-    assert task.whole_split.__self__ is task.task
+    assert (task.unit, task.sample_kind) == ("tokens", "text")
+    assert task.evaluate_split.__self__ is task.task
 
 
 def close(found, expected):
@@ -309,7 +309,7 @@ def test_cached_outputs_teach_the_same(teachers, run, cache, capsys):
         return run(config, data)
 
     live, first, again = train(), train(cache=True), train(cache=True)
-    assert "the teacher reads 40 examples" in capsys.readouterr().err
+    assert "computing the outputs of the teacher for 40 examples" in capsys.readouterr().err
     assert len([p for p in (cache / "teachers").iterdir() if p.is_dir()]) == 1
     assert toys.difference(first.step.net, again.step.net) == 0
     assert toys.difference(live.step.net, first.step.net) < 1e-4  # logits in float16
@@ -326,12 +326,12 @@ def test_cached_outputs_teach_the_same(teachers, run, cache, capsys):
         ("clm", {"alpha": 0.0}, "Nothing is learned from the teacher"),
         ("clm", {"hidden": -1.0}, "compress.distill.hidden must be at least 0"),
         ("clm", {"cache": True, "hidden": 1.0}, "it excludes hidden and attention"),
-        ("clm", {"sentences": 4}, "takes pairs of sentences, of the task seq2seq"),
-        ("nsp", {"cache": True}, "changed at random in each epoch"),
-        ("image_classification", {"hidden": 1.0}, "compares transformer blocks or LSTMs"),
-        ("lstm", {"attention": 1.0}, "compares transformer blocks of one kind"),
+        ("clm", {"sentences": 4}, "requires sentence pairs and the task seq2seq"),
+        ("nsp", {"cache": True}, "the task changes them at random in each epoch"),
+        ("image_classification", {"hidden": 1.0}, "requires transformer blocks or LSTMs"),
+        ("lstm", {"attention": 1.0}, "requires transformer blocks of the same kind"),
         ("clm", {"teacher": "lstm"}, None),
-        ("clm", {"teacher": "nsp"}, "Teacher and student have one task. Received: a teacher of"),
+        ("clm", {"teacher": "nsp"}, "Teacher and student must have the same task. Received: task"),
     ],
 )
 def test_what_does_not_belong_together(kind, change, said, teachers, run, tmp_path):
@@ -356,7 +356,7 @@ def test_other_vocabularies_and_classes_are_refused(teachers, run, tmp_path):
         run(config, data_of("clm"), tmp_path / "run")
     data = data_of("image_classification")
     other = Dataset(data.name, data.splits, ("a", "b", "c"), data.fingerprint)
-    with pytest.raises(UsageError, match="know the same classes"):
+    with pytest.raises(UsageError, match="must have the same classes"):
         run(
             recipe("image_classification", teachers("image_classification")),
             other,
@@ -453,7 +453,7 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noq
         config.compress.distill.update({"teacher": str(tmp_path / "teacher"), "alpha": 0.0})
         config.compress.distill.sentences = 2
         done = run(config, dataset)
-    assert capsys.readouterr().err.count("the teacher translates") == 1  # kept
+    assert capsys.readouterr().err.count("sentences by the teacher") == 1  # kept
     sources = [source for source, _ in dataset.pairs["train"]()]
     said = Translator(teacher.step.net, dataset.tokenizer)(
         sources, beams=2, length_penalty=done.step.task.task.length_penalty
@@ -474,5 +474,5 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noq
     assert "soft" not in done.step.task.terms
     for changes in ({"sentences": 2}, {"sentences": 0, "alpha": 0.5}):
         config.compress.distill.update(changes)
-        with pytest.raises(UsageError, match="read with one tokenizer. Received: a teacher with"):
+        with pytest.raises(UsageError, match="must use the same tokenizer. Received: "):
             run(config, numbers(vocabulary_size=12))

@@ -219,7 +219,7 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
         with low_rank._lower_ranks(found[path], kernel, numbers):
             assert measure() <= 1.05 * base
             assert measure() != base
-        lower = [kernel.ranks(rung) for rung in low_rank._LADDER]
+        lower = [kernel.ranks(rung) for rung in low_rank._ENERGIES]
         lower = [other for other in lower if kernel.size_at(other) < kernel.size_at(numbers)]
         if lower:  # the next rung is one too far
             with low_rank._lower_ranks(found[path], kernel, lower[0]):
@@ -238,12 +238,12 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
         ({"budget": 0.01}, r"budget must be at least 0\.\d+, the share"),
         ({"energy": 0.9999999}, "No kernel becomes smaller"),
         ({"ranks": ("hidden",)}, "holds PATH=RANK"),
-        ({"ranks": ("hiden=3",)}, "the model lacks: 'hiden'"),
-        ({"ranks": ("hidden=100000",)}, "hidden takes one rank of at most"),
-        ({"ranks": ("hidden=0",)}, "hidden takes one rank of at most"),
-        ({"ranks": ("hidden=2x2",)}, "hidden takes one rank of at most"),
-        ({"ranks": ("convolution_1=4",)}, "convolution_1 takes INxOUT"),
-        ({"ranks": ("convolution_1=0x0",)}, "convolution_1 takes INxOUT"),
+        ({"ranks": ("hiden=3",)}, "must contain layers of the model. Received: 'hiden'"),
+        ({"ranks": ("hidden=100000",)}, "hidden requires one rank of at most"),
+        ({"ranks": ("hidden=0",)}, "hidden requires one rank of at most"),
+        ({"ranks": ("hidden=2x2",)}, "hidden requires one rank of at most"),
+        ({"ranks": ("convolution_1=4",)}, "convolution_1 requires INxOUT"),
+        ({"ranks": ("convolution_1=0x0",)}, "convolution_1 requires INxOUT"),
     ],
 )
 def test_wrong_ranks_are_refused(settings, message, digits, run, tmp_path):
@@ -256,12 +256,12 @@ def test_wrong_ranks_are_refused(settings, message, digits, run, tmp_path):
 def test_layers_out_of_reach_are_named():
     model = toys.token_model()
     settings = {"energy": 0.5, "budget": 0, "sensitivity": 0, "pattern": ""}
-    with pytest.raises(UsageError, match="block_0/up lies inside a layer that takes no ranks"):
+    with pytest.raises(UsageError, match="does not support block_0/up: the parent layer has no"):
         low_rank.decide(model, settings)
     assert low_rank.decide(model, {**settings, "pattern": "^(logits|embedding)$"})
     ruled = toys.token_model(l2=0.1)
     ruled.get_layer("logits").kernel_regularizer = keras.regularizers.L2(0.1)
-    with pytest.raises(UsageError, match="logits cannot become a product: its kernel has a regul"):
+    with pytest.raises(UsageError, match="does not support logits: the kernel has a regul"):
         low_rank.decide(ruled, {**settings, "pattern": "logits"})
 
 

@@ -311,12 +311,12 @@ def test_a_model_inside_another_keeps_its_ranges(tmp_path):
 
     model = registry.build("cnn_classifier", num_classes=3, filters=(2, 2, 2))
     quantize(model)
-    served = registry.build_task("image_classification").served(model)
-    save_model(served, tmp_path / "model.keras")
+    serving_model = registry.build_task("image_classification").serving_model(model)
+    save_model(serving_model, tmp_path / "model.keras")
     opened = open_model(tmp_path / "model.keras")
     assert is_quantized(opened)
     image = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype("uint8")
-    np.testing.assert_array_equal(opened(image), served(image))
+    np.testing.assert_array_equal(opened(image), serving_model(image))
 
 
 def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
@@ -348,13 +348,13 @@ def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, m
     """Ranges that end inside the outputs are not in the file; a wrong scale of a kernel is."""
     from tests.trainers.compress_jobs.test_ptq import loaded_run
     from trainers.export import formats as export
-    from trainers.export.saved_model import structured
+    from trainers.export.saved_model import structure_inputs
 
     found = loaded_run("bert_tiny")
     quantize(found.model)
     update_kernel_ranges(found.model)
     examples = found.examples()
-    found.model(structured(found.model, examples), training=True)
+    found.model(structure_inputs(found.model, examples), training=True)
     for variable in found.model.non_trainable_weights:
         if variable.path.endswith(("nsp_ranges/output_min", "nsp_ranges/output_max")):
             variable.assign(variable / 2)
@@ -379,7 +379,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     from tests.litert_files import constants
     from tests.trainers.compress_jobs.test_ptq import loaded_run
     from trainers.export import formats as export
-    from trainers.export.saved_model import structured
+    from trainers.export.saved_model import structure_inputs
 
     found = loaded_run("gpt_nano")
     size = {"vocabulary_size": 80, "hidden_dim": 32, "num_layers": 1}
@@ -389,7 +389,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
     update_kernel_ranges(found.model)
     examples = found.examples()
     for _ in range(20):
-        found.model(structured(found.model, examples), training=True)
+        found.model(structure_inputs(found.model, examples), training=True)
     path = tmp_path / "model.tflite"
     written = export.write_checked(found.model, found.task, examples, "litert", str(path))
     assert written["largest_difference"] < 0.05
@@ -414,9 +414,9 @@ def test_kernels_of_token_models_have_one_scale_in_their_file():
 
     arguments = {**registry.entry("gpt_nano").tiny, "tie_weights": False, "num_layers": 1}
     model = registry.build("gpt_nano", **arguments)
-    assert not litert.one_scale(model, "dynamic")
+    assert not litert.needs_single_scale(model, "dynamic")
     quantize(model)
-    assert litert.one_scale(model, "dynamic")
+    assert litert.needs_single_scale(model, "dynamic")
     images = image_model()
     quantize(images)
-    assert not litert.one_scale(images, "dynamic")
+    assert not litert.needs_single_scale(images, "dynamic")

@@ -150,14 +150,14 @@ def test_through_norms_and_branches():
         ("right/kernel", 2),
     ]  # fmt: skip
     assert {path: reason.partition(",")[0] for path, reason in whole.items()} == {
-        "left": "its units go into sum",
-        "right": "its units go into sum",
-        "last": "its units go into rows",
-        "gate": "its activation",
+        "left": "the units are inputs of sum",
+        "right": "the units are inputs of sum",
+        "last": "the units are inputs of rows",
+        "gate": "the activation",
         "between": "shared is called more than once",
         "shared": "shared is called more than once",
         "out": "the output of out is an output of the model kinds",
-        "state": "its state is used outside of the layer",
+        "state": "the state is used outside of the layer",
     }
     left = {"convolution": 2}
     zeroed(model, left)
@@ -234,8 +234,8 @@ def test_a_start_begins_with_the_units_that_matter(digits):
     [
         ({"sparsity": 1.0}, r"compress.structured.sparsity must be in \[0, 1\)"),
         ({"sparsity": -0.5}, "compress.structured.sparsity must be in"),
-        ({"sparsity": 0.9}, "convolution_1 would lose all of its 4 units"),
-        ({"sparsity": 0.01}, "removes less than one unit of every layer"),
+        ({"sparsity": 0.9}, "removes all 4 units of convolution_1"),
+        ({"sparsity": 0.01}, "must remove at least one unit of a layer"),
         ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),
         ({"sparsity": 0.5, "pattern": "prob"}, "the output of probabilities is an output of"),
         ({"sparsity": 0.5, "pattern": "("}, "must be a regular expression"),
@@ -258,7 +258,7 @@ def test_what_cannot_be_removed_is_refused(settings, message, digits, run, tmp_p
 
 def test_layers_of_ones_own_are_named():
     model = toys.token_model()
-    with pytest.raises(UsageError, match="block_0/up: it lies inside a custom layer, a Block"):
+    with pytest.raises(UsageError, match="block_0/up: the layer is inside a custom layer, a Block"):
         structured.decide(model, 0.5, "block_0/up")
 
 

@@ -171,11 +171,11 @@ def test_the_flag_belongs_to_the_strategy(zoo_command, tmp_path):
         "train", "cnn_digits", f"--workdir={tmp_path}/run", "--tpu=local", "--strategy=mirrored"
     )
     assert answer.status == 2
-    assert "--tpu belongs to --strategy=tpu" in answer.err
+    assert "--tpu requires --strategy=tpu" in answer.err
     key = "--config.trainer.strategy=mirrored"
     answer = zoo_command("train", "cnn_digits", f"--workdir={tmp_path}/run", "--tpu=local", key)
     assert answer.status == 2
-    assert "--tpu belongs to --strategy=tpu" in answer.one_line()
+    assert "--tpu requires --strategy=tpu" in answer.one_line()
     answer = zoo_command("train", "cnn_digits", f"--workdir={tmp_path}/run", "--tpu=local")
     assert answer.status == 1
     assert "No TPU responds at --tpu=local" in answer.err

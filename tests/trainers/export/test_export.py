@@ -106,7 +106,7 @@ def test_the_command(trained, tmp_path, zoo_command):
     assert answer.status == 0, answer.err
     size, compared = answer.out.splitlines()
     assert size == f"{path}: {path.stat().st_size:,} bytes"
-    assert compared.startswith("opened and compared: differs by 0.0e+00")
+    assert compared.startswith("largest difference: 0.0e+00")
     assert sorted(x.name for x in path.parent.iterdir()) == ["digits.keras", "digits.keras.json"]
 
 
@@ -127,7 +127,9 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, zoo_command, mon
         assert said in answer.one_line()
     monkeypatch.setitem(FORMATS, "onnx", (".onnx", ("not_installed",)))
     answer = zoo_command("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx")
-    assert "needs the package not_installed: pip install 'keras-zoo[export]'" in answer.one_line()
+    assert (
+        "requires the package not_installed: pip install 'keras-zoo[export]'" in answer.one_line()
+    )
     assert [x.name for x in tmp_path.iterdir()] == ["there.onnx"]
     assert (tmp_path / "there.onnx").read_text() == "mine"
 

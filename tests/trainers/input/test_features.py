@@ -94,7 +94,7 @@ def kept(passes, model=None, data=None, change=None, seed=0, **task):
         change(model)
     task = ImageClassification(**task)
     arrays = (data or toys.image_data()).splits["train"]
-    features_of(task.frozen(model), task, arrays, {"shift": task.affine["shift"]}, seed)
+    features_of(task.frozen_part(model), task, arrays, {"shift": task.affine["shift"]}, seed)
     return passes[before:]
 
 
@@ -137,11 +137,11 @@ def test_changed_pictures_are_kept_in_views_or_not_at_all(run):
     data = toys.image_data()
     off = run(recipe(shift=1.0), data)
     assert said(off) == [
-        "off: training pictures are changed at random (task.feature_views=4 keeps four views of "
-        "each)"
+        "off: training pictures are augmented at random (task.feature_views=4 caches four "
+        "augmented views of each)"
     ]
     mixed = run(recipe(augment=("mixup",), feature_views=3), data)
-    assert said(mixed) == ["off: mixup makes a picture of two, anew each time"]
+    assert said(mixed) == ["off: mixup combines other pictures in each epoch"]
     data = toys.image_data(test=20)
     views = run(recipe(shift=1.0, feature_views=3), data)
     feature = np.asarray(views.arrays["feature"])
@@ -159,7 +159,7 @@ def test_each_view_is_that_of_the_picture_changed(passes):
 
     model, task = registry.build("toy_frozen"), ImageClassification(shift=2.0, feature_views=2)
     arrays = toys.image_data().splits["train"]
-    found, _ = features_of(task.frozen(model), task, arrays, {}, 5)
+    found, _ = features_of(task.frozen_part(model), task, arrays, {}, 5)
     for view in range(2):
         batches = evaluation_batches(
             arrays, task.prepare, batch_size=32, replicas=1, training=True, seed=10 + view
@@ -179,5 +179,5 @@ def test_two_replicas_learn_from_them_as_one(run):
 def test_negative_views_are_refused():
     from zoo.errors import UsageError
 
-    with pytest.raises(UsageError, match="task.feature_views is at least 0"):
+    with pytest.raises(UsageError, match="task.feature_views must be at least 0"):
         ImageClassification(feature_views=-1)

@@ -46,8 +46,8 @@ def test_heads_and_embeddings_of_every_family(name):
     model = build_abstract(name, **row.tiny)
     task = registry.build_task(row.task, **row.task_arguments)
     found = set()
-    for player in task.players(model):
-        found |= matrices([player.model, model], player.model.trainable_variables)
+    for part in task.model_parts(model):
+        found |= matrices([part.model, model], part.model.trainable_variables)
     assert found == EXPECTED[name]
     assert {x.name for x in CATALOG if x.tiny} == set(EXPECTED)
 

@@ -248,7 +248,7 @@ def test_translations_stand_beside_their_references(tmp_path):
     page = _page(workdir)
     assert "notes" not in page.classes
     assert page.table("source", "prediction", "reference") == [["a <b>", "c", "d"]] * 200
-    assert "100 more are in evaluation/" in page.words
+    assert "100 more samples: see evaluation/" in page.words
     assert "tokens / s, median" in page.words
     (workdir / "evaluation" / "test_samples.json").write_text("[1")
     assert "test_samples.json could not be read" in report.write_report(workdir).read_text()
@@ -325,12 +325,12 @@ def test_a_file_cut_short_becomes_a_note_and_the_rest_stands(tmp_path, name, kee
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels": np.array([0, 1])}, "do not fit"),
-        ({"labels": np.array([9] * 10)}, "outside"),
-        ({"predictions": np.array([-1] * 10)}, "outside"),
-        ({"predictions": np.zeros(10)}, "not integers"),
-        ({"worst_index": np.array([10])}, "outside"),
-        ({"worst_probabilities": np.zeros((1, 2))}, "do not fit"),
+        ({"labels": np.array([0, 1])}, "must have the shape of predictions"),
+        ({"labels": np.array([9] * 10)}, "must be from 0 to "),
+        ({"predictions": np.array([-1] * 10)}, "must be from 0 to "),
+        ({"predictions": np.zeros(10)}, "must be integers"),
+        ({"worst_index": np.array([10])}, "must be from 0 to "),
+        ({"worst_probabilities": np.zeros((1, 2))}, "must match the 3 classes"),
         ({"class_names": np.array(["a", None], dtype=object)}, "pickle"),
         ({"class_names": np.arange(2001).astype(str)}, "2,001 classes"),
         ({"class_names": np.frombuffer(b"\xff" * 12, "<U1")}, "maximum character"),
@@ -376,11 +376,11 @@ def test_integers_larger_than_any_float_are_shown(tmp_path):
 
 
 def test_plots_of_many_metrics_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_sections, "_MOST_PLOTS", 3)
+    monkeypatch.setattr(report_sections, "_MAX_PLOTS", 3)
     values = {f"metric_{i}": 1.0 for i in range(8)} | {f"x{i}_per_second": 1.0 for i in range(5)}
     page = _page(_workdir(tmp_path, [{"step": step, **values} for step in (1, 2)]))
     assert page.source.count("<svg") == 6
-    assert "7 more are in metrics.jsonl." in page.words
+    assert "7 more plots: see metrics.jsonl." in page.words
 
 
 def test_training_and_validation_share_a_plot(tmp_path):
@@ -403,7 +403,7 @@ def test_state_tells_finished_going_and_stopped_apart(tmp_path):
     workdir = _workdir(tmp_path, [_training(20)], config)
     assert read_run(workdir).state == "stopped"
     training = WorkDirectory(workdir).open()
-    assert read_run(workdir).state == "going"
+    assert read_run(workdir).state == "running"
     training.close()
     assert read_run(workdir).state == "stopped"
     (workdir / "model.keras").touch()

@@ -11,10 +11,10 @@ from tests.trainers.tpu_check.test_tpu_lint import Step
 from trainers.config.recipe import resolve
 from trainers.tpu_check import check, compiler
 from trainers.tpu_check.abstract import AbstractStep, Share, depth_of, share_of
-from trainers.tpu_check.ahead_of_time import ProgramText, for_tpu
-from trainers.tpu_check.check import MOST_ROWS, Program, as_program, largest_rows
+from trainers.tpu_check.ahead_of_time import ProgramText, convert_for_tpu
+from trainers.tpu_check.check import MAX_ROWS, Program, as_program, largest_rows
 from trainers.tpu_check.chips import CHIPS, parse_topology, topology_names
-from trainers.tpu_check.compiler import Compiler, memory_wanted
+from trainers.tpu_check.compiler import Compiler, required_memory
 from trainers.tpu_check.lowering import lower
 from zoo import registry
 from zoo.data import pipeline
@@ -209,7 +209,7 @@ def test_behind_a_frozen_base_the_step_is_that_of_the_head():
 
 def test_a_task_that_makes_nothing_up_is_named(monkeypatch):
     monkeypatch.delattr(ImageClassification, "synthetic")
-    with pytest.raises(UsageError, match="The task ImageClassification makes no examples up"):
+    with pytest.raises(UsageError, match="the task ImageClassification must define"):
         AbstractStep(resolve("cnn_digits:debug")).batch(Share(4, 1))
 
 
@@ -221,13 +221,13 @@ def test_what_the_compiler_says_of_memory():
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. "
         "Exceeded hbm capacity by 4.75G."
     )
-    assert memory_wanted(said) == int(20.5 * 2**30)
+    assert required_memory(said) == int(20.5 * 2**30)
     said = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (800.00G) exceeds available HBM (15.75G)."
     )
-    assert memory_wanted(said) == 800 * 2**30
-    assert memory_wanted("INTERNAL: hbm is a word here") is None
+    assert required_memory(said) == 800 * 2**30
+    assert required_memory("INTERNAL: hbm is a word here") is None
 
 
 def test_what_is_updated_in_place_counts_once():
@@ -260,10 +260,10 @@ def test_deep_models_are_a_line_through_two_depths(monkeypatch, capsys):
         "",
         "zoo: building the train step of 2 blocks\n"
         "zoo: building the train step of 4 blocks\n"
-        "zoo: tracing the train step of 2 blocks, 1 examples a core\n"
-        "zoo: compiling the train step of 2 blocks, 1 examples a core, for the TPU\n"
-        "zoo: tracing the train step of 4 blocks, 1 examples a core\n"
-        "zoo: compiling the train step of 4 blocks, 1 examples a core, for the TPU\n",
+        "zoo: tracing the train step of 2 blocks, 1 examples per core\n"
+        "zoo: compiling the train step of 2 blocks, 1 examples per core for the TPU\n"
+        "zoo: tracing the train step of 4 blocks, 1 examples per core\n"
+        "zoo: compiling the train step of 4 blocks, 1 examples per core for the TPU\n",
     )
 
 
@@ -275,7 +275,7 @@ def test_deep_models_are_a_line_through_two_depths(monkeypatch, capsys):
         (2, lambda n: 100 + 300 * n, 3, 2),
         (64, lambda n: 100 + 200 * n, 4, 2),  # the recipe's own share does not fit
         (64, lambda n: 2000 + n, 0, 2),  # nothing does
-        (8, lambda n: 100 + 1e-9 * n, MOST_ROWS, 2),
+        (8, lambda n: 100 + 1e-9 * n, MAX_ROWS, 2),
     ],
 )
 def test_largest_batch(rows, peak_of, most, compiled):
@@ -363,7 +363,7 @@ def test_random_numbers_are_those_of_a_tpu():
         '%3:2 = "other"(%2) : (tensor<7xui32>) -> (i32, i32)\n'
         '%4 = "mhlo.copy"(%3#0) : (i32) -> i32\n'
     )
-    found = for_tpu(text)
+    found = convert_for_tpu(text)
     assert "PHILOX" not in found
     assert "mhlo.copy" not in found
     assert '"stablehlo.negate"(%bits1)' in found
@@ -437,13 +437,13 @@ def test_gradients_of_loops_are_counted(tpu):
 @needs_libtpu
 @pytest.mark.slow
 def test_the_command(zoo_command, monkeypatch):
-    monkeypatch.setattr(check, "MOST_ROWS", 16)  # large programs take long
+    monkeypatch.setattr(check, "MAX_ROWS", 16)  # large programs take long
     answer = zoo_command(
         "tpu_check", "cnn_digits:debug", "--topology=v6e:1x1", "--json",
         "--config.trainer.global_batch_size=8", "--config.model.filters=(4,4,4)",
     )  # fmt: skip
     assert answer.status == 0, answer.err
-    assert "zoo: looking for the largest batch that fits" in answer.err.splitlines()
+    assert "zoo: searching for the largest batch that fits" in answer.err.splitlines()
     found = json.loads(answer.out)
     assert (found["cores"], found["rows"]) == (1, 8)
     assert found["fits"]

@@ -31,11 +31,11 @@ def _host(x):
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda x: tf.cast(x, tf.float64) * 3, "no float64 .*Cast"),
-        (lambda x: tf.boolean_mask(x, x > 0) * 2, "static shapes .*"),
-        (lambda x: tf.strings.length(tf.strings.as_string(x)), "no strings .*AsString"),
-        (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "no TPU has PyFunc"),
-        (_host, "no communication with the host .custom-call mine at "),
+        (lambda x: tf.cast(x, tf.float64) * 3, "float64 .*Cast"),
+        (lambda x: tf.boolean_mask(x, x > 0) * 2, "dynamic shapes .*"),
+        (lambda x: tf.strings.length(tf.strings.as_string(x)), "not support strings .*AsString"),
+        (lambda x: tf.numpy_function(np.sin, [x], tf.float32), "TPUs do not support PyFunc"),
+        (_host, "communication with the host .custom-call mine at "),
     ],
 )
 def test_checks_that_fail_are_named(function, said):
@@ -44,7 +44,7 @@ def test_checks_that_fail_are_named(function, said):
 
 
 def test_text_in_a_batch_is_named():
-    with pytest.raises(RunError, match="no strings .the batch's x"):
+    with pytest.raises(RunError, match="not support strings .input x"):
         lower(Step(lambda x: x, dtype=tf.string), Share(4, 1))
 
 

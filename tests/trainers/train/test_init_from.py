@@ -34,8 +34,8 @@ DIFFERENT = {
     "rotary": ({"rotary_base": 1e4}, r"rotary_base of block_0 .*; positions/embeddings only in"),
     "more layers": ({"num_layers": 3}, "block_2/.* and 11 more of block_2 only in this model"),
     "fewer layers": ({"num_layers": 1}, "block_1/.* and 11 more of block_1 only in /"),
-    "heads": ({"num_heads": 2}, "num_heads of block_0 and 3 more layers is 4 there and 2 here"),
-    "untied": ({"tie_weights": False}, "tie_weights of embedding is true there and false here"),
+    "heads": ({"num_heads": 2}, "num_heads of block_0 and 3 more layers is 4 in the source"),
+    "untied": ({"tie_weights": False}, "tie_weights of embedding is true in the source"),
     "positions": ({"sequence_length": 8}, r"positions/embeddings \(12, 16\) -> \(8, 16\)"),
     "width inside": ({"intermediate_dim": 32}, r"up/kernel \(16, 64\) -> \(16, 32\) in shape"),
 }
@@ -110,11 +110,11 @@ GAN = {"noise_dim": 4, "hidden_dim": 8, "filters": 2}
     [
         (cnn.build, CNN, {"filters": (4, 8, 4)}, "convolution_2/kernel .* in shape"),
         (cnn.build, CNN, {"input_shape": (28, 28, 1)}, "hidden/kernel .* in shape"),
-        (lstm.build, LSTM, {"num_layers": 1}, "probabilities takes lstm_1 there and lstm_0 here"),
+        (lstm.build, LSTM, {"num_layers": 1}, "probabilities: connected to lstm_1 in the source"),
         (seq2seq.build, SEQ2SEQ, {"norm_first": True}, "norm_first of encoder_0"),
-        (seq2seq.build, SEQ2SEQ, {"activation": "gelu"}, 'is "relu" there and "gelu" here'),
+        (seq2seq.build, SEQ2SEQ, {"activation": "gelu"}, 'is "relu" in the source and "gelu"'),
         (bert.build, SIZES, {"next_sentence": False}, "pooler/kernel and 1 more of pooler only"),
-        (bert.build, SIZES, {"epsilon": 1e-5}, "epsilon of embedding_norm .* is 1e-12 there"),
+        (bert.build, SIZES, {"epsilon": 1e-5}, "epsilon of embedding_norm .* is 1e-12 in"),
         (gan.build, GAN, {"filters": 3}, "convolution_1/kernel .* in shape"),
     ],
 )
@@ -148,12 +148,12 @@ def network(activation="relu", head="probabilities", padding="valid", pool=False
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"activation": "gelu"}, 'second takes Activation.*"relu".* there and .*"gelu"'),
+        ({"activation": "gelu"}, 'second: connected to Activation.*"relu".* and .*"gelu"'),
         ({"padding": "same"}, "padding of first"),
-        ({"pool": True}, "second takes Activation.* there and MaxPooling2D"),
-        ({"scale": 2.0}, "first takes Rescaling"),
+        ({"pool": True}, "second: connected to Activation.* and MaxPooling2D"),
+        ({"scale": 2.0}, "first: connected to Rescaling"),
         ({"epsilon": 1e-5}, "epsilon of norm"),
-        ({"residual": True}, "probabilities takes .* there and GlobalAveragePooling2D.Add"),
+        ({"residual": True}, "probabilities: connected to .* and GlobalAveragePooling2D.Add"),
         ({"dropout": True}, ""),
         ({"head": "logits"}, ""),
     ],
@@ -216,7 +216,7 @@ def test_a_backbone_names_what_it_does_not_use_and_refuses_other_architectures(t
         for one, other in zip(build(name).base.weights, base.weights, strict=True):
             np.testing.assert_array_equal(one, other)
         said = capsys.readouterr().err
-        assert f"26 weights are from {tmp_path / name}; not used of it: {unused}\n" in said
+        assert f"from {tmp_path / name}; unused weights or layers: {unused}\n" in said
 
     def other(layer):
         settings = layer.get_config()
@@ -238,7 +238,7 @@ def test_a_backbone_names_what_it_does_not_use_and_refuses_other_architectures(t
     longer = keras.Model(image, x)
     longer.save(tmp_path / "longer.keras")
     longer.save_weights(tmp_path / "longer.weights.h5")
-    with pytest.raises(UsageError, match="block5_conv1 takes .*inserted there"):
+    with pytest.raises(UsageError, match="block5_conv1: connected to .*inserted in the source"):
         build("longer.keras")
-    with pytest.raises(UsageError, match="do not correspond at 'block5_conv1'"):
+    with pytest.raises(UsageError, match="the weights of layer 'block5_conv1' differ"):
         build("longer.weights.h5")

@@ -53,7 +53,7 @@ def updated(model, batch, task=None, micro=0, replicas=1, steps=2, jit=False):
         if replicas > 1:
             synchronize_normalization(model)
         task = task or ImageClassification()
-        count = len(task.players(model))
+        count = len(task.model_parts(model))
         optimizers = [keras.optimizers.SGD(0.1) for _ in range(count)]
         step = TrainStep(model, task, optimizers, micro_batch_size=micro, jit_compile=jit)
     share = len(batch["weight"]) // replicas
@@ -216,7 +216,7 @@ def test_a_run_equals_fit_on_its_batches(run):
     assert toys.difference(stock, ours) <= BOUND
 
 
-# --- layers of one's own, several players --------------------------------------------------------
+# --- layers of one's own, several model parts -----------------------------------------------------
 
 
 class MinibatchDeviation(layers.Layer):
@@ -283,7 +283,7 @@ def test_no_player_of_a_gan_sees_padding(replicas):
 def test_a_step_tells_whether_its_layers_mix_rows(model, task, mixed):
     net = model()
     task = task()
-    optimizers = [keras.optimizers.SGD(0.1) for _ in task.players(net)]
+    optimizers = [keras.optimizers.SGD(0.1) for _ in task.model_parts(net)]
     step = TrainStep(net, task, optimizers)
     batch = {"image": tf.TensorSpec((8, *SHAPE)), "weight": tf.TensorSpec((8,))}
     batch |= {name: tf.TensorSpec((8, 3)) for name in ("discriminator_noise", "noise")}

@@ -89,7 +89,7 @@ def test_training_goes_on_with_its_own_statistics(whole, run):
 
 
 def test_only_the_variables_that_are_asked_for_change(whole):
-    """If only one of several players has averages, the statistics of the others are unchanged."""
+    """If only one of several parts has averages, the statistics of the others are unchanged."""
     step = whole.step
     asked = step.net.get_layer("norm").moving_mean
     before = {id(v): v.numpy() for v in step.net.weights}

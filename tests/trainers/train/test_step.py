@@ -159,7 +159,7 @@ def test_replicas_and_steps_draw_other_dropout_masks(run):
 
     first, again, other = draw(0), draw(0), draw(1)
     assert first == again
-    assert len({*first, *draw(0, turn=1)}) == 4  # other masks per player
+    assert len({*first, *draw(0, turn=1)}) == 4  # other masks per model part
     step.count.assign_add(1)
     later = draw(0)
     assert len({*first, *other, *later}) == 6

@@ -287,7 +287,7 @@ def test_what_no_augmentation_is(specs, message):
 
 
 def test_what_does_not_go_together():
-    with pytest.raises(UsageError, match="take one"):
+    with pytest.raises(UsageError, match="must be 0 with the augmentation 'mixup'"):
         ImageClassification(augment=("mixup",), label_smoothing=0.1)
     with pytest.raises(UsageError, match="with three channels"):
         changed("randaugment", image=np.zeros((24, 6, 6, 1), "float32"))

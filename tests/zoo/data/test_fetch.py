@@ -213,7 +213,7 @@ def test_the_command_lists_what_is_there(served, tmp_path, capsys):
     fetch.fetch("toy", tell=str)
     run(fetch_cli.command, ["fetch"])
     after = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert after["toy"].split()[1] == "there"
+    assert after["toy"].split()[1] == "downloaded"
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])

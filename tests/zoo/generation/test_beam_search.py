@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from tests.zoo.generation.test_generate import lively
-from zoo.generation.beam_search import NEVER, beam_search
+from zoo.generation.beam_search import INVALID_SCORE, beam_search
 from zoo.generation.decoding import decoding
 from zoo.generation.generate import Generator
 from zoo.models.llama import build as llama
@@ -78,7 +78,7 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(models, steps, name, p
         )
         assert found[0][0] == expected[0][0]
         assert {text for text, _ in found} == {text for text, _ in expected}
-        assert (scores[row, len(expected) :] < NEVER / 2).all(), "there are no more texts"
+        assert (scores[row, len(expected) :] < INVALID_SCORE / 2).all(), "there are no more texts"
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -174,7 +174,7 @@ def test_compiled_by_xla_it_gives_the_same_and_is_traced_once(steps, xla):
 
 
 def test_a_penalty_that_favours_short_texts_is_refused(steps):
-    with pytest.raises(ValueError, match="length_penalty is 0 or more. Received: -0.5"):
+    with pytest.raises(ValueError, match="length_penalty must be at least 0. Received: -0.5"):
         search(steps["lstm"], [2], 4, 2, -0.5)
 
 

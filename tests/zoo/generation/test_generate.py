@@ -120,14 +120,14 @@ def test_mixed_precision_keeps_its_type():
 
 
 def test_a_model_of_pictures_generates_no_text():
-    with pytest.raises(UsageError, match="'cnn_classifier' generates no text"):
+    with pytest.raises(UsageError, match="requires a decoder .* Received: 'cnn_classifier'"):
         Generator(registry.build("cnn_classifier"))
 
 
 def test_a_model_that_looks_ahead_generates_no_text():
     model = BUILDERS["gpt"]()
     model.get_layer("mask").causal = False
-    with pytest.raises(UsageError, match="'gpt' generates no text"):
+    with pytest.raises(UsageError, match="requires a decoder .* Received: 'gpt'"):
         Generator(model)
 
 
@@ -190,7 +190,7 @@ def test_an_end_in_a_prompt_ends_nothing(generators):
 
 def test_nothing_is_computed_after_the_last_end(generators):
     options = generate.Options(60, seed=1)
-    run = generators["lstm"]._begin([[7]] * 8, options)
+    run = generators["lstm"]._start_run([[7]] * 8, options)
     generators["lstm"]._advance(run, 61, options)
     found = generators["lstm"].tokens([[7]] * 8, 60, seed=1)
     assert run.position == 1 + max(len(ids) for ids in found) < 60
@@ -260,11 +260,11 @@ def test_the_models_positions_are_the_limit(models, capsys):
     assert generator.sequence_length == 100
     found = generator.tokens([[7] * 95, [7] * 90], 50, end_id=None)
     assert [len(ids) for ids in found] == [5, 10]
-    line = "zoo: the text ends at the model's 100 positions, prompt included\n"
+    line = "zoo: the text ends at the model's limit of 100 positions, which includes the prompt\n"
     assert capsys.readouterr().err == line
     generator.tokens([[7] * 95], 50, end_id=None)
     assert capsys.readouterr().err == "", "said once"
-    with pytest.raises(UsageError, match=r"A prompt of 100 tokens .* 100 positions"):
+    with pytest.raises(UsageError, match="the model's 100 positions. Received: 100 tokens"):
         generator.tokens([[7] * 100], 1)
 
 
@@ -372,7 +372,7 @@ def test_a_prompt_begins_a_document_where_it_is_said(models, tokenizer, writer):
 
 
 def test_positions_that_were_not_trained_are_said(models, tokenizer, capsys):
-    line = "zoo: the text goes beyond the 30 positions that were trained (data.sequence_length)"
+    line = "zoo: the text exceeds the 30 positions used in training (data.sequence_length): text"
     for make in (
         lambda writer: writer.text(["abc"], 28, end_id=None),
         lambda writer: list(writer.stream("abc", 28, end_id=None)),
@@ -383,7 +383,7 @@ def test_positions_that_were_not_trained_are_said(models, tokenizer, capsys):
         assert capsys.readouterr().err == ""
         make(writer)
         make(writer)
-        assert capsys.readouterr().err.splitlines() == [line + ", and may fall apart there"]
+        assert capsys.readouterr().err.splitlines() == [line + " beyond them may be incoherent"]
 
 
 @pytest.mark.parametrize("temperature", [1.1e9, math.inf, math.nan, -1.0])
@@ -395,17 +395,17 @@ def test_temperatures(writer, temperature):
 def test_a_stream_refuses_at_once(writer):
     with pytest.raises(UsageError, match="top_p"):
         writer.stream("a", 10, top_p=2.0)
-    with pytest.raises(UsageError, match="A prompt of 120 tokens"):
+    with pytest.raises(UsageError, match="Received: 120 tokens"):
         writer.stream("a" * 120, 10)
 
 
 def test_a_larger_tokenizer_is_not_the_models(tokenizer):
-    with pytest.raises(UsageError, match=f"it has {tokenizer.vocabulary_size} tokens, the model 9"):
+    with pytest.raises(UsageError, match=f"{tokenizer.vocabulary_size} tokens, but the model .* 9"):
         Generator(gpt(9, 16, 1, 8, 1), tokenizer)
 
 
 def test_text_needs_a_tokenizer(generators):
-    with pytest.raises(UsageError, match="needs a tokenizer"):
+    with pytest.raises(UsageError, match="requires a tokenizer"):
         generators["gpt"].text(["a"], 5)
 
 

@@ -150,7 +150,7 @@ def test_the_task_scores_in_the_language_of_the_data(net, tokenizer):
             "toy", {"test": {"source": np.zeros((2, 3), "int32")}}, (), "toy", tokenizer,
             pairs={"test": lambda: iter([("a b", "a b"), ("c", "c")])}, languages=languages,
         )  # fmt: skip
-        found, samples = task.whole_split(net, data, "test")
+        found, samples = task.evaluate_split(net, data, "test")
         assert [sample["reference"] for sample in samples] == ["a b", "c"]
         tokens[languages] = found["bleu_signature"].partition("|tok:")[2].partition("|")[0]
     assert tokens == {(): "13a", ("de", "zh"): "zh"}
@@ -165,10 +165,10 @@ def test_japanese_and_korean_are_split_by_mecab_where_it_is(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"beams": 0}, "beams is at least 1"),
-        ({"batch_size": 0}, "batch_size is at least 1"),
-        ({"max_tokens": -1}, "max_tokens is at least 0"),
-        ({"max_tokens": 2**20 + 1}, "max_tokens is at most 1,048,576. Received: 1048577"),
+        ({"beams": 0}, "beams must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"max_tokens": -1}, "max_tokens must be at least 0"),
+        ({"max_tokens": 2**20 + 1}, "max_tokens must be at most 1,048,576. Received: 1048577"),
     ],
 )
 def test_a_value_out_of_range_is_refused(translator, options, words):
@@ -178,9 +178,9 @@ def test_a_value_out_of_range_is_refused(translator, options, words):
 
 def test_what_translates_nothing_is_refused(net, tokenizer):
     decoder = gpt.build(vocabulary_size=16, num_layers=1, hidden_dim=8, num_heads=1)
-    with pytest.raises(UsageError, match="has no encoder"):
+    with pytest.raises(UsageError, match="requires an encoder-decoder model"):
         Translator(decoder, tokenizer)
-    with pytest.raises(UsageError, match="not the model's: it has 262 tokens"):
+    with pytest.raises(UsageError, match="does not fit the model: it has 262 tokens"):
         Translator(net, tokenizers.train("byte", ["a"]))
 
 

@@ -12,7 +12,7 @@ from trainers.compression import low_rank, structured
 from zoo import registry
 from zoo.catalog import CATALOG
 from zoo.errors import UsageError
-from zoo.generation.decoding import decoding, generates
+from zoo.generation.decoding import can_generate, decoding
 from zoo.generation.translate import Translator
 from zoo.layers.attention import MaskBias
 from zoo.layers.rounding import quantize
@@ -152,7 +152,7 @@ def test_a_smaller_copy_has_the_same_adapter():
     products = low_rank.factorize(fewer, ["embedding=4", "block_1/attention/output=4"])
     parts = Adapter(renamed(products))
     assert parts.family == "decoder"
-    assert len(parts.all("block")) == 2
+    assert len(parts.layers_of_kind("block")) == 2
     trunk, head = parts.split()
     assert head()[0].shape == (16, trunk.output_shape[-1])
 
@@ -174,7 +174,9 @@ def own(mask=True, softmax=False, end=None):
     """A user's model: layers of a gpt that are put together in another way."""
     model = built(registry.entry("gpt_nano"))
     parts = Adapter(model)
-    embedding, (first, second), (norm,) = (parts.all(x) for x in ("embedding", "block", "norm"))
+    embedding, (first, second), (norm,) = (
+        parts.layers_of_kind(x) for x in ("embedding", "block", "norm")
+    )
     tokens, segments = (keras.Input((None,), dtype="int32", name=x) for x in ("tokens", "segments"))
     x, bias = embedding[0](tokens), MaskBias(causal=mask)(segments)
     x = norm(second(first(x, bias) * 2.0, bias))
@@ -186,7 +188,7 @@ def test_a_users_own_model_is_of_no_family():
     """Its trunk, head and blocks are known all the same; the names of a family are no proof."""
     model = own()
     assert Adapter(model).family == ""
-    assert not generates(model)
+    assert not can_generate(model)
     assert [len(x) for x in Adapter(model).stacks.values()] == [2]
     assert Adapter(model).split()[0].output_shape == (None, None, 16)
     assert Adapter(own(softmax=True)).probabilities
@@ -212,5 +214,5 @@ def test_a_model_without_a_graph():
     model = Own()
     model(np.zeros((1, 2), "float32"))
     assert (Adapter(model).probabilities, Adapter(model).stacks) == (True, {})
-    with pytest.raises(UsageError, match="set task.chunk=0. Received: 'own'"):
+    with pytest.raises(UsageError, match="Received: 'own'; set task.chunk=0"):
         Adapter(model).split()

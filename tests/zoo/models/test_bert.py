@@ -270,7 +270,7 @@ def test_one_dial_gives_the_sizes():
 
 
 def test_no_size_is_refused():
-    with pytest.raises(UsageError, match="Give depth, or num_layers and hidden_dim"):
+    with pytest.raises(UsageError, match="both num_layers and hidden_dim must be positive"):
         registry.build("bert_tiny", num_layers=0, hidden_dim=0)
 
 

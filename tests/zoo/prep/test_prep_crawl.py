@@ -21,7 +21,7 @@ pytest.importorskip("protego", reason="needs the extra `prep`")
 from zoo.errors import RunError, UsageError
 from zoo.prep import crawl, fetch, pipeline
 from zoo.prep.document import Tally
-from zoo.prep.engine import Local
+from zoo.prep.engine import LocalEngine
 from zoo.prep.fetch import FetchFailed, FetchRefused
 from zoo.prep.reading import read
 
@@ -316,7 +316,7 @@ def test_a_crawl_is_prepared(site, tmp_path):
         input=f"{site.url}/", crawl__delay=0.0, validation=0.2,
         rules=["language", "gopher_quality"],
     )  # fmt: skip
-    with Local(1) as engine:
+    with LocalEngine(1) as engine:
         about = pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine, allow_private=True)
         assert sum(about["documents"].values()) == 7
         again = pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine, allow_private=True)

@@ -14,7 +14,7 @@ pytest.importorskip("datasketch", reason="needs the extra `prep`")
 from zoo.prep import pipeline, steps, store
 from zoo.prep.cleaning import dedup
 from zoo.prep.document import Document, key_of, key_range, record_of, shard_of
-from zoo.prep.engine import Local
+from zoo.prep.engine import LocalEngine
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st")]
 
@@ -49,7 +49,7 @@ def near_pairs(texts, tmp_path, **changes):
                 write(Document(text=texts[number], key=key).to_json())
 
     def on(step, title, tasks):
-        with Local(1) as engine:
+        with LocalEngine(1) as engine:
             list(engine.run(step, tasks))
 
     def on_shards(step, title, **more):
@@ -168,7 +168,7 @@ def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
     prep = pages.settings(
         input=str(tmp_path / "in"), shard_bytes=shard_bytes, rules=[], dedup__line_documents=0
     )
-    with Local(1) as engine:
+    with LocalEngine(1) as engine:
         pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
     left = [
         document.text
@@ -199,13 +199,13 @@ def test_keys_sort_in_input_order():
         low, high = key_range(shard)
         mine = [key for key in keys if shard_of(key) == shard]
         assert all(low <= key < high for key in mine)
-        assert steps._of_shard(pairs, shard)[:, 0].tolist() == mine
+        assert steps._pairs_of_shard(pairs, shard)[:, 0].tolist() == mine
 
 
 def test_band_hashes_do_not_depend_on_the_batch_size(monkeypatch):
     shingles = np.arange(1000, dtype=np.uint32) * 7
     whole = dedup.band_hashes(shingles, 25, 8)
-    monkeypatch.setattr(dedup, "_AT_ONCE", 300)
+    monkeypatch.setattr(dedup, "_BATCH_SIZE", 300)
     assert dedup.band_hashes(shingles, 25, 8) == whole
     assert dedup.band_hashes(shingles[:900], 25, 8) != whole
 
@@ -232,7 +232,7 @@ def test_a_frequent_line_stays_only_in_the_first_document(tmp_path):
     prep = pages.settings(
         input=str(folder), dedup__line_documents=3, shard_bytes=2000, rules=[], validation=0.2
     )
-    with Local(1) as engine:
+    with LocalEngine(1) as engine:
         pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
     texts = [
         document.text
@@ -253,7 +253,7 @@ def test_equal_documents_are_never_in_both_splits(tmp_path):
         input=str(folder), dedup__exact=False, dedup__near=False, dedup__line_documents=0,
         rules=[], validation=0.5,
     )  # fmt: skip
-    with Local(1) as engine:
+    with LocalEngine(1) as engine:
         about = pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
     assert sum(about["documents"].values()) == 40
     splits = [

@@ -44,7 +44,7 @@ def test_every_rule_uses_all_of_its_settings():
     prep = defaults()
     assert tuple(prep["rules"]) == tuple(filters.RULES)
     for name, rule in filters.RULES.items():
-        source = inspect.getsource(rule) + inspect.getsource(filters._c4_keeps)
+        source = inspect.getsource(rule) + inspect.getsource(filters._passes_c4)
         for key in prep[name]:
             dynamic = name == "gopher_repetition" and key.startswith("max_duplicate")
             assert dynamic or f'settings["{key}"]' in source, (name, key)

@@ -68,7 +68,7 @@ def test_every_kind_of_file_is_read(tmp_path):
 
 
 def test_a_corpus_by_name():
-    shard = files.shards(files.corpus_files(["corpus:pydoc"]), 1 << 20)[0]
+    shard = files.make_shards(files.corpus_files(["corpus:pydoc"]), 1 << 20)[0]
     documents = list(read.documents(shard, pages.settings(), Tally()))
     assert len(documents) > 50
     assert documents[0].licence
@@ -103,11 +103,11 @@ def test_output_folders_are_not_input(tmp_path):
     for pattern in (tmp_path / "a", tmp_path / "a" / "**" / "*.txt"):
         skipped = Counter()
         (tmp_path / "a/D2/prepared.json").unlink(missing_ok=True)
-        inputs = files.find([str(pattern)], skipped, tmp_path / "a" / "D")
+        inputs = files.find_files([str(pattern)], skipped, tmp_path / "a" / "D")
         assert [file.path.rpartition("/")[2] for file in inputs] == ["z.txt", "x.txt"]
         assert not skipped
     (tmp_path / "a/D2/prepared.json").write_text("{}")
-    (file,) = files.find([str(tmp_path / "a")], skipped, tmp_path / "a" / "D")
+    (file,) = files.find_files([str(tmp_path / "a")], skipped, tmp_path / "a" / "D")
     assert file.path.endswith("x.txt")
     assert skipped == {"folders of prepared text": 1}
 
@@ -125,7 +125,7 @@ def test_stripes_divide_the_documents_of_a_file(tmp_path, ending):
         import pyarrow.parquet
 
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
-    shards = files.shards(files.find([str(path)], Counter()), path.stat().st_size // 3)
+    shards = files.make_shards(files.find_files([str(path)], Counter()), path.stat().st_size // 3)
     assert len(shards) in (3, 4)
     tally = Tally()
     parts = [[d.text for d in read.documents(s, pages.settings(), tally)] for s in shards]
@@ -364,7 +364,7 @@ def test_random_bytes_crash_no_reader_and_no_step(tmp_path, ending):
         (tmp_path / f"{number}{ending}").write_bytes(data)
     prep, tally = pages.settings(), Tally()
     prep["clean"]["mask"] = ["email", "ip", "phone"]
-    for shard in files.shards(files.find([str(tmp_path)], Counter()), 1 << 30):
+    for shard in files.make_shards(files.find_files([str(tmp_path)], Counter()), 1 << 30):
         for document in read.documents(shard, prep, tally):
             steps.apply_rules(document, prep, tally)
             document.to_json().encode()

@@ -184,7 +184,7 @@ def test_rows_of_parquet_that_share_a_value(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": text}), path, compression="zstd")
     tally, counted = Tally(), 0
-    for shard in files.shards(files.find([str(path)], {}), 1 << 40):
+    for shard in files.make_shards(files.find_files([str(path)], {}), 1 << 40):
         for _ in read.documents(shard, pages.settings(), tally):
             counted += 1
     assert dict(tally.unreadable) == {"files: bomb": 1}

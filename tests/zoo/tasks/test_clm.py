@@ -98,7 +98,7 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer():
 
 
 def test_perplexity_is_the_exponential_of_the_loss():
-    assert registry.build_task("clm").derived({"loss": 2.0})["perplexity"] == math.exp(2.0)
+    assert registry.build_task("clm").derived_metrics({"loss": 2.0})["perplexity"] == math.exp(2.0)
 
 
 def test_another_document_in_the_row_changes_no_gradient(model):
@@ -122,9 +122,9 @@ def test_another_document_in_the_row_changes_no_gradient(model):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"vocabulary": 300}, "has 300 tokens, the model 16"),
-        ({"length": 20}, "The model has 12 positions. Received: sequences of 20"),
-        ({"key": "words"}, "needs the array 'tokens'"),
+        ({"vocabulary": 300}, "has 300 tokens, but the model supports 16"),
+        ({"length": 20}, "the model's 12 positions. Received: sequences of 20"),
+        ({"key": "words"}, "requires the array 'tokens'"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_line(model, change, words):
@@ -142,12 +142,12 @@ def test_a_model_of_another_task_is_refused():
     data = Dataset("mine", {"train": {"tokens": rows}}, (), "")
     for name in ("bert_tiny", "transformer_tiny", "cnn_classifier"):
         other = registry.build(name, **registry.entry(name).tiny)
-        with pytest.raises(UsageError, match="gives a model segments and tokens.*Received"):
+        with pytest.raises(UsageError, match="with the inputs segments and tokens.*Received"):
             registry.build_task("clm").check(other, data)
     pairs = Dataset("mine", {"train": {"source": rows, "target": rows}}, (), "")
     for name in ("bert_tiny", "gpt_nano"):
         other = registry.build(name, **registry.entry(name).tiny)
-        with pytest.raises(UsageError, match="gives a model source and target.*Received"):
+        with pytest.raises(UsageError, match="with the inputs source and target.*Received"):
             registry.build_task("seq2seq").check(other, pairs)
 
 

@@ -1,4 +1,4 @@
-"""The two players of a GAN in the one train step."""
+"""The generator and the discriminator of a GAN in the one train step."""
 
 import keras
 import numpy as np
@@ -108,7 +108,7 @@ def test_the_penalty_is_the_slope_at_real_pictures():
     discriminator = keras.Model(image, x)
     pixels = np.random.default_rng(0).uniform(-1, 1, (3, 4, 4, 1))
     task = GenerativeAdversarial(r1=1.0)
-    _, slopes = task._with_slopes(
+    _, slopes = task._logits_and_gradients(
         discriminator, {"image": tf.constant(pixels), "weight": tf.ones(3)}, False
     )
     found = np.zeros_like(pixels)
@@ -212,7 +212,7 @@ def test_noise_is_finite_at_the_ends():
 @pytest.mark.parametrize(
     ("logs", "said"),
     [
-        ({"real_right": 1.0, "fake_right": 1.0, "margin": 9.0}, "tells all pictures apart"),
+        ({"real_right": 1.0, "fake_right": 1.0, "margin": 9.0}, "the generator learns little"),
         ({"real_right": 0.5, "fake_right": 0.5, "margin": 1e-5}, "has collapsed"),
         ({"real_right": 0.9, "fake_right": 1.0, "margin": 3.0}, ""),
     ],
@@ -267,10 +267,10 @@ def test_a_damaged_sheet_becomes_a_note(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"loss": "wasserstein"}, "task.loss is one of non_saturating, hinge"),
-        ({"r1": -1.0}, "task.r1 is 0"),
-        ({"discriminator_rate": 0.0}, "task.discriminator_rate is positive"),
-        ({"samples": 3}, "task.samples is 100 or more"),
+        ({"loss": "wasserstein"}, "task.loss must be one of non_saturating, hinge"),
+        ({"r1": -1.0}, "task.r1 must be 0"),
+        ({"discriminator_rate": 0.0}, "task.discriminator_rate must be positive"),
+        ({"samples": 3}, "task.samples must be at least 100"),
     ],
 )
 def test_refused_arguments(arguments, said):

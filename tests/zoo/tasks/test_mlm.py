@@ -319,8 +319,10 @@ def test_losses_are_sums_over_words_and_pairs(model):
 
 def test_perplexity_is_that_of_the_words():
     both, words = make_task(), make_task("mlm")
-    assert both.derived({"loss": 9.0, "mlm": 2.0, "nsp": 7.0}) == {"perplexity": np.exp(2.0)}
-    assert words.derived({"loss": 2.0}) == {"perplexity": np.exp(2.0)}
+    assert both.derived_metrics({"loss": 9.0, "mlm": 2.0, "nsp": 7.0}) == {
+        "perplexity": np.exp(2.0)
+    }
+    assert words.derived_metrics({"loss": 2.0}) == {"perplexity": np.exp(2.0)}
     assert (words.terms, words.monitor) == ({"loss": 1.0}, "val_loss")
 
 
@@ -339,7 +341,7 @@ def test_a_model_of_other_heads_is_refused(model):
     words = {"tokens": stored()["tokens"]}
     assert "model.next_sentence=False. Received: 'bert'" in refused("mlm", model, words)
     gpt = registry.build("gpt_nano", **registry.entry("gpt_nano").tiny)
-    assert "which gives something else" in refused("mlm", gpt, words)
+    assert "with the named outputs: none" in refused("mlm", gpt, words)
     alone = registry.build("roberta_base", **registry.entry("bert_tiny").tiny)
     assert "model.next_sentence=True" in refused("nsp", alone, stored())
 
@@ -347,20 +349,20 @@ def test_a_model_of_other_heads_is_refused(model):
 def test_data_that_do_not_fit_are_refused(model):
     arrays = stored()
     del arrays["types"]
-    assert "needs the array 'types'" in refused("nsp", model, arrays)
+    assert "requires the array 'types'" in refused("nsp", model, arrays)
     longer = {name: np.repeat(array, 2, axis=-1) for name, array in stored().items()}
     longer["label"] = stored()["label"]
-    assert "The model has 40 positions. Received: sequences of 80" in refused("nsp", model, longer)
+    assert "the model's 40 positions. Received: sequences of 80" in refused("nsp", model, longer)
     known = Words(V + 1)
-    assert "has 501 tokens, the model 500" in refused("nsp", model, stored(), known)
+    assert "has 501 tokens, but the model supports 500" in refused("nsp", model, stored(), known)
 
 
 @pytest.mark.parametrize(
     ("share", "words"),
     [
-        (0.0, r"lies in \(0, 1\]"),
+        (0.0, r"must be in \(0, 1\]"),
         (-0.1, "must be of type float from 0"),
-        (1.1, r"lies in \(0, 1\]"),
+        (1.1, r"must be in \(0, 1\]"),
     ],
 )
 def test_a_share_that_is_none_is_refused(share, words):

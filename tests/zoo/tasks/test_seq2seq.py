@@ -364,7 +364,7 @@ def test_another_packing_is_refused(numbers):
     [
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"beams": -1}, "beams=-1"),
-        ({"length_penalty": -1.0}, "length_penalty is 0 or more"),
+        ({"length_penalty": -1.0}, "length_penalty must be finite and at least 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words):

@@ -98,8 +98,8 @@ class Progress(ProgressHook):
         logs = windows.logs
         self._warn(logs)
         rates = {
-            f"learning_rate_{player.name}".rstrip("_"): last_learning_rate(inner(own))
-            for player, own in zip(step.players, step.optimizers, strict=True)
+            f"learning_rate_{part.name}".rstrip("_"): last_learning_rate(inner(own))
+            for part, own in zip(step.model_parts, step.optimizers, strict=True)
         }
         more = {}
         if any(own is not inner(own) for own in step.optimizers):  # loss scaling

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from zoo.generation.decoding import generates
+from zoo.generation.decoding import can_generate
 from zoo.generation.generate import Generator
-from zoo.generation.image_grids import interpolation, make_pictures, save_sheet, sheet
+from zoo.generation.image_grids import arrange_grid, interpolation, make_pictures, save_png
 
 TOKENS, TEMPERATURE = 200, 0.8
 
@@ -23,12 +23,14 @@ def sample_writer(step, dataset, config, folder: Path) -> Callable[[], dict] | N
       None if the task or the model generates nothing. The function returns values for
       metrics.jsonl: {"detail": text}, or {"picture": file in the work directory}.
     """
-    if step.task.generates == "pictures":
+    if step.task.sample_kind == "pictures":
         return _picture_writer(step, config, folder)
     # The generator may not support a user's own model.
-    text = step.task.generates == "text" and dataset.tokenizer is not None
+    text = step.task.sample_kind == "text" and dataset.tokenizer is not None
     return (
-        _text_writer(step.net, dataset.tokenizer, config) if text and generates(step.net) else None
+        _text_writer(step.net, dataset.tokenizer, config)
+        if text and can_generate(step.net)
+        else None
     )
 
 
@@ -49,9 +51,9 @@ def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
 def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
     def write() -> dict:
         name = f"samples/step_{int(step.count.numpy()):010d}.png"
-        save_sheet(folder / name, sheet(make_pictures(step.net, 64, config.trainer.seed), 16))
+        save_png(folder / name, arrange_grid(make_pictures(step.net, 64, config.trainer.seed), 16))
         strip = interpolation(step.net, rows=4, columns=16, seed=config.trainer.seed)
-        save_sheet(folder / "samples" / "interpolation.png", strip)
+        save_png(folder / "samples" / "interpolation.png", strip)
         return {"picture": name}
 
     return write

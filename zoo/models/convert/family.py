@@ -79,11 +79,11 @@ class Config:
 
     def __init__(self, values: Mapping[str, Any], path: Path):
         self.path = path
-        self._left = dict(values)
+        self._remaining = dict(values)
 
-    def take(self, key: str, default: Any = None) -> Any:
+    def pop(self, key: str, default: Any = None) -> Any:
         """Returns a value and marks its key as used."""
-        return self._left.pop(key, default)
+        return self._remaining.pop(key, default)
 
     def size(self, key: str, default: int | None = None) -> int:
         """Returns a positive integer.
@@ -91,60 +91,63 @@ class Config:
         Raises:
           RunError: if the value is not a positive integer.
         """
-        value = self.take(key)
+        value = self.pop(key)
         value = default if value is None else value
         if type(value) is not int or value < 1:
-            raise RunError(f"{self.path}: {key} is a positive integer. Received: {value!r}.")
+            raise RunError(f"{self.path}: {key} must be a positive integer. Received: {value!r}.")
         return value
 
     def number(self, key: str, default: float) -> float:
         """Returns a number >= 0; raises `RunError` for any other value."""
-        value = self.take(key, default)
+        value = self.pop(key, default)
         if type(value) not in (int, float) or value < 0:
-            raise RunError(f"{self.path}: {key} is a number >= 0. Received: {value!r}.")
+            raise RunError(
+                f"{self.path}: {key} must be a number of at least 0. Received: {value!r}."
+            )
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """Returns a boolean; raises `RunError` for any other value."""
-        value = self.take(key, default)
+        value = self.pop(key, default)
         if type(value) is not bool:
-            raise RunError(f"{self.path}: {key} is true or false. Received: {value!r}.")
+            raise RunError(f"{self.path}: {key} must be true or false. Received: {value!r}.")
         return value
 
     def expect(self, key: str, *allowed: Any) -> None:
         """Raises `UsageError` if a value is not in `allowed`; the first is the default."""
-        value = self.take(key, allowed[0])
+        value = self.pop(key, allowed[0])
         if value not in allowed:
             self.refuse(key, value, " or ".join(repr(a) for a in allowed if a is not None))
 
-    def refuse(self, key: str, value: Any, instead: str = "") -> None:
+    def refuse(self, key: str, value: Any, supported: str = "") -> None:
         """Raises `UsageError` for a setting that the zoo's model does not support."""
-        instead = instead or "nothing of the kind"
+        supported = supported or "no such setting"
         raise UsageError(
-            f"{self.path}: {key}={value!r} cannot be converted: our model has {instead}."
+            f"{self.path}: {key}={value!r} cannot be converted: the zoo's model supports "
+            f"{supported}."
         )
 
     def finish(self) -> None:
         """Raises `UsageError` for an unknown key, unless its value is false, zero or empty."""
-        for key, value in self._left.items():
-            known = key in _WITHOUT_EFFECT or key.startswith(("_", "summary_"))
-            if not known and value:
+        for key, value in self._remaining.items():
+            has_no_effect = key in _WITHOUT_EFFECT or key.startswith(("_", "summary_"))
+            if not has_no_effect and value:
                 self.refuse(key, value)
 
 
-def tensors(theirs: str, outside: Mapping[str, tuple], block: Mapping[str, tuple]) -> dict:
+def tensors(block_prefix: str, outside: Mapping[str, tuple], block: Mapping[str, tuple]) -> dict:
     """Returns `Family.tensors` from two tables `{zoo: (transformers, KerasHub)}` of names.
 
     Args:
-      theirs: prefix of the names of a block's tensors in transformers.
+      block_prefix: prefix of the names of a block's tensors in transformers.
       outside: table of the variables outside the blocks.
       block: table of the variables of a block.
     """
-    found = {ours: tuple(names.split() for names in row) for ours, row in outside.items()}
-    for ours, row in block.items():
-        starts = (theirs, "transformer_layer_{}/")
-        found["block_{}/" + ours] = tuple(
-            [start + name for name in names.split()]
-            for start, names in zip(starts, row, strict=True)
+    table = {path: tuple(names.split() for names in row) for path, row in outside.items()}
+    for path, row in block.items():
+        prefixes = (block_prefix, "transformer_layer_{}/")
+        table["block_{}/" + path] = tuple(
+            [prefix + name for name in names.split()]
+            for prefix, names in zip(prefixes, row, strict=True)
         )
-    return found
+    return table

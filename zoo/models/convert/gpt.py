@@ -13,7 +13,7 @@ def _read(config: Config) -> dict:
     for key in ("embd_pdrop", "attn_pdrop"):
         value = config.number(key, 0.1)
         if value != dropout:
-            config.refuse(key, value, f"one dropout, and resid_pdrop is {dropout}")
+            config.refuse(key, value, f"only one dropout rate, and resid_pdrop is {dropout}")
     # Both are the tanh approximation (Hendrycks, Gimpel 2016); "gelu" is the exact function.
     config.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
     config.expect("layer_norm_epsilon", 1e-5)
@@ -64,9 +64,7 @@ def _read_backbone(backbone) -> dict:
 
 def _write_backbone(arguments: Mapping) -> dict:
     if not arguments["tie_weights"]:
-        raise UsageError(
-            "KerasHub's GPT-2 shares embedding and projection. Received: an untied one."
-        )
+        raise UsageError("KerasHub's GPT-2 requires model.tie_weights=True. Received: False.")
     names = ("vocabulary_size", "num_layers", "hidden_dim", "num_heads", "intermediate_dim")
     return {
         **{name: arguments[name] for name in (*names, "dropout")},

@@ -10,25 +10,25 @@ from zoo.models.convert.family import Config, Family, tensors
 def _rotary_base(config: Config) -> float:
     """Returns the rotary base: `rope_theta`, in a table of its own since transformers 5."""
     bases = {}
-    if (alone := config.take("rope_theta")) is not None:
-        bases["rope_theta"] = alone
+    if (rope_theta := config.pop("rope_theta")) is not None:
+        bases["rope_theta"] = rope_theta
     for key in ("rope_parameters", "rope_scaling"):
-        table = config.take(key) or {}
+        table = config.pop(key) or {}
         if not isinstance(table, dict):
-            config.refuse(key, table, "plain rotary positions")
+            config.refuse(key, table, "only unscaled rotary positions")
         for name, value in table.items():
             if name == "rope_theta":
                 bases[f"{key}.{name}"] = value
             elif (name, value) not in (
                 ("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)
             ) and value is not None:  # fmt: skip
-                config.refuse(f"{key}.{name}", value, "plain rotary positions")
+                config.refuse(f"{key}.{name}", value, "only unscaled rotary positions")
     for key, value in bases.items():
         if type(value) not in (int, float) or value <= 0:
-            raise RunError(f"{config.path}: {key} is a positive number. Received: {value!r}.")
+            raise RunError(f"{config.path}: {key} must be a positive number. Received: {value!r}.")
     if len(set(bases.values())) > 1:
         (first, base), (key, value), *_ = bases.items()
-        config.refuse(key, value, f"one base, and {first} is {base}")
+        config.refuse(key, value, f"only one rotary base, and {first} is {base}")
     return float(next(iter(bases.values()), 10_000.0))
 
 
@@ -77,17 +77,17 @@ def _write(arguments: Mapping) -> dict:
 
 
 def _read_backbone(backbone) -> dict:
-    for name, plain in (
+    for name, expected in (
         ("rope_position_scaling_factor", 1.0),
         ("rope_frequency_adjustment_factor", None),
         ("rope_low_freq_factor", None),
         ("rope_high_freq_factor", None),
         ("rope_pretraining_sequence_length", None),
     ):
-        if (value := getattr(backbone, name)) != plain:
+        if (value := getattr(backbone, name)) != expected:
             raise UsageError(
-                f"A backbone with {name}={value!r} cannot be converted: our Llama has plain "
-                "rotary positions."
+                f"A backbone with {name}={value!r} cannot be converted: the zoo's Llama supports "
+                "only unscaled rotary positions."
             )
     return {
         "vocabulary_size": backbone.vocabulary_size,

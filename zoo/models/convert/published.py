@@ -68,16 +68,19 @@ def from_keras_hub(source) -> keras.Model:
         if type(backbone) in [getattr(keras_hub.models, name) for name in family.backbones]:
             break
     else:
-        known = ", ".join(name for family in FAMILIES for name in family.backbones)
-        raise UsageError(f"KerasHub's {known} are converted. Received: {type(backbone).__name__}.")
-    where = f"KerasHub's {type(backbone).__name__}"
-    model = _build(family, family.read_backbone(backbone), where)
-    theirs = _backbone_variables(family, model, backbone)
+        supported = ", ".join(name for family in FAMILIES for name in family.backbones)
+        raise UsageError(
+            f"The KerasHub model must have one of the backbones {supported}. Received: "
+            f"{type(backbone).__name__}."
+        )
+    source_name = f"KerasHub's {type(backbone).__name__}"
+    model = _build(family, family.read_backbone(backbone), source_name)
+    variables = _backbone_variables(family, model, backbone)
 
     def fetch(name, shape, linear):
-        return keras.ops.convert_to_numpy(theirs[name]).astype("float32").reshape(shape)
+        return keras.ops.convert_to_numpy(variables[name]).astype("float32").reshape(shape)
 
-    _fill(family, model, _KERAS_HUB, fetch)
+    _assign_weights(family, model, _KERAS_HUB, fetch)
     return model
 
 
@@ -98,10 +101,10 @@ def to_keras_hub(model: keras.Model):
 
     family, arguments = _recognize(model)
     backbone = getattr(keras_hub.models, family.backbones[0])(**family.write_backbone(arguments))
-    theirs = _backbone_variables(family, model, backbone)
+    variables = _backbone_variables(family, model, backbone)
     for variable, names in _pairs(family, model, _KERAS_HUB):
         for name, part in zip(names, _split(model, variable, len(names)), strict=True):
-            theirs[name].assign(part.reshape(theirs[name].shape))
+            variables[name].assign(part.reshape(variables[name].shape))
     return backbone
 
 
@@ -127,46 +130,47 @@ def from_transformers(source: str | Path) -> keras.Model:
     folder = path if path.is_dir() else path.parent
     if not path.is_dir() and not (path.suffix == ".safetensors" and path.is_file()):
         raise UsageError(
-            f"A folder or a .safetensors file is converted. Received: {str(source)!r}."
+            f"The source must be a folder or a .safetensors file. Received: {str(source)!r}."
         )
     family, arguments = _read_config(folder / "config.json")
-    opened = convert_safetensors.open_folder(folder) if path.is_dir() else None
-    tensors = opened if opened is not None else convert_safetensors.Tensors([path])
+    folder_tensors = convert_safetensors.open_folder(folder) if path.is_dir() else None
+    tensors = folder_tensors if folder_tensors is not None else convert_safetensors.Tensors([path])
     with limit_elements(path, sum(math.prod(tensors.shape(name)) for name in tensors)):
         model = _build(family, arguments, folder / "config.json")
     # The tensors of a model saved without its head have no prefix.
-    bare = not any(name.startswith(family.prefix) for name in tensors)
+    has_no_prefix = not any(name.startswith(family.prefix) for name in tensors)
 
-    def place(name):
-        return name.removeprefix(family.prefix) if bare else name
+    def stored_name(name):
+        return name.removeprefix(family.prefix) if has_no_prefix else name
 
-    wanted = {place(n) for _, names in _pairs(family, model, _TRANSFORMERS) for n in names}
+    expected = {stored_name(n) for _, names in _pairs(family, model, _TRANSFORMERS) for n in names}
     if arguments["tie_weights"] and "lm_head.weight" in tensors:
-        wanted.add("lm_head.weight")
-        shared = place(family.tensors["embedding/embeddings"][_TRANSFORMERS][0])
+        expected.add("lm_head.weight")
+        shared = stored_name(family.tensors["embedding/embeddings"][_TRANSFORMERS][0])
         if shared in tensors and not np.array_equal(tensors[shared], tensors["lm_head.weight"]):
             raise RunError(
-                f"config.json ties the head to the embedding, but 'lm_head.weight' of "
-                f"{tensors.path('lm_head.weight')} is not {shared!r}."
+                "config.json ties the output projection to the embedding, but 'lm_head.weight' of "
+                f"{tensors.path('lm_head.weight')} does not equal {shared!r}."
             )
     for name in tensors:
-        if name not in wanted and not name.endswith(family.ignored):
+        if name not in expected and not name.endswith(family.ignored):
             raise RunError(
-                f"Tensor {name!r} of {tensors.path(name)} has no place in our {family.name}."
+                f"Tensor {name!r} of {tensors.path(name)} is not a weight of the zoo's "
+                f"{family.name}."
             )
 
     def fetch(name, shape, linear):
-        name, shape = place(name), shape[::-1] if linear else shape
+        name, shape = stored_name(name), shape[::-1] if linear else shape
         if name not in tensors:
             raise RunError(f"Tensor {name!r} is missing in {path}.")
         if tensors.shape(name) != shape:
             raise RunError(
-                f"Tensor {name!r} of {tensors.path(name)} has shape {tensors.shape(name)}; "
-                f"config.json asks for {shape}."
+                f"Tensor {name!r} of {tensors.path(name)} has shape {tensors.shape(name)}, but "
+                f"config.json requires {shape}."
             )
         return tensors[name].T if linear else tensors[name]
 
-    _fill(family, model, _TRANSFORMERS, fetch)
+    _assign_weights(family, model, _TRANSFORMERS, fetch)
     return model
 
 
@@ -194,10 +198,13 @@ def to_transformers(
       RunError: if the folder cannot be written.
     """
     family, arguments = _recognize(model)
-    known = arguments.get("sequence_length")
-    if known and sequence_length not in (0, known):
-        raise UsageError(f"The model has {known} positions. Received: {sequence_length}.")
-    if not known:
+    model_length = arguments.get("sequence_length")
+    if model_length and sequence_length not in (0, model_length):
+        raise UsageError(
+            f"sequence_length must be 0 or {model_length}, the model's positions. Received: "
+            f"{sequence_length}."
+        )
+    if not model_length:
         arguments["sequence_length"] = sequence_length or 2048
     config = {
         "architectures": [family.architecture],
@@ -223,10 +230,12 @@ def to_transformers(
 
 def _read_config(path: Path) -> tuple[Family, dict]:
     if not path.exists():
-        raise UsageError(f"{path.parent} is no folder of transformers: it has no config.json.")
+        raise UsageError(
+            f"{path.parent} was not written by transformers: it contains no config.json."
+        )
     values = read_json(path)
     if not isinstance(values, dict):
-        raise RunError(f"{path} is damaged: it is no table of settings.")
+        raise RunError(f"{path} is damaged: it must contain a JSON object.")
     kind = values.get("model_type")
     check_model_type(path, kind)
     family = next(family for family in FAMILIES if family.model_type == kind)
@@ -249,16 +258,18 @@ def _load_preset(name: str):
         text = str(error)
         if "Unknown preset identifier" in text:
             raise UsageError(
-                f"KerasHub has no preset {name!r}, and there is no such folder."
+                f"KerasHub has no preset {name!r}, and no such folder exists."
             ) from None
         raise RunError(f"Cannot load KerasHub's preset {name!r}: {short(text)}") from None
 
 
-def _build(family: Family, arguments: dict, where) -> keras.Model:
+def _build(family: Family, arguments: dict, source_name) -> keras.Model:
     try:
         return family.build(**arguments)
     except ValueError as error:
-        raise UsageError(f"{where}: no {family.name} can be built of it: {short(error)}") from None
+        raise UsageError(
+            f"{source_name}: cannot build a {family.name} from its settings: {short(error)}"
+        ) from None
 
 
 def _recognize(model: keras.Model) -> tuple[Family, dict]:
@@ -272,28 +283,33 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
     settings = getattr(block, "settings", {})
     if "norm" not in settings or not isinstance(embedding, keras.layers.ReversibleEmbedding):
         raise UsageError(
-            "A gpt or llama of the zoo is converted. Received: a "
+            "Conversion supports the gpt and llama models of the zoo. Received: a "
             f"{type(model).__name__} named {getattr(model, 'name', None)!r}."
         )
     family = next(family for family in FAMILIES if family.norm == settings["norm"])
-    own = ("hidden_dim", "num_heads", "intermediate_dim", "dropout", *family.arguments)
+    setting_names = ("hidden_dim", "num_heads", "intermediate_dim", "dropout", *family.arguments)
     arguments = {
         "vocabulary_size": embedding.input_dim,
         "num_layers": sum(name.startswith("block_") for name in layers),
         "tie_weights": embedding.tie_weights,
-        **{key: settings[key] for key in own},
+        **{key: settings[key] for key in setting_names},
     }
     if "positions" in layers:
         arguments["sequence_length"] = layers["positions"].sequence_length
-    expected, received = _anatomy(_build_abstract(family, arguments)), _anatomy(model)
+    expected, received = (
+        _describe_layers(_build_abstract(family, arguments)),
+        _describe_layers(model),
+    )
     # Inputs last: a missing layer, which also changes inputs, is the better message.
     for key in sorted({**received, **expected}, key=lambda key: key.endswith(".inputs")):
         if expected.get(key) == received.get(key):
             continue
-        what = f"has {key} {received.get(key)}, not {expected.get(key)}"
-        what = what if key in expected else f"has {key} besides"
-        what = what if key in received else f"lacks {key}"
-        raise UsageError(f"The model {model.name!r} is no {family.name} as published: it {what}.")
+        difference = f"has {key} {received.get(key)}, not {expected.get(key)}"
+        difference = difference if key in expected else f"has the additional {key}"
+        difference = difference if key in received else f"lacks {key}"
+        raise UsageError(
+            f"The model {model.name!r} differs from the published {family.name}: it {difference}."
+        )
     return family, arguments
 
 
@@ -305,21 +321,21 @@ def _build_abstract(family: Family, arguments: dict) -> keras.Model:
         forget_uninitialized()  # otherwise the end of the next scope initializes them
 
 
-def _anatomy(model: keras.Model) -> dict[str, str]:
+def _describe_layers(model: keras.Model) -> dict[str, str]:
     """Returns the layers of a model, their settings and inputs, and the shapes of its weights."""
-    found = {}
+    description = {}
     for layer in model.get_config().get("layers", ()):
         name = layer["config"]["name"]
-        found[name] = layer["class_name"]
+        description[name] = layer["class_name"]
         for key, value in layer["config"].items():
             if key not in _TRAINING_ONLY:
-                found[f"{name}.{key}"] = json.dumps(value, sort_keys=True, default=str)
+                description[f"{name}.{key}"] = json.dumps(value, sort_keys=True, default=str)
         # Only the inputs of a block tell that it runs twice or at another place.
         nodes = json.dumps(layer.get("inbound_nodes"), default=str)
-        found[f"{name}.inputs"] = ", ".join(re.findall(r'"keras_history": (\[.*?\])', nodes))
+        description[f"{name}.inputs"] = ", ".join(re.findall(r'"keras_history": (\[.*?\])', nodes))
     for variable in model.weights:
-        found[variable.path] = str(tuple(variable.shape))
-    return found
+        description[variable.path] = str(tuple(variable.shape))
+    return description
 
 
 # --- weights -----------------------------------------------------------------------------------
@@ -359,7 +375,7 @@ def _part(model: keras.Model, variable, count: int, i: int, linear: bool) -> np.
     return part.T if linear else part
 
 
-def _fill(family: Family, model: keras.Model, side: int, fetch: Callable) -> None:
+def _assign_weights(family: Family, model: keras.Model, side: int, fetch: Callable) -> None:
     """Assigns the weights of a model, one variable at a time.
 
     `fetch(name, shape, linear)` returns a tensor in the shape of the zoo. `linear` is whether
@@ -374,30 +390,30 @@ def _fill(family: Family, model: keras.Model, side: int, fetch: Callable) -> Non
 
 def _backbone_variables(family: Family, model: keras.Model, backbone) -> dict[str, Any]:
     """Returns a backbone's variables by path; raises `UsageError` if they do not fit the model."""
-    theirs = {variable.path: variable for variable in backbone.weights}
-    wanted = {name for _, names in _pairs(family, model, _KERAS_HUB) for name in names}
-    for path in sorted(wanted ^ set(theirs)):
+    variables = {variable.path: variable for variable in backbone.weights}
+    expected = {name for _, names in _pairs(family, model, _KERAS_HUB) for name in names}
+    for path in sorted(expected ^ set(variables)):
         # Adapters and quantized kernels are such variables.
-        what = "lacks" if path in wanted else "has, and ours has not,"
-        raise UsageError(f"KerasHub's {type(backbone).__name__} {what} the variable {path!r}.")
-    return theirs
+        problem = "lacks" if path in expected else "must not have"
+        raise UsageError(f"KerasHub's {type(backbone).__name__} {problem} the variable {path!r}.")
+    return variables
 
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder, renamed to `folder` at the end; deletes all on failure."""
     folder = Path(os.path.abspath(folder))
-    made = [parent for parent in folder.parents if not parent.exists()]
+    missing_parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"The folder to write is new, or empty. Received: {folder}.")
+            raise UsageError(f"The output folder must be new or empty. Received: {folder}.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             yield temporary
     except BaseException as error:
         with contextlib.suppress(OSError):
-            for parent in made:
+            for parent in missing_parents:
                 parent.rmdir()
         if isinstance(error, OSError):
             raise RunError(f"Cannot write {folder}: {error.strerror or error}.") from None

@@ -28,32 +28,32 @@ class Tensors(Mapping):
     """
 
     def __init__(self, paths: list[Path]):
-        self._files, self._places = {}, {}
+        self._files, self._paths = {}, {}
         for path in paths:
             self._files[path] = _open(path)
             for name in self._files[path].keys():  # noqa: SIM118  not a mapping
-                if name in self._places:
-                    raise RunError(f"Tensor {name!r} is in both {self._places[name]} and {path}.")
-                self._places[name] = path
+                if name in self._paths:
+                    raise RunError(f"Tensor {name!r} is in both {self._paths[name]} and {path}.")
+                self._paths[name] = path
                 if len(self._slice(name).get_shape()) > MAX_AXES:
                     raise RunError(f"{path} is damaged: its tensor {name!r} has too many axes.")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._paths)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._paths)
 
     def path(self, name: str) -> Path:
         """Returns the path of the file that contains a tensor."""
-        return self._places[name]
+        return self._paths[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor without reading it."""
         return tuple(self._slice(name).get_shape())
 
     def _slice(self, name: str):
-        return self._files[self._places[name]].get_slice(name)
+        return self._files[self._paths[name]].get_slice(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Returns a tensor as float32.
@@ -61,10 +61,11 @@ class Tensors(Mapping):
         Raises:
           RunError: if the stored values are not floating-point numbers of 16 or 32 bits.
         """
-        path, kind = self._places[name], self._slice(name).get_dtype()
-        if kind not in _TYPES:
+        path, dtype = self._paths[name], self._slice(name).get_dtype()
+        if dtype not in _TYPES:
             raise RunError(
-                f"Tensor {name!r} of {path} is of type {kind}; {', '.join(_TYPES)} are read."
+                f"Tensor {name!r} of {path} must have one of the types {', '.join(_TYPES)}. "
+                f"Received: {dtype}."
             )
         # Up to three copies: as stored, as float32, and transposed for the model.
         check_memory(path, 12 * int(np.prod(self.shape(name), dtype=np.int64)))
@@ -94,19 +95,24 @@ def open_folder(folder: Path) -> Tensors:
         return Tensors([folder / SINGLE])
     index = folder / INDEX
     if not index.exists():
-        other = [path.name for path in sorted(folder.glob("*.bin"))]
-        hint = f" {other[0]} is not read: opening a pickle can run code." if other else ""
-        raise UsageError(f"{folder} holds neither {SINGLE} nor {INDEX}.{hint}")
-    places = read_json(index)
-    places = places.get("weight_map") if isinstance(places, dict) else None
-    if not isinstance(places, dict) or not all(
-        isinstance(place, str) and place == Path(place).name for place in places.values()
+        pickles = [path.name for path in sorted(folder.glob("*.bin"))]
+        hint = f" {pickles[0]} is not supported: loading a pickle can run code." if pickles else ""
+        raise UsageError(f"{folder} contains neither {SINGLE} nor {INDEX}.{hint}")
+    weight_map = read_json(index)
+    weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file_name, str) and file_name == Path(file_name).name
+        for file_name in weight_map.values()
     ):
-        raise RunError(f"{index} is damaged: it has no weight_map from tensors to files beside it.")
-    tensors = Tensors([folder / name for name in sorted(set(places.values()))])
-    for name, place in places.items():
-        if name not in tensors or tensors.path(name).name != place:
-            raise RunError(f"Tensor {name!r} is not in {folder / place}, where {INDEX} has it.")
+        raise RunError(
+            f"{index} is damaged: weight_map must map tensors to files in the same folder."
+        )
+    tensors = Tensors([folder / name for name in sorted(set(weight_map.values()))])
+    for name, file_name in weight_map.items():
+        if name not in tensors or tensors.path(name).name != file_name:
+            raise RunError(
+                f"{folder / file_name} lacks tensor {name!r}, which {INDEX} assigns to this file."
+            )
     return tensors
 
 
@@ -124,9 +130,9 @@ def write(path: Path, tensors: Mapping[str, tuple[tuple[int, ...], Callable]]) -
     for name, (shape, values) in tensors.items():
         arrays[name] = np.ascontiguousarray(values(), np.float32)
         assert arrays[name].shape == tuple(shape), name
-    with atomic_path(path) as made:
+    with atomic_path(path) as temporary:
         # transformers refuses a file without the framework of its layout in the metadata.
         try:
-            save_file(arrays, made, metadata={"format": "pt"})
+            save_file(arrays, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # also raised if the disk is full
             raise OSError(errno.EIO, short(error), str(path)) from None

@@ -30,7 +30,7 @@ _NEEDS_JOINERS = re.compile(
 _EMOJI = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
 # Language codes of Persian, and of other languages in Arabic script.
 _PERSIAN = ("fa", "fas", "per", "pes", "prs")
-_OTHERS = (
+_OTHER_ARABIC_SCRIPT = (
     "ar", "ara", "arb", "arz", "ckb", "ku", "ps", "pus", "sd", "snd", "ug", "uig", "ur", "urd",
 )  # fmt: skip
 # Letters of Persian but not of Arabic: peh, cheh, zheh, gaf, keheh, farsi yeh.
@@ -38,7 +38,7 @@ _PERSIAN_ONLY = re.compile("[\u067e\u0686\u0698\u06af\u06a9\u06cc]")
 # Letters of Arabic that are rare in Persian: teh marbuta, alef with hamza above and below.
 _ARABIC_ONLY = re.compile("[\u0629\u0623\u0625]")
 # Letters of Uyghur, Kurdish or Sindhi, in which Arabic yeh and kaf are correct.
-_OF_OTHERS = re.compile("[\u06c7\u06c6\u06d0\u06ad\u06d5\u067f\u06aa]")
+_OTHER_LETTERS = re.compile("[\u06c7\u06c6\u06d0\u06ad\u06d5\u067f\u06aa]")
 
 
 def clean(document: Document, settings: Mapping) -> str:
@@ -56,7 +56,7 @@ def clean(document: Document, settings: Mapping) -> str:
         text = repair_mojibake(text)
     code = document.language.lower().replace("_", "-").partition("-")[0]
     # A declared language without Arabic script may come from a template ("en"): look at the text.
-    persian = code in _PERSIAN or (code not in _OTHERS and looks_persian(text))
+    persian = code in _PERSIAN or (code not in _OTHER_ARABIC_SCRIPT and looks_persian(text))
     text = tidy(text, persian)
     title = tidy(document.title)
     for kind in settings["mask"]:
@@ -93,14 +93,14 @@ def tidy(text: str, persian: bool = False) -> str:
     text = _LINE_ENDS.sub("\n", text)
     text = _INVISIBLE.sub("", text)
     if not text.isascii():
-        text = _JOINERS.sub(_joiner, text)
+        text = _JOINERS.sub(_replace_joiner, text)
         text = normalize(text, "persian" if persian else "NFC")
     text = _SPACES.sub(" ", text)
     text = "\n".join([line.strip() for line in text.split("\n")])
     return _BLANK_LINES.sub("\n\n", text).strip()
 
 
-def _joiner(match: re.Match) -> str:
+def _replace_joiner(match: re.Match) -> str:
     text, start, end = match.string, match.start(), match.end()
     before, after = text[start - 1 : start], text[end : end + 1]
     if match.group().startswith("\u200d") and _EMOJI.match(before) and _EMOJI.match(after):
@@ -117,7 +117,7 @@ def looks_persian(text: str) -> bool:
     The share is that low because text with Arabic yeh and kaf has only peh, cheh, zheh and gaf.
     """
     sample = text[:4000]
-    if _OF_OTHERS.search(sample):
+    if _OTHER_LETTERS.search(sample):
         return False
     arabic = sum("\u0600" <= c <= "\u06ff" for c in sample)
     persian = len(_PERSIAN_ONLY.findall(sample))
@@ -141,8 +141,8 @@ _IP4 = re.compile(
 _IP6 = re.compile(r"(?<![\w.])[0-9A-Fa-f:]{2,39}(?:\.[0-9.]{5,13})?(?![\w:])", re.ASCII)
 # A letter or digit outside Persian and Arabic, which often have no space beside a number.
 _LATIN = "[^\\W\u0620-\u065f\u066e-\u06d3\u06fa-\u06ff]"
-# An international number, or one with its area code, in groups of digits. `_phone` excludes years,
-# dates, prices and plain numbers.
+# An international number, or one with its area code, in groups of digits. `_mask_phone` excludes
+# years, dates, prices and plain numbers.
 _PHONE = re.compile(
     rf"(?<!{_LATIN})(?<![.,-])(?<!{_DIGIT}[:/])(?:(?:\+|00|\u06f0\u06f0){_DIGIT}{{1,3}}[ .\-/]?)?"
     rf"(?:\({_DIGIT}{{1,5}}\)[ .\-/]?)?"
@@ -166,11 +166,11 @@ def mask(text: str, kind: str) -> str:
     if kind == "email":
         return _EMAIL.sub("<email>", text) if "@" in text else text
     if kind == "ip":
-        return _IP6.sub(_ip6, _IP4.sub("<ip>", text))
-    return _PHONE.sub(_phone, text)
+        return _IP6.sub(_mask_ip6, _IP4.sub("<ip>", text))
+    return _PHONE.sub(_mask_phone, text)
 
 
-def _ip6(match: re.Match) -> str:
+def _mask_ip6(match: re.Match) -> str:
     import ipaddress
 
     if match.group().count(":") < 2 or match.group() == "::":
@@ -186,14 +186,14 @@ def _ip6(match: re.Match) -> str:
     return "<ip>"
 
 
-def _phone(match: re.Match) -> str:
+def _mask_phone(match: re.Match) -> str:
     number = match.group()
     digits = "".join(str(unicodedata.digit(c)) for c in number if c.isdigit())
     groups = [len(group) for group in re.findall(f"{_DIGIT}+", number)]
-    marked = number[0] == "+" or digits.startswith("0") or "(" in number
+    has_prefix = number[0] == "+" or digits.startswith("0") or "(" in number
     before = match.string[max(0, match.start() - 200) : match.start()]
     in_url = _URL_PART.search(re.search(r"\S*\Z", before).group())
     if not 8 <= len(digits) <= 15 or _DATE.match(number) or in_url:
         return number
-    grouped = len(groups) in (3, 4) and groups[0] <= 3 and set(groups[1:]) != {3}
-    return "<phone>" if marked or (grouped and len(digits) >= 10) else number
+    has_groups = len(groups) in (3, 4) and groups[0] <= 3 and set(groups[1:]) != {3}
+    return "<phone>" if has_prefix or (has_groups and len(digits) >= 10) else number

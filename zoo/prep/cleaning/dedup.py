@@ -24,7 +24,7 @@ import numpy as np
 from zoo.prep.cleaning.languages import LETTERS
 
 _WORD = re.compile(rf"[{LETTERS}]+(?:\u200c[{LETTERS}]+)*")
-_AT_ONCE = 1 << 14  # shingles per MinHash update: datasketch allocates a row for each
+_BATCH_SIZE = 1 << 14  # shingles per MinHash update: datasketch allocates a row for each
 # Documents per bucket up to which all pairs are candidates.
 ALL_PAIRS = 32
 _CACHED_WORDS = 1 << 20
@@ -67,8 +67,8 @@ def band_hashes(shingle_hashes: np.ndarray, bands: int, rows: int) -> list[int]:
     """Returns a 64-bit hash for each band of the MinHash of (n,) shingles."""
     sketch = _sketch(bands * rows)
     sketch.clear()
-    for first in range(0, len(shingle_hashes), _AT_ONCE):
-        sketch.update_batch(shingle_hashes[first : first + _AT_ONCE].tolist())
+    for first in range(0, len(shingle_hashes), _BATCH_SIZE):
+        sketch.update_batch(shingle_hashes[first : first + _BATCH_SIZE].tolist())
     data = sketch.hashvalues.tobytes()
     size = len(data) // bands
     return [
@@ -88,10 +88,10 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """Returns the exact Jaccard similarity of two sorted arrays of distinct values."""
     if not len(a) and not len(b):
         return 1.0
-    both = np.concatenate([a, b])
-    both.sort(kind="stable")
-    common = int(np.count_nonzero(both[1:] == both[:-1]))
-    return common / (len(both) - common)
+    values = np.concatenate([a, b])
+    values.sort(kind="stable")
+    common = int(np.count_nonzero(values[1:] == values[:-1]))
+    return common / (len(values) - common)
 
 
 def find_repeats(hashes: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -109,10 +109,12 @@ def _groups(hashes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
     return hashes, keys, starts, np.diff(np.r_[starts, len(hashes)])
 
 
-def find_frequent(hashes: np.ndarray, keys: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sorted hashes that more than `most` documents have, and their first keys."""
+def find_frequent(
+    hashes: np.ndarray, keys: np.ndarray, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sorted hashes that more than `limit` documents have, and their first keys."""
     hashes, keys, starts, counts = _groups(hashes, keys)
-    starts = starts[counts > most]
+    starts = starts[counts > limit]
     return hashes[starts], keys[starts]
 
 
@@ -158,17 +160,17 @@ def near_duplicates(
     places = places.reshape(-1, 2)
     places = places[np.lexsort((places[:, 0], places[:, 1]))]
     seconds, starts = np.unique(places[:, 1], return_index=True)
-    kept_for = np.arange(len(keys))  # per document, the one that stays: itself or an earlier one
+    kept_index = np.arange(len(keys))  # per document, the one that stays: itself or an earlier one
     for second, start, end in zip(seconds, starts, np.r_[starts, len(places)][1:], strict=True):
         earlier = places[start:end, 0]
-        of_earlier = kept_for[earlier]
-        stays = earlier[of_earlier == earlier]
-        if len(stays):
-            kept_for[second] = stays[0]
+        earlier_kept = kept_index[earlier]
+        kept_documents = earlier[earlier_kept == earlier]
+        if len(kept_documents):
+            kept_index[second] = kept_documents[0]
             continue
-        for other in np.unique(of_earlier):
+        for other in np.unique(earlier_kept):
             if similar(int(keys[other]), int(keys[second])):
-                kept_for[second] = other
+                kept_index[second] = other
                 break
-    dropped = kept_for != np.arange(len(keys))
-    return np.stack([keys[dropped], keys[kept_for[dropped]]], 1)
+    dropped = kept_index != np.arange(len(keys))
+    return np.stack([keys[dropped], keys[kept_index[dropped]]], 1)

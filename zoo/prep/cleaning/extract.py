@@ -33,16 +33,16 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def ring(number, frame):
+    def on_alarm(number, frame):
         raise TooSlow
 
-    before = signal.signal(signal.SIGPROF, ring)
+    previous_handler = signal.signal(signal.SIGPROF, on_alarm)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.signal(signal.SIGPROF, previous_handler)
 
 
 def extract(document: Document, settings: Mapping) -> str:

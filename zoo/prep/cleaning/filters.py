@@ -59,7 +59,7 @@ def address(document: Document, settings: Mapping) -> str:
         host = (urlsplit(document.url).hostname or "").lower()
     except ValueError:
         return "no address"
-    domains = _lines(settings["blocked_domains"])
+    domains = _read_list(settings["blocked_domains"])
     parts = host.split(".")
     if domains and any(".".join(parts[i:]) in domains for i in range(len(parts))):
         return "blocked domain"
@@ -73,18 +73,18 @@ def gopher_quality(document: Document, settings: Mapping) -> str:
     """Drops text that is not prose, by word lengths, symbols, bullets, ellipses and stop words."""
     text = document.text
     words = text.split()
-    bare = [word for word in (_MARKS.sub("", word) for word in words) if word]
-    if len(bare) < settings["min_words"]:
+    stripped_words = [word for word in (_MARKS.sub("", word) for word in words) if word]
+    if len(stripped_words) < settings["min_words"]:
         return "few words"
-    if len(bare) > settings["max_words"]:
+    if len(stripped_words) > settings["max_words"]:
         return "many words"
-    mean = sum(map(len, bare)) / len(bare)
+    mean = sum(map(len, stripped_words)) / len(stripped_words)
     if mean < settings["min_mean_word_length"]:
         return "short words"
     if mean > settings["max_mean_word_length"]:
         return "long words"
-    most = settings["max_symbols"] * len(words)
-    if text.count("#") > most or sum(map(text.count, _ELLIPSES)) > most:
+    max_symbols = settings["max_symbols"] * len(words)
+    if text.count("#") > max_symbols or sum(map(text.count, _ELLIPSES)) > max_symbols:
         return "symbols"
     lines = [line for line in text.split("\n") if line]
     if sum(line.startswith(_BULLETS) for line in lines) > settings["max_bullet_lines"] * len(lines):
@@ -97,7 +97,7 @@ def gopher_quality(document: Document, settings: Mapping) -> str:
     if alphabetic < settings["min_alphabetic_words"] * len(words):
         return "few letters"
     stop_words = STOP_WORDS.get(document.language)
-    if stop_words and len(stop_words.intersection(map(str.lower, bare))) < min(
+    if stop_words and len(stop_words.intersection(map(str.lower, stripped_words))) < min(
         settings["min_stop_words"], len(stop_words)
     ):
         return "stop words"
@@ -112,25 +112,25 @@ def gopher_repetition(document: Document, settings: Mapping) -> str:
         ("line", text.split("\n")),
     ):
         parts = [part for part in parts if part]
-        count, characters = _repeated(parts)
+        count, characters = _count_repeats(parts)
         if count > settings[f"max_duplicate_{name}s"] * len(parts):
             return f"{name}s"
         if characters > settings[f"max_duplicate_{name}_characters"] * len(text):
             return f"{name} characters"
     words = _WORD.findall(text)
-    for n, most in enumerate(settings["max_top_ngram"], 2):
-        if _top_ngram(words, n) > most * len(text):
+    for n, max_share in enumerate(settings["max_top_ngram"], 2):
+        if _top_ngram(words, n) > max_share * len(text):
             return f"top {n}-gram"
     shares = settings["max_duplicate_ngrams"]
     # A repeated 10-gram contains repeated 5-grams, so most documents need only the 5-gram test.
     if shares and _duplicate_ngrams(words, 5) > min(shares) * len(text):
-        for n, most in enumerate(shares, 5):
-            if _duplicate_ngrams(words, n) > most * len(text):
+        for n, max_share in enumerate(shares, 5):
+            if _duplicate_ngrams(words, n) > max_share * len(text):
                 return f"duplicate {n}-grams"
     return ""
 
 
-def _repeated(parts: list[str]) -> tuple[int, int]:
+def _count_repeats(parts: list[str]) -> tuple[int, int]:
     """Returns the number of parts that repeat an earlier one, and their characters."""
     if len(distinct := set(parts)) == len(parts):
         return 0, 0
@@ -142,21 +142,21 @@ def _top_ngram(words: list[str], n: int) -> int:
     counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
     if not counts:
         return 0
-    most = max(counts.values())
-    if most == 1:
+    highest = max(counts.values())
+    if highest == 1:
         return 0
-    return most * max(sum(map(len, gram)) + n - 1 for gram, c in counts.items() if c == most)
+    return highest * max(sum(map(len, gram)) + n - 1 for gram, c in counts.items() if c == highest)
 
 
 def _duplicate_ngrams(words: list[str], n: int) -> int:
     """Returns the characters of words in repeated n-grams, counting each word once."""
-    seen, covered, end = set(), 0, 0
+    seen_ngrams, covered, end = set(), 0, 0
     for place, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
-        if gram in seen:
+        if gram in seen_ngrams:
             covered += sum(map(len, words[max(place, end) : place + n]))
             end = place + n
         else:
-            seen.add(gram)
+            seen_ngrams.add(gram)
     return covered
 
 
@@ -169,7 +169,7 @@ def c4(document: Document, settings: Mapping) -> str:
     if "{" in text:
         return "curly bracket"
     lines = (_CITATION.sub("", line).rstrip() for line in text.split("\n"))
-    kept_lines = [line for line in lines if not line or _c4_keeps(line, settings)]
+    kept_lines = [line for line in lines if not line or _passes_c4(line, settings)]
     shorter = re.sub("\n{3,}", "\n\n", "\n".join(kept_lines)).strip()
     if not shorter:
         return "no lines"
@@ -179,7 +179,7 @@ def c4(document: Document, settings: Mapping) -> str:
     return ""
 
 
-def _c4_keeps(line: str, settings: Mapping) -> bool:
+def _passes_c4(line: str, settings: Mapping) -> bool:
     words = line.split()
     if len(words) < settings["min_line_words"] or len(line) > settings["max_word_length"] and any(
         len(word) > settings["max_word_length"] for word in words
@@ -202,7 +202,7 @@ def fineweb(document: Document, settings: Mapping) -> str:
     if short > settings["max_short_lines"] * len(lines):
         return "short lines"
     size = sum(map(len, lines))
-    if _repeated(lines)[1] > settings["max_duplicate_characters"] * size:
+    if _count_repeats(lines)[1] > settings["max_duplicate_characters"] * size:
         return "repeated lines"
     if document.text.count("\n") > settings["max_newlines"] * len(document.text.split()):
         return "line ends"
@@ -211,7 +211,7 @@ def fineweb(document: Document, settings: Mapping) -> str:
 
 def blocked_words(document: Document, settings: Mapping) -> str:
     """Drops text with too many words or phrases of the user's file; case does not matter."""
-    phrases = _lines(settings["file"])
+    phrases = _read_list(settings["file"])
     if not phrases:
         return ""
     count = len(_pattern(phrases).findall(document.text.lower()))
@@ -228,7 +228,7 @@ def toxicity(document: Document, settings: Mapping) -> str:
 def scorer(name: str, file: str):
     """Returns the function that `toxicity.scorer` names; raises `UsageError` if none exists."""
     if name == "words":
-        words = _lines(file) or TOXIC
+        words = _read_list(file) or TOXIC
 
         def share(text):
             text_words = _WORD.findall(text.lower())
@@ -247,7 +247,7 @@ def scorer(name: str, file: str):
 
 
 @functools.cache
-def _lines(file: str) -> frozenset[str]:
+def _read_list(file: str) -> frozenset[str]:
     """Returns the lines of a list in the form of cleaned text, both Persian and other.
 
     Empty lines and lines that start with # are skipped.
@@ -258,16 +258,16 @@ def _lines(file: str) -> frozenset[str]:
         with io.TextIOWrapper(open_file(file), encoding="utf-8-sig") as lines:
             words = [line.strip().lower() for line in lines if not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"The list {file} cannot be read: {short(error)}.") from None
+        raise RunError(f"The word list {file} cannot be read: {short(error)}.") from None
     forms = (normalize(word, form) for word in words if word for form in ("NFC", "persian"))
     return frozenset(forms)
 
 
 @functools.cache
 def _pattern(phrases: frozenset[str]) -> re.Pattern:
-    inside = rf"[{LETTERS}\u200c]"  # a word continues after a ZWNJ
-    one = "|".join(map(re.escape, sorted(phrases)))
-    return re.compile(rf"(?<!{inside})(?:{one})(?!{inside})")
+    letter = rf"[{LETTERS}\u200c]"  # a word continues after a ZWNJ
+    alternatives = "|".join(map(re.escape, sorted(phrases)))
+    return re.compile(rf"(?<!{letter})(?:{alternatives})(?!{letter})")
 
 
 RULES = {

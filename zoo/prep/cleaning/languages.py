@@ -54,10 +54,10 @@ def ends_line(line: str) -> bool:
 
 def ends_sentence(line: str) -> bool:
     """Whether a line ends a sentence, in any script; "..." does not, as in C4."""
-    bare = line.rstrip(CLOSING)
-    if bare.endswith(("...", "…")):
+    stripped = line.rstrip(CLOSING)
+    if stripped.endswith(("...", "…")):
         return False
-    return bare.endswith(tuple(ENDS)) or (line != bare and line[-1] in '"”»')
+    return stripped.endswith(tuple(ENDS)) or (line != stripped and line[-1] in '"”»')
 
 
 def count_sentences(text: str) -> int:

@@ -73,21 +73,21 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
     """
     for mark, codec in _BOMS:
         if content.startswith(mark):
-            return without_surrogates(content[len(mark) :].decode(codec, "replace"))
-    encodings = _declared(content, declared, page)
+            return replace_surrogates(content[len(mark) :].decode(codec, "replace"))
+    encodings = _declared_encodings(content, declared, page)
     for encoding in encodings:
         if encoding.name == "iso-2022-jp" and _JIS_ESCAPE.search(content):
-            return _decoded(content, encoding)
+            return _decode_as(content, encoding)
         # 7-bit encodings that browsers do not decode either.
         escapes = content.isascii() and (b"\x1b" in content or b"~{" in content)
         if encoding.name == "replacement" and escapes:
             return _REPLACEMENT
     encodings = [encoding for encoding in encodings if encoding.name != "replacement"]
     if not (b"\0" in content and encodings and encodings[0].name in _UTF16):
-        text = _utf8(content, encodings)
+        text = _decode_if_utf8(content, encodings)
         if text is not None:
             return text
-    texts = [_decoded(content, encoding) for encoding in encodings]
+    texts = [_decode_as(content, encoding) for encoding in encodings]
     for text in texts:
         if _fits(text, content):
             return text
@@ -96,16 +96,16 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
     for name in detect_encoding(content):
         encoding = webencodings.lookup(name)
         try:
-            text = _decoded(content, encoding) if encoding else content.decode(name)
+            text = _decode_as(content, encoding) if encoding else content.decode(name)
         except (LookupError, ValueError):
             continue
         if _REPLACEMENT not in text:
-            return without_surrogates(text)
+            return replace_surrogates(text)
     texts.append(content.decode(errors="replace"))
     return min(texts, key=lambda text: text.count(_REPLACEMENT))
 
 
-def as_utf8(content: bytes) -> str | None:
+def decode_utf8(content: bytes) -> str | None:
     """Decodes a format that must be UTF-8, such as JSON; returns None if too many bytes are not.
 
     Undecodable bytes become U+FFFD.
@@ -118,16 +118,16 @@ def _fits(text: str, content: bytes) -> bool:
     return text.count(_REPLACEMENT) <= max(1, MAX_MISFITS * len(content))
 
 
-def without_surrogates(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """Replaces lone surrogates, which JSON can contain and UTF-8 cannot."""
     return _SURROGATES.sub(_REPLACEMENT, text)
 
 
-def _declared(content: bytes, declared: str, page: bool) -> list[webencodings.Encoding]:
+def _declared_encodings(content: bytes, declared: str, page: bool) -> list[webencodings.Encoding]:
     """Returns the declared encodings in order of priority."""
     labels = [declared]
     if page:
-        labels += _of_metas(content[:_HEAD])
+        labels += _meta_charsets(content[:_HEAD])
         if match := _XML.match(content, 0, _HEAD):
             labels.append(match.group(1).decode("latin-1"))
     encodings = [webencodings.lookup(label) for label in labels]
@@ -139,7 +139,7 @@ def _declared(content: bytes, declared: str, page: bool) -> list[webencodings.En
     ]
 
 
-def _of_metas(content: bytes) -> Iterator[str]:
+def _meta_charsets(content: bytes) -> Iterator[str]:
     """Yields the labels of <meta charset> and <meta http-equiv=content-type>, in page order.
 
     https://html.spec.whatwg.org/multipage/parsing.html#prescan-a-byte-stream-to-determine-its-encoding
@@ -174,7 +174,7 @@ def _of_metas(content: bytes) -> Iterator[str]:
             place = end.end()
 
 
-def _utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
+def _decode_if_utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
     """Returns text if the bytes are UTF-8 with at most a few stray bytes, else None.
 
     Long text in another encoding is hardly ever valid UTF-8, but short Chinese or Japanese text may
@@ -194,19 +194,19 @@ def _utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
     if bad:
         return text if good > (10 * bad if other else bad) else None
     if 0 < good <= _FEW and encodings and all(e.name in _TWO_BYTES for e in encodings):
-        return None if _REPLACEMENT not in _decoded(content, encodings[0]) else text
+        return None if _REPLACEMENT not in _decode_as(content, encodings[0]) else text
     return text
 
 
-def _decoded(content: bytes, encoding: webencodings.Encoding) -> str:
+def _decode_as(content: bytes, encoding: webencodings.Encoding) -> str:
     name = encoding.codec_info.name
     if encoding.name == "x-user-defined":  # in a <meta> it means Windows-1252
         name = "cp1252"
     text = content.decode(_PYTHON.get(encoding.name, name), "as_browsers")
-    return without_surrogates(text.translate(_CORRECTIONS.get(encoding.name, {})))
+    return replace_surrogates(text.translate(_CORRECTIONS.get(encoding.name, {})))
 
 
-def _as_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
+def _decode_like_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
     """Decodes bytes that the standard defines and Python's codecs reject; U+FFFD for the rest."""
     pair = error.object[error.start : error.start + 2]
     if error.encoding == "charmap" and pair[0] < 0xA0:
@@ -234,4 +234,4 @@ def _as_browsers(error: UnicodeDecodeError) -> tuple[str, int]:
     return _REPLACEMENT, error.end
 
 
-codecs.register_error("as_browsers", _as_browsers)
+codecs.register_error("as_browsers", _decode_like_browsers)

@@ -16,7 +16,7 @@ from zoo.prep.reading.unpack import FREE_BYTES, is_bomb, open_input
 
 ROWS = 256  # per batch, at most
 _ROW_BYTES = 64  # minimum size that a row is counted with
-_LONGEST = 1 << 16  # bytes; longer strings of a header or footer are skipped
+_MAX_STRING = 1 << 16  # bytes; longer strings of a header or footer are skipped
 DAMAGED = object()  # a value that Python cannot hold: invalid UTF-8, or a date after the year 9999
 
 
@@ -29,7 +29,7 @@ class DamagedRows(Exception):
 
 
 def row_groups(
-    path: str, wanted: Sequence[str], mine: Callable[[], bool], max_ratio: float
+    path: str, columns: Sequence[str], is_selected: Callable[[], bool], max_ratio: float
 ) -> Iterator[Iterator[dict]]:
     """Yields the rows of each row group as dictionaries of the wanted columns that exist.
 
@@ -37,8 +37,8 @@ def row_groups(
 
     Args:
       path: path of the file.
-      wanted: names of columns.
-      mine: called once per row; returns whether the row is wanted.
+      columns: names of columns.
+      is_selected: called once per row; returns whether the row is wanted.
       max_ratio: compression ratio above which a large file is a decompression bomb.
 
     Raises:
@@ -53,28 +53,37 @@ def row_groups(
         metadata = pyarrow.parquet.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()
         names = [field.name for field in schema if not types.is_nested(field.type)]
-        names = [name for name in names if name in wanted]
+        names = [name for name in names if name in columns]
         groups = _row_groups(file)
         if len(groups) != metadata.num_row_groups:
             raise OSError("invalid footer")
-        plain = {_path(column) for group in groups for column in _columns(group) if _delta(column)}
-        texts = [name for name in names if _is_text(schema.field(name).type) and name not in plain]
-        packed, size = os.fstat(file.fileno()).st_size, 0
+        delta_encoded = {
+            _path(column)
+            for group in groups
+            for column in _columns(group)
+            if _is_delta_encoded(column)
+        }
+        text_columns = [
+            name
+            for name in names
+            if _is_text(schema.field(name).type) and name not in delta_encoded
+        ]
+        file_size, size = os.fstat(file.fileno()).st_size, 0
 
         def rows(number: int) -> Iterator[dict]:
             nonlocal size
             try:
-                count, batch_size = _check(file, groups[number], names, texts, max_ratio)
+                count, batch_size = _check(file, groups[number], names, text_columns, max_ratio)
                 if not count:
                     return
                 for batch in table.iter_batches(batch_size, [number], columns=names):
                     count -= batch.num_rows
                     # Counts all rows, so that the result is the same for every stripe.
                     size += sum(map(_bytes_of, batch.columns))
-                    if is_bomb(size, packed, max_ratio):
+                    if is_bomb(size, file_size, max_ratio):
                         raise Bomb
                     for place in range(batch.num_rows):
-                        if mine():
+                        if is_selected():
                             yield {name: _value(batch.column(name)[place]) for name in names}
                 if count:  # pyarrow ignores some damage
                     raise OSError("missing rows")
@@ -82,7 +91,7 @@ def row_groups(
                 raise DamagedRows from error
 
         with pyarrow.parquet.ParquetFile(
-            file, read_dictionary=texts, page_checksum_verification=True
+            file, read_dictionary=text_columns, page_checksum_verification=True
         ) as table:
             yield from map(rows, range(len(groups)))
 
@@ -137,7 +146,7 @@ def _path(column: dict) -> str:
     return b".".join(parts).decode(errors="replace")
 
 
-def _delta(column: dict) -> bool:
+def _is_delta_encoded(column: dict) -> bool:
     """Whether pages are delta encoded, which pyarrow cannot read as dictionaries."""
     return any(encoding in (6, 7) for encoding in _list(column, 2))
 
@@ -154,7 +163,9 @@ def _number(fields: dict, number: int) -> int:
     return value
 
 
-def _check(file, group, names: list[str], texts: list[str], max_ratio: float) -> tuple[int, int]:
+def _check(
+    file, group, names: list[str], text_columns: list[str], max_ratio: float
+) -> tuple[int, int]:
     """Checks the sizes that a row group declares.
 
     Returns:
@@ -165,21 +176,21 @@ def _check(file, group, names: list[str], texts: list[str], max_ratio: float) ->
       OSError: the row group is damaged.
     """
     columns, rows, place = _columns(group), _number(group, 3), file.tell()
-    packed = sum(_number(column, 7) for column in columns)
+    compressed = sum(_number(column, 7) for column in columns)
     size, largest = rows * _ROW_BYTES, 1
     for column in columns:
-        unpacked, name = _number(column, 6), _path(column)
-        size += unpacked
+        column_bytes, name = _number(column, 6), _path(column)
+        size += column_bytes
         if name in names and _number(column, 5) != rows:
             raise OSError("columns of different lengths")
         if name in names and rows:
             pages = list(_page_sizes(file, column))
-            size += max(0, sum(pages) - unpacked)
+            size += max(0, sum(pages) - column_bytes)
             # A row may be as large as a page, if it repeats a value of the dictionary.
-            if name not in texts:
+            if name not in text_columns:
                 largest = max(largest, *pages)
     file.seek(place)
-    if is_bomb(size, packed, max_ratio):
+    if is_bomb(size, compressed, max_ratio):
         raise Bomb
     return rows, max(1, min(ROWS, FREE_BYTES // largest))
 
@@ -237,7 +248,7 @@ class _Thrift:
         raise OSError("invalid header")
 
     def _bytes(self, size: int) -> bytes:
-        if size > _LONGEST:  # no field that is used is that long
+        if size > _MAX_STRING:  # no field that is used is that long
             self._file.seek(size, os.SEEK_CUR)
             return b""
         data = self._file.read(size)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from zoo.data.text.corpora import load_corpus
 from zoo.prep.document import Document, Tally
 from zoo.prep.reading import parquet, response, warc
-from zoo.prep.reading.charset import as_utf8, decode, without_surrogates
+from zoo.prep.reading.charset import decode, decode_utf8, replace_surrogates
 from zoo.prep.reading.members import Members
 from zoo.prep.reading.unpack import open_unpacked
 
@@ -32,7 +32,7 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
     The `key` of a document is its index among the records of the shard's files.
 
     Args:
-      shard: dictionary from `zoo.prep.files.shards`.
+      shard: dictionary from `zoo.prep.files.make_shards`.
       prep: section `prep` of the recipe.
       tally: its `unreadable` gets the skipped content.
     """
@@ -41,24 +41,26 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
     for file in shard["files"]:
         number = -1
 
-        def mine():
+        def is_selected():
             # Called once per record, also for skipped ones, so that all stripes count alike.
             nonlocal number
             number += 1
             return number % stripes == stripe
 
         # Problems of a whole file are counted by its first stripe only.
-        whole = tally if stripe == 0 else Tally()
-        problems = whole.unreadable.total()
+        file_tally = tally if stripe == 0 else Tally()
+        problems = file_tally.unreadable.total()
         try:
-            for document in _READERS[file["kind"]](file["path"], prep, mine, tally, whole):
+            for document in _READERS[file["kind"]](
+                file["path"], prep, is_selected, tally, file_tally
+            ):
                 document.source, document.key = file["path"], before + number
                 document.licence = document.licence or prep["licence"]
                 yield document
         except OSError as error:
-            whole.unreadable[f"files: {error.strerror or 'damaged'}"] += 1
-        if number < 0 and whole.unreadable.total() == problems:
-            whole.unreadable["files: no records"] += 1
+            file_tally.unreadable[f"files: {error.strerror or 'damaged'}"] += 1
+        if number < 0 and file_tally.unreadable.total() == problems:
+            file_tally.unreadable["files: no records"] += 1
         before += number + 1
 
 
@@ -69,26 +71,26 @@ def documents(shard: Mapping, prep: Mapping, tally: Tally) -> Iterator[Document]
 _NO_PAGE = ("warcinfo", "request", "metadata")
 
 
-def _warc(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
+def _warc(path: str, prep: Mapping, is_selected: Callable, tally: Tally, file_tally: Tally):
     limit = prep["max_document_bytes"]
     with Members(path, prep["max_file_ratio"], b"WARC/") as members:
         for record in warc.read_records(members, limit):
-            if (record.type in _NO_PAGE and not record.problem) or not mine():
+            if (record.type in _NO_PAGE and not record.problem) or not is_selected():
                 continue
             try:
-                yield _of_record(record, limit)
+                yield _document_of_record(record, limit)
             except response.Unreadable as reason:
                 tally.unreadable[str(reason)] += 1
         if members.problem:
-            whole.unreadable[f"files: {members.problem}"] += 1
+            file_tally.unreadable[f"files: {members.problem}"] += 1
 
 
-def _of_record(record: warc.Record, limit: int) -> Document:
+def _document_of_record(record: warc.Record, limit: int) -> Document:
     """Returns the page or text of a record; raises `Unreadable` if it has none."""
     if record.problem:
         raise response.Unreadable(record.problem)
     url = record.headers.get("warc-target-uri", "").strip("<>")
-    url = without_surrogates(url)[:2000]
+    url = replace_surrogates(url)[:2000]
     if record.type == "conversion":
         declared = response.charset_of(record.headers.get("content-type", "")) or "utf-8"
         return Document(text=decode(record.body, declared, page=False), url=url)
@@ -106,13 +108,15 @@ def _of_record(record: warc.Record, limit: int) -> Document:
     return Document(html=text, url=url) if page else Document(text=text, url=url)
 
 
-def _html(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally, page=True):
-    if not mine():
+def _html(
+    path: str, prep: Mapping, is_selected: Callable, tally: Tally, file_tally: Tally, page=True
+):
+    if not is_selected():
         return
     limit = prep["max_document_bytes"]
     with open_unpacked(path, prep["max_file_ratio"]) as file:
         content = file.read(limit + 1)
-        _count_problem(file, whole)
+        _count_problem(file, file_tally)
         if file.raw.problem:  # an incomplete page is not used
             return
     if len(content) > limit:
@@ -124,20 +128,20 @@ def _html(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally, 
         yield Document(html=text) if page else Document(text=text)
 
 
-def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
+def _jsonl(path: str, prep: Mapping, is_selected: Callable, tally: Tally, file_tally: Tally):
     # JSON escapes take up to 12 bytes per character; 6 are enough for real text.
     limit = 6 * prep["max_document_bytes"]
     with open_unpacked(path, prep["max_file_ratio"]) as file:
         while line := file.readline(limit + 1):
-            cut = len(line) > limit
-            while cut and line and not line.endswith(b"\n"):
+            is_too_long = len(line) > limit
+            while is_too_long and line and not line.endswith(b"\n"):
                 line = file.readline(1 << 16)
-            if not (cut or line.strip()) or not mine():
+            if not (is_too_long or line.strip()) or not is_selected():
                 continue
-            if cut:
+            if is_too_long:
                 tally.unreadable["records too large"] += 1
             elif not file.raw.problem:
-                text = as_utf8(line)
+                text = decode_utf8(line)
                 if text is None:
                     tally.unreadable["lines that are not UTF-8"] += 1
                     continue
@@ -146,35 +150,35 @@ def _jsonl(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally)
                 except (ValueError, RecursionError):
                     tally.unreadable["lines that are not JSON"] += 1
                     continue
-                if document := _of_row(row, prep, tally):
+                if document := _document_of_row(row, prep, tally):
                     yield document
-        _count_problem(file, whole)
+        _count_problem(file, file_tally)
 
 
-def _parquet(path: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
+def _parquet(path: str, prep: Mapping, is_selected: Callable, tally: Tally, file_tally: Tally):
     import pyarrow
 
-    wanted = {prep["text_field"], prep["html_field"], *sum(_FIELDS.values(), ())}
+    columns = {prep["text_field"], prep["html_field"], *sum(_FIELDS.values(), ())}
     try:
-        for group in parquet.row_groups(path, wanted, mine, prep["max_file_ratio"]):
+        for group in parquet.row_groups(path, columns, is_selected, prep["max_file_ratio"]):
             try:
                 for row in group:
-                    if document := _of_row(row, prep, tally):
+                    if document := _document_of_row(row, prep, tally):
                         yield document
             except parquet.DamagedRows:
-                whole.unreadable["row groups damaged"] += 1
+                file_tally.unreadable["row groups damaged"] += 1
     except parquet.Bomb:
-        whole.unreadable["files: bomb"] += 1
+        file_tally.unreadable["files: bomb"] += 1
     except (pyarrow.ArrowException, ValueError, KeyError, NotImplementedError):
-        whole.unreadable["files: damaged"] += 1
+        file_tally.unreadable["files: damaged"] += 1
 
 
-def _corpus(name: str, prep: Mapping, mine: Callable, tally: Tally, whole: Tally):
+def _corpus(name: str, prep: Mapping, is_selected: Callable, tally: Tally, file_tally: Tally):
     corpus = load_corpus(name)
     language = corpus.languages[0] if len(corpus.languages) == 1 else ""
     for split in corpus.splits.values():
         for text in split():
-            if mine():
+            if is_selected():
                 text = "\n".join(text) if isinstance(text, tuple) else text
                 yield Document(text=text, language=language, licence=corpus.licence)
 
@@ -188,12 +192,12 @@ _READERS = {
 # --- shared by readers ----------------------------------------------------------------------------
 
 
-def _count_problem(file, whole: Tally) -> None:
+def _count_problem(file, file_tally: Tally) -> None:
     if file.raw.problem:
-        whole.unreadable[f"files: {file.raw.problem}"] += 1
+        file_tally.unreadable[f"files: {file.raw.problem}"] += 1
 
 
-def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
+def _document_of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     if not isinstance(row, dict):
         tally.unreadable["records without text"] += 1
         return None
@@ -209,7 +213,7 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     if not isinstance(content, str) or not content.strip():
         tally.unreadable["records without text"] += 1
         return None
-    content = without_surrogates(content)
+    content = replace_surrogates(content)
     if len(content.encode()) > prep["max_document_bytes"]:
         tally.unreadable["records too large"] += 1
         return None
@@ -217,5 +221,5 @@ def _of_row(row, prep: Mapping, tally: Tally) -> Document | None:
     for field, names in _FIELDS.items():
         values = (row.get(name) for name in names)
         value = next((value for value in values if value and value is not parquet.DAMAGED), "")
-        setattr(document, field, without_surrogates(str(value))[:2000])
+        setattr(document, field, replace_surrogates(str(value))[:2000])
     return document

@@ -59,15 +59,15 @@ class Response:
         Raises:
           Unreadable: the body cannot be decoded, is truncated or exceeds the limit.
         """
-        codings = [coding for name in coded_by for coding in self._list(name)]
+        codings = [coding for name in coded_by for coding in self._codings(name)]
         if len(codings) > _MAX_CODINGS:
             raise Unreadable("responses with too many codings")
         body = self.encoded_body
         for coding in reversed(codings):
             body = decode_coding(body, coding, limit)
         length = self._header("content-length").strip()
-        coded = any(coding == "chunked" or coding in _CODINGS for coding in codings)
-        if not coded and length.isdecimal() and len(length) < 20 and len(body) < int(length):
+        has_coding = any(coding == "chunked" or coding in _CODINGS for coding in codings)
+        if not has_coding and length.isdecimal() and len(length) < 20 and len(body) < int(length):
             raise Unreadable(_CUT_OFF)
         if len(body) > limit:
             raise Unreadable(TOO_LARGE)
@@ -76,7 +76,7 @@ class Response:
     def _header(self, name: str) -> str:
         return next((value for key, value in self.headers if key == name), "")
 
-    def _list(self, name: str) -> list[str]:
+    def _codings(self, name: str) -> list[str]:
         values = ",".join(value for key, value in self.headers if key == name)
         codings = (value.partition(";")[0].strip().lower() for value in values.split(","))
         return [coding for coding in codings if coding not in ("", "identity", "none")]
@@ -93,8 +93,8 @@ def parse(block: bytes) -> Response:
     while True:
         status = _STATUS.match(block)
         if not status:
-            begun = b"HTTP/".startswith(block[:5].upper()) and b"\n" not in block
-            raise Unreadable(_CUT_OFF if begun else "responses without HTTP headers")
+            is_incomplete_status = b"HTTP/".startswith(block[:5].upper()) and b"\n" not in block
+            raise Unreadable(_CUT_OFF if is_incomplete_status else "responses without HTTP headers")
         end = _HEAD_END.search(block)
         if not end:
             raise Unreadable(_CUT_OFF)
@@ -127,7 +127,7 @@ def decode_coding(body: bytes, coding: str, limit: int) -> bytes:
       Unreadable: the body does not fit the coding, is truncated or exceeds the limit.
     """
     if coding == "chunked":
-        return _unchunked(body)
+        return _join_chunks(body)
     unpack = _CODINGS.get(coding)
     if unpack is None:
         if _BINARY.search(body[:1445]):
@@ -143,7 +143,7 @@ def decode_coding(body: bytes, coding: str, limit: int) -> bytes:
     return unpacked
 
 
-def _unchunked(body: bytes) -> bytes:
+def _join_chunks(body: bytes) -> bytes:
     pieces, place = [], 0
     while place < len(body):
         end = body.find(b"\n", place, place + 4096)
@@ -167,12 +167,12 @@ def _unchunked(body: bytes) -> bytes:
 # --- content codings: (body, limit) -> (at most limit + 1 bytes, whether the body is complete) ----
 
 
-def _inflated(body: bytes, limit: int, bits: tuple[int, ...]) -> tuple[bytes, bool]:
-    for tried in bits:
+def _inflate(body: bytes, limit: int, bits: tuple[int, ...]) -> tuple[bytes, bool]:
+    for window_bits in bits:
         pieces, size, rest = [], 0, body
         try:
             while True:
-                unpacker = zlib.decompressobj(tried)
+                unpacker = zlib.decompressobj(window_bits)
                 pieces.append(unpacker.decompress(rest, limit + 1 - size))
                 size += len(pieces[-1])
                 rest = unpacker.unused_data
@@ -223,7 +223,7 @@ def _zstandard(body: bytes, limit: int) -> tuple[bytes, bool]:
     return b"".join(pieces), frame is None
 
 
-_GZIP = functools.partial(_inflated, bits=(31,))
+_GZIP = functools.partial(_inflate, bits=(31,))
 # Servers send deflate with the zlib header that the standard requires, and without.
-_DEFLATE = functools.partial(_inflated, bits=(15, -15))
+_DEFLATE = functools.partial(_inflate, bits=(15, -15))
 _CODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _DEFLATE, "br": _brotli, "zstd": _zstandard}

@@ -57,37 +57,37 @@ def read_records(members: Members, limit: int) -> Iterator[Record]:
     while members.next():
         if members.skipped:
             yield Record(problem=TOO_LARGE if members.skipped == "bomb" else DAMAGED)
-        while record := _record(members, limit):
+        while record := _read_record(members, limit):
             # Damage of the member and an early end of the file are counted separately.
             if members.damaged or (record.problem and members.problem):
                 break
             yield record
 
 
-def _record(members: Members, limit: int) -> Record | None:
+def _read_record(members: Members, limit: int) -> Record | None:
     """Returns the next record of a member, None at its end."""
-    members.pass_over(b" \t\r\n")
+    members.skip_characters(b" \t\r\n")
     line = members.readline(_LINE)
     if not line:
         return None
     if not _VERSION.match(line):
-        cut = not members.peek(1) and b"WARC/1.0\r\n".startswith(line)
+        is_cut_off = not members.peek(1) and b"WARC/1.0\r\n".startswith(line)
         members.unread(line)
         _resync(members)
-        return Record(problem=CUT_OFF if cut else DAMAGED)
-    headers = _headers(members)
+        return Record(problem=CUT_OFF if is_cut_off else DAMAGED)
+    headers = _read_headers(members)
     if headers is None:
-        cut = not members.peek(1)
+        is_cut_off = not members.peek(1)
         _resync(members)
-        return Record(problem=CUT_OFF if cut else DAMAGED)
+        return Record(problem=CUT_OFF if is_cut_off else DAMAGED)
     length = headers.get("content-length", "")
     if not (length.isascii() and length.isdigit() and len(length) < 19):
         _resync(members)
         return Record(headers, problem=DAMAGED)
-    return _with_body(members, headers, int(length), limit)
+    return _read_body(members, headers, int(length), limit)
 
 
-def _headers(members: Members) -> dict[str, str] | None:
+def _read_headers(members: Members) -> dict[str, str] | None:
     """Returns the headers up to the empty line, None if there is no such line."""
     headers: dict[str, str] = {}
     size, name = 0, ""
@@ -110,7 +110,7 @@ def _headers(members: Members) -> dict[str, str] | None:
     return None
 
 
-def _with_body(members: Members, headers: dict, length: int, limit: int) -> Record:
+def _read_body(members: Members, headers: dict, length: int, limit: int) -> Record:
     if length > limit:
         problem = _skip_block(members, length)
         if not problem and not _at_end(members):
@@ -135,8 +135,8 @@ def _skip_block(members: Members, length: int) -> str:
     Returns:
       "" if the block is complete, else CUT_OFF or WRONG_LENGTH.
     """
-    at_record, missing = _search(members, _IN_BLOCK, length)
-    return WRONG_LENGTH if at_record else CUT_OFF if missing else ""
+    at_record, missing_bytes = _search(members, _IN_BLOCK, length)
+    return WRONG_LENGTH if at_record else CUT_OFF if missing_bytes else ""
 
 
 def _resync(members: Members) -> None:
