@@ -32,6 +32,16 @@ def devices():
     prepare_devices(4)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_curves():
+    """Replaces the curves of reports by empty plots: drawing them takes a fifth of a short run."""
+    from trainers.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "line_plot", lambda lines, name: "<svg></svg>")
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen(devices):
     """Excludes objects that outlive a test file from the garbage collections of `collected`.

@@ -26,6 +26,13 @@ _CONFIG = {
     "data": {"augment": {"shift": 2}},
     "trainer": {"steps": 40, "epochs": None},
 }
+_LINE_PLOT = figures.line_plot  # read before the fixture `without_curves` replaces it
+
+
+@pytest.fixture(autouse=True)
+def curves(monkeypatch):
+    """Draws the curves of reports."""
+    monkeypatch.setattr(figures, "line_plot", _LINE_PLOT)
 
 
 def _workdir(path, lines=(), config=None, **files):
