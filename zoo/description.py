@@ -55,8 +55,8 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     model = build_abstract(name, **overrides)
     positions, lengths = None, {}
     if any(None in tensor.shape[1:] for tensor in model.inputs):
-        given = {**registry.arguments(name), **overrides}.get("sequence_length")
-        positions = sequence_length(model) or given or 1
+        configured_length = {**registry.arguments(name), **overrides}.get("sequence_length")
+        positions = sequence_length(model) or configured_length or 1
         # BERT's head computes only the masked positions, 15 % of all.
         lengths = {i.name: positions for i in model.inputs}
         if "masked" in lengths:

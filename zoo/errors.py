@@ -34,11 +34,11 @@ class RunError(_OneLine, RuntimeError):
 
 def short(text) -> str:
     """Returns a value or a library's message as one line of at most `MAX_QUOTE` characters."""
-    return _cut(" ".join(_CONTROL.sub(" ", str(text)[: 10 * MAX_QUOTE]).split()), MAX_QUOTE)
+    return _truncate(" ".join(_CONTROL.sub(" ", str(text)[: 10 * MAX_QUOTE]).split()), MAX_QUOTE)
 
 
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+def _truncate(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
 
 
 def _one_line(message: str) -> str:
@@ -46,7 +46,7 @@ def _one_line(message: str) -> str:
         message = f"{message[: 10 * _MAX_MESSAGE]} … {message[-10 * _MAX_MESSAGE :]}"
     message = _CONTROL.sub(" ", message)
     for pattern in (_QUOTED, _WORD):
-        message = pattern.sub(lambda match: _cut(match[0], MAX_QUOTE), message)
+        message = pattern.sub(lambda match: _truncate(match[0], MAX_QUOTE), message)
     if len(message) > _MAX_MESSAGE:  # keeps the rule at the start and the advice at the end
         message = f"{message[: _MAX_MESSAGE - 600]} … {message[-597:]}"
     return message
@@ -74,25 +74,25 @@ def check_name(kind: str, name, known) -> None:
         )
 
 
-def check_least(section: str, values, least=None) -> None:
+def check_minimums(section: str, values, minimums=None) -> None:
     """Checks that the numbers of a section are not too small.
 
     Args:
       section: name for the error message, such as "trainer".
       values: key -> value; numbers and tuples of numbers are checked.
-      least: key -> smallest value, for keys whose smallest value is not 0.
+      minimums: key -> smallest value, for keys whose smallest value is not 0.
 
     Raises:
       UsageError: naming the first key whose value is too small.
     """
     for key, value in values.items():
-        smallest = (least or {}).get(key, 0)
+        smallest = (minimums or {}).get(key, 0)
         for number in value if isinstance(value, tuple | list) else (value,):
             fits = not isinstance(number, int | float) or number >= smallest
             require(fits, f"{section}.{key}", f"at least {smallest}", value)
 
 
-def compiled(key: str, pattern: str) -> re.Pattern:
+def compile_pattern(key: str, pattern: str) -> re.Pattern:
     """Compiles the regular expression of a config key; raises `UsageError` if it is invalid."""
     try:
         with warnings.catch_warnings():

@@ -182,10 +182,10 @@ def call_with_values(values: list[tuple], changing: list, function):
     if scope is None:
         with keras.StatelessScope(values) as scope:
             outputs = function()
-        given = {id(variable) for variable, _ in values}
+        variable_ids = {id(variable) for variable, _ in values}
         for variable in changing:
             value = scope.get_current_value(variable)
-            if value is not None and id(variable) not in given:
+            if value is not None and id(variable) not in variable_ids:
                 variable.assign(value)
         return outputs
     before = {id(variable): scope.state_mapping.get(id(variable)) for variable, _ in values}

@@ -59,13 +59,13 @@ def arguments(function: str, *words: str, tensorflow: bool = False) -> list[str]
 
 
 def call(
-    what: str, function: str, *words: str, extra: Mapping[str, str] | None = None,
+    description: str, function: str, *words: str, extra: Mapping[str, str] | None = None,
     tensorflow: bool = False, killed: str = "",
 ):  # fmt: skip
     """Calls a function of the zoo in a child Python without stdin, and repeats its warnings.
 
     Args:
-      what: description of the work, the subject of error messages.
+      description: description of the work, the subject of error messages.
       function: as for `arguments`; its result must be a JSON value.
       *words: arguments of the function.
       extra: additional environment variables of the child.
@@ -79,20 +79,22 @@ def call(
       RunError: if the function raises, or its process dies.
     """
     _LOG.debug(f"{function} runs in a child process")
-    done = subprocess.run(
+    result = subprocess.run(
         arguments("zoo.processes:_answer", function, *words, tensorflow=tensorflow),
         env=environment(extra), stdin=subprocess.DEVNULL, capture_output=True, text=True,
         errors="replace",
     )  # fmt: skip
-    if done.returncode < 0:
-        raise RunError(f"{what} was ended by signal {-done.returncode}{killed}.")
-    lines = done.stderr.strip().splitlines()
-    if done.returncode:
-        raise RunError(f"{what} failed: {lines[-1] if lines else f'exit status {done.returncode}'}")
+    if result.returncode < 0:
+        raise RunError(f"{description} was ended by signal {-result.returncode}{killed}.")
+    lines = result.stderr.strip().splitlines()
+    if result.returncode:
+        raise RunError(
+            f"{description} failed: {lines[-1] if lines else f'exit status {result.returncode}'}"
+        )
     for line in lines:
         if line.startswith("zoo: "):
             _LOG.warning(line.removeprefix("zoo: "))
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def _answer(function: str, *words: str) -> None:
@@ -169,8 +171,8 @@ def shadowed(name: str) -> str:
       A path or "a built-in module"; "" if `import name` imports the module in the current folder,
       or if the folder has no such module.
     """
-    here = Path.cwd().resolve()
-    local = here.joinpath(*name.split("."))
+    current_folder = Path.cwd().resolve()
+    local = current_folder.joinpath(*name.split("."))
     if not (local.with_name(f"{local.name}.py").is_file() or (local / "__init__.py").is_file()):
         return ""
     try:
@@ -180,7 +182,7 @@ def shadowed(name: str) -> str:
     if spec is None:
         return ""
     places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
-    if any(here in Path(place).resolve().parents for place in places):
+    if any(current_folder in Path(place).resolve().parents for place in places):
         return ""
     return str(places[0]) if places else "a built-in module"
 
@@ -188,11 +190,11 @@ def shadowed(name: str) -> str:
 def _is_current(entry: str) -> bool:
     """Returns whether an entry of a search path is the current folder and has no packages."""
     try:
-        here = os.path.realpath(os.getcwd())
+        current = os.path.realpath(os.getcwd())
     except FileNotFoundError:  # the current folder was deleted
         return not entry
     package_folders = [str(_ROOT), *map(os.path.realpath, _package_folders())]
-    return not entry or (os.path.realpath(entry) == here and here not in package_folders)
+    return not entry or (os.path.realpath(entry) == current and current not in package_folders)
 
 
 def _package_folders() -> list[str]:

@@ -16,11 +16,11 @@ from pathlib import Path
 def install() -> None:
     """Silences the first import of TensorFlow in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings and errors
-    if not wants_logs() and "tensorflow" not in sys.modules:
+    if not are_logs_enabled() and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _QuietTensorFlow())
 
 
-def wants_logs() -> bool:
+def are_logs_enabled() -> bool:
     """Returns whether the environment asks for all logs of TensorFlow."""
     return os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0"
 
@@ -31,7 +31,7 @@ def quiet_stderr():
 
     Does nothing if the environment asks for all logs of TensorFlow.
     """
-    if wants_logs():
+    if are_logs_enabled():
         yield
         return
     if sys.stderr:
@@ -43,8 +43,8 @@ def quiet_stderr():
         yield
         return
     try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, "w") as null_device:
+            os.dup2(null_device.fileno(), 2)
         yield
     finally:
         os.dup2(stderr, 2)

@@ -54,8 +54,8 @@ def register(
     """
     if name in _models:
         raise UsageError(
-            f"A model name can be registered once. Received: {name!r}, which is registered with "
-            f"builder {_models[name].builder}."
+            f"A model name must be registered only once. Received: {name!r}, which is "
+            f"registered with builder {_models[name].builder}."
         )
     _models[name] = Entry(
         name, builder, task, parameters, paper, licence,
@@ -77,7 +77,7 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
       UsageError: if the name is registered already.
     """
     if name in _tasks:
-        raise UsageError(f"A task name can be registered once. Received: {name!r}.")
+        raise UsageError(f"A task name must be registered only once. Received: {name!r}.")
     _tasks[name] = task
     if load is not None:
         _loaders[name] = load
@@ -179,13 +179,13 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], owner: st
     except Exception:  # annotations of a user's function may not be resolvable
         return
     # Builders and tasks of the zoo accept no negative number, and no size from 2**31 on.
-    ours = function.__module__.startswith("zoo.")
-    limits = (0, 2**31) if ours else (-(2**63), 2**63)
+    is_zoo_function = function.__module__.startswith("zoo.")
+    limits = (0, 2**31) if is_zoo_function else (-(2**63), 2**63)
     for name, value in arguments.items():
         if name in hints and not _is_a(value, hints[name], *limits):
             hint = hints[name]
             kind = hint.__name__ if type(hint) is type else str(hint)
-            bounds = " from 0 to 2**31" if ours and re.search("int|float", kind) else ""
+            bounds = " from 0 to 2**31" if is_zoo_function and re.search("int|float", kind) else ""
             raise UsageError(
                 f"{owner}: {name} must be of type {kind}{bounds}. Received: {repr(value)[:200]}."
             )

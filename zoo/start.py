@@ -27,7 +27,7 @@ def start_tensorflow() -> None:
         import tensorflow as tf
     with quiet.quiet_stderr():
         gpus = tf.config.list_physical_devices("GPU")
-    if not quiet.wants_logs():
+    if not quiet.are_logs_enabled():
         tf.get_logger().setLevel("ERROR")  # TensorFlow's profiler calls deprecated functions
     for gpu in gpus:
         with contextlib.suppress(RuntimeError):  # the GPU is already initialized

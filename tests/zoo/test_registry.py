@@ -116,11 +116,11 @@ def test_sizes_may_be_numbers_of_numpy():
 def test_a_name_is_registered_once(register):
     register("mine", small, "image_classification")
     for name in ("mine", "cnn_classifier"):
-        with pytest.raises(UsageError, match=f"registered once. Received: '{name}'"):
+        with pytest.raises(UsageError, match=f"registered only once. Received: '{name}'"):
             register(name, small, "image_classification")
     zoo.register_task("my_task", object)
     for name in ("my_task", "image_classification"):
-        with pytest.raises(UsageError, match=f"registered once. Received: '{name}'"):
+        with pytest.raises(UsageError, match=f"registered only once. Received: '{name}'"):
             zoo.register_task(name, object)
 
 

@@ -1,4 +1,4 @@
-"""zoo generate WORKDIR [--prompt=TEXT | --prompts=FILE] [--json]: text, or a sheet of pictures.
+"""zoo generate WORKDIR [--prompt=TEXT | --prompts=FILE] [--json]: text, or a grid of images.
 
 Continues a prompt with a language model. The text of a single prompt is streamed. --prompts=FILE
 reads one prompt per line, --prompts=- reads standard input. Without a prompt the model starts a
@@ -10,8 +10,8 @@ the number of new tokens and their rate, which includes the compilation.
 An encoder-decoder translates each prompt, by default with the beam width of its recipe. An encoder
 replaces each [MASK]; --json also prints the five most probable words per [MASK].
 
-A GAN draws --count pictures and writes them as one PNG file, --out; the same seed gives the same
-pictures.
+A GAN draws --count images and writes them as one PNG file, --out; the same seed gives the same
+images.
 """
 
 import json
@@ -34,7 +34,7 @@ _TOP_K = _FLAGS.integer("top_k", 0, "Sample from the K most probable tokens; 0 f
 _TOP_P = _FLAGS.floating("top_p", 1.0, "Sample from the most probable tokens with this sum.")
 _BEAMS = _FLAGS.integer("beams", 1, "Width of the beam search; 1 for no beam search.")
 _SEED = _FLAGS.integer("seed", 0, "Random seed for sampling.")
-_COUNT = _FLAGS.integer("count", 64, "Pictures of the sheet.")
+_COUNT = _FLAGS.integer("count", 64, "Number of images in the grid.")
 _OUT = _FLAGS.string("out", None, "PNG file to write; default: WORKDIR/generated.png.")
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
@@ -141,7 +141,7 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     task = config["config"]["task"]["name"]
     tokenizer = read_tokenizer(workdir, config) if config.get("tokenizer") else None
     other = UsageError(
-        "zoo generate writes text or draws pictures; "
+        "zoo generate writes text or draws images; "
         f"{workdir} contains a model of the task {task!r}."
     )
     if task == "image_classification":
@@ -189,7 +189,7 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
     """Checks the flags against a kind of `_kind`, or the name of a task; raises `UsageError`."""
     if kind == "gan":
         text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
-        _refuse(text, "A GAN draws pictures")
+        _refuse(text, "A GAN draws images")
         if not 1 <= _COUNT.value <= 10_000:
             raise UsageError(f"--count must be from 1 to 10,000. Received: {_COUNT.value}.")
         if _SEED.value < 0:
@@ -210,15 +210,15 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
 
 
 def _image_path(workdir: Path) -> Path:
-    """Returns where the pictures of a GAN are written."""
+    """Returns where the images of a GAN are written."""
     return Path(_OUT.value or workdir / "generated.png")
 
 
 def _generate_images(model, path: Path) -> int:
-    from zoo.generation.image_grids import arrange_grid, make_pictures, save_png
+    from zoo.generation.image_grids import arrange_grid, make_images, save_png
 
-    pictures = make_pictures(model, _COUNT.value, _SEED.value)
-    save_png(path, arrange_grid(pictures, math.ceil(math.sqrt(_COUNT.value))))
+    images = make_images(model, _COUNT.value, _SEED.value)
+    save_png(path, arrange_grid(images, math.ceil(math.sqrt(_COUNT.value))))
     print(path)
     return 0
 

@@ -6,7 +6,7 @@
   zoo prepare RECIPE       convert raw web pages to training records
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     metrics of a trained model
-  zoo predict WORKDIR FILE ...   labels for pictures
+  zoo predict WORKDIR FILE ...   labels for images
   zoo generate WORKDIR     generate text or images
   zoo compress METHOD WORKDIR    a smaller model
   zoo export WORKDIR       a file for TensorFlow, LiteRT, ONNX or Keras

@@ -47,7 +47,7 @@ class LoadedRun:
     @property
     def supports_whole_split(self) -> bool:
         """Whether `Task.evaluate_split` is possible; a LiteRT file has a single forward pass."""
-        return self.file is None or self.task.sample_kind == "pictures"
+        return self.file is None or self.task.sample_kind == "images"
 
     def serving_model(self):
         """Returns the model to export, in float32."""

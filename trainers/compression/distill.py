@@ -227,7 +227,7 @@ class Distillation(Task):
         """Returns no frozen part: the teacher needs the inputs of the student's frozen part."""
         if self.task.frozen_part(model).model is None:
             return FrozenPart()
-        return FrozenPart(reason="off: the teacher sees the pictures themselves")
+        return FrozenPart(reason="off: the teacher sees the images themselves")
 
     def add_training_arrays(self, arrays):
         """Returns the training split; with `cache`, it has the teacher's logits per example."""

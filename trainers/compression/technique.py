@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from zoo.errors import UsageError, compiled
+from zoo.errors import UsageError, compile_pattern
 
 
 class Technique:
@@ -56,7 +56,7 @@ class Compressor:
 
 def select_paths(key: str, pattern: str, paths: Collection[str]) -> list[str]:
     """Returns the paths that match the pattern of `key`; raises `UsageError` if none does."""
-    selected = [*filter(compiled(key, pattern).search, paths)]
+    selected = [*filter(compile_pattern(key, pattern).search, paths)]
     if not selected:
         raise UsageError(
             f"{key} matches nothing. Received: {pattern!r}. Some supported paths: "

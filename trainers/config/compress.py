@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from math import inf
 
-from zoo.errors import UsageError, check_least, check_name, compiled, require
+from zoo.errors import UsageError, check_minimums, check_name, compile_pattern, require
 
 # Formats of `zoo compress ptq`: a LiteRT file, or a Keras model with integer kernels.
 FORMATS = (
@@ -152,14 +152,14 @@ def check_pruning(
     """Checks the arguments of pruning; raises `UsageError`."""
     require(0 <= sparsity < 1, "compress.prune.sparsity", "in [0, 1)", sparsity)
     check_name("schedule of compress.prune.schedule", schedule, _SCHEDULES)
-    compiled("compress.prune.pattern", pattern)
+    compile_pattern("compress.prune.pattern", pattern)
     fits = 0 <= initial_sparsity < 1 and not 0 < sparsity < initial_sparsity
     rule = "in [0, 1), not above compress.prune.sparsity"
     require(fits, "compress.prune.initial_sparsity", rule, initial_sparsity)
     rule = "fractions of the run, begin not larger than end"
     fits = 0 <= begin <= end <= 1
     require(fits, "compress.prune.begin and compress.prune.end", rule, (begin, end))
-    check_least("compress.prune", {"frequency": frequency}, {"frequency": 1})
+    check_minimums("compress.prune", {"frequency": frequency}, {"frequency": 1})
     fits = not m_by_n or (len(m_by_n) == 2 and 0 < m_by_n[0] < m_by_n[1])
     require(fits, "compress.prune.m_by_n", "(2, 4) for two zeros of four, or ()", tuple(m_by_n))
     fits = len(block) == 2 and min(block) >= 1 and (not m_by_n or tuple(block) == (1, 1))
@@ -200,7 +200,7 @@ def check_decay(decay: float) -> None:
 
 def check_clusters(number: int) -> None:
     """Checks the number of distinct values per kernel; raises `UsageError`."""
-    check_least("compress.cluster", {"number": number}, {"number": 2})
+    check_minimums("compress.cluster", {"number": number}, {"number": 2})
 
 
 def check_distillation(settings: Mapping) -> None:
@@ -227,7 +227,7 @@ def check_structured(settings: Mapping) -> None:
     """Checks the section `compress.structured`; raises `UsageError`."""
     value = settings["sparsity"]
     require(0 <= value < 1, "compress.structured.sparsity", "in [0, 1)", value)
-    compiled("compress.structured.pattern", settings["pattern"])
+    compile_pattern("compress.structured.pattern", settings["pattern"])
     parse_widths(settings["widths"])
 
 
@@ -257,7 +257,7 @@ def check_low_rank(settings: Mapping) -> None:
         require(0 <= value < 1, f"compress.low_rank.{way}", "in [0, 1); 0 disables it", value)
     value, rule = settings["sensitivity"], "at least 0, such as 0.01 for 1 %; 0 disables it"
     require(0 <= value < inf, "compress.low_rank.sensitivity", rule, value)
-    compiled("compress.low_rank.pattern", settings["pattern"])
+    compile_pattern("compress.low_rank.pattern", settings["pattern"])
     parse_ranks(settings["ranks"])
 
 
@@ -279,4 +279,4 @@ def check_rounding(format: str, examples: int) -> None:
     """Checks the section `compress.ptq`; raises `UsageError`."""
     if format:
         check_name("format of compress.ptq.format", format, FORMATS)
-    check_least("compress.ptq", {"examples": examples}, {"examples": 1})
+    check_minimums("compress.ptq", {"examples": examples}, {"examples": 1})

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from trainers.config.paths import exists
-from zoo.errors import check_least
+from zoo.errors import check_minimums
 from zoo.storage.disk import read_json
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def check(data) -> None:
 
     Tasks on text check the keys for text (`zoo.data.text.dataset.check`).
     """
-    check_least("data", data)
+    check_minimums("data", data)
 
 
 def follow_prepared(data, given: Collection[str]) -> None:

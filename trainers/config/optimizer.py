@@ -2,7 +2,7 @@
 
 from math import inf
 
-from zoo.errors import check_name, compiled, require
+from zoo.errors import check_name, compile_pattern, require
 
 _COMMON = {
     "learning_rate": 1e-3,
@@ -58,4 +58,4 @@ def check(name: str, **arguments) -> None:
             continue
         require(fits, f"optimizer.{key}", rule, value)
     for key in _PATTERNS:
-        compiled(f"optimizer.{key}", arguments.get(key, ""))
+        compile_pattern(f"optimizer.{key}", arguments.get(key, ""))

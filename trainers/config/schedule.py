@@ -1,6 +1,6 @@
 """The section `schedule`: learning-rate schedules, their arguments and rules. Loads no Keras."""
 
-from zoo.errors import UsageError, check_least, check_name
+from zoo.errors import UsageError, check_minimums, check_name
 
 # name -> arguments and their defaults. The peak is optimizer.learning_rate.
 SCHEDULES: dict[str, dict] = {
@@ -16,7 +16,7 @@ SCHEDULES: dict[str, dict] = {
 def check(name: str, **arguments) -> None:
     """Checks a schedule and its arguments; raises `UsageError`."""
     check_name("schedule", name, SCHEDULES)
-    check_least("schedule", arguments)
+    check_minimums("schedule", arguments)
 
 
 def check_phases(name: str, steps: int, **arguments) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from zoo.data.windows import Windows
-from zoo.errors import UsageError, check_least, check_name, compiled, require
+from zoo.errors import UsageError, check_minimums, check_name, compile_pattern, require
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -39,7 +39,7 @@ KEYS = {
 
 def check(trainer) -> None:
     """Checks the values of a section `trainer`; raises `UsageError`."""
-    check_least(
+    check_minimums(
         "trainer", trainer,
         {"global_batch_size": 1, "steps_per_execution": 1, "log_every": 1, "keep": 1},
     )  # fmt: skip
@@ -52,7 +52,7 @@ def check(trainer) -> None:
     if trainer.strategy == "tpu":
         check_tpu(trainer)
     check_precision(trainer.precision)
-    compiled("trainer.remat", trainer.remat)
+    compile_pattern("trainer.remat", trainer.remat)
     require(trainer.ema < 1, "trainer.ema", "in [0, 1); 0 disables it", trainer.ema)
     require(trainer.seed < 2**32, "trainer.seed", "less than 2**32", trainer.seed)
     if trainer.preemption_notice:

@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from zoo import keras_internals
-from zoo.errors import UsageError, compiled
+from zoo.errors import UsageError, compile_pattern
 from zoo.layers.low_rank import LowRankEmbedding
 from zoo.layers.positions import LearnedPositions
 
@@ -46,7 +46,7 @@ def left_to_adamw(
             )
         excluded += [v for model in graphs for layer in output_layers(model) for v in layer.weights]
     ids = {id(v) for v in excluded}
-    matches = compiled("optimizer.exclude", exclude).search
+    matches = compile_pattern("optimizer.exclude", exclude).search
     return [v for v in variables if id(v) in ids or exclude and matches(v.path)]
 
 

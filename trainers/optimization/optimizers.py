@@ -13,7 +13,7 @@ from trainers.config import optimizer as section
 from trainers.config.optimizer import OPTIMIZERS
 from trainers.optimization.muon import left_to_adamw
 from zoo import keras_internals
-from zoo.errors import UsageError, check_name, compiled, short
+from zoo.errors import UsageError, check_name, compile_pattern, short
 
 _CLASSES = {
     "sgd": "SGD", "adam": "Adam", "adamw": "AdamW",
@@ -138,7 +138,7 @@ def check_rules(variables, rules: Rules) -> None:
 
 
 def _matching(key: str, pattern: str, variables) -> list:
-    matches = compiled(f"optimizer.{key}", pattern).search
+    matches = compile_pattern(f"optimizer.{key}", pattern).search
     return [v for v in variables if pattern and matches(v.path)]
 
 

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from zoo import keras_internals
-from zoo.errors import UsageError, compiled
+from zoo.errors import UsageError, compile_pattern
 
 
 def apply_remat(model: keras.Model, pattern: str) -> list[str]:
@@ -27,7 +27,7 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
     Raises:
       UsageError: if the pattern is invalid or matches no layer.
     """
-    matches = compiled("trainer.remat", pattern).fullmatch
+    matches = compile_pattern("trainer.remat", pattern).fullmatch
     found, names = [], []
 
     def visit(layer):

@@ -74,7 +74,7 @@ class Dataset:
 def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_classes: int):
     where = f"Data set {name!r}, split {split!r}"
     if not arrays:
-        raise RunError(f"{where}: a split needs at least one array.")
+        raise RunError(f"{where}: a split must have at least one array.")
     for key, array in arrays.items():
         if key == "weight":
             raise RunError(
@@ -83,7 +83,7 @@ def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_cl
             )
         if array.dtype == object:
             raise RunError(
-                f"{where}, array {key!r} must hold numbers or strings. Received: dtype object."
+                f"{where}, array {key!r} must contain numbers or strings. Received: dtype object."
             )
         if array.ndim == 0 or len(array) == 0:
             raise RunError(

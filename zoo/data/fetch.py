@@ -39,14 +39,14 @@ class FetchFile:
 def fetch(
     name: str,
     destination: str | os.PathLike | None = None,
-    tell: Callable[[str], None] = _LOG.info,
+    log: Callable[[str], None] = _LOG.info,
 ) -> Path:
     """Downloads the missing original files of a data set.
 
     Args:
       name: of a registered data set.
       destination: folder in which the folder `name` is created; `data_dir()` by default.
-      tell: called with one line per file.
+      log: called with one line per file.
 
     Returns:
       The folder of the files.
@@ -59,7 +59,7 @@ def fetch(
     files = dataset_entry(name).original_files()
     folder = Path(destination or data_dir()).expanduser() / name
     if not files:
-        tell(f"{name}: has no files to download")
+        log(f"{name}: has no files to download")
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -69,7 +69,7 @@ def fetch(
             if not present:
                 _download(file, path)
             status = "already present" if present else "downloaded"
-            tell(f"{name}: {path}, {file.size:,} bytes, {status}")
+            log(f"{name}: {path}, {file.size:,} bytes, {status}")
     finally:
         # An empty folder would look like the data set.
         with contextlib.suppress(OSError):
@@ -84,20 +84,20 @@ def is_valid(path: Path, file: FetchFile) -> bool:
         with (
             contextlib.suppress(OSError, EOFError, zlib.error),
             open_file(packed) as raw,
-            gzip.GzipFile(fileobj=raw) as opened,
+            gzip.GzipFile(fileobj=raw) as stream,
         ):
-            return _digest_of(opened, file.size) == file.sha256
+            return _stream_digest(stream, file.size) == file.sha256
         return False
     if not path.is_file() or path.stat().st_size != file.size:
         return False
-    with open_file(path) as opened:
-        return _digest_of(opened, file.size) == file.sha256
+    with open_file(path) as stream:
+        return _stream_digest(stream, file.size) == file.sha256
 
 
-def _digest_of(opened, size: int) -> str:
+def _stream_digest(stream, size: int) -> str:
     """Returns the hex sha256 of a stream, or "" if the stream is longer than `size`."""
     digest, received = hashlib.sha256(), 0
-    while chunk := opened.read(CHUNK_BYTES):
+    while chunk := stream.read(CHUNK_BYTES):
         received += len(chunk)
         if received > size:
             return ""
@@ -114,14 +114,14 @@ def is_present(path: Path, file: FetchFile) -> bool:
 def _download(file: FetchFile, path: Path):
     digest, received = hashlib.sha256(), 0
     bar = progress(title=file.file_name, unit="B", total=file.size, unit_scale=True)
-    with bar, atomic(path) as opened:
+    with bar, atomic(path) as stream:
         for chunk in _chunks(file):
             received += len(chunk)
             if received > file.size:
                 # An endless response must not fill the disk.
                 raise _mismatch(file, f"{file.size:,} bytes", f"more than {file.size:,}")
             digest.update(chunk)
-            opened.write(chunk)
+            stream.write(chunk)
             bar.update(len(chunk))
         if received != file.size:
             raise _mismatch(file, f"{file.size:,} bytes", f"{received:,}")

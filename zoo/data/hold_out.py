@@ -27,7 +27,7 @@ def with_hold_out(dataset, size: int):
     """
     if "train" not in dataset.splits:
         raise UsageError(
-            f"Training needs the split 'train'. Data set {dataset.name!r} has: "
+            f"Training requires the split 'train'. Data set {dataset.name!r} has: "
             f"{', '.join(dataset.splits)}."
         )
     if not size:
@@ -104,16 +104,16 @@ def _stratified(labels, order, size: int, class_names) -> np.ndarray:
     rest = len(labels) - size
     if min(size, rest) < len(classes):
         raise UsageError(
-            "Validation and training each need an example of each class. Received: "
+            "Validation and training must each have an example of each class. Received: "
             f"data.validation_size={size} of {len(labels)} training examples, with {len(classes)} "
             "classes."
         )
     if counts.min() < 2:
         name = _name(classes[counts.argmin()], class_names)
         raise UsageError(
-            "data.validation_size needs at least two examples of each class: one for validation, "
-            f"one for training. Received: one example of class {name}. Add examples, or remove the "
-            "class."
+            "data.validation_size requires at least two examples of each class: one for "
+            f"validation, one for training. Received: one example of class {name}. Add examples, "
+            "or remove the class."
         )
     shares = size * counts / len(labels)
     sizes = np.clip(np.floor(shares), 1, counts - 1).astype(int)

@@ -133,7 +133,7 @@ def _uniform(key, batch_size: int, first_row, size: int) -> Callable:
     salts = itertools.count()
 
     def uniform(count):
-        numbers = tf.random.stateless_uniform((batch_size, count), _salted(key, next(salts)))
+        numbers = tf.random.stateless_uniform((batch_size, count), _fold_in_salt(key, next(salts)))
         rows = tf.slice(numbers, (first_row, 0), (size, count))
         return tf.ensure_shape(rows, (size, count))
 
@@ -149,16 +149,16 @@ def _uniform_of_rows(seed: int, places) -> Callable:
 
         def row(place):
             key = tf.stack([tf.constant(seed, tf.int64), place])
-            return tf.random.stateless_uniform((count,), _salted(key, salt))
+            return tf.random.stateless_uniform((count,), _fold_in_salt(key, salt))
 
         return tf.map_fn(row, places, fn_output_signature=tf.TensorSpec((count,), tf.float32))
 
     return uniform
 
 
-def _salted(key, turn: int):
+def _fold_in_salt(key, salt: int):
     """Returns a distinct key for each call of a source of random numbers."""
-    return tf.random.experimental.stateless_fold_in(key, turn) if turn else key
+    return tf.random.experimental.stateless_fold_in(key, salt) if salt else key
 
 
 def all_in_memory(arrays: Mapping) -> bool:

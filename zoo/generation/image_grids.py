@@ -8,21 +8,21 @@ import numpy as np
 from zoo.storage.disk import atomic
 
 
-def arrange_grid(pictures: np.ndarray, columns: int) -> np.ndarray:
+def arrange_grid(images: np.ndarray, columns: int) -> np.ndarray:
     """Arranges images in a grid, separated by one black pixel.
 
     Args:
-      pictures: images (count, height, width, channels) uint8.
+      images: images (count, height, width, channels) uint8.
       columns: number of columns; the last row may be incomplete.
 
     Returns:
       (rows * (height + 1) - 1, columns * (width + 1) - 1, channels) uint8.
     """
-    count, height, width, channels = pictures.shape
+    count, height, width, channels = images.shape
     columns = min(columns, count)
     rows = -(-count // columns)
     cells = np.zeros((rows * columns, height + 1, width + 1, channels), "uint8")
-    cells[:count, :height, :width] = pictures
+    cells[:count, :height, :width] = images
     cells = cells.reshape(rows, columns, height + 1, width + 1, channels)
     grid = cells.transpose(0, 2, 1, 3, 4).reshape(
         rows * (height + 1), columns * (width + 1), channels
@@ -58,7 +58,7 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
         file.write(stream.getvalue())
 
 
-def make_pictures(model, count: int, seed: int) -> np.ndarray:
+def make_images(model, count: int, seed: int) -> np.ndarray:
     """Returns `count` images of the generator of a model, uint8."""
     noise = np.random.default_rng(seed).standard_normal((count, model.generator.input_shape[-1]))
     return to_uint8(predict_in_batches(model.generator, noise.astype("float32")))
@@ -77,6 +77,6 @@ def predict_in_batches(model, inputs: np.ndarray):
     )
 
 
-def to_uint8(pictures: np.ndarray) -> np.ndarray:
+def to_uint8(images: np.ndarray) -> np.ndarray:
     """Converts images in [-1, 1] to uint8."""
-    return np.round((np.clip(pictures, -1, 1) + 1) * 127.5).astype("uint8")
+    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype("uint8")

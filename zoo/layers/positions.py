@@ -31,7 +31,8 @@ class LearnedPositions(layers.Layer):
         known = isinstance(first, int) and isinstance(length, int)
         if known and first + length > self.sequence_length:
             raise ValueError(
-                f"The model has {self.sequence_length} positions. Received: {first + length}."
+                f"The number of positions must not exceed {self.sequence_length}. "
+                f"Received: {first + length}."
             )
         table = ops.convert_to_tensor(self.embeddings)
         rows = ops.slice(table, (first, 0), (length, table.shape[1]))

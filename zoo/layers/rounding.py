@@ -159,14 +159,14 @@ def _input_layers(model) -> list:
 
 def _has_trainable_ancestor(layer) -> bool:
     """Returns whether a layer, or any layer before it in the graph, has trainable weights."""
-    seen, waiting = set(), [layer]
-    while waiting:
-        one = waiting.pop()
-        if id(one) not in seen:
-            seen.add(id(one))
-            if getattr(one, "trainable_variables", None):
+    visited, pending = set(), [layer]
+    while pending:
+        ancestor = pending.pop()
+        if id(ancestor) not in visited:
+            visited.add(id(ancestor))
+            if getattr(ancestor, "trainable_variables", None):
                 return True
-            waiting += keras_internals.layers_before(one)
+            pending += keras_internals.layers_before(ancestor)
     return False
 
 
@@ -202,7 +202,7 @@ class _Rounding:
         moving = _moving_average(tfmot, decay)
         self.input = None
         sources = keras_internals.layers_before(layer)
-        if any(x in inputs for x in sources) and _takes_floats(layer):
+        if any(x in inputs for x in sources) and _accepts_floats(layer):
             self.input = activity(all_values, "input")
         self.before = self.after = None
         folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
@@ -243,7 +243,7 @@ class _Rounding:
         return outputs if self.after is None else self.after(outputs)
 
 
-def _takes_floats(layer) -> bool:
+def _accepts_floats(layer) -> bool:
     tensors = keras.tree.flatten(layer.input)
     return len(tensors) == 1 and keras.backend.is_float_dtype(tensors[0].dtype)
 

@@ -16,7 +16,7 @@ def engines() -> types.SimpleNamespace:
     import tensorflow as tf
 
     getattr(tf.keras, "version", None)  # fixes tf.keras to Keras 3
-    former = os.environ.get("TF_USE_LEGACY_KERAS")
+    previous = os.environ.get("TF_USE_LEGACY_KERAS")
     from tensorflow_model_optimization.python.core.clustering.keras import (
         cluster_config,
         clustering_algorithm,
@@ -31,10 +31,10 @@ def engines() -> types.SimpleNamespace:
         pruning_schedule,
     )
 
-    if former is None:
+    if previous is None:
         os.environ.pop("TF_USE_LEGACY_KERAS", None)
     else:
-        os.environ["TF_USE_LEGACY_KERAS"] = former
+        os.environ["TF_USE_LEGACY_KERAS"] = previous
     return types.SimpleNamespace(
         cluster_config=cluster_config,
         clustering_algorithm=clustering_algorithm,

@@ -88,7 +88,7 @@ class Attention(Composite):
             )
         if rotary_base and hidden_dim // num_heads % 2:
             raise ValueError(
-                "Rotary position embedding needs an even hidden_dim / num_heads. Received: "
+                "Rotary position embedding requires an even hidden_dim / num_heads. Received: "
                 f"hidden_dim={hidden_dim}, num_heads={num_heads}."
             )
         if not 0 <= width <= groups:

@@ -11,7 +11,7 @@ from keras import layers
 
 from zoo.errors import UsageError
 
-PICTURE = (28, 28, 1)
+IMAGE_SHAPE = (28, 28, 1)
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -46,9 +46,9 @@ def build(
     noise = _noise(noise_dim)
     x = layers.Dense(hidden_dim, activation="relu", name="hidden")(noise)
     x = layers.Dense(784, activation="tanh", dtype="float32", name="pixels")(x)
-    generator = keras.Model(noise, layers.Reshape(PICTURE, name="picture")(x), name="generator")
+    generator = keras.Model(noise, layers.Reshape(IMAGE_SHAPE, name="picture")(x), name="generator")
 
-    image = keras.Input(PICTURE, name="image")
+    image = keras.Input(IMAGE_SHAPE, name="image")
     x = image
     for i, channels in enumerate((filters, 2 * filters), 1):
         x = layers.Conv2D(
@@ -79,7 +79,7 @@ def build_dcgan(noise_dim: int = 64, filters: int = 64, name: str = "dcgan_mnist
     x = layers.Activation("tanh", dtype="float32", name="picture")(x)
     generator = keras.Model(noise, x, name="generator")
 
-    image = keras.Input(PICTURE, name="image")
+    image = keras.Input(IMAGE_SHAPE, name="image")
     x = image
     for i, channels in enumerate((filters, 2 * filters), 1):
         x = layers.Conv2D(

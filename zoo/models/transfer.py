@@ -66,7 +66,7 @@ class Preprocessing(layers.Layer):
 
     def build(self, input_shape):
         if input_shape[-1] not in (1, 3):
-            raise UsageError(f"Pictures must have 1 or 3 channels. Received: {input_shape[-1]}.")
+            raise UsageError(f"Images must have 1 or 3 channels. Received: {input_shape[-1]}.")
 
     def call(self, image):
         if image.shape[-1] == 1:

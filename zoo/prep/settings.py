@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from zoo.data.text.dataset import PACKINGS
 from zoo.data.text.dataset import check as check_text
-from zoo.errors import UsageError, check_least, near_names
+from zoo.errors import UsageError, check_minimums, near_names
 from zoo.prep.cleaning.filters import RULES, scorer
 
 # Thresholds of Gopher (Rae et al. 2021, arXiv:2112.11446, table A1), C4 (Raffel et al. 2020,
@@ -146,9 +146,9 @@ def check(prep: Mapping, data: Mapping) -> None:
                 )
     if "toxicity" in prep["rules"]:
         scorer(prep["toxicity"]["scorer"], prep["toxicity"]["file"])
-    check_least("prep", prep, _LEAST)
+    check_minimums("prep", prep, _LEAST)
     for section in (key for key, value in prep.items() if isinstance(value, Mapping)):
-        check_least(f"prep.{section}", prep[section], _LEAST)
+        check_minimums(f"prep.{section}", prep[section], _LEAST)
 
     def value_of(key):
         section, _, name = key.rpartition(".")

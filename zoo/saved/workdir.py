@@ -28,7 +28,7 @@ def read_config(workdir: str | Path) -> dict:
     if not isinstance(saved, dict) or "format_version" not in saved:
         refuse_foreign(workdir, saved)
     if not isinstance(saved, dict) or "config" not in saved:
-        raise RunError(f"{path} is damaged: it lacks 'config'.")
+        raise RunError(f"{path} is damaged: missing key 'config'.")
     if saved.get("format_version") != FORMAT_VERSION:
         raise UsageError(
             f"{path} must have format_version {FORMAT_VERSION}. Received: "
@@ -38,10 +38,10 @@ def read_config(workdir: str | Path) -> dict:
     missing = [key for key in _TYPES if key not in saved]
     missing += [key for key in ("model", "task", "data", "trainer") if key not in sections]
     if missing:
-        raise RunError(f"{path} is damaged: it lacks {missing[0]!r}.")
+        raise RunError(f"{path} is damaged: missing key {missing[0]!r}.")
     check_object(path, saved, **_TYPES)
     if not all(isinstance(name, str) for name in saved["class_names"]):
-        raise RunError(f"{path} is damaged: 'class_names' must hold strings.")
+        raise RunError(f"{path} is damaged: 'class_names' must contain strings.")
     if not isinstance(saved.get("tokenizer"), str | None):
         raise RunError(f"{path} is damaged: 'tokenizer' must be a string.")
     if not isinstance(saved.setdefault("facts", {}), dict):
@@ -56,8 +56,8 @@ def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
     path = Path(workdir) / ("best/model.keras" if checkpoint == "best" else "model.keras")
     if is_litert(read_config(workdir)):
         raise UsageError(
-            f"{workdir} holds no Keras model but the LiteRT file {LITERT}, which `zoo evaluate` "
-            "can run."
+            f"{workdir} contains no Keras model, only the LiteRT file {LITERT}, which "
+            "`zoo evaluate` can run."
         )
     if not path.exists():
         hint = (
@@ -65,7 +65,7 @@ def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
             if checkpoint == "best"
             else "training has not finished; run the same `zoo train` to continue it"
         )
-        raise UsageError(f"{workdir} holds no {checkpoint} model: {hint}.")
+        raise UsageError(f"{workdir} contains no {checkpoint} model: {hint}.")
     return path
 
 

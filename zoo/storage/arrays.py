@@ -54,9 +54,9 @@ def open_npz(source: Path | str | bytes) -> Iterator[Arrays]:
       Exception: an error of zipfile if the file is damaged.
     """
     in_memory = isinstance(source, bytes)
-    # zipfile would leave a damaged file open that it had opened itself.
-    opened = io.BytesIO(source) if in_memory else open_file(source)
-    with opened as file, zipfile.ZipFile(file) as archive:
+    # zipfile would leave a damaged file open that it had source_file itself.
+    source_file = io.BytesIO(source) if in_memory else open_file(source)
+    with source_file as file, zipfile.ZipFile(file) as archive:
         path = "the received .npz content" if in_memory else source
         check_memory(path, check_zip(path, archive, file.seek(0, 2)))
         yield Arrays(archive)

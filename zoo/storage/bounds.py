@@ -63,7 +63,7 @@ def check_memory(path, size: int) -> None:
     """
     if size > FREE_BYTES and size > (free := available_memory()):
         raise RunError(
-            f"{path} cannot be read: it takes {size:,} bytes of memory, {free:,} are available."
+            f"{path} cannot be read: it requires {size:,} bytes of memory; {free:,} are available."
         )
 
 
@@ -135,7 +135,7 @@ def available_memory() -> int:
     import psutil
 
     limits = [psutil.virtual_memory().available + psutil.swap_memory().free]
-    limits += filter(None, map(_free_of_group, _GROUPS))
+    limits += filter(None, map(_group_free_memory, _GROUPS))
     space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if space != resource.RLIM_INFINITY:
         limits.append(space - psutil.Process().memory_info().vms)
@@ -152,13 +152,13 @@ _GROUPS = (
 )  # fmt: skip
 
 
-def _free_of_group(group: tuple[str, str, str, str]) -> int | None:
+def _group_free_memory(group: tuple[str, str, str, str]) -> int | None:
     folder, limit, usage, cached = group
     try:
-        most = int((Path(folder) / limit).read_text())  # "max" if there is no limit: ValueError
+        allowed = int((Path(folder) / limit).read_text())  # "max" if there is no limit: ValueError
         used = int((Path(folder) / usage).read_text())
         lines = (Path(folder) / "memory.stat").read_text().splitlines()
         stat = dict(line.split() for line in lines)
-        return max(1, most - used + int(stat.get(cached, 0)))  # the page cache can be given up
+        return max(1, allowed - used + int(stat.get(cached, 0)))  # the page cache can be given up
     except (OSError, ValueError):
         return None

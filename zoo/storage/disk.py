@@ -39,7 +39,7 @@ def content_of(path: str | Path) -> str:
     if not names:
         return "It is an empty folder."
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"The folder holds {', '.join(names[:_SHOWN])}{more}."
+    return f"The folder contains {', '.join(names[:_SHOWN])}{more}."
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -135,10 +135,10 @@ def read_object(path: str | Path, **types: type | tuple) -> dict:
 def check_object(path: str | Path, value, **types: type | tuple) -> dict:
     """Checks the JSON value of a file as `read_object` does, and returns it."""
     if not isinstance(value, dict):
-        raise RunError(f"{path} is damaged: it holds no JSON object.")
+        raise RunError(f"{path} is damaged: it contains no JSON object.")
     for key, expected in types.items():
         if key not in value:
-            raise RunError(f"{path} is damaged: it lacks {key!r}.")
+            raise RunError(f"{path} is damaged: missing key {key!r}.")
         item = value[key]
         if not isinstance(item, expected) or (isinstance(item, bool) and expected is not bool):
             raise RunError(f"{path} is damaged: {key!r} is {repr(item)[:100]}.")
@@ -260,8 +260,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with named_errors(path):
             for file in [temporary] if temporary.is_file() else sorted(temporary.rglob("*")):
                 if file.is_file():
-                    with open_file(file) as opened:
-                        os.fsync(opened.fileno())
+                    with open_file(file) as stream:
+                        os.fsync(stream.fileno())
             os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
@@ -282,8 +282,8 @@ def remove_temporary(folder: Path) -> None:
 def is_leftover(folder: Path, first: str) -> bool:
     """Returns whether a path is a folder, not a link, and is empty or holds a file `first`."""
     try:
-        ours = not os.listdir(folder) or stat.S_ISREG(os.lstat(folder / first).st_mode)
-        return ours and not folder.is_symlink()
+        has_first = not os.listdir(folder) or stat.S_ISREG(os.lstat(folder / first).st_mode)
+        return has_first and not folder.is_symlink()
     except OSError:
         return False
 

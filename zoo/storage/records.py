@@ -66,7 +66,7 @@ class _Layout:
         # dtype.str does not identify objects, structures and bfloat16.
         if self.dtype.hasobject or np.dtype(self.dtype.str) != self.dtype:
             raise UsageError(
-                f"Records hold plain NumPy types. Received: {self.dtype} for {self.name!r}."
+                f"Records support only plain NumPy types. Received: {self.dtype} for {self.name!r}."
             )
         if min(self.row_shape, default=1) < 1 or not self.dtype.itemsize:
             raise UsageError(
@@ -119,7 +119,9 @@ class RecordWriter:
         # Absolute, so that a later change of the current folder has no effect.
         self.folder = Path(folder).expanduser().absolute()
         if not arrays:
-            raise UsageError(f"Records need at least one array. Received none for {self.folder}.")
+            raise UsageError(
+                f"Records require at least one array. Received none for {self.folder}."
+            )
         self._layouts = []
         for name, (row_shape, dtype) in arrays.items():
             layout = _Layout(name, tuple(row_shape), np.dtype(dtype))
@@ -154,16 +156,16 @@ class RecordWriter:
         layouts = {layout.name: layout for layout in self._layouts}
         if rows.keys() != layouts.keys():
             raise UsageError(
-                f"Records in {self.folder} need arrays {', '.join(layouts)}. "
+                f"Records in {self.folder} must have the arrays {', '.join(layouts)}. "
                 f"Received: {', '.join(rows)}."
             )
-        fitted = {name: _fitted(layouts[name], array) for name, array in rows.items()}
-        if len({len(array) for array in fitted.values()}) > 1:
-            lengths = ", ".join(f"{name} {len(array):,}" for name, array in fitted.items())
+        converted = {name: _convert_rows(layouts[name], array) for name, array in rows.items()}
+        if len({len(array) for array in converted.values()}) > 1:
+            lengths = ", ".join(f"{name} {len(array):,}" for name, array in converted.items())
             raise UsageError(f"All arrays must have the same number of rows. Received: {lengths}.")
         for shards in self._shards:
-            shards.append(fitted[shards.layout.name])
-        self.rows += len(next(iter(fitted.values())))
+            shards.append(converted[shards.layout.name])
+        self.rows += len(next(iter(converted.values())))
 
     def __exit__(self, kind, error, trace):
         try:
@@ -204,7 +206,7 @@ class RecordWriter:
 
     def _other_records_error(self) -> RunError:
         return RunError(
-            f"{self.folder} holds other records already: delete that folder or name another one."
+            f"{self.folder} already contains other records: delete that folder or name another one."
         )
 
 
@@ -274,10 +276,10 @@ class _ShardWriter:
                 self.file.close()
 
 
-def _fitted(layout: _Layout, array) -> np.ndarray:
+def _convert_rows(layout: _Layout, array) -> np.ndarray:
     """Returns the rows as a contiguous array of the layout's dtype, with equal values."""
     array = np.asarray(array)
-    rule = f"Array {layout.name!r} needs rows of {layout.row_shape} {layout.dtype}"
+    rule = f"Array {layout.name!r} must have rows of {layout.row_shape} {layout.dtype}"
     if array.shape[1:] != layout.row_shape or not array.ndim:
         raise UsageError(f"{rule}. Received: an array of {array.shape} {array.dtype}.")
     if array.dtype != layout.dtype and not np.can_cast(array.dtype, layout.dtype, "safe"):
@@ -333,7 +335,7 @@ class ShardedArray:
         several_axes = isinstance(index, tuple)
         index = np.asarray(index)
         if several_axes or (index.size and index.dtype.kind not in "iu"):
-            raise IndexError(f"Rows are indexed by integers or a slice. Received: {index!r}.")
+            raise IndexError(f"Rows must be indexed by integers or a slice. Received: {index!r}.")
         return self._gather(index)[()]  # converts an array without axes to a scalar
 
     def part(self, start: int, stop: int) -> np.ndarray:
@@ -434,9 +436,9 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
             layouts.append(layout)
             digests |= {layout.file_name(i): digest for i, digest in enumerate(row["sha256"])}
     except (KeyError, TypeError, ValueError, AttributeError, SyntaxError):
-        raise _refused(folder, MANIFEST, "is damaged") from None
+        raise _file_error(folder, MANIFEST, "is damaged") from None
     if unknown := {path.name for path in folder.glob(f"*{SUFFIX}")} - set(digests):
-        raise _refused(folder, min(unknown), "does not belong to these records")
+        raise _file_error(folder, min(unknown), "does not belong to these records")
     arrays = {layout.name: ShardedArray(_map(folder, layout, rows)) for layout in layouts}
     if verify:
         _verify(folder, digests)
@@ -445,14 +447,14 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
 
 def _read_manifest(folder: Path) -> dict:
     if not (folder / MANIFEST).exists():
-        raise _refused(folder, MANIFEST, "is missing")
+        raise _file_error(folder, MANIFEST, "is missing")
     try:
         manifest = read_json(folder / MANIFEST)
         version = manifest["format"]
     except (RunError, KeyError, TypeError):
-        raise _refused(folder, MANIFEST, "is damaged") from None
+        raise _file_error(folder, MANIFEST, "is damaged") from None
     if version != FORMAT:
-        raise _refused(folder, MANIFEST, f"has format {version!r} instead of {FORMAT}")
+        raise _file_error(folder, MANIFEST, f"has format {version!r} instead of {FORMAT}")
     return manifest
 
 
@@ -462,9 +464,9 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
         path = folder / layout.file_name(shard)
         expected = count * layout.row_bytes
         if not path.is_file():
-            raise _refused(folder, path.name, "is missing")
+            raise _file_error(folder, path.name, "is missing")
         if (size := path.stat().st_size) != expected:
-            raise _refused(folder, path.name, f"has {size:,} bytes instead of {expected:,}")
+            raise _file_error(folder, path.name, f"has {size:,} bytes instead of {expected:,}")
         with open_file(path) as file:
             mapped = np.memmap(file, layout.dtype, "r", shape=(count, *layout.row_shape))
         # A plain array, because slicing a np.memmap costs microseconds of bookkeeping.
@@ -479,8 +481,8 @@ def _verify(folder: Path, digests: Mapping[str, str]):
         for name, digest in zip(digests, actual, strict=True):
             if digest != digests[name]:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise _refused(folder, name, "was altered: its sha256 differs from the manifest")
+                raise _file_error(folder, name, "was altered: its sha256 differs from the manifest")
 
 
-def _refused(folder: Path, name: str, fault: str) -> RunError:
+def _file_error(folder: Path, name: str, fault: str) -> RunError:
     return RunError(f"{folder / name} {fault}: delete the folder {folder} to create it again.")

@@ -123,7 +123,7 @@ class Mirror:
         # {name: [remote stamp, local stamp]} of synchronized files; beside the copy.
         self._index = path.with_name(f".{path.name}.mirror.json")
         self._lock = threading.Lock()
-        self._seen: set[str] = set()  # names of local files after the last synchronization
+        self._last_names: set[str] = set()  # of local files after the last synchronization
         self._run_id = ""  # of a run that has claimed the folder
 
     def pull(self) -> None:
@@ -139,7 +139,7 @@ class Mirror:
         with self._exclusive(), _one_line_errors(self.remote):
             if not is_held(self.path):  # a run in the local copy has the newest files
                 self._pull()
-            self._seen = set(self._local_stamps())
+            self._last_names = set(self._local_stamps())
 
     def _pull(self) -> None:
         for remaining in reversed(range(_TRIES)):
@@ -188,7 +188,7 @@ class Mirror:
             gfile.rename(temporary, self.remote + _WRITER, overwrite=True)
             self._remove_temporary()
             self._pull()
-            self._seen = set(self._local_stamps())
+            self._last_names = set(self._local_stamps())
 
     def _remove_temporary(self) -> None:
         """Removes unfinished uploads of killed runs."""
@@ -200,7 +200,7 @@ class Mirror:
         if self._run_id and self._writer() not in (self._run_id, ""):
             raise TakenOver(
                 f"Another run has started in {self.remote}, so this run ends. Give each run a "
-                "folder of its own."
+                "separate folder."
             )
 
     def _writer(self) -> str:
@@ -227,13 +227,15 @@ class Mirror:
                     self._upload(name)
                     index[name] = [_remote_stamp(self.remote + name), local_stamps[name]]
                     write_json(self._index, index)
-            for name in [name for name in index if name in self._seen and name not in local_stamps]:
+            for name in [
+                name for name in index if name in self._last_names and name not in local_stamps
+            ]:
                 self._check_writer()
                 if _gfile().exists(self.remote + name):
                     _gfile().remove(self.remote + name)
                 del index[name]
                 write_json(self._index, index)
-            self._seen = set(local_stamps)
+            self._last_names = set(local_stamps)
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -36,8 +36,8 @@ def open_weights(path: str | Path) -> Iterator[h5py.File]:
         else:
             check_memory(path, size)
             weights = io.BytesIO(archive.read(member))
-        with h5py.File(weights, "r") as opened:
-            yield opened
+        with h5py.File(weights, "r") as weight_file:
+            yield weight_file
 
 
 def check_keras(path: str | Path) -> int:
@@ -57,8 +57,8 @@ def check_keras(path: str | Path) -> int:
 
 def check_h5(path: str | Path) -> None:
     """Checks a .weights.h5 file; raises as `check_keras`."""
-    with open_file(path) as file, h5py.File(file, "r") as opened:
-        _check(path, opened)
+    with open_file(path) as file, h5py.File(file, "r") as weight_file:
+        _check(path, weight_file)
 
 
 def _check(path, file: h5py.File) -> int:
@@ -122,7 +122,7 @@ class _StoredMember(io.RawIOBase):
     """Reads an uncompressed member of an open zip file, with random access."""
 
     def __init__(self, file, member: zipfile.ZipInfo):
-        self._file, self._size, self._at = file, member.file_size, 0
+        self._file, self._size, self._position = file, member.file_size, 0
         file.seek(member.header_offset)
         header = file.read(_LOCAL_HEADER)
         lengths = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
@@ -135,17 +135,17 @@ class _StoredMember(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer) -> int:
-        size = max(0, min(len(buffer), self._size - self._at))
-        self._file.seek(self._start + self._at)
+        size = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
         data = self._file.read(size)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)

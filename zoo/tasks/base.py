@@ -92,7 +92,7 @@ class Task:
       monitor_mode: "max" or "min", the better direction of `monitor`.
       keeps_best: whether the best checkpoint is saved.
       unit: name of the items that the first term's weight counts, for the throughput in the logs.
-      sample_kind: "text" or "pictures" if each evaluation saves a generated sample; else "".
+      sample_kind: "text" or "images" if each evaluation saves a generated sample; else "".
       variables: variables that the task trains besides the model; checkpoints contain them.
     """
 

@@ -36,7 +36,7 @@ class GenerativeAdversarial(Task):
     statistics = ("real_right", "fake_right", "margin")
     monitor = "val_generator"
     keeps_best = False  # val_generator is lowest at the start, while the discriminator is weak
-    sample_kind = "pictures"
+    sample_kind = "images"
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class GenerativeAdversarial(Task):
             shape = tuple(arrays["image"].shape[1:])
             if shape != expected:
                 raise UsageError(
-                    f"The model requires pictures of shape {expected}. Received: data set "
-                    f"{dataset.name!r}, split {split!r} with pictures of shape {shape}."
+                    f"The model requires images of shape {expected}. Received: data set "
+                    f"{dataset.name!r}, split {split!r} with images of shape {shape}."
                 )
 
     def prepare(self, batch, uniform, training):
@@ -189,12 +189,12 @@ class GenerativeAdversarial(Task):
         """Returns a warning if one network has won, because learning then stops."""
         if min(logs["real_right"], logs["fake_right"]) > _MAX_ACCURACY:
             return (
-                "the discriminator classifies nearly all pictures correctly, so the generator "
+                "the discriminator classifies nearly all images correctly, so the generator "
                 "learns little: increase task.r1 or decrease task.discriminator_rate"
             )
         if abs(logs["margin"]) < _MIN_MARGIN:
             return (
-                "the discriminator has collapsed: its logits of real and generated pictures are "
+                "the discriminator has collapsed: its logits of real and generated images are "
                 "equal; decrease optimizer.learning_rate"
             )
         return ""

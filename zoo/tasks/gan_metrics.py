@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo import registry
 from zoo.errors import UsageError
-from zoo.generation.image_grids import make_pictures, predict_in_batches
+from zoo.generation.image_grids import make_images, predict_in_batches
 from zoo.saved.workdir import model_path, read_config
 from zoo.storage.disk import file_digest
 
@@ -46,7 +46,7 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
     model_of_classifier = registry.load(classifier)
     features = _features(model_of_classifier)
     real, real_classes = features(dataset.splits[split]["image"][:samples])
-    generated, classes = features(make_pictures(model, samples, seed))
+    generated, classes = features(make_images(model, samples, seed))
     shares, real_shares = class_shares(classes), class_shares(real_classes)
     present = real_shares > 0
     metrics = {}
@@ -101,10 +101,10 @@ def check_classifier(classifier: str, dataset) -> None:
             f"Received: {classifier} of the task {saved_config['config']['task']['name']!r}."
         )
     shape = tuple(saved_config["config"]["model"].get("input_shape", ()))
-    pictures = tuple(dataset.splits["train"]["image"].shape[1:])
-    if shape != pictures:
+    image_shape = tuple(dataset.splits["train"]["image"].shape[1:])
+    if shape != image_shape:
         raise UsageError(
-            f"task.classifier must accept pictures of shape {pictures}, as in data set "
+            f"task.classifier must accept images of shape {image_shape}, as in data set "
             f"{dataset.name!r}. Received: {classifier}, which accepts shape {shape}."
         )
 
@@ -171,8 +171,8 @@ def _features(classifier):
         classifier.input, [classifier.layers[-1].input, classifier.output]
     )
 
-    def run(pictures):
-        inputs = pictures.astype("float32") / 255
+    def run(images):
+        inputs = images.astype("float32") / 255
         return predict_in_batches(features_and_output, inputs)
 
     return run

@@ -102,13 +102,13 @@ class ImageClassification(Task):
             check_channels(self.amounts, shape[-1])
             if expected and shape != expected:
                 raise UsageError(
-                    f"The model requires pictures of shape {expected}. Received: data set "
+                    f"The model requires images of shape {expected}. Received: data set "
                     f"{dataset.name!r}, split {split!r} with shape {shape}; set model.input_shape."
                 )
             labels = np.asarray(arrays["label"])
             if labels.ndim != 1 or labels.dtype.kind not in "iu":
                 raise UsageError(
-                    f"Labels must be one integer per picture. Received: data set {dataset.name!r}, "
+                    f"Labels must be one integer per image. Received: data set {dataset.name!r}, "
                     f"split {split!r} with labels of shape {labels.shape} and type {labels.dtype}."
                 )
             if classes is not None and (labels.min() < 0 or labels.max() >= classes):
@@ -173,10 +173,10 @@ class ImageClassification(Task):
         if not (any(self.affine.values()) or self.amounts):
             return FrozenPart(extractor)
         if "mixup" in self.amounts:
-            return FrozenPart(reason="off: mixup combines other pictures in each epoch")
+            return FrozenPart(reason="off: mixup combines other images in each epoch")
         if self.feature_views == 1:
             return FrozenPart(
-                reason="off: training pictures are augmented at random "
+                reason="off: training images are augmented at random "
                 "(task.feature_views=4 caches four augmented views of each)"
             )
         return FrozenPart(extractor, self.feature_views)

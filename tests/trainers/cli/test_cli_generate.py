@@ -189,7 +189,7 @@ def test_what_the_tokenizer_does_not_know_is_said(tmp_path, zoo_command):
         (["--max_tokens=0"], "max_tokens must be from 1 to 1,048,576. Received: 0"),
         (["--prompt=a", "--prompts=-"], "Set --prompt or --prompts, not both"),
         (["--beams=2", "--temperature=1"], "set --beams or --temperature, not both"),
-        (["--checkpoint=best"], "holds no best model"),
+        (["--checkpoint=best"], "contains no best model"),
         (["--top_p=2"], "top_p must be more than 0 and at most 1. Received: 2.0"),
     ],
     ids=lambda value: value[-1][:20] if isinstance(value, list) else "",

@@ -306,9 +306,9 @@ def test_two_processes_in_one_directory_are_refused(verb, old, zoo_command):
     [
         ("", 1, "config.json cannot be read: it is not valid JSON (Expecting value"),
         ('{"format_version": 2, "config"', 1, "config.json cannot be read: it is not valid JSON ("),
-        ("[]", 1, "config.json is damaged: it lacks 'config'"),
-        ('{"format_version": 2}', 1, "config.json is damaged: it lacks 'config'"),
-        ('{"format_version": 2, "config": {}}', 1, "config.json is damaged: it lacks 'source'"),
+        ("[]", 1, "config.json is damaged: missing key 'config'"),
+        ('{"format_version": 2}', 1, "config.json is damaged: missing key 'config'"),
+        ('{"format_version": 2, "config": {}}', 1, "config.json is damaged: missing key 'source'"),
         ('{"format_version": 99, "config": {}}', 2, "must have format_version 2. Received: 99"),
         ("\udcff", 1, "config.json cannot be read: it is not valid JSON ('utf-8' codec can't"),
     ],
@@ -353,7 +353,7 @@ def test_a_damaged_model_is_named(damage, old, zoo_command, tmp_path):
         answer = zoo_command(*words)
         if damage == "missing":
             assert answer.status == 2
-            assert "holds no final model: training has not finished" in answer.one_line()
+            assert "contains no final model: training has not finished" in answer.one_line()
         else:
             assert answer.status == 1
             assert f"Cannot load {path}: " in answer.one_line()

@@ -163,7 +163,7 @@ def test_its_model_is_listed_evaluated_and_loaded(mine, forget, zoo_command, mon
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("def broken(:", "SyntaxError: invalid syntax"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("import zoo; zoo.register('cnn_classifier', print, 'x')", "registered once"),
+        ("import zoo; zoo.register('cnn_classifier', print, 'x')", "registered only once"),
     ],
 )
 def test_a_module_that_does_not_run_is_named(

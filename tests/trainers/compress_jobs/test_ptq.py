@@ -121,7 +121,7 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
             ("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx"),
             "a LiteRT file (litert_int8)",
         ),
-        (("evaluate", run, "--checkpoint=best"), "holds no Keras model"),
+        (("evaluate", run, "--checkpoint=best"), "contains no Keras model"),
         (("compress", "ptq", run, f"--out={tmp_path}/b"), "does not support models of ptq"),
     ]
     for words, said in refused:

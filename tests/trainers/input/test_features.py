@@ -137,11 +137,11 @@ def test_changed_pictures_are_kept_in_views_or_not_at_all(run):
     data = toys.image_data()
     off = run(recipe(shift=1.0), data)
     assert said(off) == [
-        "off: training pictures are augmented at random (task.feature_views=4 caches four "
+        "off: training images are augmented at random (task.feature_views=4 caches four "
         "augmented views of each)"
     ]
     mixed = run(recipe(augment=("mixup",), feature_views=3), data)
-    assert said(mixed) == ["off: mixup combines other pictures in each epoch"]
+    assert said(mixed) == ["off: mixup combines other images in each epoch"]
     data = toys.image_data(test=20)
     views = run(recipe(shift=1.0, feature_views=3), data)
     feature = np.asarray(views.arrays["feature"])

@@ -97,7 +97,7 @@ def test_a_users_corpus_is_loaded_by_name(register):
         ("pairs:", {}, "no file ''"),
         ("text:/nowhere.txt", {}, "no file or folder '/nowhere.txt'"),
         (f"pairs:{ROOT}", {}, f"no file '{ROOT}'"),
-        (f"text:{ROOT}/zoo", {}, "must hold .txt"),
+        (f"text:{ROOT}/zoo", {}, "must contain .txt"),
         (f"text:{__file__}", {}, "must be a folder or a .txt.*Received: .*test_corpora.py"),
         (f"text:{__file__}", {"languages": ["en", "fa"]}, "one language. Received: en, fa"),
         (f"pairs:{__file__}", {"languages": ["en"]}, "two languages.*Received: en"),
@@ -399,7 +399,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, file_name, data, words):
 
 
 def test_a_folder_of_empty_files_is_refused(tmp_path):
-    with pytest.raises(RunError, match=f"^{tmp_path}/a must hold at least two characters"):
+    with pytest.raises(RunError, match=f"^{tmp_path}/a must contain at least two characters"):
         zoo.data.load_corpus(_write_folder(tmp_path / "a", ["", ""]))
 
 

@@ -268,12 +268,12 @@ def test_missing_files_and_their_way_out_are_named(tmp_path, monkeypatch):
     with pytest.raises(RunError) as caught:
         zoo.data.load_corpus("novels_en")
     assert str(caught.value) == (
-        f"{tmp_path}/novels_en lacks Bennet_Helen_1910.txt, Burnett_Garden_1911.txt, "
+        f"{tmp_path}/novels_en does not contain Bennet_Helen_1910.txt, Burnett_Garden_1911.txt, "
         "Burnett_Lord_1886.txt and 39 more. `zoo fetch novels_en` downloads them."
     )
     monkeypatch.setattr(corpus_catalog, "TextFile", None)
     (tmp_path / "multi30k").mkdir()
-    with pytest.raises(RunError, match="lacks .*[.](fr|de)[.]gz") as caught:
+    with pytest.raises(RunError, match="does not contain .*[.](fr|de)[.]gz") as caught:
         zoo.data.load_corpus("multi30k", languages=["fr", "de"])
     assert "en.gz" not in str(caught.value)
     assert "and 5 more" in str(caught.value)

@@ -113,7 +113,7 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
         ({"label": np.full(6, -1)}, "Received: -1 … -1"),
         ({"image": np.zeros((6, 2, 2), np.uint8)}, r"array 'image' must be .*\(6, 2, 2\)"),
         ({"image": np.zeros((6, 2, 2, 1))}, "array 'image' must be .*float64"),
-        ({"text": np.array(["a"] * 6, object)}, "array 'text' must hold numbers or strings"),
+        ({"text": np.array(["a"] * 6, object)}, "array 'text' must contain numbers or strings"),
         ({"text": np.zeros((0, 3))}, r"array 'text' must not be empty. Received: shape \(0, 3\)"),
         ({"text": np.zeros(())}, "array 'text' must not be empty"),
     ],

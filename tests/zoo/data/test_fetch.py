@@ -86,12 +86,12 @@ def _everything_in(folder):
 def test_a_good_file_is_put_in_place_and_not_fetched_again(served, server, tmp_path):
     served("/good")
     lines = []
-    folder = fetch.fetch("toy", tell=lines.append)
+    folder = fetch.fetch("toy", log=lines.append)
     assert folder == tmp_path / "toy"
     assert _everything_in(tmp_path) == ["toy", "toy/toy.bin"]
     assert (folder / "toy.bin").read_bytes() == BODY
     assert (folder / "toy.bin").stat().st_mode & 0o777 == 0o644
-    fetch.fetch("toy", tell=lines.append)
+    fetch.fetch("toy", log=lines.append)
     assert server.requests == ["/good"]
     assert [line.rsplit(", ", 1)[1] for line in lines] == ["downloaded", "already present"]
 
@@ -101,7 +101,7 @@ def test_a_wrong_file_is_replaced(served, tmp_path, there):
     served("/good")
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "toy.bin").write_bytes(there)
-    fetch.fetch("toy", tell=str)
+    fetch.fetch("toy", log=str)
     assert (tmp_path / "toy" / "toy.bin").read_bytes() == BODY
     assert _everything_in(tmp_path) == ["toy", "toy/toy.bin"]
 
@@ -122,7 +122,7 @@ def test_a_bad_download_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.3)
     served(path)
     with pytest.raises(RunError) as caught:
-        fetch.fetch("toy", tell=str)
+        fetch.fetch("toy", log=str)
     message = str(caught.value)
     for word in ["toy.bin", f"http://127.0.0.1:{server.server_port}{path}", *words]:
         assert word in message
@@ -136,7 +136,7 @@ def test_a_bad_download_keeps_what_was_there(served, tmp_path):
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "toy.bin").write_bytes(b"mine")
     with pytest.raises(RunError):
-        fetch.fetch("toy", tell=str)
+        fetch.fetch("toy", log=str)
     assert (tmp_path / "toy" / "toy.bin").read_bytes() == b"mine"
     assert _everything_in(tmp_path) == ["toy", "toy/toy.bin"]
 
@@ -150,7 +150,7 @@ def test_an_interrupted_download_leaves_nothing(served, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fetch, "_chunks", chunks)
     with pytest.raises(KeyboardInterrupt):
-        fetch.fetch("toy", tell=str)
+        fetch.fetch("toy", log=str)
     assert _everything_in(tmp_path) == []
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk_is_not_called_a_network_error(served, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        fetch.fetch("toy", tell=str)
+        fetch.fetch("toy", log=str)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -210,7 +210,7 @@ def test_the_command_lists_what_is_there(served, tmp_path, capsys):
     assert "built in" in before["digits"]
     assert "0 of 4 files" in before["mnist"]
     assert "0 of 1 files" in before["toy"]
-    fetch.fetch("toy", tell=str)
+    fetch.fetch("toy", log=str)
     run(fetch_cli.command, ["fetch"])
     after = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert after["toy"].split()[1] == "downloaded"

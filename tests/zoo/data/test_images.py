@@ -161,7 +161,12 @@ def broken(path, kind):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("empty", "is empty"), ("text", "is none of"), ("cut off", "trunc"), ("bomb", "bomb")],
+    [
+        ("empty", "is empty"),
+        ("text", "must have one of"),
+        ("cut off", "trunc"),
+        ("bomb", "bomb"),
+    ],
 )
 def test_an_incomplete_image_is_refused_with_the_reason(tmp_path, kind, message, monkeypatch):
     if kind == "bomb":
@@ -183,7 +188,7 @@ def test_no_program_is_started(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     (tmp_path / "a.jpg").write_bytes(EPS)
-    with pytest.raises(Unreadable, match="the file is none of AVIF"):
+    with pytest.raises(Unreadable, match="the file must have one of the formats AVIF"):
         decode(tmp_path / "a.jpg", (8, 8, 3))
     assert not (tmp_path / "executed").exists()
 
@@ -281,7 +286,7 @@ def test_a_class_that_training_lacks_is_refused_before_anything_is_decoded(folde
 
     monkeypatch.setattr(images, "decode", None)
     save(folder / "val" / "birds" / "1.png")
-    with pytest.raises(UsageError, match="'validation' has classes that 'train' lacks: 'birds'"):
+    with pytest.raises(UsageError, match="has classes that are missing in 'train': 'birds'"):
         load(folder)
     (folder / "train" / "birds").mkdir()
     with pytest.raises(UsageError, match="the folder of 'birds' is empty"):

@@ -143,10 +143,10 @@ def test_missing_originals_are_named(cache, tmp_path, monkeypatch):
     with pytest.raises(RunError) as caught:
         zoo.data.load("mnist")
     assert str(caught.value) == (
-        f"Preparing 'mnist' failed: {folder} lacks train-images-idx3-ubyte.gz, "
+        f"Preparing 'mnist' failed: {folder} does not contain train-images-idx3-ubyte.gz, "
         "train-labels-idx1-ubyte.gz. `zoo fetch mnist` downloads them."
     )
-    with pytest.raises(RunError, match=f"^Preparing 'mnist' failed: {tmp_path} lacks t10k-"):
+    with pytest.raises(RunError, match=f"'mnist' failed: {tmp_path} does not contain t10k-"):
         zoo.data.load("mnist", manual_dir=tmp_path)
 
 

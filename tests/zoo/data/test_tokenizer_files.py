@@ -397,5 +397,5 @@ def test_parts_that_no_kind_has_are_not_loaded(trained, tmp_path, kind, part, va
     """Some of these would end the process by memory or by a slow search."""
     data = trained[kind]._data()
     payload = {**json.loads(data["payload"]), part: value}
-    with pytest.raises(ValueError, match="components of another kind"):
+    with pytest.raises(ValueError, match="components do not match"):
         tokenizers.Tokenizer(kind, "none", json.dumps(payload), data["trained_on"])

@@ -520,5 +520,5 @@ def test_a_damaged_frontier_is_reported_in_one_line(site, tmp_path, name, value)
     with pytest.raises(RunError, match="frontier.sqlite cannot be used: file is not a database"):
         run(site, tmp_path)
     (tmp_path / "crawl.json").write_text("{}")
-    with pytest.raises(RunError, match="crawl.json is damaged: it lacks 'asked'"):
+    with pytest.raises(RunError, match="crawl.json is damaged: missing key 'asked'"):
         run(site, tmp_path)

@@ -470,7 +470,7 @@ def test_other_records_are_reported_in_one_line(prepared, tmp_path):
     with RecordWriter(out / "records" / "train", {"image": ((), "u1")}) as writer:
         writer.append(image=np.zeros(3, np.uint8))
     data = {**pages.DATA, "source": f"prepared:{out}"}
-    with pytest.raises(RunError, match="records/train is damaged: it holds no tokens"):
+    with pytest.raises(RunError, match="records/train is damaged: it contains no tokens"):
         load_data({**data, "packing": "best_fit"}, {"name": "clm"})
     about = json.loads((out / "prepared.json").read_text())
     (out / "prepared.json").write_text(json.dumps({**about, "records": {"../records": ""}}))

@@ -209,7 +209,7 @@ def test_the_memory_of_a_limited_process():
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)),
     )  # fmt: skip
     assert int(ended.stdout) < 2 << 30
-    assert "RunError: a cannot be read: it takes 3,221,225,472 bytes of memory" in ended.stderr
+    assert "RunError: a cannot be read: it requires 3,221,225,472 bytes of memory" in ended.stderr
 
 
 def test_large_files_that_are_what_they_say_pass():

@@ -152,9 +152,9 @@ def test_a_link_to_a_file_is_read(folder, foreign):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[]", "holds no JSON object"),
-        ("null", "holds no JSON object"),
-        ("{}", "lacks 'step'"),
+        ("[]", "contains no JSON object"),
+        ("null", "contains no JSON object"),
+        ("{}", "missing key 'step'"),
         ('{"step": true}', "'step' is True"),
         ('{"step": 1.5}', "'step' is 1.5"),
         ('{"step": "1"}', "'step' is '1'"),

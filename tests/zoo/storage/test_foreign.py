@@ -102,7 +102,7 @@ def test_what_lies_there_is_said(words, folder, zoo_command, tmp_path, monkeypat
     for name in "abcdefg":
         (folder / name).touch()
     answer = zoo_command(*words.format(folder).split())
-    assert f"{line}The folder holds a, b, c, d, e and 2 more." in answer.one_line()
+    assert f"{line}The folder contains a, b, c, d, e and 2 more." in answer.one_line()
 
 
 def test_no_run_begins_in_a_saved_model(folder, zoo_command):

@@ -106,7 +106,7 @@ def test_a_row_that_is_not_there_is_an_index_error(tmp_path, shard_bytes):
         with pytest.raises(IndexError, match="is out of bounds for 100 rows"):
             array[index]
     for index in ((0, 1), 1.0, [True] * 100, "label", None):
-        with pytest.raises(IndexError, match="Rows are indexed by integers"):
+        with pytest.raises(IndexError, match="Rows must be indexed by integers"):
             array[index]
     assert len(list(array)) == 100
 
@@ -180,11 +180,11 @@ def test_memory_stays_constant(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"tokens": None}, "need arrays tokens, label. Received: label"),
+        ({"tokens": None}, "must have the arrays tokens, label. Received: label"),
         ({"more": np.zeros(100)}, "Received: tokens, label, more"),
         ({"label": np.arange(99)}, "tokens 100, label 99"),
         ({"tokens": np.zeros((100, 4), "u2")}, r"rows of \(5,\) uint16. Received: .*\(100, 4\)"),
-        ({"label": np.int64(3)}, r"'label' needs rows of \(\) int64"),
+        ({"label": np.int64(3)}, r"'label' must have rows of \(\) int64"),
         ({"label": np.zeros(100)}, "Received: float64"),
         ({"tokens": np.full((100, 5), 65_536)}, "values 65536 … 65536"),
         ({"tokens": np.full((100, 5), -1)}, "values -1 … -1"),
@@ -204,7 +204,7 @@ def test_rows_that_do_not_fit_are_refused_whole(tmp_path, given, words):
 @pytest.mark.parametrize(
     ("arrays", "metadata", "words"),
     [
-        ({}, None, "need at least one array"),
+        ({}, None, "require at least one array"),
         ({"a/b": ((), "i4")}, None, "must be a Python identifier. Received: 'a/b'"),
         ({"x": ((), object)}, None, "plain NumPy types. Received: object for 'x'"),
         ({"x": ((), [("a", "i4")])}, None, "plain NumPy types"),
@@ -223,7 +223,7 @@ def test_nothing_is_left_of_a_block_that_fails(tmp_path):
     with pytest.raises(RunError, match="No rows were written"):
         write(tmp_path / "a", count=0)
     with (
-        pytest.raises(UsageError, match="need arrays tokens"),
+        pytest.raises(UsageError, match="must have the arrays tokens"),
         RecordWriter(tmp_path / "a", LAYOUT) as w,
     ):
         w.append(nothing=w.append(**rows()))
@@ -431,7 +431,7 @@ def test_processes_at_once_end_well_with_one_folder(tmp_path):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_second_to_end_checks_that_its_own_were_the_same(tmp_path, same):
-    refusal = contextlib.nullcontext() if same else pytest.raises(RunError, match="holds other rec")
+    refusal = contextlib.nullcontext() if same else pytest.raises(RunError, match="other records")
     with refusal, RecordWriter(tmp_path / "made", LAYOUT) as second:
         second.append(**rows(seed=0))
         with RecordWriter(tmp_path / "made", LAYOUT) as first:
@@ -467,9 +467,9 @@ def test_a_new_folder_that_another_writer_takes_for_a_dead_one(tmp_path, monkeyp
 def test_what_is_there_already_is_kept_and_told_before_the_work(tmp_path):
     folder = write(tmp_path / "made")
     write(folder)
-    with pytest.raises(RunError, match="holds other records already"):
+    with pytest.raises(RunError, match="already contains other records"):
         RecordWriter(folder, LAYOUT, metadata={"kind": "other"}).__enter__()
-    with pytest.raises(RunError, match="holds other records already"):
+    with pytest.raises(RunError, match="already contains other records"):
         RecordWriter(folder, {"x": ((), "i4")}, metadata={"kind": "test"}).__enter__()
     (folder / SHARD).unlink()
     with pytest.raises(RunError, match=f"{SHARD} is missing: delete the folder"):

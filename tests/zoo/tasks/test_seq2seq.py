@@ -350,7 +350,7 @@ def test_in_float16_padding_stays_finite():
 def test_one_language_is_refused(numbers, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("one two three\n" * 50)
-    with pytest.raises(parallel.UsageError, match="needs pairs of sentences"):
+    with pytest.raises(parallel.UsageError, match="requires pairs of sentences"):
         numbers(source=f"text:{path}")
 
 

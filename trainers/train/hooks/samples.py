@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zoo.generation.decoding import can_generate
 from zoo.generation.generate import Generator
-from zoo.generation.image_grids import arrange_grid, interpolation, make_pictures, save_png
+from zoo.generation.image_grids import arrange_grid, interpolation, make_images, save_png
 
 TOKENS, TEMPERATURE = 200, 0.8
 
@@ -23,8 +23,8 @@ def sample_writer(step, dataset, config, folder: Path) -> Callable[[], dict] | N
       None if the task or the model generates nothing. The function returns values for
       metrics.jsonl: {"detail": text}, or {"picture": file in the work directory}.
     """
-    if step.task.sample_kind == "pictures":
-        return _picture_writer(step, config, folder)
+    if step.task.sample_kind == "images":
+        return _image_writer(step, config, folder)
     # The generator may not support a user's own model.
     text = step.task.sample_kind == "text" and dataset.tokenizer is not None
     return (
@@ -48,10 +48,10 @@ def _text_writer(model, tokenizer, config) -> Callable[[], dict]:
     return write
 
 
-def _picture_writer(step, config, folder: Path) -> Callable[[], dict]:
+def _image_writer(step, config, folder: Path) -> Callable[[], dict]:
     def write() -> dict:
         name = f"samples/step_{int(step.count.numpy()):010d}.png"
-        save_png(folder / name, arrange_grid(make_pictures(step.net, 64, config.trainer.seed), 16))
+        save_png(folder / name, arrange_grid(make_images(step.net, 64, config.trainer.seed), 16))
         strip = interpolation(step.net, rows=4, columns=16, seed=config.trainer.seed)
         save_png(folder / "samples" / "interpolation.png", strip)
         return {"picture": name}

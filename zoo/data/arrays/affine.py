@@ -22,13 +22,13 @@ def random_affine(image, uniform, rotation: float, shift: float, zoom: float, sh
     height, width = image.shape[1], image.shape[2]
     spread = 2 * uniform(6) - 1  # each in [-1, 1)
     angle = spread[:, 0] * (rotation * math.pi / 180)
-    slant = tf.tan(spread[:, 1] * (shear * math.pi / 180))
+    shear_slope = tf.tan(spread[:, 1] * (shear * math.pi / 180))
     scale_x = 1 / (1 + spread[:, 2] * zoom)
     scale_y = 1 / (1 + spread[:, 3] * zoom)
     cosine, sine = tf.cos(angle), tf.sin(angle)
     # Output pixel (x, y) reads input pixel (a x + b y + c, d x + e y + f).
-    a, b = cosine * scale_x, (slant * cosine - sine) * scale_x
-    d, e = sine * scale_y, (slant * sine + cosine) * scale_y
+    a, b = cosine * scale_x, (shear_slope * cosine - sine) * scale_x
+    d, e = sine * scale_y, (shear_slope * sine + cosine) * scale_y
     center_x, center_y = (width - 1) / 2, (height - 1) / 2
     c = center_x - a * center_x - b * center_y + spread[:, 4] * shift
     f = center_y - d * center_x - e * center_y + spread[:, 5] * shift

@@ -61,12 +61,12 @@ class Augment:
         # The numbers of the first row differ per replica.
         key = tf.bitcast(tf.cast(numbers[0, 4:6] * 2.0**24, tf.uint32), tf.int32)
         other, share = None, None
-        for turn, name in enumerate(self.amounts):
+        for index, name in enumerate(self.amounts):
             if name == "crop":
                 image = _crop(image, numbers[:, :4], self.amounts[name])
                 continue
             layer = self.layers[name]
-            self.keys[name].start(tf.random.experimental.stateless_fold_in(key, turn))
+            self.keys[name].start(tf.random.experimental.stateless_fold_in(key, index))
             change = layer.get_random_transformation(image, training=True, seed=self.keys[name])
             if name == "mixup" and weight is not None:
                 partners = _real_partners(change["permutation_order"], weight > 0)

@@ -6,8 +6,13 @@ from zoo.errors import UsageError, near_names
 
 # Name -> (default amount, minimum, maximum, description), in the order of application.
 AUGMENTATIONS = {
-    "flip": (0.5, 0.5, 0.5, "left and right swapped in half of the images"),
-    "crop": (0.5, 0.05, 1.0, "a part of at least this share of the area, resized to the whole"),
+    "flip": (0.5, 0.5, 0.5, "flips half of the images horizontally"),
+    "crop": (
+        0.5,
+        0.05,
+        1.0,
+        "a crop of at least this share of the area, resized back",
+    ),
     "randaugment": (0.5, 0.0, 1.0, "two operations of this strength (Cubuk et al. 2020)"),
     "cutout": (0.3, 0.0, 1.0, "a gray rectangle of at most this share of the area"),
     "mixup": (0.2, 0.01, 10.0, "blended with another image by Beta(a, a) (Zhang et al. 2018)"),
@@ -47,5 +52,5 @@ def check_channels(names: Collection[str], channels: int) -> None:
     """Raises `UsageError` if an augmentation does not support the number of channels."""
     if "randaugment" in names and channels != 3:
         raise UsageError(
-            f"task.augment=randaugment needs images with three channels. Received: {channels}."
+            f"task.augment=randaugment requires images with three channels. Received: {channels}."
         )

@@ -93,7 +93,7 @@ def decode(file: str | os.PathLike, shape: tuple[int, int, int]) -> tuple[np.nda
     except RunError as error:
         raise Unreadable(str(error).rstrip(".")) from None
     except PIL.UnidentifiedImageError:
-        raise Unreadable(f"the file is none of {', '.join(_FORMATS)}") from None
+        raise Unreadable(f"the file must have one of the formats {', '.join(_FORMATS)}") from None
     except Exception as error:  # decoders raise many types
         raise Unreadable(short(f"{type(error).__name__}: {error}")) from None
     image = rgb.convert("L" if channels == 1 else "RGB")
@@ -178,8 +178,8 @@ def shape_of(image_size) -> tuple[int, int, int]:
     size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size,)
     if len(size) == 2:
         size = (*size, 3)
-    whole = all(type(n) is int for n in size)
-    if not whole or len(size) != 3 or min(size) < 1 or size[2] not in (1, 3):
+    are_integers = all(type(n) is int for n in size)
+    if not are_integers or len(size) != 3 or min(size) < 1 or size[2] not in (1, 3):
         raise UsageError(
             "data.image_size must be (height, width) or (height, width, channels), with 1 or 3 "
             f"channels, such as (224, 224). Received: {image_size!r}."
@@ -214,14 +214,14 @@ def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[
     for split, classes in splits.items():
         if unknown := sorted(set(classes) - set(known)):
             raise UsageError(
-                f"{root}: each class needs a folder in the training split, but {split!r} has "
-                f"classes that 'train' lacks: {', '.join(map(repr, unknown))}. Add their images to "
-                f"'train', or move them out of {split!r}."
+                f"{root}: each class must have a folder in the training split, but {split!r} has "
+                f"classes that are missing in 'train': {', '.join(map(repr, unknown))}. Add their "
+                f"images to 'train', or move them out of {split!r}."
             )
     for name, files in splits.get("train", {}).items():
         if not files:
             raise UsageError(
-                f"{root}: each class needs images in the training split, but the folder of "
+                f"{root}: each class must have images in the training split, but the folder of "
                 f"{name!r} is empty. Add images, or remove the folder."
             )
     return splits, names, ignored
@@ -300,8 +300,8 @@ def _digest(root: Path, files, names, shape) -> str:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for split in sorted(files):
             paths = [file for file, _ in files[split]]
-            for file, own in zip(paths, pool.map(file_digest, paths), strict=True):
-                digest.update(repr((split, str(file.relative_to(root)), own)).encode())
+            for file, file_hash in zip(paths, pool.map(file_digest, paths), strict=True):
+                digest.update(repr((split, str(file.relative_to(root)), file_hash)).encode())
     return digest.hexdigest()
 
 
@@ -312,7 +312,7 @@ def _records(folder: Path, root: Path, members, names, shape) -> Records:
             return open_records(folder)
         left_out, remarks, counts = [], Counter(), Counter()
         with RecordWriter(folder, {"image": (shape, "uint8"), "label": ((), "int64")}) as writer:
-            for pixels, label in _decoded(root, members, shape, left_out, remarks):
+            for pixels, label in _decode_images(root, members, shape, left_out, remarks):
                 writer.append(image=pixels, label=label)
                 counts.update(label.tolist())
             # Only the training split needs every class.
@@ -328,7 +328,7 @@ def _records(folder: Path, root: Path, members, names, shape) -> Records:
         return open_records(folder)
 
 
-def _decoded(root, members, shape, left_out: list, remarks: Counter) -> Iterator:
+def _decode_images(root, members, shape, left_out: list, remarks: Counter) -> Iterator:
     """Yields `(pixels, labels)` of chunks of files in order; updates `left_out` and `remarks`."""
 
     def decode_or_reason(file):

@@ -157,13 +157,14 @@ def _original_folder(name: str, manual_dir: Path | None) -> Path:
         files = [file.file_name for file in original_files(name)]
         if missing := [file for file in files if not (folder / file).is_file()]:
             raise RunError(
-                f"{folder} lacks {', '.join(missing)}. `zoo fetch {name}` downloads them."
+                f"{folder} does not contain {', '.join(missing)}. "
+                f"`zoo fetch {name}` downloads them."
             )
         return folder
     try:
         # Without a network, TFDS' own download fails only after minutes. data_dir() may be shared
         # and read-only.
-        return fetch.fetch(name, cache_dir() / "data", tell=_LOG.debug)
+        return fetch.fetch(name, cache_dir() / "data", log=_LOG.debug)
     except RunError as error:
         raise RunError(
             f"{name!r} is not in {data_dir()} and could not be downloaded: {error} Run `zoo fetch "

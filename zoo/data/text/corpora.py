@@ -173,7 +173,9 @@ def fingerprint(*parts) -> str:
 
 def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     if len(languages) > 1:
-        raise UsageError(f"{name!r} takes at most one language. Received: {', '.join(languages)}.")
+        raise UsageError(
+            f"{name!r} supports at most one language. Received: {', '.join(languages)}."
+        )
     root = Path(path).expanduser()
     labels, paths, read = _text_files(path, root)
     files = [TextFile.at(path) for path in paths]
@@ -185,7 +187,7 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     # Repeated documents count once; the repetitions are left out below.
     if np.asarray(lengths)[first].sum() < 2:
         raise RunError(
-            f"{root} must hold at least two characters of text. Received: "
+            f"{root} must contain at least two characters of text. Received: "
             f"{'a single character' if lengths else 'no text'}."
         )
 
@@ -221,7 +223,7 @@ def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]
             and file.is_file()
         )
         if not labels:
-            raise UsageError(f"{root} must hold .txt or .txt.gz files. {content_of(root)}")
+            raise UsageError(f"{root} must contain .txt or .txt.gz files. {content_of(root)}")
         return labels, [root / label for label in labels], readers.whole_texts
     path = _existing_file(text, root, "file or folder")
     for ending, read in ((".txt", readers.whole_texts), (".jsonl", readers.json_texts)):
@@ -236,7 +238,7 @@ def _text_files(text: str, root: Path) -> tuple[list[str], list[Path], Callable]
 def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     if len(languages) not in (0, 2):
         raise UsageError(
-            f"{name!r} takes two languages, of the source and of the target, or none. "
+            f"{name!r} requires two languages, source and target, or no language. "
             f"Received: {', '.join(languages)}."
         )
     file = TextFile.at(_existing_file(path, Path(path).expanduser()))
@@ -244,7 +246,7 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     hashes = array("Q", (key_hash(pair[0]) for pair in readers.tab_separated_pairs(file, tally)))
     count = len(hashes)
     if count < 2:
-        raise RunError(f"{file.path} must hold at least 2 pairs. Received: {count}.")
+        raise RunError(f"{file.path} must contain at least 2 pairs. Received: {count}.")
 
     def pairs():
         return readers.tab_separated_pairs(file, Tally())
@@ -254,7 +256,7 @@ def _load_pairs(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     else:
         sources, first = np.unique(hashes, return_index=True)
         if len(sources) < 2:
-            raise RunError(f"{file.path} must hold at least 2 different sources. Received: 1.")
+            raise RunError(f"{file.path} must contain at least 2 different sources. Received: 1.")
         order = sources[np.argsort(first)]
         validation = np.isin(hashes, order[-max(1, round(len(order) / 10)) :])
         splits = {

@@ -44,7 +44,8 @@ def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) ->
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RunError(
-            f"{folder} lacks {', '.join(missing[:3])}{more}. `zoo fetch {name}` downloads them."
+            f"{folder} does not contain {', '.join(missing[:3])}{more}. "
+            f"`zoo fetch {name}` downloads them."
         )
     for file, text in texts:
         try:
@@ -65,7 +66,7 @@ def _chosen_languages(name: str, known: Sequence[str], count: int, chosen: tuple
     if len(chosen) != count or len(set(chosen)) != count or not set(chosen) <= set(known):
         rule = "two different languages" if count > 1 else "one language"
         raise UsageError(
-            f"The corpus {name!r} takes {rule} of {', '.join(known)}. "
+            f"The corpus {name!r} requires {rule} of {', '.join(known)}. "
             f"Received: {', '.join(chosen)}."
         )
     return chosen
@@ -99,7 +100,7 @@ def _load_pydoc(manual_dir: Path | None, languages: tuple[str, ...]) -> Corpus:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise RunError("The corpus 'pydoc' needs a Python with the module pydoc_data.") from None
+        raise RunError("The corpus 'pydoc' requires a Python with the module pydoc_data.") from None
     # "else" has the text of "if"; the first name is used for both.
     names = {text: name for name, text in sorted(topics.items(), reverse=True)}
     keyed = sorted((name, text) for text, name in names.items())
@@ -130,10 +131,10 @@ def _documents(name: str, read: Callable, share: float) -> Callable:
 
 
 def _shakespeare(files, languages):
-    def part(of_train):
+    def part(is_train):
         text = files[0].text()
         at = int(len(text) * 0.9)
-        yield text[:at] if of_train else text[at:]
+        yield text[:at] if is_train else text[at:]
 
     return {"train": lambda: part(True), "validation": lambda: part(False)}
 

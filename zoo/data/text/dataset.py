@@ -100,10 +100,10 @@ def from_prepared(data: Mapping) -> Dataset:
                 f"Set data.{key}={plan[key]}, or prepare the data with this recipe."
             )
     if file := _tokenizer_file(data):
-        same = tokenizers.load(file).fingerprint == tokenizer.fingerprint
+        is_same_tokenizer = tokenizers.load(file).fingerprint == tokenizer.fingerprint
     else:
-        same = data["tokenizer"] in ("", tokenizer.kind)
-    if not same:
+        is_same_tokenizer = data["tokenizer"] in ("", tokenizer.kind)
+    if not is_same_tokenizer:
         raise UsageError(
             f"data.tokenizer must be {tokenizer.kind!r}, which {folder} was prepared with. "
             f"Received: {data['tokenizer']!r}."
@@ -114,7 +114,7 @@ def from_prepared(data: Mapping) -> Dataset:
             raise RunError(f"{folder / 'prepared.json'} is damaged: unknown split {split!r}.")
         records = open_records(folder / "records" / split)
         if "tokens" not in records.arrays:
-            raise RunError(f"{folder / 'records' / split} is damaged: it holds no tokens.")
+            raise RunError(f"{folder / 'records' / split} is damaged: it contains no tokens.")
         splits[split] = dict(records.arrays)
         digests.append(records.fingerprint)
     if plan["packing"] == "stream":
@@ -140,8 +140,8 @@ def corpus_of(data: Mapping):
     corpus = load_corpus(data["source"], data["manual_dir"] or None, languages=languages)
     if isinstance(next(next(iter(corpus.splits.values()))(), None), tuple):
         raise UsageError(
-            f"The task needs text. Received: data.source={corpus.name!r} with pairs of sentences, "
-            "which task.name=seq2seq needs."
+            f"The task requires text. Received: data.source={corpus.name!r} with pairs of "
+            "sentences, which task.name=seq2seq requires."
         )
     return corpus
 

@@ -58,9 +58,9 @@ def best_fit(
                      length, buffer, counts)  # fmt: skip
 
 
-def _best_fit(framed, length: int, buffer: int, counts: Counter):
+def _best_fit(documents, length: int, buffer: int, counts: Counter):
     pieces, full, full_rows = [], [], 0
-    for document in framed:
+    for document in documents:
         if len(document) > length:
             windows = np.lib.stride_tricks.sliding_window_view(document, length)
             full.append(windows[:: length - 1])
@@ -120,40 +120,40 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """
     order = np.argsort(-lengths, kind="stable")
     bins = np.empty(len(lengths), np.int64)
-    rooms = [[] for _ in range(capacity + 1)]  # room left -> bins
-    open_rooms = 0  # bit r is set if rooms[r] is not empty
-    opened = place = 0
+    bins_of_room = [[] for _ in range(capacity + 1)]  # remaining room -> bins
+    room_bits = 0  # bit r is set if bins_of_room[r] is not empty
+    num_bins = place = 0
     sizes, amounts = np.unique(-lengths, return_counts=True)
     for size, amount in zip((-sizes).tolist(), amounts.tolist(), strict=True):
         while amount:
-            fitting = open_rooms >> size
+            fitting = room_bits >> size
             if fitting:
                 room = size + (fitting & -fitting).bit_length() - 1
-                candidates = rooms[room]
+                candidates = bins_of_room[room]
             else:
                 room = capacity
                 needed = -(-amount // (capacity // size))
-                candidates = rooms[capacity] = list(range(opened, opened + needed))
-                opened += needed
-            each = room // size
-            whole = min(len(candidates), amount // each)
-            if whole:
-                chosen, rooms[room] = candidates[:whole], candidates[whole:]
-                bins[order[place : place + whole * each]] = np.repeat(chosen, each)
-                placed = whole * each
+                candidates = bins_of_room[capacity] = list(range(num_bins, num_bins + needed))
+                num_bins += needed
+            per_bin = room // size
+            num_filled = min(len(candidates), amount // per_bin)
+            if num_filled:
+                chosen, bins_of_room[room] = candidates[:num_filled], candidates[num_filled:]
+                bins[order[place : place + num_filled * per_bin]] = np.repeat(chosen, per_bin)
+                placed = num_filled * per_bin
             else:  # the last bin is not filled
-                chosen, rooms[room], each = candidates[:1], candidates[1:], amount
+                chosen, bins_of_room[room], per_bin = candidates[:1], candidates[1:], amount
                 bins[order[place : place + amount]] = chosen[0]
                 placed = amount
             place += placed
             amount -= placed
-            left = room - each * size
-            rooms[left] += chosen
-            open_rooms |= 1 << left
-            if not rooms[room]:
-                open_rooms &= ~(1 << room)
+            remaining = room - per_bin * size
+            bins_of_room[remaining] += chosen
+            room_bits |= 1 << remaining
+            if not bins_of_room[room]:
+                room_bits &= ~(1 << room)
             elif room == capacity:
-                open_rooms |= 1 << room
+                room_bits |= 1 << room
     return bins
 
 
@@ -182,10 +182,10 @@ def stream(
                 "A document must be a 1-D array of integer token ids. "
                 f"Received: {document.shape} {document.dtype}."
             )
-        framed = np.empty(len(document) + extra, np.int32)
-        framed[:before] = start
-        framed[before : before + len(document)] = document
-        framed[before + len(document) :] = end
+        marked_document = np.empty(len(document) + extra, np.int32)
+        marked_document[:before] = start
+        marked_document[before : before + len(document)] = document
+        marked_document[before + len(document) :] = end
         counts["documents"] += 1
-        counts["tokens"] += len(framed)
-        yield framed
+        counts["tokens"] += len(marked_document)
+        yield marked_document

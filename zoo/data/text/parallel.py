@@ -52,8 +52,8 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
     )
     if not isinstance(next(next(iter(corpus.splits.values()))(), None), tuple):
         raise UsageError(
-            f"The task needs pairs of sentences. Received: data.source={corpus.name!r} with text "
-            "in one language."
+            f"The task requires pairs of sentences. Received: data.source={corpus.name!r} with "
+            "text in one language."
         )
     if "train" not in corpus.splits:
         raise UsageError(

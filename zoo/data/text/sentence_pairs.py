@@ -139,10 +139,10 @@ def make_pairs(
             for a, b, label in _pairs(document, number, pool, room, generator):
                 rows.append(_row(a, b, label, length, start_id, separator_id))
                 if len(rows) == CHUNK_ROWS:
-                    yield _stacked(rows)
+                    yield _stack_rows(rows)
                     rows = []
     if rows:
-        yield _stacked(rows)
+        yield _stack_rows(rows)
 
 
 def _groups(documents, buffer: int):
@@ -152,9 +152,9 @@ def _groups(documents, buffer: int):
         pool = group if len(group) > 1 else group + before
         if len(pool) < 2:
             raise UsageError(
-                "task.name=nsp needs at least two documents per split, because the second sentence "
-                "of half of the pairs is from another document. Received: a split of one document. "
-                "Add documents, or use task.name=mlm."
+                "task.name=nsp requires at least two documents per split, because the second "
+                "sentence of half of the pairs is from another document. Received: a split of one "
+                "document. Add documents, or use task.name=mlm."
             )
         yield group, pool
         before = group
@@ -219,7 +219,7 @@ def _row(a, b, label, length, start_id, separator_id):
     return tokens, types, label
 
 
-def _stacked(rows) -> dict[str, np.ndarray]:
+def _stack_rows(rows) -> dict[str, np.ndarray]:
     tokens, types, label = zip(*rows, strict=True)
     return {
         "tokens": np.stack(tokens), "types": np.stack(types), "label": np.array(label, np.int32),

@@ -13,8 +13,9 @@
 | bpe | frequent bytes of a word and the preceding space | kept | none |
 | sentencepiece | likely characters of a word and the preceding space | kept | bytes |
 
-"byte", "bpe" and "sentencepiece" are lossless: `decode(encode(text)) == normalize(text, how)`; so
-is "character" if it knows all characters. No text is encoded as a special token, not even "<end>".
+"byte", "bpe" and "sentencepiece" are lossless:
+`decode(encode(text)) == normalize(text, normalization)`. So is "character" if the vocabulary
+contains all characters. No text is encoded as a special token, not even "<end>".
 
 Long text is cut into pieces of at most `PIECE_LENGTH` characters, before the last space or end of
 line that follows another character. A token of every kind ends there, so the ids are those of the
@@ -73,17 +74,18 @@ _JOB_LENGTH = 8 * PIECE_LENGTH  # characters that a thread encodes at a time
 _CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 
 
-def normalize(text: str, how: str) -> str:
+def normalize(text: str, normalization: str) -> str:
     """Normalizes Unicode text.
 
     Args:
       text: any str. Lone surrogates become U+FFFD, surrogate pairs their character.
-      how: "none"; "NFC" or "NFKC" of Unicode; or "persian": NFC, then the Arabic letters yeh, alef
-        maksura and kaf become their Persian equivalents.
+      normalization: "none"; "NFC" or "NFKC" of Unicode; or "persian": NFC, then the Arabic
+        letters yeh, alef maksura and kaf become their Persian equivalents.
     """
-    if how not in NORMALIZATIONS:
+    if normalization not in NORMALIZATIONS:
         raise UsageError(
-            f"There is no normalization {how!r}.{near_names(how, NORMALIZATIONS)} "
+            f"There is no normalization {normalization!r}."
+            f"{near_names(normalization, NORMALIZATIONS)} "
             f"Known: {', '.join(NORMALIZATIONS)}."
         )
     if not isinstance(text, str):
@@ -92,12 +94,12 @@ def normalize(text: str, how: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if how == "none" or text.isascii():
+    if normalization == "none" or text.isascii():
         return text
-    form = "NFKC" if how == "NFKC" else "NFC"
+    form = "NFKC" if normalization == "NFKC" else "NFC"
     # Characters are never composed across lines, and normalized lines are five times as fast.
     text = "\n".join([unicodedata.normalize(form, line) for line in text.split("\n")])
-    if how == "persian":
+    if normalization == "persian":
         # After NFC, because yeh with hamza above is another letter.
         for arabic, persian in _PERSIAN.items():
             text = text.replace(arabic, persian)
@@ -154,8 +156,8 @@ def train(
 
 
 def _check_size(kind: str, size):
-    whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if not whole or not 0 <= size <= MAX_VOCABULARY:
+    is_integer = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not is_integer or not 0 <= size <= MAX_VOCABULARY:
         raise UsageError(
             f"vocabulary_size must be an integer from 0 to {MAX_VOCABULARY:,}. Received: {size!r}."
         )
@@ -275,7 +277,7 @@ class Tokenizer:
             if workers > 1
             else map(self._encode_job, jobs)
         )
-        return _joined(encoded)
+        return _join_pieces(encoded)
 
     def _jobs(self, documents: Iterator[str]) -> Iterator[list[tuple[str, bool]]]:
         """Yields lists of (piece, whether it is the last one of its document)."""
@@ -305,7 +307,7 @@ class Tokenizer:
         Raises:
           UsageError: if an id is not in the vocabulary.
         """
-        ids, spellings = self._checked(ids), self._vocabulary.spellings
+        ids, spellings = self._validated_ids(ids), self._vocabulary.spellings
         if not skip_special:
             spellings = [name.encode() for name in SPECIAL] + spellings[len(SPECIAL) :]
         text = b"".join([spellings[i] for i in ids]).decode("utf-8", "replace")
@@ -317,7 +319,7 @@ class Tokenizer:
         The bytes of several calls can be concatenated. They may end inside a character, so use an
         incremental decoder, and pass its text to `tidy`.
         """
-        return b"".join([self._vocabulary.spellings[i] for i in self._checked(ids)])
+        return b"".join([self._vocabulary.spellings[i] for i in self._validated_ids(ids)])
 
     def tidy(self, text: str, before: str = "") -> str:
         """Removes the space before the first word of a line; only "word" and "wordpiece" have it.
@@ -330,9 +332,9 @@ class Tokenizer:
 
     def tokens(self, ids) -> list[str]:
         """Returns the name of each token of ids (n,), in the notation of the kind."""
-        return [self._vocabulary.names[i] for i in self._checked(ids)]
+        return [self._vocabulary.names[i] for i in self._validated_ids(ids)]
 
-    def _checked(self, ids) -> list[int]:
+    def _validated_ids(self, ids) -> list[int]:
         ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError(
@@ -394,7 +396,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
         equal = tokenizer._data() == data
     # Altered on purpose, with a valid checksum; the libraries raise many types.
     except Exception as error:
-        raise RunError(f"{path} holds no tokenizer: {short(error)}") from None
+        raise RunError(f"{path} contains no tokenizer: {short(error)}") from None
     if not equal:
         raise RunError(f"{path} was altered (its fingerprint differs): train it again.")
     return tokenizer
@@ -412,14 +414,14 @@ def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
     """
     size = words = tokens = unknown = 0
 
-    def counted():
+    def count_documents():
         nonlocal size, words
         for document in _texts(documents):
             size += len(normalize(document, "none").encode())
             words += len(document.split())
             yield document
 
-    for ids in tokenizer.encode_documents(counted()):
+    for ids in tokenizer.encode_documents(count_documents()):
         tokens += len(ids)
         unknown += int(np.count_nonzero(ids == UNKNOWN))
     if not tokens:
@@ -437,7 +439,7 @@ def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
     }
 
 
-def _joined(jobs: Iterable[list[tuple[np.ndarray, bool]]]) -> Iterator[np.ndarray]:
+def _join_pieces(jobs: Iterable[list[tuple[np.ndarray, bool]]]) -> Iterator[np.ndarray]:
     """Concatenates the arrays of pieces to one array per document."""
     arrays = []
     for job in jobs:

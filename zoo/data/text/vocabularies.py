@@ -161,11 +161,13 @@ class _Library(Vocabulary):
     def __init__(self, payload):
         self.payload = payload
         # Other components of the library can abort the process on some values.
-        parts, own = json.loads(payload), _library().Tokenizer(_library().models.BPE())
-        own.pre_tokenizer = self.pre_tokenizer()
-        own = json.loads(own.to_str())
-        if any(parts[name] != own[name] for name in own if name not in ("version", "model")):
-            raise ValueError("it has components of another kind of tokenizer")
+        parts, default = json.loads(payload), _library().Tokenizer(_library().models.BPE())
+        default.pre_tokenizer = self.pre_tokenizer()
+        default = json.loads(default.to_str())
+        if any(
+            parts[name] != default[name] for name in default if name not in ("version", "model")
+        ):
+            raise ValueError("its components do not match the kind of tokenizer")
         self._model = _library().Tokenizer.from_str(payload)
         ids = self._model.get_vocab()
         self.names = sorted(ids, key=ids.get)
@@ -279,7 +281,7 @@ class Words(_Spaced):
         trainer = tokenizers.trainers.WordLevelTrainer(
             vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
         )
-        return _checked_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
+        return _check_has_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
 
 
 class WordPieces(_Spaced):
@@ -311,10 +313,10 @@ class WordPieces(_Spaced):
             vocab_size=size, min_frequency=2, special_tokens=first, show_progress=False
         )
         model = tokenizers.models.WordPiece(unk_token=SPECIAL[UNKNOWN])
-        return _checked_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
+        return _check_has_words(_train_by_library(model, cls.pre_tokenizer(), trainer, pieces))
 
 
-def _checked_words(payload: str) -> str:
+def _check_has_words(payload: str) -> str:
     if len(json.loads(payload)["model"]["vocab"]) == len(SPECIAL):
         raise RunError(NO_TEXT)
     return payload
