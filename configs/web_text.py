@@ -11,8 +11,8 @@ Measured 2026-11-26 on 2 cores of an AMD EPYC without AVX512, TensorFlow 2.21, K
 float32, seed 0: of 431 pages (three WARC files of FastWARC, and the test pages of trafilatura and
 CleanEval) 234 are kept in 51 s, 459,195 tokens for training. 300 updates with 1.8 M parameters
 reach 2.048 bits per byte on the three held-out documents (2.263 after 100 updates; uniform guessing
-has 8). It is too little text to write well. Other jobs shared the machine: the 4,282 s, 33 minutes
-of processor time, do not measure speed.
+has 8). This is too little text to generate good text. Other jobs shared the machine: the 4,282 s,
+33 minutes of processor time, do not measure speed.
 """
 
 from trainers.config.recipe import shipped_recipe

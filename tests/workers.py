@@ -59,7 +59,7 @@ def train(argv) -> int:
                     os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
             if now == notice:
                 cloud.pages[test_preemption.PREEMPTED] = "TRUE"
-                assert trainer.stop.asked.wait(20)
+                assert trainer.stop.requested.wait(20)
 
     preemption.EVERY = 0.01
     with test_preemption.serving() as cloud:

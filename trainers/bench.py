@@ -11,7 +11,7 @@ from trainers.config.compress import check_sizes
 from trainers.config.trainer import check_batch, check_examples
 from trainers.distributed import tpu
 from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
-from trainers.input.features import made_up
+from trainers.input.features import make_synthetic_arrays
 from trainers.train.build import build_step, update_function
 from zoo import registry
 from zoo.data import pipeline
@@ -28,7 +28,7 @@ ABOVE_PEAK = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class BenchResult:
     """Results of `bench`; times are medians.
 
     Attributes:
@@ -66,7 +66,7 @@ class Measured:
     remark: str
 
 
-def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
+def bench(config, seconds: float = 10.0, dataset=None) -> BenchResult:
     """Measures a recipe's train step on synthetic examples from its task.
 
     Text tasks run on the recipe's data set, since vocabulary and sequence length follow from it.
@@ -77,7 +77,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
       dataset: the data set of a text task, if it is loaded already.
 
     Returns:
-      `Measured`.
+      `BenchResult`.
     """
     trainer = config.trainer
     check_sizes(section(config, "compress"))
@@ -95,7 +95,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
         arrays = dataset.splits["train"]
         check_examples(arrays, batch)
     else:
-        arrays = made_up(task, step.net, 4 * batch, trainer.seed)
+        arrays = make_synthetic_arrays(task, step.net, 4 * batch, trainer.seed)
     # Training runs a frozen part once, so updates only run the head.
     learner = step.net if task.frozen_part(step.net).model is None else step.net.head
     tpu.check(config, strategy, arrays)
@@ -132,8 +132,8 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
         peaks.append(products.flops_per_second())
     times, counts = ([value / chunk for value in values] for values in zip(*updates, strict=True))
     median, peak = statistics.median(times), statistics.median(peaks)
-    same = batches.take(replicas).cache().repeat()
-    cached = batch / statistics.median(measure(same, seconds / 4)[0])
+    cached_batches = batches.take(replicas).cache().repeat()
+    cached = batch / statistics.median(measure(cached_batches, seconds / 4)[0])
     rate = _input_rate(batches, replicas, seconds / 4)
     lengths = {}
     if learner is step.net:
@@ -146,7 +146,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> Measured:
         lengths = {name: batches.element_spec[name].shape[1] for name in free}
     flops = 3 * forward_flops(learner, lengths or None) * batch
     share = flops / median / peak
-    return Measured(
+    return BenchResult(
         first_step=first_step,
         step=median,
         samples_per_second=batch / median,

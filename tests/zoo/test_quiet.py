@@ -59,7 +59,7 @@ from zoo.start import start_tensorflow
 start_tensorflow()
 import tensorflow as tf
 from trainers.train.build import build_step, update_function
-from trainers.input.features import made_up
+from trainers.input.features import make_synthetic_arrays
 from trainers.config.recipe import resolve
 from trainers.distributed.strategy import make_strategy, prepare_devices
 
@@ -69,7 +69,7 @@ for name, size in (("dcgan_mnist:debug", "filters"), ("gpt_pydoc:debug", "vocabu
     config = resolve(name)
     config.model[size] = 16
     step, task = build_step(config, strategy, 10)
-    rows = {k: tf.constant(v) for k, v in made_up(task, step.net, 8, 0).items()}
+    rows = {k: tf.constant(v) for k, v in make_synthetic_arrays(task, step.net, 8, 0).items()}
     rows["weight"] = tf.ones(8)
     uniform = lambda count: tf.random.uniform((8, count))
     batches = tf.data.Dataset.from_tensors(task.prepare(rows, uniform, True)).repeat()

@@ -82,8 +82,14 @@ def with_optional(plain: Mapping) -> dict:
 
 def without_defaults(plain: Mapping) -> dict:
     """Returns plain sections without the optional ones that hold only defaults."""
-    kept = {name: _changed(plain.get(name, {}), keys) for name, keys in _OPTIONAL.items()}
-    return {k: kept.get(k, value) for k, value in plain.items() if kept.get(k, True)}
+    optional_sections = {
+        name: _changed(plain.get(name, {}), keys) for name, keys in _OPTIONAL.items()
+    }
+    return {
+        k: optional_sections.get(k, value)
+        for k, value in plain.items()
+        if optional_sections.get(k, True)
+    }
 
 
 def _filled(values, defaults):

@@ -91,23 +91,27 @@ def check(compress, trainer, task) -> None:
         check_clusters(number)
     if (number or compress["qat"]["on"]) and chunk:
         raise UsageError(
-            "compress.qat and compress.cluster compute all logits at once: they need "
-            f"task.chunk=0. Received: {chunk}."
+            "compress.qat and compress.cluster require task.chunk=0, because they compute all "
+            f"logits at once. Received: {chunk}."
         )
     if number and trainer["jit_compile"]:
         raise UsageError(
-            "XLA cannot compile clusters: set trainer.jit_compile=False. Received: True."
+            "compress.cluster requires trainer.jit_compile=False, because XLA cannot compile "
+            "clusters. Received: True."
         )
     check_distillation(compress["distill"])
     check_structured(compress["structured"])
     check_low_rank(compress["low_rank"])
-    check_rounding(**compress["ptq"])
+    check_quantization(**compress["ptq"])
 
 
 def check_training(compress) -> None:
     """Raises `UsageError` for quantization without training in a training run."""
     if compress["ptq"]["format"]:
-        raise UsageError("compress.ptq is for `zoo compress ptq WORKDIR`, which does not train.")
+        raise UsageError(
+            "A training run does not support compress.ptq: use `zoo compress ptq WORKDIR` after "
+            "training."
+        )
 
 
 def check_run(compress, total_steps: int) -> None:
@@ -122,7 +126,8 @@ def check_source(compress, init_from: str) -> None:
     key, sizes = _chosen_by_weights(compress)
     if key and not init_from:
         raise UsageError(
-            f"compress.{key} chooses sizes by weights: set init_from, or compress.{key}.{sizes}."
+            f"compress.{key} chooses sizes by weights and requires init_from: set init_from, or "
+            f"compress.{key}.{sizes}."
         )
 
 
@@ -131,8 +136,8 @@ def check_sizes(compress) -> None:
     key, sizes = _chosen_by_weights(compress)
     if key:
         raise UsageError(
-            f"compress.{key} chooses sizes by weights, which are not read here: give "
-            f"compress.{key}.{sizes}, as the config.json of a run has them."
+            f"compress.{key} chooses sizes by weights, which this command does not read: set "
+            f"compress.{key}.{sizes} as in the config.json of a run."
         )
 
 
@@ -154,16 +159,21 @@ def check_pruning(
     check_name("schedule of compress.prune.schedule", schedule, _SCHEDULES)
     compile_pattern("compress.prune.pattern", pattern)
     fits = 0 <= initial_sparsity < 1 and not 0 < sparsity < initial_sparsity
-    rule = "in [0, 1), not above compress.prune.sparsity"
+    rule = "in [0, 1) and not above compress.prune.sparsity"
     require(fits, "compress.prune.initial_sparsity", rule, initial_sparsity)
-    rule = "fractions of the run, begin not larger than end"
+    rule = "fractions of the run with begin <= end"
     fits = 0 <= begin <= end <= 1
     require(fits, "compress.prune.begin and compress.prune.end", rule, (begin, end))
     check_minimums("compress.prune", {"frequency": frequency}, {"frequency": 1})
     fits = not m_by_n or (len(m_by_n) == 2 and 0 < m_by_n[0] < m_by_n[1])
-    require(fits, "compress.prune.m_by_n", "(2, 4) for two zeros of four, or ()", tuple(m_by_n))
+    require(
+        fits,
+        "compress.prune.m_by_n",
+        "() or (m, n), such as (2, 4) for two zeros of four",
+        tuple(m_by_n),
+    )
     fits = len(block) == 2 and min(block) >= 1 and (not m_by_n or tuple(block) == (1, 1))
-    rule = "a height and a width, (1, 1) with m_by_n"
+    rule = "a height and a width, and (1, 1) with m_by_n"
     require(fits, "compress.prune.block", rule, tuple(block))
 
 
@@ -184,11 +194,11 @@ def pruning_updates(
     periods = room // frequency
     if sparsity and schedule == "polynomial" and not m_by_n and not periods:
         raise UsageError(
-            f"A polynomial schedule needs a whole period of compress.prune.frequency={frequency}, "
-            f"and between compress.prune.begin and compress.prune.end lie {room} updates of "
-            f"{total_steps}: "
+            "compress.prune.schedule=polynomial requires at least one whole period of "
+            f"compress.prune.frequency={frequency} updates between compress.prune.begin and "
+            f"compress.prune.end. Received: {room} of {total_steps} updates between them; "
             + (f"set compress.prune.frequency={max(1, room // 10)}" if room else "train longer")
-            + ", or compress.prune.schedule=constant."
+            + ", or set compress.prune.schedule=constant."
         )
     return first, periods
 
@@ -213,13 +223,13 @@ def check_distillation(settings: Mapping) -> None:
         require(0 <= value < inf, f"compress.distill.{key}", "at least 0; 0 disables it", value)
     if not any(settings[key] for key in ("alpha", "hidden", "attention", "sentences")):
         raise UsageError(
-            "Nothing is learned from the teacher with compress.distill.alpha, hidden, attention "
-            "and sentences all 0."
+            "At least one of compress.distill.alpha, hidden, attention and sentences must be "
+            "positive. Received: 0 for all."
         )
     if settings["cache"] and (settings["hidden"] or settings["attention"]):
         raise UsageError(
-            "compress.distill.cache keeps the outputs of the teacher alone: it excludes hidden and "
-            "attention, for which the teacher must run."
+            "compress.distill.cache does not support compress.distill.hidden and attention, "
+            "because the cache contains only the outputs of the teacher."
         )
 
 
@@ -238,7 +248,8 @@ def parse_widths(widths: Sequence[str]) -> dict[str, int]:
         path, _, number = text.partition("=")
         if not path or not re.fullmatch(r"[1-9]\d*", number):
             raise UsageError(
-                f"compress.structured.widths holds PATH=UNITS, at least 1. Received: {text!r}."
+                "compress.structured.widths must contain PATH=UNITS with at least one unit. "
+                f"Received: {text!r}."
             )
         parsed[path] = int(number)
     return parsed
@@ -246,11 +257,11 @@ def parse_widths(widths: Sequence[str]) -> dict[str, int]:
 
 def check_low_rank(settings: Mapping) -> None:
     """Checks the section `compress.low_rank`; raises `UsageError`."""
-    given = [way for way in RANKS_BY if settings[way]]
-    if len(given) > 1:
+    active_keys = [way for way in RANKS_BY if settings[way]]
+    if len(active_keys) > 1:
         raise UsageError(
             "Only one of compress.low_rank.energy, budget and sensitivity may be set. Received: "
-            + ", ".join(f"compress.low_rank.{way}={settings[way]}" for way in given)
+            + ", ".join(f"compress.low_rank.{way}={settings[way]}" for way in active_keys)
         )
     for way in ("energy", "budget"):
         value = settings[way]
@@ -268,14 +279,14 @@ def parse_ranks(ranks: Sequence[str]) -> dict[str, tuple[int, ...]]:
         path, _, numbers = text.partition("=")
         if not path or not re.fullmatch(r"\d+(x\d+)?", numbers):
             raise UsageError(
-                "compress.low_rank.ranks holds PATH=RANK, or PATH=INxOUT of a convolution. "
+                "compress.low_rank.ranks must contain PATH=RANK, or PATH=INxOUT for a convolution. "
                 f"Received: {text!r}."
             )
         parsed[path] = tuple(int(n) for n in numbers.split("x"))
     return parsed
 
 
-def check_rounding(format: str, examples: int) -> None:
+def check_quantization(format: str, examples: int) -> None:
     """Checks the section `compress.ptq`; raises `UsageError`."""
     if format:
         check_name("format of compress.ptq.format", format, FORMATS)

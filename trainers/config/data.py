@@ -34,7 +34,7 @@ def check(data) -> None:
     check_minimums("data", data)
 
 
-def follow_prepared(data, given: Collection[str]) -> None:
+def follow_prepared(data, user_keys: Collection[str]) -> None:
     """Takes packing and sequence length from prepared data, except for keys that the user gives.
 
     Packed rows keep their prepared length, even if a recipe's variant sets another one.
@@ -42,19 +42,19 @@ def follow_prepared(data, given: Collection[str]) -> None:
 
     Args:
       data: a section `data`; changed in place.
-      given: keys that the user set, such as "data.packing".
+      user_keys: keys that the user set, such as "data.packing".
     """
     kind, _, folder = data.source.partition(":")
     path = Path(folder) / "prepared.json"
     if kind != "prepared" or not exists(path):
         return
-    about = read_json(path)
-    if not isinstance(about, dict) or about.get("packing") != "best_fit":
+    prepared = read_json(path)
+    if not isinstance(prepared, dict) or prepared.get("packing") != "best_fit":
         return
     for key in ("packing", "sequence_length"):
-        value = about.get(key)
-        if f"data.{key}" in given or data[key] == value:
+        value = prepared.get(key)
+        if f"data.{key}" in user_keys or data[key] == value:
             continue
         if isinstance(value, type(data[key])):
             data[key] = value
-            _LOG.info(f"data.{key}={value}, as {folder} was prepared")
+            _LOG.info(f"data.{key}={value}, from the prepared data in {folder}")

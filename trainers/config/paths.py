@@ -19,7 +19,7 @@ def make_absolute(config) -> None:
     _refuse_remote("data.source", path)
     if kind in ("text", "pairs", "npz", "folder", "prepared") and colon:
         if not path:
-            raise UsageError(f"data.source={kind}:PATH needs a path. Received: '{kind}:'.")
+            raise UsageError(f"data.source={kind}:PATH requires a path. Received: '{kind}:'.")
         config.data.source = f"{kind}{colon}{_expanded(path).absolute()}"
     for section, key in (
         (config, "init_from"), (config.data, "tokenizer"), (config.data, "manual_dir"),
@@ -50,12 +50,12 @@ def _expanded(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UsageError(
-            f"The home folder of this user is not known. Received: {path!r}."
+            f"The user in a path that starts with ~ must have a home folder. Received: {path!r}."
         ) from None
 
 
 def _refuse_remote(key: str, path: str) -> None:
     if "://" in path:
         raise UsageError(
-            f"{key} is read from this machine's disk: copy it here first. Received: {path!r}."
+            f"{key} must be a local path. Received: {path!r}. Copy the data to this machine first."
         )

@@ -51,7 +51,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
     if not name.endswith(".py"):
         module = _shipped(name)
     elif not path.is_file():
-        raise UsageError(f"There is no recipe file {name}.")
+        raise UsageError(f"The recipe file {name} does not exist.")
     elif path.resolve().parent == _CONFIGS:  # the same recipe as by its name
         module = _shipped(path.stem)
     else:
@@ -67,7 +67,7 @@ def load_recipe(source: str) -> ml_collections.ConfigDict:
         )
     plain = run(what, config.to_dict)
     check_types(plain)
-    return _own_sections(base.with_optional(plain))
+    return _without_defaults(base.with_optional(plain))
 
 
 def shipped_recipe(name: str, argument: str = "") -> ml_collections.ConfigDict:
@@ -153,18 +153,22 @@ def change(
         section, _, rest = key.partition(".")
         if section in base.NAMED and rest == "name":
             keys = base.NAMED[section].get(text, ())
-            kept = {k: v for k, v in config[section].to_dict().items() if k in keys}
-            config[section] = base.named(section, text, kept)
+            kept_arguments = {k: v for k, v in config[section].to_dict().items() if k in keys}
+            config[section] = base.named(section, text, kept_arguments)
     for key, text in overrides:
         _override(config, key, text)
-    given = {key for key, _ in overrides}
+    user_keys = {key for key, _ in overrides}
     for key, other in (("steps", "epochs"), ("epochs", "steps")):  # one replaces the other
-        if f"trainer.{key}" in given and f"trainer.{other}" not in given and config.trainer[key]:
+        if (
+            f"trainer.{key}" in user_keys
+            and f"trainer.{other}" not in user_keys
+            and config.trainer[key]
+        ):
             config.trainer[other] = 0
     make_absolute(config)
-    data.follow_prepared(config.data, given)
+    data.follow_prepared(config.data, user_keys)
     check(config)
-    return _own_sections(config.to_dict())
+    return _without_defaults(config.to_dict())
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -173,7 +177,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     config = _all_sections(config)
     for section in ("model", "task"):
         if not config[section].name:
-            raise UsageError(f"The recipe has no {section}.name.")
+            raise UsageError(f"The recipe must set {section}.name.")
     data.check(config.data)
     optimizer.check(**config.optimizer)
     schedule.check(**config.schedule)
@@ -183,14 +187,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def as_dict(config: ml_collections.ConfigDict) -> dict:
     """Returns plain dicts and lists, as config.json holds them."""
-    return json.loads(_own_sections(_all_sections(config).to_dict()).to_json())
+    return json.loads(_without_defaults(_all_sections(config).to_dict()).to_json())
 
 
 def _all_sections(config) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(base.with_optional(config.to_dict()))
 
 
-def _own_sections(plain: Mapping) -> ml_collections.ConfigDict:
+def _without_defaults(plain: Mapping) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(base.without_defaults(plain)).lock()
 
 
@@ -199,19 +203,19 @@ def _own_sections(plain: Mapping) -> ml_collections.ConfigDict:
 
 def _override(config, key: str, text: str) -> None:
     *sections, last = key.split(".")
-    place = config
+    parent = config
     for section in sections:
-        place = place[section] if _is_section(place, section) else None
-    if place is None or last not in place:
+        parent = parent[section] if _is_section(parent, section) else None
+    if parent is None or last not in parent:
         known = list(_keys(config))
         raise UsageError(f"The recipe has no key {key!r}.{near_names(key, known)}")
-    if _is_section(place, last):
-        raise UsageError(f"{key} is a section; give one of its keys: {', '.join(place[last])}.")
-    place[last] = _parse(key, text, place[last])
+    if _is_section(parent, last):
+        raise UsageError(f"{key} is a section; set one of its keys: {', '.join(parent[last])}.")
+    parent[last] = _parse_value(key, text, parent[last])
 
 
-def _is_section(place, name: str) -> bool:
-    return place is not None and isinstance(place.get(name), ml_collections.ConfigDict)
+def _is_section(parent, name: str) -> bool:
+    return parent is not None and isinstance(parent.get(name), ml_collections.ConfigDict)
 
 
 def _keys(config, prefix: str = ""):
@@ -222,30 +226,32 @@ def _keys(config, prefix: str = ""):
             yield prefix + name
 
 
-def _parse(key: str, text: str, current):
+def _parse_value(key: str, text: str, current):
     """Parses text as the type of the current value."""
-    wanted = type(current)
-    if wanted is str:
+    expected_type = type(current)
+    if expected_type is str:
         return text
     try:
-        if wanted is bool:
+        if expected_type is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         value = _literal(text) if text else ()
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        if expected_type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-        if wanted is int and isinstance(value, float) and value.is_integer():
+        if expected_type is int and isinstance(value, float) and value.is_integer():
             return int(value)  # 1e4
-        if wanted in (tuple, list):
-            return wanted(value if isinstance(value, tuple | list) else (value,))
-        if type(value) is wanted:
+        if expected_type in (tuple, list):
+            return expected_type(value if isinstance(value, tuple | list) else (value,))
+        if type(value) is expected_type:
             return value
     except (RecursionError, OverflowError):
         pass
     except (ValueError, SyntaxError, KeyError, TypeError):
-        if wanted in (tuple, list):  # names without quotes: a,b
-            return wanted(part.strip() for part in text.strip("()[]").split(",") if part.strip())
+        if expected_type in (tuple, list):  # names without quotes: a,b
+            return expected_type(
+                part.strip() for part in text.strip("()[]").split(",") if part.strip()
+            )
     raise UsageError(
-        f"{key} is of type {wanted.__name__} (now {short(repr(current))}). Received: "
+        f"{key} must be of type {expected_type.__name__} (now {short(repr(current))}). Received: "
         f"{short(repr(text))}."
     )
 

@@ -37,7 +37,7 @@ def check_types(plain: Mapping) -> None:
       UsageError: for a missing or unknown key, or a value of another type or too large.
     """
     if not isinstance(plain, Mapping):
-        raise UsageError(f"A recipe is a dictionary of sections. Received: {shown(plain)}.")
+        raise UsageError(f"A recipe must be a dictionary of sections. Received: {describe(plain)}.")
     reference = base.base().to_dict()
     for section in base.NAMED:
         if section in plain:
@@ -51,20 +51,20 @@ def check_types(plain: Mapping) -> None:
 def _check_section(prefix: str, section, reference: dict, closed=True) -> None:
     """Checks that a section has the keys of the reference, of the same types, and no others."""
     if not isinstance(section, Mapping):
-        raise UsageError(f"{prefix.rstrip('.')} is a section. Received: {shown(section)}.")
+        raise UsageError(f"{prefix.rstrip('.')} must be a section. Received: {describe(section)}.")
     for key, example in reference.items():
         name = f"{prefix}{key}"
         if key not in section:
-            raise UsageError(f"The recipe lacks {name}; start from trainers.config.base.")
+            raise UsageError(f"The recipe must contain {name}; start from trainers.config.base.")
         value = section[key]
         if isinstance(example, dict):
             _check_section(f"{name}.", value, example, closed=name not in _OPEN)
         elif isinstance(example, tuple):
             if not isinstance(value, tuple | list):
-                raise UsageError(f"{name} is of type tuple. Received: {shown(value)}.")
+                raise UsageError(f"{name} must be of type tuple. Received: {describe(value)}.")
             for element in value:
                 element_example = example[0] if example else _ELEMENTS[name]
-                _check_value(name, element, element_example, "holds values")
+                _check_value(name, element, element_example, "must contain values")
         else:
             _check_value(name, value, example)
     unknown = [key for key in section if key not in reference]
@@ -75,17 +75,19 @@ def _check_section(prefix: str, section, reference: dict, closed=True) -> None:
         )
 
 
-def _check_value(name: str, value, example, verb: str = "is") -> None:
+def _check_value(name: str, value, example, verb: str = "must be") -> None:
     """Checks a str, int, float or bool against an example of its type."""
-    wanted = type(example)
-    fits = isinstance(value, (float, int) if wanted is float else wanted)
-    if not fits or (isinstance(value, bool) and wanted is not bool):
-        raise UsageError(f"{name} {verb} of type {wanted.__name__}. Received: {shown(value)}.")
-    if wanted is float and not abs(value) <= _LARGEST_FLOAT:
-        raise UsageError(f"{name} must be finite in float32. Received: {shown(value)}.")
+    expected_type = type(example)
+    fits = isinstance(value, (float, int) if expected_type is float else expected_type)
+    if not fits or (isinstance(value, bool) and expected_type is not bool):
+        raise UsageError(
+            f"{name} {verb} of type {expected_type.__name__}. Received: {describe(value)}."
+        )
+    if expected_type is float and not abs(value) <= _LARGEST_FLOAT:
+        raise UsageError(f"{name} must be finite in float32. Received: {describe(value)}.")
     limit = _LARGEST_BYTES if name.startswith("prep.") else _LARGEST_SIZE
-    if wanted is int and name != "trainer.seed" and value >= limit:
-        raise UsageError(f"{name} must be less than {limit:,}. Received: {shown(value)}.")
+    if expected_type is int and name != "trainer.seed" and value >= limit:
+        raise UsageError(f"{name} must be less than {limit:,}. Received: {describe(value)}.")
 
 
 def _check_argument(name: str, value, depth: int = -1) -> None:
@@ -95,25 +97,25 @@ def _check_argument(name: str, value, depth: int = -1) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise UsageError(f"Keys of {name} must be strings. Received: {shown(key)}.")
+                raise UsageError(f"Keys of {name} must be strings. Received: {describe(key)}.")
             _check_argument(f"{name}.{key}" if depth < 0 else name, item, depth + 1)
     elif isinstance(value, tuple | list):
         for item in value:
             _check_argument(name, item, depth + 1)
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise UsageError(f"{name} must be finite. Received: {shown(value)}.")
+            raise UsageError(f"{name} must be finite. Received: {describe(value)}.")
     elif isinstance(value, int):
         if abs(value) >= _LARGEST_INT:
-            raise UsageError(f"{name} must be less than 2**63. Received: {shown(value)}.")
+            raise UsageError(f"{name} must be less than 2**63. Received: {describe(value)}.")
     elif value is not None and not isinstance(value, str):
         raise UsageError(
-            "A recipe holds numbers, strings, booleans and lists of them. Received: an object of "
-            f"type {type(value).__name__} in {name}."
+            "A recipe must contain only numbers, strings, booleans and lists of them. Received: an "
+            f"object of type {type(value).__name__} in {name}."
         )
 
 
-def shown(value) -> str:
+def describe(value) -> str:
     """Returns a value as an error message shows it, even if its repr fails."""
     try:
         return short(repr(value))

@@ -69,12 +69,13 @@ def check_strategy(name: str, replicas: int = 0) -> None:
     check_name("strategy", name, STRATEGIES)
     if name == "one_device" and replicas > 1:
         raise UsageError(
-            f"Strategy one_device has one replica. Received: trainer.replicas={replicas}; use "
+            f"Strategy one_device supports one replica. Received: trainer.replicas={replicas}; use "
             "--strategy=mirrored."
         )
     if name in ("multi_worker", "tpu") and replicas:
         raise UsageError(
-            f"Strategy {name} uses all devices: leave trainer.replicas at 0. Received: {replicas}."
+            f"Strategy {name} requires trainer.replicas=0, because it uses all devices. Received: "
+            f"{replicas}."
         )
 
 
@@ -82,16 +83,16 @@ def check_tpu(trainer) -> None:
     """Raises `UsageError` for settings that a TPU does not support."""
     if trainer.precision == "mixed_float16":
         raise UsageError(
-            "A TPU computes in float32 or bfloat16. Received: trainer.precision=mixed_float16; use "
-            "mixed_bfloat16, which needs no loss scaling."
+            "Strategy tpu does not support float16. Received: trainer.precision=mixed_float16; use "
+            "mixed_bfloat16, which requires no loss scaling."
         )
     if trainer.jit_compile:
         raise UsageError(
-            "XLA always compiles the whole train step of a TPU: leave trainer.jit_compile off. "
-            "Received: True."
+            "Strategy tpu requires trainer.jit_compile=False, because XLA always compiles the "
+            "whole train step of a TPU. Received: True."
         )
     if trainer.deterministic:
-        raise UsageError("trainer.deterministic is for GPUs. Received: True on a TPU.")
+        raise UsageError("Strategy tpu does not support trainer.deterministic. Received: True.")
     check_strategy("tpu", trainer.replicas)
 
 
@@ -136,6 +137,6 @@ def check_examples(arrays: Mapping, batch_size: int) -> None:
             ways.append(f"data.sequence_length={shorter} or less")
     raise UsageError(
         f"The training split{count} fills {examples} of the {batch_size} sequences of {length} "
-        f"tokens that one update needs (trainer.global_batch_size, data.sequence_length): "
+        f"tokens that one update requires (trainer.global_batch_size, data.sequence_length): "
         f"{missing:,} tokens are missing. Set {' or '.join(ways)}, or train on more text."
     )

@@ -61,13 +61,13 @@ def import_user_modules(names: Sequence[str]) -> None:
         if "/" in name or name.endswith(".py"):
             module = name.removesuffix(".py").strip("./").replace("/", ".")
             raise UsageError(
-                f"--import takes the name of a module, as Python does. Received: {name!r}; from "
-                f"its folder use --import={module}."
+                f"--import requires the name of a module, not a path. Received: {name!r}; in the "
+                f"folder of the file use --import={module}."
             )
         if other := shadowed(name):
             raise UsageError(
-                f"--import={name} names another module than the one in this folder, which is "
-                f"searched last: rename yours. Received: {other}."
+                f"--import={name} must not have the name of an installed module, because the "
+                f"current folder is searched last. Received: {other}. Rename your module."
             )
         module = run(f"--import={name}", lambda name=name: importlib.import_module(name))
         if file := getattr(module, "__file__", None):

@@ -60,9 +60,9 @@ def read_cluster(workers: str = "", index: int | None = None, tf_config: str | N
                 f"--workers={workers!r}, --worker_index={index}."
             )
         addresses = [word.strip() for word in workers.split(",")]
-        clusters.append(_checked(addresses, index, "--workers"))
+        clusters.append(_make_cluster(addresses, index, "--workers"))
     if tf_config:
-        clusters.append(_of_tf_config(tf_config))
+        clusters.append(_parse_tf_config(tf_config))
     if clusters[0] != clusters[-1]:
         raise UsageError(
             "--workers and TF_CONFIG must agree; set only one of them. Received: "
@@ -72,7 +72,7 @@ def read_cluster(workers: str = "", index: int | None = None, tf_config: str | N
     return clusters[0]
 
 
-def _of_tf_config(text: str) -> Cluster:
+def _parse_tf_config(text: str) -> Cluster:
     try:
         content = json.loads(text)
         jobs, task = content["cluster"], content["task"]
@@ -99,16 +99,16 @@ def _of_tf_config(text: str) -> Cluster:
             f"{index!r} of {len(jobs.get(kind, []))} {kind!r}."
         )
     workers = [*chiefs, *jobs.get("worker", [])]
-    return _checked(workers, index + (len(chiefs) if kind == "worker" else 0), "TF_CONFIG")
+    return _make_cluster(workers, index + (len(chiefs) if kind == "worker" else 0), "TF_CONFIG")
 
 
-def _checked(workers: list, index: int, where: str) -> Cluster:
+def _make_cluster(workers: list, index: int, source: str) -> Cluster:
     for address in workers:
         match = _ADDRESS.fullmatch(str(address))
         if not match or not 0 < int(match["port"]) < 65536:
-            raise UsageError(f"A worker in {where} must be HOST:PORT. Received: {address!r}.")
+            raise UsageError(f"A worker in {source} must be HOST:PORT. Received: {address!r}.")
     if len(set(workers)) < len(workers):
-        raise UsageError(f"The workers in {where} must differ. Received: {','.join(workers)}.")
+        raise UsageError(f"The workers in {source} must differ. Received: {','.join(workers)}.")
     if not 0 <= index < len(workers):
         raise UsageError(
             "The worker index must be below the number of workers. Received: "

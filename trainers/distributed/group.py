@@ -28,7 +28,7 @@ from zoo.errors import RunError, UsageError
 _LOG = logging.getLogger(__name__)
 
 WAIT = 900.0  # seconds until all workers must be connected
-SAY = 5.0  # seconds until a worker reports which others it waits for
+REPORT_AFTER = 5.0  # seconds until a worker reports which others it waits for
 HELLO = 5.0  # seconds for each message of the handshake
 _CALLERS = 128  # maximum number of simultaneous handshakes
 BEAT, SILENCE = 3.0, 30.0  # seconds between heartbeats, and until a silent worker is lost
@@ -49,7 +49,7 @@ class LocalGroup:
     def connect(self) -> None:
         """Waits until all workers are connected."""
 
-    def same(self, what: str, fingerprint: str) -> None:
+    def check_same(self, what: str, fingerprint: str) -> None:
         """Raises `UsageError` on all workers unless all have the same fingerprint."""
 
     def share(self, value=None):
@@ -73,7 +73,7 @@ class LocalGroup:
 class WorkerGroup(LocalGroup):
     """The connections of one worker, from `connect` to the end of `together`.
 
-    All workers must call `same`, `share`, `any` and `each` in the same order.
+    All workers must call `check_same`, `share`, `any` and `each` in the same order.
 
     Args:
       cluster: the workers, and the index of this one.
@@ -107,7 +107,7 @@ class WorkerGroup(LocalGroup):
 
     # --- collectives ----------------------------------------------------------------------------
 
-    def same(self, what: str, fingerprint: str) -> None:
+    def check_same(self, what: str, fingerprint: str) -> None:
         own = hashlib.sha256(fingerprint.encode(errors="surrogateescape")).digest()
         differ = [i for i, other in self._gather(own).items() if other != own]
         line = ""
@@ -128,7 +128,7 @@ class WorkerGroup(LocalGroup):
             try:
                 return message[1:] if message[:1] == b"b" else json.loads(message[1:])
             except (ValueError, RecursionError):
-                raise self._not_understood(0) from None
+                raise self._invalid_message(0) from None
         message = b"b" + value if isinstance(value, bytes) else b"j" + json.dumps(value).encode()
         for peer in self._peers.values():
             peer.send(_VALUE, message)
@@ -139,7 +139,7 @@ class WorkerGroup(LocalGroup):
         rows = [own]
         for index, row in self._gather(own).items():
             if len(row) != len(own):
-                raise self._not_understood(index)
+                raise self._invalid_message(index)
             rows.append(row)
         return [
             bool(flag) for flag in self.share([max(column) for column in zip(*rows, strict=True)])
@@ -157,7 +157,7 @@ class WorkerGroup(LocalGroup):
         self._peers[0].send(_VALUE, message)
         return {}
 
-    def _not_understood(self, index: int) -> RunError:
+    def _invalid_message(self, index: int) -> RunError:
         return RunError(f"{self.cluster.name(index)} sent an invalid message")
 
     # --- ending ---------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class WorkerGroup(LocalGroup):
             if getattr(error, "ends_all", False):
                 self._close()
                 raise
-            if _of_a_collective(error):
+            if _is_collective_error(error):
                 # Most likely a peer has died. The thread that reads its connection notices this at
                 # once, or after the peer was silent for a while, and ends this process.
                 time.sleep(SILENCE + 2 * BEAT)
@@ -209,7 +209,7 @@ class WorkerGroup(LocalGroup):
             if self._ending.is_set():
                 return
             self._ending.set()
-        line = line or f"{self.cluster.name(index)} is gone; {_AGAIN}"
+        line = line or f"{self.cluster.name(index)} was lost; {_AGAIN}"
         others = [peer for other, peer in self._peers.items() if other != index]
         for peer in others:  # only the chief has other peers
             peer.send(_FAILED, line.encode(errors="replace"))
@@ -241,9 +241,9 @@ class WorkerGroup(LocalGroup):
             index, refusal = wire.answer(stream, self.count, self._secret, HELLO)
             with changing:
                 callers.remove(stream)
-                taken = index in streams and not wire.readable(streams[index])
-                if not refusal and (complete or taken):
-                    refusal = f"{self.cluster.name(index)} is connected already."
+                is_connected = index in streams and not wire.readable(streams[index])
+                if not refusal and (complete or is_connected):
+                    refusal = f"{self.cluster.name(index)} is already connected."
                 if not refusal:
                     if index in streams:
                         streams[index].close()
@@ -254,7 +254,7 @@ class WorkerGroup(LocalGroup):
             stream.close()
 
         end = _Deadline(lambda: [i for i in range(1, self.count) if i not in streams], self.cluster)
-        with self._own_port() as listener:
+        with self._listen_at_own_port() as listener:
             while True:
                 with changing:
                     # Connected workers send nothing yet, so readable means that one has closed.
@@ -274,11 +274,11 @@ class WorkerGroup(LocalGroup):
                 with changing:
                     callers.append(stream)
                     if len(callers) > _CALLERS:
-                        _shut(callers[-_CALLERS - 1])
+                        _shut_down(callers[-_CALLERS - 1])
                 threading.Thread(target=shake_hands, args=[stream], daemon=True).start()
 
     def _call(self) -> socket.socket:
-        self._own_port().close()
+        self._listen_at_own_port().close()
         host, port = _split(self.cluster.workers[0])
         end = _Deadline(lambda: [0], self.cluster)
         while True:
@@ -296,10 +296,10 @@ class WorkerGroup(LocalGroup):
                         stack.pop_all()
                         return stream
                     refusal = wire.printable(answer.decode(errors="replace"))
-                raise RunError(f"{self.cluster.name(0)} refuses: {refusal}")
+                raise RunError(f"{self.cluster.name(0)} refuses the connection: {refusal}")
             time.sleep(0.2)
 
-    def _own_port(self) -> socket.socket:
+    def _listen_at_own_port(self) -> socket.socket:
         """Returns a listening socket at this worker's address, which must be free.
 
         TensorFlow's server would share the port with another process that uses it.
@@ -317,7 +317,7 @@ class WorkerGroup(LocalGroup):
         except OSError as error:
             raise RunError(
                 f"{self.cluster.name(self.index)} cannot listen at its address: {error.strerror}. "
-                "Use another port, or end the process that uses this one."
+                "Use another port, or end the process that uses this port."
             ) from None
         listener.settimeout(0.2)
         return listener
@@ -433,18 +433,20 @@ class _Deadline:
         passed = time.monotonic() - self._start
         names = ", ".join(map(self._cluster.name, self._missing()))
         if passed > WAIT:
-            raise RunError(f"Gave up after {WAIT:.0f} s of waiting for {names}.")
-        if passed > SAY and not self._reported:
+            raise RunError(f"Timed out after {WAIT:.0f} s of waiting for {names}.")
+        if passed > REPORT_AFTER and not self._reported:
             self._reported = True
             own = self._cluster.workers[self._cluster.index]
             # Not an error: behind NAT the right address is not an address of the machine.
             doubt = (
-                "" if _here(own) else f"; {own} is not an address of this machine: check the index"
+                ""
+                if _is_local_address(own)
+                else f"; {own} is not an address of this machine: check the index"
             )
             _LOG.warning(f"waiting for {names}{doubt}")
 
 
-def _of_a_collective(error: BaseException) -> bool:
+def _is_collective_error(error: BaseException) -> bool:
     # Compared by name, because this module must not import TensorFlow.
     return any(kind.__name__ == "OpError" for kind in type(error).__mro__) and (
         "Collective" in str(error)
@@ -452,7 +454,7 @@ def _of_a_collective(error: BaseException) -> bool:
     )
 
 
-def _shut(stream: socket.socket) -> None:
+def _shut_down(stream: socket.socket) -> None:
     """Closes a connection that another thread reads, which also ends the read."""
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)
@@ -463,7 +465,7 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _here(address: str) -> bool:
+def _is_local_address(address: str) -> bool:
     """Returns whether `host:port` is an address of this machine."""
     try:
         addresses = socket.getaddrinfo(_split(address)[0], None, type=socket.SOCK_DGRAM)

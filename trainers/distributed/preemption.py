@@ -45,12 +45,12 @@ class Stop:
       name: name of this worker, if there are several.
 
     Attributes:
-      asked: event that is set once a stop is requested.
+      requested: event that is set once a stop is requested.
       notice: the cloud's preemption notice; "" if there is none.
     """
 
     def __init__(self, cloud: str = "", name: str = ""):
-        self.asked = threading.Event()
+        self.requested = threading.Event()
         self.notice = ""
         self._cloud, self._prefix = cloud, name and f"{name}: "
         self._warnings: queue.SimpleQueue = queue.SimpleQueue()
@@ -61,7 +61,7 @@ class Stop:
         ended = threading.Event()
         main = threading.current_thread() is threading.main_thread()
         if main:
-            former = signal.signal(signal.SIGTERM, lambda *_: self.asked.set())
+            former = signal.signal(signal.SIGTERM, lambda *_: self.requested.set())
         if self._cloud:
             threading.Thread(target=self._poll, args=(ended,), daemon=True).start()
         try:
@@ -92,14 +92,17 @@ class Stop:
                     self._warnings.put(
                         f"cannot read preemption notices from {SERVERS[self._cloud]} (trainer."
                         f"preemption_notice={self._cloud}): {_reason(error)}. Retrying every "
-                        f"{EVERY:g} s; SIGTERM still saves."
+                        f"{EVERY:g} s; SIGTERM still saves a checkpoint."
                     )
             else:
                 if known is None and notice.endswith(_MAINTENANCE):
-                    self._warnings.put(f"{notice} since before this start; SIGTERM still saves.")
+                    self._warnings.put(
+                        f"{notice} since before this process started; SIGTERM still saves a "
+                        "checkpoint."
+                    )
                 elif notice and notice != known:
                     self.notice = self._prefix + notice
-                    self.asked.set()
+                    self.requested.set()
                     return
                 known = notice if known is None else known
             ended.wait(EVERY)

@@ -49,8 +49,8 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
         present = len(tf.config.list_logical_devices(kind))
         if present < replicas:
             raise UsageError(
-                f"TensorFlow already runs in this process with {present} logical {kind} "
-                f"device(s). Received: trainer.replicas={replicas}; start a new process."
+                f"trainer.replicas must not exceed the {present} logical {kind} device(s) with "
+                f"which TensorFlow already runs. Received: {replicas}; start a new process."
             ) from None
 
 
@@ -85,8 +85,8 @@ def make_strategy(
     replicas = replicas or len(devices)
     if replicas > len(devices):
         raise UsageError(
-            f"This machine has {len(devices)} {kind} device(s). Received: "
-            f"trainer.replicas={replicas}."
+            f"trainer.replicas must not exceed the {len(devices)} {kind} device(s) of this "
+            f"machine. Received: {replicas}."
         )
     return tf.distribute.MirroredStrategy(
         devices[:replicas],
@@ -111,7 +111,7 @@ def _multi_worker(cluster: Cluster | None) -> tf.distribute.Strategy:
         raise UsageError("Strategy multi_worker is only supported by `zoo train` and `Trainer`.")
     if context.context()._initialized:
         raise UsageError(
-            "Workers connect when TensorFlow starts, and it already runs in this process. "
+            "Strategy multi_worker requires a process in which TensorFlow does not run yet. "
             "Received: trainer.strategy=multi_worker; start a new process."
         )
     jobs = [coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))]
@@ -140,7 +140,7 @@ def local_replicas(strategy: tf.distribute.Strategy) -> range:
     return range(first, first + count)
 
 
-def gathered(strategy: tf.distribute.Strategy, values) -> np.ndarray:
+def gather_results(strategy: tf.distribute.Strategy, values) -> np.ndarray:
     """Returns results of `strategy.run`, concatenated in the order of all replicas.
 
     All workers must call it.

@@ -66,6 +66,6 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
     hosts = strategy.extended.num_hosts
     if hosts > 1 and not pipeline.all_in_memory(arrays):
         raise UsageError(
-            "A training split that is read from files needs a TPU of one host (up to v5litepod-8 "
-            f"or v6e-8): each host makes its own batches. Received: {hosts} hosts."
+            "A training split that is read from files requires a TPU of one host (up to "
+            f"v5litepod-8 or v6e-8), since each host makes its batches. Received: {hosts} hosts."
         )

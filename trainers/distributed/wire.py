@@ -116,7 +116,7 @@ def call(stream: socket.socket, index: int, count: int, key: bytes, seconds: flo
     except (ValueError, TypeError, KeyError, RecursionError):
         return printable(answer.decode(errors="replace"))
     if not _same(proof, _proof(key, "chief", nonce, hello)):
-        return f"it has another secret: set the same {SECRET} on all workers."
+        return f"the chief has another secret: set the same {SECRET} on all workers."
     send(stream, _proof(key, "worker", nonce, hello).encode(), seconds)
     return ""
 
@@ -140,9 +140,9 @@ def answer(stream: socket.socket, count: int, key: bytes, seconds: float) -> tup
         if not {type(index), type(workers)} <= {int}:
             return None, "the message is not valid."
         if version != _VERSION:
-            return None, "another version of the zoo."
+            return None, "the worker runs another version of the zoo."
         if workers != count or not 0 < index < count:
-            return None, f"worker {index} of {workers} called, this run has {count} workers."
+            return None, f"the run has {count} workers, not {workers} (worker {index})."
         if bool(key) != ("nonce" in content):
             return None, f"only one side has a secret: set {SECRET} on all workers or on none."
         if key:
@@ -151,9 +151,9 @@ def answer(stream: socket.socket, count: int, key: bytes, seconds: float) -> tup
             send(stream, json.dumps(proof).encode(), seconds)
             proved = receive(stream, seconds, LARGEST_HELLO).decode(errors="replace")
             if not _same(proved, _proof(key, "worker", nonce, hello)):
-                return None, f"another secret: set the same {SECRET} on all workers."
+                return None, f"the worker has another secret: set the same {SECRET} on all workers."
     except TimeoutError:
-        return None, "no message arrived."
+        return None, "no message arrived in time."
     except (OSError, EOFError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None, "the message is not valid."
     return index, ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from trainers.distributed.strategy import distribute, gathered
+from trainers.distributed.strategy import distribute, gather_results
 from trainers.evaluation.grad_cam import choose, grad_cam
 from trainers.evaluation.means import Means, evaluate_batch
 from zoo.data.pipeline import evaluation_batches
@@ -59,7 +59,7 @@ class Evaluator:
         batches: dict[str, list] = {}
         for data in self.batches:
             for name, values in self._run(data).items():
-                batches.setdefault(name, []).append(gathered(self.strategy, values))
+                batches.setdefault(name, []).append(gather_results(self.strategy, values))
         predictions = {k: np.concatenate(v)[: self.examples] for k, v in batches.items()}
         return self.means.logs(self.means.take()), predictions
 
@@ -85,7 +85,7 @@ class Result:
             f"{name} {value if isinstance(value, str) else number(value)}"
             for name, value in self.metrics.items()
         )
-        values = values or "no value: no target of it counts"
+        values = values or "no value (no target has a positive weight)"
         return f"{self.split} ({self.weights} weights, step {self.step:,}): {values}"
 
 
@@ -166,8 +166,8 @@ def read_evaluation(workdir, split: str) -> Result | None:
     path = workdir / "evaluation" / f"{split}.json"
     if not path.exists():
         return None
-    found = read_object(path, weights=str, step=int, metrics=dict)
-    for name, value in found["metrics"].items():
+    saved = read_object(path, weights=str, step=int, metrics=dict)
+    for name, value in saved["metrics"].items():
         if not isinstance(value, int | float | str):
             raise RunError(f"{path} is damaged: the metric {name!r} is {repr(value)[:100]}.")
-    return Result(split, found["weights"], found["step"], found["metrics"])
+    return Result(split, saved["weights"], saved["step"], saved["metrics"])

@@ -35,8 +35,8 @@ def predict_images(
     config = read_config(workdir)
     if config["config"]["task"]["name"] != "image_classification":
         raise UsageError(
-            f"zoo predict needs a model of the task 'image_classification'. Received: {workdir}, a "
-            f"model of the task {config['config']['task']['name']!r}."
+            f"zoo predict requires a model of the task 'image_classification'. Received: "
+            f"{workdir}, a model of the task {config['config']['task']['name']!r}."
         )
     model_path(workdir, checkpoint)  # reports a missing file before TensorFlow is loaded
     model = None
@@ -46,8 +46,8 @@ def predict_images(
         shape = model.input_shape[1:]
     if shape[-1] not in (1, 3):
         raise UsageError(
-            f"zoo predict reads gray and RGB images. Received: {workdir}, a model of images with "
-            f"{shape[-1]} channels."
+            f"zoo predict supports models of gray and RGB images. Received: {workdir}, a "
+            f"model of images with {shape[-1]} channels."
         )
     names, rows, errors = list(config["class_names"]), [], []
     for start in range(0, len(files), _BATCH):

@@ -47,17 +47,17 @@ def features_of(
     key = _key(frozen, arrays["image"], changes if frozen.views else {}, seed)
     folder = cache_dir() / "features" / key
     with one_at_a_time(folder):
-        there = folder.exists()
-        if not there:
+        is_cached = folder.exists()
+        if not is_cached:
             count = len(next(iter(arrays.values())))
-            views = f", {frozen.views} views of each" if frozen.views else ""
-            _LOG.info(f"features of {count:,} images{views}")
+            views = f", {frozen.views} views per image" if frozen.views else ""
+            _LOG.info(f"computing the features of {count:,} images{views}")
             _write(folder, frozen, task, arrays, seed)
         feature = open_records(folder).arrays["feature"]
     others = {name: array for name, array in arrays.items() if name != "image"}
     if feature.nbytes <= 2**28:  # one shard
         feature = np.asarray(feature)
-    return {**others, "feature": feature}, f"{'read from' if there else 'kept in'} {folder}"
+    return {**others, "feature": feature}, f"{'read from' if is_cached else 'stored in'} {folder}"
 
 
 def _key(frozen: FrozenPart, images, changes: Mapping, seed: int) -> str:
@@ -106,7 +106,7 @@ def _write(folder, frozen: FrozenPart, task: Task, arrays, seed: int) -> None:
             written += len(rows)
 
 
-def made_up(task: Task, model, examples: int, seed: int) -> dict:
+def make_synthetic_arrays(task: Task, model, examples: int, seed: int) -> dict:
     """Returns synthetic stored examples, with features in place of images of a frozen part."""
     arrays, frozen = task.synthetic(model, examples, seed), task.frozen_part(model)
     if frozen.model is None:

@@ -17,7 +17,7 @@ from zoo.layers.positions import LearnedPositions
 _EMBEDDINGS = (layers.Embedding, LearnedPositions, LowRankEmbedding)
 
 
-def left_to_adamw(
+def variables_for_adamw(
     models, variables, *, exclude_embeddings: bool, exclude_outputs: bool, exclude: str
 ) -> list:
     """Returns the variables that Muon must not train.

@@ -11,7 +11,7 @@ import keras
 
 from trainers.config import optimizer as section
 from trainers.config.optimizer import OPTIMIZERS
-from trainers.optimization.muon import left_to_adamw
+from trainers.optimization.muon import variables_for_adamw
 from zoo import keras_internals
 from zoo.errors import UsageError, check_name, compile_pattern, short
 
@@ -29,7 +29,7 @@ class Rules:
       exclude: regular expression of the paths of variables without weight decay.
       slow: regular expression of the paths of variables with a lower learning rate.
       slow_rate: factor of the learning rate for `slow`.
-      muon: arguments of `trainers.optimization.muon.left_to_adamw`; None for other optimizers.
+      muon: arguments of `trainers.optimization.muon.variables_for_adamw`, or None.
     """
 
     exclude: str = ""
@@ -82,7 +82,7 @@ def make_optimizer(
         )
     except ValueError as error:
         raise UsageError(
-            f"Keras refuses the arguments of optimizer {name!r}: {short(error)}"
+            f"Keras rejects the arguments of optimizer {name!r}: {short(error)}"
         ) from None
     if loss_scaling:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -105,14 +105,14 @@ def apply_rules(optimizer, variables, rules: Rules, models=()) -> None:
       variables: the variables that it will train.
       rules: from `make_optimizer`.
       models: the models that hold the variables, for Muon; see
-        `trainers.optimization.muon.left_to_adamw`.
+        `trainers.optimization.muon.variables_for_adamw`.
 
     Raises:
       UsageError: for an invalid regular expression.
     """
     optimizer = inner(optimizer)
     if rules.muon is not None:
-        excluded = left_to_adamw(models, variables, **rules.muon)
+        excluded = variables_for_adamw(models, variables, **rules.muon)
         # Keras identifies embeddings by layer name; `exclude_layers` lists all of them already.
         optimizer.exclude_embeddings = False
         optimizer.exclude_layers = [f"^{re.escape(v.path)}$" for v in excluded]

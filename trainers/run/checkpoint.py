@@ -129,7 +129,7 @@ def restore(path: Path | bytes, step) -> dict:
     variables = variables_of(step)
     if len(arrays) != len(variables):
         raise UsageError(
-            f"{path} belongs to another model or optimizer: it holds {len(arrays)} variables, "
+            f"{path} belongs to another model or optimizer: the file has {len(arrays)} variables, "
             f"this run has {len(variables)}."
         )
     for variable, array, name in zip(variables, arrays, header["paths"], strict=True):
@@ -137,13 +137,13 @@ def restore(path: Path | bytes, step) -> dict:
         if saved != here:
             raise UsageError(
                 f"{path} belongs to another model: {name} is {saved[0]} {saved[1]}, "
-                f"here {here[0]} {here[1]}."
+                f"in this run {here[0]} {here[1]}."
             )
     paths = [variable.path for variable in variables]
     if (place := _first_other(header["paths"], paths)) is not None:
         raise UsageError(
             f"{path} belongs to another model: variable {place} is {header['paths'][place]!r}, "
-            f"here {paths[place]!r}."
+            f"in this run {paths[place]!r}."
         )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array.view(variable.dtype) if variable.dtype == "bfloat16" else array)

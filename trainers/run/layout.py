@@ -31,15 +31,15 @@ def check_layout(workdir: Path) -> None:
         folder, pattern = workdir / name, FOLDERS.get(name)
         # A broken link is not a folder either, and no folder can be created in its place.
         if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
-            raise _wrong(folder, "a folder")
+            raise _layout_error(folder, "a folder")
         if folder.is_dir() and pattern:
             files += [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
     for path in files:
         if path.exists() and not path.is_file():
-            raise _wrong(path, "a file")
+            raise _layout_error(path, "a file")
 
 
-def _wrong(path: Path, kind: str) -> RunError:
+def _layout_error(path: Path, kind: str) -> RunError:
     return RunError(
         f"{path} must be {kind}, which the run writes. Move it away, or use another work directory."
     )

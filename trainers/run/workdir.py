@@ -72,7 +72,7 @@ class WorkDirectory:
         self._lock = None
         self._metrics: Path | None = None  # set while training
         self.lines = 0  # number of lines in metrics.jsonl
-        self._made: list[Path] = []  # folders that `open` created
+        self._created_folders: list[Path] = []  # folders that `open` created
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -95,11 +95,11 @@ class WorkDirectory:
         elif self.path.is_dir():
             refuse_foreign(self.path)
         try:
-            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._created_folders = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock_folder(self.path)  # held while training
         except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"The work directory is a folder. Received: {self.path}.") from None
+            raise UsageError(f"A work directory must be a folder. Received: {self.path}.") from None
         except OSError as error:
             raise RunError(f"Cannot write in {self.path}: {error.strerror}.") from None
         try:
@@ -120,7 +120,7 @@ class WorkDirectory:
             self._lock.lock.release()
             self._lock = None
         with contextlib.suppress(OSError):  # not empty
-            for folder in self._made:
+            for folder in self._created_folders:
                 folder.rmdir()
         if self._mirror:
             remote.push_at_end(self._mirror)
@@ -177,15 +177,15 @@ class WorkDirectory:
             saved = read_config(self.path)
             if saved["data_fingerprint"] != dataset.fingerprint:
                 raise UsageError(
-                    f"{self.path} was made with other data than {dataset.name!r} holds now. "
-                    "Take a new --workdir."
+                    f"{self.path} was created with other data than {dataset.name!r} contains now. "
+                    "Use a new --workdir."
                 )
             return
         leftovers = [n for n in ("checkpoints", "metrics.jsonl") if (self / n).exists()]
         if leftovers:
             raise UsageError(
-                f"{self.path} holds {leftovers[0]} but no config.json: it cannot be told what "
-                "made it. Take a new --workdir."
+                f"{self.path} contains {leftovers[0]} but no config.json, so its recipe is "
+                "unknown. Use a new --workdir."
             )
 
     def check_recipe(self, config: Mapping) -> None:
@@ -193,13 +193,13 @@ class WorkDirectory:
         saved = read_config(self.path)["config"]
         changes = [
             f"{key}: {old!r} -> {new!r}"
-            for key, old, new in _differences(_whole(saved), _whole(config))
+            for key, old, new in _differences(_with_all_sections(saved), _with_all_sections(config))
             if key not in MAY_CHANGE
         ]
         if changes:
             raise UsageError(
-                f"{self.path} was made with another recipe ({'; '.join(changes)}). "
-                "Take a new folder, or the recipe as it was."
+                f"{self.path} was created with another recipe ({'; '.join(changes)}). "
+                "Use a new work directory, or the original recipe."
             )
 
     def write_environment(self, devices: list[str]) -> None:
@@ -235,16 +235,16 @@ class WorkDirectory:
           Time of the run's first start, in seconds since 1970, as its first line states.
         """
         path = self / "metrics.jsonl"
-        kept = [
+        kept_lines = [
             line
             for number, line in enumerate(read_metrics(self.path))
             if line.get("step", 0) <= step
             and (lines is None or number < lines or line.get("event") in PROCESS_EVENTS)
         ]
         with atomic(path, "w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-        self._metrics, self.lines = path, len(kept)
-        times = [line.get("time") for line in kept if line.get("event") == "started"]
+            file.writelines(json.dumps(line) + "\n" for line in kept_lines)
+        self._metrics, self.lines = path, len(kept_lines)
+        times = [line.get("time") for line in kept_lines if line.get("event") == "started"]
         if times and isinstance(times[0], int | float):
             return times[0]
         now = time.time()
@@ -320,11 +320,11 @@ def read_metrics(workdir: str | Path) -> list[dict]:
 def save_model(model, path: Path) -> None:
     """Saves a model alone, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as made:
-        model.save(made)
+    with atomic_path(path) as temporary:
+        model.save(temporary)
 
 
-def _whole(config: Mapping) -> dict:
+def _with_all_sections(config: Mapping) -> dict:
     """Fills in optional sections: a missing section equals one that holds only defaults."""
     return json.loads(json.dumps(with_optional(config)))
 
@@ -343,6 +343,6 @@ def cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    found = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
-    name = found.get("model name", platform.machine())
-    return f"{name}, AVX512_BF16" if "avx512_bf16" in found.get("flags", "") else name
+    fields = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    name = fields.get("model name", platform.machine())
+    return f"{name}, AVX512_BF16" if "avx512_bf16" in fields.get("flags", "") else name

@@ -8,7 +8,7 @@ import tensorflow as tf
 from trainers.config.base import section
 from trainers.config.compress import check_sizes
 from trainers.config.trainer import check_batch, check_tpu
-from trainers.input.features import made_up
+from trainers.input.features import make_synthetic_arrays
 from trainers.train.build import build_step
 from zoo import registry
 from zoo.data import pipeline
@@ -121,7 +121,7 @@ class AbstractStep:
 
     def stored(self, examples: int) -> dict[str, np.ndarray]:
         """Returns synthetic stored examples of the recipe's lengths."""
-        examples_of_batch = made_up(self.task, self.step.net, 2, 0)
+        examples_of_batch = make_synthetic_arrays(self.task, self.step.net, 2, 0)
         name, length = self.config.task.name, self.config.data.sequence_length
         if registry.has_loader(name) and length:
             length += _MORE_TOKENS.get(name, 0)

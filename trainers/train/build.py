@@ -55,17 +55,17 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             and trainer.jit_compile
         ):
             raise UsageError(
-                "XLA cannot compile batch normalisation that is synchronised over replicas. "
+                "XLA cannot compile batch normalization that is synchronized over replicas. "
                 "Received: trainer.jit_compile=True on several replicas."
             )
         model = techniques.change_model(model, config)
         if trainer.remat:
             apply_remat(model, trainer.remat)
         task.bind(model, dataset, model_arguments)
-        learned = techniques.wrap_task(task, model, config, dataset)
+        training_task = techniques.wrap_task(task, model, config, dataset)
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
-        for part in learned.model_parts(model):
+        for part in training_task.model_parts(model):
             rate = part.rate * optimizer_arguments["learning_rate"]
             optimizer, rules = make_optimizer(
                 optimizer_name,
@@ -77,7 +77,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             optimizers.append(optimizer)
         step = TrainStep(
             model,
-            learned,
+            training_task,
             optimizers,
             micro_batch_size=trainer.micro_batch_size,
             jit_compile=trainer.jit_compile,
@@ -90,11 +90,11 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
 
 def synchronize_normalization(model: keras.Model) -> bool:
     """Synchronizes trainable batch normalization over replicas; returns whether there is any."""
-    found = [
+    normalizations = [
         layer
         for layer in keras_internals.all_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
-    for layer in found:
+    for layer in normalizations:
         layer.synchronized = True
-    return bool(found)
+    return bool(normalizations)

@@ -12,7 +12,7 @@ def _tensorboard(config, workdir):
         import tensorboard  # noqa: F401 (Keras would fail later and with an unclear message)
     except ImportError:
         raise UsageError(
-            "The callback 'tensorboard' needs TensorBoard: pip install 'keras-zoo[tensorboard]'."
+            "The callback 'tensorboard' requires TensorBoard: pip install 'keras-zoo[tensorboard]'."
         ) from None
     return keras.callbacks.TensorBoard(
         str(workdir / "tensorboard"), write_graph=False, update_freq="epoch"

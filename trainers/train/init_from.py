@@ -42,89 +42,101 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     """
     source = str(local(source))
     other = open_source(source)
-    learned = read_config(source).get("tokenizer") if _is_work_directory(source) else None
-    if tokenizer is not None and learned not in (None, tokenizer.fingerprint):
+    source_tokenizer = read_config(source).get("tokenizer") if _is_work_directory(source) else None
+    if tokenizer is not None and source_tokenizer not in (None, tokenizer.fingerprint):
         raise UsageError(
-            f"The model of {source} learned with another tokenizer: set data.tokenizer={source}."
+            f"init_from requires a model with the tokenizer of the data. Received: {source}, which "
+            f"has another tokenizer. Set data.tokenizer={source}."
         )
     if any(getattr(x, "quantization_mode", None) for x in keras_internals.all_layers(other)):
         raise UsageError(
-            f"The kernels of {source} are integers of Keras: start from the model that was rounded."
+            "init_from does not support models with integer kernels. Received: "
+            f"{source}. Use the model before quantization."
         )
-    theirs = {v.path: v for v in other.weights}
-    values = {path: v.value for path, v in theirs.items()}
+    source_weights = {v.path: v for v in other.weights}
+    values = {path: v.value for path, v in source_weights.items()}
     if config is not None:
         values |= techniques.initial_values(model, other, config)
     missing = [v for v in model.weights if v.path not in values]
-    unfit = [v for v in model.weights if v.path in values and not _fits(v, values)]
-    filled = [v for v in model.weights if _fits(v, values)]
+    other_shapes = [v for v in model.weights if v.path in values and not _has_same_shape(v, values)]
+    filled = [v for v in model.weights if _has_same_shape(v, values)]
     # Source kernels that this model holds as products are used under other names.
     products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
-    own = {v.path for v in model.weights}
-    unused = [v for v in other.weights if v.path not in own and not v.path.startswith(products)]
+    paths = {v.path for v in model.weights}
+    unused = [v for v in other.weights if v.path not in paths and not v.path.startswith(products)]
     if not filled:
-        raise UsageError(f"Nothing in {source} fits this model: no weight has its name and shape.")
-    shapes = [f"{v.path} {tuple(values[v.path].shape)} -> {tuple(v.shape)}" for v in unfit]
+        raise UsageError(
+            "init_from requires a model of the same architecture. Received: "
+            f"{source}, in which no weight has the name and shape of a weight of this model."
+        )
+    shapes = [f"{v.path} {tuple(values[v.path].shape)} -> {tuple(v.shape)}" for v in other_shapes]
 
     # Only output layers and embeddings may have other shapes, which follow the data.
-    free, their_free = _sized_by_data(model), _sized_by_data(other)
+    resizable, source_resizable = _resizable_ids(model), _resizable_ids(other)
     heads = {layer.name for layer in _outputs(model)} ^ {layer.name for layer in _outputs(other)}
-    found = differences(other, model, ends=not heads)
-    found += [
-        f"{said} in shape" for v, said in zip(unfit, shapes, strict=True) if id(v) not in free
+    mismatches = differences(other, model, ends=not heads)
+    mismatches += [
+        f"{shapes_text} in shape"
+        for v, shapes_text in zip(other_shapes, shapes, strict=True)
+        if id(v) not in resizable
     ]
-    found += _alone([v.path for v in missing if id(v) not in free], "this model")
-    found += _alone([v.path for v in unused if id(v) not in their_free], source)
-    if found:
-        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    mismatches += _weights_in_one_model(
+        [v.path for v in missing if id(v) not in resizable], "this model"
+    )
+    mismatches += _weights_in_one_model(
+        [v.path for v in unused if id(v) not in source_resizable], source
+    )
+    if mismatches:
+        more = f"; and {len(mismatches) - _SHOWN} more" if len(mismatches) > _SHOWN else ""
         raise UsageError(
-            f"init_from takes a model of the same architecture. That of {source} differs: "
-            f"{'; '.join(found[:_SHOWN])}{more}. Set the recipe's section model accordingly."
+            f"init_from requires a model of the same architecture. Received: {source}, which "
+            f"differs: {'; '.join(mismatches[:_SHOWN])}{more}. Change the section "
+            "model of the recipe."
         )
     for variable in filled:
         variable.assign(values[variable.path])
     report = f"init_from: {len(filled)} of {len(model.weights)} weights from {source}"
     if missing:
-        report += f"; not in it: {', '.join(v.path for v in missing)}"
-    if unfit:
-        report += f"; of another shape: {', '.join(shapes)}"
+        report += f"; missing in the source: {', '.join(v.path for v in missing)}"
+    if other_shapes:
+        report += f"; with another shape: {', '.join(shapes)}"
     if unused:
-        report += f"; not used of it: {', '.join(v.path for v in unused)}"
-    if tokenizer is not None and learned is None:
-        report += "; its tokenizer does not come with it: see that tokens mean the same"
+        report += f"; unused in the source: {', '.join(v.path for v in unused)}"
+    if tokenizer is not None and source_tokenizer is None:
+        report += "; the source has no tokenizer: check that its tokens are those of the data"
     return report
 
 
-def _fits(variable, values) -> bool:
+def _has_same_shape(variable, values) -> bool:
     value = values.get(variable.path)
     return value is not None and tuple(value.shape) == tuple(variable.shape)
 
 
-def _alone(paths: list[str], where: str) -> list[str]:
+def _weights_in_one_model(paths: list[str], model_name: str) -> list[str]:
     """Returns one phrase per layer with weights that only one model has."""
     by_layer = {}
     for path in paths:
         by_layer.setdefault(path.partition("/")[0], []).append(path)
     return [
         f"{group[0]}{f' and {len(group) - 1} more of {layer}' if len(group) > 1 else ''} "
-        f"only in {where}"
+        f"only in {model_name}"
         for layer, group in by_layer.items()
     ]
 
 
-def _sized_by_data(model) -> set[int]:
+def _resizable_ids(model) -> set[int]:
     """Returns the ids of variables with sizes that may depend on the data set.
 
     They belong to output layers, biases after output layers, and embeddings except position tables,
     or are ranges and centroids that compression adds.
     """
-    found = {id(v) for v in model.weights if added_by_compression(v.path)}
+    ids = {id(v) for v in model.weights if added_by_compression(v.path)}
     tables = (keras.layers.Embedding, LowRankEmbedding)
     embeddings = [x for x in keras_internals.all_layers(model) if isinstance(x, tables)]
     ends = keras_internals.output_layers(model) if keras_internals.is_graph(model) else []
     vectors = [x for x in ends if all(len(v.shape) == 1 for v in getattr(x, "weights", ()))]
-    found |= {id(v) for layer in vectors for v in getattr(layer, "weights", ())}
-    return found | {id(v) for layer in _outputs(model) + embeddings for v in layer.weights}
+    ids |= {id(v) for layer in vectors for v in getattr(layer, "weights", ())}
+    return ids | {id(v) for layer in _outputs(model) + embeddings for v in layer.weights}
 
 
 def _outputs(model) -> list:

@@ -50,7 +50,7 @@ def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) 
         hooks.progress.log(due)
         callbacks.end_updates(count)
 
-        stops = hooks.stops.asked()
+        stops = hooks.stops.is_requested()
         # The checkpoint comes first, so that a stop does not wait for an evaluation and a kill
         # during an evaluation loses no update. The resumed run catches up on the evaluation.
         state.unevaluated = due.evaluation
@@ -58,7 +58,7 @@ def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) 
             hooks.checkpoints.save()
         if due.evaluation and not stops:
             hooks.validation.evaluate()
-            if stops := hooks.stops.asked():
+            if stops := hooks.stops.is_requested():
                 hooks.checkpoints.save()
         if stops:
             raise hooks.stops.terminated()

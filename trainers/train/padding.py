@@ -46,7 +46,7 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
     batch["weight"] = tf.cast(tf.range(rows) < (rows + 1) // 2, tf.float32)
     other = tf.where(batch["weight"] > 0, tf.range(rows), 0)  # padding: copies of the first row
     one, two = (
-        _computed(step, {key: tf.gather(value, order) for key, value in batch.items()}
+        _forward_results(step, {key: tf.gather(value, order) for key, value in batch.items()}
                   | {"weight": batch["weight"]})
         for order in (tf.range(rows), other)
     )  # fmt: skip
@@ -64,7 +64,7 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
         )
 
 
-def _computed(step, raw) -> dict[str, np.ndarray]:
+def _forward_results(step, raw) -> dict[str, np.ndarray]:
     """Returns losses, metrics and new values of variables of each model part's forward pass."""
     salts = itertools.count()
 

@@ -23,12 +23,12 @@ from zoo.errors import UsageError
 from zoo.saved.workdir import check_init_from, model_path
 
 
-def check_config(config, coming: Collection[Path] = ()) -> None:
+def check_config(config, future_workdirs: Collection[Path] = ()) -> None:
     """Checks registered names, paths and batch sizes of a configuration for training.
 
     Args:
       config: a resolved configuration.
-      coming: work directories that earlier stages of a chain will create.
+      future_workdirs: work directories that earlier stages of a chain will create.
 
     Raises:
       UsageError: for an unknown name, a wrong value or a missing path.
@@ -40,14 +40,14 @@ def check_config(config, coming: Collection[Path] = ()) -> None:
     if replicas := 1 if trainer.strategy == "one_device" else trainer.replicas:
         check_batch(config, replicas)
     weights = config.model.get("weights", "none")
-    named = not isinstance(weights, str) or weights in ("", "none", "imagenet")
-    if not named and not Path(weights).exists():
+    is_name = not isinstance(weights, str) or weights in ("", "none", "imagenet")
+    if not is_name and not Path(weights).exists():
         raise UsageError(
             "model.weights must be none, imagenet, or a path that exists. Received: "
             f"model.weights={weights}."
         )
     teacher = section(config, "compress.distill").teacher
-    if teacher and Path(teacher) not in coming:
+    if teacher and Path(teacher) not in future_workdirs:
         model_path(teacher)
     registry.build_task(**config.task.to_dict())
 
@@ -63,32 +63,32 @@ def check_workdir(config, workdir: str | Path) -> None:
     if directory.is_remote:
         return  # its local copy belongs to the run
     if (directory / "config.json").exists():
-        wanted, saved = as_dict(config), read_config(workdir)["config"]
+        values, saved = as_dict(config), read_config(workdir)["config"]
         # The trainer has chosen these sizes from weights.
         for technique, key in (("structured", "widths"), ("low_rank", "ranks")):
-            if technique in wanted.get("compress", {}):
+            if technique in values.get("compress", {}):
                 sizes = section(saved, f"compress.{technique}")[key]
-                wanted["compress"][technique][key] = list(sizes)
-        directory.check_recipe(wanted)
+                values["compress"][technique][key] = list(sizes)
+        directory.check_recipe(values)
     directory.open().close()
 
 
-def check_start(config, workdir: str | Path, coming: Collection[Path] = ()) -> None:
+def check_start(config, workdir: str | Path, future_workdirs: Collection[Path] = ()) -> None:
     """Checks that the initial weights of a new run exist.
 
     Args:
       config: a resolved configuration.
       workdir: the folder of the run.
-      coming: work directories that earlier stages of a chain will create.
+      future_workdirs: work directories that earlier stages of a chain will create.
 
     Raises:
       UsageError: if a path does not exist, or sizes are chosen by weights and init_from is empty.
     """
     start = config.init_from
-    begun = (Path(workdir) / "config.json").exists()  # a resumed run needs no initial weights
-    if not begun:
+    is_resumed = (Path(workdir) / "config.json").exists()  # a resumed run needs no initial weights
+    if not is_resumed:
         check_source(section(config, "compress"), start)
-    if start and not begun and "://" not in start and Path(start) not in coming:
+    if start and not is_resumed and "://" not in start and Path(start) not in future_workdirs:
         check_init_from(start)
 
 
@@ -138,11 +138,12 @@ def _check_source(data, arguments: dict) -> None:
     shape, size = tuple(arguments.get("input_shape") or ()), tuple(data.image_size)
     if not data.source.startswith((FOLDER, TFDS)) or not size:
         return
-    given = images.shape_of(size)
-    if shape and given != shape:
+    image_shape = images.shape_of(size)
+    if shape and image_shape != shape:
         raise UsageError(
-            f"data.image_size gives images of shape {given}, and the model takes {shape}: set "
-            f"model.input_shape={_words(given)} or data.image_size={_words(shape)}."
+            "Images must have the input shape of the model. Received: images of shape "
+            f"{image_shape} (data.image_size), model input of shape {shape}; set "
+            f"model.input_shape={_join(image_shape)} or data.image_size={_join(shape)}."
         )
     classes = arguments.get("num_classes")
     if data.source.startswith(FOLDER) and classes:
@@ -150,11 +151,12 @@ def _check_source(data, arguments: dict) -> None:
         _, names, _ = images.scan(root)
         if len(names) != classes:
             raise UsageError(
-                f"The model has {classes} classes. Data set {data.source!r} has {len(names)} "
+                "Model and data set must have the same number of classes. Received: "
+                f"model.num_classes={classes}, data set {data.source!r} with {len(names)} classes "
                 f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "
                 f"model.num_classes={len(names)}."
             )
 
 
-def _words(shape: tuple[int, ...]) -> str:
+def _join(shape: tuple[int, ...]) -> str:
     return ",".join(map(str, shape))

@@ -28,25 +28,25 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
       UsageError: if the pattern is invalid or matches no layer.
     """
     matches = compile_pattern("trainer.remat", pattern).fullmatch
-    found, names = [], []
+    matching_layers, names = [], []
 
     def visit(layer):
         for child in keras_internals.child_layers(layer):
             names.append(child.name)
             if matches(child.name):
-                found.append(child)
+                matching_layers.append(child)
             else:
                 visit(child)
 
     visit(model)
-    if not found:
+    if not matching_layers:
         raise UsageError(
-            f"trainer.remat matches no layer. Received: {pattern!r}. The layers are: "
+            f"trainer.remat must match the name of a layer. Received: {pattern!r}. Layers: "
             f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
         )
-    for layer in found:
+    for layer in matching_layers:
         _recompute(layer)
-    return [layer.name for layer in found]
+    return [layer.name for layer in matching_layers]
 
 
 def _recompute(layer: keras.layers.Layer) -> None:
@@ -79,8 +79,8 @@ def _recompute(layer: keras.layers.Layer) -> None:
                 outputs = plain_call(*inner_args, **inner_kwargs)
             if scope.losses:  # only outputs get a gradient
                 raise UsageError(
-                    f"A recomputed block adds nothing to the loss. Received: {layer.name!r}, whose "
-                    "layers do; leave it out of trainer.remat."
+                    "trainer.remat does not support layers that call add_loss. Received: "
+                    f"{layer.name!r}."
                 )
             if not changed:  # the first forward pass
                 for variable, value in zip(state, start, strict=True):

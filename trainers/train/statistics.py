@@ -57,7 +57,7 @@ class Statistics:
 
     def __call__(self, variables) -> None:
         """Assigns the moving statistics among `variables`, and no other variable."""
-        wanted = {id(v) for v in variables}
+        ids = {id(v) for v in variables}
         totals, count = [], 0
         for data in self._batches():
             moments, changes = self._run(tf.constant(count), data)
@@ -65,7 +65,7 @@ class Statistics:
             totals = [a + b for a, b in zip(totals, moments, strict=True)] if count else moments
             count += 1
             for variable, value in zip(self._changed, changes, strict=True):
-                if id(variable) in wanted:
+                if id(variable) in ids:
                     variable.assign(value.numpy())
         calls: dict = {}
         for layer, mean, variance in zip(self._layers, totals[::2], totals[1::2], strict=True):
@@ -74,7 +74,7 @@ class Statistics:
             for variable, per_call in zip(
                 (layer.moving_mean, layer.moving_variance), zip(*values, strict=True), strict=True
             ):
-                if id(variable) in wanted:
+                if id(variable) in ids:
                     variable.assign(sum(per_call) / len(per_call))
 
     def _forward(self, number, data):

@@ -105,8 +105,8 @@ class TrainStep(keras.Model):
         for layer in inside:
             if isinstance(layer, _REFUSED):
                 raise UsageError(
-                    f"{type(layer).__name__} inside a network would blend padding rows: "
-                    f"use task.augment instead. Received: layer {layer.name!r}."
+                    f"{type(layer).__name__} must not be inside a network, where it would blend "
+                    f"padding rows: use task.augment instead. Received: layer {layer.name!r}."
                 )
             if getattr(layer, "stateful", False):
                 raise UsageError(
@@ -254,7 +254,7 @@ class TrainStep(keras.Model):
         if statistics:
             if self.statistics is None:
                 raise UsageError(
-                    "Averaged weights need recomputed batch statistics. Received: a TrainStep "
+                    "Averaged weights require recomputed batch statistics. Received: a TrainStep "
                     "without `statistics` (trainers.train.statistics.Statistics)."
                 )
             changing += self.net.non_trainable_weights
@@ -373,9 +373,9 @@ class TrainStep(keras.Model):
         for v in self.net.trainable_variables:
             if scope.get_current_value(v) is not None:
                 raise UsageError(
-                    f"A layer assigns to the trainable variable {v.path} in its forward pass (as "
-                    "SpectralNormalization does), and the update would overwrite this. Use a "
-                    "constraint, or a layer that does not assign."
+                    "Layers must not assign to trainable variables in the forward pass, as "
+                    "SpectralNormalization does: the update overwrites the value. Received: "
+                    f"{v.path}. Use a constraint, or a layer that does not assign."
                 )
         changes = {
             key: tf.cast(scope.get_current_value(v), v.dtype)
@@ -386,7 +386,7 @@ class TrainStep(keras.Model):
             changes = self._unless_all_padding(data, by_id, state, changes)
         missing = [v.path for v, g in zip(variables, gradients, strict=True) if g is None]
         if missing:
-            warnings.warn(f"No gradient for {', '.join(missing)}: they are not trained.")
+            warnings.warn(f"No gradient for {', '.join(missing)}: these variables are not trained.")
         # An embedding's gradient lists rows, some more than once; optimizers and clipping need
         # their sum.
         gradients = [

@@ -63,7 +63,7 @@ from zoo.tasks.base import FrozenPart
 
 _LOG = logging.getLogger(__name__)
 
-_LAST_CHECKPOINT = 25.0  # seconds for an unfinished checkpoint after a worker was lost
+_CHECKPOINT_TIMEOUT = 25.0  # seconds for an unfinished checkpoint after a worker was lost
 
 
 class Trainer:
@@ -135,8 +135,8 @@ class Trainer:
         """
         self.group.connect()
         with self.group.together():
-            found = self.group.share(dataclasses.astuple(self._train()))
-        self.result = Result(*found)
+            values = self.group.share(dataclasses.astuple(self._train()))
+        self.result = Result(*values)
         return self.result.metrics
 
     def _train(self) -> Result:
@@ -147,12 +147,12 @@ class Trainer:
             files = self.checkpoints.files()
             if self.config.init_from and not files and self.group.chief:
                 tokenizer = self.dataset.tokenizer
-                said = initialize(self.step.net, self.config.init_from, tokenizer, self.config)
-                _LOG.info(said)
+                message = initialize(self.step.net, self.config.init_from, tokenizer, self.config)
+                _LOG.info(message)
             for compressor in self.step.compressors:
                 compressor.begin()
             if files and self.group.chief and (self.workdir / "config.json").exists():
-                self._check_rows_together()
+                self._check_mixed_rows()
             self.workdir.write_config(
                 as_dict(self.config), self.source, self.dataset, self.replicas
             )
@@ -161,8 +161,8 @@ class Trainer:
             files = self.checkpoints.files()  # `write_config` may download others
             self.checkpoints.restore(files, fresh=not self.config.init_from)
             if self.group.share(self._is_finished()):
-                _LOG.info(f"{self.workdir.path} is finished already")
-                return read_evaluation(self.workdir, self.judged) or self._training_means()
+                _LOG.info(f"{self.workdir.path} is already finished")
+                return read_evaluation(self.workdir, self.evaluated_split) or self._training_means()
             devices = [device.name for device in tf.config.list_logical_devices()]
             self.workdir.write_environment(devices)
             if self.group.chief:
@@ -171,9 +171,9 @@ class Trainer:
                     self.workdir.push,
                 )  # fmt: skip
             goodput = self._start_log(files)
-            if said := slow_bfloat16(self.config.trainer.precision, devices):
-                self.events("warning", said)
-            self._run_frozen_once()
+            if message := slow_bfloat16(self.config.trainer.precision, devices):
+                self.events("warning", message)
+            self._cache_frozen_features()
             with self.stop.listening():
                 loop.run(
                     self.step,
@@ -194,10 +194,14 @@ class Trainer:
         config, trainer = self.config, self.config.trainer
         prepare_devices(trainer.replicas, trainer.deterministic)
         devices = ",".join(device.device_type for device in tf.config.list_physical_devices())
-        self.group.same("number and kind of devices", devices)
-        self.group.same("list of workers", ",".join(self.cluster.workers) if self.cluster else "")
-        self.group.same("code and versions", code_fingerprint(user_files) if self.cluster else "")
-        self.group.same("recipe", json.dumps(as_dict(config), sort_keys=True))
+        self.group.check_same("number and kind of devices", devices)
+        self.group.check_same(
+            "list of workers", ",".join(self.cluster.workers) if self.cluster else ""
+        )
+        self.group.check_same(
+            "code and versions", code_fingerprint(user_files) if self.cluster else ""
+        )
+        self.group.check_same("recipe", json.dumps(as_dict(config), sort_keys=True))
         self.strategy = make_strategy(
             trainer.strategy, trainer.replicas, self.cluster, self.tpu_name
         )
@@ -205,11 +209,11 @@ class Trainer:
         check_batch(config, self.replicas)
         if self.dataset is None:
             self.dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
-        self.group.same("data", self.dataset.fingerprint)
+        self.group.check_same("data", self.dataset.fingerprint)
         self.dataset = techniques.resolve(config, self.workdir.path, self.dataset)
         self.dataset, self.hold_out_note = with_hold_out(self.dataset, config.data.validation_size)
         self.arrays = self.dataset.splits["train"]
-        self.judged = evaluation_split(self.dataset.splits, self.read_test)
+        self.evaluated_split = evaluation_split(self.dataset.splits, self.read_test)
         tpu.check(config, self.strategy, self.arrays)
         self.examples = len(next(iter(self.arrays.values())))
         check_examples(self.arrays, trainer.global_batch_size)
@@ -218,7 +222,7 @@ class Trainer:
 
         self.step, self.task = build_step(config, self.strategy, total, self.dataset)
         self.task.check(self.step.net, self.dataset)
-        self.remarks = self.task.data_warnings(self.dataset)
+        self.warnings = self.task.data_warnings(self.dataset)
         self.held_out = self.dataset.splits.get("validation")
         self.writer = sample_writer(self.step, self.dataset, config, self.workdir.path)
         self.periods = Periods(
@@ -226,50 +230,51 @@ class Trainer:
             trainer.evaluate_every, trainer.checkpoint_every,
             evaluates=self.held_out is not None or self.writer is not None,
         )  # fmt: skip
-        named = make_callbacks(config, self.workdir) if self.group.chief else []
-        self.all_callbacks = [*self.callbacks, *named]
+        recipe_callbacks = make_callbacks(config, self.workdir) if self.group.chief else []
+        self.all_callbacks = [*self.callbacks, *recipe_callbacks]
         if any(getattr(callback, "restore_best_weights", False) for callback in self.all_callbacks):
             raise UsageError(
-                "restore_best_weights would leave checkpoints and moving averages of other weights "
-                "than the model's: leave it off; the best model is kept as best/model.keras."
+                "Callbacks must not set restore_best_weights: checkpoints and moving averages "
+                "would not match the restored weights. The run saves the best model as "
+                "best/model.keras."
             )
-        together = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
-        check_padding(self.step, self.task, self.arrays, together)
+        rows_per_pass = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
+        check_padding(self.step, self.task, self.arrays, rows_per_pass)
         self.windows = LogWindows(self.step.means)
         self.checkpoints = Checkpoints(
             self.state, self.step, self.windows, self.group, self.workdir
         )
         self._run = update_function(self.step, self.strategy)
 
-    def _check_rows_together(self) -> None:
+    def _check_mixed_rows(self) -> None:
         """Raises `UsageError` if layers that mix rows would see another number of rows."""
         self.workdir.check_recipe(as_dict(self.config))
         trainer, saved = self.config.trainer, read_config(self.workdir.path)
-        before = saved["config"]["trainer"]
-        replicas = saved.get("replicas") or before["replicas"] or self.replicas
-        size, here = trainer.global_batch_size, trainer.micro_batch_size
-        was = before["micro_batch_size"] or size // replicas
-        now = here or size // self.replicas
-        if (was, replicas) == (now, self.replicas):
+        saved_trainer = saved["config"]["trainer"]
+        replicas = saved.get("replicas") or saved_trainer["replicas"] or self.replicas
+        size, micro_batch_size = trainer.global_batch_size, trainer.micro_batch_size
+        saved_rows = saved_trainer["micro_batch_size"] or size // replicas
+        rows = micro_batch_size or size // self.replicas
+        if (saved_rows, replicas) == (rows, self.replicas):
             return
         mixed = self.step.mixed_rows(
             pipeline.training_batches(
-                self.arrays, self.step.task.prepare, batch_size=now, replicas=1, seed=0,
+                self.arrays, self.step.task.prepare, batch_size=rows, replicas=1, seed=0,
                 first_step=0, last_step=1,
             ).element_spec
         )  # fmt: skip
-        changed = was != now, was * replicas != now * self.replicas
+        changed = saved_rows != rows, saved_rows * replicas != rows * self.replicas
         if mixed.read and changed[0] or mixed.synchronized and changed[1]:
             raise UsageError(
-                "Layers of this model mix the rows that are computed together (batch "
-                "normalization does), so micro-batches and replicas stay as they were. Received: "
-                f"trainer.micro_batch_size={here} on {self.replicas} replicas for "
-                f"{self.workdir.path}, which was made with "
-                f"trainer.micro_batch_size={before['micro_batch_size']} on {replicas}. Take a new "
-                "folder, or the setting as it was."
+                "A resumed run must not change micro-batches or replicas if layers mix rows, as "
+                "batch normalization does. Received: "
+                f"trainer.micro_batch_size={micro_batch_size} on {self.replicas} replicas; "
+                f"{self.workdir.path} was created with "
+                f"trainer.micro_batch_size={saved_trainer['micro_batch_size']} on {replicas} "
+                "replicas. Restore the setting, or use a new work directory."
             )
 
-    def _run_frozen_once(self) -> None:
+    def _cache_frozen_features(self) -> None:
         """Replaces images by features if a part of the model is frozen."""
         self.frozen = self.step.task.frozen_part(self.step.net)
         if self.frozen.reason:
@@ -290,11 +295,11 @@ class Trainer:
         frozen = frozen or dataclasses.replace(self.frozen, views=0)
         if frozen.model is None:
             return arrays
-        found, where = features_of(
+        features, message = features_of(
             frozen, self.task, arrays, self.config.task.to_dict(), self.config.trainer.seed
         )
-        self.events("feature cache", f"{part} {where}")
-        return found
+        self.events("feature cache", f"{part} {message}")
+        return features
 
     def _evaluator(self, arrays) -> Evaluator:
         trainer = self.config.trainer
@@ -306,8 +311,8 @@ class Trainer:
         self.events.read()
         if self.hold_out_note:
             self.events("hold-out", self.hold_out_note)
-        for remark in self.remarks:
-            self.events("warning", remark)
+        for warning in self.warnings:
+            self.events("warning", warning)
         if files:
             self.events("resumed", f"from {files[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
@@ -366,44 +371,54 @@ class Trainer:
         return (
             ended
             and all((self.workdir / name).exists() for name in files)
-            and (not self.judged or read_evaluation(self.workdir, self.judged) is not None)
+            and (
+                not self.evaluated_split
+                or read_evaluation(self.workdir, self.evaluated_split) is not None
+            )
         )
 
     def _training_means(self) -> Result:
         return Result("training", "current", self.state.done, self.windows.logs)
 
     def _finish(self) -> Result:
-        """Saves the model, evaluates it on the split `judged`, and writes the report."""
+        """Saves the model, evaluates it on the split `evaluated_split`, and writes the report."""
         chief, result = self.group.chief, self._training_means()
         if chief:  # written last, as the mark of a finished run
             (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
             if chief:
                 save_model(self.step.net, self.workdir / "model.keras")
-            if self.judged:
-                result = self._judge()
-            if chief and self.judged == "test" and "validation" in self.dataset.splits:
-                found, _ = self.task.evaluate_split(self.step.net, self.dataset, "validation")
-                if found:
+            if self.evaluated_split:
+                result = self._evaluate_final()
+            if chief and self.evaluated_split == "test" and "validation" in self.dataset.splits:
+                validation_metrics, _ = self.task.evaluate_split(
+                    self.step.net, self.dataset, "validation"
+                )
+                if validation_metrics:
                     self.workdir.log(
-                        step=self.state.done, **{f"val_{k}": v for k, v in found.items()}
+                        step=self.state.done,
+                        **{f"val_{k}": v for k, v in validation_metrics.items()},
                     )
         self.events("finished", f"{self.state.seconds:.1f} s of training")
         if chief:
             write_report(self.workdir.path)
         return result
 
-    def _judge(self) -> Result:
-        """Evaluates the final weights on the split `judged`."""
+    def _evaluate_final(self) -> Result:
+        """Evaluates the final weights on the split `evaluated_split`."""
         evaluator = self.validation
-        if self.judged == "test":
+        if self.evaluated_split == "test":
             evaluator = self._evaluator(self._features("test", self.dataset.splits["test"]))
         metrics, predictions = evaluator()
         weights = weights_name("final", self.config)
         if not self.group.chief:
-            return Result(self.judged, weights, self.state.done, metrics)
-        whole, samples = self.task.evaluate_split(self.step.net, self.dataset, self.judged)
-        result = Result(self.judged, weights, self.state.done, {**metrics, **whole})
+            return Result(self.evaluated_split, weights, self.state.done, metrics)
+        split_metrics, samples = self.task.evaluate_split(
+            self.step.net, self.dataset, self.evaluated_split
+        )
+        result = Result(
+            self.evaluated_split, weights, self.state.done, {**metrics, **split_metrics}
+        )
         write_evaluation(
             self.workdir, result, "final", predictions, self.dataset, samples, self.step.net
         )
@@ -412,4 +427,4 @@ class Trainer:
     def _wait_for_checkpoint(self) -> None:
         """Gives an unfinished checkpoint some time before the process ends."""
         if self.checkpoints and self.checkpoints.saver:
-            self.checkpoints.saver.wait_at_most(_LAST_CHECKPOINT)
+            self.checkpoints.saver.wait_at_most(_CHECKPOINT_TIMEOUT)

@@ -114,15 +114,19 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("data.validation_size=4000", 2, "(4000). Received: 4000"),
         ("trainer.micro_batch_size=7", 2, "for a per-replica batch of 64"),
         ("trainer.strategy=mirored", 2, "Did you mean 'mirrored'"),
-        ("trainer.replicas=2", 2, "Strategy one_device has one replica"),
+        ("trainer.replicas=2", 2, "Strategy one_device supports one replica"),
         ("trainer.precision=mixed_bflot16", 2, "Did you mean 'mixed_bfloat16'"),
         ("trainer.global_batch_size=4000", 2, "must not exceed the number of training examples"),
         ("init_from=nowhere", 2, "init_from must be a work directory, a .keras file"),
         ("trainer.callbacks=tensorbord", 2, "Did you mean 'tensorboard'?"),
-        ("trainer.callbacks=5", 2, "trainer.callbacks holds values of type str. Received: 5"),
+        (
+            "trainer.callbacks=5",
+            2,
+            "trainer.callbacks must contain values of type str. Received: 5",
+        ),
         ("task.augment=1", 2, "augment must be of type tuple[str, ...]"),
         ("optimizer.weight_decay=-1", 2, "optimizer.weight_decay must be at least 0"),
-        ("trainer.remat=conv", 2, "trainer.remat matches no layer"),
+        ("trainer.remat=conv", 2, "trainer.remat must match the name of a layer"),
         ("trainer.remat=(", 2, "trainer.remat must be a regular expression"),
         ("optimizer.weight_decay_exclude=(", 2, "exclude must be a regular expression"),
         ("schedule.warmup_steps=31", 2, "schedule.warmup_steps=31"),
@@ -159,8 +163,8 @@ def test_what_does_not_fit_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("workdir", "status", "line"),
     [
-        ("notes.txt", 2, "The work directory is a folder. Received: notes.txt"),
-        ("notes.txt/run", 2, "The work directory is a folder. Received: notes.txt/run"),
+        ("notes.txt", 2, "A work directory must be a folder. Received: notes.txt"),
+        ("notes.txt/run", 2, "A work directory must be a folder. Received: notes.txt/run"),
         ("/proc/run", 1, "Cannot write in /proc/run: "),
     ],
 )
@@ -203,7 +207,7 @@ def old(trained, tmp_path):
     [
         (
             ["cnn_digits:debug", "--config.optimizer.learning_rate=0.1"],
-            "another recipe (optimizer.learning_rate: 0.004 -> 0.1). Take a new folder",
+            "another recipe (optimizer.learning_rate: 0.004 -> 0.1). Use a new work directory",
         ),
         (
             ["cnn_digits:debug", "--config.trainer.seed=3", "--config.model.filters=8,8,8"],
@@ -248,7 +252,7 @@ def test_a_configuration_that_lacks_a_key_is_damaged(old, zoo_command):
     (old / "config.json").write_text(json.dumps(saved))
     answer = zoo_command("train", "cnn_digits:debug", f"--workdir={old}")
     assert answer.status == 1
-    assert "config.json is damaged: The recipe lacks trainer.keep" in answer.one_line()
+    assert "config.json is damaged: The recipe must contain trainer.keep" in answer.one_line()
 
 
 def test_what_only_changes_how_it_is_computed_may_change(old, zoo_command):
@@ -272,7 +276,7 @@ def test_other_data_in_an_old_directory_are_refused(tmp_path, zoo_command):
     np.savez(file, **{**arrays(), "test_label": np.zeros(80, int)})
     answer = zoo_command(*words)
     assert answer.status == 2
-    assert f"{run} was made with other data than 'npz:{file}' holds now" in answer.one_line()
+    assert f"{run} was created with other data than 'npz:{file}' contains now" in answer.one_line()
     assert content(run) == before
     answer = zoo_command("evaluate", run)
     assert answer.status == 0
@@ -333,7 +337,7 @@ def test_a_directory_that_lost_its_config_is_refused(old, zoo_command):
     before = content(old)
     answer = zoo_command("train", "cnn_digits:debug", f"--workdir={old}")
     assert answer.status == 2
-    assert "holds checkpoints but no config.json" in answer.one_line()
+    assert "contains checkpoints but no config.json" in answer.one_line()
     assert content(old) == before
 
 

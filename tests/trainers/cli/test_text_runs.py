@@ -70,7 +70,7 @@ def test_going_on_with_other_text_takes_the_tokenizer_along(train, tmp_path):
     words = [f"--config.init_from={tmp_path / 'one'}"]
     answer = train(tmp_path / "two", *words, source=f"text:{other}")
     assert answer.status == 2
-    assert f"set data.tokenizer={tmp_path / 'one'}" in answer.one_line()
+    assert f"Set data.tokenizer={tmp_path / 'one'}" in answer.one_line()
     words.append(f"--config.data.tokenizer={tmp_path / 'one'}")
     answer = train(tmp_path / "two", *words, source=f"text:{other}")
     assert answer.status == 0

@@ -157,7 +157,7 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
         ),
         (("ptq", run, out, "--config.compress.ptq.fromat=x"), "'compress.ptq.fromat'"),
         (("ptq+prune", run, out), "ptq must be the last method of a chain. Received: ptq+prune"),
-        (("prune", run, out, f"{flag}litert_int8"), "for `zoo compress ptq WORKDIR`"),
+        (("prune", run, out, f"{flag}litert_int8"), "use `zoo compress ptq WORKDIR`"),
         (("ptq", run, run, out), "Usage: zoo compress"),
         (("ptq", run, out, "--json"), "--json is for zoo compress compare"),
     ]
@@ -436,7 +436,7 @@ def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
     assert answer.status == 0, answer.err
     assert exported.read_bytes() == (out / "model.keras").read_bytes()
     again = zoo_command(*words, "--config.compress.ptq.format=keras_int8")
-    assert "small is finished already" in again.err
+    assert "small is already finished" in again.err
     other = tmp_path / "other"
     shutil.copytree(out / "stages" / "1-prune", other)
     answer = zoo_command(

@@ -79,7 +79,7 @@ def test_a_chain_prunes_and_rounds(chain, trained, tmp_path, zoo_command):
         "--config.compress.low_rank.energy=0.9",
     )  # fmt: skip
     assert answer.status == 2
-    assert "was made with another recipe" in answer.one_line()
+    assert "was created with another recipe" in answer.one_line()
     assert commands.content(out) == content, "no stage was begun"
 
     file = tmp_path / "small.tflite"

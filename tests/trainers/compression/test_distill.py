@@ -323,9 +323,9 @@ def test_cached_outputs_teach_the_same(teachers, run, cache, capsys):
     [
         ("clm", {"alpha": 1.5}, r"compress.distill.alpha must be in \[0, 1\]"),
         ("clm", {"temperature": 0.0}, "compress.distill.temperature must be positive"),
-        ("clm", {"alpha": 0.0}, "Nothing is learned from the teacher"),
+        ("clm", {"alpha": 0.0}, "must be positive. Received: 0 for all"),
         ("clm", {"hidden": -1.0}, "compress.distill.hidden must be at least 0"),
-        ("clm", {"cache": True, "hidden": 1.0}, "it excludes hidden and attention"),
+        ("clm", {"cache": True, "hidden": 1.0}, "cache does not support compress.distill.hidden"),
         ("clm", {"sentences": 4}, "requires sentence pairs and the task seq2seq"),
         ("nsp", {"cache": True}, "the task changes them at random in each epoch"),
         ("image_classification", {"hidden": 1.0}, "requires transformer blocks or LSTMs"),

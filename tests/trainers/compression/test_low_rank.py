@@ -180,8 +180,8 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     settings = {"init_from": str(tmp_path / "whole"), "energy": 0.7}
     end = run(recipe("low_rank", settings), data, tmp_path / "low")
     said = capsys.readouterr().err
-    assert "not in it" not in said
-    assert "of another shape" not in said
+    assert "missing in the source" not in said
+    assert "with another shape" not in said
     saved = json.loads((tmp_path / "low" / "config.json").read_text())
     ranks = saved["config"]["compress"]["low_rank"]["ranks"]
     expected = low_rank.decide(
@@ -237,7 +237,7 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
         ({"energy": 0.9, "pattern": "("}, "must be a regular expression"),
         ({"budget": 0.01}, r"budget must be at least 0\.\d+, the share"),
         ({"energy": 0.9999999}, "No kernel becomes smaller"),
-        ({"ranks": ("hidden",)}, "holds PATH=RANK"),
+        ({"ranks": ("hidden",)}, "must contain PATH=RANK"),
         ({"ranks": ("hiden=3",)}, "must contain layers of the model. Received: 'hiden'"),
         ({"ranks": ("hidden=100000",)}, "hidden requires one rank of at most"),
         ({"ranks": ("hidden=0",)}, "hidden requires one rank of at most"),
@@ -316,7 +316,7 @@ def test_a_chain_keeps_the_products(chain, tmp_path, zoo_command):
         "--config.trainer.steps=25", "--config.compress.low_rank.energy=0.5",
     )  # fmt: skip
     assert lower.status == 0, lower.err
-    assert "not in it" not in lower.err
+    assert "missing in the source" not in lower.err
     assert zoo.load(tmp_path / "lower").count_params() < made.last.count_params()
 
 

@@ -227,10 +227,13 @@ def test_convolutions_get_sparse(run):
         ({"sparsity": 0.5, "frequency": 0}, "compress.prune.frequency must be at least 1"),
         (
             {"sparsity": 0.5},
-            "frequency=100, and .* lie 5 updates of 10: set compress.prune.frequency=1,",
+            "frequency=100 .* Received: 5 of 10 updates .* set compress.prune.frequency=1,",
         ),
-        ({"sparsity": 0.5, "frequency": 6}, "a whole period of compress.prune.frequency=6"),
-        ({"sparsity": 0.5, "end": 0.2, "frequency": 1}, "lie 0 updates of 10: train longer"),
+        ({"sparsity": 0.5, "frequency": 6}, "one whole period of compress.prune.frequency=6"),
+        (
+            {"sparsity": 0.5, "end": 0.2, "frequency": 1},
+            "Received: 0 of 10 updates between them; train longer",
+        ),
         ({"sparsity": 0.5, "frequency": 2, "pattern": "kernal"}, "pattern matches nothing"),
         ({"sparsity": 0.5, "frequency": 2, "pattern": "("}, "must be a regular expression"),
         ({"m_by_n": (4, 2)}, r"compress.prune.m_by_n must be \(2, 4\)"),

@@ -239,8 +239,8 @@ def test_a_start_begins_with_the_units_that_matter(digits):
         ({"sparsity": 0.5, "pattern": "kernal"}, "pattern matches nothing.*convolution_1"),
         ({"sparsity": 0.5, "pattern": "prob"}, "the output of probabilities is an output of"),
         ({"sparsity": 0.5, "pattern": "("}, "must be a regular expression"),
-        ({"widths": ("hidden",)}, "holds PATH=UNITS"),
-        ({"widths": ("hidden=0",)}, "holds PATH=UNITS"),
+        ({"widths": ("hidden",)}, "must contain PATH=UNITS"),
+        ({"widths": ("hidden=0",)}, "must contain PATH=UNITS"),
         (
             {"widths": ("hiden=3",)},
             "must not exceed the 0 units of hiden. Received: hiden=3; layers with",

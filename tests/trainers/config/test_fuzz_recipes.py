@@ -66,7 +66,7 @@ def test_overrides():
 def test_nested_text_is_refused_before_python_parses_it(key, text, monkeypatch):
     config = load_recipe(SOURCES[0])
     monkeypatch.setattr(recipes.ast, "literal_eval", lambda _: pytest.fail("it was parsed"))
-    with pytest.raises(UsageError, match=f"{key} is of type"):
+    with pytest.raises(UsageError, match=f"{key} must be of type"):
         change(config, [(key, text)])
 
 
@@ -131,21 +131,27 @@ def test_config_json_that_is_nested_or_no_object(tmp_path, content):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("config.model = 1.0", "model is a section. Received: 1.0"),
-        ("config.optimizer = 'adam'", "optimizer is a section. Received: 'adam'"),
-        ("config.data = None", "data is a section. Received: None"),
-        ("config.compress.low_rank = ()", "compress.low_rank is a section. Received: ()"),
-        ("config.compress.low_rank.ranks = (5,)", "compress.low_rank.ranks holds values of type"),
+        ("config.model = 1.0", "model must be a section. Received: 1.0"),
+        ("config.optimizer = 'adam'", "optimizer must be a section. Received: 'adam'"),
+        ("config.data = None", "data must be a section. Received: None"),
+        ("config.compress.low_rank = ()", "compress.low_rank must be a section. Received: ()"),
+        (
+            "config.compress.low_rank.ranks = (5,)",
+            "compress.low_rank.ranks must contain values of type",
+        ),
         (
             "config.compress.prune.m_by_n = (2.0, 4)",
-            "compress.prune.m_by_n holds values of type int",
+            "compress.prune.m_by_n must contain values of type int",
         ),
         (
             "config.compress.prune.block = (True, 1)",
-            "compress.prune.block holds values of type int",
+            "compress.prune.block must contain values of type int",
         ),
         ("config.data.image_size = (-1, 2)", "data.image_size must be at least 0"),
-        ("config.trainer.log_every = True", "trainer.log_every is of type int. Received: True"),
+        (
+            "config.trainer.log_every = True",
+            "trainer.log_every must be of type int. Received: True",
+        ),
         ("config.trainer.log_every = 2**31", "trainer.log_every must be less than 2,147,483,648"),
         (
             "config.trainer.ema = float('nan')",

@@ -140,7 +140,7 @@ def test_an_override_keeps_the_type_of_its_key(key, text, value):
         ("trainer.step=5", "no key 'trainer.step'. Did you mean 'trainer.steps'"),
         ("lr=1", "no key 'lr'"),
         ("=1", "no key ''"),
-        ("trainer=5", "trainer is a section; give one of its keys: callbacks, checkpoint_every"),
+        ("trainer=5", "trainer is a section; set one of its keys: callbacks, checkpoint_every"),
         ("trainer.steps.more=5", "no key 'trainer.steps.more'"),
         ("model.depth=5", "no key 'model.depth'"),
         ("trainer.log_every=ten", "of type int (now 10). Received: 'ten'"),
@@ -156,7 +156,7 @@ def test_an_override_keeps_the_type_of_its_key(key, text, value):
         ("trainer.micro_batch_size=-1", "trainer.micro_batch_size must be at least 0"),
         ("trainer.ema=1.0", "trainer.ema must be in [0, 1)"),
         ("data.validation_size=-1", "data.validation_size must be at least 0"),
-        ("model.name=", "The recipe has no model.name"),
+        ("model.name=", "The recipe must set model.name"),
         ("optimizer.name=adamv", "No optimizer is named 'adamv'. Did you mean 'adam', 'adamw'?"),
         ("schedule.name=cosin", "No schedule is named 'cosin'. Did you mean 'cosine'?"),
     ],
@@ -336,8 +336,8 @@ def test_a_recipe_may_give_an_optional_section_as_a_dictionary(recipe):
         ("compress.prun.sparsity=0.9", "Did you mean 'compress.prune.sparsity'"),
         ("compress.prune.sparsty=0.9", "Did you mean 'compress.prune.sparsity'"),
         ("compres.qat.on=1", "Did you mean 'compress.qat.on'"),
-        ("prep.dedup.bands=many", "prep.dedup.bands is of type int"),
-        ("compress.qat=1", "compress.qat is a section; give one of its keys: decay, on"),
+        ("prep.dedup.bands=many", "prep.dedup.bands must be of type int"),
+        ("compress.qat=1", "compress.qat is a section; set one of its keys: decay, on"),
     ],
 )
 def test_a_wrong_key_of_an_optional_section_is_refused(override, words):
@@ -354,7 +354,7 @@ def test_a_wrong_key_of_an_optional_section_is_refused(override, words):
         ("base", "No recipe is named 'base'"),
         ("cnn_digits:debgu", "no variant 'debgu'. Did you mean 'debug'?"),
         ("cnn_mnist:full", "no variant 'full'. Known: debug"),
-        ("no/such/file.py", "There is no recipe file no/such/file.py"),
+        ("no/such/file.py", "The recipe file no/such/file.py does not exist"),
         ("", "No recipe is named ''"),
     ],
 )
@@ -383,14 +383,14 @@ def test_a_users_own_file_with_its_own_argument(recipe):
         ("config.optimiser = {}", "unknown key optimiser. Did you mean 'optimizer'"),
         ("config.data.validatoin_size = 3", "unknown key data.validatoin_size."),
         ("config.optimizer.momentum = 0.9", "unknown key optimizer.momentum"),
-        ("config.optimizer.name = 'sgd'", "The recipe lacks optimizer.momentum"),
-        ("config.optimizer = {}", "The recipe lacks optimizer.name"),
+        ("config.optimizer.name = 'sgd'", "The recipe must contain optimizer.momentum"),
+        ("config.optimizer = {}", "The recipe must contain optimizer.name"),
         ("config.schedule.name = 'cosin'", "Did you mean 'cosine'"),
-        ("config.trainer.steps = None", "trainer.steps is of type int. Received: None"),
-        ("del config.trainer.keep", "The recipe lacks trainer.keep"),
-        ("del config.schedule", "The recipe lacks schedule"),
-        ("del config.task['name']", "The recipe lacks task.name"),
-        ("config.model.name = ''", "The recipe has no model.name"),
+        ("config.trainer.steps = None", "trainer.steps must be of type int. Received: None"),
+        ("del config.trainer.keep", "The recipe must contain trainer.keep"),
+        ("del config.schedule", "The recipe must contain schedule"),
+        ("del config.task['name']", "The recipe must contain task.name"),
+        ("config.model.name = ''", "The recipe must set model.name"),
         ("config.trainer.epochs = 2", "trainer.steps=30, trainer.epochs=2"),
         ("from zoo.errors import UsageError; raise UsageError('own words')", "own words"),
     ],
@@ -404,7 +404,9 @@ def test_a_recipe_without_base_is_told_so(recipe):
         "# comment\nimport ml_collections\n"
         "def get_config(arg=''):\n    return ml_collections.ConfigDict({'model': {'name': 'x'}})\n"
     )
-    with pytest.raises(UsageError, match="The recipe lacks data; start from trainers.config.base"):
+    with pytest.raises(
+        UsageError, match="The recipe must contain data; start from trainers.config.base"
+    ):
         resolve(path)
 
 
@@ -444,7 +446,7 @@ def test_names_are_no_folders(tmp_path, monkeypatch):
 
 
 def test_nobodys_home_is_one_line():
-    assert "home folder of this user" in refused("data.source=npz:~no_such_user_here/a.npz")
+    assert "must have a home folder" in refused("data.source=npz:~no_such_user_here/a.npz")
 
 
 @pytest.mark.parametrize("key", ["distill.alhpa", "qat.onn", "low_rank.energie"])
@@ -493,7 +495,9 @@ def test_params_override_that_is_no_pair_is_refused(text):
     ],
 )
 def test_data_are_read_from_this_machine(key, value):
-    with pytest.raises(UsageError, match="is read from this machine's disk: copy it here first"):
+    with pytest.raises(
+        UsageError, match="must be a local path.*Copy the data to this machine first"
+    ):
         resolve("gpt_pydoc:debug", [(key, value)])
 
 
@@ -503,7 +507,9 @@ def test_prepared_rows_set_the_length_that_the_user_does_not(tmp_path, capsys):
     source = ("data.source", f"prepared:{tmp_path}")
     assert resolve("web_text:debug").data.sequence_length == 64
     assert resolve("web_text:debug", [source]).data.sequence_length == 256
-    assert f"data.sequence_length=256, as {tmp_path} was prepared" in capsys.readouterr().err
+    assert (
+        f"data.sequence_length=256, from the prepared data in {tmp_path}" in capsys.readouterr().err
+    )
     assert resolve("web_text", [source]).data.sequence_length == 256
     assert capsys.readouterr().err == ""
     given = [source, ("data.sequence_length", "32")]
@@ -518,7 +524,7 @@ def test_too_little_text_for_a_batch_is_told_in_tokens():
         check_examples({"tokens": Windows(stream, 256)}, 64)
     assert str(refusal.value) == (
         "The training split has 312 tokens and fills 2 of the 64 sequences of 256 tokens that one "
-        "update needs (trainer.global_batch_size, data.sequence_length): 15,818 tokens are "
+        "update requires (trainer.global_batch_size, data.sequence_length): 15,818 tokens are "
         "missing. Set trainer.global_batch_size=2 or less or data.sequence_length=4 or less, or "
         "train on more text."
     )

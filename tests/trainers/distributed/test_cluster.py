@@ -173,7 +173,7 @@ def together(count, work, addresses=None):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_workers_agree(count):
     def work(link):
-        link.same("thing", "x")
+        link.check_same("thing", "x")
         big = link.share(b"ab" * 10**6 if link.chief else None)
         value = link.share({"a": [1.5, None]} if link.chief else None)
         said = link.each(f"{link.index}: ä")
@@ -185,7 +185,9 @@ def test_workers_agree(count):
 
 
 def test_workers_that_differ_all_say_who():
-    results = together(3, lambda link: link.same("recipe", "other" if link.index == 2 else "one"))
+    results = together(
+        3, lambda link: link.check_same("recipe", "other" if link.index == 2 else "one")
+    )
     for result in results:
         assert isinstance(result, UsageError)
         assert "All workers must have the same recipe. Received: worker 2 (" in str(result)
@@ -226,7 +228,7 @@ def test_a_broken_connection_names_the_worker(who):
     for index in {0, 1, 2} - {who}:
         assert isinstance(results[index], Left), results
         assert str(results[index]).startswith(f"worker {who} (")
-        assert "is gone" in str(results[index])
+        assert "was lost" in str(results[index])
 
 
 @pytest.mark.parametrize("who", [0, 1])
@@ -281,7 +283,7 @@ def test_waiting_ends(monkeypatch):
 @pytest.mark.parametrize(("host", "doubt"), [("localhost", False), ("192.0.2.1", True)])
 def test_a_machine_that_may_have_anothers_index_is_told(host, doubt, monkeypatch, capsys):
     """As where two machines are started with the same index: each waits for the other."""
-    monkeypatch.setattr(groups, "SAY", 0.0)
+    monkeypatch.setattr(groups, "REPORT_AFTER", 0.0)
     monkeypatch.setattr(groups, "WAIT", 1.0)
     port = free_addresses(1)[0].rpartition(":")[2]
     with pytest.raises(RunError, match="waiting for worker 1 "):
@@ -342,12 +344,14 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
             assert b"is not valid" in stranger.recv(1000)
     with call(b"\0\0") as silent:  # half of a message's length, and then nothing
         assert b"no message arrived" in silent.recv(1000)
-    with pytest.raises(RunError, match="refuses: worker 3 of 4 called, this run has 3 workers"):
+    with pytest.raises(RunError, match="the run has 3 workers, not 4 .worker 3."):
         WorkerGroup(Cluster((*addresses, *free_addresses(1)), 3)).connect()
     hello = json.dumps({"zoo": 1, "worker": 1, "count": 3}).encode()
     with call(len(hello).to_bytes(4, "big") + hello):
         time.sleep(0.2)
-        with pytest.raises(RunError, match=r"refuses: worker 1 \(.*\) is connected already"):
+        with pytest.raises(
+            RunError, match=r"refuses the connection: worker 1 \(.*\) is already connected"
+        ):
             WorkerGroup(Cluster(addresses, 1)).connect()
     threads[2].start()  # now all have called, but the first worker 1 is gone
     time.sleep(1)

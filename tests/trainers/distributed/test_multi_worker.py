@@ -80,7 +80,7 @@ def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
                 status, err = answers[1 - victim]
                 assert status == 1, err
                 (line,) = errors(err)
-                assert f"worker {victim} ({both.addresses[victim]}) is gone" in line
+                assert f"worker {victim} ({both.addresses[victim]}) was lost" in line
             if name == "NOTICE":
                 lines = read_metrics(workdir)
                 (line,) = [line for line in lines if line.get("event") == "preemption notice"]
@@ -111,7 +111,7 @@ def test_a_silent_machine_ends_the_others_within_a_minute(tmp_path):
         assert time.monotonic() - start <= 60
         assert chief.returncode == 1
         (line,) = errors(err)
-        assert f"worker 1 ({both.addresses[1]}) is gone" in line
+        assert f"worker 1 ({both.addresses[1]}) was lost" in line
 
 
 def test_workers_that_differ_end_at_once(tmp_path):

@@ -150,9 +150,9 @@ def test_a_notice_asks_to_stop(cloud, name, calm, page, text, said):
     stop = Stop(name)
     with stop.listening():
         wait_until_asked(cloud)
-        assert not stop.asked.is_set()
+        assert not stop.requested.is_set()
         cloud.pages[page] = text
-        assert stop.asked.wait(20)
+        assert stop.requested.wait(20)
     assert stop.notice == said
     assert warnings(stop) == []
 
@@ -161,7 +161,7 @@ def test_of_several_workers_one_is_named(cloud):
     cloud.pages[PREEMPTED] = "TRUE"
     stop = Stop("gcp", "worker 1 (b:2)")
     with stop.listening():
-        assert stop.asked.wait(20)
+        assert stop.requested.wait(20)
     assert stop.notice == "worker 1 (b:2): Google Cloud: preempted is TRUE"
 
 
@@ -171,12 +171,12 @@ def test_maintenance_known_from_the_start_does_not_stop_again(cloud):
     stop = Stop("gcp")
     with stop.listening():
         wait_until_asked(cloud)
-        assert not stop.asked.is_set()
+        assert not stop.requested.is_set()
         ((kind, line),) = warnings(stop)
         assert kind == "warning"
-        assert "TERMINATE_ON_HOST_MAINTENANCE since before this start" in line
+        assert "TERMINATE_ON_HOST_MAINTENANCE since before this process started" in line
         cloud.pages[PREEMPTED] = "TRUE"
-        assert stop.asked.wait(20)
+        assert stop.requested.wait(20)
 
 
 def test_nothing_is_asked_after_the_run_or_without_the_key(cloud):
@@ -221,7 +221,7 @@ def test_a_server_that_does_not_answer_is_one_warning(cloud, monkeypatch, name, 
         monkeypatch.setitem(preemption.SERVERS, name, working)
         wait_until_asked(cloud)
         cloud.pages.update({PREEMPTED: "TRUE", ACTION: ACTION_TEXT, EVENTS: MINE})
-        assert stop.asked.wait(20)
+        assert stop.requested.wait(20)
     assert warnings(stop) == []
 
 
@@ -245,7 +245,7 @@ def test_nonsense_is_one_warning(cloud, name, page, text):
     with stop.listening():
         warned(stop)
         wait_until_asked(cloud)
-        assert not stop.asked.is_set()
+        assert not stop.requested.is_set()
     assert warnings(stop) == []
 
 
@@ -272,7 +272,7 @@ def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
         def on_train_batch_end(self, batch, logs=None):
             if int(self.model.count.numpy()) == 6:
                 cloud.pages[PREEMPTED] = "TRUE"
-                assert trainer.stop.asked.wait(20)
+                assert trainer.stop.requested.wait(20)
 
     class Wait(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):

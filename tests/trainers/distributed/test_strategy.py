@@ -35,7 +35,7 @@ def test_several_workers_take_no_part_of_a_machine():
     from trainers.distributed.cluster import Cluster
 
     cluster = Cluster(("a:1", "b:2"), 0)
-    with pytest.raises(UsageError, match="multi_worker uses all devices: .* Received: 2"):
+    with pytest.raises(UsageError, match="multi_worker requires trainer.replicas=0.* Received: 2"):
         make_strategy("multi_worker", 2, cluster)
     with pytest.raises(UsageError, match="only supported by `zoo train` and `Trainer`"):
         make_strategy("multi_worker")

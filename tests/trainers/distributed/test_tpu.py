@@ -76,7 +76,7 @@ def test_bench_runs_on_it(cores):
     assert cores == ["resolver local", "connect", "initialize"]
     assert 0 < found.share < 1
     config.trainer.jit_compile = True
-    with pytest.raises(UsageError, match="leave trainer.jit_compile off"):
+    with pytest.raises(UsageError, match="tpu requires trainer.jit_compile=False"):
         bench(config, 0.1)
 
 
@@ -90,10 +90,10 @@ def test_auto_takes_it(cores, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("trainer", "said"),
     [
-        ({"precision": "mixed_float16"}, "float32 or bfloat16"),
-        ({"jit_compile": True}, "leave trainer.jit_compile off"),
-        ({"deterministic": True}, "for GPUs"),
-        ({"replicas": 2}, "Strategy tpu uses all devices"),
+        ({"precision": "mixed_float16"}, "does not support float16"),
+        ({"jit_compile": True}, "tpu requires trainer.jit_compile=False"),
+        ({"deterministic": True}, "does not support trainer.deterministic"),
+        ({"replicas": 2}, "Strategy tpu requires trainer.replicas=0"),
         ({"global_batch_size": 7, "micro_batch_size": 0}, "7 for 2 replicas"),
     ],
 )
@@ -113,7 +113,7 @@ def test_hosts_of_a_pod_make_their_batches_without_python(cores, hosts, monkeypa
     if hosts == 1:
         tpu.check(recipe("tpu"), strategy, arrays)
         return
-    with pytest.raises(UsageError, match="needs a TPU of one host .* Received: 2 hosts"):
+    with pytest.raises(UsageError, match="requires a TPU of one host .* Received: 2 hosts"):
         tpu.check(recipe("tpu"), strategy, arrays)
 
 

@@ -176,9 +176,13 @@ def test_workers_with_one_secret_agree(count, monkeypatch):
 @pytest.mark.parametrize(
     ("chief", "worker", "line"),
     [
-        ("one", "other", "refuses: it has another secret: set the same ZOO_CLUSTER"),
-        ("one", "", "refuses: only one side has a secret: set ZOO_CLUSTER"),
-        ("", "one", "refuses: only one side has a secret: set ZOO_CLUSTER"),
+        (
+            "one",
+            "other",
+            "refuses the connection: the chief has another secret: set the same ZOO_CLUSTER",
+        ),
+        ("one", "", "refuses the connection: only one side has a secret: set ZOO_CLUSTER"),
+        ("", "one", "refuses the connection: only one side has a secret: set ZOO_CLUSTER"),
     ],
 )
 def test_a_worker_with_another_secret_is_refused(chief, worker, line, monkeypatch):
@@ -222,7 +226,9 @@ def test_a_chief_without_the_secret_is_no_chief(monkeypatch):
 
     with socket.create_server((host, int(port))) as listener:
         threading.Thread(target=chief, args=[listener], daemon=True).start()
-        with pytest.raises(RunError, match="worker 0 .* refuses: it has another secret"):
+        with pytest.raises(
+            RunError, match="worker 0 .* refuses the connection: the chief has another secret"
+        ):
             WorkerGroup(Cluster((address, other), 1)).connect()
 
 
@@ -272,7 +278,7 @@ def test_a_handshake_that_was_overheard_proves_nothing():
 
     _, (index, refusal) = handshake(again)
     assert index is None
-    assert refusal.startswith("another secret")
+    assert refusal.startswith("the worker has another secret")
 
 
 def test_a_hello_that_was_changed_on_its_way_is_noticed():
@@ -282,7 +288,7 @@ def test_a_hello_that_was_changed_on_its_way_is_noticed():
     said, (index, _) = handshake(
         lambda stream: wire.call(Watched(stream, changed), 1, 3, b"one", 5)
     )
-    assert said.startswith("it has another secret")
+    assert said.startswith("the chief has another secret")
     assert index is None
 
 
@@ -314,7 +320,7 @@ def test_a_refusal_is_printable():
     """A character that turns the direction of writing is no control character to Python."""
     with pytest.raises(RunError) as refused:
         with_a_false_chief(["go \u202eaway\x1b[2J".encode()])
-    assert str(refused.value).endswith(" refuses: go  away [2J")
+    assert str(refused.value).endswith(" refuses the connection: go  away [2J")
 
 
 @pytest.mark.parametrize("value", [b"j{", b"j\xff", b"j" + b"[" * 100_000, b"j"])
@@ -404,7 +410,7 @@ def test_values_that_nobody_asks_for_are_bounded(monkeypatch):
     ("work", "lie", "kind", "line"),
     [
         (lambda link: link.any(False), b"v\0\0", RunError, "worker 1 .* an invalid message"),
-        (lambda link: link.same("thing", "x"), b"v\xff", UsageError, "have the same thing"),
+        (lambda link: link.check_same("thing", "x"), b"v\xff", UsageError, "have the same thing"),
     ],
 )
 def test_a_value_of_another_kind_is_one_line(work, lie, kind, line, monkeypatch):

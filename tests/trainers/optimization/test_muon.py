@@ -10,7 +10,7 @@ from keras import layers
 from tests import toys
 from trainers.config.base import optimizer
 from trainers.config.optimizer import OPTIMIZERS
-from trainers.optimization.muon import left_to_adamw, output_layers
+from trainers.optimization.muon import output_layers, variables_for_adamw
 from zoo import registry
 from zoo.catalog import CATALOG
 from zoo.description import build_abstract
@@ -36,7 +36,7 @@ EXPECTED = {
 
 
 def matrices(models, variables, **changes):
-    found = left_to_adamw(models, variables, **{**DEFAULTS, **changes})
+    found = variables_for_adamw(models, variables, **{**DEFAULTS, **changes})
     return {v.path for v in found if len(v.shape) == 2}
 
 

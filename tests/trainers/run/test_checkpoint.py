@@ -239,10 +239,13 @@ def test_a_folder_or_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("foreign", "words"),
     [
-        ({"dtypes": DTYPES[:-1]}, "holds 11 variables, this run has 10"),
-        ({"width": 4}, r"float32 is \(2, 3\) float32, here \(2, 4\) float32"),
-        ({"dtypes": ("float32", "float32", *DTYPES[2:])}, "bfloat16 is .* uint16, here .* float32"),
-        ({"dtypes": ("bfloat16", *DTYPES[1:])}, "float32 is .* float32, here .* uint16"),
+        ({"dtypes": DTYPES[:-1]}, "has 11 variables, this run has 10"),
+        ({"width": 4}, r"float32 is \(2, 3\) float32, in this run \(2, 4\) float32"),
+        (
+            {"dtypes": ("float32", "float32", *DTYPES[2:])},
+            "bfloat16 is .* uint16, in this run .* float32",
+        ),
+        ({"dtypes": ("bfloat16", *DTYPES[1:])}, "float32 is .* float32, in this run .* uint16"),
     ],
 )
 def test_another_models_checkpoint_is_refused_and_changes_nothing(saved, foreign, words):
@@ -266,11 +269,23 @@ def renamed(step, paths):
 @pytest.mark.parametrize(
     ("paths", "words"),
     [
-        (("block_1/kernel", "block_0/kernel"), "variable 0 is 'block_0/kernel', here 'block_1/ke"),
-        (("block_0/kernel", "block_1/scale"), "variable 1 is 'block_1/kernel', here 'block_1/sca"),
-        ((*SAME_SHAPES[:2], "dense_1/bias", "dense/bias"), "variable 2 is 'dense/bias', here 'den"),
+        (
+            ("block_1/kernel", "block_0/kernel"),
+            "variable 0 is 'block_0/kernel', in this run 'block_1/ke",
+        ),
+        (
+            ("block_0/kernel", "block_1/scale"),
+            "variable 1 is 'block_1/kernel', in this run 'block_1/sca",
+        ),
+        (
+            (*SAME_SHAPES[:2], "dense_1/bias", "dense/bias"),
+            "variable 2 is 'dense/bias', in this run 'den",
+        ),
         (("block_1/kernel", "block_0/kernel", "dense_4/bias", "dense_5/bias"), "variable 0 is"),
-        ((*SAME_SHAPES[:3], "dense_1_bias_momentum"), "variable 3 is 'dense_1/bias', here 'dense_"),
+        (
+            (*SAME_SHAPES[:3], "dense_1_bias_momentum"),
+            "variable 3 is 'dense_1/bias', in this run 'dense_",
+        ),
     ],
 )
 def test_variables_of_one_shape_that_changed_places_are_refused(tmp_path, paths, words):

@@ -83,10 +83,10 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("trainer.precision", "mixed_float16", "A TPU computes in float32 or bfloat16"),
-        ("trainer.jit_compile", "True", "leave trainer.jit_compile off"),
-        ("trainer.deterministic", "True", "is for GPUs"),
-        ("trainer.replicas", "2", "Strategy one_device has one replica"),
+        ("trainer.precision", "mixed_float16", "does not support float16"),
+        ("trainer.jit_compile", "True", "tpu requires trainer.jit_compile=False"),
+        ("trainer.deterministic", "True", "does not support trainer.deterministic"),
+        ("trainer.replicas", "2", "Strategy one_device supports one replica"),
         ("compress.low_rank.budget", "0.5", "compress.low_rank chooses"),
         ("compress.structured.sparsity", "0.5", "compress.structured chooses"),
         ("compress.distill.teacher", "somewhere", "does not support compress.distill"),

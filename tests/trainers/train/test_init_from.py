@@ -64,7 +64,7 @@ def test_what_acts_in_training_alone_and_the_vocabulary_may_differ(kind, sources
     model = gpt.build(**{**SIZES, "dropout": 0.2, "vocabulary_size": 30})
     said = initialize(model, sources[0][kind])
     assert said.startswith("init_from: 27 of 28 weights")
-    assert said.endswith("; of another shape: embedding/embeddings (20, 16) -> (30, 16)")
+    assert said.endswith("; with another shape: embedding/embeddings (20, 16) -> (30, 16)")
     for mine, theirs in zip(model.weights[1:], sources[1].weights[1:], strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -169,8 +169,8 @@ def test_layers_without_weights_are_a_part_of_the_architecture(changes, said, tm
     if "head" in changes:
         expected = "8 of 10 weights"
         assert answer.endswith(
-            "; not in it: logits/kernel, logits/bias; not used of it: probabilities/kernel, "
-            "probabilities/bias"
+            "; missing in the source: logits/kernel, logits/bias; unused in the source: "
+            "probabilities/kernel, probabilities/bias"
         )
     assert expected in answer
 
@@ -181,13 +181,13 @@ def test_what_compression_adds_is_named(tmp_path):
     network().save(tmp_path / "plain.keras")
     rounded = network()
     quantize(rounded)
-    assert "; not in it: first_ranges/kernel_min" in initialize(
+    assert "; missing in the source: first_ranges/kernel_min" in initialize(
         rounded, str(tmp_path / "plain.keras")
     )
     rounded.save(tmp_path / "rounded.keras")
     said = initialize(network(), str(tmp_path / "rounded.keras"))
     assert "10 of 10 weights" in said
-    assert "; not used of it: first_ranges/kernel_min" in said
+    assert "; unused in the source: first_ranges/kernel_min" in said
 
 
 # --- a backbone's weights ------------------------------------------------------------------------

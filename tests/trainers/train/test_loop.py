@@ -69,8 +69,8 @@ def test_a_checkpoint_is_written_before_an_evaluation():
     run(hooks)
     after = calls[len(calls) - 1 - calls[::-1].index("updated") :]
     assert after == [
-        "updated", "rolled_back", "log", "end_updates", "asked", "save", "evaluate", "asked",
-        "end_epoch", "end",
+        "updated", "rolled_back", "log", "end_updates", "is_requested", "save", "evaluate",
+        "is_requested", "end_epoch", "end",
     ]  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_a_rollback_makes_the_batches_anew():
 
 def test_a_request_to_stop_saves_and_ends():
     class Ask(StopHook):
-        def asked(self):
+        def is_requested(self):
             return hooks.state.done == 3
 
         def terminated(self):

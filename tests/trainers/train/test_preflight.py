@@ -76,7 +76,7 @@ CASES = [
     # recipe against the work directory
     ("train cnn_digits:debug --workdir=run --config.optimizer.learning_rate=0.5", "learning_rate"),
     ("train cnn_digits:debug --mode=eval --workdir=run --config.model.hidden_dim=3", "hidden_dim"),
-    ("train cnn_digits:debug --workdir=file", "The work directory is a folder"),
+    ("train cnn_digits:debug --workdir=file", "A work directory must be a folder"),
     # sizes of the data against the model
     (f"{CNN} --config.data.source=npz:small.npz", "set model.input_shape"),
     (
@@ -112,7 +112,7 @@ CASES = [
     (f"{CNN} --config.init_from=images", "The folder contains ants, bees, cats"),
     (f"{CNN} --config.init_from=run", "contains no final model"),
     (f"{CNN} --config.init_from=bert", "model_type must be one of gpt2, llama"),
-    (f"{CNN} --config.data.source=npz:", "data.source=npz:PATH needs a path"),
+    (f"{CNN} --config.data.source=npz:", "data.source=npz:PATH requires a path"),
     (f"{CNN} --config.data.source=npz:images", "The folder contains ants, bees, cats"),
     (f"{CNN} --config.data.source=small.npz", "Did you mean 'npz:small.npz'"),
     (f"{CNN} --config.data.source=images", "Did you mean 'folder:images'"),
@@ -135,7 +135,7 @@ CASES = [
     ("train dcgan_mnist:debug --workdir=new --config.task.samples=1", "task.samples"),
     ("train seq2seq_multi30k:debug --workdir=new --config.task.beams=-1", "beams"),
     (f"{CNN} --config.trainer.micro_batch_size=7", "micro"),
-    (f"{CNN} --config.trainer.replicas=2", "one_device has one replica"),
+    (f"{CNN} --config.trainer.replicas=2", "one_device supports one replica"),
     # ranges of the optimizer
     (f"{CNN} --config.optimizer.beta_1=1.5", "optimizer.beta_1 must be in [0, 1)"),
     (f"{CNN} --config.optimizer.epsilon=0", "optimizer.epsilon must be positive"),
@@ -162,17 +162,26 @@ CASES = [
     (f"{CNN} --config.compress.cluster.number=1", "compress.cluster.number must be at least 2"),
     (f"{CNN} --config.compress.qat.decay=1", "compress.qat.decay must be in (0, 1)"),
     (f"{CNN} --config.compress.low_rank.energy=1.2", "compress.low_rank.energy must be in [0, 1)"),
-    (f"{CNN} --config.compress.low_rank.ranks=hidden", "compress.low_rank.ranks holds PATH=RANK"),
+    (
+        f"{CNN} --config.compress.low_rank.ranks=hidden",
+        "compress.low_rank.ranks must contain PATH=RANK",
+    ),
     (f"{CNN} --config.compress.low_rank.budget=0.5", "set init_from, or compress.low_rank.ranks"),
     (
         f"{CNN} --config.compress.structured.sparsity=1",
         "compress.structured.sparsity must be in [0, 1)",
     ),
-    (f"{CNN} --config.compress.structured.sparsity=0.5", "chooses sizes by weights: set init_from"),
-    (f"{CNN} --config.compress.structured.widths=hidden=0", "holds PATH=UNITS, at least 1"),
+    (
+        f"{CNN} --config.compress.structured.sparsity=0.5",
+        "chooses sizes by weights and requires init_from",
+    ),
+    (
+        f"{CNN} --config.compress.structured.widths=hidden=0",
+        "must contain PATH=UNITS with at least one",
+    ),
     (f"{CNN} --config.compress.distill.alpha=2", "compress.distill.alpha must be in [0, 1]"),
     (f"{CNN} --config.compress.distill.temperature=0", "temperature must be positive"),
-    (f"{CNN} --config.compress.ptq.format=litert_int8", "compress.ptq is for"),
+    (f"{CNN} --config.compress.ptq.format=litert_int8", "does not support compress.ptq"),
     # augmentations
     (f"{CNN} --config.task.augment=cutuot", "Did you mean 'cutout'"),
     (f"{CNN} --config.task.augment=crop:2", "must be from 0.05 to 1.0"),
@@ -204,7 +213,7 @@ CASES = [
     ("bench cnn_digits:debug --config.compress.structured.sparsity=0.5", "structured"),
     (
         "tpu_check cnn_digits:debug --topology=v5e:1x1 --config.trainer.jit_compile=1",
-        "leave trainer.jit_compile off",
+        "tpu requires trainer.jit_compile=False",
     ),
     ("tpu_check cnn_digits:debug --topology=v5e:2x2 --config.trainer.global_batch_size=6", "4"),
     ("tpu_check cnn_digits:debug --topology=v5e:2x2 --config.trainer.precision=f", "precision"),

@@ -74,7 +74,9 @@ def test_layers_inside_are_told_that_this_is_training():
 
 
 def test_pattern_must_match(run):
-    with pytest.raises(UsageError, match=r"matches no layer. Received: 'blok.*block_0"):
+    with pytest.raises(
+        UsageError, match=r"must match the name of a layer. Received: 'blok.*block_0"
+    ):
         train(run, "blok.*")
     with pytest.raises(UsageError, match="regular expression"):
         train(run, "block_(")

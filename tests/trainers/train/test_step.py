@@ -217,7 +217,7 @@ def test_xla_with_synchronized_normalization_is_refused(run):
     config = toys.recipe(
         "toy_norm", "image_classification", strategy="mirrored", replicas=2, jit_compile=True
     )
-    with pytest.raises(UsageError, match="XLA cannot compile batch normalisation"):
+    with pytest.raises(UsageError, match="XLA cannot compile batch normalization"):
         run(config, toys.image_data())
 
 

@@ -145,7 +145,7 @@ def test_a_start_that_is_refused_takes_nothing_over(
         config.optimizer.learning_rate = 0.5
         with (
             on_another_machine(monkeypatch, tmp_path),
-            pytest.raises(UsageError, match="made with another recipe"),
+            pytest.raises(UsageError, match="created with another recipe"),
         ):
             run(config, toys.token_data(), workdir=f"{bucket}/run")
 

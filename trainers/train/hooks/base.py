@@ -62,7 +62,7 @@ class RollbackHook:
 class StopHook:
     """Requests to stop: SIGTERM, and preemption notices of a cloud."""
 
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Returns whether the run must save a checkpoint and end."""
         return False
 

@@ -44,7 +44,9 @@ class Checkpoints(CheckpointHook):
     def save(self) -> None:
         state = self._state
         if self._group.count > 1:
-            self._group.same(f"weights after update {state.done}", checkpoint.digest(self._step))
+            self._group.check_same(
+                f"weights after update {state.done}", checkpoint.digest(self._step)
+            )
         state.windows = self._windows.state()
         state.lines = self._workdir.lines
         if self._group.chief:
@@ -89,7 +91,7 @@ class Checkpoints(CheckpointHook):
                 self.load(files[-1][1])
             except RunError as error:
                 older = f"step {files[-2][0]}" if len(files) > 1 else "the beginning"
-                raise RunError(f"{error} Delete it to go on from {older}.") from None
+                raise RunError(f"{error} Delete the file to continue from {older}.") from None
         if files or not fresh:
             self.share()
         if self._state.windows:

@@ -72,7 +72,7 @@ class Progress(ProgressHook):
             self._windows.collect()
             self._log()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints a progress line with the remaining time."""
         if not self._chief:
             return
@@ -118,9 +118,9 @@ class Progress(ProgressHook):
             goodput=round(self._goodput.share(), 4),
         )
         if not self.interactive:
-            parts = [f"training: {in_words(logs)}", in_words({**rates, **more})]
+            parts = [f"training: {format_metrics(logs)}", format_metrics({**rates, **more})]
             parts += [f"{short_number(v)} {k}/s" for k, v in speeds.items()]
-            self.say("  ".join(parts))
+            self.print_line("  ".join(parts))
 
     def examples_of(self, steps: int) -> int:
         """Returns the number of examples in the last `steps` updates, without padded rows."""
@@ -136,7 +136,7 @@ class Progress(ProgressHook):
             self._events("warning", warning)
 
 
-def in_words(values) -> str:
+def format_metrics(values) -> str:
     """Returns values as one line; "no value" if there are none."""
     line = "  ".join(f"{name} {short_number(value)}" for name, value in values.items())
-    return line or "no value (no target counts)"
+    return line or "no value (no target has a positive weight)"

@@ -21,14 +21,14 @@ class Stops(StopHook):
         self._stop, self._step, self._group = stop, step, group
         self._rollback, self._events = rollback, events
 
-    def asked(self) -> bool:
+    def is_requested(self) -> bool:
         self._stop.warn(self._events if self._group.chief else None)
-        asked, self._step.stop_training = self._group.any(
-            self._stop.asked.is_set(), bool(self._step.stop_training)
+        requested, self._step.stop_training = self._group.any(
+            self._stop.requested.is_set(), bool(self._step.stop_training)
         )
-        if asked:
+        if requested:
             self._rollback.check()
-        return asked
+        return requested
 
     def terminated(self) -> Terminated:
         notices = [notice for notice in self._group.each(self._stop.notice) if notice]

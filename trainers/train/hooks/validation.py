@@ -12,7 +12,7 @@ from trainers.run.workdir import save_model
 from trainers.train.hooks.base import ValidationHook
 from trainers.train.hooks.log_windows import LogWindows
 from trainers.train.hooks.periods import Periods
-from trainers.train.hooks.progress import Progress, in_words
+from trainers.train.hooks.progress import Progress, format_metrics
 from zoo.errors import short
 from zoo.storage.disk import write_json
 
@@ -57,7 +57,7 @@ class Validation(ValidationHook):
         if self._evaluator:
             weights = weights_name("current", self._config)
             plain = {name.removeprefix("val_"): value for name, value in logs.items()}
-            self._progress.say(f"validation ({weights} weights): {in_words(plain)}")
+            self._progress.print_line(f"validation ({weights} weights): {format_metrics(plain)}")
         if sample:
             self._workdir.log(step=state.done, event="sample", **sample)
         state.unevaluated = False
@@ -80,8 +80,8 @@ class Validation(ValidationHook):
         if value is None:
             self._events(
                 "warning",
-                f"the validation split has no target that counts in {self._task.monitor}, the "
-                "metric that selects the best model: no best model is saved",
+                f"no best model is saved: {self._task.monitor}, the metric that selects it, has no "
+                "value, because no target of the validation split has a positive weight",
             )
             return logs
         sign = 1 if self._task.monitor_mode == "max" else -1
