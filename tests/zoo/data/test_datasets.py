@@ -126,7 +126,7 @@ def test_a_wrong_array_is_named(changes, words):
 
 
 @pytest.mark.parametrize(
-    ("splits", "words"), [({}, "no splits"), ({"train": {}}, "'train': a split needs")]
+    ("splits", "words"), [({}, "no splits"), ({"train": {}}, "'train': a split must have")]
 )
 def test_a_data_set_of_nothing_is_refused(splits, words):
     with pytest.raises(RunError, match=words):

@@ -294,7 +294,7 @@ def test_values_out_of_range_are_refused(generators, options):
 
 
 def test_tokens_outside_of_the_vocabulary_are_refused(generators):
-    with pytest.raises(UsageError, match="0 … 39. Received: 40"):
+    with pytest.raises(UsageError, match="from 0 to 39. Received: 40"):
         generators["gpt"].tokens([[7, 40]], 5)
 
 

@@ -409,7 +409,7 @@ def test_a_full_disk_is_reported(site, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "needs --out=D"),
+        ((), "requires --out=D"),
         (("--out=D",), "prep.input must not be empty"),
         (("--out=D", "--config.prep.input=none.html"), "matches no file. Received: 'none.html'"),
         (("--out=D", "--config.prep.rules=gofer"), "prep.rules does not support 'gofer'"),
