@@ -117,7 +117,7 @@ CASES = [
     (f"{CNN} --config.data.source=small.npz", "Did you mean 'npz:small.npz'"),
     (f"{CNN} --config.data.source=images", "Did you mean 'folder:images'"),
     (f"{CNN} --config.model.num_classes=0", "set model.num_classes"),
-    ("train gpt_pydoc:debug --workdir=new --config.data.source=text:images", "holds ants, bees"),
+    ("train gpt_pydoc:debug --workdir=new --config.data.source=text:images", "contains ants, bees"),
     ("train seq2seq_multi30k:debug --workdir=new --config.data.source=pairs:images", "ants, bees"),
     (f"{FINE} --config.model.weights=nothing.weights.h5", "a path that exists"),
     (f"{CNN} --config.compress.distill.teacher=nothing", "nothing"),
