@@ -154,7 +154,7 @@ CASES = [
         f"{PRUNED} --config.compress.prune.initial_sparsity=0.7",
         "not above compress.prune.sparsity",
     ),
-    (f"{CNN} --config.compress.prune.m_by_n=4,2", "compress.prune.m_by_n must be (2, 4)"),
+    (f"{CNN} --config.compress.prune.m_by_n=4,2", "compress.prune.m_by_n must be () or (m, n)"),
     (
         f"{CNN} --config.compress.prune.block=0,1",
         "compress.prune.block must be a height and a width",
