@@ -174,18 +174,18 @@ class Tree:
     def results(self, cases) -> dict[str, dict]:
         """Returns the results to compare, by case."""
         done = [case for case in cases if case not in self.failures]
-        found = {case: {"failed": self.failures[case]} for case in self.failures}
+        case_results = {case: {"failed": self.failures[case]} for case in self.failures}
         folders = [self.folder / case for case in done if case != "prepare"]
         if folders:
             printed = _wait(self.start(_WEIGHTS, *folders))
             for line in printed.splitlines():
                 folder, count, digest = json.loads(line)
-                found[Path(folder).name] = {"variables": count, "weights": digest}
+                case_results[Path(folder).name] = {"variables": count, "weights": digest}
         for folder in folders:
-            found[folder.name]["metrics"] = _metrics(folder / "metrics.jsonl")
+            case_results[folder.name]["metrics"] = _metrics(folder / "metrics.jsonl")
         if "prepare" in done:
-            found["prepare"] = {"files": _files(self.folder / "prepare")}
-        return found
+            case_results["prepare"] = {"files": _files(self.folder / "prepare")}
+        return case_results
 
 
 def _wait(process: subprocess.Popen) -> str:
@@ -279,11 +279,11 @@ def main() -> int:
                 thread.start()
             for thread in threads:
                 thread.join()
-            found = differences(*(tree.results(cases) for tree in trees))
+            diffs = differences(*(tree.results(cases) for tree in trees))
         finally:
             subprocess.run([*git, "remove", "--force", checkout], check=True)
-    print("\n".join(found) or f"{len(cases)} cases are equal to {arguments.base} to the bit.")
-    return 1 if found else 0
+    print("\n".join(diffs) or f"{len(cases)} cases are equal to {arguments.base} to the bit.")
+    return 1 if diffs else 0
 
 
 if __name__ == "__main__":

@@ -55,5 +55,5 @@ class Page(html.parser.HTMLParser):
 
     def table(self, *head):
         """Returns the rows of the table with a header row that begins with `head`."""
-        (found,) = [table for table in self.tables if tuple(table[0][: len(head)]) == head]
-        return found[1:]
+        (match,) = [table for table in self.tables if tuple(table[0][: len(head)]) == head]
+        return match[1:]

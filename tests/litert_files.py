@@ -7,7 +7,7 @@ def constants(path, least=1024) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns (values, scales) of the constant arrays with at least `least` elements."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter, found = Interpreter(model_path=str(path)), []
+    interpreter, arrays = Interpreter(model_path=str(path)), []
     for detail in interpreter.get_tensor_details():
         if np.prod(detail["shape"]) < least:
             continue
@@ -15,5 +15,5 @@ def constants(path, least=1024) -> list[tuple[np.ndarray, np.ndarray]]:
             values = interpreter.get_tensor(detail["index"])
         except ValueError:  # computed, not stored
             continue
-        found.append((values.copy(), detail["quantization_parameters"]["scales"]))
-    return found
+        arrays.append((values.copy(), detail["quantization_parameters"]["scales"]))
+    return arrays

@@ -6,7 +6,7 @@ STEPS, BATCH = 60, 16
 PLAN = {"initial_sparsity": 0.1, "final_sparsity": 0.8, "begin_step": 5, "end_step": 55}
 
 
-def pictures():
+def training_data():
     generator = np.random.default_rng(0)
     label = generator.integers(0, 10, STEPS * BATCH).astype("int32")
     image = generator.normal(size=(len(label), 12, 12, 1)).astype("float32")
@@ -52,7 +52,7 @@ def official(start):
             ]
             masks.append([m.numpy() for x in wrappers for _, m, _ in x.pruning_vars])
 
-    image, label = pictures()
+    image, label = training_data()
     pruned.fit(
         image, label, batch_size=BATCH, epochs=1, shuffle=False, verbose=0,
         callbacks=[tfmot.sparsity.keras.UpdatePruningStep(), Record()],
@@ -83,7 +83,7 @@ def ours(start):
     step.compressors = (pruner,)
     update = tf.function(step.update, autograph=False)
     masks = []
-    image, label = pictures()
+    image, label = training_data()
     for i in range(STEPS):
         rows = slice(i * BATCH, (i + 1) * BATCH)
         update({"image": image[rows], "label": label[rows], "weight": np.ones(BATCH, "float32")})

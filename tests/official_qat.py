@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.official_pruning import BATCH, network, pictures
+from tests.official_pruning import BATCH, network, training_data
 
 EPOCHS = 2  # of 60 updates each; more than 80 updates in total
 
@@ -27,7 +27,7 @@ def official(start):
             losses.append(logs["loss"])
             rounded.reset_metrics()
 
-    image, label = pictures()
+    image, label = training_data()
     rounded.fit(
         image, label, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0,
         callbacks=[Record()],
@@ -53,7 +53,7 @@ def ours(start):
     step = TrainStep(model, ImageClassification(), keras.optimizers.SGD(0.1))
     update = tf.function(step.update, autograph=False)
     losses = []
-    image, label = pictures()
+    image, label = training_data()
     for _ in range(EPOCHS):
         for i in range(0, len(image), BATCH):
             rows = slice(i, i + BATCH)

@@ -28,10 +28,10 @@ def still_raises(section: str, error: type[Exception], match: str):
     try:
         yield
     except error as raised:
-        found = re.search(match, str(raised))
-        if not found:
+        result = re.search(match, str(raised))
+        if not result:
             raise
-        print(f"\n{section}: {type(raised).__name__}: {found[0]}")
+        print(f"\n{section}: {type(raised).__name__}: {result[0]}")
     else:
         pytest.fail(mended(section))
 

@@ -104,7 +104,7 @@ class Workers:
         each = each or [[]] * count
         environment = {}
         jobs = {"chief": self.addresses[:1], "worker": self.addresses[1:]}
-        told = "" if tf_config else ",".join(self.addresses)
+        worker_list = "" if tf_config else ",".join(self.addresses)
         self.processes = []
         for index in range(count):
             task = (
@@ -113,7 +113,7 @@ class Workers:
             if tf_config:
                 environment["TF_CONFIG"] = json.dumps({"cluster": jobs, "task": task})
             folder = absent(workdir, index) if index else workdir
-            words = [str(folder), told, str(index), *changes, *each[index]]
+            words = [str(folder), worker_list, str(index), *changes, *each[index]]
             self.processes.append(zygote.start(_CHILD, *words, environment=environment))
 
     def __enter__(self):

@@ -123,19 +123,19 @@ def test_batch_normalization_sees_one_replica(one, two):
         replicas = strategy.num_replicas_in_sync
         parts = tf.reshape(tf.constant(x, "float32"), (replicas, -1, 3))
         outputs = on_replicas(strategy, lambda i: norm(tf.gather(parts, i), training=True))
-        kept = strategy.experimental_local_results(norm.moving_mean.value)
-        return np.concatenate(outputs), norm.moving_mean.numpy(), [v.numpy() for v in kept]
+        means = strategy.experimental_local_results(norm.moving_mean.value)
+        return np.concatenate(outputs), norm.moving_mean.numpy(), [v.numpy() for v in means]
 
     whole, mean, _ = normalize(one)
     same, same_mean, _ = normalize(two, synchronized=True)
     assert np.abs(whole - same).max() <= 1e-5
     assert np.abs(mean - same_mean).max() <= 1e-5
-    parts, first, kept = normalize(two)
+    parts, first, means = normalize(two)
     gap, moved = np.abs(whole - parts).max(), np.abs(mean - first).max()
-    np.testing.assert_array_equal(first, kept[0])
+    np.testing.assert_array_equal(first, means[0])
     still(
         "BatchNormalization sees one replica's rows",
-        gap > 0.1 and moved > 0.1 and not np.allclose(*kept),
+        gap > 0.1 and moved > 0.1 and not np.allclose(*means),
         f"outputs differ by {gap:.2g}, the mean that is kept by {moved:.2g}",
     )
 
@@ -202,16 +202,16 @@ def test_an_embedding_trains_unlike_a_matrix_product(one):
 
 def test_optimizers_compute_the_rate_for_each_variable(devices):
     weights = [keras.Variable(float(i)) for i in range(5)]
-    asked = []
+    rate_calls = []
 
     class Rate(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step):
-            asked.append(step)
+            rate_calls.append(step)
             return 0.1
 
     optimizer = keras.optimizers.AdamW(Rate(), weight_decay=0.1)
     optimizer.build(weights)
-    asked.clear()
+    rate_calls.clear()
 
     def update(*gradients):
         optimizer.apply(list(gradients), weights)
@@ -221,8 +221,8 @@ def test_optimizers_compute_the_rate_for_each_variable(devices):
     powers = kinds.count("Pow")
     still(
         "Optimizers compute the rate for each variable",
-        len(asked) == 6 and powers == 10,
-        f"5 weights: {len(asked)} learning rates, {powers} powers, {len(kinds)} operations",
+        len(rate_calls) == 6 and powers == 10,
+        f"5 weights: {len(rate_calls)} learning rates, {powers} powers, {len(kinds)} operations",
     )
 
 

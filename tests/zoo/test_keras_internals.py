@@ -150,7 +150,7 @@ def test_cache_update_values(kind, arguments, bound, replicas, one, two):
     shapes = (30, 7), (7,), (2, 3, 4)
     start = [generator.normal(size=shape) for shape in shapes]
     gradients = [[generator.normal(size=shape) for shape in shapes] for _ in range(6)]
-    results, asked = [], []
+    results, call_counts = [], []
     strategy = two if replicas == 2 else one
     for once in (False, True):
         with strategy.scope():
@@ -165,11 +165,11 @@ def test_cache_update_values(kind, arguments, bound, replicas, one, two):
         update = update_of(optimizer, weights, strategy)
         for values in gradients:
             update(*[tf.constant(value, "float32") for value in values])
-        asked.append(rate.asked)
+        call_counts.append(rate.asked)
         results.append([v.numpy() for v in [*weights, *optimizer.variables[1:]]])
         assert float(optimizer.learning_rate.numpy()) == pytest.approx(0.02 * 0.5**6)
     # At most once per replica; with weight decay, Keras computes it for each variable.
-    assert asked[1] <= replicas * asked[0] / (4 if "weight_decay" in arguments else 1)
+    assert call_counts[1] <= replicas * call_counts[0] / (4 if "weight_decay" in arguments else 1)
     for right, value in zip(*results, strict=True):
         np.testing.assert_allclose(value, right, rtol=0, atol=bound * np.abs(right).max())
 
@@ -293,9 +293,9 @@ def test_connections():
         ("InputLayer", 0, []),
         ("Sequential", 1, [add]),
     ]
-    layer, taken = keras_internals.origin(model.output)
+    layer, inputs = keras_internals.origin(model.output)
     assert layer is inner
-    assert keras_internals.origin(taken[0])[0].name == add
+    assert keras_internals.origin(inputs[0])[0].name == add
     assert {type(layer) for layer, *_ in keras_internals.connections(inner)} == {
         layers.Dense, layers.InputLayer,
     }  # fmt: skip
@@ -312,11 +312,11 @@ def test_a_layer_inside_a_built_one():
 
 
 def test_layers_know_whether_it_is_training():
-    seen = []
+    training_flags = []
 
     class Listens(keras.layers.Layer):
         def call(self, x):
-            seen.append(keras_internals.in_training())
+            training_flags.append(keras_internals.in_training())
             self.later = keras_internals.capture_call_context()
             return x
 
@@ -325,7 +325,7 @@ def test_layers_know_whether_it_is_training():
     model = keras.Model(x, layer(x))
     model(np.ones((1, 2)), training=True)
     model(np.ones((1, 2)), training=False)
-    assert seen[-2:] == [True, False]
+    assert training_flags[-2:] == [True, False]
     model(np.ones((1, 2)), training=True)
     assert not keras_internals.in_training()
     with layer.later():

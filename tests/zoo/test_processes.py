@@ -11,7 +11,9 @@ from trainers.cli import main
 from zoo import processes
 from zoo.prep.engine import LocalEngine
 
-BAIT = "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
+MARKER_CODE = (
+    "import os\nopen({marker!r}, 'a').write(__name__ + ' in ' + str(os.getpid()) + '\\n')\n"
+)
 # Modules that the zoo and Python import late or in child processes.
 SHADOWS = ("json", "subprocess", "multiprocessing", "socket", "importlib_resources", "numpy", "jax")
 OURS = ("zoo", "trainers", "configs")
@@ -23,7 +25,7 @@ def folder(tmp_path):
     place, marker = tmp_path / "folder", tmp_path / "executed"
     for name in (*SHADOWS, *OURS):
         (place / name).mkdir(parents=True)
-        (place / name / "__init__.py").write_text(BAIT.format(marker=str(marker)))
+        (place / name / "__init__.py").write_text(MARKER_CODE.format(marker=str(marker)))
     (place / "mine.py").write_text(
         "import json, multiprocessing, sys, zoo.errors, trainers\n"
         "def count(text):\n    return float(len(text))\n"

@@ -103,9 +103,9 @@ def test_list_is_sorted_and_whole(register):
     ],
 )
 def test_a_wrong_name_or_value_is_answered_with_the_way_out(call, words):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         call()
-    assert all(word in str(caught.value) for word in words), caught.value
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_sizes_may_be_numbers_of_numpy():
@@ -150,8 +150,8 @@ def test_the_classifier_gives_probabilities(policy):
 
     with precision(policy):
         model = zoo.build("cnn_classifier")
-    pictures = np.random.default_rng(0).uniform(0, 1, (5, 28, 28, 1)).astype("float32")
-    probabilities = model.predict(pictures * 50, verbose=0)
+    images = np.random.default_rng(0).uniform(0, 1, (5, 28, 28, 1)).astype("float32")
+    probabilities = model.predict(images * 50, verbose=0)
     assert probabilities.shape == (5, 10)
     assert probabilities.dtype == np.float32
     assert probabilities.min() >= 0

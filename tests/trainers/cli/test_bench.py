@@ -1,4 +1,4 @@
-"""`zoo bench` measures what it says, and running out of memory ends in advice."""
+"""Tests of `zoo bench`: its measurements, and its advice if memory runs out."""
 
 import json
 import time
@@ -21,20 +21,20 @@ from zoo.tasks.image_classification import ImageClassification
 def test_bench_counts_what_it_runs(capsys):
     argv = ["zoo bench", "cnn_digits:debug", "--seconds=0.5", "--json"]
     assert common.run(bench.command, argv) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["samples_per_second"] == pytest.approx(64 / found["step"], rel=1e-6)
+    result = json.loads(capsys.readouterr().out)
+    assert result["samples_per_second"] == pytest.approx(64 / result["step"], rel=1e-6)
     # Three times forward: 2.8 million multiply-adds of the convolutions and dense layers.
     macs = 26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 9 * 64 * 576 + 576 * 64 + 640
-    assert found["flops"] == pytest.approx(3 * 2 * macs * 64, rel=0.05)
-    assert (found["share"] > 1) == (found["remark"] != "")
-    assert found["share"] == pytest.approx(found["flops"] / found["step"] / found["peak"])
-    assert found["input_samples_per_second"] == 64 * found["input_batches_per_second"]
-    assert found["input_samples_per_second"] > found["cached_samples_per_second"] > 0
-    assert found["bottleneck"] == "step"
+    assert result["flops"] == pytest.approx(3 * 2 * macs * 64, rel=0.05)
+    assert (result["share"] > 1) == (result["remark"] != "")
+    assert result["share"] == pytest.approx(result["flops"] / result["step"] / result["peak"])
+    assert result["input_samples_per_second"] == 64 * result["input_batches_per_second"]
+    assert result["input_samples_per_second"] > result["cached_samples_per_second"] > 0
+    assert result["bottleneck"] == "step"
 
 
 def test_step_and_peak_are_measured_in_turns(monkeypatch):
-    """What slows the machine down during a part of the measurement slows down both."""
+    """Updates and matrix products alternate, so a slow phase of the machine affects both."""
     from trainers import bench as module
 
     events, real = [], module.update_function
@@ -49,10 +49,10 @@ def test_step_and_peak_are_measured_in_turns(monkeypatch):
 
     monkeypatch.setattr(module.MatrixProducts, "flops_per_second", product)
     monkeypatch.setattr(module, "update_function", update_function)
-    found = measure(toys.recipe("toy_norm", "image_classification"), 0.0)
-    assert found.peak == 1e12
+    result = measure(toys.recipe("toy_norm", "image_classification"), 0.0)
+    assert result.peak == 1e12
     turn = ["update", "update", "product"]
-    assert events[: 2 + 9 * 3] == ["update", "update", *(9 * turn)]  # after two that warm up
+    assert events[: 2 + 9 * 3] == ["update", "update", *(9 * turn)]  # after two warm-up updates
     assert "product" not in events[2 + 9 * 3 :]
 
 
@@ -68,11 +68,11 @@ def test_a_share_above_the_peak_is_flagged(monkeypatch, zoo_command):
 
 def test_a_frozen_part_is_left_out_as_in_training():
     config = toys.recipe("toy_frozen", "image_classification")
-    found = measure(config, 0.2)
+    result = measure(config, 0.2)
     head = registry.build("toy_frozen").head
-    assert found.flops == 3 * forward_flops(head) * 16
+    assert result.flops == 3 * forward_flops(head) * 16
     config.task.feature_views = 0
-    assert measure(config, 0.2).flops > 2 * found.flops
+    assert measure(config, 0.2).flops > 2 * result.flops
 
 
 def test_a_student_is_timed_with_its_teacher(trained):
@@ -90,12 +90,12 @@ def test_sizes_that_would_follow_from_weights_are_refused(key, zoo_command):
 
 
 class SlowInput(ImageClassification):
-    """Two batches, of which one waits 0.05 s, take 0.05 s: two are prepared side by side."""
+    """Prepares each batch in 0.05 s; two batches are prepared in parallel."""
 
     def prepare(self, batch, uniform, training):
         batch = super().prepare(batch, uniform, training)
-        slept = tf.numpy_function(lambda: time.sleep(0.05) or np.float32(0), [], tf.float32)
-        return {**batch, "weight": batch["weight"] + tf.ensure_shape(slept, ())}
+        delay = tf.numpy_function(lambda: time.sleep(0.05) or np.float32(0), [], tf.float32)
+        return {**batch, "weight": batch["weight"] + tf.ensure_shape(delay, ())}
 
 
 @pytest.mark.alone
@@ -105,10 +105,10 @@ def test_a_slow_input_is_named(monkeypatch, zoo_command):
     monkeypatch.setattr(bench, "resolve", lambda *_: config)
     answer = zoo_command("bench", "toy", "--seconds=2", "--json")
     assert answer.status == 0, answer.err
-    found = json.loads(answer.out)
-    assert found["bottleneck"] == "input"
-    assert 20 < found["input_batches_per_second"] <= 1.1 * 2 / 0.05
-    assert found["cached_samples_per_second"] > found["input_samples_per_second"]
+    result = json.loads(answer.out)
+    assert result["bottleneck"] == "input"
+    assert 20 < result["input_batches_per_second"] <= 1.1 * 2 / 0.05
+    assert result["cached_samples_per_second"] > result["input_samples_per_second"]
 
 
 @pytest.mark.alone
@@ -123,17 +123,17 @@ def test_a_batch_is_the_shares_of_all_replicas(replicas):
 
 @pytest.mark.slow
 def test_text_is_measured_at_its_length(capsys):
-    """The recipe's own data decide the vocabulary."""
+    """The vocabulary is that of the recipe's data."""
     argv = ["zoo bench", "gpt_pydoc:debug", "--seconds=0.5", "--json"]
     assert common.run(bench.command, argv) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["unit"] == "tokens"
-    # 64 positions of 65 tokens a row, almost all of which count.
-    assert 60 < found["units_per_second"] / found["samples_per_second"] <= 64
-    # A multiply-add a position and weight of the two blocks and the projection (1,000 words), and
-    # two of attention for each pair of positions and unit of the width.
+    result = json.loads(capsys.readouterr().out)
+    assert result["unit"] == "tokens"
+    # A row of 65 tokens has 64 targets, almost all with weight 1.
+    assert 60 < result["units_per_second"] / result["samples_per_second"] <= 64
+    # Per position: one multiply-add per weight of the two blocks and the projection (1,000 words),
+    # and two multiply-adds of attention per pair of positions and unit of the width.
     macs = 64 * (2 * 12 * 32 * 32 + 1000 * 32) + 2 * 2 * 64 * 64 * 32
-    assert found["flops"] == pytest.approx(3 * 2 * macs * 32, rel=0.1)
+    assert result["flops"] == pytest.approx(3 * 2 * macs * 32, rel=0.1)
 
 
 def test_an_input_of_a_fixed_size_needs_no_name():
@@ -175,7 +175,7 @@ def test_out_of_memory_ends_in_advice(error, capsys):
         raise error
 
     assert common.run(command, ["zoo"]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
     for advice in ("micro_batch_size", "mixed_bfloat16", "remat"):
-        assert advice in said
+        assert advice in message

@@ -1,4 +1,4 @@
-"""`zoo` from the first command to the last: train, evaluate, predict, load, and go on."""
+"""Tests of the main commands: train, evaluate, predict, load and resume."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from trainers.run import checkpoint
 from trainers.train.callbacks import _callbacks
 from zoo.data import load
 
-# --- the doors: quick, and without TensorFlow ----------------------------------------------------
+# --- entry points: fast, and without TensorFlow ---------------------------------------------------
 
 WITHOUT_TENSORFLOW = """
 import sys
@@ -40,7 +40,7 @@ sys.exit(f"loaded {loaded}" if loaded else status)
 )  # fmt: skip
 def test_lists_and_helps_answer_at_once(words):
     seconds = []
-    while len(seconds) < 10 and min(seconds, default=1) >= 0.5:  # other tests run beside it
+    while len(seconds) < 10 and min(seconds, default=1) >= 0.5:  # other tests run at the same time
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", WITHOUT_TENSORFLOW, *words],
@@ -69,10 +69,10 @@ def test_results_are_on_stdout_and_all_else_on_stderr(zoo_command, capsys):
     from trainers.cli.main import main
 
     capsys.readouterr()
-    assert main(["zoo"]) == 2  # no answer to a question: usage
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("zoo VERB")
+    assert main(["zoo"]) == 2  # without a verb, the usage text goes to stderr
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("zoo VERB")
     answer = zoo_command("fetch")
     assert all("Folder" not in line for line in answer.out.splitlines())
     assert answer.err.startswith("zoo: Folder: ")
@@ -128,15 +128,15 @@ numpy.save("probabilities.npy", model.predict(numpy.load("pictures.npy"), verbos
 
 
 def test_the_model_opens_with_plain_keras_in_another_process(trained, tmp_path):
-    pictures = load("digits").splits["test"]["image"][:8].astype("float32") / 255
-    np.save(tmp_path / "pictures.npy", pictures)
+    images = load("digits").splits["test"]["image"][:8].astype("float32") / 255
+    np.save(tmp_path / "pictures.npy", images)
     done = subprocess.run(
         [sys.executable, "-I", "-c", PLAIN_KERAS, trained[0] / "model.keras"],
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["Functional"]
-    expected = zoo.load(trained[0]).predict(pictures, verbose=0)
+    expected = zoo.load(trained[0]).predict(images, verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-6)
 
 
@@ -154,7 +154,7 @@ def test_sigterm_in_the_middle_is_143_and_goes_on_to_the_same_end(
 ):
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 9:  # ten updates run between two looks of Python
+            if batch == 9:  # one `tf.function` call runs ten updates
                 os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setitem(_callbacks, "terminate", lambda config, workdir: Terminate())
@@ -163,8 +163,8 @@ def test_sigterm_in_the_middle_is_143_and_goes_on_to_the_same_end(
     assert answer.status == 143
     assert answer.out == ""
     assert "saved at step 10" in answer.err.splitlines()[-1]
-    found = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")
-    assert [step for step, _ in found] == [10]
+    checkpoints = checkpoint.list_checkpoints(tmp_path / "run/checkpoints")
+    assert [step for step, _ in checkpoints] == [10]
 
     answer = zoo_command(*words)
     assert answer.status == 0
@@ -199,16 +199,16 @@ def test_model_garden_habits(tmp_path, zoo_command):
 
 def test_evaluate_gives_what_train_gave(trained, tmp_path, zoo_command):
     path = shutil.copytree(trained[0], tmp_path / "copy")
-    (path / "metrics.jsonl").unlink()  # as where the model and its recipe alone were copied
+    (path / "metrics.jsonl").unlink()  # as if only the model and its recipe were copied
     printed = metrics(trained[1].out.splitlines()[-2])
     answer = zoo_command("evaluate", path)
     assert answer.status == 0
     assert metrics(answer.out) == pytest.approx(printed, rel=1e-5)
     answer = zoo_command("evaluate", path, "--checkpoint=best", "--json")
-    found = json.loads(answer.out)
-    assert (found["split"], found["checkpoint"]) == ("test", "best")
+    evaluation = json.loads(answer.out)
+    assert (evaluation["split"], evaluation["checkpoint"]) == ("test", "best")
     saved = json.loads((path / "evaluation/test.json").read_text())
-    assert saved["metrics"] == found["metrics"]
+    assert saved["metrics"] == evaluation["metrics"]
     assert saved["examples"] == 1000
 
 
@@ -217,13 +217,13 @@ def test_evaluate_gives_what_train_gave(trained, tmp_path, zoo_command):
 
 @pytest.fixture(scope="module")
 def digits(trained):
-    """`(pictures, expected labels, expected probabilities)` of a few test digits."""
-    pictures = load("digits").splits["test"]["image"][::137]
-    found = zoo.load(trained[0]).predict(pictures.astype("float32") / 255, verbose=0)
-    return pictures[..., 0], found.argmax(-1), found.max(-1)
+    """Returns `(images, expected labels, expected probabilities)` of a few test digits."""
+    images = load("digits").splits["test"]["image"][::137]
+    probabilities = zoo.load(trained[0]).predict(images.astype("float32") / 255, verbose=0)
+    return images[..., 0], probabilities.argmax(-1), probabilities.max(-1)
 
 
-def grey(digit):
+def gray(digit):
     return Image.fromarray(digit)
 
 
@@ -232,23 +232,23 @@ def sixteen_bit(digit):
 
 
 def palette(digit):
-    return grey(digit).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    return gray(digit).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
 
 
 def clear_paper(digit):
-    """Black ink on nothing."""
+    """Returns a digit in black ink on a transparent background."""
     ink = Image.new("RGBA", digit.shape, "black")
-    ink.putalpha(grey(digit))
+    ink.putalpha(gray(digit))
     return ink
 
 
 @pytest.mark.parametrize(
     ("draw", "flags"),
     [
-        (grey, []),
-        (lambda d: grey(d).convert("RGB"), []),
-        (lambda d: grey(d).convert("RGBA"), []),
-        (lambda d: ImageOps.invert(grey(d)), ["--invert"]),
+        (gray, []),
+        (lambda d: gray(d).convert("RGB"), []),
+        (lambda d: gray(d).convert("RGBA"), []),
+        (lambda d: ImageOps.invert(gray(d)), ["--invert"]),
         (palette, []),
         (sixteen_bit, []),
         (clear_paper, ["--invert"]),
@@ -256,24 +256,24 @@ def clear_paper(digit):
     ids=["grey", "rgb", "opaque", "dark on light", "palette", "16 bit", "clear paper"],
 )
 def test_predict_labels_pngs(trained, tmp_path, zoo_command, digits, draw, flags):
-    pictures, labels, probabilities = digits
-    files = [tmp_path / f"digit {i}.png" for i in range(len(pictures))]
-    for file, picture in zip(files, pictures, strict=True):
-        draw(picture).save(file)
+    images, labels, probabilities = digits
+    files = [tmp_path / f"digit {i}.png" for i in range(len(images))]
+    for file, image in zip(files, images, strict=True):
+        draw(image).save(file)
     answer = zoo_command("predict", trained[0], *files, "--json", *flags)
     assert answer.status == 0
     rows = json.loads(answer.out)
     assert [row["file"] for row in rows] == [str(file) for file in files]
     assert [row["label"] for row in rows] == [str(label) for label in labels]
-    found = [row["probability"] for row in rows]
-    assert found == pytest.approx(list(probabilities), abs=0.01)
+    actual = [row["probability"] for row in rows]
+    assert actual == pytest.approx(list(probabilities), abs=0.01)
 
 
 def test_predict_turns_a_photo_as_its_camera_says(trained, tmp_path, zoo_command, digits):
-    upright = grey(digits[0][5]).resize((224, 224))
+    upright = gray(digits[0][5]).resize((224, 224))
     upright.save(tmp_path / "upright.jpg", quality=100)
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side: turn clockwise to see it
+    exif[0x0112] = 6  # rotated camera: viewers turn the image clockwise
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.save(tmp_path / "turned.jpg", quality=100, exif=exif)
     turned.save(tmp_path / "lying.jpg", quality=100)
@@ -299,7 +299,7 @@ def test_predict_turns_a_photo_as_its_camera_says(trained, tmp_path, zoo_command
 def test_predict_names_the_file_that_is_no_picture(trained, tmp_path, zoo_command, digits, damage):
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     for file in (good, bad):
-        grey(digits[0][0]).save(file)
+        gray(digits[0][0]).save(file)
     damage(bad)
     answer = zoo_command("predict", trained[0], good, bad, good)
     assert answer.status == 1

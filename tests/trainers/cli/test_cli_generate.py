@@ -1,4 +1,4 @@
-"""`zoo generate`: a work directory, a prompt, text."""
+"""Tests of `zoo generate`: prompts, options and output."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import commands
-from tests.zoo.generation.test_generate import lively
+from tests.zoo.generation.test_generate import with_large_weights
 from trainers.config.recipe import as_dict, resolve
 from trainers.run.workdir import save_model
 from zoo import registry
@@ -26,7 +26,7 @@ SIZES = {
 
 
 def work_directory(path, model, tokenizer, task="clm", packing="stream", **arguments):
-    """Writes what training leaves of a text model that was trained on 50 positions."""
+    """Writes the work directory of a text model that was trained on 50 positions."""
     path.mkdir()
     config = {
         "format_version": FORMAT_VERSION, "source": "made", "class_names": [],
@@ -49,7 +49,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    return lively(registry.build("gpt_nano", **SIZES, rotary_base=100.0))
+    return with_large_weights(registry.build("gpt_nano", **SIZES, rotary_base=100.0))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def workdir(tmp_path_factory, model, tokenizer):
 
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
-    """XLA takes longer here than all texts together; the process's test has it."""
+    """Disables XLA, whose compilation is slow; the test of a real process uses XLA."""
     defaults = {**Generator.__init__.__kwdefaults__, "jit_compile": False}
     monkeypatch.setattr(Generator.__init__, "__kwdefaults__", defaults)
 
@@ -81,7 +81,7 @@ def test_a_process_streams_what_the_model_writes(workdir, generator):
 
 
 class Terminal(io.StringIO):
-    """Remembers how much had been written at each flush."""
+    """Records the output length at each flush."""
 
     def __init__(self):
         super().__init__()
@@ -127,11 +127,11 @@ def test_prompts_of_a_file(workdir, generator, zoo_command, tmp_path, monkeypatc
     words = ["generate", workdir, "--max_tokens=10", "--seed=7"]
     answer = zoo_command(*words, f"--prompts={tmp_path / 'prompts.txt'}")
     texts = generator.text(prompts, 10, temperature=0.8, seed=7)
-    shown = [
+    expected_texts = [
         f"--- {number} ---\n{prompt}{text}\n"
         for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), 1)
     ]
-    assert answer.out == "\n".join(shown) + "\n"
+    assert answer.out == "\n".join(expected_texts) + "\n"
 
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(prompts)))
     answer = zoo_command(*words, "--prompts=-", "--json")
@@ -152,11 +152,11 @@ def test_the_context_ends_the_text_and_says_so(workdir, zoo_command):
 
 
 def test_a_prompt_is_taken_as_it_is(workdir, generator, zoo_command):
-    """White space is text, and bytes of a command that are no UTF-8 end in nothing worse."""
-    for prompt, shown in (("\n", "\n"), (" ", " "), ("a\udcffb", "a\ufffdb")):
+    """White space is kept; bytes of a prompt that are not UTF-8 become U+FFFD."""
+    for prompt, printed_prompt in (("\n", "\n"), (" ", " "), ("a\udcffb", "a\ufffdb")):
         answer = zoo_command("generate", workdir, f"--prompt={prompt}", "--max_tokens=12")
-        text = generator.text([shown], 12, temperature=0.8)[0]
-        assert (answer.status, answer.out) == (0, f"{shown}{text}\n")
+        text = generator.text([printed_prompt], 12, temperature=0.8)[0]
+        assert (answer.status, answer.out) == (0, f"{printed_prompt}{text}\n")
 
 
 def test_documents_that_were_packed_whole_begin_with_the_start(
@@ -223,7 +223,7 @@ def test_another_tokenizer_is_refused(tmp_path, model, tokenizer, zoo_command):
     answer = zoo_command("export", path, "--format=keras", f"--out={tmp_path / 'model.keras'}")
     assert answer.status != 0
     assert "is not the tokenizer that the model was trained with" in answer.one_line()
-    assert [found.name for found in tmp_path.iterdir()] == ["run"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
     (path / "tokenizer.json").unlink()
     answer = zoo_command("generate", path)
     assert answer.status == 2
@@ -243,7 +243,7 @@ def test_a_task_that_generates_no_text(tmp_path, model, tokenizer, zoo_command):
     answer = zoo_command("generate", path)
     assert answer.status == 2
     assert "contains a model of the task 'image_classification'" in answer.one_line()
-    encoder = registry.build("cnn_classifier")  # a tokenizer alone makes no writer
+    encoder = registry.build("cnn_classifier")  # a classifier with a tokenizer cannot generate text
     path = work_directory(tmp_path / "encoder", encoder, tokenizer, task="mlm")
     answer = zoo_command("generate", path)
     assert answer.status == 2
@@ -256,13 +256,13 @@ def test_no_work_directory(tmp_path, zoo_command):
     assert "is not a work directory" in answer.one_line()
 
 
-# --- what is no decoder --------------------------------------------------------------------------
+# --- models that are not decoders -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def translating(tmp_path_factory, tokenizer):
     sizes = {**registry.entry("transformer_tiny").tiny, "vocabulary_size": 262}
-    model = lively(registry.build("transformer_tiny", **sizes))
+    model = with_large_weights(registry.build("transformer_tiny", **sizes))
     folder = tmp_path_factory.mktemp("translating") / "run"
     work_directory(folder, model, tokenizer, "seq2seq", name="transformer_tiny", **sizes)
     return folder, model
@@ -299,7 +299,7 @@ def test_a_translation_that_is_none(translating, zoo_command, words, message):
 @pytest.mark.parametrize("pairs", [True, False])
 def test_an_encoder_fills_masks(tmp_path, pairs, tokenizer, zoo_command):
     sizes = {**registry.entry("bert_tiny").tiny, "vocabulary_size": 270, "next_sentence": pairs}
-    model = lively(registry.build("bert_tiny", **sizes))
+    model = with_large_weights(registry.build("bert_tiny", **sizes))
     task = "nsp" if pairs else "mlm"
     work_directory(tmp_path / "run", model, tokenizer, task, name="bert_tiny", **sizes)
     prompt = "a[MASK]cd[MASK]"
@@ -311,14 +311,14 @@ def test_an_encoder_fills_masks(tmp_path, pairs, tokenizer, zoo_command):
     logits = np.array(model(inputs)["mlm"])[0][:, FIRST_WORD:262]
     best = [bytes([i]).decode("utf-8", "replace").strip() for i in logits.argmax(-1)]
     answer = zoo_command("generate", tmp_path / "run", f"--prompt={prompt}", "--json")
-    (found,) = json.loads(answer.out)
-    assert found["text"] == f"a{best[0]}cd{best[1]}"
+    (result,) = json.loads(answer.out)
+    assert result["text"] == f"a{best[0]}cd{best[1]}"
     chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    for words, chance in zip(found["words"], chances, strict=True):
+    for words, chance in zip(result["words"], chances, strict=True):
         expected = np.sort(chance)[::-1][:5]
         np.testing.assert_allclose([w["probability"] for w in words], expected, atol=1e-4)
     answer = zoo_command("generate", tmp_path / "run", f"--prompt={prompt}")
-    assert answer.out == found["text"] + "\n"
+    assert answer.out == result["text"] + "\n"
     for words, message in (
         (["--prompt=text"], "must contain [MASK] at least once"),
         (["--prompt=[MASK]" + 20 * "a"], "the model supports 12 positions"),

@@ -1,4 +1,4 @@
-"""What `zoo` refuses: one line, the right exit status, and every file as it was."""
+"""Refused commands print one line, return the right exit status and change no file."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from trainers.run import checkpoint
 from trainers.run.workdir import WorkDirectory, read_metrics
 from zoo.errors import RunError, UsageError
 
-# --- words and flags: TensorFlow is not asked ----------------------------------------------------
+# --- words and flags, checked without TensorFlow --------------------------------------------------
 
 _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
 
@@ -91,13 +91,13 @@ def test_flags_of_one_command_do_not_reach_the_next(zoo_command):
 
 def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
     generator = np.random.default_rng(0)
-    found = {}
+    splits = {}
     for split in ("train", "test"):
         count = 0 if empty and split == "test" else examples
-        pictures = generator.integers(0, 255, (count, side, side, 1)).astype("uint8")
-        found[f"{split}_{image}"] = pictures
-        found[f"{split}_label"] = np.arange(count) % classes
-    return found
+        images = generator.integers(0, 255, (count, side, side, 1)).astype("uint8")
+        splits[f"{split}_{image}"] = images
+        splits[f"{split}_label"] = np.arange(count) % classes
+    return splits
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_place_that_takes_no_folder(workdir, status, line, zoo_command, tmp_pa
 def test_a_read_only_place(zoo_command, tmp_path):
     tmp_path.chmod(0o500)
     user = os.geteuid()
-    if user == 0:  # root may write everywhere
+    if user == 0:  # root has write permission everywhere
         os.seteuid(65534)
     try:
         answer = zoo_command("train", "cnn_digits:debug", f"--workdir={tmp_path / 'run'}")
@@ -198,7 +198,7 @@ def test_a_read_only_place(zoo_command, tmp_path):
 
 @pytest.fixture
 def old(trained, tmp_path):
-    """A copy of the trained work directory."""
+    """Returns a copy of the trained work directory."""
     return shutil.copytree(trained[0], tmp_path / "old")
 
 
@@ -230,7 +230,7 @@ def test_another_recipe_in_an_old_directory_is_refused(words, line, old, zoo_com
 
 
 def test_an_absent_section_equals_its_defaults(old, zoo_command):
-    """A run goes on with a section that changes nothing, and not with one that does."""
+    """A run resumes with a section of defaults, but not with a section that changes values."""
     for change in ("prune.sparsity=0", "qat.on=False", "distill.teacher="):
         words = ("train", "cnn_digits:debug", f"--workdir={old}", f"--config.compress.{change}")
         answer = zoo_command(*words)

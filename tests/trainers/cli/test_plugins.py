@@ -1,4 +1,4 @@
-"""A user's own model, task, data set and callback, from a module outside the package."""
+"""Custom models, tasks, data sets and callbacks of a module outside the package."""
 
 import json
 
@@ -98,8 +98,8 @@ def get_config(arg=""):
 
 
 @pytest.fixture
-def forget(monkeypatch):
-    """What a test registers in this process is forgotten after it."""
+def restore_registries(monkeypatch):
+    """Removes the names that a test registers, after the test."""
     for place, name in (
         (registry, "_models"), (registry, "_tasks"),
         (datasets, "_DATASETS"), (callbacks, "_callbacks"),
@@ -108,8 +108,8 @@ def forget(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def mine(tmp_path_factory):
-    """A folder of the user with a trained work directory `run`; what `zoo train` answered."""
+def user_run(tmp_path_factory):
+    """Returns a folder with a trained work directory `run`, and the result of `zoo train`."""
     folder = tmp_path_factory.mktemp("mine")
     (folder / "my_zoo.py").write_text(MODULE)
     (folder / "my_recipe.py").write_text(RECIPE)
@@ -121,8 +121,8 @@ def mine(tmp_path_factory):
     return folder, answer
 
 
-def test_it_trains_through_the_command(mine):
-    folder, answer = mine
+def test_it_trains_through_the_command(user_run):
+    folder, answer = user_run
     assert metrics(answer.out.splitlines()[-2])["loss"] < 0.1
     assert {"model.keras", "best/model.keras", "report.html"} <= set(content(folder / "run"))
     config = json.loads((folder / "run/config.json").read_text())
@@ -130,19 +130,21 @@ def test_it_trains_through_the_command(mine):
     assert config["config"]["trainer"]["epochs"] == 25
 
 
-def test_the_recipe_is_written_before_the_first_step(mine):
-    seen = (mine[0] / "run/seen.txt").read_text().split()
-    assert {"config.json", "environment.json", "metrics.jsonl"} <= set(seen)
-    assert not {"checkpoints", "model.keras"} & set(seen)
+def test_the_recipe_is_written_before_the_first_step(user_run):
+    files = (user_run[0] / "run/seen.txt").read_text().split()
+    assert {"config.json", "environment.json", "metrics.jsonl"} <= set(files)
+    assert not {"checkpoints", "model.keras"} & set(files)
 
 
-def test_its_model_is_listed_evaluated_and_loaded(mine, forget, zoo_command, monkeypatch):
-    folder, answer = mine
+def test_its_model_is_listed_evaluated_and_loaded(
+    user_run, restore_registries, zoo_command, monkeypatch
+):
+    folder, answer = user_run
     monkeypatch.chdir(folder)
     before = content(folder / "run")
-    forgotten = zoo_command("evaluate", "run")
-    assert forgotten.status == 2
-    assert "There is no data set 'my_points'" in forgotten.one_line()
+    without_import = zoo_command("evaluate", "run")
+    assert without_import.status == 2
+    assert "There is no data set 'my_points'" in without_import.one_line()
     assert content(folder / "run") == before
 
     evaluated = zoo_command("evaluate", "run", "--import=my_zoo")
@@ -152,9 +154,9 @@ def test_its_model_is_listed_evaluated_and_loaded(mine, forget, zoo_command, mon
     assert "24 (24 trainable)" in zoo_command("describe", "my_line").out
     assert registry.load("run").count_params() == 24
 
-    refused = zoo_command("predict", "run", "picture.png")
-    assert refused.status == 2
-    assert "Received: run, a model of the task 'my_regression'" in refused.one_line()
+    prediction = zoo_command("predict", "run", "picture.png")
+    assert prediction.status == 2
+    assert "Received: run, a model of the task 'my_regression'" in prediction.one_line()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_its_model_is_listed_evaluated_and_loaded(mine, forget, zoo_command, mon
     ],
 )
 def test_a_module_that_does_not_run_is_named(
-    text, line, forget, zoo_command, tmp_path, monkeypatch
+    text, line, restore_registries, zoo_command, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_module.py").write_text(text)

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody."""
+"""Standard streams that are closed, full, or pipes without a reader."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ def shell(tmp_path, redirection: str, *words, code=commands.ZOO) -> tuple[int, s
         ("<&-", {0}, ""),
         (">&- 2>&-", {1}, ""),
         (">/dev/full 2>/dev/full", {1}, ""),
-        # A short answer is in the pipe before its reader is gone.
+        # A short output is in the pipe before its reader exits.
         ("| head -c 1; exit ${PIPESTATUS[0]}", {0, 141}, ""),
     ],
 )

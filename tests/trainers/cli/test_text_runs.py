@@ -1,4 +1,4 @@
-"""Runs on text as a user makes them: evaluated, resumed and continued with what belongs to them."""
+"""Runs on text files: evaluation, resuming, and further training with the run's tokenizer."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from tests import commands
 from trainers.run.workdir import read_config
 from zoo.data.text import tokenizers
 
-# Six updates of a model of some thousand weights.
+# Six updates of a model with a few thousand weights.
 RECIPE = """
 from trainers.config.recipe import shipped_recipe
 
@@ -40,7 +40,7 @@ def book(tmp_path):
 @pytest.fixture
 def train(recipe, book, zoo_command):
     def command(folder, *words, source=f"text:{book}"):
-        # A source among the words comes later, and holds.
+        # A `data.source` on the command line overrides the earlier one.
         words = [f"--config.data.source={source}", f"--workdir={folder}", *words]
         return zoo_command("train", recipe, *words)
 
@@ -51,7 +51,7 @@ def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(train, book, zoo_
     assert train(tmp_path / "run").status == 0
     evaluate = ["evaluate", tmp_path / "run", "--split=validation", "--json"]
     before = json.loads(zoo_command(*evaluate).out)["metrics"]["loss"]
-    # A letter fewer: all others would be other tokens.
+    # With one letter fewer, all later letters would have other token ids.
     book.write_text(book.read_text().replace("a", ""))
     answer = zoo_command(*evaluate)
     assert "contains other data than in training" in answer.err
@@ -114,7 +114,7 @@ def test_what_contradicts_itself_is_one_line(train, tmp_path, words, message):
 
 @pytest.mark.slow
 def test_a_users_own_model_writes_no_samples(recipe, book, tmp_path):
-    """A model that we cannot decode is trained all the same."""
+    """A custom model without a decoder is trained, but writes no samples."""
     (tmp_path / "own.py").write_text('''
 import keras, zoo
 

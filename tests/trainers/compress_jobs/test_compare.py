@@ -1,4 +1,4 @@
-"""`zoo compress compare`, and what is measured of two models: loads no TensorFlow."""
+"""Tests of `zoo compress compare`, which loads no TensorFlow, and of latency measurements."""
 
 import json
 
@@ -23,7 +23,7 @@ def side(accuracy=0.9, gzip_bytes=1000, ms=1.0, **more):
 
 
 def folder(path, after, *, method="prune", before=None, **more):
-    """A work directory of which `zoo compress` has told what it brought."""
+    """Writes a work directory with the summary of `zoo compress`."""
     path.mkdir()
     config = as_dict(resolve("cnn_digits"))
     saved = {
@@ -33,17 +33,17 @@ def folder(path, after, *, method="prune", before=None, **more):
         "data_fingerprint": "one",
     }
     (path / "config.json").write_text(json.dumps({**saved, "config": config, "tokenizer": None}))
-    found = {
+    summary = {
         "method": method, "from": "/runs/whole", "task": "image_classification", "data": "one",
         "split": "test", "metric": "accuracy", "mode": "max", "before": before or side(),
         "after": after, **more,
     }  # fmt: skip
-    (path / "compression.json").write_text(json.dumps(found))
+    (path / "compression.json").write_text(json.dumps(summary))
     return path
 
 
-def test_the_front(tmp_path, zoo_command):
-    """Worth having is what no other model beats; the model that was compressed stands with them."""
+def test_the_comparison_marks_the_pareto_front(tmp_path, zoo_command):
+    """The front has the models that no other model dominates, among them the original model."""
     good = folder(tmp_path / "good", side(0.89, 300, 0.8))
     small = folder(tmp_path / "small", side(0.80, 100, 0.9), method="prune+ptq")
     worse = folder(tmp_path / "worse", side(0.88, 310, 0.9))
@@ -52,12 +52,12 @@ def test_the_front(tmp_path, zoo_command):
     words = ("compress", "compare", good, small, worse, silent)
     answer = zoo_command(*words, f"--out={page}", "--json")
     assert answer.status == 0, answer.err
-    found = json.loads(answer.out)
+    comparison = json.loads(answer.out)
     names = ["/runs/whole", "good (prune)", "small (prune+ptq)", "worse (prune)", "silent (prune)"]
-    assert [model["name"] for model in found["models"]] == names
-    assert [model["front"] for model in found["models"]] == [True, True, True, False, True]
+    assert [model["name"] for model in comparison["models"]] == names
+    assert [model["front"] for model in comparison["models"]] == [True, True, True, False, True]
     speeds = [1, 1.25, pytest.approx(1 / 0.9), pytest.approx(1 / 0.9), None]
-    assert [model["speed"] for model in found["models"]] == speeds
+    assert [model["speed"] for model in comparison["models"]] == speeds
     text = page.read_text()
     assert text.count("<svg") == 2
     assert "small (prune+ptq) ★" in text
@@ -69,19 +69,19 @@ def test_the_front(tmp_path, zoo_command):
 
 
 def test_pages_escape_text_of_files(tmp_path):
-    name = f"$x^{{${EVIL}"  # matplotlib must not read it as math
+    name = f"$x^{{${EVIL}"  # matplotlib must not parse it as math
     measured = side(remark=EVIL, test={name: 0.9})
-    found = {
+    summary = {
         "method": EVIL, "from": f"/{EVIL}", "task": EVIL, "split": EVIL, "metric": name,
         "before": side(test={name: 0.95}), "after": measured,
     }  # fmt: skip
-    write_page(found, tmp_path / "one.html")
+    write_page(summary, tmp_path / "one.html")
     page = Page(tmp_path / "one.html")
     assert "script" not in page.tags
     assert page.words.count(EVIL) == 9
     model = {**measured, "name": EVIL, "metric": 0.9, "speed": None, "front": True}
-    found |= {"models": [model, {**model, "metric": 0.8, "front": False}]}
-    write_comparison(found, tmp_path / "several.html")
+    summary |= {"models": [model, {**model, "metric": 0.8, "front": False}]}
+    write_comparison(summary, tmp_path / "several.html")
     page = Page(tmp_path / "several.html")
     assert "script" not in page.tags
     assert page.words.count(EVIL) == 9
@@ -91,8 +91,8 @@ def test_a_lower_loss_is_better(tmp_path, zoo_command):
     more = {"metric": "loss", "mode": "min"}
     one = folder(tmp_path / "one", side(0.95, 300), **more)
     two = folder(tmp_path / "two", side(0.85, 300), **more)
-    found = json.loads(zoo_command("compress", "compare", one, two, "--json").out)
-    assert [model["front"] for model in found["models"]] == [False, True, False]
+    comparison = json.loads(zoo_command("compress", "compare", one, two, "--json").out)
+    assert [model["front"] for model in comparison["models"]] == [False, True, False]
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
@@ -101,7 +101,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
     data = folder(tmp_path / "data", side(), data="another")
     bare = folder(tmp_path / "bare", side())
     (bare / "compression.json").unlink()
-    refused = [
+    cases = [
         ((one, task), "requires models of the same task"),
         ((one, task), "Received: clm in "),
         ((one, data), "requires models of the same data set"),
@@ -110,34 +110,34 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
         ((one, "--config.trainer.steps=3"), "does not support overrides"),
         ((one, f"--out={tmp_path}/page"), "must end in .html"),
     ]
-    for words, said in refused:
+    for words, message in cases:
         answer = zoo_command("compress", "compare", *words)
         assert answer.status == 2, answer.err
-        assert said in answer.one_line()
+        assert message in answer.one_line()
 
 
 def test_a_row_tells_how_before_and_after_compare():
-    found = {"before": side(0.9, 1000, 2.0), "after": side(0.85, 250, 4.0, nonzeros=400)}
-    notes = {name: note for name, _, _, note in rows(found)}
+    summary = {"before": side(0.9, 1000, 2.0), "after": side(0.85, 250, 4.0, nonzeros=400)}
+    notes = {name: note for name, _, _, note in rows(summary)}
     assert notes["gzip_bytes"] == "4.00x smaller"
     assert notes["nonzeros"] == ""
     assert notes["ms, 1 thread"] == "0.50x the speed"
     assert notes["accuracy"] == "-0.05"
-    found["after"] |= {"milliseconds": None, "remark": "no runtime file: it loops"}
-    text = table({**found, "split": "test"})
+    summary["after"] |= {"milliseconds": None, "remark": "no runtime file: it loops"}
+    text = table({**summary, "split": "test"})
     assert text.startswith("metrics: test split ")
     assert text.splitlines()[-1] == "after: no runtime file: it loops"
     assert next(line for line in text.splitlines() if "2 threads" in line).split()[-1] == "–"
 
 
 def test_files_take_turns(monkeypatch):
-    """One call each in turn, on the same example, and medians: one slow call moves nothing."""
+    """Calls alternate between the files, on the same example; medians ignore one slow call."""
     calls, now = [], [0.0]
 
     class File:
         def __init__(self, path, threads):
             self.path, self.threads = path, threads
-            # Only the fast one takes segments.
+            # Only the fast model has the input `segments`.
             self.inputs = {"x": (), "segments": ()} if path == "fast" else {"x": ()}
 
         def one(self, inputs):
@@ -147,13 +147,13 @@ def test_files_take_turns(monkeypatch):
 
     monkeypatch.setattr(latency, "LiteRTFile", File)
     monkeypatch.setattr(latency, "time", toys.Clock(lambda: now[0]))
-    found = latency.measure_latencies(
+    latencies = latency.measure_latencies(
         {"fast": "fast", "slow": "slow"},
         {"x": np.arange(3), "segments": np.ones(3)},
     )
     for threads in ("1", "2"):
-        assert found["slow"][threads] == pytest.approx(4)
-        assert found["fast"][threads] == pytest.approx(1)
-    one = [call for call in calls if call[1] == 1][2:]  # without the first call of each
+        assert latencies["slow"][threads] == pytest.approx(4)
+        assert latencies["fast"][threads] == pytest.approx(1)
+    one = [call for call in calls if call[1] == 1][2:]  # without the first call of each file
     assert [path for path, _, _ in one[:4]] == ["fast", "slow"] * 2
     assert [x for _, _, x in one[:8]] == [0, 0, 1, 1, 2, 2, 0, 0]

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ see what a layer is given, and lose less of its outputs than plain rounding."""
+"""GPTQ and AWQ use a layer's inputs, and have smaller output errors than plain rounding."""
 
 import keras
 import numpy as np
@@ -14,20 +14,20 @@ METHODS = {"gptq": int4.gptq, "awq": int4.awq}
 
 
 def layer_inputs(size, outlier, rows=300):
-    """Independent inputs, one channel of which is 20 times as large as the others."""
+    """Returns independent inputs; one channel is 20 times as large as the others."""
     x = np.random.default_rng(size).normal(size=(rows, size)).astype("float32")
     x[:, outlier] *= 20
     return x
 
 
-def of(x):
-    found = int4.Inputs(x.shape[1])
-    found.add(x)
-    return found
+def inputs_of(x):
+    inputs = int4.Inputs(x.shape[1])
+    inputs.add(x)
+    return inputs
 
 
 def keras_int4(kernel):
-    """A layer of Keras with its own plain rounding to 4 bits."""
+    """Returns a Keras layer with Keras' rounding to 4 bits."""
     layer = keras.layers.Dense(kernel.shape[1], use_bias=False)
     layer.build((None, kernel.shape[0]))
     layer.kernel.assign(kernel)
@@ -43,7 +43,7 @@ def test_an_outlier_channel_is_kept_better_than_by_plain_rounding(mode, size, ou
     kernel = np.random.default_rng(1).normal(size=(size, 24)).astype("float32")
     expected = x @ kernel
     plain = np.mean((keras_int4(kernel)(x).numpy() - expected) ** 2)
-    error = np.mean((x @ METHODS[mode](kernel.T, of(x)).weights.T - expected) ** 2)
+    error = np.mean((x @ METHODS[mode](kernel.T, inputs_of(x)).weights.T - expected) ** 2)
     assert error < 0.5 * plain
     nearest = np.mean((x @ int4.nearest(kernel.T).weights.T - expected) ** 2)
     assert error < 0.5 * nearest
@@ -53,7 +53,7 @@ def test_the_error_is_that_of_the_outputs():
     x = layer_inputs(20, 4)
     weights, change = np.random.default_rng(2).normal(size=(2, 6, 20))
     expected = np.mean((x @ (weights + change).T - x @ weights.T) ** 2, 0)
-    np.testing.assert_allclose(of(x).error(change), expected, rtol=1e-4)
+    np.testing.assert_allclose(inputs_of(x).error(change), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [12, int4.GROUP + 6])
@@ -62,53 +62,57 @@ def test_gptq_rounds_as_its_definition_says(size):
     later groups too."""
     x = layer_inputs(size, 5) @ np.random.default_rng(3).normal(size=(size, size))
     weights = np.random.default_rng(4).normal(size=(7, size))
-    inputs = of(np.float32(x))
+    inputs = inputs_of(np.float32(x))
     hessian = 2 * inputs.gram / len(x)
     hessian += 0.01 * np.diag(hessian).mean() * np.eye(size)
-    found = int4.gptq(weights, inputs)
-    left = weights.copy()
+    result = int4.gptq(weights, inputs)
+    remaining = weights.copy()
     for i in range(size):
         group = slice(i // int4.GROUP, i // int4.GROUP + 1)
-        zero, scale = np.float64(found.zero[:, group]), found.scale[:, group]
-        level = np.clip(np.round(left[:, i : i + 1] / scale + zero), 0, 15)
-        np.testing.assert_array_equal(found.integers[:, i], level[:, 0])
-        error = left[:, i : i + 1] - (level - zero) * scale
+        zero, scale = np.float64(result.zero[:, group]), result.scale[:, group]
+        level = np.clip(np.round(remaining[:, i : i + 1] / scale + zero), 0, 15)
+        np.testing.assert_array_equal(result.integers[:, i], level[:, 0])
+        error = remaining[:, i : i + 1] - (level - zero) * scale
         inverse = np.linalg.inv(hessian[i:, i:])
-        left[:, i:] -= error * inverse[0] / inverse[0, 0]
+        remaining[:, i:] -= error * inverse[0] / inverse[0, 0]
 
 
 def test_awq_takes_the_best_of_its_grid():
     x, weights = layer_inputs(16, 3), np.random.default_rng(5).normal(size=(9, 16))
-    inputs = of(x)
+    inputs = inputs_of(x)
 
     def error(rounded):
         return inputs.error(rounded.weights - weights).sum()
 
-    found = int4.awq(weights, inputs, clip=False)
-    held = (np.abs(weights) / np.abs(weights).max(1, keepdims=True)).mean(0)
+    result = int4.awq(weights, inputs, clip=False)
+    weight_means = (np.abs(weights) / np.abs(weights).max(1, keepdims=True)).mean(0)
     grid = [
-        error(int4.nearest(weights, np.abs(x).mean(0) ** alpha / (held ** (1 - alpha) + 1e-4)))
+        error(
+            int4.nearest(weights, np.abs(x).mean(0) ** alpha / (weight_means ** (1 - alpha) + 1e-4))
+        )
         for alpha in np.arange(20) / 20
     ]
-    assert error(found) == pytest.approx(min(grid), rel=1e-4)
+    assert error(result) == pytest.approx(min(grid), rel=1e-4)
     assert min(grid) < error(int4.nearest(weights))
-    weights[:, 7] *= 8  # of a channel that hardly counts: clipping it serves the others
+    weights[:, 7] *= (
+        8  # of a channel with small inputs: clipping its weights helps the other channels
+    )
     x[:, 7] *= 0.01
-    inputs = of(x)
+    inputs = inputs_of(x)
     assert error(int4.awq(weights, inputs)) < error(int4.awq(weights, inputs, clip=False))
 
 
 def test_zero_stays_zero_and_a_group_of_one_sign_keeps_its_levels():
     weights = np.float32([[3.0, 3.5, 4.0], [-1.0, -1.5, -2.0], [0, 0, 0]])
-    found = int4.nearest(weights).weights
-    np.testing.assert_allclose(found, weights, atol=4 / 15 / 2)
+    actual = int4.nearest(weights).weights
+    np.testing.assert_allclose(actual, weights, atol=4 / 15 / 2)
     x = layer_inputs(3, 0)
     x[:, 1] = 0  # an input that never occurs
     for method in METHODS.values():
-        for given in (x, np.zeros_like(x)):
-            found = method(weights, of(given)).weights
-            assert np.isfinite(found).all()
-            np.testing.assert_array_equal(found[2], 0)
+        for samples in (x, np.zeros_like(x)):
+            actual = method(weights, inputs_of(samples)).weights
+            assert np.isfinite(actual).all()
+            np.testing.assert_array_equal(actual[2], 0)
 
 
 @pytest.fixture(scope="module")
@@ -120,42 +124,42 @@ def files(tmp_path_factory):
 
     def fresh():
         keras.utils.set_random_seed(3)
-        found = loaded_run("gpt_nano")
+        run = loaded_run("gpt_nano")
         for i in range(2):
-            norm = found.model.get_layer(f"block_{i}").attention_norm
+            norm = run.model.get_layer(f"block_{i}").attention_norm
             norm.gamma.assign(np.where(np.arange(16) == 5, 20, 1))
-        return found
+        return run
 
-    folder, made = tmp_path_factory.mktemp("int4"), {}
+    folder, quantized = tmp_path_factory.mktemp("int4"), {}
     for mode in METHODS:
-        found = fresh()
-        counts = calibrated.quantize(found.model, mode, found.representative(12, 0))
+        run = fresh()
+        counts = calibrated.quantize(run.model, mode, run.representative(12, 0))
         path = folder / f"{mode}.keras"
-        made[mode] = (
+        quantized[mode] = (
             counts,
-            ptq._save_and_reopen(found.model, path, found, FORMATS[f"keras_{mode}"]),
+            ptq._save_and_reopen(run.model, path, run, FORMATS[f"keras_{mode}"]),
         )
-    return fresh().model, made
+    return fresh().model, quantized
 
 
 def dense_layers(model):
     blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
-    found = [x for block in blocks for x in all_layers(block)]
-    return {x.path: x for x in found if isinstance(x, keras.layers.Dense)}
+    inner_layers = [x for block in blocks for x in all_layers(block)]
+    return {x.path: x for x in inner_layers if isinstance(x, keras.layers.Dense)}
 
 
 def test_every_layer_is_calibrated_on_every_position(files):
-    """12 examples of 12 tokens; the counts are of inputs that reached the statistics."""
-    floats, made = files
-    for counts, _ in made.values():
+    """There are 12 examples of 12 tokens; `counts` are the numbers of calibration inputs."""
+    floats, quantized = files
+    for counts, _ in quantized.values():
         assert counts == dict.fromkeys(dense_layers(floats), 12 * 12)
 
 
 def test_the_files_of_both_methods_keep_what_plain_rounding_loses(files):
-    floats, made = files
+    floats, quantized = files
     x = layer_inputs(16, 5)
     for path, layer in dense_layers(floats).items():
-        both = [dense_layers(model)[path] for _, model in made.values()]
+        both = [dense_layers(model)[path] for _, model in quantized.values()]
         assert np.any(both[0].quantized_kernel.numpy() != both[1].quantized_kernel.numpy()), path
         if not path.endswith("query_key_value"):
             continue
@@ -168,40 +172,40 @@ def test_the_files_of_both_methods_keep_what_plain_rounding_loses(files):
 
 @pytest.fixture
 def calibrations(monkeypatch):
-    """A list that gets `(path, sum of x x^T)` of each layer before it is rounded."""
-    found, plain = [], calibrated._quantize_layer
+    """Returns a list of `(path, sum of x x^T)` per layer, recorded before the layer is rounded."""
+    records, plain = [], calibrated._quantize_layer
 
     def watched(layer, mode, inputs, *clip):
-        found.append((layer.path, inputs.gram.copy()))
+        records.append((layer.path, inputs.gram.copy()))
         plain(layer, mode, inputs, *clip)
 
     monkeypatch.setattr(calibrated, "_quantize_layer", watched)
-    return found
+    return records
 
 
 def test_a_block_is_calibrated_on_what_the_rounded_blocks_before_it_give(calibrations):
-    found = loaded_run("gpt_nano")
-    for layer in dense_layers(found.model).values():
+    run = loaded_run("gpt_nano")
+    for layer in dense_layers(run.model).values():
         layer.kernel.assign(np.random.default_rng(6).normal(size=layer.kernel.shape))
-    examples = found.representative(4, 0)
+    examples = run.representative(4, 0)
 
     def gram():
-        block = found.model.get_layer("block_1")
-        before = keras.Model(found.model.inputs, block.input[0])
-        hidden = before([examples[x.name] for x in found.model.inputs])
+        block = run.model.get_layer("block_1")
+        before = keras.Model(run.model.inputs, block.input[0])
+        hidden = before([examples[x.name] for x in run.model.inputs])
         x = np.asarray(block.attention_norm(hidden)).reshape(-1, 16)
         return x.T @ x
 
     floats = gram()
-    calibrated.quantize(found.model, "gptq", examples)
-    (seen,) = [
+    calibrated.quantize(run.model, "gptq", examples)
+    (calibration,) = [
         each
         for path, each in calibrations
         if path.startswith("block_1/") and path.endswith("query_key_value")
     ]
     scale = np.abs(floats).max()
-    np.testing.assert_allclose(seen / scale, gram() / scale, atol=1e-3)
-    assert np.abs(seen - floats).max() > 0.02 * scale
+    np.testing.assert_allclose(calibration / scale, gram() / scale, atol=1e-3)
+    assert np.abs(calibration - floats).max() > 0.02 * scale
 
 
 def test_awq_clips_no_layer_that_makes_the_scores_of_attention(calibrations, monkeypatch):
@@ -212,19 +216,19 @@ def test_awq_clips_no_layer_that_makes_the_scores_of_attention(calibrations, mon
         return plain(weights, inputs, clip)
 
     monkeypatch.setattr(int4, "awq", awq)
-    found = loaded_run("gpt_nano")
-    calibrated.quantize(found.model, "awq", found.representative(2, 0))
+    run = loaded_run("gpt_nano")
+    calibrated.quantize(run.model, "awq", run.representative(2, 0))
     of_scores = ["query" in path for path, _ in calibrations]
     assert any(of_scores)
     assert clips == [not each for each in of_scores]
 
 
 def test_awq_clips_only_outputs_that_are_better_for_it():
-    """Groups are clipped one by one, and what is best for each may add up to a larger error."""
+    """Groups are clipped independently; their best clips together may enlarge the error."""
     draw = np.random.default_rng(7)
     size = 2 * int4.GROUP
     x = np.float32(draw.normal(size=(300, 3)) @ draw.normal(size=(3, size)))
-    inputs, weights = of(x), draw.standard_t(3, size=(40, size))
+    inputs, weights = inputs_of(x), draw.standard_t(3, size=(40, size))
     plain, clipped = (
         inputs.error(int4.awq(weights, inputs, clip).weights - weights) for clip in (False, True)
     )
@@ -234,7 +238,7 @@ def test_awq_clips_only_outputs_that_are_better_for_it():
 
 
 def test_a_layer_without_inputs_is_refused(monkeypatch):
-    found = loaded_run("gpt_nano")
+    run = loaded_run("gpt_nano")
     monkeypatch.setattr(int4.Inputs, "add", lambda self, x: None)
     with pytest.raises(RunError, match="keras_gptq: block_0/.* got no inputs"):
-        calibrated.quantize(found.model, "gptq", found.representative(2, 0))
+        calibrated.quantize(run.model, "gptq", run.representative(2, 0))

@@ -1,4 +1,4 @@
-"""`zoo compress ptq`: what is rounded computes the same to its tolerance, and is measured."""
+"""Tests of `zoo compress ptq`: outputs within a tolerance, and metrics of the written file."""
 
 import json
 import shutil
@@ -29,9 +29,9 @@ TINY = ("gpt_nano", "llama_nano", "bert_tiny", "transformer_tiny", "lstm_generat
 
 
 def loaded_run(name, examples=24, path=None, **more):
-    """A tiny model of the catalog, untrained, with made-up data of its task."""
+    """Returns an untrained tiny model of the catalog with synthetic data of its task."""
     row = registry.entry(name)
-    keras.utils.set_random_seed(0)  # bounds of rounding errors hold for given weights
+    keras.utils.set_random_seed(0)  # the bounds of rounding errors are for these weights
     model = registry.build(name, **row.tiny)
     task = registry.build_task(row.task, **row.task_arguments, **more)
     arrays = task.synthetic(model, examples, 0)
@@ -40,20 +40,20 @@ def loaded_run(name, examples=24, path=None, **more):
     return LoadedRun(path, {"config": {}}, dataset, task, model)
 
 
-def file_of(found, folder, quantisation="float32"):
-    """A LiteRT file of a subject, converted in this process."""
-    saved, path = folder / "saved", folder / f"{quantisation}.tflite"
-    export.write_saved_model(found.serving_model(), str(saved), found.examples(), batch=1)
-    if quantisation == "int8":
-        np.savez(saved / "examples.npz", **found.representative(20, 0))
-    per_tensor = litert.needs_single_scale(found.serving_model(), quantisation)
-    path.write_bytes(litert.convert(str(saved), quantisation, per_tensor))
+def file_of(run, folder, quantization="float32"):
+    """Converts a run's model to LiteRT in this process; returns the path."""
+    saved, path = folder / "saved", folder / f"{quantization}.tflite"
+    export.write_saved_model(run.serving_model(), str(saved), run.examples(), batch=1)
+    if quantization == "int8":
+        np.savez(saved / "examples.npz", **run.representative(20, 0))
+    per_tensor = litert.needs_single_scale(run.serving_model(), quantization)
+    path.write_bytes(litert.convert(str(saved), quantization, per_tensor))
     return path
 
 
 @pytest.fixture(scope="module")
 def rounded(trained, tmp_path_factory):
-    """The digit classifier in full integers, by the command; `(path, what it answered)`."""
+    """Quantizes the digit classifier to full integers; returns the work directory."""
     from trainers.cli.main import main
 
     out = tmp_path_factory.mktemp("ptq") / "int8"
@@ -63,7 +63,7 @@ def rounded(trained, tmp_path_factory):
 
 
 def test_the_work_directory_of_a_file(trained, rounded):
-    """Its recipe is the other's with the format; its metrics are those of the file, run by hand."""
+    """The recipe adds the format; the metrics equal those of the file, computed by hand."""
     from ai_edge_litert.interpreter import Interpreter
 
     before, after = (read_config(folder)["config"] for folder in (trained[0], rounded))
@@ -72,32 +72,32 @@ def test_the_work_directory_of_a_file(trained, rounded):
 
     serve = Interpreter(str(rounded / "model.tflite")).get_signature_runner()
     test = zoo.data.load("digits").splits["test"]
-    found = [serve(image=image[None])["output_0"][0].argmax() for image in test["image"]]
+    predictions = [serve(image=image[None])["output_0"][0].argmax() for image in test["image"]]
     evaluation = json.loads((rounded / "evaluation" / "test.json").read_text())
     assert evaluation["examples"] == len(test["label"])
     accuracy = evaluation["metrics"]["accuracy"]
-    assert accuracy == pytest.approx(np.mean(found == test["label"]), abs=1e-6)
+    assert accuracy == pytest.approx(np.mean(predictions == test["label"]), abs=1e-6)
     floats = json.loads((trained[0] / "evaluation" / "test.json").read_text())["metrics"]
     assert evaluation["metrics"]["loss"] != floats["loss"]
     assert accuracy == pytest.approx(floats["accuracy"], abs=0.02)
 
 
-def test_what_it_brought(trained, rounded):
+def test_the_compression_summary(trained, rounded):
     import gzip
 
-    found = json.loads((rounded / "compression.json").read_text())
-    before, after = found["before"], found["after"]
+    summary = json.loads((rounded / "compression.json").read_text())
+    before, after = summary["before"], summary["after"]
     content = (rounded / "model.tflite").read_bytes()
-    assert (found["metric"], found["mode"], found["split"]) == ("accuracy", "max", "test")
+    assert (summary["metric"], summary["mode"], summary["split"]) == ("accuracy", "max", "test")
     assert after["file"] == before["file"] == "litert"
     assert after["bytes"] == len(content) < before["bytes"] / 3
     assert after["gzip_bytes"] == len(gzip.compress(content, 9, mtime=0))
     assert after["parameters"] == before["parameters"] == 93_322
     for side, folder in (("before", trained[0]), ("after", rounded)):
-        assert set(found[side]["milliseconds"]) == {"1", "2"}
-        assert min(found[side]["milliseconds"].values()) > 0
+        assert set(summary[side]["milliseconds"]) == {"1", "2"}
+        assert min(summary[side]["milliseconds"].values()) > 0
         metrics = json.loads((folder / "evaluation" / "test.json").read_text())["metrics"]
-        assert found[side]["test"] == metrics
+        assert summary[side]["test"] == metrics
     page = (rounded / "compression.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
     assert page.count("<svg") == 1
@@ -106,16 +106,16 @@ def test_what_it_brought(trained, rounded):
 
 @pytest.mark.usefixtures("children_here")
 def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
-    """It is evaluated; what needs a Keras model says so; and nothing is done to it again."""
+    """Evaluation works; commands that need a Keras model, and further compression, are refused."""
     run = tmp_path / "run"
     shutil.copytree(rounded, run)
     expected = json.loads((run / "evaluation" / "test.json").read_text())["metrics"]
     answer = zoo_command("evaluate", run, "--json")
     assert answer.status == 0, answer.err
-    found = json.loads(answer.out)["metrics"]
+    result = json.loads(answer.out)["metrics"]
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-5)
-    refused = [
+        assert result[name] == pytest.approx(value, rel=1e-5)
+    cases = [
         (("export", run, "--format=keras", f"--out={tmp_path}/a.keras"), "with --format=litert"),
         (
             ("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx"),
@@ -124,17 +124,17 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
         (("evaluate", run, "--checkpoint=best"), "contains no Keras model"),
         (("compress", "ptq", run, f"--out={tmp_path}/b"), "does not support models of ptq"),
     ]
-    for words, said in refused:
+    for words, message in cases:
         answer = zoo_command(*words)
         assert answer.status == 2
-        assert said in answer.one_line()
+        assert message in answer.one_line()
     exported = tmp_path / "a.tflite"
     answer = zoo_command("export", run, "--format=litert", f"--out={exported}", "--json")
     assert answer.status == 0, answer.err
     assert exported.read_bytes() == (run / "model.tflite").read_bytes()
-    found = json.loads(answer.out)
-    assert found["inputs"] == {"image": {"shape": [1, 28, 28, 1], "dtype": "uint8"}}
-    assert 0 < found["largest_difference"] < 0.2  # from the model before it was rounded
+    result = json.loads(answer.out)
+    assert result["inputs"] == {"image": {"shape": [1, 28, 28, 1], "dtype": "uint8"}}
+    assert 0 < result["largest_difference"] < 0.2  # from the unrounded model
     (run / "model.tflite").write_bytes(b"not a file of LiteRT")
     answer = zoo_command("evaluate", run)
     assert answer.status == 1
@@ -144,7 +144,7 @@ def test_what_can_be_done_with_a_file(rounded, tmp_path, zoo_command):
 def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
     run, out = trained[0], f"--out={tmp_path / 'out'}"
     flag = "--config.compress.ptq.format="
-    refused = [
+    cases = [
         (
             ("ptq", run, out, f"{flag}litert_int4"),
             "named 'litert_int4'. Did you mean 'litert_int8'",
@@ -161,14 +161,14 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
         (("ptq", run, run, out), "Usage: zoo compress"),
         (("ptq", run, out, "--json"), "--json is for zoo compress compare"),
     ]
-    for words, said in refused:
+    for words, message in cases:
         answer = zoo_command("compress", *words)
         assert answer.status == 2, answer.err
-        assert said in answer.one_line()
+        assert message in answer.one_line()
     assert not (tmp_path / "out").exists()
 
 
-# The runtime writes into the process's stderr, once a process.
+# The runtime writes to stderr once per process.
 RUN = """
 import sys
 import numpy as np
@@ -178,24 +178,24 @@ LiteRTFile(sys.argv[1])({"image": np.zeros((1, 28, 28, 1), "uint8")})
 
 
 @pytest.mark.parametrize(
-    ("quantisation", "tolerance", "size"),
+    ("quantization", "tolerance", "size"),
     [("float32", 1e-5, 1), ("float16", 2e-3, 0.6), ("dynamic", 0.03, 0.4), ("int8", 0.05, 0.4)],
 )
-def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
-    found = loaded_run("cnn_classifier")
+def test_a_file_agrees_with_the_model(quantization, tolerance, size, tmp_path):
+    run = loaded_run("cnn_classifier")
     keras.utils.set_random_seed(1)
-    found.model = registry.build("cnn_classifier", filters=(16, 32, 32), hidden_dim=32)
-    arrays = found.task.synthetic(found.model, 24, 0)
-    found.dataset = Dataset("synthetic", {"train": arrays, "test": arrays}, (), "cnn")
-    path = file_of(found, tmp_path, quantisation)
-    images = found.examples()
-    expected = np.asarray(found.serving_model()(images["image"]))
+    run.model = registry.build("cnn_classifier", filters=(16, 32, 32), hidden_dim=32)
+    arrays = run.task.synthetic(run.model, 24, 0)
+    run.dataset = Dataset("synthetic", {"train": arrays, "test": arrays}, (), "cnn")
+    path = file_of(run, tmp_path, quantization)
+    images = run.examples()
+    expected = np.asarray(run.serving_model()(images["image"]))
     got = litert_file.LiteRTFile(path)(images)
     worst = export.difference([expected], got)
     assert worst <= tolerance
-    assert (worst > 0) == (quantisation != "float32") or worst < 1e-6
-    assert path.stat().st_size < size * 4 * found.model.count_params() + 12_000
-    if quantisation == "dynamic":
+    assert (worst > 0) == (quantization != "float32") or worst < 1e-6
+    assert path.stat().st_size < size * 4 * run.model.count_params() + 12_000
+    if quantization == "dynamic":
         assert test_quiet.stderr_of(RUN, str(path)) == ""
 
 
@@ -208,34 +208,34 @@ def test_a_file_agrees_with_the_model(quantisation, tolerance, size, tmp_path):
     ],
 )  # fmt: skip
 def test_a_task_measures_a_file_as_it_measures_the_model(name, more, tmp_path):
-    """The float file gives the Keras model's metrics; the rounded one others, of the file."""
-    found = loaded_run(name, **more)
-    expected, _ = found.evaluate()
-    found.file = file_of(found, tmp_path)
-    metrics, _ = found.evaluate()
+    """The float32 file has the metrics of the Keras model; the rounded file has its own."""
+    run = loaded_run(name, **more)
+    expected, _ = run.evaluate()
+    run.file = file_of(run, tmp_path)
+    metrics, _ = run.evaluate()
     for key, value in expected.items():
         assert metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
-    found.file = file_of(found, tmp_path, "float16")
-    other = found.evaluate()[0]
+    run.file = file_of(run, tmp_path, "float16")
+    other = run.evaluate()[0]
     assert max(abs(other[key] - value) for key, value in expected.items()) > 1e-7
 
 
-@pytest.mark.parametrize("quantisation", ["float32", "float16", "dynamic"])
-def test_a_tied_embedding_is_stored_once(quantisation, tmp_path):
-    found = loaded_run("gpt_nano")
+@pytest.mark.parametrize("quantization", ["float32", "float16", "dynamic"])
+def test_a_tied_embedding_is_stored_once(quantization, tmp_path):
+    run = loaded_run("gpt_nano")
     size = {"vocabulary_size": 500, "hidden_dim": 16, "num_layers": 1}
-    found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
-    path = file_of(found, tmp_path, quantisation)
-    stored = [values for values, _ in constants(path, 500 * 16) if 500 in values.shape]
-    assert [values.dtype for values in stored] == [
-        {"float32": "float32", "float16": "float16", "dynamic": "int8"}[quantisation]
+    run.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
+    path = file_of(run, tmp_path, quantization)
+    embeddings = [values for values, _ in constants(path, 500 * 16) if 500 in values.shape]
+    assert [values.dtype for values in embeddings] == [
+        {"float32": "float32", "float16": "float16", "dynamic": "int8"}[quantization]
     ]
-    got = litert_file.LiteRTFile(path)(found.examples())
-    assert export.difference(ptq._outputs(found.model, found), got) < 0.05
+    got = litert_file.LiteRTFile(path)(run.examples())
+    assert export.difference(ptq._outputs(run.model, run), got) < 0.05
 
 
 def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
-    """Of a trained run: each kernel has no more integers than the recipe has clusters."""
+    """Each kernel of a trained run has at most as many integers as the recipe has clusters."""
     arguments = {**registry.entry("cnn_classifier").tiny, "filters": (12, 16, 16)}
     arguments["input_shape"] = (20, 20, 1)
     config = toys.recipe(
@@ -246,12 +246,12 @@ def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
     run(config, data, tmp_path / "clustered")
     monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
 
-    def here(model, inputs, out, quantisation, examples, per_tensor):
-        folder = tmp_path / f"saved_{quantisation}"
+    def here(model, inputs, out, quantization, examples, per_tensor):
+        folder = tmp_path / f"saved_{quantization}"
         litert.prepare(model, str(folder), inputs)
         if examples is not None:
             np.savez(folder / "examples.npz", **examples)
-        out.write_bytes(litert.convert(str(folder), quantisation, per_tensor))
+        out.write_bytes(litert.convert(str(folder), quantization, per_tensor))
 
     monkeypatch.setattr(ptq, "write", here)
     kernels = []
@@ -265,15 +265,15 @@ def test_clusters_stay_few_values_in_the_file(run, tmp_path, monkeypatch):
 
 
 def test_a_file_in_which_nothing_would_be_rounded_is_refused(run, tmp_path, monkeypatch):
-    """LiteRT's dynamic range leaves small kernels as they are."""
+    """LiteRT's dynamic-range quantization skips small kernels."""
     data = toys.image_data(test=8)
     config = toys.recipe("toy_norm", "image_classification", steps=1)
     run(config, data, tmp_path / "small")
     monkeypatch.setattr(registry, "load_data", lambda *arguments: data)
 
-    def here(model, inputs, out, quantisation, examples, per_tensor):
+    def here(model, inputs, out, quantization, examples, per_tensor):
         litert.prepare(model, str(tmp_path / "saved"), inputs)
-        out.write_bytes(litert.convert(str(tmp_path / "saved"), quantisation, per_tensor))
+        out.write_bytes(litert.convert(str(tmp_path / "saved"), quantization, per_tensor))
 
     monkeypatch.setattr(ptq, "write", here)
     config.compress.ptq.format = "litert_dynamic"
@@ -293,22 +293,22 @@ def test_clusters_are_not_rounded_by_a_scale_per_output(trained, tmp_path):
 
 
 def test_ranges_come_from_the_training_data():
-    found = loaded_run("cnn_classifier")
+    run = loaded_run("cnn_classifier")
     train = {"image": np.zeros((30, 28, 28, 1), "uint8"), "label": np.zeros(30, "int32")}
     train["image"] += np.arange(30, dtype="uint8")[:, None, None, None]
     test = {"image": train["image"] + 100, "label": train["label"]}
-    found.dataset = Dataset("d", {"train": train, "test": test}, (), "d")
-    drawn = found.representative(20, 0)["image"][:, 0, 0, 0]
-    assert len(set(drawn.tolist())) == 20
-    assert drawn.max() < 100
-    assert found.representative(20, 0)["image"][:, 0, 0, 0].tolist() == drawn.tolist()
-    assert found.representative(20, 1)["image"][:, 0, 0, 0].tolist() != drawn.tolist()
-    assert len(found.representative(50, 0)["image"]) == 30
-    assert found.examples()["image"].min() >= 100
+    run.dataset = Dataset("d", {"train": train, "test": test}, (), "d")
+    samples = run.representative(20, 0)["image"][:, 0, 0, 0]
+    assert len(set(samples.tolist())) == 20
+    assert samples.max() < 100
+    assert run.representative(20, 0)["image"][:, 0, 0, 0].tolist() == samples.tolist()
+    assert run.representative(20, 1)["image"][:, 0, 0, 0].tolist() != samples.tolist()
+    assert len(run.representative(50, 0)["image"]) == 30
+    assert run.examples()["image"].min() >= 100
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         (
             "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
@@ -320,11 +320,11 @@ def test_ranges_come_from_the_training_data():
         ),
     ],
 )
-def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
-    found = loaded_run("cnn_classifier")
+def test_a_conversion_that_dies_is_one_line(code, message, monkeypatch, tmp_path):
+    run = loaded_run("cnn_classifier")
     monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
-    with pytest.raises(RunError, match=said):
-        litert.write(found.serving_model(), found.examples(), tmp_path / "a.tflite", "int8")
+    with pytest.raises(RunError, match=message):
+        litert.write(run.serving_model(), run.examples(), tmp_path / "a.tflite", "int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -335,14 +335,12 @@ def test_a_conversion_that_dies_is_one_line(code, said, monkeypatch, tmp_path):
     ("name", "mode"), [*((name, "int8") for name in TINY), ("gpt_nano", "int4")]
 )
 def test_a_model_of_integers_is_the_same_from_its_file(name, mode, tmp_path):
-    found = loaded_run(name)
-    before = ptq._outputs(found.model, found)
-    ptq._quantize_kernels(found.model, FORMATS[f"keras_{mode}"], found, 4, 0)
-    again = ptq._save_and_reopen(
-        found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"]
-    )
-    after = ptq._outputs(again, found)
-    assert export.difference(ptq._outputs(found.model, found), after) == 0
+    run = loaded_run(name)
+    before = ptq._outputs(run.model, run)
+    ptq._quantize_kernels(run.model, FORMATS[f"keras_{mode}"], run, 4, 0)
+    again = ptq._save_and_reopen(run.model, tmp_path / "model.keras", run, FORMATS[f"keras_{mode}"])
+    after = ptq._outputs(again, run)
+    assert export.difference(ptq._outputs(run.model, run), after) == 0
     assert 0 < export.difference(before, after) < {"int8": 0.03, "int4": 0.3}[mode]
     kinds = {w.dtype for w in again.weights if w.path.endswith(("kernel", "embeddings"))}
     assert kinds <= {"int8", "float32"}
@@ -354,26 +352,24 @@ def test_a_model_of_integers_is_the_same_from_its_file(name, mode, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), [("gpt_nano", "gptq"), ("bert_tiny", "awq")])
 def test_blocks_are_rounded_by_what_they_are_given(name, mode, tmp_path):
-    found = loaded_run(name)
+    run = loaded_run(name)
     row = registry.entry(name)
-    found.model = registry.build(name, **{**row.tiny, "num_layers": 1})
-    before = ptq._outputs(found.model, found)
-    ptq._quantize_kernels(found.model, FORMATS[f"keras_{mode}"], found, 4, 0)
-    again = ptq._save_and_reopen(
-        found.model, tmp_path / "model.keras", found, FORMATS[f"keras_{mode}"]
-    )
-    assert 0 < export.difference(before, ptq._outputs(again, found)) < 0.3
+    run.model = registry.build(name, **{**row.tiny, "num_layers": 1})
+    before = ptq._outputs(run.model, run)
+    ptq._quantize_kernels(run.model, FORMATS[f"keras_{mode}"], run, 4, 0)
+    again = ptq._save_and_reopen(run.model, tmp_path / "model.keras", run, FORMATS[f"keras_{mode}"])
+    assert 0 < export.difference(before, ptq._outputs(again, run)) < 0.3
     modes = [getattr(layer, "quantization_mode", None) for layer in all_layers(again)]
     assert modes.count(mode) == 4  # attention and feed-forward have two kernels each
-    for layer in all_layers(found.model):  # as Keras 3.15.1 saves of itself
+    for layer in all_layers(run.model):  # as stock Keras 3.15.1 saves it
         vars(layer).pop("_get_kernel_with_merged_lora", None)
     with pytest.raises(RunError, match=f"keras_{mode}: the (saved )?model"):
-        ptq._save_and_reopen(found.model, tmp_path / "b.keras", found, FORMATS[f"keras_{mode}"])
+        ptq._save_and_reopen(run.model, tmp_path / "b.keras", run, FORMATS[f"keras_{mode}"])
 
 
 def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_path):
-    found = loaded_run("gpt_nano")
-    ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
+    run = loaded_run("gpt_nano")
+    ptq._quantize_kernels(run.model, FORMATS["keras_int8"], run, 4, 0)
 
     def other(path):
         model = open_model(path)
@@ -382,39 +378,39 @@ def test_a_saved_model_that_computes_something_else_is_refused(monkeypatch, tmp_
 
     monkeypatch.setattr(ptq, "open_model", other)
     with pytest.raises(RunError, match="keras_int8: the saved model computes other outputs"):
-        ptq._save_and_reopen(found.model, tmp_path / "model.keras", found, FORMATS["keras_int8"])
+        ptq._save_and_reopen(run.model, tmp_path / "model.keras", run, FORMATS["keras_int8"])
 
 
 def test_what_keras_cannot_round_is_said():
-    found = loaded_run("cnn_classifier")
-    found.model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
+    run = loaded_run("cnn_classifier")
+    run.model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
     with pytest.raises(
         UsageError, match="has no such layer: use compress.ptq.format=litert_dynamic"
     ):
-        ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
+        ptq._quantize_kernels(run.model, FORMATS["keras_int8"], run, 4, 0)
     with pytest.raises(UsageError, match="keras_gptq supports models of"):
-        ptq._quantize_kernels(found.model, FORMATS["keras_gptq"], found, 4, 0)
+        ptq._quantize_kernels(run.model, FORMATS["keras_gptq"], run, 4, 0)
 
 
 def test_a_chunked_loss_of_integers_is_that_of_all_logits():
-    """The chunked loss takes the last kernel as it is, which would be the integers."""
+    """The chunked loss must not use the stored integers of the last kernel as its values."""
     import tensorflow as tf
 
-    found = loaded_run("gpt_nano")
-    ptq._quantize_kernels(found.model, FORMATS["keras_int8"], found, 4, 0)
-    batch = {k: tf.constant(v[:4]) for k, v in found.dataset.splits["test"].items()}
-    batch = found.task.prepare({**batch, "weight": tf.ones(4)}, None, False)
+    run = loaded_run("gpt_nano")
+    ptq._quantize_kernels(run.model, FORMATS["keras_int8"], run, 4, 0)
+    batch = {k: tf.constant(v[:4]) for k, v in run.dataset.splits["test"].items()}
+    batch = run.task.prepare({**batch, "weight": tf.ones(4)}, None, False)
     losses = []
     for chunk in (0, 5):
-        found.task.chunk = chunk
-        losses.append(float(found.task.forward(found.model, batch, False).sums["loss"]))
+        run.task.chunk = chunk
+        losses.append(float(run.task.forward(run.model, batch, False).sums["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
-    """Pruned, then rounded: the zeros stay zeros, and gzip finds them."""
+    """After pruning and rounding, zeros are still zeros, and gzip compresses them."""
     out = tmp_path / "small"
     short = ("--config.trainer.steps=30", "--config.compress.prune.frequency=2")
     words = ("compress", "prune+ptq", trained[0], f"--out={out}", *short)
@@ -425,9 +421,9 @@ def test_a_chain_keeps_what_came_before(trained, tmp_path, zoo_command):
     assert stage["trainer"]["steps"] == 30
     assert config["compress"].pop("ptq")["format"] == "keras_int8"
     assert config == stage
-    found = json.loads((out / "compression.json").read_text())
-    assert found["after"]["file"] == "keras"
-    assert found["after"]["nonzeros"] < 0.25 * found["before"]["nonzeros"]
+    summary = json.loads((out / "compression.json").read_text())
+    assert summary["after"]["file"] == "keras"
+    assert summary["after"]["nonzeros"] < 0.25 * summary["before"]["nonzeros"]
     kernel = zoo.load(out).get_layer("hidden").kernel.numpy()
     assert kernel.dtype == "int8"
     assert (kernel == 0).mean() > 0.75
@@ -462,10 +458,10 @@ def test_plans_do_not_share_a_recipe(trained, tmp_path):
 
 
 def test_what_was_held_out_stands_in_for_a_test_split():
-    found = loaded_run("cnn_classifier")
-    arrays = found.dataset.splits["train"]
-    found.dataset = Dataset("d", {"train": arrays, "validation": arrays}, (), "d")
-    assert found.split == "validation"
-    found.dataset = Dataset("d", {"train": arrays}, (), "d")
-    assert found.split == ""
-    assert found.metrics() == {}
+    run = loaded_run("cnn_classifier")
+    arrays = run.dataset.splits["train"]
+    run.dataset = Dataset("d", {"train": arrays, "validation": arrays}, (), "d")
+    assert run.split == "validation"
+    run.dataset = Dataset("d", {"train": arrays}, (), "d")
+    assert run.split == ""
+    assert run.metrics() == {}

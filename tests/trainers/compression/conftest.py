@@ -1,4 +1,4 @@
-"""Runs that the tests of several techniques start from."""
+"""Fixtures with trained runs for the tests of all techniques."""
 
 import dataclasses
 import json

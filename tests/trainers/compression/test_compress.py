@@ -20,7 +20,7 @@ SHORT = ("--config.trainer.steps=30", "--config.compress.prune.frequency=2")
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_prune(trained, tmp_path, zoo_command):
-    """To the share of zeros that the help says, where the command says none."""
+    """Without a sparsity on the command line, the default of the help text applies."""
     assert "sparsity=0.8" in zoo_command("compress", "--help").out
     out = tmp_path / "small"
     words = ("compress", "prune", trained[0], f"--out={out}", *SHORT)
@@ -31,8 +31,8 @@ def test_prune(trained, tmp_path, zoo_command):
         assert share == pytest.approx(0.8, abs=0.01), path
     assert "init_from: 10 of 10 weights" in answer.err
 
-    found = json.loads((out / "compression.json").read_text())
-    after = found["after"]
+    summary = json.loads((out / "compression.json").read_text())
+    after = summary["after"]
     assert after["parameters"] == 93_322
     assert after["nonzeros"] == sum(np.count_nonzero(value) for value in model.get_weights())
     assert after["file"] == "litert"
@@ -40,10 +40,10 @@ def test_prune(trained, tmp_path, zoo_command):
     content = b"".join(value.tobytes() for value in model.get_weights())
     packed = len(gzip.compress(content, 9, mtime=0))
     assert after["gzip_bytes"] == pytest.approx(packed, rel=0.05)
-    assert after["gzip_bytes"] < 0.4 * found["before"]["gzip_bytes"]
+    assert after["gzip_bytes"] < 0.4 * summary["before"]["gzip_bytes"]
     for side, folder in (("before", trained[0]), ("after", out)):
         test = json.loads((folder / "evaluation" / "test.json").read_text())["metrics"]
-        assert found[side]["test"] == test
+        assert summary[side]["test"] == test
     lines = {line.split()[0]: line.split()[1:] for line in answer.out.splitlines()[-8:]}
     assert lines["nonzeros"][1] == f"{after['nonzeros']:,}"
     assert float(lines["accuracy"][1]) == pytest.approx(after["test"]["accuracy"], rel=1e-4)
@@ -56,18 +56,18 @@ def test_prune(trained, tmp_path, zoo_command):
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_prunes_and_rounds(chain, trained, tmp_path, zoo_command):
-    """The zeros of the first stage are there under the rounding of the second, and in its file."""
-    made = chain(
+    """The zeros of pruning remain after `qat`, in the model and in its file."""
+    result = chain(
         "prune+qat", "compress.prune.frequency=2", "compress.prune.sparsity=0.75",
         "compress.qat.decay=0.9",
     )  # fmt: skip
-    assert (is_quantized(made.first), is_quantized(made.last)) == (False, True)
-    zeros = {v.path: v.numpy() == 0 for v in made.first.trainable_variables}
-    for path, share in sparsities(made.last).items():
+    assert (is_quantized(result.first), is_quantized(result.last)) == (False, True)
+    zeros = {v.path: v.numpy() == 0 for v in result.first.trainable_variables}
+    for path, share in sparsities(result.last).items():
         assert share == pytest.approx(0.75, abs=0.01), path
-        (kernel,) = (v.numpy() for v in made.last.trainable_variables if v.path == path)
+        (kernel,) = (v.numpy() for v in result.last.trainable_variables if v.path == path)
         np.testing.assert_array_equal(kernel == 0, zeros[path])
-    before, after, out = made.summary["before"], made.summary["after"], made.out
+    before, after, out = result.summary["before"], result.summary["after"], result.out
     assert after["parameters"] == 93_322
     assert after["bytes"] < 0.35 * before["bytes"]
     assert after["gzip_bytes"] < 0.15 * before["gzip_bytes"]
@@ -89,7 +89,7 @@ def test_a_chain_prunes_and_rounds(chain, trained, tmp_path, zoo_command):
 
 
 def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
-    for method, said in (
+    for method, message in (
         ("qat+cluster", "use one of qat and cluster"),
         ("cluster+qat", "use one of qat and cluster"),
         ("ptq+prune", "ptq must be the last method of a chain"),
@@ -108,7 +108,7 @@ def test_chains_that_cannot_be(trained, tmp_path, zoo_command):
         method, *more = method.split()
         answer = zoo_command("compress", method, trained[0], f"--out={tmp_path / 'out'}", *more)
         assert answer.status == 2, answer.err
-        assert said in answer.one_line()
+        assert message in answer.one_line()
     assert not (tmp_path / "out").exists()
 
 
@@ -118,7 +118,7 @@ def plan(methods, start, out, overrides=()):
 
 
 def test_a_plan_prunes_again(trained, tmp_path):
-    """What was pruned before is kept until pruning is asked for anew, in whatever way."""
+    """Zeros of an earlier run are kept unless the overrides configure pruning again."""
     first, second = plan("prune+qat", trained[0], tmp_path)
     assert (first.compress.prune.sparsity, first.compress.prune.keep_zeros) == (0.8, False)
     assert (second.compress.prune.sparsity, second.compress.prune.keep_zeros) == (0.0, True)
@@ -140,7 +140,7 @@ def test_a_plan_prunes_again(trained, tmp_path):
 def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
     run, out = trained[0], f"--out={tmp_path / 'out'}"
     pattern = "prune", run, out, "--config.compress.prune.pattern=kernal"
-    refused = [
+    cases = [
         (("prone", run, out), "No method is named 'prone'. Did you mean 'prune'?"),
         (("prune", run), "requires --out=D"),
         (("prune", run, f"--out={run}"), "another folder"),
@@ -157,10 +157,10 @@ def test_what_cannot_be_compressed_is_one_line(trained, tmp_path, zoo_command):
         (("prune", run, out, "--config.compress.sparsty=0.5"), "'compress.sparsty'"),
         ((*pattern, "--config.compress.prune.frequency=1"), "matches nothing"),
     ]
-    for words, said in refused:
+    for words, message in cases:
         answer = zoo_command("compress", *words)
         assert answer.status == 2, answer.err
-        assert said in answer.one_line()
+        assert message in answer.one_line()
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Distillation: the losses by hand, one update however it is split, and what belongs together."""
+"""Distillation: losses computed by hand, equal updates for any split, refused teachers."""
 
 import json
 
@@ -23,7 +23,7 @@ from zoo.generation.translate import Translator
 from zoo.saved.workdir import FORMAT_VERSION
 from zoo.tasks.base import Task
 
-# Model and task of each kind, with the sizes in which the teacher is larger.
+# Per kind: the model, the task, and the arguments of the larger teacher.
 KINDS = {
     "clm": ("gpt_nano", {"hidden_dim": 24, "num_heads": 3}),
     "nsp": ("bert_tiny", {"num_layers": 3}),
@@ -53,20 +53,20 @@ def recipe(kind, teacher="", model_arguments=None, **trainer):
 
 @pytest.fixture(scope="module")
 def teachers(devices, tmp_path_factory):
-    """Returns `get(kind) -> work directory` of a teacher, as a run leaves it; it knows nothing."""
-    made = {}
+    """Returns `get(kind) -> work directory` of an untrained teacher."""
+    workdirs = {}
 
     def get(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("teacher") / kind
+        if kind not in workdirs:
+            workdirs[kind] = tmp_path_factory.mktemp("teacher") / kind
             config = recipe(kind, model_arguments=KINDS[kind][1])
-            workdir = WorkDirectory(made[kind]).open()
+            workdir = WorkDirectory(workdirs[kind]).open()
             workdir.write_config(as_dict(config), "toys", data_of(kind))
             arguments = config.model.to_dict()
             keras.utils.set_random_seed(5)
             save_model(registry.build(arguments.pop("name"), **arguments), workdir / "model.keras")
             workdir.close()
-        return made[kind]
+        return workdirs[kind]
 
     return get
 
@@ -89,7 +89,7 @@ def test_divergence_is_that_of_softened_distributions():
 
 
 def prepared(task, kind, rows=6, pad=2):
-    """A batch whose last rows only pad it."""
+    """Returns a batch whose last rows are padding."""
     arrays = data_of(kind).splits["train"]
     batch = {key: tf.constant(value[:rows]) for key, value in arrays.items()}
     batch["weight"] = tf.constant([1.0] * (rows - pad) + [0.0] * pad)
@@ -97,13 +97,13 @@ def prepared(task, kind, rows=6, pad=2):
 
 
 def built(kind, settings, model_arguments=None):
-    """Student, teacher, and the task between them."""
+    """Returns student, teacher and the distillation task."""
     row = registry.entry(KINDS[kind][0])
     keras.utils.set_random_seed(1)
     student = registry.build(row.name, **{**row.tiny, **(model_arguments or {})})
     teacher = registry.build(row.name, **{**row.tiny, **KINDS[kind][1]})
     for weight in (*student.weights, *teacher.weights):
-        if "query_key_value" in weight.path:  # heads that look at different places
+        if "query_key_value" in weight.path:  # attention heads with different patterns
             weight.assign(12 * weight)
     task = registry.build_task(row.task, **row.task_arguments)
     task.bind(student, arguments=row.tiny)
@@ -112,7 +112,7 @@ def built(kind, settings, model_arguments=None):
 
 
 def test_nothing_of_a_task_is_inherited():
-    """What is inherited would be the default of the base, not the student's task's."""
+    """An inherited method would use the default of `Task` instead of the student's task."""
     contract = {name for name in vars(Task) if not name.startswith("_")}
     _, _, task = built("clm", {"alpha": 0.5})
     own = {name for name in vars(Distillation) if not name.startswith("_")}
@@ -121,31 +121,33 @@ def test_nothing_of_a_task_is_inherited():
     assert task.evaluate_split.__self__ is task.task
 
 
-def close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=5e-4)
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=5e-4)
 
 
 def test_terms_of_a_language_model_by_hand():
-    """Widths and numbers of heads differ: a projection, and the mean over heads."""
+    """Widths and numbers of heads differ, so a projection and means over heads are used."""
     settings = {"alpha": 0.7, "hidden": 2.0, "attention": 3.0}
     student, teacher, task = built("clm", settings)
     assert task.terms == pytest.approx(
         {"labels": 0.3, "soft": 0.7 * 4, "hidden": 2.0, "attention": 3.0}
     )
     batch = prepared(task, "clm")
-    found, weights = task.forward(student, batch, training=False), task.term_counts(batch)
+    output, weights = task.forward(student, batch, training=False), task.term_counts(batch)
     inputs = {key: batch[key] for key in ("tokens", "segments")}
-    logits, said = (np.asarray(model(inputs)) for model in (student, teacher))
+    logits, teacher_logits = (np.asarray(model(inputs)) for model in (student, teacher))
     counts = np.asarray(batch["counts"])
-    close(found.sums["soft"], (kl(softmax(said / 2), softmax(logits / 2)) * counts).sum())
+    close(
+        output.sums["soft"], (kl(softmax(teacher_logits / 2), softmax(logits / 2)) * counts).sum()
+    )
     close(weights["soft"], counts.sum())
     own = np.log(softmax(logits))
     own = -np.take_along_axis(own, np.asarray(batch["targets"])[..., None], -1)[..., 0]
-    close(found.sums["labels"], (own * counts).sum())
-    close(found.outputs, logits)
+    close(output.sums["labels"], (own * counts).sum())
+    close(output.outputs, logits)
 
     real = (np.asarray(batch["segments"]) > 0) * np.asarray(batch["weight"])[:, None]
-    assert real.sum() < counts.size  # some pad
+    assert real.sum() < counts.size  # some positions are padding
     blocks = ("block_0", "block_1")
     close(weights["hidden"], 2 * real.sum())
     hidden = attention = 0
@@ -164,22 +166,22 @@ def test_terms_of_a_language_model_by_hand():
         hidden += (((states[0] @ projection - states[1]) ** 2).mean(-1) * real).sum()
         looks = [np.maximum(x, 1e-37) for x in looks]
         attention += (kl(looks[1], looks[0]) * real).sum()
-    close(found.sums["hidden"], hidden)
-    close(found.sums["attention"], attention)
+    close(output.sums["hidden"], hidden)
+    close(output.sums["attention"], attention)
 
 
 def test_attention_is_compared_head_by_head():
-    """Equal heads: the divergence of what `attend` multiplies values with, not of a mean."""
+    """With equal numbers of heads, attention is compared per head, not as a mean."""
     arguments = {"hidden_dim": 24, "num_heads": 3}
     student, teacher, task = built("clm", {"attention": 1.0}, arguments)
     batch = prepared(task, "clm")
-    found = float(task.forward(student, batch, training=False).sums["attention"])
+    actual = float(task.forward(student, batch, training=False).sums["attention"])
     total = 0.0
     real = np.asarray(tf.cast(batch["segments"] > 0, tf.float32) * batch["weight"][:, None])
     for name in ("block_0", "block_1"):
-        seen = []
+        probabilities = []
         for model in (student, teacher):
-            layer, kept = model.get_layer(name), []
+            layer, collected = model.get_layer(name), []
             x, bias = layer.input[:2]
             x, bias = keras.Model(model.input, [x, bias])(
                 {k: batch[k] for k in ("tokens", "segments")}
@@ -187,34 +189,34 @@ def test_attention_is_compared_head_by_head():
             query, key, value = layer.attention.project(layer.attention_norm(x), 0)
             from zoo.layers.attention import attend
 
-            attend(query, key, value, bias, lambda p, kept=kept: kept.append(p) or p)
-            seen.append(np.maximum(np.asarray(kept[0]), 1e-37))
-        total += (kl(seen[1], seen[0]).mean(1) * real).sum()
-    close(found, total)
+            attend(query, key, value, bias, lambda p, collected=collected: collected.append(p) or p)
+            probabilities.append(np.maximum(np.asarray(collected[0]), 1e-37))
+        total += (kl(probabilities[1], probabilities[0]).mean(1) * real).sum()
+    close(actual, total)
 
 
 def test_terms_of_probabilities_by_hand():
-    """A classifier gives probabilities; softened, they are those of its logits."""
+    """The softened probabilities of a classifier equal those of its logits."""
     student, teacher, task = built("image_classification", {"alpha": 1.0, "temperature": 3.0})
     batch = prepared(task, "image_classification")
-    found = task.forward(student, batch, training=False)
+    output = task.forward(student, batch, training=False)
     ours, theirs = (np.asarray(model(batch["image"])) for model in (student, teacher))
     softened = [p ** (1 / 3) / (p ** (1 / 3)).sum(-1, keepdims=True) for p in (theirs, ours)]
-    close(found.sums["soft"], (kl(*softened) * np.asarray(batch["weight"])).sum())
+    close(output.sums["soft"], (kl(*softened) * np.asarray(batch["weight"])).sum())
     assert task.terms == {"labels": 0.0, "soft": 9.0}
 
 
 def test_both_heads_of_a_bert_are_taught():
     student, teacher, task = built("nsp", {"alpha": 0.5, "temperature": 1.0, "hidden": 1.0})
     batch = prepared(task, "nsp")
-    found, weights = task.forward(student, batch, training=False), task.term_counts(batch)
+    output, weights = task.forward(student, batch, training=False), task.term_counts(batch)
     inputs = {key: batch[key] for key in ("tokens", "segments", "types", "masked")}
     ours, theirs = student(inputs), teacher(inputs)
     for term, head, counts in (("soft", "mlm", "counts"), ("soft_nsp", "nsp", "weight")):
         lost = kl(*(softmax(np.asarray(x[head])) for x in (theirs, ours)))
-        close(found.sums[term], (lost * np.asarray(batch[counts])).sum())
+        close(output.sums[term], (lost * np.asarray(batch[counts])).sum())
         close(weights[term], np.asarray(batch[counts]).sum())
-    # Two blocks of three: the second with the third, as the paper has it.
+    # Two blocks with three: the second is paired with the third, as in the paper.
     assert [(a.name, b.name, side) for a, b, side in task.pairs] == [
         ("block_0", "block_1", "tokens"), ("block_1", "block_2", "tokens")
     ]  # fmt: skip
@@ -230,9 +232,9 @@ def distilled(kind, teacher, **trainer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["nsp", "seq2seq"])  # two heads; projections
+@pytest.mark.parametrize("kind", ["nsp", "seq2seq"])  # two output heads; projections
 def test_splitting_a_batch_changes_nothing(kind, teachers, run):
-    """The fifth batch is short, rows hold unequal numbers of tokens: padding counts for nothing."""
+    """The fifth batch is short and rows have unequal token counts: padding has weight 0."""
     data = data_of(kind)
     whole = run(distilled(kind, teachers(kind)), data)
     parts = run(
@@ -274,12 +276,12 @@ def test_the_projection_learns_and_stays_out_of_the_model(teachers, run, tmp_pat
     header, _ = read(list_checkpoints(tmp_path / "whole" / "checkpoints")[-1][1])
     size = len(bare.weights) + 2
     assert sum("projection" in path for path in header["paths"][-2:]) == 2
-    assert len(header["paths"]) < 5 * size  # nothing of the teacher
+    assert len(header["paths"]) < 5 * size  # no variable of the teacher
 
 
 @pytest.mark.slow
 def test_the_teacher_alone_teaches(run, tmp_path):
-    """Without labels a student of the teacher's own shape comes near it."""
+    """Without labels, a student of the teacher's shape approaches the teacher's outputs."""
     teacher = tmp_path / "teacher"
     config = recipe("lstm", model_arguments=KINDS["lstm"][1])
     config.optimizer = optimizer("adam", learning_rate=0.01)
@@ -314,12 +316,12 @@ def test_cached_outputs_teach_the_same(teachers, run, cache, capsys):
     assert toys.difference(first.step.net, again.step.net) == 0
     assert toys.difference(live.step.net, first.step.net) < 1e-4  # logits in float16
     assert first.arrays["teacher"].dtype == np.float16
-    alone = run(recipe("clm"), data)  # the teacher was heard
+    alone = run(recipe("clm"), data)  # the teacher had an effect
     assert toys.difference(alone.step.net, first.step.net) > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "said"),
+    ("kind", "change", "message"),
     [
         ("clm", {"alpha": 1.5}, r"compress.distill.alpha must be in \[0, 1\]"),
         ("clm", {"temperature": 0.0}, "compress.distill.temperature must be positive"),
@@ -334,15 +336,15 @@ def test_cached_outputs_teach_the_same(teachers, run, cache, capsys):
         ("clm", {"teacher": "nsp"}, "Teacher and student must have the same task. Received: task"),
     ],
 )
-def test_what_does_not_belong_together(kind, change, said, teachers, run, tmp_path):
+def test_what_does_not_belong_together(kind, change, message, teachers, run, tmp_path):
     config = recipe(kind, teachers(kind))
     if change.get("teacher"):
         change = {"teacher": str(teachers(change["teacher"]))}
     config.compress.distill.update(change)
-    if said is None:  # another family is a teacher too
+    if message is None:  # a teacher of another family is allowed
         run(config, data_of(kind), tmp_path / "run")
         return
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run(config, data_of(kind), tmp_path / "run")
 
 
@@ -380,9 +382,9 @@ def test_the_command(trained, tmp_path, zoo_command):
     assert saved["compress"]["distill"]["teacher"] == str(trained[0])
     assert saved["compress"]["distill"]["temperature"] == 4
     assert saved["model"]["hidden_dim"] == 8
-    found = json.loads((out / "compression.json").read_text())
-    assert found["before"]["parameters"] == 93_322
-    assert found["after"]["parameters"] == zoo.load(out).count_params() < 93_322 / 1.5
+    summary = json.loads((out / "compression.json").read_text())
+    assert summary["before"]["parameters"] == 93_322
+    assert summary["after"]["parameters"] == zoo.load(out).count_params() < 93_322 / 1.5
     assert zoo_command(*words, "--config.compress.distill.temperature=4").status == 0
 
 
@@ -400,7 +402,7 @@ def test_a_pruned_teacher(trained, tmp_path, zoo_command):
 
 def test_what_the_command_refuses(trained, tmp_path, zoo_command):
     run, out = trained[0], f"--out={tmp_path / 'out'}"
-    refused = [
+    cases = [
         (("--config.compress.distill.alpha=2",), "compress.distill.alpha must be in"),
         (("--config.compress.distill.alhpa=0.2",), "'compress.distill.alhpa'"),
         (("--config.model.name=cnn_clasifier",), "Did you mean 'cnn_classifier'?"),
@@ -408,10 +410,10 @@ def test_what_the_command_refuses(trained, tmp_path, zoo_command):
         (("--config.model.name=vgg16_transfer", "--config.model.filters=3"), "'model.filters'"),
         (("--config.model.num_classes=11",), "the same classes"),
     ]
-    for words, said in refused:
+    for words, message in cases:
         answer = zoo_command("compress", "distill", run, out, *words)
         assert answer.status == 2, answer.err
-        assert said in answer.one_line(), answer.err
+        assert message in answer.one_line(), answer.err
     assert not (tmp_path / "out").exists()
 
 
@@ -427,12 +429,12 @@ def test_a_student_of_another_family(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     overrides = [("model.name", "lstm_generator_deep"), ("model.embedding_dim", "32")]
     (stage,) = plan(parse_chain("distill"), tmp_path, tmp_path / "out", overrides)
-    found = stage.config
-    assert found.model.to_dict() == {
+    student_config = stage.config
+    assert student_config.model.to_dict() == {
         "name": "lstm_generator_deep", "vocabulary_size": 0, "embedding_dim": 32,
         "hidden_dim": 512, "num_layers": 2, "dropout": 0.0,
     }  # fmt: skip
-    assert found.data.tokenizer == str(tmp_path)
+    assert student_config.data.tokenizer == str(tmp_path)
 
 
 @pytest.mark.slow
@@ -455,19 +457,21 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noq
         done = run(config, dataset)
     assert capsys.readouterr().err.count("sentences by the teacher") == 1  # kept
     sources = [source for source, _ in dataset.pairs["train"]()]
-    said = Translator(teacher.step.net, dataset.tokenizer)(
+    translations = Translator(teacher.step.net, dataset.tokenizer)(
         sources, beams=2, length_penalty=done.step.task.task.length_penalty
     )
-    assert said != [target for _, target in dataset.pairs["train"]()]
+    assert translations != [target for _, target in dataset.pairs["train"]()]
     rows = done.dataset.splits["train"]
-    found = zip(*(texts(dataset.tokenizer, rows[k]) for k in ("source", "target")), strict=True)
+    stored_pairs = zip(
+        *(texts(dataset.tokenizer, rows[k]) for k in ("source", "target")), strict=True
+    )
     fit = [
         pair
-        for pair in zip(sources, said, strict=True)
+        for pair in zip(sources, translations, strict=True)
         if pair[1] and max(len(dataset.tokenizer.encode(x)) for x in pair) < 12
     ]
     assert len(fit) > 50
-    assert sorted(found) == sorted(fit)
+    assert sorted(stored_pairs) == sorted(fit)
     for key, array in dataset.splits["test"].items():
         np.testing.assert_array_equal(array, done.dataset.splits["test"][key])
     assert done.dataset.fingerprint != dataset.fingerprint

@@ -1,4 +1,4 @@
-"""Kernels as products: as near as the ranks allow, in the file, in the trainer and in a chain."""
+"""Low-rank products of kernels: approximation error, files, training and chains."""
 
 import json
 
@@ -22,7 +22,7 @@ from zoo.layers.low_rank import LowRank, split_equation
 
 
 def every_kind():
-    """A model with each kind of layer that can be a product."""
+    """Returns a model with every kind of layer that supports low-rank products."""
     tokens = keras.Input((5,), dtype="int32", name="tokens")
     x = layers.Embedding(40, 12, name="words")(tokens)
     x = layers.Conv1D(16, 3, padding="same", activation="relu", name="convolution")(x)
@@ -34,11 +34,11 @@ def every_kind():
 
 
 def set_from(model, other):
-    """What init_from does, without a work directory."""
+    """Initializes a model as init_from does, without a work directory."""
     values = low_rank.initial_values(model, other)
-    found = {v.path: v.value for v in other.weights} | values
+    source_values = {v.path: v.value for v in other.weights} | values
     for variable in model.weights:
-        variable.assign(found[variable.path])
+        variable.assign(source_values[variable.path])
 
 
 def tokens(model, rows=3):
@@ -50,7 +50,7 @@ def test_full_ranks_compute_the_same():
     full = ("words=12", "convolution=11x16", "heads=16", "out=16", "any_rank=10", "dense=9")
     product = low_rank.factorize(model, full)
     assert {x.path for x in low_rank.products(product)} == {t.partition("=")[0] for t in full}
-    # A rank below the number of channels keeps what has no more of them.
+    # A kernel whose rank is at most the chosen rank is reproduced exactly.
     kernel = np.array(model.get_layer("convolution").kernel)
     kernel[:, 11] = kernel[:, 0]
     model.get_layer("convolution").kernel.assign(kernel)
@@ -76,32 +76,34 @@ def test_a_kernel_keeps_the_energy_and_no_lower_rank_does(shape, energy):
     lost = np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
     assert lost <= 1 - energy + 1e-6
     assert sum(x.size for x in kernel.factors(ranks)) == kernel.size_at(ranks)
-    if kernel.positions == 1 and ranks[1]:  # a matrix after all: Eckart and Young
+    if kernel.positions == 1 and ranks[1]:  # a matrix: Eckart-Young theorem
         fewer = kernel.product((0, ranks[1] - 1))
         assert np.sum((fewer - value) ** 2) / np.sum(value**2) > 1 - energy
 
 
 @pytest.mark.parametrize("shape", [(5, 5, 1, 24), (3, 24, 1), (3, 3, 2, 24), (3, 3, 12, 16)])
 def test_the_energy_is_spent_where_channels_can_go(shape):
-    """No cheaper pair of ranks keeps 0.8; an axis of one channel takes no part of the loss."""
+    """No cheaper pair of ranks keeps 80 % of the energy; an axis of one channel loses none."""
     value = np.random.default_rng(4).normal(size=shape).astype("float32")
     value *= np.linspace(0.2, 2, shape[-1]) * np.linspace(0.5, 2, shape[-2])[:, None]
     kernel = Kernel(value, 0)
 
-    def kept(ranks):
+    def energy_share(ranks):
         return 1 - np.sum((kernel.product(ranks) - value) ** 2) / np.sum(value**2)
 
     ranks = kernel.ranks(0.8)
-    assert kept(ranks) >= 0.8 - 1e-6
+    assert energy_share(ranks) >= 0.8 - 1e-6
     for axis, rank in enumerate(ranks):
         if rank > 1:
             fewer = tuple(n - (i == axis) for i, n in enumerate(ranks))
-            assert kept(fewer) < 0.8 + (0.01 if min(shape[-2:]) > 2 else 1e-6)  # HOSVD's ranks
+            assert energy_share(fewer) < 0.8 + (
+                0.01 if min(shape[-2:]) > 2 else 1e-6
+            )  # HOSVD's ranks
     if shape[-2] == 1:
         assert ranks[0] == 0
         values = np.linalg.svd(value.reshape(-1, shape[-1]), compute_uv=False) ** 2
         assert ranks[1] == np.searchsorted(np.cumsum(values) / values.sum(), 0.8) + 1
-        assert kept(ranks) < 0.8 + values[ranks[1] - 1] / values.sum()
+        assert energy_share(ranks) < 0.8 + values[ranks[1] - 1] / values.sum()
 
 
 def test_matrices_are_the_nearest_of_their_rank():
@@ -111,9 +113,9 @@ def test_matrices_are_the_nearest_of_their_rank():
     nearest = (left[:, :4] * values[:4]) @ right[:4]
     np.testing.assert_allclose(kernel.product((4,)).reshape(12, 15), nearest, atol=1e-5)
     assert [x.shape for x in kernel.factors((4,))] == [(12, 4), (4, 3, 5)]
-    kept = np.cumsum(values**2) / np.sum(values**2)
-    assert kernel.ranks(kept[3]) == (4,)
-    assert kernel.ranks(kept[3] + 1e-6) == (5,)
+    energy_shares = np.cumsum(values**2) / np.sum(values**2)
+    assert kernel.ranks(energy_shares[3]) == (4,)
+    assert kernel.ranks(energy_shares[3] + 1e-6) == (5,)
 
 
 def test_equations():
@@ -130,18 +132,18 @@ def test_equations():
     + [pytest.param("transformer_tiny", marks=pytest.mark.slow)],
 )
 def test_models_of_the_zoo_are_built_anew(name, tmp_path):
-    """Values, file and number of parameters; a tied embedding is a product both ways."""
+    """Values, file and number of parameters; a tied embedding is a product in both directions."""
     row = registry.entry(name)
     keras.utils.set_random_seed(0)
     model = registry.build(name, **row.tiny)
-    # A tiny LSTM's cells, which stay as they are, are most of it.
+    # Most parameters of a tiny LSTM are in its cells, which are not factored.
     budget = 0.9 if name == "lstm_generator" else 0.8
     settings = {"energy": 0.0, "budget": budget, "sensitivity": 0.0, "pattern": ""}
     ranks = low_rank.decide(model, settings)
     product = low_rank.factorize(model, low_rank.format_ranks(ranks))
     assert type(product) is type(model)
     share = product.count_params() / model.count_params()
-    assert budget - 0.1 < share <= budget  # and no smaller than was asked for
+    assert budget - 0.1 < share <= budget  # and not much below the budget
     set_from(product, model)
     for layer in low_rank.products(product):
         whole = low_rank.factorable(model)[0][layer.path]
@@ -158,19 +160,19 @@ def test_models_of_the_zoo_are_built_anew(name, tmp_path):
     task.bind(model, arguments=row.tiny)
     batch["weight"] = tf.ones(2)
     batch = task.prepare(batch, lambda n: tf.random.stateless_uniform((2, n), (0, 0)), False)
-    for net in (product, again):  # against a whole model that holds the products
+    for net in (product, again):  # against a model whose full kernels are the products
         keras.tree.map_structure(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
-            task.forward(_whole(model, product), batch, False).outputs,
+            task.forward(_with_full_kernels(model, product), batch, False).outputs,
             task.forward(net, batch, False).outputs,
         )
 
 
-def _whole(model, product):
-    found = {layer.path: layer for layer in low_rank.products(product)}
+def _with_full_kernels(model, product):
+    factored_layers = {layer.path: layer for layer in low_rank.products(product)}
     for path, layer in low_rank.factorable(model)[0].items():
-        if path in found:
-            kernel_of(layer).assign(Kernel.of(found[path]).value)
+        if path in factored_layers:
+            kernel_of(layer).assign(Kernel.of(factored_layers[path]).value)
     return model
 
 
@@ -179,9 +181,9 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     run(recipe(), data, tmp_path / "whole")
     settings = {"init_from": str(tmp_path / "whole"), "energy": 0.7}
     end = run(recipe("low_rank", settings), data, tmp_path / "low")
-    said = capsys.readouterr().err
-    assert "missing in the source" not in said
-    assert "with another shape" not in said
+    message = capsys.readouterr().err
+    assert "missing in the source" not in message
+    assert "with another shape" not in message
     saved = json.loads((tmp_path / "low" / "config.json").read_text())
     ranks = saved["config"]["compress"]["low_rank"]["ranks"]
     expected = low_rank.decide(
@@ -194,7 +196,7 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     assert {x.path: x.ranks for x in low_rank.products(loaded)} == expected
     with pytest.raises(Interrupted):
         run(recipe("low_rank", settings), data, tmp_path / "parts", callbacks=[StopAt(7)])
-    # What it was made from may have changed since: the ranks are the run's own.
+    # The ranks are stored in the run, so a changed source model does not matter.
     (tmp_path / "whole" / "model.keras").unlink()
     run(recipe("low_rank", settings), data, tmp_path / "parts")
     assert_same_end(tmp_path / "low", tmp_path / "parts")
@@ -211,18 +213,18 @@ def test_sensitivity_keeps_each_kernel_within_the_bound(run, tmp_path):
     measure = low_rank._loss_function(model, config, data)
     ranks = low_rank.decide(model, config.compress.low_rank, measure)
     for one, other in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)  # put back
-    base, found = measure(), low_rank.factorable(model)[0]
+        np.testing.assert_array_equal(one, other)  # restored
+    base, factorable_layers = measure(), low_rank.factorable(model)[0]
     assert ranks
     for path, numbers in ranks.items():
-        kernel = Kernel.of(found[path])
-        with low_rank._lower_ranks(found[path], kernel, numbers):
+        kernel = Kernel.of(factorable_layers[path])
+        with low_rank._lower_ranks(factorable_layers[path], kernel, numbers):
             assert measure() <= 1.05 * base
             assert measure() != base
-        lower = [kernel.ranks(rung) for rung in low_rank._ENERGIES]
+        lower = [kernel.ranks(energy) for energy in low_rank._ENERGIES]
         lower = [other for other in lower if kernel.size_at(other) < kernel.size_at(numbers)]
-        if lower:  # the next rung is one too far
-            with low_rank._lower_ranks(found[path], kernel, lower[0]):
+        if lower:  # the next lower energy exceeds the bound
+            with low_rank._lower_ranks(factorable_layers[path], kernel, lower[0]):
                 assert measure() > 1.05 * base
 
 
@@ -272,17 +274,17 @@ def test_the_same_command_evaluates(trained, tmp_path, zoo_command):
         "train", "cnn_digits:debug", f"--workdir={tmp_path / 'low'}", "--config.trainer.steps=25",
         f"--config.init_from={trained[0]}", "--config.compress.low_rank.energy=0.5",
     )  # fmt: skip
-    said = zoo_command(*words)
-    assert said.status == 0, said.err
+    answer = zoo_command(*words)
+    assert answer.status == 0, answer.err
     again = zoo_command(*words, "--mode=eval")
     assert again.status == 0, again.err
-    assert again.out.splitlines()[-1] in said.out
+    assert again.out.splitlines()[-1] in answer.out
     other = zoo_command(*words, "--config.compress.low_rank.energy=0.6", "--mode=eval")
     assert "compress.low_rank.energy: 0.5 -> 0.6" in other.one_line()
 
 
 def test_a_budget_is_of_what_a_product_holds():
-    """Half of the parameters, and then half of those."""
+    """A second run with budget 0.5 halves the parameters of the first again."""
     settings = {"energy": 0.0, "budget": 0.5, "sensitivity": 0.0, "pattern": ""}
     whole = keras.Sequential([keras.Input((64,)), layers.Dense(64, name="dense")])
     before = whole
@@ -296,28 +298,28 @@ def test_a_budget_is_of_what_a_product_holds():
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_keeps_the_products(chain, tmp_path, zoo_command):
-    made = chain(
+    result = chain(
         "low_rank+prune", "compress.low_rank.budget=0.4", "compress.prune.sparsity=0.5",
         "compress.prune.frequency=2",
     )  # fmt: skip
-    ranks = [{x.path: x.ranks for x in low_rank.products(m)} for m in (made.first, made.last)]
+    ranks = [{x.path: x.ranks for x in low_rank.products(m)} for m in (result.first, result.last)]
     assert ranks[0] == ranks[1] != {}
-    assert made.last.count_params() <= 0.4 * 93_322
-    for path, share in sparsities(made.last).items():
+    assert result.last.count_params() <= 0.4 * 93_322
+    for path, share in sparsities(result.last).items():
         assert share == pytest.approx(0.5, abs=0.02) or path.startswith("convolution_1"), path
-    after = made.summary["after"]
-    assert after["parameters"] == made.last.count_params()
-    assert after["file"] == "litert"  # it was exported, and timed
+    after = result.summary["after"]
+    assert after["parameters"] == result.last.count_params()
+    assert after["file"] == "litert"  # the model was exported and its latency measured
     assert after["milliseconds"]
-    assert zoo_command(*made.words).status == 0  # finished already
+    assert zoo_command(*result.words).status == 0  # finished already
 
     lower = zoo_command(
-        "compress", "low_rank", made.stage, f"--out={tmp_path / 'lower'}",
+        "compress", "low_rank", result.stage, f"--out={tmp_path / 'lower'}",
         "--config.trainer.steps=25", "--config.compress.low_rank.energy=0.5",
     )  # fmt: skip
     assert lower.status == 0, lower.err
     assert "missing in the source" not in lower.err
-    assert zoo.load(tmp_path / "lower").count_params() < made.last.count_params()
+    assert zoo.load(tmp_path / "lower").count_params() < result.last.count_params()
 
 
 def test_no_parts_inside_parts():
@@ -327,7 +329,7 @@ def test_no_parts_inside_parts():
 
 
 def test_a_frozen_backbone_stays_frozen():
-    """Its layers lie in a model inside the model, and learn nothing."""
+    """The layers of a frozen nested model are not trained."""
     row = registry.entry("vgg16_transfer")
     model = registry.build(row.name, **row.tiny)
     paths = [p for p in low_rank.factorable(model)[0] if p.endswith(("block1_conv2", "hidden"))]
@@ -335,13 +337,13 @@ def test_a_frozen_backbone_stays_frozen():
     assert len(ranks) == 2
     product = low_rank.factorize(model, low_rank.format_ranks(ranks))
     assert type(product) is type(model)
-    learned = [v.path.partition("/")[0] for v in product.trainable_variables]
-    assert learned == ["hidden"] * 3 + ["probabilities"] * 2
+    trainable_layers = [v.path.partition("/")[0] for v in product.trainable_variables]
+    assert trainable_layers == ["hidden"] * 3 + ["probabilities"] * 2
     assert not product.extractor.trainable_variables
     set_from(product, model)
     image = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
     outputs = product(image)
-    np.testing.assert_allclose(outputs, _whole(model, product)(image), atol=1e-4)
+    np.testing.assert_allclose(outputs, _with_full_kernels(model, product)(image), atol=1e-4)
 
 
 def test_the_smallest_budget_is_rank_one_everywhere():

@@ -1,4 +1,4 @@
-"""Pruning in the train step: the sparsity that was asked for, everywhere and after everything."""
+"""Pruning in the train step: the configured sparsity in every setting and after a resume."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def pruning(changes):
 
 
 def check(model, share=0.75):
-    """All kernels have the share of zeros to within one element; returns how many there are."""
+    """Checks the share of zeros of each kernel to within one element; returns their number."""
     for variable, _ in prunable(model):
         size = int(np.prod(variable.shape))
         zeros = int((variable.numpy() == 0).sum())
@@ -62,25 +62,27 @@ def test_every_kernel_gets_sparse(trainer, trained_once):
     assert check(done.step.net) == 6  # embedding, four of the blocks, logits
     with done.step.averaged():
         check(done.step.net)
-    if "precision" not in trainer:  # a toy's block of two types opens in a model of two types only
+    if (
+        "precision" not in trainer
+    ):  # a toy block of mixed precision opens only in a model of mixed precision
         check(zoo.load(done.workdir.path))
     biases = [v for v in done.step.net.weights if v.path.endswith("bias")]
     assert all((v.numpy() != 0).any() for v in biases)
 
 
 def test_the_sparsity_follows_the_schedule(run):
-    """Zhu and Gupta, equation 1, at each turn, and nothing between the turns."""
-    seen = []
+    """Sparsity follows Zhu and Gupta, equation 1, at each mask update and is constant between."""
+    zero_shares = []
 
     class Watch(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             variable = self.model.net.get_layer("block_0").up.kernel
-            seen.append(float((variable.numpy() == 0).mean()))
+            zero_shares.append(float((variable.numpy() == 0).mean()))
 
     config = recipe({**SPARSE, "initial_sparsity": 0.25, "begin": 0.2, "end": 0.8, "frequency": 3})
     run(config, toys.token_data(), callbacks=[Watch()])
     first, last = 2, 8
-    for step, share in enumerate(seen, 2):  # chosen for the next update
+    for step, share in enumerate(zero_shares, 2):  # the masks are chosen for the next update
         if step < first:
             expected = 0.0
         else:
@@ -95,7 +97,7 @@ def test_replicas_prune_as_one(trained_once):
     two = trained_once(recipe(strategy="mirrored", replicas=2), toys.token_data())
     for a, b in zip(one.step.compressors[0].masks, two.step.compressors[0].masks, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
-    assert toys.difference(one.step.net, two.step.net) < 1e-4  # of Adam's large steps
+    assert toys.difference(one.step.net, two.step.net) < 1e-4  # because Adam's steps are large
 
 
 @pytest.mark.parametrize("compress", [SPARSE, {"m_by_n": (2, 4)}], ids=["schedule", "m_by_n"])
@@ -141,7 +143,7 @@ def test_blocks_are_zero_together(run):
 
 
 class Kernels(keras.Model):
-    """Weights alone: kernels that a block covers, or one of whose sides it does."""
+    """Kernels that a block covers completely or along one axis."""
 
     def __init__(self):
         super().__init__()
@@ -175,9 +177,9 @@ def test_blocks_that_are_larger_than_a_kernel(block):
             for j in range(0, flat.shape[1], block[1])
         }
         sizes = {key: np.abs(was[place]).mean() for key, place in blocks.items()}
-        kept = sorted(sizes, key=sizes.get)[-max(1, round(len(blocks) * 0.5)) :]
+        largest = sorted(sizes, key=sizes.get)[-max(1, round(len(blocks) * 0.5)) :]
         for key, place in blocks.items():
-            assert (flat[place] != 0).all() == (key in kept), (variable.path, key)
+            assert (flat[place] != 0).all() == (key in largest), (variable.path, key)
 
 
 def test_kinds_of_kernels():
@@ -189,8 +191,8 @@ def test_kinds_of_kernels():
     x = layers.Conv1DTranspose(8, 2, name="back")(x)
     x = layers.LSTM(4, name="recurrent")(layers.LayerNormalization()(x))
     model = keras.Model(tokens, layers.Dense(3, name="last")(x))
-    found = {variable.path: inputs for variable, inputs in prunable(model)}
-    assert found == {
+    input_axes = {variable.path: inputs for variable, inputs in prunable(model)}
+    assert input_axes == {
         "words/embeddings": (0,), "convolution/kernel": (0, 1), "heads/kernel": (0,),
         "out/kernel": (0, 1), "back/kernel": (0, 2), "recurrent/lstm_cell/kernel": (0,),
         "recurrent/lstm_cell/recurrent_kernel": (0,), "last/kernel": (0,),
@@ -201,8 +203,8 @@ def test_kinds_of_kernels():
 
 def test_only_what_the_pattern_matches(run):
     done = run(recipe({**SPARSE, "pattern": "^block_1/"}), toys.token_data())
-    found = sparsities(done.step.net)
-    for path, share in found.items():
+    shares = sparsities(done.step.net)
+    for path, share in shares.items():
         assert share == pytest.approx(0.75 if path.startswith("block_1/") else 0.0, abs=0.01)
 
 
@@ -212,7 +214,7 @@ def test_convolutions_get_sparse(run):
 
 
 @pytest.mark.parametrize(
-    ("compress", "said"),
+    ("compress", "message"),
     [
         ({"sparsity": 1.0}, r"compress.prune.sparsity must be in \[0, 1\)"),
         ({"sparsity": -0.1}, "compress.prune.sparsity must be in"),
@@ -240,15 +242,15 @@ def test_convolutions_get_sparse(run):
         ({"sparsity": 0.5, "block": (0, 4)}, "compress.prune.block"),
     ],
 )
-def test_what_no_pruning_is(compress, said, run, tmp_path):
-    with pytest.raises(UsageError, match=said):
+def test_refused_pruning_settings(compress, message, run, tmp_path):
+    with pytest.raises(UsageError, match=message):
         run(recipe(compress), toys.token_data(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_masks_are_those_of_tf_mot():
-    """The official API on tf_keras, the same pictures: every mask is equal, and the weights are."""
+    """With the same images, masks and weights equal those of TF-MOT on tf_keras."""
     code = (
         "from tests.official_pruning import compare\n"
         "masks, weights = compare()\n"

@@ -1,4 +1,4 @@
-"""Training in 8 bits: as TF-MOT does it, in every setting of the trainer, and in the file."""
+"""Quantization-aware training equals TF-MOT's, in all trainer settings and in files."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def ranges(model):
 
 
 def off_the_grid(values, step):
-    """Distances to the nearest multiple, in steps: an 8-bit grid is moved so that it holds 0."""
+    """Returns distances to the nearest multiple, in steps; the 8-bit grid contains 0."""
     places = np.asarray(values) / step
     return np.abs(places - np.round(places)).max()
 
@@ -55,13 +55,13 @@ def image_model():
 
 
 def test_what_rounds_is_what_tf_mot_rounds():
-    """Kernels; the network's input; outputs where nothing is folded into them."""
+    """Rounded are kernels, the network's input, and outputs into which no layer is folded."""
     model = image_model()
     assert quantize(model) == [
         "convolution", "norm", "relu", "second", "sum", "mean", "hidden", "probabilities",
     ]  # fmt: skip
-    found = sorted(ranges(model))
-    ends = [name.removesuffix("_min") for name in found if name.endswith("_min")]
+    names = sorted(ranges(model))
+    ends = [name.removesuffix("_min") for name in names if name.endswith("_min")]
     assert ends == [
         "convolution_ranges/input", "convolution_ranges/kernel", "hidden_ranges/before_activation",
         "hidden_ranges/kernel", "hidden_ranges/output", "mean_ranges/output",
@@ -69,7 +69,7 @@ def test_what_rounds_is_what_tf_mot_rounds():
         "relu_ranges/output", "second_ranges/kernel", "second_ranges/output", "sum_ranges/output",
     ]  # fmt: skip
     shapes = {name: value.shape for name, value in ranges(model).items()}
-    assert shapes["convolution_ranges/kernel_min"] == (4,)  # a range a channel
+    assert shapes["convolution_ranges/kernel_min"] == (4,)  # one range per channel
     assert shapes["hidden_ranges/kernel_min"] == ()
 
 
@@ -77,17 +77,17 @@ def test_kernels_and_outputs_lie_on_the_grid():
     model = image_model()
     quantize(model, decay=0.5)
     model(np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32"), training=True)
-    found = ranges(model)
+    range_values = ranges(model)
     image = np.random.default_rng(1).normal(size=(4, 8, 8, 3)).astype("float32")
     output = keras.Model(model.input, model.get_layer("sum").output)(image).numpy()
-    low, high = found["sum_ranges/output_min"], found["sum_ranges/output_max"]
+    low, high = range_values["sum_ranges/output_min"], range_values["sum_ranges/output_max"]
     step = (high - low) / 255
     assert off_the_grid(output, step) < 1e-3
     assert len(np.unique(np.round(output / step))) > 20
     assert output.max() <= high + step
     with rounded_kernels(model):
         kernel = model.get_layer("hidden").kernel.numpy()
-        high = found["hidden_ranges/kernel_max"]
+        high = range_values["hidden_ranges/kernel_max"]
         assert off_the_grid(kernel, high / 127) < 1e-3
         assert not is_quantized(model)
     assert is_quantized(model)
@@ -95,23 +95,23 @@ def test_kernels_and_outputs_lie_on_the_grid():
 
 
 def test_bfloat16_trains_the_integers_of_the_file():
-    """Kernels are rounded from float32, as for the file, and not from bfloat16."""
+    """Kernels are rounded from their float32 values, as in the file, not from bfloat16."""
     with precision("mixed_bfloat16"):
         image = keras.Input((64,))
         model = keras.Model(image, layers.Dense(64, use_bias=False, name="only")(image))
     quantize(model)
-    layer, seen = model.get_layer("only"), []
+    layer, kernels = model.get_layer("only"), []
     kernel = np.random.default_rng(0).normal(size=(64, 64)).astype("float32")
     layer.kernel.assign(kernel)
     plain = layer.call.original_call
-    layer.call.original_call = lambda *a, **k: seen.append(layer.kernel.value) or plain(*a, **k)
+    layer.call.original_call = lambda *a, **k: kernels.append(layer.kernel.value) or plain(*a, **k)
     model(np.ones((1, 64), "float32"), training=True)
     step = np.abs(kernel).max() / 127
     assert ranges(model)["only_ranges/kernel_max"] == np.abs(kernel).max()
-    assert seen[0].dtype == tf.bfloat16
+    assert kernels[0].dtype == tf.bfloat16
     with rounded_kernels(model):
-        held = np.round(layer.kernel.numpy() / step)
-    np.testing.assert_array_equal(np.round(seen[0].numpy().astype("float32") / step), held)
+        integers = np.round(layer.kernel.numpy() / step)
+    np.testing.assert_array_equal(np.round(kernels[0].numpy().astype("float32") / step), integers)
 
 
 def with_open_ends(inputs, min, max, num_bits, narrow_range):
@@ -143,7 +143,7 @@ def with_open_ends(inputs, min, max, num_bits, narrow_range):
     ids=lambda value: "-".join(map(str, value)),
 )
 def test_every_setting_trains_much_the_same(trainer, run, trained_once, monkeypatch):
-    """Micro-batches and replicas find ranges of their own, so these are near, not equal."""
+    """Micro-batches and replicas have separate ranges, so results are close, not equal."""
     train_plain = trained_once
     if "precision" in trainer:
         train_plain = run
@@ -159,7 +159,7 @@ def test_every_setting_trains_much_the_same(trainer, run, trained_once, monkeypa
         {v.path: v for v in done.step.net.weights if v.path.endswith("_updates")}
         for done in (plain, other)
     ]
-    # Of the 40 micro-batches two in each short last batch (6 of 16 rows) are padding alone.
+    # Of the 40 micro-batches, two in each short last batch (6 of 16 rows) have only padding.
     passes = 36 if "micro_batch_size" in trainer else 10
     for path, variable in counts[1].items():
         assert counts[0][path].numpy() == 10
@@ -168,7 +168,7 @@ def test_every_setting_trains_much_the_same(trainer, run, trained_once, monkeypa
     assert toys.difference(plain.step.net, other.step.net) <= bound
     before = quantized_start()
     for path, value in ranges(other.step.net).items():
-        assert np.abs(value - before[path]).max() > 0, path  # it has moved
+        assert np.abs(value - before[path]).max() > 0, path  # the value has changed
         if same:
             np.testing.assert_allclose(value, ranges(plain.step.net)[path], atol=1e-5)
 
@@ -196,11 +196,11 @@ def test_a_resumed_run_has_the_same_ranges(stop, run, trained_once, tmp_path):
 def test_averaged_weights_have_their_own_ranges(run):
     done = run(recipe(ema=0.5), toys.token_data())
     saved = zoo.load(done.workdir.path)
-    found = ranges(saved)
+    range_values = ranges(saved)
     for layer, rounding in ((x, x.call) for x in saved._flatten_layers() if hasattr(x, "kernel")):
         (variable, *_), path = rounding.kernels[0], layer.path.replace("/", "_")
         largest = np.abs(variable.numpy()).max()
-        assert found[f"{path}_ranges/kernel_max"] == pytest.approx(largest), path
+        assert range_values[f"{path}_ranges/kernel_max"] == pytest.approx(largest), path
     plain = done.step.net.get_layer("logits").kernel.numpy()
     assert np.abs(plain - saved.get_layer("logits").kernel.numpy()).max() > 0
 
@@ -223,7 +223,7 @@ def test_zeros_stay_where_pruning_put_them(run, tmp_path):
 
 
 def test_generation_computes_what_the_model_does():
-    """Decoding a token at a time takes no road around the rounding."""
+    """Decoding one token at a time uses the rounded kernels and outputs, too."""
     from zoo.generation.decoding import project
 
     keras.utils.set_random_seed(0)
@@ -249,7 +249,7 @@ def test_what_learns_nothing_stays_as_it_is():
 
 
 def test_a_base_that_is_partly_frozen_stays_as_it_is():
-    """It computes as in inference, so that nothing in it would find its range."""
+    """A partly frozen base runs in inference mode, in which ranges are not updated."""
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, name="first")(image)
     x = layers.Conv2D(4, 3, name="last")(layers.ReLU(name="relu")(x))
@@ -269,8 +269,8 @@ def test_kernels_have_their_own_ranges_from_the_start():
     update_kernel_ranges(model)
     for layer in (model.get_layer(name) for name in ("second", "hidden")):
         largest = np.abs(layer.kernel.numpy()).max()
-        found = ranges(model)[f"{layer.name}_ranges/kernel_max"]
-        assert found.max() == pytest.approx(largest)
+        kernel_max = ranges(model)[f"{layer.name}_ranges/kernel_max"]
+        assert kernel_max.max() == pytest.approx(largest)
 
 
 @pytest.mark.parametrize(
@@ -295,17 +295,17 @@ def test_a_model_without_kernels():
 
 @pytest.mark.slow
 def test_it_learns_as_tf_mot_does():
-    """The official API on tf_keras: losses, weights and predictions of 120 updates, bit for bit."""
+    """Losses, weights and predictions of 120 updates equal those of TF-MOT bit for bit."""
     code = "import json\nfrom tests.official_qat import compare\nprint(json.dumps(compare()))\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found.pop("learned") > 1
-    assert found == {"loss": 0.0, "weights": 0.0, "predictions": 0.0}
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert differences.pop("learned") > 1
+    assert differences == {"loss": 0.0, "weights": 0.0, "predictions": 0.0}
 
 
 def test_a_model_inside_another_keeps_its_ranges(tmp_path):
-    """As a classifier with its preprocessing around it, in a file that is opened again."""
+    """Tests a classifier inside a model with preprocessing, saved and opened again."""
     from trainers.run.workdir import save_model
     from zoo.saved.model import open_model
 
@@ -320,7 +320,7 @@ def test_a_model_inside_another_keeps_its_ranges(tmp_path):
 
 
 def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
-    """20 updates of outputs in 0 … 0.8: the file uses nearly all of its 256 levels."""
+    """After 20 updates with outputs in [0, 0.8], the file uses almost all of its 256 levels."""
     from trainers.run.workdir import save_model
     from zoo.saved.model import open_model
 
@@ -330,38 +330,38 @@ def test_ranges_of_a_short_run_are_those_of_the_outputs(tmp_path):
     model.get_layer("only").kernel.assign(np.eye(4))
     update_kernel_ranges(model)
     batches = np.random.default_rng(0).uniform(0, 0.8, (20, 16, 4)).astype("float32")
-    batches[0] *= 0.5  # the first batch has no more to say than another one
+    batches[0] *= 0.5  # the first batch must not have a larger weight than the others
     for batch in batches:
         model(batch, training=True)
     save_model(model, tmp_path / "model.keras")
-    opened = open_model(tmp_path / "model.keras")
-    found = ranges(opened)
+    loaded = open_model(tmp_path / "model.keras")
+    range_values = ranges(loaded)
     weights = 0.99 ** np.arange(19, -1, -1)
     expected = np.sum(weights * batches.max((1, 2))) / np.sum(weights)
-    assert found["only_ranges/output_max"] == pytest.approx(expected, abs=0.005)
-    assert found["only_ranges/output_min"] == pytest.approx(0, abs=1e-5)
+    assert range_values["only_ranges/output_max"] == pytest.approx(expected, abs=0.005)
+    assert range_values["only_ranges/output_min"] == pytest.approx(0, abs=1e-5)
     values = np.linspace(0, 0.8, 1000, dtype="float32")[:, None] * np.ones(4, "float32")
-    assert len(np.unique(opened(values))) > 240
+    assert len(np.unique(loaded(values))) > 240
 
 
 def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, monkeypatch):
-    """Ranges that end inside the outputs are not in the file; a wrong scale of a kernel is."""
+    """Ranges that clip outputs do not affect the file; a wrong scale of a kernel does."""
     from tests.trainers.compress_jobs.test_ptq import loaded_run
     from trainers.export import formats as export
     from trainers.export.saved_model import structure_inputs
 
-    found = loaded_run("bert_tiny")
-    quantize(found.model)
-    update_kernel_ranges(found.model)
-    examples = found.examples()
-    found.model(structure_inputs(found.model, examples), training=True)
-    for variable in found.model.non_trainable_weights:
+    run = loaded_run("bert_tiny")
+    quantize(run.model)
+    update_kernel_ranges(run.model)
+    examples = run.examples()
+    run.model(structure_inputs(run.model, examples), training=True)
+    for variable in run.model.non_trainable_weights:
         if variable.path.endswith(("nsp_ranges/output_min", "nsp_ranges/output_max")):
             variable.assign(variable / 2)
     path = str(tmp_path / "model.tflite")
-    written = export.write_checked(found.model, found.task, examples, "litert", path)
+    written = export.write_checked(run.model, run.task, examples, "litert", path)
     assert written["largest_difference"] > export.TOLERANCE_ROUNDED  # from the rounded model
-    write, kernel = export.WRITERS["litert"], found.model.get_layer("nsp").kernel
+    write, kernel = export.WRITERS["litert"], run.model.get_layer("nsp").kernel
 
     def scaled(model, out, inputs):
         value = kernel.numpy()
@@ -371,37 +371,39 @@ def test_a_file_of_tokens_is_compared_with_the_kernels_that_it_holds(tmp_path, m
 
     monkeypatch.setitem(export.WRITERS, "litert", scaled)
     with pytest.raises(RunError, match="outputs of the exported model differ by 0.2"):
-        export.write_checked(found.model, found.task, examples, "litert", path)
+        export.write_checked(run.model, run.task, examples, "litert", path)
 
 
 def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
-    """Each kernel is rounded once: the file's integers times their scale are its values."""
+    """Each kernel is rounded once: its values are the file's integers times their scale."""
     from tests.litert_files import constants
     from tests.trainers.compress_jobs.test_ptq import loaded_run
     from trainers.export import formats as export
     from trainers.export.saved_model import structure_inputs
 
-    found = loaded_run("gpt_nano")
+    run = loaded_run("gpt_nano")
     size = {"vocabulary_size": 80, "hidden_dim": 32, "num_layers": 1}
     keras.utils.set_random_seed(1)
-    found.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
-    quantize(found.model)
-    update_kernel_ranges(found.model)
-    examples = found.examples()
+    run.model = registry.build("gpt_nano", **{**registry.entry("gpt_nano").tiny, **size})
+    quantize(run.model)
+    update_kernel_ranges(run.model)
+    examples = run.examples()
     for _ in range(20):
-        found.model(structure_inputs(found.model, examples), training=True)
+        run.model(structure_inputs(run.model, examples), training=True)
     path = tmp_path / "model.tflite"
-    written = export.write_checked(found.model, found.task, examples, "litert", str(path))
+    written = export.write_checked(run.model, run.task, examples, "litert", str(path))
     assert written["largest_difference"] < 0.05
-    stored = [values * scales for values, scales in constants(path) if values.dtype == "int8"]
-    with rounded_kernels(found.model):
-        trained = {v.path: v.numpy() for v in found.model.trainable_variables if v.ndim == 2}
+    file_kernels = [values * scales for values, scales in constants(path) if values.dtype == "int8"]
+    with rounded_kernels(run.model):
+        trained = {v.path: v.numpy() for v in run.model.trainable_variables if v.ndim == 2}
     trained = {path: value for path, value in trained.items() if value.size >= 1024}
-    assert len(stored) == len(trained) == 5  # the embedding, which gives the logits too, once
+    assert (
+        len(file_kernels) == len(trained) == 5
+    )  # the embedding, which also computes the logits, counts once
     for path, value in trained.items():
         gaps = [
             np.abs(x - one).max()
-            for x in stored
+            for x in file_kernels
             for one in (value, value.T)
             if x.shape == one.shape
         ]
@@ -409,7 +411,7 @@ def test_the_file_of_a_token_model_holds_the_trained_integers(tmp_path):
 
 
 def test_kernels_of_token_models_have_one_scale_in_their_file():
-    """Training rounds them by one, tied or not; others have one per output."""
+    """Training rounds tied and untied kernels with one scale; other models have one per output."""
     from trainers.export import litert
 
     arguments = {**registry.entry("gpt_nano").tiny, "tie_weights": False, "num_layers": 1}

@@ -1,4 +1,4 @@
-"""Units go: what is left computes the same where they had no weights, and is really smaller."""
+"""Structured pruning: units with zero weights are removed without changing any output."""
 
 import json
 
@@ -20,7 +20,7 @@ from zoo import registry
 from zoo.errors import UsageError
 from zoo.layers.rounding import is_quantized
 
-# What of its tiny layers loses units, and by how much each becomes smaller.
+# Layers of each tiny model that lose half of their units.
 HALVED = {
     "cnn_classifier": ["convolution_1", "convolution_2", "convolution_3", "hidden"],
     "gpt_nano": ["block_0/attention", "block_0/feed_forward"],
@@ -42,26 +42,26 @@ def randomized(model, seed=0):
     generator = np.random.default_rng(seed)
     for weight in model.weights:
         if "seed" not in weight.path:
-            weight.assign(0.5 + generator.random(weight.shape))  # a variance is positive
+            weight.assign(0.5 + generator.random(weight.shape))  # variances must be positive
             if not weight.path.endswith(("variance", "gamma")):
                 weight.assign(generator.normal(size=weight.shape) * 0.2)
     return model
 
 
 def zeroed(model, widths, seed=1):
-    """Takes the weights of some units; those that have weights left are as many as will stay."""
-    found, generator = units(model)[0], np.random.default_rng(seed)
+    """Sets the weights of random units to zero, so that `widths` units keep their weights."""
+    groups, generator = units(model)[0], np.random.default_rng(seed)
     for path, count in widths.items():
-        gone = generator.permutation(found[path].count)[count:]
-        for cut in found[path].cuts:
+        removed_units = generator.permutation(groups[path].count)[count:]
+        for cut in groups[path].cuts:
             value = np.moveaxis(cut.variable.numpy(), cut.axis, 0)
-            value[cut.indices[gone].ravel()] = 0
+            value[cut.indices[removed_units].ravel()] = 0
             cut.variable.assign(np.moveaxis(value, 0, cut.axis))
 
 
-def smaller(model, left):
-    """What the trainer does, without a work directory."""
-    widths = tuple(f"{path}={count}" for path, count in left.items())
+def smaller(model, unit_counts):
+    """Builds the smaller model as the trainer does, without a work directory."""
+    widths = tuple(f"{path}={count}" for path, count in unit_counts.items())
     small = structured.build_smaller(model, widths)
     values = {v.path: v.value for v in model.weights} | structured.initial_values(widths, model)
     for variable in small.weights:
@@ -80,16 +80,18 @@ def outputs(row, model):
 
 @pytest.mark.parametrize("name", HALVED)
 def test_units_without_weights_go_and_nothing_changes(name, tmp_path):
-    """In the model and in its file, which Keras alone opens."""
+    """Checks the model and its file, which plain Keras opens."""
     row = registry.entry(name)
     model = randomized(registry.build(name, **row.tiny))
-    left = structured.decide(model, 0.5, "")
-    assert set(HALVED[name]) <= set(left)
-    found = units(model)[0]
-    assert {path: 2 * count for path, count in left.items()} == {p: found[p].count for p in left}
-    zeroed(model, left)
-    small = smaller(model, left)
-    assert {path: its.count for path, its in units(small)[0].items()} == left
+    widths = structured.decide(model, 0.5, "")
+    assert set(HALVED[name]) <= set(widths)
+    groups = units(model)[0]
+    assert {path: 2 * count for path, count in widths.items()} == {
+        p: groups[p].count for p in widths
+    }
+    zeroed(model, widths)
+    small = smaller(model, widths)
+    assert {path: its.count for path, its in units(small)[0].items()} == widths
     assert small.count_params() < 0.75 * model.count_params()
     small.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
@@ -101,23 +103,23 @@ def test_units_without_weights_go_and_nothing_changes(name, tmp_path):
 
 
 def test_the_units_with_the_smallest_norms_go():
-    """Filters and their readers by hand: those of a dense layer lie behind a picture."""
+    """Norms by hand, over a filter's kernel and the dense kernel rows that read its outputs."""
     row = registry.entry("cnn_classifier")
     model = randomized(registry.build(row.name, **row.tiny))
-    made = model.get_layer("convolution_3").kernel.numpy()
+    convolution = model.get_layer("convolution_3").kernel.numpy()
     hidden = model.get_layer("hidden").kernel.numpy()
-    read = hidden.reshape(-1, made.shape[-1], hidden.shape[-1])  # points, filters, units
-    norms = np.sqrt((made**2).sum((0, 1, 2)) + (read**2).sum((0, 2)))
+    read = hidden.reshape(-1, convolution.shape[-1], hidden.shape[-1])  # points, filters, units
+    norms = np.sqrt((convolution**2).sum((0, 1, 2)) + (read**2).sum((0, 2)))
     stay = sorted(np.argsort(norms)[-5:])
     np.testing.assert_allclose(units(model)[0]["convolution_3"].norms(), norms, rtol=1e-6)
     small = smaller(model, {"convolution_3": 5})
-    np.testing.assert_array_equal(small.get_layer("convolution_3").kernel, made[..., stay])
-    kept = small.get_layer("hidden").kernel.numpy().reshape(-1, 5, hidden.shape[-1])
-    np.testing.assert_array_equal(kept, read[:, stay])
+    np.testing.assert_array_equal(small.get_layer("convolution_3").kernel, convolution[..., stay])
+    small_hidden = small.get_layer("hidden").kernel.numpy().reshape(-1, 5, hidden.shape[-1])
+    np.testing.assert_array_equal(small_hidden, read[:, stay])
 
 
 def every_kind():
-    """Norms, poolings, branches and layers whose units cannot go."""
+    """Returns a model with norms, poolings, branches and layers whose units cannot be removed."""
     image = keras.Input((8, 8, 2), name="image")
     x = layers.Conv2D(6, 3, use_bias=False, name="convolution")(image)
     x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
@@ -141,9 +143,9 @@ def every_kind():
 
 def test_through_norms_and_branches():
     model = randomized(every_kind())
-    found, whole = units(model)
-    assert {path: its.count for path, its in found.items()} == {"convolution": 6, "dense": 6}
-    axes = [(c.variable.path, c.axis) for c in found["convolution"].cuts]
+    groups, whole = units(model)
+    assert {path: its.count for path, its in groups.items()} == {"convolution": 6, "dense": 6}
+    axes = [(c.variable.path, c.axis) for c in groups["convolution"].cuts]
     assert axes == [
         ("convolution/kernel", 3), *((f"norm/{w}", 0) for w in
         ("gamma", "beta", "moving_mean", "moving_variance")), ("left/kernel", 2),
@@ -159,10 +161,12 @@ def test_through_norms_and_branches():
         "out": "the output of out is an output of the model kinds",
         "state": "the state is used outside of the layer",
     }
-    left = {"convolution": 2}
-    zeroed(model, left)
+    widths = {"convolution": 2}
+    zeroed(model, widths)
     image = np.random.default_rng(0).normal(size=(2, 8, 8, 2)).astype("float32")
-    for one, other in zip(model(image).values(), smaller(model, left)(image).values(), strict=True):
+    for one, other in zip(
+        model(image).values(), smaller(model, widths)(image).values(), strict=True
+    ):
         np.testing.assert_allclose(one, other, atol=1e-6)
     both = smaller(model, {"dense": 2, "convolution": 5})
     assert both.get_layer("layer_norm").gamma.shape == (2,)
@@ -179,9 +183,9 @@ def test_a_frozen_base_keeps_its_units():
         structured.decide(model, 0.25, "block1_conv1")
     small = smaller(model, {"hidden": 6})
     assert type(small) is type(model)
-    learned = [v.path.partition("/")[0] for v in small.trainable_variables]
-    assert learned == ["hidden"] * 2 + ["probabilities"] * 2
-    assert units(model)[0].keys() >= {"block1_conv1", "block5_conv2"}  # for one that learns
+    trainable_layers = [v.path.partition("/")[0] for v in small.trainable_variables]
+    assert trainable_layers == ["hidden"] * 2 + ["probabilities"] * 2
+    assert units(model)[0].keys() >= {"block1_conv1", "block5_conv2"}  # if the base is trainable
     assert "an output of the model base" in units(model)[1]["block5_conv3"]
 
 
@@ -189,9 +193,9 @@ def test_the_trainer_starts_from_what_stays_and_resumes_exactly(digits, run, tmp
     data = toys.image_data(side=20)
     settings = {"init_from": digits, "sparsity": 0.5, "pattern": "convolution_[12]"}
     end = run(recipe("structured", settings), data, tmp_path / "small")
-    said = capsys.readouterr().err
-    assert "10 of 10 weights" in said
-    assert "of another shape" not in said
+    message = capsys.readouterr().err
+    assert "10 of 10 weights" in message
+    assert "of another shape" not in message
     saved = json.loads((tmp_path / "small" / "config.json").read_text())
     widths = saved["config"]["compress"]["structured"]["widths"]
     assert widths == ["convolution_1=2", "convolution_2=4"]
@@ -204,11 +208,11 @@ def test_the_trainer_starts_from_what_stays_and_resumes_exactly(digits, run, tmp
     run(recipe("structured", settings), data, tmp_path / "parts")
     assert_same_end(tmp_path / "small", tmp_path / "parts")
 
-    # More units of another layer go; what went stays away.
+    # More units of another layer are removed; removed units are not added again.
     again = {"init_from": str(tmp_path / "small"), "sparsity": 0.25, "pattern": "_2|hidden"}
     twice = run(recipe("structured", again), data)
-    kept = {"convolution_1": 2, "convolution_2": 3, "convolution_3": 8, "hidden": 6}
-    assert {path: its.count for path, its in units(twice.step.net)[0].items()} == kept
+    expected_widths = {"convolution_1": 2, "convolution_2": 3, "convolution_3": 8, "hidden": 6}
+    assert {path: its.count for path, its in units(twice.step.net)[0].items()} == expected_widths
     assert "10 of 10 weights" in capsys.readouterr().err
     for settings, changed in (({"keep": True}, {}), ({"widths": ("hidden=5",)}, {"hidden": 5})):
         settings = {"init_from": str(twice.workdir.path), "sparsity": 0.25, **settings}
@@ -265,11 +269,11 @@ def test_layers_of_ones_own_are_named():
 @pytest.mark.usefixtures("children_here")
 @pytest.mark.slow
 def test_a_chain_keeps_the_widths(chain, zoo_command):
-    made = chain("structured+qat")
-    filters = [model.get_layer("convolution_2").filters for model in (made.first, made.last)]
+    result = chain("structured+qat")
+    filters = [model.get_layer("convolution_2").filters for model in (result.first, result.last)]
     assert filters == [32, 32]
-    assert (is_quantized(made.first), is_quantized(made.last)) == (False, True)
-    before, after = made.summary["before"], made.summary["after"]
-    assert after["parameters"] == made.first.count_params() < 0.27 * 93_322
+    assert (is_quantized(result.first), is_quantized(result.last)) == (False, True)
+    before, after = result.summary["before"], result.summary["after"]
+    assert after["parameters"] == result.first.count_params() < 0.27 * 93_322
     assert after["bytes"] < 0.12 * before["bytes"]  # of LiteRT files
-    assert zoo_command("evaluate", made.out).status == 0
+    assert zoo_command("evaluate", result.out).status == 0

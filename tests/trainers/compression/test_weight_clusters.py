@@ -1,4 +1,4 @@
-"""Clusters in the train step: few values, that are trained, everywhere and after everything."""
+"""Weight clustering in the train step: few trained values, in every trainer setting."""
 
 import keras
 import numpy as np
@@ -45,28 +45,30 @@ def test_every_kernel_has_few_values(trainer, trained_once):
     done = trained_once(recipe(**trainer), toys.token_data())
     saved = values(zoo.load(done.workdir.path))
     assert len(saved) == 6  # embedding, four of the blocks, logits
-    assert {len(found) for found in saved.values()} <= {2, 3, 4}
-    assert max(len(found) for found in values(done.step.net).values()) > 4  # they learn on
+    assert {len(distinct) for distinct in saved.values()} <= {2, 3, 4}
+    assert (
+        max(len(distinct) for distinct in values(done.step.net).values()) > 4
+    )  # the weights that are trained stay unrounded
     if trainer.keys() - {"ema"}:
         plain = trained_once(recipe(), toys.token_data())
         assert toys.difference(plain.step.net, done.step.net) < 1e-5
 
 
 def test_centroids_learn(run):
-    seen = []
+    start_values = []
 
     class Watch(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
-            seen.append(centroids(self.model.net))
+            start_values.append(centroids(self.model.net))
 
     done = run(recipe(), toys.token_data(), callbacks=[Watch()])
     for path, value in centroids(done.step.net).items():
-        assert np.abs(value - seen[0][path]).max() > 1e-4, path
-    assert len(seen[0]) == 6
+        assert np.abs(value - start_values[0][path]).max() > 1e-4, path
+    assert len(start_values[0]) == 6
 
 
 def test_a_centroid_gets_its_weights_gradients():
-    """And each weight that of its value, as if it were used itself."""
+    """The straight-through gradient of each weight is the gradient of its rounded value."""
     keras.utils.set_random_seed(0)
     x = keras.Input((6,))
     model = keras.Model(x, layers.Dense(5, use_bias=False, name="only")(x))
@@ -74,11 +76,11 @@ def test_a_centroid_gets_its_weights_gradients():
     Centroids(model).begin()
     data = tf.constant(np.random.default_rng(0).normal(size=(7, 6)), tf.float32)
     layer = model.get_layer("only")
-    found = layer.centroids.weights[0]
+    centroid_variable = layer.centroids.weights[0]
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(model(data) ** 2)
-    kernel_gradient, gradient = tape.gradient(loss, [layer.kernel.value, found.value])
-    kernel, start = layer.kernel.numpy(), found.numpy()
+    kernel_gradient, gradient = tape.gradient(loss, [layer.kernel.value, centroid_variable.value])
+    kernel, start = layer.kernel.numpy(), centroid_variable.numpy()
     nearest = np.abs(kernel[..., None] - start).argmin(-1)
     assert set(np.unique(nearest)) == {0, 1, 2}
     expected = 2 * data.numpy().T @ (data.numpy() @ start[nearest])
@@ -93,11 +95,11 @@ def test_zeros_stay_zeros(run, tmp_path):
     config = recipe({"prune": {"keep_zeros": True}})
     config.init_from = str(tmp_path / "pruned")
     second = zoo.load(run(config, toys.token_data()).workdir.path)
-    found = {v.path: v.numpy() for v in second.weights}
+    weights = {v.path: v.numpy() for v in second.weights}
     for variable, _ in prunable(first.step.net):
         zeros = variable.numpy() == 0
         assert zeros.mean() == pytest.approx(0.5, abs=0.01)
-        assert (found[variable.path][zeros] == 0).all()  # and others that are nearest to 0
+        assert (weights[variable.path][zeros] == 0).all()  # and weights whose nearest centroid is 0
         assert 2 <= len(values(second)[variable.path]) <= 4
 
 
@@ -125,12 +127,12 @@ def test_what_cannot_be_clustered(run, tmp_path):
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_more_clusters_than_weights(zeros):
-    """As in a small kernel of which pruning has left little."""
+    """Covers small kernels with few distinct values, as after pruning."""
     values = np.float32([[-2, -1, 3], [4, 4, 5]])
     if zeros:
         values[0, 1:] = 0
-    found = _centroids(values, 16)
-    assert set(found) == set(np.unique(values))
-    several = _centroids(np.float32(np.r_[np.linspace(-9, -1, 9), 0, 7]), 6)
-    assert len(np.unique(several)) == len(several) <= 6
-    assert {0.0, 7.0} <= set(several)
+    all_centroids = _centroids(values, 16)
+    assert set(all_centroids) == set(np.unique(values))
+    six_centroids = _centroids(np.float32(np.r_[np.linspace(-9, -1, 9), 0, 7]), 6)
+    assert len(np.unique(six_centroids)) == len(six_centroids) <= 6
+    assert {0.0, 7.0} <= set(six_centroids)

@@ -1,6 +1,6 @@
-"""Overrides, recipes and config.json of any content end in a configuration or in one line.
+"""Arbitrary overrides, recipes and config.json files give a configuration or a one-line error.
 
-`ZOO_FUZZ=20` makes twenty times as many inputs.
+`ZOO_FUZZ=20` generates twenty times as many inputs.
 """
 
 import json
@@ -34,7 +34,7 @@ VALUES = (
 
 
 def one_line(action):
-    """Runs an action; what it refuses is refused by one of the two errors that are one line."""
+    """Runs an action; checks that a UsageError or RunError has a message of one line."""
     try:
         return action()
     except (UsageError, RunError):
@@ -42,7 +42,7 @@ def one_line(action):
 
 
 def test_overrides():
-    """1,000 of them, one to three at once."""
+    """Tests 1,000 random sets of one to three overrides."""
     numbers = random.Random(0)
     accepted = 0
     loaded = {source: load_recipe(source) for source in SOURCES}
@@ -71,7 +71,7 @@ def test_nested_text_is_refused_before_python_parses_it(key, text, monkeypatch):
 
 
 def mutated(value, numbers):
-    """A copy of a JSON value with something in it replaced, left out, or of another name."""
+    """Returns a copy of a JSON value in which one part is replaced, removed or renamed."""
     if isinstance(value, dict) and value and numbers.random() < 0.9:
         key = numbers.choice(list(value))
         changed = {**value, key: mutated(value[key], numbers)}
@@ -87,7 +87,7 @@ def mutated(value, numbers):
 
 
 def test_config_json(tmp_path):
-    """500 files with one to three changes, and 100 that are cut or hold other bytes."""
+    """Tests 500 files with one to three changes, and 100 files cut or with changed bytes."""
     numbers = random.Random(1)
     accepted = 0
     whole = [
@@ -109,8 +109,8 @@ def test_config_json(tmp_path):
         path.write_bytes(content)
 
         def read():
-            found = read_config(tmp_path)
-            config = of_workdir(found["config"])
+            saved_config = read_config(tmp_path)
+            config = of_workdir(saved_config["config"])
             return change(config, [])
 
         accepted += bool(one_line(read))
@@ -184,11 +184,11 @@ def test_a_recipe_of_wrong_values_is_one_line(body, words, tmp_path):
     )
     first += "type_safe=False)\n"
     path.write_text(head + textwrap.indent(f"{first}{body}\nreturn config\n", "    "))
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         resolve(str(path))
-    said = " ".join(str(caught.value).split())
-    assert words in said
-    assert len(said) < 800
+    message = " ".join(str(error.value).split())
+    assert words in message
+    assert len(message) < 800
 
 
 def test_ctrl_c_in_a_recipe_is_none_of_its_errors(tmp_path):

@@ -1,4 +1,4 @@
-"""From a recipe and overrides to a checked configuration. Nothing here needs TensorFlow."""
+"""Recipes and overrides give a checked configuration, without TensorFlow."""
 
 import ast
 import json
@@ -23,15 +23,15 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def overridden(*texts, source=DIGITS):
-    """The configuration under overrides that are written as on the command line: KEY=VALUE."""
+    """Returns the configuration with overrides, each a command-line string KEY=VALUE."""
     return resolve(source, [tuple(text.split("=", 1)) for text in texts])
 
 
-def refused(*texts, source=DIGITS):
-    """The one line with which the overrides are refused."""
-    with pytest.raises(UsageError) as caught:
+def error_of(*texts, source=DIGITS):
+    """Returns the one-line message of the error that the overrides raise."""
+    with pytest.raises(UsageError) as error:
         overridden(*texts, source=source)
-    return " ".join(str(caught.value).split())
+    return " ".join(str(error.value).split())
 
 
 @pytest.fixture
@@ -129,9 +129,9 @@ def test_two_configurations_share_nothing():
 def test_an_override_keeps_the_type_of_its_key(key, text, value):
     config = resolve(DIGITS, [(key, text)])
     section, _, name = key.rpartition(".")
-    found = (config[section] if section else config)[name]
-    assert found == value
-    assert type(found) is type(value)
+    actual = (config[section] if section else config)[name]
+    assert actual == value
+    assert type(actual) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_override_keeps_the_type_of_its_key(key, text, value):
     ],
 )
 def test_a_wrong_override_is_refused(override, words):
-    assert words in refused(override)
+    assert words in error_of(override)
 
 
 def test_the_last_of_two_overrides_counts():
@@ -195,13 +195,16 @@ def test_steps_and_epochs_clear_each_other(overrides, steps, epochs):
     ],
 )
 def test_a_run_has_one_length(overrides, words):
-    assert words in refused(*overrides)
+    assert words in error_of(*overrides)
 
 
 def test_another_optimizer_drops_what_it_lacks_and_keeps_the_rest():
     config = overridden("optimizer.momentum=0.5", "optimizer.name=sgd")
-    kept = {"learning_rate": 4e-3, "weight_decay": 1e-2}
-    assert config.optimizer.to_dict() == {**optimizer("sgd", **kept).to_dict(), "momentum": 0.5}
+    shared_keys = {"learning_rate": 4e-3, "weight_decay": 1e-2}
+    assert config.optimizer.to_dict() == {
+        **optimizer("sgd", **shared_keys).to_dict(),
+        "momentum": 0.5,
+    }
 
 
 def test_another_schedule_drops_what_it_lacks_and_keeps_the_rest():
@@ -223,7 +226,7 @@ def test_another_schedule_drops_what_it_lacks_and_keeps_the_rest():
     ],
 )
 def test_a_key_that_the_optimizer_lacks_is_refused_from_the_user(overrides):
-    assert "The recipe has no key" in refused(*overrides)
+    assert "The recipe has no key" in error_of(*overrides)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +308,10 @@ def test_an_optional_section_appears_when_a_key_is_set(path, by, recipe):
         text = f"{path}.{key}={value}"
         config = overridden(text) if by == "--config" else resolve(DIGITS, split_overrides(text))
     expected = as_dict(resolve(DIGITS))
-    found = as_dict(config)
+    actual = as_dict(config)
     top, _, name = path.partition(".")
-    section = found.pop(top)
-    assert found == expected
+    section = actual.pop(top)
+    assert actual == expected
     own = json.loads(json.dumps(base()[top].to_dict()))
     known = {name: own.pop(name) for name in list(own) if isinstance(own[name], dict)}
     value = json.loads(json.dumps(value))
@@ -326,7 +329,7 @@ def test_a_section_of_defaults_is_left_out():
 def test_a_recipe_may_give_an_optional_section_as_a_dictionary(recipe):
     config = resolve(recipe("config.compress = {'prune': {'sparsity': 0.9}}"))
     assert as_dict(config) == as_dict(overridden("compress.prune.sparsity=0.9"))
-    words = refused(source=recipe("config.compress = {'prune': {'sparsty': 0.9}}"))
+    words = error_of(source=recipe("config.compress = {'prune': {'sparsty': 0.9}}"))
     assert "unknown key compress.prune.sparsty. Did you mean 'sparsity'" in words
 
 
@@ -341,7 +344,7 @@ def test_a_recipe_may_give_an_optional_section_as_a_dictionary(recipe):
     ],
 )
 def test_a_wrong_key_of_an_optional_section_is_refused(override, words):
-    assert words in refused(override)
+    assert words in error_of(override)
 
 
 # --- names, variants and files --------------------------------------------------------------------
@@ -359,14 +362,14 @@ def test_a_wrong_key_of_an_optional_section_is_refused(override, words):
     ],
 )
 def test_a_wrong_source_is_refused(source, words):
-    assert words in refused(source=source)
+    assert words in error_of(source=source)
 
 
 def test_a_users_own_file_with_its_own_argument(recipe):
     path = recipe("config.trainer.steps = int(arg or 3)")
     assert resolve(path).trainer.steps == 3
     assert resolve(f"{path}:8", [("trainer.seed", "4")]).trainer.steps == 8
-    assert "get_config" not in refused("trainer.nothing=1", source=path)
+    assert "get_config" not in error_of("trainer.nothing=1", source=path)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +399,7 @@ def test_a_users_own_file_with_its_own_argument(recipe):
     ],
 )
 def test_a_recipe_that_is_wrong_is_refused_with_the_place(recipe, body, words):
-    assert words in refused(source=recipe(body))
+    assert words in error_of(source=recipe(body))
 
 
 def test_a_recipe_without_base_is_told_so(recipe):
@@ -426,15 +429,15 @@ def test_paths_hold_in_whatever_folder_they_are_used(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
     keys = ("data.manual_dir", "data.tokenizer", "task.classifier")
-    # What a run starts from may be gone when it goes on, and has to have the same name.
+    # The source of `init_from` may be missing on resume; its absolute path must stay equal.
     for value in ("there", "nowhere"):
         assert resolve(DIGITS, [("init_from", value)]).init_from == str(tmp_path / value)
     for value in ("keras_hub:gpt2_base_en", "gs://bucket/run", ""):
         assert resolve(DIGITS, [("init_from", value)]).init_from == value
     for value, expected in (("there", str(tmp_path / "there")), ("nowhere", "nowhere"), ("", "")):
         config = resolve("gan_mnist", [(key, value) for key in keys])
-        found = config.data.manual_dir, config.data.tokenizer
-        assert {*found, config.task.classifier} == {expected}
+        paths = config.data.manual_dir, config.data.tokenizer
+        assert {*paths, config.task.classifier} == {expected}
 
 
 def test_names_are_no_folders(tmp_path, monkeypatch):
@@ -446,7 +449,7 @@ def test_names_are_no_folders(tmp_path, monkeypatch):
 
 
 def test_nobodys_home_is_one_line():
-    assert "must have a home folder" in refused("data.source=npz:~no_such_user_here/a.npz")
+    assert "must have a home folder" in error_of("data.source=npz:~no_such_user_here/a.npz")
 
 
 @pytest.mark.parametrize("key", ["distill.alhpa", "qat.onn", "low_rank.energie"])
@@ -460,7 +463,7 @@ def test_a_key_below_a_section_of_compress_that_is_none(recipe, key):
         resolve(path)
 
 
-# --- Model Garden's way ---------------------------------------------------------------------------
+# --- Model Garden's flags -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -520,15 +523,15 @@ def test_prepared_rows_set_the_length_that_the_user_does_not(tmp_path, capsys):
 
 def test_too_little_text_for_a_batch_is_told_in_tokens():
     stream = np.zeros(312, "uint8")
-    with pytest.raises(UsageError) as refusal:
+    with pytest.raises(UsageError) as error:
         check_examples({"tokens": Windows(stream, 256)}, 64)
-    assert str(refusal.value) == (
+    assert str(error.value) == (
         "The training split has 312 tokens and fills 2 of the 64 sequences of 256 tokens that one "
         "update requires (trainer.global_batch_size, data.sequence_length): 15,818 tokens are "
         "missing. Set trainer.global_batch_size=2 or less or data.sequence_length=4 or less, or "
         "train on more text."
     )
-    # What it says is so.
+    # The numbers in the message are correct.
     for tokens, batch, length in ((312, 2, 256), (312, 64, 4), (312 + 15_818, 64, 256)):
         check_examples({"tokens": Windows(np.zeros(tokens, "uint8"), length)}, batch)
     with pytest.raises(UsageError):

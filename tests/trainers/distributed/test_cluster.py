@@ -1,4 +1,4 @@
-"""Who trains with whom, and what workers tell each other; threads stand for processes."""
+"""Clusters of workers and their messages; threads simulate processes."""
 
 import json
 import os
@@ -35,8 +35,10 @@ def test_flags_and_tf_config_tell_the_same():
 def test_a_chief_is_the_first_worker():
     jobs = {"worker": ["b:2", "c:3"], "chief": ["a:1"]}
     assert read_cluster(tf_config=tf_config("chief", 0, **jobs)).index == 0
-    found = read_cluster(tf_config=tf_config("worker", "1", **jobs))  # Kubeflow writes text
-    assert found == Cluster(("a:1", "b:2", "c:3"), 2)
+    cluster = read_cluster(
+        tf_config=tf_config("worker", "1", **jobs)
+    )  # Kubeflow writes the index as text
+    assert cluster == Cluster(("a:1", "b:2", "c:3"), 2)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_a_chief_is_the_first_worker():
     ],
 )
 def test_a_wrong_cluster_is_one_line(arguments, line):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         read_cluster(*arguments)
-    assert line in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
@@ -93,11 +95,11 @@ def test_the_code_has_one_fingerprint(tmp_path, monkeypatch):
 
 
 def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
-    """Of a recipe, a module and a package; in whatever folder they lie."""
+    """Includes recipe, module and package, independent of their folder."""
     from trainers.config import recipe, user_code
 
     monkeypatch.setattr(user_code, "user_files", set())
-    found = []
+    fingerprints = []
     for folder, rate in (("a", 1), ("b", 1), ("c", 2)):
         place = tmp_path / folder
         (place / "my_package").mkdir(parents=True)
@@ -114,13 +116,13 @@ def test_the_users_files_are_in_the_fingerprint(tmp_path, monkeypatch):
             user_code.import_user_modules(["my_package"])
         sys.modules.pop("my_package")
         assert {path.name for path in user_code.user_files} == {"mine.py", "__init__.py", "part.py"}
-        found.append(code_fingerprint(user_code.user_files))
-    assert found[0] == found[1] != found[2]
-    assert found[0] != code_fingerprint()
+        fingerprints.append(code_fingerprint(user_code.user_files))
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    assert fingerprints[0] != code_fingerprint()
 
 
 def test_a_library_by_another_packages_name(tmp_path, monkeypatch):
-    """TensorFlow comes as tensorflow-cpu or tf-nightly, too."""
+    """TensorFlow may be installed as tensorflow-cpu or tf-nightly."""
     from trainers.distributed import cluster
 
     (tmp_path / "toy_library.py").write_text("__version__ = '7.1'")
@@ -134,15 +136,15 @@ def test_a_library_by_another_packages_name(tmp_path, monkeypatch):
 
 
 class Left(Exception):
-    """In place of the process's end."""
+    """Raised in place of the end of the process."""
 
 
 class Killed(Exception):
-    """In place of SIGKILL."""
+    """Raised in place of SIGKILL."""
 
 
 def together(count, work, addresses=None):
-    """Runs `work(link)` as so many workers; returns what each gave, raised or left with."""
+    """Runs `work(link)` in `count` workers; returns the result or exception of each."""
     addresses = tuple(addresses or free_addresses(count))
     results = [None] * count
 
@@ -176,11 +178,11 @@ def test_workers_agree(count):
         link.check_same("thing", "x")
         big = link.share(b"ab" * 10**6 if link.chief else None)
         value = link.share({"a": [1.5, None]} if link.chief else None)
-        said = link.each(f"{link.index}: ä")
-        return len(big), value, link.any(link.index == count - 1, False), said, link.chief
+        messages = link.each(f"{link.index}: ä")
+        return len(big), value, link.any(link.index == count - 1, False), messages, link.chief
 
-    said = [f"{index}: ä" for index in range(count)]
-    expected = 2 * 10**6, {"a": [1.5, None]}, [True, False], said
+    messages = [f"{index}: ä" for index in range(count)]
+    expected = 2 * 10**6, {"a": [1.5, None]}, [True, False], messages
     assert together(count, work) == [(*expected, index == 0) for index in range(count)]
 
 
@@ -216,7 +218,7 @@ def test_one_fails_and_the_others_name_it(who):
 @pytest.mark.parametrize("who", [0, 1])
 def test_a_broken_connection_names_the_worker(who):
     def work(link):
-        if link.index == who:  # as the kernel does for a process that was killed
+        if link.index == who:  # as the kernel does for a killed process
             for peer in link._peers.values():
                 with socket.socket(fileno=os.dup(peer._connection.fileno())) as one:
                     link._ending.set()
@@ -233,7 +235,7 @@ def test_a_broken_connection_names_the_worker(who):
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_silence_names_the_worker(who, monkeypatch):
-    """As where a machine loses its power or its network: no connection is ever closed."""
+    """Simulates a machine without power or network: its connections are not closed."""
     monkeypatch.setattr(groups, "BEAT", 0.1)
     monkeypatch.setattr(groups, "SILENCE", 1.0)
 
@@ -241,7 +243,7 @@ def test_silence_names_the_worker(who, monkeypatch):
         if link.index == who:
             link._ending.set()
             for peer in link._peers.values():
-                peer._closed.set()  # no signs of life any more
+                peer._closed.set()  # stops the heartbeats
             time.sleep(4)
             raise Killed
         return link.any(False)
@@ -253,7 +255,7 @@ def test_silence_names_the_worker(who, monkeypatch):
 
 
 def test_work_is_no_silence(monkeypatch):
-    """A worker that loads data for longer than the silence says meanwhile that it lives."""
+    """A worker that loads data longer than `SILENCE` sends heartbeats meanwhile."""
     monkeypatch.setattr(groups, "BEAT", 0.1)
     monkeypatch.setattr(groups, "SILENCE", 1.0)
 
@@ -282,18 +284,18 @@ def test_waiting_ends(monkeypatch):
 
 @pytest.mark.parametrize(("host", "doubt"), [("localhost", False), ("192.0.2.1", True)])
 def test_a_machine_that_may_have_anothers_index_is_told(host, doubt, monkeypatch, capsys):
-    """As where two machines are started with the same index: each waits for the other."""
+    """Two machines that are started with the same index wait for each other."""
     monkeypatch.setattr(groups, "REPORT_AFTER", 0.0)
     monkeypatch.setattr(groups, "WAIT", 1.0)
     port = free_addresses(1)[0].rpartition(":")[2]
     with pytest.raises(RunError, match="waiting for worker 1 "):
         WorkerGroup(Cluster((f"{host}:{port}", "192.0.2.2:1"), 0)).connect()
-    said = f"; {host}:{port} is not an address of this machine: check the index" if doubt else ""
-    assert f"zoo: waiting for worker 1 (192.0.2.2:1){said}\n" in capsys.readouterr().err
+    hint = f"; {host}:{port} is not an address of this machine: check the index" if doubt else ""
+    assert f"zoo: waiting for worker 1 (192.0.2.2:1){hint}\n" in capsys.readouterr().err
 
 
 def test_a_stranger_at_the_chiefs_address_holds_nobody(monkeypatch):
-    """It begins to answer, and never ends: the worker calls again, until it gives up."""
+    """The stranger never completes its answer: the worker retries until its time limit."""
     monkeypatch.setattr(groups, "HELLO", 0.2)
     monkeypatch.setattr(groups, "WAIT", 1.0)
     addresses = tuple(free_addresses(2))
@@ -312,7 +314,7 @@ def test_a_stranger_at_the_chiefs_address_holds_nobody(monkeypatch):
         threading.Thread(target=stranger, args=[listener], daemon=True).start()
         with pytest.raises(RunError, match="waiting for worker 0 "):
             WorkerGroup(Cluster(addresses, 1)).connect()
-        listener.shutdown(socket.SHUT_RDWR)  # ends the thread's wait
+        listener.shutdown(socket.SHUT_RDWR)  # ends the wait of the thread
     for stream in answered:
         stream.close()
 
@@ -326,7 +328,7 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
     threads[0].start()
 
     def call(message):
-        """Says something to the chief; gives the connection and the answer, if there is one."""
+        """Sends bytes to the chief; returns the connection."""
         for _ in range(100):
             try:
                 stream = socket.create_connection(address)
@@ -353,7 +355,7 @@ def test_strangers_and_doubles_are_turned_away(monkeypatch):
             RunError, match=r"refuses the connection: worker 1 \(.*\) is already connected"
         ):
             WorkerGroup(Cluster(addresses, 1)).connect()
-    threads[2].start()  # now all have called, but the first worker 1 is gone
+    threads[2].start()  # all workers have connected, but the first worker 1 has exited
     time.sleep(1)
     threads[1].start()
     for thread in threads:
@@ -371,7 +373,9 @@ def test_the_last_checkpoint_comes_before_the_end(monkeypatch, capsys):
         done.append("checkpoint")
         raise OSError("full")
 
-    with pytest.raises(OSError, match="full"):  # nothing raises where the process has ended
+    with pytest.raises(
+        OSError, match="full"
+    ):  # `os._exit`, which ends a real process, is replaced here
         groups._leave("worker 1 is lost", last)
     assert done == ["checkpoint", 1]
     assert "zoo: error: worker 1 is lost" in capsys.readouterr().err

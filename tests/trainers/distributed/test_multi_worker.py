@@ -1,4 +1,4 @@
-"""Several workers: the same result as one process, and what happens when one of them ends."""
+"""Several workers: results equal one process, and all workers stop if one exits."""
 
 import time
 from pathlib import Path
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 
 
 def errors(stderr: str) -> list[str]:
-    """Lines of the zoo, without TensorFlow's talk."""
+    """Returns the zoo's lines of stderr, without TensorFlow's."""
     assert "Traceback" not in stderr
     return [line for line in stderr.splitlines() if line.startswith("zoo: error: ")]
 
 
 def assert_near(one, other):
-    """The weights are equal to 1e-6 of the largest of their layer, as in `toys.difference`."""
+    """Checks weights to 1e-6 of the largest weight of each layer, as `toys.difference`."""
     models = [open_model(folder / "model.keras") for folder in (one, other)]
     assert toys.difference(*models) <= 1e-6
     assert test_resume.last_arrays(one)[0] == test_resume.last_arrays(other)[0]
@@ -30,7 +30,7 @@ def assert_near(one, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The work directory of two workers that nothing disturbed."""
+    """Returns the work directory of two workers without interruption."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     with Workers(2, workdir) as both:
         for status, err in both.wait():
@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
 
 
 def test_two_workers_equal_one_process(whole, run, tmp_path):
-    """One process with two replicas, which draw the same dropout masks: only sums differ."""
+    """Compares with one process of two replicas and equal dropout masks: only rounding differs."""
     alone = tmp_path / "alone"
     run(workers.recipe(replicas=2), toys.token_data(), workdir=alone)
     assert_near(whole, alone)
@@ -49,7 +49,7 @@ def test_two_workers_equal_one_process(whole, run, tmp_path):
         assert line.keys() == expected.keys()
         for key in {"step", "loss", "accuracy", "val_loss", "val_accuracy"} & line.keys():
             assert line[key] == pytest.approx(expected[key], rel=1e-5), (line, expected)
-    # The same files: a worker that is not the chief writes none.
+    # Equal files: workers other than the chief write no files.
     assert {*content(whole)} == {*content(alone)}
     assert not Path(workers.absent(whole, 1)).exists()
 
@@ -68,8 +68,8 @@ def test_four_workers_equal_one_process(run, tmp_path):
 
 def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
     workdir = tmp_path / "parts"
-    told = [(1, "KILL", 7, 4), (1, "TERM", 6, 6), (1, "NOTICE", 7, 7), (0, "KILL", 10, 8)]
-    for victim, name, step, saved in told:
+    interruptions = [(1, "KILL", 7, 4), (1, "TERM", 6, 6), (1, "NOTICE", 7, 7), (0, "KILL", 10, 8)]
+    for victim, name, step, saved in interruptions:
         each = [[f"{name}={step}"] if index == victim else [] for index in range(2)]
         with Workers(2, workdir, "trainer.preemption_notice=gcp", each=each) as both:
             answers = both.wait()
@@ -92,7 +92,7 @@ def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
         for status, err in both.wait():
             assert status == 0, err
     test_resume.assert_same_end(whole, workdir)
-    # And they logged the same, but for what befell them.
+    # The logs are equal except for events of interruptions.
     parts, expected = ([x for x in read_metrics(d) if "event" not in x] for d in (workdir, whole))
     assert len(parts) == len(expected)
     for line, other in zip(parts, expected, strict=True):
@@ -101,7 +101,7 @@ def test_kills_a_sigterm_and_a_notice_then_the_same_bits(whole, tmp_path):
 
 
 def test_a_silent_machine_ends_the_others_within_a_minute(tmp_path):
-    """A stopped process keeps its connections, as where a machine loses its network."""
+    """A stopped process keeps its connections, like a machine without network."""
     with Workers(2, tmp_path / "run", each=[[], ["STOP=6"]]) as both:
         chief, silent = both.processes
         while Path(f"/proc/{silent.pid}/stat").read_text().rpartition(") ")[2][0] != "T":

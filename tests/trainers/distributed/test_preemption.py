@@ -1,4 +1,4 @@
-"""A cloud's notice saves and stops the run like SIGTERM; servers of 127.0.0.1 stand for clouds."""
+"""Preemption notices save and stop a run like SIGTERM; local servers simulate the clouds."""
 
 import contextlib
 import http.server
@@ -25,8 +25,8 @@ EVENTS = "/metadata/scheduledevents?api-version=2020-07-01"
 NAME = "/metadata/instance/compute/name?api-version=2020-09-01&format=text"
 
 
-def events(*found):
-    return json.dumps({"DocumentIncarnation": 1, "Events": list(found)})
+def events(*entries):
+    return json.dumps({"DocumentIncarnation": 1, "Events": list(entries)})
 
 
 def preempt(*machines, kind="Preempt"):
@@ -37,7 +37,7 @@ def preempt(*machines, kind="Preempt"):
     }  # fmt: skip
 
 
-# What the servers say while nothing is announced: AWS has no such page then.
+# Answers of the servers without a notice; AWS then has no such page.
 QUIET = {PREEMPTED: "FALSE", MAINTENANCE: "NONE", EVENTS: events(), NAME: "mine"}
 MINE = events(preempt("mine"))
 ACTION_TEXT = '{"action": "terminate", "time": "2026-11-26T05:00:00Z"}'
@@ -45,7 +45,7 @@ AZURE = "Azure: Preempt, not before Thu, 26 Nov 2026 05:00:00 GMT"
 
 
 class Cloud(http.server.ThreadingHTTPServer):
-    """The metadata servers of all three, which insist on their headers; `asked` counts."""
+    """Metadata servers of all three clouds; they require headers and count requests in `asked`."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -86,7 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving():
-    """A `Cloud` that answers."""
+    """Runs a `Cloud` in a thread."""
     server = Cloud()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -101,7 +101,7 @@ def serving():
 @pytest.fixture
 def cloud(monkeypatch):
     monkeypatch.setattr(preemption, "EVERY", 0.01)
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # no proxy listens there
     with serving() as server:
         for name in preemption.SERVERS:
             monkeypatch.setitem(preemption.SERVERS, name, server.address)
@@ -109,18 +109,18 @@ def cloud(monkeypatch):
 
 
 def warnings(stop):
-    found = []
-    stop.warn(lambda kind, line: found.append((kind, line)))
-    return found
+    messages = []
+    stop.warn(lambda kind, line: messages.append((kind, line)))
+    return messages
 
 
 def warned(stop):
-    """Waits for a warning, the only one."""
+    """Waits for a warning; returns the first one."""
     deadline = time.monotonic() + 20
-    while not (found := warnings(stop)):
+    while not (messages := warnings(stop)):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    return found[0]
+    return messages[0]
 
 
 def wait_until_asked(cloud, more=8):
@@ -131,21 +131,21 @@ def wait_until_asked(cloud, more=8):
 
 
 @pytest.mark.parametrize(
-    ("name", "calm", "page", "text", "said"),
+    ("name", "calm", "page", "text", "message"),
     [
         ("gcp", QUIET, PREEMPTED, "TRUE", "Google Cloud: preempted is TRUE"),
-        # A machine that is migrated runs on.
+        # A migrated machine continues to run.
         ("gcp", {MAINTENANCE: "MIGRATE_ON_HOST_MAINTENANCE"}, MAINTENANCE,
          "TERMINATE_ON_HOST_MAINTENANCE",
          "Google Cloud: maintenance-event is TERMINATE_ON_HOST_MAINTENANCE"),
         ("aws", QUIET, ACTION, ACTION_TEXT,
          "AWS: instance-action is terminate at 2026-11-26T05:00:00Z"),
-        # Others of the set, and other events, are no reason.
+        # Events of other machines and of other types do not stop the run.
         ("azure", {EVENTS: events(preempt("other"), preempt("mine", kind="Freeze"))}, EVENTS,
          events(preempt("other"), preempt("a", "mine")), AZURE),
     ],
 )  # fmt: skip
-def test_a_notice_asks_to_stop(cloud, name, calm, page, text, said):
+def test_a_notice_asks_to_stop(cloud, name, calm, page, text, message):
     cloud.pages.update(calm)
     stop = Stop(name)
     with stop.listening():
@@ -153,7 +153,7 @@ def test_a_notice_asks_to_stop(cloud, name, calm, page, text, said):
         assert not stop.requested.is_set()
         cloud.pages[page] = text
         assert stop.requested.wait(20)
-    assert stop.notice == said
+    assert stop.notice == message
     assert warnings(stop) == []
 
 
@@ -166,7 +166,7 @@ def test_of_several_workers_one_is_named(cloud):
 
 
 def test_maintenance_known_from_the_start_does_not_stop_again(cloud):
-    """It is announced an hour ahead: a run that was started again would end after one update."""
+    """Maintenance is announced an hour ahead: otherwise a restarted run would stop at once."""
     cloud.pages[MAINTENANCE] = "TERMINATE_ON_HOST_MAINTENANCE"
     stop = Stop("gcp")
     with stop.listening():
@@ -183,10 +183,10 @@ def test_nothing_is_asked_after_the_run_or_without_the_key(cloud):
     threads = threading.active_count()
     with Stop("gcp").listening():
         wait_until_asked(cloud)
-    asked = cloud.asked
+    requests = cloud.asked
     with Stop().listening():
         time.sleep(0.1)
-    assert cloud.asked <= asked + 2  # those on their way
+    assert cloud.asked <= requests + 2  # requests in flight
     deadline = time.monotonic() + 20
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -205,7 +205,7 @@ def silent(stack):
 @pytest.mark.parametrize("name", preemption.SERVERS)
 @pytest.mark.parametrize("address", [closed, silent])
 def test_a_server_that_does_not_answer_is_one_warning(cloud, monkeypatch, name, address):
-    """Then it does, and its notice counts."""
+    """After the failures the server answers, and its notice stops the run."""
     working = preemption.SERVERS[name]
     monkeypatch.setitem(preemption.PATIENCE, name, 0.05)
     stop = Stop(name)
@@ -255,9 +255,9 @@ def test_a_worker_that_is_not_the_chief_warns_on_stderr(cloud, capsys):
     with stop.listening():
         wait_until_asked(cloud)
     stop.warn(None)
-    said = capsys.readouterr().err
-    assert said.startswith("zoo: cannot read preemption notices from http://127.0.0.1")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("zoo: cannot read preemption notices from http://127.0.0.1")
+    assert message.count("\n") == 1
 
 
 def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
@@ -267,7 +267,7 @@ def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
     from trainers.train.trainer import Trainer
 
     class Notice(keras.callbacks.Callback):
-        """The notice comes after update 6, and is noticed before the next."""
+        """Sends the notice after update 6 and waits until it is read."""
 
         def on_train_batch_end(self, batch, logs=None):
             if int(self.model.count.numpy()) == 6:
@@ -292,8 +292,8 @@ def test_a_run_saves_says_why_and_goes_on_to_the_same_end(
     assert (line["step"], line["detail"]) == (6, "Google Cloud: preempted is TRUE")
     assert "preemption notice at step 6: Google Cloud" in capsys.readouterr().err
 
-    # On another machine, of another cloud, that does not answer: whose notices count is no part
-    # of what is trained.
+    # Resumes with another cloud, whose server does not answer: the key
+    # trainer.preemption_notice does not change the training.
     monkeypatch.setitem(preemption.SERVERS, "aws", "http://127.0.0.1:9")
     config = toys.recipe(preemption_notice="aws")
     trainer = Trainer(config, parts, dataset=data, callbacks=[Wait()])

@@ -1,4 +1,4 @@
-"""Strategies by name, and what `auto` takes."""
+"""Strategies by name, and the selection by `auto`."""
 
 import pytest
 import tensorflow as tf
@@ -11,8 +11,8 @@ from zoo.errors import UsageError
 def test_auto_without_gpus(capsys, run):
     trainer = run(toys.recipe(strategy="auto", steps=1), toys.token_data())
     assert trainer.strategy is tf.distribute.get_strategy()
-    said = [line for line in capsys.readouterr().err.splitlines() if "strategy" in line]
-    assert said == ["zoo: strategy one_device, for no GPU(s)"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "strategy" in line]
+    assert lines == ["zoo: strategy one_device, for no GPU(s)"]
 
 
 def test_auto_takes_the_replicas_that_are_asked_for(collected):
@@ -39,6 +39,6 @@ def test_several_workers_take_no_part_of_a_machine():
         make_strategy("multi_worker", 2, cluster)
     with pytest.raises(UsageError, match="only supported by `zoo train` and `Trainer`"):
         make_strategy("multi_worker")
-    tf.constant(0)  # TensorFlow runs
+    tf.constant(0)  # initializes TensorFlow
     with pytest.raises(UsageError, match="start a new process"):
         make_strategy("multi_worker", 0, cluster)

@@ -1,4 +1,4 @@
-"""Strategy tpu, as far as it goes without one: with CPU devices in place of its cores."""
+"""Strategy tpu without a TPU: CPU devices replace the cores."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ class Resolver:
 
 @pytest.fixture
 def cores(monkeypatch, collected):
-    """What is called to reach a TPU, in order."""
+    """Returns a list of the calls that connect to a TPU, in order."""
     called = []
 
     def resolver(tpu):
@@ -62,25 +62,25 @@ def recipe(strategy, **trainer):
 
 def test_trains_as_mirrored_does(cores, run):
     right = run(recipe("mirrored", replicas=2), toys.token_data())
-    found = run(recipe("tpu"), toys.token_data(), tpu_name="pod")
+    trainer = run(recipe("tpu"), toys.token_data(), tpu_name="pod")
     assert cores == ["resolver pod", "connect", "initialize"]
-    assert isinstance(found.strategy, Cores)
-    assert toys.difference(found.step.net, right.step.net) == 0
+    assert isinstance(trainer.strategy, Cores)
+    assert toys.difference(trainer.step.net, right.step.net) == 0
 
 
 @pytest.mark.slow
 def test_bench_runs_on_it(cores):
     config = toys.recipe("cnn_classifier", "image_classification", strategy="tpu")
     config.model.update({"num_classes": 10, "filters": (4, 4, 4)})
-    found = bench(config, 0.1)
+    result = bench(config, 0.1)
     assert cores == ["resolver local", "connect", "initialize"]
-    assert 0 < found.share < 1
+    assert 0 < result.share < 1
     config.trainer.jit_compile = True
     with pytest.raises(UsageError, match="tpu requires trainer.jit_compile=False"):
         bench(config, 0.1)
 
 
-def test_auto_takes_it(cores, monkeypatch, capsys):
+def test_auto_selects_tpu(cores, monkeypatch, capsys):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
     assert isinstance(make_strategy("auto"), Cores)
     assert cores[0] == "resolver local"
@@ -88,7 +88,7 @@ def test_auto_takes_it(cores, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("trainer", "said"),
+    ("trainer", "message"),
     [
         ({"precision": "mixed_float16"}, "does not support float16"),
         ({"jit_compile": True}, "tpu requires trainer.jit_compile=False"),
@@ -97,9 +97,9 @@ def test_auto_takes_it(cores, monkeypatch, capsys):
         ({"global_batch_size": 7, "micro_batch_size": 0}, "7 for 2 replicas"),
     ],
 )
-def test_what_a_tpu_cannot_do_is_refused(cores, run, trainer, said, tmp_path, monkeypatch):
+def test_what_a_tpu_cannot_do_is_refused(cores, run, trainer, message, tmp_path, monkeypatch):
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run(recipe("tpu", **trainer), toys.token_data(), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -118,7 +118,7 @@ def test_hosts_of_a_pod_make_their_batches_without_python(cores, hosts, monkeypa
 
 
 def test_each_host_makes_the_shares_of_its_cores(one):
-    """Two hosts of two cores each: together, in order, the batches of four replicas."""
+    """The batches of two hosts with two cores each equal those of four replicas."""
 
     class Pod:
         num_replicas_in_sync = 4
@@ -153,11 +153,9 @@ def test_each_host_makes_the_shares_of_its_cores(one):
 
 
 def test_without_a_tpu_it_is_one_line():
-    with pytest.raises(
-        RunError, match=r"--tpu=local: (TPUs not found|RET_CHECK failure)"
-    ) as caught:
+    with pytest.raises(RunError, match=r"--tpu=local: (TPUs not found|RET_CHECK failure)") as error:
         tpu.tpu_strategy("local")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_tpu7x_is_refused(monkeypatch):
@@ -187,7 +185,7 @@ def test_the_flag_belongs_to_the_strategy(zoo_command, tmp_path):
 
 @pytest.mark.parametrize("micro", [0, 2])
 def test_the_whole_step_compiled_computes_the_same(one, xla, micro):
-    """Without dropout: XLA draws other random numbers."""
+    """Compares without dropout, because XLA has other random numbers."""
 
     def updated(compiled):
         config = recipe(

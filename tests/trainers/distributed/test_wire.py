@@ -1,4 +1,4 @@
-"""The port of several workers, and strangers, liars and slow callers at it."""
+"""The port of a worker group: unknown, malformed and slow connections."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from zoo.errors import RunError, UsageError
 
 
 def reach(address: str) -> socket.socket:
-    """A connection to an address where somebody will soon listen."""
+    """Connects to an address, which may not be listening yet."""
     host, _, port = address.rpartition(":")
     for _ in range(200):
         try:
@@ -34,7 +34,7 @@ def framed(content: bytes) -> bytes:
 
 
 class Run:
-    """Links of a chief and of workers that are started when a test wants them to be."""
+    """Links of a chief and workers; the test starts their threads."""
 
     def __init__(self, count: int):
         self.addresses = tuple(free_addresses(count))
@@ -51,7 +51,7 @@ class Run:
             link._fail("the test is over")
 
     def connected(self, seconds: float) -> bool:
-        """Starts all that are not; whether everybody is connected within so many seconds."""
+        """Starts the remaining threads; returns whether all connect within `seconds`."""
         for thread in self.threads:
             if thread.ident is None:
                 thread.start()
@@ -61,11 +61,11 @@ class Run:
         return not any(thread.is_alive() for thread in self.threads)
 
 
-# --- coming together ------------------------------------------------------------------------------
+# --- connecting -----------------------------------------------------------------------------------
 
 
 def test_callers_that_say_nothing_delay_nobody(monkeypatch):
-    """Each of them may take `HELLO` seconds; those that wait longest make room for others."""
+    """Each caller may take `HELLO` seconds; the longest-waiting callers are dropped for others."""
     monkeypatch.setattr(groups, "HELLO", 30.0)
     with Run(3) as run:
         run.threads[0].start()
@@ -81,20 +81,20 @@ def test_callers_that_say_nothing_delay_nobody(monkeypatch):
 
 def test_a_caller_that_says_a_byte_now_and_then_is_not_waited_for():
     ours, theirs = socket.socketpair()
-    ended = threading.Event()
+    stop = threading.Event()
 
-    def drip():
-        while not ended.wait(0.05):
+    def send_bytes_slowly():
+        while not stop.wait(0.05):
             theirs.sendall(b"\0")
 
-    threading.Thread(target=drip, daemon=True).start()
+    threading.Thread(target=send_bytes_slowly, daemon=True).start()
     with ours, theirs:
         theirs.sendall(framed(b"x" * 500)[:10])
         start = time.monotonic()
         with pytest.raises(TimeoutError):
             wire.receive(ours, 0.4)
         assert time.monotonic() - start < 2
-        ended.set()
+        stop.set()
         time.sleep(0.1)
 
 
@@ -141,7 +141,7 @@ def test_noise_at_the_port_changes_nothing():
 
 
 def test_a_worker_that_ends_at_once_kills_nobody():
-    """It says hello and is gone when the chief welcomes all."""
+    """The worker sends its hello and exits before the chief welcomes all workers."""
     with Run(2) as run:
         run.threads[0].start()
         for _ in range(20):
@@ -154,8 +154,8 @@ def test_a_worker_that_ends_at_once_kills_nobody():
 def test_a_worker_that_is_gone_before_the_others_come_is_waited_for_again():
     with Run(3) as run:
         run.threads[0].start()
-        with reach(run.addresses[0]) as gone:
-            gone.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 3}'))
+        with reach(run.addresses[0]) as connection:
+            connection.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 3}'))
             time.sleep(0.3)
         run.threads[2].start()
         run.threads[0].join(1.0)
@@ -168,7 +168,7 @@ def test_a_worker_that_is_gone_before_the_others_come_is_waited_for_again():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_workers_with_one_secret_agree(count, monkeypatch):
-    monkeypatch.setenv(wire.SECRET, "open sesame\n")  # as from a file
+    monkeypatch.setenv(wire.SECRET, "open sesame\n")  # with a newline, as read from a file
     assert wire.secret() == b"open sesame"
     assert together(count, lambda link: link.share("x")) == ["x"] * count
 
@@ -193,11 +193,11 @@ def test_a_worker_with_another_secret_is_refused(chief, worker, line, monkeypatc
         with pytest.raises(RunError, match=line):
             WorkerGroup(Cluster(run.addresses, 1)).connect()
         assert run.threads[0].is_alive()
-        assert run.connected(10)  # the chief still waits for the right one
+        assert run.connected(10)  # the chief still waits for a worker with the secret
 
 
 def test_a_caller_without_the_secret_is_no_worker(monkeypatch):
-    """It repeats what a worker said, or sends back the chief's own proof."""
+    """The caller replays a worker's message, or returns the chief's own proof."""
     monkeypatch.setenv(wire.SECRET, "one")
     hello = {"zoo": 1, "worker": 1, "count": 2, "nonce": "00"}
     with Run(2) as run:
@@ -215,14 +215,14 @@ def test_a_chief_without_the_secret_is_no_chief(monkeypatch):
     monkeypatch.setenv(wire.SECRET, "one")
     address, other = free_addresses(2)
     host, _, port = address.rpartition(":")
-    said = json.dumps({"nonce": "00", "proof": "0" * 64}).encode()
+    message = json.dumps({"nonce": "00", "proof": "0" * 64}).encode()
 
     def chief(listener):
         stream, _ = listener.accept()
         with stream:
             wire.receive(stream, 5)
-            stream.sendall(framed(said))
-            assert stream.recv(100) == b""  # no proof of the worker's
+            stream.sendall(framed(message))
+            assert stream.recv(100) == b""  # the worker sends no proof
 
     with socket.create_server((host, int(port))) as listener:
         threading.Thread(target=chief, args=[listener], daemon=True).start()
@@ -233,7 +233,7 @@ def test_a_chief_without_the_secret_is_no_chief(monkeypatch):
 
 
 class Watched:
-    """A worker's connection that keeps what is sent, and may change it on its way."""
+    """A worker's connection that records sent messages and may change them."""
 
     def __init__(self, stream, change=lambda content: content):
         self._stream, self._change, self.sent = stream, change, []
@@ -247,18 +247,18 @@ class Watched:
 
 
 def handshake(worker, count=3):
-    """Runs `worker` against a chief with a secret; returns what both found."""
+    """Runs `worker` against a chief with a secret; returns the results of both."""
     ours, theirs = socket.socketpair()
-    found = []
+    answers = []
     chief = threading.Thread(
-        target=lambda: found.append(wire.answer(theirs, count, b"one", 5)), daemon=True
+        target=lambda: answers.append(wire.answer(theirs, count, b"one", 5)), daemon=True
     )
     with ours, theirs:
         chief.start()
-        said = worker(ours)
+        reply = worker(ours)
         ours.shutdown(socket.SHUT_WR)
         chief.join(10)
-        return said, found[0]
+        return reply, answers[0]
 
 
 def test_a_handshake_that_was_overheard_proves_nothing():
@@ -276,30 +276,30 @@ def test_a_handshake_that_was_overheard_proves_nothing():
         wire.receive(stream, 5)
         stream.sendall(proof)
 
-    _, (index, refusal) = handshake(again)
+    _, (index, reason) = handshake(again)
     assert index is None
-    assert refusal.startswith("the worker has another secret")
+    assert reason.startswith("the worker has another secret")
 
 
 def test_a_hello_that_was_changed_on_its_way_is_noticed():
     def changed(content):
         return content.replace(b'"worker": 1', b'"worker": 2')
 
-    said, (index, _) = handshake(
+    reply, (index, _) = handshake(
         lambda stream: wire.call(Watched(stream, changed), 1, 3, b"one", 5)
     )
-    assert said.startswith("the chief has another secret")
+    assert reply.startswith("the chief has another secret")
     assert index is None
 
 
 def with_a_false_chief(says: list[bytes], work=lambda link: None):
-    """Runs `work` on a worker whose chief says these messages in answer to the hello."""
+    """Runs `work` on a worker whose chief answers the hello with these messages."""
     address, other = free_addresses(2)
     host, _, port = address.rpartition(":")
 
     def chief(listener):
         stream, _ = listener.accept()
-        with contextlib.suppress(OSError), stream:  # the worker may end the connection first
+        with contextlib.suppress(OSError), stream:  # the worker may close the connection first
             wire.receive(stream, 5)
             for message in says:
                 stream.sendall(framed(message))
@@ -317,10 +317,10 @@ def with_a_false_chief(says: list[bytes], work=lambda link: None):
 
 
 def test_a_refusal_is_printable():
-    """A character that turns the direction of writing is no control character to Python."""
-    with pytest.raises(RunError) as refused:
+    """Python does not count characters that change the text direction as control characters."""
+    with pytest.raises(RunError) as error:
         with_a_false_chief(["go \u202eaway\x1b[2J".encode()])
-    assert str(refused.value).endswith(" refuses the connection: go  away [2J")
+    assert str(error.value).endswith(" refuses the connection: go  away [2J")
 
 
 @pytest.mark.parametrize("value", [b"j{", b"j\xff", b"j" + b"[" * 100_000, b"j"])
@@ -332,59 +332,65 @@ def test_a_value_of_the_chief_that_is_none_is_one_line(value):
 # --- after the welcome ----------------------------------------------------------------------------
 
 
-def with_a_liar(work, lies: list[bytes], monkeypatch, silence=60.0, lives=False):
-    """Runs `work` on a chief whose only worker says these bytes.
+def run_with_false_worker(
+    work, messages: list[bytes], monkeypatch, silence=60.0, sends_heartbeats=False
+):
+    """Runs `work` on a chief whose only worker sends these messages.
 
     Args:
-      work: is given the chief's link.
-      lies: what the worker says.
+      work: function of the chief's link.
+      messages: bytes that the worker sends.
       monkeypatch: pytest's.
-      silence: seconds after which a silent worker is lost; none of 60 is within this test.
-      lives: whether the worker goes on to say that it lives.
+      silence: seconds after which a silent worker is lost; 60 is longer than any test.
+      sends_heartbeats: whether the worker sends heartbeats after the messages.
 
     Returns:
-      What `work` returned or raised, or `Left` with the line by which the process would end.
+      Result or exception of `work`, or `Left` with the last message of the process.
     """
     monkeypatch.setattr(groups, "SILENCE", silence)
     monkeypatch.setattr(groups, "BEAT", 0.1)
     addresses = tuple(free_addresses(2))
-    found = []
-    link = WorkerGroup(Cluster(addresses, 0), lambda line: found.append(Left(line)))
+    outcomes = []
+    link = WorkerGroup(Cluster(addresses, 0), lambda line: outcomes.append(Left(line)))
 
     def run():
         try:
             link.connect()
             with link.together():
-                found.append(work(link))
+                outcomes.append(work(link))
         except Exception as error:  # noqa: BLE001
-            found.append(error)
+            outcomes.append(error)
 
     threading.Thread(target=run, daemon=True).start()
-    with reach(addresses[0]) as liar:
-        liar.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 2}'))
-        assert wire.receive(liar, 5) == b"welcome"
-        with contextlib.suppress(OSError):  # the chief may end the connection at its first part
-            for lie in lies:
-                liar.sendall(lie)
+    with reach(addresses[0]) as connection:
+        connection.sendall(framed(b'{"zoo": 1, "worker": 1, "count": 2}'))
+        assert wire.receive(connection, 5) == b"welcome"
+        with contextlib.suppress(
+            OSError
+        ):  # the chief may close the connection after the first message
+            for message in messages:
+                connection.sendall(message)
         end = time.monotonic() + 10
-        while not found and time.monotonic() < end:
-            if lives:
+        while not outcomes and time.monotonic() < end:
+            if sends_heartbeats:
                 with contextlib.suppress(OSError):
-                    liar.sendall(framed(b"b"))
+                    connection.sendall(framed(b"b"))
             time.sleep(0.01)
-    assert found, "the chief hangs"
-    return found[0]
+    assert outcomes, "the chief hangs"
+    return outcomes[0]
 
 
-@pytest.mark.parametrize("lie", [b"\0\0\0\x50v", b"\0\0"], ids=["half", "less"])
-def test_a_worker_that_stops_within_a_message_ends_the_run_with_its_name(lie, monkeypatch):
-    found = with_a_liar(lambda link: link.any(False), [lie], monkeypatch, silence=1.0)
-    assert isinstance(found, Left), found
-    assert str(found).startswith("worker 1 (")
+@pytest.mark.parametrize("message", [b"\0\0\0\x50v", b"\0\0"], ids=["half", "less"])
+def test_a_worker_that_stops_within_a_message_ends_the_run_with_its_name(message, monkeypatch):
+    outcome = run_with_false_worker(
+        lambda link: link.any(False), [message], monkeypatch, silence=1.0
+    )
+    assert isinstance(outcome, Left), outcome
+    assert str(outcome).startswith("worker 1 (")
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "message",
     [
         b"\xff\xff\xff\xff", (2**31 - 1).to_bytes(4, "big") + b"v",
         framed(b""), framed(b"x"), framed(b"p" + b"x" * 2**17), framed(b"v" * 2**17),
@@ -392,43 +398,49 @@ def test_a_worker_that_stops_within_a_message_ends_the_run_with_its_name(lie, mo
     ],
     ids=["4 GB", "2 GB", "empty", "kind", "part", "value", "parts"],
 )  # fmt: skip
-def test_a_worker_that_is_malformed_ends_the_run_with_its_name(lie, monkeypatch):
-    found = with_a_liar(lambda link: link.any(False), [lie], monkeypatch)
-    assert isinstance(found, Left), found
-    assert str(found).startswith("worker 1 (")
+def test_a_worker_that_is_malformed_ends_the_run_with_its_name(message, monkeypatch):
+    outcome = run_with_false_worker(lambda link: link.any(False), [message], monkeypatch)
+    assert isinstance(outcome, Left), outcome
+    assert str(outcome).startswith("worker 1 (")
 
 
 def test_values_that_nobody_asks_for_are_bounded(monkeypatch):
     def work(link):
         time.sleep(5)
 
-    found = with_a_liar(work, [framed(b"v" + b"x" * 1000) * (groups._WAITING + 10)], monkeypatch)
-    assert isinstance(found, Left), found
+    outcome = run_with_false_worker(
+        work, [framed(b"v" + b"x" * 1000) * (groups._WAITING + 10)], monkeypatch
+    )
+    assert isinstance(outcome, Left), outcome
 
 
 @pytest.mark.parametrize(
-    ("work", "lie", "kind", "line"),
+    ("work", "message", "kind", "line"),
     [
         (lambda link: link.any(False), b"v\0\0", RunError, "worker 1 .* an invalid message"),
         (lambda link: link.check_same("thing", "x"), b"v\xff", UsageError, "have the same thing"),
     ],
 )
-def test_a_value_of_another_kind_is_one_line(work, lie, kind, line, monkeypatch):
+def test_a_value_of_another_kind_is_one_line(work, message, kind, line, monkeypatch):
     with pytest.raises(kind, match=line):
-        raise with_a_liar(work, [framed(lie), framed(b"e")], monkeypatch)
+        raise run_with_false_worker(work, [framed(message), framed(b"e")], monkeypatch)
 
 
 def test_what_a_peer_says_holds_no_control_characters(monkeypatch):
-    found = with_a_liar(lambda link: link.each("a"), [framed(b"v\x1b[2Jb\xff\r\n")], monkeypatch)
-    assert found == ["a", " [2Jb\ufffd  "]
-    found = with_a_liar(lambda link: link.any(False), [framed(b"f\x1b]0;x\x07\n" * 9)], monkeypatch)
-    assert str(found).isprintable()
-    assert "]0;x" in str(found)
+    outcome = run_with_false_worker(
+        lambda link: link.each("a"), [framed(b"v\x1b[2Jb\xff\r\n")], monkeypatch
+    )
+    assert outcome == ["a", " [2Jb\ufffd  "]
+    outcome = run_with_false_worker(
+        lambda link: link.any(False), [framed(b"f\x1b]0;x\x07\n" * 9)], monkeypatch
+    )
+    assert str(outcome).isprintable()
+    assert "]0;x" in str(outcome)
 
 
 def test_a_peer_that_takes_nothing_is_lost(monkeypatch):
-    """It says that it lives, and reads nothing of the checkpoint that the chief sends."""
-    found = with_a_liar(
-        lambda link: link.share(b"x" * 2**26), [], monkeypatch, silence=1.0, lives=True
+    """The worker sends heartbeats, but does not read the checkpoint that the chief sends."""
+    outcome = run_with_false_worker(
+        lambda link: link.share(b"x" * 2**26), [], monkeypatch, silence=1.0, sends_heartbeats=True
     )
-    assert isinstance(found, Left), found
+    assert isinstance(outcome, Left), outcome

@@ -1,4 +1,4 @@
-"""Where a classifier looks."""
+"""Tests of Grad-CAM heat maps."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from zoo import registry
 
 
 def spots(corner):
-    """Pictures of 12x12 with one bright corner."""
+    """Returns 12x12 images with one bright corner."""
     image = np.zeros((1, 12, 12, 1), "float32")
     rows, columns = (slice(0, 4) if c == 0 else slice(8, 12) for c in corner)
     image[0, rows, columns] = 1
@@ -20,9 +20,9 @@ def spots(corner):
 
 @pytest.fixture(scope="module")
 def model():
-    """Class 0 is what is bright; class 1 what is dark, and not bright.
+    """Returns a model: class 0 is bright images, class 1 dark images.
 
-    The maps are the picture and its negative, halved in size.
+    Its feature maps are the image and its negative at half the size.
     """
     image = keras.Input((12, 12, 1))
     x = layers.Conv2D(2, 2, strides=2, name="maps")(image)
@@ -49,7 +49,7 @@ def test_the_map_is_bright_where_the_class_is_seen(model, corner):
 
 
 def test_a_sure_model_has_a_map_too(model):
-    """Its softmax has no slope; the logit has."""
+    """The gradient of a saturated softmax is 0, that of the logit is not."""
     heat = grad_cam(model, 100 * spots((0, 0)), np.array([0]))
     assert heat.max() == 1
 

@@ -1,4 +1,4 @@
-"""Files for other runtimes, by the command and in Python; tests/contract.py has all models."""
+"""Exported files, by the command and in Python; tests/contract.py exports all models."""
 
 import json
 import shutil
@@ -20,42 +20,42 @@ from zoo.models.float32 import in_float32
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """The digit classifier in every format: format -> (path, description)."""
+    """Exports the digit classifier: export format -> (path, description)."""
     folder = tmp_path_factory.mktemp("exported")
-    found = {}
-    for form, (ending, _) in FORMATS.items():
+    files = {}
+    for export_format, (ending, _) in FORMATS.items():
         path = folder / f"digits{ending}"
         with commands.children_here():
-            found[form] = path, export_workdir(str(trained[0]), form, str(path))
-    return found
+            files[export_format] = path, export_workdir(str(trained[0]), export_format, str(path))
+    return files
 
 
 @pytest.fixture(scope="module")
 def digits(trained):
-    """Eight digits of the test split as bytes, and what the trained model says of them."""
+    """Returns eight test digits as bytes, and the predictions of the trained model."""
     image = zoo.data.load("digits").splits["test"]["image"][:8]
     return image, zoo.load(trained[0]).predict(np.float32(image) / 255, verbose=0)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_file_is_described(exported, form):
-    path, found = exported[form]
-    assert json.loads(path.with_name(path.name + ".json").read_text()) == found
-    assert found["format"] == form
-    assert found["model"] == "cnn_classifier"
-    assert found["labels"] == [str(i) for i in range(10)]
-    rows = 1 if form == "litert" else None  # which takes no more at once
-    assert found["inputs"] == {"image": {"shape": [rows, 28, 28, 1], "dtype": "uint8"}}
-    assert found["outputs"] == {"output_0": {"shape": [rows, 10], "dtype": "float32"}}
-    assert found["bytes"] == export.size_of(path) > 370_000
-    assert found["largest_difference"] < 1e-5
-    assert found["examples"] == "digits, split 'test'"
+@pytest.mark.parametrize("export_format", FORMATS)
+def test_the_file_is_described(exported, export_format):
+    path, description = exported[export_format]
+    assert json.loads(path.with_name(path.name + ".json").read_text()) == description
+    assert description["format"] == export_format
+    assert description["model"] == "cnn_classifier"
+    assert description["labels"] == [str(i) for i in range(10)]
+    rows = 1 if export_format == "litert" else None  # LiteRT files have batch size 1
+    assert description["inputs"] == {"image": {"shape": [rows, 28, 28, 1], "dtype": "uint8"}}
+    assert description["outputs"] == {"output_0": {"shape": [rows, 10], "dtype": "float32"}}
+    assert description["bytes"] == export.size_of(path) > 370_000
+    assert description["largest_difference"] < 1e-5
+    assert description["examples"] == "digits, split 'test'"
 
 
 def test_a_keras_file_is_loaded(exported, digits):
     image, expected = digits
-    found = zoo.load(exported["keras"][0]).predict(image, verbose=0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    actual = zoo.load(exported["keras"][0]).predict(image, verbose=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     with pytest.raises(UsageError, match="There is no file nowhere.keras"):
         zoo.load("nowhere.keras")
 
@@ -83,18 +83,18 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_file_runs_without_the_zoo(exported, digits, form, tmp_path):
+@pytest.mark.parametrize("export_format", FORMATS)
+def test_the_file_runs_without_the_zoo(exported, digits, export_format, tmp_path):
     image, expected = digits
     np.save(tmp_path / "image.npy", image)
-    body = "\n".join(line.strip() for line in READ[form].splitlines())
+    body = "\n".join(line.strip() for line in READ[export_format].splitlines())
     code = (
         "import sys, numpy as np\npath = sys.argv[1]\nimage = np.load('image.npy')\n"
         f"{body}\nnp.save('out.npy', out)\n"
         "assert not {'zoo', 'trainers'} & set(sys.modules)\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code, exported[form][0]], cwd=tmp_path, check=True,
+        [sys.executable, "-c", code, exported[export_format][0]], cwd=tmp_path, check=True,
         capture_output=True,
     )  # fmt: skip
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-5)
@@ -113,7 +113,7 @@ def test_the_command(trained, tmp_path, zoo_command):
 def test_what_cannot_be_exported_is_one_line(trained, tmp_path, zoo_command, monkeypatch):
     run = trained[0]
     (tmp_path / "there.onnx").write_text("mine")
-    refused = [
+    cases = [
         ((run, f"--out={tmp_path}/a.onnx"), 2, "needs --format"),
         ((run, "--format=onnx"), 2, "needs --out"),
         ((run, "--format=onnx", f"--out={tmp_path}/a.tflite"), 2, "--out must end in .onnx"),
@@ -121,10 +121,10 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, zoo_command, mon
         ((tmp_path, "--format=onnx", f"--out={tmp_path}/a.onnx"), 2, "is not a work directory"),
         ((run, "--format=coreml", f"--out={tmp_path}/a"), 2, "coreml"),
     ]
-    for words, status, said in refused:
+    for words, status, message in cases:
         answer = zoo_command("export", *words)
         assert answer.status == status, answer.err
-        assert said in answer.one_line()
+        assert message in answer.one_line()
     monkeypatch.setitem(FORMATS, "onnx", (".onnx", ("not_installed",)))
     answer = zoo_command("export", run, "--format=onnx", f"--out={tmp_path}/a.onnx")
     assert (
@@ -151,15 +151,15 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was ended by signal 11"),
         ("raise SystemExit('no such operation')", "failed: no such operation"),
     ],
 )
-def test_a_conversion_that_dies_leaves_nothing(trained, tmp_path, monkeypatch, code, said):
+def test_a_conversion_that_dies_leaves_nothing(trained, tmp_path, monkeypatch, code, message):
     monkeypatch.setattr(processes, "arguments", lambda *_, **__: [sys.executable, "-c", code])
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         export_workdir(str(trained[0]), "keras", str(tmp_path / "a.keras"))
     assert not list(tmp_path.iterdir())
 
@@ -170,9 +170,9 @@ def test_without_the_data_examples_are_made_up_and_said(trained, tmp_path):
     saved = json.loads((run / "config.json").read_text())
     saved["config"]["data"]["source"] = "npz:/nowhere/digits.npz"
     (run / "config.json").write_text(json.dumps(saved))
-    found = export_workdir(str(run), "keras", str(tmp_path / "a.keras"))
-    assert found["examples"].startswith("synthetic, because the data are missing: ")
-    assert found["largest_difference"] == 0
+    description = export_workdir(str(run), "keras", str(tmp_path / "a.keras"))
+    assert description["examples"].startswith("synthetic, because the data are missing: ")
+    assert description["largest_difference"] == 0
 
 
 def test_half_precision_becomes_whole():

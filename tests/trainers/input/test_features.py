@@ -1,4 +1,4 @@
-"""A frozen base is run once: its features are kept, and what is kept is never stale."""
+"""The features of a frozen base are computed once and cached; the cache is never stale."""
 
 import numpy as np
 import pytest
@@ -19,16 +19,16 @@ def cache(cache):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Counts the times that features are computed."""
-    seen = []
+    """Returns a list of the folders whose features are computed."""
+    names = []
     write = features._write
 
     def counting(folder, *rest):
-        seen.append(folder.name)
+        names.append(folder.name)
         write(folder, *rest)
 
     monkeypatch.setattr(features, "_write", counting)
-    return seen
+    return names
 
 
 def recipe(model=None, **task):
@@ -37,21 +37,21 @@ def recipe(model=None, **task):
     )
 
 
-def said(trainer):
+def cache_events(trainer):
     lines = read_metrics(trainer.workdir.path)
     return [x["detail"] for x in lines if x.get("event") == "feature cache"]
 
 
 def test_kept_features_teach_the_head_what_pictures_would(run):
     data = toys.image_data(test=20)
-    kept = run(recipe(), data)
+    cached = run(recipe(), data)
     whole = run(recipe(feature_views=0), data)
-    assert toys.difference(kept.step.net, whole.step.net) < 1e-5
-    assert kept.metrics["accuracy"] == whole.metrics["accuracy"]
-    assert kept.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-5)
-    assert {len(array) for array in kept.arrays.values()} == {70}  # no row that pads
-    assert len(said(kept)) == 2
-    assert not said(whole)
+    assert toys.difference(cached.step.net, whole.step.net) < 1e-5
+    assert cached.metrics["accuracy"] == whole.metrics["accuracy"]
+    assert cached.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-5)
+    assert {len(array) for array in cached.arrays.values()} == {70}  # no padding rows
+    assert len(cache_events(cached)) == 2
+    assert not cache_events(whole)
 
 
 def test_the_base_is_run_once_for_all_runs_and_epochs(run, passes):
@@ -62,7 +62,7 @@ def test_the_base_is_run_once_for_all_runs_and_epochs(run, passes):
     config.optimizer.learning_rate, config.trainer.steps = 0.03, 15
     again = run(config, data)
     assert len(passes) == 2
-    assert all(detail.startswith(("train read", "test read")) for detail in said(again))
+    assert all(detail.startswith(("train read", "test read")) for detail in cache_events(again))
 
 
 def test_a_resumed_run_finds_them_again(run, passes, tmp_path):
@@ -85,8 +85,8 @@ def test_a_resumed_run_finds_them_again(run, passes, tmp_path):
     assert toys.difference(whole.step.net, resumed.step.net) == 0
 
 
-def kept(passes, model=None, data=None, change=None, seed=0, **task):
-    """Returns the names of the folders that this combination writes."""
+def new_cache_folders(passes, model=None, data=None, change=None, seed=0, **task):
+    """Returns the names of the cache folders that these arguments write."""
     before = len(passes)
     model = registry.build("toy_frozen", **(model or {}))
     model.get_layer("convolution").kernel.assign(np.full((3, 3, 1, 4), 0.1))
@@ -105,67 +105,69 @@ def test_what_they_follow_from_names_them(passes):
         value[0, 0, 0, 0] = np.nextafter(value[0, 0, 0, 0], 1)
         kernel.assign(value)
 
-    assert kept(passes)
-    assert not kept(passes)
-    assert not kept(passes, seed=1)  # nothing is drawn
-    assert not kept(passes, model={"classes": 5})  # the head is no part of it
-    assert kept(passes, change=another_weight)
-    assert kept(passes, model={"scale": 2.0})
-    assert kept(passes, data=toys.image_data(examples=69))
+    assert new_cache_folders(passes)
+    assert not new_cache_folders(passes)
+    assert not new_cache_folders(passes, seed=1)  # without augmentation the seed has no effect
+    assert not new_cache_folders(
+        passes, model={"classes": 5}
+    )  # the head does not change the features
+    assert new_cache_folders(passes, change=another_weight)
+    assert new_cache_folders(passes, model={"scale": 2.0})
+    assert new_cache_folders(passes, data=toys.image_data(examples=69))
     other = toys.image_data()
     other.splits["train"]["image"][3, 2, 1] ^= 1
-    assert kept(passes, data=other)
+    assert new_cache_folders(passes, data=other)
     views = {"shift": 1.0, "feature_views": 2}
-    assert kept(passes, **views)
-    assert not kept(passes, **views)
-    assert kept(passes, seed=1, **views)
-    assert kept(passes, **views | {"shift": 2.0})
-    assert kept(passes, **views | {"feature_views": 3})
+    assert new_cache_folders(passes, **views)
+    assert not new_cache_folders(passes, **views)
+    assert new_cache_folders(passes, seed=1, **views)
+    assert new_cache_folders(passes, **views | {"shift": 2.0})
+    assert new_cache_folders(passes, **views | {"feature_views": 3})
 
 
 def test_a_damaged_file_is_named(passes, cache):
-    folder = kept(passes)[0]
+    folder = new_cache_folders(passes)[0]
     file = next((cache / folder).glob("*.bin"))
     content = bytearray(file.read_bytes())
     content[7] ^= 1
     file.write_bytes(content)
     with pytest.raises(RunError, match=file.name):
-        kept(passes)
+        new_cache_folders(passes)
 
 
 def test_changed_pictures_are_kept_in_views_or_not_at_all(run):
     data = toys.image_data()
     off = run(recipe(shift=1.0), data)
-    assert said(off) == [
+    assert cache_events(off) == [
         "off: training images are augmented at random (task.feature_views=4 caches four "
         "augmented views of each)"
     ]
     mixed = run(recipe(augment=("mixup",), feature_views=3), data)
-    assert said(mixed) == ["off: mixup combines other images in each epoch"]
+    assert cache_events(mixed) == ["off: mixup combines other images in each epoch"]
     data = toys.image_data(test=20)
     views = run(recipe(shift=1.0, feature_views=3), data)
     feature = np.asarray(views.arrays["feature"])
     assert feature.shape == (70, 3, 64)
     assert np.abs(feature[:, 0] - feature[:, 1]).max() > 0.01
-    test = data.splits["test"]  # and its pictures stay as they are
+    test = data.splits["test"]  # and its images are not augmented
     probabilities = views.step.net.predict(test["image"] / np.float32(255), verbose=0)
     losses = -np.log(probabilities[np.arange(20), test["label"]])
     assert views.metrics["loss"] == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_each_view_is_that_of_the_picture_changed(passes):
-    """The features are the extractor's of what `prepare` gives, view by view and row by row."""
+    """Each view has the extractor's features of the batches that `prepare` returns."""
     from zoo.data.pipeline import evaluation_batches
 
     model, task = registry.build("toy_frozen"), ImageClassification(shift=2.0, feature_views=2)
     arrays = toys.image_data().splits["train"]
-    found, _ = features_of(task.frozen_part(model), task, arrays, {}, 5)
+    actual, _ = features_of(task.frozen_part(model), task, arrays, {}, 5)
     for view in range(2):
         batches = evaluation_batches(
             arrays, task.prepare, batch_size=32, replicas=1, training=True, seed=10 + view
         )
         expected = np.concatenate([model.extractor(b["image"]) for b in batches])[:70]
-        np.testing.assert_allclose(found["feature"][:, view], expected, atol=1e-6)
+        np.testing.assert_allclose(actual["feature"][:, view], expected, atol=1e-6)
 
 
 def test_two_replicas_learn_from_them_as_one(run):

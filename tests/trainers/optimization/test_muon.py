@@ -1,4 +1,4 @@
-"""Muon and the variables that it leaves to AdamW; weight decay and layers' names."""
+"""Muon, the variables that it trains with AdamW, and weight decay."""
 
 import re
 
@@ -18,7 +18,7 @@ from zoo.errors import UsageError
 
 DEFAULTS = {key: OPTIMIZERS["muon"][key] for key in OPTIMIZERS["muon"] if "exclude" in key}
 del DEFAULTS["weight_decay_exclude"]
-# Matrices of tiny models that compute outputs or look up vectors, besides what is no matrix.
+# Matrices of output layers and embeddings in tiny models, which AdamW trains.
 EXPECTED = {
     "cnn_classifier": {"probabilities/kernel"},
     "gpt_nano": {"embedding/embeddings", "positions/embeddings"},
@@ -36,8 +36,8 @@ EXPECTED = {
 
 
 def matrices(models, variables, **changes):
-    found = variables_for_adamw(models, variables, **{**DEFAULTS, **changes})
-    return {v.path for v in found if len(v.shape) == 2}
+    adamw_variables = variables_for_adamw(models, variables, **{**DEFAULTS, **changes})
+    return {v.path for v in adamw_variables if len(v.shape) == 2}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -45,10 +45,10 @@ def test_heads_and_embeddings_of_every_family(name):
     row = registry.entry(name)
     model = build_abstract(name, **row.tiny)
     task = registry.build_task(row.task, **row.task_arguments)
-    found = set()
+    paths = set()
     for part in task.model_parts(model):
-        found |= matrices([part.model, model], part.model.trainable_variables)
-    assert found == EXPECTED[name]
+        paths |= matrices([part.model, model], part.model.trainable_variables)
+    assert paths == EXPECTED[name]
     assert {x.name for x in CATALOG if x.tiny} == set(EXPECTED)
 
 
@@ -61,7 +61,7 @@ def test_an_untied_projection_is_an_output_too():
 
 
 def test_names_decide_nothing():
-    """A hidden layer called embedding is one of Muon's; an embedding called table is not."""
+    """Muon trains a hidden layer named embedding, but not an embedding named table."""
     tokens = keras.Input((5,), dtype="int32")
     x = layers.Embedding(7, 8, name="table")(tokens)
     x = layers.Dense(8, name="embedding_projection")(layers.Flatten()(x))
@@ -104,7 +104,7 @@ def test_a_subclassed_model_must_name_its_output_layer():
 
 
 def test_a_run_trains_them_by_adamw(run):
-    """AdamW keeps a second moment of a variable, Muon does not."""
+    """AdamW has a second moment per variable, Muon does not."""
     config = toys.recipe(steps=2)
     config.optimizer = optimizer("muon", learning_rate=0.01, weight_decay=0.1)
     step = run(config, toys.token_data()).step

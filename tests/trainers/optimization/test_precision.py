@@ -1,4 +1,4 @@
-"""Mixed precision: close to float32, and right where it overflows."""
+"""Mixed precision: close to float32, with overflows skipped."""
 
 import json
 
@@ -17,8 +17,8 @@ def train(train_function, precision, *, clip_norm=0.3, **trainer):
     return train_function(config, toys.token_data())
 
 
-# Against float32 after ten steps. Micro-batches and replicas must not add to it: were gradients
-# clipped or added up while still scaled by 2**15, the weights would hardly move.
+# Differences from float32 after ten steps. Micro-batches and replicas must not enlarge them. If
+# scaled gradients (2**15) were clipped or accumulated, the weights would hardly change.
 @pytest.mark.parametrize(
     ("precision", "bound"), [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)]
 )
@@ -31,7 +31,7 @@ def test_close_to_float32(precision, bound, split, trained_once):
     assert 0 < toys.difference(exact.step.net, mixed.step.net) <= bound
     assert all(v.dtype == "float32" for v in mixed.step.net.trainable_variables)
     block = mixed.step.net.get_layer("block_0")
-    assert block.compute_dtype == precision.removeprefix("mixed_")  # it really was mixed
+    assert block.compute_dtype == precision.removeprefix("mixed_")  # the policy is mixed precision
 
 
 def test_the_former_policy_is_put_back(run):
@@ -94,7 +94,7 @@ def test_bfloat16_on_a_cpu_without_it_is_said(policy, device_names, cpu, slow, t
     assert slow_bfloat16(policy, device_names, tmp_path / "none") == ""
 
 
-def test_a_run_says_it(run, monkeypatch):
+def test_a_run_logs_the_precision(run, monkeypatch):
     from trainers.run.workdir import read_metrics
     from trainers.train import trainer
 

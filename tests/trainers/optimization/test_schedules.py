@@ -1,4 +1,4 @@
-"""Learning-rate schedules: every update's rate against the formula, and in a run of the trainer."""
+"""Learning-rate schedules: each update's rate against the formula, and in a run."""
 
 import math
 
@@ -33,21 +33,21 @@ CASES = [
 
 
 def curve(name, steps, warmup_steps=0, decay_steps=None, final_fraction=0.0):
-    """The rates of all updates for a peak of 1, written as the three phases one after another."""
+    """Returns the rates of all updates for a peak of 1: rise, plateau and fall."""
     rise = [(u + 1) / warmup_steps for u in range(warmup_steps)]
     if name == "constant":
         return rise + [1.0] * (steps - warmup_steps)
     if name == "wsd":
         falling = decay_steps or max(1, steps // 10)
     else:
-        falling = steps - max(warmup_steps, 1)  # the update before these has the peak
+        falling = steps - max(warmup_steps, 1)  # the update before them has the peak rate
     stable = [1.0] * (steps - warmup_steps - falling)
     shares = [n / falling for n in range(1, falling + 1)]
     if name == "cosine":
-        left = [0.5 * (1 + math.cos(math.pi * t)) for t in shares]
+        decay = [0.5 * (1 + math.cos(math.pi * t)) for t in shares]
     else:
-        left = [1 - t for t in shares]
-    fall = [final_fraction + (1 - final_fraction) * share for share in left]
+        decay = [1 - t for t in shares]
+    fall = [final_fraction + (1 - final_fraction) * share for share in decay]
     return rise + stable + fall
 
 
@@ -55,14 +55,14 @@ def curve(name, steps, warmup_steps=0, decay_steps=None, final_fraction=0.0):
 def test_the_whole_curve(name, steps, arguments):
     rate = make_schedule(name, 2.0, steps, **arguments)
     expected = 2.0 * np.array(curve(name, steps, **arguments))
-    found = np.array(rate(np.arange(steps)))
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    actual = np.array(rate(np.arange(steps)))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
     if name != "constant":
         final = 2.0 * arguments.get("final_fraction", 0.0)
-        assert found[-1] == pytest.approx(final, abs=1e-7)
-        assert found[-2] > found[-1]
-    # A callback may ask beyond the end.
-    assert float(rate(steps + 5)) == found[-1]
+        assert actual[-1] == pytest.approx(final, abs=1e-7)
+        assert actual[-2] > actual[-1]
+    # A callback may evaluate the rate beyond the last update.
+    assert float(rate(steps + 5)) == actual[-1]
 
 
 def test_every_schedule_has_a_case():
@@ -71,7 +71,7 @@ def test_every_schedule_has_a_case():
 
 
 def test_cosine_is_keras_own():
-    """Keras counts the steps after the first, as its last is `decay_steps` itself."""
+    """A run of 91 updates equals Keras' CosineDecay with decay_steps=90."""
     ours = make_schedule("cosine", 0.3, 91)
     stock = keras.optimizers.schedules.CosineDecay(0.3, 90)
     for step in (0, 1, 45, 89, 90):
@@ -86,12 +86,12 @@ def test_phases_longer_than_the_run_are_refused():
 
 
 def test_the_updates_of_a_run_have_these_rates(run):
-    """As logged, and as Adam's weights tell: the last update of a fall to 0 changes none."""
-    seen = []
+    """Checks logged rates and Adam's weights: the last update, with rate 0, changes no weight."""
+    weights = []
 
     class Remember(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append(np.concatenate([v.numpy().ravel() for v in self.model.net.weights]))
+            weights.append(np.concatenate([v.numpy().ravel() for v in self.model.net.weights]))
 
     config = toys.recipe(steps=5, log_every=1)
     config.optimizer = optimizer("adam", learning_rate=0.1)
@@ -99,5 +99,5 @@ def test_the_updates_of_a_run_have_these_rates(run):
     trainer = run(config, toys.token_data(), callbacks=[Remember()])
     rates = [x["learning_rate"] for x in read_metrics(trainer.workdir.path) if "loss" in x]
     np.testing.assert_allclose(rates, [0.05, 0.1, 0.1, 0.05, 0.0], rtol=1e-5)
-    changed = [not np.array_equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    changed = [not np.array_equal(a, b) for a, b in zip(weights, weights[1:], strict=False)]
     assert changed == [True, True, True, False]

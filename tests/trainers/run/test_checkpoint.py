@@ -41,7 +41,7 @@ class Step:
     task: Owner = dataclasses.field(default_factory=Owner)
 
 
-def made(seed=0, width=3, dtypes=DTYPES, step=7):
+def make_step(seed=0, width=3, dtypes=DTYPES, step=7):
     """Returns a `Step` with one variable of each dtype."""
     generator = np.random.default_rng(seed)
     variables = [
@@ -68,11 +68,11 @@ def names(folder):
 @pytest.fixture
 def saved(tmp_path):
     """Saves a checkpoint of `made(seed=1)`; returns its path."""
-    return checkpoint.save(tmp_path / "checkpoints", made(seed=1), COUNTERS, keep=2)
+    return checkpoint.save(tmp_path / "checkpoints", make_step(seed=1), COUNTERS, keep=2)
 
 
 def test_every_dtype_comes_back_bit_for_bit(saved):
-    fresh, original = made(seed=2), made(seed=1)
+    fresh, original = make_step(seed=2), make_step(seed=1)
     assert bits(fresh) != bits(original)
     assert checkpoint.restore(saved, fresh) == COUNTERS
     assert bits(fresh) == bits(original)
@@ -112,16 +112,16 @@ def test_a_train_step_comes_back_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("keep", [1, 2, 5])
 def test_the_last_few_are_kept(tmp_path, keep):
     for step in (1, 9, 10, 100):  # alphabetical order differs
-        checkpoint.save(tmp_path, made(step=step), {}, keep=keep)
-    found = [step for step, _ in checkpoint.list_checkpoints(tmp_path)]
-    assert found == [1, 9, 10, 100][-keep:]
-    assert len(names(tmp_path)) == len(found)
+        checkpoint.save(tmp_path, make_step(step=step), {}, keep=keep)
+    steps = [step for step, _ in checkpoint.list_checkpoints(tmp_path)]
+    assert steps == [1, 9, 10, 100][-keep:]
+    assert len(names(tmp_path)) == len(steps)
 
 
 def test_other_files_are_no_checkpoints_and_stay(tmp_path):
     for name in ("step_7.npz", "notes.txt", "step_0000000003.npz.bak", ".step_0000000003.npz.tmp"):
         (tmp_path / name).write_text("mine")
-    checkpoint.save(tmp_path, made(), {}, keep=1)
+    checkpoint.save(tmp_path, make_step(), {}, keep=1)
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [7]
     assert {"step_7.npz", "notes.txt", "step_0000000003.npz.bak"} <= set(names(tmp_path))
 
@@ -143,12 +143,12 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint_whole(saved, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(place, fail)
-        with pytest.raises(OSError, match="No space left") as caught:
-            checkpoint.save(saved.parent, made(step=8), COUNTERS, keep=1)
-    assert caught.value.filename.endswith("step_0000000008.npz")
+        with pytest.raises(OSError, match="No space left") as error:
+            checkpoint.save(saved.parent, make_step(step=8), COUNTERS, keep=1)
+    assert error.value.filename.endswith("step_0000000008.npz")
     assert names(saved.parent) == [saved.name]
     assert saved.read_bytes() == before
-    checkpoint.restore(saved, made())
+    checkpoint.restore(saved, make_step())
 
 
 def test_what_a_kill_left_is_gone_at_the_next_start(saved, monkeypatch):
@@ -160,7 +160,7 @@ def test_what_a_kill_left_is_gone_at_the_next_start(saved, monkeypatch):
         patch.setattr("os.replace", killed)
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # a kill removes no files
         with pytest.raises(Killed):
-            checkpoint.save(saved.parent, made(step=8), COUNTERS, keep=1)
+            checkpoint.save(saved.parent, make_step(step=8), COUNTERS, keep=1)
     assert len(names(saved.parent)) == 2
     half_written = {".zoo-0123456789abcdef.tmp"}
     for name in (*half_written, ".mine.tmp", ".bashrc", "notes.71.tmp"):
@@ -170,7 +170,7 @@ def test_what_a_kill_left_is_gone_at_the_next_start(saved, monkeypatch):
     assert names(saved.parent) == [saved.name]
     assert not half_written & set(names(workdir))
     assert {".mine.tmp", ".bashrc", "notes.71.tmp"} <= set(names(workdir))
-    checkpoint.restore(saved, made())
+    checkpoint.restore(saved, make_step())
 
 
 # --- damaged and foreign files --------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_named_and_changes_nothing(saved, damage):
     data = saved.read_bytes()
     assert damage(data) != data
     saved.write_bytes(damage(data))
-    step = made(seed=2)
+    step = make_step(seed=2)
     before = bits(step)
     with pytest.raises(RunError, match=f"checkpoint .*{saved.name} is damaged: ."):
         checkpoint.restore(saved, step)
@@ -213,20 +213,20 @@ def test_a_damaged_checkpoint_is_named_and_changes_nothing(saved, damage):
 
 def test_no_flipped_bit_goes_unnoticed(saved):
     """Every flipped bit is refused, or changes no value (a bit of a date or a file attribute)."""
-    data, right = saved.read_bytes(), bits(made(seed=1))
-    refused = 0
+    data, right = saved.read_bytes(), bits(make_step(seed=1))
+    refused_count = 0
     for at in range(0, len(data), 11):
         saved.write_bytes(flip(data, at))
-        step = made(seed=2)
+        step = make_step(seed=2)
         before = bits(step)
         try:
             assert checkpoint.restore(saved, step) == COUNTERS
         except RunError:
-            refused += 1
+            refused_count += 1
             assert bits(step) == before, at
         else:
             assert bits(step) == right, at
-    assert refused > len(data) / 22
+    assert refused_count > len(data) / 22
 
 
 def test_a_folder_or_a_missing_file_is_named(tmp_path):
@@ -249,7 +249,7 @@ def test_a_folder_or_a_missing_file_is_named(tmp_path):
     ],
 )
 def test_another_models_checkpoint_is_refused_and_changes_nothing(saved, foreign, words):
-    step = made(seed=2, **foreign)
+    step = make_step(seed=2, **foreign)
     before = bits(step)
     with pytest.raises(UsageError, match=f"{saved.name} belongs to another model.*{words}"):
         checkpoint.restore(saved, step)
@@ -290,8 +290,8 @@ def renamed(step, paths):
 )
 def test_variables_of_one_shape_that_changed_places_are_refused(tmp_path, paths, words):
     four = {"dtypes": ["float32"] * 4}
-    saved = checkpoint.save(tmp_path, renamed(made(seed=1, **four), SAME_SHAPES), {}, keep=1)
-    step = renamed(made(seed=2, **four), paths)
+    saved = checkpoint.save(tmp_path, renamed(make_step(seed=1, **four), SAME_SHAPES), {}, keep=1)
+    step = renamed(make_step(seed=2, **four), paths)
     before = bits(step)
     with pytest.raises(UsageError, match=f"{saved.name} belongs to another model: {words}"):
         checkpoint.restore(saved, step)
@@ -306,10 +306,10 @@ def test_automatic_numbers_of_another_process_are_no_difference(tmp_path):
         for name in names
     ]  # fmt: skip
     three = {"dtypes": ["float32"] * 3}
-    saved = checkpoint.save(tmp_path, renamed(made(seed=1, **three), names), {}, keep=1)
-    step = renamed(made(seed=2, **three), later)
+    saved = checkpoint.save(tmp_path, renamed(make_step(seed=1, **three), names), {}, keep=1)
+    step = renamed(make_step(seed=2, **three), later)
     checkpoint.restore(saved, step)
-    assert bits(step) == bits(made(seed=1, **three))
+    assert bits(step) == bits(make_step(seed=1, **three))
 
 
 def test_a_checkpoint_holds_no_objects(tmp_path):

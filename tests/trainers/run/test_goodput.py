@@ -18,18 +18,18 @@ def test_the_first_update_of_a_process_does_not_count(monkeypatch):
     clock = toys.Clock(lambda: now["perf_counter"], lambda: now["time"])
     monkeypatch.setattr(goodput, "time", clock)
     state = RunState(useful=5.0)  # seconds of an earlier process
-    found = Goodput(state, born=60.0)
+    measure = Goodput(state, born=60.0)
     for block, seconds in (
-        (found.update, 9),
-        (found.update, 3),
-        (found.wait, 2),
-        (found.update, 1),
+        (measure.update, 9),
+        (measure.update, 3),
+        (measure.wait, 2),
+        (measure.update, 1),
     ):
         with block():
             now["perf_counter"] += seconds
         now["perf_counter"] += 100  # validation and saving
     assert state.useful == 11.0
-    assert found.share() == 11 / 40
+    assert measure.share() == 11 / 40
 
 
 def test_what_is_done_again_does_not_count(run, tmp_path, monkeypatch):

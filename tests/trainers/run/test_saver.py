@@ -32,31 +32,31 @@ def test_the_file_is_that_of_a_synchronous_save(step, tmp_path):
         assert one.dtype == other.dtype
 
 
-class Held:
+class StoreBlocker:
     """Blocks the writing thread before it writes, until `goes_on` is set."""
 
     def __init__(self, monkeypatch):
         self.begun, self.goes_on = threading.Event(), threading.Event()
         store = checkpoint.store
 
-        def held(*arguments):
+        def blocked_store(*arguments):
             self.begun.set()
             assert self.goes_on.wait(60)
             return store(*arguments)
 
-        monkeypatch.setattr(checkpoint, "store", held)
+        monkeypatch.setattr(checkpoint, "store", blocked_store)
 
 
 def test_what_changes_after_the_copy_is_not_in_the_file(step, tmp_path, monkeypatch):
-    held = Held(monkeypatch)
+    blocker = StoreBlocker(monkeypatch)
     before = checkpoint.Snapshot(step, {}).arrays
     own = saver.Saver(tmp_path, step, 3, lambda: None)
     own.save({"best": 1})
-    assert held.begun.wait(60)
+    assert blocker.begun.wait(60)
     for variable in checkpoint.variables_of(step):
         variable.assign(variable + 1 if variable.dtype != "bool" else ~variable)
     assert not list(tmp_path.iterdir())  # `save` returned before the file was written
-    held.goes_on.set()
+    blocker.goes_on.set()
     own.wait()
     (path,) = tmp_path.iterdir()
     assert all(
@@ -69,12 +69,12 @@ def test_what_changes_after_the_copy_is_not_in_the_file(step, tmp_path, monkeypa
 
 
 def test_whoever_ends_the_process_can_wait_for_the_file(step, tmp_path, monkeypatch):
-    held = Held(monkeypatch)
+    blocker = StoreBlocker(monkeypatch)
     own = saver.Saver(tmp_path, step, 3, lambda: None)
     own.save({"best": 1})
     own.wait_at_most(0.1)
     assert not [x for x in tmp_path.iterdir() if x.suffix == ".npz"]
-    held.goes_on.set()
+    blocker.goes_on.set()
     own.wait_at_most(60)
     assert [x for x in tmp_path.iterdir() if x.suffix == ".npz"]
     own.close()
@@ -82,14 +82,14 @@ def test_whoever_ends_the_process_can_wait_for_the_file(step, tmp_path, monkeypa
 
 
 def test_a_second_save_waits_for_the_first(step, tmp_path, monkeypatch):
-    held = Held(monkeypatch)
+    blocker = StoreBlocker(monkeypatch)
     own = saver.Saver(tmp_path, step, 3, lambda: None)
     own.save({"best": 1})
     other = threading.Thread(target=own.save, args=({"best": 2},))
     other.start()
     other.join(0.3)
     assert other.is_alive()  # a copy would overwrite the arrays being written
-    held.goes_on.set()
+    blocker.goes_on.set()
     other.join(60)
     own.close()
     (path,) = tmp_path.iterdir()
@@ -110,12 +110,12 @@ def test_a_full_disk_ends_the_run(run, tmp_path, monkeypatch, last):
 
 def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monkeypatch):
     """The process ends after the checkpoint is complete."""
-    held = Held(monkeypatch)
+    blocker = StoreBlocker(monkeypatch)
 
     def go_on_late():
-        held.begun.wait(60)
+        blocker.begun.wait(60)
         time.sleep(1)
-        held.goes_on.set()
+        blocker.goes_on.set()
 
     threading.Thread(target=go_on_late).start()
     with pytest.raises(Interrupted):  # while the checkpoint is written
@@ -127,17 +127,19 @@ def test_a_run_that_fails_leaves_the_checkpoint_before_whole(run, tmp_path, monk
 
 def test_the_last_checkpoint_is_whole_before_a_run_finishes(run, tmp_path, monkeypatch):
     """From `_finish` on, SIGTERM ends the process at once."""
-    usual, finish, seen = checkpoint.store, Trainer._finish, []
+    usual, finish, step_lists = checkpoint.store, Trainer._finish, []
 
     def slow(*arguments):
         time.sleep(0.3)
         return usual(*arguments)
 
     def finishing(self):
-        seen.append([step for step, _ in checkpoint.list_checkpoints(self.workdir / "checkpoints")])
+        step_lists.append(
+            [step for step, _ in checkpoint.list_checkpoints(self.workdir / "checkpoints")]
+        )
         return finish(self)
 
     monkeypatch.setattr(checkpoint, "store", slow)
     monkeypatch.setattr(Trainer, "_finish", finishing)
     run(toys.recipe(steps=3, keep=1), toys.token_data(), workdir=tmp_path / "run")
-    assert seen == [[3]]
+    assert step_lists == [[3]]

@@ -1,4 +1,4 @@
-"""`zoo tpu_check`: what it says without libtpu, and with it; the recipes' steps are for a TPU."""
+"""Tests of `zoo tpu_check`, without and with libtpu."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def _installed() -> bool:
 
 needs_libtpu = pytest.mark.skipif(not _installed(), reason="needs keras-zoo[aot]: jax and libtpu")
 
-# --- what is asked for ----------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 
 def test_topologies():
@@ -51,17 +51,17 @@ def _names():
 
 
 @pytest.mark.parametrize(
-    ("topology", "said"),
+    ("topology", "message"),
     [
         ("v7x:2x2x1", "does not support TPU7x"),
         ("v5e:2x5", "No topology is named 'v5e:2x5'. Did you mean 'v5e:2x"),
         ("abacus", "Known: v5e:1x1, v5e:2x2"),
     ],
 )
-def test_other_topologies_are_refused(topology, said, zoo_command):
+def test_other_topologies_are_refused(topology, message, zoo_command):
     answer = zoo_command("tpu_check", "cnn_digits:debug", f"--topology={topology}")
     assert answer.status == 2
-    assert said in answer.one_line()
+    assert message in answer.one_line()
 
 
 def test_the_topology_is_asked_for(zoo_command):
@@ -81,7 +81,7 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("trainer.precision", "mixed_float16", "does not support float16"),
         ("trainer.jit_compile", "True", "tpu requires trainer.jit_compile=False"),
@@ -92,8 +92,8 @@ def test_missing_packages_are_named(monkeypatch, zoo_command):
         ("compress.distill.teacher", "somewhere", "does not support compress.distill"),
     ],
 )
-def test_other_recipes_are_refused(key, value, said):
-    with pytest.raises(UsageError, match=said):
+def test_other_recipes_are_refused(key, value, message):
+    with pytest.raises(UsageError, match=message):
         AbstractStep(resolve("cnn_digits:debug", [(key, value)]))
 
 
@@ -124,7 +124,7 @@ def test_depth(recipe, changes, depth):
     assert depth_of(resolve(recipe, changes)) == depth
 
 
-# --- a step without values ------------------------------------------------------------------------
+# --- abstract steps -------------------------------------------------------------------------------
 
 
 def _resident() -> int:
@@ -145,18 +145,18 @@ def test_billions_of_parameters_take_no_memory():
     )  # fmt: skip
     before = _resident()
     one, two = AbstractStep(config, depth=1), AbstractStep(config, depth=2)
-    # With three slots each would be 20 GB and more. On some machines the allocator touches 64 MB of
-    # each large piece, unwritten as it is: 518 MB in all were seen.
+    # With three slots, each would take 20 GB or more. Some allocators touch 64 MB of each
+    # large unwritten block: the largest total was 518 MB.
     assert _resident() - before < 2**30
     full = one.parameters + 31 * (two.parameters - one.parameters)
     assert full == registry.entry("llama3_8b").parameters
     slots, weights = len(two.step.optimizers[0].variables) - 1, len(two.step.net.weights)
-    assert slots == 3 * weights  # all but the count
+    assert slots == 3 * weights  # all slots except the count
 
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
-    """A folder of documents, made up; what is prepared of them goes beside it."""
+    """Returns a folder of synthetic documents; prepared records are written next to it."""
     monkeypatch.setenv("ZOO_DATA_DIR", str(tmp_path / "cache"))
     generator, folder = np.random.default_rng(0), tmp_path / "corpus"
     folder.mkdir()
@@ -196,7 +196,7 @@ def test_batches_have_the_shapes_of_real_ones(recipe, changes, corpus):
 
 
 def test_behind_a_frozen_base_the_step_is_that_of_the_head():
-    """As in training, where the base has been run before."""
+    """As in training, the base is not part of the step, because its features are cached."""
     sizes = []
     for views in (1, 0):
         config = resolve("vgg16_transfer:debug", [("task.feature_views", str(views))])
@@ -217,16 +217,16 @@ def test_a_task_that_makes_nothing_up_is_named(monkeypatch):
 
 
 def test_what_the_compiler_says_of_memory():
-    said = (
+    message = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. "
         "Exceeded hbm capacity by 4.75G."
     )
-    assert required_memory(said) == int(20.5 * 2**30)
-    said = (
+    assert required_memory(message) == int(20.5 * 2**30)
+    message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (800.00G) exceeds available HBM (15.75G)."
     )
-    assert required_memory(said) == 800 * 2**30
+    assert required_memory(message) == 800 * 2**30
     assert required_memory("INTERNAL: hbm is a word here") is None
 
 
@@ -235,8 +235,8 @@ def test_what_is_updated_in_place_counts_once():
         "arguments": 100, "outputs": 90, "aliased": 80, "temporaries": 50, "code": 7,
         "flops": 1.0, "bytes": 2.0, "unknown_loops": 0, "seconds": 3.0,
     }  # fmt: skip
-    found = as_program(answer)
-    assert (found.peak, found.arguments) == (167, 110)
+    program = as_program(answer)
+    assert (program.peak, program.arguments) == (167, 110)
 
 
 def test_deep_models_are_a_line_through_two_depths(monkeypatch, capsys):
@@ -270,26 +270,31 @@ def test_deep_models_are_a_line_through_two_depths(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("rows", "peak_of", "most", "compiled"),
     [
-        (8, lambda n: 100 + 10 * n, 88, 2),  # a line
-        (8, lambda n: 100 + 10 * n + (60 if n > 40 else 0), 80, 3),  # it bends: once more
+        (8, lambda n: 100 + 10 * n, 88, 2),  # linear memory
+        (
+            8,
+            lambda n: 100 + 10 * n + (60 if n > 40 else 0),
+            80,
+            3,
+        ),  # nonlinear memory: one more compilation
         (2, lambda n: 100 + 300 * n, 3, 2),
-        (64, lambda n: 100 + 200 * n, 4, 2),  # the recipe's own share does not fit
-        (64, lambda n: 2000 + n, 0, 2),  # nothing does
+        (64, lambda n: 100 + 200 * n, 4, 2),  # the recipe's batch does not fit
+        (64, lambda n: 2000 + n, 0, 2),  # no batch fits
         (8, lambda n: 100 + 1e-9 * n, MAX_ROWS, 2),
     ],
 )
 def test_largest_batch(rows, peak_of, most, compiled):
-    asked = []
+    measured_rows = []
 
     def measured(n):
-        asked.append(n)
+        measured_rows.append(n)
         return peak_of(n)
 
-    found, peak = largest_rows(measured, rows, peak_of(rows), 1000)
-    assert found == most
+    largest, peak = largest_rows(measured, rows, peak_of(rows), 1000)
+    assert largest == most
     assert peak == (peak_of(most) if most else 0)
-    assert len(asked) <= compiled
-    assert found in (rows, 0, *asked)
+    assert len(measured_rows) <= compiled
+    assert largest in (rows, 0, *measured_rows)
 
 
 LOOPS = """HloModule step
@@ -363,11 +368,11 @@ def test_random_numbers_are_those_of_a_tpu():
         '%3:2 = "other"(%2) : (tensor<7xui32>) -> (i32, i32)\n'
         '%4 = "mhlo.copy"(%3#0) : (i32) -> i32\n'
     )
-    found = convert_for_tpu(text)
-    assert "PHILOX" not in found
-    assert "mhlo.copy" not in found
-    assert '"stablehlo.negate"(%bits1)' in found
-    assert '"stablehlo.reshape"(%3#0)' in found
+    output = convert_for_tpu(text)
+    assert "PHILOX" not in output
+    assert "mhlo.copy" not in output
+    assert '"stablehlo.negate"(%bits1)' in output
+    assert '"stablehlo.reshape"(%3#0)' in output
 
 
 # --- with libtpu ----------------------------------------------------------------------------------
@@ -383,20 +388,20 @@ def tpu():
 def test_a_step_compiles(tpu):
     config = resolve("cnn_digits:debug")
     abstract = AbstractStep(config)
-    found = as_program(tpu.compile(lower(abstract, Share(8, 1))))
+    program = as_program(tpu.compile(lower(abstract, Share(8, 1))))
     from zoo.description import forward_flops
 
-    # Forward and backward; the first layer needs no gradient of its input.
+    # Forward and backward pass; the first layer needs no gradient of its input.
     expected = 3 * 8 * forward_flops(abstract.step.net)
-    assert 0.6 * expected < found.flops < 1.2 * expected
+    assert 0.6 * expected < program.flops < 1.2 * expected
     weights = 4 * abstract.parameters
-    assert found.arguments > 4 * weights  # with two slots and the average
-    assert found.arguments < 8 * weights  # small ones are padded to a tile
-    assert found.bytes > found.arguments
-    # Four times as much in a loop of four.
+    assert program.arguments > 4 * weights  # with two slots and the averaged weights
+    assert program.arguments < 8 * weights  # small arrays are padded to a tile
+    assert program.bytes > program.arguments
+    # A loop of four micro-batches has four times the FLOPs.
     looped = as_program(tpu.compile(lower(abstract, Share(8, 4))))
-    assert 3.8 * found.flops < looped.flops < 4.2 * found.flops
-    assert looped.temporaries < 2 * found.temporaries
+    assert 3.8 * program.flops < looped.flops < 4.2 * program.flops
+    assert looped.temporaries < 2 * program.temporaries
 
 
 @needs_libtpu
@@ -426,29 +431,31 @@ def test_a_program_that_is_none_is_refused(tpu):
 def test_gradients_of_loops_are_counted(tpu):
     config = resolve("lstm_pydoc:debug", [("data.sequence_length", "24")])
     abstract = AbstractStep(config)
-    found = as_program(tpu.compile(lower(abstract, Share(8, 1))))
-    assert not found.unknown_loops
-    # Of a token: the cell's two products and the projection onto the vocabulary.
+    program = as_program(tpu.compile(lower(abstract, Share(8, 1))))
+    assert not program.unknown_loops
+    # Per token: the two products of the cell and the projection onto the vocabulary.
     net = abstract.step.net
     products = sum(np.prod(v.shape) for v in net.weights if "kernel" in v.path)
-    assert 0.9 < found.flops / (3 * 2 * products * 8 * 24) < 1.3
+    assert 0.9 < program.flops / (3 * 2 * products * 8 * 24) < 1.3
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_the_command(zoo_command, monkeypatch):
-    monkeypatch.setattr(check, "MAX_ROWS", 16)  # large programs take long
+    monkeypatch.setattr(check, "MAX_ROWS", 16)  # large programs compile slowly
     answer = zoo_command(
         "tpu_check", "cnn_digits:debug", "--topology=v6e:1x1", "--json",
         "--config.trainer.global_batch_size=8", "--config.model.filters=(4,4,4)",
     )  # fmt: skip
     assert answer.status == 0, answer.err
     assert "zoo: searching for the largest batch that fits" in answer.err.splitlines()
-    found = json.loads(answer.out)
-    assert (found["cores"], found["rows"]) == (1, 8)
-    assert found["fits"]
-    assert found["largest_rows"] == 16
-    assert found["program"]["peak"] < found["largest_peak"] <= found["usable"]
-    flops, moved = found["program"]["flops"], found["program"]["bytes"]
+    result = json.loads(answer.out)
+    assert (result["cores"], result["rows"]) == (1, 8)
+    assert result["fits"]
+    assert result["largest_rows"] == 16
+    assert result["program"]["peak"] < result["largest_peak"] <= result["usable"]
+    flops, bytes_accessed = result["program"]["flops"], result["program"]["bytes"]
     chip = CHIPS["v6e"]
-    assert found["roofline"] == pytest.approx(max(flops / chip.flops, moved / chip.bandwidth))
+    assert result["roofline"] == pytest.approx(
+        max(flops / chip.flops, bytes_accessed / chip.bandwidth)
+    )

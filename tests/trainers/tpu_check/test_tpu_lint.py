@@ -1,4 +1,4 @@
-"""Every recipe's train step is for a TPU: static shapes, no text, float64 or calls of the host."""
+"""The train step of every recipe suits TPUs: no dynamic shapes, strings, float64 or host calls."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from zoo.errors import RunError
 
 
 class Step:
-    """Stands for an `AbstractStep` whose update is a function of one tensor."""
+    """Replaces an `AbstractStep`; its update is a function of one tensor."""
 
     def __init__(self, function, shape=(4,), dtype=tf.float32):
         self.step, self.spec = self, {"x": tf.TensorSpec(shape, dtype)}
@@ -29,7 +29,7 @@ def _host(x):
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         (lambda x: tf.cast(x, tf.float64) * 3, "float64 .*Cast"),
         (lambda x: tf.boolean_mask(x, x > 0) * 2, "dynamic shapes .*"),
@@ -38,8 +38,8 @@ def _host(x):
         (_host, "communication with the host .custom-call mine at "),
     ],
 )
-def test_checks_that_fail_are_named(function, said):
-    with pytest.raises(RunError, match=said):
+def test_checks_that_fail_are_named(function, message):
+    with pytest.raises(RunError, match=message):
         lower(Step(function), Share(4, 1))
 
 
@@ -51,12 +51,12 @@ def test_text_in_a_batch_is_named():
 def test_what_a_tpu_can_run_passes():
     def function(x):
         tf.debugging.assert_less(x, 3.0, message="text that XLA drops")
-        return tf.image.resize(tf.reshape(x, (1, 2, 2, 1)), (5, 5))  # by a float64 number
+        return tf.image.resize(tf.reshape(x, (1, 2, 2, 1)), (5, 5))  # uses float64
 
     assert lower(Step(function), Share(4, 1))
 
 
-# All that there are, in full size and the tests' size, and the variants that are other models.
+# All recipes, in full and in debug size, and variants with other models.
 RECIPES = [
     *(name + variant for name in list_recipes() for variant in ("", ":debug")),
     "gpt_scaling:4", "vgg16_transfer:pretrain", "vgg16_transfer:finetune",
@@ -69,7 +69,7 @@ RECIPES = [
 )
 def test_recipes_pass(recipe):
     characters = [("data.vocabulary_size", "65")] if "shakespeare" in recipe else []
-    config = resolve(recipe, characters)  # else the text would be needed, to count them
+    config = resolve(recipe, characters)  # avoids reading the text to count its characters
     abstract = AbstractStep(config)
     hlo = lower(abstract, share_of(config, 8))
     assert len(hlo) > 10_000

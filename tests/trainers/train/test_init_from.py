@@ -44,12 +44,12 @@ DIFFERENT = {
 @pytest.mark.parametrize("kind", ["transformers", "keras"])
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_another_architecture_is_refused_and_nothing_is_filled(case, kind, sources):
-    arguments, said = DIFFERENT[case]
+    arguments, message = DIFFERENT[case]
     model = gpt.build(**{**SIZES, **arguments})
     before = [v.numpy() for v in model.weights]
-    with pytest.raises(UsageError, match=f"same architecture.*{said}") as refusal:
+    with pytest.raises(UsageError, match=f"same architecture.*{message}") as error:
         initialize(model, sources[0][kind])
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
     for value, variable in zip(before, model.weights, strict=True):
         np.testing.assert_array_equal(value, variable)
 
@@ -62,9 +62,9 @@ def test_the_family_is_a_part_of_the_architecture(sources):
 @pytest.mark.parametrize("kind", ["transformers", "keras"])
 def test_what_acts_in_training_alone_and_the_vocabulary_may_differ(kind, sources):
     model = gpt.build(**{**SIZES, "dropout": 0.2, "vocabulary_size": 30})
-    said = initialize(model, sources[0][kind])
-    assert said.startswith("init_from: 27 of 28 weights")
-    assert said.endswith("; with another shape: embedding/embeddings (20, 16) -> (30, 16)")
+    message = initialize(model, sources[0][kind])
+    assert message.startswith("init_from: 27 of 28 weights")
+    assert message.endswith("; with another shape: embedding/embeddings (20, 16) -> (30, 16)")
     for mine, theirs in zip(model.weights[1:], sources[1].weights[1:], strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -72,10 +72,12 @@ def test_what_acts_in_training_alone_and_the_vocabulary_may_differ(kind, sources
 def test_a_bert_takes_another_vocabulary(tmp_path):
     """The bias of BERT's logits, next to the tied kernel, depends on the vocabulary size too."""
     bert.build(**SIZES).save(tmp_path / "model.keras")
-    said = initialize(bert.build(**{**SIZES, "vocabulary_size": 30}), str(tmp_path / "model.keras"))
-    assert said.startswith("init_from: 36 of 38 weights")
-    assert "embedding/embeddings (20, 16) -> (30, 16)" in said
-    assert "mlm/bias (20,) -> (30,)" in said
+    message = initialize(
+        bert.build(**{**SIZES, "vocabulary_size": 30}), str(tmp_path / "model.keras")
+    )
+    assert message.startswith("init_from: 36 of 38 weights")
+    assert "embedding/embeddings (20, 16) -> (30, 16)" in message
+    assert "mlm/bias (20,) -> (30,)" in message
 
 
 def test_a_folder_that_transformers_itself_wrote(transformers, tmp_path):
@@ -106,7 +108,7 @@ GAN = {"noise_dim": 4, "hidden_dim": 8, "filters": 2}
 
 
 @pytest.mark.parametrize(
-    ("build", "arguments", "changes", "said"),
+    ("build", "arguments", "changes", "message"),
     [
         (cnn.build, CNN, {"filters": (4, 8, 4)}, "convolution_2/kernel .* in shape"),
         (cnn.build, CNN, {"input_shape": (28, 28, 1)}, "hidden/kernel .* in shape"),
@@ -118,14 +120,14 @@ GAN = {"noise_dim": 4, "hidden_dim": 8, "filters": 2}
         (gan.build, GAN, {"filters": 3}, "convolution_1/kernel .* in shape"),
     ],
 )
-def test_every_family(build, arguments, changes, said, tmp_path):
+def test_every_family(build, arguments, changes, message, tmp_path):
     build(**arguments).save(tmp_path / "model.keras")
     model = build(**arguments)
     count = len(model.weights)
     assert initialize(model, str(tmp_path / "model.keras")).startswith(
         f"init_from: {count} of {count} weights"
     )
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         initialize(build(**{**arguments, **changes}), str(tmp_path / "model.keras"))
 
 
@@ -146,7 +148,7 @@ def network(activation="relu", head="probabilities", padding="valid", pool=False
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"activation": "gelu"}, 'second: connected to Activation.*"relu".* and .*"gelu"'),
         ({"padding": "same"}, "padding of first"),
@@ -158,10 +160,10 @@ def network(activation="relu", head="probabilities", padding="valid", pool=False
         ({"head": "logits"}, ""),
     ],
 )
-def test_layers_without_weights_are_a_part_of_the_architecture(changes, said, tmp_path):
+def test_layers_without_weights_are_a_part_of_the_architecture(changes, message, tmp_path):
     network().save(tmp_path / "model.keras")
-    if said:
-        with pytest.raises(UsageError, match=said):
+    if message:
+        with pytest.raises(UsageError, match=message):
             initialize(network(**changes), str(tmp_path / "model.keras"))
         return
     answer = initialize(network(**changes), str(tmp_path / "model.keras"))
@@ -185,9 +187,9 @@ def test_what_compression_adds_is_named(tmp_path):
         rounded, str(tmp_path / "plain.keras")
     )
     rounded.save(tmp_path / "rounded.keras")
-    said = initialize(network(), str(tmp_path / "rounded.keras"))
-    assert "10 of 10 weights" in said
-    assert "; unused in the source: first_ranges/kernel_min" in said
+    message = initialize(network(), str(tmp_path / "rounded.keras"))
+    assert "10 of 10 weights" in message
+    assert "; unused in the source: first_ranges/kernel_min" in message
 
 
 # --- a backbone's weights ------------------------------------------------------------------------
@@ -215,8 +217,8 @@ def test_a_backbone_names_what_it_does_not_use_and_refuses_other_architectures(t
     ):
         for one, other in zip(build(name).base.weights, base.weights, strict=True):
             np.testing.assert_array_equal(one, other)
-        said = capsys.readouterr().err
-        assert f"from {tmp_path / name}; unused weights or layers: {unused}\n" in said
+        message = capsys.readouterr().err
+        assert f"from {tmp_path / name}; unused weights or layers: {unused}\n" in message
 
     def other(layer):
         settings = layer.get_config()

@@ -49,7 +49,7 @@ def recipe(**trainer):
     return config
 
 
-class Heard(keras.callbacks.Callback):
+class EpochRecorder(keras.callbacks.Callback):
     """Records the logs of `on_epoch_end` per epoch."""
 
     def __init__(self):
@@ -72,21 +72,21 @@ def lines_of(workdir):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Trains without interruption; returns the logged lines and the epoch logs of callbacks."""
-    heard, workdir = Heard(), tmp_path_factory.mktemp("whole") / "run"
-    Trainer(recipe(), workdir, dataset=toys.token_data(), callbacks=[heard]).train()
-    return lines_of(workdir), heard.epochs
+    recorder, workdir = EpochRecorder(), tmp_path_factory.mktemp("whole") / "run"
+    Trainer(recipe(), workdir, dataset=toys.token_data(), callbacks=[recorder]).train()
+    return lines_of(workdir), recorder.epochs
 
 
 def test_a_killed_run_logs_what_the_uninterrupted_run_logs(whole, run, tmp_path):
     """The kills are before the first checkpoint, between two and before the last."""
     lines, epochs = whole
-    heard = Heard()
+    recorder = EpochRecorder()
     for stop in (3, 9, 18):
         with pytest.raises(Interrupted):
-            run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[StopAt(stop), heard])
-    run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[heard])
+            run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[StopAt(stop), recorder])
+    run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[recorder])
     assert lines_of(tmp_path / "run") == lines
-    assert heard.epochs == epochs
+    assert recorder.epochs == epochs
     events = [line["event"] for line in read_metrics(tmp_path / "run") if "event" in line]
     assert events.count("warning") == events.count("started") == events.count("finished") == 1
     assert events.count("resumed") == 2  # not at the second start, which had no checkpoint
@@ -117,7 +117,7 @@ def test_windows_come_back_whole(in_epoch):
 )
 def test_a_kill_between_a_checkpoint_and_what_follows_it(where, whole, run, tmp_path, monkeypatch):
     lines, epochs = whole
-    heard = Heard()
+    recorder = EpochRecorder()
 
     def killed(self, *arguments):
         state = self.state if isinstance(self, Trainer) else self._state
@@ -130,10 +130,10 @@ def test_a_kill_between_a_checkpoint_and_what_follows_it(where, whole, run, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(*where, killed)
         with pytest.raises(Interrupted):
-            run(config, toys.token_data(), tmp_path / "run", callbacks=[heard])
-    run(config, toys.token_data(), tmp_path / "run", callbacks=[heard])
+            run(config, toys.token_data(), tmp_path / "run", callbacks=[recorder])
+    run(config, toys.token_data(), tmp_path / "run", callbacks=[recorder])
     assert lines_of(tmp_path / "run") == lines
-    assert heard.epochs == epochs
+    assert recorder.epochs == epochs
 
 
 def test_a_kill_while_the_report_is_written_leaves_one_end(whole, run, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_kill_while_the_report_is_written_leaves_one_end(whole, run, tmp_path,
 @pytest.mark.slow
 def test_a_stop_by_sigterm_at_an_epochs_end_is_heard_of_once(whole, run, tmp_path):
     lines, epochs = whole
-    heard = Heard()
+    recorder = EpochRecorder()
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -157,11 +157,11 @@ def test_a_stop_by_sigterm_at_an_epochs_end_is_heard_of_once(whole, run, tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Terminated):
-        run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[Terminate(), heard])
-    assert sorted(heard.epochs) == [0]
-    run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[heard])
+        run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[Terminate(), recorder])
+    assert sorted(recorder.epochs) == [0]
+    run(recipe(), toys.token_data(), tmp_path / "run", callbacks=[recorder])
     assert lines_of(tmp_path / "run") == lines
-    assert heard.epochs == epochs
+    assert recorder.epochs == epochs
 
 
 @pytest.mark.slow
@@ -214,9 +214,9 @@ def test_an_epochs_means_are_of_all_its_updates(run, tmp_path):
     """With learning rate 0 the losses are constant; only the averaging intervals differ."""
     config = toys.recipe(steps=10, log_every=3, checkpoint_every=10)
     config.optimizer = optimizer("sgd", learning_rate=0.0)
-    heard = Heard()
+    recorder = EpochRecorder()
     data = toys.token_data()
-    trainer = run(config, data, tmp_path / "run", callbacks=[heard])
+    trainer = run(config, data, tmp_path / "run", callbacks=[recorder])
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in lines] == [3, 6, 10]
     arrays = data.splits["train"]
@@ -225,7 +225,7 @@ def test_an_epochs_means_are_of_all_its_updates(run, tmp_path):
     losses = -np.take_along_axis(log_probabilities, arrays["targets"][..., None], -1)[..., 0]
     expected = losses[arrays["mask"]].mean()
     for epoch in (0, 1):
-        assert heard.epochs[epoch]["loss"] == pytest.approx(expected, rel=1e-4)
+        assert recorder.epochs[epoch]["loss"] == pytest.approx(expected, rel=1e-4)
     assert trainer.periods.steps_per_epoch == 5
 
 
@@ -254,10 +254,10 @@ def test_a_mean_of_nothing_has_no_value():
 
 def test_a_loss_lacks_none_of_its_terms():
     means = Means(registry.build_task("nsp"))
-    taken = dict.fromkeys(means.metrics, (1.0, 2.0))
-    assert set(means.logs(taken)) == {*taken, "loss", "perplexity"}
-    taken |= {"mlm": (0.0, 0.0), "mlm_accuracy": (0.0, 0.0)}
-    assert means.logs(taken) == {"nsp": 0.5, "nsp_accuracy": 0.5}
+    sums = dict.fromkeys(means.metrics, (1.0, 2.0))
+    assert set(means.logs(sums)) == {*sums, "loss", "perplexity"}
+    sums |= {"mlm": (0.0, 0.0), "mlm_accuracy": (0.0, 0.0)}
+    assert means.logs(sums) == {"nsp": 0.5, "nsp_accuracy": 0.5}
 
 
 def test_a_divergence_is_still_seen():
@@ -287,9 +287,9 @@ def test_validation_without_targets_chooses_no_best_model(run, tmp_path, capsys)
     assert json.loads((tmp_path / "run/evaluation/validation.json").read_text())["metrics"] == {}
     assert "no value" in (tmp_path / "run/report.html").read_text()
     assert run(config, data, tmp_path / "run").metrics == {}  # the run is finished
-    said = capsys.readouterr().err
-    assert "already finished" in said
-    assert "validation (current weights): no value" in said
+    message = capsys.readouterr().err
+    assert "already finished" in message
+    assert "validation (current weights): no value" in message
 
 
 def test_updates_without_targets_log_no_loss(run, tmp_path):

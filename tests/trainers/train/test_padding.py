@@ -75,7 +75,7 @@ def check(*inside, task=None):
 
 
 @pytest.mark.parametrize(
-    ("inside", "said"),
+    ("inside", "message"),
     [
         (lambda: Centered(name="center"), "the loss 'loss'.*Received: Centered center"),
         (lambda: Penalized(), "the losses that layers add"),
@@ -87,10 +87,10 @@ def check(*inside, task=None):
         (lambda: keras.Sequential([Doubled(), Centered()]), "Centered .*, Doubled "),
     ],
 )
-def test_what_mixes_real_rows_with_padding_is_refused(inside, said):
-    with pytest.raises(UsageError, match=f"^Padding rows change .*{said}") as refusal:
+def test_what_mixes_real_rows_with_padding_is_refused(inside, message):
+    with pytest.raises(UsageError, match=f"^Padding rows change .*{message}") as error:
         check(inside())
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_task_that_counts_padding_is_refused():

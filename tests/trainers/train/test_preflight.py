@@ -229,9 +229,9 @@ def test_refusals_load_no_tensorflow(place):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    for (words, said), (status, error, loaded) in zip(CASES, answers, strict=True):
+    for (words, message), (status, error, loaded) in zip(CASES, answers, strict=True):
         assert status in (1, 2), (words, error)
-        assert said in error, words
+        assert message in error, words
         lines = error.splitlines()
         assert lines[-1].startswith("zoo: error: "), words
         assert not loaded, words
@@ -269,7 +269,7 @@ def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "flag", "said"),
+    ("recipe", "flag", "message"),
     [
         ("gpt_pydoc:debug", "--count=3", "--count is not supported"),
         ("dcgan_mnist:debug", "--prompt=a", "--prompt is not supported"),
@@ -281,13 +281,13 @@ def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
     ],
 )
 def test_flags_that_do_not_fit_a_task(
-    recipe, flag, said, place, tmp_path, zoo_command, monkeypatch
+    recipe, flag, message, place, tmp_path, zoo_command, monkeypatch
 ):
     monkeypatch.setattr("zoo.start.start_tensorflow", None)
     saved = json.loads((place / "run" / "config.json").read_text())
     write_json(tmp_path / "config.json", saved | {"config": as_dict(resolve(recipe))})
     (tmp_path / "model.keras").write_bytes(b"not looked at")
-    assert said in zoo_command("generate", tmp_path, flag).one_line()
+    assert message in zoo_command("generate", tmp_path, flag).one_line()
 
 
 def test_options_of_generate_need_no_tensorflow():

@@ -30,9 +30,9 @@ def train(run, remat, **trainer):
     ids=["plain", "micro-batches", "replicas", "xla"],
 )
 def test_gradients_with_dropout_are_those_without_remat(trainer, run):
-    kept = train(run, "", **trainer)
+    plain = train(run, "", **trainer)
     recomputed = train(run, "block_.*", **trainer)
-    assert toys.difference(kept, recomputed) <= 1e-6
+    assert toys.difference(plain, recomputed) <= 1e-6
 
 
 def test_batch_normalization_moves_once(run):
@@ -68,9 +68,9 @@ def test_layers_inside_are_told_that_this_is_training():
             loss = tf.reduce_sum(model(data, training=True))
         return tape.gradient(loss, data).numpy()
 
-    found = gradient("quiet")
-    assert set(found.ravel()) == {0.0, 8.0}  # dropped, or the gradient of (2 * x) ** 2 at x = 1
-    np.testing.assert_array_equal(found, gradient(""))
+    actual = gradient("quiet")
+    assert set(actual.ravel()) == {0.0, 8.0}  # dropped, or the gradient of (2 * x) ** 2 at x = 1
+    np.testing.assert_array_equal(actual, gradient(""))
 
 
 def test_pattern_must_match(run):
@@ -96,8 +96,8 @@ def test_peak_memory_falls():
         [sys.executable, "-m", "benchmarks.remat_memory"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    kept, recomputed = json.loads(done.stdout.splitlines()[-1])
-    assert recomputed["peak_mib"] < 0.5 * kept["peak_mib"]
+    plain, recomputed = json.loads(done.stdout.splitlines()[-1])
+    assert recomputed["peak_mib"] < 0.5 * plain["peak_mib"]
 
 
 def test_frozen_weights_keep_all_their_bits():

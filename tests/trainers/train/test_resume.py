@@ -123,7 +123,7 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, trained_once, tmp_
     from trainers.train import loop
     from trainers.train.hooks.validation import Validation
 
-    evaluate, asked = Validation.evaluate, []
+    evaluate, evaluated_steps = Validation.evaluate, []
 
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -132,7 +132,7 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, trained_once, tmp_
 
     def interrupted(validation):
         if validation._state.done == 8:
-            asked.append(8)
+            evaluated_steps.append(8)
             if how == "kill in":
                 raise Interrupted
             os.kill(os.getpid(), signal.SIGTERM)
@@ -146,7 +146,7 @@ def test_no_evaluation_keeps_a_run_from_being_saved(how, run, trained_once, tmp_
         patch.setattr(Validation, "evaluate", interrupted)
         with pytest.raises((loop.Terminated, Interrupted)):
             run(config, data, workdir=tmp_path / "parts", callbacks=[Terminate()])
-    assert asked == ([] if how == "SIGTERM before" else [8])
+    assert evaluated_steps == ([] if how == "SIGTERM before" else [8])
     assert last_arrays(tmp_path / "parts")[0] == 8
     again = run(config, data, workdir=tmp_path / "parts")
     assert_same_end(whole.workdir, tmp_path / "parts")
@@ -190,8 +190,8 @@ def child(workdir, steps):
 def wait_for_step(process, workdir, step):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        found = checkpoint.list_checkpoints(workdir / "checkpoints")
-        if found and found[-1][0] >= step:
+        checkpoints = checkpoint.list_checkpoints(workdir / "checkpoints")
+        if checkpoints and checkpoints[-1][0] >= step:
             return
         time.sleep(0.01)
     process.kill()

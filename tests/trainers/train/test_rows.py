@@ -189,9 +189,9 @@ def test_recomputed_blocks_see_no_padding():
     from trainers.train.remat import apply_remat
 
     def model():
-        found = MODELS["plain"]()
-        apply_remat(found, "norm")
-        return found
+        net = MODELS["plain"]()
+        apply_remat(net, "norm")
+        return net
 
     batch = short_batch(5)
     assert toys.difference(fitted(MODELS["plain"], batch), updated(model, batch).net) <= BOUND
@@ -307,13 +307,13 @@ def test_a_layer_reads_the_weights_in_an_evaluation():
     from trainers.evaluation.means import Means, evaluate_batch
 
     model = classifier(layers.Flatten(), MinibatchDeviation())
-    task, found = ImageClassification(), []
+    task, logs = ImageClassification(), []
     batch = short_batch(5)
     for data in (batch, {k: v[:5] for k, v in batch.items()}):
         means = Means(task)
         evaluate_batch(model, task, means, {k: tf.constant(v) for k, v in data.items()})
-        found.append(means.logs(means.take()))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        logs.append(means.logs(means.take()))
+    assert logs[0] == pytest.approx(logs[1], rel=1e-5)
 
 
 def test_other_rows_than_the_batch_has_are_refused():
@@ -341,9 +341,9 @@ def test_ranges_of_eight_bits_are_those_of_real_rows():
     from zoo.layers.rounding import quantize
 
     def model():
-        found = classifier(norm())
-        quantize(found, decay=0.5)
-        return found
+        net = classifier(norm())
+        quantize(net, decay=0.5)
+        return net
 
     batch = short_batch(5)
     padded = updated(model, batch).net
@@ -384,5 +384,5 @@ def test_an_unfrozen_base_sees_no_padding(frozen):
     batch = short_batch(5)
     reference, step = fitted(model, batch), updated(model, batch)
     assert toys.difference(reference, step.net) <= BOUND
-    moved = np.abs(step.net.base.get_layer("norm").moving_mean.numpy()).max() > 0
-    assert moved == (not frozen)
+    statistics_changed = np.abs(step.net.base.get_layer("norm").moving_mean.numpy()).max() > 0
+    assert statistics_changed == (not frozen)

@@ -58,8 +58,8 @@ def whole(tmp_path_factory):
 
 def accuracy(model, data):
     arrays = data.splits["train"]
-    found = model.predict(arrays["image"] / 255.0, verbose=0)
-    return (found.argmax(-1) == arrays["label"]).mean()
+    predictions = model.predict(arrays["image"] / 255.0, verbose=0)
+    return (predictions.argmax(-1) == arrays["label"]).mean()
 
 
 def test_evaluation_best_and_final_model_have_the_statistics_of_the_averages(whole):
@@ -91,12 +91,12 @@ def test_training_goes_on_with_its_own_statistics(whole, run):
 def test_only_the_variables_that_are_asked_for_change(whole):
     """If only one of several parts has averages, the statistics of the others are unchanged."""
     step = whole.step
-    asked = step.net.get_layer("norm").moving_mean
+    variable = step.net.get_layer("norm").moving_mean
     before = {id(v): v.numpy() for v in step.net.weights}
-    step.statistics([asked])
+    step.statistics([variable])
     changed = [v for v in step.net.weights if not np.array_equal(v.numpy(), before[id(v)])]
-    asked.assign(before[id(asked)])
-    assert [v.path for v in changed] == [asked.path]
+    variable.assign(before[id(variable)])
+    assert [v.path for v in changed] == [variable.path]
 
 
 def test_a_resumed_run_ends_with_the_same_file(whole, run, tmp_path):

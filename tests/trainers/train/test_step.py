@@ -179,13 +179,13 @@ def test_micro_batches_draw_other_masks_on_each_replica(run):
     data = {k: tf.constant(v[:8]) for k, v in toys.token_data().splits["train"].items()}
     data["weight"] = tf.ones(8)
 
-    drawn = tf.function(
+    masks = tf.function(
         lambda: strategy.run(
             lambda: step._accumulate(0, data, step.task.term_counts(data), 2, 0.25)[1]["loss"]
         ),
         autograph=False,
     )()
-    one, other = (float(v) for v in strategy.experimental_local_results(drawn))
+    one, other = (float(v) for v in strategy.experimental_local_results(masks))
     assert one != other
     tf.function(lambda: strategy.run(step.update, args=(data,)), autograph=False)()
     for state, variable in zip(states, step.seed_states, strict=True):
@@ -277,19 +277,23 @@ def test_weight_decay_leaves_biases_and_norms_alone(name):
 def test_slow_variables_go_a_part_of_the_way(name):
     """Decay and gradient move the slow block by a tenth, the others as without slow variables."""
     config = toys.recipe()
-    moved = {}
+    changes = {}
     for slow in ("", "^block_0/"):
         config.optimizer = optimizer(
             name, learning_rate=0.01, weight_decay=0.5, slow=slow, slow_rate=0.1
         )
         before, after = one_update(config)
-        moved[slow] = {path: after[path] - before[path] for path in before}
-    shares = {path: 0.1 if path.startswith("block_0/") else 1.0 for path in moved[""]}
+        changes[slow] = {path: after[path] - before[path] for path in before}
+    shares = {path: 0.1 if path.startswith("block_0/") else 1.0 for path in changes[""]}
     assert set(shares.values()) == {0.1, 1.0}
     for path, share in shares.items():
         # Weight decay precedes the update, which depends only on the gradient.
         np.testing.assert_allclose(
-            moved["^block_0/"][path], share * moved[""][path], rtol=2e-3, atol=1e-6, err_msg=path
+            changes["^block_0/"][path],
+            share * changes[""][path],
+            rtol=2e-3,
+            atol=1e-6,
+            err_msg=path,
         )
 
 
@@ -304,24 +308,26 @@ def test_slow_variables_are_slow_on_replicas_too(run):
 
 def test_slow_variables_must_be_there(run):
     config = toys.recipe()
-    for pattern, said in (
+    for pattern, message in (
         ("blok", "must match a trainable variable"),
         ("(", "must be a regular expression"),
     ):
         config.optimizer = optimizer("sgd", slow=pattern)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             run(config, toys.token_data())
 
 
 def test_clipping_is_by_the_global_norm():
     config = toys.recipe()
-    moved = {}
+    changes = {}
     for clip_norm in (0.0, 1e-3):
         config.optimizer = optimizer("sgd", learning_rate=1.0, momentum=0.0, clip_norm=clip_norm)
         before, after = one_update(config)
-        moved[clip_norm] = np.concatenate([(before[k] - after[k]).ravel() for k in before])
-    assert np.linalg.norm(moved[1e-3]) == pytest.approx(1e-3, rel=1e-2)
-    cosine = moved[0.0] @ moved[1e-3] / np.linalg.norm(moved[0.0]) / np.linalg.norm(moved[1e-3])
+        changes[clip_norm] = np.concatenate([(before[k] - after[k]).ravel() for k in before])
+    assert np.linalg.norm(changes[1e-3]) == pytest.approx(1e-3, rel=1e-2)
+    cosine = (
+        changes[0.0] @ changes[1e-3] / np.linalg.norm(changes[0.0]) / np.linalg.norm(changes[1e-3])
+    )
     assert cosine == pytest.approx(1.0, abs=1e-4)
 
 
@@ -345,13 +351,13 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
     """Sorting by `id` is wrong: ids differ per process, so workers would add different tensors."""
     from trainers.train import step
 
-    found = []
+    reduced_names = []
     plain = tf.distribute.ReplicaContext.all_reduce
 
     def watched(self, operation, values, *more):
         names = [tensor.name for tensor in tf.nest.flatten(values)]
         if operation == tf.distribute.ReduceOp.MEAN and "replica_1" not in names[0]:
-            found.append(names)
+            reduced_names.append(names)
         return plain(self, operation, values, *more)
 
     monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", watched)
@@ -361,13 +367,13 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
             "toy_norm", "image_classification", steps=1, strategy="mirrored", replicas=2
         )
         run(config, toys.image_data())
-    assert len(found) == 2
-    assert len(set(found[0])) == 2
-    assert found[0] == found[1]
+    assert len(reduced_names) == 2
+    assert len(set(reduced_names[0])) == 2
+    assert reduced_names[0] == reduced_names[1]
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("sgd", {"momentum": 1.5}, "optimizer.momentum must be in"),
         ("adam", {"beta_1": 1.0}, "optimizer.beta_1 must be in"),
@@ -380,21 +386,21 @@ def test_moving_statistics_are_reduced_in_the_order_of_the_variables(run, monkey
         ("adam", {"clip_norm": -1.0}, "clip_norm must be at least 0"),
     ],
 )
-def test_values_that_no_optimizer_has(name, changes, said):
-    with pytest.raises(UsageError, match=said):
+def test_values_that_no_optimizer_has(name, changes, message):
+    with pytest.raises(UsageError, match=message):
         make_optimizer(name, 0.1, **changes)
 
 
 def test_a_penalty_is_no_perplexity():
     task = registry.build_task("clm")
     means = Means(task, penalty=True)
-    taken = {**dict.fromkeys(means.metrics, (2.0, 1.0)), "regularization": (3.0, 1.0)}
-    logs = means.logs(taken)
+    sums = {**dict.fromkeys(means.metrics, (2.0, 1.0)), "regularization": (3.0, 1.0)}
+    logs = means.logs(sums)
     assert logs["loss"] == 5.0
     assert logs["perplexity"] == pytest.approx(math.exp(2.0))
 
 
-def test_frozen_normalisation_spans_no_replicas():
+def test_frozen_normalization_spans_no_replicas():
     norm = keras.layers.BatchNormalization()
     model = keras.Sequential([keras.Input((4,)), norm])
     norm.trainable = False

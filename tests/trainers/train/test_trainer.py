@@ -20,27 +20,27 @@ from zoo.errors import UsageError
 
 def test_average_is_the_one_it_says_and_is_what_gets_evaluated_and_saved(run, tmp_path):
     """The reference is a moving average of the weights after each update, computed in NumPy."""
-    seen = []
+    weight_history = []
 
     class Remember(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append([v.numpy() for v in self.model.net.trainable_variables])
+            weight_history.append([v.numpy() for v in self.model.net.trainable_variables])
 
     config = toys.recipe("toy_norm", "image_classification", ema=0.8)
     data = toys.image_data(test=20)
     trainer = run(config, data, workdir=tmp_path / "run", callbacks=[Remember()])
-    average = seen[0]
-    for weights in seen[1:]:
+    average = weight_history[0]
+    for weights in weight_history[1:]:
         average = [0.8 * a + 0.2 * w for a, w in zip(average, weights, strict=True)]
     saved = keras.saving.load_model(tmp_path / "run" / "model.keras")
-    for a, last, v in zip(average, seen[-1], saved.trainable_variables, strict=True):
+    for a, last, v in zip(average, weight_history[-1], saved.trainable_variables, strict=True):
         np.testing.assert_allclose(a, v.numpy(), atol=1e-6)
         assert np.abs(last - v.numpy()).max() > 1e-4  # the average differs from the last weights
-    pictures = data.splits["test"]["image"].astype("float32") / 255
-    right = saved.predict(pictures, verbose=0).argmax(-1) == data.splits["test"]["label"]
+    images = data.splits["test"]["image"].astype("float32") / 255
+    right = saved.predict(images, verbose=0).argmax(-1) == data.splits["test"]["label"]
     assert trainer.metrics["accuracy"] == pytest.approx(right.mean())
     # Training continues with the raw weights.
-    for weight, v in zip(seen[-1], trainer.step.net.trainable_variables, strict=True):
+    for weight, v in zip(weight_history[-1], trainer.step.net.trainable_variables, strict=True):
         np.testing.assert_array_equal(weight, v.numpy())
 
 
@@ -111,18 +111,18 @@ def test_keras_callbacks_work_unchanged(run, tmp_path):
 
 def test_callbacks_hear_of_every_evaluation(run):
     """An epoch has four updates; evaluations are after every third update."""
-    heard = []
-    hear = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: heard.append(logs.get("val_loss"))
+    callback_losses = []
+    recorder = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: callback_losses.append(logs.get("val_loss"))
     )
     config = toys.recipe("toy_norm", "image_classification", steps=12, evaluate_every=3)
     config.data.validation_size = 10
-    trainer = run(config, toys.image_data(), callbacks=[hear])
+    trainer = run(config, toys.image_data(), callbacks=[recorder])
     lines = read_metrics(trainer.workdir.path)
-    found = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
-    assert list(found) == [3, 6, 9, 12]
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert list(losses) == [3, 6, 9, 12]
     assert trainer.periods.steps_per_epoch == 4
-    np.testing.assert_allclose(heard, [found[3], found[6], found[12]], rtol=1e-4)
+    np.testing.assert_allclose(callback_losses, [losses[3], losses[6], losses[12]], rtol=1e-4)
 
 
 def test_classes_without_a_name_are_refused(run):
@@ -147,11 +147,11 @@ def test_keras_model_checkpoint_writes_the_bare_model(run, tmp_path, ema):
             keras.callbacks.ModelCheckpoint(str(weights), save_weights_only=True),
         ],
     )  # fmt: skip
-    last, best, found = (
+    last, best, loaded = (
         keras.saving.load_model(path, compile=False)
         for path in (trainer.workdir / "model.keras", trainer.workdir / "best/model.keras", whole)
     )
-    assert toys.difference(found, best) == 0
+    assert toys.difference(loaded, best) == 0
     again = toys.norm_model()
     again.load_weights(weights)
     assert toys.difference(again, last) == 0
@@ -226,14 +226,14 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
     data = dataclasses.replace(toys.token_data(), tokenizer=Tokenizer())
     trainer = Trainer(toys.recipe(steps=2), tmp_path / "absent", dataset=data)
     trainer.group = LocalGroup()
-    trainer.group.chief, said = False, {}
-    trainer.group.same = said.__setitem__
+    trainer.group.chief, compared_values = False, {}
+    trainer.group.same = compared_values.__setitem__
     trainer.workdir = NoDirectory(trainer.workdir.path)
     trainer.events = Events(trainer.workdir, trainer.state, chief=False)
     trainer.train()
     assert not list(tmp_path.iterdir())
     # All workers must have the same number and kind of devices.
-    assert "CPU" in said["number and kind of devices"].split(",")
+    assert "CPU" in compared_values["number and kind of devices"].split(",")
 
 
 def test_data_without_a_training_split_is_refused(run):
@@ -278,8 +278,8 @@ def test_init_from(run, tmp_path, capsys):
     other = toys.recipe(steps=1, model_arguments={"vocabulary": 13})
     other.init_from = str(tmp_path / "first" / "model.keras")
     run(other, data)
-    said = capsys.readouterr().err
-    assert "embedding/embeddings (11, 8) -> (13, 8)" in said
+    message = capsys.readouterr().err
+    assert "embedding/embeddings (11, 8) -> (13, 8)" in message
     other.init_from = str(tmp_path / "nothing")
     with pytest.raises(UsageError, match="init_from must be a work directory, a .keras file"):
         run(other, data)

@@ -149,16 +149,16 @@ def test_randaugment_keeps_labels():
     augment = Augment({"randaugment": 0.9})
     layer, key = augment.layers["randaugment"], augment.keys["randaugment"]
     key.start(tf.constant([1, 2]))
-    pictures = np.zeros((300, 8, 8, 3), "float32")
-    drawn = layer.get_random_transformation(pictures, training=True, seed=key)["transforms"]
+    images = np.zeros((300, 8, 8, 3), "float32")
+    transforms = layer.get_random_transformation(images, training=True, seed=key)["transforms"]
     for name, key, most in (
         ("random_rotation", "angle", 27), ("random_shear", "shear_factor", 0.27),
         ("random_translation", "translations", 0.27 * 8),
     ):  # fmt: skip
-        values = np.asarray(drawn[name][key])
+        values = np.asarray(transforms[name][key])
         assert 0.9 * most < values.max() <= most, name
         assert -most <= values.min() < -0.9 * most, name
-    assert np.all(np.asarray(drawn["random_posterization"]["shift_factor"]) == 8 - 4)
+    assert np.all(np.asarray(transforms["random_posterization"]["shift_factor"]) == 8 - 4)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
@@ -167,16 +167,14 @@ def test_randaugment_leaves_something_to_see(strength):
     augment = Augment({"randaugment": strength})
     layer, key = augment.layers["randaugment"], augment.keys["randaugment"]
     key.start(tf.constant([1, 2]))
-    pictures = np.broadcast_to(
-        np.linspace(0, 1, 16, dtype="float32")[:, None, None], (300, 16, 3, 3)
-    )
-    drawn = layer.get_random_transformation(pictures, training=True, seed=key)["transforms"]
+    images = np.broadcast_to(np.linspace(0, 1, 16, dtype="float32")[:, None, None], (300, 16, 3, 3))
+    transforms = layer.get_random_transformation(images, training=True, seed=key)["transforms"]
     for name in ("solarization", "random_brightness", "random_sharpness"):
-        new = np.asarray(getattr(layer, name).transform_images(pictures, drawn[name]))
+        new = np.asarray(getattr(layer, name).transform_images(images, transforms[name]))
         if not strength:
-            np.testing.assert_allclose(new, pictures, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(new, images, atol=1e-5, err_msg=name)
         assert np.all(new.max((1, 2, 3)) - new.min((1, 2, 3)) > 0.4), name
-    turned = np.asarray(layer.solarization.transform_images(pictures, drawn["solarization"]))
+    turned = np.asarray(layer.solarization.transform_images(images, transforms["solarization"]))
     falls = (np.diff(turned[:, :, 0, 0], axis=1) < -0.02).mean()
     assert falls == pytest.approx(0.5 * strength, abs=0.12)
 
@@ -235,8 +233,8 @@ def test_evaluation_sees_pictures_as_they_are():
     task = ImageClassification(augment=ALL)
     arrays = colorful()
     batches = evaluation_batches(arrays, task.prepare, batch_size=8, replicas=1)
-    seen = np.concatenate([batch["image"] for batch in batches])
-    np.testing.assert_allclose(seen, arrays["image"] / np.float32(255), atol=1e-7)
+    images = np.concatenate([batch["image"] for batch in batches])
+    np.testing.assert_allclose(images, arrays["image"] / np.float32(255), atol=1e-7)
 
 
 def test_the_loss_of_a_blend_is_the_blend_of_losses():

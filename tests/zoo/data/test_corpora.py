@@ -70,16 +70,16 @@ print([m for m in ("tensorflow", "keras", "urllib.request", "socket") if m in sy
 
 def test_a_users_corpus_is_loaded_by_name(register):
     mine = zoo.data.Corpus("mine", {"train": lambda: iter(["a"])}, ("en",), "1")
-    seen = []
-    register("mine", lambda *arguments: seen.append(arguments) or mine, licence="mine")
+    calls = []
+    register("mine", lambda *arguments: calls.append(arguments) or mine, licence="mine")
     assert "mine" in zoo.data.list_corpora()
     assert zoo.data.load_corpus("mine") is mine
     assert zoo.data.load_corpus("mine", str(ROOT), languages=["en"]) is mine
-    assert seen == [(None, ()), (ROOT, ("en",))]
+    assert calls == [(None, ()), (ROOT, ("en",))]
     assert datasets.dataset_entry("mine").licence == "mine"
-    for taken in ("mine", "mnist"):
+    for name in ("mine", "mnist"):
         with pytest.raises(UsageError, match="registered already"):
-            register(taken, None)
+            register(name, None)
     assert "mnist" not in zoo.data.list_corpora()
     register("wrong", lambda *arguments: ["a"])
     with pytest.raises(UsageError, match="loader of 'wrong' must return.*Received: list"):
@@ -112,9 +112,9 @@ def test_a_users_corpus_is_loaded_by_name(register):
     ],
 )
 def test_a_wrong_request_is_one_line(name, arguments, words):
-    with pytest.raises(UsageError, match=words) as caught:
+    with pytest.raises(UsageError, match=words) as error:
         zoo.data.load_corpus(name, **arguments)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", zoo.data.list_corpora())
@@ -392,10 +392,10 @@ def _gzipped(text="some text\n" * 1000):
 def test_a_bad_file_is_one_line_that_names_it(tmp_path, file_name, data, words):
     path = tmp_path / file_name
     path.write_bytes(data)
-    with pytest.raises(RunError, match=words) as caught:
+    with pytest.raises(RunError, match=words) as error:
         zoo.data.load_corpus(f"{'pairs' if path.suffix == '.tsv' else 'text'}:{path}")
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_of_empty_files_is_refused(tmp_path):
@@ -412,26 +412,28 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
 
 
 def test_the_fingerprint_tells_other_text_and_not_another_place(tmp_path, monkeypatch):
-    def of(name):
+    def fingerprint_of(name):
         return zoo.data.load_corpus(name).fingerprint
 
     texts = _texts(3)
-    seen = [of(_write_folder(tmp_path / "a", texts))]
+    fingerprints = [fingerprint_of(_write_folder(tmp_path / "a", texts))]
     (tmp_path / "elsewhere").mkdir()
-    assert of(_write_folder(tmp_path / "elsewhere" / "b", texts)) == seen[0]
-    seen.append(of(_write_folder(tmp_path / "c", [*texts[:2], texts[2] + " "])))
-    seen.append(of(_write_folder(tmp_path / "d", texts[::-1])))
-    seen.append(of(_write_folder(tmp_path / "e", texts[:2])))
+    assert fingerprint_of(_write_folder(tmp_path / "elsewhere" / "b", texts)) == fingerprints[0]
+    fingerprints.append(fingerprint_of(_write_folder(tmp_path / "c", [*texts[:2], texts[2] + " "])))
+    fingerprints.append(fingerprint_of(_write_folder(tmp_path / "d", texts[::-1])))
+    fingerprints.append(fingerprint_of(_write_folder(tmp_path / "e", texts[:2])))
     line = json.dumps({"text": "a\tb"}) + "\n"
     for name in ("f.txt", "f.jsonl", "f.tsv"):
         lines = line + line.replace("a", "c")
         (tmp_path / name).write_text(lines.replace("\\t", "\t").replace("text", "text"))
-        seen.append(of(f"{'pairs' if name.endswith('v') else 'text'}:{tmp_path / name}"))
+        fingerprints.append(
+            fingerprint_of(f"{'pairs' if name.endswith('v') else 'text'}:{tmp_path / name}")
+        )
     (tmp_path / "g.txt.gz").write_bytes(gzip.compress((tmp_path / "f.txt").read_bytes()))
-    assert of(f"text:{tmp_path}/g.txt.gz") == seen[4]
+    assert fingerprint_of(f"text:{tmp_path}/g.txt.gz") == fingerprints[4]
     monkeypatch.setattr(corpora, "READER_VERSION", corpora.READER_VERSION + 1)
-    seen.append(of(f"text:{tmp_path}/a"))
-    assert len(set(seen)) == len(seen) == 8
+    fingerprints.append(fingerprint_of(f"text:{tmp_path}/a"))
+    assert len(set(fingerprints)) == len(fingerprints) == 8
 
 
 def test_a_file_that_changes_in_use_is_not_mixed_with_what_it_was(tmp_path):

@@ -265,18 +265,18 @@ def test_missing_files_and_their_way_out_are_named(tmp_path, monkeypatch):
         zoo.data.load_corpus("novels_en")
     (tmp_path / "novels_en").mkdir()
     (tmp_path / "novels_en" / "Bennet_Babylon_1902.txt.gz").touch()
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         zoo.data.load_corpus("novels_en")
-    assert str(caught.value) == (
+    assert str(error.value) == (
         f"{tmp_path}/novels_en does not contain Bennet_Helen_1910.txt, Burnett_Garden_1911.txt, "
         "Burnett_Lord_1886.txt and 39 more. `zoo fetch novels_en` downloads them."
     )
     monkeypatch.setattr(corpus_catalog, "TextFile", None)
     (tmp_path / "multi30k").mkdir()
-    with pytest.raises(RunError, match="does not contain .*[.](fr|de)[.]gz") as caught:
+    with pytest.raises(RunError, match="does not contain .*[.](fr|de)[.]gz") as error:
         zoo.data.load_corpus("multi30k", languages=["fr", "de"])
-    assert "en.gz" not in str(caught.value)
-    assert "and 5 more" in str(caught.value)
+    assert "en.gz" not in str(error.value)
+    assert "and 5 more" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,9 @@ def test_a_damaged_original_is_refused(tmp_path, name, file_name, damage, words)
     shutil.copyfile(_folder_or_skip(name) / file_name, tmp_path / file_name)
     zoo.data.load_corpus(name, manual_dir=tmp_path)
     (tmp_path / file_name).write_bytes(damage((tmp_path / file_name).read_bytes()))
-    with pytest.raises(RunError, match=words) as caught:
+    with pytest.raises(RunError, match=words) as error:
         zoo.data.load_corpus(name, manual_dir=tmp_path)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(str(tmp_path / file_name))
     assert f"`zoo fetch {name}`" in message
     assert "\n" not in message

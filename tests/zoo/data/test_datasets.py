@@ -45,12 +45,12 @@ print([m for m in ("tensorflow", "tensorflow_datasets", "keras") if m in sys.mod
 
 def test_a_users_data_set_is_loaded_by_name(register):
     mine = zoo.data.Dataset("mine", _splits(), ("a", "b", "c"), "1")
-    seen = []
-    register("mine", lambda manual_dir: seen.append(manual_dir) or mine)
+    calls = []
+    register("mine", lambda manual_dir: calls.append(manual_dir) or mine)
     assert zoo.data.load("mine") is mine
     assert zoo.data.load("mine", manual_dir="") is mine
     assert zoo.data.load("mine", manual_dir=str(ROOT)) is mine
-    assert seen == [None, None, ROOT]
+    assert calls == [None, None, ROOT]
     assert "mine" in zoo.data.list_datasets()
     with pytest.raises(UsageError, match="registered already"):
         register("mine", lambda manual_dir: mine)

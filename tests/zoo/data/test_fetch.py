@@ -121,9 +121,9 @@ def test_a_bad_download_is_one_line_and_leaves_nothing(
 ):
     monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.3)
     served(path)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error_info:
         fetch.fetch("toy", log=str)
-    message = str(caught.value)
+    message = str(error_info.value)
     for word in ["toy.bin", f"http://127.0.0.1:{server.server_port}{path}", *words]:
         assert word in message
     assert "\n" not in message
@@ -175,9 +175,9 @@ def test_a_full_disk_is_not_called_a_network_error(served, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match="No space left") as error_info:
         fetch.fetch("toy", log=str)
-    assert caught.value.errno == errno.ENOSPC
+    assert error_info.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize("name", ["../toy.bin", "a/b", "", ".."])

@@ -55,17 +55,17 @@ def data_of(*counts, side=6, **splits):
 )
 def test_held_out_examples_have_the_classes_of_the_whole(counts, size, expected):
     arrays = labels_of(*counts)
-    kept, held = hold_out(arrays, size)
-    counted = np.bincount(held["label"], minlength=len(counts))
+    training, validation = hold_out(arrays, size)
+    counted = np.bincount(validation["label"], minlength=len(counts))
     assert counted.sum() == size
     if counts == (100, 100, 100):
         assert sorted(counted) == [3, 3, 4]
     else:
         assert tuple(counted) == expected
-    assert sorted([*kept["number"], *held["number"]]) == [*range(sum(counts))]
+    assert sorted([*training["number"], *validation["number"]]) == [*range(sum(counts))]
     again, same = hold_out(arrays, size)
-    np.testing.assert_array_equal(held["number"], same["number"])
-    np.testing.assert_array_equal(kept["number"], again["number"])
+    np.testing.assert_array_equal(validation["number"], same["number"])
+    np.testing.assert_array_equal(training["number"], again["number"])
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_what_cannot_be_stratified_is_refused(counts, size, line):
 
 def test_numbers_that_are_no_classes_are_drawn_at_random():
     arrays = {"label": np.linspace(0, 1, 20), "number": np.arange(20)}
-    kept, held = hold_out(arrays, 5)
-    assert (len(kept["number"]), len(held["number"])) == (15, 5)
+    training, validation = hold_out(arrays, 5)
+    assert (len(training["number"]), len(validation["number"])) == (15, 5)
 
 
 def test_the_run_says_how_its_examples_were_held_out(run, tmp_path):

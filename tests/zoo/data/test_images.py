@@ -213,9 +213,9 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path):
 
 
 def test_the_reason_is_one_sentence(tmp_path):
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(Unreadable) as error:
         decode(tmp_path, (8, 8, 3))
-    assert str(caught.value).endswith("it is a folder, not a regular file")
+    assert str(error.value).endswith("it is a folder, not a regular file")
 
 
 # --- a folder ------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_a_damaged_cache_is_named(folder, tmp_path):
 
 
 def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
-    refused = [
+    cases = [
         (tmp_path / "nowhere", (8, 8), UsageError, "is not a folder"),
         (folder / "train" / "cats", (8, 8), UsageError, "of at least two classes"),
         (folder, (), UsageError, r"data.image_size .* Received: \(\)"),
@@ -350,20 +350,18 @@ def test_what_is_no_folder_of_classes_is_one_line(folder, tmp_path):
     ]
     shutil.copytree(folder, tmp_path / "twice")
     shutil.copytree(folder / "val", tmp_path / "twice" / "validation")
-    refused.append((tmp_path / "twice", (8, 8), UsageError, "two folders for the split"))
+    cases.append((tmp_path / "twice", (8, 8), UsageError, "two folders for the split"))
     shutil.copytree(folder, tmp_path / "hollow")
     for file in (tmp_path / "hollow" / "train" / "dogs").iterdir():
         file.write_bytes(b"")
     shutil.copytree(folder, tmp_path / "flat")
     shutil.rmtree(tmp_path / "flat" / "val")
     (tmp_path / "flat" / "val").mkdir()
-    refused.append(
-        (tmp_path / "flat", (8, 8), UsageError, "must have a folder of images per class")
-    )
-    refused.append(
+    cases.append((tmp_path / "flat", (8, 8), UsageError, "must have a folder of images per class"))
+    cases.append(
         (tmp_path / "hollow", (8, 8), RunError, "class 'dogs' has no readable image.*file is empty")
     )
-    for place, size, kind, message in refused:
+    for place, size, kind, message in cases:
         with pytest.raises(kind, match=message):
             load(place, size)
     with pytest.raises(UsageError, match="data.image_size requires data.source=folder:"):
@@ -436,9 +434,9 @@ def test_what_tfds_has_not_is_one_line(prepared, monkeypatch):
     for name in ("tfds:spots", "tfds:spots:new", "tfds::1.0.0", "tfds:../spots:1.2.0"):
         with pytest.raises(UsageError, match="must be named with its version"):
             zoo.data.load(name, image_size=(6, 6))
-    with pytest.raises(RunError, match="Preparing 'stripes' failed: ") as caught:
+    with pytest.raises(RunError, match="Preparing 'stripes' failed: ") as error:
         zoo.data.load("tfds:stripes:1.0.0", image_size=(6, 6))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_several_sizes_ask_for_one(prepared, monkeypatch):

@@ -89,15 +89,18 @@ def test_a_segment_holds_one_document_and_padding_is_at_the_end(seed, length):
 def test_start_and_end_frame_each_document_once():
     source = documents(0)
     tokens, segments = pack(source, 16, start_id=1, end_id=2)
-    kept = [document for document in source if len(document)]
-    assert (np.count_nonzero(tokens == 1), np.count_nonzero(tokens == 2)) == (len(kept), len(kept))
+    nonempty = [document for document in source if len(document)]
+    assert (np.count_nonzero(tokens == 1), np.count_nonzero(tokens == 2)) == (
+        len(nonempty),
+        len(nonempty),
+    )
     pieces = list(runs(tokens, segments))
-    assert {piece[1] for piece in pieces if piece[0] == 1} == {document[0] for document in kept}
+    assert {piece[1] for piece in pieces if piece[0] == 1} == {document[0] for document in nonempty}
     assert {piece[-2] for piece in pieces if piece[-1] == 2 and len(piece) > 2} <= {
-        document[-1] for document in kept
+        document[-1] for document in nonempty
     }
     target = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-    assert target.sum() == sum(len(document) + 1 for document in kept)
+    assert target.sum() == sum(len(document) + 1 for document in nonempty)
 
 
 def test_the_stream_is_the_documents_one_after_the_other():

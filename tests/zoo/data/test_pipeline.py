@@ -113,14 +113,14 @@ def test_evaluation_reads_all_in_order_and_pads():
 def test_what_an_evaluation_draws_does_not_depend_on_its_batches():
     arrays = {"number": np.arange(21)}
 
-    def drawn(size):
+    def random_numbers(size):
         def prepare(batch, uniform, training):
             return {**batch, "random": uniform(3), "more": uniform(2)}
 
         batches = pipeline.evaluation_batches(arrays, prepare, batch_size=size, replicas=1)
         return {k: np.concatenate([b[k] for b in batches])[:21] for k in ("random", "more")}
 
-    one, other = drawn(4), drawn(16)
+    one, other = random_numbers(4), random_numbers(16)
     for key in one:
         np.testing.assert_array_equal(one[key], other[key])
     assert len(np.unique(one["random"])) == 63
@@ -144,8 +144,8 @@ def test_holding_out_leaves_on_the_disk_what_is_large(tmp_path, monkeypatch):
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
     plain, out = hold_out({"image": mapped, "number": np.arange(100)}, 10)
     monkeypatch.setattr(stored_rows, "MAX_IN_MEMORY", 1000)
-    kept, held = hold_out({"image": mapped, "number": np.arange(100)}, 10)
-    for some, same in ((kept, plain), (held, out)):
+    train, validation = hold_out({"image": mapped, "number": np.arange(100)}, 10)
+    for some, same in ((train, plain), (validation, out)):
         assert isinstance(some["image"], stored_rows.SelectedRows)
         assert (some["image"].shape, some["image"].dtype) == (same["image"].shape, mapped.dtype)
         np.testing.assert_array_equal(some["image"], same["image"])
@@ -159,11 +159,11 @@ def test_holding_out_leaves_on_the_disk_what_is_large(tmp_path, monkeypatch):
 
 def test_held_out_examples_are_the_same_in_every_run_and_not_trained_on():
     arrays = {"number": np.arange(100)}
-    kept, held = hold_out(arrays, 10)
+    train, validation = hold_out(arrays, 10)
     again, same = hold_out(arrays, 10)
-    np.testing.assert_array_equal(held["number"], same["number"])
-    assert len(kept["number"]) == 90
-    assert not set(kept["number"]) & set(held["number"])
+    np.testing.assert_array_equal(validation["number"], same["number"])
+    assert len(train["number"]) == 90
+    assert not set(train["number"]) & set(validation["number"])
     assert hold_out(arrays, 0) == (arrays, None)
 
 
@@ -181,8 +181,8 @@ def test_affine_changes_move_as_they_say():
 
     np.testing.assert_allclose(change([0.9] * 6), image, atol=1e-6)
     # The last two numbers shift: 0.75 reads from 2 pixels right and below.
-    moved = change([0.5, 0.5, 0.5, 0.5, 0.75, 0.75], shift=4.0)
-    assert moved[0, 2, 2, 0] == pytest.approx(1.0)
+    shifted = change([0.5, 0.5, 0.5, 0.5, 0.75, 0.75], shift=4.0)
+    assert shifted[0, 2, 2, 0] == pytest.approx(1.0)
     # Rotation, shear and zoom keep the center.
     turned = change([0.9, 0.8, 0.7, 0.2, 0.5, 0.5], rotation=40.0, shear=20.0, zoom=0.2)
     assert turned[0, 4, 4, 0] == pytest.approx(1.0, abs=1e-3)

@@ -145,20 +145,20 @@ def test_pairs_are_a_function_of_the_generator():
 
 
 def test_few_documents_are_held_at_once():
-    held, most = 0, 0
+    in_memory, most = 0, 0
 
     def counted():
-        nonlocal held, most
+        nonlocal in_memory, most
         for document in documents(count=9):
-            held += 1
-            most = max(most, held)
+            in_memory += 1
+            most = max(most, in_memory)
             yield document
 
     generator = make_pairs(
         counted(), 23, np.random.default_rng(0), start_id=START, separator_id=SEPARATOR, buffer=4
     )
-    taken = next(generator)
-    assert len(taken["label"]) > 0
+    first_rows = next(generator)
+    assert len(first_rows["label"]) > 0
     # The ninth document is alone in its group, so the random sentence is of the previous group.
     chunk = pairs(documents(count=9), buffer=4)
     last = [row for row in chunk["tokens"] if parts(row)[0][0] // SPAN == 9]

@@ -55,12 +55,12 @@ def test_best_fit_rows_hold_the_text(book):
 
 def test_records_are_made_once(book, cache, monkeypatch):
     first = load(book)
-    made = sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file())
+    files = sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file())
     monkeypatch.setattr(tokenizers, "train", None)
     monkeypatch.setattr(tokenizers.Tokenizer, "encode_documents", None)
     again = load(book)
     assert again.fingerprint == first.fingerprint
-    assert sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file()) == made
+    assert sorted((p, p.stat().st_mtime_ns) for p in cache.rglob("*") if p.is_file()) == files
 
 
 @pytest.mark.parametrize(

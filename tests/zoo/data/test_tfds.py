@@ -71,11 +71,11 @@ def test_kept_arrays_come_back_mapped_and_are_made_once(cache):
     assert toy.fingerprint == again.fingerprint
     for split, arrays in SPLITS.items():
         for key, array in arrays.items():
-            kept = toy.splits[split][key]
-            assert not kept.flags.owndata
-            assert not kept.flags.writeable
-            assert kept.dtype == array.dtype
-            np.testing.assert_array_equal(kept, array)
+            mapped = toy.splits[split][key]
+            assert not mapped.flags.owndata
+            assert not mapped.flags.writeable
+            assert mapped.dtype == array.dtype
+            np.testing.assert_array_equal(mapped, array)
     assert sorted(p.name for p in folder.parent.iterdir()) == [".toy-1.0.lock", "toy-1.0"]
 
 
@@ -125,10 +125,10 @@ folder = tfds._records_folder("toy", "1.0")
 tfds._create_records(folder, produce)
 print(tfds._dataset("toy", tfds._open_if_complete(folder)).splits["train"]["x"].sum())
 """
-    made = tmp_path / "made"
-    processes = [commands.started(code, made) for _ in range(3)]
+    log = tmp_path / "made"
+    processes = [commands.started(code, log) for _ in range(3)]
     assert [commands.output(process) for process in processes] == ["499500\n"] * 3
-    assert made.read_text() == "made "
+    assert log.read_text() == "made "
 
 
 # --- TFDS ---------------------------------------------------------------------------------------
@@ -140,9 +140,9 @@ def test_missing_originals_are_named(cache, tmp_path, monkeypatch):
     folder.mkdir()
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
         (folder / name).write_bytes(b"x")
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         zoo.data.load("mnist")
-    assert str(caught.value) == (
+    assert str(error.value) == (
         f"Preparing 'mnist' failed: {folder} does not contain train-images-idx3-ubyte.gz, "
         "train-labels-idx1-ubyte.gz. `zoo fetch mnist` downloads them."
     )
@@ -151,19 +151,19 @@ def test_missing_originals_are_named(cache, tmp_path, monkeypatch):
 
 
 def test_without_files_and_network_the_ways_out_are_named(cache, tmp_path, monkeypatch):
-    asked = []
+    downloads = []
 
     def offline(name, destination, tell):
-        asked.append((name, destination))
+        downloads.append((name, destination))
         raise RunError("no network.")
 
     monkeypatch.setenv("ZOO_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(fetch, "fetch", offline)
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         tfds._original_folder("mnist", None)
     for word in (str(tmp_path), "no network.", "zoo fetch mnist", "ZOO_DATA_DIR", "manual_dir"):
-        assert word in str(caught.value)
-    assert asked == [("mnist", cache / "data")]
+        assert word in str(error.value)
+    assert downloads == [("mnist", cache / "data")]
 
 
 def test_a_version_that_tfds_lacks_is_one_line(cache):
@@ -212,11 +212,11 @@ def _assert_equals_the_originals(loaded, folder):
     for split, prefix in (("train", "train"), ("test", "t10k")):
         label = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", 8)
         image = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", 16).reshape(len(label), -1)
-        kept = loaded.splits[split]
-        assert kept["image"].shape == (len(label), 28, 28, 1)
+        arrays = loaded.splits[split]
+        assert arrays["image"].shape == (len(label), 28, 28, 1)
         rows = [
-            np.column_stack([pictures.reshape(len(label), -1), numbers]).astype(np.uint8)
-            for pictures, numbers in ((image, label), (kept["image"], kept["label"]))
+            np.column_stack([images.reshape(len(label), -1), numbers]).astype(np.uint8)
+            for images, numbers in ((image, label), (arrays["image"], arrays["label"]))
         ]
         # TFDS shuffles when it writes, so (pixels, label) are compared as sets.
         original, received = (sorted(row.tobytes() for row in table) for table in rows)
@@ -270,9 +270,9 @@ def test_an_original_with_other_bytes_is_refused(cache, tmp_path):
     folder.chmod(0o755)
     path = folder / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunError) as error:
         zoo.data.load("mnist", manual_dir=folder)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith("Preparing 'mnist' failed: NonMatchingChecksumError")
     assert "\n" not in message
     assert str(path) in message

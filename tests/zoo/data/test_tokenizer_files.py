@@ -86,13 +86,13 @@ def test_the_fingerprint_is_of_all_that_decides_the_ids(trained, kind):
 def test_the_least_vocabulary_is_told_and_works(kind, capfd):
     with pytest.raises(
         UsageError, match=rf"must be at least \d+ for a '{kind}' tokenizer"
-    ) as caught:
+    ) as error:
         train(kind, [_text()], 6)
     # SentencePiece reports the minimum for the text only if there is room for the bytes.
     if kind == "sentencepiece":
-        with pytest.raises(UsageError, match="tokenizer of this text. Received") as caught:
+        with pytest.raises(UsageError, match="tokenizer of this text. Received") as error:
             train(kind, [_text()], 263)
-    least = int(str(caught.value).split("at least ")[1].split()[0])
+    least = int(str(error.value).split("at least ")[1].split()[0])
     assert train(kind, [_text()], least).vocabulary_size == least
     with pytest.raises(UsageError, match=f"at least {least} for .*Received: {least - 1}"):
         train(kind, [_text()], least - 1)
@@ -249,10 +249,10 @@ def test_a_damaged_or_altered_file_is_refused_by_name(trained, kind, tmp_path):
         damaged.append(_changed(altered, checksum=disk.json_digest(altered)))
     for content in damaged:
         path.write_bytes(content)
-        with pytest.raises((RunError, UsageError), match="mine.json") as caught:
+        with pytest.raises((RunError, UsageError), match="mine.json") as error:
             tokenizers.load(path)
-        assert "\n" not in str(caught.value)
-        assert isinstance(caught.value, RunError)
+        assert "\n" not in str(error.value)
+        assert isinstance(error.value, RunError)
 
 
 def test_a_file_of_another_version_or_none_at_all_is_a_wrong_request(trained, tmp_path):

@@ -1,4 +1,4 @@
-"""Beam search: against every text there is, and against greedy decoding."""
+"""Beam search against exhaustive search and greedy decoding."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from tests.zoo.generation.test_generate import lively
+from tests.zoo.generation.test_generate import with_large_weights
 from zoo.generation.beam_search import INVALID_SCORE, beam_search
 from zoo.generation.decoding import decoding
 from zoo.generation.generate import Generator
@@ -23,12 +23,12 @@ BUILDERS = {
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: lively(build()) for name, build in BUILDERS.items()}
+    return {name: with_large_weights(build()) for name, build in BUILDERS.items()}
 
 
 @pytest.fixture(scope="module")
 def steps(models):
-    """One decoding each, which keeps its compiled searches."""
+    """Returns one decoding per model, with its compiled searches."""
     return {name: decoding(model) for name, model in models.items()}
 
 
@@ -50,16 +50,16 @@ def log_probabilities(model, tokens):
 
 
 def all_texts(model, first, length, penalty):
-    """Every text of at most `length` tokens with its score, best first."""
+    """Returns all texts of at most `length` tokens with scores, best first."""
     rows = np.array(list(itertools.product(range(V), repeat=length)))
     logs = log_probabilities(model, np.concatenate([np.full((len(rows), 1), first), rows], 1))
-    found = {}
+    scores = {}
     for row, log in zip(rows, logs, strict=True):
         size = list(row).index(END) + 1 if END in row else length
         text = tuple(row[:size].tolist()) + (0,) * (length - size)
         total = sum(log[i, row[i]] for i in range(size))
-        found[text] = total / ((5 + size) / 6) ** penalty
-    return sorted(found.items(), key=lambda pair: -pair[1])
+        scores[text] = total / ((5 + size) / 6) ** penalty
+    return sorted(scores.items(), key=lambda pair: -pair[1])
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -69,15 +69,15 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(models, steps, name, p
     tokens, scores = search(steps[name], [2, 4], length, beams, penalty)
     assert tokens.shape == (2, beams, length)
     for row, first in enumerate((2, 4)):
-        # A text that ends has zeros behind the end: two texts of one sum may change places.
+        # Texts are padded with zeros after the end; texts with equal scores may change places.
         expected = all_texts(models[name], first, length, penalty)
-        found = [(tuple(t.tolist()), s) for t, s in zip(tokens[row], scores[row], strict=True)]
-        found = found[: len(expected)]
+        actual = [(tuple(t.tolist()), s) for t, s in zip(tokens[row], scores[row], strict=True)]
+        actual = actual[: len(expected)]
         np.testing.assert_allclose(
-            [score for _, score in found], [score for _, score in expected], atol=1e-4
+            [score for _, score in actual], [score for _, score in expected], atol=1e-4
         )
-        assert found[0][0] == expected[0][0]
-        assert {text for text, _ in found} == {text for text, _ in expected}
+        assert actual[0][0] == expected[0][0]
+        assert {text for text, _ in actual} == {text for text, _ in expected}
         assert (scores[row, len(expected) :] < INVALID_SCORE / 2).all(), "there are no more texts"
 
 
@@ -89,14 +89,14 @@ def test_one_beam_is_greedy(models, steps, name):
     def greedy(end):
         return generator.tokens([[f] for f in firsts], 12, temperature=0.0, end_id=end)
 
-    # The token at which the texts would end at the most different places is the end.
+    # The end is the token that ends the texts at the largest number of different positions.
     texts = {end: greedy(end) for end in range(V)}
     end = max(texts, key=lambda end: len({len(text) for text in texts[end]}))
     assert len({len(text) for text in texts[end]}) > 1
     tokens, _ = search(steps[name], firsts, 12, 1, end=end)
-    for found, expected in zip(tokens[:, 0], texts[end], strict=True):
+    for actual, expected in zip(tokens[:, 0], texts[end], strict=True):
         text = [*expected, *[end] * (len(expected) < 12)]
-        assert list(found) == text + [0] * (12 - len(text))
+        assert list(actual) == text + [0] * (12 - len(text))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -155,10 +155,10 @@ def test_it_goes_on_from_a_prompt(models, steps):
     total = sum(logs[i, text[i]] for i in range(size))
     assert float(scores[0, 0]) == pytest.approx(total / ((5 + size) / 6) ** 0.6, abs=1e-4)
     # The same through the generator.
-    found = Generator(models["llama"], jit_compile=False).tokens(
+    actual = Generator(models["llama"], jit_compile=False).tokens(
         prompt.tolist(), 4, beams=2, end_id=END
     )
-    assert list(found[0]) == [t for t in text[:size] if t != END]
+    assert list(actual[0]) == [t for t in text[:size] if t != END]
 
 
 def test_compiled_by_xla_it_gives_the_same_and_is_traced_once(steps, xla):
@@ -173,13 +173,13 @@ def test_compiled_by_xla_it_gives_the_same_and_is_traced_once(steps, xla):
     assert steps["lstm"]._beam_searches[new].experimental_get_tracing_count() == 1
 
 
-def test_a_penalty_that_favours_short_texts_is_refused(steps):
+def test_a_penalty_that_favors_short_texts_is_refused(steps):
     with pytest.raises(ValueError, match="length_penalty must be at least 0. Received: -0.5"):
         search(steps["lstm"], [2], 4, 2, -0.5)
 
 
 class Recalling:
-    """Logits that hang on a sequence's memory and on all of its tokens, two cache rows each."""
+    """Logits depend on a sequence's memory and all of its tokens, with two cache rows each."""
 
     vocabulary_size = V
 

@@ -1,4 +1,4 @@
-"""Generation: the cached, compiled loop against the models themselves."""
+"""Generation: the cached, compiled loop equals uncached models."""
 
 import math
 
@@ -29,18 +29,18 @@ BUILDERS = {
 PROMPTS = [[7, 8, 9], list(range(6, 40)), []]
 
 
-def lively(model, size=0.4, seed=1):
-    """Large weights, always the same: choices that hang on every token seen."""
+def with_large_weights(model, size=0.4, seed=1):
+    """Sets fixed large weights, so that outputs depend on all tokens."""
     generator = np.random.default_rng(seed)
     for weight in model.weights:
-        kept = weight if len(weight.shape) == 1 else 0.0
-        weight.assign(kept + size * generator.standard_normal(weight.shape))
+        base = weight if len(weight.shape) == 1 else 0.0
+        weight.assign(base + size * generator.standard_normal(weight.shape))
     return model
 
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: lively(build()) for name, build in BUILDERS.items()}
+    return {name: with_large_weights(build()) for name, build in BUILDERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def equal(some, others):
 
 
 def whole(model, tokens):
-    """Logits of the model itself, up to a constant a position."""
+    """Returns uncached logits of the model, up to a constant per position."""
     inputs = {"tokens": tokens, "segments": np.ones_like(tokens)}
     out = model({tensor.name: inputs[tensor.name] for tensor in model.inputs}, training=False)
     out = tf.math.log(out) if model.layers[-1].name == "probabilities" else out
@@ -72,12 +72,12 @@ def test_steps_give_what_the_model_gives(models, name, parts):
     tokens = np.random.default_rng(0).integers(0, V, (3, 12)).astype("int32")
     steps = decoding(models[name])
     assert steps.vocabulary_size == V
-    cache, found, first = steps.start(3, 16), [], 0
+    cache, outputs, first = steps.start(3, 16), [], 0
     for part in parts:
         logits, cache = steps.step(tokens[:, first : first + part], cache, first)
-        found.append(tf.nn.log_softmax(logits))
+        outputs.append(tf.nn.log_softmax(logits))
         first += part
-    np.testing.assert_allclose(tf.concat(found, 1), whole(models[name], tokens), atol=2e-4)
+    np.testing.assert_allclose(tf.concat(outputs, 1), whole(models[name], tokens), atol=2e-4)
 
 
 def test_prepared_weights_change_nothing(models):
@@ -95,7 +95,7 @@ def test_what_stands_behind_the_last_position_is_not_looked_at(models):
     steps = decoding(models["llama"])
     tokens = np.array([[9, 8, 7, 6, 5, 4]], "int32")
     _, cache = steps.step(tokens, steps.start(1, 8), 0)
-    # Positions 2 and on are written again, with other tokens.
+    # Positions from 2 on are overwritten with other tokens.
     again = np.array([[30, 31]], "int32")
     logits, _ = steps.step(again, cache, 2)
     expected = whole(models["llama"], np.array([[9, 8, 30, 31]], "int32"))[:, 2:]
@@ -105,18 +105,18 @@ def test_what_stands_behind_the_last_position_is_not_looked_at(models):
 def test_mixed_precision_keeps_its_type():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        model = lively(BUILDERS["llama"]())
+        model = with_large_weights(BUILDERS["llama"]())
     finally:
         keras.mixed_precision.set_global_policy("float32")
     tokens = np.array([[9, 8, 7, 6]], "int32")
     steps = decoding(model)
-    cache, found = steps.start(1, 4), []
+    cache, outputs = steps.start(1, 4), []
     for i in range(4):
         logits, cache = steps.step(tokens[:, i : i + 1], cache, i, steps.weights())
-        found.append(tf.nn.log_softmax(logits))
+        outputs.append(tf.nn.log_softmax(logits))
         assert logits.dtype == "float32"
         assert cache[0]["key"].dtype == "bfloat16"
-    np.testing.assert_allclose(tf.concat(found, 1), whole(model, tokens), atol=0.2)
+    np.testing.assert_allclose(tf.concat(outputs, 1), whole(model, tokens), atol=0.2)
 
 
 def test_a_model_of_pictures_generates_no_text():
@@ -149,10 +149,10 @@ WAYS = {
 )
 def test_cached_and_recomputed_texts_agree(generators, name, way):
     generator, options = generators[name], {**WAYS[way], "seed": 3}
-    found = generator.tokens(PROMPTS, 30, **options)
-    equal(found, generator.tokens(PROMPTS, 30, **options, use_cache=False))
-    assert all(END not in ids for ids in found)
-    assert len({tuple(ids) for ids in found}) == len(PROMPTS)
+    texts = generator.tokens(PROMPTS, 30, **options)
+    equal(texts, generator.tokens(PROMPTS, 30, **options, use_cache=False))
+    assert all(END not in ids for ids in texts)
+    assert len({tuple(ids) for ids in texts}) == len(PROMPTS)
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
@@ -183,17 +183,17 @@ def test_each_text_stops_at_its_own_end(generators):
 
 
 def test_an_end_in_a_prompt_ends_nothing(generators):
-    found = generators["llama"].tokens([[7, END, 8]], 10, temperature=0.0)
-    equal(found, generators["llama"].tokens([[7, END, 8]], 10, temperature=0.0, end_id=None))
-    assert len(found[0]) == 10
+    texts = generators["llama"].tokens([[7, END, 8]], 10, temperature=0.0)
+    equal(texts, generators["llama"].tokens([[7, END, 8]], 10, temperature=0.0, end_id=None))
+    assert len(texts[0]) == 10
 
 
 def test_nothing_is_computed_after_the_last_end(generators):
     options = generate.Options(60, seed=1)
     run = generators["lstm"]._start_run([[7]] * 8, options)
     generators["lstm"]._advance(run, 61, options)
-    found = generators["lstm"].tokens([[7]] * 8, 60, seed=1)
-    assert run.position == 1 + max(len(ids) for ids in found) < 60
+    texts = generators["lstm"].tokens([[7]] * 8, 60, seed=1)
+    assert run.position == 1 + max(len(ids) for ids in texts) < 60
 
 
 def test_compiled_by_xla_it_gives_the_same(models, generators):
@@ -223,13 +223,13 @@ def test_prompts_of_any_length_are_computed_at_once_by_one_trace(models, name, m
     monkeypatch.setattr(generate, "PREFILL", 4)
     generator = Generator(models[name], jit_compile=False)
     prompts = [list(range(6, 6 + n)) for n in (5, 6, 11, 17, 30)]
-    found = [generator.tokens([p], 12, temperature=0.0)[0] for p in prompts]
+    texts = [generator.tokens([p], 12, temperature=0.0)[0] for p in prompts]
     (prefill,) = generator._prefills.values()
     assert prefill.experimental_get_tracing_count() == 1
     loop = generator._loops["greedy", True]
     assert loop.experimental_get_tracing_count() == 1
     monkeypatch.setattr(generate, "PREFILL", 1000)
-    equal(found, [generator.tokens([p], 12, temperature=0.0)[0] for p in prompts])
+    equal(texts, [generator.tokens([p], 12, temperature=0.0)[0] for p in prompts])
     assert prefill.experimental_get_tracing_count() == 1
 
 
@@ -258,8 +258,8 @@ def test_an_empty_prompt_begins_a_text(generators):
 def test_the_models_positions_are_the_limit(models, capsys):
     generator = Generator(models["gpt"], jit_compile=False)
     assert generator.sequence_length == 100
-    found = generator.tokens([[7] * 95, [7] * 90], 50, end_id=None)
-    assert [len(ids) for ids in found] == [5, 10]
+    texts = generator.tokens([[7] * 95, [7] * 90], 50, end_id=None)
+    assert [len(ids) for ids in texts] == [5, 10]
     line = "zoo: the text ends at the model's limit of 100 positions, which includes the prompt\n"
     assert capsys.readouterr().err == line
     generator.tokens([[7] * 95], 50, end_id=None)
@@ -313,13 +313,13 @@ def writer(models, tokenizer):
 
 
 def test_only_tokens_of_the_text_are_drawn(models, writer, tokenizer):
-    # So hot that all tokens that may be drawn are equal; of 90 * 8 each is drawn.
-    found = writer.tokens([[7]] * 8, 90, temperature=1e9, end_id=None)
+    # At this temperature all allowed tokens are equally likely; 90 * 8 draws include each.
+    texts = writer.tokens([[7]] * 8, 90, temperature=1e9, end_id=None)
     words = set(range(6, tokenizer.vocabulary_size))
-    assert {int(token) for ids in found for token in ids} == words | {END}
+    assert {int(token) for ids in texts for token in ids} == words | {END}
     free = Generator(models["gpt"], jit_compile=False)
-    found = free.tokens([[7]] * 8, 90, temperature=1e9, end_id=None)
-    assert {0, 1, 2, 3, 4, 5, V - 1} <= {int(token) for ids in found for token in ids}
+    texts = free.tokens([[7]] * 8, 90, temperature=1e9, end_id=None)
+    assert {0, 1, 2, 3, 4, 5, V - 1} <= {int(token) for ids in texts for token in ids}
 
 
 def test_a_stream_is_the_text_in_pieces(writer, monkeypatch):
@@ -334,7 +334,7 @@ def test_a_stream_is_the_text_in_pieces(writer, monkeypatch):
 
 
 def test_a_slow_models_stream_comes_token_by_token(writer, monkeypatch):
-    clock = iter(range(1000))  # a second a look
+    clock = iter(range(1000))  # each call advances the clock by one second
     monkeypatch.setattr(generate.time, "perf_counter", lambda: next(clock))
     assert {len(p) for p in writer.stream("abc", 20, end_id=None)} == {1}
 
@@ -349,7 +349,7 @@ def test_a_stream_gives_whole_characters_only(monkeypatch):
 
 
 def test_lines_of_words_begin_without_a_space(monkeypatch):
-    """Each of this kind's words is spelled with a space before it."""
+    """Words of this tokenizer are decoded with a leading space."""
     tokenizer = tokenizers.train("word", ["the cat\nsat on\nit"], 20)
     words = Generator(gpt(20, 64, 1, 8, 1), tokenizer, jit_compile=False)
     ids = words.encode("sat on\nthe cat\n\nsat")
@@ -366,9 +366,9 @@ def test_lines_of_words_begin_without_a_space(monkeypatch):
 def test_a_prompt_begins_a_document_where_it_is_said(models, tokenizer, writer):
     starting = Generator(models["gpt"], tokenizer, start=True, jit_compile=False)
     assert starting.encode("ab") == [START, *writer.encode("ab")]
-    found = starting.text(["ab", ""], 20, temperature=0.0)
-    begun = writer.tokens([[START, *writer.encode("ab")], [START]], 20, temperature=0.0)
-    assert found == [writer.decode(ids, "ab") for ids in begun]
+    texts = starting.text(["ab", ""], 20, temperature=0.0)
+    expected = writer.tokens([[START, *writer.encode("ab")], [START]], 20, temperature=0.0)
+    assert texts == [writer.decode(ids, "ab") for ids in expected]
 
 
 def test_positions_that_were_not_trained_are_said(models, tokenizer, capsys):
@@ -409,12 +409,12 @@ def test_text_needs_a_tokenizer(generators):
         generators["gpt"].text(["a"], 5)
 
 
-# --- drawing -------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def logits():
-    """(4, 300), with equals among them."""
+    """Returns logits (4, 300) with equal values among them."""
     return np.round(np.random.default_rng(0).normal(size=(4, 300)) * 3, 1).astype("float32")
 
 
@@ -423,8 +423,8 @@ def softmax(x):
     return x / x.sum(-1, keepdims=True)
 
 
-def drawn(draw, row, count=20_000):
-    """How often each token is drawn for equally spaced numbers: (V,) shares."""
+def token_shares(draw, row, count=20_000):
+    """Returns the share of each token for equally spaced random numbers: (V,)."""
     uniform = (np.arange(count, dtype="float32") + 0.5) / count
     tokens = draw(tf.repeat(row[None], count, 0), tf.constant(uniform))
     assert tokens.dtype == "int32"
@@ -433,7 +433,7 @@ def drawn(draw, row, count=20_000):
 
 def test_sampling_draws_by_the_probabilities(logits):
     for temperature in (0.5, 1.0, 3.0):
-        shares = drawn(lambda x, u: sampling.sample(x, u, temperature), logits[0])  # noqa: B023
+        shares = token_shares(lambda x, u: sampling.sample(x, u, temperature), logits[0])  # noqa: B023
         np.testing.assert_allclose(shares, softmax(logits[0] / temperature), atol=2e-4)
 
 
@@ -442,12 +442,12 @@ def test_top_k_draws_from_the_likeliest(logits):
     order = np.argsort(-row, kind="stable")[:9]
     expected = np.zeros(300)
     expected[order] = softmax(row[order] / 2)
-    shares = drawn(lambda x, u: sampling.top_k(x, u, 9, 2.0), row)
+    shares = token_shares(lambda x, u: sampling.top_k(x, u, 9, 2.0), row)
     np.testing.assert_allclose(shares, expected, atol=2e-4)
 
 
 def reference_nucleus(p, share):
-    """The border by a sort; tokens equal to the last one are in."""
+    """Computes the nucleus by sorting; tokens as likely as the last one are included."""
     descending = np.sort(p)[::-1]
     last = descending[np.searchsorted(np.cumsum(descending), share)]
     return p >= last
@@ -461,16 +461,16 @@ def test_top_p_draws_from_the_nucleus(logits, share):
         weights = tf.exp(row - row.max())[None]
         np.testing.assert_array_equal(sampling.nucleus(weights, share)[0], inside)
     expected = np.where(inside, p, 0) / p[inside].sum()
-    shares = drawn(lambda x, u: sampling.top_p(x, u, share), row)
+    shares = token_shares(lambda x, u: sampling.top_p(x, u, share), row)
     np.testing.assert_allclose(shares, expected, atol=2e-4)
 
 
 def test_top_p_of_top_k_is_of_what_is_left():
     row = np.log(np.array([0.4, 0.05, 0.3, 0.05, 0.2], "float32"))
-    # Of the three likeliest, 0.4 + 0.3 are 7/9: more than 0.7.
-    shares = drawn(lambda x, u: sampling.top_k(x, u, 3, p=0.7), row)
+    # Of the three likeliest tokens, the first two have 7/9 of the probability: more than 0.7.
+    shares = token_shares(lambda x, u: sampling.top_k(x, u, 3, p=0.7), row)
     np.testing.assert_allclose(shares, [4 / 7, 0, 3 / 7, 0, 0], atol=2e-4)
-    assert drawn(lambda x, u: sampling.top_k(x, u, 3, p=0.4 / 0.9 - 0.01), row)[0] == 1
+    assert token_shares(lambda x, u: sampling.top_k(x, u, 3, p=0.4 / 0.9 - 0.01), row)[0] == 1
 
 
 def test_what_cannot_be_is_never_drawn():

@@ -1,4 +1,4 @@
-"""Translating, and scoring translations."""
+"""Translation, and scores of translations."""
 
 import importlib.util
 import json
@@ -31,12 +31,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def net():
-    """A model that by chance translates most sources differently, and ends some texts."""
-    made = model(norm_first=True, noise=0.2, seed=9)
-    for weight in made.weights:
+    """Returns a random model that translates most sources differently and ends some texts."""
+    result = model(norm_first=True, noise=0.2, seed=9)
+    for weight in result.weights:
         if "cross_attention" in weight.path:
             weight.assign(4 * weight)
-    return made
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +45,25 @@ def translator(net, tokenizer):
 
 
 def greedy(net, tokenizer, text, max_tokens):
-    """The plain twin of a search with one beam: the whole model again for every token."""
+    """Decodes greedily without a cache: one forward pass of the whole model per token."""
     source = np.append(tokenizer.encode(text), END)[None]
-    found = [START]
+    tokens = [START]
     for place in range(max_tokens):
-        target = np.array([found + [0] * (max_tokens - len(found))])
+        target = np.array([tokens + [0] * (max_tokens - len(tokens))])
         logits = net({"source": source, "target": target}, training=False).numpy()[0, place]
         logits[[i for i in range(len(logits)) if i < FIRST_WORD and i != END]] = -np.inf
         logits[tokenizer.vocabulary_size :] = -np.inf
-        found.append(int(logits.argmax()))
-        if found[-1] == END:
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] == END:
             break
-    return tokenizer.decode(found)
+    return tokenizer.decode(tokens)
 
 
 def test_one_beam_takes_the_most_probable_word(net, tokenizer, translator):
-    found = translator(TEXTS, beams=1, max_tokens=6)
+    actual = translator(TEXTS, beams=1, max_tokens=6)
     expected = [greedy(net, tokenizer, text, 6) if text else "" for text in TEXTS]
-    assert found == expected
-    assert len(set(found)) == 7, "these sources could not tell"
+    assert actual == expected
+    assert len(set(actual)) == 7, "these sources could not tell"
 
 
 def test_a_translation_does_not_depend_on_the_others(translator):
@@ -102,11 +102,11 @@ def test_scores_are_those_of_sacrebleu():
     references = ["The cat sat on the mat.", "It's a dog, isn't it?"]
     equal = scores(references, references)
     assert (equal["bleu"], equal["chrf"]) == pytest.approx((100, 100))
-    found = scores(["the cat sat on the mat .", "It is a dog, isn't it?"], references)
+    result = scores(["the cat sat on the mat .", "It is a dog, isn't it?"], references)
     # sacrebleu 2.6: `sacrebleu reference.txt -i found.txt -m bleu chrf`
-    assert (found["bleu"], found["chrf"]) == pytest.approx((73.9, 87.9), abs=0.06)
-    assert found["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
-    assert found["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|")
+    assert (result["bleu"], result["chrf"]) == pytest.approx((73.9, 87.9), abs=0.06)
+    assert result["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|")
+    assert result["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_scores_are_those_of_sacrebleu():
         ("zh-TW", "今天天氣很好，我們去公園散步", "zh"),
         ("cmn", "今天天气很好，我们去公园散步", "zh"),
         ("", "今天天气很好，我们去公园散步", "zh"),
-        ("en", "今天天气很好，我们去公园散步", "zh"),  # not what the text is in
+        ("en", "今天天气很好，我们去公园散步", "zh"),  # not the language of the text
         ("ja", "今日は天気がいいので公園を散歩します", "char"),
         ("", "今日は天気がいいので公園を散歩します", "char"),
         ("ko_KR", "오늘은 날씨가 좋아서 공원을 산책합니다", "char"),
@@ -136,13 +136,13 @@ def test_bleu_counts_what_the_language_has_for_words(language, text, words, monk
     assert f"|tok:{words}|" in equal["bleu_signature"]
     near = scores([text[:-2] + text[-1]], [text], language)
     assert 50 < near["bleu"] < 100
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     by_words = language[:2] in ("ja", "ko") or "は" in text
-    assert ("counts characters (tok:char)" in said) == by_words
+    assert ("counts characters (tok:char)" in message) == by_words
 
 
 def test_the_task_scores_in_the_language_of_the_data(net, tokenizer):
-    """The references' script says nothing here: Latin letters in a file of Chinese."""
+    """The language of the data decides, not the script of the references."""
     task = SequenceToSequence(beams=1)
     tokens = {}
     for languages in ((), ("de", "zh")):
@@ -150,9 +150,9 @@ def test_the_task_scores_in_the_language_of_the_data(net, tokenizer):
             "toy", {"test": {"source": np.zeros((2, 3), "int32")}}, (), "toy", tokenizer,
             pairs={"test": lambda: iter([("a b", "a b"), ("c", "c")])}, languages=languages,
         )  # fmt: skip
-        found, samples = task.evaluate_split(net, data, "test")
+        metrics, samples = task.evaluate_split(net, data, "test")
         assert [sample["reference"] for sample in samples] == ["a b", "c"]
-        tokens[languages] = found["bleu_signature"].partition("|tok:")[2].partition("|")[0]
+        tokens[languages] = metrics["bleu_signature"].partition("|tok:")[2].partition("|")[0]
     assert tokens == {(): "13a", ("de", "zh"): "zh"}
 
 
@@ -217,10 +217,10 @@ def test_a_run_ends_with_bleu_and_its_translations(run, numbers, zoo_command):  
     (folder / "test_samples.json").unlink()
     answer = zoo_command("evaluate", trainer.workdir.path, "--json")
     assert answer.status == 0, answer.err
-    found = json.loads(answer.out)["metrics"]
-    assert found.keys() == trainer.metrics.keys()
+    metrics = json.loads(answer.out)["metrics"]
+    assert metrics.keys() == trainer.metrics.keys()
     for name, value in trainer.metrics.items():
-        assert found[name] == (value if isinstance(value, str) else pytest.approx(value))
-    assert "|tok:13a|" in found["bleu_signature"]
+        assert metrics[name] == (value if isinstance(value, str) else pytest.approx(value))
+    assert "|tok:13a|" in metrics["bleu_signature"]
     assert json.loads((folder / "test_samples.json").read_text()) == samples
     assert keras.saving.load_model(trainer.workdir / "model.keras").count_params()

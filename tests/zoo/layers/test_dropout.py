@@ -42,11 +42,11 @@ def test_nothing_is_dropped_outside_training_or_at_rate_zero():
     assert Dropout(0.0)(x, training=True) is x
 
 
-@pytest.mark.parametrize(("rate", "kept"), [(0.999, 4), (1.0, 0)])
-def test_almost_all_and_all(rate, kept):
+@pytest.mark.parametrize(("rate", "expected_count"), [(0.999, 4), (1.0, 0)])
+def test_almost_all_and_all(rate, expected_count):
     out = Dropout(rate, seed=0)(tf.ones((4096,)), training=True).numpy()
     assert np.isfinite(out).all()
-    assert np.count_nonzero(out) == pytest.approx(kept, abs=8 if kept else 0)
+    assert np.count_nonzero(out) == pytest.approx(expected_count, abs=8 if expected_count else 0)
 
 
 def test_a_mask_can_be_shared_along_an_axis():

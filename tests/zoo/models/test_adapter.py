@@ -1,4 +1,4 @@
-"""The adapter of every family, for a model whose layers all have other names too."""
+"""The adapter of every family, also for models with renamed layers."""
 
 import warnings
 
@@ -19,7 +19,7 @@ from zoo.layers.rounding import quantize
 from zoo.models.adapter import Adapter
 from zoo.models.transfer import TransferClassifier
 
-# File of the family -> what its adapter says: its family, whether it gives probabilities, its
+# Module of the family -> attributes of its adapter: family, whether outputs are probabilities,
 # stacks in debug size.
 BLOCKS, ROWS = ("TransformerBlock", "tokens"), [row for row in CATALOG if row.tiny]
 EXPECTED = {
@@ -38,7 +38,7 @@ EXPECTED = {
 
 
 def renamed(model):
-    """Returns a copy of a model in which no layer but its inputs has the name that it had."""
+    """Returns a copy of a model in which all layers except the inputs have other names."""
 
     def change(layer):
         if not isinstance(layer, keras.layers.Layer):
@@ -49,8 +49,8 @@ def renamed(model):
     names = []
     copy = keras.models.clone_model(model, clone_function=change)
     copy.set_weights(model.get_weights())
-    kept = {x.name for x in copy.layers} & {x.name for x in model.layers}
-    assert kept == {x.name for x in model.inputs}
+    shared_names = {x.name for x in copy.layers} & {x.name for x in model.layers}
+    assert shared_names == {x.name for x in model.inputs}
     return copy
 
 
@@ -101,29 +101,29 @@ def test_the_trunk_and_the_head_give_what_the_model_gives(row, tmp_path):
         inputs = {x.name: batch[x.name] for x in copy.inputs}
         kernel, bias = head()
         logits = trunk(inputs) @ tf.transpose(kernel) + (0 if bias is None else bias)
-        found = tf.nn.softmax(logits) if Adapter(copy).probabilities else logits
-        np.testing.assert_allclose(found, copy(inputs), atol=1e-5)
+        actual = tf.nn.softmax(logits) if Adapter(copy).probabilities else logits
+        np.testing.assert_allclose(actual, copy(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt_nano", "llama_nano", "lstm_generator"])
 def test_a_renamed_model_is_decoded(name):
     model = built(registry.entry(name))
     tokens = np.array([[6, 7, 8, 9]], "int32")
-    found = []
+    outputs = []
     for copy in (model, renamed(model)):
         steps = decoding(copy)
-        found.append(steps.step(tokens, steps.start(1, 4), 0)[0])
-    np.testing.assert_array_equal(*found)
+        outputs.append(steps.step(tokens, steps.start(1, 4), 0)[0])
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_a_renamed_model_translates():
     model = built(registry.entry("transformer_tiny"))
     source = np.array([[6, 7, 8, 3]], "int32")
-    found = []
+    outputs = []
     for copy in (model, renamed(model)):
         steps = Translator(copy, Known()).decoding
-        found.append(steps.step(np.array([[2, 7]]), steps.start(1, 4, source), 0)[0])
-    np.testing.assert_array_equal(*found)
+        outputs.append(steps.step(np.array([[2, 7]]), steps.start(1, 4, source), 0)[0])
+    np.testing.assert_array_equal(*outputs)
 
 
 class Known:
@@ -141,9 +141,9 @@ def test_parts_of_a_renamed_model_are_its_parts(name):
         assert len(copy.base.weights) == len(model.base.weights)
     else:
         noise = np.random.default_rng(0).random((2, 8), "float32")
-        made = model.generator(noise)
-        np.testing.assert_array_equal(copy.generator(noise), made)
-        np.testing.assert_array_equal(copy.discriminator(made), model(noise))
+        images = model.generator(noise)
+        np.testing.assert_array_equal(copy.generator(noise), images)
+        np.testing.assert_array_equal(copy.discriminator(images), model(noise))
 
 
 def test_a_smaller_copy_has_the_same_adapter():
@@ -158,20 +158,20 @@ def test_a_smaller_copy_has_the_same_adapter():
 
 
 def test_a_quantized_copy_has_the_same_adapter():
-    """Its last kernel is not the one that a chunked loss multiplies with."""
+    """A chunked loss cannot use the quantized last kernel."""
     model = built(registry.entry("gpt_nano"))
     quantize(model)
     assert Adapter(model).family == "decoder"
     model = built(registry.entry("gpt_nano"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras names the layers that it leaves as they are
+        warnings.simplefilter("ignore")  # Keras warns about layers that it does not quantize
         model.quantize(config=Int8QuantizationConfig(activation_quantizer=None))
     assert Adapter(model).family == "decoder"
     assert not Adapter(model).can_split
 
 
 def own(mask=True, softmax=False, end=None):
-    """A user's model: layers of a gpt that are put together in another way."""
+    """Returns a custom model of gpt layers with another structure."""
     model = built(registry.entry("gpt_nano"))
     parts = Adapter(model)
     embedding, (first, second), (norm,) = (
@@ -185,7 +185,7 @@ def own(mask=True, softmax=False, end=None):
 
 
 def test_a_users_own_model_is_of_no_family():
-    """Its trunk, head and blocks are known all the same; the names of a family are no proof."""
+    """Trunk, head and blocks are still detected; layer names do not decide the family."""
     model = own()
     assert Adapter(model).family == ""
     assert not can_generate(model)

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: the published networks, and what their inputs mean."""
+"""BERT and RoBERTa: equal outputs to the published networks, and effects of the inputs."""
 
 import inspect
 
@@ -20,7 +20,7 @@ SIZES = {"vocabulary_size": V, "sequence_length": T, "num_layers": 2, "hidden_di
 
 
 def random_weights(model, seed=0):
-    """Gives every weight a value far from its start, so that none can be left out unseen."""
+    """Sets every weight far from its initial value, so that each affects the outputs."""
     generator = np.random.default_rng(seed)
     for weight in model.weights:
         if "seed" not in weight.path:
@@ -29,7 +29,7 @@ def random_weights(model, seed=0):
 
 
 def examples(rows=3, masked=4, types=True, seed=0):
-    """Inputs; the rows hold 12, 9 and 5 tokens."""
+    """Returns inputs with rows of 12, 9 and 5 tokens."""
     generator = np.random.default_rng(seed)
     sizes = np.array([[12], [9], [5]])[:rows]
     inside = np.arange(T) < sizes
@@ -52,8 +52,8 @@ def run(model, inputs):
 
 
 def copy_from(model, other, first_position=0):
-    """Gives a model the weights of transformers' BertForPreTraining or RobertaForMaskedLM."""
-    found = {name: value.numpy() for name, value in other.state_dict().items()}
+    """Copies weights of transformers' BertForPreTraining or RobertaForMaskedLM to a model."""
+    state = {name: value.numpy() for name, value in other.state_dict().items()}
     prefix = other.base_model_prefix
     roberta = prefix == "roberta"
     head = "lm_head" if roberta else "cls.predictions"
@@ -90,11 +90,11 @@ def copy_from(model, other, first_position=0):
                 paths[f"block_{i}/{ours}/{our_name}"] = [
                     f"{layer}.{part}.{their_name}" for part in theirs
                 ]
-    unused = set(found)
+    unused = set(state)
     for weight in model.weights:
         names = paths[weight.path.removeprefix(f"{model.name}/")]
         names = [names] if isinstance(names, str) else names
-        values = [found[name] for name in names]
+        values = [state[name] for name in names]
         if weight.path.endswith("kernel"):
             values = [value.T for value in values]
         value = np.concatenate(values, -1)
@@ -111,10 +111,10 @@ def their_outputs(torch, model, inputs):
     if "types" in inputs:
         arguments["token_type_ids"] = inputs["types"]
     with third_party(), torch.no_grad():
-        found = model.eval()(**{k: torch.tensor(v).long() for k, v in arguments.items()})
+        outputs = model.eval()(**{k: torch.tensor(v).long() for k, v in arguments.items()})
     if "types" in inputs:
-        return found.prediction_logits.numpy(), found.seq_relationship_logits.numpy()
-    return found.logits.numpy(), None
+        return outputs.prediction_logits.numpy(), outputs.seq_relationship_logits.numpy()
+    return outputs.logits.numpy(), None
 
 
 def their_config(transformers, kind, **more):
@@ -137,18 +137,18 @@ def test_same_outputs_as_transformers_bert(torch, transformers):
         config = their_config(transformers, "BertConfig", max_position_embeddings=T)
         theirs = randomize(torch, transformers.BertForPreTraining(config))
     ours = random_weights(bert.build(**SIZES))
-    left = copy_from(ours, theirs)
-    # Twins of tied weights, and constants.
-    assert left <= {
+    unused = copy_from(ours, theirs)
+    # Copies of tied weights, and constants.
+    assert unused <= {
         "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
         "bert.embeddings.position_ids", "bert.embeddings.token_type_ids",
     }  # fmt: skip
     inputs = examples()
     words, pair = their_outputs(torch, theirs, inputs)
-    found = run(ours, inputs)
+    outputs = run(ours, inputs)
     at_masked = np.take_along_axis(words, inputs["masked"][..., None], 1)
-    np.testing.assert_allclose(found["mlm"], at_masked, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found["nsp"], pair, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["mlm"], at_masked, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outputs["nsp"], pair, rtol=1e-4, atol=1e-4)
 
 
 def test_same_outputs_as_transformers_roberta(torch, transformers):
@@ -158,10 +158,10 @@ def test_same_outputs_as_transformers_roberta(torch, transformers):
             layer_norm_eps=1e-5, pad_token_id=0,
         )  # fmt: skip
         theirs = randomize(torch, transformers.RobertaForMaskedLM(config))
-    # It is not in the authors' model; their converter sets it to zero.
+    # This weight is not in the authors' model; their converter sets it to zero.
     theirs.roberta.embeddings.token_type_embeddings.weight.data.zero_()
     ours = random_weights(bert.build(**SIZES, next_sentence=False, epsilon=1e-5))
-    # Their positions begin behind that of the padding, which is 0 here.
+    # RoBERTa's positions begin after the padding id, which is 0 here.
     copy_from(ours, theirs, first_position=1)
     inputs = examples(types=False)
     words, _ = their_outputs(torch, theirs, inputs)
@@ -206,11 +206,11 @@ def test_padding_is_never_attended(model):
     before, after = run(model, inputs), run(model, changed)
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
-    changed["tokens"][:, 4] += 1  # and tokens are
+    changed["tokens"][:, 4] += 1  # changed tokens change the outputs
     assert (np.abs(run(model, changed)["mlm"] - before["mlm"]).max((1, 2)) > 1e-3).all()
 
 
-def test_a_document_does_not_see_its_neighbour(model):
+def test_a_document_does_not_attend_to_its_neighbor(model):
     inputs = examples()
     inputs["segments"] = np.where(inputs["segments"] > 0, 1 + (np.arange(T) >= 3), 0)
     inputs["masked"] = np.array([[0, 1, 2]] * 3, "int32")
@@ -258,13 +258,13 @@ def test_logits_are_float32_in_mixed_precision():
     assert {value.dtype for value in run(mixed, examples()).values()} == {np.dtype("float32")}
 
 
-def test_one_dial_gives_the_sizes():
-    dialled = registry.build("bert_tiny", **{**dict.fromkeys(("num_layers", "hidden_dim"), 0),
+def test_depth_sets_the_sizes():
+    model = registry.build("bert_tiny", **{**dict.fromkeys(("num_layers", "hidden_dim"), 0),
                                              "depth": 3, "vocabulary_size": V})  # fmt: skip
-    assert [layer.name for layer in dialled.layers if layer.name.startswith("block_")] == [
+    assert [layer.name for layer in model.layers if layer.name.startswith("block_")] == [
         "block_0", "block_1", "block_2",
     ]  # fmt: skip
-    settings = dialled.get_layer("block_0").settings
+    settings = model.get_layer("block_0").settings
     assert (settings["hidden_dim"], settings["num_heads"]) == (192, 3)
     assert settings["intermediate_dim"] == 768
 

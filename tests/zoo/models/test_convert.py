@@ -1,4 +1,4 @@
-"""Converters: the same outputs there and here, the same bits there and back, clear refusals."""
+"""Converters: equal outputs, bit-identical round trips, clear errors."""
 
 import json
 
@@ -13,7 +13,7 @@ from zoo.models.convert import published as convert
 from zoo.models.convert import safetensors as convert_safetensors
 
 SIZES = {"vocabulary_size": 50, "num_layers": 2, "hidden_dim": 16, "num_heads": 4}
-# Nothing is at its default: a setting that is not carried over shows in the outputs.
+# No setting has its default, so a setting that is not converted changes the outputs.
 CASES = {
     "gpt": (gpt, {"sequence_length": 24, "intermediate_dim": 40}),
     "gpt_untied": (gpt, {"sequence_length": 24, "tie_weights": False}),
@@ -32,8 +32,8 @@ def value(shape, path: str, seed: int) -> np.ndarray:
     """Weights that make each property show: embeddings so small that epsilon counts, large kernels
     that reach where the activations differ, biases and scales that are not 0 and 1."""
     deviation = 0.01 if path.endswith("embeddings") and "reverse" not in path else 0.4
-    centre = 1.0 if path.endswith(("gamma", "scale")) else 0.0
-    values = np.random.default_rng(seed).normal(centre, deviation, shape)
+    center = 1.0 if path.endswith(("gamma", "scale")) else 0.0
+    values = np.random.default_rng(seed).normal(center, deviation, shape)
     return values.astype("float32")
 
 
@@ -101,7 +101,7 @@ def save(folder, tensors, name="model.safetensors") -> None:
 
 
 def theirs(transformers, torch, case: str):
-    """A model of transformers with weights of its own making."""
+    """Returns a transformers model with random weights."""
     common = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
     llamas = {
         "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -147,11 +147,11 @@ def test_to_transformers(case, transformers, torch, tmp_path):
     convert.to_transformers(model, tmp_path / "new" / "folder", sequence_length=24)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
     with third_party():
-        published, said = transformers.AutoModelForCausalLM.from_pretrained(
+        published, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / "new" / "folder", output_loading_info=True
         )
     assert type(published).__name__ in ("GPT2LMHeadModel", "LlamaForCausalLM")
-    assert not any(said.values())
+    assert not any(loading_info.values())
     assert published.config.max_position_embeddings == 24
     assert_close(torch_logits(torch, published), logits(model))
 
@@ -174,7 +174,7 @@ def test_a_saved_model_is_converted_too(tmp_path):
 
 
 def test_the_published_form_of_gpt2(tmp_path):
-    """No prefix, masks among the tensors, a head beside the embedding that it shares."""
+    """Published GPT-2 files have no prefix, contain masks and repeat the tied embedding."""
     model = build("gpt")
     convert.to_transformers(model, tmp_path / "folder")
     tensors = read(tmp_path / "folder")
@@ -195,7 +195,7 @@ def test_the_published_form_of_gpt2(tmp_path):
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_half_precision_is_read_as_it_is(kind, tmp_path):
     model = build("gpt")
-    for variable in model.weights:  # values that both types hold
+    for variable in model.weights:  # values that both types represent exactly
         variable.assign(np.round(variable.numpy() * 16) / 16)
     convert.to_transformers(model, tmp_path / "folder")
     tensors = read(tmp_path / "folder")

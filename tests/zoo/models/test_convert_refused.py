@@ -1,4 +1,4 @@
-"""Converters: what is damaged, and what has no counterpart, is refused in one clear line."""
+"""Converters refuse damaged files and unsupported settings with a one-line error."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from zoo.models.convert import safetensors as convert_safetensors
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Folders as `to_transformers` writes them; tests copy what they change."""
+    """Returns folders written by `to_transformers`; tests change only copies."""
     folder = tmp_path_factory.mktemp("written")
     for case in ("gpt", "llama_untied"):
         convert.to_transformers(build(case), folder / case)
@@ -57,9 +57,9 @@ def test_settings_that_we_do_not_have(case, key, setting, copied):
     folder = copied(case)
     change(folder, **{key: setting})
     name = "bert" if key == "model_type" else key
-    with pytest.raises(UsageError, match=name) as refusal:
+    with pytest.raises(UsageError, match=name) as error:
         convert.from_transformers(folder)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def _with_half_a_config(folder):
 def test_damaged_folders(damage, message, copied):
     folder = copied("llama_untied")
     damage(folder)
-    with pytest.raises(RunError, match=message) as refusal:
+    with pytest.raises(RunError, match=message) as error:
         convert.from_transformers(folder)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)
 
 
 def test_folders_that_are_none(tmp_path, copied):
@@ -188,7 +188,7 @@ def test_models_that_are_not_as_published(tmp_path):
     )
     x = twice.get_layer("embedding")(twice.get_layer("final_norm")(x), reverse=True)
     twice = keras.Model(twice.input, twice.get_layer("logits")(x))
-    refused = {
+    cases = {
         "has block_1.inputs": twice,
         "has block_0.rotary_base 100.0, not 0.0": rotary,
         "has embedding.logit_soft_cap 30.0, not null": capped,
@@ -197,7 +197,7 @@ def test_models_that_are_not_as_published(tmp_path):
         "lacks final_norm": shallow,
         "Conversion supports .* Received: a Sequential": keras.Sequential(),
     }
-    for message, model in refused.items():
+    for message, model in cases.items():
         for converter in (convert.to_keras_hub, lambda m: convert.to_transformers(m, tmp_path)):
             with pytest.raises(UsageError, match=message):
                 converter(model)

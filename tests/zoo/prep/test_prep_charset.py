@@ -28,11 +28,11 @@ def test_a_stray_byte_is_one_replacement_character(label, inside):
     text = TEXTS[label]
     codec = {"shift_jis": "cp932", "euc-kr": "cp949", "windows-874": "cp874"}.get(label, label)
     stray = STRAY.get(label, b"\xff")
-    wanted = "\x98" if label == "windows-1251" else "\ufffd"  # a control character to browsers
+    expected = "\x98" if label == "windows-1251" else "\ufffd"  # a control character to browsers
     meta = f'<meta charset="{label}">' if inside else ""
     page = f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>".encode(codec) + stray + b"</p>"
     decoded = decode(page, "" if inside else label)
-    assert decoded == f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>{wanted}</p>"
+    assert decoded == f"{meta}<p>{text}</p>\n<p>{text}</p>\n<p>{expected}</p>"
 
 
 def test_a_wrong_declared_encoding_is_replaced_by_detection():

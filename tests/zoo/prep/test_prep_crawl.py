@@ -154,7 +154,7 @@ def test_the_crawl_delay_of_robots_txt_is_kept(site, tmp_path):
 
 
 def test_large_slow_and_other_content_is_refused(site, tmp_path):
-    def drip(handler):
+    def send_slowly(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
         for _ in range(1200):
             try:
@@ -166,7 +166,7 @@ def test_large_slow_and_other_content_is_refused(site, tmp_path):
     site.page("/", "/large", "/endless", "/drip", "/image", "/bomb", "/loop", "/out", "/broken")
     site.page("/large", body="x", Content_Length=str(10**9))
     site.pages["/endless"] = lambda handler: (200, {"Content-Length": "20000"}, "y" * 20_000)
-    site.pages["/drip"] = drip
+    site.pages["/drip"] = send_slowly
     site.page("/image", body="GIF", Content_Type="image/gif")
     site.page("/bomb", body=gzip.compress(bytes(10 << 20)), Content_Encoding="gzip")
     site.page("/loop", status=302, body="", Location="/loop")
@@ -252,7 +252,7 @@ def test_the_timeout_of_a_page_holds_over_tls(site, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     url = site.url.replace("http:", "https:")
 
-    def drip(handler):
+    def send_slowly(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
         for _ in range(200):
             try:
@@ -262,7 +262,7 @@ def test_the_timeout_of_a_page_holds_over_tls(site, tmp_path, monkeypatch):
             time.sleep(0.05)
 
     site.page("/", body="whole")
-    site.pages["/drip"] = drip
+    site.pages["/drip"] = send_slowly
     assert fetch.get(f"{url}/", 5.0, 1000, allow_private=True).body == b"whole"
     start = time.monotonic()
     with pytest.raises(FetchFailed, match="timeout"):
@@ -286,11 +286,11 @@ def test_a_killed_crawl_continues(site, tmp_path, monkeypatch):
     site.page("/", *(f"/{i}" for i in range(6)))
     for i in range(6):
         site.page(f"/{i}")
-    real, seen = crawl.to_warc_record, []
+    real, urls = crawl.to_warc_record, []
 
     def dying(response):
-        seen.append(response.url)
-        if len(seen) == 4:
+        urls.append(response.url)
+        if len(urls) == 4:
             raise KeyboardInterrupt
         return real(response)
 

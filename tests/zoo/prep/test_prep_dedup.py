@@ -72,15 +72,15 @@ def test_planted_near_duplicates_are_found_and_nothing_else(tmp_path):
     sets = [
         {tuple(text.split()[i : i + 5]) for i in range(len(text.split()) - 4)} for text in texts
     ]
-    wanted = set()
+    expected = set()
     for _, members in itertools.groupby(range(len(texts)), lambda i: groups[i]):
         for a, b in itertools.combinations(members, 2):
             if len(sets[a] & sets[b]) >= 0.8 * len(sets[a] | sets[b]):
-                wanted.add((a, b))
-    assert len(wanted) > 200
+                expected.add((a, b))
+    assert len(expected) > 200
     pairs, dropped = near_pairs(texts, tmp_path)
-    assert len(pairs & wanted) / len(wanted) >= 0.98
-    assert len(pairs & wanted) / len(pairs) >= 0.98
+    assert len(pairs & expected) / len(expected) >= 0.98
+    assert len(pairs & expected) / len(pairs) >= 0.98
     # Every dropped document is a duplicate of an earlier document that stays.
     assert all(b < a for a, b in dropped.items())
     assert all(groups[a] == groups[b] for a, b in dropped.items())
@@ -170,7 +170,7 @@ def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
     )
     with LocalEngine(1) as engine:
         pipeline.prepare(prep, pages.DATA, tmp_path / "out", engine)
-    left = [
+    remaining = [
         document.text
         for path in (tmp_path / "out" / "text").glob("*.gz")
         for document in store.read_documents(path)
@@ -181,7 +181,7 @@ def test_a_chain_is_not_one_document(tmp_path, shard_bytes):
         if all(dedup.jaccard(sets[text], sets[other]) < 0.8 for other in stay):
             stay.append(text)
     assert 12 < len(stay) < 30
-    assert sorted(left) == sorted([*stay, pages.paragraphs(0), pages.paragraphs(1)])
+    assert sorted(remaining) == sorted([*stay, pages.paragraphs(0), pages.paragraphs(1)])
 
 
 def test_keys_sort_in_input_order():

@@ -153,10 +153,10 @@ def test_every_kept_line_counts_as_a_sentence():
 
 
 def test_line_ends_are_those_of_fineweb():
-    ended = ["He went on...", "They said 'no'", "Was it so?", "So it was.", "این بود؟", "«بله»"]
+    lines = ["He went on...", "They said 'no'", "Was it so?", "So it was.", "این بود؟", "«بله»"]
     least = {"min_lines_ended": 1.0, "max_short_lines": 1.0, "max_newlines": 1.0}
-    assert reason("fineweb", "\n".join(ended), **least)[0] == ""
-    assert reason("fineweb", "\n".join([*ended, "and so on,"]), **least)[0] == "lines without end"
+    assert reason("fineweb", "\n".join(lines), **least)[0] == ""
+    assert reason("fineweb", "\n".join([*lines, "and so on,"]), **least)[0] == "lines without end"
 
 
 def test_persian_word_lists(tmp_path):

@@ -92,9 +92,11 @@ def test_the_card_escapes_text_of_documents(prepared, tmp_path):
     page = Page(tmp_path / "card.html")
     assert "script" not in page.tags
     assert page.words.count(EVIL) == 11
-    kept = sum(card["documents"].values())
-    assert page.words.startswith(f"Data cardData card: {EVIL}{kept} of {kept + 3} documents")
-    assert page.table("step", "documents", "bytes")[-1][:2] == ["kept", str(kept)]
+    kept_count = sum(card["documents"].values())
+    assert page.words.startswith(
+        f"Data cardData card: {EVIL}{kept_count} of {kept_count + 3} documents"
+    )
+    assert page.table("step", "documents", "bytes")[-1][:2] == ["kept", str(kept_count)]
     assert ["trained on", f"2 {EVIL}"] in page.tables[-2]
     assert "dedup.near = True" in page.words
 
@@ -147,8 +149,8 @@ def test_a_killed_step_is_continued(site, prepared, tmp_path, monkeypatch, broke
     (tmp_path / "out" / "text").mkdir(exist_ok=True)
     for name in (".zoo-0123456789abcdef.tmp", "text/.zoo-0123456789abcdef.tmp"):
         (tmp_path / "out" / name).write_text("half a file, as SIGKILL leaves one")
-    seen = []
-    monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: seen.append(path))
+    removed_paths = []
+    monkeypatch.setattr(pipeline.shutil, "rmtree", lambda path, **_: removed_paths.append(path))
     prepare(site, tmp_path / "out")
     assert [path.stat().st_mtime_ns for path in done] == before, "finished shards ran again"
     monkeypatch.undo()
@@ -379,13 +381,13 @@ def sleeps(task):
 
 
 def test_an_interrupt_does_not_wait_for_workers():
-    def ended(engine):
+    def run_until_interrupt(engine):
         for _ in engine.run(sleeps, [{"seconds": 0}, *[{"seconds": 600}] * 9]):
             raise KeyboardInterrupt
 
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), LocalEngine(2) as engine:
-        ended(engine)
+        run_until_interrupt(engine)
     assert time.monotonic() - start < 60
 
 
@@ -509,8 +511,8 @@ def test_a_model_trains_on_prepared_data(site, tmp_path):
     )
     assert trained.status == 0, trained.err
     assert commands.metrics(trained.out.strip().splitlines()[-2])["loss"] < 6
-    judged = commands.zoo_process("evaluate", workdir, "--split=validation")
-    assert judged.status == 0, judged.err
+    evaluation = commands.zoo_process("evaluate", workdir, "--split=validation")
+    assert evaluation.status == 0, evaluation.err
 
 
 @pytest.mark.slow

@@ -183,12 +183,12 @@ def test_rows_of_parquet_that_share_a_value(tmp_path, monkeypatch):
     text = pyarrow.DictionaryArray.from_arrays(np.zeros(5000, "i4"), ["word " * 2000])
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": text}), path, compression="zstd")
-    tally, counted = Tally(), 0
+    tally, row_count = Tally(), 0
     for shard in files.make_shards(files.find_files([str(path)], {}), 1 << 40):
         for _ in read.documents(shard, pages.settings(), tally):
-            counted += 1
+            row_count += 1
     assert dict(tally.unreadable) == {"files: bomb": 1}
-    assert counted <= 104  # 10 kB each
+    assert row_count <= 104  # 10 kB each
 
 
 def test_an_image_has_to_fit_in_memory(tmp_path, little_memory):
@@ -204,12 +204,12 @@ def test_the_memory_of_a_limited_process():
         "from zoo.storage.bounds import available_memory, check_memory; print(available_memory());"
         "check_memory('a', 3 << 30)"
     )
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)),
     )  # fmt: skip
-    assert int(ended.stdout) < 2 << 30
-    assert "RunError: a cannot be read: it requires 3,221,225,472 bytes of memory" in ended.stderr
+    assert int(result.stdout) < 2 << 30
+    assert "RunError: a cannot be read: it requires 3,221,225,472 bytes of memory" in result.stderr
 
 
 def test_large_files_that_are_what_they_say_pass():

@@ -44,8 +44,8 @@ def test_a_temporary_name_that_is_taken_is_not_written(folder, foreign, monkeypa
     (folder / ".zoo-0123456789abcdef.tmp").symlink_to(foreign)
     with pytest.raises(FileExistsError), disk.atomic(folder / "report.html") as file:
         file.write(b"ours")
-    with pytest.raises(FileExistsError), disk.atomic_path(folder / "model.keras") as made:
-        made.write_text("ours")
+    with pytest.raises(FileExistsError), disk.atomic_path(folder / "model.keras") as path:
+        path.write_text("ours")
     assert foreign.read_text() == "theirs"
 
 
@@ -72,8 +72,8 @@ def test_files_are_made_under_the_umask(folder):
     before = os.umask(0o027)
     try:
         disk.write_json(folder / "a.json", 1)
-        with disk.atomic_path(folder / "b") as made:
-            made.write_text("b")
+        with disk.atomic_path(folder / "b") as path:
+            path.write_text("b")
     finally:
         os.umask(before)
     for name in ("a.json", "b"):
@@ -84,8 +84,8 @@ def test_a_failed_write_leaves_what_was_there(folder):
     disk.write_json(folder / "a.json", 1)
 
     def fail():
-        with disk.atomic_path(folder / "a.json") as made:
-            made.write_text("half")
+        with disk.atomic_path(folder / "a.json") as path:
+            path.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -104,8 +104,8 @@ def test_what_a_kill_left_is_removed(folder):
 
 
 def _socket(path):
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
 
 
 @pytest.mark.parametrize(

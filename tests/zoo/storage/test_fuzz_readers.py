@@ -114,8 +114,8 @@ def signed(draw: random.Random, data: bytes) -> bytes:
 
 def member_changed(draw: random.Random, data: bytes) -> bytes:
     """A zip archive with a changed member and a valid CRC."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(made, "w") as changed:
+    output = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(output, "w") as changed:
         names = archive.namelist()
         one = draw.choice(names)
         for name in names:
@@ -128,7 +128,7 @@ def member_changed(draw: random.Random, data: bytes) -> bytes:
                 content = bytes_changed(draw, content[:head]) + content[head:]
             with contextlib.suppress(UserWarning):
                 changed.writestr(name, content)
-    return made.getvalue()
+    return output.getvalue()
 
 
 # --- readers --------------------------------------------------------------------------------------
@@ -346,13 +346,13 @@ def test_changed_files(name, valid, tmp_path, nothing_is_written):
     data = path.read_bytes()
     before = tree(tmp_path / "inputs")
     assert not outcome(read, path), "the valid file was refused"
-    refused = 0
+    refused_count = 0
     for number in range(count * TIMES):
         draw = random.Random(f"{name} {number}")
         change = changes[number % len(changes)]
         path.write_bytes(change(draw, data))
         try:
-            refused += bool(outcome(read, path))
+            refused_count += bool(outcome(read, path))
         except (Exception, AssertionError) as error:
             error.add_note(f"input {number} of {name!r}: {path.read_bytes()[:500]!r}")
             raise
@@ -362,7 +362,7 @@ def test_changed_files(name, valid, tmp_path, nothing_is_written):
         before.pop(changed, None)
         after.pop(changed, None)
     assert after == before
-    assert refused or "report" in name or path.suffix in (".jsonl", ".txt")
+    assert refused_count or "report" in name or path.suffix in (".jsonl", ".txt")
 
 
 KINDS = {

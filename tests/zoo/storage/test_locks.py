@@ -37,10 +37,10 @@ def holder(tmp_path):
 
 def test_a_held_folder_is_refused_until_its_process_is_killed(tmp_path, holder):
     assert locks.is_held(tmp_path)
-    with pytest.raises(RunError, match=f"Another process works in {tmp_path}") as refused:
+    with pytest.raises(RunError, match=f"Another process works in {tmp_path}") as error:
         locks.lock_folder(tmp_path)
-    assert f"(process {holder.pid})" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert f"(process {holder.pid})" in str(error.value)
+    assert "\n" not in str(error.value)
     holder.kill()
     holder.wait()
     assert not locks.is_held(tmp_path)
@@ -69,8 +69,8 @@ def test_what_is_planted_in_a_locks_place_is_refused_and_kept(tmp_path, monkeypa
             make(foreign, folder / name)
         with pytest.raises(RunError, match=r"folder/\.lock cannot be written: it is"):
             locks.lock_folder(folder)
-        made = locks.one_at_a_time(folder / "made")
-        with pytest.raises(RunError, match=r"made\.lock cannot be written: it is"), made:
+        lock = locks.one_at_a_time(folder / "made")
+        with pytest.raises(RunError, match=r"made\.lock cannot be written: it is"), lock:
             pass
         assert not locks.is_held(folder)
         for path in folder.iterdir():

@@ -90,10 +90,10 @@ def test_any_rows_in_any_shards_come_back(tmp_path, seed):
         np.testing.assert_array_equal(array[start:stop:step], whole[start:stop:step])
         places = numbers.integers(-total, total, numbers.integers(0, 6, numbers.integers(1, 4)))
         for index in (places, np.sort(places, axis=None), places.tolist()):
-            wanted = whole[np.asarray(index, np.int64)]
+            expected = whole[np.asarray(index, np.int64)]
             received = array[index]
-            assert (received.shape, received.dtype) == (wanted.shape, wanted.dtype)
-            np.testing.assert_array_equal(received, wanted)
+            assert (received.shape, received.dtype) == (expected.shape, expected.dtype)
+            np.testing.assert_array_equal(received, expected)
     for index in (0, -1, total - 1, -total, np.int32(0)):
         np.testing.assert_array_equal(array[index], whole[index])
         assert np.shape(array[index]) == shape
@@ -113,10 +113,10 @@ def test_a_row_that_is_not_there_is_an_index_error(tmp_path, shard_bytes):
 
 def test_what_is_read_is_the_readers_own_and_the_map_is_not(tmp_path):
     array = open_records(write(tmp_path / "made", shard_bytes=10**6)).arrays["tokens"]
-    kept = rows()["tokens"]
+    expected = rows()["tokens"]
     for index in (3, slice(0, 50), [1, 2], slice(None)):
         array[index][...] = 0
-        np.testing.assert_array_equal(np.asarray(array), kept)
+        np.testing.assert_array_equal(np.asarray(array), expected)
     mapped = np.asarray(array)
     assert np.shares_memory(mapped, np.asarray(array))
     with pytest.raises(ValueError, match="read-only"):
@@ -124,12 +124,12 @@ def test_what_is_read_is_the_readers_own_and_the_map_is_not(tmp_path):
     assert not np.shares_memory(mapped, np.array(array))
     assert np.asarray(array, np.float64).dtype == np.float64
     pieces = ShardedArray([mapped[:60], mapped[60:]])
-    np.testing.assert_array_equal(np.asarray(pieces, np.int32), kept)
+    np.testing.assert_array_equal(np.asarray(pieces, np.int32), expected)
     with pytest.raises(ValueError, match="without a copy"):
         np.asarray(pieces, copy=False)
     for start, stop, shared in ((5, 60, True), (60, 100, True), (59, 61, False), (100, 100, False)):
         part = pieces.part(start, stop)
-        np.testing.assert_array_equal(part, kept[start:stop])
+        np.testing.assert_array_equal(part, expected[start:stop])
         assert np.shares_memory(part, mapped) == shared
         assert part.base is None or part.base.shape != pieces.shape or shared
 
@@ -148,15 +148,15 @@ def test_a_shard_is_what_the_manifest_and_numpy_say(tmp_path):
 
 def test_metadata_comes_back_and_the_fingerprint_tells_any_change(tmp_path):
     metadata = {"name": "é", "nested": {"a": [1, 2.5, None]}}
-    made = open_records(write(tmp_path / "0", metadata=metadata))
-    assert made.metadata == metadata
+    original = open_records(write(tmp_path / "0", metadata=metadata))
+    assert original.metadata == metadata
     others = [
         open_records(write(tmp_path / str(number), **options))
         for number, options in enumerate(
             [{}, {"metadata": {}}, {"seed": 1}, {"count": 99}, {"shard_bytes": 80}], start=1
         )
     ]
-    prints = [records.fingerprint for records in (made, *others)]
+    prints = [records.fingerprint for records in (original, *others)]
     assert len(set(prints)) == len(prints)
     assert open_records(write(tmp_path / "again", metadata=metadata)).fingerprint == prints[0]
 
@@ -241,9 +241,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, call):
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match="No space left") as error:
         write(tmp_path / "made")
-    assert call == 14 or str(tmp_path) in caught.value.filename
+    assert call == 14 or str(tmp_path) in error.value.filename
     assert names(tmp_path) == []
 
 
@@ -252,9 +252,9 @@ def test_a_really_full_disk_is_reported_as_one(tmp_path, monkeypatch):
     shards = records._ShardWriter(tmp_path, records._Layout("x", (), np.dtype("u1"), 10**6))
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(records, "open", lambda *a, **k: full, raising=False)
-        with pytest.raises(OSError, match="No space left") as caught:
+        with pytest.raises(OSError, match="No space left") as error:
             shards.append(np.zeros(10**5, np.uint8))
-    assert caught.value.filename == str(tmp_path / "x-00000.bin")
+    assert error.value.filename == str(tmp_path / "x-00000.bin")
 
 
 # --- damage -------------------------------------------------------------------------------------
@@ -300,9 +300,9 @@ SHARD, END, JSON = "tokens-00003.bin", "label-00004.bin", "manifest.json"
 def test_damage_is_named_and_the_way_out_too(tmp_path, damage, name, words, verify):
     folder = write(tmp_path / "made")
     damage(folder)
-    with pytest.raises(RunError, match=words) as caught:
+    with pytest.raises(RunError, match=words) as error:
         open_records(folder, verify=verify)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(f"{folder / name} ")
     assert message.endswith(f": delete the folder {folder} to create it again.")
     assert "\n" not in message
@@ -436,32 +436,32 @@ def test_the_second_to_end_checks_that_its_own_were_the_same(tmp_path, same):
         second.append(**rows(seed=0))
         with RecordWriter(tmp_path / "made", LAYOUT) as first:
             first.append(**rows(seed=0 if same else 1))
-    kept = open_records(tmp_path / "made").arrays["tokens"][:]
-    np.testing.assert_array_equal(kept, rows(seed=0 if same else 1)["tokens"])
+    tokens = open_records(tmp_path / "made").arrays["tokens"][:]
+    np.testing.assert_array_equal(tokens, rows(seed=0 if same else 1)["tokens"])
     assert names(tmp_path) == ["made"]
 
 
 @pytest.mark.parametrize("moment", ["before the lock", "at the lock", "before the manifest"])
 def test_a_new_folder_that_another_writer_takes_for_a_dead_one(tmp_path, monkeypatch, moment):
-    made, mkdtemp, flock = [], records.tempfile.mkdtemp, fcntl.flock
+    folders, mkdtemp, flock = [], records.tempfile.mkdtemp, fcntl.flock
 
     def make(**options):
-        made.append(Path(mkdtemp(**options)))
-        if moment == "before the manifest" and len(made) == 1:
-            made[0].rmdir()
-        return str(made[-1])
+        folders.append(Path(mkdtemp(**options)))
+        if moment == "before the manifest" and len(folders) == 1:
+            folders[0].rmdir()
+        return str(folders[-1])
 
     def lock(file, operation):
-        if len(made) == 1 and moment == "before the lock":
-            shutil.rmtree(made[0])
-        if len(made) == 1 and moment == "at the lock":
+        if len(folders) == 1 and moment == "before the lock":
+            shutil.rmtree(folders[0])
+        if len(folders) == 1 and moment == "at the lock":
             raise BlockingIOError(errno.EAGAIN, "")
         flock(file, operation)
 
     monkeypatch.setattr(records.tempfile, "mkdtemp", make)
     monkeypatch.setattr(fcntl, "flock", lock)
     assert len(open_records(write(tmp_path / "made")).arrays["label"]) == 100
-    assert len(made) == 2
+    assert len(folders) == 2
 
 
 def test_what_is_there_already_is_kept_and_told_before_the_work(tmp_path):

@@ -125,14 +125,16 @@ def test_a_run_whose_folder_another_takes_over_ends(
         command()
     assert first.steps[-1] == 12  # the checkpoint after the next one
     assert_same_end(right.workdir, second[0].workdir)
-    kept = second[0].workdir.path
+    second_path = second[0].workdir.path
     names = files(f"{bucket}/run")
     assert names == {
-        path.relative_to(kept).as_posix() for path in kept.rglob("[!.]*") if path.is_file()
+        path.relative_to(second_path).as_posix()
+        for path in second_path.rglob("[!.]*")
+        if path.is_file()
     }
     for name in names:  # the files of the second run, none of the first
         with tf.io.gfile.GFile(f"{bucket}/run/{name}", "rb") as file:
-            assert file.read() == (kept / name).read_bytes(), name
+            assert file.read() == (second_path / name).read_bytes(), name
 
 
 def test_a_start_that_is_refused_takes_nothing_over(
@@ -172,16 +174,16 @@ def test_what_the_first_wrote_while_the_second_began_counts(
     with on_another_machine(monkeypatch, tmp_path):
         remote._mirrors[second[0].path] = second[0]._mirror
         monkeypatch.setattr(second[0]._mirror, "pull", lambda: None)  # already done
-        seen = []
+        checkpoint_exists = []
 
         def write_config(self, *arguments):
-            seen.append((self / "checkpoints/step_0000000008.npz").exists())
+            checkpoint_exists.append((self / "checkpoints/step_0000000008.npz").exists())
             usual(self, *arguments)
-            seen.append((self / "checkpoints/step_0000000008.npz").exists())
+            checkpoint_exists.append((self / "checkpoints/step_0000000008.npz").exists())
 
         monkeypatch.setattr(WorkDirectory, "write_config", write_config)
         trainer = run(recipe(), toys.token_data(), workdir=f"{bucket}/run")
-    assert seen == [False, True]
+    assert checkpoint_exists == [False, True]
     resumed = [
         line for line in read_metrics(trainer.workdir.path) if line.get("event") == "resumed"
     ]
@@ -190,15 +192,15 @@ def test_what_the_first_wrote_while_the_second_began_counts(
 
 
 def test_checkpoints_arrive_while_it_trains(run, bucket):
-    seen = []
+    bucket_files = []
 
     class Look(StopAt):
         def on_train_batch_end(self, batch, logs=None):
-            seen.append(files(f"{bucket}/run"))
+            bucket_files.append(files(f"{bucket}/run"))
 
     run(recipe(keep=1), toys.token_data(), workdir=f"{bucket}/run", callbacks=[Look(0)])
-    assert "config.json" in seen[0]  # before the first update
-    assert any("checkpoints/step_0000000004.npz" in names for names in seen)
+    assert "config.json" in bucket_files[0]  # before the first update
+    assert any("checkpoints/step_0000000004.npz" in names for names in bucket_files)
     checkpoints = {name for name in files(f"{bucket}/run") if "checkpoints" in name}
     assert checkpoints == {
         "checkpoints/step_0000000013.npz"
@@ -295,12 +297,12 @@ def test_a_file_that_goes_while_it_is_copied(bucket, cache, monkeypatch):
     another_machine(cache, monkeypatch)
     copy = tf.io.gfile.copy
 
-    def gone(source, *words, **more):
+    def copy_missing_file(source, *words, **more):
         if source.endswith("b.json"):
             tf.io.gfile.remove(source)
         copy(source, *words, **more)
 
-    monkeypatch.setattr(tf.io.gfile, "copy", gone)
+    monkeypatch.setattr(tf.io.gfile, "copy", copy_missing_file)
     assert [path.name for path in remote.local(f"{bucket}/run").iterdir()] == ["a.json"]
 
 
@@ -344,8 +346,8 @@ def test_half_a_file_never_has_its_name(bucket, monkeypatch):
         patch.setattr(tf.io.gfile, "rename", killed)
         with pytest.raises(Interrupted):
             folder.push()
-    (left,) = files(f"{bucket}/run")
-    assert re.fullmatch(r"config\.json\.[0-9a-f]{32}\.tmp", left)
+    (name,) = files(f"{bucket}/run")
+    assert re.fullmatch(r"config\.json\.[0-9a-f]{32}\.tmp", name)
     folder.close()
     assert "config.json" in files(f"{bucket}/run")
 
@@ -409,9 +411,9 @@ def test_no_permission_is_one_line_before_the_first_step(run, bucket, tmp_path, 
         raise tf.errors.PermissionDeniedError(None, None, "Error 403: no storage.objects.create")
 
     monkeypatch.setattr(tf.io.gfile, "copy", denied)
-    seen = StopAt(1)
+    callback = StopAt(1)
     with pytest.raises(RunError, match=f"Cannot access {bucket}/run: Error 403: no storage"):
-        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[seen])
+        run(recipe(), toys.token_data(), workdir=f"{bucket}/run", callbacks=[callback])
 
 
 def test_a_failure_while_it_trains_is_said_and_tried_again(bucket, monkeypatch, capsys):

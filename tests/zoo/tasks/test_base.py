@@ -1,4 +1,4 @@
-"""What holds of every task."""
+"""Rules for every task."""
 
 import ast
 import inspect
@@ -38,9 +38,9 @@ def test_a_task_is_changed_by_bind_alone():
     """No method depends on an earlier call of another one."""
     every = map(registry.build_task, registry._tasks)
     expected = {type(task) for task in every if type(task).__module__.startswith("zoo.")}
-    found = set(kinds())
-    assert expected | {Distillation} <= found
-    for kind in found:
+    classes = set(kinds())
+    assert expected | {Distillation} <= classes
+    for kind in classes:
         assert setters(kind) <= {"__init__", "bind"}, kind
 
 

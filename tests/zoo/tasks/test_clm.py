@@ -1,4 +1,4 @@
-"""Causal language modelling: what counts as a target, and what the metrics mean."""
+"""Causal language modeling: targets, loss and metrics."""
 
 import math
 
@@ -24,7 +24,7 @@ def model():
 
 
 def prepared(tokens, segments=None, weight=None, **arguments):
-    """What the task makes of stored examples."""
+    """Returns the batch that the task prepares from stored examples."""
     task = registry.build_task("clm", **arguments).bind(None)
     batch = {"tokens": tf.constant(tokens)}
     if segments is not None:
@@ -59,7 +59,7 @@ def test_rows_that_pad_a_batch_count_nothing():
 
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_loss_and_metrics_are_sums_over_tokens(model, chunk):
-    """Computed here once more, a token at a time, from the logits."""
+    """Recomputes loss and metrics from the logits, token by token."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(6, 16, (3, 13))
     segments = np.where(np.arange(13) < [[13], [7], [10]], 1 + (np.arange(13) >= 4), 0)
@@ -82,9 +82,9 @@ def test_loss_and_metrics_are_sums_over_tokens(model, chunk):
 
 
 def test_bits_per_byte_do_not_depend_on_the_tokenizer():
-    """A model that knows nothing needs 8 bits a byte, with whatever tokens it is asked in."""
+    """A uniform model needs 8 bits per byte with every tokenizer."""
     text = "naïve خانه 🙂 " * 3
-    found = []
+    counts = []
     for kind in ("byte", "character"):
         tokenizer = tokenizers.train(kind, [text])
         data = Dataset("text", {"train": {"tokens": np.ones((1, 2))}}, (), "", tokenizer)
@@ -92,9 +92,9 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer():
         ids = np.concatenate([[START], tokenizer.encode(text)])[None]
         batch = task.prepare({"tokens": tf.constant(ids), "weight": tf.ones(1)}, None, False)
         assert float(tf.reduce_sum(batch["bytes"])) == len(text.encode())
-        found.append(float(tf.reduce_sum(batch["counts"])))
-    assert found[0] == len(text.encode())
-    assert found[1] == len(text)
+        counts.append(float(tf.reduce_sum(batch["counts"])))
+    assert counts[0] == len(text.encode())
+    assert counts[1] == len(text)
 
 
 def test_perplexity_is_the_exponential_of_the_loss():
@@ -173,7 +173,7 @@ def test_windows_of_a_phase_begin_later():
 
 @pytest.mark.parametrize("size", [2, 3, 12, 100, 101])
 def test_in_every_phase_all_tokens_but_the_first_are_targets_once(size):
-    """A short text too: no window is empty."""
+    """Includes a short text: no window is empty."""
     windows = Windows(np.arange(size), 64)
     for phase in range(64):
         rows = windows.take(np.arange(len(windows)), phase)

@@ -1,4 +1,4 @@
-"""The generator and the discriminator of a GAN in the one train step."""
+"""GANs: generator and discriminator in one train step."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ from zoo.tasks.gan import GenerativeAdversarial
 TINY = {"noise_dim": 8, "hidden_dim": 16, "filters": 4}
 
 
-def pictures(examples=70, name="gan_mnist", **tiny):
+def image_dataset(examples=70, name="gan_mnist", **tiny):
     model = registry.build(name, **(tiny or TINY))
     splits = {"train": GenerativeAdversarial().synthetic(model, examples, 0)}
     return Dataset("pictures", splits, (), f"pictures-{examples}")
@@ -50,14 +50,14 @@ def test_both_networks_come_back_from_a_file(name, tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     noise = np.random.default_rng(0).standard_normal((3, 8)).astype("float32")
-    made = model.generator(noise)
-    np.testing.assert_array_equal(made, again.generator(noise))
-    np.testing.assert_array_equal(model.discriminator(made), again.discriminator(made))
-    assert float(np.abs(made).max()) <= 1
+    images = model.generator(noise)
+    np.testing.assert_array_equal(images, again.generator(noise))
+    np.testing.assert_array_equal(model.discriminator(images), again.discriminator(images))
+    assert float(np.abs(images).max()) <= 1
 
 
 def batches(task, data, steps, size):
-    """The batches of a run, as the pipeline gives them."""
+    """Returns the batches of a run from the pipeline."""
     from zoo.data import pipeline
 
     return pipeline.training_batches(
@@ -68,8 +68,8 @@ def batches(task, data, steps, size):
 
 @pytest.mark.parametrize("loss", ["non_saturating", "hinge"])
 def test_equal_to_the_loop_as_it_is_written_by_hand(run, loss):
-    data, config = pictures(64), recipe(task={"loss": loss}, steps=6)
-    config.optimizer = optimizer("sgd", learning_rate=0.002)  # Adam enlarges what rounding does
+    data, config = image_dataset(64), recipe(task={"loss": loss}, steps=6)
+    config.optimizer = optimizer("sgd", learning_rate=0.002)  # Adam would enlarge rounding errors
     trainer = run(config, data)
 
     keras.utils.set_random_seed(0)
@@ -101,7 +101,7 @@ def test_equal_to_the_loop_as_it_is_written_by_hand(run, loss):
 
 
 def test_the_penalty_is_the_slope_at_real_pictures():
-    """Against finite differences along the slope itself, in float64 by a smooth discriminator."""
+    """Compares with finite differences in float64 on a smooth discriminator."""
     image = keras.Input((4, 4, 1), dtype="float64")
     x = keras.layers.Conv2D(3, 3, activation="tanh", dtype="float64")(image)
     x = keras.layers.Dense(1, dtype="float64")(keras.layers.Flatten(dtype="float64")(x))
@@ -111,20 +111,20 @@ def test_the_penalty_is_the_slope_at_real_pictures():
     _, slopes = task._logits_and_gradients(
         discriminator, {"image": tf.constant(pixels), "weight": tf.ones(3)}, False
     )
-    found = np.zeros_like(pixels)
+    expected = np.zeros_like(pixels)
     for place in np.ndindex(4, 4):
         step = np.zeros((4, 4, 1))
         step[place] = 1e-5
         up, down = (np.asarray(discriminator(pixels + s))[:, 0] for s in (step, -step))
-        found[(slice(None), *place, 0)] = (up - down) / 2e-5
-    np.testing.assert_allclose(slopes, found, atol=1e-6)
+        expected[(slice(None), *place, 0)] = (up - down) / 2e-5
+    np.testing.assert_allclose(slopes, expected, atol=1e-6)
 
 
 def test_the_penalty_is_in_the_loss_and_has_its_gradient(run):
-    """The gradient of the penalty itself, by finite differences of a discriminator's weight."""
+    """Compares the penalty's gradient with finite differences in a discriminator weight."""
     model = registry.build("dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
     task, gamma = GenerativeAdversarial(r1=6.0).bind(model), 6.0
-    data = pictures(8, "dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
+    data = image_dataset(8, "dcgan_mnist", **registry.entry("dcgan_mnist").tiny)
     (batch,) = list(batches(task, data, 1, 8))
     kernel = model.discriminator.get_layer("logit").kernel
 
@@ -152,7 +152,7 @@ def test_the_penalty_is_in_the_loss_and_has_its_gradient(run):
 
 def test_each_player_has_its_optimizer_its_rate_and_the_generator_the_average(run):
     config = recipe(task={"discriminator_rate": 4.0}, ema=0.5)
-    trainer = run(config, pictures())
+    trainer = run(config, image_dataset())
     step = trainer.step
     first, second = step.optimizers
     for own, part in ((first, step.net.discriminator), (second, step.net.generator)):
@@ -181,14 +181,14 @@ def test_each_player_has_its_optimizer_its_rate_and_the_generator_the_average(ru
 def test_a_checkpoint_holds_both_optimizers(run, tmp_path):
     from trainers.run import checkpoint
 
-    trainer = run(recipe(), pictures())
-    held = {id(v) for v in checkpoint.variables_of(trainer.step)}
+    trainer = run(recipe(), image_dataset())
+    variable_ids = {id(v) for v in checkpoint.variables_of(trainer.step)}
     for own in trainer.step.optimizers:
-        assert {id(v) for v in own.variables} <= held
+        assert {id(v) for v in own.variables} <= variable_ids
 
 
 def test_the_noise_is_drawn_anew_for_each_player_and_step():
-    data = pictures()
+    data = image_dataset()
     task = GenerativeAdversarial().bind(registry.build("gan_mnist", **TINY))
     one, other = list(batches(task, data, 2, 16))
     noises = [np.asarray(b[k]) for b in (one, other) for k in ("noise", "discriminator_noise")]
@@ -205,26 +205,26 @@ def test_noise_is_finite_at_the_ends():
     task = GenerativeAdversarial().bind(registry.build("gan_mnist", **TINY))
     for end in (0.0, 1 - 2**-23):
         batch = {"image": tf.zeros((2, 28, 28, 1), tf.uint8), "weight": tf.ones(2)}
-        found = task.prepare(batch, lambda n, end=end: tf.fill((2, n), end), True)  # noqa: B023
-        assert np.isfinite(found["noise"]).all()
+        output = task.prepare(batch, lambda n, end=end: tf.fill((2, n), end), True)  # noqa: B023
+        assert np.isfinite(output["noise"]).all()
 
 
 @pytest.mark.parametrize(
-    ("logs", "said"),
+    ("logs", "message"),
     [
         ({"real_right": 1.0, "fake_right": 1.0, "margin": 9.0}, "the generator learns little"),
         ({"real_right": 0.5, "fake_right": 0.5, "margin": 1e-5}, "has collapsed"),
         ({"real_right": 0.9, "fake_right": 1.0, "margin": 3.0}, ""),
     ],
 )
-def test_what_is_said_when_one_side_has_won(logs, said):
-    found = GenerativeAdversarial().warning(logs)
-    assert said in found
-    assert bool(found) == bool(said)
+def test_warning_if_one_network_dominates(logs, message):
+    warning = GenerativeAdversarial().warning(logs)
+    assert message in warning
+    assert bool(warning) == bool(message)
 
 
-class NoAnswer(keras.callbacks.Callback):
-    """Leaves the discriminator without a view of its own."""
+class ZeroLogits(keras.callbacks.Callback):
+    """Sets the discriminator's output to 0."""
 
     def on_train_begin(self, logs=None):
         for variable in self.model.net.discriminator.get_layer("logit").weights:
@@ -233,14 +233,14 @@ class NoAnswer(keras.callbacks.Callback):
 
 def test_a_collapse_is_an_event_once(run):
     config = recipe(task={"discriminator_rate": 1e-9}, steps=20)
-    trainer = run(config, pictures(), callbacks=[NoAnswer()])
+    trainer = run(config, image_dataset(), callbacks=[ZeroLogits()])
     events = [x for x in read_metrics(trainer.workdir.path) if x.get("event") == "warning"]
     assert len(events) == 1
     assert "has collapsed" in events[0]["detail"]
 
 
 def test_samples_without_a_validation_split(run):
-    trainer = run(recipe(steps=10, evaluate_every=5), pictures())
+    trainer = run(recipe(steps=10, evaluate_every=5), image_dataset())
     lines = read_metrics(trainer.workdir.path)
     names = [line["picture"] for line in lines if line.get("event") == "sample"]
     assert names == ["samples/step_0000000005.png", "samples/step_0000000010.png"]
@@ -257,7 +257,7 @@ def test_samples_without_a_validation_split(run):
 def test_a_damaged_sheet_becomes_a_note(run):
     from trainers.report.page import write_report
 
-    trainer = run(recipe(steps=10, evaluate_every=5), pictures())
+    trainer = run(recipe(steps=10, evaluate_every=5), image_dataset())
     (trainer.workdir / "samples" / "step_0000000005.png").write_bytes(b"no picture")
     page = write_report(trainer.workdir.path).read_text()
     assert "step_0000000005.png could not be read" in page
@@ -265,7 +265,7 @@ def test_a_damaged_sheet_becomes_a_note(run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"loss": "wasserstein"}, "task.loss must be one of non_saturating, hinge"),
         ({"r1": -1.0}, "task.r1 must be 0"),
@@ -273,8 +273,8 @@ def test_a_damaged_sheet_becomes_a_note(run):
         ({"samples": 3}, "task.samples must be at least 100"),
     ],
 )
-def test_refused_arguments(arguments, said):
-    with pytest.raises(UsageError, match=said):
+def test_refused_arguments(arguments, message):
+    with pytest.raises(UsageError, match=message):
         GenerativeAdversarial(**arguments)
 
 
@@ -287,19 +287,19 @@ def test_refused_models_and_data(run):
 
 
 def test_slow_variables_of_one_player(run):
-    """A pattern of one network's variables; of none's it is refused."""
+    """The pattern may match variables of one network; a pattern without a match is refused."""
     config = recipe(steps=1)
     config.optimizer.slow = "^convolution_1/"
-    run(config, pictures())
+    run(config, image_dataset())
     config.optimizer.slow = "^judge/"
     with pytest.raises(UsageError, match="slow must match a trainable variable"):
-        run(config, pictures())
+        run(config, image_dataset())
 
 
-def test_no_model_is_the_best(run):
+def test_no_best_model_is_saved(run):
     """The generator's loss is lowest before the discriminator has learned anything."""
     config = recipe(steps=4, evaluate_every=2)
     config.data.validation_size = 16
-    trainer = run(config, pictures())
+    trainer = run(config, image_dataset())
     assert any("val_generator" in line for line in read_metrics(trainer.workdir.path))
     assert not (trainer.workdir / "best").exists()

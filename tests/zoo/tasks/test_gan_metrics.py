@@ -1,4 +1,4 @@
-"""Measures of made pictures, on sets of which the answer is known."""
+"""Metrics of generated images, on sets with known results."""
 
 import dataclasses
 
@@ -27,38 +27,41 @@ def test_frechet_distance_against_scipy():
     expected = shift @ shift + np.trace(a + b - 2 * sqrtm(a @ b).real)
     assert gan_metrics.frechet_distance(one, other) == pytest.approx(expected, rel=1e-9)
     assert gan_metrics.frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
-    moved = one + [3, 0, 0, 0, 0]
-    assert gan_metrics.frechet_distance(one, moved) == pytest.approx(9, rel=1e-9)
+    shifted = one + [3, 0, 0, 0, 0]
+    assert gan_metrics.frechet_distance(one, shifted) == pytest.approx(9, rel=1e-9)
 
 
 def test_precision_and_recall_against_the_definition():
     generator = np.random.default_rng(0)
-    real, made = generator.standard_normal((1300, 3)), 0.5 * generator.standard_normal((1100, 3))
+    real, generated = (
+        generator.standard_normal((1300, 3)),
+        0.5 * generator.standard_normal((1100, 3)),
+    )
 
-    def inside(points, centres):
-        distances = np.sqrt(((centres[:, None] - centres) ** 2).sum(-1))
+    def inside(points, centers):
+        distances = np.sqrt(((centers[:, None] - centers) ** 2).sum(-1))
         radii = np.sort(distances, 1)[:, 3]
-        between = np.sqrt(((points[:, None] - centres) ** 2).sum(-1))
+        between = np.sqrt(((points[:, None] - centers) ** 2).sum(-1))
         return (between <= radii).any(1).mean()
 
-    precision, recall = gan_metrics.precision_recall(real, made)
-    assert precision == pytest.approx(inside(made, real), abs=2e-3)
-    assert recall == pytest.approx(inside(real, made), abs=2e-3)
-    assert precision > recall + 0.2  # narrow, but right
+    precision, recall = gan_metrics.precision_recall(real, generated)
+    assert precision == pytest.approx(inside(generated, real), abs=2e-3)
+    assert recall == pytest.approx(inside(real, generated), abs=2e-3)
+    assert precision > recall + 0.2  # the generated points are narrow, but inside the real ones
 
 
-@pytest.mark.parametrize(("centre", "expected"), [(0.0, (1, 0)), (50.0, (0, 0))])
-def test_one_mode_and_none(centre, expected):
+@pytest.mark.parametrize(("center", "expected"), [(0.0, (1, 0)), (50.0, (0, 0))])
+def test_one_mode_and_none(center, expected):
     generator = np.random.default_rng(0)
     real = generator.standard_normal((200, 2)) * 10
-    made = generator.standard_normal((200, 2)) * 1e-3 + centre
-    precision, recall = gan_metrics.precision_recall(real, made)
+    generated = generator.standard_normal((200, 2)) * 1e-3 + center
+    precision, recall = gan_metrics.precision_recall(real, generated)
     assert (round(precision), round(recall)) == expected
 
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    """A work directory of a classifier of pictures of which the brightness is the class."""
+    """Returns a work directory of a classifier of images by brightness."""
     from trainers.train.trainer import Trainer
 
     generator = np.random.default_rng(0)
@@ -76,7 +79,7 @@ def judge(tmp_path_factory):
 
 
 def constant(value):
-    """A GAN whose generator makes one picture."""
+    """Returns a GAN whose generator always returns the same image."""
     model = registry.build("gan_mnist", noise_dim=4, hidden_dim=4)
     pixels = model.generator.get_layer("pixels")
     pixels.kernel.assign(np.zeros(pixels.kernel.shape))
@@ -86,32 +89,32 @@ def constant(value):
 
 def test_a_generator_of_one_class(judge):
     path, data = judge
-    found = gan_metrics.measure(constant(-0.8), data, "test", str(path), 200)
-    assert found["classes_covered"] == 1
-    assert found["smallest_class_share"] == 0
-    assert found["class_entropy"] == 0
-    assert found["real_frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert found["frechet_distance"] > 0.1
-    assert 0.5 < found["top_probability"] <= 1
-    name, _, digest = found["classifier"].partition(" sha256:")
+    metrics = gan_metrics.measure(constant(-0.8), data, "test", str(path), 200)
+    assert metrics["classes_covered"] == 1
+    assert metrics["smallest_class_share"] == 0
+    assert metrics["class_entropy"] == 0
+    assert metrics["real_frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert metrics["frechet_distance"] > 0.1
+    assert 0.5 < metrics["top_probability"] <= 1
+    name, _, digest = metrics["classifier"].partition(" sha256:")
     assert name == "run"
     assert len(digest) == 16
 
 
 def test_classes_that_the_split_lacks_are_not_missed(judge):
-    """A generator of all that there is covers it, however rare a class is."""
+    """A generator of all classes of the split covers them, even rare ones."""
     path, data = judge
     test = data.splits["test"]
     dark = {key: array[test["label"] == 0] for key, array in test.items()}
     few = {key: array[:2] for key, array in dark.items()}
     for split in (dark, few):
-        judged = dataclasses.replace(data, splits={**data.splits, "test": split})
-        found = gan_metrics.measure(constant(-0.8), judged, "test", str(path), 100)
-        assert (found["classes_covered"], found["real_classes"]) == (1, 1)
-        assert (found["smallest_class_share"], found["real_smallest_class_share"]) == (1, 1)
-        assert found["class_entropy"] == found["real_class_entropy"] == 0
+        dataset = dataclasses.replace(data, splits={**data.splits, "test": split})
+        metrics = gan_metrics.measure(constant(-0.8), dataset, "test", str(path), 100)
+        assert (metrics["classes_covered"], metrics["real_classes"]) == (1, 1)
+        assert (metrics["smallest_class_share"], metrics["real_smallest_class_share"]) == (1, 1)
+        assert metrics["class_entropy"] == metrics["real_class_entropy"] == 0
         # Third neighbors need four images.
-        assert ("precision" in found) == ("recall" in found) == (split is dark)
+        assert ("precision" in metrics) == ("recall" in metrics) == (split is dark)
 
 
 def test_a_rare_class_is_covered_by_its_share():
@@ -177,24 +180,26 @@ def test_refused_classifiers(judge, tmp_path, run):
 
 def test_a_sheet_has_each_picture_in_its_place():
     pixels = np.arange(5, dtype="uint8")[:, None, None, None] * np.ones((5, 2, 3, 1), "uint8") + 1
-    found = arrange_grid(pixels, 2)
-    assert found.shape == (8, 7, 1)
+    grid = arrange_grid(pixels, 2)
+    assert grid.shape == (8, 7, 1)
     for number, (y, x) in enumerate([(0, 0), (0, 4), (3, 0), (3, 4), (6, 0)]):
-        assert (found[y : y + 2, x : x + 3] == number + 1).all()
-    assert found[2].max() == found[:, 3].max() == found[6:, 4:].max() == 0
+        assert (grid[y : y + 2, x : x + 3] == number + 1).all()
+    assert grid[2].max() == grid[:, 3].max() == grid[6:, 4:].max() == 0
 
 
 def test_an_interpolation_keeps_the_length_of_the_noise(monkeypatch):
     model = registry.build("gan_mnist", noise_dim=30, hidden_dim=4)
-    seen = []
+    noises = []
     real = image_grids.predict_in_batches
     monkeypatch.setattr(
-        image_grids, "predict_in_batches", lambda m, noise: (seen.append(noise), real(m, noise))[1]
+        image_grids,
+        "predict_in_batches",
+        lambda m, noise: (noises.append(noise), real(m, noise))[1],
     )
     pixels = interpolation(model, rows=2, columns=5, seed=0)
     assert pixels.shape == (2 * 29 - 1, 5 * 29 - 1, 1)
-    lengths = np.linalg.norm(seen[0].reshape(2, 5, 30), axis=-1)
+    lengths = np.linalg.norm(noises[0].reshape(2, 5, 30), axis=-1)
     ends = np.sort(lengths[:, [0, -1]], 1)
     assert (lengths > ends[:, :1] * 0.9).all()
-    steps = np.diff(seen[0].reshape(2, 5, 30), axis=1)
+    steps = np.diff(noises[0].reshape(2, 5, 30), axis=1)
     assert np.ptp(np.linalg.norm(steps, axis=-1), axis=1).max() < 1.0

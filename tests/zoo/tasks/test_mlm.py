@@ -1,4 +1,4 @@
-"""Masked words: which are asked for, what becomes of them, and what the losses count."""
+"""Masked language modeling: selected words, their replacements, losses and metrics."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ ROWS = 64
 
 @dataclasses.dataclass
 class Words:
-    """As much of a tokenizer as the task uses; a fifth of the words go on from the one before."""
+    """A minimal tokenizer for the task; a fifth of the words continue the previous one."""
 
     vocabulary_size: int = V
 
@@ -29,7 +29,7 @@ class Words:
 
 
 def stored(rows=ROWS, seed=0):
-    """Pairs as the task `nsp` stores them; the rows hold 10 to 40 tokens."""
+    """Returns pairs as the task `nsp` stores them, in rows of 10 to 40 tokens."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(FIRST_WORD, V, (rows, T))
     sizes = generator.integers(10, T + 1, (rows, 1))
@@ -49,41 +49,41 @@ def make_task(name="nsp", **arguments):
 
 
 def batches(task, arrays, steps=1, seed=0, batch_size=None):
-    """The task's batches of the first steps, with the stored tokens as "raw"."""
+    """Returns the task's batches of the first steps, with the stored tokens as "raw"."""
 
     def prepare(batch, uniform, training):
         return {**task.prepare(batch, uniform, training), "raw": batch["tokens"]}
 
     rows = len(arrays["tokens"])
-    found = pipeline.training_batches(
+    tensor_batches = pipeline.training_batches(
         arrays, prepare, batch_size=batch_size or rows, replicas=1, seed=seed, first_step=0,
         last_step=steps,
     )  # fmt: skip
-    return [{k: v.numpy() for k, v in batch.items()} for batch in found]
+    return [{k: v.numpy() for k, v in batch.items()} for batch in tensor_batches]
 
 
-def asked_places(batch):
-    """(B, T) bool: where a word is asked for."""
-    asked = np.zeros(batch["tokens"].shape, bool)
+def selected_positions(batch):
+    """Returns (B, T) bool: positions that are selected for prediction."""
+    selected = np.zeros(batch["tokens"].shape, bool)
     rows, slots = np.nonzero(batch["counts"])
-    asked[rows, batch["masked"][rows, slots]] = True
-    return asked
+    selected[rows, batch["masked"][rows, slots]] = True
+    return selected
 
 
 @pytest.fixture(scope="module")
-def many():
-    """Fifty batches."""
+def many_batches():
+    """Returns fifty batches."""
     return batches(make_task(), stored(), steps=50)
 
 
-# --- which words are asked for --------------------------------------------------------------------
+# --- selection of words ---------------------------------------------------------------------------
 
 
-def test_special_tokens_and_padding_are_never_asked_for(many):
-    for batch in many:
+def test_special_tokens_and_padding_are_never_asked_for(many_batches):
+    for batch in many_batches:
         raw = batch["raw"].astype(int)
-        assert (raw[asked_places(batch)] >= FIRST_WORD).all()
-        # Nor touched.
+        assert (raw[selected_positions(batch)] >= FIRST_WORD).all()
+        # Special tokens are not replaced.
         special = raw < FIRST_WORD
         np.testing.assert_array_equal(batch["tokens"][special], raw[special])
 
@@ -92,8 +92,8 @@ def test_special_tokens_and_padding_are_never_asked_for(many):
 def test_the_share_of_each_row_is_asked_for(share):
     (batch,) = batches(make_task(mask_share=share), stored())
     words = (batch["raw"] >= FIRST_WORD).sum(1)
-    asked = batch["counts"].sum(1)
-    assert (np.abs(asked - np.maximum(1, share * words)) < 0.501).all()
+    counts = batch["counts"].sum(1)
+    assert (np.abs(counts - np.maximum(1, share * words)) < 0.501).all()
     assert batch["masked"].shape == (ROWS, int(np.ceil(share * T)))
     assert [len(set(row)) for row in batch["masked"].tolist()] == [batch["masked"].shape[1]] * ROWS
 
@@ -106,34 +106,34 @@ def test_a_row_without_words_asks_for_none():
     np.testing.assert_array_equal(batch["tokens"], batch["raw"])
 
 
-def test_all_words_are_asked_for_equally_often(many):
-    asked = sum(asked_places(b).sum(0) for b in many)
-    possible = sum((b["raw"] >= FIRST_WORD).sum(0) for b in many)
-    rate = asked[possible > 500] / possible[possible > 500]
+def test_all_words_are_asked_for_equally_often(many_batches):
+    counts = sum(selected_positions(b).sum(0) for b in many_batches)
+    possible = sum((b["raw"] >= FIRST_WORD).sum(0) for b in many_batches)
+    rate = counts[possible > 500] / possible[possible > 500]
     assert len(rate) > 30
-    assert np.abs(rate - 0.15).max() < 0.06  # a rate's deviation is at most 0.016
+    assert np.abs(rate - 0.15).max() < 0.06  # the standard deviation of a rate is at most 0.016
 
 
-def test_targets_are_the_words_that_stood_there(many):
-    for batch in many:
+def test_targets_are_the_words_that_stood_there(many_batches):
+    for batch in many_batches:
         np.testing.assert_array_equal(
             batch["targets"], np.take_along_axis(batch["raw"].astype(int), batch["masked"], 1)
         )
-        others = ~asked_places(batch)
+        others = ~selected_positions(batch)
         np.testing.assert_array_equal(batch["tokens"][others], batch["raw"][others])
 
 
-# --- what becomes of them -------------------------------------------------------------------------
+# --- replacement of words -------------------------------------------------------------------------
 
 
 def within(count, total, share, deviations=4.5):
-    """Whether a count is what a binomial distribution gives but once in 100,000 times."""
+    """Returns whether a count is within the 1 - 1e-5 interval of a binomial distribution."""
     return abs(count - total * share) <= deviations * np.sqrt(total * share * (1 - share))
 
 
-def test_eighty_ten_ten(many):
-    new = np.concatenate([b["tokens"][asked_places(b)] for b in many])
-    old = np.concatenate([b["raw"][asked_places(b)] for b in many]).astype(int)
+def test_eighty_ten_ten(many_batches):
+    new = np.concatenate([b["tokens"][selected_positions(b)] for b in many_batches])
+    old = np.concatenate([b["raw"][selected_positions(b)] for b in many_batches]).astype(int)
     total = len(new)
     assert total > 10_000
     same = 0.1 + 0.1 / (V - FIRST_WORD)  # a random word may be the same
@@ -149,17 +149,17 @@ def test_eighty_ten_ten(many):
 
 
 def test_what_becomes_of_a_word_does_not_depend_on_which_one_it_is():
-    # With a row a batch, where numbers drawn twice would begin alike.
+    # One row per batch, so that reused random numbers would be noticed.
     arrays = {name: array[:1] for name, array in stored().items()}
-    found = batches(make_task(), arrays, steps=600)
-    first = [b["tokens"][0, 1] for b in found if asked_places(b)[0, 1]]
+    all_batches = batches(make_task(), arrays, steps=600)
+    first = [b["tokens"][0, 1] for b in all_batches if selected_positions(b)[0, 1]]
     assert within(sum(token == MASK for token in first), len(first), 0.8)
-    slots = np.concatenate([b["tokens"][0, b["masked"][0, :6]] == MASK for b in found])
+    slots = np.concatenate([b["tokens"][0, b["masked"][0, :6]] == MASK for b in all_batches])
     for share in slots.reshape(-1, 6).mean(0):
         assert within(share * 600, 600, 0.8)
 
 
-# --- of which it is a function --------------------------------------------------------------------
+# --- random numbers -------------------------------------------------------------------------------
 
 
 def by_row(batch):
@@ -180,26 +180,26 @@ def test_masks_are_a_function_of_the_seed_and_new_in_every_epoch():
         return sum(np.array_equal(a[row], b[row]) for row in a)
 
     assert equal(one[0], one[0]) == ROWS
-    assert equal(one[0], one[1]) <= 3  # rows of ten tokens ask for one word
+    assert equal(one[0], one[1]) <= 3  # rows of ten tokens have one selected word
     assert equal(one[0], other[0]) <= 3
 
 
 def test_masks_are_fixed_in_evaluation():
     task = make_task()
-    found = [
+    token_batches = [
         [b["tokens"].numpy() for b in pipeline.evaluation_batches(
             stored(), task.prepare, batch_size=16, replicas=replicas)]
         for replicas in (1, 1, 2)
     ]  # fmt: skip
-    np.testing.assert_array_equal(*(np.concatenate(f) for f in found[:2]))
-    np.testing.assert_array_equal(*(np.concatenate(f) for f in found[1:]))
+    np.testing.assert_array_equal(*(np.concatenate(f) for f in token_batches[:2]))
+    np.testing.assert_array_equal(*(np.concatenate(f) for f in token_batches[1:]))
 
 
 # --- whole words ----------------------------------------------------------------------------------
 
 
 def word_numbers(raw, segments):
-    """(T,) the word of each token, -1 for special tokens: an independent count."""
+    """Returns (T,) the index of each token's word, -1 for special tokens."""
     starts = Words().starts_word
     words, word = np.full(len(raw), -1), -1
     for place, token in enumerate(raw):
@@ -212,50 +212,61 @@ def word_numbers(raw, segments):
 
 
 def test_whole_words_are_asked_for_whole():
-    found = batches(make_task(whole_word=True), stored(), steps=20)
-    asked_in_all = possible = parts = 0
-    for batch in found:
-        asked = asked_places(batch)
+    all_batches = batches(make_task(whole_word=True), stored(), steps=20)
+    selected_count = possible = parts = 0
+    for batch in all_batches:
+        selected = selected_positions(batch)
         for row in range(ROWS):
             words = word_numbers(batch["raw"][row], batch["segments"][row])
-            drawn = np.unique(words[asked[row]])
-            np.testing.assert_array_equal(asked[row], np.isin(words, drawn))
-            assert -1 not in drawn
-            parts += asked[row].sum() - len(drawn)
-            asked_in_all += asked[row].sum()
+            selected_words = np.unique(words[selected[row]])
+            np.testing.assert_array_equal(selected[row], np.isin(words, selected_words))
+            assert -1 not in selected_words
+            parts += selected[row].sum() - len(selected_words)
+            selected_count += selected[row].sum()
             possible += (words >= 0).sum()
-            assert asked[row].sum() <= max(1, round(0.15 * (words >= 0).sum()))
+            assert selected[row].sum() <= max(1, round(0.15 * (words >= 0).sum()))
     assert parts > 300
-    assert 0.12 < asked_in_all / possible <= 0.155
+    assert 0.12 < selected_count / possible <= 0.155
 
 
 def test_single_parts_are_asked_for_without_whole_words():
     (batch,) = batches(make_task(), stored())
     cut = 0
-    for row, asked in enumerate(asked_places(batch)):
+    for row, selected in enumerate(selected_positions(batch)):
         words = word_numbers(batch["raw"][row], batch["segments"][row])
-        cut += (np.isin(words, np.unique(words[asked])) & ~asked).sum()
+        cut += (np.isin(words, np.unique(words[selected])) & ~selected).sum()
     assert cut > 10
 
 
 def test_a_word_of_more_parts_than_are_asked_for_is_left_alone():
     arrays = {name: array[:8] for name, array in stored().items()}
     arrays["tokens"][:, 1:] = 0
-    arrays["tokens"][:, 1:9] = [11, 10, 10, 10, 10, 12, 13, 14]  # a word of five parts and three
+    arrays["tokens"][:, 1:9] = [
+        11,
+        10,
+        10,
+        10,
+        10,
+        12,
+        13,
+        14,
+    ]  # a word of five tokens, then three words of one token
     task = make_task(whole_word=True, mask_share=0.3)  # two tokens
     for batch in batches(task, arrays, steps=20):
-        places = {place for row in asked_places(batch) for place in np.flatnonzero(row)}
+        places = {place for row in selected_positions(batch) for place in np.flatnonzero(row)}
         assert places <= {6, 7, 8}
         assert (batch["counts"].sum(1) == 2).all()
 
 
 def test_a_word_ends_with_its_document():
     task = make_task("mlm", whole_word=True, mask_share=0.5)
-    arrays = {  # 10 goes on from the word before, unless it belongs to another document
+    arrays = {  # token 10 continues the previous word, unless the document changes
         "tokens": np.array([[11, 10, 10, 10]] * 8), "segments": np.array([[1, 1, 2, 2]] * 8),
     }  # fmt: skip
-    seen = {tuple(row) for b in batches(task, arrays, 20) for row in asked_places(b).tolist()}
-    assert seen == {(True, True, False, False), (False, False, True, True)}
+    patterns = {
+        tuple(row) for b in batches(task, arrays, 20) for row in selected_positions(b).tolist()
+    }
+    assert patterns == {(True, True, False, False), (False, False, True, True)}
 
 
 # --- RoBERTa's rows -------------------------------------------------------------------------------
@@ -326,35 +337,35 @@ def test_perplexity_is_that_of_the_words():
     assert (words.terms, words.monitor) == ({"loss": 1.0}, "val_loss")
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refused models and arguments -----------------------------------------------------------------
 
 
-def refused(name, model, arrays, known=None, **arguments):
+def error_of(name, model, arrays, known=None, **arguments):
     data = Dataset("toy", {"train": arrays}, (), "toy", known)
     task = registry.build_task(name, **arguments).bind(model, data)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as error:
         task.check(model, data)
-    return " ".join(str(caught.value).split())
+    return " ".join(str(error.value).split())
 
 
 def test_a_model_of_other_heads_is_refused(model):
     words = {"tokens": stored()["tokens"]}
-    assert "model.next_sentence=False. Received: 'bert'" in refused("mlm", model, words)
+    assert "model.next_sentence=False. Received: 'bert'" in error_of("mlm", model, words)
     gpt = registry.build("gpt_nano", **registry.entry("gpt_nano").tiny)
-    assert "with the named outputs: none" in refused("mlm", gpt, words)
+    assert "with the named outputs: none" in error_of("mlm", gpt, words)
     alone = registry.build("roberta_base", **registry.entry("bert_tiny").tiny)
-    assert "model.next_sentence=True" in refused("nsp", alone, stored())
+    assert "model.next_sentence=True" in error_of("nsp", alone, stored())
 
 
 def test_data_that_do_not_fit_are_refused(model):
     arrays = stored()
     del arrays["types"]
-    assert "requires the array 'types'" in refused("nsp", model, arrays)
+    assert "requires the array 'types'" in error_of("nsp", model, arrays)
     longer = {name: np.repeat(array, 2, axis=-1) for name, array in stored().items()}
     longer["label"] = stored()["label"]
-    assert "the model's 40 positions. Received: sequences of 80" in refused("nsp", model, longer)
+    assert "the model's 40 positions. Received: sequences of 80" in error_of("nsp", model, longer)
     known = Words(V + 1)
-    assert "has 501 tokens, but the model supports 500" in refused("nsp", model, stored(), known)
+    assert "has 501 tokens, but the model supports 500" in error_of("nsp", model, stored(), known)
 
 
 @pytest.mark.parametrize(
@@ -375,5 +386,5 @@ def test_the_vocabulary_is_the_tokenizers():
     dataset = Dataset("toy", {"train": stored()}, (), "toy", Words())
     assert task.complete({"vocabulary_size": 0}, dataset) == {"vocabulary_size": V}
     assert task.complete({"vocabulary_size": 512}, dataset) == {"vocabulary_size": 512}
-    # Random words are those that the tokenizer has.
+    # Random words are drawn from the tokenizer's words.
     assert task.bind(None, dataset, {"vocabulary_size": 512}).vocabulary_size == V

@@ -1,4 +1,4 @@
-"""The encoder-decoder, its task and its data."""
+"""Encoder-decoder: model, task and data."""
 
 import keras
 import numpy as np
@@ -26,12 +26,12 @@ ORDERS = pytest.mark.parametrize("norm_first", [False, True], ids=["post_norm", 
 
 def model(noise=0.1, seed=0, **arguments):
     keras.utils.set_random_seed(0)
-    made = seq2seq.build(**{**SIZES, **arguments})
-    # Away from their start, so that no bias or norm goes untested.
+    net = seq2seq.build(**{**SIZES, **arguments})
+    # Weights far from their initial values, so that biases and norms are tested.
     generator = np.random.default_rng(seed)
-    for weight in made.weights:
+    for weight in net.weights:
         weight.assign(weight.numpy() + noise * generator.normal(size=weight.shape))
-    return made
+    return net
 
 
 def words(count, seed=0):
@@ -39,7 +39,7 @@ def words(count, seed=0):
 
 
 def row(length, *sentences):
-    """Sentences one after the other in a row of that length."""
+    """Returns a row of this length with sentences one after the other."""
     out = np.zeros((1, length), "int32")
     flat = np.concatenate(sentences)
     out[0, : len(flat)] = flat
@@ -58,7 +58,7 @@ def run(net, source, target):
     return net({"source": source, "target": target}, training=False).numpy()
 
 
-# --- what a position sees -------------------------------------------------------------------------
+# --- masks ----------------------------------------------------------------------------------------
 
 
 @ORDERS
@@ -102,7 +102,7 @@ def test_pairs_that_share_a_row_do_not_see_each_other():
 
 
 def test_it_is_the_marian_transformer(torch, transformers):
-    """transformers.MarianMTModel: the same architecture, but for the projection's zero bias."""
+    """transformers.MarianMTModel has the same architecture, plus a bias of zeros on the logits."""
     config = transformers.MarianConfig(
         vocab_size=VOCABULARY, d_model=16, encoder_layers=2, decoder_layers=2,
         encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=32,
@@ -128,12 +128,12 @@ def marian_weights(net):
     """Returns our weights under Marian's names."""
     import torch
 
-    found = {}
+    state = {}
 
     def put(name, *arrays):
         for key, array in zip(("weight", "bias"), arrays, strict=False):
             array = array.numpy() if hasattr(array, "numpy") else array
-            found[f"model.{name}.{key}"] = torch.tensor(array.T if array.ndim == 2 else array)
+            state[f"model.{name}.{key}"] = torch.tensor(array.T if array.ndim == 2 else array)
 
     def put_parts(name, dense, *parts):
         kernels = np.split(dense.kernel.numpy(), len(parts), axis=1)
@@ -146,8 +146,8 @@ def marian_weights(net):
 
     table = torch.tensor(net.get_layer("embedding").embeddings.numpy())
     for name in ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens"):
-        found[f"{name}.weight"] = table
-    found["lm_head.weight"] = table
+        state[f"{name}.weight"] = table
+    state["lm_head.weight"] = table
     for side in ("encoder", "decoder"):
         for i in range(2):
             block, name = net.get_layer(f"{side}_{i}"), f"{side}.layers.{i}"
@@ -165,7 +165,7 @@ def marian_weights(net):
             put(f"{name}.fc1", block.feed_forward.up.kernel, block.feed_forward.up.bias)
             put(f"{name}.fc2", block.feed_forward.down.kernel, block.feed_forward.down.bias)
             put_norm(f"{name}.final_layer_norm", block.feed_forward_norm)
-    return found
+    return state
 
 
 # --- one position at a time -----------------------------------------------------------------------
@@ -179,13 +179,13 @@ def test_cached_decoding_equals_the_model(norm_first, tie_weights):
     steps = Seq2SeqDecoding(Adapter(net))
     cache = steps.start(2, 16, source=ops.convert_to_tensor(source))
     first, cache = steps.step(ops.convert_to_tensor(target[:, :3]), cache, 0)
-    found = [first]
+    outputs = [first]
     for place in range(3, 10):
         token = ops.convert_to_tensor(target[:, place : place + 1])
         logits, cache = steps.step(token, cache, place)
-        found.append(logits)
+        outputs.append(logits)
     np.testing.assert_allclose(
-        ops.concatenate(found, 1).numpy(), run(net, source, target), atol=1e-5
+        ops.concatenate(outputs, 1).numpy(), run(net, source, target), atol=1e-5
     )
 
 
@@ -193,7 +193,7 @@ def test_cached_decoding_equals_the_model(norm_first, tie_weights):
 
 
 def stored(seed=0, rows=3):
-    """Rows of two pairs each."""
+    """Returns rows of two pairs each."""
     pairs = [
         [words(4, seed + 9 * i + j) for j in range(4)] for i in range(rows)
     ]  # fmt: skip
@@ -241,7 +241,7 @@ def test_the_loss_is_that_of_keras(chunk, smoothing):
     assert float(count) == weight
     right = np.argmax(logits, -1) == batch["labels"].numpy()
     assert float(result.statistics["accuracy"][0]) == (right * counts.numpy()).sum()
-    # Smoothing is for training alone.
+    # Label smoothing applies only in training.
     evaluated = task.forward(net, batch, training=False)
     np.testing.assert_allclose(float(evaluated.sums["loss"]), expected(0.0), rtol=1e-5)
 
@@ -254,15 +254,15 @@ def test_chunks_change_no_gradient(tie_weights):
         batch = batch_of(task, stored())
         with tf.GradientTape() as tape:
             loss = task.forward(net, batch, training=True).sums["loss"]
-        found = tape.gradient(loss, [v.value for v in net.trainable_variables])
-        gradients.append([tf.convert_to_tensor(g).numpy() for g in found])
+        chunked_gradients = tape.gradient(loss, [v.value for v in net.trainable_variables])
+        gradients.append([tf.convert_to_tensor(g).numpy() for g in chunked_gradients])
     for plain, chunked in zip(*gradients, strict=True):
         np.testing.assert_allclose(chunked, plain, atol=1e-5 * np.abs(plain).max() + 1e-7)
 
 
 # --- data -----------------------------------------------------------------------------------------
 
-# Some have two words, so that neither side is always the longer one.
+# Some numbers have two words, so that neither side is always longer.
 NUMBERS = {
     "only one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf",
     "six": "drei drei", "seven": "sieben", "eight": "vier vier", "nine": "neun", "ten": "zehn",
@@ -271,7 +271,7 @@ NUMBERS = {
 
 @pytest.fixture
 def numbers(tmp_path, cache):
-    """Returns `numbers(**data) -> (dataset, pairs of the file)`; numbers are translated."""
+    """Returns `numbers(**data) -> dataset`; its sentence pairs are number words."""
     generator = np.random.default_rng(0)
     chosen = [generator.integers(0, 10, generator.integers(1, 6)) for _ in range(200)]
     pairs = [
@@ -294,41 +294,41 @@ def numbers(tmp_path, cache):
 
 def sentences(tokenizer, array):
     """Returns the texts of all sentences of (N, length) ids."""
-    found = []
+    decoded = []
     for ids in np.asarray(array):
         parts = np.split(ids, np.flatnonzero(ids == END) + 1)
-        found += [tokenizer.decode(part) for part in parts if END in part]
-    return found
+        decoded += [tokenizer.decode(part) for part in parts if END in part]
+    return decoded
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
 def test_every_pair_is_stored_once_and_stays_a_pair(numbers, packing):
     dataset = numbers(packing=packing)
     for split, arrays in dataset.splits.items():
-        found = zip(
+        stored_pairs = zip(
             *(sentences(dataset.tokenizer, arrays[key]) for key in ("source", "target")),
             strict=True,
         )
-        assert sorted(found) == sorted(dataset.pairs[split]()), split
+        assert sorted(stored_pairs) == sorted(dataset.pairs[split]()), split
     rows, examples = len(dataset.splits["train"]["source"]), len(list(dataset.pairs["train"]()))
     assert rows == examples if packing == "none" else rows < 0.6 * examples
 
 
 def test_pairs_that_are_too_long_are_left_out_or_cut_and_said(numbers, capsys):
     dataset = numbers(sequence_length=6)
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     for split, arrays in dataset.splits.items():
         pairs = list(dataset.pairs[split]())
         fits = [max(len(text.split()) for text in pair) <= 5 for pair in pairs]
         long = fits.count(False)
         action = "left out" if split == "train" else "truncated"
         line = f"zoo: {split}: {long} of {len(pairs)} pairs are longer than data.sequence_length=6"
-        assert f"{line} tokens and were {action}." in told
+        assert f"{line} tokens and were {action}." in message
         stored = sentences(dataset.tokenizer, arrays["target"])
-        kept = [" ".join(target.split()[:5]) for _, target in pairs]
+        expected = [" ".join(target.split()[:5]) for _, target in pairs]
         if split == "train":
-            kept = [target for (_, target), short in zip(pairs, fits, strict=True) if short]
-        assert sorted(stored) == sorted(kept)
+            expected = [target for (_, target), short in zip(pairs, fits, strict=True) if short]
+        assert sorted(stored) == sorted(expected)
     numbers(sequence_length=6)
     assert not capsys.readouterr().err, "it is said where the records are made"
 
@@ -340,7 +340,7 @@ def test_the_report_knows_the_data(numbers):
 
 
 def test_in_float16_padding_stays_finite():
-    """A target's padding may look at nothing."""
+    """Padding of the target attends to no position."""
     with precision("mixed_float16"):
         net = model()
     source = source_of(words(11))
