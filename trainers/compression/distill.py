@@ -25,12 +25,12 @@ from trainers.compression.technique import Technique
 from trainers.config.base import section
 from trainers.config.compress import check_distillation
 from trainers.run.workdir import read_config
+from zoo.data.text.special_tokens import PADDING
 from zoo.errors import UsageError
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
 from zoo.saved.model import load_model
-from zoo.special_tokens import PADDING
 from zoo.tasks.base import Forward, FrozenPart, ModelPart, Task
 
 

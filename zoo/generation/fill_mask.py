@@ -8,9 +8,9 @@ import logging
 import numpy as np
 from keras import ops
 
+from zoo.data.text.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 from zoo.errors import UsageError
 from zoo.models.inputs import sequence_length
-from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 
 _LOG = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from zoo.data.text.special_tokens import END, FIRST_WORD, START
 from zoo.errors import UsageError
 from zoo.generation import sampling
 from zoo.generation.beam_search import beam_search
@@ -24,7 +25,6 @@ from zoo.generation.decoding import decoding
 from zoo.generation.generate_options import Options
 from zoo.layers.xla import compiles
 from zoo.models.adapter import Adapter
-from zoo.special_tokens import END, FIRST_WORD, START
 
 _LOG = logging.getLogger(__name__)
 

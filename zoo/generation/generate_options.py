@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from zoo.data.text.special_tokens import END
 from zoo.errors import UsageError
-from zoo.special_tokens import END
 
 MIN_TEMPERATURE = 1e-6  # lower temperatures count as 0, since logits divided by them overflow
 MAX_TOKENS = 2**20  # maximum number of generated tokens

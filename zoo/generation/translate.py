@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from zoo.data.text.special_tokens import END, FIRST_WORD, PADDING, START
 from zoo.errors import UsageError
 from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding import Seq2SeqDecoding
 from zoo.generation.generate_options import MAX_TOKENS
 from zoo.models.adapter import Adapter
-from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 
 # Sources are padded to a multiple of this length to limit the number of compilations.
 BUCKET = 32

@@ -9,11 +9,11 @@ target positions, C hidden_dim.
 import keras
 from keras import layers, ops
 
+from zoo.data.text.special_tokens import END, PADDING, START
 from zoo.layers.attention import MaskBias
 from zoo.layers.dropout import Dropout
 from zoo.layers.transformer import TransformerBlock, normalization
 from zoo.models.gpt import derive_sizes
-from zoo.special_tokens import END, PADDING, START
 
 EPSILON = 1e-5
 

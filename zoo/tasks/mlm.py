@@ -14,10 +14,10 @@ import math
 
 import numpy as np
 
+from zoo.data.text.special_tokens import FIRST_WORD, MASK, PADDING, SEPARATOR, START
 from zoo.errors import UsageError
 from zoo.lazy import ops
 from zoo.models.inputs import sequence_length
-from zoo.special_tokens import FIRST_WORD, MASK, PADDING, SEPARATOR, START
 from zoo.tasks import text
 from zoo.tasks.base import Forward
 

@@ -12,12 +12,12 @@ import math
 import numpy as np
 
 from zoo import registry
+from zoo.data.text.special_tokens import END, FIRST_WORD, PADDING, START
 from zoo.errors import UsageError
 from zoo.generation.translation_scores import scores
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
-from zoo.special_tokens import END, FIRST_WORD, PADDING, START
 from zoo.tasks.base import Forward
 from zoo.tasks.text import TextTask, adapter, check_array, check_inputs, check_vocabulary
 

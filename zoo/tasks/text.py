@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from zoo import registry
+from zoo.data.text.special_tokens import FIRST_WORD, PADDING, START
 from zoo.errors import UsageError
 from zoo.models.inputs import sequence_length
-from zoo.special_tokens import FIRST_WORD, PADDING, START
 from zoo.tasks.base import Task
 
 

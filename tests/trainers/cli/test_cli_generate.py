@@ -14,10 +14,10 @@ from trainers.config.recipe import as_dict, resolve
 from trainers.run.workdir import save_model
 from zoo import registry
 from zoo.data.text import tokenizers
+from zoo.data.text.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 from zoo.generation.generate import Generator
 from zoo.generation.translate import Translator
 from zoo.saved.workdir import FORMAT_VERSION
-from zoo.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
 from zoo.storage.disk import write_json
 
 SIZES = {

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from zoo.data.text import tokenizers
-from zoo.data.text.tokenizers import KINDS, SPECIAL, Tokenizer, normalize, train
+from zoo.data.text.special_tokens import SPECIAL
+from zoo.data.text.tokenizers import KINDS, Tokenizer, normalize, train
 from zoo.errors import UsageError
 
 LOSSLESS = ("byte", "bpe", "sentencepiece")

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from zoo import registry
 from zoo.data.text import tokenizers
+from zoo.data.text.special_tokens import END, START
 from zoo.errors import UsageError
 from zoo.generation import generate, sampling
 from zoo.generation.decoding import decoding
@@ -16,7 +17,6 @@ from zoo.generation.generate import Generator, uniforms
 from zoo.models.gpt import build as gpt
 from zoo.models.llama import build as llama
 from zoo.models.lstm import build as lstm
-from zoo.special_tokens import END, START
 
 V = 40
 SIZES = {"vocabulary_size": V, "num_layers": 2, "hidden_dim": 16}

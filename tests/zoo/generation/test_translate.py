@@ -13,12 +13,12 @@ from tests.zoo.tasks.test_seq2seq import SIZES, model, numbers  # noqa: F401 (a 
 from trainers.config.base import optimizer
 from zoo.data.text import tokenizers
 from zoo.data.text.parallel import ParallelDataset
+from zoo.data.text.special_tokens import END, FIRST_WORD, START
 from zoo.errors import UsageError
 from zoo.generation.translate import Translator
 from zoo.generation.translation_scores import scores
 from zoo.generation.translation_scores import tokenizer as tokenizer_of
 from zoo.models import gpt
-from zoo.special_tokens import END, FIRST_WORD, START
 from zoo.tasks.seq2seq import SequenceToSequence
 
 TEXTS = ["b", "a b c", "", "d d d d d", "c a", "a " * 20, "h g f e d c b a", "a b c"]

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from zoo import registry
 from zoo.data import Dataset, pipeline
+from zoo.data.text.special_tokens import FIRST_WORD, MASK, SEPARATOR, START
 from zoo.errors import UsageError
-from zoo.special_tokens import FIRST_WORD, MASK, SEPARATOR, START
 
 V, T = 500, 40
 ROWS = 64

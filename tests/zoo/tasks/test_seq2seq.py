@@ -10,10 +10,10 @@ from tests import toys
 from trainers.optimization.precision import precision
 from zoo import registry
 from zoo.data.text import parallel
+from zoo.data.text.special_tokens import END, FIRST_WORD, START
 from zoo.generation.decoding import Seq2SeqDecoding
 from zoo.models import seq2seq
 from zoo.models.adapter import Adapter
-from zoo.special_tokens import END, FIRST_WORD, START
 from zoo.tasks.seq2seq import SequenceToSequence
 
 VOCABULARY = 16

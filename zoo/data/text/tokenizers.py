@@ -36,10 +36,9 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.text.special_tokens import SPECIAL, UNKNOWN
 from zoo.data.text.vocabularies import (
     NO_TEXT,
-    SPECIAL,
-    UNKNOWN,
     BytePairs,
     Bytes,
     Characters,

@@ -18,10 +18,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from zoo.data.text.special_tokens import SPECIAL, UNKNOWN
 from zoo.errors import RunError, UsageError, short
 
-SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<sep>", "<mask>")
-UNKNOWN = SPECIAL.index("<unk>")
 # Ids of kinds with bytes: SPECIAL, then the 256 bytes.
 FIRST_BYTE = len(SPECIAL)
 WITH_BYTES = FIRST_BYTE + 256
