@@ -240,5 +240,7 @@ def test_awq_clips_only_outputs_that_are_better_for_it():
 def test_a_layer_without_inputs_is_refused(monkeypatch):
     run = loaded_run("gpt_nano")
     monkeypatch.setattr(int4.Inputs, "add", lambda self, x: None)
-    with pytest.raises(RunError, match="keras_gptq: block_0/.* got no inputs"):
+    with pytest.raises(
+        RunError, match="keras_gptq cannot calibrate block_0/.*: the layer got no inputs"
+    ):
         calibrated.quantize(run.model, "gptq", run.representative(2, 0))

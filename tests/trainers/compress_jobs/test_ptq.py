@@ -153,7 +153,7 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
         (("ptq", run, out, "--config.compress.ptq.examples=0"), "examples must be at least 1"),
         (
             ("ptq", run, out, "--config.trainer.steps=3"),
-            "leave out the override. Received: trainer.steps",
+            "remove the override. Received: trainer.steps",
         ),
         (("ptq", run, out, "--config.compress.ptq.fromat=x"), "'compress.ptq.fromat'"),
         (("ptq+prune", run, out), "ptq must be the last method of a chain. Received: ptq+prune"),

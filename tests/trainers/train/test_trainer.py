@@ -227,7 +227,7 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
     trainer = Trainer(toys.recipe(steps=2), tmp_path / "absent", dataset=data)
     trainer.group = LocalGroup()
     trainer.group.chief, compared_values = False, {}
-    trainer.group.same = compared_values.__setitem__
+    trainer.group.check_same = compared_values.__setitem__
     trainer.workdir = NoDirectory(trainer.workdir.path)
     trainer.events = Events(trainer.workdir, trainer.state, chief=False)
     trainer.train()
@@ -239,7 +239,7 @@ def test_a_worker_that_is_not_the_chief_writes_nothing(tmp_path):
 def test_data_without_a_training_split_is_refused(run):
     data = toys.image_data()
     data.splits["test"] = data.splits.pop("train")
-    with pytest.raises(UsageError, match="needs the split 'train'"):
+    with pytest.raises(UsageError, match="Training requires the split 'train'"):
         run(toys.recipe("toy_norm", "image_classification"), data)
 
 

@@ -138,7 +138,7 @@ def test_means_of_training_are_no_result_of_a_split(train):
     workdir, answer = train("--config.data.validation_size=0", "--config.trainer.log_every=2")
     assert answer.status == 0, answer.err
     assert answer.out.startswith("training (current weights, step 2): loss ")
-    assert "these are means over the last training updates. data.validation_size=N" in answer.err
+    assert "means over the last training updates. Set data.validation_size=N" in answer.err
     assert not list((workdir / "evaluation").glob("*"))
 
 

@@ -153,7 +153,7 @@ def test_missing_originals_are_named(cache, tmp_path, monkeypatch):
 def test_without_files_and_network_the_ways_out_are_named(cache, tmp_path, monkeypatch):
     downloads = []
 
-    def offline(name, destination, tell):
+    def offline(name, destination, log):
         downloads.append((name, destination))
         raise RunError("no network.")
 
