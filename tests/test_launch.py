@@ -8,7 +8,7 @@ import yaml
 
 from tests.commands import ROOT
 from trainers.cli import train
-from trainers.cli.main import VERBS
+from trainers.cli.main import COMMANDS
 from trainers.config.recipe import resolve
 
 FILES = sorted((ROOT / "launch").glob("*.yaml"))
@@ -61,11 +61,11 @@ def test_the_page_on_tpus_gives_commands_that_exist():
     config = resolve(words[0], [*overrides, ("trainer.strategy", train._STRATEGY.value)])
     assert (config.trainer.strategy, config.data.source) == ("tpu", names["DATA"])
     assert train._WORKDIR.value == "gs://my-zoo-runs/run"
-    verbs = re.findall(r"^zoo (\w+)", page, re.MULTILINE)
-    assert set(verbs) - {"fetch"} == {
+    command_names = re.findall(r"^zoo (\w+)", page, re.MULTILINE)
+    assert set(command_names) - {"fetch"} == {
         "tpu_check", "train", "report", "evaluate", "generate", "export"
     }  # fmt: skip
-    assert set(verbs) <= set(VERBS)
+    assert set(command_names) <= set(COMMANDS)
     for file in re.findall(r"launch/\w+\.\w+", page):
         assert (ROOT / file).exists()
 

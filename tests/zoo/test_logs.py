@@ -9,7 +9,7 @@ import pytest
 
 from tests import commands
 from trainers.cli import common
-from trainers.cli.main import VERBS
+from trainers.cli.main import COMMANDS
 from zoo import logs, progress
 
 
@@ -51,9 +51,9 @@ def test_flags_choose_the_level(flag, levels, capsys):
     assert capsys.readouterr().err.startswith("zoo: error: -q and -v")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_the_flags(verb, zoo_command):
-    answer = zoo_command(verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_the_flags(command, zoo_command):
+    answer = zoo_command(command, "--help")
     assert "-q,--[no]quiet" in answer.out
     assert "-v,--[no]verbose" in answer.out
 

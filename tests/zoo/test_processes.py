@@ -71,13 +71,13 @@ def test_a_module_of_import_that_another_one_hides_is_refused(folder):
     assert executed(folder) == ""
 
 
-@pytest.mark.parametrize("verb", ["list", "main"])
-def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, verb):
+@pytest.mark.parametrize("command", ["list", "main"])
+def test_the_current_folder_is_dropped_where_python_puts_it_first(folder, command):
     """`python -m` imports our packages only by the current folder if it holds some."""
     for name in OURS:
         (folder / name / "__init__.py").unlink()
         (folder / name).rmdir()
-    words = ["-m", f"trainers.cli.{verb}", *(["list"] if verb == "main" else []), "--json"]
+    words = ["-m", f"trainers.cli.{command}", *(["list"] if command == "main" else []), "--json"]
     done = python(folder, *words)
     assert done.returncode == 0, done.stderr
     assert executed(folder) == ""

@@ -1,4 +1,4 @@
-"""zoo VERB ...: a model zoo and trainer for Keras 3.
+"""zoo COMMAND ...: a model zoo and trainer for Keras 3.
 
   zoo list [PATTERN]       models: name, task, parameters, paper
   zoo describe NAME        layers, parameters, FLOPs, memory, recipes
@@ -14,8 +14,8 @@
   zoo tpu_check RECIPE     compile the train step for a TPU, without one
   zoo report WORKDIR       write report.html again
 
-`zoo VERB --help` prints the flags of a verb. Each verb supports -q (log only warnings and errors)
-and -v (log more messages).
+`zoo COMMAND --help` prints the flags of a command. Each command supports -q (log only warnings
+and errors) and -v (log more messages).
 """
 
 import importlib
@@ -25,17 +25,17 @@ from trainers.cli.common import USAGE, Help, run
 from zoo.errors import UsageError, near_names
 from zoo.processes import drop_current_folder
 
-VERBS = (
+COMMANDS = (
     "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "compress",
     "export", "bench", "tpu_check", "report",
 )  # fmt: skip
 
 
 def main(argv=None) -> int:
-    """Runs `zoo VERB`; returns the exit status."""
+    """Runs `zoo COMMAND`; returns the exit status."""
     drop_current_folder()
     argv = list(sys.argv if argv is None else argv)
-    if len(argv) > 1 and argv[1] in VERBS:
+    if len(argv) > 1 and argv[1] in COMMANDS:
         try:
             command = importlib.import_module(f"trainers.cli.{argv[1]}").command
         except KeyboardInterrupt:  # importing takes a second or two
@@ -49,13 +49,15 @@ def _interrupted(argv) -> int:
 
 
 def _answer(argv) -> int:
-    """Prints help, or raises `UsageError` for an unknown verb."""
+    """Prints help, or raises `UsageError` for an unknown command."""
     if len(argv) < 2:
         sys.stderr.write(__doc__.lstrip())
         return USAGE
     if argv[1] in ("-h", "--help", "help"):
         raise Help(__doc__.strip())
-    raise UsageError(f"there is no verb {argv[1]!r}.{near_names(argv[1], VERBS)} See `zoo --help`.")
+    raise UsageError(
+        f"there is no command {argv[1]!r}.{near_names(argv[1], COMMANDS)} See `zoo --help`."
+    )
 
 
 if __name__ == "__main__":

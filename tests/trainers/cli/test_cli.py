@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 import zoo
 from tests import commands
 from tests.commands import content, metrics, zoo_process
-from trainers.cli.main import VERBS
+from trainers.cli.main import COMMANDS
 from trainers.config.recipe import as_dict, resolve
 from trainers.run import checkpoint
 from trainers.train.callbacks import _callbacks
@@ -35,7 +35,7 @@ sys.exit(f"loaded {loaded}" if loaded else status)
 
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    "words", [["list"], ["list", "--json"], ["--help"], *([verb, "--help"] for verb in VERBS)],
+    "words", [["list"], ["list", "--json"], ["--help"], *([command, "--help"] for command in COMMANDS)],
     ids=" ".join,
 )  # fmt: skip
 def test_lists_and_helps_answer_at_once(words):
@@ -69,10 +69,10 @@ def test_results_are_on_stdout_and_all_else_on_stderr(zoo_command, capsys):
     from trainers.cli.main import main
 
     capsys.readouterr()
-    assert main(["zoo"]) == 2  # without a verb, the usage text goes to stderr
+    assert main(["zoo"]) == 2  # without a command, the usage text goes to stderr
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith("zoo VERB")
+    assert output.err.startswith("zoo COMMAND")
     answer = zoo_command("fetch")
     assert all("Folder" not in line for line in answer.out.splitlines())
     assert answer.err.startswith("zoo: Folder: ")

@@ -21,7 +21,7 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("trian", "there is no verb 'trian'. Did you mean 'train'?"),
+        ("trian", "there is no command 'trian'. Did you mean 'train'?"),
         ("list a b", "Usage: zoo list [PATTERN]"),
         ("list --task=images", "No task is named 'images'"),
         ("tpu_check cnn_digits:debug", "requires --topology, such as v5e:2x4"),
@@ -292,12 +292,12 @@ def test_other_data_in_an_old_directory_are_refused(tmp_path, zoo_command):
     assert content(run) == before
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_two_processes_in_one_directory_are_refused(verb, old, zoo_command):
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_two_processes_in_one_directory_are_refused(command, old, zoo_command):
     before = content(old)
     holder = WorkDirectory(old).open()
-    words = {"train": ["cnn_digits:debug", f"--workdir={old}"], "evaluate": [old]}[verb]
-    answer = zoo_command(verb, *words)
+    words = {"train": ["cnn_digits:debug", f"--workdir={old}"], "evaluate": [old]}[command]
+    answer = zoo_command(command, *words)
     assert answer.status == 1
     assert f"Another process works in {old}" in answer.one_line()
     holder.close()

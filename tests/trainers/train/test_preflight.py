@@ -207,7 +207,7 @@ CASES = [
         f"{SMALL} --config.data.source=npz:one_class.npz --config.data.validation_size=4",
         "data.validation_size must be 0",
     ),
-    # other verbs
+    # other commands
     ("bench cnn_digits:debug --config.task.label_smoothing=2", "label_smoothing"),
     ("bench gpt_shakespeare:debug --config.data.source=text:nothing.txt", "nothing.txt"),
     ("bench cnn_digits:debug --config.compress.structured.sparsity=0.5", "structured"),

@@ -1,4 +1,4 @@
-"""Folders that are not work directories: every verb names their kind and a command for them."""
+"""Folders that are not work directories: every command names their kind and a command for them."""
 
 import json
 
@@ -22,13 +22,13 @@ def of_transformers(folder, kind="gpt2"):
     return folder
 
 
-VERBS = (
+COMMANDS = (
     "generate {}", "evaluate {}", "predict {} a.png", "export {} --format=onnx --out=a.onnx",
     "compress prune {} --out=b", "report {}", "train cnn_digits:debug --workdir={}",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("words", VERBS)
+@pytest.mark.parametrize("words", COMMANDS)
 def test_a_folder_of_transformers(words, folder, zoo_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     of_transformers(folder)
@@ -79,7 +79,7 @@ def test_the_converted_families_are_all_named():
     assert set(CONVERTED) == {family.model_type for family in FAMILIES}
 
 
-@pytest.mark.parametrize("words", VERBS)
+@pytest.mark.parametrize("words", COMMANDS)
 def test_a_config_of_another_program(words, folder, zoo_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder.mkdir()
@@ -90,7 +90,7 @@ def test_a_config_of_another_program(words, folder, zoo_command, tmp_path, monke
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("words", VERBS[:-1])
+@pytest.mark.parametrize("words", COMMANDS[:-1])
 def test_what_lies_there_is_said(words, folder, zoo_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = f"{folder} is not a work directory: it has no config.json. "
