@@ -60,9 +60,9 @@ def near_names(name: str, known) -> str:
     return f" Did you mean {', '.join(repr(n) for n in near)}?" if near else ""
 
 
-def require(fits: bool, key: str, rule: str, value) -> None:
-    """Raises `UsageError` "KEY must be RULE. Received: VALUE." unless `fits`."""
-    if not fits:
+def require(is_valid: bool, key: str, rule: str, value) -> None:
+    """Raises `UsageError` "KEY must be RULE. Received: VALUE." unless `is_valid`."""
+    if not is_valid:
         raise UsageError(f"{key} must be {rule}. Received: {short(value)}.")
 
 
@@ -88,8 +88,8 @@ def check_minimums(section: str, values, minimums=None) -> None:
     for key, value in values.items():
         smallest = (minimums or {}).get(key, 0)
         for number in value if isinstance(value, tuple | list) else (value,):
-            fits = not isinstance(number, int | float) or number >= smallest
-            require(fits, f"{section}.{key}", f"at least {smallest}", value)
+            is_valid = not isinstance(number, int | float) or number >= smallest
+            require(is_valid, f"{section}.{key}", f"at least {smallest}", value)
 
 
 def compile_pattern(key: str, pattern: str) -> re.Pattern:

@@ -103,7 +103,7 @@ def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
       task: section `task` of the config.
 
     Raises:
-      UsageError: if the source is unknown, or a key does not fit it.
+      UsageError: if the source is unknown, or does not support a key.
       RunError: if data are missing or damaged.
     """
     if task["name"] in _loaders:
@@ -192,13 +192,13 @@ def _check_arguments(function: Callable, arguments: Mapping[str, Any], owner: st
 
 
 def _is_a(value, hint, minimum: int, limit: int) -> bool:
-    """Returns whether an argument fits an annotation, and numbers are in [minimum, limit)."""
+    """Returns whether an argument has the annotated type, and numbers are in [minimum, limit)."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, part, minimum, limit) for part in parts)
     if hint in (int, float):
-        fits = isinstance(value, numbers.Integral if hint is int else numbers.Real)
-        return fits and not isinstance(value, bool) and minimum <= value < limit
+        is_valid = isinstance(value, numbers.Integral if hint is int else numbers.Real)
+        return is_valid and not isinstance(value, bool) and minimum <= value < limit
     if hint in (bool, str, types.NoneType):
         return isinstance(value, hint)
     if origin is tuple:

@@ -101,7 +101,7 @@ class Flags(flags.FlagValues):
             raise UsageError(f"Usage: {usage.strip().splitlines()[0]} Received: {words}.")
         quiet, verbose = self["quiet"].value, self["verbose"].value
         if quiet and verbose:
-            raise UsageError("-q and -v exclude each other. Received: -q and -v.")
+            raise UsageError("-q and -v are mutually exclusive. Received: -q and -v.")
         logs.set_level(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
         if modules := self["import"].value:
             from trainers.config.user_code import import_user_modules

@@ -88,7 +88,7 @@ def command(argv) -> int:
 
 
 def _options() -> dict:
-    """Returns the sampling options; raises `UsageError` for flags that exclude each other."""
+    """Returns the sampling options; raises `UsageError` for mutually exclusive flags."""
     if _BEAMS.value > 1:
         for flag in (_TEMPERATURE, _TOP_K, _TOP_P, _SEED):
             if flag.present:

@@ -41,7 +41,8 @@ def command(argv) -> int:
         raise UsageError("zoo prepare requires --out=D, the folder to write.")
     if _BEAM.value and _WORKERS.value:
         raise UsageError(
-            "--workers and --beam exclude each other: set the workers by flags of Beam."
+            "--workers and --beam are mutually exclusive: set the number of workers by flags of "
+            "Beam."
         )
     config = resolve(words[0], overrides)
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:

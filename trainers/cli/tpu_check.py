@@ -25,7 +25,7 @@ _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
-    """Compiles and prints; returns 1 if the step does not fit."""
+    """Compiles and prints; returns 1 if the step does not fit in memory."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     if not _TOPOLOGY.value:
         raise UsageError("zoo tpu_check requires --topology, such as v5e:2x4.")

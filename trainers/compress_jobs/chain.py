@@ -55,7 +55,7 @@ def plan(
       overrides: `(key, text)` pairs from the user.
 
     Raises:
-      UsageError: if the chain is impossible, or a method does not fit the recipe.
+      UsageError: if the chain is impossible, or the recipe does not support a method.
     """
     saved, origin, stages = read_config(start), start, []
     config = of_workdir(saved["config"])
@@ -187,7 +187,7 @@ def _check_stage(method: Method, before: Mapping, config) -> None:
             name == "low_rank" and is_pruned(before),
         "structured does not support factorized kernels: use structured before low_rank":
             name == "structured" and has_products(before),
-        "qat and cluster exclude each other: use one of qat and cluster":
+        "qat and cluster are mutually exclusive: use one of qat and cluster":
             name in ("qat", "cluster") and settings.qat.on and settings.cluster.number,
         "Quantization by Keras has a scale per output, which splits clusters: use "
         "compress.ptq.format=litert_dynamic or litert_int8":

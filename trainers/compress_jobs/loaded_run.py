@@ -106,7 +106,7 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
       dataset: data set of the run; None to load it.
 
     Raises:
-      UsageError: if `workdir` is not a work directory, or the data do not fit the model.
+      UsageError: if `workdir` is not a work directory, or the data do not match the model.
       RunError: if a file is damaged, or the data are missing.
     """
     path = Path(workdir)

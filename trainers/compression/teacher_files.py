@@ -43,7 +43,7 @@ def with_outputs(arrays: Mapping, task, teacher, workdir: str) -> dict:
       workdir: work directory of the teacher.
 
     Raises:
-      UsageError: if examples differ between epochs, so that stored outputs would not fit.
+      UsageError: if examples differ between epochs, so stored outputs would be wrong.
     """
     if reason := _explain_changes(arrays, task):
         raise UsageError(

@@ -75,7 +75,7 @@ def check(compress, trainer, task) -> None:
       trainer, task: sections of the same configuration.
 
     Raises:
-      UsageError: for a value out of its range, or settings that exclude each other.
+      UsageError: for a value out of its range, or mutually exclusive settings.
     """
     prune = dict(compress["prune"])
     keep_zeros = prune.pop("keep_zeros")
@@ -158,23 +158,23 @@ def check_pruning(
     require(0 <= sparsity < 1, "compress.prune.sparsity", "in [0, 1)", sparsity)
     check_name("schedule of compress.prune.schedule", schedule, _SCHEDULES)
     compile_pattern("compress.prune.pattern", pattern)
-    fits = 0 <= initial_sparsity < 1 and not 0 < sparsity < initial_sparsity
+    is_valid = 0 <= initial_sparsity < 1 and not 0 < sparsity < initial_sparsity
     rule = "in [0, 1) and not above compress.prune.sparsity"
-    require(fits, "compress.prune.initial_sparsity", rule, initial_sparsity)
+    require(is_valid, "compress.prune.initial_sparsity", rule, initial_sparsity)
     rule = "fractions of the run with begin <= end"
-    fits = 0 <= begin <= end <= 1
-    require(fits, "compress.prune.begin and compress.prune.end", rule, (begin, end))
+    is_valid = 0 <= begin <= end <= 1
+    require(is_valid, "compress.prune.begin and compress.prune.end", rule, (begin, end))
     check_minimums("compress.prune", {"frequency": frequency}, {"frequency": 1})
-    fits = not m_by_n or (len(m_by_n) == 2 and 0 < m_by_n[0] < m_by_n[1])
+    is_valid = not m_by_n or (len(m_by_n) == 2 and 0 < m_by_n[0] < m_by_n[1])
     require(
-        fits,
+        is_valid,
         "compress.prune.m_by_n",
         "() or (m, n), such as (2, 4) for two zeros of four",
         tuple(m_by_n),
     )
-    fits = len(block) == 2 and min(block) >= 1 and (not m_by_n or tuple(block) == (1, 1))
+    is_valid = len(block) == 2 and min(block) >= 1 and (not m_by_n or tuple(block) == (1, 1))
     rule = "a height and a width, and (1, 1) with m_by_n"
-    require(fits, "compress.prune.block", rule, tuple(block))
+    require(is_valid, "compress.prune.block", rule, tuple(block))
 
 
 def pruning_updates(
@@ -187,7 +187,7 @@ def pruning_updates(
       **_: the other arguments of pruning, which do not matter here.
 
     Raises:
-      UsageError: if not one period of a polynomial schedule fits: the sparsity would jump.
+      UsageError: if a polynomial schedule has less than one period: the sparsity would jump.
     """
     first = max(2, round(begin * total_steps))
     room = max(0, round(end * total_steps) - first)

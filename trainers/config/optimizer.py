@@ -47,15 +47,15 @@ def check(name: str, **arguments) -> None:
     check_name("optimizer", name, OPTIMIZERS)
     for key, value in arguments.items():
         if key in ("learning_rate", "clip_norm", "weight_decay"):
-            fits, rule = 0 <= value < inf, "at least 0 and finite"
+            is_valid, rule = 0 <= value < inf, "at least 0 and finite"
         elif key in ("slow_rate", "epsilon"):
-            fits, rule = 0 < value < inf, "positive and finite"
+            is_valid, rule = 0 < value < inf, "positive and finite"
         elif key in ("momentum", "beta_1", "beta_2"):
-            fits, rule = 0 <= value < 1, "in [0, 1)"
+            is_valid, rule = 0 <= value < 1, "in [0, 1)"
         elif key == "beta_2_decay":
-            fits, rule = value < 0, "negative"
+            is_valid, rule = value < 0, "negative"
         else:
             continue
-        require(fits, f"optimizer.{key}", rule, value)
+        require(is_valid, f"optimizer.{key}", rule, value)
     for key in _PATTERNS:
         compile_pattern(f"optimizer.{key}", arguments.get(key, ""))

@@ -120,7 +120,7 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
       A locked ConfigDict. Optional sections that hold only defaults are left out.
 
     Raises:
-      UsageError: for an unknown key, a value of another type, or values that exclude each other.
+      UsageError: for an unknown key, a value of another type, or mutually exclusive values.
     """
     return change(load_recipe(source), overrides)
 

@@ -78,8 +78,8 @@ def _check_section(prefix: str, section, reference: dict, closed=True) -> None:
 def _check_value(name: str, value, example, verb: str = "must be") -> None:
     """Checks a str, int, float or bool against an example of its type."""
     expected_type = type(example)
-    fits = isinstance(value, (float, int) if expected_type is float else expected_type)
-    if not fits or (isinstance(value, bool) and expected_type is not bool):
+    is_valid = isinstance(value, (float, int) if expected_type is float else expected_type)
+    if not is_valid or (isinstance(value, bool) and expected_type is not bool):
         raise UsageError(
             f"{name} {verb} of type {expected_type.__name__}. Received: {describe(value)}."
         )

@@ -1,4 +1,4 @@
-"""Checks whether a recipe's train step compiles for a TPU and fits, and how fast it could be."""
+"""Checks whether a recipe's train step compiles for a TPU; estimates its memory and speed."""
 
 import dataclasses
 import logging

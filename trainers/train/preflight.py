@@ -93,13 +93,13 @@ def check_start(config, workdir: str | Path, future_workdirs: Collection[Path] =
 
 
 def load_data(config):
-    """Loads the data of a configuration and checks that the model fits the data.
+    """Loads the data of a configuration and checks that the model matches the data.
 
     Returns:
       A `zoo.data.Dataset`.
 
     Raises:
-      UsageError: if data and model do not fit together.
+      UsageError: if data and model do not match.
       RunError: if the data is missing or damaged.
     """
     arguments = {**registry.entry(config.model.name).arguments, **config.model.to_dict()}

@@ -129,7 +129,7 @@ class Trainer:
           split; without either, the training means of the last log window.
 
         Raises:
-          UsageError: if recipe, data, model and work directory do not fit together.
+          UsageError: if recipe, data, model and work directory do not match.
           RunError: if the loss is not finite, or a file cannot be read or written.
           Terminated: after SIGTERM or a preemption notice, when everything is saved.
         """

@@ -36,13 +36,13 @@ def fill_mask(
 
     Raises:
       UsageError: if the text has no mask or exceeds the positions of the model, or if the
-        tokenizer does not fit the model.
+        tokenizer does not match the model.
     """
     vocabulary = model.output["mlm"].shape[-1]
     if tokenizer.vocabulary_size > vocabulary:
         raise UsageError(
-            f"The tokenizer does not fit the model: it has {tokenizer.vocabulary_size} tokens, but "
-            f"the model supports {vocabulary}."
+            f"The tokenizer does not match the model: it has {tokenizer.vocabulary_size} tokens, "
+            f"but the model supports {vocabulary}."
         )
     parts = text.split(MASK_TEXT)
     if len(parts) < 2:

@@ -79,7 +79,7 @@ class Generator:
         takes about three times as long.
 
     Raises:
-      UsageError: if the model cannot generate text, or the tokenizer does not fit the model.
+      UsageError: if the model cannot generate text, or the tokenizer does not match the model.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Generator:
         if tokenizer is not None:
             if tokenizer.vocabulary_size > self.vocabulary_size:
                 raise UsageError(
-                    f"The tokenizer does not fit the model: it has {tokenizer.vocabulary_size} "
+                    f"The tokenizer does not match the model: it has {tokenizer.vocabulary_size} "
                     f"tokens, but the model supports {self.vocabulary_size}."
                 )
             forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = _FORBIDDEN

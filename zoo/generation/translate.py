@@ -33,7 +33,7 @@ class Translator:
       jit_compile: whether XLA compiles the search.
 
     Raises:
-      UsageError: if the model has no encoder, or the tokenizer does not fit the model.
+      UsageError: if the model has no encoder, or the tokenizer does not match the model.
     """
 
     def __init__(self, model, tokenizer, *, jit_compile: bool = False):
@@ -44,8 +44,8 @@ class Translator:
             )
         if tokenizer.vocabulary_size > model.output_shape[-1]:
             raise UsageError(
-                f"The tokenizer does not fit the model: it has {tokenizer.vocabulary_size} tokens, "
-                f"but the model supports {model.output_shape[-1]}."
+                f"The tokenizer does not match the model: it has {tokenizer.vocabulary_size} "
+                f"tokens, but the model supports {model.output_shape[-1]}."
             )
         self.tokenizer, self.jit_compile = tokenizer, jit_compile
         self.decoding = Seq2SeqDecoding(parts)

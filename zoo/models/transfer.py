@@ -135,7 +135,7 @@ def build(
       name: name of the Keras model.
 
     Raises:
-      UsageError: if the backbone or the layer is unknown, or weights do not fit.
+      UsageError: if the backbone or the layer is unknown, or the weights do not match the backbone.
       RunError: if weights cannot be downloaded or read.
     """
     if backbone not in BACKBONES:
@@ -235,7 +235,7 @@ def _copy(base: Backbone, path: Path) -> list[str]:
                 else f"has shape {tuple(source_weight.shape)}"
             )
             raise UsageError(
-                f"{path} does not fit the backbone: {variable.path} must have shape "
+                f"{path}does not match the backbone: {variable.path} must have shape "
                 f"{tuple(variable.shape)}, but the saved model {description}."
             )
     mismatches = differences(source, base, ends=False)
@@ -243,7 +243,7 @@ def _copy(base: Backbone, path: Path) -> list[str]:
         mismatches = ["no tensor of the saved model equals the backbone's output"]
     if mismatches:
         raise UsageError(
-            f"{path} does not fit the backbone: its architecture differs: "
+            f"{path}does not match the backbone: its architecture differs: "
             f"{'; '.join(mismatches[:5])}."
         )
     copied = set()

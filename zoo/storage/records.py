@@ -105,7 +105,7 @@ class RecordWriter:
       metadata: JSON values; returned as `Records.metadata`.
 
     Raises:
-      UsageError: if the layout or the metadata cannot be written, or rows do not fit the layout.
+      UsageError: if the layout or the metadata cannot be written, or rows do not match the layout.
       RunError: if `folder` holds other records.
     """
 

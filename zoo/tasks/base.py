@@ -110,7 +110,7 @@ class Task:
         return arguments
 
     def check_arguments(self, arguments: Mapping[str, Any], dataset) -> None:
-        """Raises `UsageError` if the builder's arguments do not fit the data set.
+        """Raises `UsageError` if the builder's arguments do not match the data set.
 
         The check runs before TensorFlow is loaded and gets the result of `complete`. An argument
         may be missing, because builders may use another name for it.
@@ -130,7 +130,7 @@ class Task:
         return self
 
     def check(self, model, dataset) -> None:
-        """Raises `UsageError` if the model does not fit the data set."""
+        """Raises `UsageError` if the model does not match the data set."""
 
     def data_warnings(self, dataset) -> list[str]:
         """Returns warnings about the data to log before training, one line each.
@@ -208,7 +208,7 @@ class Task:
         return {}, []
 
     def synthetic(self, model, examples: int, seed: int) -> dict[str, Any]:
-        """Returns synthetic stored examples that fit the model, for `zoo bench` and `tpu_check`."""
+        """Returns synthetic stored examples for the model, for `zoo bench` and `tpu_check`."""
         raise UsageError(
             f"This command requires synthetic examples: the task {type(self).__name__} must define "
             "the method synthetic(model, examples, seed)."

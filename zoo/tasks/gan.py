@@ -62,7 +62,7 @@ class GenerativeAdversarial(Task):
             self.terms["r1"] = r1 / 2
 
     def check_arguments(self, arguments, dataset) -> None:
-        """Checks that the data have images, and that `task.classifier` fits them."""
+        """Checks that the data have images, and that `task.classifier` accepts them."""
         for split, arrays in dataset.splits.items():
             if "image" not in arrays:
                 raise UsageError(

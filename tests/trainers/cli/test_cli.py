@@ -35,7 +35,8 @@ sys.exit(f"loaded {loaded}" if loaded else status)
 
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    "words", [["list"], ["list", "--json"], ["--help"], *([command, "--help"] for command in COMMANDS)],
+    "words",
+    [["list"], ["list", "--json"], ["--help"], *([command, "--help"] for command in COMMANDS)],
     ids=" ".join,
 )  # fmt: skip
 def test_lists_and_helps_answer_at_once(words):

@@ -86,7 +86,7 @@ def test_flags_of_one_command_do_not_reach_the_next(zoo_command):
     assert zoo_command("list").out.startswith("bert_base ")
 
 
-# --- recipe and data that do not fit --------------------------------------------------------------
+# --- recipe and data that do not match ------------------------------------------------------------
 
 
 def arrays(side=28, classes=10, examples=80, empty=False, image="image"):

@@ -180,7 +180,7 @@ def test_what_translates_nothing_is_refused(net, tokenizer):
     decoder = gpt.build(vocabulary_size=16, num_layers=1, hidden_dim=8, num_heads=1)
     with pytest.raises(UsageError, match="requires an encoder-decoder model"):
         Translator(decoder, tokenizer)
-    with pytest.raises(UsageError, match="does not fit the model: it has 262 tokens"):
+    with pytest.raises(UsageError, match="does not match the model: it has 262 tokens"):
         Translator(net, tokenizers.train("byte", ["a"]))
 
 

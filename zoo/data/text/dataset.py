@@ -73,7 +73,7 @@ def from_prepared(data: Mapping) -> Dataset:
       data: section `data` of the recipe, with the tokenizer of the records.
 
     Raises:
-      UsageError: if the folder does not exist, or does not fit the recipe.
+      UsageError: if the folder does not exist, or does not match the recipe.
     """
     folder = Path(data["source"].removeprefix(PREPARED)).expanduser()
     if not (folder / "prepared.json").is_file():

@@ -402,7 +402,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
 
 
 def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
-    """Measures how well a tokenizer fits a text; returns JSON values.
+    """Measures how well a tokenizer encodes a text; returns JSON values.
 
     "bytes" counts the text before normalization, so that tokenizers can be compared;
     "tokens_per_word" counts words between white space, and is absent without words; "unknown_rate"

@@ -389,7 +389,7 @@ def _assign_weights(family: Family, model: keras.Model, side: int, fetch: Callab
 
 
 def _backbone_variables(family: Family, model: keras.Model, backbone) -> dict[str, Any]:
-    """Returns a backbone's variables by path; raises `UsageError` if they do not fit the model."""
+    """Returns a backbone's variables by path; raises `UsageError` unless they match the model."""
     variables = {variable.path: variable for variable in backbone.weights}
     expected = {name for _, names in _pairs(family, model, _KERAS_HUB) for name in names}
     for path in sorted(expected ^ set(variables)):

@@ -124,7 +124,7 @@ def decode_coding(body: bytes, coding: str, limit: int) -> bytes:
       limit: maximum bytes of the result.
 
     Raises:
-      Unreadable: the body does not fit the coding, is truncated or exceeds the limit.
+      Unreadable: the body is not in the declared coding, is truncated or exceeds the limit.
     """
     if coding == "chunked":
         return _join_chunks(body)
