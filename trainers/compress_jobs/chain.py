@@ -177,7 +177,7 @@ def _check_stage(method: Method, before: Mapping, config) -> None:
     settings, name = section(config, "compress"), method.name
     if not any(value_of(settings, key) for key in method.keys):
         values = ", ".join(f"compress.{key}={value_of(settings, key)}" for key in method.keys)
-        raise UsageError(f"{name} would do nothing: set one of these keys. Received: {values}.")
+        raise UsageError(f"{name} has no effect: set one of these keys. Received: {values}.")
     to_keras = name == "ptq" and FORMATS[settings.ptq.format].runtime == "keras"
     is_pruned, has_products = METHODS["prune"].is_used, METHODS["low_rank"].is_used
     conflicts = {

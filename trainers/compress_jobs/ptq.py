@@ -129,7 +129,7 @@ def _to_keras(run: LoadedRun, ptq_format: PtqFormat, config, folder: Path):
     """Returns the path of a new Keras file in `folder`, and the run with its model."""
     if is_quantized(run.model):
         raise UsageError(
-            f"The model of {run.path} was trained by qat, which only LiteRT supports: use "
+            f"The model of {run.path} was trained with qat, which only LiteRT supports: use "
             f"compress.ptq.format=litert_dynamic. Received: {ptq_format.name}."
         )
     model, file = in_float32(load_model(run.path)), folder / "model.keras"

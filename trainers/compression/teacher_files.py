@@ -138,7 +138,7 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     path.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(path):
         if not path.exists():
-            _LOG.info(f"translating {len(sources):,} sentences by the teacher")
+            _LOG.info(f"translating {len(sources):,} sentences with the teacher")
             translator = Translator(registry.load(workdir), read_tokenizer(workdir, saved))
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)

@@ -97,7 +97,7 @@ def check(compress, trainer, task) -> None:
     if number and trainer["jit_compile"]:
         raise UsageError(
             "compress.cluster requires trainer.jit_compile=False, because XLA cannot compile "
-            "clusters. Received: True."
+            "weight clustering. Received: True."
         )
     check_distillation(compress["distill"])
     check_structured(compress["structured"])

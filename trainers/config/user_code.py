@@ -31,13 +31,13 @@ def run(what: str, function, file: str = ""):
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if file and frame.filename == file]
-        where = f", line {lines[-1]}" if lines else ""
+        where = f" in line {lines[-1]}" if lines else ""
         try:
             message = str(error)
         except Exception:
             message = "an error without a message"
         raise UsageError(
-            f"{what} does not run{where}: {type(error).__name__}: {short(message)}."
+            f"{what} failed{where}: {type(error).__name__}: {short(message)}."
         ) from None
 
 
@@ -54,7 +54,7 @@ def import_user_modules(names: Sequence[str]) -> None:
     """Imports modules of the user, which register models, tasks and data sets.
 
     Raises:
-      UsageError: for a module that is missing or does not run.
+      UsageError: for a module that is missing or fails.
     """
     search_current_folder_last()
     for name in names:

@@ -433,7 +433,7 @@ class _Deadline:
         passed = time.monotonic() - self._start
         names = ", ".join(map(self._cluster.name, self._missing()))
         if passed > WAIT:
-            raise RunError(f"Timed out after {WAIT:.0f} s of waiting for {names}.")
+            raise RunError(f"Timed out after {WAIT:.0f} s waiting for {names}.")
         if passed > REPORT_AFTER and not self._reported:
             self._reported = True
             own = self._cluster.workers[self._cluster.index]

@@ -24,7 +24,7 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
     GPU memory grows on demand. Without GPUs the CPU is split into `replicas` logical devices.
 
     Raises:
-      UsageError: if TensorFlow already runs with fewer devices.
+      UsageError: if TensorFlow is already initialized with fewer devices.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -49,8 +49,8 @@ def prepare_devices(replicas: int, deterministic: bool = False) -> None:
         present = len(tf.config.list_logical_devices(kind))
         if present < replicas:
             raise UsageError(
-                f"trainer.replicas must not exceed the {present} logical {kind} device(s) with "
-                f"which TensorFlow already runs. Received: {replicas}; start a new process."
+                f"trainer.replicas must not exceed the {present} logical {kind} device(s) that "
+                f"TensorFlow has already initialized. Received: {replicas}; start a new process."
             ) from None
 
 
@@ -111,7 +111,7 @@ def _multi_worker(cluster: Cluster | None) -> tf.distribute.Strategy:
         raise UsageError("Strategy multi_worker is only supported by `zoo train` and `Trainer`.")
     if context.context()._initialized:
         raise UsageError(
-            "Strategy multi_worker requires a process in which TensorFlow does not run yet. "
+            "Strategy multi_worker requires a process in which TensorFlow is not initialized yet. "
             "Received: trainer.strategy=multi_worker; start a new process."
         )
     jobs = [coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(cluster.workers))]

@@ -196,7 +196,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     if path.is_symlink() or not path.is_dir():
         kind = "a link" if path.is_symlink() else "not a folder"
-        raise RunError(f"{path} must be a folder to write in: it is {kind}. Name another folder.")
+        raise RunError(f"{path} must be a folder to write in: it is {kind}. Choose another folder.")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ def refuse_foreign(path: str | Path, saved=None) -> None:
     if path.suffix == ".keras" and path.is_file():
         kind, use = "is a .keras file", f"{start}, and zoo.load opens it in Python"
     elif path.is_file():
-        kind, use = "is a file", "name a folder that `zoo train --workdir=W` wrote"
+        kind, use = "is a file", "use a folder that `zoo train --workdir=W` wrote"
     elif isinstance(saved, dict) and "model_type" in saved:
         kind = f"is a folder of transformers (model_type {saved['model_type']!r})"
         use = f"{start}, and zoo.models.convert.from_transformers opens it in Python"
@@ -36,7 +36,7 @@ def refuse_foreign(path: str | Path, saved=None) -> None:
     elif isinstance(saved, dict) and saved and not {"format_version", "config"} & set(saved):
         keys = ", ".join(repr(short(key)) for key in list(saved)[:3])
         kind = f"has a config.json of another program (with keys {keys})"
-        use = "name a folder that `zoo train --workdir=W` wrote"
+        use = "use a folder that `zoo train --workdir=W` wrote"
     else:
         return
     raise UsageError(f"{path} {kind}, not a work directory: {use}.")

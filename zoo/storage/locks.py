@@ -52,7 +52,7 @@ def lock_folder(folder: Path) -> AcquireReturnProxy:
     except Timeout:
         raise RunError(
             f"Another process works in {folder}{_holder(folder / _NAME)}. Wait until it ends, or "
-            "name another folder."
+            "use another folder."
         ) from None
 
 

@@ -206,7 +206,8 @@ class RecordWriter:
 
     def _other_records_error(self) -> RunError:
         return RunError(
-            f"{self.folder} already contains other records: delete that folder or name another one."
+            f"{self.folder} already contains other records: delete that folder or choose "
+            "another one."
         )
 
 

@@ -55,7 +55,7 @@ def local(name: str | Path) -> Path:
     parts = PurePosixPath(match["path"].strip("/")).parts
     if not parts or ".." in parts:
         raise UsageError(
-            f"An address on {match['scheme']}:// must name a folder, without '..'. Received: "
+            f"A URL with {match['scheme']}:// must refer to a folder, without '..'. Received: "
             f"{name}."
         )
     path = cache_dir() / "remote" / match["scheme"] / Path(*parts)

@@ -406,7 +406,7 @@ def test_what_the_command_refuses(trained, tmp_path, zoo_command):
         (("--config.compress.distill.alpha=2",), "compress.distill.alpha must be in"),
         (("--config.compress.distill.alhpa=0.2",), "'compress.distill.alhpa'"),
         (("--config.model.name=cnn_clasifier",), "Did you mean 'cnn_classifier'?"),
-        (("--config.compress.distill.teacher=",), "distill would do nothing"),
+        (("--config.compress.distill.teacher=",), "distill has no effect"),
         (("--config.model.name=vgg16_transfer", "--config.model.filters=3"), "'model.filters'"),
         (("--config.model.num_classes=11",), "the same classes"),
     ]
@@ -455,7 +455,7 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noq
         config.compress.distill.update({"teacher": str(tmp_path / "teacher"), "alpha": 0.0})
         config.compress.distill.sentences = 2
         done = run(config, dataset)
-    assert capsys.readouterr().err.count("sentences by the teacher") == 1  # kept
+    assert capsys.readouterr().err.count("sentences with the teacher") == 1  # kept
     sources = [source for source, _ in dataset.pairs["train"]()]
     translations = Translator(teacher.step.net, dataset.tokenizer)(
         sources, beams=2, length_penalty=done.step.task.task.length_penalty

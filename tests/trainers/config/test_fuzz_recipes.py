@@ -163,7 +163,7 @@ def test_config_json_that_is_nested_or_no_object(tmp_path, content):
         ("config.model.hidden_dim = 2**63", "model.hidden_dim must be less than 2**63"),
         ("config.model.hidden_dim = 10**5000", "model.hidden_dim must be less than 2**63"),
         ("config.model.x = config.model", "model.x must not be nested more than 20 times"),
-        ("config.model[1] = 2", "does not run: "),
+        ("config.model[1] = 2", "failed: "),
         ("config.model.x = object()", "an object of type object in model.x"),
         ("config.model.x = b'x'", "an object of type bytes in model.x"),
         ("f = lambda: f()\nf()", "RecursionError"),
@@ -204,4 +204,4 @@ def test_a_module_that_ends_the_process_is_one_line(text, tmp_path, monkeypatch,
     (tmp_path / "module_that_ends.py").write_text(text)
     answer = zoo_command("list", "--import=module_that_ends")
     assert answer.status == 2
-    assert "--import=module_that_ends does not run: " in answer.one_line()
+    assert "--import=module_that_ends failed: " in answer.one_line()

@@ -376,9 +376,9 @@ def test_a_users_own_file_with_its_own_argument(recipe):
     ("body", "words"),
     [
         ("# comment\nx = 1\n", "has no function get_config(arg)"),
-        ("# comment\ndef get_config(:\n", "does not run: SyntaxError: invalid syntax"),
+        ("# comment\ndef get_config(:\n", "failed: SyntaxError: invalid syntax"),
         ("# comment\nimport no_such_module\n", "line 2: ModuleNotFoundError: No module named"),
-        ("# comment\ndef get_config(): pass\n", "does not run: TypeError: get_config() takes 0"),
+        ("# comment\ndef get_config(): pass\n", "failed: TypeError: get_config() takes 0"),
         ("# comment\nget_config = lambda arg: None\n", "must return a ConfigDict"),
         ("config.trainer.steps = 3 / 0", "line 4: ZeroDivisionError"),
         ("config.trainer.steps = 'many'", "line 4: TypeError"),

@@ -68,7 +68,7 @@ def test_other_kinds(folder, tmp_path):
     file.touch()
     with pytest.raises(UsageError, match="is a .keras file, not a work directory"):
         read_config(file)
-    with pytest.raises(UsageError, match="is a file, not a work directory: name a folder"):
+    with pytest.raises(UsageError, match="is a file, not a work directory: use a folder"):
         read_config(folder / "saved_model.pb")
     refuse_foreign(tmp_path)
 

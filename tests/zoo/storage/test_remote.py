@@ -459,8 +459,8 @@ def test_an_error_is_not_hidden_by_another(bucket, monkeypatch, capsys):
     ("name", "error", "message"),
     [
         ("nosuch://a/b", UsageError, "no file system for nosuch://"),
-        ("ram://", UsageError, "must name a folder"),
-        ("ram://a/../b", UsageError, "must name a folder"),
+        ("ram://", UsageError, "must refer to a folder"),
+        ("ram://a/../b", UsageError, "must refer to a folder"),
     ],
 )
 def test_addresses_that_are_none(name, error, message):

@@ -120,7 +120,7 @@ class TextFile:
             if data.startswith(_GZIP_START):
                 twice = self.path.suffix == ".gz"
                 advice = " twice: decompress it once" if twice else ": its name must end in .gz"
-                raise RunError(f"{self.path} is compressed by gzip{advice}.")
+                raise RunError(f"{self.path} is compressed with gzip{advice}.")
             data = data.removeprefix(codecs.BOM_UTF8)
         try:
             return data.decode()
