@@ -4,7 +4,7 @@ zoo prepare web_text --config.prep.input='pages/*.warc.gz' --out=D
 zoo train web_text --config.data.source=prepared:D --workdir=W
 zoo generate W --prompt="The"
 
-The input is a pattern, a folder, start addresses to crawl, or corpus:NAME; see `zoo prepare
+The input is a pattern, a folder, seed URLs to crawl, or corpus:NAME; see `zoo prepare
 --help`. The rules are those of FineWeb, with deduplication over the whole input.
 
 Measured 2026-11-26 on 2 cores of an AMD EPYC without AVX512, TensorFlow 2.21, Keras 3.15.1, in

@@ -1,4 +1,4 @@
-"""How the zoo's models learn: one trainer for all of them."""
+"""Training of all models: one trainer, with configuration, evaluation and export."""
 
 from zoo import logs  # imports zoo before any module here imports TensorFlow: see zoo/quiet.py
 

@@ -66,10 +66,10 @@ def call(
 
     Args:
       description: description of the work, the subject of error messages.
-      function: as for `arguments`; its result must be a JSON value.
+      function: see `arguments`; its result must be a JSON value.
       *words: arguments of the function.
       extra: additional environment variables of the child.
-      tensorflow: as for `arguments`.
+      tensorflow: see `arguments`.
       killed: end of the error message if a signal ended the child.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What every command shares: flag parsing, one-line errors and exit statuses.
+"""Code that all commands share: flag parsing, one-line errors and exit statuses.
 
 Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interrupted,
 141 the reader of the output is gone, 143 stopped by SIGTERM or a preemption notice, and saved.

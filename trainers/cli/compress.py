@@ -45,7 +45,7 @@ _JSON = _FLAGS.boolean("json", False, "Print JSON; only with compare.")
 
 @writes_files
 def command(argv) -> int:
-    """Compresses and compares."""
+    """Runs `zoo compress`; returns the exit status."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_least=2, overrides=True)
     if words[0] == "compare":
         return _compare(words[1:], overrides)

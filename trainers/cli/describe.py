@@ -17,7 +17,7 @@ _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
-    """Prints the description."""
+    """Runs `zoo describe`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     from trainers.config.recipe import recipes_of
     from zoo import registry

@@ -17,7 +17,7 @@ _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
-    """Evaluates."""
+    """Runs `zoo evaluate`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value)
 

@@ -20,7 +20,7 @@ _DESTINATION = _FLAGS.string("destination", None, "Folder with one subfolder per
 
 @writes_files
 def command(argv: Sequence[str]) -> int:
-    """Downloads, or lists."""
+    """Runs `zoo fetch`; returns the exit status."""
     names, _ = _FLAGS.parse(argv, __doc__)
     folder = Path(_DESTINATION.value or data_dir()).expanduser()
     if not names:

@@ -15,7 +15,7 @@ _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 
 def command(argv) -> int:
-    """Prints the table."""
+    """Runs `zoo list`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_most=1)
     rows = [
         registry.entry(name)

@@ -4,7 +4,7 @@
   zoo train web_text --config.data.source=prepared:D --workdir=W
 
 prep.input is a pattern, a folder (.warc, .wet, .html, .txt, .jsonl, also .gz and .zst; .parquet),
-start addresses to crawl (http://...), or corpus:NAME of `zoo fetch`; separate several by commas.
+seed URLs to crawl (http://...), or corpus:NAME of `zoo fetch`; separate several by commas.
 Run the same command again to resume. D/data_card.html lists the dropped documents and the reasons.
 """
 
@@ -35,7 +35,7 @@ _PRIVATE = _FLAGS.boolean("allow_private", False, "Also crawl private and loopba
 
 @writes_files
 def command(argv) -> int:
-    """Prepares."""
+    """Runs `zoo prepare`; returns the exit status."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1, overrides=True)
     if not _OUT.value:
         raise UsageError("zoo prepare requires --out=D, the folder to write.")

@@ -14,7 +14,7 @@ _FLAGS = Flags()
 
 @writes_files
 def command(argv: Sequence[str]) -> int:
-    """Writes the report."""
+    """Runs `zoo report`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     # Imported late, so that a wrong request fails before matplotlib is loaded.
     from trainers.report.page import write_report

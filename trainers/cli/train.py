@@ -41,7 +41,7 @@ _OVERRIDE = _FLAGS.strings(
 
 @writes_files
 def command(argv) -> int:
-    """Trains."""
+    """Runs `zoo train`; returns the exit status."""
     words, overrides = _FLAGS.parse(argv, __doc__, at_most=1, overrides=True)
     if bool(words) == bool(_CONFIG.value):
         raise UsageError(

@@ -90,7 +90,7 @@ def _dominates(one: dict, other: dict, mode: str) -> bool:
 
 
 def comparison_table(comparison: dict) -> str:
-    """Returns a text table with one line per model; a star marks the models of the front."""
+    """Returns a text table with one line per model; a star marks the models of the Pareto front."""
     metric = f"{comparison['split']} {comparison['metric']}".strip()
     lines = [("", metric, "file", "bytes", "gzip_bytes", "nonzeros", "ms, 1 thread", "speed")]
     lines += [

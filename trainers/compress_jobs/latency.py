@@ -1,4 +1,4 @@
-"""Latency of LiteRT files, measured side by side."""
+"""Latency of LiteRT files, measured with interleaved calls."""
 
 import time
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _MIN_CALLS, _MAX_CALLS = 5, 500  # number of calls per file
 
 
 def measure_latencies(files: Mapping[str, Path], examples: Mapping) -> dict[str, dict[str, float]]:
-    """Measures files by calls in turn, so that other load on the machine affects all files alike.
+    """Interleaves the calls of all files, so that other load affects all files alike.
 
     Args:
       files: name -> path of a LiteRT file.

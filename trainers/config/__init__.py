@@ -1,1 +1,1 @@
-"""The sections of a recipe, and the way from its name to a checked configuration."""
+"""The sections of a recipe, and functions that load and check a recipe."""

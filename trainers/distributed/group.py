@@ -1,4 +1,4 @@
-"""Messages between workers besides gradients: agreement, shared decisions, and heartbeats.
+"""Messages between workers other than gradients: agreement, shared decisions, and heartbeats.
 
 Each worker has one TCP connection to the chief. The connections are made at the chief's address
 before TensorFlow's server takes over the port, and stay open afterwards. When a peer dies, a

@@ -35,7 +35,7 @@ def features_of(
     """Returns a split with "feature" in place of "image".
 
     Args:
-      frozen: from `Task.frozen_part`. With views, features have the shape (views, F), else (F,).
+      frozen: result of `Task.frozen_part`. Features have the shape (F,), with views (views, F).
       task: the task, which prepares the examples.
       arrays: the split.
       changes: the section `task` of the configuration, which holds the augmentation.

@@ -103,7 +103,7 @@ def apply_rules(optimizer, variables, rules: Rules, models=()) -> None:
     Args:
       optimizer: an optimizer that is not built yet.
       variables: the variables that it will train.
-      rules: from `make_optimizer`.
+      rules: rules that `make_optimizer` returned.
       models: the models that hold the variables, for Muon; see
         `trainers.optimization.muon.variables_for_adamw`.
 

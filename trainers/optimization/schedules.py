@@ -1,4 +1,4 @@
-"""Makes learning-rate schedules by name. They count optimizer updates, not micro-batches.
+"""Makes learning-rate schedules by name. Steps are optimizer updates, not micro-batches.
 
 `trainers.config.schedule` has their arguments and defaults. Importing this module loads no Keras:
 `total_steps` runs before TensorFlow is started.

@@ -53,7 +53,7 @@ class Saver:
             concurrent.futures.wait([pending], seconds)
 
     def close(self) -> None:
-        """Waits, then ends the thread."""
+        """Waits for the current checkpoint, then ends the thread."""
         try:
             self.wait()
         finally:

@@ -1,4 +1,4 @@
-"""Checks that need no model. They run before TensorFlow is loaded, which takes seconds.
+"""Checks that need no model and run before TensorFlow is loaded, which takes seconds.
 
 `trainers.config.recipe.check` has checked the values of each section. The trainer repeats all
 checks and adds those that need the model. Loads no TensorFlow.

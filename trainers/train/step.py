@@ -1,4 +1,4 @@
-"""The train step. Read this to know how anything in the zoo is trained.
+"""The train step of all models and tasks.
 
     1. Sum the weight of each loss term (its number of samples or tokens) over all replicas.
     2. For each micro-batch: run the forward pass, sum the losses, divide by the GLOBAL weight, run

@@ -150,7 +150,7 @@ def register_dataset(name, loader, files=(), description="", licence=""):
     """Registers a data set for `load(name)` and, if it has `files`, for `zoo fetch NAME`.
 
     Args:
-      name: of letters, digits, `_`, `-` and `.`; also the name of its folder in `data_dir()`.
+      name: letters, digits, `_`, `-` and `.`; also the name of the folder in `data_dir()`.
       loader: `loader(manual_dir) -> Dataset`; `manual_dir` is a Path or None. Called by each
         `load`.
       files: `zoo.data.fetch.FetchFile` objects, or a function that returns them if that needs slow

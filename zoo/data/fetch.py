@@ -44,7 +44,7 @@ def fetch(
     """Downloads the missing original files of a data set.
 
     Args:
-      name: of a registered data set.
+      name: name of a registered data set.
       destination: folder in which the folder `name` is created; `data_dir()` by default.
       log: called with one line per file.
 

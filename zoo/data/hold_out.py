@@ -65,7 +65,7 @@ def hold_out(arrays: Mapping[str, np.ndarray], size: int, class_names: Sequence[
     Args:
       arrays: equally long arrays.
       size: number of validation examples, less than the number of examples.
-      class_names: for error messages.
+      class_names: names of the classes, for error messages.
 
     Returns:
       `(training, validation)`, both dicts of arrays; validation is None for size 0. Large arrays

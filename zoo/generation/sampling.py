@@ -40,7 +40,7 @@ def top_k(logits, uniform, k, temperature=1.0, p=1.0):
       uniform: (B,) float32 in [0, 1).
       k: a Python integer; of tokens with the k-th largest logit, the first ones are included.
       temperature: positive number or scalar tensor.
-      p: as for `top_p`, relative to the total probability of the k tokens.
+      p: see `top_p`; relative to the total probability of the k tokens.
 
     Returns:
       (B,) int32.

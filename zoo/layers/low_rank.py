@@ -43,7 +43,7 @@ class LowRankDense(LowRank):
     Args:
       units: size of the output.
       rank: at least 1.
-      activation: of the output.
+      activation: activation of the output.
       use_bias: whether the output has a bias.
     """
 
@@ -86,7 +86,7 @@ class LowRankEinsumDense(LowRank):
         are axes of the output.
       output_shape: without the batch.
       rank: at least 1.
-      activation: of the output.
+      activation: activation of the output.
       bias_axes: axes of the output that have a bias, or None.
     """
 
@@ -156,9 +156,9 @@ class LowRankConv(LowRank):
     Args:
       dimensions: 1, 2 or 3.
       filters: number of output channels.
-      kernel_size: of the middle convolution.
+      kernel_size: kernel size of the middle convolution.
       ranks: input and output channels of the middle convolution; 0 omits the pointwise convolution.
-      activation: of the output.
+      activation: activation of the output.
       use_bias: whether the output has a bias.
       **kwargs: strides, padding, data_format and dilation_rate of the middle convolution, and
         arguments of any layer.

@@ -54,7 +54,7 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
 
     Args:
       model: changed in place; the ranges become non-trainable weights.
-      decay: of the moving averages of output ranges, in (0, 1); TF-MOT has 0.999.
+      decay: decay of the moving averages of output ranges, in (0, 1); TF-MOT has 0.999.
 
     Returns:
       The names of the rounded layers.

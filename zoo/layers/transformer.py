@@ -51,7 +51,7 @@ class Attention(Composite):
       use_bias: whether the projections have biases.
       dropout: dropout rate of the probabilities.
       initializer_range: standard deviation of the initial kernels.
-      output_range: of the initial kernel of the output projection; 0 for initializer_range.
+      output_range: standard deviation of the initial output kernel; 0 for initializer_range.
       memory: whether keys and values come from a memory instead of the input.
       width: number of remaining key-value heads after pruning, with H / G queries each; 0 for G.
       ranks: ranks of low-rank projections by name; see `zoo.layers.low_rank`.
@@ -248,9 +248,9 @@ class TransformerBlock(Composite):
       rotary_base: see `Attention`.
       use_bias: whether dense layers have biases.
       dropout: dropout rate of the probabilities and of each part's output.
-      epsilon: of the normalization layers.
+      epsilon: epsilon of the normalization layers.
       initializer_range: standard deviation of the initial kernels.
-      output_range: of initial kernels whose output is added to the residual; 0 for
+      output_range: standard deviation of initial kernels that write to the residual; 0 for
         initializer_range.
       widths: remaining units of pruned parts: key-value heads of "attention" and
         "cross_attention", intermediate units of "feed_forward".
@@ -355,7 +355,7 @@ class TransformerBlock(Composite):
 
         Args:
           x: (B, T, C), input of the block.
-          bias: as for `call`.
+          bias: see `call`.
         """
         h = self.attention_norm(x) if self.norm_first else x
         query, key, _ = self.attention.project(h, 0)
@@ -376,7 +376,7 @@ class TransformerBlock(Composite):
 
         Args:
           batch: B.
-          length: of the longest sequence.
+          length: length of the longest sequence.
           memory: (B, S, C), for a block with `cross`.
 
         Returns:
@@ -394,7 +394,7 @@ class TransformerBlock(Composite):
 
         Args:
           x: (B, T, C), the new positions.
-          cache: of `start_cache` or of the last call.
+          cache: cache from `start_cache` or from the last call.
           first: integer scalar, index of the first new position.
           bias: (B or 1, 1, T, length), 0 or `MASKED`.
           memory_bias: added to the scores of cross-attention.

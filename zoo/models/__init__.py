@@ -1,1 +1,1 @@
-"""One file a family; `build(**arguments) -> keras.Model`, written with keras.ops alone."""
+"""Models written with keras.ops, one file per family: `build(**arguments) -> keras.Model`."""

@@ -116,10 +116,10 @@ def _dense(units: int, name: str, **more) -> layers.Dense:
 
 @keras.saving.register_keras_serializable("zoo")
 class TakePositions(layers.Layer):
-    """Selection of the vectors at some positions of each sequence."""
+    """Layer that selects the vectors at some positions of each sequence."""
 
     def call(self, x, positions):
-        """Args: x (B, T, C); positions (B, M) integers below T. Returns (B, M, C)."""
+        """Selects positions (B, M), integers below T, of x (B, T, C); returns (B, M, C)."""
         batch, length, width = ops.shape(x)
         # Takes whole rows of one matrix; `take_along_axis` would index every number separately.
         rows = ops.arange(batch, dtype="int32")[:, None] * length + ops.cast(positions, "int32")

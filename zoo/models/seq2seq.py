@@ -133,7 +133,7 @@ class Segments(layers.Layer):
         self.side = side
 
     def call(self, tokens):
-        """Args: tokens (B, T) int32. Returns (B, T) int32."""
+        """Returns the sentence numbers (B, T) int32 of tokens (B, T) int32."""
         marks = ops.cast(ops.equal(tokens, END if self.side == "source" else START), "int32")
         numbers = ops.cumsum(marks, axis=1)
         numbers = 1 + numbers - marks if self.side == "source" else ops.maximum(numbers, 1)

@@ -1,4 +1,4 @@
-"""Crawls pages from start URLs into WARC files, politely.
+"""Crawls pages from seed URLs into WARC files, with a delay per host and robots.txt.
 
 One request runs at a time. Requests to the same host are `delay` seconds apart, or longer if its
 robots.txt asks for that. Pages that robots.txt disallows for "*" or "keras-zoo" are not fetched; if
@@ -46,7 +46,7 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
     """Crawls until it has `pages` pages or no URL is left. Continues after a kill.
 
     Args:
-      starts: start URLs.
+      starts: seed URLs.
       settings: section `prep.crawl` of the recipe.
       folder: gets pages-00000.warc.gz …, frontier.sqlite and, last, crawl.json.
       allow_private: whether connections to IP addresses that are not public are allowed; for tests.
@@ -55,7 +55,7 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
       The content of crawl.json: {"pages": n, "refused": {reason: n}, …}.
 
     Raises:
-      UsageError: an invalid start URL, or a folder of another crawl.
+      UsageError: an invalid seed URL, or a folder of another crawl.
       RunError: no page could be fetched; another call tries again.
     """
     for start in starts:
@@ -223,7 +223,7 @@ class _Crawler:
     def _follow(self, url: str, start: bool) -> FetchResponse:
         """Fetches a page and follows redirects; each target is checked like the first URL.
 
-        The host that a start URL redirects to (example.org to www.example.org) may be crawled too.
+        The host that a seed URL redirects to (example.org to www.example.org) may be crawled too.
         """
         for _ in range(REDIRECTS + 1):
             if not self.settings["other_sites"] and urlsplit(url).hostname not in self.sites:

@@ -47,7 +47,7 @@ class FetchResponse:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is public; checks the IPv4 address inside an IPv6 address too."""
+    """Returns whether an IP address is public; also checks an IPv4 address inside IPv6."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""What `zoo prepare` shows of a step: pieces of work, documents, and what was dropped."""
+"""Progress of a step of `zoo prepare`: tasks, documents, and reasons for dropped documents."""
 
 import logging
 import time
@@ -11,16 +11,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class StepProgress:
-    """Shows how far a step is, and logs a line when it has ended; a context manager.
+    """Shows the progress of a step, and logs a line when the step has ended; a context manager.
 
     Args:
-      title: of the step.
-      total: number of pieces of work.
-      done: number of pieces that an earlier run completed.
+      title: title of the step.
+      total: number of tasks.
+      done: number of tasks that an earlier run completed.
     """
 
     def __init__(self, title: str, total: int = 1, done: int = 0):
-        self._bar = progress(title=title, unit="pieces", total=total, initial=done, leave=False)
+        self._bar = progress(title=title, unit="tasks", total=total, initial=done, leave=False)
         self._title, self._start = title, time.monotonic()
         self._documents, self._dropped = 0, Counter()
 
@@ -34,7 +34,7 @@ class StepProgress:
             _LOG.info(", ".join([f"{self._title}: {seconds:,.1f} s", *self._counts(seconds)]))
 
     def update(self, tally: Mapping | None) -> None:
-        """Counts a piece that is done, and the documents of its tally (as JSON)."""
+        """Counts a finished task, and the documents of its tally (as JSON)."""
         if tally:
             self._documents += max(tally["reached"].values(), default=0)
             for name, count in tally["dropped"].items():

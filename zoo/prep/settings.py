@@ -26,13 +26,13 @@ KEYS = {
     "max_document_bytes": 10 << 20,  # larger documents are dropped
     "max_file_ratio": 200,  # a file of a higher compression ratio is a decompression bomb
     "crawl": {
-        "depth": 2,  # links away from the start URLs
+        "depth": 2,  # links away from the seed URLs
         "pages": 1000,
         "delay": 1.0,  # seconds between requests to a host; robots.txt may ask for more
         "timeout": 20.0,  # seconds per request, in total
         "retries": 2,
         "max_bytes": 5 << 20,  # per page
-        "other_sites": False,  # follow links to hosts other than those of the start URLs
+        "other_sites": False,  # follow links to hosts other than those of the seed URLs
     },
     "extract": {
         "favor": "",  # or "precision" or "recall"; docs/prepare.md has the measured difference

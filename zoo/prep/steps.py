@@ -186,7 +186,7 @@ def _remove_lines(
     Args:
       document: changed in place.
       frequent: sorted hashes of frequent lines.
-      first_keys: for each of them, the key of the first document that has the line.
+      first_keys: for each frequent line, the key of the first document that has the line.
       min_length: characters; shorter lines stay.
 
     Returns:

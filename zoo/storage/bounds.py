@@ -36,7 +36,7 @@ def check_expansion(path, size: int, stored: int) -> None:
     """Checks that data are not far larger than their stored size.
 
     Args:
-      path: of the file, for the message.
+      path: path of the file, for the message.
       size: bytes of the data, declared or decompressed so far.
       stored: bytes of the file that hold the data.
 
@@ -55,7 +55,7 @@ def check_memory(path, size: int) -> None:
     """Checks that data which must be held at once fit in memory.
 
     Args:
-      path: of the file, for the message.
+      path: path of the file, for the message.
       size: bytes of the data in memory.
 
     Raises:
@@ -71,7 +71,7 @@ def check_zip(path, archive: zipfile.ZipFile, stored: int) -> int:
     """Checks the declared sizes of a zip archive's members; zipfile reads no more than these.
 
     Args:
-      path: of the file, for the message.
+      path: path of the file, for the message.
       archive: the open archive.
       stored: bytes of the file. Members may overlap, so the sum of their sizes is no bound.
 
@@ -101,7 +101,7 @@ class Decompressed(io.RawIOBase):
     Reading raises RunError when the data exceed `check_expansion`.
 
     Args:
-      path: of the file, for the message.
+      path: path of the file, for the message.
       file: the open file.
     """
 

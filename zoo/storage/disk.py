@@ -81,11 +81,11 @@ def read_bytes(path: str | Path, expansion: int = 1) -> bytes:
     """Returns the content of a file.
 
     Args:
-      path: of the file.
+      path: path of the file.
       expansion: bytes of memory per byte of the file.
 
     Raises:
-      RunError: as `open_file`, and if the content does not fit in memory.
+      RunError: see `open_file`; also if the content does not fit in memory.
     """
     with open_file(path) as file:
         check_memory(path, expansion * os.fstat(file.fileno()).st_size)
@@ -122,7 +122,7 @@ def read_object(path: str | Path, **types: type | tuple) -> dict:
     """Reads a JSON object and checks its keys.
 
     Args:
-      path: of the file.
+      path: path of the file.
       **types: required keys and the types of their values, as for `isinstance`; a bool does not
         count as an int.
 

@@ -77,7 +77,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     """Holds an exclusive lock on `path`, after waiting for other processes and threads.
 
     Args:
-      path: of a file or folder that may not exist yet; the lock file is beside it.
+      path: path of a file or folder that may not exist yet; the lock file is next to it.
 
     Raises:
       RunError: if another process holds the lock for hours, or the lock is not a regular file.

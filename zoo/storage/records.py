@@ -99,7 +99,7 @@ class RecordWriter:
     that its own records are equal.
 
     Args:
-      folder: to create, with its parents.
+      folder: folder to create, with its parents.
       arrays: name -> (shape of a row, dtype).
       shard_bytes: largest size of a shard, unless a single row is larger.
       metadata: JSON values; returned as `Records.metadata`.
@@ -390,7 +390,7 @@ class Records:
 
     Attributes:
       arrays: name -> `ShardedArray`, all of the same length.
-      metadata: of the writer, after a round trip through JSON.
+      metadata: metadata of the writer, after a round trip through JSON.
       fingerprint: hex sha256 over the digests of all shards, the layout and the metadata.
     """
 
@@ -403,7 +403,7 @@ def open_records(folder: str | os.PathLike, verify: bool = True) -> Records:
     """Opens a folder that a `RecordWriter` wrote.
 
     Args:
-      folder: of the records.
+      folder: folder of the records.
       verify: whether to compare the sha256 of every shard, which reads all shards once. Names,
         sizes and the manifest are always checked.
 

@@ -115,7 +115,7 @@ class Mirror:
 
     Args:
       remote: address of the file or folder, without a trailing slash.
-      path: of the local copy.
+      path: path of the local copy.
     """
 
     def __init__(self, remote: str, path: Path):

@@ -23,7 +23,7 @@ def check_model_type(path: Path, kind) -> None:
     """Raises `UsageError` if models of a type cannot be converted.
 
     Args:
-      path: of the config.json, for the message.
+      path: path of the config.json, for the message.
       kind: its "model_type".
     """
     if kind not in CONVERTED:

@@ -92,12 +92,12 @@ def limit_elements(path: str | Path, elements: int) -> Iterator[None]:
     """Refuses to build a model with far more parameters than its file has weights.
 
     Args:
-      path: of the file, for the message.
+      path: path of the file, for the message.
       elements: number of elements of the weights in the file; `FREE_BYTES` of float32 are allowed
         beyond them.
 
     Raises:
-      RunError: from the creation of the variable that exceeds the limit.
+      RunError: when a created variable exceeds the limit.
     """
     create, total = keras.Variable.__init__, 0
 

@@ -1,1 +1,1 @@
-"""What a batch means, its loss and its metrics: one file a task."""
+"""Tasks: the meaning of a batch, its loss and its metrics, with one file per task."""

@@ -184,7 +184,7 @@ def test_large_slow_and_other_content_is_refused(site, tmp_path):
     assert site.paths().count("/loop") == crawl.REDIRECTS + 1
 
 
-def test_the_redirect_target_of_a_start_url_is_crawled(site, tmp_path):
+def test_the_redirect_target_of_a_seed_url_is_crawled(site, tmp_path):
     """For example example.org redirects to www.example.org; a link to it is not followed."""
     www = site.url.replace("127.0.0.1", "localhost")
     site.page("/", status=302, body="", Location=f"{www}/home")
@@ -432,7 +432,7 @@ def _with(monkeypatch, real_info, create_connection, address, timeout):
         fetch.socket.getaddrinfo = fake
 
 
-def test_a_private_start_url_is_refused_by_default(site, tmp_path):
+def test_a_private_seed_url_is_refused_by_default(site, tmp_path):
     site.page("/")
     with pytest.raises(RunError, match="address is not public"):
         run(site, tmp_path, allow_private=False)

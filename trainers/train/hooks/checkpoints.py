@@ -58,7 +58,7 @@ class Checkpoints(CheckpointHook):
             self.saver.wait()
 
     def close(self) -> None:
-        """Waits, then ends the thread that writes."""
+        """Waits for the current checkpoint, then ends the thread that writes."""
         if self.saver:
             self.saver.close()
 

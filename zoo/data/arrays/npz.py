@@ -20,8 +20,8 @@ def load(name: str, path: Path) -> Dataset:
     Every split must have the arrays of train. Integer labels are converted to int64.
 
     Args:
-      name: of the data set.
-      path: of the file.
+      name: name of the data set.
+      path: path of the file.
 
     Raises:
       UsageError: if the file does not exist.

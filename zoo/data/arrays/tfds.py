@@ -33,8 +33,8 @@ def load(
     """Loads a TFDS data set as memory-mapped arrays; imports no TensorFlow.
 
     Args:
-      name: of the data set in TFDS.
-      version: of the data set, such as "3.0.1".
+      name: name of the data set in TFDS.
+      version: version of the data set, such as "3.0.1".
       manual_dir: folder of the original files; by default `data_dir()/name` if it exists, otherwise
         they are downloaded to the cache.
       shape: height, width and channels for images of several sizes; then only "image" and "label"
@@ -91,10 +91,10 @@ def _dataset(name: str, records: Records) -> Dataset:
 
 
 def _create_records(folder: Path, produce: Callable[[], tuple[dict, tuple[str, ...]]]):
-    """Creates the records unless they are complete; processes may call it at once.
+    """Creates the records unless they are complete; several processes may call this at once.
 
     Args:
-      folder: of the records; a damaged one is replaced.
+      folder: folder of the records; a damaged one is replaced.
       produce: returns the splits and the class names; called by one process at a time.
     """
     with one_at_a_time(folder):

@@ -84,7 +84,7 @@ def register_corpus(name, loader, files=(), description="", licence=""):
     """Registers a corpus for `load_corpus(name)` and, if it has `files`, for `zoo fetch NAME`.
 
     Args:
-      name: as for `zoo.data.register_dataset`; data sets and corpora share their names.
+      name: name as in `zoo.data.register_dataset`; data sets and corpora share their names.
       loader: `loader(manual_dir, languages) -> Corpus`; `manual_dir` is a Path or None, `languages`
         a tuple of str, which may be empty.
       files: `zoo.data.fetch.FetchFile` objects, or a function that returns them.

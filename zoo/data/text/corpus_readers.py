@@ -53,7 +53,7 @@ class TextFile:
     """A text file, which each method reads anew; a file named .gz is decompressed.
 
     Attributes:
-      path: of the file.
+      path: path of the file.
       stamp: size and modification time. If they change, reading fails, so that no run mixes two
         versions of a text.
     """

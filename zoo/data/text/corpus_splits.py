@@ -26,7 +26,7 @@ def split_by_hash(
     Args:
       keyed: returns a new iterator of (key, document).
       share: share of the different keys, from 0 to 0.5, in validation and in test; at least 1 key.
-      hashes: of all keys, if known.
+      hashes: hashes of all keys, if known.
     """
     if hashes is None:
         hashes = np.fromiter((key_hash(key) for key, _ in keyed()), np.uint64)

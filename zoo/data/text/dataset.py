@@ -213,8 +213,8 @@ def cached_records(
     """Opens the records of each split in the cache, or creates them.
 
     Args:
-      corpus: of the splits.
-      tokenizer: of the rows.
+      corpus: corpus of the splits.
+      tokenizer: tokenizer of the rows.
       settings: other JSON values that determine the rows.
       layout: array name -> (row shape, dtype).
       rows: `rows(split)` yields dicts of equally long arrays.
@@ -249,8 +249,8 @@ def facts(corpus, tokenizer, splits: Mapping, texts: Callable | None = None) -> 
 
     Args:
       corpus: a `zoo.data.text.corpora.Corpus`.
-      tokenizer: of the data set.
-      splits: of the data set.
+      tokenizer: tokenizer of the data set.
+      splits: splits of the data set.
       texts: `texts(split)` returns text; by default the documents of the split.
     """
     split = "validation" if "validation" in corpus.splits else next(iter(corpus.splits))

@@ -32,7 +32,7 @@ def best_fit(
 
     Args:
       documents: `(n,)` arrays of integers. Empty documents are skipped.
-      length: of a row, at least 2.
+      length: length of a row, at least 2.
       start_id: id inserted before each document, or None.
       end_id: id appended to each document, or None.
       buffer: number of pieces packed together. More pieces leave less padding, and take at most
@@ -113,7 +113,7 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
     Args:
       lengths: `(n,)` integers in [1, capacity].
-      capacity: of each bin.
+      capacity: capacity of each bin.
 
     Returns:
       `(n,)` int64, the bin of each item.

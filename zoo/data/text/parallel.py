@@ -78,10 +78,10 @@ def packed_rows(pairs: Iterator, split: str, tokenizer, length: int, packed: boo
     """Returns the rows of a split: {"source", "target"}, both (N, length).
 
     Args:
-      pairs: of sentences.
+      pairs: pairs of sentences.
       split: name of the split; long pairs are left out of "train" and truncated in others.
-      tokenizer: of both sides.
-      length: of a row.
+      tokenizer: tokenizer of both sides.
+      length: length of a row.
       packed: whether a row holds several pairs.
     """
     texts = zip(*pairs, strict=True)

@@ -194,7 +194,7 @@ class Tokenizer:
     Attributes:
       kind: one of KINDS.
       vocabulary_size: V, SPECIAL included.
-      normalization: of text in `encode`, see `normalize`.
+      normalization: normalization of text in `encode`; see `normalize`.
       fingerprint: hex sha256 of everything that determines the ids.
       trained_on: {"documents": …, "bytes": …}, counts of the normalized training text.
       token_bytes: (V,) int32, number of UTF-8 bytes of each token, 0 for SPECIAL. In lossless

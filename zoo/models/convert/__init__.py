@@ -1,4 +1,4 @@
-"""Published checkpoints in and out, one file per format."""
+"""Conversion of published checkpoints from and to other libraries."""
 
 from zoo.models.convert.published import (
     from_keras_hub,

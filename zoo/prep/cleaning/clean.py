@@ -112,9 +112,10 @@ def _replace_joiner(match: re.Match) -> str:
 
 
 def looks_persian(text: str) -> bool:
-    """Whether text in Arabic script is Persian: more than 1 in 150 letters is Persian only.
+    """Returns whether text in Arabic script is Persian, by letters that only Persian has.
 
-    The share is that low because text with Arabic yeh and kaf has only peh, cheh, zheh and gaf.
+    The threshold is only 1 in 150 letters, because a text that uses Arabic yeh and kaf is
+    recognized only by the letters peh, cheh, zheh and gaf.
     """
     sample = text[:4000]
     if _OTHER_LETTERS.search(sample):

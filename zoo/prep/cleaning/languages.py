@@ -48,12 +48,12 @@ _CJK_END = re.compile("[\u3002\uff01\uff1f]")
 
 
 def ends_line(line: str) -> bool:
-    """Whether a line ends with a sentence or quotation mark of any script, as in FineWeb."""
+    """Returns whether a line ends with a sentence end or quotation mark, as in FineWeb."""
     return line.endswith(_LINE_ENDS)
 
 
 def ends_sentence(line: str) -> bool:
-    """Whether a line ends a sentence, in any script; "..." does not, as in C4."""
+    """Returns whether a line ends a sentence, in any script; "..." does not, as in C4."""
     stripped = line.rstrip(CLOSING)
     if stripped.endswith(("...", "…")):
         return False

@@ -147,7 +147,7 @@ def _path(column: dict) -> str:
 
 
 def _is_delta_encoded(column: dict) -> bool:
-    """Whether pages are delta encoded, which pyarrow cannot read as dictionaries."""
+    """Returns whether pages are delta encoded, which pyarrow cannot read as dictionaries."""
     return any(encoding in (6, 7) for encoding in _list(column, 2))
 
 

@@ -12,7 +12,7 @@ FREE_BYTES = 64 << 20
 
 
 def is_bomb(unpacked: int, packed: int, max_ratio: float) -> bool:
-    """Whether `packed` bytes that expand to `unpacked` bytes are a decompression bomb."""
+    """Returns whether `packed` bytes that expand to `unpacked` bytes are a decompression bomb."""
     return unpacked > FREE_BYTES and unpacked > max(1, packed) * max_ratio
 
 

@@ -162,7 +162,7 @@ def _search(members: Members, record: re.Pattern, length: int) -> tuple[bool, in
 
 
 def _at_end(members: Members) -> bool:
-    """Whether a record ends here: two line ends, another record or the member's end follow."""
+    """Returns whether a record ends here: two line ends, a record or the member's end follow."""
     after = members.peek(16)
     rest = after.lstrip(b"\r\n")
     return after.startswith(b"\r\n\r\n") or not rest or rest.startswith(b"WARC/")
