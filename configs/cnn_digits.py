@@ -1,4 +1,4 @@
-"""The digit classifier on 5,000 MNIST images that come with a dependency: no download.
+"""Handwritten digit classifier on 5,000 MNIST images of an installed package, without a download.
 
     zoo train cnn_digits --workdir=D       (or `make quickstart`)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits: the classifier with 93,322 parameters on the 60,000 MNIST images.
+"""Handwritten digit classifier with 93,322 parameters, on the 60,000 MNIST images.
 
     zoo train cnn_mnist --workdir=D        (zoo fetch mnist, or ZOO_DATA_DIR, first)
 

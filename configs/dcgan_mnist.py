@@ -3,8 +3,8 @@
     zoo train dcgan_mnist --workdir=D      (zoo fetch mnist, or ZOO_DATA_DIR, first)
     zoo generate D
 
-With --config.task.classifier=W, W a work directory of `cnn_mnist`, the samples are measured. Train
-the classifier without label smoothing, which keeps its probabilities away from 1:
+With --config.task.classifier=W, where W is a work directory of `cnn_mnist`, the run also measures
+the samples. Train the classifier without label smoothing, which keeps its probabilities below 1:
 
     zoo train cnn_mnist --workdir=W --config.task.label_smoothing=0
 
@@ -16,8 +16,8 @@ test images 2.29 (between real images 0.36); precision 0.72, recall 0.84. The go
 for each of ten classes and 0.90 within 30 minutes. According to a classifier with label smoothing
 the same samples have 0.75, real digits 0.86.
 
-float32: on CPUs without AVX512_BF16 the gradients of convolutions take 30 times as long in
-bfloat16.
+The recipe uses float32, because on CPUs without AVX512_BF16 the gradients of convolutions take 30
+times as long in bfloat16.
 """
 
 from trainers.config.base import optimizer

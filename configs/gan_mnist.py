@@ -3,7 +3,8 @@
     zoo train gan_mnist --workdir=D        (zoo fetch mnist, or ZOO_DATA_DIR, first)
     zoo generate D
 
-With --config.task.classifier=W, W a work directory of `cnn_mnist`, the samples are measured.
+With --config.task.classifier=W, where W is a work directory of `cnn_mnist`, the run also measures
+the samples.
 """
 
 from trainers.config.base import base, optimizer, schedule

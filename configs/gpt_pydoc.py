@@ -1,10 +1,10 @@
-"""A small GPT on the text of Python's own help: no download.
+"""A small GPT on the text of Python's built-in help, which needs no download.
 
     zoo train gpt_pydoc --workdir=D
     zoo generate D --prompt="The for statement"
 
-The text is `pydoc_data.topics` of the Python that runs the recipe: about 0.7 MB, a little different
-in each version.
+The text is `pydoc_data.topics` of the Python that runs the recipe: about 0.7 MB, which differ
+slightly between Python versions.
 
 Measured 2026-11-24 on 2 cores of an AMD EPYC with AVX512_BF16, TensorFlow 2.21, Keras 3.15.1, by
 `python -m benchmarks.recipe_result gpt_pydoc --metric loss bits_per_byte`: test loss 3.059 nats per

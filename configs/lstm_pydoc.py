@@ -1,4 +1,4 @@
-"""The published LSTM generator on the text of Python's own help: no download.
+"""The published LSTM generator on the text of Python's built-in help, which needs no download.
 
     zoo train lstm_pydoc --workdir=D
     zoo generate D --prompt="The for statement"

@@ -87,7 +87,7 @@ def choose(labels: np.ndarray, probabilities: np.ndarray, worst: np.ndarray) -> 
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
     chosen = []
     for number in range(min(10, probabilities.shape[-1])):
-        right = np.flatnonzero((labels == number) & (predicted == number))
-        if len(right):
-            chosen.append(right[confidence[right].argmax()])
+        correct = np.flatnonzero((labels == number) & (predicted == number))
+        if len(correct):
+            chosen.append(correct[confidence[correct].argmax()])
     return np.array([*chosen, *worst[:6]], np.int64)

@@ -286,7 +286,7 @@ def _example(arrays: dict, names: list[str], index: int, pixels, probabilities=N
         "small": is_image and max(pixels.shape[:2]) <= _SMALL_IMAGE,
         "true": names[true],
         "predicted": names[predicted],
-        "right": true == predicted,
+        "correct": true == predicted,
         "shares": None if probabilities is None
         else (f"{probabilities[true]:.1%}", f"{probabilities[predicted]:.1%}"),
     }  # fmt: skip

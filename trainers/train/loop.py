@@ -6,9 +6,9 @@ from trainers.train.hooks.base import Hooks
 
 
 class Terminated(Exception):
-    """Raised after a request to stop, named by the message; the run is saved and can be resumed."""
+    """Raised after a stop request, which the message names; the run is saved and can be resumed."""
 
-    ends_all = True  # on all workers, at the same step
+    ends_all = True  # all workers raise it at the same step
 
 
 def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) -> None:

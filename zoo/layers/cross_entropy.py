@@ -24,9 +24,9 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
       gradients: whether gradients are needed.
 
     Returns:
-      `(loss, losses, right)`: the sum, a float32 scalar; the cross-entropies (N,); whether the
+      `(loss, losses, correct)`: the sum, a float32 scalar; the cross-entropies (N,); whether the
       target is the most probable token, (N,) float32. The last two have no gradients. Of equally
-      probable tokens only the first is right, but with `gradients` all are.
+      probable tokens only the first is correct, but with `gradients` all are.
     """
     positions = hidden.shape[0]
     chunk = min(chunk or positions, positions)
@@ -49,75 +49,75 @@ def linear_cross_entropy(hidden, kernel, bias, targets, weights, chunk, gradient
         target_logits = pick(logits, targets_M)[:, None]
         losses = (ops.log(total) + largest - target_logits)[:, 0]
         if not with_gradients:
-            right = ops.equal(ops.cast(ops.argmax(logits, -1), targets_M.dtype), targets_M)
-            return losses, ops.cast(right, "float32"), None
+            correct = ops.equal(ops.cast(ops.argmax(logits, -1), targets_M.dtype), targets_M)
+            return losses, ops.cast(correct, "float32"), None
         # argmax takes three times as long as max, about 3 % of an update of a small model.
-        right = ops.cast(target_logits >= largest, "float32")[:, 0]
+        correct = ops.cast(target_logits >= largest, "float32")[:, 0]
         # The gradient of the logits is (softmax - target) * weight. The division by the total and
         # the weight are applied to (M, C), and the target is subtracted by an update of M elements,
         # to avoid passes over (M, V).
         scale = weights_M[:, None] / total
-        places = ops.stack([ops.arange(chunk, dtype="int32"), targets_M], -1)
-        target_slopes = ops.exp(target_logits - largest) - total
-        slope = ops.scatter_update(exponentials, places, target_slopes[:, 0])
+        indices = ops.stack([ops.arange(chunk, dtype="int32"), targets_M], -1)
+        target_grads = ops.exp(target_logits - largest) - total
+        logits_grad = ops.scatter_update(exponentials, indices, target_grads[:, 0])
         if keras.backend.standardize_dtype(rows.dtype) == "float16":
-            slope, scale = slope / total, weights_M[:, None]  # float16 could overflow
-        narrow = ops.cast(slope, rows.dtype)
+            logits_grad, scale = logits_grad / total, weights_M[:, None]  # float16 could overflow
+        cast_grad = ops.cast(logits_grad, rows.dtype)
         scaled_rows = ops.cast(rows * ops.cast(scale, rows.dtype), rows.dtype)
         return (
             losses,
-            right,
+            correct,
             (
-                ops.matmul(narrow, kernel) * ops.cast(scale, rows.dtype),
-                ops.cast(ops.matmul(ops.transpose(narrow), scaled_rows), "float32"),
-                ops.matmul(ops.transpose(scale), slope)[0] if has_bias else None,
+                ops.matmul(cast_grad, kernel) * ops.cast(scale, rows.dtype),
+                ops.cast(ops.matmul(ops.transpose(cast_grad), scaled_rows), "float32"),
+                ops.matmul(ops.transpose(scale), logits_grad)[0] if has_bias else None,
             ),
         )
 
     def run(hidden, kernel, bias, with_gradients):
         rows = ops.reshape(hidden, (chunks, chunk, hidden.shape[-1]))
-        losses, right, row_slopes = [], [], []
-        kernel_slope = bias_slope = 0.0
+        losses, correct, row_grads = [], [], []
+        kernel_grad = bias_grad = 0.0
         for i in range(chunks):
-            # A dependency on the previous chunk, or the logits of all chunks would exist at once.
+            # Without a dependency on the previous chunk, the logits of all chunks would coexist.
             dependency = 0.0 if i == 0 else ops.stop_gradient(0.0 * losses[-1][0])
-            chunk_losses, chunk_right, slopes = run_chunk(
+            chunk_losses, chunk_correct, grads = run_chunk(
                 rows[i] + ops.cast(dependency, rows.dtype),
                 *(targets[i], weights[i], kernel, bias, with_gradients),
             )
             losses.append(chunk_losses)
-            right.append(chunk_right)
+            correct.append(chunk_correct)
             if with_gradients:
-                row_slopes.append(slopes[0])
-                kernel_slope = kernel_slope + slopes[1]
-                bias_slope = bias_slope + slopes[2] if has_bias else None
-        losses, right = ops.concatenate(losses), ops.concatenate(right)
+                row_grads.append(grads[0])
+                kernel_grad = kernel_grad + grads[1]
+                bias_grad = bias_grad + grads[2] if has_bias else None
+        losses, correct = ops.concatenate(losses), ops.concatenate(correct)
         if not with_gradients:
-            return losses, right, None
-        return losses, right, (ops.concatenate(row_slopes), kernel_slope, bias_slope)
+            return losses, correct, None
+        return losses, correct, (ops.concatenate(row_grads), kernel_grad, bias_grad)
 
     if not gradients:
-        losses, right, _ = run(hidden, ops.cast(kernel, hidden.dtype), bias, False)
+        losses, correct, _ = run(hidden, ops.cast(kernel, hidden.dtype), bias, False)
         loss = ops.sum(losses * ops.reshape(weights, (-1,)))
-        return loss, losses[:positions], right[:positions]
+        return loss, losses[:positions], correct[:positions]
 
     flat_weights = ops.reshape(weights, (-1,))
 
     @ops.custom_gradient
     def differentiable(hidden, kernel, *bias):
-        losses, right, slopes = run(
+        losses, correct, grads = run(
             hidden, ops.cast(kernel, hidden.dtype), bias[0] if bias else None, True
         )
 
         def gradient(*args, upstream=None):
             factor = upstream[0] if upstream is not None else args[0]
-            gradients = [slopes[0] * ops.cast(factor, slopes[0].dtype)]
-            gradients.append(ops.cast(slopes[1] * factor, kernel.dtype))
+            gradients = [grads[0] * ops.cast(factor, grads[0].dtype)]
+            gradients.append(ops.cast(grads[1] * factor, kernel.dtype))
             if has_bias:
-                gradients.append(ops.cast(slopes[2] * factor, bias[0].dtype))
+                gradients.append(ops.cast(grads[2] * factor, bias[0].dtype))
             return gradients
 
-        return (ops.sum(losses * flat_weights), losses, right), gradient
+        return (ops.sum(losses * flat_weights), losses, correct), gradient
 
-    loss, losses, right = differentiable(hidden, kernel, *([bias] if has_bias else []))
-    return loss, ops.stop_gradient(losses)[:positions], ops.stop_gradient(right)[:positions]
+    loss, losses, correct = differentiable(hidden, kernel, *([bias] if has_bias else []))
+    return loss, ops.stop_gradient(losses)[:positions], ops.stop_gradient(correct)[:positions]

@@ -134,7 +134,7 @@ class SequenceToSequence(TextTask):
         )
 
     def _chunked_loss(self, model, inputs, labels, counts, smoothing, training):
-        """Returns the loss as a scalar, and losses, right and gap (B, T), in chunks of logits."""
+        """Returns the loss as a scalar, and losses, correct and gap (B, T), in chunks of logits."""
         trunk, head = self.split(model)
         hidden = trunk(inputs, training=training)
         kernel, bias = head()
