@@ -39,7 +39,7 @@ from zoo.saved.workdir import model_path
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_OUT = _FLAGS.string("out", None, "New work directory; with compare, HTML page to write.")
+_OUT = _FLAGS.string("out", None, "New work directory; with compare, output path of an HTML page.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON; only with compare.")
 
 

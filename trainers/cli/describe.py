@@ -12,7 +12,7 @@ from trainers.cli.common import Flags, run
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_BATCH = _FLAGS.integer("batch_size", 128, "Batch size of the memory estimate.", lower_bound=1)
+_BATCH = _FLAGS.integer("batch_size", 128, "Batch size for the memory estimate.", lower_bound=1)
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 

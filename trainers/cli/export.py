@@ -14,7 +14,7 @@ from zoo.errors import UsageError
 
 _FLAGS = Flags()
 _FORMAT = _FLAGS.choice("format", None, ["saved_model", "litert", "onnx", "keras"], "File format.")
-_OUT = _FLAGS.string("out", None, "Path of the result: a folder for saved_model, else a file.")
+_OUT = _FLAGS.string("out", None, "Output path: a folder for saved_model, otherwise a file.")
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 

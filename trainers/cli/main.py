@@ -1,16 +1,16 @@
 """zoo COMMAND ...: a model zoo and trainer for Keras 3.
 
-  zoo list [PATTERN]       models: name, task, parameters, paper
-  zoo describe NAME        layers, parameters, FLOPs, memory, recipes
+  zoo list [PATTERN]       list models: name, task, parameters, paper
+  zoo describe NAME        show layers, parameters, FLOPs, memory, recipes
   zoo fetch NAME ...       download a data set
   zoo prepare RECIPE       convert raw web pages to training records
   zoo train RECIPE         train; run again to resume
-  zoo evaluate WORKDIR     metrics of a trained model
-  zoo predict WORKDIR FILE ...   labels for images
+  zoo evaluate WORKDIR     compute the metrics of a trained model
+  zoo predict WORKDIR FILE ...   classify images
   zoo generate WORKDIR     generate text or images
-  zoo compress METHOD WORKDIR    a smaller model
-  zoo export WORKDIR       a file for TensorFlow, LiteRT, ONNX or Keras
-  zoo bench RECIPE         step time and share of the machine's peak
+  zoo compress METHOD WORKDIR    make a smaller model
+  zoo export WORKDIR       write a file for TensorFlow, LiteRT, ONNX or Keras
+  zoo bench RECIPE         measure the step time and the share of peak FLOPs
   zoo tpu_check RECIPE     compile the train step for a TPU, without one
   zoo report WORKDIR       write report.html again
 

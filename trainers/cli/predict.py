@@ -12,7 +12,7 @@ from trainers.cli.common import FAILED, LOG, Flags, run
 
 _FLAGS = Flags()
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
-_INVERT = _FLAGS.boolean("invert", False, "Invert light and dark.")
+_INVERT = _FLAGS.boolean("invert", False, "Invert the brightness of the images.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 
 

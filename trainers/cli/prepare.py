@@ -24,10 +24,10 @@ _PACKAGES = (
 )  # fmt: skip
 
 _FLAGS = Flags()
-_OUT = _FLAGS.string("out", None, "New folder to write.")
+_OUT = _FLAGS.string("out", None, "New output folder.")
 _WORKERS = _FLAGS.integer("workers", 0, "Number of processes; 0 for one per core.", lower_bound=0)
 _BEAM = _FLAGS.strings(
-    "beam", [], "Run on Apache Beam with this flag of Beam: --beam=--runner=FlinkRunner "
+    "beam", [], "Flag of Apache Beam, which then runs the steps: --beam=--runner=FlinkRunner "
     "--beam=--flink_master=HOST:8081. All workers must see input and D under the same paths.",
 )  # fmt: skip
 _PRIVATE = _FLAGS.boolean("allow_private", False, "Also crawl private and loopback addresses.")

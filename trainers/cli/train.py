@@ -17,9 +17,9 @@ from zoo.errors import UsageError
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
-_CONFIG = _FLAGS.string("config", None, "Recipe, if the first argument is not used.")
+_CONFIG = _FLAGS.string("config", None, "Recipe; an alternative to the first argument.")
 _WORKDIR = _FLAGS.string("workdir", None, "Work directory of the run.")
-_MODEL_DIR = _FLAGS.string("model_dir", None, "The same as --workdir.")
+_MODEL_DIR = _FLAGS.string("model_dir", None, "Alias of --workdir.")
 _STRATEGY = _FLAGS.string(
     "strategy", None, "trainer.strategy: one_device, mirrored, multi_worker, tpu or auto."
 )
@@ -27,7 +27,7 @@ _TPU = _FLAGS.string(
     "tpu", None, "TPU of strategy tpu: local (default), the name of a TPU or grpc://HOST:PORT."
 )
 _WORKERS = _FLAGS.string(
-    "workers", "", "HOST:PORT,HOST:PORT of multi_worker, the chief first; default: TF_CONFIG."
+    "workers", "", "All workers, HOST:PORT,HOST:PORT, the chief first; default: TF_CONFIG."
 )
 _INDEX = _FLAGS.integer("worker_index", None, "Index of this process in --workers.")
 _MODE = _FLAGS.choice(
@@ -35,7 +35,7 @@ _MODE = _FLAGS.choice(
     "train does not read the test split; eval only evaluates.",
 )  # fmt: skip
 _OVERRIDE = _FLAGS.strings(
-    "params_override", [], "KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE."
+    "params_override", [], "Overrides KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE."
 )
 
 
