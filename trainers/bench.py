@@ -133,7 +133,7 @@ def bench(config, seconds: float = 10.0, dataset=None) -> BenchResult:
     times, counts = ([value / chunk for value in values] for values in zip(*updates, strict=True))
     median, peak = statistics.median(times), statistics.median(peaks)
     cached_batches = batches.take(replicas).cache().repeat()
-    cached = batch / statistics.median(measure(cached_batches, seconds / 4)[0])
+    cached_rate = batch / statistics.median(measure(cached_batches, seconds / 4)[0])
     rate = _input_rate(batches, replicas, seconds / 4)
     lengths = {}
     if learner is step.net:
@@ -154,8 +154,8 @@ def bench(config, seconds: float = 10.0, dataset=None) -> BenchResult:
         units_per_second=statistics.mean(counts) / median,
         input_batches_per_second=rate,
         input_samples_per_second=rate * batch,
-        cached_samples_per_second=cached,
-        bottleneck="input" if rate * batch < cached else "step",
+        cached_samples_per_second=cached_rate,
+        bottleneck="input" if rate * batch < cached_rate else "step",
         flops=flops,
         peak=peak,
         share=share,

@@ -153,12 +153,12 @@ def in_training() -> bool:
 
 def capture_call_context():
     """Returns a context manager that restores the current call context, such as `training`."""
-    captured = copy.copy(global_state.get_global_attribute("current_call_ctx"))
+    call_context = copy.copy(global_state.get_global_attribute("current_call_ctx"))
 
     @contextlib.contextmanager
     def restore():
         before = global_state.get_global_attribute("current_call_ctx")
-        global_state.set_global_attribute("current_call_ctx", captured)
+        global_state.set_global_attribute("current_call_ctx", call_context)
         try:
             yield
         finally:
@@ -259,13 +259,13 @@ def variables_without_values():
     Their memory is allocated but never written, so it takes no physical memory. Variables of equal
     shape and dtype share it, so a model of any size can be traced; no computation may use them.
     """
-    shared, original = {}, Variable._initialize_with_initializer
+    shared_values, original = {}, Variable._initialize_with_initializer
 
     def initialize(variable, initializer):
         key = tuple(variable._shape), variable._dtype
-        if key not in shared:
-            shared[key] = tf.raw_ops.Empty(shape=key[0], dtype=key[1], init=False)
-        variable._initialize(shared[key])
+        if key not in shared_values:
+            shared_values[key] = tf.raw_ops.Empty(shape=key[0], dtype=key[1], init=False)
+        variable._initialize(shared_values[key])
 
     Variable._initialize_with_initializer = initialize
     try:
@@ -291,8 +291,8 @@ def assign_int4_kernel(layer: keras.layers.Dense, form: str, rounded, group: int
       group: number of inputs per scale.
     """
     del layer._kernel
-    packed, *_ = keras.quantizers.pack_int4(rounded.integers, axis=0, dtype="uint8")
-    layer.quantized_kernel.assign(packed)
+    packed_kernel, *_ = keras.quantizers.pack_int4(rounded.integers, axis=0, dtype="uint8")
+    layer.quantized_kernel.assign(packed_kernel)
     layer.kernel_scale.assign(rounded.scale)
     layer.kernel_zero.assign(rounded.zero)
     layer.g_idx.assign(np.arange(rounded.integers.shape[1]) // group)

@@ -37,11 +37,11 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
     from zoo.saved.workdir import data_section, is_litert, model_path
 
     # Checks without TensorFlow come first, so that a wrong request fails at once.
-    saved = read_config(workdir)
-    config = saved["config"]
-    if checkpoint == "best" or not is_litert(saved):
+    saved_config = read_config(workdir)
+    config = saved_config["config"]
+    if checkpoint == "best" or not is_litert(saved_config):
         model_path(workdir, checkpoint)
-    dataset = load_data(data_section(workdir, saved), config["task"])
+    dataset = load_data(data_section(workdir, saved_config), config["task"])
     dataset, _ = with_hold_out(dataset, config["data"]["validation_size"])
     if split is None:
         split = evaluation_split(dataset.splits) or "test"
@@ -52,7 +52,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
         )
     directory = WorkDirectory(workdir).open()
     try:
-        result = _evaluate(directory, saved, dataset, split, checkpoint)
+        result = _evaluate(directory, saved_config, dataset, split, checkpoint)
     finally:
         directory.close()
     if as_json:
@@ -62,7 +62,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
     return 0
 
 
-def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
+def _evaluate(directory, saved_config, dataset, split: str, checkpoint: str):
     start_tensorflow()
     import tensorflow as tf
 
@@ -74,7 +74,7 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     from zoo.storage.disk import read_object
 
     evaluates_whole_split = True
-    if is_litert(saved):
+    if is_litert(saved_config):
         from trainers.compress_jobs.loaded_run import load
 
         loaded_run = load(directory.path, dataset)
@@ -85,14 +85,16 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
         )
     else:
         model = load_model(directory.path, checkpoint)
-        task = registry.build_task(**saved["config"]["task"])
-        task.bind(model, dataset, saved["config"]["model"])
+        task = registry.build_task(**saved_config["config"]["task"])
+        task.bind(model, dataset, saved_config["config"]["model"])
         task.check(model, dataset)
     # `compress.distill.sentences` changed only the training split; it is not computed again.
-    uses_teacher_sentences = saved["config"].get("compress", {}).get("distill", {}).get("sentences")
-    if dataset.fingerprint != saved["data_fingerprint"] and not uses_teacher_sentences:
+    uses_teacher_sentences = (
+        saved_config["config"].get("compress", {}).get("distill", {}).get("sentences")
+    )
+    if dataset.fingerprint != saved_config["data_fingerprint"] and not uses_teacher_sentences:
         LOG.warning(f"{dataset.name!r} contains other data than in training.")
-    trainer = saved["config"]["trainer"]
+    trainer = saved_config["config"]["trainer"]
     batch_size = trainer.get("micro_batch_size") or trainer["global_batch_size"]
     strategy = tf.distribute.get_strategy()
     evaluator = Evaluator(model, task, dataset.splits[split], batch_size, strategy)
@@ -106,10 +108,10 @@ def _evaluate(directory, saved, dataset, split: str, checkpoint: str):
     else:
         lines = read_metrics(directory.path)
         step = max((line.get("step", 0) for line in lines), default=0)
-    result = Result(split, weights_name(checkpoint, saved["config"]), step, metrics)
+    result = Result(split, weights_name(checkpoint, saved_config["config"]), step, metrics)
     write_evaluation(
         directory, result, checkpoint, predictions, dataset, samples,
-        None if is_litert(saved) else model,
+        None if is_litert(saved_config) else model,
     )  # fmt: skip
     return result
 

@@ -59,13 +59,15 @@ def command(argv) -> int:
         prompts = [prompt for prompt in prompts if prompt.strip()]
     # An LSTM has no number of positions; those of an older model may all have been trained.
     length = config["model"].get("sequence_length")
-    trained = config["data"]["sequence_length"] if length and not config["init_from"] else None
+    trained_length = (
+        config["data"]["sequence_length"] if length and not config["init_from"] else None
+    )
     if kind == "mlm":
-        return _print_rows(_fill_masks(model, tokenizer, prompts, trained))
+        return _print_rows(_fill_masks(model, tokenizer, prompts, trained_length))
     from zoo.generation.generate import Generator
 
     generator = Generator(
-        model, tokenizer, sequence_length=length, trained_length=trained,
+        model, tokenizer, sequence_length=length, trained_length=trained_length,
         start=config["data"]["packing"] == "best_fit",
     )  # fmt: skip
     if len(prompts) == 1 and not _JSON.value:
@@ -246,12 +248,12 @@ def _warn_of_unknown_tokens(tokenizer, prompts: list[str]) -> None:
         )
 
 
-def _fill_masks(model, tokenizer, prompts: list[str], trained: int | None) -> list[dict]:
+def _fill_masks(model, tokenizer, prompts: list[str], trained_length: int | None) -> list[dict]:
     from zoo.generation.fill_mask import fill_mask, replace_masks
 
     rows = []
     for prompt in prompts:
-        candidates = fill_mask(model, tokenizer, prompt, trained_length=trained)
+        candidates = fill_mask(model, tokenizer, prompt, trained_length=trained_length)
         words = [[{"word": w, "probability": round(p, 4)} for w, p in best] for best in candidates]
         rows.append({"prompt": prompt, "text": replace_masks(prompt, candidates), "words": words})
     return rows

@@ -97,8 +97,8 @@ def _quantize_layer(layer: keras.layers.Dense, mode: str, inputs: int4.Inputs, c
     """Quantizes a layer in this mode of Keras, with the integers of `int4.gptq` or `int4.awq`."""
     weights = layer.kernel.numpy().T
     if mode == "gptq":
-        rounded, settings = int4.gptq(weights, inputs), keras.quantizers.GPTQConfig
+        quantized_kernel, settings = int4.gptq(weights, inputs), keras.quantizers.GPTQConfig
     else:
-        rounded, settings = int4.awq(weights, inputs, clip), keras.quantizers.AWQConfig
+        quantized_kernel, settings = int4.awq(weights, inputs, clip), keras.quantizers.AWQConfig
     layer.quantize(mode, config=settings(None, None, group_size=int4.GROUP))
-    keras_internals.assign_int4_kernel(layer, mode, rounded, int4.GROUP)
+    keras_internals.assign_int4_kernel(layer, mode, quantized_kernel, int4.GROUP)

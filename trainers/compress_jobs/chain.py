@@ -57,8 +57,8 @@ def plan(
     Raises:
       UsageError: if the chain is impossible, or the recipe does not support a method.
     """
-    saved, origin, stages = read_config(start), start, []
-    config = of_workdir(saved["config"])
+    saved_config, origin, stages = read_config(start), start, []
+    config = of_workdir(saved_config["config"])
     _check_chain(methods, start, config, dict(overrides))
     if config.trainer.strategy == "multi_worker":
         config = change(config, [("trainer.strategy", "one_device")])
@@ -72,12 +72,12 @@ def plan(
             changes |= {"init_from": "", "compress.distill.teacher": str(start)}
         elif method.trains:
             changes["init_from"] = str(start)
-        if method.trains and saved["tokenizer"]:
+        if method.trains and saved_config["tokenizer"]:
             changes["data.tokenizer"] = str(origin)
         config = change(config, [*changes.items(), *method_overrides])
         _check_stage(method, before, config)
         if method.trains:
-            _check_same_data(saved["config"], config)
+            _check_same_data(saved_config["config"], config)
         stages.append(Stage(method, config, start, workdir))
         start = workdir
     return stages
@@ -134,10 +134,10 @@ def _student_recipe(config, overrides):
         if name != config.model.name:
             teacher = config.model.to_dict()
             student_arguments = registry.arguments(name)
-            shared = {
+            shared_overrides = {
                 k: teacher[k] for k in _DATA_ARGUMENTS if k in student_arguments and k in teacher
             }
-            config.model = {**student_arguments, **shared, "name": name}
+            config.model = {**student_arguments, **shared_overrides, "name": name}
     return config
 
 
@@ -151,9 +151,10 @@ def _check_chain(methods: Sequence[Method], start: Path, config, overrides: Mapp
         raise UsageError(
             f"zoo compress does not support models of ptq. Received: {start} ({ptq_format})."
         )
-    if misplaced := [method.name for method in methods[:-1] if not method.trains]:
+    if misplaced_methods := [method.name for method in methods[:-1] if not method.trains]:
         raise UsageError(
-            f"{misplaced[0]} must be the last method of a chain. Received: {'+'.join(names)}."
+            f"{misplaced_methods[0]} must be the last method of a chain. Received: "
+            f"{'+'.join(names)}."
         )
     for key in overrides if not methods[0].trains else ():
         if not key.startswith(f"compress.{names[0]}."):

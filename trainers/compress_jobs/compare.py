@@ -63,13 +63,13 @@ def _read(folder: str) -> dict:
 
 
 def _row(name: str, summary: dict, side: str) -> dict:
-    measured = summary[side]
+    measurements = summary[side]
     before, now = (summary[x]["milliseconds"] for x in ("before", side))
     keys = ("parameters", "nonzeros", "file", "bytes", "gzip_bytes", "milliseconds")
     return {
         "name": name,
-        "metric": measured["test"].get(summary["metric"]),
-        **{key: measured[key] for key in keys},
+        "metric": measurements["test"].get(summary["metric"]),
+        **{key: measurements[key] for key in keys},
         "speed": before["1"] / now["1"] if before and now else None,
     }
 

@@ -78,10 +78,10 @@ def nearest(weights: np.ndarray, channels=None, limits=None) -> Int4Matrix:
     """
     weights = np.asarray(weights, np.float32)
     channels = np.float32(np.ones(weights.shape[1]) if channels is None else channels)
-    scaled = weights * channels
+    scaled_weights = weights * channels
     parts = []
-    for group, start in enumerate(range(0, scaled.shape[1], GROUP)):
-        part = scaled[:, start : start + GROUP]
+    for group, start in enumerate(range(0, scaled_weights.shape[1], GROUP)):
+        part = scaled_weights[:, start : start + GROUP]
         if limits is not None:
             part = np.clip(part, -limits[:, group, None], limits[:, group, None])
         scale, zero = _range(part)
@@ -145,8 +145,8 @@ def gptq(weights: np.ndarray, inputs: Inputs) -> Int4Matrix:
             weights[:, i + 1 : end] -= errors[-1] * inverse[i, i + 1 : end]
         weights[:, end:] -= np.concatenate(errors, 1) @ inverse[start:end, end:]
         parts.append((np.concatenate(integers, 1), scale, zero))
-    joined = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
-    return Int4Matrix(*joined, np.ones(weights.shape[1], np.float32))
+    joined_arrays = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
+    return Int4Matrix(*joined_arrays, np.ones(weights.shape[1], np.float32))
 
 
 def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Int4Matrix:
@@ -172,10 +172,12 @@ def awq(weights: np.ndarray, inputs: Inputs, clip: bool = True) -> Int4Matrix:
     best = min(results, key=lambda x: inputs.error(x.weights - weights).sum())
     if not clip:
         return best
-    clipped = nearest(weights, best.channels, _clip_limits(weights * best.channels, best, inputs))
-    better = inputs.error(clipped.weights - weights) < inputs.error(best.weights - weights)
+    clipped_matrix = nearest(
+        weights, best.channels, _clip_limits(weights * best.channels, best, inputs)
+    )
+    better = inputs.error(clipped_matrix.weights - weights) < inputs.error(best.weights - weights)
     integers, scale, zero = (
-        np.where(better[:, None], getattr(clipped, name), getattr(best, name))
+        np.where(better[:, None], getattr(clipped_matrix, name), getattr(best, name))
         for name in ("integers", "scale", "zero")
     )
     return Int4Matrix(integers, scale, zero, best.channels)
@@ -190,12 +192,12 @@ def _relative_magnitudes(weights: np.ndarray) -> np.ndarray:
     return np.concatenate(means)
 
 
-def _clip_limits(scaled: np.ndarray, best: Int4Matrix, inputs: Inputs) -> np.ndarray:
+def _clip_limits(scaled_weights: np.ndarray, best: Int4Matrix, inputs: Inputs) -> np.ndarray:
     """Returns the clipping limits (O, G) with the least output error of each group."""
     limits = []
-    for start in range(0, scaled.shape[1], GROUP):
+    for start in range(0, scaled_weights.shape[1], GROUP):
         group = slice(start, start + GROUP)
-        part, channels = scaled[:, group], best.channels[group]
+        part, channels = scaled_weights[:, group], best.channels[group]
         gram = inputs.gram[group, group] / np.outer(channels, channels)
         largest = np.abs(part).max(1, keepdims=True)
         errors = []

@@ -31,7 +31,7 @@ def measure_latencies(files: Mapping[str, Path], examples: Mapping) -> dict[str,
         seconds: dict[str, list[float]] = {name: [] for name in files}
         inputs = {name: [*file.inputs] for name, file in open_files.items()}
         for name, file in open_files.items():
-            file.one({key: rows[0][key] for key in inputs[name]})
+            file.run_example({key: rows[0][key] for key in inputs[name]})
         start = time.perf_counter()
         for call in range(_MAX_CALLS):
             if call >= _MIN_CALLS and time.perf_counter() - start > _SECONDS:
@@ -39,7 +39,7 @@ def measure_latencies(files: Mapping[str, Path], examples: Mapping) -> dict[str,
             for name, file in open_files.items():
                 row = {key: rows[call % count][key] for key in inputs[name]}
                 begin = time.perf_counter()
-                file.one(row)
+                file.run_example(row)
                 seconds[name].append(time.perf_counter() - begin)
         for name, values in seconds.items():
             milliseconds[name][str(threads)] = float(np.median(values)) * 1e3

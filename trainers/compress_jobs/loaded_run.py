@@ -56,9 +56,10 @@ class LoadedRun:
     def examples(self, split: str = "", indices=range(8)) -> dict:
         """Returns examples of a split as inputs of the exported model: name -> (N, …)."""
         arrays = self.dataset.splits[split or self.split or "train"]
-        prepared = examples_of(self.task, arrays, indices)
+        prepared_examples = examples_of(self.task, arrays, indices)
         return {
-            tensor.name: np.asarray(prepared[tensor.name]) for tensor in self.serving_model().inputs
+            tensor.name: np.asarray(prepared_examples[tensor.name])
+            for tensor in self.serving_model().inputs
         }
 
     def representative(self, count: int, seed: int) -> dict:
@@ -110,16 +111,16 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
       RunError: if a file is damaged, or the data are missing.
     """
     path = Path(workdir)
-    saved = read_config(path)
-    file = path / LITERT if is_litert(saved) else None
+    saved_config = read_config(path)
+    file = path / LITERT if is_litert(saved_config) else None
     if file is not None and not file.exists():
         raise RunError(f"{path} is damaged: {LITERT} is missing.")
     model = registry.load(str(path if file is None else path / FLOATS))
-    task = registry.build_task(**saved["config"]["task"])
+    task = registry.build_task(**saved_config["config"]["task"])
     if dataset is None:
-        data = data_section(path, saved)
-        dataset = registry.load_data(data, saved["config"]["task"])
+        data = data_section(path, saved_config)
+        dataset = registry.load_data(data, saved_config["config"]["task"])
         dataset, _ = with_hold_out(dataset, data["validation_size"])
-    task.bind(model, dataset, saved["config"]["model"])
+    task.bind(model, dataset, saved_config["config"]["model"])
     task.check(model, dataset)
-    return LoadedRun(path, saved, dataset, task, model, file)
+    return LoadedRun(path, saved_config, dataset, task, model, file)

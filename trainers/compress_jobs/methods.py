@@ -59,8 +59,10 @@ class Method:
 
     def settings_to_keep(self, settings: Mapping) -> Mapping[str, str]:
         """Returns key -> value that preserves the result of this method in a later training."""
-        used = any(value_of(settings, key) for key in self.keys)
-        return self.keep if used and not (self.result and value_of(settings, self.result)) else {}
+        is_used = any(value_of(settings, key) for key in self.keys)
+        return (
+            self.keep if is_used and not (self.result and value_of(settings, self.result)) else {}
+        )
 
 
 def value_of(settings: Mapping, key: str):

@@ -47,7 +47,7 @@ def write_comparison(comparison: dict, path: Path) -> None:
       comparison: result of `trainers.compress_jobs.compare.compare`.
       path: HTML file to write.
     """
-    numbered = list(enumerate(comparison["models"], 1))
+    numbered_models = list(enumerate(comparison["models"], 1))
     sizes = {
         "gzip bytes": lambda model: model["gzip_bytes"],
         "milliseconds per sample, 1 thread": lambda model: (model["milliseconds"] or {}).get("1"),
@@ -56,7 +56,7 @@ def write_comparison(comparison: dict, path: Path) -> None:
     for title, size in sizes.items():
         points = [
             (size(model), model["metric"], str(number), model["front"])
-            for number, model in numbered
+            for number, model in numbered_models
             if size(model) is not None and model["metric"] is not None
         ]
         if points:
@@ -72,7 +72,7 @@ def write_comparison(comparison: dict, path: Path) -> None:
             *(format_value((model["milliseconds"] or {}).get(n)) for n in ("1", "2")),
             "–" if model["speed"] is None else f"{model['speed']:.2f}x",
         ]
-        for number, model in numbered
+        for number, model in numbered_models
     ]
     values = {"comparison": comparison, "plots": plots, "rows": cells}
     render.write_page(path, "trainers.compress_jobs", "comparison.html", **values)

@@ -166,16 +166,16 @@ def _save_and_reopen(model, path: Path, run: LoadedRun, ptq_format: PtqFormat):
     """Saves a quantized model and opens it again; returns it if the outputs are equal."""
     model.save(path)
     try:
-        reopened = open_model(path)
+        reopened_model = open_model(path)
     except RunError as error:
         raise RunError(f"{ptq_format.name}: the saved model cannot be loaded: {error}") from None
-    gap = difference(_outputs(model, run), _outputs(reopened, run))
+    gap = difference(_outputs(model, run), _outputs(reopened_model, run))
     if not gap <= _TOLERANCE:
         raise RunError(
             f"{ptq_format.name}: the saved model computes other outputs after it is loaded. The "
             f"largest difference is {gap:.2g} of the largest output."
         )
-    return reopened
+    return reopened_model
 
 
 def _outputs(model, run: LoadedRun) -> list[np.ndarray]:

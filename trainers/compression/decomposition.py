@@ -88,20 +88,21 @@ class Kernel:
         energies = self._channel_energies
         inputs, outputs = energies.shape
         candidates = []
-        for i in range(1, inputs + 1) if self.positions > 1 else [inputs]:  # 1 x 1: a matrix
-            out = min(int(np.searchsorted(energies[i - 1], energy - 1e-9)) + 1, outputs)
-            if energies[i - 1, out - 1] >= energy - 1e-9:
-                ranks = (0 if i == inputs else i, 0 if out == outputs else out)
-                candidates.append((self.size_at(ranks), -energies[i - 1, out - 1], ranks))
+        # A 1 x 1 convolution is a matrix, which needs no input rank.
+        for i in range(1, inputs + 1) if self.positions > 1 else [inputs]:
+            output_rank = min(int(np.searchsorted(energies[i - 1], energy - 1e-9)) + 1, outputs)
+            if energies[i - 1, output_rank - 1] >= energy - 1e-9:
+                ranks = (0 if i == inputs else i, 0 if output_rank == outputs else output_rank)
+                candidates.append((self.size_at(ranks), -energies[i - 1, output_rank - 1], ranks))
         return min(candidates)[2]
 
     def size_at(self, ranks: Sequence[int]) -> int:
         """Returns the number of values in the factors of these ranks."""
         if self.input_axes:
             return ranks[0] * sum(self._matrix.shape)
-        (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
-        core = self.positions * (into or inputs) * (out or outputs)
-        return inputs * into + core + out * outputs
+        (input_rank, output_rank), (inputs, outputs) = ranks, self.value.shape[-2:]
+        core = self.positions * (input_rank or inputs) * (output_rank or outputs)
+        return inputs * input_rank + core + output_rank * outputs
 
     def factors(self, ranks: Sequence[int]) -> list[np.ndarray]:
         """Returns the factors: kernels of the parts of a layer of `zoo.layers.low_rank`."""
@@ -112,24 +113,29 @@ class Kernel:
                 left.reshape(*shape[: self.input_axes], ranks[0]),
                 right.reshape(ranks[0], *shape[self.input_axes :]),
             ]
-        (into, out), ones = ranks, (1,) * (len(shape) - 2)
-        if not into:
-            left, right = _svd_factors(self._matrix, out)
-            return [left.reshape(*shape[:-1], out), right.reshape(*ones, out, shape[-1])]
-        core, mixes = _tucker(self.value, into, out)
-        parts = [mixes[0].reshape(*ones, shape[-2], into), core]
-        return parts + ([mixes[1].T.reshape(*ones, out, shape[-1])] if out else [])
+        (input_rank, output_rank), ones = ranks, (1,) * (len(shape) - 2)
+        if not input_rank:
+            left, right = _svd_factors(self._matrix, output_rank)
+            return [
+                left.reshape(*shape[:-1], output_rank),
+                right.reshape(*ones, output_rank, shape[-1]),
+            ]
+        core, channel_factors = _tucker(self.value, input_rank, output_rank)
+        parts = [channel_factors[0].reshape(*ones, shape[-2], input_rank), core]
+        return parts + (
+            [channel_factors[1].T.reshape(*ones, output_rank, shape[-1])] if output_rank else []
+        )
 
     def product(self, ranks: Sequence[int]) -> np.ndarray:
         """Returns the product of the factors, in the shape of the kernel."""
         factors = self.factors(ranks)
         if self.input_axes:
             return np.tensordot(*factors, 1)
-        (into, out), (inputs, outputs) = ranks, self.value.shape[-2:]
-        value = factors[1 if into else 0]
-        if into:
-            value = np.einsum("...io,ci->...co", value, factors[0].reshape(inputs, into))
-        return value @ factors[-1].reshape(out, outputs) if out else value
+        (input_rank, output_rank), (inputs, outputs) = ranks, self.value.shape[-2:]
+        value = factors[1 if input_rank else 0]
+        if input_rank:
+            value = np.einsum("...io,ci->...co", value, factors[0].reshape(inputs, input_rank))
+        return value @ factors[-1].reshape(output_rank, outputs) if output_rank else value
 
 
 def largest_ranks(layer: layers.Layer) -> tuple[int, ...]:
@@ -164,8 +170,11 @@ def _svd_factors(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
-def _tucker(kernel: np.ndarray, into: int, out: int):
-    """Returns the core (..., into, out or outputs) and one matrix per mixed channel axis."""
+def _tucker(kernel: np.ndarray, input_rank: int, output_rank: int):
+    """Returns the core (..., input_rank, output_rank) and one matrix per factorized channel axis.
+
+    An `output_rank` of 0 does not factorize the output channels.
+    """
     try:
         from tensorly.decomposition import partial_tucker
     except ImportError:
@@ -173,7 +182,7 @@ def _tucker(kernel: np.ndarray, into: int, out: int):
             "compress.low_rank requires the package tensorly for convolutions: pip install "
             "'keras-zoo[compress]', or exclude convolutions by compress.low_rank.pattern."
         ) from None
-    axes = [kernel.ndim - 2, *([kernel.ndim - 1] if out else [])]
-    ranks = [into, *([out] if out else [])]
-    (core, mixes), _ = partial_tucker(kernel, rank=ranks, modes=axes, n_iter_max=10)
-    return core, mixes
+    axes = [kernel.ndim - 2, *([kernel.ndim - 1] if output_rank else [])]
+    ranks = [input_rank, *([output_rank] if output_rank else [])]
+    (core, channel_factors), _ = partial_tucker(kernel, rank=ranks, modes=axes, n_iter_max=10)
+    return core, channel_factors

@@ -48,16 +48,16 @@ class Distill(Technique):
         if not settings["teacher"]:
             return task
         check_distillation(settings)
-        saved = read_config(settings["teacher"])
+        saved_config = read_config(settings["teacher"])
         teacher = load_model(settings["teacher"])
         if config.trainer.precision == "float32":
             teacher = in_float32(teacher)
-        _check_pair(saved, teacher, model, task, config, dataset)
+        _check_pair(saved_config, teacher, model, task, config, dataset)
         return Distillation(task, model, teacher, settings)
 
 
-def _check_pair(saved, teacher, student, task, config, dataset) -> None:
-    teacher_task = saved["config"]["task"]["name"]
+def _check_pair(saved_config, teacher, student, task, config, dataset) -> None:
+    teacher_task = saved_config["config"]["task"]["name"]
     if teacher_task != config.task.name:
         raise UsageError(
             f"Teacher and student must have the same task. Received: task {teacher_task!r} of the "
@@ -74,7 +74,7 @@ def _check_pair(saved, teacher, student, task, config, dataset) -> None:
             f"task.chunk={config.task.chunk}."
         )
     if dataset is not None:
-        teacher_files.check_data(saved, dataset, config.compress.distill.teacher)
+        teacher_files.check_data(saved_config, dataset, config.compress.distill.teacher)
     teacher_sizes, student_sizes = (
         {key: x.shape[-1] for key, x in _heads(model.output).items()}
         for model in (teacher, student)
@@ -158,9 +158,9 @@ class Distillation(Task):
 
     def prepare(self, batch, uniform, training):
         """Returns the task's batch with the row weights, and the teacher's outputs if stored."""
-        stored = {"teacher": batch["teacher"]} if "teacher" in batch else {}
-        prepared = self.task.prepare(batch, uniform, training)
-        return {"weight": batch["weight"], **prepared, **stored}
+        stored_logits = {"teacher": batch["teacher"]} if "teacher" in batch else {}
+        prepared_batch = self.task.prepare(batch, uniform, training)
+        return {"weight": batch["weight"], **prepared_batch, **stored_logits}
 
     def term_counts(self, batch):
         """Returns the counts of the task, and the number of positions or rows per added term."""
@@ -212,9 +212,10 @@ class Distillation(Task):
         """
         student, teacher = (
             ops.log_softmax(
-                block.attention_scores(*tapped.recorded_tensors[block.name]["inputs"][:2]), axis=-1
+                block.attention_scores(*recording_model.recorded_tensors[block.name]["inputs"][:2]),
+                axis=-1,
             )
-            for block, tapped in ((one, self.student), (other, self.teacher))
+            for block, recording_model in ((one, self.student), (other, self.teacher))
         )
         if student.shape[1] != teacher.shape[1]:
             student, teacher = (

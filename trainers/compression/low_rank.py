@@ -72,8 +72,8 @@ class LowRankKernels(Technique):
         if not is_resumed:
             check_source(section(config, "compress"), config.init_from)
         if is_resumed or settings.keep:
-            saved = read_config(workdir if is_resumed else config.init_from)["config"]
-            ranks = section(saved, "compress.low_rank").ranks
+            saved_config = read_config(workdir if is_resumed else config.init_from)["config"]
+            ranks = section(saved_config, "compress.low_rank").ranks
         else:
             model = open_source(config.init_from)
             measure = _loss_function(model, config, dataset) if settings.sensitivity else None
@@ -193,14 +193,14 @@ def decide(
     Raises:
       UsageError: if no kernel becomes smaller, or the budget cannot be met.
     """
-    selected = _selected(model, settings["pattern"])
-    kernels = {path: Kernel.of(layer) for path, layer in selected.items()}
+    selected_layers = _selected(model, settings["pattern"])
+    kernels = {path: Kernel.of(layer) for path, layer in selected_layers.items()}
     if settings["energy"]:
         ranks = _by_energy(kernels, settings["energy"])
     elif settings["budget"]:
         ranks = _by_budget(kernels, settings["budget"], model.count_params())
     else:
-        ranks = _by_loss(kernels, selected, settings["sensitivity"], measure)
+        ranks = _by_loss(kernels, selected_layers, settings["sensitivity"], measure)
     if not ranks:
         raise UsageError(
             "No kernel becomes smaller by factorization: lower compress.low_rank.energy, or set "
@@ -223,8 +223,8 @@ def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) ->
     """Finds the largest energy, equal for all kernels, at which the model meets the budget."""
 
     def size(ranks):
-        saved = sum(kernels[p].stored_size - kernels[p].size_at(r) for p, r in ranks.items())
-        return (parameters - saved) / parameters
+        num_saved = sum(kernels[p].stored_size - kernels[p].size_at(r) for p, r in ranks.items())
+        return (parameters - num_saved) / parameters
 
     low, high = -1.0, 1.0
     if (smallest_share := size(_by_energy(kernels, low))) > budget:
@@ -238,21 +238,21 @@ def _by_budget(kernels: Mapping[str, Kernel], budget: float, parameters: int) ->
     return _by_energy(kernels, low)
 
 
-def _by_loss(kernels, selected, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
+def _by_loss(kernels, selected_layers, tolerance: float, measure) -> dict[str, tuple[int, ...]]:
     """Finds the lowest ranks per kernel that, used alone, raise the loss by `tolerance` at most."""
     limit = (1 + tolerance) * measure()
-    accepted = {}
+    accepted_ranks = {}
     for path, kernel in kernels.items():
         for energy in _ENERGIES:
             ranks = kernel.ranks(energy)
             if not _is_smaller(kernel, ranks):
                 continue
-            with _lower_ranks(selected[path], kernel, ranks):
+            with _lower_ranks(selected_layers[path], kernel, ranks):
                 loss = measure()
             if not loss <= limit:
                 break
-            accepted[path] = ranks
-    return accepted
+            accepted_ranks[path] = ranks
+    return accepted_ranks
 
 
 @contextlib.contextmanager

@@ -177,25 +177,27 @@ def _matrix_engine(engine, inputs: tuple[int, ...]):
 
         def _maybe_update_block_mask(self, weights):
             axes = [*inputs, *(axis for axis in range(weights.shape.rank) if axis not in inputs)]
-            transposed = tf.transpose(tf.convert_to_tensor(weights), axes)
-            height = math.prod(transposed.shape[: len(inputs)])
-            matrix = tf.reshape(transposed, (height, transposed.shape.num_elements() // height))
+            transposed_weights = tf.transpose(tf.convert_to_tensor(weights), axes)
+            height = math.prod(transposed_weights.shape[: len(inputs)])
+            matrix = tf.reshape(
+                transposed_weights, (height, transposed_weights.shape.num_elements() // height)
+            )
             blocks = self._block_size != [1, 1]
             choose = self._block_mask if blocks else super()._maybe_update_block_mask
             threshold, mask = choose(matrix)
             inverse = [axes.index(axis) for axis in range(len(axes))]
-            return threshold, tf.transpose(tf.reshape(mask, transposed.shape), inverse)
+            return threshold, tf.transpose(tf.reshape(mask, transposed_weights.shape), inverse)
 
         def _block_mask(self, matrix):
             """Replaces TF-MOT's method, which confuses rows and columns of blocks."""
             utils, (tall, wide) = engines().pruning_impl.pruning_utils, self._block_size
-            pooled = utils.factorized_pool(
+            pooled_weights = utils.factorized_pool(
                 tf.abs(matrix), window_shape=self._block_size, strides=self._block_size,
                 pooling_type=self._block_pooling_type, padding="SAME",
             )  # fmt: skip
             height, width = matrix.shape
-            pooled = tf.reshape(pooled, (-(-height // tall), -(-width // wide)))
-            threshold, mask = self._update_mask(pooled)
+            pooled_weights = tf.reshape(pooled_weights, (-(-height // tall), -(-width // wide)))
+            threshold, mask = self._update_mask(pooled_weights)
             mask = tf.repeat(tf.repeat(mask, tall, 0), wide, 1)
             return threshold, mask[:height, :width]
 

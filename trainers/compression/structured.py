@@ -70,20 +70,24 @@ def decide(model: keras.Model, sparsity: float, pattern: str) -> dict[str, int]:
         del removable[path]
         reasons[path] = "the layer is frozen, so it cannot adapt to fewer units"
     paths = select_paths("compress.structured.pattern", pattern, [*removable, *reasons])
-    selected = {path: removable[path] for path in paths if path in removable}
-    if not selected:
+    selected_units = {path: removable[path] for path in paths if path in removable}
+    if not selected_units:
         details = "; ".join(f"{path}: {reasons[path]}" for path in paths[:3])
         out = ", or choose other layers by compress.structured.pattern" if pattern else ""
         raise UsageError(f"No unit can be removed. {details}. Use prune or low_rank{out}.")
-    remaining = {path: each.count - round(sparsity * each.count) for path, each in selected.items()}
+    remaining = {
+        path: each.count - round(sparsity * each.count) for path, each in selected_units.items()
+    }
     for path, count in remaining.items():
         if not count:
             raise UsageError(
                 "compress.structured.sparsity must leave at least one unit of each layer. "
-                f"Received: {sparsity}, which removes all {selected[path].count} units of "
+                f"Received: {sparsity}, which removes all {selected_units[path].count} units of "
                 f"{path}. Lower the sparsity, or exclude the layer by compress.structured.pattern."
             )
-    new_counts = {path: count for path, count in remaining.items() if count < selected[path].count}
+    new_counts = {
+        path: count for path, count in remaining.items() if count < selected_units[path].count
+    }
     if not new_counts:
         raise UsageError(
             "compress.structured.sparsity must remove at least one unit of a layer. "

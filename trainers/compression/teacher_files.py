@@ -129,8 +129,8 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
             f"{config.data.validation_size}. Use a data set with a validation split."
         )
     workdir, beams = settings["teacher"], settings["sentences"]
-    saved = read_config(workdir)
-    check_data(saved, dataset, workdir)
+    saved_config = read_config(workdir)
+    check_data(saved_config, dataset, workdir)
     sources = [source for source, _ in pairs()]
     penalty = registry.build_task(**config.task.to_dict()).length_penalty
     digest = json_digest([_digest(workdir), beams, penalty, sources])
@@ -139,7 +139,7 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     with one_at_a_time(path):
         if not path.exists():
             _LOG.info(f"translating {len(sources):,} sentences with the teacher")
-            translator = Translator(registry.load(workdir), read_tokenizer(workdir, saved))
+            translator = Translator(registry.load(workdir), read_tokenizer(workdir, saved_config))
             write_json(path, translator(sources, beams=beams, length_penalty=penalty))
         targets = read_json(path)
     if not isinstance(targets, list) or list(map(type, targets)) != [str] * len(sources):
@@ -161,26 +161,26 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     )  # fmt: skip
 
 
-def check_data(saved: Mapping, dataset, workdir: str) -> None:
+def check_data(saved_config: Mapping, dataset, workdir: str) -> None:
     """Raises `UsageError` if a teacher was trained with another tokenizer or other classes.
 
     Args:
-      saved: content of the teacher's config.json.
+      saved_config: content of the teacher's config.json.
       dataset: data set of the student.
       workdir: work directory of the teacher.
     """
     tokenizer = dataset.tokenizer and dataset.tokenizer.fingerprint
-    if saved["tokenizer"] != tokenizer:
+    if saved_config["tokenizer"] != tokenizer:
         raise UsageError(
             "Teacher and student must use the same tokenizer. Received: "
-            f"{str(saved['tokenizer'])[:12]} of the teacher, {str(tokenizer)[:12]} of the data. "
-            f"Set data.tokenizer={workdir}."
+            f"{str(saved_config['tokenizer'])[:12]} of the teacher, {str(tokenizer)[:12]} of the "
+            f"data. Set data.tokenizer={workdir}."
         )
-    if saved["class_names"] != list(dataset.class_names):
+    if saved_config["class_names"] != list(dataset.class_names):
         raise UsageError(
             f"Teacher and student must have the same classes. Received: "
-            f"{', '.join(saved['class_names'])} of the teacher, {', '.join(dataset.class_names)} "
-            "of the data."
+            f"{', '.join(saved_config['class_names'])} of the teacher, "
+            f"{', '.join(dataset.class_names)} of the data."
         )
 
 

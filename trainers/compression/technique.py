@@ -56,10 +56,10 @@ class Compressor:
 
 def select_paths(key: str, pattern: str, paths: Collection[str]) -> list[str]:
     """Returns the paths that match the pattern of `key`; raises `UsageError` if none does."""
-    selected = [*filter(compile_pattern(key, pattern).search, paths)]
-    if not selected:
+    selected_paths = [*filter(compile_pattern(key, pattern).search, paths)]
+    if not selected_paths:
         raise UsageError(
             f"{key} matches nothing. Received: {pattern!r}. Some supported paths: "
             f"{', '.join([*paths][:5]) or 'none'}."
         )
-    return selected
+    return selected_paths

@@ -76,8 +76,8 @@ def section(config, path: str) -> ml_collections.ConfigDict:
 
 def with_optional(plain: Mapping) -> dict:
     """Returns plain sections and all optional ones, with the defaults of keys that are left out."""
-    filled = {name: _filled(plain.get(name, {}), keys) for name, keys in _OPTIONAL.items()}
-    return {**plain, **filled}
+    sections = {name: _filled(plain.get(name, {}), keys) for name, keys in _OPTIONAL.items()}
+    return {**plain, **sections}
 
 
 def without_defaults(plain: Mapping) -> dict:

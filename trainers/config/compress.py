@@ -243,7 +243,7 @@ def check_structured(settings: Mapping) -> None:
 
 def parse_widths(widths: Sequence[str]) -> dict[str, int]:
     """Returns layer path -> units of ("convolution_1=16", "block_0/attention=2")."""
-    parsed = {}
+    units_by_path = {}
     for text in widths:
         path, _, number = text.partition("=")
         if not path or not re.fullmatch(r"[1-9]\d*", number):
@@ -251,8 +251,8 @@ def parse_widths(widths: Sequence[str]) -> dict[str, int]:
                 "compress.structured.widths must contain PATH=UNITS with at least one unit. "
                 f"Received: {text!r}."
             )
-        parsed[path] = int(number)
-    return parsed
+        units_by_path[path] = int(number)
+    return units_by_path
 
 
 def check_low_rank(settings: Mapping) -> None:
@@ -274,7 +274,7 @@ def check_low_rank(settings: Mapping) -> None:
 
 def parse_ranks(ranks: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Returns path -> ranks of ("block_0/attention/output=12", "convolution_2=8x16")."""
-    parsed = {}
+    ranks_by_path = {}
     for text in ranks:
         path, _, numbers = text.partition("=")
         if not path or not re.fullmatch(r"\d+(x\d+)?", numbers):
@@ -282,8 +282,8 @@ def parse_ranks(ranks: Sequence[str]) -> dict[str, tuple[int, ...]]:
                 "compress.low_rank.ranks must contain PATH=RANK, or PATH=INxOUT for a convolution. "
                 f"Received: {text!r}."
             )
-        parsed[path] = tuple(int(n) for n in numbers.split("x"))
-    return parsed
+        ranks_by_path[path] = tuple(int(n) for n in numbers.split("x"))
+    return ranks_by_path
 
 
 def check_quantization(format: str, examples: int) -> None:

@@ -48,11 +48,11 @@ def follow_prepared(data, user_keys: Collection[str]) -> None:
     path = Path(folder) / "prepared.json"
     if kind != "prepared" or not exists(path):
         return
-    prepared = read_json(path)
-    if not isinstance(prepared, dict) or prepared.get("packing") != "best_fit":
+    plan = read_json(path)
+    if not isinstance(plan, dict) or plan.get("packing") != "best_fit":
         return
     for key in ("packing", "sequence_length"):
-        value = prepared.get(key)
+        value = plan.get(key)
         if f"data.{key}" in user_keys or data[key] == value:
             continue
         if isinstance(value, type(data[key])):

@@ -125,13 +125,13 @@ def resolve(source: str, overrides: Sequence[tuple[str, str]] = ()) -> ml_collec
     return change(load_recipe(source), overrides)
 
 
-def of_workdir(saved: Mapping) -> ml_collections.ConfigDict:
+def of_workdir(saved_config: Mapping) -> ml_collections.ConfigDict:
     """Returns the configuration of a work directory, for changes and another run.
 
     Args:
-      saved: the section "config" of its config.json.
+      saved_config: the section "config" of its config.json.
     """
-    return ml_collections.ConfigDict(_with_tuples(saved)).lock()
+    return ml_collections.ConfigDict(_with_tuples(saved_config)).lock()
 
 
 def _with_tuples(values):
@@ -207,8 +207,8 @@ def _override(config, key: str, text: str) -> None:
     for section in sections:
         parent = parent[section] if _is_section(parent, section) else None
     if parent is None or last not in parent:
-        known = list(_keys(config))
-        raise UsageError(f"The recipe has no key {key!r}.{near_names(key, known)}")
+        known_keys = list(_keys(config))
+        raise UsageError(f"The recipe has no key {key!r}.{near_names(key, known_keys)}")
     if _is_section(parent, last):
         raise UsageError(f"{key} is a section; set one of its keys: {', '.join(parent[last])}.")
     parent[last] = _parse_value(key, text, parent[last])

@@ -370,8 +370,8 @@ class _Peer:
     def receive(self, kind: bytes = _VALUE) -> bytes:
         """Waits for the next value; if a peer is lost meanwhile, the process ends."""
         while True:
-            got, message = self._values.get()
-            if got == kind:
+            received_kind, message = self._values.get()
+            if received_kind == kind:
                 return message
 
     def close(self) -> None:
@@ -430,11 +430,11 @@ class _Deadline:
         self._start, self._reported = time.monotonic(), False
 
     def check(self) -> None:
-        passed = time.monotonic() - self._start
+        elapsed = time.monotonic() - self._start
         names = ", ".join(map(self._cluster.name, self._missing()))
-        if passed > WAIT:
+        if elapsed > WAIT:
             raise RunError(f"Timed out after {WAIT:.0f} s waiting for {names}.")
-        if passed > REPORT_AFTER and not self._reported:
+        if elapsed > REPORT_AFTER and not self._reported:
             self._reported = True
             own = self._cluster.workers[self._cluster.index]
             # Not an error: behind NAT the right address is not an address of the machine.

@@ -80,32 +80,32 @@ class Stop:
             else:
                 _LOG.warning(line)
 
-    def _poll(self, ended: threading.Event) -> None:
-        known = None  # the server's first response
-        warned = False
-        while not ended.is_set():
+    def _poll(self, stop_polling: threading.Event) -> None:
+        first_notice = None  # the server's first response
+        has_warned = False
+        while not stop_polling.is_set():
             try:
                 notice = _CLOUDS[self._cloud](self._cloud)
             except Exception as error:  # no response of the server may end training
-                if not warned:
-                    warned = True
+                if not has_warned:
+                    has_warned = True
                     self._warnings.put(
                         f"cannot read preemption notices from {SERVERS[self._cloud]} (trainer."
                         f"preemption_notice={self._cloud}): {_reason(error)}. Retrying every "
                         f"{EVERY:g} s; SIGTERM still saves a checkpoint."
                     )
             else:
-                if known is None and notice.endswith(_MAINTENANCE):
+                if first_notice is None and notice.endswith(_MAINTENANCE):
                     self._warnings.put(
                         f"{notice} since before this process started; SIGTERM still saves a "
                         "checkpoint."
                     )
-                elif notice and notice != known:
+                elif notice and notice != first_notice:
                     self.notice = self._prefix + notice
                     self.requested.set()
                     return
-                known = notice if known is None else known
-            ended.wait(EVERY)
+                first_notice = notice if first_notice is None else first_notice
+            stop_polling.wait(EVERY)
 
 
 def _gcp(cloud: str) -> str:

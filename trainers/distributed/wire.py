@@ -62,17 +62,17 @@ def receive(stream: socket.socket, seconds: float, largest: int = LARGEST) -> by
 
 
 def _exactly(stream: socket.socket, count: int, until: float) -> bytes:
-    received = bytearray()
-    while len(received) < count:
-        left = until - time.monotonic()
-        if left <= 0:
+    buffer = bytearray()
+    while len(buffer) < count:
+        seconds_left = until - time.monotonic()
+        if seconds_left <= 0:
             raise TimeoutError
-        stream.settimeout(left)
-        piece = stream.recv(min(count - len(received), 2**16))
+        stream.settimeout(seconds_left)
+        piece = stream.recv(min(count - len(buffer), 2**16))
         if not piece:
             raise EOFError
-        received += piece
-    return bytes(received)
+        buffer += piece
+    return bytes(buffer)
 
 
 def readable(stream: socket.socket, seconds: float = 0.0) -> bool:
@@ -149,8 +149,8 @@ def answer(stream: socket.socket, count: int, key: bytes, seconds: float) -> tup
             nonce = secrets.token_hex(16)
             proof = {"nonce": nonce, "proof": _proof(key, "chief", nonce, hello)}
             send(stream, json.dumps(proof).encode(), seconds)
-            proved = receive(stream, seconds, LARGEST_HELLO).decode(errors="replace")
-            if not _same(proved, _proof(key, "worker", nonce, hello)):
+            response = receive(stream, seconds, LARGEST_HELLO).decode(errors="replace")
+            if not _same(response, _proof(key, "worker", nonce, hello)):
                 return None, f"the worker has another secret: set the same {SECRET} on all workers."
     except TimeoutError:
         return None, "no message arrived in time."

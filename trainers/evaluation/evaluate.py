@@ -166,8 +166,8 @@ def read_evaluation(workdir, split: str) -> Result | None:
     path = workdir / "evaluation" / f"{split}.json"
     if not path.exists():
         return None
-    saved = read_object(path, weights=str, step=int, metrics=dict)
-    for name, value in saved["metrics"].items():
+    result = read_object(path, weights=str, step=int, metrics=dict)
+    for name, value in result["metrics"].items():
         if not isinstance(value, int | float | str):
             raise RunError(f"{path} is damaged: the metric {name!r} is {repr(value)[:100]}.")
-    return Result(split, saved["weights"], saved["step"], saved["metrics"])
+    return Result(split, result["weights"], result["step"], result["metrics"])

@@ -85,9 +85,9 @@ def choose(labels: np.ndarray, probabilities: np.ndarray, worst: np.ndarray) -> 
       the six worst mistakes.
     """
     predicted, confidence = probabilities.argmax(-1), probabilities.max(-1)
-    chosen = []
+    indices = []
     for number in range(min(10, probabilities.shape[-1])):
         correct = np.flatnonzero((labels == number) & (predicted == number))
         if len(correct):
-            chosen.append(correct[confidence[correct].argmax()])
-    return np.array([*chosen, *worst[:6]], np.int64)
+            indices.append(correct[confidence[correct].argmax()])
+    return np.array([*indices, *worst[:6]], np.int64)

@@ -93,11 +93,13 @@ class Means:
         if any(self.task.terms.get(name) for name in unknown):
             unknown.add("loss")
         data_loss = self._loss(means)  # without regularization
-        derived = self.task.derived_metrics({**means, "loss": data_loss})
+        derived_metrics = self.task.derived_metrics({**means, "loss": data_loss})
         if unknown:
-            derived = {name: value for name, value in derived.items() if not math.isnan(value)}
+            derived_metrics = {
+                name: value for name, value in derived_metrics.items() if not math.isnan(value)
+            }
         means["loss"] = data_loss + means.get("regularization", 0.0)
-        return {k: v for k, v in means.items() if k not in unknown} | derived
+        return {k: v for k, v in means.items() if k not in unknown} | derived_metrics
 
     def _loss(self, means: dict):
         return sum(c * means[name] for name, c in self.task.terms.items() if c)

@@ -60,13 +60,13 @@ def export_workdir(
             f"--format={export_format} requires the package {missing[0]}: "
             "pip install 'keras-zoo[export]'."
         )
-    saved = read_config(workdir)
-    if is_litert(saved) and checkpoint == "final":
+    saved_config = read_config(workdir)
+    if is_litert(saved_config) and checkpoint == "final":
         if export_format != "litert":
             raise UsageError(
-                f"{workdir} has a LiteRT file ({quantized_format(saved)}), which must be exported "
-                f"with --format=litert. Received: --format={export_format}. For another format "
-                "export the work directory that `zoo compress ptq` started from."
+                f"{workdir} has a LiteRT file ({quantized_format(saved_config)}), which must be "
+                f"exported with --format=litert. Received: --format={export_format}. For another "
+                "format export the work directory that `zoo compress ptq` started from."
             )
     else:
         model_path(workdir, checkpoint)
@@ -80,9 +80,9 @@ def export_workdir(
     return description
 
 
-def quantized_format(saved: Mapping) -> str:
+def quantized_format(saved_config: Mapping) -> str:
     """Returns the `zoo compress ptq` format of a work directory; "" for other runs."""
-    return saved["config"].get("compress", {}).get("ptq", {}).get("format", "")
+    return saved_config["config"].get("compress", {}).get("ptq", {}).get("format", "")
 
 
 def _description_path(path: Path) -> Path:

@@ -39,14 +39,17 @@ _EXAMPLES = 8
 def export(workdir: str, export_format: str, out: str, checkpoint: str, *modules: str) -> dict:
     """Exports a model in this process and checks it; see `trainers.export.export`."""
     import_user_modules(modules)
-    saved = read_config(workdir)
-    metadata = {"model": saved["config"]["model"]["name"], "labels": saved["class_names"]}
-    if checkpoint == "final" and export_format == "keras" and quantized_format(saved):
+    saved_config = read_config(workdir)
+    metadata = {
+        "model": saved_config["config"]["model"]["name"],
+        "labels": saved_config["class_names"],
+    }
+    if checkpoint == "final" and export_format == "keras" and quantized_format(saved_config):
         return {**_copy_keras(workdir, out), **metadata}
-    quantized = is_litert(saved)
-    model = open_model(Path(workdir) / FLOATS) if quantized else load_model(workdir, checkpoint)
-    task, examples, source = _examples(saved, workdir, model)
-    if quantized:
+    is_quantized = is_litert(saved_config)
+    model = open_model(Path(workdir) / FLOATS) if is_quantized else load_model(workdir, checkpoint)
+    task, examples, source = _examples(saved_config, workdir, model)
+    if is_quantized:
         description = _copy_litert(workdir, model, task, examples, out)
     else:
         description = write_checked(model, task, examples, export_format, out)
@@ -151,13 +154,13 @@ def _describe(
     }
 
 
-def _examples(saved: dict, workdir: str, model):
+def _examples(saved_config: dict, workdir: str, model):
     """Returns the task, some prepared examples, and the source of the examples."""
-    task = registry.build_task(**saved["config"]["task"])
-    data = data_section(workdir, saved)
+    task = registry.build_task(**saved_config["config"]["task"])
+    data = data_section(workdir, saved_config)
     try:
-        dataset = registry.load_data(data, saved["config"]["task"])
-        task.bind(model, dataset, saved["config"]["model"])
+        dataset = registry.load_data(data, saved_config["config"]["task"])
+        task.bind(model, dataset, saved_config["config"]["model"])
         split = next(s for s in ("test", "validation", "train") if s in dataset.splits)
         task.check(model, dataset)
         arrays, source = dataset.splits[split], f"{dataset.name}, split {split!r}"
@@ -179,10 +182,10 @@ def examples_of(task, arrays: Mapping, indices: Sequence[int] = range(_EXAMPLES)
     def uniform(number):
         return tf.random.stateless_uniform((count, number), (0, 0))
 
-    prepared = task.prepare(dict(batch), uniform, False)
+    prepared_batch = task.prepare(dict(batch), uniform, False)
     if "image" in batch:  # the exported model takes the uint8 image
-        prepared["image"] = batch["image"]
-    return prepared
+        prepared_batch["image"] = batch["image"]
+    return prepared_batch
 
 
 def difference(expected: list[np.ndarray], outputs: list[np.ndarray]) -> float:

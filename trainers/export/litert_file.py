@@ -51,7 +51,7 @@ class LiteRTFile:
             for name, detail in self._run.get_input_details().items()
         }
 
-    def one(self, inputs: Mapping) -> list[np.ndarray]:
+    def run_example(self, inputs: Mapping) -> list[np.ndarray]:
         """Returns the outputs, each (1, …), for one example: input name -> (1, …)."""
         outputs = self._run(**inputs)
         names = sorted(outputs, key=lambda name: int(name.rpartition("_")[2]))
@@ -60,7 +60,9 @@ class LiteRTFile:
     def __call__(self, inputs: Mapping) -> list[np.ndarray]:
         """Returns the outputs, each (N, …), for N examples, which run one by one."""
         count = len(next(iter(inputs.values())))
-        rows = [self.one({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(count)]
+        rows = [
+            self.run_example({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(count)
+        ]
         return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 

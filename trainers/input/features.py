@@ -95,15 +95,15 @@ def _write(folder, frozen: FrozenPart, task: Task, arrays, seed: int) -> None:
         )
         for view in range(max(1, frozen.views))
     ]  # fmt: skip
-    written = 0
+    num_written = 0
     with RecordWriter(folder, {"feature": (frozen.feature_shape, "float32")}) as writer:
         steps = zip(*passes, strict=True)
         for batches in progress(steps, title="features", unit="batches", total=-(-count // _BATCH)):
             views = [run(batch["image"]).numpy() for batch in batches]
             rows = np.stack(views, axis=1) if frozen.views else views[0]
-            rows = rows[: count - written]  # the last batch is padded
+            rows = rows[: count - num_written]  # the last batch is padded
             writer.append(feature=rows)
-            written += len(rows)
+            num_written += len(rows)
 
 
 def make_synthetic_arrays(task: Task, model, examples: int, seed: int) -> dict:

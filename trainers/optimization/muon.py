@@ -33,9 +33,9 @@ def variables_for_adamw(
       UsageError: if `exclude_outputs` is set, no model is a graph of layers, and `exclude` is
         empty.
     """
-    excluded = []
+    excluded_variables = []
     if exclude_embeddings:
-        excluded += [v for model in models for v in _embeddings(model)]
+        excluded_variables += [v for model in models for v in _embeddings(model)]
     if exclude_outputs:
         graphs = [model for model in models if keras_internals.is_graph(model)]
         if not graphs and not exclude:
@@ -44,8 +44,10 @@ def variables_for_adamw(
                 "set optimizer.exclude to a regular expression of their variable paths, or "
                 f"optimizer.exclude_outputs=False. Received: model {models[-1].name!r}."
             )
-        excluded += [v for model in graphs for layer in output_layers(model) for v in layer.weights]
-    ids = {id(v) for v in excluded}
+        excluded_variables += [
+            v for model in graphs for layer in output_layers(model) for v in layer.weights
+        ]
+    ids = {id(v) for v in excluded_variables}
     matches = compile_pattern("optimizer.exclude", exclude).search
     return [v for v in variables if id(v) in ids or exclude and matches(v.path)]
 

@@ -112,18 +112,20 @@ def apply_rules(optimizer, variables, rules: Rules, models=()) -> None:
     """
     optimizer = inner(optimizer)
     if rules.muon is not None:
-        excluded = variables_for_adamw(models, variables, **rules.muon)
+        excluded_variables = variables_for_adamw(models, variables, **rules.muon)
         # Keras identifies embeddings by layer name; `exclude_layers` lists all of them already.
         optimizer.exclude_embeddings = False
-        optimizer.exclude_layers = [f"^{re.escape(v.path)}$" for v in excluded]
+        optimizer.exclude_layers = [f"^{re.escape(v.path)}$" for v in excluded_variables]
     decay = getattr(optimizer, "weight_decay", None)
-    excluded = _matching("weight_decay_exclude", rules.exclude, variables) if decay else []
+    excluded_variables = (
+        _matching("weight_decay_exclude", rules.exclude, variables) if decay else []
+    )
     slow = _matching("slow", rules.slow, variables)
-    if decay and (excluded or slow):
+    if decay and (excluded_variables or slow):
         # Keras decays by the one learning rate, so `_slow_down` decays slow variables.
-        optimizer.exclude_from_weight_decay(var_list=[*excluded, *slow])
+        optimizer.exclude_from_weight_decay(var_list=[*excluded_variables, *slow])
     if slow:
-        without_decay = {id(v) for v in excluded}
+        without_decay = {id(v) for v in excluded_variables}
         decays = {v.path: decay if id(v) not in without_decay else 0.0 for v in slow}
         _slow_down(optimizer, variables, decays, rules.slow_rate)
 

@@ -70,11 +70,11 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
             rise = ops.minimum((step + 1) / max(warmup, 1), 1.0)
             if name == "constant" or not decay:
                 return peak * rise
-            done = ops.clip((step - (steps - 1 - decay)) / decay, 0.0, 1.0)
+            progress = ops.clip((step - (steps - 1 - decay)) / decay, 0.0, 1.0)
             if name == "cosine":
-                share = 0.5 * (1 + ops.cos(math.pi * done))
+                share = 0.5 * (1 + ops.cos(math.pi * progress))
             else:
-                share = 1 - done
+                share = 1 - progress
             return peak * rise * (final + (1 - final) * share)
 
         def get_config(self):

@@ -94,10 +94,10 @@ def read_run(workdir: Path) -> Run:
     """
     check_has_config(workdir)
     notes = []
-    resolved = _read(workdir / "config.json", read_object, {}, notes)
-    if "format_version" not in resolved:
-        refuse_foreign(workdir, resolved)
-    config = _section(resolved, "config")
+    saved_config = _read(workdir / "config.json", read_object, {}, notes)
+    if "format_version" not in saved_config:
+        refuse_foreign(workdir, saved_config)
+    config = _section(saved_config, "config")
     steps = to_float(_section(config, "trainer").get("steps"))
     metrics = workdir / "metrics.jsonl"
     records, events = _read_metrics(metrics, notes)
@@ -105,10 +105,10 @@ def read_run(workdir: Path) -> Run:
     last_write = metrics.stat().st_mtime if metrics.is_file() else None
     return Run(
         model=str(_section(config, "model").get("name", "model")),
-        source=str(resolved.get("source", "")),
+        source=str(saved_config.get("source", "")),
         planned_steps=steps if steps > 0 else math.inf,
         config=config,
-        facts=_section(resolved, "facts"),
+        facts=_section(saved_config, "facts"),
         environment=_read(workdir / "environment.json", read_object, {}, notes),
         records=records,
         events=events,
@@ -148,11 +148,11 @@ def _read_metrics(path: Path, notes: list[str]) -> tuple[list[dict], list[dict]]
     lines = content.decode(errors="replace").splitlines()
     rows = [_parse_row(line) for line in lines]
     # A run that is still active may have written only a part of the last line.
-    damaged = sum(
+    num_damaged_lines = sum(
         row is None and bool(line.strip()) for row, line in zip(rows[:-1], lines, strict=False)
     )
-    if damaged:
-        notes.append(f"{path.name}: {damaged} of {len(lines)} lines could not be read")
+    if num_damaged_lines:
+        notes.append(f"{path.name}: {num_damaged_lines} of {len(lines)} lines could not be read")
     rows = [row for row in rows if row is not None]
     return [row for row in rows if "event" not in row], [row for row in rows if "event" in row]
 

@@ -133,11 +133,14 @@ def restore(path: Path | bytes, step) -> dict:
             f"this run has {len(variables)}."
         )
     for variable, array, name in zip(variables, arrays, header["paths"], strict=True):
-        saved, here = (array.shape, array.dtype), (tuple(variable.shape), _stored_type(variable))
-        if saved != here:
+        saved_type, own_type = (
+            (array.shape, array.dtype),
+            (tuple(variable.shape), _stored_type(variable)),
+        )
+        if saved_type != own_type:
             raise UsageError(
-                f"{path} belongs to another model: {name} is {saved[0]} {saved[1]}, "
-                f"in this run {here[0]} {here[1]}."
+                f"{path} belongs to another model: {name} is {saved_type[0]} {saved_type[1]}, "
+                f"in this run {own_type[0]} {own_type[1]}."
             )
     paths = [variable.path for variable in variables]
     if (place := _first_other(header["paths"], paths)) is not None:
@@ -150,7 +153,7 @@ def restore(path: Path | bytes, step) -> dict:
     return header["counters"]
 
 
-def _first_other(saved: Sequence[str], here: Sequence[str]) -> int | None:
+def _first_other(saved_paths: Sequence[str], paths: Sequence[str]) -> int | None:
     """Returns the first index at which two lists of paths name different variables, or None.
 
     Keras numbers unnamed layers per process: `dense_1` may be `dense_5` in another process. So the
@@ -158,13 +161,15 @@ def _first_other(saved: Sequence[str], here: Sequence[str]) -> int | None:
     `block_0/dense_1/kernel`) must be equal if both lists use the same set of numbers for that
     word. Two unnamed layers of one shape that were swapped cannot be told apart.
     """
-    pairs = list(zip(map(_words_and_numbers, saved), map(_words_and_numbers, here), strict=True))
+    pairs = list(
+        zip(map(_words_and_numbers, saved_paths), map(_words_and_numbers, paths), strict=True)
+    )
     used, used_here = (
         {number for sides in pairs for number in sides[side][1].items()} for side in (0, 1)
     )
-    counted = {word for word, _ in used ^ used_here}
+    differing_words = {word for word, _ in used ^ used_here}
     for place, ((words, numbers), (other_words, other_numbers)) in enumerate(pairs):
-        fixed = (numbers.keys() | other_numbers.keys()) - counted
+        fixed = (numbers.keys() | other_numbers.keys()) - differing_words
         if words != other_words or any(numbers.get(x) != other_numbers.get(x) for x in fixed):
             return place
     return None

@@ -174,8 +174,8 @@ class WorkDirectory:
     def _check_origin(self, config: Mapping, dataset) -> None:
         if (self / "config.json").exists():
             self.check_recipe(config)
-            saved = read_config(self.path)
-            if saved["data_fingerprint"] != dataset.fingerprint:
+            saved_config = read_config(self.path)
+            if saved_config["data_fingerprint"] != dataset.fingerprint:
                 raise UsageError(
                     f"{self.path} was created with other data than {dataset.name!r} contains now. "
                     "Use a new --workdir."
@@ -190,10 +190,12 @@ class WorkDirectory:
 
     def check_recipe(self, config: Mapping) -> None:
         """Raises `UsageError` with all differences if the folder has another recipe."""
-        saved = read_config(self.path)["config"]
+        saved_config = read_config(self.path)["config"]
         changes = [
             f"{key}: {old!r} -> {new!r}"
-            for key, old, new in _differences(_with_all_sections(saved), _with_all_sections(config))
+            for key, old, new in _differences(
+                _with_all_sections(saved_config), _with_all_sections(config)
+            )
             if key not in MAY_CHANGE
         ]
         if changes:
@@ -296,12 +298,12 @@ def read_config(workdir: str | Path) -> dict:
       UsageError: if the folder is not a work directory, or has another format.
       RunError: if the file is damaged.
     """
-    saved = saved_run.read_config(workdir)
+    saved_config = saved_run.read_config(workdir)
     try:
-        check_types(saved["config"])
+        check_types(saved_config["config"])
     except UsageError as error:
         raise RunError(f"{Path(workdir) / 'config.json'} is damaged: {error}") from None
-    return saved
+    return saved_config
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:

@@ -113,13 +113,13 @@ class AbstractStep:
 
     def batch(self, share: Share) -> dict[str, tf.TensorSpec]:
         """Returns names, shapes and types of the batch of `update`."""
-        arrays = self.stored(share.examples)
+        arrays = self.stored_examples(share.examples)
         return pipeline.training_batches(
             arrays, self.task.prepare, batch_size=share.examples, replicas=1, seed=0,
             first_step=0, last_step=1,
         ).element_spec  # fmt: skip
 
-    def stored(self, examples: int) -> dict[str, np.ndarray]:
+    def stored_examples(self, examples: int) -> dict[str, np.ndarray]:
         """Returns synthetic stored examples of the recipe's lengths."""
         examples_of_batch = make_synthetic_arrays(self.task, self.step.net, 2, 0)
         name, length = self.config.task.name, self.config.data.sequence_length

@@ -88,10 +88,10 @@ class Compiler:
             raise RunError(f"The TPU compiler stopped: {lines[-1] if lines else 'no message'}")
         answer = json.loads(line)
         if "error" in answer:
-            used = required_memory(answer["error"])
-            if used is None:
+            used_bytes = required_memory(answer["error"])
+            if used_bytes is None:
                 raise RunError(f"The TPU compiler rejects the step: {answer['error']}")
-            return {"used": used}
+            return {"used": used_bytes}
         return answer
 
 

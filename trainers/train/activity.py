@@ -40,10 +40,10 @@ class ActivityPenalties:
           rows: number of real rows in the global batch, float32.
           share: factor by which the train step multiplies the penalties.
         """
-        if not self._layers or (published := current_rows()) is None:
+        if not self._layers or (current := current_rows()) is None:
             yield
             return
-        published.penalty = tf.math.divide_no_nan(1.0, rows * share)
+        current.penalty = tf.math.divide_no_nan(1.0, rows * share)
         for layer, _, masked in self._layers:
             layer.activity_regularizer = masked
         self._inside += 1

@@ -72,12 +72,14 @@ def _moments_of_real_rows(layer, inputs, mask):
         count = size * tf.reduce_sum(tf.cast(real, inputs.dtype))
     else:  # mask: (B, ...), all axes but the last
         real = tf.reshape(real, (-1, *[1] * (len(mask.shape) - 1)))
-        counted = tf.cast(mask, tf.bool) & real
+        is_counted = tf.cast(mask, tf.bool) & real
 
         def total(values):
-            return tf.reduce_sum(tf.where(counted[..., None], values, 0.0), layer._reduction_axes)
+            return tf.reduce_sum(
+                tf.where(is_counted[..., None], values, 0.0), layer._reduction_axes
+            )
 
-        count = tf.reduce_sum(tf.cast(counted, inputs.dtype))
+        count = tf.reduce_sum(tf.cast(is_counted, inputs.dtype))
     both = add_up(tf.concat([total(inputs), [count]], 0))
     mean, count = tf.math.divide_no_nan(both[:-1], both[-1]), both[-1]
     along = [1] * len(inputs.shape)

@@ -59,12 +59,14 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
         values |= techniques.initial_values(model, other, config)
     missing = [v for v in model.weights if v.path not in values]
     other_shapes = [v for v in model.weights if v.path in values and not _has_same_shape(v, values)]
-    filled = [v for v in model.weights if _has_same_shape(v, values)]
+    filled_variables = [v for v in model.weights if _has_same_shape(v, values)]
     # Source kernels that this model holds as products are used under other names.
     products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
     paths = {v.path for v in model.weights}
-    unused = [v for v in other.weights if v.path not in paths and not v.path.startswith(products)]
-    if not filled:
+    unused_variables = [
+        v for v in other.weights if v.path not in paths and not v.path.startswith(products)
+    ]
+    if not filled_variables:
         raise UsageError(
             "init_from requires a model of the same architecture. Received: "
             f"{source}, in which no weight has the name and shape of a weight of this model."
@@ -84,7 +86,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
         [v.path for v in missing if id(v) not in resizable], "this model"
     )
     mismatches += _weights_in_one_model(
-        [v.path for v in unused if id(v) not in source_resizable], source
+        [v.path for v in unused_variables if id(v) not in source_resizable], source
     )
     if mismatches:
         more = f"; and {len(mismatches) - _SHOWN} more" if len(mismatches) > _SHOWN else ""
@@ -93,15 +95,15 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
             f"differs: {'; '.join(mismatches[:_SHOWN])}{more}. Change the section "
             "model of the recipe."
         )
-    for variable in filled:
+    for variable in filled_variables:
         variable.assign(values[variable.path])
-    report = f"init_from: {len(filled)} of {len(model.weights)} weights from {source}"
+    report = f"init_from: {len(filled_variables)} of {len(model.weights)} weights from {source}"
     if missing:
         report += f"; missing in the source: {', '.join(v.path for v in missing)}"
     if other_shapes:
         report += f"; with another shape: {', '.join(shapes)}"
-    if unused:
-        report += f"; unused in the source: {', '.join(v.path for v in unused)}"
+    if unused_variables:
+        report += f"; unused in the source: {', '.join(v.path for v in unused_variables)}"
     if tokenizer is not None and source_tokenizer is None:
         report += "; the source has no tokenizer: check that its tokens are those of the data"
     return report

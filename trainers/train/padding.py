@@ -56,11 +56,11 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
         kinds = dict.fromkeys(
             f"{type(x).__name__} {getattr(x, 'name', '')}".strip() for x in unknown
         )
-        shown = f"{', '.join([*kinds][:_SHOWN])}{' ...' * (len(kinds) > _SHOWN)}"
+        shown_kinds = f"{', '.join([*kinds][:_SHOWN])}{' ...' * (len(kinds) > _SHOWN)}"
         raise UsageError(
             f"Padding rows change {name}. Computations over several rows must leave out rows of "
             'weight 0 (in a layer by zoo.row_weights, in a task by the batch\'s "weight"). '
-            f"Received: {shown}."
+            f"Received: {shown_kinds}."
         )
 
 

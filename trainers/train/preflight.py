@@ -63,11 +63,11 @@ def check_workdir(config, workdir: str | Path) -> None:
     if directory.is_remote:
         return  # its local copy belongs to the run
     if (directory / "config.json").exists():
-        values, saved = as_dict(config), read_config(workdir)["config"]
+        values, saved_config = as_dict(config), read_config(workdir)["config"]
         # The trainer has chosen these sizes from weights.
         for technique, key in (("structured", "widths"), ("low_rank", "ranks")):
             if technique in values.get("compress", {}):
-                sizes = section(saved, f"compress.{technique}")[key]
+                sizes = section(saved_config, f"compress.{technique}")[key]
                 values["compress"][technique][key] = list(sizes)
         directory.check_recipe(values)
     directory.open().close()

@@ -51,8 +51,8 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
 
 def _recompute(layer: keras.layers.Layer) -> None:
     plain_call = layer.call
-    trained = {id(v) for v in layer.trainable_variables}
-    state = [v for v in layer.variables if id(v) not in trained]
+    trainable_ids = {id(v) for v in layer.trainable_variables}
+    state = [v for v in layer.variables if id(v) not in trainable_ids]
 
     def call(*args, **kwargs):
         leaves = keras.tree.flatten((args, kwargs))
@@ -67,10 +67,10 @@ def _recompute(layer: keras.layers.Layer) -> None:
         call_context = keras_internals.capture_call_context()
 
         def block(*tensors):
-            filled = list(leaves)
+            filled_leaves = list(leaves)
             for position, tensor in zip(positions, tensors, strict=True):
-                filled[position] = tensor
-            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
+                filled_leaves[position] = tensor
+            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled_leaves)
             scope = keras.StatelessScope(state_mapping=before, collect_losses=True)
             start = [scope.get_current_value(v) for v in state]
             # Inner layers take `training` from the outer layer's call, which has ended before the

@@ -141,11 +141,13 @@ class TrainStep(keras.Model):
             map(keras_internals.has_batch_statistics, inside)
         )
         self.statistics: Statistics | None = None
-        renormalized = [x.name for x in inside if getattr(x, "renorm", False) and x.trainable]
-        if averaging and renormalized:
+        renormalized_layers = [
+            x.name for x in inside if getattr(x, "renorm", False) and x.trainable
+        ]
+        if averaging and renormalized_layers:
             raise UsageError(
                 "Batch renormalization does not support averaged weights: set trainer.ema=0 or "
-                f"renorm=False. Received: layer {renormalized[0]!r}."
+                f"renorm=False. Received: layer {renormalized_layers[0]!r}."
             )
 
     # --- the interface of keras.Model ---------------------------------------------------------
@@ -277,16 +279,16 @@ class TrainStep(keras.Model):
         Args:
           batch: dict of `tf.TensorSpec`.
         """
-        traced = []
+        traced_rows = []
 
         def forward(data):
             with keras.StatelessScope(), use_row_weights(data["weight"]) as rows:
-                traced.append(rows)
+                traced_rows.append(rows)
                 for part in self.model_parts:
                     part.forward(self.net, data, training=True)
 
         tf.function(forward, autograph=False).get_concrete_function(batch)
-        return traced[0]
+        return traced_rows[0]
 
     # --- inside a step -------------------------------------------------------------------------
 
@@ -350,8 +352,8 @@ class TrainStep(keras.Model):
         part, optimizer = self.model_parts[turn], self.optimizers[turn]
         variables = part.model.trainable_variables
         by_id = {id(v): v for v in self.net.non_trainable_weights}
-        known = [(by_id[key], value) for key, value in state.items()]
-        scope = keras.StatelessScope([*self.seeded(seeds), *known], collect_losses=True)
+        seeded = [(by_id[key], value) for key, value in state.items()]
+        scope = keras.StatelessScope([*self.seeded(seeds), *seeded], collect_losses=True)
         unseeded = self.unseeded(seeds)
         with tf.GradientTape() as tape:
             of_real_rows = self._activity.of_real_rows(weights.get(_ROWS), share)
@@ -434,12 +436,12 @@ class TrainStep(keras.Model):
 
     def _accumulate(self, turn, data, weights, micro_batches, share):
         rows = self.micro_batch_size
-        stacked = tf.nest.map_structure(
+        stacked_results = tf.nest.map_structure(
             lambda x: tf.reshape(x, (micro_batches, rows, *x.shape[1:])), dict(data)
         )
 
         def micro_batch(i):
-            return tf.nest.map_structure(lambda x: x[i], stacked)
+            return tf.nest.map_structure(lambda x: x[i], stacked_results)
 
         def compute(i, state):
             return self._gradients(
@@ -461,8 +463,8 @@ class TrainStep(keras.Model):
 
         def body(i, gradients, sums, statistics, state):
             more = compute(i, state)
-            added = tf.nest.map_structure(tf.add, (gradients, sums, statistics), tuple(more[:3]))
-            return (i + 1, *added, more[3])
+            new_sums = tf.nest.map_structure(tf.add, (gradients, sums, statistics), tuple(more[:3]))
+            return (i + 1, *new_sums, more[3])
 
         return tf.while_loop(
             lambda i, *_: i < micro_batches, body, (tf.constant(0), *carry),

@@ -249,22 +249,22 @@ class Trainer:
     def _check_mixed_rows(self) -> None:
         """Raises `UsageError` if layers that mix rows would see another number of rows."""
         self.workdir.check_recipe(as_dict(self.config))
-        trainer, saved = self.config.trainer, read_config(self.workdir.path)
-        saved_trainer = saved["config"]["trainer"]
-        replicas = saved.get("replicas") or saved_trainer["replicas"] or self.replicas
+        trainer, saved_config = self.config.trainer, read_config(self.workdir.path)
+        saved_trainer = saved_config["config"]["trainer"]
+        replicas = saved_config.get("replicas") or saved_trainer["replicas"] or self.replicas
         size, micro_batch_size = trainer.global_batch_size, trainer.micro_batch_size
         saved_rows = saved_trainer["micro_batch_size"] or size // replicas
         rows = micro_batch_size or size // self.replicas
         if (saved_rows, replicas) == (rows, self.replicas):
             return
-        mixed = self.step.mixed_rows(
+        mixed_rows = self.step.mixed_rows(
             pipeline.training_batches(
                 self.arrays, self.step.task.prepare, batch_size=rows, replicas=1, seed=0,
                 first_step=0, last_step=1,
             ).element_spec
         )  # fmt: skip
-        changed = saved_rows != rows, saved_rows * replicas != rows * self.replicas
-        if mixed.read and changed[0] or mixed.synchronized and changed[1]:
+        has_other_rows = saved_rows != rows, saved_rows * replicas != rows * self.replicas
+        if mixed_rows.read and has_other_rows[0] or mixed_rows.synchronized and has_other_rows[1]:
             raise UsageError(
                 "A resumed run must not change micro-batches or replicas if layers mix rows, as "
                 "batch normalization does. Received: "
@@ -321,7 +321,7 @@ class Trainer:
 
     def _batches(self):
         """Returns an iterator over the batches from the current update to the last."""
-        skipped = self.state.skipped_batches
+        skipped_batches = self.state.skipped_batches
         batches = functools.partial(
             pipeline.training_batches,
             self.arrays,
@@ -329,8 +329,8 @@ class Trainer:
             batch_size=self.config.trainer.global_batch_size,
             replicas=self.replicas,
             seed=self.config.trainer.seed,
-            first_step=self.state.done + skipped,
-            last_step=self.periods.total + skipped,
+            first_step=self.state.done + skipped_batches,
+            last_step=self.periods.total + skipped_batches,
         )
         return iter(distribute(self.strategy, lambda shares: batches(local_replicas=shares)))
 
@@ -366,10 +366,10 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         """Returns whether the run ended and wrote all files; only the chief's answer counts."""
-        ended = self.state.done == self.periods.total or self.state.stopped
+        has_ended = self.state.done == self.periods.total or self.state.stopped
         files = ("model.keras", "report.html")
         return (
-            ended
+            has_ended
             and all((self.workdir / name).exists() for name in files)
             and (
                 not self.evaluated_split

@@ -39,8 +39,8 @@ def check_classes(dataset, split: str) -> str:
     parts = []
     if absent := [names[i] for i in classes if not counts[i]]:
         more = f" and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
-        listed = ", ".join(map(str, absent[:_SHOWN]))
-        parts.append(f"no example of class {listed}{more}, which its metrics do not cover")
+        shown_classes = ", ".join(map(str, absent[:_SHOWN]))
+        parts.append(f"no example of class {shown_classes}{more}, which its metrics do not cover")
     share = counts.max() / counts.sum()
     if share >= _MAX_SHARE:
         parts.append(

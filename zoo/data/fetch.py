@@ -79,11 +79,11 @@ def fetch(
 
 def is_valid(path: Path, file: FetchFile) -> bool:
     """Returns whether `path`, or decompressed `path`.gz, has the size and sha256 of `file`."""
-    packed = path.with_name(f"{path.name}.gz")
-    if not path.exists() and packed.is_file():
+    gzip_path = path.with_name(f"{path.name}.gz")
+    if not path.exists() and gzip_path.is_file():
         with (
             contextlib.suppress(OSError, EOFError, zlib.error),
-            open_file(packed) as raw,
+            open_file(gzip_path) as raw,
             gzip.GzipFile(fileobj=raw) as stream,
         ):
             return _stream_digest(stream, file.size) == file.sha256
@@ -96,10 +96,10 @@ def is_valid(path: Path, file: FetchFile) -> bool:
 
 def _stream_digest(stream, size: int) -> str:
     """Returns the hex sha256 of a stream, or "" if the stream is longer than `size`."""
-    digest, received = hashlib.sha256(), 0
+    digest, num_bytes = hashlib.sha256(), 0
     while chunk := stream.read(CHUNK_BYTES):
-        received += len(chunk)
-        if received > size:
+        num_bytes += len(chunk)
+        if num_bytes > size:
             return ""
         digest.update(chunk)
     return digest.hexdigest()
@@ -107,24 +107,24 @@ def _stream_digest(stream, size: int) -> str:
 
 def is_present(path: Path, file: FetchFile) -> bool:
     """Returns whether `path` has the size of `file`, or `path`.gz exists; reads no content."""
-    packed = path.with_name(f"{path.name}.gz")
-    return packed.is_file() or (path.is_file() and path.stat().st_size == file.size)
+    gzip_path = path.with_name(f"{path.name}.gz")
+    return gzip_path.is_file() or (path.is_file() and path.stat().st_size == file.size)
 
 
 def _download(file: FetchFile, path: Path):
-    digest, received = hashlib.sha256(), 0
+    digest, size = hashlib.sha256(), 0
     bar = progress(title=file.file_name, unit="B", total=file.size, unit_scale=True)
     with bar, atomic(path) as stream:
         for chunk in _chunks(file):
-            received += len(chunk)
-            if received > file.size:
+            size += len(chunk)
+            if size > file.size:
                 # An endless response must not fill the disk.
                 raise _mismatch(file, f"{file.size:,} bytes", f"more than {file.size:,}")
             digest.update(chunk)
             stream.write(chunk)
             bar.update(len(chunk))
-        if received != file.size:
-            raise _mismatch(file, f"{file.size:,} bytes", f"{received:,}")
+        if size != file.size:
+            raise _mismatch(file, f"{file.size:,} bytes", f"{size:,}")
         if digest.hexdigest() != file.sha256:
             raise _mismatch(file, f"sha256 {file.sha256}", digest.hexdigest())
 

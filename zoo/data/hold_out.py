@@ -37,16 +37,16 @@ def with_hold_out(dataset, size: int):
             f"data.validation_size must be 0 for data set {dataset.name!r}, which has a validation "
             f"split. Received: {size}."
         )
-    stored = dataset.splits["train"]
-    examples = len(next(iter(stored.values())))
+    training_arrays = dataset.splits["train"]
+    examples = len(next(iter(training_arrays.values())))
     if size >= examples:
         raise UsageError(
             "data.validation_size must be smaller than the number of training examples of "
             f"{dataset.name!r} ({examples}). Received: {size}."
         )
-    train, validation = hold_out(stored, size, dataset.class_names)
+    train, validation = hold_out(training_arrays, size, dataset.class_names)
     splits = {**dataset.splits, "train": train, "validation": validation}
-    note = _note(stored, validation, dataset.class_names)
+    note = _note(training_arrays, validation, dataset.class_names)
     return dataclasses.replace(dataset, splits=splits), note
 
 
@@ -78,11 +78,11 @@ def hold_out(arrays: Mapping[str, np.ndarray], size: int, class_names: Sequence[
         return arrays, None
     examples = len(next(iter(arrays.values())))
     order = np.random.Generator(np.random.PCG64(0)).permutation(examples)
-    chosen = order[:size]
+    validation_rows = order[:size]
     if (labels := _labels(arrays)) is not None:
-        chosen = _stratified(labels, order, size, class_names)
+        validation_rows = _stratified(labels, order, size, class_names)
     is_validation = np.zeros(examples, bool)
-    is_validation[chosen] = True
+    is_validation[validation_rows] = True
     train, validation = np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
     return {k: rows_of(v, train) for k, v in arrays.items()}, {
         k: rows_of(v, validation) for k, v in arrays.items()
@@ -127,18 +127,19 @@ def _stratified(labels, order, size: int, class_names) -> np.ndarray:
     return np.concatenate([order[indices == i][:n] for i, n in enumerate(sizes)])
 
 
-def _note(stored: Mapping, validation: Mapping, class_names) -> str:
+def _note(training_arrays: Mapping, validation: Mapping, class_names) -> str:
     count = len(next(iter(validation.values())))
-    if _labels(stored) is None:
+    if _labels(training_arrays) is None:
         return f"{count:,} random training examples are held out for validation"
-    classes, before = np.unique(np.asarray(stored["label"]), return_counts=True)
+    classes, before = np.unique(np.asarray(training_arrays["label"]), return_counts=True)
     after = [np.count_nonzero(np.asarray(validation["label"]) == label) for label in classes]
     rarest = np.argsort(before, kind="stable")[:_SHOWN]
     parts = [f"{_name(classes[i], class_names)} {after[i]:,} of {before[i]:,}" for i in rarest]
     more = len(classes) - len(parts)
-    listed = ", ".join(parts) + (f" and {more} more classes" if more else "")
+    class_counts = ", ".join(parts) + (f" and {more} more classes" if more else "")
     return (
-        f"{count:,} training examples, stratified by class, are held out for validation: {listed}"
+        f"{count:,} training examples, stratified by class, are held out for validation: "
+        f"{class_counts}"
     )
 
 

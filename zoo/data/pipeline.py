@@ -66,7 +66,7 @@ def training_batches(
     steps = steps_per_epoch(examples, batch_size)
     size = batch_size // replicas
     local = range(replicas) if local_replicas is None else local_replicas
-    read = _reader(arrays)
+    read_rows = _reader(arrays)
 
     @tf.autograph.experimental.do_not_convert  # autograph would take a second
     def element(number):
@@ -74,7 +74,7 @@ def training_batches(
         position = (step % steps) * batch_size + replica * size + tf.range(size, dtype=tf.int64)
         epoch = step // steps
         index = epoch_order(tf.minimum(position, examples - 1), epoch, seed, examples)
-        batch = read(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
+        batch = read_rows(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
         batch["weight"] = tf.cast(position < examples, tf.float32)
         key = tf.stack([tf.constant(seed, tf.int64), step])
         return _with_weight(
@@ -105,13 +105,13 @@ def evaluation_batches(
     examples = len(next(iter(arrays.values())))
     size = batch_size // replicas
     local = range(replicas) if local_replicas is None else local_replicas
-    read = _reader(arrays)
+    read_rows = _reader(arrays)
 
     @tf.autograph.experimental.do_not_convert
     def element(number):
         batch_number, replica = number // len(local), local.start + number % len(local)
         position = batch_number * batch_size + replica * size + tf.range(size, dtype=tf.int64)
-        batch = read(tf.minimum(position, examples - 1), None)
+        batch = read_rows(tf.minimum(position, examples - 1), None)
         batch["weight"] = tf.cast(position < examples, tf.float32)
         return _with_weight(prepare(batch, _uniform_of_rows(seed, position), training), batch)
 
@@ -120,9 +120,9 @@ def evaluation_batches(
     return batches.prefetch(2 * len(local)).with_options(options())
 
 
-def _with_weight(prepared: dict, batch: Mapping) -> dict:
+def _with_weight(prepared_batch: dict, batch: Mapping) -> dict:
     """Adds the weights of rows if the task has removed them."""
-    return {"weight": batch["weight"], **prepared}
+    return {"weight": batch["weight"], **prepared_batch}
 
 
 def _uniform(key, batch_size: int, first_row, size: int) -> Callable:
@@ -174,7 +174,7 @@ def _reader(arrays: Mapping) -> Callable:
     with tf.device("CPU"):  # not in the accelerator's memory
         tensors = {key: tf.constant(array) for key, array in arrays.items() if is_in_memory(array)}
 
-    def read(index, key):
+    def read_rows(index, key):
         batch = {}
         for name, array in arrays.items():
             if name in tensors:
@@ -192,7 +192,7 @@ def _reader(arrays: Mapping) -> Callable:
             batch[name] = tf.ensure_shape(rows, (index.shape[0], *array.shape[1:]))
         return batch
 
-    return read
+    return read_rows
 
 
 def options() -> tf.data.Options:

@@ -57,16 +57,18 @@ def _warn_unseen_classes(dataset: Dataset) -> None:
     """Warns of labels without training examples."""
     if "label" not in dataset.splits.get("train", {}):
         return
-    known = np.unique(np.asarray(dataset.splits["train"]["label"]))
+    training_labels = np.unique(np.asarray(dataset.splits["train"]["label"]))
     for split, arrays in dataset.splits.items():
-        unseen = np.setdiff1d(np.asarray(arrays["label"]), known) if "label" in arrays else ()
+        unseen = (
+            np.setdiff1d(np.asarray(arrays["label"]), training_labels) if "label" in arrays else ()
+        )
         if len(unseen):
             names = dataset.class_names
-            shown = [names[i] if i < len(names) else str(i) for i in unseen[:5]]
+            shown_names = [names[i] if i < len(names) else str(i) for i in unseen[:5]]
             _LOG.warning(
                 f"data set {dataset.name!r}: no training example has the class"
-                f"{'es' * (len(unseen) > 1)} {', '.join(shown)}{' …' * (len(unseen) > 5)}, which "
-                f"the split {split!r} has"
+                f"{'es' * (len(unseen) > 1)} {', '.join(shown_names)}{' …' * (len(unseen) > 5)}, "
+                f"which the split {split!r} has"
             )
 
 

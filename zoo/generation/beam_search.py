@@ -59,9 +59,9 @@ def beam_search(
     if forbidden is None:
         forbidden = tf.zeros((decoding.vocabulary_size,))
     # Stored in the decoding object, so that later calls reuse the compiled function.
-    compiled = decoding.__dict__.setdefault("_beam_searches", {})
+    compiled_searches = decoding.__dict__.setdefault("_beam_searches", {})
     key = width, beams, end_id, jit_compile
-    if key not in compiled:
+    if key not in compiled_searches:
 
         def search(cache, first_tokens, first, limit, forbidden, length_penalty):
             return _search(
@@ -69,8 +69,8 @@ def beam_search(
                 width, beams, end_id,
             )  # fmt: skip
 
-        compiled[key] = tf.function(search, jit_compile=jit_compile, autograph=False)
-    tokens, scores = compiled[key](
+        compiled_searches[key] = tf.function(search, jit_compile=jit_compile, autograph=False)
+    tokens, scores = compiled_searches[key](
         cache,
         tf.convert_to_tensor(first_tokens, tf.int32),
         tf.convert_to_tensor(first, tf.int32),
@@ -95,7 +95,7 @@ def _search(
     def is_unfinished(step, *state):
         return (step < limit) & ~tf.reduce_all(state[-1])
 
-    def body(step, last, cache, texts, scores, best_texts, best_scores, done):
+    def body(step, last, cache, texts, scores, best_texts, best_scores, is_done):
         logits, cache = decoding.step(last, cache, first + step)
         log_probabilities = tf.nn.log_softmax(logits[:, 0] + forbidden)
         vocabulary = log_probabilities.shape[-1]
@@ -112,7 +112,7 @@ def _search(
         cache = reorder(cache, tf.reshape(rows, (-1,)), batch * beams, memory=False)
 
         is_end = token == end_id
-        is_finished = is_end & (candidate_scores > INVALID_SCORE / 2) & ~done[:, None]
+        is_finished = is_end & (candidate_scores > INVALID_SCORE / 2) & ~is_done[:, None]
         finished_scores = tf.where(is_finished, candidate_scores / penalty(step + 1), INVALID_SCORE)
         best_texts, best_scores = _best(
             [(best_texts, best_scores), (texts, finished_scores)], beams
@@ -120,11 +120,13 @@ def _search(
         scores = tf.where(is_end, INVALID_SCORE, candidate_scores)
         # Sums only fall and the divisor is largest at `limit`: an upper bound of the final score.
         largest = tf.reduce_max(scores, axis=1)
-        done = (
-            done | (largest < INVALID_SCORE / 2) | (largest / penalty(limit) <= best_scores[:, -1])
+        is_done = (
+            is_done
+            | (largest < INVALID_SCORE / 2)
+            | (largest / penalty(limit) <= best_scores[:, -1])
         )
         last = tf.reshape(token, (batch * beams, 1))
-        return step + 1, last, cache, texts, scores, best_texts, best_scores, done
+        return step + 1, last, cache, texts, scores, best_texts, best_scores, is_done
 
     texts = tf.zeros((batch, beams, width), tf.int32)
     state = tf.while_loop(
@@ -141,8 +143,8 @@ def _search(
             tf.zeros((batch,), tf.bool),
         ),
     )
-    _, _, _, texts, scores, best_texts, best_scores, done = state
-    is_incomplete = ~done[:, None] & (scores > INVALID_SCORE / 2)
+    _, _, _, texts, scores, best_texts, best_scores, is_done = state
+    is_incomplete = ~is_done[:, None] & (scores > INVALID_SCORE / 2)
     scores = tf.where(is_incomplete, scores / penalty(limit), INVALID_SCORE)
     return _best([(best_texts, best_scores), (texts, scores)], beams)
 

@@ -47,14 +47,14 @@ def fill_mask(
     parts = text.split(MASK_TEXT)
     if len(parts) < 2:
         raise UsageError(f"The text must contain {MASK_TEXT} at least once. Received: {text!r}.")
-    tokens, masked = [START], []
+    tokens, masked_positions = [START], []
     for number, part in enumerate(parts):
         mask_follows = number < len(parts) - 1
         if mask_follows and tokenizer.kind in _KINDS_WITH_SPACE:
             part = part.removesuffix(" ")
         tokens += tokenizer.encode(part).tolist()
         if mask_follows:
-            masked.append(len(tokens))
+            masked_positions.append(len(tokens))
             tokens.append(MASK)
     has_sentence_pairs = "nsp" in model.output
     tokens.append(SEPARATOR if has_sentence_pairs else END)
@@ -69,7 +69,7 @@ def fill_mask(
             "positions (data.sequence_length): predictions beyond them are unreliable"
         )
     row = np.int32([tokens])
-    inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([masked])}
+    inputs = {"tokens": row, "segments": np.ones_like(row), "masked": np.int32([masked_positions])}
     if has_sentence_pairs:
         inputs["types"] = np.zeros_like(row)
     logits = ops.convert_to_numpy(model(inputs, training=False)["mlm"])[0].astype("float64")

@@ -219,35 +219,35 @@ class Generator:
             yield self._beam_search(prompt, options)
             return
         run = self._start_run([prompt], options)
-        yielded, stop, count = len(prompt), int(run.ends[0]), 1
-        while yielded < stop:
+        num_yielded, stop, count = len(prompt), int(run.ends[0]), 1
+        while num_yielded < stop:
             began = time.perf_counter()
-            self._advance(run, min(yielded + count, stop), options)
+            self._advance(run, min(num_yielded + count, stop), options)
             rate = count / (time.perf_counter() - began)
             count = min(max(1, int(rate * SECONDS)), CHUNK)
-            new = run.tokens[0, yielded : run.position + 1].numpy()
+            new = run.tokens[0, num_yielded : run.position + 1].numpy()
             piece = _before_end_token(new, options.end_id)
             yield piece
             if len(piece) < len(new):
-                self._warn_about_length(yielded + len(piece), stop, stop)
+                self._warn_about_length(num_yielded + len(piece), stop, stop)
                 return
-            yielded += len(piece)
-        self._warn_about_length(yielded, stop, len(prompt) + options.max_tokens)
+            num_yielded += len(piece)
+        self._warn_about_length(num_yielded, stop, len(prompt) + options.max_tokens)
 
-    def _warn_about_length(self, length, stop, requested) -> None:
+    def _warn_about_length(self, length, stop, requested_length) -> None:
         """Warns once if the model's limit ended a text, or if a text exceeds `trained_length`.
 
         Args:
           length: length of the text in tokens, prompt included.
           stop: maximum length of the text under all limits.
-          requested: maximum length of the text according to the user.
+          requested_length: maximum length of the text according to the user.
         """
         if self.trained_length and length > self.trained_length:
             self._warn_once(
                 f"the text exceeds the {self.trained_length} positions used in training "
                 "(data.sequence_length): text beyond them may be incoherent"
             )
-        if length == stop < requested:
+        if length == stop < requested_length:
             self._warn_once(
                 f"the text ends at the model's limit of {self.sequence_length} positions, which "
                 "includes the prompt"
@@ -321,7 +321,7 @@ class Generator:
                 self._generation_loop(kind) if use_cache else self._token_writer(kind),
                 jit_compile=self.jit_compile and use_cache, autograph=False,
             )  # fmt: skip
-        compiled = self._loops[kind, use_cache]
+        compiled_loop = self._loops[kind, use_cache]
         settings = (
             run.lengths, run.uniforms, self._forbidden,
             *(np.float32(value) for value in (options.temperature, options.top_p)),
@@ -330,7 +330,7 @@ class Generator:
         settings = [tf.convert_to_tensor(value) for value in settings]
         last = tf.constant(stop - 1, tf.int32)
         if use_cache:
-            run.tokens, run.cache, position, run.done = compiled(
+            run.tokens, run.cache, position, run.done = compiled_loop(
                 run.tokens, run.cache, tf.constant(run.position, tf.int32), run.done, last,
                 settings, run.weights,
             )  # fmt: skip
@@ -339,7 +339,7 @@ class Generator:
         while run.position < stop - 1 and not run.done.numpy().all():
             position = tf.constant(run.position, tf.int32)
             logits = self._logits(run.tokens, position)
-            run.tokens, run.done = compiled(logits, run.tokens, position, run.done, settings)
+            run.tokens, run.done = compiled_loop(logits, run.tokens, position, run.done, settings)
             run.position += 1
 
     def _logits_without_cache(self, tokens, position):
@@ -353,25 +353,25 @@ class Generator:
     def _token_writer(self, kind):
         """Returns a function that selects and writes the token after a position."""
 
-        def write_token(logits, tokens, position, done, settings):
+        def write_token(logits, tokens, position, is_done, settings):
             lengths, numbers, forbidden, temperature, top_p, end_id = settings
             batch, place = tokens.shape[0], position + 1
             logits = logits + forbidden
             uniform = tf.slice(numbers, (0, place), (batch, 1))[:, 0]
             if kind == "greedy":
-                chosen = sampling.greedy(logits)
+                next_token = sampling.greedy(logits)
             elif kind == "sample":
-                chosen = sampling.sample(logits, uniform, temperature)
+                next_token = sampling.sample(logits, uniform, temperature)
             elif kind == "top_p":
-                chosen = sampling.top_p(logits, uniform, top_p, temperature)
+                next_token = sampling.top_p(logits, uniform, top_p, temperature)
             else:
-                chosen = sampling.top_k(logits, uniform, kind, temperature, top_p)
+                next_token = sampling.top_k(logits, uniform, kind, temperature, top_p)
             prompt_token = tf.slice(tokens, (0, place), (batch, 1))[:, 0]
             in_prompt = place < lengths
-            chosen = tf.where(in_prompt, prompt_token, tf.where(done, 0, chosen))
-            done = done | (~in_prompt & (chosen == end_id))
+            next_token = tf.where(in_prompt, prompt_token, tf.where(is_done, 0, next_token))
+            is_done = is_done | (~in_prompt & (next_token == end_id))
             is_position = (tf.range(tokens.shape[1]) == place)[None]
-            return tf.where(is_position, chosen[:, None], tokens), done
+            return tf.where(is_position, next_token[:, None], tokens), is_done
 
         return write_token
 

@@ -81,11 +81,11 @@ class Translator:
           UsageError: if a value is out of range.
         """
         check(beams, max_tokens, batch_size)
-        encoded = [np.append(ids, END) for ids in self.tokenizer.encode_documents(sources)]
-        widths = [-(-len(ids) // BUCKET) * BUCKET for ids in encoded]
-        order = sorted(range(len(encoded)), key=lambda i: (widths[i], i))
-        translations = [""] * len(encoded)
-        order = [i for i in order if len(encoded[i]) > 1]  # empty sources stay ""
+        encoded_sources = [np.append(ids, END) for ids in self.tokenizer.encode_documents(sources)]
+        widths = [-(-len(ids) // BUCKET) * BUCKET for ids in encoded_sources]
+        order = sorted(range(len(encoded_sources)), key=lambda i: (widths[i], i))
+        translations = [""] * len(encoded_sources)
+        order = [i for i in order if len(encoded_sources[i]) > 1]  # empty sources stay ""
         for width, group in itertools.groupby(order, widths.__getitem__):
             group = list(group)
             # Each shape needs a trace. To have few shapes, batches that are not full repeat a row.
@@ -94,7 +94,7 @@ class Translator:
                 batch = group[start : start + rows]
                 source = np.full((rows, width), PADDING, np.int32)
                 for row, i in enumerate(batch + batch[:1] * (rows - len(batch))):
-                    source[row, : len(encoded[i])] = encoded[i]
+                    source[row, : len(encoded_sources[i])] = encoded_sources[i]
                 best = self._search(source, max_tokens or 2 * width, beams, length_penalty)
                 for i, ids in zip(batch, best, strict=False):
                     end_positions = np.flatnonzero(ids == END)

@@ -84,12 +84,12 @@ def mask_bias(segments_query, segments_key=None, causal=False):
       (B, 1, T, S) float32, 0 or `MASKED`.
     """
     segments_key = segments_query if segments_key is None else segments_key
-    allowed = ops.equal(segments_query[:, :, None], segments_key[:, None, :])
+    is_allowed = ops.equal(segments_query[:, :, None], segments_key[:, None, :])
     if causal:
         length = ops.shape(segments_query)[1]
         row = ops.arange(length)[:, None]
-        allowed = ops.logical_and(allowed, ops.arange(length)[None, :] <= row)
-    return ops.where(allowed, 0.0, MASKED)[:, None]
+        is_allowed = ops.logical_and(is_allowed, ops.arange(length)[None, :] <= row)
+    return ops.where(is_allowed, 0.0, MASKED)[:, None]
 
 
 def rotate(x, positions, base=10_000.0):

@@ -23,12 +23,12 @@ class Composite(layers.Layer):
         return {**config, "quantized": quantized} if quantized else config
 
     def build_from_config(self, config):
-        for path, saved in config.get("quantized", {}).items():
+        for path, config_of_layer in config.get("quantized", {}).items():
             layer = self
             for name in path.split("."):
                 layer = getattr(layer, name)
-            layer.dtype_policy = saving.deserialize_keras_object(saved["dtype"])
-            layer.quantization_config = saving.deserialize_keras_object(saved["settings"])
+            layer.dtype_policy = saving.deserialize_keras_object(config_of_layer["dtype"])
+            layer.quantization_config = saving.deserialize_keras_object(config_of_layer["settings"])
         super().build_from_config({k: v for k, v in config.items() if k != "quantized"})
 
 

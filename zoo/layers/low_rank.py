@@ -128,15 +128,19 @@ def split_equation(equation: str) -> tuple[str, str]:
     """
     inputs, _, rest = equation.partition(",")
     kernel, _, output = rest.partition("->")
-    summed = [letter for letter in kernel if letter in inputs]
-    count = len(summed)
-    if kernel[:count] != "".join(summed) or set(summed) & set(output) or count == len(kernel):
+    summed_letters = [letter for letter in kernel if letter in inputs]
+    count = len(summed_letters)
+    if (
+        kernel[:count] != "".join(summed_letters)
+        or set(summed_letters) & set(output)
+        or count == len(kernel)
+    ):
         raise ValueError(
             "The first axes of the kernel must be the summed axes, the others axes of the output. "
             f"Received: {equation!r}."
         )
     rank = next(letter for letter in "zyxwvutsrqponm" if letter not in equation)
-    middle = "".join(letter for letter in inputs if letter not in summed) + rank
+    middle = "".join(letter for letter in inputs if letter not in summed_letters) + rank
     return (
         f"{inputs},{kernel[:count]}{rank}->{middle}",
         f"{middle},{rank}{kernel[count:]}->{output}",
@@ -203,8 +207,8 @@ class LowRankConv(LowRank):
         into, out = self.ranks
         kernel = self.parts[1 if into else 0].kernel
         if into:
-            mixed = ops.reshape(self.parts[0].kernel, (-1, into))
-            kernel = ops.einsum("...io,ci->...co", kernel, mixed)
+            mixed_kernel = ops.reshape(self.parts[0].kernel, (-1, into))
+            kernel = ops.einsum("...io,ci->...co", kernel, mixed_kernel)
         if out:
             kernel = ops.matmul(kernel, ops.reshape(self.parts[-1].kernel, (out, -1)))
         return kernel

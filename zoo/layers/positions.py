@@ -28,8 +28,8 @@ class LearnedPositions(layers.Layer):
     def call(self, x, first=0):
         """Adds the vectors of positions `first` and following to x (B, T, C)."""
         length = ops.shape(x)[1]
-        known = isinstance(first, int) and isinstance(length, int)
-        if known and first + length > self.sequence_length:
+        is_static = isinstance(first, int) and isinstance(length, int)
+        if is_static and first + length > self.sequence_length:
             raise ValueError(
                 f"The number of positions must not exceed {self.sequence_length}. "
                 f"Received: {first + length}."

@@ -68,21 +68,21 @@ def quantize(model: keras.Model, decay: float = 0.99) -> list[str]:
         if isinstance(base, Backbone) and not all(layer.trainable for layer in base.layers)
         for layer in keras_internals.all_layers(base)
     }
-    chosen = [
+    selected_layers = [
         layer
         for layer in keras_internals.all_layers(model)
         if _is_supported(layer) and id(layer) not in in_inference
     ]
-    if not any(isinstance(layer, _KERNELS) for layer in chosen):
+    if not any(isinstance(layer, _KERNELS) for layer in selected_layers):
         raise UsageError(
             f"No quantizable trainable layer in model {model.name!r}. Supported layers: Dense, "
             "EinsumDense, convolutions, recurrent layers and embeddings."
         )
     inputs = _input_layers(model)
-    per_channel = () if any(isinstance(x, _TOKENS) for x in chosen) else _PER_CHANNEL
-    for layer in chosen:
+    per_channel = () if any(isinstance(x, _TOKENS) for x in selected_layers) else _PER_CHANNEL
+    for layer in selected_layers:
         layer.call = _Rounding(layer, inputs, decay, isinstance(layer, per_channel))
-    return [layer.name for layer in chosen]
+    return [layer.name for layer in selected_layers]
 
 
 def is_quantized(model: keras.Model) -> bool:
@@ -104,17 +104,17 @@ def rounded_kernels(model: keras.Model):
 
     For runtimes with 8-bit kernels and floating-point computation.
     """
-    quantized = _quantized_layers(model)
-    roundings = [layer.call for layer in quantized]
+    quantized_layers = _quantized_layers(model)
+    roundings = [layer.call for layer in quantized_layers]
     before = [[v.numpy() for v, *_ in rounding.kernels] for rounding in roundings]
-    for layer, rounding in zip(quantized, roundings, strict=True):
+    for layer, rounding in zip(quantized_layers, roundings, strict=True):
         for variable, quantizer, ranges in rounding.kernels:
             variable.assign(_apply(quantizer, variable.value, False, ranges))
         layer.call = rounding.original_call
     try:
         yield
     finally:
-        for layer, rounding, values in zip(quantized, roundings, before, strict=True):
+        for layer, rounding, values in zip(quantized_layers, roundings, before, strict=True):
             layer.call = rounding
             for (variable, *_), value in zip(rounding.kernels, values, strict=True):
                 variable.assign(value)
@@ -205,8 +205,8 @@ class _Rounding:
         if any(x in inputs for x in sources) and _accepts_floats(layer):
             self.input = activity(all_values, "input")
         self.before = self.after = None
-        folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
-        if not isinstance(layer, (*_RECURRENT, layers.Embedding)) and not folded:
+        is_folded = any(isinstance(x, _FOLDED) for x in keras_internals.layers_after(layer))
+        if not isinstance(layer, (*_RECURRENT, layers.Embedding)) and not is_folded:
             activation = getattr(getattr(layer, "activation", None), "__name__", "linear")
             if activation in _BEFORE:
                 self.before = activity(moving, "before_activation")

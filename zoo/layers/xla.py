@@ -37,5 +37,5 @@ def write_rows(rows, new, first):
     length, count = ops.shape(rows)[1], ops.shape(new)[1]
     place = ops.arange(length) - first
     is_new = ops.logical_and(place >= 0, place < count)
-    moved = ops.take(new, ops.clip(place, 0, count - 1), axis=1)
-    return ops.where(is_new[None, :, None], moved, rows)
+    moved_rows = ops.take(new, ops.clip(place, 0, count - 1), axis=1)
+    return ops.where(is_new[None, :, None], moved_rows, rows)

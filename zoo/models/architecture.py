@@ -76,12 +76,12 @@ def differences(source: keras.Model, model: keras.Model, ends: bool = True) -> l
             and source_value[name] != model_value[name]
             and (ends or name != "outputs")
         ):
-            shortened = [
+            shown = [
                 x if len(x) < _MAX_SHOWN else f"{x[:_MAX_SHOWN]}..."
                 for x in (source_value[name], model_value[name])
             ]
             phrases.append(
-                f"{name}: connected to {shortened[0]} in the source and {shortened[1]} in the model"
+                f"{name}: connected to {shown[0]} in the source and {shown[1]} in the model"
             )
     return phrases
 

@@ -16,8 +16,8 @@ def in_float32(model):
     half = "bfloat16" if "mixed_bfloat16" in text else "float16"
     for policy in (f"mixed_{half}", half):  # some layers have their own compute dtype
         text = text.replace(f'"{policy}"', '"float32"')
-    converted = keras.saving.deserialize_keras_object(json.loads(text))
+    converted_model = keras.saving.deserialize_keras_object(json.loads(text))
     if is_quantized(model):
-        quantize(converted)
-    converted.set_weights(model.get_weights())
-    return converted
+        quantize(converted_model)
+    converted_model.set_weights(model.get_weights())
+    return converted_model

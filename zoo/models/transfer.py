@@ -206,18 +206,18 @@ def _load(base: Backbone, weights: str) -> None:
             raise UsageError(
                 f"{path} does not contain the weights of this backbone: {message}"
             ) from None
-        unused = _compare_with_file(base, path)
+        unused_paths = _compare_with_file(base, path)
     elif path.is_dir() or path.suffix == ".keras" and path.is_file():
-        unused = _copy(base, path)
+        unused_paths = _copy(base, path)
     else:
         raise UsageError(
             "model.weights must be none, imagenet, a .weights.h5 or .keras file, or a work "
             f"directory. Received: {weights!r}."
         )
-    if unused:
+    if unused_paths:
         _LOG.warning(
             f"model.weights: the backbone's {len(base.weights)} weights are from {path}; unused "
-            f"weights or layers: {', '.join(unused)}"
+            f"weights or layers: {', '.join(unused_paths)}"
         )
 
 
@@ -246,12 +246,12 @@ def _copy(base: Backbone, path: Path) -> list[str]:
             f"{path}does not match the backbone: its architecture differs: "
             f"{'; '.join(mismatches[:5])}."
         )
-    copied = set()
+    copied_paths = set()
     for variable in base.weights:
         source_weight = source_weights[variable.path.removeprefix("base/")]
         variable.assign(source_weight.value)
-        copied.add(id(source_weight))
-    return [v.path for v in saved_model.weights if id(v) not in copied]
+        copied_paths.add(id(source_weight))
+    return [v.path for v in saved_model.weights if id(v) not in copied_paths]
 
 
 def _compare_with_file(base: Backbone, path: Path) -> list[str]:

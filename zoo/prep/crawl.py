@@ -2,8 +2,8 @@
 
 One request runs at a time. Requests to the same host are `delay` seconds apart, or longer if its
 robots.txt asks for that. Pages that robots.txt disallows for "*" or "keras-zoo" are not fetched; if
-robots.txt cannot be fetched because of a server error, no page of the host is (RFC 9309). Links
-with nofollow are not followed.
+robots.txt cannot be fetched because of a server error, no page of the host is fetched (RFC 9309).
+Links with nofollow are not followed.
 
 The frontier is an SQLite file beside the WARC files. A page is on disk before the frontier marks it
 as done, so a kill loses at most one request.
@@ -42,11 +42,13 @@ _ROBOTS_HOSTS = 1000
 _FRONTIER = "frontier.sqlite"
 
 
-def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: bool = False) -> dict:
-    """Crawls until it has `pages` pages or no URL is left. Continues after a kill.
+def crawl(
+    seed_urls: list[str], settings: Mapping, folder: Path, allow_private: bool = False
+) -> dict:
+    """Crawls until `pages` pages are stored or no URL is left. Continues after a kill.
 
     Args:
-      starts: seed URLs.
+      seed_urls: seed URLs.
       settings: section `prep.crawl` of the recipe.
       folder: gets pages-00000.warc.gz …, frontier.sqlite and, last, crawl.json.
       allow_private: whether connections to IP addresses that are not public are allowed; for tests.
@@ -55,18 +57,18 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
       The content of crawl.json: {"pages": n, "refused": {reason: n}, …}.
 
     Raises:
-      UsageError: an invalid seed URL, or a folder of another crawl.
-      RunError: no page could be fetched; another call tries again.
+      UsageError: if a seed URL is invalid, or the folder contains another crawl.
+      RunError: if no page could be fetched; another call tries again.
     """
-    for start in starts:
+    for url in seed_urls:
         try:
-            fetch.split_url(canonical(start))
+            fetch.split_url(canonical(url))
         except FetchRefused:
             raise UsageError(
-                f"A URL in prep.input must be http:// or https://. Received: {start!r}."
+                f"A URL in prep.input must be http:// or https://. Received: {url!r}."
             ) from None
-    starts = [canonical(start) for start in starts]
-    request = json.loads(json.dumps({"starts": starts, **settings}))
+    seed_urls = [canonical(url) for url in seed_urls]
+    request = json.loads(json.dumps({"starts": seed_urls, **settings}))
     if (folder / "crawl.json").exists():
         result = read_object(folder / "crawl.json", asked=dict, pages=int, refused=dict)
         if result["asked"] != request:
@@ -83,7 +85,7 @@ def crawl(starts: list[str], settings: Mapping, folder: Path, allow_private: boo
         raise RunError(f"{folder / _FRONTIER} cannot be used: {short(error)}.") from None
     if not result["pages"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in result["refused"].items())
-        raise RunError(f"The crawl of {starts[0]} fetched no page: {reasons}.")
+        raise RunError(f"The crawl of {seed_urls[0]} fetched no page: {reasons}.")
     write_json(folder / "crawl.json", result)
     return result
 
@@ -128,13 +130,13 @@ class _Crawler:
         )
         if (stored_request := self._load_fact("asked", dict)) is None:
             self._store_fact("asked", request)
-            for start in request["starts"]:
-                self._add(start, 0)
+            for url in request["starts"]:
+                self._add(url, 0)
             self.database.commit()
         elif stored_request != request:
             raise UsageError(f"{folder} contains another crawl. Choose another --out.")
-        starts = {urlsplit(start).hostname for start in request["starts"]}
-        self.sites = starts | set(self._load_fact("sites", list, str) or ())
+        seed_hosts = {urlsplit(url).hostname for url in request["starts"]}
+        self.sites = seed_hosts | set(self._load_fact("sites", list, str) or ())
         self.pages = self._load_fact("pages", int) or 0
         self.number, offset = self._load_fact("place", list, int) or (0, 0)
         self.warc = open_in_place(self._path(), "ab")
@@ -161,8 +163,8 @@ class _Crawler:
         numbers = value if isinstance(value, list) else [value]
         if (
             not isinstance(value, kind)
-            or (element and not all(isinstance(one, element) for one in value))
-            or any(isinstance(one, int) and not 0 <= one < 2**63 for one in numbers)
+            or (element and not all(isinstance(item, element) for item in value))
+            or any(isinstance(item, int) and not 0 <= item < 2**63 for item in numbers)
             or (name == "place" and len(value) != 2)
         ):
             raise RunError(
@@ -220,7 +222,7 @@ class _Crawler:
         self.database.execute("update url set state = ? where id = ?", [state, row_id])
         self.database.commit()
 
-    def _follow(self, url: str, start: bool) -> FetchResponse:
+    def _follow(self, url: str, is_seed: bool) -> FetchResponse:
         """Fetches a page and follows redirects; each target is checked like the first URL.
 
         The host that a seed URL redirects to (example.org to www.example.org) may be crawled too.
@@ -233,7 +235,7 @@ class _Crawler:
             response = self._fetch(url, self.settings["max_bytes"])
             if target := _redirect(response, url):
                 url = target
-                if start and (site := urlsplit(url).hostname):
+                if is_seed and (site := urlsplit(url).hostname):
                     self.sites.add(site)
                     self._store_fact("sites", sorted(self.sites))
                 continue
@@ -311,9 +313,9 @@ class _Crawler:
 
     # --- pages --------------------------------------------------------------------------------
 
-    def _store(self, response: FetchResponse, requested: str, depth: int) -> bool:
+    def _store(self, response: FetchResponse, requested_url: str, depth: int) -> bool:
         """Writes a page and adds its links; returns False if a redirect led to a stored page."""
-        if response.url != requested:
+        if response.url != requested_url:
             query = "select state from url where url = ?"
             row = self.database.execute(query, [response.url]).fetchone()
             if row and row[0] == "done":
@@ -359,8 +361,8 @@ def links(response: FetchResponse) -> list[str]:
         return []
     try:
         headers = [(name.lower(), value) for name, value in response.headers]
-        declared = Response(response.status, headers, b"").charset
-        tree = extract.parse_html(decode(response.body, declared))
+        declared_charset = Response(response.status, headers, b"").charset
+        tree = extract.parse_html(decode(response.body, declared_charset))
     except (ValueError, AssertionError, RecursionError):
         return []
     if tree is None:
@@ -385,9 +387,9 @@ def links(response: FetchResponse) -> list[str]:
 
 def to_warc_record(response: FetchResponse) -> bytes:
     """Returns a page as a gzipped response record of WARC 1.0."""
-    omitted = {"content-encoding", "transfer-encoding", "content-length", "connection"}
+    omitted_headers = {"content-encoding", "transfer-encoding", "content-length", "connection"}
     head = [f"HTTP/1.1 {response.status} OK"]
-    head += [f"{k}: {v}" for k, v in response.headers if k.lower() not in omitted]
+    head += [f"{k}: {v}" for k, v in response.headers if k.lower() not in omitted_headers]
     head += [f"Content-Length: {len(response.body)}", "", ""]
     block = "\r\n".join(head).encode("latin-1", "replace") + response.body
     headers = [

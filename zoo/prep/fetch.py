@@ -163,8 +163,8 @@ def _exchange(raw_socket, url, scheme, host, path, address, deadline, max_bytes)
             if length.isdigit() and len(body) < int(length):
                 raise FetchFailed("cut off")
             headers = response.getheaders()
-            parsed = Response(response.status, [(k.lower(), v) for k, v in headers], body)
-            body = parsed.body(max_bytes, ("content-encoding",))
+            parsed_response = Response(response.status, [(k.lower(), v) for k, v in headers], body)
+            body = parsed_response.body(max_bytes, ("content-encoding",))
             return FetchResponse(url, response.status, headers, body, address)
     except Unreadable as error:
         if error.args[0] == TOO_LARGE:

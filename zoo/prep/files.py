@@ -51,8 +51,8 @@ class InputFile:
 def kind_of(path: str) -> str:
     """Returns the reader of a file by its name; "" if no reader knows the suffix."""
     name = path.lower()
-    for packed in COMPRESSED:
-        name = name.removesuffix(packed)
+    for suffix_of_compression in COMPRESSED:
+        name = name.removesuffix(suffix_of_compression)
     return KINDS.get(os.path.splitext(name)[1], "")
 
 
@@ -131,8 +131,10 @@ def _files_below(folder: str, out: str, skip_reasons: Counter):
 
 def _fixed_part(pattern: str) -> str:
     parts = Path(pattern).parts
-    fixed = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
-    return str(Path(*parts[:fixed]))
+    num_fixed_parts = next(
+        (i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1
+    )
+    return str(Path(*parts[:num_fixed_parts]))
 
 
 def _input_file(name: str, root: str, skip_reasons: Counter) -> InputFile | None:

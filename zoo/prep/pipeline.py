@@ -93,12 +93,12 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
         plan_path, result_path = out / "work" / "plan.json", out / "prepared.json"
         plan_hash = json_digest(plan)
         if result_path.exists():
-            prepared = _read_prepared(result_path)
-            if prepared["plan"] != plan_hash:
+            result = _read_prepared(result_path)
+            if result["plan"] != plan_hash:
                 raise _plan_mismatch(out)
             _remove_temporary(out)
             shutil.rmtree(out / "work", ignore_errors=True)
-            return prepared
+            return result
         if plan_path.exists():
             if json_digest(read_json(plan_path)) != plan_hash:
                 raise _plan_mismatch(out)
@@ -108,17 +108,17 @@ def prepare(prep: Mapping, data: Mapping, out: str | Path, engine, allow_private
         else:
             make_folder(plan_path.parent)
             write_json(plan_path, plan)
-        prepared = _run(plan, skip_reasons, out, engine)
-        write_json(result_path, {"format": PREPARED_FORMAT, "plan": plan_hash, **prepared})
+        result = _run(plan, skip_reasons, out, engine)
+        write_json(result_path, {"format": PREPARED_FORMAT, "plan": plan_hash, **result})
         shutil.rmtree(out / "work", ignore_errors=True)
         return _read_prepared(result_path)
 
 
 def _read_prepared(path: Path) -> dict:
-    prepared = read_object(path, plan=str, documents=dict, tokens=dict)
-    for counts in (prepared["documents"], prepared["tokens"]):
+    result = read_object(path, plan=str, documents=dict, tokens=dict)
+    for counts in (result["documents"], result["tokens"]):
         check_object(path, counts, **dict.fromkeys(SPLITS, int))
-    return prepared
+    return result
 
 
 def _plan(prep: Mapping, data: Mapping, out: Path, allow_private: bool):
@@ -287,24 +287,24 @@ def _near_duplicates(
 
 def _validation_limit(work: Path, count: int, exact_parts: int, share: float) -> int:
     """Returns the hash below which a document is for validation; at least one is, and not all."""
-    dropped = [steps.load_exact_duplicates(work, exact_parts)[:, 0]]
+    dropped_keys = [steps.load_exact_duplicates(work, exact_parts)[:, 0]]
     if (work / "near.npy").exists():
-        dropped.append(load_array(work / "near.npy")[:, 0])
-    dropped = np.concatenate(dropped)
+        dropped_keys.append(load_array(work / "near.npy")[:, 0])
+    dropped_keys = np.concatenate(dropped_keys)
     remaining = [np.empty(0, np.uint64)]
     for shard in range(count):
         keys = steps.load_output(work, "hash_documents", shard, "-keys.npy")
         hashes = steps.load_output(work, "hash_documents", shard, "-exact.npy")
-        remaining.append(hashes[~np.isin(keys, dropped)])
-    ranked = np.unique(np.concatenate(remaining))
-    if len(ranked) < 2:
+        remaining.append(hashes[~np.isin(keys, dropped_keys)])
+    sorted_hashes = np.unique(np.concatenate(remaining))
+    if len(sorted_hashes) < 2:
         raise RunError(
-            f"{'One document is' if len(ranked) else 'No documents are'} left: training and "
+            f"{'One document is' if len(sorted_hashes) else 'No documents are'} left: training and "
             f"validation require one document each. {work} lists the dropped documents and reasons "
             "by shard; prep.rules selects the rules."
         )
     limit = min(int(share * 2**64), 2**64 - 1)
-    return min(max(limit, int(ranked[0]) + 1), int(ranked[-1]))
+    return min(max(limit, int(sorted_hashes[0]) + 1), int(sorted_hashes[-1]))
 
 
 def _tokenizer(data: Mapping, prep: Mapping, out: Path, count: int):
@@ -315,11 +315,11 @@ def _tokenizer(data: Mapping, prep: Mapping, out: Path, count: int):
         limit = prep["tokenizer_bytes"]
 
         def texts():
-            read = 0
+            num_bytes = 0
             for shard in range(count):
                 for document in read_documents(out / "text" / f"train-{shard:05d}.jsonl.gz"):
-                    read += len(document.text.encode())
-                    if read > limit and read > len(document.text.encode()):
+                    num_bytes += len(document.text.encode())
+                    if num_bytes > limit and num_bytes > len(document.text.encode()):
                         return
                     yield document.text
 
@@ -343,10 +343,10 @@ def _pack(split: str, data: Mapping, tokenizer, out: Path, count: int) -> str:
     folder = out / "records" / split
     if folder.exists():
         return open_records(folder, verify=False).fingerprint
-    length, packed = data["sequence_length"] + 1, data["packing"] == "best_fit"
+    length, is_packed = data["sequence_length"] + 1, data["packing"] == "best_fit"
     kind = token_type(tokenizer)
-    layout = {"tokens": ((length,) if packed else (), kind)}
-    if packed:
+    layout = {"tokens": ((length,) if is_packed else (), kind)}
+    if is_packed:
         layout["segments"] = ((length,), np.uint16)
 
     def documents():
@@ -360,7 +360,7 @@ def _pack(split: str, data: Mapping, tokenizer, out: Path, count: int) -> str:
 
     ends = {"start_id": tokenizer.start_id, "end_id": tokenizer.end_id}
     with RecordWriter(folder, layout, metadata={"packing": data["packing"]}) as writer:
-        if packed:
+        if is_packed:
             for tokens, segments in packing.best_fit(documents(), length, **ends):
                 writer.append(tokens=tokens, segments=segments)
         else:

@@ -151,11 +151,11 @@ def hash_documents(task: dict) -> dict:
     with open_line_writer(output(".jsonl.zst")) as write:
         for document in read_documents(path_of(work, "filter_documents", shard, ".jsonl.zst")):
             tally.reach("repeated lines", _text_size(document))
-            removed = 0
+            num_removed = 0
             if len(frequent):
-                removed = _remove_lines(document, frequent, first_keys, prep["min_line"])
-            removed_lines += removed
-            if removed and len(document.text) < prep["min_characters"]:
+                num_removed = _remove_lines(document, frequent, first_keys, prep["min_line"])
+            removed_lines += num_removed
+            if num_removed and len(document.text) < prep["min_characters"]:
                 tally.drop("repeated lines", "little is left", document)
                 continue
             write(document.to_json())
@@ -197,12 +197,14 @@ def _remove_lines(
     remove = (frequent[indices] == hashes) & (first_keys[indices] != np.uint64(document.key))
     if not remove.any():
         return 0
-    removed = set(np.array(numbers)[remove].tolist())
+    removed_lines = set(np.array(numbers)[remove].tolist())
     lines = document.text.split("\n")
-    document.text = "\n".join(line for i, line in enumerate(lines) if i not in removed).strip()
+    document.text = "\n".join(
+        line for i, line in enumerate(lines) if i not in removed_lines
+    ).strip()
     while "\n\n\n" in document.text:
         document.text = document.text.replace("\n\n\n", "\n\n")
-    return len(removed)
+    return len(removed_lines)
 
 
 # --- duplicates -----------------------------------------------------------------------------------
@@ -235,13 +237,13 @@ def load_exact_duplicates(work: Path | str, parts: int) -> np.ndarray:
 def candidate_pairs(task: dict) -> dict:
     """Finds the documents that share the hash of one band, within one part of all hashes."""
     work, band, hashes, keys = task["work"], task["band"], [np.empty(0, HASH)], [np.empty(0, KEY)]
-    dropped = load_exact_duplicates(work, task["exact_parts"])[:, 0]
+    dropped_keys = load_exact_duplicates(work, task["exact_parts"])[:, 0]
     for shard in range(task["shards"]):
         band_hashes = load_output(work, "hash_documents", shard, "-bands.npy")[band]
         place = hash_slice(band_hashes, task["part"], task["parts"])
         order = load_output(work, "hash_documents", shard, "-order.npy")[band][place]
         part_keys = np.asarray(load_output(work, "hash_documents", shard, "-keys.npy"))[order]
-        is_kept = ~np.isin(part_keys, dropped)
+        is_kept = ~np.isin(part_keys, dropped_keys)
         hashes.append(band_hashes[place][is_kept])
         keys.append(part_keys[is_kept])
     pairs = dedup.find_candidates(np.concatenate(hashes), np.concatenate(keys))

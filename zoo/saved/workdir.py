@@ -24,29 +24,29 @@ def read_config(workdir: str | Path) -> dict:
     """
     path = Path(workdir) / "config.json"
     check_has_config(workdir)
-    saved = read_json(path)
-    if not isinstance(saved, dict) or "format_version" not in saved:
-        refuse_foreign(workdir, saved)
-    if not isinstance(saved, dict) or "config" not in saved:
+    saved_config = read_json(path)
+    if not isinstance(saved_config, dict) or "format_version" not in saved_config:
+        refuse_foreign(workdir, saved_config)
+    if not isinstance(saved_config, dict) or "config" not in saved_config:
         raise RunError(f"{path} is damaged: missing key 'config'.")
-    if saved.get("format_version") != FORMAT_VERSION:
+    if saved_config.get("format_version") != FORMAT_VERSION:
         raise UsageError(
             f"{path} must have format_version {FORMAT_VERSION}. Received: "
-            f"{saved.get('format_version')}. Use the version of the zoo that wrote it."
+            f"{saved_config.get('format_version')}. Use the version of the zoo that wrote it."
         )
-    sections = saved["config"] if isinstance(saved["config"], dict) else {}
-    missing = [key for key in _TYPES if key not in saved]
+    sections = saved_config["config"] if isinstance(saved_config["config"], dict) else {}
+    missing = [key for key in _TYPES if key not in saved_config]
     missing += [key for key in ("model", "task", "data", "trainer") if key not in sections]
     if missing:
         raise RunError(f"{path} is damaged: missing key {missing[0]!r}.")
-    check_object(path, saved, **_TYPES)
-    if not all(isinstance(name, str) for name in saved["class_names"]):
+    check_object(path, saved_config, **_TYPES)
+    if not all(isinstance(name, str) for name in saved_config["class_names"]):
         raise RunError(f"{path} is damaged: 'class_names' must contain strings.")
-    if not isinstance(saved.get("tokenizer"), str | None):
+    if not isinstance(saved_config.get("tokenizer"), str | None):
         raise RunError(f"{path} is damaged: 'tokenizer' must be a string.")
-    if not isinstance(saved.setdefault("facts", {}), dict):
+    if not isinstance(saved_config.setdefault("facts", {}), dict):
         raise RunError(f"{path} is damaged: 'facts' must be an object.")
-    return saved
+    return saved_config
 
 
 def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
@@ -69,15 +69,15 @@ def model_path(workdir: str | Path, checkpoint: str = "final") -> Path:
     return path
 
 
-def is_litert(saved: Mapping) -> bool:
+def is_litert(saved_config: Mapping) -> bool:
     """Returns whether a work directory's model is a LiteRT file, by the result of `read_config`."""
-    value = saved["config"]
+    value = saved_config["config"]
     for key in ("compress", "ptq", "format"):
         value = value.get(key) if isinstance(value, Mapping) else None
     return isinstance(value, str) and value.startswith("litert")
 
 
-def data_section(workdir: str | Path, saved: Mapping) -> dict:
+def data_section(workdir: str | Path, saved_config: Mapping) -> dict:
     """Returns the section `data` of a work directory's config with the path of its own tokenizer.
 
     Training a tokenizer anew could give another one, because the text may have changed.
@@ -85,19 +85,19 @@ def data_section(workdir: str | Path, saved: Mapping) -> dict:
     Raises:
       UsageError: if the folder holds another tokenizer than the config names.
     """
-    data = dict(saved["config"]["data"])
-    if saved.get("tokenizer"):
-        read_tokenizer(workdir, saved)
+    data = dict(saved_config["config"]["data"])
+    if saved_config.get("tokenizer"):
+        read_tokenizer(workdir, saved_config)
         data["tokenizer"] = str(Path(workdir) / "tokenizer.json")
     return data
 
 
-def read_tokenizer(workdir: str | Path, saved: Mapping):
+def read_tokenizer(workdir: str | Path, saved_config: Mapping):
     """Returns the tokenizer that a work directory's model was trained with.
 
     Args:
       workdir: the folder.
-      saved: result of `read_config`.
+      saved_config: result of `read_config`.
 
     Raises:
       UsageError: if the folder holds another tokenizer.
@@ -105,10 +105,10 @@ def read_tokenizer(workdir: str | Path, saved: Mapping):
     """
     file = Path(workdir) / "tokenizer.json"
     tokenizer = tokenizers.load(file)
-    if tokenizer.fingerprint != saved["tokenizer"]:
+    if tokenizer.fingerprint != saved_config["tokenizer"]:
         raise UsageError(
             f"{file} is not the tokenizer that the model was trained with: its fingerprint is "
-            f"{tokenizer.fingerprint[:12]}…, config.json has {saved['tokenizer'][:12]}…."
+            f"{tokenizer.fingerprint[:12]}…, config.json has {saved_config['tokenizer'][:12]}…."
         )
     return tokenizer
 

@@ -32,22 +32,22 @@ MAX_AXES = 64  # of an array: NumPy's own bound. The product of millions of size
 MAX_LINE_BYTES = 64 << 20  # a line is a JSON object or a pair of sentences
 
 
-def check_expansion(path, size: int, stored: int) -> None:
+def check_expansion(path, size: int, stored_size: int) -> None:
     """Checks that data are not far larger than their stored size.
 
     Args:
       path: path of the file, for the message.
       size: bytes of the data, declared or decompressed so far.
-      stored: bytes of the file that hold the data.
+      stored_size: bytes of the file that hold the data.
 
     Raises:
       RunError: if the data expand more than `MAX_RATIO` times beyond `FREE_BYTES`.
     """
-    if size > FREE_BYTES and size > MAX_RATIO * stored:
+    if size > FREE_BYTES and size > MAX_RATIO * stored_size:
         raise RunError(
-            f"{path} cannot be read: {stored:,} stored bytes expand to {size:,} bytes or more; "
-            f"beyond {FREE_BYTES >> 20} MiB, data may expand at most {MAX_RATIO} times. If the "
-            "file is genuine, store it uncompressed."
+            f"{path} cannot be read: {stored_size:,} stored bytes expand to {size:,} bytes or "
+            f"more; beyond {FREE_BYTES >> 20} MiB, data may expand at most {MAX_RATIO} times. If "
+            "the file is genuine, store it uncompressed."
         )
 
 
@@ -67,13 +67,13 @@ def check_memory(path, size: int) -> None:
         )
 
 
-def check_zip(path, archive: zipfile.ZipFile, stored: int) -> int:
+def check_zip(path, archive: zipfile.ZipFile, stored_size: int) -> int:
     """Checks the declared sizes of a zip archive's members; zipfile reads no more than these.
 
     Args:
       path: path of the file, for the message.
       archive: the open archive.
-      stored: bytes of the file. Members may overlap, so the sum of their sizes is no bound.
+      stored_size: bytes of the file. Members may overlap, so the sum of their sizes is no bound.
 
     Returns:
       The decompressed bytes of all members together.
@@ -91,7 +91,7 @@ def check_zip(path, archive: zipfile.ZipFile, stored: int) -> int:
                 f"{path} cannot be read: {member.filename!r} is neither stored nor deflated."
             )
     size = sum(member.file_size for member in members)
-    check_expansion(path, size, stored)
+    check_expansion(path, size, stored_size)
     return size
 
 
@@ -155,10 +155,14 @@ _GROUPS = (
 def _group_free_memory(group: tuple[str, str, str, str]) -> int | None:
     folder, limit, usage, cached = group
     try:
-        allowed = int((Path(folder) / limit).read_text())  # "max" if there is no limit: ValueError
-        used = int((Path(folder) / usage).read_text())
+        limit_bytes = int(
+            (Path(folder) / limit).read_text()
+        )  # "max" if there is no limit: ValueError
+        used_bytes = int((Path(folder) / usage).read_text())
         lines = (Path(folder) / "memory.stat").read_text().splitlines()
         stat = dict(line.split() for line in lines)
-        return max(1, allowed - used + int(stat.get(cached, 0)))  # the page cache can be given up
+        return max(
+            1, limit_bytes - used_bytes + int(stat.get(cached, 0))
+        )  # the page cache can be given up
     except (OSError, ValueError):
         return None

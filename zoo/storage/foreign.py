@@ -7,12 +7,12 @@ from zoo.storage.disk import content_of
 from zoo.storage.transformers_files import CONVERTED
 
 
-def refuse_foreign(path: str | Path, saved=None) -> None:
+def refuse_foreign(path: str | Path, saved_config=None) -> None:
     """Raises `UsageError` if a path is of another known kind; the message names a command for it.
 
     Args:
       path: received as a work directory.
-      saved: parsed content of its config.json, if it has one.
+      saved_config: parsed content of its config.json, if it has one.
     """
     path = Path(path)
     start = f"zoo train RECIPE --workdir=W --config.init_from={path} trains a model from it"
@@ -20,21 +20,27 @@ def refuse_foreign(path: str | Path, saved=None) -> None:
         kind, use = "is a .keras file", f"{start}, and zoo.load opens it in Python"
     elif path.is_file():
         kind, use = "is a file", "use a folder that `zoo train --workdir=W` wrote"
-    elif isinstance(saved, dict) and "model_type" in saved:
-        kind = f"is a folder of transformers (model_type {saved['model_type']!r})"
+    elif isinstance(saved_config, dict) and "model_type" in saved_config:
+        kind = f"is a folder of transformers (model_type {saved_config['model_type']!r})"
         use = f"{start}, and zoo.models.convert.from_transformers opens it in Python"
-        if saved["model_type"] not in CONVERTED:
+        if saved_config["model_type"] not in CONVERTED:
             use = f"only models of type {' and '.join(CONVERTED)} are converted"
-    elif isinstance(saved, dict) and str(saved.get("module", "")).startswith("keras_hub"):
-        kind = f"is a KerasHub preset ({saved.get('class_name')})"
+    elif isinstance(saved_config, dict) and str(saved_config.get("module", "")).startswith(
+        "keras_hub"
+    ):
+        kind = f"is a KerasHub preset ({saved_config.get('class_name')})"
         use = start.replace(f"init_from={path}", f"init_from=keras_hub:{path}")
     elif (path / "prepared.json").exists():
         kind = "is an output folder of `zoo prepare`"
         use = f"zoo train RECIPE --config.data.source=prepared:{path} --workdir=W trains on it"
     elif (path / "saved_model.pb").exists():
         kind, use = "is a SavedModel", "tf.saved_model.load opens it"
-    elif isinstance(saved, dict) and saved and not {"format_version", "config"} & set(saved):
-        keys = ", ".join(repr(short(key)) for key in list(saved)[:3])
+    elif (
+        isinstance(saved_config, dict)
+        and saved_config
+        and not {"format_version", "config"} & set(saved_config)
+    ):
+        keys = ", ".join(repr(short(key)) for key in list(saved_config)[:3])
         kind = f"has a config.json of another program (with keys {keys})"
         use = "use a folder that `zoo train --workdir=W` wrote"
     else:

@@ -159,13 +159,13 @@ class RecordWriter:
                 f"Records in {self.folder} must have the arrays {', '.join(layouts)}. "
                 f"Received: {', '.join(rows)}."
             )
-        converted = {name: _convert_rows(layouts[name], array) for name, array in rows.items()}
-        if len({len(array) for array in converted.values()}) > 1:
-            lengths = ", ".join(f"{name} {len(array):,}" for name, array in converted.items())
+        converted_rows = {name: _convert_rows(layouts[name], array) for name, array in rows.items()}
+        if len({len(array) for array in converted_rows.values()}) > 1:
+            lengths = ", ".join(f"{name} {len(array):,}" for name, array in converted_rows.items())
             raise UsageError(f"All arrays must have the same number of rows. Received: {lengths}.")
         for shards in self._shards:
-            shards.append(converted[shards.layout.name])
-        self.rows += len(next(iter(converted.values())))
+            shards.append(converted_rows[shards.layout.name])
+        self.rows += len(next(iter(converted_rows.values())))
 
     def __exit__(self, kind, error, trace):
         try:
@@ -223,10 +223,10 @@ def _unfinished_folder(folder: Path):
         with contextlib.suppress(OSError), lock_file(other / MANIFEST).acquire(timeout=0):
             shutil.rmtree(other)
     while True:
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+        unfinished_folder = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         # Before it is locked, another writer may remove it as the folder of a killed writer.
         with contextlib.suppress(FileNotFoundError, Timeout):
-            return unfinished, lock_file(unfinished / MANIFEST).acquire(timeout=0)
+            return unfinished_folder, lock_file(unfinished_folder / MANIFEST).acquire(timeout=0)
 
 
 class _ShardWriter:
@@ -469,9 +469,9 @@ def _map(folder: Path, layout: _Layout, rows: int) -> list[np.ndarray]:
         if (size := path.stat().st_size) != expected:
             raise _file_error(folder, path.name, f"has {size:,} bytes instead of {expected:,}")
         with open_file(path) as file:
-            mapped = np.memmap(file, layout.dtype, "r", shape=(count, *layout.row_shape))
+            mapped_array = np.memmap(file, layout.dtype, "r", shape=(count, *layout.row_shape))
         # A plain array, because slicing a np.memmap costs microseconds of bookkeeping.
-        maps.append(mapped.view(np.ndarray))
+        maps.append(mapped_array.view(np.ndarray))
     return maps
 
 

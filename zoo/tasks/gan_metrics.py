@@ -46,14 +46,14 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
     model_of_classifier = registry.load(classifier)
     features = _features(model_of_classifier)
     real, real_classes = features(dataset.splits[split]["image"][:samples])
-    generated, classes = features(make_images(model, samples, seed))
+    generated_features, classes = features(make_images(model, samples, seed))
     shares, real_shares = class_shares(classes), class_shares(real_classes)
     present = real_shares > 0
     metrics = {}
     if len(real) > 1:
-        metrics["frechet_distance"] = frechet_distance(real, generated)
-    if min(len(real), len(generated)) > NEIGHBORS:
-        metrics["precision"], metrics["recall"] = precision_recall(real, generated)
+        metrics["frechet_distance"] = frechet_distance(real, generated_features)
+    if min(len(real), len(generated_features)) > NEIGHBORS:
+        metrics["precision"], metrics["recall"] = precision_recall(real, generated_features)
     metrics |= {
         "classes_covered": classes_covered(shares, real_shares),
         "real_classes": int(present.sum()),

@@ -220,8 +220,8 @@ class ImageClassification(Task):
         import keras
 
         image = keras.Input(model.input_shape[1:], dtype="uint8", name="image")
-        scaled = keras.layers.Rescaling(1 / 255, dtype="float32", name="bytes")(image)
-        return keras.Model(image, model(scaled), name=model.name)
+        scaled_image = keras.layers.Rescaling(1 / 255, dtype="float32", name="bytes")(image)
+        return keras.Model(image, model(scaled_image), name=model.name)
 
     def predictions(self, outputs, batch):
         """Returns the probabilities and the true label of each image."""

@@ -87,8 +87,8 @@ class MaskedLanguageModeling(text.TextTask):
         slots = math.ceil(self.mask_share * length)
         numbers = uniform(length + 2 * slots)
         scores, replacements, random_tokens = tf.split(numbers, (length, slots, slots), axis=1)
-        masked, is_target = self._choose_positions(tokens, segments, scores, slots)
-        targets = tf.gather(tokens, masked, batch_dims=1)
+        masked_positions, is_target = self._choose_positions(tokens, segments, scores, slots)
+        targets = tf.gather(tokens, masked_positions, batch_dims=1)
 
         # Without a known vocabulary size, the largest token of the batch is the last one.
         size = self.vocabulary_size or tf.reduce_max(tokens) + 1
@@ -98,10 +98,12 @@ class MaskedLanguageModeling(text.TextTask):
         new = tf.where(replacements < MASKED_SHARE + RANDOM_SHARE, random_tokens, targets)
         new = tf.where(replacements < MASKED_SHARE, MASK, new)
         new = tf.where(is_target, new, targets)
-        rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(masked))
+        rows = tf.broadcast_to(tf.range(tf.shape(tokens)[0])[:, None], tf.shape(masked_positions))
         return {
-            "tokens": tf.tensor_scatter_nd_update(tokens, tf.stack([rows, masked], -1), new),
-            "masked": masked,
+            "tokens": tf.tensor_scatter_nd_update(
+                tokens, tf.stack([rows, masked_positions], -1), new
+            ),
+            "masked": masked_positions,
             "targets": targets,
             "counts": tf.cast(is_target, tf.float32) * weight[:, None],
         }

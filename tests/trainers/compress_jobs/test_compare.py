@@ -140,7 +140,7 @@ def test_files_take_turns(monkeypatch):
             # Only the fast model has the input `segments`.
             self.inputs = {"x": (), "segments": ()} if path == "fast" else {"x": ()}
 
-        def one(self, inputs):
+        def run_example(self, inputs):
             assert inputs.keys() == self.inputs.keys()
             calls.append((self.path, self.threads, int(inputs["x"][0])))
             now[0] += 1.0 if len(calls) == 9 else 0.004 if self.path == "slow" else 0.001

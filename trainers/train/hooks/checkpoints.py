@@ -38,8 +38,8 @@ class Checkpoints(CheckpointHook):
         """Returns `(step, path)` of each checkpoint that the chief sees in the work directory."""
         self.wait()
         files = checkpoint.list_checkpoints(self._workdir / "checkpoints")
-        shared = self._group.share([(step, str(path)) for step, path in files])
-        return [(step, Path(path)) for step, path in shared]
+        shared_files = self._group.share([(step, str(path)) for step, path in files])
+        return [(step, Path(path)) for step, path in shared_files]
 
     def save(self) -> None:
         state = self._state

@@ -42,9 +42,9 @@ class LogWindows:
     def end_window(self) -> dict[str, float]:
         """Ends the window; returns the total weight of each term and statistic in it."""
         self.logs = self._means.logs(self._window)
-        counted = {name: weight for name, (_, weight) in self._window.items()}
+        total_weights = {name: weight for name, (_, weight) in self._window.items()}
         self._window, self.steps, self.seconds = {}, 0, 0.0
-        return counted
+        return total_weights
 
     def end_epoch(self) -> dict[str, float]:
         """Ends the epoch; returns its means and the metrics of its last evaluation."""

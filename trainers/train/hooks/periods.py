@@ -66,8 +66,10 @@ class Periods:
         of these remain at the end of the run, the last window includes them, since a mean of few
         updates is mostly noise.
         """
-        left = self.total - done
-        return not left or (done % self.log_every == 0 and 2 * left >= self.log_every)
+        updates_left = self.total - done
+        return not updates_left or (
+            done % self.log_every == 0 and 2 * updates_left >= self.log_every
+        )
 
     def _at(self, done: int, every: int) -> bool:
         return done % (every or self.steps_per_epoch) == 0

@@ -87,14 +87,14 @@ class Progress(ProgressHook):
         """Returns seconds per update, with evaluations, since the first call, which traces."""
         if self._pace is None or self._state.done <= self._pace[0]:
             return None
-        done, since = self._pace
-        return (time.perf_counter() - since) / (self._state.done - done)
+        done_before, since = self._pace
+        return (time.perf_counter() - since) / (self._state.done - done_before)
 
     def _log(self) -> None:
         state, step, windows = self._state, self._step, self._windows
         state.seconds = time.perf_counter() - self._started
         steps, seconds = windows.steps, windows.seconds
-        counted = windows.end_window()
+        total_weights = windows.end_window()
         logs = windows.logs
         self._warn(logs)
         rates = {
@@ -108,7 +108,7 @@ class Progress(ProgressHook):
             )
         speeds = {"samples": self.examples_of(steps) / seconds}
         if step.task.unit != "samples":
-            speeds[step.task.unit] = counted[next(iter(step.task.terms))] / seconds
+            speeds[step.task.unit] = total_weights[next(iter(step.task.terms))] / seconds
         values = {**logs, **rates, **{f"{k}_per_second": v for k, v in speeds.items()}, **more}
         self._workdir.log(
             step=state.done,

@@ -23,12 +23,12 @@ class Stops(StopHook):
 
     def is_requested(self) -> bool:
         self._stop.warn(self._events if self._group.chief else None)
-        requested, self._step.stop_training = self._group.any(
+        is_requested, self._step.stop_training = self._group.any(
             self._stop.requested.is_set(), bool(self._step.stop_training)
         )
-        if requested:
+        if is_requested:
             self._rollback.check()
-        return requested
+        return is_requested
 
     def terminated(self) -> Terminated:
         notices = [notice for notice in self._group.each(self._stop.notice) if notice]

@@ -144,7 +144,7 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
       RunError: if a class has no readable image.
     """
     root, shape = Path(folder).expanduser(), shape_of(image_size)
-    splits, names, ignored = scan(root)
+    splits, names, ignored_files = scan(root)
     # Sorted by name, because the order of a file system is arbitrary.
     files = {
         split: [(file, names.index(name)) for name in sorted(classes) for file in classes[name]]
@@ -168,7 +168,7 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
         _LOG.warning(f"left out {line}")
     if len(left_out) > _SHOWN:
         _LOG.warning(f"left out {len(left_out) - _SHOWN:,} more files")
-    facts |= _report_ignored(root, ignored)
+    facts |= _report_ignored(root, ignored_files)
     digest = hashlib.sha256(cache.name.encode()).hexdigest()
     return Dataset(f"{FOLDER}{root}", arrays, tuple(names), digest, facts={"Images": facts})
 
@@ -203,16 +203,16 @@ def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[
     """
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder. {content_of(root)}")
-    splits, ignored = _splits(root)
+    splits, ignored_files = _splits(root)
     names = sorted({name for classes in splits.values() for name in classes})
     if len(names) < 2:
         raise UsageError(
             f"{root} must have a folder of images per class, of at least two classes, or such "
             f"folders in {', '.join(SPLITS)}. {content_of(root)}"
         )
-    known = splits.get("train", names)
+    training_classes = splits.get("train", names)
     for split, classes in splits.items():
-        if unknown := sorted(set(classes) - set(known)):
+        if unknown := sorted(set(classes) - set(training_classes)):
             raise UsageError(
                 f"{root}: each class must have a folder in the training split, but {split!r} has "
                 f"classes that are missing in 'train': {', '.join(map(repr, unknown))}. Add their "
@@ -224,39 +224,39 @@ def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[
                 f"{root}: each class must have images in the training split, but the folder of "
                 f"{name!r} is empty. Add images, or remove the folder."
             )
-    return splits, names, ignored
+    return splits, names, ignored_files
 
 
 def _splits(root: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[str, int]]:
-    splits, ignored = {}, {}
+    splits, ignored_files = {}, {}
     folders = {entry: SPLITS.get(entry.name.lower()) for entry in _folders(root)}
     if not any(folders.values()):
-        return {"train": _classes(root, root, ignored)}, ignored
-    _note_files(root, root, ignored)
+        return {"train": _classes(root, root, ignored_files)}, ignored_files
+    _note_files(root, root, ignored_files)
     for entry, split in folders.items():
         if not split:
-            ignored[entry.name] = len(_files(entry))
+            ignored_files[entry.name] = len(_files(entry))
             continue
         if split in splits:
             raise UsageError(f"{root} has two folders for the split {split!r}. Merge them.")
-        splits[split] = _classes(entry, root, ignored)
+        splits[split] = _classes(entry, root, ignored_files)
         if not splits[split]:
             raise UsageError(
                 f"{entry} must have a folder of images per class. Sort its images into folders, or "
                 "move it away."
             )
-    return splits, ignored
+    return splits, ignored_files
 
 
-def _classes(folder: Path, root: Path, ignored: dict[str, int]) -> dict[str, list[Path]]:
-    """Returns class name -> files; adds other files and links to folders to `ignored`."""
-    _note_files(folder, root, ignored)
+def _classes(folder: Path, root: Path, ignored_files: dict[str, int]) -> dict[str, list[Path]]:
+    """Returns class name -> files; adds other files and links to folders to `ignored_files`."""
+    _note_files(folder, root, ignored_files)
     classes = {}
     for entry in _folders(folder):
         classes[entry.name] = _files(entry)
         for link in entry.rglob("*"):
             if link.is_symlink() and not link.is_file():
-                ignored[str(link.relative_to(root))] = 1
+                ignored_files[str(link.relative_to(root))] = 1
     return classes
 
 
@@ -264,22 +264,22 @@ def _files(folder: Path) -> list[Path]:
     return sorted(x for x in folder.rglob("*") if x.is_file() and not x.name.startswith("."))
 
 
-def _note_files(folder: Path, root: Path, ignored: dict[str, int]) -> None:
+def _note_files(folder: Path, root: Path, ignored_files: dict[str, int]) -> None:
     for entry in sorted(folder.iterdir()):
         if not entry.is_dir() and not entry.name.startswith("."):
-            ignored[str(entry.relative_to(root))] = 1
+            ignored_files[str(entry.relative_to(root))] = 1
 
 
-def _report_ignored(root: Path, ignored: dict[str, int]) -> dict[str, int | str]:
+def _report_ignored(root: Path, ignored_files: dict[str, int]) -> dict[str, int | str]:
     """Prints the ignored files of a folder; returns them as facts for the report."""
-    if not ignored:
+    if not ignored_files:
         return {}
     lines = [
         f"{name} ({count:,} file{'s' * (count != 1)})" if (root / name).is_dir() else name
-        for name, count in ignored.items()
+        for name, count in ignored_files.items()
     ]
     more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
-    count = sum(ignored.values())
+    count = sum(ignored_files.values())
     _LOG.warning(
         f"{root}: {count:,} file{'s are' if count != 1 else ' is'} in no class folder and not "
         f"used: {', '.join(lines[:_SHOWN])}{more}"
@@ -316,8 +316,8 @@ def _records(folder: Path, root: Path, members, names, shape) -> Records:
                 writer.append(image=pixels, label=label)
                 counts.update(label.tolist())
             # Only the training split needs every class.
-            needed = names if folder.name == "train" or not counts else ()
-            for number, name in enumerate(needed):
+            required_names = names if folder.name == "train" or not counts else ()
+            for number, name in enumerate(required_names):
                 if not counts[number]:
                     reason = f" Left out: {left_out[-1]}." if left_out else ""
                     raise RunError(

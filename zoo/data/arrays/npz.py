@@ -30,8 +30,8 @@ def load(name: str, path: Path) -> Dataset:
     if not path.is_file():
         raise UsageError(f"There is no file {path}. {content_of(path)}")
     splits, arrays = {}, _read_npz(path)
-    listed = [f"{key!r} {array.shape}" for key, array in arrays.items()]
-    content = f"It has: {', '.join(listed[:10]) or 'none'}{', ...' if len(listed) > 10 else ''}."
+    shapes = [f"{key!r} {array.shape}" for key, array in arrays.items()]
+    content = f"It has: {', '.join(shapes[:10]) or 'none'}{', ...' if len(shapes) > 10 else ''}."
     for key, array in arrays.items():
         split, _, array_name = key.partition("_")
         if not (split and array_name):

@@ -128,11 +128,11 @@ def _prepare(name: str, version: str, manual_dir: Path | None, shape: tuple[int,
         originals = _original_folder(name, manual_dir)
         # TFDS reuses unpacked files by their name, and mnist and fashion_mnist have files of the
         # same names, so each needs a folder of its own.
-        with tempfile.TemporaryDirectory(prefix="zoo-unpacked-") as unpacked:
+        with tempfile.TemporaryDirectory(prefix="zoo-unpacked-") as unpacked_folder:
             builder.download_and_prepare(
-                download_dir=unpacked,
+                download_dir=unpacked_folder,
                 download_config=tfds.download.DownloadConfig(
-                    manual_dir=originals, extract_dir=unpacked, try_download_gcs=False
+                    manual_dir=originals, extract_dir=unpacked_folder, try_download_gcs=False
                 ),
             )
     features = builder.info.features

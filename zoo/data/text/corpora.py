@@ -197,17 +197,17 @@ def _load_text(name: str, path: str, languages: tuple[str, ...]) -> Corpus:
     if len(first) >= MIN_DOCUMENTS_TO_SPLIT:
         splits = split_by_hash(lambda: ((text.strip(), text) for text in documents()), 0.05, hashes)
     else:
-        if repeated := len(hashes) - len(first):
-            _warn_once(f"{name}: {repeated:,} repeated documents were left out.")
+        if num_repeated := len(hashes) - len(first):
+            _warn_once(f"{name}: {num_repeated:,} repeated documents were left out.")
         different = np.isin(np.arange(len(hashes)), first)
         splits = split_by_cut(
             lambda: itertools.compress(documents(), different),
             list(itertools.compress(lengths, different)),
         )
-    hashed = list(zip(labels, (file.sha256() for file in files), strict=True))
+    label_hashes = list(zip(labels, (file.sha256() for file in files), strict=True))
     # Line ends were once kept; text without \r keeps its fingerprint.
-    changed = ("universal newlines",) if tally.line_ends else ()
-    digest = fingerprint(TEXT, hashed, *changed)
+    conversions = ("universal newlines",) if tally.line_ends else ()
+    digest = fingerprint(TEXT, label_hashes, *conversions)
     return Corpus(name, splits, languages, digest, unreadable=_report_unreadable(name, tally))
 
 

@@ -60,16 +60,22 @@ def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) ->
     return [text for _, text in texts], [file.sha256 for file, _ in texts]
 
 
-def _chosen_languages(name: str, known: Sequence[str], count: int, chosen: tuple) -> tuple:
-    if not chosen:
-        return tuple(known[:count])
-    if len(chosen) != count or len(set(chosen)) != count or not set(chosen) <= set(known):
+def _chosen_languages(
+    name: str, known_languages: Sequence[str], count: int, chosen_languages: tuple
+) -> tuple:
+    if not chosen_languages:
+        return tuple(known_languages[:count])
+    if (
+        len(chosen_languages) != count
+        or len(set(chosen_languages)) != count
+        or not set(chosen_languages) <= set(known_languages)
+    ):
         rule = "two different languages" if count > 1 else "one language"
         raise UsageError(
-            f"The corpus {name!r} requires {rule} of {', '.join(known)}. "
-            f"Received: {', '.join(chosen)}."
+            f"The corpus {name!r} requires {rule} of {', '.join(known_languages)}. "
+            f"Received: {', '.join(chosen_languages)}."
         )
-    return chosen
+    return chosen_languages
 
 
 def _register(name, languages, splits, description, licence, count=1, stems=lambda languages: ()):
@@ -103,9 +109,9 @@ def _load_pydoc(manual_dir: Path | None, languages: tuple[str, ...]) -> Corpus:
         raise RunError("The corpus 'pydoc' requires a Python with the module pydoc_data.") from None
     # "else" has the text of "if"; the first name is used for both.
     names = {text: name for name, text in sorted(topics.items(), reverse=True)}
-    keyed = sorted((name, text) for text, name in names.items())
-    splits = _by_hash("pydoc", lambda: iter(keyed), 0.1)
-    return Corpus("pydoc", splits, languages, fingerprint("pydoc", keyed), "PSF-2.0")
+    sorted_topics = sorted((name, text) for text, name in names.items())
+    splits = _by_hash("pydoc", lambda: iter(sorted_topics), 0.1)
+    return Corpus("pydoc", splits, languages, fingerprint("pydoc", sorted_topics), "PSF-2.0")
 
 
 register_corpus(
@@ -120,9 +126,11 @@ register_corpus(
 # --- from original files ------------------------------------------------------------------------
 
 
-def _by_hash(name: str, keyed: Callable[[], Iterator[tuple[str, object]]], share: float) -> dict:
+def _by_hash(
+    name: str, read_documents: Callable[[], Iterator[tuple[str, object]]], share: float
+) -> dict:
     # The name is part of the key, so that corpora with equal keys are split differently.
-    return split_by_hash(lambda: ((f"{name}:{key}", text) for key, text in keyed()), share)
+    return split_by_hash(lambda: ((f"{name}:{key}", text) for key, text in read_documents()), share)
 
 
 def _documents(name: str, read: Callable, share: float) -> Callable:

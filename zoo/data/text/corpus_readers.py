@@ -104,8 +104,8 @@ class TextFile:
                     yield raw
                 else:
                     # Without a buffer, each line would take microseconds of Python.
-                    with io.BufferedReader(Decompressed(self.path, raw), _CHUNK) as unpacked:
-                        yield unpacked
+                    with io.BufferedReader(Decompressed(self.path, raw), _CHUNK) as stream:
+                        yield stream
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(self.path, error) from None
 
@@ -208,9 +208,9 @@ def _keys(json_object: dict) -> str:
     """Returns up to ten keys with the types of their values, for an error message."""
     names = {str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
     names |= {dict: "object", list: "list"}
-    listed = [f"{_short(key)} ({names[type(value)]})" for key, value in json_object.items()]
-    more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
-    return f"the keys {', '.join(listed[:10])}{more}" if listed else "no keys"
+    descriptions = [f"{_short(key)} ({names[type(value)]})" for key, value in json_object.items()]
+    more = f" and {len(descriptions) - 10} more" if len(descriptions) > 10 else ""
+    return f"the keys {', '.join(descriptions[:10])}{more}" if descriptions else "no keys"
 
 
 def tab_separated_pairs(file: TextFile, tally: Tally) -> Iterator[tuple[str, str]]:

@@ -19,28 +19,28 @@ def key_hash(key: str) -> int:
 
 
 def split_by_hash(
-    keyed: Callable[[], Iterator[tuple[str, object]]], share: float, hashes=None
+    documents: Callable[[], Iterator[tuple[str, object]]], share: float, hashes=None
 ) -> dict[str, Callable[[], Iterator]]:
     """Returns train, validation and test splits, by the hash of each document's key.
 
     Args:
-      keyed: returns a new iterator of (key, document).
+      documents: returns a new iterator of (key, document).
       share: share of the different keys, from 0 to 0.5, in validation and in test; at least 1 key.
       hashes: hashes of all keys, if known.
     """
     if hashes is None:
-        hashes = np.fromiter((key_hash(key) for key, _ in keyed()), np.uint64)
-    ranked = np.unique(np.asarray(hashes, np.uint64))
-    count = max(1, round(share * len(ranked)))
-    first_test, first_train = int(ranked[count]), int(ranked[2 * count])
+        hashes = np.fromiter((key_hash(key) for key, _ in documents()), np.uint64)
+    sorted_hashes = np.unique(np.asarray(hashes, np.uint64))
+    count = max(1, round(share * len(sorted_hashes)))
+    first_test, first_train = int(sorted_hashes[count]), int(sorted_hashes[2 * count])
 
-    def chosen(low, high):
-        return (document for key, document in keyed() if low <= key_hash(key) < high)
+    def documents_between(low, high):
+        return (document for key, document in documents() if low <= key_hash(key) < high)
 
     return {
-        "train": functools.partial(chosen, first_train, 1 << 64),
-        "validation": functools.partial(chosen, 0, first_test),
-        "test": functools.partial(chosen, first_test, first_train),
+        "train": functools.partial(documents_between, first_train, 1 << 64),
+        "validation": functools.partial(documents_between, 0, first_test),
+        "test": functools.partial(documents_between, first_test, first_train),
     }
 
 

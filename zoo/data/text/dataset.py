@@ -42,10 +42,10 @@ def token_rows(data: Mapping, length: int) -> Dataset:
     """Returns rows of `length + 1` tokens; see `language_modeling`."""
     corpus = corpus_of(data)
     tokenizer = tokenizer_of(corpus, data)
-    packed = data["packing"] == "best_fit"
-    settings = {"packing": data["packing"], "length": length + 1 if packed else 0}
+    is_best_fit = data["packing"] == "best_fit"
+    settings = {"packing": data["packing"], "length": length + 1 if is_best_fit else 0}
     kind = token_type(tokenizer)
-    if packed:
+    if is_best_fit:
         layout = {"tokens": ((length + 1,), kind), "segments": ((length + 1,), np.uint16)}
     else:
         layout = {"tokens": ((), kind)}
@@ -53,7 +53,7 @@ def token_rows(data: Mapping, length: int) -> Dataset:
     def rows(split):
         ends = {"start_id": tokenizer.start_id, "end_id": tokenizer.end_id}
         documents = tokenizer.encode_documents(corpus.splits[split]())
-        if packed:
+        if is_best_fit:
             for tokens, segments in packing.best_fit(documents, length + 1, **ends):
                 yield {"tokens": tokens, "segments": segments}
         else:
@@ -61,7 +61,7 @@ def token_rows(data: Mapping, length: int) -> Dataset:
                 yield {"tokens": tokens}
 
     splits, digest = cached_records(corpus, tokenizer, settings, layout, rows)
-    if not packed:
+    if not is_best_fit:
         splits = {k: {"tokens": Windows(v["tokens"], length)} for k, v in splits.items()}
     return Dataset(corpus.name, splits, (), digest, tokenizer, facts(corpus, tokenizer, splits))
 
@@ -257,15 +257,15 @@ def facts(corpus, tokenizer, splits: Mapping, texts: Callable | None = None) -> 
     key = _digest(corpus.fingerprint, tokenizer.fingerprint, split)
     path = cache_dir() / "tokenizers" / f"{_file_name(corpus.name)}-{key[:16]}-report.json"
     try:
-        measured = read_json(path)
+        measurements = read_json(path)
     except RunError:  # missing or damaged
         documents = texts(split) if texts else corpus.splits[split]()
-        measured = {"measured on": split, **tokenizers.report(tokenizer, documents)}
+        measurements = {"measured on": split, **tokenizers.report(tokenizer, documents)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, measured)
+        write_json(path, measurements)
     sizes = {name: len(next(iter(arrays.values()))) for name, arrays in splits.items()}
     return {
-        "Tokenizer": measured,
+        "Tokenizer": measurements,
         "Data": {"source": corpus.name, "licence": corpus.licence, **sizes},
     }
 

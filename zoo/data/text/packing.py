@@ -94,14 +94,14 @@ def _pack(pieces: list[np.ndarray], length: int, counts: Counter):
     row = best_fit_decreasing(lengths, length)
     order = np.lexsort((-lengths, row))
     row, lengths = row[order], lengths[order]
-    used = np.bincount(row, lengths).astype(np.int64)
+    used_positions = np.bincount(row, lengths).astype(np.int64)
     first = np.searchsorted(row, row)  # index of the first piece in the row of each piece
-    filled = np.arange(length) < used[:, None]
-    tokens, segments = np.zeros((2, len(used), length), np.int32)
-    tokens[filled] = np.concatenate([pieces[place] for place in order.tolist()])
-    segments[filled] = np.repeat(np.arange(len(row)) - first + 1, lengths)
+    is_filled = np.arange(length) < used_positions[:, None]
+    tokens, segments = np.zeros((2, len(used_positions), length), np.int32)
+    tokens[is_filled] = np.concatenate([pieces[place] for place in order.tolist()])
+    segments[is_filled] = np.repeat(np.arange(len(row)) - first + 1, lengths)
     counts["rows"] += len(tokens)
-    counts["padding"] += int(tokens.size - used.sum())
+    counts["padding"] += int(tokens.size - used_positions.sum())
     return tokens, segments
 
 
@@ -132,23 +132,23 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
                 candidates = bins_of_room[room]
             else:
                 room = capacity
-                needed = -(-amount // (capacity // size))
-                candidates = bins_of_room[capacity] = list(range(num_bins, num_bins + needed))
-                num_bins += needed
+                num_needed = -(-amount // (capacity // size))
+                candidates = bins_of_room[capacity] = list(range(num_bins, num_bins + num_needed))
+                num_bins += num_needed
             per_bin = room // size
             num_filled = min(len(candidates), amount // per_bin)
             if num_filled:
-                chosen, bins_of_room[room] = candidates[:num_filled], candidates[num_filled:]
-                bins[order[place : place + num_filled * per_bin]] = np.repeat(chosen, per_bin)
-                placed = num_filled * per_bin
+                chosen_bins, bins_of_room[room] = candidates[:num_filled], candidates[num_filled:]
+                bins[order[place : place + num_filled * per_bin]] = np.repeat(chosen_bins, per_bin)
+                num_placed = num_filled * per_bin
             else:  # the last bin is not filled
-                chosen, bins_of_room[room], per_bin = candidates[:1], candidates[1:], amount
-                bins[order[place : place + amount]] = chosen[0]
-                placed = amount
-            place += placed
-            amount -= placed
+                chosen_bins, bins_of_room[room], per_bin = candidates[:1], candidates[1:], amount
+                bins[order[place : place + amount]] = chosen_bins[0]
+                num_placed = amount
+            place += num_placed
+            amount -= num_placed
             remaining = room - per_bin * size
-            bins_of_room[remaining] += chosen
+            bins_of_room[remaining] += chosen_bins
             room_bits |= 1 << remaining
             if not bins_of_room[room]:
                 room_bits &= ~(1 << room)

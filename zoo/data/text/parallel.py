@@ -60,11 +60,11 @@ def pairs(data: Mapping, task: Mapping) -> ParallelDataset:
             f"{corpus.name!r} has no split 'train'. It has: {', '.join(corpus.splits)}."
         )
     tokenizer = tokenizer_of(corpus, data, lambda: chain.from_iterable(corpus.splits["train"]()))
-    length, packed = data["sequence_length"], data["packing"] == "best_fit"
+    length, is_packed = data["sequence_length"], data["packing"] == "best_fit"
     layout = {key: ((length,), token_type(tokenizer)) for key in ("source", "target")}
 
     def rows(split):
-        yield packed_rows(corpus.splits[split](), split, tokenizer, length, packed)
+        yield packed_rows(corpus.splits[split](), split, tokenizer, length, is_packed)
 
     settings = {"pairs": data["packing"], "length": length}
     splits, digest = cached_records(corpus, tokenizer, settings, layout, rows)
@@ -104,12 +104,12 @@ def packed_rows(pairs: Iterator, split: str, tokenizer, length: int, packed: boo
     out = {}
     for key, side in zip(("source", "target"), sides, strict=True):
         out[key] = np.zeros((row.max() + 1, length), np.int32)
-        used = np.zeros(len(out[key]), np.int64)
+        used_positions = np.zeros(len(out[key]), np.int64)
         for place, ids in zip(row.tolist(), side, strict=True):
             if len(ids) > length:
                 ids = np.append(ids[: length - 1], tokenizer.end_id)
-            out[key][place, used[place] : used[place] + len(ids)] = ids
-            used[place] += len(ids)
+            out[key][place, used_positions[place] : used_positions[place] + len(ids)] = ids
+            used_positions[place] += len(ids)
     return out
 
 

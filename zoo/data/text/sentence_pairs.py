@@ -97,9 +97,9 @@ def tokenized_sentences(documents: Iterable[str], tokenizer) -> Iterator[list[np
                 counts.append(len(parts))
                 yield from parts
 
-    encoded = tokenizer.encode_documents(sentences())
-    for first in encoded:
-        document = [first, *islice(encoded, counts.popleft() - 1)]
+    encoded_sentences = tokenizer.encode_documents(sentences())
+    for first in encoded_sentences:
+        document = [first, *islice(encoded_sentences, counts.popleft() - 1)]
         if document := [tokens for tokens in document if len(tokens)]:
             yield document
 

@@ -131,13 +131,13 @@ def train(
         )
     _check_size(kind, vocabulary_size)
     normalize("", normalization)
-    read = {"documents": 0, "bytes": 0}
+    counts = {"documents": 0, "bytes": 0}
 
     def pieces():
         for document in _texts(documents):
             text = normalize(document, normalization)
-            read["documents"] += 1
-            read["bytes"] += len(text.encode())
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
             yield from filter(None, cut(text))
 
     pieces = pieces()
@@ -145,7 +145,7 @@ def train(
     if first is None:
         raise RunError(NO_TEXT)
     payload = _KINDS[kind].train(chain([first], pieces), int(vocabulary_size))
-    tokenizer = Tokenizer(kind, normalization, payload, read)
+    tokenizer = Tokenizer(kind, normalization, payload, counts)
     if tokenizer.vocabulary_size < vocabulary_size:
         _LOG.warning(
             f"the vocabulary has {tokenizer.vocabulary_size:,} {kind} tokens: the text does "
@@ -271,12 +271,12 @@ class Tokenizer:
             )
         jobs = self._jobs(_texts(documents))
         workers = (workers or os.cpu_count() or 1) if self._vocabulary.threads else 1
-        encoded = (
+        encoded_pieces = (
             _in_order(self._encode_job, jobs, workers)
             if workers > 1
             else map(self._encode_job, jobs)
         )
-        return _join_pieces(encoded)
+        return _join_pieces(encoded_pieces)
 
     def _jobs(self, documents: Iterator[str]) -> Iterator[list[tuple[str, bool]]]:
         """Yields lists of (piece, whether it is the last one of its document)."""

@@ -132,7 +132,8 @@ _PARALLELISM_IS_OURS = _PARALLELISM not in os.environ
 def _library():
     """Imports the library tokenizers, without its own threads unless the user enabled them.
 
-    Our threads serve every kind, and after using its own, a later fork would print a warning.
+    The zoo's own threads encode with every kind of tokenizer. If the library had used its threads,
+    a later fork would print a warning.
     """
     os.environ.setdefault(_PARALLELISM, "false")
     import tokenizers
@@ -189,11 +190,11 @@ def _train_by_library(model, pre_tokenizer, trainer, pieces) -> str:
     tokenizer.pre_tokenizer = pre_tokenizer
     with _all_cores():
         tokenizer.train_from_iterator(pieces, trainer)
-    trained = json.loads(tokenizer.to_str())
+    tokenizer_json = json.loads(tokenizer.to_str())
     # As added tokens, SPECIAL would be recognized in text, and "<end>" in a page would end it. In
     # the vocabulary they cannot match, because no pattern below has "<" and letters in one word.
-    trained["added_tokens"] = []
-    return json.dumps(trained)
+    tokenizer_json["added_tokens"] = []
+    return json.dumps(tokenizer_json)
 
 
 class BytePairs(_Library):

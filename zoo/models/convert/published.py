@@ -68,9 +68,9 @@ def from_keras_hub(source) -> keras.Model:
         if type(backbone) in [getattr(keras_hub.models, name) for name in family.backbones]:
             break
     else:
-        supported = ", ".join(name for family in FAMILIES for name in family.backbones)
+        supported_backbones = ", ".join(name for family in FAMILIES for name in family.backbones)
         raise UsageError(
-            f"The KerasHub model must have one of the backbones {supported}. Received: "
+            f"The KerasHub model must have one of the backbones {supported_backbones}. Received: "
             f"{type(backbone).__name__}."
         )
     source_name = f"KerasHub's {type(backbone).__name__}"
@@ -296,17 +296,19 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
     }
     if "positions" in layers:
         arguments["sequence_length"] = layers["positions"].sequence_length
-    expected, received = (
+    expected_layers, received_layers = (
         _describe_layers(_build_abstract(family, arguments)),
         _describe_layers(model),
     )
     # Inputs last: a missing layer, which also changes inputs, is the better message.
-    for key in sorted({**received, **expected}, key=lambda key: key.endswith(".inputs")):
-        if expected.get(key) == received.get(key):
+    for key in sorted(
+        {**received_layers, **expected_layers}, key=lambda key: key.endswith(".inputs")
+    ):
+        if expected_layers.get(key) == received_layers.get(key):
             continue
-        difference = f"has {key} {received.get(key)}, not {expected.get(key)}"
-        difference = difference if key in expected else f"has the additional {key}"
-        difference = difference if key in received else f"lacks {key}"
+        difference = f"has {key} {received_layers.get(key)}, not {expected_layers.get(key)}"
+        difference = difference if key in expected_layers else f"has the additional {key}"
+        difference = difference if key in received_layers else f"lacks {key}"
         raise UsageError(
             f"The model {model.name!r} differs from the published {family.name}: it {difference}."
         )

@@ -56,11 +56,11 @@ def shingles(normal_text: str, n: int) -> np.ndarray:
     hashes = np.fromiter(map(_word_hash, words), np.uint64, len(words))
     n = min(n, len(words))
     count = len(words) - n + 1
-    mixed = np.zeros(count, np.uint64)
+    mixed_hashes = np.zeros(count, np.uint64)
     for i in range(n):
-        mixed = (mixed ^ hashes[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return np.unique((mixed >> np.uint64(32)).astype(np.uint32))
+        mixed_hashes = (mixed_hashes ^ hashes[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
+        mixed_hashes ^= mixed_hashes >> np.uint64(29)
+    return np.unique((mixed_hashes >> np.uint64(32)).astype(np.uint32))
 
 
 def band_hashes(shingle_hashes: np.ndarray, bands: int, rows: int) -> list[int]:
@@ -172,5 +172,5 @@ def near_duplicates(
             if similar(int(keys[other]), int(keys[second])):
                 kept_index[second] = other
                 break
-    dropped = kept_index != np.arange(len(keys))
-    return np.stack([keys[dropped], keys[kept_index[dropped]]], 1)
+    is_dropped = kept_index != np.arange(len(keys))
+    return np.stack([keys[is_dropped], keys[kept_index[is_dropped]]], 1)

@@ -96,8 +96,10 @@ def _extract(document: Document, page: str, settings: Mapping) -> str:
         document.title = document.title or (result.title or "")[:500]
         document.date = document.date or (result.date or "")
         document.licence = document.licence or (result.license or "")[:200]
-    declared = _LANGUAGE.search(page[:4096])
-    document.language = document.language or (declared.group(1).lower() if declared else "")
+    declared_language = _LANGUAGE.search(page[:4096])
+    document.language = document.language or (
+        declared_language.group(1).lower() if declared_language else ""
+    )
     return ""
 
 

@@ -150,14 +150,14 @@ def _top_ngram(words: list[str], n: int) -> int:
 
 def _duplicate_ngrams(words: list[str], n: int) -> int:
     """Returns the characters of words in repeated n-grams, counting each word once."""
-    seen_ngrams, covered, end = set(), 0, 0
+    seen_ngrams, num_covered, end = set(), 0, 0
     for place, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
         if gram in seen_ngrams:
-            covered += sum(map(len, words[max(place, end) : place + n]))
+            num_covered += sum(map(len, words[max(place, end) : place + n]))
             end = place + n
         else:
             seen_ngrams.add(gram)
-    return covered
+    return num_covered
 
 
 def c4(document: Document, settings: Mapping) -> str:

@@ -54,10 +54,10 @@ def ends_line(line: str) -> bool:
 
 def ends_sentence(line: str) -> bool:
     """Returns whether a line ends a sentence, in any script; "..." does not, as in C4."""
-    stripped = line.rstrip(CLOSING)
-    if stripped.endswith(("...", "…")):
+    stripped_line = line.rstrip(CLOSING)
+    if stripped_line.endswith(("...", "…")):
         return False
-    return stripped.endswith(tuple(ENDS)) or (line != stripped and line[-1] in '"”»')
+    return stripped_line.endswith(tuple(ENDS)) or (line != stripped_line and line[-1] in '"”»')
 
 
 def count_sentences(text: str) -> int:

@@ -55,7 +55,7 @@ _CORRECTIONS = {
 }
 
 
-def decode(content: bytes, declared: str = "", page: bool = True) -> str:
+def decode(content: bytes, declared_encoding: str = "", page: bool = True) -> str:
     """Decodes bytes to text.
 
     The first of these that applies decides:
@@ -68,13 +68,13 @@ def decode(content: bytes, declared: str = "", page: bool = True) -> str:
 
     Args:
       content: any bytes.
-      declared: label of the encoding from an HTTP header, or "".
+      declared_encoding: label of the encoding from an HTTP header, or "".
       page: whether a <meta> or XML declaration inside the content counts too.
     """
     for mark, codec in _BOMS:
         if content.startswith(mark):
             return replace_surrogates(content[len(mark) :].decode(codec, "replace"))
-    encodings = _declared_encodings(content, declared, page)
+    encodings = _declared_encodings(content, declared_encoding, page)
     for encoding in encodings:
         if encoding.name == "iso-2022-jp" and _JIS_ESCAPE.search(content):
             return _decode_as(content, encoding)
@@ -123,9 +123,11 @@ def replace_surrogates(text: str) -> str:
     return _SURROGATES.sub(_REPLACEMENT, text)
 
 
-def _declared_encodings(content: bytes, declared: str, page: bool) -> list[webencodings.Encoding]:
+def _declared_encodings(
+    content: bytes, declared_encoding: str, page: bool
+) -> list[webencodings.Encoding]:
     """Returns the declared encodings in order of priority."""
-    labels = [declared]
+    labels = [declared_encoding]
     if page:
         labels += _meta_charsets(content[:_HEAD])
         if match := _XML.match(content, 0, _HEAD):

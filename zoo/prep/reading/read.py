@@ -92,19 +92,19 @@ def _document_of_record(record: warc.Record, limit: int) -> Document:
     url = record.headers.get("warc-target-uri", "").strip("<>")
     url = replace_surrogates(url)[:2000]
     if record.type == "conversion":
-        declared = response.charset_of(record.headers.get("content-type", "")) or "utf-8"
-        return Document(text=decode(record.body, declared, page=False), url=url)
+        declared_encoding = response.charset_of(record.headers.get("content-type", "")) or "utf-8"
+        return Document(text=decode(record.body, declared_encoding, page=False), url=url)
     if record.type != "response":
         raise response.Unreadable("records of other types")
     if not url.lower().startswith(("http:", "https:")):
         raise response.Unreadable("records without a web page")
-    parsed = response.parse(record.body)
-    if parsed.status != 200:
+    http_response = response.parse(record.body)
+    if http_response.status != 200:
         raise response.Unreadable("responses with a status other than 200")
-    page = parsed.media_type in PAGES
-    if not page and parsed.media_type != "text/plain":
+    page = http_response.media_type in PAGES
+    if not page and http_response.media_type != "text/plain":
         raise response.Unreadable("responses of other types")
-    text = decode(parsed.body(limit), parsed.charset, page)
+    text = decode(http_response.body(limit), http_response.charset, page)
     return Document(html=text, url=url) if page else Document(text=text, url=url)
 
 

@@ -135,12 +135,12 @@ def decode_coding(body: bytes, coding: str, limit: int) -> bytes:
         return body
     if not body:
         return body
-    unpacked, complete = unpack(body, limit)
-    if len(unpacked) > limit:
+    decoded_body, complete = unpack(body, limit)
+    if len(decoded_body) > limit:
         raise Unreadable(TOO_LARGE)
     if not complete:
         raise Unreadable(_CUT_OFF)
-    return unpacked
+    return decoded_body
 
 
 def _join_chunks(body: bytes) -> bytes:

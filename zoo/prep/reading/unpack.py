@@ -11,9 +11,9 @@ from zoo.storage.disk import open_file
 FREE_BYTES = 64 << 20
 
 
-def is_bomb(unpacked: int, packed: int, max_ratio: float) -> bool:
-    """Returns whether `packed` bytes that expand to `unpacked` bytes are a decompression bomb."""
-    return unpacked > FREE_BYTES and unpacked > max(1, packed) * max_ratio
+def is_bomb(size: int, compressed_size: int, max_ratio: float) -> bool:
+    """Returns whether `compressed_size` bytes that expand to `size` are a decompression bomb."""
+    return size > FREE_BYTES and size > max(1, compressed_size) * max_ratio
 
 
 def open_input(path: str) -> io.BufferedReader:
@@ -95,14 +95,14 @@ class _Zstandard:
     def read1(self, size: int) -> bytes | memoryview:
         """Returns at most `size` bytes, b"" at the end; raises EOFError in a truncated frame."""
         while not self._data:
-            packed = self._packed or self._raw.read(self._PIECE)
-            if not packed:
+            compressed = self._packed or self._raw.read(self._PIECE)
+            if not compressed:
                 if self._frame:
                     raise EOFError
                 return b""
             self._packed = b""
             self._frame = self._frame or self._frames.decompressobj()
-            self._data = memoryview(self._frame.decompress(packed))
+            self._data = memoryview(self._frame.decompress(compressed))
             if self._frame.eof:
                 self._packed, self._frame = self._frame.unused_data, None
         data, self._data = self._data[:size], self._data[size:]
