@@ -1,4 +1,4 @@
-"""The catalog of models, with one row per model. Imports no TensorFlow.
+"""The catalog of models, with one row per model. Does not import TensorFlow.
 
 A new model needs a file in zoo/models, a row here and a recipe in configs/.
 """
@@ -48,12 +48,12 @@ _TINY_TRANSFORMER = {
 }  # fmt: skip
 
 
-def _family(module: str, task: str, paper: str, sizes: Mapping, tiny: Mapping, **more):
+def _family(module: str, task: str, paper: str, sizes: Mapping, tiny: Mapping, **kwargs):
     """Returns the rows of `sizes`: name -> (parameters, arguments). The first row gets `tiny`."""
     return tuple(
         Entry(
             name, f"zoo.models.{module}:build", task, parameters, paper, arguments=arguments,
-            tiny={} if number else tiny, **more,
+            tiny={} if number else tiny, **kwargs,
         )
         for number, (name, (parameters, arguments)) in enumerate(sizes.items())
     )  # fmt: skip

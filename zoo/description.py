@@ -105,8 +105,8 @@ def forward_flops(model: keras.Model, length: int | Mapping[str, int] | None = N
         # The profiler counts the body of a loop once; the FLOPs of an RNN grow linearly.
         return longest * forward_flops(model, 1)
 
-    def tensors(specs, lead=()):
-        return [tf.TensorSpec((*lead, *(d or 1 for d in s.shape)), s.dtype) for s in specs]
+    def tensors(specs, leading_axes=()):
+        return [tf.TensorSpec((*leading_axes, *(d or 1 for d in s.shape)), s.dtype) for s in specs]
 
     weights = model.variables
     inputs = [

@@ -208,7 +208,11 @@ def without_autocast() -> AutocastScope:
 
 def layers_before(layer: keras.layers.Layer) -> list:
     """Returns the layers that produce a layer's inputs, in all graphs of Functional models."""
-    return [node.operation for one in layer._inbound_nodes for node in one.parent_nodes]
+    return [
+        node.operation
+        for inbound_node in layer._inbound_nodes
+        for node in inbound_node.parent_nodes
+    ]
 
 
 def layers_after(layer: keras.layers.Layer) -> list:
@@ -230,7 +234,7 @@ def connections(model: keras.Model) -> list[tuple]:
     """Returns `(layer, input tensors, producing layers)` of every layer call in a model's graph."""
     graph = getattr(model, "_functional", model)  # of a Sequential
     return [
-        (node.operation, node.input_tensors, [one.operation for one in node.parent_nodes])
+        (node.operation, node.input_tensors, [parent.operation for parent in node.parent_nodes])
         for nodes in graph._nodes_by_depth.values()
         for node in nodes
     ]

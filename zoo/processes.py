@@ -182,7 +182,7 @@ def shadowed(name: str) -> str:
     if spec is None:
         return ""
     places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
-    if any(current_folder in Path(place).resolve().parents for place in places):
+    if any(current_folder in Path(entry).resolve().parents for entry in places):
         return ""
     return str(places[0]) if places else "a built-in module"
 

@@ -54,12 +54,17 @@ def progress(
       or the first ten seconds (otherwise), and nothing at all with `-q`.
     """
     if sys.stderr and sys.stderr.isatty():
-        place = {"file": sys.stderr, "delay": 1.0, "mininterval": 0.5, "dynamic_ncols": True}
+        output_options = {
+            "file": sys.stderr,
+            "delay": 1.0,
+            "mininterval": 0.5,
+            "dynamic_ncols": True,
+        }
     else:
-        place = {
+        output_options = {
             "file": _Lines(), "delay": _SECONDS, "mininterval": _SECONDS, "bar_format": _LINE
         }  # fmt: skip
     return _bar()(
         iterable, desc=title, unit=f" {unit}", total=total, miniters=1,
-        disable=not _LOG.isEnabledFor(logging.INFO), **place, **options,
+        disable=not _LOG.isEnabledFor(logging.INFO), **output_options, **options,
     )  # fmt: skip

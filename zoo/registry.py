@@ -1,4 +1,4 @@
-"""Registry of models and tasks by name. Imports no TensorFlow."""
+"""Registry of models and tasks by name. Does not import TensorFlow."""
 
 import fnmatch
 import importlib

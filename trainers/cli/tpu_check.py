@@ -82,12 +82,12 @@ def format_result(outcome) -> str:
             f"({chip.flops / 1e12:.0f} TFLOP/s, {chip.bandwidth / 1e9:.0f} GB/s: {outcome.source})",
         ]
     limit = "; larger batches were not tried" if outcome.largest_rows == MAX_ROWS else ""
-    what = "micro batch" if outcome.micro_batches > 1 else "batch"
+    batch_kind = "micro batch" if outcome.micro_batches > 1 else "batch"
     lines.append(
-        f"largest {what:11} {outcome.largest_rows:,} examples per core, compiled: "
+        f"largest {batch_kind:11} {outcome.largest_rows:,} examples per core, compiled: "
         f"{_gib(outcome.largest_peak)}{limit}"
         if outcome.largest_rows
-        else f"largest {what:11} no compiled batch fits"
+        else f"largest {batch_kind:11} no compiled batch fits"
     )
     lines.append(f"{'not covered':19} the all-reduce of gradients between cores, and the infeed")
     return "\n".join(lines)

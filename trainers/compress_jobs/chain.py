@@ -1,4 +1,4 @@
-"""Plans the stages of a compression from a chain such as `prune+qat`. Loads no TensorFlow."""
+"""Plans the stages of a compression chain such as `prune+qat`. Does not import TensorFlow."""
 
 import copy
 import dataclasses

@@ -25,11 +25,11 @@ def compare(folders: Sequence[str]) -> dict:
     summaries = [(folder, _read(folder)) for folder in folders]
     first_folder, first = summaries[0]
     for folder, summary in summaries:
-        for key, what in (("task", "task"), ("data", "data set"), ("split", "split")):
+        for key, description in (("task", "task"), ("data", "data set"), ("split", "split")):
             if summary[key] != first[key]:
                 values = [str(x[key])[:12] for x in (summary, first)]
                 raise UsageError(
-                    f"zoo compress compare requires models of the same {what}. Received: "
+                    f"zoo compress compare requires models of the same {description}. Received: "
                     f"{values[0]} in {folder}, {values[1]} in {first_folder}."
                 )
     originals, models = {}, []
@@ -74,8 +74,8 @@ def _row(name: str, summary: dict, side: str) -> dict:
     }
 
 
-def _dominates(one: dict, other: dict, mode: str) -> bool:
-    """Returns whether `one` is as good as `other` in each value and better in at least one."""
+def _dominates(first: dict, second: dict, mode: str) -> bool:
+    """Returns whether `first` is as good as `second` in each value and better in at least one."""
     sign = 1 if mode == "max" else -1
 
     def values(row):
@@ -83,9 +83,9 @@ def _dominates(one: dict, other: dict, mode: str) -> bool:
         metric = unknown if row["metric"] is None else sign * row["metric"]
         return metric, -row["gzip_bytes"], unknown if row["speed"] is None else row["speed"]
 
-    if one["file"] != other["file"]:
+    if first["file"] != second["file"]:
         return False
-    pairs = list(zip(values(one), values(other), strict=True))
+    pairs = list(zip(values(first), values(second), strict=True))
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 

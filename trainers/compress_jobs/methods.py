@@ -1,4 +1,4 @@
-"""The methods of `zoo compress`, and the file formats of `ptq`. Loads no TensorFlow."""
+"""The methods of `zoo compress`, and the file formats of `ptq`. Does not import TensorFlow."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Writes HTML pages about compressed models; loads no TensorFlow."""
+"""Writes HTML pages about compressed models; does not import TensorFlow."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Formats the content of compression.json as rows and as text. Loads no TensorFlow."""
+"""Formats the content of compression.json as rows and as text. Does not import TensorFlow."""
 
 from trainers.compress_jobs.latency import THREADS
 from zoo.formatting import number
@@ -32,7 +32,7 @@ def _measurements(side: dict) -> dict:
 
 
 def table(summary: dict) -> str:
-    """Returns the rows of `rows` as a text table, with the remarks below."""
+    """Returns the rows of `rows` as a text table, followed by the remarks."""
     split = f"metrics: {name} split" if (name := summary.get("split")) else ""
     lines = [f"{split:24}{'before':>14}{'after':>14}"]
     for name, value, new, note in rows(summary):

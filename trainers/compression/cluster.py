@@ -78,7 +78,7 @@ class Centroids(Compressor):
     def restore(self) -> None:
         """Assigns to the kernels the clustered values of the forward pass."""
         for call, kernel, centroids in self._kernels():
-            kernel.assign(call.clustered(kernel.value, centroids))
+            kernel.assign(call.cluster_kernel(kernel.value, centroids))
 
 
 class _ClusteredCall:
@@ -100,7 +100,7 @@ class _ClusteredCall:
         self._algorithm = tfmot.clustering_algorithm.ClusteringAlgorithm
         self.original_call = layer.call
 
-    def clustered(self, kernel, centroids):
+    def cluster_kernel(self, kernel, centroids):
         """Returns the kernel with each weight replaced by the nearest centroid."""
         # TF-MOT's algorithm holds its centroids in a variable; a train step has only a tensor.
         algorithm = self._algorithm.__new__(self._algorithm)
@@ -116,7 +116,7 @@ class _ClusteredCall:
         return tf.cast(tf.where(value == 0, value, clustered), kernel.dtype)
 
     def __call__(self, inputs, *args, **kwargs):
-        values = [(kernel, self.clustered(kernel.value, c)) for kernel, c in self.kernels]
+        values = [(kernel, self.cluster_kernel(kernel.value, c)) for kernel, c in self.kernels]
         return keras_internals.call_with_values(
             values, self.layer.variables, lambda: self.original_call(inputs, *args, **kwargs)
         )

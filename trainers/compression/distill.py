@@ -192,30 +192,30 @@ class Distillation(Task):
         for term, compare in (("hidden", self._hidden), ("attention", self._attention)):
             if term in self.terms:
                 sums[term] = sum(
-                    ops.sum(compare(one, other) * _positions(batch, side))
-                    for one, other, side in self.pairs
+                    ops.sum(compare(student_block, teacher_block) * _positions(batch, side))
+                    for student_block, teacher_block, side in self.pairs
                 )
         return Forward(sums, result.statistics, result.outputs)
 
-    def _hidden(self, one, other):
+    def _hidden(self, student_block, teacher_block):
         """Returns the mean squared difference of two blocks' outputs at each position, (B, T)."""
-        student = ops.cast(self.student.recorded_tensors[one.name]["output"], "float32")
-        if one.name in self.projections:
-            student = self.projections[one.name](student)
-        teacher = ops.cast(self.teacher.recorded_tensors[other.name]["output"], "float32")
+        student = ops.cast(self.student.recorded_tensors[student_block.name]["output"], "float32")
+        if student_block.name in self.projections:
+            student = self.projections[student_block.name](student)
+        teacher = ops.cast(self.teacher.recorded_tensors[teacher_block.name]["output"], "float32")
         return ops.mean(ops.square(student - ops.stop_gradient(teacher)), -1)
 
-    def _attention(self, one, other):
+    def _attention(self, student_block, teacher_block):
         """Returns KL(teacher || student) of two blocks' attention distributions, (B, T).
 
         Heads are compared one by one, or by the mean over all heads if their numbers differ.
         """
         student, teacher = (
             ops.log_softmax(
-                block.attention_scores(*recording_model.recorded_tensors[block.name]["inputs"][:2]),
+                block.attention_scores(*recorder.recorded_tensors[block.name]["inputs"][:2]),
                 axis=-1,
             )
-            for block, recording_model in ((one, self.student), (other, self.teacher))
+            for block, recorder in ((student_block, self.student), (teacher_block, self.teacher))
         )
         if student.shape[1] != teacher.shape[1]:
             student, teacher = (
@@ -238,9 +238,9 @@ class Distillation(Task):
 
     def derived_metrics(self, metrics):
         """Returns the metrics that the task derives from its own loss terms."""
-        own = {key: metrics[name] for name, key in self.task_terms.items()}
-        loss = sum(c * own[key] for key, c in self.task.terms.items())
-        return self.task.derived_metrics({**metrics, **own, "loss": loss})
+        task_metrics = {key: metrics[name] for name, key in self.task_terms.items()}
+        loss = sum(c * task_metrics[key] for key, c in self.task.terms.items())
+        return self.task.derived_metrics({**metrics, **task_metrics, "loss": loss})
 
     def bind(self, model, dataset=None, arguments=None):
         """Binds the student's task to a model and its data."""

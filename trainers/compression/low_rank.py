@@ -66,7 +66,7 @@ class LowRankKernels(Technique):
     def resolve(self, config, workdir, dataset):
         settings = section(config, "compress.low_rank")
         check_low_rank(settings)
-        if settings.ranks or not (settings.keep or any(settings[way] for way in RANKS_BY)):
+        if settings.ranks or not (settings.keep or any(settings[key] for key in RANKS_BY)):
             return dataset
         is_resumed = (workdir / "config.json").exists()
         if not is_resumed:
@@ -344,16 +344,16 @@ def initial_values(model: keras.Model, source: keras.Model) -> dict[str, np.ndar
     reachable, unreachable = factorable(source)
     sources, values = {**unreachable, **reachable}, {}
     for layer in products(model):
-        other = sources.get(layer.path)
-        if other is None or getattr(other, "ranks", None) == layer.ranks:
+        source_layer = sources.get(layer.path)
+        if source_layer is None or getattr(source_layer, "ranks", None) == layer.ranks:
             continue  # factors of equal ranks have equal paths
-        kernel = Kernel.of(other)
+        kernel = Kernel.of(source_layer)
         if kernel.value.shape != tuple(layer.kernel.shape):
             continue
         for part, value in zip(layer.parts, kernel.factors(layer.ranks), strict=True):
             values[kernel_of(part).path] = value
-        if layer.bias is not None and other.bias is not None:
-            values[layer.bias.path] = other.bias.numpy()
+        if layer.bias is not None and source_layer.bias is not None:
+            values[layer.bias.path] = source_layer.bias.numpy()
     return values
 
 

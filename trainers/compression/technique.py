@@ -1,4 +1,4 @@
-"""Hooks of a run for compression techniques. Loads no TensorFlow."""
+"""Hooks of a run for compression techniques. Does not import TensorFlow."""
 
 from collections.abc import Collection
 

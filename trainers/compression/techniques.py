@@ -48,4 +48,4 @@ def initial_values(model, source, config) -> dict:
     """Returns variable path -> initial value of a run; see `Technique.initial_values`."""
     settings = section(config, "compress")
     values = [technique.initial_values(model, source, settings) for technique in TECHNIQUES]
-    return {path: value for each in values for path, value in each.items()}
+    return {path: value for technique_values in values for path, value in technique_values.items()}

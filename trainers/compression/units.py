@@ -135,8 +135,8 @@ class _GraphWalk:
         for operation, tensors, before in keras_internals.connections(model):
             self.calls[operation] = self.calls.get(operation, 0) + 1
             self.num_inputs[operation] = len(tensors)
-            for one in before:
-                self.readers.setdefault(one, []).append(operation)
+            for parent in before:
+                self.readers.setdefault(parent, []).append(operation)
         self.model_outputs = keras_internals.output_layers(model)
 
     def units(self, layer) -> Units:

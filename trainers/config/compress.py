@@ -22,9 +22,9 @@ KEYS = {
         "sparsity": 0.0,  # fraction of each kernel that is 0 at the end; 0: no pruning
         "schedule": "polynomial",  # or "constant"
         "initial_sparsity": 0.0,
-        "begin": 0.0,  # masks change between these fractions of the run …
-        "end": 0.7,
-        "frequency": 100,  # … after this number of updates; at least one such period must fit
+        "begin": 0.0,  # start of mask updates, as a fraction of the run
+        "end": 0.7,  # end of mask updates, as a fraction of the run
+        "frequency": 100,  # updates per mask update; begin to end must contain at least one period
         "pattern": "",  # regular expression of the paths of variables; "": all kernels
         "m_by_n": (),  # (2, 4): two zeros among four inputs, instead of sparsity
         "block": (1, 1),  # inputs and outputs that are 0 together
@@ -146,7 +146,7 @@ def _chosen_by_weights(compress) -> tuple[str, str]:
     structured, low = compress["structured"], compress["low_rank"]
     if (structured["sparsity"] or structured["keep"]) and not structured["widths"]:
         return "structured", "widths"
-    if (low["keep"] or any(low[way] for way in RANKS_BY)) and not low["ranks"]:
+    if (low["keep"] or any(low[key] for key in RANKS_BY)) and not low["ranks"]:
         return "low_rank", "ranks"
     return "", ""
 
@@ -190,14 +190,18 @@ def pruning_updates(
       UsageError: if a polynomial schedule has less than one period: the sparsity would jump.
     """
     first = max(2, round(begin * total_steps))
-    room = max(0, round(end * total_steps) - first)
-    periods = room // frequency
+    num_updates = max(0, round(end * total_steps) - first)
+    periods = num_updates // frequency
     if sparsity and schedule == "polynomial" and not m_by_n and not periods:
         raise UsageError(
             "compress.prune.schedule=polynomial requires at least one whole period of "
             f"compress.prune.frequency={frequency} updates between compress.prune.begin and "
-            f"compress.prune.end. Received: {room} of {total_steps} updates between them; "
-            + (f"set compress.prune.frequency={max(1, room // 10)}" if room else "train longer")
+            f"compress.prune.end. Received: {num_updates} of {total_steps} updates between them; "
+            + (
+                f"set compress.prune.frequency={max(1, num_updates // 10)}"
+                if num_updates
+                else "train longer"
+            )
             + ", or set compress.prune.schedule=constant."
         )
     return first, periods
@@ -257,15 +261,15 @@ def parse_widths(widths: Sequence[str]) -> dict[str, int]:
 
 def check_low_rank(settings: Mapping) -> None:
     """Checks the section `compress.low_rank`; raises `UsageError`."""
-    active_keys = [way for way in RANKS_BY if settings[way]]
+    active_keys = [key for key in RANKS_BY if settings[key]]
     if len(active_keys) > 1:
         raise UsageError(
             "Only one of compress.low_rank.energy, budget and sensitivity may be set. Received: "
-            + ", ".join(f"compress.low_rank.{way}={settings[way]}" for way in active_keys)
+            + ", ".join(f"compress.low_rank.{key}={settings[key]}" for key in active_keys)
         )
-    for way in ("energy", "budget"):
-        value = settings[way]
-        require(0 <= value < 1, f"compress.low_rank.{way}", "in [0, 1); 0 disables it", value)
+    for key in ("energy", "budget"):
+        value = settings[key]
+        require(0 <= value < 1, f"compress.low_rank.{key}", "in [0, 1); 0 disables it", value)
     value, rule = settings["sensitivity"], "at least 0, such as 0.01 for 1 %; 0 disables it"
     require(0 <= value < inf, "compress.low_rank.sensitivity", rule, value)
     compile_pattern("compress.low_rank.pattern", settings["pattern"])

@@ -1,4 +1,4 @@
-"""The section `optimizer`: optimizers, their arguments and rules. Loads no Keras."""
+"""The section `optimizer`: optimizers, their arguments and rules. Does not import Keras."""
 
 from math import inf
 

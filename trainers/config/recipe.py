@@ -1,6 +1,6 @@
 """Turns `cnn_mnist:debug --config.trainer.epochs=2` into a checked, complete configuration.
 
-Loads no TensorFlow.
+Does not import TensorFlow.
 """
 
 import ast

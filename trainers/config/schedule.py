@@ -1,4 +1,4 @@
-"""The section `schedule`: learning-rate schedules, their arguments and rules. Loads no Keras."""
+"""The section `schedule`: schedules, their arguments and rules. Does not import Keras."""
 
 from zoo.errors import UsageError, check_minimums, check_name
 

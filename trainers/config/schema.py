@@ -1,6 +1,6 @@
 """Types and sizes of values: one check for recipes, overrides and config.json.
 
-Types follow from the defaults in the modules of this package. Loads no TensorFlow.
+Types follow from the defaults in the modules of this package. Does not import TensorFlow.
 """
 
 import math

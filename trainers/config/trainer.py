@@ -1,4 +1,4 @@
-"""The section `trainer`: its keys and their rules. Loads no TensorFlow."""
+"""The section `trainer`: its keys and their rules. Does not import TensorFlow."""
 
 from collections.abc import Mapping
 

@@ -64,10 +64,11 @@ def import_user_modules(names: Sequence[str]) -> None:
                 f"--import requires the name of a module, not a path. Received: {name!r}; in the "
                 f"folder of the file use --import={module}."
             )
-        if other := shadowed(name):
+        if installed_module := shadowed(name):
             raise UsageError(
                 f"--import={name} must not have the name of an installed module, because the "
-                f"current folder is searched last. Received: {other}. Rename your module."
+                f"current folder is searched last. Received: {installed_module}. Rename your "
+                "module."
             )
         module = run(f"--import={name}", lambda name=name: importlib.import_module(name))
         if file := getattr(module, "__file__", None):

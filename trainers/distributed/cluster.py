@@ -1,6 +1,6 @@
 """The workers of a run, and a fingerprint of the code that each of them runs.
 
-Importing this module loads no TensorFlow.
+Importing this module does not import TensorFlow.
 """
 
 import dataclasses

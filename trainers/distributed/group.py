@@ -7,7 +7,7 @@ dead process's connection, or its heartbeats stop, and all other workers report 
 
 Messages are bytes and JSON, bounded by trainers/distributed/wire.py; received data is never
 executed. While workers connect, a peer with invalid, slow or missing messages is refused; later
-such a peer ends the run. Importing this module loads no TensorFlow.
+such a peer ends the run. Importing this module does not import TensorFlow.
 """
 
 import contextlib
@@ -258,7 +258,9 @@ class WorkerGroup(LocalGroup):
             while True:
                 with changing:
                     # Connected workers send nothing yet, so readable means that one has closed.
-                    for index in [i for i, one in streams.items() if wire.readable(one)]:
+                    for index in [
+                        i for i, connection in streams.items() if wire.readable(connection)
+                    ]:
                         streams.pop(index).close()
                     if len(streams) == self.count - 1:
                         complete = True
@@ -291,11 +293,11 @@ class WorkerGroup(LocalGroup):
                 while not refusal and not wire.readable(stream, 1.0):
                     end.check()
                 if not refusal:
-                    answer = wire.receive(stream, HELLO, wire.LARGEST_HELLO)
-                    if answer == _WELCOME:
+                    response = wire.receive(stream, HELLO, wire.LARGEST_HELLO)
+                    if response == _WELCOME:
                         stack.pop_all()
                         return stream
-                    refusal = wire.printable(answer.decode(errors="replace"))
+                    refusal = wire.printable(response.decode(errors="replace"))
                 raise RunError(f"{self.cluster.name(0)} refuses the connection: {refusal}")
             time.sleep(0.2)
 
@@ -472,8 +474,8 @@ def _is_local_address(address: str) -> bool:
     except OSError:
         return False
     for family, kind, protocol, _, name in addresses:
-        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as one:
-            one.bind(name)
+        with contextlib.suppress(OSError), socket.socket(family, kind, protocol) as probe:
+            probe.bind(name)
             return True
     return False
 

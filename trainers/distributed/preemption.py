@@ -11,7 +11,7 @@ run must save (see trainers/run/checkpoint.py), and it only polls Google Cloud, 
 maintenance, not for preemption of spot machines (`termination_watcher_function_gce` in
 failure_handling_util.py, TensorFlow 2.21).
 
-Importing this module loads no TensorFlow.
+Importing this module does not import TensorFlow.
 """
 
 import contextlib
@@ -157,8 +157,8 @@ def _get(cloud: str, path: str, headers: dict[str, str], method: str = "GET") ->
     request = urllib.request.Request(SERVERS[cloud] + path, headers=headers, method=method)
     # The metadata server must not be asked through a proxy from the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=PATIENCE[cloud]) as answer:
-        return answer.read().decode().strip()
+    with opener.open(request, timeout=PATIENCE[cloud]) as response:
+        return response.read().decode().strip()
 
 
 def _reason(error: Exception) -> str:

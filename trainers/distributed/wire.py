@@ -5,7 +5,7 @@ its length in 4 bytes (big endian), then its content. Received data is never exe
 
 In the handshake a worker sends its index. If ZOO_CLUSTER_SECRET is set, both sides prove by HMAC of
 each other's nonce that they have the same secret; the secret itself is never sent. Connections are
-not encrypted. Importing this module loads no TensorFlow.
+not encrypted. Importing this module does not import TensorFlow.
 """
 
 import hashlib
@@ -109,12 +109,12 @@ def call(stream: socket.socket, index: int, count: int, key: bytes, seconds: flo
     send(stream, hello, seconds)
     if not key:
         return ""
-    answer = receive(stream, seconds, LARGEST_HELLO)
+    response = receive(stream, seconds, LARGEST_HELLO)
     try:
-        values = json.loads(answer)
+        values = json.loads(response)
         nonce, proof = str(values["nonce"]), str(values["proof"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return printable(answer.decode(errors="replace"))
+        return printable(response.decode(errors="replace"))
     if not _same(proof, _proof(key, "chief", nonce, hello)):
         return f"the chief has another secret: set the same {SECRET} on all workers."
     send(stream, _proof(key, "worker", nonce, hello).encode(), seconds)
@@ -164,5 +164,5 @@ def _proof(key: bytes, side: str, nonce: str, hello: bytes) -> str:
     return hmac.new(key, f"{side} {nonce} ".encode() + hello, hashlib.sha256).hexdigest()
 
 
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode(errors="replace"), other.encode())
+def _same(first: str, second: str) -> bool:
+    return hmac.compare_digest(first.encode(errors="replace"), second.encode())

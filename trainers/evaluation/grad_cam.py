@@ -28,14 +28,14 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     parts = _parts(model)
     if parts is None:
         return None
-    trunk, rest, last = parts
+    trunk, head, last = parts
 
     @tf.function(autograph=False)
     def heat(image, label):
         maps = tf.cast(trunk(image, training=False), tf.float32)
         with tf.GradientTape() as tape:
             tape.watch(maps)
-            inputs = tf.cast(rest(maps, training=False), tf.float32)
+            inputs = tf.cast(head(maps, training=False), tf.float32)
             # Differentiates the logit, because the gradient of a saturated softmax vanishes.
             logits = inputs @ tf.cast(tf.convert_to_tensor(last.kernel), tf.float32)
             if last.use_bias:

@@ -1,4 +1,4 @@
-"""Exports a trained model to a file for another runtime; loads no TensorFlow.
+"""Exports a trained model to a file for another runtime; does not import TensorFlow.
 
 `export_workdir` converts in a child process (`trainers.export.formats`), because a failing
 converter can end the interpreter. The exported model computes in float32. Its inputs have the

@@ -1,4 +1,4 @@
-"""Runs LiteRT files, alone or in place of their Keras model; loads no TensorFlow."""
+"""Runs LiteRT files, alone or in place of their Keras model; does not import TensorFlow."""
 
 from collections.abc import Mapping
 from pathlib import Path

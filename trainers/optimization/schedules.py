@@ -1,7 +1,7 @@
 """Makes learning-rate schedules by name. Steps are optimizer updates, not micro-batches.
 
-`trainers.config.schedule` has their arguments and defaults. Importing this module loads no Keras:
-`total_steps` runs before TensorFlow is started.
+`trainers.config.schedule` has their arguments and defaults. Importing this module does not import
+Keras, because `total_steps` runs before TensorFlow is started.
 """
 
 from trainers.config.schedule import SCHEDULES, check_phases, decay_updates

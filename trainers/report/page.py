@@ -1,4 +1,4 @@
-"""Writes the report of a run, from its work directory alone; loads no TensorFlow and no Keras."""
+"""Writes the report of a run from its work directory; imports neither TensorFlow nor Keras."""
 
 from pathlib import Path
 

@@ -62,8 +62,8 @@ def curves(records: list[dict]) -> dict:
         series = _series(records, name)
         if series and (name != "skipped_steps" or any(series.values())):
             plots.append(_curve(name, {"training": series}, labeled=False))
-    more = max(0, len(metrics) - _MAX_PLOTS) + max(0, len(rates) - _MAX_PLOTS)
-    return {"plots": plots, "more": more}
+    num_hidden = max(0, len(metrics) - _MAX_PLOTS) + max(0, len(rates) - _MAX_PLOTS)
+    return {"plots": plots, "more": num_hidden}
 
 
 def classification(evaluation: Evaluation) -> dict | None:

@@ -143,10 +143,10 @@ def restore(path: Path | bytes, step) -> dict:
                 f"in this run {own_type[0]} {own_type[1]}."
             )
     paths = [variable.path for variable in variables]
-    if (place := _first_other(header["paths"], paths)) is not None:
+    if (index := _first_other(header["paths"], paths)) is not None:
         raise UsageError(
-            f"{path} belongs to another model: variable {place} is {header['paths'][place]!r}, "
-            f"in this run {paths[place]!r}."
+            f"{path} belongs to another model: variable {index} is {header['paths'][index]!r}, "
+            f"in this run {paths[index]!r}."
         )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array.view(variable.dtype) if variable.dtype == "bfloat16" else array)
@@ -168,10 +168,10 @@ def _first_other(saved_paths: Sequence[str], paths: Sequence[str]) -> int | None
         {number for sides in pairs for number in sides[side][1].items()} for side in (0, 1)
     )
     differing_words = {word for word, _ in used ^ used_here}
-    for place, ((words, numbers), (other_words, other_numbers)) in enumerate(pairs):
+    for index, ((words, numbers), (other_words, other_numbers)) in enumerate(pairs):
         fixed = (numbers.keys() | other_numbers.keys()) - differing_words
         if words != other_words or any(numbers.get(x) != other_numbers.get(x) for x in fixed):
-            return place
+            return index
     return None
 
 

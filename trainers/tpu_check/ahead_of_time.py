@@ -16,10 +16,10 @@ def serve(topology: str) -> None:
     output, sys.stdout = sys.stdout, sys.stderr  # keeps prints of libraries out of the output
     for line in sys.stdin:
         try:
-            answer = compile_for(line.strip(), topology)
+            result = compile_for(line.strip(), topology)
         except Exception as error:
-            answer = {"error": " ".join(str(error).split())}
-        output.write(json.dumps(answer) + "\n")
+            result = {"error": " ".join(str(error).split())}
+        output.write(json.dumps(result) + "\n")
         output.flush()
 
 
@@ -153,10 +153,10 @@ class ProgramText:
         """Returns a computation and the computations that it calls, as a program."""
         reachable, queue = set(), [name]
         while queue:
-            one = queue.pop()
-            if one not in reachable:
-                reachable.add(one)
-                queue += self._called(self.blocks[one])
+            block_name = queue.pop()
+            if block_name not in reachable:
+                reachable.add(block_name)
+                queue += self._called(self.blocks[block_name])
         parts = [
             ("ENTRY " if other == name else "") + block
             for other, block in self.blocks.items()
@@ -168,11 +168,11 @@ class ProgramText:
         """Returns `(iterations, body)` of the outermost loops of a computation."""
         loops, visited, queue = [], set(), [name]
         while queue:
-            one = queue.pop()
-            if one in visited:
+            block_name = queue.pop()
+            if block_name in visited:
                 continue
-            visited.add(one)
-            for line in self.blocks[one].splitlines():
+            visited.add(block_name)
+            for line in self.blocks[block_name].splitlines():
                 loop = re.search(r" while\(.*condition=%([^,\s]+), body=%([^,\s]+)", line)
                 if loop:
                     loops.append((self._num_iterations(loop[1]), loop[2]))

@@ -142,32 +142,32 @@ class Steps:
         """Compiles the update of a core's share; a deep model is compiled at two depths."""
         programs = []
         for blocks, step in zip(self.depths or (0,), self.steps, strict=True):
-            what = f"{_of(blocks)}, {share.rows:,} examples per core"
-            _LOG.info(f"tracing the train step{what}")
+            description = f"{_of(blocks)}, {share.rows:,} examples per core"
+            _LOG.info(f"tracing the train step{description}")
             hlo = lower(step, share)
-            _LOG.info(f"compiling the train step{what} for the TPU")
+            _LOG.info(f"compiling the train step{description} for the TPU")
             programs.append(as_program(self.compiler.compile(hlo)))
         if not self.depths:
             return programs[0]
-        parts = zip(*(dataclasses.astuple(one) for one in programs), strict=True)
+        parts = zip(*(dataclasses.astuple(program) for program in programs), strict=True)
         *values, seconds = (
             None if None in pair else line(self.depths, pair, self.depth) for pair in parts
         )
-        return Program(*values, sum(one.seconds for one in programs))
+        return Program(*values, sum(program.seconds for program in programs))
 
 
 def _of(blocks: int) -> str:
     return f" of {blocks} blocks" if blocks else ""
 
 
-def as_program(answer: dict) -> Program:
+def as_program(result: dict) -> Program:
     """Returns the `Program` for a result of `Compiler.compile`."""
-    if "used" in answer:
-        return Program(answer["used"])
-    outputs = answer["outputs"] - answer["aliased"]  # values updated in place count once
-    parts = answer["arguments"] + outputs, answer["temporaries"], answer["code"]
-    cost = answer["flops"], answer["bytes"], answer["unknown_loops"]
-    return Program(sum(parts), *parts, *cost, answer["seconds"])
+    if "used" in result:
+        return Program(result["used"])
+    outputs = result["outputs"] - result["aliased"]  # values updated in place count once
+    parts = result["arguments"] + outputs, result["temporaries"], result["code"]
+    cost = result["flops"], result["bytes"], result["unknown_loops"]
+    return Program(sum(parts), *parts, *cost, result["seconds"])
 
 
 def line(places, values, at: float) -> float:

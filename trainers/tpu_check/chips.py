@@ -1,4 +1,4 @@
-"""TPU chips and topologies by name. Importing this module loads no TensorFlow."""
+"""TPU chips and topologies by name. Importing this module does not import TensorFlow."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Runs libtpu's ahead-of-time compiler in a separate process. Loads no TensorFlow."""
+"""Runs libtpu's ahead-of-time compiler in a separate process. Does not import TensorFlow."""
 
 import json
 import re
@@ -86,13 +86,13 @@ class Compiler:
             self._log.seek(0)
             lines = self._log.read().strip().splitlines()
             raise RunError(f"The TPU compiler stopped: {lines[-1] if lines else 'no message'}")
-        answer = json.loads(line)
-        if "error" in answer:
-            used_bytes = required_memory(answer["error"])
+        result = json.loads(line)
+        if "error" in result:
+            used_bytes = required_memory(result["error"])
             if used_bytes is None:
-                raise RunError(f"The TPU compiler rejects the step: {answer['error']}")
+                raise RunError(f"The TPU compiler rejects the step: {result['error']}")
             return {"used": used_bytes}
-        return answer
+        return result
 
 
 def required_memory(message: str) -> int | None:

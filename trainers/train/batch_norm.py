@@ -66,8 +66,8 @@ def _moments_of_real_rows(layer, inputs, mask):
         size = tf.cast(tf.reduce_prod([1, *(shape[i] for i in inside)]), inputs.dtype)
 
         def total(values):
-            each = tf.reduce_sum(values, inside)
-            return tf.reduce_sum(tf.where(real[:, None], each, 0.0), 0)
+            row_sums = tf.reduce_sum(values, inside)
+            return tf.reduce_sum(tf.where(real[:, None], row_sums, 0.0), 0)
 
         count = size * tf.reduce_sum(tf.cast(real, inputs.dtype))
     else:  # mask: (B, ...), all axes but the last
@@ -80,8 +80,8 @@ def _moments_of_real_rows(layer, inputs, mask):
             )
 
         count = tf.reduce_sum(tf.cast(is_counted, inputs.dtype))
-    both = add_up(tf.concat([total(inputs), [count]], 0))
-    mean, count = tf.math.divide_no_nan(both[:-1], both[-1]), both[-1]
+    sums = add_up(tf.concat([total(inputs), [count]], 0))
+    mean, count = tf.math.divide_no_nan(sums[:-1], sums[-1]), sums[-1]
     along = [1] * len(inputs.shape)
     along[axis] = -1
     # No gradient through this mean is needed: deviations from the mean sum to 0.

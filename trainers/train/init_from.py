@@ -41,22 +41,22 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
       RunError: if the source cannot be read.
     """
     source = str(local(source))
-    other = open_source(source)
+    source_model = open_source(source)
     source_tokenizer = read_config(source).get("tokenizer") if _is_work_directory(source) else None
     if tokenizer is not None and source_tokenizer not in (None, tokenizer.fingerprint):
         raise UsageError(
             f"init_from requires a model with the tokenizer of the data. Received: {source}, which "
             f"has another tokenizer. Set data.tokenizer={source}."
         )
-    if any(getattr(x, "quantization_mode", None) for x in keras_internals.all_layers(other)):
+    if any(getattr(x, "quantization_mode", None) for x in keras_internals.all_layers(source_model)):
         raise UsageError(
             "init_from does not support models with integer kernels. Received: "
             f"{source}. Use the model before quantization."
         )
-    source_weights = {v.path: v for v in other.weights}
+    source_weights = {v.path: v for v in source_model.weights}
     values = {path: v.value for path, v in source_weights.items()}
     if config is not None:
-        values |= techniques.initial_values(model, other, config)
+        values |= techniques.initial_values(model, source_model, config)
     missing = [v for v in model.weights if v.path not in values]
     other_shapes = [v for v in model.weights if v.path in values and not _has_same_shape(v, values)]
     filled_variables = [v for v in model.weights if _has_same_shape(v, values)]
@@ -64,7 +64,7 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
     paths = {v.path for v in model.weights}
     unused_variables = [
-        v for v in other.weights if v.path not in paths and not v.path.startswith(products)
+        v for v in source_model.weights if v.path not in paths and not v.path.startswith(products)
     ]
     if not filled_variables:
         raise UsageError(
@@ -74,9 +74,11 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     shapes = [f"{v.path} {tuple(values[v.path].shape)} -> {tuple(v.shape)}" for v in other_shapes]
 
     # Only output layers and embeddings may have other shapes, which follow the data.
-    resizable, source_resizable = _resizable_ids(model), _resizable_ids(other)
-    heads = {layer.name for layer in _outputs(model)} ^ {layer.name for layer in _outputs(other)}
-    mismatches = differences(other, model, ends=not heads)
+    resizable, source_resizable = _resizable_ids(model), _resizable_ids(source_model)
+    heads = {layer.name for layer in _outputs(model)} ^ {
+        layer.name for layer in _outputs(source_model)
+    }
+    mismatches = differences(source_model, model, ends=not heads)
     mismatches += [
         f"{shapes_text} in shape"
         for v, shapes_text in zip(other_shapes, shapes, strict=True)

@@ -102,8 +102,8 @@ def _unknown(model) -> Iterator:
                     yield operation
 
 
-def _is_known(thing) -> bool:
-    axes = getattr(thing, "axis", None)
+def _is_known(operation) -> bool:
+    axes = getattr(operation, "axis", None)
     along_rows = 0 in (axes if isinstance(axes, list | tuple) else [axes])
-    own = type(thing).__module__.partition(".")[0] not in ("keras", "zoo")
-    return not (own or along_rows or isinstance(thing, keras.layers.Lambda))
+    is_user_code = type(operation).__module__.partition(".")[0] not in ("keras", "zoo")
+    return not (is_user_code or along_rows or isinstance(operation, keras.layers.Lambda))

@@ -1,7 +1,7 @@
 """Checks that need no model and run before TensorFlow is loaded, which takes seconds.
 
 `trainers.config.recipe.check` has checked the values of each section. The trainer repeats all
-checks and adds those that need the model. Loads no TensorFlow.
+checks and adds those that need the model. Does not import TensorFlow.
 """
 
 from collections.abc import Collection

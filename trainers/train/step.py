@@ -128,15 +128,15 @@ class TrainStep(keras.Model):
         # XLA around the whole step fails under tf.distribute; it wraps the gradients instead.
         self.compile(optimizer=self.optimizers[0], jit_compile=False, auto_scale_loss=False)
         keras_internals.skip_symbolic_build(self)
-        check_rules([v for one in self.model_parts for v in one.model.trainable_variables], rules)
-        for part, own in zip(self.model_parts, self.optimizers, strict=True):
+        check_rules([v for p in self.model_parts for v in p.model.trainable_variables], rules)
+        for part, part_optimizer in zip(self.model_parts, self.optimizers, strict=True):
             variables = part.model.trainable_variables
-            keras_internals.disable_all_reduce(inner(own))
-            keras_internals.cache_update_values(inner(own))
+            keras_internals.disable_all_reduce(inner(part_optimizer))
+            keras_internals.cache_update_values(inner(part_optimizer))
             models = [m for m in (part.model, model) if isinstance(m, keras.Model)]
-            apply_rules(own, variables, rules, models)
-            own.build(variables)
-        averaging = any(inner(own).use_ema for own in self.optimizers)
+            apply_rules(part_optimizer, variables, rules, models)
+            part_optimizer.build(variables)
+        averaging = any(inner(part_optimizer).use_ema for part_optimizer in self.optimizers)
         self._averages_statistics = averaging and any(
             map(keras_internals.has_batch_statistics, inside)
         )
@@ -177,7 +177,7 @@ class TrainStep(keras.Model):
     def get_metrics_result(self):
         return self.means.result()
 
-    # --- used by our own loop ------------------------------------------------------------------
+    # --- used by the loop of the trainer ----------------------------------------------------------
 
     def update(self, data) -> None:
         """Runs one update on the per-replica batch.
@@ -197,8 +197,10 @@ class TrainStep(keras.Model):
         counts = {**local, _ROWS: _real_rows(data)} if self._activity else local
         weights = add_up(counts)
         all_sums, all_statistics, finite = {}, {}, tf.constant(True)
-        for turn, optimizer in enumerate(self.optimizers):
-            gradients, sums, statistics, changes = self._turn(turn, data, weights, replicas)
+        for part_index, optimizer in enumerate(self.optimizers):
+            gradients, sums, statistics, changes = self._part_gradients(
+                part_index, data, weights, replicas
+            )
             gradients = add_up(gradients)
             # A list, because the order of the keys of `changes` differs between processes.
             changing = [v for v in self.net.non_trainable_weights if id(v) in changes]
@@ -207,7 +209,7 @@ class TrainStep(keras.Model):
                 values = self._mean_of_replicas(data, changing, values, replicas, add_up)
             for variable, value in zip(changing, values, strict=True):
                 variable.assign(value)
-            optimizer.apply(gradients, self.model_parts[turn].model.trainable_variables)
+            optimizer.apply(gradients, self.model_parts[part_index].model.trainable_variables)
 
             finite &= tf.math.is_finite(tf.add_n(list(add_up(sums).values())))
             if optimizer is inner(optimizer):  # loss scaling skips such gradients itself
@@ -303,15 +305,17 @@ class TrainStep(keras.Model):
             )
         return rows // self.micro_batch_size
 
-    def _turn(self, turn, data, weights, replicas):
+    def _part_gradients(self, part_index, data, weights, replicas):
         """Returns the results of `_gradients` for one model part on the whole per-replica batch."""
         micro_batches = self._micro_batches(data)
         if micro_batches == 1:
-            return self._gradients(turn, data, weights, self._seeds(turn, 0), {}, 1 / replicas)
+            return self._gradients(
+                part_index, data, weights, self._seeds(part_index, 0), {}, 1 / replicas
+            )
         share = 1 / (replicas * micro_batches)
-        return self._accumulate(turn, data, weights, micro_batches, share)
+        return self._accumulate(part_index, data, weights, micro_batches, share)
 
-    def _seeds(self, turn, micro_batch):
+    def _seeds(self, part_index, micro_batch):
         """Returns seed states of a micro-batch, with (seed, step, micro-batch, replica) folded in.
 
         The last state is for random numbers that are drawn without a seed generator.
@@ -320,7 +324,13 @@ class TrainStep(keras.Model):
         seeds = []
         for state in (*(v.value for v in self.seed_states), tf.zeros(2, tf.uint32)):
             seed = tf.bitcast(tf.cast(state, tf.uint32), tf.int32)
-            parts = (self.seed, self.count.value, micro_batch, replica, *([turn] if turn else []))
+            parts = (
+                self.seed,
+                self.count.value,
+                micro_batch,
+                replica,
+                *([part_index] if part_index else []),
+            )
             for part in parts:
                 seed = tf.random.experimental.stateless_fold_in(seed, tf.cast(part, tf.int32))
             seeds.append(tf.cast(tf.bitcast(seed, tf.uint32), state.dtype))
@@ -334,26 +344,28 @@ class TrainStep(keras.Model):
         """Returns a context in which draws without a seed generator use the last of `_seeds`."""
         return keras_internals.use_global_seed(Key(tf.bitcast(seeds[-1], tf.int32)))
 
-    def _gradients(self, turn, data, weights, seeds, state, share):
+    def _gradients(self, part_index, data, weights, seeds, state, share):
         """Returns gradients, loss sums, statistics and new state of one micro-batch.
 
         The computation is pure: it reads variables and writes none, so it can run inside a loop,
         under XLA and in each replica.
         """
         if self.jit_gradients:
-            if turn not in self._compiled:
-                self._compiled[turn] = tf.function(
-                    functools.partial(self._pure_gradients, turn), jit_compile=True, autograph=False
+            if part_index not in self._compiled:
+                self._compiled[part_index] = tf.function(
+                    functools.partial(self._pure_gradients, part_index),
+                    jit_compile=True,
+                    autograph=False,
                 )
-            return self._compiled[turn](data, weights, seeds, state, share)
-        return self._pure_gradients(turn, data, weights, seeds, state, share)
+            return self._compiled[part_index](data, weights, seeds, state, share)
+        return self._pure_gradients(part_index, data, weights, seeds, state, share)
 
-    def _pure_gradients(self, turn, data, weights, seeds, state, share):
-        part, optimizer = self.model_parts[turn], self.optimizers[turn]
+    def _pure_gradients(self, part_index, data, weights, seeds, state, share):
+        part, optimizer = self.model_parts[part_index], self.optimizers[part_index]
         variables = part.model.trainable_variables
         by_id = {id(v): v for v in self.net.non_trainable_weights}
-        seeded = [(by_id[key], value) for key, value in state.items()]
-        scope = keras.StatelessScope([*self.seeded(seeds), *seeded], collect_losses=True)
+        state_pairs = [(by_id[key], value) for key, value in state.items()]
+        scope = keras.StatelessScope([*self.seeded(seeds), *state_pairs], collect_losses=True)
         unseeded = self.unseeded(seeds)
         with tf.GradientTape() as tape:
             of_real_rows = self._activity.of_real_rows(weights.get(_ROWS), share)
@@ -402,13 +414,13 @@ class TrainStep(keras.Model):
 
         For a synchronized layer the rows of all replicas count.
         """
-        here = everywhere = _real_rows(data)
+        local_rows = global_rows = _real_rows(data)
         replica = tf.distribute.get_replica_context()
         if self._synchronized and replica.num_replicas_in_sync > 1:
-            everywhere = replica.all_reduce(tf.distribute.ReduceOp.SUM, here)
+            global_rows = replica.all_reduce(tf.distribute.ReduceOp.SUM, local_rows)
         return {
             key: tf.where(
-                (everywhere if key in self._synchronized else here) > 0,
+                (global_rows if key in self._synchronized else local_rows) > 0,
                 value,
                 state[key] if key in state else by_id[key].value,
             )
@@ -434,18 +446,18 @@ class TrainStep(keras.Model):
             tf.where(total > 0, mean, v.value) for mean, v in zip(means, variables, strict=True)
         ]
 
-    def _accumulate(self, turn, data, weights, micro_batches, share):
+    def _accumulate(self, part_index, data, weights, micro_batches, share):
         rows = self.micro_batch_size
-        stacked_results = tf.nest.map_structure(
+        stacked_data = tf.nest.map_structure(
             lambda x: tf.reshape(x, (micro_batches, rows, *x.shape[1:])), dict(data)
         )
 
         def micro_batch(i):
-            return tf.nest.map_structure(lambda x: x[i], stacked_results)
+            return tf.nest.map_structure(lambda x: x[i], stacked_data)
 
         def compute(i, state):
             return self._gradients(
-                turn, micro_batch(i), weights, self._seeds(turn, i), state, share
+                part_index, micro_batch(i), weights, self._seeds(part_index, i), state, share
             )
 
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
@@ -458,13 +470,15 @@ class TrainStep(keras.Model):
         _, sums, statistics, changes = probe.structured_outputs
         state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
         zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
-        variables = self.model_parts[turn].model.trainable_variables
+        variables = self.model_parts[part_index].model.trainable_variables
         carry = ([tf.zeros_like(v.value) for v in variables], *zeros, state)
 
         def body(i, gradients, sums, statistics, state):
-            more = compute(i, state)
-            new_sums = tf.nest.map_structure(tf.add, (gradients, sums, statistics), tuple(more[:3]))
-            return (i + 1, *new_sums, more[3])
+            results = compute(i, state)
+            totals = tf.nest.map_structure(
+                tf.add, (gradients, sums, statistics), tuple(results[:3])
+            )
+            return (i + 1, *totals, results[3])
 
         return tf.while_loop(
             lambda i, *_: i < micro_batches, body, (tf.constant(0), *carry),
@@ -474,11 +488,11 @@ class TrainStep(keras.Model):
     def _accumulate_unrolled(self, compute, micro_batches):
         gradients, sums, statistics, state = compute(0, {})
         for i in range(1, micro_batches):
-            more = compute(i, state)
+            results = compute(i, state)
             gradients, sums, statistics = tf.nest.map_structure(
-                tf.add, (gradients, sums, statistics), tuple(more[:3])
+                tf.add, (gradients, sums, statistics), tuple(results[:3])
             )
-            state = more[3]
+            state = results[3]
         return gradients, sums, statistics, state
 
 

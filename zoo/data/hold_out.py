@@ -101,8 +101,8 @@ def _labels(arrays: Mapping) -> np.ndarray | None:
 def _stratified(labels, order, size: int, class_names) -> np.ndarray:
     """Returns `size` examples: of each class the first ones in `order`, by its share."""
     classes, counts = np.unique(labels, return_counts=True)
-    rest = len(labels) - size
-    if min(size, rest) < len(classes):
+    num_training = len(labels) - size
+    if min(size, num_training) < len(classes):
         raise UsageError(
             "Validation and training must each have an example of each class. Received: "
             f"data.validation_size={size} of {len(labels)} training examples, with {len(classes)} "

@@ -147,8 +147,8 @@ def _uniform_of_rows(seed: int, places) -> Callable:
     def uniform(count):
         salt = next(salts)
 
-        def row(place):
-            key = tf.stack([tf.constant(seed, tf.int64), place])
+        def row(position):
+            key = tf.stack([tf.constant(seed, tf.int64), position])
             return tf.random.stateless_uniform((count,), _fold_in_salt(key, salt))
 
         return tf.map_fn(row, places, fn_output_signature=tf.TensorSpec((count,), tf.float32))

@@ -1,4 +1,4 @@
-"""Loads data sets by name, and registers the zoo's own. Imports no TensorFlow."""
+"""Loads data sets by name, and registers the zoo's own. Does not import TensorFlow."""
 
 import logging
 import os

@@ -355,9 +355,9 @@ class Generator:
 
         def write_token(logits, tokens, position, is_done, settings):
             lengths, numbers, forbidden, temperature, top_p, end_id = settings
-            batch, place = tokens.shape[0], position + 1
+            batch, next_position = tokens.shape[0], position + 1
             logits = logits + forbidden
-            uniform = tf.slice(numbers, (0, place), (batch, 1))[:, 0]
+            uniform = tf.slice(numbers, (0, next_position), (batch, 1))[:, 0]
             if kind == "greedy":
                 next_token = sampling.greedy(logits)
             elif kind == "sample":
@@ -366,11 +366,11 @@ class Generator:
                 next_token = sampling.top_p(logits, uniform, top_p, temperature)
             else:
                 next_token = sampling.top_k(logits, uniform, kind, temperature, top_p)
-            prompt_token = tf.slice(tokens, (0, place), (batch, 1))[:, 0]
-            in_prompt = place < lengths
+            prompt_token = tf.slice(tokens, (0, next_position), (batch, 1))[:, 0]
+            in_prompt = next_position < lengths
             next_token = tf.where(in_prompt, prompt_token, tf.where(is_done, 0, next_token))
             is_done = is_done | (~in_prompt & (next_token == end_id))
-            is_position = (tf.range(tokens.shape[1]) == place)[None]
+            is_position = (tf.range(tokens.shape[1]) == next_position)[None]
             return tf.where(is_position, next_token[:, None], tokens), is_done
 
         return write_token

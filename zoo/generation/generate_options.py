@@ -1,4 +1,4 @@
-"""Options of text generation. Importing this module loads no TensorFlow."""
+"""Options of text generation. Importing this module does not import TensorFlow."""
 
 import dataclasses
 

@@ -50,8 +50,8 @@ def top_k(logits, uniform, k, temperature=1.0, p=1.0):
     # In descending order, a token is included while the sum of the tokens before it is below p.
     before = ops.cumsum(weights, axis=-1) - weights
     weights = ops.where(before < p * ops.sum(weights, axis=-1, keepdims=True), weights, 0.0)
-    place = choose(weights, uniform)
-    return ops.cast(pick(tokens, place), "int32")
+    index = choose(weights, uniform)
+    return ops.cast(pick(tokens, index), "int32")
 
 
 def top_p(logits, uniform, p, temperature=1.0):

@@ -155,8 +155,8 @@ class Attention(Composite):
     def project_memory(self, memory):
         """Returns key and value (B, S, G, D) of a memory (B, S, C)."""
         batch, length, _ = ops.shape(memory)
-        both = ops.reshape(self.key_value(memory), (batch, length, 2 * self.groups, self.size))
-        return tuple(ops.split(both, 2, axis=2))
+        key_value = ops.reshape(self.key_value(memory), (batch, length, 2 * self.groups, self.size))
+        return tuple(ops.split(key_value, 2, axis=2))
 
     def combine(self, out):
         """Applies the output projection to (B, T, H, D); returns (B, T, C)."""
@@ -287,7 +287,7 @@ class TransformerBlock(Composite):
             "initializer_range": initializer_range, "output_range": output_range,
         }  # fmt: skip
         self.norm_first = norm_first
-        both = {
+        common_arguments = {
             "use_bias": use_bias,
             "initializer_range": initializer_range,
             "output_range": output_range,
@@ -295,7 +295,7 @@ class TransformerBlock(Composite):
         }
         heads = {
             "hidden_dim": hidden_dim, "num_heads": num_heads, "dropout": dropout,
-            "num_key_value_heads": num_key_value_heads, **both,
+            "num_key_value_heads": num_key_value_heads, **common_arguments,
         }  # fmt: skip
         self.attention = Attention(
             rotary_base=rotary_base, name="attention", width=self.widths.get("attention", 0),
@@ -312,7 +312,7 @@ class TransformerBlock(Composite):
             self.cross_attention = None
         self.feed_forward = FeedForward(
             hidden_dim, self.widths.get("feed_forward", intermediate_dim), activation,
-            name="feed_forward", ranks=below(ranks, "feed_forward"), **both,
+            name="feed_forward", ranks=below(ranks, "feed_forward"), **common_arguments,
         )  # fmt: skip
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy

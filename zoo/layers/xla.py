@@ -35,7 +35,7 @@ def write_rows(rows, new, first):
     if compiles():  # Keras' slice_update needs XLA even in eager mode
         return ops.slice_update(rows, (0, first, 0), new)
     length, count = ops.shape(rows)[1], ops.shape(new)[1]
-    place = ops.arange(length) - first
-    is_new = ops.logical_and(place >= 0, place < count)
-    moved_rows = ops.take(new, ops.clip(place, 0, count - 1), axis=1)
+    offset = ops.arange(length) - first
+    is_new = ops.logical_and(offset >= 0, offset < count)
+    moved_rows = ops.take(new, ops.clip(offset, 0, count - 1), axis=1)
     return ops.where(is_new[None, :, None], moved_rows, rows)

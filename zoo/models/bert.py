@@ -110,8 +110,8 @@ def _normal():
     return keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE)
 
 
-def _dense(units: int, name: str, **more) -> layers.Dense:
-    return layers.Dense(units, kernel_initializer=_normal(), name=name, **more)
+def _dense(units: int, name: str, **kwargs) -> layers.Dense:
+    return layers.Dense(units, kernel_initializer=_normal(), name=name, **kwargs)
 
 
 @keras.saving.register_keras_serializable("zoo")

@@ -1,4 +1,4 @@
-"""Largest input length of a built model. Loads no Keras."""
+"""Largest input length of a built model. Does not import Keras."""
 
 
 def sequence_length(model) -> int | None:

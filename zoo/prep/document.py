@@ -144,8 +144,8 @@ class Tally:
             if isinstance(value, Counter):
                 value.update(getattr(other, name))
         for name, samples in other.samples.items():
-            own = self.samples.setdefault(name, [])
-            own += samples[: SAMPLES - len(own)]
+            own_samples = self.samples.setdefault(name, [])
+            own_samples += samples[: SAMPLES - len(own_samples)]
         if len(self.sites) > 2000:  # a large crawl has more sites than fit into memory
             self.sites = Counter(largest(self.sites, 1000))
 

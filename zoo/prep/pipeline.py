@@ -184,8 +184,8 @@ def _run(plan: Mapping, skip_reasons: Counter, out: Path, engine) -> dict:
     count = len(plan["shards"])
     common = {"work": str(work), "out": str(out), "prep": prep, "shards": count}
 
-    def run_on_shards(step, title: str, **more):
-        tasks = [{**common, "name": shard, **more} for shard in range(count)]
+    def run_on_shards(step, title: str, **kwargs):
+        tasks = [{**common, "name": shard, **kwargs} for shard in range(count)]
         if step is steps.filter_documents:
             tasks = [{**t, "shard": s} for t, s in zip(tasks, plan["shards"], strict=True)]
         return run_step(step, title, tasks)

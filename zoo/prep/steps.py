@@ -124,10 +124,10 @@ def frequent_lines(task: dict) -> dict:
     hashes, keys = [np.empty(0, HASH)], [np.empty(0, KEY)]
     for shard in range(task["shards"]):
         lines = load_output(work, "filter_documents", shard, "-lines.npy")
-        place = hash_slice(lines, part, task["parts"])
+        rows = hash_slice(lines, part, task["parts"])
         # Copies: a view would keep a file open per shard.
-        hashes.append(np.array(lines[place]))
-        keys.append(np.array(load_output(work, "filter_documents", shard, "-keys.npy")[place]))
+        hashes.append(np.array(lines[rows]))
+        keys.append(np.array(load_output(work, "filter_documents", shard, "-keys.npy")[rows]))
     frequent, first_keys = dedup.find_frequent(
         np.concatenate(hashes), np.concatenate(keys), task["prep"]["dedup"]["line_documents"]
     )
@@ -240,11 +240,11 @@ def candidate_pairs(task: dict) -> dict:
     dropped_keys = load_exact_duplicates(work, task["exact_parts"])[:, 0]
     for shard in range(task["shards"]):
         band_hashes = load_output(work, "hash_documents", shard, "-bands.npy")[band]
-        place = hash_slice(band_hashes, task["part"], task["parts"])
-        order = load_output(work, "hash_documents", shard, "-order.npy")[band][place]
+        rows = hash_slice(band_hashes, task["part"], task["parts"])
+        order = load_output(work, "hash_documents", shard, "-order.npy")[band][rows]
         part_keys = np.asarray(load_output(work, "hash_documents", shard, "-keys.npy"))[order]
         is_kept = ~np.isin(part_keys, dropped_keys)
-        hashes.append(band_hashes[place][is_kept])
+        hashes.append(band_hashes[rows][is_kept])
         keys.append(part_keys[is_kept])
     pairs = dedup.find_candidates(np.concatenate(hashes), np.concatenate(keys))
     save_array(path_of(work, "candidate_pairs", task["name"], ".npy"), pairs)
@@ -300,8 +300,8 @@ class SimilarityCheck:
 
     def _shingles(self, key: int) -> np.ndarray:
         keys, ends, flat = self._open(shard_of(key))
-        place = int(np.searchsorted(keys, np.uint64(key)))
-        return flat[ends[place] : ends[place + 1]]
+        index = int(np.searchsorted(keys, np.uint64(key)))
+        return flat[ends[index] : ends[index + 1]]
 
 
 # --- output ---------------------------------------------------------------------------------------

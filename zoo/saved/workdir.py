@@ -1,4 +1,4 @@
-"""Reads the config, the tokenizer and the model path of a work directory. Loads no Keras."""
+"""Reads the config, the tokenizer and the model path of a work directory. Does not import Keras."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -83,8 +83,8 @@ class _Layout:
 
     def shard_rows(self, rows: int) -> list[int]:
         """Returns the number of rows of each shard of an array of `rows` rows."""
-        whole, rest = divmod(rows, self.rows_per_shard)
-        return [self.rows_per_shard] * whole + [rest] * bool(rest)
+        full_shards, remaining_rows = divmod(rows, self.rows_per_shard)
+        return [self.rows_per_shard] * full_shards + [remaining_rows] * bool(remaining_rows)
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Recognizes model folders of the library transformers. Loads no Keras."""
+"""Recognizes model folders of the library transformers. Does not import Keras."""
 
 from pathlib import Path
 

@@ -157,9 +157,9 @@ def _squared_radii(points: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    one, other = one.astype("float64"), other.astype("float64")
-    squares = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T
+def _squared_distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    first, second = first.astype("float64"), second.astype("float64")
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
     return np.clip(squares, 0, None)
 
 

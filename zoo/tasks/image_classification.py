@@ -150,9 +150,11 @@ class ImageClassification(Task):
             random_affine = registry.resolve("zoo.data.arrays.affine:random_affine")
             image = random_affine(image, uniform, **self.affine)
         if training and self.amounts:
-            image, other, share = self.augment(image, batch["label"], uniform, batch["weight"])
-            if other is not None:
-                mixup_inputs = {"other_label": other, "share": share}
+            image, partner_label, share = self.augment(
+                image, batch["label"], uniform, batch["weight"]
+            )
+            if partner_label is not None:
+                mixup_inputs = {"other_label": partner_label, "share": share}
         return {**batch, "image": image, **mixup_inputs}
 
     def _select_view(self, batch, uniform):

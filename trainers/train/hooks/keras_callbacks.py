@@ -81,8 +81,10 @@ def share_rates(optimizers, group) -> None:
     """Sends the chief's learning rates, which its callbacks may have changed, to all workers."""
     if group.count == 1:
         return
-    plain = [inner(own) for own in optimizers]
-    mine = [float(own.learning_rate.numpy()) for own in plain]
-    for own, rate, before in zip(plain, group.share(mine), mine, strict=True):
+    plain_optimizers = [inner(optimizer) for optimizer in optimizers]
+    own_rates = [float(optimizer.learning_rate.numpy()) for optimizer in plain_optimizers]
+    for optimizer, rate, before in zip(
+        plain_optimizers, group.share(own_rates), own_rates, strict=True
+    ):
         if rate != before:
-            own.learning_rate = rate
+            optimizer.learning_rate = rate

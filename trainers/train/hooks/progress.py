@@ -98,18 +98,19 @@ class Progress(ProgressHook):
         logs = windows.logs
         self._warn(logs)
         rates = {
-            f"learning_rate_{part.name}".rstrip("_"): last_learning_rate(inner(own))
-            for part, own in zip(step.model_parts, step.optimizers, strict=True)
+            f"learning_rate_{part.name}".rstrip("_"): last_learning_rate(inner(optimizer))
+            for part, optimizer in zip(step.model_parts, step.optimizers, strict=True)
         }
-        more = {}
-        if any(own is not inner(own) for own in step.optimizers):  # loss scaling
-            more["skipped_steps"] = sum(
-                state.done - int(inner(own).iterations.numpy()) for own in step.optimizers
+        metrics = {}
+        if any(optimizer is not inner(optimizer) for optimizer in step.optimizers):  # loss scaling
+            metrics["skipped_steps"] = sum(
+                state.done - int(inner(optimizer).iterations.numpy())
+                for optimizer in step.optimizers
             )
         speeds = {"samples": self.examples_of(steps) / seconds}
         if step.task.unit != "samples":
             speeds[step.task.unit] = total_weights[next(iter(step.task.terms))] / seconds
-        values = {**logs, **rates, **{f"{k}_per_second": v for k, v in speeds.items()}, **more}
+        values = {**logs, **rates, **{f"{k}_per_second": v for k, v in speeds.items()}, **metrics}
         self._workdir.log(
             step=state.done,
             epoch=round(state.done / self._periods.steps_per_epoch, 4),
@@ -118,7 +119,7 @@ class Progress(ProgressHook):
             goodput=round(self._goodput.share(), 4),
         )
         if not self.interactive:
-            parts = [f"training: {format_metrics(logs)}", format_metrics({**rates, **more})]
+            parts = [f"training: {format_metrics(logs)}", format_metrics({**rates, **metrics})]
             parts += [f"{short_number(v)} {k}/s" for k, v in speeds.items()]
             self.print_line("  ".join(parts))
 

@@ -60,7 +60,7 @@ class Augment:
         numbers = uniform(8)
         # The numbers of the first row differ per replica.
         key = tf.bitcast(tf.cast(numbers[0, 4:6] * 2.0**24, tf.uint32), tf.int32)
-        other, share = None, None
+        partner_label, share = None, None
         for index, name in enumerate(self.amounts):
             if name == "crop":
                 image = _crop(image, numbers[:, :4], self.amounts[name])
@@ -73,9 +73,9 @@ class Augment:
                 change = {**change, "permutation_order": partners}
             image = layer.transform_images(image, change, training=True)
             if name == "mixup":
-                other = tf.gather(label, change["permutation_order"])
+                partner_label = tf.gather(label, change["permutation_order"])
                 share = tf.cast(change["mix_weight"], tf.float32)
-        return tf.clip_by_value(image, 0.0, 1.0), other, share
+        return tf.clip_by_value(image, 0.0, 1.0), partner_label, share
 
 
 def _real_partners(order: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
@@ -90,8 +90,8 @@ def _real_partners(order: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
     """
     padding_last = tf.argsort(tf.cast(~tf.gather(real, order), tf.int32), stable=True)
     among_real = tf.gather(order, padding_last)
-    place = tf.maximum(tf.cumsum(tf.cast(real, tf.int32)) - 1, 0)
-    return tf.where(real, tf.gather(among_real, place), tf.range(tf.size(order, order.dtype)))
+    real_index = tf.maximum(tf.cumsum(tf.cast(real, tf.int32)) - 1, 0)
+    return tf.where(real, tf.gather(among_real, real_index), tf.range(tf.size(order, order.dtype)))
 
 
 class Key(keras.random.SeedGenerator):

@@ -1,4 +1,4 @@
-"""Names and amounts of the augmentations of `task.augment`. Imports no TensorFlow."""
+"""Names and amounts of the augmentations of `task.augment`. Does not import TensorFlow."""
 
 from collections.abc import Collection, Sequence
 

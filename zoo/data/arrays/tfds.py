@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 def load(
     name: str, version: str, manual_dir: Path | None = None, shape: tuple[int, ...] = ()
 ) -> Dataset:
-    """Loads a TFDS data set as memory-mapped arrays; imports no TensorFlow.
+    """Loads a TFDS data set as memory-mapped arrays; does not import TensorFlow.
 
     Args:
       name: name of the data set in TFDS.

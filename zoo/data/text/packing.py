@@ -98,7 +98,7 @@ def _pack(pieces: list[np.ndarray], length: int, counts: Counter):
     first = np.searchsorted(row, row)  # index of the first piece in the row of each piece
     is_filled = np.arange(length) < used_positions[:, None]
     tokens, segments = np.zeros((2, len(used_positions), length), np.int32)
-    tokens[is_filled] = np.concatenate([pieces[place] for place in order.tolist()])
+    tokens[is_filled] = np.concatenate([pieces[index] for index in order.tolist()])
     segments[is_filled] = np.repeat(np.arange(len(row)) - first + 1, lengths)
     counts["rows"] += len(tokens)
     counts["padding"] += int(tokens.size - used_positions.sum())
@@ -122,38 +122,45 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
     bins = np.empty(len(lengths), np.int64)
     bins_of_room = [[] for _ in range(capacity + 1)]  # remaining room -> bins
     room_bits = 0  # bit r is set if bins_of_room[r] is not empty
-    num_bins = place = 0
+    num_bins = start = 0
     sizes, amounts = np.unique(-lengths, return_counts=True)
     for size, amount in zip((-sizes).tolist(), amounts.tolist(), strict=True):
         while amount:
             fitting = room_bits >> size
             if fitting:
-                room = size + (fitting & -fitting).bit_length() - 1
-                candidates = bins_of_room[room]
+                bin_room = size + (fitting & -fitting).bit_length() - 1
+                candidates = bins_of_room[bin_room]
             else:
-                room = capacity
+                bin_room = capacity
                 num_needed = -(-amount // (capacity // size))
                 candidates = bins_of_room[capacity] = list(range(num_bins, num_bins + num_needed))
                 num_bins += num_needed
-            per_bin = room // size
+            per_bin = bin_room // size
             num_filled = min(len(candidates), amount // per_bin)
             if num_filled:
-                chosen_bins, bins_of_room[room] = candidates[:num_filled], candidates[num_filled:]
-                bins[order[place : place + num_filled * per_bin]] = np.repeat(chosen_bins, per_bin)
+                chosen_bins, bins_of_room[bin_room] = (
+                    candidates[:num_filled],
+                    candidates[num_filled:],
+                )
+                bins[order[start : start + num_filled * per_bin]] = np.repeat(chosen_bins, per_bin)
                 num_placed = num_filled * per_bin
             else:  # the last bin is not filled
-                chosen_bins, bins_of_room[room], per_bin = candidates[:1], candidates[1:], amount
-                bins[order[place : place + amount]] = chosen_bins[0]
+                chosen_bins, bins_of_room[bin_room], per_bin = (
+                    candidates[:1],
+                    candidates[1:],
+                    amount,
+                )
+                bins[order[start : start + amount]] = chosen_bins[0]
                 num_placed = amount
-            place += num_placed
+            start += num_placed
             amount -= num_placed
-            remaining = room - per_bin * size
+            remaining = bin_room - per_bin * size
             bins_of_room[remaining] += chosen_bins
             room_bits |= 1 << remaining
-            if not bins_of_room[room]:
-                room_bits &= ~(1 << room)
-            elif room == capacity:
-                room_bits |= 1 << room
+            if not bins_of_room[bin_room]:
+                room_bits &= ~(1 << bin_room)
+            elif bin_room == capacity:
+                room_bits |= 1 << bin_room
     return bins
 
 

@@ -105,11 +105,13 @@ def packed_rows(pairs: Iterator, split: str, tokenizer, length: int, packed: boo
     for key, side in zip(("source", "target"), sides, strict=True):
         out[key] = np.zeros((row.max() + 1, length), np.int32)
         used_positions = np.zeros(len(out[key]), np.int64)
-        for place, ids in zip(row.tolist(), side, strict=True):
+        for row_index, ids in zip(row.tolist(), side, strict=True):
             if len(ids) > length:
                 ids = np.append(ids[: length - 1], tokenizer.end_id)
-            out[key][place, used_positions[place] : used_positions[place] + len(ids)] = ids
-            used_positions[place] += len(ids)
+            out[key][
+                row_index, used_positions[row_index] : used_positions[row_index] + len(ids)
+            ] = ids
+            used_positions[row_index] += len(ids)
     return out
 
 

@@ -40,7 +40,7 @@ CHUNK_ROWS = 1024
 # Ends of sentences with closing quotes and brackets: in Latin, Greek, Persian, Arabic, Urdu and
 # Devanagari text before white space, in Chinese and Japanese text anywhere.
 _END = re.compile(r"[.!?…؟۔।]+[\"'”’»)\]]*\s+|[。！？]+[”’」』）]*\s*")
-# Abbreviations that seldom end a sentence, and abbreviations that do not before a number.
+# Abbreviations that rarely end a sentence, and abbreviations that do not end one before a number.
 _ABBREVIATIONS = frozenset(
     [
         "mr", "mrs", "ms", "dr", "prof", "st", "rev", "hon", "gen", "col", "capt", "lt", "sgt",
@@ -132,11 +132,11 @@ def make_pairs(
     Raises:
       UsageError: if there are fewer than two documents.
     """
-    room = length - 3
+    max_tokens = length - 3
     rows = []
     for group, pool in _groups(documents, buffer):
         for number, document in enumerate(group):
-            for a, b, label in _pairs(document, number, pool, room, generator):
+            for a, b, label in _pairs(document, number, pool, max_tokens, generator):
                 rows.append(_row(a, b, label, length, start_id, separator_id))
                 if len(rows) == CHUNK_ROWS:
                     yield _stack_rows(rows)
@@ -160,29 +160,29 @@ def _groups(documents, buffer: int):
         before = group
 
 
-def _pairs(document, number, pool, room, generator):
+def _pairs(document, number, pool, max_tokens, generator):
     """Yields (A, B, label) of the document `pool[number]`."""
 
     def draw_size():
         short = generator.random() < SHORT_SHARE
-        return int(generator.integers(2, room + 1)) if short else room
+        return int(generator.integers(2, max_tokens + 1)) if short else max_tokens
 
-    place, target = 0, draw_size()
-    while place < len(document):
-        end, size = place, 0
+    start, target = 0, draw_size()
+    while start < len(document):
+        end, size = start, 0
         while end < len(document) and size < target:
             size += len(document[end])
             end += 1
-        sentences = end - place
-        cut = place + (int(generator.integers(1, sentences)) if sentences > 1 else 1)
-        a = np.concatenate(document[place:cut])
+        sentences = end - start
+        cut = start + (int(generator.integers(1, sentences)) if sentences > 1 else 1)
+        a = np.concatenate(document[start:cut])
         if sentences == 1 or generator.random() < RANDOM_SHARE:
             b, label = _random_text(number, pool, target - len(a), generator), RANDOM
-            place = cut
+            start = cut
         else:
             b, label = np.concatenate(document[cut:end]), NEXT
-            place = end
-        yield *_truncated(a, b, room, generator), label
+            start = end
+        yield *_truncated(a, b, max_tokens, generator), label
         target = draw_size()
 
 
@@ -190,19 +190,19 @@ def _random_text(number, pool, target, generator) -> np.ndarray:
     """Returns text of at least `target` tokens, if possible, from another document of the pool."""
     other = int(generator.integers(len(pool) - 1))
     document = pool[other + (other >= number)]
-    place = int(generator.integers(len(document)))
-    parts, size = [document[place]], len(document[place])
-    while size < target and (place := place + 1) < len(document):
-        parts.append(document[place])
-        size += len(document[place])
+    index = int(generator.integers(len(document)))
+    parts, size = [document[index]], len(document[index])
+    while size < target and (index := index + 1) < len(document):
+        parts.append(document[index])
+        size += len(document[index])
     return np.concatenate(parts)
 
 
-def _truncated(a, b, room, generator):
+def _truncated(a, b, max_tokens, generator):
     """Truncates the longer part at random ends until both parts fit."""
-    half = room // 2
-    size_a = min(len(a), max(room - len(b), room - half))
-    size_b = min(len(b), max(room - len(a), half))
+    half = max_tokens // 2
+    size_a = min(len(a), max(max_tokens - len(b), max_tokens - half))
+    size_b = min(len(b), max(max_tokens - len(a), half))
 
     def cut(tokens, size):
         front = int(generator.binomial(len(tokens) - size, 0.5))

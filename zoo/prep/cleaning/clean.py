@@ -24,7 +24,7 @@ _BLANK_LINES = re.compile("\n{3,}")
 # ZWNJ and ZWJ are meaningful only between letters and marks of these scripts.
 _JOINERS = re.compile("[\u200c\u200d]+")
 _NEEDS_JOINERS = re.compile(
-    "[\u0600-\u06ef\u06fa-\u08ff\ufb50-\ufdff\ufe70-\ufefc"  # Arabic, Syriac and their kin
+    "[\u0600-\u06ef\u06fa-\u08ff\ufb50-\ufdff\ufe70-\ufefc"  # Arabic, Syriac and related scripts
     "\u0900-\u0dff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u1800-\u18af]"  # India to Mongolia
 )
 _EMOJI = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]")
@@ -55,7 +55,7 @@ def clean(document: Document, settings: Mapping) -> str:
     if settings["repair"] and not text.isascii():
         text = repair_mojibake(text)
     code = document.language.lower().replace("_", "-").partition("-")[0]
-    # A declared language without Arabic script may come from a template ("en"): look at the text.
+    # A declared language without Arabic script may come from a template ("en"): check the text.
     persian = code in _PERSIAN or (code not in _OTHER_ARABIC_SCRIPT and looks_persian(text))
     text = tidy(text, persian)
     title = tidy(document.title)

@@ -133,12 +133,12 @@ def find_candidates(hashes: np.ndarray, keys: np.ndarray) -> np.ndarray:
             pairs.append(np.stack([members[first], members[second]], 1))
             continue
         half = ALL_PAIRS // 2
-        for place in range(half):
-            later = members[place + 1 :]
-            pairs.append(np.stack([np.full_like(later, members[place]), later], 1))
-        rest = members[half:]
+        for index in range(half):
+            later = members[index + 1 :]
+            pairs.append(np.stack([np.full_like(later, members[index]), later], 1))
+        remaining_members = members[half:]
         for back in range(1, half + 1):
-            pairs.append(np.stack([rest[:-back], rest[back:]], 1))
+            pairs.append(np.stack([remaining_members[:-back], remaining_members[back:]], 1))
     return np.unique(np.concatenate(pairs), axis=0)
 
 

@@ -52,7 +52,7 @@ def language(document: Document, settings: Mapping) -> str:
 
 
 def address(document: Document, settings: Mapping) -> str:
-    """Drops by URL: blocked domains, and words of adult sites."""
+    """Drops documents by URL: blocked domains, and words of adult sites."""
     if not document.url:
         return ""
     try:
@@ -151,10 +151,10 @@ def _top_ngram(words: list[str], n: int) -> int:
 def _duplicate_ngrams(words: list[str], n: int) -> int:
     """Returns the characters of words in repeated n-grams, counting each word once."""
     seen_ngrams, num_covered, end = set(), 0, 0
-    for place, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
+    for index, gram in enumerate(zip(*(words[i:] for i in range(n)), strict=False)):
         if gram in seen_ngrams:
-            num_covered += sum(map(len, words[max(place, end) : place + n]))
-            end = place + n
+            num_covered += sum(map(len, words[max(index, end) : index + n]))
+            end = index + n
         else:
             seen_ngrams.add(gram)
     return num_covered

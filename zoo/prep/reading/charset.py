@@ -147,19 +147,19 @@ def _meta_charsets(content: bytes) -> Iterator[str]:
     https://html.spec.whatwg.org/multipage/parsing.html#prescan-a-byte-stream-to-determine-its-encoding
     Skips scripts and other raw text, as a browser's parser does.
     """
-    place = 0
-    while match := _TAG.search(content, place):
-        place = match.end()
+    offset = 0
+    while match := _TAG.search(content, offset):
+        offset = match.end()
         tag = match.group().lower()
         if tag in (b"<!--", b"<!", b"<?"):
             end = b"-->" if tag == b"<!--" else b">"
-            place = content.find(end, place - 2 if tag == b"<!--" else place) + len(end)
-            if place < len(end):
+            offset = content.find(end, offset - 2 if tag == b"<!--" else offset) + len(end)
+            if offset < len(end):
                 return
             continue
         attributes: dict[bytes, bytes] = {}
-        while attribute := _ATTRIBUTE.match(content, place):
-            place = attribute.end()
+        while attribute := _ATTRIBUTE.match(content, offset):
+            offset = attribute.end()
             value = next((v for v in attribute.groups()[1:] if v is not None), b"")
             attributes.setdefault(attribute.group(1).lower(), value)
         if tag == b"<meta":
@@ -170,10 +170,10 @@ def _meta_charsets(content: bytes) -> Iterator[str]:
             if label:
                 yield label.decode("latin-1")
         elif tag[1:] in _RAW:
-            end = re.compile(rb"</" + tag[1:] + rb"[\s/>]", re.IGNORECASE).search(content, place)
+            end = re.compile(rb"</" + tag[1:] + rb"[\s/>]", re.IGNORECASE).search(content, offset)
             if not end:
                 return
-            place = end.end()
+            offset = end.end()
 
 
 def _decode_if_utf8(content: bytes, encodings: list[webencodings.Encoding]) -> str | None:
@@ -186,7 +186,7 @@ def _decode_if_utf8(content: bytes, encodings: list[webencodings.Encoding]) -> s
       content: any bytes.
       encodings: declared encodings. If one is not UTF-8, fewer stray bytes are accepted.
     """
-    other = any(encoding.name != "utf-8" for encoding in encodings)
+    has_other_encoding = any(encoding.name != "utf-8" for encoding in encodings)
     try:
         text, bad = content.decode(), 0
     except UnicodeDecodeError:
@@ -194,7 +194,7 @@ def _decode_if_utf8(content: bytes, encodings: list[webencodings.Encoding]) -> s
         bad = text.count(_REPLACEMENT)
     good = len(text) - sum(map(str.isascii, text)) - bad
     if bad:
-        return text if good > (10 * bad if other else bad) else None
+        return text if good > (10 * bad if has_other_encoding else bad) else None
     if 0 < good <= _FEW and encodings and all(e.name in _TWO_BYTES for e in encodings):
         return None if _REPLACEMENT not in _decode_as(content, encodings[0]) else text
     return text

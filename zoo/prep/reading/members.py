@@ -171,21 +171,21 @@ class Members:
             return True
         if not self.damaged and not self._compressed:
             return False
-        reason, place = "bomb" if self._is_bomb else "damaged", 0
+        reason, offset = "bomb" if self._is_bomb else "damaged", 0
         while True:
-            match = _MAGIC.search(self._compressed, place)
-            place = match.start() if match else max(place, len(self._compressed) - 3)
-            if len(self._compressed) - place < _PROBE_BYTES and (more := self._file.read(_PIECE)):
-                self._compressed, place = self._compressed[place:] + more, 0
+            match = _MAGIC.search(self._compressed, offset)
+            offset = match.start() if match else max(offset, len(self._compressed) - 3)
+            if len(self._compressed) - offset < _PROBE_BYTES and (more := self._file.read(_PIECE)):
+                self._compressed, offset = self._compressed[offset:] + more, 0
                 continue
             if not match:
                 self._end(reason)
                 return False
-            start = self._first_bytes(self._compressed[place : place + _PROBE_BYTES])
+            start = self._first_bytes(self._compressed[offset : offset + _PROBE_BYTES])
             if start and self._record_start.startswith(start):
-                self.skipped, self._compressed = reason, self._compressed[place:]
+                self.skipped, self._compressed = reason, self._compressed[offset:]
                 return True
-            place += 1
+            offset += 1
 
     def _first_bytes(self, compressed: bytes) -> bytes | None:
         """Returns the first decompressed bytes of a member; None if it is not gzip."""

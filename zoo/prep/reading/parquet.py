@@ -82,9 +82,9 @@ def row_groups(
                     size += sum(map(_bytes_of, batch.columns))
                     if is_bomb(size, file_size, max_ratio):
                         raise Bomb
-                    for place in range(batch.num_rows):
+                    for index in range(batch.num_rows):
                         if is_selected():
-                            yield {name: _value(batch.column(name)[place]) for name in names}
+                            yield {name: _value(batch.column(name)[index]) for name in names}
                 if count:  # pyarrow ignores some damage
                     raise OSError("missing rows")
             except (pyarrow.ArrowException, OSError) as error:
@@ -197,15 +197,15 @@ def _check(
 
 def _page_sizes(file, column: dict) -> Iterator[int]:
     """Yields the uncompressed size of each page of a column, from the page headers."""
-    place = _number(column, 9)
+    offset = _number(column, 9)
     if column.get(11):
-        place = min(place, _number(column, 11))
-    end = place + _number(column, 7)
-    while place < end:
-        file.seek(place)
+        offset = min(offset, _number(column, 11))
+    end = offset + _number(column, 7)
+    while offset < end:
+        file.seek(offset)
         fields = _Thrift(file).struct()
         yield _number(fields, 2)
-        place = file.tell() + _number(fields, 3)
+        offset = file.tell() + _number(fields, 3)
 
 
 class _Thrift:

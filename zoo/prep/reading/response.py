@@ -144,10 +144,10 @@ def decode_coding(body: bytes, coding: str, limit: int) -> bytes:
 
 
 def _join_chunks(body: bytes) -> bytes:
-    pieces, place = [], 0
-    while place < len(body):
-        end = body.find(b"\n", place, place + 4096)
-        line = body[place:] if end < 0 else body[place:end]
+    pieces, offset = [], 0
+    while offset < len(body):
+        end = body.find(b"\n", offset, offset + 4096)
+        line = body[offset:] if end < 0 else body[offset:end]
         size = line.partition(b";")[0].strip(b" \t\r")
         if not re.fullmatch(rb"0*[0-9A-Fa-f]{1,16}", size):
             raise Unreadable("responses with invalid chunks")
@@ -157,10 +157,10 @@ def _join_chunks(body: bytes) -> bytes:
         if end < 0 or end + 1 + count >= len(body):
             break
         pieces.append(body[end + 1 : end + 1 + count])
-        place = end + 1 + count
-        if not re.match(rb"\r?\n|\r\Z", body[place : place + 2]):
+        offset = end + 1 + count
+        if not re.match(rb"\r?\n|\r\Z", body[offset : offset + 2]):
             raise Unreadable("responses with invalid chunks")
-        place += 2 if body[place] == 0x0D else 1
+        offset += 2 if body[offset] == 0x0D else 1
     raise Unreadable(_CUT_OFF)
 
 
@@ -205,17 +205,17 @@ def _zstandard(body: bytes, limit: int) -> tuple[bytes, bool]:
 
     # The largest window that RFC 9659 allows.
     frames = zstandard.ZstdDecompressor(max_window_size=1 << 23)
-    frame, pieces, size, place = None, [], 0, 0
+    frame, pieces, size, offset = None, [], 0, 0
     try:
-        while place < len(body) and size <= limit:
+        while offset < len(body) and size <= limit:
             if frame is None:
-                if place and not _ZSTD_FRAME.match(body, place):
+                if offset and not _ZSTD_FRAME.match(body, offset):
                     break  # bytes after the last frame are ignored, as after gzip
                 frame = frames.decompressobj()
-            data = body[place : place + 256]  # may decompress to 8 MB
+            data = body[offset : offset + 256]  # may decompress to 8 MB
             pieces.append(frame.decompress(data))
             size += len(pieces[-1])
-            place += len(data) - len(frame.unused_data)
+            offset += len(data) - len(frame.unused_data)
             if frame.eof:
                 frame = None
     except zstandard.ZstdError:
