@@ -15,7 +15,7 @@ def get_config(arg: str = ""):
     """Variants: "" trains for some minutes, "debug" ends within a minute on two cores."""
     config = shipped_recipe("web_text", arg)
     config.data.update(vocabulary_size=1000 if arg else 24_000, normalization="persian")
-    config.task.chunk = 512  # the logits of all positions at once would be 24,000 numbers each
+    config.task.chunk = 512  # without chunks, each position would need 24,000 logits in memory
     config.prep.input = "corpus:persian_news,corpus:persian_poems"
     config.prep.rules = ("language", "gopher_quality", "toxicity")
     config.prep.language.keep = ("fa",)

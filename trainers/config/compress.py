@@ -143,10 +143,10 @@ def check_sizes(compress) -> None:
 
 def _chosen_by_weights(compress) -> tuple[str, str]:
     """Returns the section with sizes that are not known yet, and their key; or two ""."""
-    structured, low = compress["structured"], compress["low_rank"]
+    structured, low_rank = compress["structured"], compress["low_rank"]
     if (structured["sparsity"] or structured["keep"]) and not structured["widths"]:
         return "structured", "widths"
-    if (low["keep"] or any(low[key] for key in RANKS_BY)) and not low["ranks"]:
+    if (low_rank["keep"] or any(low_rank[key] for key in RANKS_BY)) and not low_rank["ranks"]:
         return "low_rank", "ranks"
     return "", ""
 

@@ -32,11 +32,11 @@ def statistics_batches(arrays, prepare: Callable, trainer, replicas: int) -> tf.
       replicas: number of replicas.
     """
     size = trainer.global_batch_size
-    full = len(next(iter(arrays.values()))) // size
-    together = (trainer.micro_batch_size or size // replicas) * replicas
+    full_batches = len(next(iter(arrays.values()))) // size
+    rows_together = (trainer.micro_batch_size or size // replicas) * replicas
     return pipeline.training_batches(
-        arrays, prepare, batch_size=size, replicas=size // together, seed=trainer.seed,
-        first_step=0, last_step=min(full, -(-ROWS // size)),
+        arrays, prepare, batch_size=size, replicas=size // rows_together, seed=trainer.seed,
+        first_step=0, last_step=min(full_batches, -(-ROWS // size)),
     )  # fmt: skip
 
 
@@ -90,5 +90,5 @@ class Statistics:
         self._layers = [layer for layer, *_ in recorded]
         values = {id(v): scope.get_current_value(v) for v in step.net.non_trainable_weights}
         self._changed = [v for v in step.net.non_trainable_weights if values[id(v)] is not None]
-        moments = [value for _, *both in recorded for value in both]
+        moments = [value for _, *mean_and_variance in recorded for value in mean_and_variance]
         return moments, [tf.cast(values[id(v)], v.dtype) for v in self._changed]

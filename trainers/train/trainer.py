@@ -81,7 +81,7 @@ class Trainer:
       tpu_name: TPU of strategy tpu, see `trainers.distributed.tpu.tpu_strategy`.
 
     All workers run the same program. Only the first worker, the chief, uses the work directory and
-    runs the callbacks of the recipe. The other workers get the chief's decisions by `self.group`.
+    runs the callbacks of the recipe. `self.group` sends the chief's decisions to the other workers.
     After `train`, `step.net` is the trained model. With `trainer.ema`, `step.net` has the raw
     weights, and model.keras in the work directory their moving average. `result` names the split
     and the weights of the returned metrics.
@@ -303,11 +303,11 @@ class Trainer:
 
     def _evaluator(self, arrays) -> Evaluator:
         trainer = self.config.trainer
-        share = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
-        return Evaluator(self.step.net, self.task, arrays, share * self.replicas, self.strategy)
+        rows = trainer.micro_batch_size or trainer.global_batch_size // self.replicas
+        return Evaluator(self.step.net, self.task, arrays, rows * self.replicas, self.strategy)
 
     def _start_log(self, files: list) -> Goodput:
-        began = self.workdir.start_metrics(self.state.done, self.state.lines)
+        start_time = self.workdir.start_metrics(self.state.done, self.state.lines)
         self.events.read()
         if self.hold_out_note:
             self.events("hold-out", self.hold_out_note)
@@ -317,7 +317,7 @@ class Trainer:
             self.events("resumed", f"from {files[-1][1].name}")
         elif self.config.trainer.max_rollbacks:
             self.checkpoints.save()  # for the first rollback
-        return Goodput(self.state, began)
+        return Goodput(self.state, start_time)
 
     def _batches(self):
         """Returns an iterator over the batches from the current update to the last."""
@@ -365,7 +365,7 @@ class Trainer:
         )  # fmt: skip
 
     def _is_finished(self) -> bool:
-        """Returns whether the run ended and wrote all files; only the chief's answer counts."""
+        """Returns whether the run ended and wrote all files; only the chief's result counts."""
         has_ended = self.state.done == self.periods.total or self.state.stopped
         files = ("model.keras", "report.html")
         return (
@@ -383,7 +383,7 @@ class Trainer:
     def _finish(self) -> Result:
         """Saves the model, evaluates it on the split `evaluated_split`, and writes the report."""
         chief, result = self.group.chief, self._training_means()
-        if chief:  # written last, as the mark of a finished run
+        if chief:  # the report is written last, because it marks a finished run
             (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
             if chief:

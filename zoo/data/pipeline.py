@@ -140,7 +140,7 @@ def _uniform(key, batch_size: int, first_row, size: int) -> Callable:
     return uniform
 
 
-def _uniform_of_rows(seed: int, places) -> Callable:
+def _uniform_of_rows(seed: int, positions) -> Callable:
     """Returns a source of random numbers that depend only on the seed and an example's index."""
     salts = itertools.count()
 
@@ -151,7 +151,7 @@ def _uniform_of_rows(seed: int, places) -> Callable:
             key = tf.stack([tf.constant(seed, tf.int64), position])
             return tf.random.stateless_uniform((count,), _fold_in_salt(key, salt))
 
-        return tf.map_fn(row, places, fn_output_signature=tf.TensorSpec((count,), tf.float32))
+        return tf.map_fn(row, positions, fn_output_signature=tf.TensorSpec((count,), tf.float32))
 
     return uniform
 
