@@ -43,7 +43,7 @@ _BATCH = 16  # prompts that are continued at once
 
 
 def command(argv) -> int:
-    """Prints the prompts with their continuations."""
+    """Runs `zoo generate`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
     options = _options()
     prompts = _prompts()
@@ -57,7 +57,7 @@ def command(argv) -> int:
         return _print_rows(_translate(model, tokenizer, config, prompts))
     if _PROMPTS.value is not None:
         prompts = [prompt for prompt in prompts if prompt.strip()]
-    # An LSTM has no number of positions; those of an older model may all have been trained.
+    # An LSTM has no limit of positions, and the model of init_from may have trained all positions.
     length = config["model"].get("sequence_length")
     trained_length = (
         config["data"]["sequence_length"] if length and not config["init_from"] else None
@@ -142,12 +142,12 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     model_path(workdir, checkpoint)
     task = config["config"]["task"]["name"]
     tokenizer = read_tokenizer(workdir, config) if config.get("tokenizer") else None
-    other = UsageError(
+    unsupported_task = UsageError(
         "zoo generate writes text or draws images; "
         f"{workdir} contains a model of the task {task!r}."
     )
     if task == "image_classification":
-        raise other
+        raise unsupported_task
     _check_flags(task, prompts, Path(workdir))
     if tokenizer is not None:
         Options(_MAX_TOKENS.value, **options)
@@ -156,7 +156,7 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
 
     model = load_model(workdir, checkpoint)
     if tokenizer is None and not hasattr(model, "generator"):
-        raise other
+        raise unsupported_task
     return model, tokenizer, config["config"]
 
 
@@ -212,7 +212,7 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
 
 
 def _image_path(workdir: Path) -> Path:
-    """Returns where the images of a GAN are written."""
+    """Returns the path of the PNG file with the images of a GAN."""
     return Path(_OUT.value or workdir / "generated.png")
 
 
@@ -241,7 +241,7 @@ def _translate(model, tokenizer, config, prompts: list[str]) -> list[dict]:
 def _warn_of_unknown_tokens(tokenizer, prompts: list[str]) -> None:
     """Warns of tokens in the prompts that are unknown to the tokenizer."""
     ids = (tokenizer.encode(prompt) for prompt in prompts)
-    if count := sum(int((one == tokenizer.unknown_id).sum()) for one in ids):
+    if count := sum(int((prompt_ids == tokenizer.unknown_id).sum()) for prompt_ids in ids):
         LOG.warning(
             f"{count} of the prompt's tokens {'is' if count == 1 else 'are'} unknown to the "
             "tokenizer and become <unk>"
