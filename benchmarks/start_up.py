@@ -2,7 +2,7 @@
 
     python -m benchmarks.start_up [RECIPE] [--rounds=5] [--write]
 
-Each round runs in a separate process. The time includes loading the prepared data set, building,
+Each round runs in a separate process. The time includes loading the prepared dataset, building,
 tracing and the first update, but not imports.
 """
 

@@ -69,12 +69,12 @@ class BenchResult:
 def bench(config, seconds: float = 10.0, dataset=None) -> BenchResult:
     """Measures a recipe's train step on synthetic examples from its task.
 
-    Text tasks run on the recipe's data set, since vocabulary and sequence length follow from it.
+    Text tasks run on the recipe's dataset, since vocabulary and sequence length follow from it.
 
     Args:
       config: a resolved configuration.
       seconds: time to measure: half for training, a quarter each for step and input alone.
-      dataset: the data set of a text task, if it is loaded already.
+      dataset: the dataset of a text task, if it is loaded already.
 
     Returns:
       `BenchResult`.

@@ -1,6 +1,6 @@
 """Proxies of heavy libraries, which are imported on first use.
 
-Modules of tasks and data sets are imported before TensorFlow, so that a wrong recipe fails at once.
+Modules of tasks and datasets are imported before TensorFlow, so that a wrong recipe fails at once.
 """
 
 import importlib

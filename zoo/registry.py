@@ -26,7 +26,7 @@ _tasks: dict[str, str | Callable] = {
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
-# Functions that load the data of a task; other tasks load the data set named by `data.source`.
+# Functions that load the data of a task; other tasks load the dataset named by `data.source`.
 _loaders: dict[str, str | Callable] = {
     "clm": "zoo.data.text.dataset:language_modeling",
     "seq2seq": "zoo.data.text.parallel:pairs",
@@ -71,7 +71,7 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
       name: name of the task.
       task: a subclass of `zoo.tasks.base.Task`, or `"module:Class"`.
       load: `load(data, task) -> zoo.data.Dataset`, called with the sections `data` and `task` of
-        the config (dicts); by default the data set named by `data.source` is loaded.
+        the config (dicts); by default the dataset named by `data.source` is loaded.
 
     Raises:
       UsageError: if the name is registered already.
@@ -113,7 +113,7 @@ def load_data(data: Mapping[str, Any], task: Mapping[str, Any]):
             data["source"], data["manual_dir"] or None, tuple(data["image_size"])
         )
     counts = {split: len(next(iter(arrays.values()))) for split, arrays in dataset.splits.items()}
-    _LOG.debug(f"data set {dataset.name!r}, number of examples: {counts}")
+    _LOG.debug(f"dataset {dataset.name!r}, number of examples: {counts}")
     return dataset
 
 

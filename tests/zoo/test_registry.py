@@ -96,7 +96,7 @@ def test_list_is_sorted_and_whole(register):
         (lambda: registry.build_task(None), ["No task is named None"]),
         (lambda: zoo.build("dcgan_mnist", noise_dim=0), ["noise_dim must be at least 1. Received"]),
         (lambda: zoo.describe("cnn_classifier", 0), ["batch_size must be an integer >= 1"]),
-        (lambda: zoo.data.load(None), ["The name of a data set must be a string. Received: None"]),
+        (lambda: zoo.data.load(None), ["The name of a dataset must be a string. Received: None"]),
         (lambda: zoo.data.load("folder:x", image_size=28), ["(224, 224). Received: 28"]),
         (lambda: zoo.build("cnn_classifier", input_shape=(8, 8, 1)), ["cannot be built"]),
         (lambda: zoo.build("cnn_classifier", num_classes=0), ["cannot be built", "num_classes=0"]),

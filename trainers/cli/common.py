@@ -39,7 +39,7 @@ class Flags(flags.FlagValues):
 
     def __init__(self):
         super().__init__()
-        self.strings("import", [], "Module that registers your models, tasks or data sets.")
+        self.strings("import", [], "Module that registers your models, tasks or datasets.")
         self.boolean("quiet", False, "Log only warnings and errors.", short_name="q")
         self.boolean("verbose", False, "Log more messages.", short_name="v")
 

@@ -10,7 +10,7 @@ from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
 _SPLIT = _FLAGS.string(
-    "split", None, "Split of the data set; default: test if the data set has it, else validation."
+    "split", None, "Split of the dataset; default: test if the dataset has it, else validation."
 )
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
@@ -27,7 +27,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
 
     Args:
       workdir: path of the work directory of a finished run.
-      split: name of the split; None for test if the data set has it, else validation.
+      split: name of the split; None for test if the dataset has it, else validation.
       checkpoint: "final" or "best".
       as_json: whether to print JSON.
     """
@@ -47,7 +47,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
         split = evaluation_split(dataset.splits) or "test"
     if split not in dataset.splits:
         raise UsageError(
-            f"Data set {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
+            f"Dataset {dataset.name!r} has no split {split!r}.{near_names(split, dataset.splits)} "
             f"Set --split to one of: {', '.join(dataset.splits)}."
         )
     directory = WorkDirectory(workdir).open()

@@ -1,8 +1,8 @@
-"""zoo fetch [NAME ...] [--destination=FOLDER]: downloads data sets.
+"""zoo fetch [NAME ...] [--destination=FOLDER]: downloads datasets.
 
-Downloads the original files of data sets to FOLDER/NAME and checks the size and sha256 of each
+Downloads the original files of datasets to FOLDER/NAME and checks the size and sha256 of each
 file. Existing files are not downloaded again. FOLDER is ZOO_DATA_DIR by default, or a folder in
-your cache if ZOO_DATA_DIR is not set. Without NAME, lists the data sets and their state.
+your cache if ZOO_DATA_DIR is not set. Without NAME, lists the datasets and their state.
 """
 
 import sys
@@ -15,7 +15,7 @@ from zoo.data.fetch import fetch, is_present
 from zoo.storage.paths import data_dir
 
 _FLAGS = Flags()
-_DESTINATION = _FLAGS.string("destination", None, "Folder with one subfolder per data set.")
+_DESTINATION = _FLAGS.string("destination", None, "Folder with one subfolder per dataset.")
 
 
 @writes_files

@@ -2,7 +2,7 @@
 
   zoo list [PATTERN]       list models: name, task, parameters, paper
   zoo describe NAME        show layers, parameters, FLOPs, memory, recipes
-  zoo fetch NAME ...       download a data set
+  zoo fetch NAME ...       download a dataset
   zoo prepare RECIPE       convert raw web pages to training records
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     compute the metrics of a trained model

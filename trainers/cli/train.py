@@ -112,7 +112,7 @@ def command(argv) -> int:
     print(trainer.result)
     if trainer.result.split == "training":
         LOG.warning(
-            "the data set has no test or validation split: the metrics are means over the last "
+            "the dataset has no test or validation split: the metrics are means over the last "
             "training updates. Set data.validation_size=N to hold out N training examples."
         )
     print(f"report: {trainer.workdir / 'report.html'}")

@@ -10,7 +10,7 @@ from zoo.storage.disk import read_object
 
 
 def compare(folders: Sequence[str]) -> dict:
-    """Compares work directories of `zoo compress` with the same task and data set.
+    """Compares work directories of `zoo compress` with the same task and dataset.
 
     Returns:
       Dict with task, split, metric, mode and models: a list of dicts with name, metric, parameters,
@@ -19,13 +19,13 @@ def compare(folders: Sequence[str]) -> dict:
       file is as good in metric, gzip_bytes and speed, and better in one. The originals come first.
 
     Raises:
-      UsageError: if a folder is not a work directory of `zoo compress`, or has another task, data
-        set or split than the first.
+      UsageError: if a folder is not a work directory of `zoo compress`, or has another task,
+        dataset or split than the first.
     """
     summaries = [(folder, _read(folder)) for folder in folders]
     first_folder, first = summaries[0]
     for folder, summary in summaries:
-        for key, description in (("task", "task"), ("data", "data set"), ("split", "split")):
+        for key, description in (("task", "task"), ("data", "dataset"), ("split", "split")):
             if summary[key] != first[key]:
                 values = [str(x[key])[:12] for x in (summary, first)]
                 raise UsageError(

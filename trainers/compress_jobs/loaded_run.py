@@ -26,7 +26,7 @@ class LoadedRun:
     Attributes:
       path: path of the work directory.
       saved: content of config.json.
-      dataset: data set; "validation" contains the examples held out of the training split.
+      dataset: dataset; "validation" contains the examples held out of the training split.
       task: task of the run, bound to the model and the data.
       model: the Keras model; for a LiteRT file, the model that the file was converted from.
       file: path of the LiteRT file to evaluate in place of the model, or None.
@@ -104,7 +104,7 @@ def load(workdir: str | Path, dataset=None) -> LoadedRun:
 
     Args:
       workdir: path of the work directory.
-      dataset: data set of the run; None to load it.
+      dataset: dataset of the run; None to load it.
 
     Raises:
       UsageError: if `workdir` is not a work directory, or the data do not match the model.

@@ -105,7 +105,7 @@ def _write(folder, arrays: Mapping, task, teacher) -> None:
 
 
 def with_teacher_sentences(dataset, settings: Mapping, config):
-    """Returns a data set with the teacher's translations as training targets.
+    """Returns a dataset with the teacher's translations as training targets.
 
     Args:
       dataset: a `zoo.data.text.parallel.ParallelDataset`.
@@ -120,13 +120,13 @@ def with_teacher_sentences(dataset, settings: Mapping, config):
     if pairs is None:
         raise UsageError(
             "compress.distill.sentences requires sentence pairs and the task seq2seq. Received: "
-            f"data set {dataset.name!r} and task {config.task.name!r}."
+            f"dataset {dataset.name!r} and task {config.task.name!r}."
         )
     if config.data.validation_size:
         raise UsageError(
             "compress.distill.sentences requires data.validation_size=0, because examples held out "
             "of the teacher's translations would measure the teacher. Received: "
-            f"{config.data.validation_size}. Use a data set with a validation split."
+            f"{config.data.validation_size}. Use a dataset with a validation split."
         )
     workdir, beams = settings["teacher"], settings["sentences"]
     saved_config = read_config(workdir)
@@ -166,7 +166,7 @@ def check_data(saved_config: Mapping, dataset, workdir: str) -> None:
 
     Args:
       saved_config: content of the teacher's config.json.
-      dataset: data set of the student.
+      dataset: dataset of the student.
       workdir: work directory of the teacher.
     """
     tokenizer = dataset.tokenizer and dataset.tokenizer.fingerprint

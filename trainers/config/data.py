@@ -17,7 +17,7 @@ KEYS = {
     "validation_size": 0,  # number of training examples to hold out, stratified by class
     "image_size": (),  # for folder: and tfds: (height, width), or (height, width, channels)
     # For text only:
-    "languages": (),  # ("en", "de"): source and target; (): those of the data set
+    "languages": (),  # ("en", "de"): source and target; (): those of the dataset
     "tokenizer": "",  # kind of tokenizer, or a work directory that holds one
     "vocabulary_size": 0,  # number of tokens; 0: every character of the training split
     "normalization": "NFC",  # Unicode normalization of the text

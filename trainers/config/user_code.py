@@ -51,7 +51,7 @@ def load_file(path: Path):
 
 
 def import_user_modules(names: Sequence[str]) -> None:
-    """Imports modules of the user, which register models, tasks and data sets.
+    """Imports modules of the user, which register models, tasks and datasets.
 
     Raises:
       UsageError: for a module that is missing or fails.

@@ -69,7 +69,7 @@ class Result:
     """Metrics of one evaluation, with the split and the weights.
 
     Attributes:
-      split: split of the data set; "training" for the means of the last log window.
+      split: split of the dataset; "training" for the means of the last log window.
       weights: name of the weights, see `weights_name`.
       step: number of updates before the weights were saved.
       metrics: name -> value. A text value describes the measurement of other metrics.
@@ -106,7 +106,7 @@ def write_evaluation(
       result: the metrics.
       checkpoint: "final" or "best".
       predictions: result of an `Evaluator`.
-      dataset: data set with the split.
+      dataset: dataset with the split.
       samples: rows of `Task.evaluate_split`, such as translations.
       model: image classifier to compute heat maps for SPLIT.npz, or None.
     """

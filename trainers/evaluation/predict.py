@@ -1,4 +1,4 @@
-"""Predicts the classes of image files that are not part of a data set."""
+"""Predicts the classes of image files that are not part of a dataset."""
 
 from collections.abc import Sequence
 

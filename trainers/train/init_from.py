@@ -129,7 +129,7 @@ def _weights_in_one_model(paths: list[str], model_name: str) -> list[str]:
 
 
 def _resizable_ids(model) -> set[int]:
-    """Returns the ids of variables with sizes that may depend on the data set.
+    """Returns the ids of variables with sizes that may depend on the dataset.
 
     They belong to output layers, biases after output layers, and embeddings except position tables,
     or are ranges and centroids that compression adds.

@@ -151,8 +151,8 @@ def _check_source(data, arguments: dict) -> None:
         _, names, _ = images.scan(root)
         if len(names) != classes:
             raise UsageError(
-                "Model and data set must have the same number of classes. Received: "
-                f"model.num_classes={classes}, data set {data.source!r} with {len(names)} classes "
+                "Model and dataset must have the same number of classes. Received: "
+                f"model.num_classes={classes}, dataset {data.source!r} with {len(names)} classes "
                 f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "
                 f"model.num_classes={len(names)}."
             )

@@ -1,4 +1,4 @@
-"""Data sets and corpora by name. Does not import TensorFlow."""
+"""Datasets and corpora by name. Does not import TensorFlow."""
 
 from zoo.data.datasets import Dataset, list_datasets, register_dataset
 from zoo.data.sources import load

@@ -1,4 +1,4 @@
-"""Registry of data sets; every split of a data set is a dictionary of NumPy arrays.
+"""Registry of datasets; every split of a dataset is a dictionary of NumPy arrays.
 
 Arrays allow random access, so the order of the data can be a function of (seed, epoch, index), and
 a run resumes exactly.
@@ -12,7 +12,7 @@ A folder of images with a folder per class (zoo/data/arrays/images.py), resized 
 
     zoo.data.load("folder:/my/images", image_size=(224, 224))
 
-A data set of your own module, which `--import=my_module` imports:
+A dataset of your own module, which `--import=my_module` imports:
 
     zoo.data.register_dataset("mine", lambda manual_dir: zoo.data.Dataset(...))
 """
@@ -49,7 +49,7 @@ class Dataset:
         or int64, an index into `class_names`.
       class_names: names of the classes by label; may be empty.
       fingerprint: changes when the data change; a run resumes only with equal data.
-      tokenizer: `zoo.data.text.tokenizers.Tokenizer` of a text data set; saved with a run.
+      tokenizer: `zoo.data.text.tokenizers.Tokenizer` of a text dataset; saved with a run.
       facts: title -> name -> JSON value, shown in the report.
 
     Raises:
@@ -66,13 +66,13 @@ class Dataset:
 
     def __post_init__(self):
         if not self.splits:
-            raise RunError(f"The data set {self.name!r} has no splits.")
+            raise RunError(f"The dataset {self.name!r} has no splits.")
         for split, arrays in self.splits.items():
             _check_split(self.name, split, arrays, len(self.class_names))
 
 
 def _check_split(name: str, split: str, arrays: Mapping[str, np.ndarray], num_classes: int):
-    where = f"Data set {name!r}, split {split!r}"
+    where = f"Dataset {name!r}, split {split!r}"
     if not arrays:
         raise RunError(f"{where}: a split must have at least one array.")
     for key, array in arrays.items():
@@ -130,7 +130,7 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]], class_names: Seq
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A registered data set; see `register_dataset`."""
+    """A registered dataset; see `register_dataset`."""
 
     name: str
     loader: Callable[[Path | None], Dataset]
@@ -147,7 +147,7 @@ _DATASETS: dict[str, DatasetEntry] = {}
 
 
 def register_dataset(name, loader, files=(), description="", licence=""):
-    """Registers a data set for `load(name)` and, if it has `files`, for `zoo fetch NAME`.
+    """Registers a dataset for `load(name)` and, if it has `files`, for `zoo fetch NAME`.
 
     Args:
       name: letters, digits, `_`, `-` and `.`; also the name of the folder in `data_dir()`.
@@ -163,35 +163,34 @@ def register_dataset(name, loader, files=(), description="", licence=""):
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError(
-            "The name of a data set may have letters, digits, '_', '-' and '.'. "
-            f"Received: {name!r}."
+            f"The name of a dataset may have letters, digits, '_', '-' and '.'. Received: {name!r}."
         )
     if name in _DATASETS:
-        raise UsageError(f"A data set {name!r} is registered already: choose another name.")
+        raise UsageError(f"A dataset {name!r} is registered already: choose another name.")
     _DATASETS[name] = DatasetEntry(name, loader, files, description, licence)
 
 
 def list_datasets() -> tuple[str, ...]:
-    """Returns the sorted names of registered data sets."""
+    """Returns the sorted names of registered datasets."""
     return tuple(sorted(_DATASETS))
 
 
 def refuse_manual_dir(name: str, folder: Path | None):
-    """Raises UsageError if the user set `data.manual_dir`, which the data set would ignore."""
+    """Raises UsageError if the user set `data.manual_dir`, which the dataset would ignore."""
     if folder:
         raise UsageError(f"data.manual_dir must be empty for {name!r}. Received: {folder}.")
 
 
 def dataset_entry(name: str) -> DatasetEntry:
-    """Returns a registered data set; raises UsageError with similar names if it is unknown."""
+    """Returns a registered dataset; raises UsageError with similar names if it is unknown."""
     if name not in _DATASETS:
         near = near_names(name, _DATASETS)
         if os.path.exists(name):
             near = f" Did you mean '{FOLDER if os.path.isdir(name) else NPZ}{name}'?"
         raise UsageError(
-            f"There is no data set {name!r}.{near} "
+            f"There is no dataset {name!r}.{near} "
             f"Known: {', '.join(list_datasets())}, npz:FILE.npz for your own arrays, "
-            "folder:FOLDER for images, tfds:NAME:VERSION for TFDS, and data sets registered by a "
+            "folder:FOLDER for images, tfds:NAME:VERSION for TFDS, and datasets registered by a "
             "module of --import."
         )
     return _DATASETS[name]

@@ -41,10 +41,10 @@ def fetch(
     destination: str | os.PathLike | None = None,
     log: Callable[[str], None] = _LOG.info,
 ) -> Path:
-    """Downloads the missing original files of a data set.
+    """Downloads the missing original files of a dataset.
 
     Args:
-      name: name of a registered data set.
+      name: name of a registered dataset.
       destination: folder in which the folder `name` is created; `data_dir()` by default.
       log: called with one line per file.
 
@@ -71,7 +71,7 @@ def fetch(
             status = "already present" if present else "downloaded"
             log(f"{name}: {path}, {file.size:,} bytes, {status}")
     finally:
-        # An empty folder would look like the data set.
+        # An empty folder would look like the dataset.
         with contextlib.suppress(OSError):
             folder.rmdir()
     return folder

@@ -12,11 +12,11 @@ _SHOWN = 5  # number of classes that a message lists
 
 
 def with_hold_out(dataset, size: int):
-    """Moves `size` training examples of a data set to a new split "validation".
+    """Moves `size` training examples of a dataset to a new split "validation".
 
     Args:
       dataset: a `zoo.data.Dataset`.
-      size: number of examples; 0 returns the data set unchanged.
+      size: number of examples; 0 returns the dataset unchanged.
 
     Returns:
       `(dataset, note)`. The note describes how the examples were chosen; "" for size 0.
@@ -27,14 +27,14 @@ def with_hold_out(dataset, size: int):
     """
     if "train" not in dataset.splits:
         raise UsageError(
-            f"Training requires the split 'train'. Data set {dataset.name!r} has: "
+            f"Training requires the split 'train'. Dataset {dataset.name!r} has: "
             f"{', '.join(dataset.splits)}."
         )
     if not size:
         return dataset, ""
     if "validation" in dataset.splits:
         raise UsageError(
-            f"data.validation_size must be 0 for data set {dataset.name!r}, which has a validation "
+            f"data.validation_size must be 0 for dataset {dataset.name!r}, which has a validation "
             f"split. Received: {size}."
         )
     training_arrays = dataset.splits["train"]

@@ -1,4 +1,4 @@
-"""Loads data sets by name, and registers the zoo's own. Does not import TensorFlow."""
+"""Loads datasets by name, and registers the zoo's own. Does not import TensorFlow."""
 
 import logging
 import os
@@ -32,14 +32,14 @@ def load(
     manual_dir: str | os.PathLike | None = None,
     image_size: Sequence[int] = (),
 ) -> Dataset:
-    """Loads a data set.
+    """Loads a dataset.
 
     Args:
       name: one of `list_datasets()`, `npz:FILE` with arrays `SPLIT_NAME`, `folder:FOLDER` of
         images, or `tfds:NAME:VERSION`.
       manual_dir: folder of the original files; `data_dir()/name` by default.
       image_size: height, width and optionally channels (default 3) of the images of a folder, or of
-        a TFDS data set with images of several sizes.
+        a TFDS dataset with images of several sizes.
 
     Returns:
       A `Dataset`.
@@ -66,7 +66,7 @@ def _warn_unseen_classes(dataset: Dataset) -> None:
             names = dataset.class_names
             shown_names = [names[i] if i < len(names) else str(i) for i in unseen[:5]]
             _LOG.warning(
-                f"data set {dataset.name!r}: no training example has the class"
+                f"dataset {dataset.name!r}: no training example has the class"
                 f"{'es' * (len(unseen) > 1)} {', '.join(shown_names)}{' …' * (len(unseen) > 5)}, "
                 f"which the split {split!r} has"
             )
@@ -74,7 +74,7 @@ def _warn_unseen_classes(dataset: Dataset) -> None:
 
 def _load(name, manual_dir, image_size) -> Dataset:
     if not isinstance(name, str):
-        raise UsageError(f"The name of a data set must be a string. Received: {short(repr(name))}.")
+        raise UsageError(f"The name of a dataset must be a string. Received: {short(repr(name))}.")
     folder = Path(manual_dir).expanduser() if manual_dir else None
     # Checked even if the data are cached, so that a wrong path always fails.
     if folder and not folder.is_dir():
@@ -113,7 +113,7 @@ def _load_tfds(name: str, folder: Path | None, image_size: Sequence[int]) -> Dat
     tfds_name, _, version = name.removeprefix(TFDS).partition(":")
     if not re.fullmatch(r"[\w/]+", tfds_name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise UsageError(
-            "A TFDS data set must be named with its version, such as tfds:cifar10:3.0.2. "
+            "A TFDS dataset must be named with its version, such as tfds:cifar10:3.0.2. "
             f"Received: {name!r}."
         )
     return tfds.load(tfds_name, version, folder, images.shape_of(image_size) if image_size else ())

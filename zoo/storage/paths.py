@@ -12,7 +12,7 @@ def cache_dir() -> Path:
 
 
 def data_dir() -> Path:
-    """Returns the folder of original files, with one folder per data set.
+    """Returns the folder of original files, with one folder per dataset.
 
     The folder is ZOO_DATA_DIR, or `data` in the cache folder.
     """

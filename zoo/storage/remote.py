@@ -169,7 +169,7 @@ class Mirror:
             index[name] = [remote[name], _local_stamp(target)]
         write_json(self._index, index)
         if missing:
-            _LOG.info(f"copying {self.remote} to {self.path}")
+            _LOG.info(f"copied {self.remote} to {self.path}")
 
     def claim(self) -> None:
         """Claims the remote folder for a run of this process, then downloads as `pull`.

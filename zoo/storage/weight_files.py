@@ -65,7 +65,7 @@ def _check(path, file: h5py.File) -> int:
     datasets = []
 
     def visit(name, link):
-        """Collects data sets; returns the first name that is refused."""
+        """Collects datasets; returns the first name that is refused."""
         if name.count("/") > _MAX_DEPTH:  # HDF5 looks each name up from the root
             return _TOO_DEEP  # h5py loses an error that is raised here
         if not isinstance(link, h5py.HardLink):

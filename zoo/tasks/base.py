@@ -110,7 +110,7 @@ class Task:
         return arguments
 
     def check_arguments(self, arguments: Mapping[str, Any], dataset) -> None:
-        """Raises `UsageError` if the builder's arguments do not match the data set.
+        """Raises `UsageError` if the builder's arguments do not match the dataset.
 
         The check runs before TensorFlow is loaded and gets the result of `complete`. An argument
         may be missing, because builders may use another name for it.
@@ -121,7 +121,7 @@ class Task:
 
         Args:
           model: built model that the task trains or evaluates.
-          dataset: data set of the run; None for examples from `synthetic`.
+          dataset: dataset of the run; None for examples from `synthetic`.
           arguments: the recipe's builder arguments.
 
         Raises:
@@ -130,7 +130,7 @@ class Task:
         return self
 
     def check(self, model, dataset) -> None:
-        """Raises `UsageError` if the model does not match the data set."""
+        """Raises `UsageError` if the model does not match the dataset."""
 
     def data_warnings(self, dataset) -> list[str]:
         """Returns warnings about the data to log before training, one line each.
@@ -144,7 +144,7 @@ class Task:
         """Converts stored examples to model inputs; runs inside tf.data, without AutoGraph.
 
         Args:
-          batch: tensors of a data set's split, plus "weight" (batch,).
+          batch: tensors of a dataset's split, plus "weight" (batch,).
           uniform: `uniform(count)` returns `(batch, count)` random numbers in [0, 1). They depend
             only on the seed, the step and the index in the global batch; outside training the
             seed is fixed.

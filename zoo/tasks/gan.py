@@ -66,7 +66,7 @@ class GenerativeAdversarial(Task):
         for split, arrays in dataset.splits.items():
             if "image" not in arrays:
                 raise UsageError(
-                    "The task 'gan' requires the array 'image'. Received: data set "
+                    "The task 'gan' requires the array 'image'. Received: dataset "
                     f"{dataset.name!r}, split {split!r} with the arrays {', '.join(arrays)}."
                 )
         if self.classifier:
@@ -94,7 +94,7 @@ class GenerativeAdversarial(Task):
             shape = tuple(arrays["image"].shape[1:])
             if shape != expected:
                 raise UsageError(
-                    f"The model requires images of shape {expected}. Received: data set "
+                    f"The model requires images of shape {expected}. Received: dataset "
                     f"{dataset.name!r}, split {split!r} with images of shape {shape}."
                 )
 

@@ -23,7 +23,7 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
 
     Args:
       model: model with a `generator` that returns images in [-1, 1].
-      dataset: data set with the real images.
+      dataset: dataset with the real images.
       split: split whose first `samples` images are the real ones.
       classifier: work directory of a model from images in [0, 1] to probabilities.
       samples: number of images to generate.
@@ -104,7 +104,7 @@ def check_classifier(classifier: str, dataset) -> None:
     image_shape = tuple(dataset.splits["train"]["image"].shape[1:])
     if shape != image_shape:
         raise UsageError(
-            f"task.classifier must accept images of shape {image_shape}, as in data set "
+            f"task.classifier must accept images of shape {image_shape}, as in dataset "
             f"{dataset.name!r}. Received: {classifier}, which accepts shape {shape}."
         )
 

@@ -95,26 +95,26 @@ class ImageClassification(Task):
             for key in ("image", "label"):
                 if key not in arrays:
                     raise UsageError(
-                        f"Image classification requires the array {key!r}. Received: data set "
+                        f"Image classification requires the array {key!r}. Received: dataset "
                         f"{dataset.name!r}, split {split!r} with the arrays {', '.join(arrays)}."
                     )
             shape = tuple(arrays["image"].shape[1:])
             check_channels(self.amounts, shape[-1])
             if expected and shape != expected:
                 raise UsageError(
-                    f"The model requires images of shape {expected}. Received: data set "
+                    f"The model requires images of shape {expected}. Received: dataset "
                     f"{dataset.name!r}, split {split!r} with shape {shape}; set model.input_shape."
                 )
             labels = np.asarray(arrays["label"])
             if labels.ndim != 1 or labels.dtype.kind not in "iu":
                 raise UsageError(
-                    f"Labels must be one integer per image. Received: data set {dataset.name!r}, "
+                    f"Labels must be one integer per image. Received: dataset {dataset.name!r}, "
                     f"split {split!r} with labels of shape {labels.shape} and type {labels.dtype}."
                 )
             if classes is not None and (labels.min() < 0 or labels.max() >= classes):
                 raise UsageError(
                     f"Labels must be less than the model's number of classes, {classes}, and not "
-                    f"negative. Received: data set {dataset.name!r}, split {split!r} with labels "
+                    f"negative. Received: dataset {dataset.name!r}, split {split!r} with labels "
                     f"{labels.min()} to {labels.max()}; set model.num_classes."
                 )
         names = dataset.class_names
@@ -122,7 +122,7 @@ class ImageClassification(Task):
         label_names = tuple(map(str, range(len(names))))
         if classes and names and names != label_names and len(names) != classes:
             raise UsageError(
-                f"The model has {classes} classes, but data set {dataset.name!r} has {len(names)} "
+                f"The model has {classes} classes, but dataset {dataset.name!r} has {len(names)} "
                 f"({', '.join(names[:3])}{' …' * (len(names) > 3)}); set "
                 f"model.num_classes={len(names)}."
             )

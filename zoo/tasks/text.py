@@ -15,7 +15,7 @@ class TextTask(Task):
     """Base class of the tasks on text.
 
     Attributes:
-      tokenizer: tokenizer of the data set, or None.
+      tokenizer: tokenizer of the dataset, or None.
       positions: the recipe's `model.sequence_length`, or None.
       targets: number of tokens of a stored row that are targets but not inputs.
       nll: name of the metric with the mean cross-entropy per token.
@@ -99,7 +99,7 @@ def check_vocabulary(size: int | None, dataset) -> None:
     tokenizer = dataset.tokenizer
     if tokenizer is not None and size is not None and tokenizer.vocabulary_size > size:
         raise UsageError(
-            f"The tokenizer of data set {dataset.name!r} has {tokenizer.vocabulary_size} tokens, "
+            f"The tokenizer of dataset {dataset.name!r} has {tokenizer.vocabulary_size} tokens, "
             f"but the model supports {size}; set model.vocabulary_size=0 to use the tokenizer's "
             "size."
         )
@@ -126,7 +126,7 @@ def check_array(dataset, split: str, key: str) -> None:
     """Raises `UsageError` if a split lacks an array."""
     if key not in dataset.splits[split]:
         raise UsageError(
-            f"The task requires the array {key!r}. Received: data set {dataset.name!r}, split "
+            f"The task requires the array {key!r}. Received: dataset {dataset.name!r}, split "
             f"{split!r} with the arrays {', '.join(dataset.splits[split])}."
         )
 

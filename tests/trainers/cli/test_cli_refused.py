@@ -37,7 +37,7 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
         ("describe cnn_clasifier", "Did you mean 'cnn_classifier'?"),
         ("describe cnn_classifier --batch_size=0", "batch_size"),
         ("describe cnn_classifier --batch_size=many", "batch_size"),
-        ("fetch mnsit", "There is no data set 'mnsit'. Did you mean 'mnist'?"),
+        ("fetch mnsit", "There is no dataset 'mnsit'. Did you mean 'mnist'?"),
         ("train", "requires one recipe"),
         ("train a b --workdir=run", "Usage: zoo train RECIPE"),
         ("train cnn_digits --config=cnn_mnist --workdir=run", "requires one recipe"),

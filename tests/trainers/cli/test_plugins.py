@@ -1,4 +1,4 @@
-"""Custom models, tasks, data sets and callbacks of a module outside the package."""
+"""Custom models, tasks, datasets and callbacks of a module outside the package."""
 
 import json
 
@@ -144,7 +144,7 @@ def test_its_model_is_listed_evaluated_and_loaded(
     before = content(folder / "run")
     without_import = zoo_command("evaluate", "run")
     assert without_import.status == 2
-    assert "There is no data set 'my_points'" in without_import.one_line()
+    assert "There is no dataset 'my_points'" in without_import.one_line()
     assert content(folder / "run") == before
 
     evaluated = zoo_command("evaluate", "run", "--import=my_zoo")

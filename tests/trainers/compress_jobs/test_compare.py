@@ -104,7 +104,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, zoo_command):
     cases = [
         ((one, task), "requires models of the same task"),
         ((one, task), "Received: clm in "),
-        ((one, data), "requires models of the same data set"),
+        ((one, data), "requires models of the same dataset"),
         ((one, bare), "has no compression.json"),
         ((one, tmp_path), "is not a work directory"),
         ((one, "--config.trainer.steps=3"), "does not support overrides"),

@@ -92,7 +92,7 @@ def test_a_users_corpus_is_loaded_by_name(register):
     ("name", "arguments", "words"),
     [
         ("tiny_shakespear", {}, "Did you mean 'tiny_shakespeare'"),
-        ("mnist", {}, "'mnist' is a data set of arrays, not a corpus"),
+        ("mnist", {}, "'mnist' is a dataset of arrays, not a corpus"),
         ("text:", {}, "no file or folder ''"),
         ("pairs:", {}, "no file ''"),
         ("text:/nowhere.txt", {}, "no file or folder '/nowhere.txt'"),

@@ -1,4 +1,4 @@
-"""Data sets: loading, refusals and damaged files."""
+"""Datasets: loading, refusals and damaged files."""
 
 import io
 import os
@@ -65,7 +65,7 @@ def test_a_wrong_name_is_answered_with_the_near_ones():
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".a", "npz:a", "a b"])
 def test_a_name_that_is_no_folder_name_is_refused(register, name):
-    with pytest.raises(UsageError, match="name of a data set may have"):
+    with pytest.raises(UsageError, match="name of a dataset may have"):
         register(name, None)
 
 
@@ -121,7 +121,7 @@ def test_folders_follow_the_environment(monkeypatch, tmp_path):
 def test_a_wrong_array_is_named(changes, words):
     splits = _splits()
     splits["train"] |= changes
-    with pytest.raises(RunError, match=f"Data set 'mine', split 'train'.*{words}"):
+    with pytest.raises(RunError, match=f"Dataset 'mine', split 'train'.*{words}"):
         zoo.data.Dataset("mine", splits, ("a", "b", "c"), "")
 
 

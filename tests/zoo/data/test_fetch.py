@@ -67,7 +67,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def served(server, monkeypatch, tmp_path):
-    """Returns a function that registers a data set of one file at the given path."""
+    """Returns a function that registers a dataset of one file at the given path."""
     monkeypatch.setattr(datasets, "_DATASETS", dict(datasets._DATASETS))
     monkeypatch.setenv("ZOO_DATA_DIR", str(tmp_path))
 

@@ -394,7 +394,7 @@ def test_photographs(tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A prepared TFDS data set of three images of different sizes in two classes."""
+    """A prepared TFDS dataset of three images of different sizes in two classes."""
     import tensorflow_datasets as tfds
 
     place = tmp_path_factory.mktemp("tfds")

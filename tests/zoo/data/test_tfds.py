@@ -1,4 +1,4 @@
-"""TFDS data sets: prepared once, stored as records, and damage is detected."""
+"""TFDS datasets: prepared once, stored as records, and damage is detected."""
 
 import gzip
 import os
@@ -25,7 +25,7 @@ SPLITS = {
 }
 
 
-# --- records of TFDS data sets ------------------------------------------------------------------
+# --- records of TFDS datasets ------------------------------------------------------------------
 
 
 def _keep(calls=None, names=("a", "b", "c"), splits=SPLITS):

@@ -1,4 +1,4 @@
-"""Loads a data set from an .npz file with arrays SPLIT_NAME, such as train_image."""
+"""Loads a dataset from an .npz file with arrays SPLIT_NAME, such as train_image."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ MAX_CLASSES = 100_000
 
 
 def load(name: str, path: Path) -> Dataset:
-    """Loads a data set from an .npz file; its classes are named by their labels.
+    """Loads a dataset from an .npz file; its classes are named by their labels.
 
     "training" is the split train, "val" and "valid" are validation; other splits keep their names.
     Every split must have the arrays of train. Integer labels are converted to int64.
 
     Args:
-      name: name of the data set.
+      name: name of the dataset.
       path: path of the file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets (TFDS), converted once to memory-mapped records.
+"""Datasets of TensorFlow Datasets (TFDS), converted once to memory-mapped records.
 
 TFDS runs in a process of its own, because decoding initializes TensorFlow's runtime: afterwards
 the CPU cannot be split into logical devices, and the GPU's memory is allocated. The first run of a
@@ -30,11 +30,11 @@ _LOG = logging.getLogger(__name__)
 def load(
     name: str, version: str, manual_dir: Path | None = None, shape: tuple[int, ...] = ()
 ) -> Dataset:
-    """Loads a TFDS data set as memory-mapped arrays; does not import TensorFlow.
+    """Loads a TFDS dataset as memory-mapped arrays; does not import TensorFlow.
 
     Args:
-      name: name of the data set in TFDS.
-      version: version of the data set, such as "3.0.1".
+      name: name of the dataset in TFDS.
+      version: version of the dataset, such as "3.0.1".
       manual_dir: folder of the original files; by default `data_dir()/name` if it exists, otherwise
         they are downloaded to the cache.
       shape: height, width and channels for images of several sizes; then only "image" and "label"
@@ -57,7 +57,7 @@ def load(
 
 
 def original_files(name: str) -> tuple:
-    """Returns the original files that TFDS has registered for a data set."""
+    """Returns the original files that TFDS has registered for a dataset."""
     import tensorflow_datasets as tfds
 
     return tuple(
@@ -221,7 +221,7 @@ def _decode_resized(tfds, builder, split: str, height: int, width: int, channels
 
 
 def prepare(name: str, version: str, manual_dir: str, *shape: str) -> None:
-    """Prepares a data set in this process; see `load`."""
+    """Prepares a dataset in this process; see `load`."""
     originals, size = Path(manual_dir) if manual_dir else None, tuple(map(int, shape))
     folder = _records_folder(name, version, size)
     _create_records(folder, lambda: _prepare(name, version, originals, size))

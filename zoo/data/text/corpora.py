@@ -84,7 +84,7 @@ def register_corpus(name, loader, files=(), description="", licence=""):
     """Registers a corpus for `load_corpus(name)` and, if it has `files`, for `zoo fetch NAME`.
 
     Args:
-      name: name as in `zoo.data.register_dataset`; data sets and corpora share their names.
+      name: name as in `zoo.data.register_dataset`; datasets and corpora share their names.
       loader: `loader(manual_dir, languages) -> Corpus`; `manual_dir` is a Path or None, `languages`
         a tuple of str, which may be empty.
       files: `zoo.data.fetch.FetchFile` objects, or a function that returns them.
@@ -97,7 +97,7 @@ def register_corpus(name, loader, files=(), description="", licence=""):
 
     def as_arrays(manual_dir):
         raise UsageError(
-            f"{name!r} is a corpus of text, not a data set of arrays: use it with a task on text "
+            f"{name!r} is a corpus of text, not a dataset of arrays: use it with a task on text "
             "(zoo.data.load_corpus)."
         )
 
@@ -149,7 +149,7 @@ def load_corpus(
             "prepared:FOLDER. Received: ''."
         )
     if name not in _LOADERS:
-        fault = "is a data set of arrays, not" if name in list_datasets() else "is not the name of"
+        fault = "is a dataset of arrays, not" if name in list_datasets() else "is not the name of"
         raise UsageError(
             f"{name!r} {fault} a corpus of text.{near_names(name, _LOADERS)} Known: "
             f"{', '.join(list_corpora())}, and text:PATH and pairs:FILE for your own text."

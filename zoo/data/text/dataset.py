@@ -243,14 +243,14 @@ def cached_records(
 
 
 def facts(corpus, tokenizer, splits: Mapping, texts: Callable | None = None) -> dict:
-    """Returns the facts of a text data set for the report: its tokenizer and its splits.
+    """Returns the facts of a text dataset for the report: its tokenizer and its splits.
 
     The tokenizer is measured on the validation split, or on the first split. The result is cached.
 
     Args:
       corpus: a `zoo.data.text.corpora.Corpus`.
-      tokenizer: tokenizer of the data set.
-      splits: splits of the data set.
+      tokenizer: tokenizer of the dataset.
+      splits: splits of the dataset.
       texts: `texts(split)` returns text; by default the documents of the split.
     """
     split = "validation" if "validation" in corpus.splits else next(iter(corpus.splits))

@@ -226,7 +226,7 @@ def _stack_rows(rows) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-# --- data sets ------------------------------------------------------------------------------------
+# --- datasets ------------------------------------------------------------------------------------
 
 
 def sentence_pairs(data: Mapping, task: Mapping) -> Dataset:

@@ -1,6 +1,6 @@
 """Lists insults and obscene words in English, German and Persian, for the rule `toxicity`.
 
-The list is short, and texts about hate speech use the same words. For production data set
+The list is short, and texts about hate speech use the same words. For production dataset
 `prep.toxicity.file` to your own list or `prep.toxicity.scorer` to a classifier.
 """
 
