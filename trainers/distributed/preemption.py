@@ -58,18 +58,18 @@ class Stop:
     @contextlib.contextmanager
     def listening(self):
         """Returns a context that handles SIGTERM (only in the main thread) and polls the cloud."""
-        ended = threading.Event()
+        stop_polling = threading.Event()
         main = threading.current_thread() is threading.main_thread()
         if main:
-            former = signal.signal(signal.SIGTERM, lambda *_: self.requested.set())
+            previous_handler = signal.signal(signal.SIGTERM, lambda *_: self.requested.set())
         if self._cloud:
-            threading.Thread(target=self._poll, args=(ended,), daemon=True).start()
+            threading.Thread(target=self._poll, args=(stop_polling,), daemon=True).start()
         try:
             yield
         finally:
-            ended.set()
+            stop_polling.set()
             if main:
-                signal.signal(signal.SIGTERM, former)
+                signal.signal(signal.SIGTERM, previous_handler)
 
     def warn(self, event: Callable[[str, str], None] | None) -> None:
         """Passes warnings of the polling thread to `event("warning", line)`, or to stderr."""
@@ -86,7 +86,7 @@ class Stop:
         while not stop_polling.is_set():
             try:
                 notice = _CLOUDS[self._cloud](self._cloud)
-            except Exception as error:  # no response of the server may end training
+            except Exception as error:  # a failed request must not end training
                 if not has_warned:
                     has_warned = True
                     self._warnings.put(
@@ -142,7 +142,7 @@ def _azure(cloud: str) -> str:
     events = [event for event in json.loads(text)["Events"] if event["EventType"] == "Preempt"]
     if not events:
         return ""
-    # The machines of a set receive each other's events too.
+    # Each machine of a set also receives the events of the other machines.
     name = _get(cloud, "/metadata/instance/compute/name?api-version=2020-09-01&format=text", header)
     for event in events:
         if name in event["Resources"]:

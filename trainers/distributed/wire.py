@@ -3,8 +3,8 @@
 A port also receives data from strangers: scanners, browsers, workers of another run. A message is
 its length in 4 bytes (big endian), then its content. Received data is never executed or unpickled.
 
-In the handshake a worker sends its index. If ZOO_CLUSTER_SECRET is set, both sides prove by HMAC of
-each other's nonce that they have the same secret; the secret itself is never sent. Connections are
+In the handshake a worker sends its index. If ZOO_CLUSTER_SECRET is set, each side proves by an HMAC
+of the peer's nonce that it has the same secret; the secret itself is never sent. Connections are
 not encrypted. Importing this module does not import TensorFlow.
 """
 

@@ -17,12 +17,12 @@ def precision(name: str):
       UsageError: for an unknown name.
     """
     check_precision(name)
-    former = keras.config.dtype_policy()
+    previous_policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(former)
+        keras.config.set_dtype_policy(previous_policy)
 
 
 def slow_bfloat16(name: str, devices: Sequence[str], cpuinfo: str | Path = "/proc/cpuinfo") -> str:

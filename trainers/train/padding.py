@@ -19,7 +19,7 @@ from zoo.rows import use_row_weights
 
 _ROWS = 8  # half of them padding
 _TOLERANCE = 1e-4
-_SHOWN = 3  # layers in a refusal
+_SHOWN = 3  # maximum number of layers in an error message
 
 
 def check_padding(step, task, arrays: Mapping, rows: int) -> None:
@@ -44,14 +44,17 @@ def check_padding(step, task, arrays: Mapping, rows: int) -> None:
         first_step=0, last_step=1,
     )  # fmt: skip
     batch["weight"] = tf.cast(tf.range(rows) < (rows + 1) // 2, tf.float32)
-    other = tf.where(batch["weight"] > 0, tf.range(rows), 0)  # padding: copies of the first row
-    one, two = (
+    # In the second order, padding rows are copies of the first row.
+    padding_order = tf.where(batch["weight"] > 0, tf.range(rows), 0)
+    first_results, second_results = (
         _forward_results(step, {key: tf.gather(value, order) for key, value in batch.items()}
                   | {"weight": batch["weight"]})
-        for order in (tf.range(rows), other)
+        for order in (tf.range(rows), padding_order)
     )  # fmt: skip
-    for name, value in one.items():
-        if np.allclose(value, two[name], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+    for name, value in first_results.items():
+        if np.allclose(
+            value, second_results[name], rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True
+        ):
             continue
         kinds = dict.fromkeys(
             f"{type(x).__name__} {getattr(x, 'name', '')}".strip() for x in unknown
@@ -97,8 +100,8 @@ def _unknown(model) -> Iterator:
             yield layer
         if keras_internals.is_graph(layer):
             for operation, *_ in keras_internals.connections(layer):
-                picks = type(operation).__name__ == "GetItem"  # it computes nothing
-                if not (picks or isinstance(operation, keras.layers.Layer)):
+                only_selects = type(operation).__name__ == "GetItem"
+                if not (only_selects or isinstance(operation, keras.layers.Layer)):
                     yield operation
 
 

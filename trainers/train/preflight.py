@@ -120,8 +120,8 @@ def check_length(config, dataset) -> None:
       dataset: its `zoo.data.Dataset`.
 
     Raises:
-      UsageError: if examples cannot be held out, or batch size, schedule or compression do not
-        fit the remaining examples.
+      UsageError: if examples cannot be held out, or there are too few remaining examples for the
+        batch size, schedule or compression.
     """
     dataset, _ = with_hold_out(dataset, config.data.validation_size)
     registry.build_task(**config.task.to_dict()).data_warnings(dataset)

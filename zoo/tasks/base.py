@@ -93,7 +93,7 @@ class Task:
       keeps_best: whether the best checkpoint is saved.
       unit: name of the items that the first term's weight counts, for the throughput in the logs.
       sample_kind: "text" or "images" if each evaluation saves a generated sample; else "".
-      variables: variables that the task trains besides the model; checkpoints contain them.
+      variables: variables that the task trains in addition to the model; checkpoints contain them.
     """
 
     terms: Mapping[str, float] = {"loss": 1.0}

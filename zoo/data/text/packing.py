@@ -11,7 +11,7 @@ import numpy as np
 
 from zoo.errors import UsageError
 
-CHUNK_ROWS = 1024  # least number of full rows per yielded chunk
+CHUNK_ROWS = 1024  # minimum number of full rows per yielded chunk
 
 
 def best_fit(
@@ -128,39 +128,32 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
         while amount:
             fitting = room_bits >> size
             if fitting:
-                bin_room = size + (fitting & -fitting).bit_length() - 1
-                candidates = bins_of_room[bin_room]
+                room = size + (fitting & -fitting).bit_length() - 1
+                candidates = bins_of_room[room]
             else:
-                bin_room = capacity
+                room = capacity
                 num_needed = -(-amount // (capacity // size))
                 candidates = bins_of_room[capacity] = list(range(num_bins, num_bins + num_needed))
                 num_bins += num_needed
-            per_bin = bin_room // size
+            per_bin = room // size
             num_filled = min(len(candidates), amount // per_bin)
             if num_filled:
-                chosen_bins, bins_of_room[bin_room] = (
-                    candidates[:num_filled],
-                    candidates[num_filled:],
-                )
-                bins[order[start : start + num_filled * per_bin]] = np.repeat(chosen_bins, per_bin)
+                target_bins, bins_of_room[room] = candidates[:num_filled], candidates[num_filled:]
+                bins[order[start : start + num_filled * per_bin]] = np.repeat(target_bins, per_bin)
                 num_placed = num_filled * per_bin
             else:  # the last bin is not filled
-                chosen_bins, bins_of_room[bin_room], per_bin = (
-                    candidates[:1],
-                    candidates[1:],
-                    amount,
-                )
-                bins[order[start : start + amount]] = chosen_bins[0]
+                target_bins, bins_of_room[room], per_bin = candidates[:1], candidates[1:], amount
+                bins[order[start : start + amount]] = target_bins[0]
                 num_placed = amount
             start += num_placed
             amount -= num_placed
-            remaining = bin_room - per_bin * size
-            bins_of_room[remaining] += chosen_bins
+            remaining = room - per_bin * size
+            bins_of_room[remaining] += target_bins
             room_bits |= 1 << remaining
-            if not bins_of_room[bin_room]:
-                room_bits &= ~(1 << bin_room)
-            elif bin_room == capacity:
-                room_bits |= 1 << bin_room
+            if not bins_of_room[room]:
+                room_bits &= ~(1 << room)
+            elif room == capacity:
+                room_bits |= 1 << room
     return bins
 
 
