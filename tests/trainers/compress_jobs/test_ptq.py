@@ -159,7 +159,7 @@ def test_what_cannot_be_rounded_is_one_line(trained, tmp_path, zoo_command):
         (("ptq+prune", run, out), "ptq must be the last method of a chain. Received: ptq+prune"),
         (("prune", run, out, f"{flag}litert_int8"), "use `zoo compress ptq WORKDIR`"),
         (("ptq", run, run, out), "Usage: zoo compress"),
-        (("ptq", run, out, "--json"), "--json is for zoo compress compare"),
+        (("ptq", run, out, "--json"), "--json requires zoo compress compare"),
     ]
     for words, message in cases:
         answer = zoo_command("compress", *words)

@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_is_one_line(trained, tmp_path, zoo_command, mon
         ((run, f"--out={tmp_path}/a.onnx"), 2, "requires --format"),
         ((run, "--format=onnx"), 2, "requires --out"),
         ((run, "--format=onnx", f"--out={tmp_path}/a.tflite"), 2, "--out must end in .onnx"),
-        ((run, "--format=onnx", f"--out={tmp_path}/there.onnx"), 2, "exists already"),
+        ((run, "--format=onnx", f"--out={tmp_path}/there.onnx"), 2, "already exists"),
         ((tmp_path, "--format=onnx", f"--out={tmp_path}/a.onnx"), 2, "is not a work directory"),
         ((run, "--format=coreml", f"--out={tmp_path}/a"), 2, "coreml"),
     ]
