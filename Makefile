@@ -6,8 +6,10 @@ VENV := .venv
 # Python compiles what it imports; pip would compile all that it installs, for more than a minute.
 PIP := -m pip install --quiet --no-compile
 RUN := runs/quickstart
-# TensorFlow leaves a core idle much of the time that tests take.
-TWO := -n 2 --dist loadfile
+# Tests often wait for child processes and disks, so that three workers keep two cores busy. A worker
+# takes up to 3 GB.
+WORKERS := $(shell awk '/MemTotal/ { print $$2 > 12e6 ? 3 : 2 }' /proc/meminfo 2>/dev/null || echo 2)
+PARALLEL := -n $(WORKERS) --dist loadfile
 
 .PHONY: quickstart test test-slow test-tpu-build test-launch lint golden workspace clean
 
@@ -15,15 +17,15 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/zoo train cnn_digits --workdir=$(RUN)
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TWO) -m "not slow and not alone"
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not slow and not alone"
 
 test-slow: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(TWO) -m "slow and not alone"
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "slow and not alone"
 	$(VENV)/bin/python -m pytest -m alone $$(grep -rlF --include='*.py' mark.alone tests)
 
 # The build of TensorFlow for TPUs runs on a CPU too: what the trainer does must be the same there.
 test-tpu-build: .venv-tpu/.installed
-	.venv-tpu/bin/python -m pytest $(TWO) -m "not slow and not alone" \
+	.venv-tpu/bin/python -m pytest $(PARALLEL) -m "not slow and not alone" \
 	  tests/trainers/distributed/test_tpu.py tests/trainers/distributed/test_strategy.py \
 	  tests/trainers/train/test_step.py tests/trainers/train/test_samples.py \
 	  tests/trainers/run/test_checkpoint.py tests/trainers/run/test_saver.py \
