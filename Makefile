@@ -8,7 +8,7 @@ PIP := -m pip install --quiet --no-compile
 RUN := runs/quickstart
 # Tests often wait for child processes and disks, so that three workers keep two cores busy. A worker
 # takes up to 3 GB.
-WORKERS := $(shell awk '/MemTotal/ { print $$2 > 12e6 ? 3 : 2 }' /proc/meminfo 2>/dev/null || echo 2)
+WORKERS := $(shell awk '/MemTotal/ { print ($$2 > 12e6 ? 3 : 2) }' /proc/meminfo 2>/dev/null || echo 2)
 PARALLEL := -n $(WORKERS) --dist loadfile
 
 .PHONY: quickstart test test-slow test-tpu-build test-launch lint golden workspace clean
