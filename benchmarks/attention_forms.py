@@ -1,0 +1,178 @@
+"""Measures time and peak memory of each form of attention, forward and backward.
+
+    python -m benchmarks.attention_forms [--lengths 512 1024] [--forms plain window_256]
+                                         [--precisions float32] [--xla no yes] [--causal no yes]
+                                         [--rounds=7] [--no-memory] [--write]
+
+One layer without projections: batch 1, 8 heads of 32, all positions in one document. Times are
+processor time (user and system) of the process; the forms of one setting take turns, so that other
+load on the machine affects all of them. Memory is the rise of resident memory during the first
+update, each case in a process of its own. The ratio is the median over the rounds of the time
+divided by that of the first form in the same round. --write appends to results/attention_forms.csv.
+
+A new form is one line in `FORMS`.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+BATCH, HEADS, SIZE = 1, 8, 32
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+def plain(query, key, value, segments, causal):
+    from zoo.layers.attention import attend, mask_bias
+
+    return attend(query, key, value, mask_bias(segments, causal=causal))
+
+
+def chunked(query, key, value, segments, causal, chunk=128):
+    from zoo.layers.attention_forms.chunked import attend_chunked
+
+    return attend_chunked(query, key, value, segments, causal=causal, chunk=chunk)
+
+
+def window(query, key, value, segments, causal, positions=256, tokens=0):
+    """Computes attention to `positions` positions: half to each side, or all back if causal."""
+    from keras import ops
+
+    from zoo.layers.attention_forms.window import attend_window
+
+    mask = ops.cast(ops.arange(query.shape[1])[None] < tokens, "int32") if tokens else None
+    side = positions if causal else positions // 2
+    return attend_window(
+        query, key, value, side, segments, causal, global_mask=mask, max_global=tokens
+    )
+
+
+# Name: function and longest length, which bounds time and memory.
+FORMS = {
+    "plain": (plain, 8192),
+    "chunked_128": (chunked, 16384),
+    "chunked_256": (partial(chunked, chunk=256), 16384),
+    "window_256": (window, 32768),
+    "window_512": (partial(window, positions=512), 32768),
+    "window_256_global_64": (partial(window, tokens=64), 32768),
+}
+
+
+def make(form: str, length: int, precision: str, xla: bool, causal: bool):
+    """Returns a `tf.function` without arguments that runs forward and backward."""
+    import numpy as np
+    import tensorflow as tf
+
+    function, generator = FORMS[form][0], np.random.default_rng(0)
+    arrays = [
+        tf.cast(generator.normal(size=(BATCH, length, HEADS, SIZE)), precision) for _ in range(4)
+    ]
+    segments = tf.ones((BATCH, length), tf.int32)
+
+    @tf.function(jit_compile=xla, autograph=False)
+    def update(query, key, value, slope, segments):
+        with tf.GradientTape() as tape:
+            tape.watch((query, key, value))
+            out = function(query, key, value, segments, causal)
+        return out, *tape.gradient(out, (query, key, value), slope)
+
+    update.get_concrete_function(*arrays, segments)  # traces, so that memory excludes it
+    return lambda: update(*arrays, segments)[-1].numpy()
+
+
+def resident(key: str) -> float:
+    """Returns the current (VmRSS) or peak (VmHWM) resident memory of this process in MiB."""
+    with open("/proc/self/status") as file:
+        return int(re.search(key + r":\s+(\d+)", file.read())[1]) / 1024
+
+
+def memory(case: dict) -> float:
+    """Returns the MiB by which the first update of a case exceeds the start, in this process."""
+    update = make(**case)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets the peak
+    before = resident("VmRSS")
+    update()
+    return round(resident("VmHWM") - before, 1)
+
+
+def times(cases: list[dict], rounds: int) -> list[list[float]]:
+    """Returns the milliseconds of processor time of each case and round; the cases take turns."""
+    updates = [make(**case) for case in cases]
+    for update in updates:
+        update()
+    measured = [[] for _ in cases]
+    for _ in range(rounds):
+        for update, row in zip(updates, measured, strict=True):
+            start = time.process_time()
+            update()
+            row.append(1000 * (time.process_time() - start))
+    return measured
+
+
+def in_process(argument: str, value, *others: str):
+    """Runs this script in a new process with `argument`; returns the JSON of its last line."""
+    command = [sys.executable, "-m", "benchmarks.attention_forms"]
+    command += [f"{argument}={json.dumps(value)}", *others]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main():
+    """Prints one JSON line per form and setting."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--xla", nargs="+", choices=["no", "yes"], default=["no", "yes"])
+    parser.add_argument("--causal", nargs="+", choices=["no", "yes"], default=["no", "yes"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--memory-case", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--time-cases", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_case:
+        print(json.dumps(memory(arguments.memory_case)))
+        return
+    if arguments.time_cases:
+        print(json.dumps(times(arguments.time_cases, arguments.rounds)))
+        return
+    settings = itertools.product(
+        arguments.precisions, arguments.xla, arguments.causal, arguments.lengths
+    )
+    for precision, xla, causal, length in settings:
+        setting = {"length": length, "precision": precision}
+        setting |= {"xla": xla == "yes", "causal": causal == "yes"}
+        cases = [{"form": f, **setting} for f in arguments.forms if length <= FORMS[f][1]]
+        if not cases:
+            continue
+        # A new process per setting returns the memory of the one before.
+        measured = in_process("--time-cases", cases, f"--rounds={arguments.rounds}")
+        rows = []
+        for case, row in zip(cases, measured, strict=True):
+            ratios = [a / b for a, b in zip(row, measured[0], strict=True)]
+            result = {
+                "milliseconds": round(statistics.median(row), 1),
+                "first_form": cases[0]["form"],
+                "ratio": round(statistics.median(ratios), 3),
+                "peak_mib": "" if arguments.no_memory else in_process("--memory-case", case),
+            }
+            rows.append({**case, **result})
+            print(json.dumps(rows[-1]), flush=True)
+        if arguments.write:
+            from benchmarks.results_file import append
+
+            append("attention_forms", rows)
+
+
+if __name__ == "__main__":
+    main()

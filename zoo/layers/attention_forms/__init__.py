@@ -1,0 +1,1 @@
+"""Forms of attention that avoid the scores of all pairs of positions."""

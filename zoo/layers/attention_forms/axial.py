@@ -1,0 +1,116 @@
+"""Attention along one axis of a grid at a time, in time O(R C (R + C)) instead of O(R R C C).
+
+Ho, Kalchbrenner, Weissenborn & Salimans 2019, Axial Attention in Multidimensional Transformers,
+arXiv:1912.12180. The autoregressive model of images (section 3.2, table 1) is built of
+
+    outer = attend_axis(..., axis=2), then attend_axis(..., axis=1, causal=True)
+    inner = shift_right(pixels) + shift_down(outer), then attend_axis(..., axis=2, causal=True)
+
+where position (r, c) of `outer` depends on the rows up to r, and of `inner` on the positions before
+(r, c) in raster order. Axes: B batch, R rows, C columns, H query heads, G key-value heads, D head
+size, N groups of features.
+"""
+
+from keras import ops
+
+from zoo.layers.attention import attend, mask_bias
+from zoo.layers.attention_forms.keep_mask import check_dropout, keep_mask
+
+
+def attend_axis(query, key, value, axis, segments=None, causal=False, rate=0.0, seed=None):
+    """Computes attention of each position to the positions of its row, or of its column.
+
+    Args:
+      query: (B, R, C, H, D).
+      key: (B, R, C, G, D), H a multiple of G.
+      value: (B, R, C, G, D).
+      axis: 1 for the positions of the same column, 2 for those of the same row.
+      segments: (B, R, C) integers, the document of each position, 0 for padding; positions attend
+        to the same number. None if all positions are in one document.
+      causal: whether later positions along the axis are masked too.
+      rate: dropout rate of the probabilities.
+      seed: (2,) integers for dropout, as from `keras.random.SeedGenerator.next()`.
+
+    Returns:
+      (B, R, C, H, D) in the dtype of the query.
+
+    Raises:
+      ValueError: if the number of heads, axis, rate or seed is wrong.
+    """
+    if axis not in (1, 2):
+        raise ValueError(f"axis must be 1 (columns) or 2 (rows). Received: axis={axis}")
+    heads, groups = query.shape[3], key.shape[3]
+    if heads % groups:
+        raise ValueError(
+            "The number of query heads must be a multiple of the number of key-value heads. "
+            f"Received: {heads} and {groups}"
+        )
+    check_dropout(rate, seed)
+
+    def swapped(x):
+        """Exchanges rows and columns if the attention is along the columns."""
+        return ops.transpose(x, (0, 2, 1, *range(3, len(x.shape)))) if axis == 1 else x
+
+    def lines(x):
+        """Reshapes (B, R, C, ...) to one line of positions per row: (B R, C, ...)."""
+        x = swapped(x)
+        batch, rows, columns = ops.shape(x)[:3]
+        return ops.reshape(x, (batch * rows, columns, *x.shape[3:]))
+
+    def dropout(probabilities):
+        mask = keep_mask(ops.shape(probabilities), rate, seed, probabilities.dtype)
+        return probabilities * mask
+
+    if segments is not None:
+        bias = mask_bias(lines(segments), causal=causal)
+    elif causal:
+        bias = mask_bias(ops.ones((1, ops.shape(query)[axis]), "int32"), causal=True)
+    else:
+        bias = None
+    out = attend(lines(query), lines(key), lines(value), bias, dropout if rate else None)
+    return swapped(ops.reshape(out, ops.shape(swapped(query))))
+
+
+def attend_feature_groups(query, key, value, groups, heads=1, rate=0.0, seed=None):
+    """Computes attention between the groups of features of each position.
+
+    Positions are never mixed: follow attention along the positions (`attend` or another form) by
+    this function for a form that is factorized over sequence and features.
+
+    Args:
+      query: (B, T, F), F = N * H * D; neighboring features form a group.
+      key: (B, T, F).
+      value: (B, T, F).
+      groups: N.
+      heads: H, number of heads inside a group.
+      rate: dropout rate of the probabilities.
+      seed: (2,) integers for dropout, as from `keras.random.SeedGenerator.next()`.
+
+    Returns:
+      (B, T, F) in the dtype of the query.
+
+    Raises:
+      ValueError: if groups, heads, rate or seed is wrong.
+    """
+    batch, length, size = ops.shape(query)
+    if groups < 1 or heads < 1 or size % (groups * heads):
+        raise ValueError(
+            "The number of features must be a multiple of groups * heads. "
+            f"Received: {size} features, groups={groups}, heads={heads}"
+        )
+    query, key, value = (
+        ops.reshape(x, (batch, length, groups, heads, size // (groups * heads)))
+        for x in (query, key, value)
+    )
+    out = attend_axis(query, key, value, axis=2, rate=rate, seed=seed)
+    return ops.reshape(out, (batch, length, size))
+
+
+def shift_down(x):
+    """Moves the rows of (B, R, C, ...) down by one; the first row becomes 0."""
+    return ops.concatenate([ops.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+
+def shift_right(x):
+    """Moves the columns of (B, R, C, ...) right by one; the first column becomes 0."""
+    return ops.concatenate([ops.zeros_like(x[:, :, :1]), x[:, :, :-1]], 2)
