@@ -31,7 +31,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 def plain(query, key, value, segments, causal):
-    from zoo.layers.attention import attend, mask_bias
+    from zoo.layers.attention_forms.plain import attend, mask_bias
 
     return attend(query, key, value, mask_bias(segments, causal=causal))
 

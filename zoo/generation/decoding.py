@@ -15,7 +15,7 @@ from keras import ops, tree
 
 from zoo import keras_internals
 from zoo.errors import UsageError
-from zoo.layers.attention import MASKED, mask_bias
+from zoo.layers.attention_forms.plain import mask_bias
 from zoo.models.adapter import Adapter, input_path
 
 
@@ -112,12 +112,9 @@ class TransformerDecoding:
         x = self.embedding(tokens)
         if self.positions is not None:
             x = self.positions(x, first=first)
-        positions = first + ops.arange(ops.shape(tokens)[1], dtype="int32")
-        cached_positions = ops.arange(cache[0]["key"].shape[1], dtype="int32")
-        bias = ops.where(cached_positions[None, :] <= positions[:, None], 0.0, MASKED)[None, None]
         new_cache = []
         for block, block_cache in zip(self.blocks, cache, strict=True):
-            x, new_block_cache = block.decode(x, block_cache, first, bias, memory_bias)
+            x, new_block_cache = block.decode(x, block_cache, first, memory_bias)
             new_cache.append(new_block_cache)
         x = self.final_norm(x)
         if weights is not None:

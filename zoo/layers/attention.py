@@ -1,117 +1,166 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, Attention Is All You Need, equation 1).
+"""Forms of attention, chosen by name.
 
-Models use `attend`; tests compare it with `reference_attend`. Axes: B batch, T query positions, S
-key positions, H query heads, G key-value heads (H is a multiple of G: grouped-query attention,
-Ainslie et al. 2023), D head size.
+    names = layer_forms("window:256,plain", num_layers=4)    # one name per layer
+    parse_form(names[0]).attend(query, key, value, segments, causal=True)
+
+| name | computes | time for T positions |
+|---|---|---|
+| `plain` | all pairs of positions | T T |
+| `chunked`, `chunked:M` | the same in chunks of M queries, with little memory | T T |
+| `window:W`, `window:W:E` | pairs within W positions; W positions E apart with dilation E | T W |
+
+Axes: B batch, T query positions, S key positions, H query heads, G key-value heads, D head size.
 """
+
+from dataclasses import dataclass
 
 import keras
 from keras import ops
 
-# Added to masked scores: far below any score, but finite in float16, so that a fully masked row
-# (padding) gives no NaN.
-MASKED = -6e4
+from zoo.layers.attention_forms.chunked import attend_chunked
+from zoo.layers.attention_forms.plain import MASKED, attend, mask_bias
+from zoo.layers.attention_forms.window import attend_window
+
+NAMES = "plain, chunked, chunked:CHUNK, window:WINDOW, window:WINDOW:DILATION"
 
 
-def attend(query, key, value, bias=None, dropout=None):
-    """Computes attention; scores are scaled by 1/sqrt(D), the softmax is in float32.
+@dataclass(frozen=True)
+class Plain:
+    """Attention over all pairs of positions."""
 
-    Args:
-      query: (B, T, H, D).
-      key: (B, S, G, D).
-      value: (B, S, G, D).
-      bias: float32, broadcast to (B, 1, T, S), added to the scores; or None.
-      dropout: function applied to the probabilities (B, G, H/G * T, S), or None.
+    # Whether `attend` takes the bias of `mask_bias` instead of segments.
+    takes_bias = True
+    # Number of positions from the own one back to the farthest that a causal query sees; None for
+    # all. A cache needs no more.
+    reach = None
 
-    Returns:
-      (B, T, H, D) in the dtype of the query.
-    """
-    batch, length, heads, size = ops.shape(query)
-    sources, groups = ops.shape(key)[1:3]
-    repeats = heads // groups
-    query = query * ops.cast(size**-0.5, query.dtype)  # cheaper than scaling the scores
-    # Heads that share keys become additional rows, so that keys are not repeated in memory.
-    if repeats == 1:
-        query = ops.transpose(query, (0, 2, 1, 3))
-    else:
-        query = ops.reshape(query, (batch, length, groups, repeats, size))
-        query = ops.reshape(
-            ops.transpose(query, (0, 2, 3, 1, 4)), (batch, groups, repeats * length, size)
+    def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
+        """Computes attention.
+
+        Args:
+          query: (B, T, H, D).
+          key: (B, T, G, D).
+          value: (B, T, G, D).
+          attention_mask: bias (B or 1, 1, T, T), which masks later positions if `causal`; or None
+            if all positions are in one document.
+          causal: whether later positions are masked.
+          dropout: `zoo.layers.dropout.Dropout` for the probabilities, in training only.
+
+        Returns:
+          (B, T, H, D) in the dtype of the query.
+        """
+        bias = attention_mask
+        if bias is None and causal:
+            bias = mask_bias(ops.ones((1, ops.shape(query)[1]), "int32"), causal=True)
+        return attend(query, key, value, bias, dropout and (lambda p: dropout(p, training=True)))
+
+    def sees(self, distance, causal: bool):
+        """Returns whether the form connects positions at a distance, query minus key position."""
+        return ops.ones_like(distance, "bool")
+
+
+@dataclass(frozen=True)
+class _OfSegments:
+    """Base of forms that take the document of each position, because they need no bias."""
+
+    takes_bias = False
+    reach = None
+
+    def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
+        """Computes attention as `Plain.attend`, but `attention_mask` is segments (B, T) integers:
+        the document of each position, 0 for padding."""
+        rate, seed = (dropout.rate, dropout.seed_generator.next()) if dropout else (0.0, None)
+        return self._attend(
+            query, key, value, segments=attention_mask, causal=causal, rate=rate, seed=seed
         )
-    scores = ops.matmul(query, ops.transpose(key, (0, 2, 3, 1)))
-    scores = ops.cast(scores, "float32")
-    if bias is not None:
-        if repeats > 1:
-            scores = ops.reshape(scores, (batch, groups, repeats, length, sources))
-            scores = scores + ops.cast(ops.expand_dims(bias, 1), "float32")
-            scores = ops.reshape(scores, (batch, groups, repeats * length, sources))
-        else:
-            scores = scores + ops.cast(bias, "float32")
-    probabilities = ops.cast(ops.softmax(scores), value.dtype)
-    if dropout is not None:
-        probabilities = dropout(probabilities)
-    out = ops.matmul(probabilities, ops.transpose(value, (0, 2, 1, 3)))
-    if repeats == 1:
-        return ops.transpose(out, (0, 2, 1, 3))
-    out = ops.reshape(out, (batch, groups, repeats, length, size))
-    return ops.reshape(ops.transpose(out, (0, 3, 1, 2, 4)), (batch, length, heads, size))
+
+    def sees(self, distance, causal: bool):
+        return ops.ones_like(distance, "bool")
+
+    def bias(self, segments, causal: bool):
+        """Returns the bias (B, 1, T, T) with which `Plain` computes the same."""
+        positions = ops.arange(ops.shape(segments)[1])
+        seen = self.sees(positions[:, None] - positions[None, :], causal)
+        return ops.minimum(mask_bias(segments, causal=causal), ops.where(seen, 0.0, MASKED))
 
 
-def attention_scores(query, key, bias=None):
-    """Returns the scores before the softmax of `attend`, (B, H, T, S) float32."""
-    key = ops.repeat(key, query.shape[2] // key.shape[2], axis=2)
-    scores = ops.einsum("bthd,bshd->bhts", query, key) / query.shape[-1] ** 0.5
-    scores = ops.cast(scores, "float32")
-    return scores if bias is None else scores + ops.cast(bias, "float32")
+@dataclass(frozen=True)
+class Chunked(_OfSegments):
+    """Exact attention in chunks of queries, see `attend_chunked`."""
+
+    chunk: int = 128
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    def _attend(self, query, key, value, **arguments):
+        return attend_chunked(query, key, value, chunk=self.chunk, **arguments)
 
 
-def reference_attend(query, key, value, bias=None, dropout=None):
-    """Computes `attend` literally by its equation, without dropout, for tests."""
-    value = ops.repeat(value, query.shape[2] // key.shape[2], axis=2)
-    probabilities = ops.cast(ops.softmax(attention_scores(query, key, bias)), value.dtype)
-    return ops.einsum("bhts,bshd->bthd", probabilities, value)
+@dataclass(frozen=True)
+class Window(_OfSegments):
+    """Attention in a local window, see `attend_window`."""
+
+    window: int
+    dilation: int = 1
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    @property
+    def reach(self) -> int:
+        return (self.window - 1) * self.dilation + 1
+
+    def _attend(self, query, key, value, **arguments):
+        return attend_window(query, key, value, self.window, dilation=self.dilation, **arguments)
+
+    def sees(self, distance, causal: bool):
+        steps = ops.abs(distance)
+        near = steps < self.reach if causal else steps <= self.window * self.dilation
+        return ops.logical_and(near, ops.equal(ops.mod(steps, self.dilation), 0))
 
 
-def mask_bias(segments_query, segments_key=None, causal=False):
-    """Returns the bias that restricts attention to the same document.
+_FORMS = {"plain": Plain, "chunked": Chunked, "window": Window}
+
+
+def _check_positive(form):
+    if min(vars(form).values()) < 1:
+        raise ValueError(f"The sizes of a form of attention must be positive. Received: {form}.")
+
+
+def parse_form(text: str):
+    """Returns the form of a name such as "window:256".
+
+    Raises:
+      ValueError: if there is no such form, or a size is missing or wrong.
+    """
+    name, *sizes = text.strip().split(":")
+    try:
+        return _FORMS[name](*map(int, sizes))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"attention must be one of {NAMES}. Received: {text!r}.") from None
+
+
+def layer_forms(text: str, num_layers: int) -> list[str]:
+    """Returns the name of each layer's form; a list such as "window:256,plain" is repeated."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        parse_form(name)
+    return [names[i % len(names)] for i in range(num_layers)]
+
+
+def attention_masks(names: list[str], segments, causal: bool, layer_name: str) -> list:
+    """Returns the attention mask of each layer: one bias for all that take it, or the segments.
 
     Args:
-      segments_query: (B, T) integers, the document of each position, 0 for padding.
-      segments_key: (B, S); `segments_query` by default.
-      causal: whether later positions are masked too.
-
-    Returns:
-      (B, 1, T, S) float32, 0 or `MASKED`.
+      names: name of each layer's form.
+      segments: (B, T) integers, the document of each position, 0 for padding.
+      causal: whether later positions are masked.
+      layer_name: name of the layer that computes the bias.
     """
-    segments_key = segments_query if segments_key is None else segments_key
-    is_allowed = ops.equal(segments_query[:, :, None], segments_key[:, None, :])
-    if causal:
-        length = ops.shape(segments_query)[1]
-        row = ops.arange(length)[:, None]
-        is_allowed = ops.logical_and(is_allowed, ops.arange(length)[None, :] <= row)
-    return ops.where(is_allowed, 0.0, MASKED)[:, None]
-
-
-def rotate(x, positions, base=10_000.0):
-    """Applies rotary position embedding (Su et al. 2021, RoFormer, equation 34).
-
-    Args:
-      x: (B, T, H, D), D even; dimension i is paired with i + D/2, as in Llama's published code.
-      positions: (T,) or (B, T) integers.
-      base: base of the wavelengths.
-
-    Returns:
-      (B, T, H, D) in the dtype of x; angles are float32.
-    """
-    size = x.shape[-1]
-    frequencies = base ** (-ops.arange(0, size, 2, dtype="float32") / size)
-    angles = ops.cast(positions, "float32")[..., None] * frequencies
-    angles = angles[..., None, :]  # over heads
-    cosine, sine = ops.cast(ops.cos(angles), x.dtype), ops.cast(ops.sin(angles), x.dtype)
-    first, second = ops.split(x, 2, axis=-1)
-    return ops.concatenate(
-        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-    )
+    take_bias = [parse_form(name).takes_bias for name in names]
+    bias = MaskBias(causal=causal, name=layer_name)(segments) if any(take_bias) else None
+    return [bias if takes_bias else segments for takes_bias in take_bias]
 
 
 @keras.saving.register_keras_serializable("zoo")

@@ -1,4 +1,7 @@
-"""Learned position embeddings. Axes: B batch, T positions, C hidden_dim."""
+"""Position embeddings: learned vectors, and rotation of queries and keys.
+
+Axes: B batch, T positions, C hidden_dim, H heads, D head size.
+"""
 
 import keras
 from keras import layers, ops
@@ -47,3 +50,25 @@ class LearnedPositions(layers.Layer):
             "sequence_length": self.sequence_length,
             "initializer_range": self.initializer_range,
         }
+
+
+def rotate(x, positions, base=10_000.0):
+    """Applies rotary position embedding (Su et al. 2021, RoFormer, equation 34).
+
+    Args:
+      x: (B, T, H, D), D even; dimension i is paired with i + D/2, as in Llama's published code.
+      positions: (T,) or (B, T) integers.
+      base: base of the wavelengths.
+
+    Returns:
+      (B, T, H, D) in the dtype of x; angles are float32.
+    """
+    size = x.shape[-1]
+    frequencies = base ** (-ops.arange(0, size, 2, dtype="float32") / size)
+    angles = ops.cast(positions, "float32")[..., None] * frequencies
+    angles = angles[..., None, :]  # over heads
+    cosine, sine = ops.cast(ops.cos(angles), x.dtype), ops.cast(ops.sin(angles), x.dtype)
+    first, second = ops.split(x, 2, axis=-1)
+    return ops.concatenate(
+        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+    )

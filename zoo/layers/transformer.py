@@ -8,11 +8,13 @@ hidden_dim, H heads, G key-value heads, D head size.
 import keras
 from keras import layers, ops
 
-from zoo.layers.attention import attend, attention_scores, rotate
+from zoo.layers.attention import parse_form
+from zoo.layers.attention_cache import as_rows, attend_cached, attend_rows, start_cache
+from zoo.layers.attention_forms.plain import attend, attention_scores
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
-from zoo.layers.xla import write_rows
+from zoo.layers.positions import rotate
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
 NORMS = ("layer", "rms")
@@ -53,6 +55,8 @@ class Attention(Composite):
       initializer_range: standard deviation of the initial kernels.
       output_range: standard deviation of the initial output kernel; 0 for initializer_range.
       memory: whether keys and values come from a memory instead of the input.
+      form: name of the form of self-attention, see `zoo.layers.attention`.
+      causal: whether later positions are masked. The bias of the form "plain" masks them itself.
       width: number of remaining key-value heads after pruning, with H / G queries each; 0 for G.
       ranks: ranks of low-rank projections by name; see `zoo.layers.low_rank`.
     """
@@ -68,6 +72,8 @@ class Attention(Composite):
         initializer_range=0.02,
         output_range=0.0,
         memory=False,
+        form="plain",
+        causal=False,
         width=0,
         ranks=None,
         **kwargs,
@@ -97,8 +103,10 @@ class Attention(Composite):
             "hidden_dim": hidden_dim, "num_heads": num_heads,
             "num_key_value_heads": num_key_value_heads, "rotary_base": rotary_base,
             "use_bias": use_bias, "dropout": dropout, "initializer_range": initializer_range,
-            "output_range": output_range, "memory": memory, "width": width,
+            "output_range": output_range, "memory": memory, "form": form, "causal": causal,
+            "width": width,
         }  # fmt: skip
+        self.form, self.causal = parse_form(form), causal
         self.size, self.groups = hidden_dim // num_heads, width or groups
         self.heads = self.groups * (num_heads // groups)
         self.rotary_base, self.memory = rotary_base, memory
@@ -126,14 +134,27 @@ class Attention(Composite):
             self.query_key_value.build(shape)
         self.output_projection.build((*shape[:-1], self.heads * self.size))
 
-    def call(self, x, bias=None, memory=None, training=None):
-        """Computes attention of x (B, T, C), to a memory (B, S, C) if given; returns (B, T, C)."""
+    def call(self, x, attention_mask=None, memory=None, training=None):
+        """Computes attention of x (B, T, C), to a memory (B, S, C) if given.
+
+        Args:
+          x: (B, T, C).
+          attention_mask: bias (B, 1, T, S) of the scores if the form is "plain" or there is a
+            memory; segments (B, T) for the other forms.
+          memory: (B, S, C).
+
+        Returns:
+          (B, T, C).
+        """
+        dropout = self.dropout if training else None
         if memory is None:
             query, key, value = self.project(x, 0)
-        else:
-            query, (key, value) = self.project_query(x), self.project_memory(memory)
-        dropout = (lambda p: self.dropout(p, training=training)) if self.dropout else None
-        return self.combine(attend(query, key, value, bias, dropout))
+            return self.combine(
+                self.form.attend(query, key, value, attention_mask, self.causal, dropout)
+            )
+        query, (key, value) = self.project_query(x), self.project_memory(memory)
+        drop = dropout and (lambda p: dropout(p, training=True))
+        return self.combine(attend(query, key, value, attention_mask, drop))
 
     def project(self, x, first):
         """Returns query (B, T, H, D), key and value (B, T, G, D) of positions from `first` on."""
@@ -163,7 +184,7 @@ class Attention(Composite):
         batch, length, heads, size = ops.shape(out)
         return self.output_projection(ops.reshape(out, (batch, length, heads * size)))
 
-    def compute_output_spec(self, x, bias=None, memory=None, training=None):
+    def compute_output_spec(self, x, attention_mask=None, memory=None, training=None):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
@@ -246,6 +267,8 @@ class TransformerBlock(Composite):
       norm: "layer" or "rms".
       activation: one of `ACTIVATIONS`.
       rotary_base: see `Attention`.
+      attention: form of self-attention, such as "window:256"; see `zoo.layers.attention`.
+      causal: whether self-attention masks later positions; see `Attention`.
       use_bias: whether dense layers have biases.
       dropout: dropout rate of the probabilities and of each part's output.
       epsilon: epsilon of the normalization layers.
@@ -268,6 +291,8 @@ class TransformerBlock(Composite):
         norm="layer",
         activation="gelu",
         rotary_base=0.0,
+        attention="plain",
+        causal=False,
         use_bias=True,
         dropout=0.0,
         epsilon=1e-5,
@@ -283,7 +308,8 @@ class TransformerBlock(Composite):
             "hidden_dim": hidden_dim, "num_heads": num_heads, "intermediate_dim": intermediate_dim,
             "num_key_value_heads": num_key_value_heads, "cross": cross, "norm_first": norm_first,
             "norm": norm, "activation": activation, "rotary_base": rotary_base,
-            "use_bias": use_bias, "dropout": dropout, "epsilon": epsilon,
+            "attention": attention, "causal": causal, "use_bias": use_bias, "dropout": dropout,
+            "epsilon": epsilon,
             "initializer_range": initializer_range, "output_range": output_range,
         }  # fmt: skip
         self.norm_first = norm_first
@@ -298,8 +324,8 @@ class TransformerBlock(Composite):
             "num_key_value_heads": num_key_value_heads, **common_arguments,
         }  # fmt: skip
         self.attention = Attention(
-            rotary_base=rotary_base, name="attention", width=self.widths.get("attention", 0),
-            ranks=below(ranks, "attention"), **heads,
+            rotary_base=rotary_base, form=attention, causal=causal, name="attention",
+            width=self.widths.get("attention", 0), ranks=below(ranks, "attention"), **heads,
         )  # fmt: skip
         self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
@@ -326,12 +352,12 @@ class TransformerBlock(Composite):
         for part in parts:
             part.build(shape)
 
-    def call(self, x, bias=None, memory=None, memory_bias=None, training=None):
+    def call(self, x, attention_mask=None, memory=None, memory_bias=None, training=None):
         """Runs the block on whole sequences.
 
         Args:
           x: (B, T, C).
-          bias: added to the scores of self-attention, see `attend`.
+          attention_mask: mask of self-attention, see `Attention.call`.
           memory: (B, S, C), for a block with `cross`.
           memory_bias: added to the scores of cross-attention.
 
@@ -340,7 +366,7 @@ class TransformerBlock(Composite):
         """
 
         def attention(h):
-            return self.attention(h, bias, training=training)
+            return self.attention(h, attention_mask, training=training)
 
         def cross_attention(h):
             return self.cross_attention(h, memory_bias, memory, training=training)
@@ -350,16 +376,19 @@ class TransformerBlock(Composite):
             x = self._part(x, cross_attention, self.cross_norm, training)
         return self._part(x, self.feed_forward, self.feed_forward_norm, training)
 
-    def attention_scores(self, x, bias=None):
+    def attention_scores(self, x, attention_mask=None):
         """Computes the scores of self-attention before the softmax, (B, H, T, T) float32.
 
         Args:
           x: (B, T, C), input of the block.
-          bias: see `call`.
+          attention_mask: see `call`.
         """
         h = self.attention_norm(x) if self.norm_first else x
         query, key, _ = self.attention.project(h, 0)
-        return attention_scores(query, key, bias)
+        form = self.attention.form
+        if not form.takes_bias:
+            attention_mask = form.bias(attention_mask, self.attention.causal)
+        return attention_scores(query, key, attention_mask)
 
     def _part(self, x, part, norm, training=False):
         out = part(norm(x) if self.norm_first else x)
@@ -368,8 +397,6 @@ class TransformerBlock(Composite):
         return x + out if self.norm_first else norm(x + out)
 
     # --- decoding with a cache -----------------------------------------------------------------
-    # Keys and values have shape (B * G, S, D), which XLA updates in place. With more axes it would
-    # copy them at every step of a loop.
 
     def start_cache(self, batch, length, memory=None):
         """Returns an empty cache for `length` positions, with the keys and values of the memory.
@@ -382,39 +409,37 @@ class TransformerBlock(Composite):
         Returns:
           A dict of tensors with B * G rows; the rows of a sequence are adjacent.
         """
-        shape = (batch * self.attention.groups, length, self.attention.size)
-        cache = {name: ops.zeros(shape, self.compute_dtype) for name in ("key", "value")}
+        attention = self.attention
+        cache = start_cache(
+            attention.form, batch, attention.groups, length, attention.size, self.compute_dtype
+        )
         if self.cross_attention is not None:
             key, value = self.cross_attention.project_memory(memory)
-            cache.update(memory_key=_rows(key), memory_value=_rows(value))
+            cache.update(memory_key=as_rows(key), memory_value=as_rows(value))
         return cache
 
-    def decode(self, x, cache, first, bias, memory_bias=None):
-        """Runs the block on new positions; the cache holds previous ones.
+    def decode(self, x, cache, first, memory_bias=None):
+        """Runs the block, which must be causal, on new positions; the cache holds previous ones.
 
         Args:
           x: (B, T, C), the new positions.
           cache: cache from `start_cache` or from the last call.
           first: integer scalar, index of the first new position.
-          bias: (B or 1, 1, T, length), 0 or `MASKED`.
           memory_bias: added to the scores of cross-attention.
 
         Returns:
           `((B, T, C), cache)`.
         """
-        cache = dict(cache)
 
         def attention(h):
-            query, key, value = self.attention.project(h, first)
-            for name, new in (("key", key), ("value", value)):
-                cache[name] = write_rows(cache[name], _rows(new), first)
-            return self.attention.combine(
-                _attend_rows(query, cache["key"], cache["value"], self.attention.groups, bias)
-            )
+            nonlocal cache
+            parts = self.attention.project(h, first)
+            out, cache = attend_cached(self.attention.form, *parts, cache, first)
+            return self.attention.combine(out)
 
         def cross_attention(h):
             query, groups = self.cross_attention.project_query(h), self.cross_attention.groups
-            out = _attend_rows(
+            out = attend_rows(
                 query, cache["memory_key"], cache["memory_value"], groups, memory_bias
             )
             return self.cross_attention.combine(out)
@@ -431,29 +456,3 @@ class TransformerBlock(Composite):
         return {
             **super().get_config(), **self.settings, "widths": self.widths, "ranks": self.ranks
         }  # fmt: skip
-
-
-def _rows(x):
-    """Reshapes (B, T, G, D) to (B * G, T, D)."""
-    batch, length, groups, size = ops.shape(x)
-    return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (batch * groups, length, size))
-
-
-def _attend_rows(query, key, value, groups, bias):
-    """Computes `attend` of a query (B, T, H, D) to cached keys and values (B * G, S, D)."""
-    batch, length, heads, size = ops.shape(query)
-    repeats, sources = heads // groups, ops.shape(key)[1]
-    query = query * ops.cast(size**-0.5, query.dtype)
-    query = ops.reshape(query, (batch, length, groups, repeats, size))
-    query = ops.reshape(
-        ops.transpose(query, (0, 2, 3, 1, 4)), (batch * groups, repeats * length, size)
-    )
-    scores = ops.cast(ops.matmul(query, ops.transpose(key, (0, 2, 1))), "float32")
-    if bias is not None:
-        scores = ops.reshape(scores, (batch, groups, repeats, length, sources))
-        scores = scores + ops.expand_dims(bias, 1)
-    probabilities = ops.cast(ops.softmax(scores), value.dtype)
-    probabilities = ops.reshape(probabilities, (batch * groups, repeats * length, sources))
-    out = ops.matmul(probabilities, value)
-    out = ops.reshape(out, (batch, groups, repeats, length, size))
-    return ops.reshape(ops.transpose(out, (0, 3, 1, 2, 4)), (batch, length, heads, size))

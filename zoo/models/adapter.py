@@ -55,14 +55,13 @@ class Adapter:
             self.family = "recurrent"
         elif re.fullmatch(f"{_STACK} embedding( linear)?", kinds) and self._has_tied_embeddings():
             inputs = self.block_inputs()
-            if all(len(x) == 2 and _is_mask_bias(x[1], causal=True) for x in inputs):
+            causal = all(map(_is_causal, self.layers_of_kind("block"), inputs))
+            if causal and all(len(x) == 2 for x in inputs):
                 self.family = "decoder"
-            elif all(len(x) == 4 and x[2] is inputs[0][2] for x in inputs):
+            elif causal and all(len(x) == 4 and x[2] is inputs[0][2] for x in inputs):
                 memory = re.fullmatch(_STACK, _layer_kinds(input_path(inputs[0][2])))
-                has_mask_biases = all(
-                    _is_mask_bias(x[1], True) and _is_mask_bias(x[3], False, 2) for x in inputs
-                )
-                self.family = "encoder_decoder" if memory and has_mask_biases else ""
+                has_memory_biases = all(_is_mask_bias(x[3], False, 2) for x in inputs)
+                self.family = "encoder_decoder" if memory and has_memory_biases else ""
 
     @property
     def probabilities(self) -> bool:
@@ -162,6 +161,15 @@ def _is_linear(layer) -> bool:
 def _is_reverse_embedding(layer, inputs) -> bool:
     """Returns whether a layer is a reversible embedding, called on vectors and not on tokens."""
     return isinstance(layer, _REVERSIBLE) and keras.backend.is_float_dtype(inputs[0].dtype)
+
+
+def _is_causal(block: TransformerBlock, inputs: list) -> bool:
+    """Returns whether a block with these inputs masks later positions, and no other ones."""
+    if len(inputs) < 2:
+        return False
+    if block.attention.form.takes_bias:
+        return _is_mask_bias(inputs[1], causal=True)
+    return block.attention.causal and keras.backend.is_int_dtype(inputs[1].dtype)
 
 
 def _is_mask_bias(bias, causal: bool, inputs: int = 1) -> bool:

@@ -8,7 +8,7 @@ Axes: B batch, T positions, M positions to predict, C hidden_dim, V vocabulary.
 import keras
 from keras import layers, ops
 
-from zoo.layers.attention import MaskBias
+from zoo.layers.attention import attention_masks, layer_forms
 from zoo.layers.dropout import Dropout
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.transformer import TransformerBlock
@@ -26,6 +26,7 @@ def build(
     intermediate_dim: int = 0,
     depth: int = 0,
     dropout: float = 0.1,
+    attention: str = "plain",
     token_types: int = 2,
     epsilon: float = 1e-12,
     next_sentence: bool = True,
@@ -42,6 +43,8 @@ def build(
       intermediate_dim: width inside the feed-forward layers; 0 for 4 * hidden_dim.
       depth: number from which all sizes that are 0 are derived.
       dropout: dropout rate of embeddings, attention and residuals.
+      attention: form of attention, such as "chunked" or "window:256", see `zoo.layers.attention`; a
+        list separated by commas is repeated over the blocks.
       token_types: number of sentence types; unused without `next_sentence`.
       epsilon: epsilon of the normalization layers.
       next_sentence: whether the model has sentence types, pooler and next-sentence head.
@@ -82,19 +85,21 @@ def build(
     x = layers.LayerNormalization(epsilon=epsilon, name="embedding_norm")(x)
     if dropout:
         x = Dropout(dropout, name="dropout")(x)
-    bias = MaskBias(name="mask")(inputs["segments"])
-    for i in range(sizes["num_layers"]):
+    forms = layer_forms(attention, sizes["num_layers"])
+    masks = attention_masks(forms, inputs["segments"], causal=False, layer_name="mask")
+    for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
         x = TransformerBlock(
             hidden_dim,
             sizes["num_heads"],
             intermediate_dim or 4 * hidden_dim,
             norm_first=False,
             activation="gelu",
+            attention=form,
             dropout=dropout,
             epsilon=epsilon,
             initializer_range=INITIALIZER_RANGE,
             name=f"block_{i}",
-        )(x, bias)
+        )(x, mask)
     # Only the positions to predict are projected: the projection costs more than a block.
     h = TakePositions(name="at_masked")(x, inputs["masked"])
     h = _dense(hidden_dim, "transform", activation="gelu")(h)

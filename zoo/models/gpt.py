@@ -8,7 +8,7 @@ The converters of published checkpoints depend on the layer names `embedding`, `
 import keras
 from keras import layers
 
-from zoo.layers.attention import MaskBias
+from zoo.layers.attention import attention_masks, layer_forms
 from zoo.layers.dropout import Dropout
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.transformer import TransformerBlock, normalization
@@ -24,6 +24,7 @@ def build(
     depth: int = 0,
     dropout: float = 0.1,
     rotary_base: float = 0.0,
+    attention: str = "plain",
     tie_weights: bool = True,
     name: str = "gpt",
 ) -> keras.Model:
@@ -40,6 +41,8 @@ def build(
       depth: number from which all sizes that are 0 are derived.
       dropout: dropout rate of embeddings, attention and residuals.
       rotary_base: base of rotary positions; 0 for learned positions.
+      attention: form of attention, such as "chunked" or "window:256", see `zoo.layers.attention`; a
+        list separated by commas is repeated over the blocks.
       tie_weights: whether embedding and projection share weights.
       name: name of the Keras model.
 
@@ -58,6 +61,7 @@ def build(
         epsilon=1e-5,
         activation="gelu_tanh",
         rotary_base=rotary_base,
+        attention=attention,
         dropout=dropout,
         tie_weights=tie_weights,
         name=name,
@@ -85,6 +89,7 @@ def decoder(
     vocabulary_size: int,
     sequence_length: int,
     num_layers: int,
+    attention: str,
     tie_weights: bool,
     name: str,
     **block,
@@ -109,10 +114,13 @@ def decoder(
         x = LearnedPositions(sequence_length, name="positions")(x)
     if block["dropout"]:
         x = Dropout(block["dropout"], name="dropout")(x)
-    bias = MaskBias(causal=True, name="mask")(segments)
-    for i in range(num_layers):
+    forms = layer_forms(attention, num_layers)
+    masks = attention_masks(forms, segments, causal=True, layer_name="mask")
+    for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
         output_range = 0.02 * (2 * num_layers) ** -0.5
-        x = TransformerBlock(**block, output_range=output_range, name=f"block_{i}")(x, bias)
+        x = TransformerBlock(
+            **block, attention=form, causal=True, output_range=output_range, name=f"block_{i}"
+        )(x, mask)
     x = normalization(block["norm"], block["epsilon"], "final_norm")(x)
     logits = embedding(x, reverse=True)
     logits = layers.Activation("linear", dtype="float32", name="logits")(logits)

@@ -10,7 +10,7 @@ import keras
 from keras import layers, ops
 
 from zoo.data.text.special_tokens import END, PADDING, START
-from zoo.layers.attention import MaskBias
+from zoo.layers.attention import MaskBias, attention_masks, layer_forms
 from zoo.layers.dropout import Dropout
 from zoo.layers.transformer import TransformerBlock, normalization
 from zoo.models.gpt import derive_sizes
@@ -27,6 +27,7 @@ def build(
     intermediate_dim: int = 0,
     depth: int = 0,
     dropout: float = 0.1,
+    attention: str = "plain",
     activation: str = "relu",
     norm_first: bool = False,
     tie_weights: bool = True,
@@ -43,6 +44,9 @@ def build(
       intermediate_dim: width inside the feed-forward layers; 0 for 4 * hidden_dim.
       depth: number from which all sizes that are 0 are derived.
       dropout: dropout rate of embeddings and residuals (section 5.4), and of attention.
+      attention: form of self-attention, such as "chunked" or "window:256", see
+        `zoo.layers.attention`; a list separated by commas is repeated over the blocks of the
+        encoder and of the decoder. Attention to the encoder's output is plain.
       activation: activation of the feed-forward layers, from `zoo.layers.transformer.ACTIVATIONS`.
       norm_first: whether each sublayer normalizes its input, which trains more stably (Xiong et
         al. 2020, arXiv:2002.04745), instead of its sum with the residual, as in the paper.
@@ -97,16 +101,20 @@ def build(
         return Dropout(dropout, name=f"{side}_dropout")(x) if dropout else x
 
     x = embed(source, source_segments, "source")
-    bias = MaskBias(name="source_mask")(source_segments)
-    for i in range(encoders):
-        x = TransformerBlock(**block, name=f"encoder_{i}")(x, bias)
+    forms = layer_forms(attention, encoders)
+    masks = attention_masks(forms, source_segments, causal=False, layer_name="source_mask")
+    for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
+        x = TransformerBlock(**block, attention=form, name=f"encoder_{i}")(x, mask)
     memory = _last_norm(norm_first, "encoder_norm")(x)
 
     x = embed(target, target_segments, "target")
-    bias = MaskBias(causal=True, name="target_mask")(target_segments)
+    forms = layer_forms(attention, decoders)
+    masks = attention_masks(forms, target_segments, causal=True, layer_name="target_mask")
     memory_bias = MaskBias(name="memory_mask")(target_segments, source_segments)
-    for i in range(decoders):
-        x = TransformerBlock(**block, cross=True, name=f"decoder_{i}")(x, bias, memory, memory_bias)
+    for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
+        x = TransformerBlock(**block, attention=form, causal=True, cross=True, name=f"decoder_{i}")(
+            x, mask, memory, memory_bias
+        )
     x = _last_norm(norm_first, "final_norm")(x)
     logits = embedding(x, reverse=True)
     logits = layers.Activation("linear", dtype="float32", name="logits")(logits)

@@ -187,7 +187,7 @@ def test_attention_is_compared_head_by_head():
                 {k: batch[k] for k in ("tokens", "segments")}
             )
             query, key, value = layer.attention.project(layer.attention_norm(x), 0)
-            from zoo.layers.attention import attend
+            from zoo.layers.attention_forms.plain import attend
 
             attend(query, key, value, bias, lambda p, collected=collected: collected.append(p) or p)
             probabilities.append(np.maximum(np.asarray(collected[0]), 1e-37))

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from zoo.layers.attention import MASKED, attend, mask_bias, reference_attend, rotate
+from zoo.layers.attention_forms.plain import MASKED, attend, mask_bias, reference_attend
+from zoo.layers.positions import rotate
 from zoo.layers.transformer import TransformerBlock
 from zoo.layers.xla import write_rows
 

@@ -13,8 +13,8 @@ size, N groups of features.
 
 from keras import ops
 
-from zoo.layers.attention import attend, mask_bias
 from zoo.layers.attention_forms.keep_mask import check_dropout, keep_mask
+from zoo.layers.attention_forms.plain import attend, mask_bias
 
 
 def attend_axis(query, key, value, axis, segments=None, causal=False, rate=0.0, seed=None):

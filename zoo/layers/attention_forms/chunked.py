@@ -9,8 +9,8 @@ G key-value heads, R = H/G, D head size, M positions of a chunk.
 
 from keras import ops
 
-from zoo.layers.attention import MASKED
 from zoo.layers.attention_forms.keep_mask import check_dropout, keep_mask
+from zoo.layers.attention_forms.plain import MASKED
 
 
 def attend_chunked(

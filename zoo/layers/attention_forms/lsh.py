@@ -11,8 +11,8 @@ N = n L / M chunks of a head.
 import keras
 from keras import ops
 
-from zoo.layers.attention import MASKED
 from zoo.layers.attention_forms.keep_mask import FixedSeed, check_dropout, keep_mask
+from zoo.layers.attention_forms.plain import MASKED
 
 # Added to the score of a query with its own key: above `MASKED`, so that a query sees its own key
 # only if it sees no other.

@@ -8,8 +8,8 @@ positions, K = M to 3 M keys per block, P global tokens.
 
 from keras import ops
 
-from zoo.layers.attention import MASKED
 from zoo.layers.attention_forms.keep_mask import check_dropout, keep_mask
+from zoo.layers.attention_forms.plain import MASKED
 
 # Segments that equal no document; positions behind the end are `OUTSIDE` as queries and keys.
 HIDDEN, OUTSIDE = -2, -1

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from zoo.layers.attention import MASKED, reference_attend
 from zoo.layers.attention_forms.axial import (
     attend_axis,
     attend_feature_groups,
     shift_down,
     shift_right,
 )
+from zoo.layers.attention_forms.plain import MASKED, reference_attend
 
 ROWS, COLUMNS = 3, 5
 SEGMENTS = np.array(

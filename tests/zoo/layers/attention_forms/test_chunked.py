@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from zoo.layers.attention import attend, mask_bias, reference_attend
 from zoo.layers.attention_forms.chunked import attend_chunked
+from zoo.layers.attention_forms.plain import attend, mask_bias, reference_attend
 
 PACKED = np.array([[1] * 4 + [2] * 5 + [0] * 2, [3] * 11], "int32")
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from zoo.layers.attention import MASKED, attention_scores, reference_attend
 from zoo.layers.attention_forms.lsh import attend_lsh, hash_buckets
+from zoo.layers.attention_forms.plain import MASKED, attention_scores, reference_attend
 
 T = 11
 ITSELF = -5e4  # score of a query with its own key, above MASKED

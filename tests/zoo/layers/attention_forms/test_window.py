@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.zoo.layers.attention_forms.test_chunked import assert_equal, inputs, with_gradients
-from zoo.layers.attention import MASKED, reference_attend
+from zoo.layers.attention_forms.plain import MASKED, reference_attend
 from zoo.layers.attention_forms.window import attend_window
 
 T = 13
