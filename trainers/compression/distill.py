@@ -27,6 +27,7 @@ from trainers.config.compress import check_distillation
 from trainers.run.workdir import read_config
 from zoo.data.text.special_tokens import PADDING
 from zoo.errors import UsageError
+from zoo.layers.attention import Lsh
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
@@ -365,6 +366,17 @@ def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
             f"compress.distill.{setting} requires transformer blocks"
             f"{'' if settings['attention'] else ' or LSTMs'} of the same kind. Received: "
             f"{kinds[0] or 'none'} in the teacher, {kinds[1] or 'none'} in the student."
+        )
+    forms = {
+        type(block.attention.form)
+        for stack in (*student_stacks.values(), *teacher_stacks.values())
+        for block in stack
+        if isinstance(block, TransformerBlock)
+    }
+    if settings["attention"] and Lsh in forms:
+        raise UsageError(
+            "compress.distill.attention does not support LSH attention, which computes the scores "
+            "of few pairs. Set compress.distill.attention=0."
         )
     pairs = []
     for key, stack in student_stacks.items():

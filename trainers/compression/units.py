@@ -256,6 +256,7 @@ def _heads(part: Attention) -> Units:
     if part.memory:
         cuts = _cuts(part.query, queries, 1) + _cuts(part.key_value, keys_values, 1)
     else:
-        columns = np.concatenate([queries, keys_values + part.heads * size], axis=1)
+        others = keys if part.form.shares_query_key else keys_values
+        columns = np.concatenate([queries, others + part.heads * size], axis=1)
         cuts = _cuts(part.query_key_value, columns, 1)
     return Units(part, count, cuts + _cuts(part.output_projection, queries, 0))

@@ -8,6 +8,10 @@
 | `plain` | all pairs of positions | T T |
 | `chunked`, `chunked:M` | the same in chunks of M queries, with little memory | T T |
 | `window:W`, `window:W:E` | pairs within W positions; W positions E apart with dilation E | T W |
+| `lsh:N`, `lsh:N:M` | pairs of similar vectors, found by N rounds of hashing, chunks of M | N T M |
+
+`lsh` has one projection for queries and keys, so it supports neither grouped-query heads nor
+attention to a memory.
 
 Axes: B batch, T query positions, S key positions, H query heads, G key-value heads, D head size.
 """
@@ -18,10 +22,16 @@ import keras
 from keras import ops
 
 from zoo.layers.attention_forms.chunked import attend_chunked
+from zoo.layers.attention_forms.lsh import attend_lsh, hash_buckets
 from zoo.layers.attention_forms.plain import MASKED, attend, mask_bias
 from zoo.layers.attention_forms.window import attend_window
 
-NAMES = "plain, chunked, chunked:CHUNK, window:WINDOW, window:WINDOW:DILATION"
+NAMES = (
+    "plain, chunked, chunked:CHUNK, window:WINDOW, window:WINDOW:DILATION, lsh:ROUNDS, "
+    "lsh:ROUNDS:CHUNK"
+)
+# Number of LSH buckets if the length is unknown, for chunks of 64 and 4,096 positions.
+UNKNOWN_LENGTH_BUCKETS = 128
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class Plain:
     # Number of positions from the own one back to the farthest that a causal query sees; None for
     # all. A cache needs no more.
     reach = None
+    # Whether queries are used as keys.
+    shares_query_key = False
 
     def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
         """Computes attention.
@@ -65,11 +77,12 @@ class _OfSegments:
 
     takes_bias = False
     reach = None
+    shares_query_key = False
 
     def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
         """Computes attention as `Plain.attend`, but `attention_mask` is segments (B, T) integers:
         the document of each position, 0 for padding."""
-        rate, seed = (dropout.rate, dropout.seed_generator.next()) if dropout else (0.0, None)
+        rate, seed = _rate_and_seed(dropout)
         return self._attend(
             query, key, value, segments=attention_mask, causal=causal, rate=rate, seed=seed
         )
@@ -120,7 +133,55 @@ class Window(_OfSegments):
         return ops.logical_and(near, ops.equal(ops.mod(steps, self.dilation), 0))
 
 
-_FORMS = {"plain": Plain, "chunked": Chunked, "window": Window}
+@dataclass(frozen=True)
+class Lsh(_OfSegments):
+    """Attention by locality-sensitive hashing, see `attend_lsh`.
+
+    The number of buckets is twice the number of chunks (Kitaev et al. 2020, section 4). Decoding
+    attends to all earlier positions, as with infinitely many rounds.
+    """
+
+    rounds: int
+    chunk: int = 64
+    shares_query_key = True
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    def attend(
+        self, query, key, value, attention_mask=None, causal=False, dropout=None, hash_seed=(0, 0)
+    ):
+        """Computes attention as the other forms.
+
+        Args:
+          hash_seed: (2,) integers that determine the hash functions.
+        """
+        length = ops.shape(query)[1]
+        buckets = hash_buckets(query, self._bucket_factors(length), self.rounds, hash_seed)
+        rate, seed = _rate_and_seed(dropout)
+        return attend_lsh(
+            query, value, buckets, self.chunk, attention_mask, causal, rate=rate, seed=seed
+        )
+
+    def _bucket_factors(self, length) -> tuple[int, ...]:
+        """Returns even factors of the number of buckets; two factors hash faster than one."""
+        if not isinstance(length, int):
+            return (2, UNKNOWN_LENGTH_BUCKETS // 2)
+        count = 2 * -(-length // self.chunk)
+        if count <= 64:
+            return (count,)
+        first = 2 * round(count**0.5 / 2)
+        return (first, 2 * -(-count // (2 * first)))
+
+    def bias(self, segments, causal: bool):
+        raise ValueError("LSH attention has no bias, because its pairs depend on the queries.")
+
+
+_FORMS = {"plain": Plain, "chunked": Chunked, "window": Window, "lsh": Lsh}
+
+
+def _rate_and_seed(dropout):
+    return (dropout.rate, dropout.seed_generator.next()) if dropout else (0.0, None)
 
 
 def _check_positive(form):

@@ -8,6 +8,7 @@ L rows of the cache.
 
 from keras import ops
 
+from zoo.layers.attention_forms.lsh import ITSELF, as_keys
 from zoo.layers.attention_forms.plain import MASKED
 from zoo.layers.xla import write_rows
 
@@ -34,7 +35,8 @@ def attend_cached(form, query, key, value, cache, first):
     """
     cache, groups = dict(cache), key.shape[2]
     rows, count = cache["key"].shape[1], query.shape[1]
-    new = {"key": as_rows(key), "value": as_rows(value)}
+    stored_key = as_keys(key) if form.shares_query_key else key
+    new = {"key": as_rows(stored_key), "value": as_rows(value)}
     is_start = isinstance(first, int) and first == 0 and count > 1 and not form.takes_bias
     if form.reach is None or count == 1:
         # The modulus is computed for ring buffers alone: XLA writes faster without it.
@@ -60,7 +62,10 @@ def attend_cached(form, query, key, value, cache, first):
     visible = ops.logical_and(distance >= 0, distance <= positions[:, None])
     if form.reach is not None:
         visible = ops.logical_and(visible, form.sees(distance, causal=True))
-    bias = ops.where(visible, 0.0, MASKED)[None, None]
+    bias = ops.where(visible, 0.0, MASKED)
+    if form.shares_query_key:
+        bias = ops.where(ops.equal(distance, 0), ITSELF, bias)
+    bias = bias[None, None]
     return attend_rows(query, seen["key"], seen["value"], groups, bias), cache
 
 

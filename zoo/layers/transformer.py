@@ -107,6 +107,12 @@ class Attention(Composite):
             "width": width,
         }  # fmt: skip
         self.form, self.causal = parse_form(form), causal
+        if self.form.shares_query_key and (memory or groups != num_heads):
+            raise ValueError(
+                f"The form {form!r} uses queries as keys, so it supports neither a memory nor "
+                f"num_key_value_heads. Received: memory={memory}, "
+                f"num_key_value_heads={num_key_value_heads}."
+            )
         self.size, self.groups = hidden_dim // num_heads, width or groups
         self.heads = self.groups * (num_heads // groups)
         self.rotary_base, self.memory = rotary_base, memory
@@ -118,6 +124,12 @@ class Attention(Composite):
                 dtype=self.dtype_policy,
             )  # fmt: skip
 
+        if self.form.shares_query_key:
+            narrow = self.groups * self.size  # values alone
+            # Draws the hash functions of each update.
+            self.hash_seeds = keras.random.SeedGenerator()
+        else:
+            self.hash_seeds = None
         if memory:
             self.query = projection(wide, "query")
             self.key_value = projection(narrow, "key_value")
@@ -149,8 +161,10 @@ class Attention(Composite):
         dropout = self.dropout if training else None
         if memory is None:
             query, key, value = self.project(x, 0)
+            # Evaluation uses the same hash functions each time.
+            hashing = {"hash_seed": self.hash_seeds.next()} if training and self.hash_seeds else {}
             return self.combine(
-                self.form.attend(query, key, value, attention_mask, self.causal, dropout)
+                self.form.attend(query, key, value, attention_mask, self.causal, dropout, **hashing)
             )
         query, (key, value) = self.project_query(x), self.project_memory(memory)
         drop = dropout and (lambda p: dropout(p, training=True))
@@ -160,8 +174,13 @@ class Attention(Composite):
         """Returns query (B, T, H, D), key and value (B, T, G, D) of positions from `first` on."""
         batch, length, _ = ops.shape(x)
         heads, groups, size = self.heads, self.groups, self.size
-        parts = ops.reshape(self.query_key_value(x), (batch, length, heads + 2 * groups, size))
-        query, key, value = ops.split(parts, (heads, heads + groups), axis=2)
+        if self.form.shares_query_key:
+            parts = ops.reshape(self.query_key_value(x), (batch, length, 2 * heads, size))
+            query, value = ops.split(parts, 2, axis=2)
+            key = query
+        else:
+            parts = ops.reshape(self.query_key_value(x), (batch, length, heads + 2 * groups, size))
+            query, key, value = ops.split(parts, (heads, heads + groups), axis=2)
         if self.rotary_base:
             positions = first + ops.arange(length)
             query = rotate(query, positions, self.rotary_base)

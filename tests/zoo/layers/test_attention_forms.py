@@ -8,7 +8,7 @@ import tensorflow as tf
 from zoo.generation.decoding import decoding
 from zoo.layers.attention import MaskBias, layer_forms, parse_form
 from zoo.layers.attention_forms.plain import mask_bias
-from zoo.layers.transformer import TransformerBlock
+from zoo.layers.transformer import Attention, TransformerBlock
 from zoo.models import bert, gpt, llama, seq2seq
 from zoo.models.adapter import Adapter
 
@@ -132,7 +132,50 @@ def test_a_cache_is_as_long_as_the_window():
     assert [x["key"].shape[1] for x in decoding(model).start(1, 7)] == [5, 7]
 
 
-@pytest.mark.parametrize("attention", ["chunked:4", "window:5"])
+def test_lsh_in_one_chunk_is_decoded_exactly():
+    """A chunk with all positions sees all pairs, in the forward pass as in decoding."""
+    model = gpt.build(**SIZES, attention="lsh:2:16")
+    expected = model({"tokens": TOKENS, "segments": np.ones_like(SEGMENTS)})
+    steps = decoding(model)
+    cache, logits = steps.start(2, LENGTH), []
+    for first in range(LENGTH):
+        new_logits, cache = steps.step(TOKENS[:, first : first + 1], cache, first)
+        logits.append(new_logits)
+    np.testing.assert_allclose(np.concatenate(logits, 1), expected, atol=1e-5)
+
+
+def test_lsh_hashes_anew_in_training_alone():
+    block = TransformerBlock(16, 4, 32, attention="lsh:1:4", causal=True)
+    x = tf.constant(np.random.default_rng(1).normal(size=(1, 64, 16)), "float32")
+    segments = tf.ones((1, 64), "int32")
+    np.testing.assert_array_equal(block(x, segments), block(x, segments))
+    first, second = (block(x, segments, training=True).numpy() for _ in range(2))
+    assert np.abs(first - second).max() > 1e-4
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_lsh_sees_neither_other_documents_nor_the_future(causal):
+    block = TransformerBlock(16, 4, 32, attention="lsh:4:4", causal=causal, initializer_range=0.5)
+    x = np.random.default_rng(1).normal(size=(1, 24, 16)).astype("float32")
+    segments = np.repeat([[1, 2, 0]], 8, axis=1)
+    changed = x.copy()
+    changed[0, 12, 0] += 1.0
+    gap = np.abs(block(x, segments) - block(changed, segments)).max(-1)[0] > 1e-4
+    allowed = np.zeros(24, bool)
+    allowed[12 if causal else 8 : 16] = True
+    assert gap[12]
+    assert not gap[~allowed].any()
+    # With so many rounds some other positions see the changed one.
+    assert gap.sum() > 1
+
+
+@pytest.mark.parametrize("arguments", [{"num_key_value_heads": 2}, {"memory": True}])
+def test_lsh_refuses_what_needs_keys_of_its_own(arguments):
+    with pytest.raises(ValueError, match="'lsh:2' uses queries as keys.*Received: memory="):
+        Attention(16, 4, form="lsh:2", **arguments)
+
+
+@pytest.mark.parametrize("attention", ["chunked:4", "window:5", "lsh:1:16"])
 def test_dropout_acts_in_training_alone(attention):
     block = TransformerBlock(16, 4, 32, attention=attention, causal=True, dropout=0.5)
     x = tf.constant(np.random.default_rng(1).normal(size=(2, LENGTH, 16)), "float32")

@@ -62,6 +62,13 @@ def hash_buckets(query_key, num_buckets, rounds, seed):
     return ops.transpose(buckets, (0, 1, 3, 2))
 
 
+def as_keys(query_key):
+    """Returns keys of length sqrt(D) in the directions of (…, D); the scores are divided by it."""
+    exact = ops.cast(query_key, "float32")
+    norm = ops.rsqrt(ops.mean(ops.square(exact), -1, keepdims=True) + 1e-6)
+    return ops.cast(exact * norm, query_key.dtype)
+
+
 def attend_lsh(
     query_key, value, buckets, chunk=64, segments=None, causal=False, rate=0.0, seed=None
 ):
@@ -187,9 +194,7 @@ def attend_lsh(
         return ops.concatenate([ops.roll(x, 1, axis=2), x], 3) if look_back else x
 
     query = in_chunks(sort(query_key))
-    exact = ops.cast(query, "float32")
-    norm = ops.rsqrt(ops.mean(ops.square(exact), -1, keepdims=True) + 1e-6)
-    key = with_look_back(ops.cast(exact * (norm * size**-0.5), dtype))
+    key = with_look_back(as_keys(query) * ops.cast(size**-0.5, dtype))
     scores = ops.cast(ops.matmul(query, ops.transpose(key, (0, 1, 2, 4, 3))), "float32")
 
     positions = in_chunks(order)
