@@ -55,6 +55,28 @@ def window(query, key, value, segments, causal, positions=256, tokens=0):
     )
 
 
+def lsh(query, key, value, segments, causal, rounds=2):
+    """Computes LSH attention of the queries to themselves; the key has no effect."""
+    from zoo.layers.attention import Lsh
+
+    return Lsh(rounds).attend(query, query, value, segments, causal) + 0 * key
+
+
+def axial(query, key, value, segments, causal):
+    """Computes attention along the rows and then along the columns of a square grid."""
+    from keras import ops
+
+    from zoo.layers.attention_forms.axial import attend_axis
+
+    length = query.shape[1]
+    rows = 2 ** (length.bit_length() // 2)
+    grid = (BATCH, rows, length // rows, HEADS, SIZE)
+    query, key, value = (ops.reshape(x, grid) for x in (query, key, value))
+    value = attend_axis(query, key, value, axis=2, causal=causal)
+    value = attend_axis(query, key, value, axis=1, causal=causal)
+    return ops.reshape(value, (BATCH, length, HEADS, SIZE))
+
+
 # Name: function and longest length, which bounds time and memory.
 FORMS = {
     "plain": (plain, 8192),
@@ -63,6 +85,10 @@ FORMS = {
     "window_256": (window, 32768),
     "window_512": (partial(window, positions=512), 32768),
     "window_256_global_64": (partial(window, tokens=64), 32768),
+    "lsh_1": (partial(lsh, rounds=1), 32768),
+    "lsh_2": (lsh, 32768),
+    "lsh_4": (partial(lsh, rounds=4), 32768),
+    "axial": (axial, 32768),
 }
 
 
