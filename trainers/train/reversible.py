@@ -1,0 +1,141 @@
+"""Reversible residual layers: only the outputs of a stack are stored, whatever the depth.
+
+Gomez et al. 2017, The Reversible Residual Network, arXiv:1707.04585, section 3; with attention and
+feed-forward in Kitaev et al. 2020, Reformer, arXiv:2001.04451, section 3. A stack of pairs (f, g)
+computes, for each pair,
+
+    first = first + f(second)
+    second = second + g(first)
+
+The backward pass computes the inputs of a pair from its outputs by subtraction, and each layer's
+activations again from these inputs. The random seeds and moving statistics of the forward pass are
+restored for this, as in `trainers.train.remat`.
+"""
+
+import keras
+import tensorflow as tf
+
+from zoo import keras_internals
+from zoo.errors import UsageError
+
+
+def apply_reversible(stack: keras.layers.Layer) -> None:
+    """Makes a built stack of reversible pairs recompute its activations in the backward pass.
+
+    Results differ from those without recomputation by rounding only. Both halves should be float32:
+    in bfloat16 the subtraction returns rounded inputs, and the error grows with the depth.
+
+    Args:
+      stack: layer with an attribute `pairs`, a list of pairs (f, g) of layers. Its
+        `call(first, second, *args, **kwargs)` must compute `first + f(second, *args, **kwargs)`
+        and `second + g(first)` for each pair, and return both halves. f and g keep the shape. They
+        take `training` from the call of the stack. The method `call` is replaced.
+
+    Raises:
+      UsageError: if the layer has no pairs; in a call, if f or g adds a loss.
+    """
+    pairs = getattr(stack, "pairs", None)
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise UsageError(
+            f"A reversible stack must have a list `pairs` of two layers each. Received: "
+            f"{stack.name!r} with pairs={pairs}."
+        )
+    parts = [part for pair in pairs for part in pair]  # in the order of the forward pass
+    states = []
+    for part in parts:
+        trained = {id(v) for v in part.trainable_variables}
+        states.append([v for v in part.variables if id(v) not in trained])
+
+    def call(first, second, *args, training=None, **kwargs):
+        leaves = keras.tree.flatten((args, kwargs))
+        # Floating tensors are arguments of the custom gradient, or they would get no gradient.
+        positions = [
+            i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
+        ]
+        call_context = keras_internals.capture_call_context()
+        with keras_internals.without_autocast():  # bfloat16 would round the state
+            variables = {id(v): v for state in states for v in state}
+            values = {key: tf.identity(v.value) for key, v in variables.items()}
+        before = {}  # state at the start of each part
+        changed = {}
+
+        def run(index, x, floats):
+            """Returns the output of a part in the dtype of x, and the scope with its new state."""
+            filled = list(leaves)
+            for position, tensor in zip(positions, floats, strict=True):
+                filled[position] = tensor
+            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
+            if index % 2:  # g
+                inner_args, inner_kwargs = (), {}
+            scope = keras.StatelessScope(state_mapping=before[index], collect_losses=True)
+            with scope, call_context():
+                out = parts[index](x, *inner_args, **inner_kwargs)
+            if scope.losses:  # only outputs get a gradient
+                raise UsageError(
+                    "A reversible stack does not support layers that call add_loss. Received: "
+                    f"{parts[index].name!r} in {stack.name!r}."
+                )
+            return tf.cast(out, x.dtype), scope
+
+        def forward(index, x, floats):
+            before[index] = [(v, values[id(v)]) for v in states[index]]
+            out, scope = run(index, x, floats)
+            for v, (_, start) in zip(states[index], before[index], strict=True):
+                if (now := scope.get_current_value(v)) is not None and now is not start:
+                    values[id(v)] = changed[id(v)] = tf.cast(now, v.dtype)
+            return out
+
+        @tf.custom_gradient
+        def chain(first, second, *floats):
+            for index in range(0, len(parts), 2):
+                first = first + forward(index, second, floats)
+                second = second + forward(index + 1, first, floats)
+            outputs = tf.identity(first), tf.identity(second)
+
+            def gradient(slope_first, slope_second, variables=None):
+                first, second = outputs
+                float_slopes = [None] * len(floats)
+                variable_slopes = {}
+
+                def backward(index, x, slope):
+                    """Returns the output of a part and the slope of its input; adds the others."""
+                    own = [v.value for v in parts[index].trainable_variables]
+                    with tf.GradientTape(watch_accessed_variables=False) as tape:
+                        tape.watch([x, *floats, *own])
+                        out, _ = run(index, x, floats)
+                    slope_x, *slopes = tape.gradient(out, [x, *floats, *own], slope)
+                    for i, new in enumerate(slopes[: len(floats)]):
+                        float_slopes[i] = _add(float_slopes[i], new)
+                    for v, new in zip(own, slopes[len(floats) :], strict=True):
+                        variable_slopes[v.ref()] = _add(variable_slopes.get(v.ref()), new)
+                    return out, slope_x
+
+                for index in range(len(parts) - 2, -1, -2):
+                    # Wait for the pair behind, or TensorFlow would run several pairs at once.
+                    with tf.control_dependencies([slope_first, slope_second]):
+                        first, second = tf.identity(first), tf.identity(second)
+                    out, slope = backward(index + 1, first, slope_second)
+                    second, slope_first = second - out, _add(slope_first, slope)
+                    out, slope = backward(index, second, slope_first)
+                    first, slope_second = first - out, _add(slope_second, slope)
+                slopes = slope_first, slope_second, *float_slopes
+                if variables is None:
+                    return slopes
+                # TensorFlow gives the variables in an order of its own.
+                return slopes, [variable_slopes.get(v.ref()) for v in variables]
+
+            return outputs, gradient
+
+        first, second = chain(first, second, *(leaves[i] for i in positions))
+        for key, value in changed.items():
+            variables[key].assign(value)
+        return first, second
+
+    stack.call = call
+
+
+def _add(total, new):
+    """Returns the sum of two gradients, each of which may be None or list rows of an embedding."""
+    if total is None or new is None:
+        return new if total is None else total
+    return tf.convert_to_tensor(total) + tf.convert_to_tensor(new)
