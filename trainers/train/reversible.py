@@ -94,20 +94,16 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
 
             def gradient(slope_first, slope_second, variables=None):
                 first, second = outputs
-                float_slopes = [None] * len(floats)
-                variable_slopes = {}
+                sources = [*floats, *(variables or [])]
+                slopes = [None] * len(sources)
 
                 def backward(index, x, slope):
-                    """Returns the output of a part and the slope of its input; adds the others."""
-                    own = [v.value for v in parts[index].trainable_variables]
-                    with tf.GradientTape(watch_accessed_variables=False) as tape:
-                        tape.watch([x, *floats, *own])
+                    """Returns a part's output and its input's slope; adds those of the sources."""
+                    with tf.GradientTape() as tape:
+                        tape.watch([x, *floats])
                         out, _ = run(index, x, floats)
-                    slope_x, *slopes = tape.gradient(out, [x, *floats, *own], slope)
-                    for i, new in enumerate(slopes[: len(floats)]):
-                        float_slopes[i] = _add(float_slopes[i], new)
-                    for v, new in zip(own, slopes[len(floats) :], strict=True):
-                        variable_slopes[v.ref()] = _add(variable_slopes.get(v.ref()), new)
+                    slope_x, *new = tape.gradient(out, [x, *sources], slope)
+                    slopes[:] = map(_add, slopes, new)
                     return out, slope_x
 
                 for index in range(len(parts) - 2, -1, -2):
@@ -118,11 +114,8 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
                     second, slope_first = second - out, _add(slope_first, slope)
                     out, slope = backward(index, second, slope_first)
                     first, slope_second = first - out, _add(slope_second, slope)
-                slopes = slope_first, slope_second, *float_slopes
-                if variables is None:
-                    return slopes
-                # TensorFlow gives the variables in an order of its own.
-                return slopes, [variable_slopes.get(v.ref()) for v in variables]
+                of_inputs = slope_first, slope_second, *slopes[: len(floats)]
+                return of_inputs if variables is None else (of_inputs, slopes[len(floats) :])
 
             return outputs, gradient
 
