@@ -99,6 +99,9 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
 
                 def backward(index, x, slope):
                     """Returns a part's output and its input's slope; adds those of the sources."""
+                    # Wait for the part behind, or TensorFlow would run several parts at once.
+                    with tf.control_dependencies([slope]):
+                        x = tf.identity(x)
                     with tf.GradientTape() as tape:
                         tape.watch([x, *floats])
                         out, _ = run(index, x, floats)
@@ -107,9 +110,6 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
                     return out, slope_x
 
                 for index in range(len(parts) - 2, -1, -2):
-                    # Wait for the pair behind, or TensorFlow would run several pairs at once.
-                    with tf.control_dependencies([slope_first, slope_second]):
-                        first, second = tf.identity(first), tf.identity(second)
                     out, slope = backward(index + 1, first, slope_second)
                     second, slope_first = second - out, _add(slope_first, slope)
                     out, slope = backward(index, second, slope_first)
