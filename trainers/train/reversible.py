@@ -67,7 +67,9 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
             if index % 2:  # g
                 inner_args, inner_kwargs = (), {}
-            scope = keras.StatelessScope(state_mapping=before[index], collect_losses=True)
+            scope = keras.StatelessScope(collect_losses=True)
+            for update in before[index]:
+                scope.add_update(update)  # `state_mapping=` would cast to the compute dtype
             with scope, call_context():
                 out = parts[index](x, *inner_args, **inner_kwargs)
             if scope.losses:  # only outputs get a gradient
@@ -80,9 +82,9 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
         def forward(index, x, floats):
             before[index] = [(v, values[id(v)]) for v in states[index]]
             out, scope = run(index, x, floats)
-            for v, (_, start) in zip(states[index], before[index], strict=True):
-                if (now := scope.get_current_value(v)) is not None and now is not start:
-                    values[id(v)] = changed[id(v)] = tf.cast(now, v.dtype)
+            for v, start in before[index]:
+                if (now := scope.get_current_value(v)) is not start:
+                    values[id(v)] = changed[id(v)] = now
             return out
 
         @tf.custom_gradient

@@ -195,6 +195,20 @@ def test_batch_normalization_moves_once():
     assert_equal([v.value for v in reversible.non_trainable_variables], moved)
 
 
+def test_frozen_weights_keep_their_bits_in_mixed_precision():
+    """A float32 part in a bfloat16 stack reads its frozen weights in float32."""
+
+    def make():
+        parts = [Part(8, name=name, dtype="float32", trainable=False) for name in "fg"]
+        for part in parts:
+            part.down = layers.Dense(8, dtype="float32", trainable=False)
+        return Stack([parts], name="stack")
+
+    plain, reversible = twins(make, "mixed_bfloat16")
+    inputs = halves("bfloat16")
+    assert_equal(reversible(*inputs), plain(*inputs))
+
+
 def test_unused_and_frozen_variables():
     class Wasteful(Part):
         def build(self, shape):
