@@ -95,7 +95,7 @@ def measure_memory(case: str, *sizes) -> float:
     return round(resident("VmHWM") - before, 1)
 
 
-def measure_times(*sizes, updates: int = 7) -> list[float]:
+def measure_times(*sizes, updates: int) -> list[float]:
     """Returns the processor seconds of one update of each case; the cases alternate."""
     functions = [make_update(case, *sizes) for case in CASES]
     for update in functions:
@@ -115,6 +115,7 @@ def main():
     parser.add_argument("--pairs", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--updates", type=int, default=7, help="number of updates per median")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--case", choices=(*CASES, "times"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -122,7 +123,7 @@ def main():
     if arguments.case:
         pairs = arguments.pairs[0]
         measured = (
-            measure_times(pairs, *sizes)
+            measure_times(pairs, *sizes, updates=arguments.updates)
             if arguments.case == "times"
             else measure_memory(arguments.case, pairs, *sizes)
         )
@@ -132,6 +133,7 @@ def main():
     def run(case, pairs, **variables):
         command = [sys.executable, "-m", "benchmarks.reversible_memory", f"--case={case}"]
         command += [f"--pairs={pairs}", f"--width={sizes[0]}", f"--rows={sizes[1]}"]
+        command += [f"--updates={arguments.updates}"]
         env = {**os.environ, **variables}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
         return json.loads(done.stdout.splitlines()[-1])
