@@ -80,7 +80,7 @@ class ToyStack(Stack):
 def reversible_model(reversible=False, name="toy_reversible"):
     with policy("float64"):  # in float32, ten updates multiply the rounding to 1e-4
         tokens = keras.Input((6,), dtype="int32", name="tokens")
-        stack = ToyStack(depth=2, dropout=0.5)
+        stack = ToyStack(depth=1, dropout=0.5)
         halves = (layers.Embedding(11, 8, name=f"embedding_{i}")(tokens) for i in range(2))
         x = layers.Concatenate(name="joined")(list(stack(*halves)))
         x = layers.Dense(11, name="logits")(x)
