@@ -71,7 +71,9 @@ def _recompute(layer: keras.layers.Layer) -> None:
             for position, tensor in zip(positions, tensors, strict=True):
                 filled_leaves[position] = tensor
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled_leaves)
-            scope = keras.StatelessScope(state_mapping=before, collect_losses=True)
+            scope = keras.StatelessScope(collect_losses=True)
+            for update in before:
+                scope.add_update(update)  # `state_mapping=` would cast to the compute dtype
             start = [scope.get_current_value(v) for v in state]
             # Inner layers take `training` from the outer layer's call, which has ended before the
             # second forward pass.

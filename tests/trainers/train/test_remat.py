@@ -124,3 +124,27 @@ def test_frozen_weights_keep_all_their_bits():
     tape.gradient(loss, [v.value for v in model.trainable_variables])
     changed = {v.path for v in block.variables if (v.numpy() != before[v.path]).any()}
     assert {path.rpartition("/")[2] for path in changed} == {"moving_mean", "moving_variance"}
+
+
+def test_a_frozen_float32_layer_in_a_bfloat16_block_is_not_rounded():
+    from trainers.train.remat import apply_remat
+
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.frozen = keras.layers.Dense(4, dtype="float32", trainable=False, name="frozen")
+
+        def build(self, shape):
+            self.frozen.build(shape)
+
+        def call(self, x):
+            return self.frozen(tf.cast(x, "float32"))
+
+    with precision("mixed_bfloat16"):
+        x = keras.Input((4,))
+        model = keras.Model(x, Block(name="block")(x))
+    data = tf.eye(4)
+    plain = model(data).numpy()
+    apply_remat(model, "block")
+    np.testing.assert_array_equal(model(data), plain)
+    assert np.abs(plain - tf.cast(tf.cast(plain, "bfloat16"), "float32")).max() > 0
