@@ -174,6 +174,24 @@ ROBERTA = _family(
     _TINY_TRANSFORMER,
 )  # fmt: skip
 
+LONGFORMER = _family(
+    "longformer",
+    "mlm",
+    "Beltagy et al. 2020, Longformer, arXiv:2004.05150",
+    {
+        "longformer_nano": (1_172_352, {
+            "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+            "sequence_length": 1024, "attention": "window:32",
+        }),
+        "longformer_base": (148_708_953, {"num_layers": 12, "hidden_dim": 768}),
+    },
+    # Token 6, the first word, replaces <start>, which synthetic rows do not have.
+    {
+        **_TINY_TRANSFORMER, "attention": "window:2,window:2:2", "max_global": 2,
+        "start_token": 6,
+    },
+)  # fmt: skip
+
 _GAN_PAPER = "Goodfellow et al. 2014, Generative adversarial nets, arXiv:1406.2661"
 GAN = (
     Entry(
@@ -242,6 +260,7 @@ CATALOG = (
     *SEQ2SEQ,
     *BERT,
     *ROBERTA,
+    *LONGFORMER,
     *GAN,
     *TRANSFER,
 )

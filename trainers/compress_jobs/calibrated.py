@@ -27,8 +27,8 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
     """Rounds the kernels of a model's transformer blocks to 4 bits in place.
 
     Args:
-      model: a Functional model of zoo.models.gpt, llama or bert: one stack of transformer blocks,
-        called with hidden states and the bias of a mask.
+      model: a Functional model of zoo.models.gpt, llama, bert or longformer: one stack of
+        transformer blocks, called with hidden states and a mask, and with a mask of global tokens.
       mode: "gptq" or "awq".
       examples: name of an input of the model -> array (N, …).
 
@@ -45,11 +45,14 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
     )
     if others or not is_supported:
         raise UsageError(
-            f"keras_{mode} supports models of zoo.models.gpt, llama and bert. Received: "
-            f"{model.name!r}. Use keras_int8, which supports every Dense layer and "
+            f"keras_{mode} supports models of zoo.models.gpt, llama, bert and longformer. "
+            f"Received: {model.name!r}. Use keras_int8, which supports every Dense layer and "
             "embedding."
         )
-    stem = keras.Model(model.inputs, blocks[0].input)
+    # Blocks with different forms of attention have different masks.
+    names = ("attention_mask", "global_mask")
+    masks = {block.name: dict(zip(names, block.input[1:], strict=False)) for block in blocks}
+    stem = keras.Model(model.inputs, [blocks[0].input[0], masks])
     count = len(next(iter(examples.values())))
     batches = [
         stem([np.asarray(examples[x.name][i : i + _BATCH]) for x in model.inputs])
@@ -59,8 +62,8 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
     for block in progress(blocks, title=f"keras_{mode}", unit="blocks"):
         dense = [x for x in keras_internals.all_layers(block) if type(x) is keras.layers.Dense]
         with _record_inputs(dense) as inputs:
-            for hidden, bias in batches:
-                block(hidden, bias)
+            for hidden, masks in batches:
+                block(hidden, **masks[block.name])
         for layer in dense:
             if not inputs[layer].rows:
                 raise RunError(
@@ -68,9 +71,9 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
                 )
             counts[layer.path] = inputs[layer].rows
             # Attention scores are products of two outputs, which the authors of AWQ do not clip.
-            clip = layer is not block.attention.query_key_value
+            clip = not layer.name.endswith("query_key_value")
             _quantize_layer(layer, mode, inputs[layer], clip)
-        batches = [(block(hidden, bias), bias) for hidden, bias in batches]
+        batches = [(block(hidden, **masks[block.name]), masks) for hidden, masks in batches]
     return counts
 
 

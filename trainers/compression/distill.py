@@ -213,7 +213,7 @@ class Distillation(Task):
         """
         student, teacher = (
             ops.log_softmax(
-                block.attention_scores(*recorder.recorded_tensors[block.name]["inputs"][:2]),
+                _scores(block, recorder.recorded_tensors[block.name]["inputs"]),
                 axis=-1,
             )
             for block, recorder in ((student_block, self.student), (teacher_block, self.teacher))
@@ -323,6 +323,11 @@ def divergence(teacher, student, temperature: float = 1.0):
         ops.log_softmax(x / temperature, axis=-1) for x in (teacher, student)
     )
     return ops.sum(ops.exp(teacher_logs) * (teacher_logs - student_logs), -1)
+
+
+def _scores(block: TransformerBlock, inputs):
+    """Returns the scores of self-attention; a memory and its bias follow the mask in the inputs."""
+    return block.attention_scores(*inputs[: 2 if block.cross_attention is not None else 3])
 
 
 def _heads(outputs) -> dict:

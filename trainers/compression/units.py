@@ -259,4 +259,6 @@ def _heads(part: Attention) -> Units:
         others = keys if part.form.shares_query_key else keys_values
         columns = np.concatenate([queries, others + part.heads * size], axis=1)
         cuts = _cuts(part.query_key_value, columns, 1)
+        if part.global_query_key_value is not None:
+            cuts += _cuts(part.global_query_key_value, columns, 1)
     return Units(part, count, cuts + _cuts(part.output_projection, queries, 0))

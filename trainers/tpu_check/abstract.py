@@ -17,7 +17,7 @@ from zoo.keras_internals import variables_without_values
 
 # Arguments of builders that set the number of equal blocks.
 _DEPTHS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
-_FAMILIES = ("gpt", "llama", "bert", "seq2seq")  # families with equal blocks
+_FAMILIES = ("gpt", "llama", "bert", "longformer", "seq2seq")  # families with equal blocks
 # Tokens of a stored example beyond data.sequence_length: the last target.
 _MORE_TOKENS = {"clm": 1}
 
@@ -68,6 +68,8 @@ def depth_of(config) -> int:
     model_arguments = {**registry.arguments(config.model.name), **config.model.to_dict()}
     if registry.entry(config.model.name).family not in _FAMILIES:
         return 0
+    if "," in model_arguments.get("attention", ""):
+        return 0  # the blocks have different forms of attention
     depths = {
         model_arguments[key] or model_arguments.get("depth", 0)
         for key in _DEPTHS

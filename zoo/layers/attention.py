@@ -13,6 +13,9 @@
 `lsh` has one projection for queries and keys, so it supports neither grouped-query heads nor
 attention to a memory.
 
+Only `window` supports global tokens: positions that attend to all positions of their document, and
+to which all of them attend.
+
 Axes: B batch, T query positions, S key positions, H query heads, G key-value heads, D head size.
 """
 
@@ -40,6 +43,8 @@ class Plain:
 
     # Whether `attend` takes the bias of `mask_bias` instead of segments.
     takes_bias = True
+    # Whether `attend` takes global tokens, by the arguments `global_...` of `attend_window`.
+    takes_global = False
     # Number of positions from the own one back to the farthest that a causal query sees; None for
     # all. A cache needs no more.
     reach = None
@@ -76,16 +81,21 @@ class _OfSegments:
     """Base of forms that take the document of each position, because they need no bias."""
 
     takes_bias = False
+    takes_global = False
     reach = None
     shares_query_key = False
 
-    def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
+    def attend(
+        self, query, key, value, attention_mask=None, causal=False, dropout=None, **arguments
+    ):
         """Computes attention as `Plain.attend`, but `attention_mask` is segments (B, T) integers:
-        the document of each position, 0 for padding."""
+        the document of each position, 0 for padding. `arguments` are further arguments of the
+        form's function."""
         rate, seed = _rate_and_seed(dropout)
         return self._attend(
-            query, key, value, segments=attention_mask, causal=causal, rate=rate, seed=seed
-        )
+            query, key, value, segments=attention_mask, causal=causal, rate=rate, seed=seed,
+            **arguments,
+        )  # fmt: skip
 
     def sees(self, distance, causal: bool):
         return ops.ones_like(distance, "bool")
@@ -116,6 +126,7 @@ class Window(_OfSegments):
 
     window: int
     dilation: int = 1
+    takes_global = True
 
     def __post_init__(self):
         _check_positive(self)

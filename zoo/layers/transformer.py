@@ -1,8 +1,9 @@
 """The transformer block of all text models, with its attention and feed-forward layers.
 
 The block is a decoder (causal mask), an encoder (segment mask), or a decoder with cross-attention
-to an encoder's output, the memory. Axes: B batch, T positions, S positions of the memory, C
-hidden_dim, H heads, G key-value heads, D head size.
+to an encoder's output, the memory. An encoder may have global tokens (Beltagy et al. 2020,
+Longformer, arXiv:2004.05150). Axes: B batch, T positions, S positions of the memory, C hidden_dim,
+H heads, G key-value heads, D head size.
 """
 
 import keras
@@ -10,7 +11,7 @@ from keras import layers, ops
 
 from zoo.layers.attention import parse_form
 from zoo.layers.attention_cache import as_rows, attend_cached, attend_rows, start_cache
-from zoo.layers.attention_forms.plain import attend, attention_scores
+from zoo.layers.attention_forms.plain import attend, attention_scores, mask_bias
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
@@ -57,6 +58,8 @@ class Attention(Composite):
       memory: whether keys and values come from a memory instead of the input.
       form: name of the form of self-attention, see `zoo.layers.attention`.
       causal: whether later positions are masked. The bias of the form "plain" masks them itself.
+      max_global: largest number of global tokens per sequence, which have projections of their own;
+        0 for none. Only the form "window" supports them, without `causal`.
       width: number of remaining key-value heads after pruning, with H / G queries each; 0 for G.
       ranks: ranks of low-rank projections by name; see `zoo.layers.low_rank`.
     """
@@ -74,6 +77,7 @@ class Attention(Composite):
         memory=False,
         form="plain",
         causal=False,
+        max_global=0,
         width=0,
         ranks=None,
         **kwargs,
@@ -99,14 +103,21 @@ class Attention(Composite):
             )
         if not 0 <= width <= groups:
             raise ValueError(f"width must be from 0 to {groups} heads. Received: {width}.")
+        self.form, self.causal, self.max_global = parse_form(form), causal, max_global
+        if max_global < 0:
+            raise ValueError(f"max_global must not be negative. Received: {max_global}.")
+        if max_global and (causal or memory or not self.form.takes_global):
+            raise ValueError(
+                "Global tokens (max_global) require self-attention of the form window that is not "
+                f"causal. Received: form={form!r}, causal={causal}, memory={memory}."
+            )
         self.settings = {
             "hidden_dim": hidden_dim, "num_heads": num_heads,
             "num_key_value_heads": num_key_value_heads, "rotary_base": rotary_base,
             "use_bias": use_bias, "dropout": dropout, "initializer_range": initializer_range,
             "output_range": output_range, "memory": memory, "form": form, "causal": causal,
-            "width": width,
+            "max_global": max_global, "width": width,
         }  # fmt: skip
-        self.form, self.causal = parse_form(form), causal
         if self.form.shares_query_key and (memory or groups != num_heads):
             raise ValueError(
                 f"The form {form!r} uses queries as keys, so it supports neither a memory nor "
@@ -135,6 +146,9 @@ class Attention(Composite):
             self.key_value = projection(narrow, "key_value")
         else:
             self.query_key_value = projection(wide + narrow, "query_key_value")
+        self.global_query_key_value = None
+        if max_global:
+            self.global_query_key_value = projection(wide + narrow, "global_query_key_value")
         self.output_projection = projection(hidden_dim, "output", output_range or initializer_range)
         self.dropout = _dropout(dropout, self.dtype_policy)
 
@@ -144,9 +158,11 @@ class Attention(Composite):
             self.key_value.build(shape)
         else:
             self.query_key_value.build(shape)
+        if self.global_query_key_value is not None:
+            self.global_query_key_value.build(shape)
         self.output_projection.build((*shape[:-1], self.heads * self.size))
 
-    def call(self, x, attention_mask=None, memory=None, training=None):
+    def call(self, x, attention_mask=None, memory=None, global_mask=None, training=None):
         """Computes attention of x (B, T, C), to a memory (B, S, C) if given.
 
         Args:
@@ -154,32 +170,81 @@ class Attention(Composite):
           attention_mask: bias (B, 1, T, S) of the scores if the form is "plain" or there is a
             memory; segments (B, T) for the other forms.
           memory: (B, S, C).
+          global_mask: (B, T) booleans, whether a position is a global token; required if and only
+            if the layer has global tokens.
 
         Returns:
           (B, T, C).
+
+        Raises:
+          ValueError: if global_mask is missing or not supported.
         """
+        self._check_global(global_mask)
         dropout = self.dropout if training else None
         if memory is None:
-            query, key, value = self.project(x, 0)
-            # Evaluation uses the same hash functions each time.
-            hashing = {"hash_seed": self.hash_seeds.next()} if training and self.hash_seeds else {}
+            more = {}
+            if self.max_global:
+                names = ("global_query", "global_key", "global_value")
+                more = dict(zip(names, self.project(x, 0, is_global=True), strict=True))
+                more |= {"global_mask": global_mask, "max_global": self.max_global}
+            if training and self.hash_seeds:  # evaluation uses the same hash functions each time
+                more["hash_seed"] = self.hash_seeds.next()
+            parts = self.project(x, 0)
             return self.combine(
-                self.form.attend(query, key, value, attention_mask, self.causal, dropout, **hashing)
+                self.form.attend(*parts, attention_mask, self.causal, dropout, **more)
             )
         query, (key, value) = self.project_query(x), self.project_memory(memory)
         drop = dropout and (lambda p: dropout(p, training=True))
         return self.combine(attend(query, key, value, attention_mask, drop))
 
-    def project(self, x, first):
-        """Returns query (B, T, H, D), key and value (B, T, G, D) of positions from `first` on."""
+    def scores(self, x, attention_mask=None, global_mask=None):
+        """Computes the scores of self-attention before the softmax, (B, H, T, T) float32.
+
+        Args:
+          x: (B, T, C).
+          attention_mask: see `call`; required unless the form is "plain".
+          global_mask: see `call`. Rows of global tokens have the scores of the global projections.
+        """
+        self._check_global(global_mask)
+        query, key, _ = self.project(x, 0)
+        bias = attention_mask
+        if not self.form.takes_bias:
+            bias = self.form.bias(attention_mask, self.causal)
+        if not self.max_global:
+            return attention_scores(query, key, bias)
+        is_global, whole = ops.cast(global_mask, "bool"), mask_bias(attention_mask)
+        bias = ops.where(is_global[:, None, None, :], whole, bias)
+        global_query, global_key, _ = self.project(x, 0, is_global=True)
+        return ops.where(
+            is_global[:, None, :, None],
+            attention_scores(global_query, global_key, whole),
+            attention_scores(query, key, bias),
+        )
+
+    def _check_global(self, global_mask):
+        if (global_mask is None) == (self.max_global > 0):
+            raise ValueError(
+                "global_mask must be given if and only if the layer has global tokens. Received: "
+                f"max_global={self.max_global}, global_mask={global_mask}."
+            )
+
+    def project(self, x, first, is_global=False):
+        """Returns query (B, T, H, D), key and value (B, T, G, D) of positions from `first` on.
+
+        Args:
+          x: (B, T, C).
+          first: index of the first position.
+          is_global: whether to use the projections of global tokens.
+        """
         batch, length, _ = ops.shape(x)
         heads, groups, size = self.heads, self.groups, self.size
+        projection = self.global_query_key_value if is_global else self.query_key_value
         if self.form.shares_query_key:
-            parts = ops.reshape(self.query_key_value(x), (batch, length, 2 * heads, size))
+            parts = ops.reshape(projection(x), (batch, length, 2 * heads, size))
             query, value = ops.split(parts, 2, axis=2)
             key = query
         else:
-            parts = ops.reshape(self.query_key_value(x), (batch, length, heads + 2 * groups, size))
+            parts = ops.reshape(projection(x), (batch, length, heads + 2 * groups, size))
             query, key, value = ops.split(parts, (heads, heads + groups), axis=2)
         if self.rotary_base:
             positions = first + ops.arange(length)
@@ -203,7 +268,7 @@ class Attention(Composite):
         batch, length, heads, size = ops.shape(out)
         return self.output_projection(ops.reshape(out, (batch, length, heads * size)))
 
-    def compute_output_spec(self, x, attention_mask=None, memory=None, training=None):
+    def compute_output_spec(self, x, *_, **__):
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
@@ -288,6 +353,7 @@ class TransformerBlock(Composite):
       rotary_base: see `Attention`.
       attention: form of self-attention, such as "window:256"; see `zoo.layers.attention`.
       causal: whether self-attention masks later positions; see `Attention`.
+      max_global: largest number of global tokens per sequence; see `Attention`.
       use_bias: whether dense layers have biases.
       dropout: dropout rate of the probabilities and of each part's output.
       epsilon: epsilon of the normalization layers.
@@ -312,6 +378,7 @@ class TransformerBlock(Composite):
         rotary_base=0.0,
         attention="plain",
         causal=False,
+        max_global=0,
         use_bias=True,
         dropout=0.0,
         epsilon=1e-5,
@@ -327,8 +394,8 @@ class TransformerBlock(Composite):
             "hidden_dim": hidden_dim, "num_heads": num_heads, "intermediate_dim": intermediate_dim,
             "num_key_value_heads": num_key_value_heads, "cross": cross, "norm_first": norm_first,
             "norm": norm, "activation": activation, "rotary_base": rotary_base,
-            "attention": attention, "causal": causal, "use_bias": use_bias, "dropout": dropout,
-            "epsilon": epsilon,
+            "attention": attention, "causal": causal, "max_global": max_global,
+            "use_bias": use_bias, "dropout": dropout, "epsilon": epsilon,
             "initializer_range": initializer_range, "output_range": output_range,
         }  # fmt: skip
         self.norm_first = norm_first
@@ -343,8 +410,9 @@ class TransformerBlock(Composite):
             "num_key_value_heads": num_key_value_heads, **common_arguments,
         }  # fmt: skip
         self.attention = Attention(
-            rotary_base=rotary_base, form=attention, causal=causal, name="attention",
-            width=self.widths.get("attention", 0), ranks=below(ranks, "attention"), **heads,
+            rotary_base=rotary_base, form=attention, causal=causal, max_global=max_global,
+            name="attention", width=self.widths.get("attention", 0),
+            ranks=below(ranks, "attention"), **heads,
         )  # fmt: skip
         self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
@@ -371,7 +439,15 @@ class TransformerBlock(Composite):
         for part in parts:
             part.build(shape)
 
-    def call(self, x, attention_mask=None, memory=None, memory_bias=None, training=None):
+    def call(
+        self,
+        x,
+        attention_mask=None,
+        memory=None,
+        memory_bias=None,
+        global_mask=None,
+        training=None,
+    ):
         """Runs the block on whole sequences.
 
         Args:
@@ -379,13 +455,15 @@ class TransformerBlock(Composite):
           attention_mask: mask of self-attention, see `Attention.call`.
           memory: (B, S, C), for a block with `cross`.
           memory_bias: added to the scores of cross-attention.
+          global_mask: (B, T) booleans, whether a position is a global token, for a block with
+            `max_global`.
 
         Returns:
           (B, T, C).
         """
 
         def attention(h):
-            return self.attention(h, attention_mask, training=training)
+            return self.attention(h, attention_mask, global_mask=global_mask, training=training)
 
         def cross_attention(h):
             return self.cross_attention(h, memory_bias, memory, training=training)
@@ -395,19 +473,16 @@ class TransformerBlock(Composite):
             x = self._part(x, cross_attention, self.cross_norm, training)
         return self._part(x, self.feed_forward, self.feed_forward_norm, training)
 
-    def attention_scores(self, x, attention_mask=None):
+    def attention_scores(self, x, attention_mask=None, global_mask=None):
         """Computes the scores of self-attention before the softmax, (B, H, T, T) float32.
 
         Args:
           x: (B, T, C), input of the block.
           attention_mask: see `call`.
+          global_mask: see `call`.
         """
         h = self.attention_norm(x) if self.norm_first else x
-        query, key, _ = self.attention.project(h, 0)
-        form = self.attention.form
-        if not form.takes_bias:
-            attention_mask = form.bias(attention_mask, self.attention.causal)
-        return attention_scores(query, key, attention_mask)
+        return self.attention.scores(h, attention_mask, global_mask)
 
     def _part(self, x, part, norm, training=False):
         out = part(norm(x) if self.norm_first else x)

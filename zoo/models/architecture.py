@@ -33,6 +33,8 @@ _SIZES = frozenset(
 # Layers that return their input outside training, or resize images to the network's input size.
 _TRANSPARENT = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizing|StochasticDepth")
 _ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids)/")
+# Settings that are chosen for each task: which tokens attend globally.
+_PER_TASK = frozenset({"global_tokens", "max_global", "start_token", "separator_token"})
 _MAX_LENGTH = 2000  # number of characters above which an input's description becomes a hash
 _MAX_SHOWN = 100  # number of characters of a description in messages
 
@@ -128,7 +130,7 @@ def _inference_settings(layer) -> Iterator[tuple[str, str]]:
     except NotImplementedError:  # a custom layer that cannot be saved
         return
     for key, value in config.items():
-        if key not in _SIZES and not _TRAINING_ONLY.fullmatch(key):
+        if key not in _SIZES | _PER_TASK and not _TRAINING_ONLY.fullmatch(key):
             yield key, json.dumps(_without_training_settings(value), sort_keys=True, default=str)
 
 

@@ -1,9 +1,12 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805) and RoBERTa (Liu et al. 2019, arXiv:1907.11692).
 
 An encoder with two heads: one predicts masked tokens, the other whether the second sentence follows
-the first. RoBERTa has neither the second head nor sentence types.
+the first. RoBERTa has neither the second head nor sentence types. `encoder` builds both, and the
+Longformer of longformer.py.
 Axes: B batch, T positions, M positions to predict, C hidden_dim, V vocabulary.
 """
+
+from collections.abc import Callable
 
 import keras
 from keras import layers, ops
@@ -63,10 +66,53 @@ def build(
             f"token_types must be at least 2 with next_sentence. Received: {token_types}."
         )
     sizes = derive_sizes(depth, num_layers, hidden_dim, num_heads)
-    hidden_dim = sizes["hidden_dim"]
+    return encoder(
+        vocabulary_size=vocabulary_size,
+        sequence_length=sequence_length,
+        **sizes,
+        intermediate_dim=intermediate_dim or 4 * sizes["hidden_dim"],
+        dropout=dropout,
+        attention=attention,
+        token_types=token_types if next_sentence else 0,
+        epsilon=epsilon,
+        name=name,
+    )
+
+
+def encoder(
+    *,
+    vocabulary_size: int,
+    sequence_length: int,
+    num_layers: int,
+    hidden_dim: int,
+    dropout: float,
+    attention: str,
+    epsilon: float,
+    name: str,
+    token_types: int = 0,
+    global_tokens: Callable | None = None,
+    **block,
+) -> keras.Model:
+    """Builds a BERT, a RoBERTa or a Longformer.
+
+    Args:
+      vocabulary_size: see `build`.
+      sequence_length: see `build`.
+      num_layers: number of blocks.
+      hidden_dim: width C.
+      dropout: see `build`.
+      attention: see `build`.
+      epsilon: see `build`.
+      name: see `build`.
+      token_types: number of sentence types; 0 for a model without sentence types, pooler and
+        next-sentence head.
+      global_tokens: layer that computes the mask of global tokens (B, T) from tokens and segments,
+        for blocks with `max_global`.
+      **block: further arguments of `TransformerBlock`.
+    """
     inputs = {
         key: keras.Input((None,), dtype="int32", name=key)
-        for key in ("tokens", "segments", *(["types"] if next_sentence else []), "masked")
+        for key in ("tokens", "segments", *(["types"] if token_types else []), "masked")
     }
     embedding = layers.ReversibleEmbedding(
         vocabulary_size,
@@ -76,7 +122,7 @@ def build(
         name="embedding",
     )
     x = embedding(inputs["tokens"])
-    if next_sentence:
+    if token_types:
         types = layers.Embedding(
             token_types, hidden_dim, embeddings_initializer=_normal(), name="type_embedding"
         )
@@ -85,13 +131,15 @@ def build(
     x = layers.LayerNormalization(epsilon=epsilon, name="embedding_norm")(x)
     if dropout:
         x = Dropout(dropout, name="dropout")(x)
-    forms = layer_forms(attention, sizes["num_layers"])
+    forms = layer_forms(attention, num_layers)
     masks = attention_masks(forms, inputs["segments"], causal=False, layer_name="mask")
+    is_global = {}
+    if global_tokens is not None:
+        is_global["global_mask"] = global_tokens(inputs["tokens"], inputs["segments"])
     for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
         x = TransformerBlock(
             hidden_dim,
-            sizes["num_heads"],
-            intermediate_dim or 4 * hidden_dim,
+            **block,
             norm_first=False,
             activation="gelu",
             attention=form,
@@ -99,13 +147,13 @@ def build(
             epsilon=epsilon,
             initializer_range=INITIALIZER_RANGE,
             name=f"block_{i}",
-        )(x, mask)
+        )(x, mask, **is_global)
     # Only the positions to predict are projected: the projection costs more than a block.
     h = TakePositions(name="at_masked")(x, inputs["masked"])
     h = _dense(hidden_dim, "transform", activation="gelu")(h)
     h = layers.LayerNormalization(epsilon=epsilon, name="transform_norm")(h)
     outputs = {"mlm": LogitsBias(name="mlm")(embedding(h, reverse=True))}
-    if next_sentence:
+    if token_types:
         pooled = _dense(hidden_dim, "pooler", activation="tanh")(x[:, 0])
         outputs["nsp"] = _dense(2, "nsp", dtype="float32")(pooled)
     return keras.Model(inputs, outputs, name=name)

@@ -24,7 +24,7 @@ def refuse_foreign(path: str | Path, saved_config=None) -> None:
         kind = f"is a folder of transformers (model_type {saved_config['model_type']!r})"
         use = f"{start}, and zoo.models.convert.from_transformers opens it in Python"
         if saved_config["model_type"] not in CONVERTED:
-            use = f"only models of type {' and '.join(CONVERTED)} are converted"
+            use = f"only models of type {', '.join(CONVERTED)} are converted"
     elif isinstance(saved_config, dict) and str(saved_config.get("module", "")).startswith(
         "keras_hub"
     ):

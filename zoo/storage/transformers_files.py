@@ -5,7 +5,11 @@ from pathlib import Path
 from zoo.errors import UsageError
 from zoo.storage.disk import read_json
 
-CONVERTED = ("gpt2", "llama")  # model types of `zoo.models.convert.published.FAMILIES`
+CONVERTED = (
+    "gpt2",
+    "llama",
+    "longformer",
+)  # model types of `zoo.models.convert.published.FAMILIES`
 
 
 def is_transformers(folder: str | Path) -> bool:

@@ -2,7 +2,7 @@
 
 A family lists three names per weight: the path of the zoo's variable, the name in transformers'
 files, and the path in KerasHub's backbone. Several tensors of one variable are concatenated along
-its last axis in the listed order.
+its last axis in the listed order, unless the family has a `Join` for the variable.
 """
 
 import dataclasses
@@ -14,13 +14,29 @@ from zoo.errors import RunError, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
+class Join:
+    """How a variable follows from its tensors in transformers.
+
+    Attributes:
+      shapes: `shapes(shape of the variable) -> shapes of the tensors`.
+      join: `join(tensors) -> value of the variable`.
+      split: `split(value of the variable) -> tensors`.
+    """
+
+    shapes: Callable
+    join: Callable
+    split: Callable
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """Model family with its names in other libraries.
 
     Attributes:
       name: name in messages.
       build: builder of the zoo.
-      norm: setting `norm` of the zoo's blocks, which identifies the family of a model.
+      has_blocks: `has_blocks(settings of a block) -> whether a model with such blocks may be of
+        the family`.
       arguments: builder arguments to read from the settings of a block, besides the sizes.
       tensors: `{path in the zoo: (names in transformers, names in KerasHub)}`, with `{}` for the
         number of a block; see `tensors`.
@@ -30,16 +46,20 @@ class Family:
       model_type: `model_type` in config.json.
       architecture: name of the class in transformers.
       ignored: suffixes of the names of tensors that are constants, not weights.
-      backbones: names of KerasHub's classes; the first one is built by `to_keras_hub`.
+      copies: `{name in transformers: path in the zoo}` of tensors that files may repeat.
+      backbones: names of KerasHub's classes; the first one is built by `to_keras_hub`. Empty if
+        KerasHub has none.
       read: `read(config) -> builder arguments`, for transformers.
       write: `write(arguments) -> config.json without token ids`.
       read_backbone: `read_backbone(backbone) -> builder arguments`, for KerasHub.
       write_backbone: `write_backbone(arguments) -> arguments of the backbone's class`.
+      read_layers: `read_layers(layers by name) -> further builder arguments` of a model.
+      joins: `{path in the zoo: Join}`.
     """
 
     name: str
     build: Callable
-    norm: str
+    has_blocks: Callable
     arguments: tuple[str, ...]
     tensors: Mapping[str, tuple[list[str], list[str]]]
     prefix: str
@@ -47,11 +67,14 @@ class Family:
     model_type: str
     architecture: str
     ignored: tuple[str, ...]
-    backbones: tuple[str, ...]
+    copies: Mapping[str, str]
     read: Callable
     write: Callable
-    read_backbone: Callable
-    write_backbone: Callable
+    backbones: tuple[str, ...] = ()
+    read_backbone: Callable | None = None
+    write_backbone: Callable | None = None
+    read_layers: Callable = lambda layers: {}
+    joins: Mapping[str, Join] = dataclasses.field(default_factory=dict)
 
 
 # Keys of a config.json without effect on the output: metadata, tokens, training, generation.
@@ -151,3 +174,8 @@ def tensors(block_prefix: str, outside: Mapping[str, tuple], block: Mapping[str,
             for prefix, names in zip(prefixes, row, strict=True)
         )
     return table
+
+
+def tied(layers: Mapping) -> dict:
+    """Returns the argument `tie_weights` of a decoder of the zoo; see `Family.read_layers`."""
+    return {"tie_weights": layers["embedding"].tie_weights}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from zoo.errors import UsageError
 from zoo.models import gpt
-from zoo.models.convert.family import Config, Family, tensors
+from zoo.models.convert.family import Config, Family, tensors, tied
 
 
 def _read(config: Config) -> dict:
@@ -106,7 +106,7 @@ _BLOCK = {
 GPT = Family(
     name="GPT-2",
     build=gpt.build,
-    norm="layer",
+    has_blocks=lambda settings: settings["norm"] == "layer" and settings["norm_first"],
     arguments=(),
     tensors=tensors("transformer.h.{}.", _OUTSIDE, _BLOCK),
     prefix="transformer.",
@@ -115,9 +115,11 @@ GPT = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     ignored=(".attn.bias", ".attn.masked_bias"),
+    copies={"lm_head.weight": "embedding/embeddings"},
     backbones=("GPT2Backbone",),
     read=_read,
     write=_write,
     read_backbone=_read_backbone,
     write_backbone=_write_backbone,
+    read_layers=tied,
 )

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from zoo.errors import RunError, UsageError
 from zoo.models import llama
-from zoo.models.convert.family import Config, Family, tensors
+from zoo.models.convert.family import Config, Family, tensors, tied
 
 
 def _rotary_base(config: Config) -> float:
@@ -144,7 +144,7 @@ _BLOCK = {
 LLAMA = Family(
     name="Llama",
     build=llama.build,
-    norm="rms",
+    has_blocks=lambda settings: settings["norm"] == "rms",
     arguments=("num_key_value_heads", "rotary_base", "epsilon"),
     tensors=tensors("model.layers.{}.", _OUTSIDE, _BLOCK),
     prefix="model.",
@@ -152,9 +152,11 @@ LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     ignored=(".rotary_emb.inv_freq",),
+    copies={"lm_head.weight": "embedding/embeddings"},
     backbones=("LlamaBackbone", "Llama3Backbone"),
     read=_read,
     write=_write,
     read_backbone=_read_backbone,
     write_backbone=_write_backbone,
+    read_layers=tied,
 )

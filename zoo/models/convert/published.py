@@ -1,10 +1,11 @@
-"""Conversion of the zoo's decoders from and to KerasHub backbones and transformers folders.
+"""Conversion of the zoo's models from and to KerasHub backbones and transformers folders.
 
     model = from_keras_hub("gpt2_base_en")
     model = from_transformers("TinyLlama-1.1B")  # a folder: config.json and safetensors
     to_transformers(model, "converted")          # opens with AutoModelForCausalLM.from_pretrained
 
-Conversion only splits, joins and transposes weights: a round trip is bit-exact in float32. An error
+Conversion only splits, joins and transposes weights (and adds a Longformer's only token type to its
+positions): a round trip of a model of the zoo is bit-exact in float32. An error
 names any setting that the zoo's model does not support (scaled rotary positions, other activations
 ...). Each family has its own file, such as gpt.py.
 """
@@ -28,11 +29,12 @@ from zoo.models.convert import safetensors as convert_safetensors
 from zoo.models.convert.family import Config, Family
 from zoo.models.convert.gpt import GPT
 from zoo.models.convert.llama import LLAMA
+from zoo.models.convert.longformer import LONGFORMER
 from zoo.storage.disk import atomic_path, open_file, read_json, write_json
 from zoo.storage.transformers_files import check_model_type
 from zoo.storage.weight_files import limit_elements
 
-FAMILIES = (GPT, LLAMA)
+FAMILIES = (GPT, LLAMA, LONGFORMER)
 
 _TRANSFORMERS, _KERAS_HUB = 0, 1  # columns of `Family.tensors`
 # Settings of a layer that affect initialization and training, not its output at inference.
@@ -100,10 +102,12 @@ def to_keras_hub(model: keras.Model):
     import keras_hub
 
     family, arguments = _recognize(model)
+    if not family.backbones:
+        raise UsageError(f"KerasHub has no {family.name}. Received: the model {model.name!r}.")
     backbone = getattr(keras_hub.models, family.backbones[0])(**family.write_backbone(arguments))
     variables = _backbone_variables(family, model, backbone)
     for variable, names in _pairs(family, model, _KERAS_HUB):
-        for name, part in zip(names, _split(model, variable, len(names)), strict=True):
+        for name, part in zip(names, _split(family, model, variable, len(names)), strict=True):
             variables[name].assign(part.reshape(variables[name].shape))
     return backbone
 
@@ -114,13 +118,15 @@ def from_transformers(source: str | Path) -> keras.Model:
     PyTorch and transformers are not required.
 
     Args:
-      source: a folder of a GPT2LMHeadModel or LlamaForCausalLM (config.json, and
-        model.safetensors or its shards with their index), or a .safetensors file in such a folder
-        that contains all weights.
+      source: a folder of a GPT2LMHeadModel, LlamaForCausalLM or LongformerForMaskedLM
+        (config.json, and model.safetensors or its shards with their index), or a .safetensors file
+        in such a folder that contains all weights.
 
     Returns:
-      A model of `zoo.models.gpt.build` or `zoo.models.llama.build` in the current global dtype
-      policy, with the dropout of config.json for GPT-2 and without dropout for Llama.
+      A model of `zoo.models.gpt.build`, `zoo.models.llama.build` or `zoo.models.longformer.build`
+      in the current global dtype policy, with the dropout of config.json for GPT-2 and Longformer
+      and without dropout for Llama. The global tokens of a Longformer are those with the id
+      bos_token_id of config.json.
 
     Raises:
       UsageError: if the folder does not exist, or the kind of model or a setting is not supported.
@@ -144,13 +150,15 @@ def from_transformers(source: str | Path) -> keras.Model:
         return name.removeprefix(family.prefix) if has_no_prefix else name
 
     expected = {stored_name(n) for _, names in _pairs(family, model, _TRANSFORMERS) for n in names}
-    if arguments["tie_weights"] and "lm_head.weight" in tensors:
-        expected.add("lm_head.weight")
-        shared = stored_name(family.tensors["embedding/embeddings"][_TRANSFORMERS][0])
-        if shared in tensors and not np.array_equal(tensors[shared], tensors["lm_head.weight"]):
+    for copy, shared in family.copies.items():
+        if copy in expected or copy not in tensors:
+            continue
+        expected.add(copy)
+        shared = stored_name(family.tensors[shared][_TRANSFORMERS][0])
+        if shared in tensors and not np.array_equal(tensors[shared], tensors[copy]):
             raise RunError(
-                "config.json ties the output projection to the embedding, but 'lm_head.weight' of "
-                f"{tensors.path('lm_head.weight')} does not equal {shared!r}."
+                f"config.json ties the output projection to the embedding, but {copy!r} of "
+                f"{tensors.path(copy)} does not equal {shared!r}."
             )
     for name in tensors:
         if name not in expected and not name.endswith(family.ignored):
@@ -185,8 +193,9 @@ def to_transformers(
     """Writes a folder for `from_pretrained` of transformers, atomically.
 
     Args:
-      model: a gpt or llama of the zoo. Dropout, which affects only training, is not written for
-        Llama, since Llama's config.json has no key for it.
+      model: a gpt, llama or longformer of the zoo. Dropout, which affects only training, is not
+        written for Llama, since Llama's config.json has no key for it. The id of a Longformer's
+        <start> is written as bos_token_id.
       folder: path of a new or an empty folder.
       sequence_length: maximum sequence length, for a model without one (rotary positions); 0 for
         2048.
@@ -209,16 +218,16 @@ def to_transformers(
     config = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
-        **family.write(arguments),
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
+        **family.write(arguments),
     }
     tensors = {}
     for variable, names in _pairs(family, model, _TRANSFORMERS):
         linear = family.linear(variable.path)
-        shapes = _part_shapes(model, variable, len(names))
+        shapes = _part_shapes(family, model, variable, len(names))
         for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
-            values = functools.partial(_part, model, variable, len(names), i, linear)
+            values = functools.partial(_part, family, model, variable, len(names), i, linear)
             tensors[name] = (shape[::-1] if linear else shape, values)
     with _new_folder(Path(folder)) as temporary:
         write_json(temporary / "config.json", config)
@@ -283,16 +292,16 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
     settings = getattr(block, "settings", {})
     if "norm" not in settings or not isinstance(embedding, keras.layers.ReversibleEmbedding):
         raise UsageError(
-            "Conversion supports the gpt and llama models of the zoo. Received: a "
+            "Conversion supports the gpt, llama and longformer models of the zoo. Received: a "
             f"{type(model).__name__} named {getattr(model, 'name', None)!r}."
         )
-    family = next(family for family in FAMILIES if family.norm == settings["norm"])
+    family = next((family for family in FAMILIES if family.has_blocks(settings)), GPT)
     setting_names = ("hidden_dim", "num_heads", "intermediate_dim", "dropout", *family.arguments)
     arguments = {
         "vocabulary_size": embedding.input_dim,
         "num_layers": sum(name.startswith("block_") for name in layers),
-        "tie_weights": embedding.tie_weights,
         **{key: settings[key] for key in setting_names},
+        **family.read_layers(layers),
     }
     if "positions" in layers:
         arguments["sequence_length"] = layers["positions"].sequence_length
@@ -355,8 +364,10 @@ def _pairs(family: Family, model: keras.Model, side: int) -> Iterator[tuple[Any,
             yield variable, family.tensors[variable.path][side]
 
 
-def _part_shapes(model: keras.Model, variable, count: int) -> list[tuple[int, ...]]:
-    """Returns the shapes of the parts that are concatenated along a variable's last axis."""
+def _part_shapes(family: Family, model: keras.Model, variable, count: int) -> list[tuple]:
+    """Returns the shapes of a variable's tensors, each as if it were not transposed."""
+    if variable.path in family.joins:
+        return family.joins[variable.path].shapes(tuple(variable.shape))
     *lead, total = variable.shape
     if count == 3:  # queries have hidden_dim columns, keys and values half of the rest each
         hidden_dim = model.get_layer("embedding").output_dim
@@ -366,14 +377,16 @@ def _part_shapes(model: keras.Model, variable, count: int) -> list[tuple[int, ..
     return [(*lead, width) for width in widths]
 
 
-def _split(model: keras.Model, variable, count: int) -> list[np.ndarray]:
+def _split(family: Family, model: keras.Model, variable, count: int) -> list[np.ndarray]:
     values = keras.ops.convert_to_numpy(variable).astype("float32")
-    ends = np.cumsum([shape[-1] for shape in _part_shapes(model, variable, count)])
+    if variable.path in family.joins:
+        return family.joins[variable.path].split(values)
+    ends = np.cumsum([shape[-1] for shape in _part_shapes(family, model, variable, count)])
     return np.split(values, ends[:-1], axis=-1)
 
 
-def _part(model: keras.Model, variable, count: int, i: int, linear: bool) -> np.ndarray:
-    part = _split(model, variable, count)[i]
+def _part(family: Family, model, variable, count: int, i: int, linear: bool) -> np.ndarray:
+    part = _split(family, model, variable, count)[i]
     return part.T if linear else part
 
 
@@ -384,10 +397,11 @@ def _assign_weights(family: Family, model: keras.Model, side: int, fetch: Callab
     transformers stores the tensor as (outputs, inputs).
     """
     for variable, names in _pairs(family, model, side):
-        shapes = _part_shapes(model, variable, len(names))
+        shapes = _part_shapes(family, model, variable, len(names))
         linear = family.linear(variable.path)
         parts = [fetch(name, shape, linear) for name, shape in zip(names, shapes, strict=True)]
-        variable.assign(np.concatenate(parts, axis=-1))
+        join = family.joins.get(variable.path)
+        variable.assign(join.join(parts) if join else np.concatenate(parts, axis=-1))
 
 
 def _backbone_variables(family: Family, model: keras.Model, backbone) -> dict[str, Any]:
