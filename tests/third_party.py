@@ -30,6 +30,7 @@ def transformers(torch):
             "RobertaForMaskedLM",
             "GPT2LMHeadModel",
             "LlamaForCausalLM",
+            "LongformerForMaskedLM",
         ):
             assert hasattr(module, name)
     return module

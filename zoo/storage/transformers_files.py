@@ -5,11 +5,8 @@ from pathlib import Path
 from zoo.errors import UsageError
 from zoo.storage.disk import read_json
 
-CONVERTED = (
-    "gpt2",
-    "llama",
-    "longformer",
-)  # model types of `zoo.models.convert.published.FAMILIES`
+# Model types of `zoo.models.convert.published.FAMILIES`.
+CONVERTED = ("gpt2", "llama", "longformer")
 
 
 def is_transformers(folder: str | Path) -> bool:

@@ -65,10 +65,11 @@ def _attention(config: Config, num_layers: int) -> str:
 
 def _write(arguments: Mapping) -> dict:
     forms = [parse_form(name) for name in arguments["attention"].split(",")]
-    if any(form.dilation > 1 for form in forms):
+    largest = max(form.window for form in forms)
+    if any(form.dilation > 1 or largest % form.window for form in forms):
         raise UsageError(
-            "transformers' Longformer requires windows without dilation. Received: "
-            f"model.attention={arguments['attention']!r}."
+            "transformers' Longformer requires windows without dilation, which divide the largest "
+            f"window. Received: model.attention={arguments['attention']!r}."
         )
     return {
         "vocab_size": arguments["vocabulary_size"],
