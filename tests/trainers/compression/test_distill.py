@@ -480,3 +480,26 @@ def test_the_teachers_sentences_stand_in(numbers, run, tmp_path, capsys):  # noq
         config.compress.distill.update(changes)
         with pytest.raises(UsageError, match="must use the same tokenizer. Received: "):
             run(config, numbers(vocabulary_size=12))
+
+
+def test_attention_of_global_tokens_is_compared():
+    """A student of its teacher's weights has no distance; other global projections have one."""
+    row = registry.entry("longformer_nano")
+    models = [registry.build(row.name, **row.tiny) for _ in range(2)]
+    models[0].set_weights(models[1].get_weights())
+    task = registry.build_task(row.task, **row.task_arguments)
+    task.bind(models[0], arguments=row.tiny)
+    settings = {"alpha": 0.0, "temperature": 1.0, "hidden": 0.0, "attention": 1.0, "cache": False}
+    distillation = Distillation(task, *models, settings)
+    batch = {key: tf.constant(x) for key, x in task.synthetic(models[0], 4, 0).items()}
+    batch["weight"] = tf.ones(4)
+    batch = distillation.prepare(
+        batch, lambda n: tf.random.stateless_uniform((4, n), (0, 0)), False
+    )
+    distances = []
+    for _ in range(2):
+        sums = distillation.forward(models[0], batch, training=False).sums
+        distances.append(float(sums["attention"]))
+        kernel = models[0].get_layer("block_0").attention.global_query_key_value.kernel
+        kernel.assign(20 * kernel)
+    assert abs(distances[0]) < 1e-4 < distances[1]

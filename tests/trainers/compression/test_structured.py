@@ -26,6 +26,7 @@ HALVED = {
     "gpt_nano": ["block_0/attention", "block_0/feed_forward"],
     "llama_nano": ["block_0/attention", "block_0/feed_forward"],
     "bert_tiny": ["block_0/attention", "block_0/feed_forward", "pooler"],
+    "longformer_nano": ["block_0/attention", "block_0/feed_forward"],
     "lstm_generator": ["embedding", "lstm_0", "lstm_1"],
     "transformer_tiny": [
         f"{side}_0/{part}"

@@ -149,7 +149,7 @@ def attend_window(
 
     def scores_of(query, key):
         axes = (*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2)
-        return ops.cast(ops.matmul(query, ops.transpose(key, axes)), "float32")
+        return ops.cast(_matmul(query, ops.transpose(key, axes)), "float32")
 
     def as_positions(x):
         """Reverses `in_blocks` for r = R: (B, T, H, D)."""
@@ -162,7 +162,7 @@ def attend_window(
     scores = scores_of(queries, with_neighbors(in_blocks(key), 4))
     if global_mask is None:
         probabilities = dropped(ops.softmax(scores + window_bias(None)), 0)
-        return _without_padding(as_positions(ops.matmul(probabilities, values)), segments)
+        return _without_padding(as_positions(_matmul(probabilities, values)), segments)
 
     is_global, positions, present = find_global(global_mask, max_global)
     scores = scores + window_bias(is_global)
@@ -211,7 +211,7 @@ def attend_window(
     extra = ops.reshape(dropped(extra, 1), (batch, groups, rows, max_global))
     out = ops.matmul(extra, by_heads(picked(value)))
     out = ops.reshape(out, (batch, groups, dilation, blocks, repeats * block, size))
-    out = ops.matmul(dropped(scores, 0), values) + out
+    out = _matmul(dropped(scores, 0), values) + out
     out = as_positions(ops.cast(ops.cast(out, "float32") / denominator, dtype))
 
     # Rows of global tokens.
@@ -264,6 +264,13 @@ def find_global(global_mask, max_global):
         is_global, ops.cumsum(ops.cast(is_global, "int32"), 1) <= max_global
     )
     return is_global, ops.where(present, length - values, 0), present
+
+
+def _matmul(x, y):
+    """Multiplies matrices of equal batch axes; LiteRT supports at most three such axes."""
+    batch, (rows, inner), columns = ops.shape(x)[:-2], ops.shape(x)[-2:], ops.shape(y)[-1]
+    product = ops.matmul(ops.reshape(x, (-1, rows, inner)), ops.reshape(y, (-1, inner, columns)))
+    return ops.reshape(product, (*batch, rows, columns))
 
 
 def _without_padding(out, segments):
