@@ -116,6 +116,8 @@ def test_share_of_a_core():
         ("lstm_shakespeare", [], 0),
         ("gpt_scaling:4", [], 4),
         ("gpt_shakespeare", [("model.num_layers", "9")], 9),
+        ("longformer_wiki", [], 4),
+        ("longformer_wiki", [("model.attention", "window:64,window:64:2")], 0),
         ("seq2seq_multi30k", [], 3),
         ("seq2seq_multi30k", [("model.num_encoder_layers", "9")], 0),
     ],

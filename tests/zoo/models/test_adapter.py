@@ -31,6 +31,7 @@ EXPECTED = {
         {("TransformerBlock", "source"): 2, ("TransformerBlock", "target"): 2},
     ),
     "bert": ("", False, {BLOCKS: 2}),
+    "longformer": ("", False, {BLOCKS: 2}),
     "cnn": ("", True, {}),
     "gan": ("", False, {}),
     "transfer": ("", True, {}),
