@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.model = {
         "name": "bert_mini", "vocabulary_size": 8192, "sequence_length": 128, "num_layers": 4,
         "hidden_dim": 256, "num_heads": 4, "intermediate_dim": 1024, "depth": 0, "dropout": 0.0,
-        "token_types": 2, "epsilon": 1e-12, "next_sentence": True,
+        "attention": "plain", "token_types": 2, "epsilon": 1e-12, "next_sentence": True,
     }  # fmt: skip
     config.task = {"name": "nsp", "mask_share": 0.15, "whole_word": False}
     config.data.update(

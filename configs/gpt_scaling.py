@@ -32,7 +32,7 @@ def get_config(arg: str = ""):
     config.model = {
         "name": "gpt_nano", "vocabulary_size": 0, "sequence_length": 128, "num_layers": 0,
         "hidden_dim": 0, "num_heads": 0, "intermediate_dim": 0, "depth": depth, "dropout": 0.0,
-        "rotary_base": 10_000.0, "tie_weights": True,
+        "rotary_base": 10_000.0, "attention": "plain", "tie_weights": True,
     }  # fmt: skip
     config.task = {"name": "clm", "chunk": 512, "cross_documents": False}
     config.data.update(

@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     config.model = {
         "name": "gpt_nano", "vocabulary_size": 0, "sequence_length": 256, "num_layers": 4,
         "hidden_dim": 128, "num_heads": 4, "intermediate_dim": 0, "depth": 0, "dropout": 0.1,
-        "rotary_base": 10_000.0, "tie_weights": True,
+        "rotary_base": 10_000.0, "attention": "plain", "tie_weights": True,
     }  # fmt: skip
     config.task = {"name": "clm", "chunk": 0, "cross_documents": False}
     config.data.update(source="tiny_shakespeare", tokenizer="character", sequence_length=256)

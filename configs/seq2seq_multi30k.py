@@ -21,7 +21,8 @@ def get_config(arg: str = ""):
     config.model = {
         "name": "transformer_small", "vocabulary_size": 6000, "num_encoder_layers": 3,
         "num_decoder_layers": 3, "hidden_dim": 256, "num_heads": 4, "intermediate_dim": 512,
-        "depth": 0, "dropout": 0.3, "activation": "relu", "norm_first": True, "tie_weights": True,
+        "depth": 0, "dropout": 0.3, "activation": "relu", "norm_first": True,
+        "attention": "plain", "tie_weights": True,
     }  # fmt: skip
     config.task = {
         "name": "seq2seq", "label_smoothing": 0.1, "chunk": 512, "beams": 4, "length_penalty": 0.6,
