@@ -25,7 +25,7 @@ def fill_mask(
     """Returns the most probable tokens for each mask.
 
     Args:
-      model: model of `zoo.models.bert`, trained with the tokenizer.
+      model: model of `zoo.models.bert` or `zoo.models.longformer`, trained with the tokenizer.
       tokenizer: a `zoo.data.text.tokenizers.Tokenizer`.
       text: text with one or more "[MASK]", predicted in one forward pass.
       candidates: number of tokens to return per mask.

@@ -292,6 +292,9 @@ def test_models_that_transformers_does_not_have(tmp_path):
             convert.to_transformers(model, tmp_path / "folder")
     with pytest.raises(UsageError, match="KerasHub has no Longformer"):
         convert.to_keras_hub(model)
+    roberta = longformer.build(**SIZES, global_tokens="", max_global=0)
+    with pytest.raises(UsageError, match="supports the gpt, llama and longformer models"):
+        convert.to_transformers(roberta, tmp_path / "folder")
 
 
 @pytest.mark.parametrize(

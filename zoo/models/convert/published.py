@@ -290,12 +290,13 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
     layers = {layer.name: layer for layer in getattr(model, "layers", ())}
     block, embedding = layers.get("block_0"), layers.get("embedding")
     settings = getattr(block, "settings", {})
-    if "norm" not in settings or not isinstance(embedding, keras.layers.ReversibleEmbedding):
+    families = [f for f in FAMILIES if "norm" in settings and f.has_blocks(settings)]
+    if not families or not isinstance(embedding, keras.layers.ReversibleEmbedding):
         raise UsageError(
             "Conversion supports the gpt, llama and longformer models of the zoo. Received: a "
             f"{type(model).__name__} named {getattr(model, 'name', None)!r}."
         )
-    family = next((family for family in FAMILIES if family.has_blocks(settings)), GPT)
+    family = families[0]
     setting_names = ("hidden_dim", "num_heads", "intermediate_dim", "dropout", *family.arguments)
     arguments = {
         "vocabulary_size": embedding.input_dim,
