@@ -51,6 +51,9 @@ def make_update(case: str, pairs: int, width: int, rows: int):
                 part.build(first_shape)
 
         def call(self, first, second):
+            return self.run_pairs(first, second)
+
+        def run_pairs(self, first, second):
             for f, g in self.pairs:
                 first = first + f(second)
                 second = second + g(first)

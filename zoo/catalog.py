@@ -108,6 +108,21 @@ LLAMA = _family(
     },
     {**_TINY_TRANSFORMER, "num_key_value_heads": 2, "sequence_length": 32},
 )  # fmt: skip
+REFORMER = _family(
+    "reformer",
+    "clm",
+    "Kitaev et al. 2020, Reformer, arXiv:2001.04451",
+    {
+        "reformer_nano": (865_536, {"num_layers": 4, "hidden_dim": 128, "num_heads": 4}),
+        # The sizes of google/reformer-enwik8, which has 128 to 255 positions in local attention.
+        "reformer_enwik8": (149_182_722, {
+            "vocabulary_size": 258, "sequence_length": 65_536, "num_layers": 12,
+            "hidden_dim": 1024, "num_heads": 8, "dropout": 0.2, "position_shape": (128, 512),
+            "attention": "window:256,window:256,lsh:4:256,window:256", "epsilon": 1e-12,
+        }),
+    },
+    {**_TINY_TRANSFORMER, "attention": "window:4,lsh:2"},
+)  # fmt: skip
 LSTM = _family(
     "lstm",
     "clm",
@@ -256,6 +271,7 @@ CATALOG = (
     ),
     *GPT,
     *LLAMA,
+    *REFORMER,
     *LSTM,
     *SEQ2SEQ,
     *BERT,

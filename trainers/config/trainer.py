@@ -19,7 +19,9 @@ KEYS = {
     "replicas": 0,  # number of devices of strategy mirrored; 0: all devices
     "precision": "float32",  # or mixed_bfloat16, mixed_float16
     "jit_compile": False,  # compile the forward and backward pass with XLA
-    "remat": "",  # regular expression of blocks to recompute in the backward pass; "": none
+    # Regular expression of blocks to recompute in the backward pass; "": none. A reversible stack
+    # (reformer) computes the inputs of its layers from their outputs and stores neither.
+    "remat": "",
     # Momentum of the moving average of the weights; 0 disables it. Batch statistics of the averaged
     # weights are computed from up to 10,000 training examples at each evaluation.
     "ema": 0.0,

@@ -12,9 +12,9 @@ from keras import layers
 from zoo import keras_internals
 from zoo.errors import UsageError, compile_pattern
 from zoo.layers.low_rank import LowRankEmbedding
-from zoo.layers.positions import LearnedPositions
+from zoo.layers.positions import AxialPositions, LearnedPositions
 
-_EMBEDDINGS = (layers.Embedding, LearnedPositions, LowRankEmbedding)
+_EMBEDDINGS = (layers.Embedding, LearnedPositions, AxialPositions, LowRankEmbedding)
 
 
 def variables_for_adamw(

@@ -5,17 +5,23 @@ A recomputed block stores only its inputs; the backward pass computes its activa
 `keras.remat` the second forward pass draws other dropout masks than the first, and the gradients
 are silently wrong. Here the block's state (random seeds, moving statistics) is saved before the
 first forward pass and restored for the second; state updates of the second are dropped.
+
+A stack of reversible pairs stores only its outputs instead; see `trainers.train.reversible`.
 """
 
 import keras
 import tensorflow as tf
 
+from trainers.train.reversible import apply_reversible
 from zoo import keras_internals
 from zoo.errors import UsageError, compile_pattern
 
 
 def apply_remat(model: keras.Model, pattern: str) -> list[str]:
     """Makes matching layers recompute their activations in the backward pass.
+
+    A matching stack with `pairs`, such as `zoo.layers.reversible.ReversibleStack`, computes them
+    from its outputs; see `apply_reversible`.
 
     Args:
       model: built model; its (nested) layers are changed in place.
@@ -45,7 +51,10 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
             f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
         )
     for layer in matching_layers:
-        _recompute(layer)
+        if hasattr(layer, "pairs"):
+            apply_reversible(layer)
+        else:
+            _recompute(layer)
     return [layer.name for layer in matching_layers]
 
 

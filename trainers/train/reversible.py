@@ -26,10 +26,10 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
     in bfloat16 the subtraction returns rounded inputs, and the error grows with the depth.
 
     Args:
-      stack: layer with an attribute `pairs`, a list of pairs (f, g) of layers. Its
-        `call(first, second, *args, **kwargs)` must compute `first + f(second, *args, **kwargs)`
-        and `second + g(first)` for each pair, and return both halves. f and g keep the shape. They
-        take `training` from the call of the stack. The method `call` is replaced.
+      stack: layer with an attribute `pairs`, a list of pairs (f, g) of layers. Its method
+        `run_pairs(first, second, *args, **kwargs)` must compute `first + f(second, *args,
+        **kwargs)` and `second + g(first)` for each pair, and return both halves. f and g keep the
+        shape. They take `training` from the call of the stack. The method `run_pairs` is replaced.
 
     Raises:
       UsageError: if the layer has no pairs; in a call, if f or g adds a loss.
@@ -46,7 +46,7 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
         trained = {id(v) for v in part.trainable_variables}
         states.append([v for v in part.variables if id(v) not in trained])
 
-    def call(first, second, *args, training=None, **kwargs):
+    def run_pairs(first, second, *args, **kwargs):
         leaves = keras.tree.flatten((args, kwargs))
         # Floating tensors are arguments of the custom gradient, or they would get no gradient.
         positions = [
@@ -126,7 +126,7 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
             variables[key].assign(value)
         return first, second
 
-    stack.call = call
+    stack.run_pairs = run_pairs
 
 
 def _add(total, new):

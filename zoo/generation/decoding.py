@@ -16,7 +16,7 @@ from keras import ops, tree
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.attention_forms.plain import mask_bias
-from zoo.models.adapter import Adapter, input_path
+from zoo.models.adapter import DENSE, Adapter, input_path
 
 
 def decoding(model: keras.Model):
@@ -63,7 +63,7 @@ def reorder(cache, rows, batch: int, memory: bool = True):
 
 
 class TransformerDecoding:
-    """Decoding of `zoo.models.gpt.decoder`: gpt and llama.
+    """Decoding of `zoo.models.gpt.decoder` and `zoo.models.reformer`.
 
     Attributes:
       sequence_length: maximum number of positions; None for no limit.
@@ -76,6 +76,8 @@ class TransformerDecoding:
             parts.layers_of_kind("block"),
         )
         (self.final_norm,) = parts.layers_of_kind("norm")
+        # The layer that computes the logits.
+        self.head = next(iter(parts.layers_of_kind("dense")), self.embedding)
         self.positions = next(iter(parts.layers_of_kind("positions")), None)
         self.sequence_length = getattr(self.positions, "sequence_length", None)
         self.vocabulary_size = parts.model.output_shape[-1]
@@ -89,9 +91,9 @@ class TransformerDecoding:
 
         A transposed copy of the embeddings (V, C): with one sequence, nearly all time goes into
         reading weights, and XLA on a CPU reads the copy 1.5 times as fast. None if the layer does
-        more than a matrix product.
+        more than a matrix product, or is no embedding.
         """
-        if not _is_matrix_product(self.embedding):
+        if not _is_matrix_product(self.head):
             return None
         return ops.transpose(ops.cast(self.embedding.embeddings, self.embedding.compute_dtype))
 
@@ -119,7 +121,7 @@ class TransformerDecoding:
         x = self.final_norm(x)
         if weights is not None:
             return ops.cast(ops.matmul(x, weights), "float32"), new_cache
-        return project(self.embedding, x), new_cache
+        return project(self.head, x), new_cache
 
 
 class Seq2SeqDecoding(TransformerDecoding):
@@ -156,7 +158,7 @@ class Seq2SeqDecoding(TransformerDecoding):
         return logits, {"blocks": blocks, "memory_bias": bias}
 
 
-def _is_matrix_product(embedding: keras.layers.ReversibleEmbedding) -> bool:
+def _is_matrix_product(embedding: keras.layers.Layer) -> bool:
     return (
         isinstance(embedding, keras.layers.ReversibleEmbedding)
         and embedding.tie_weights
@@ -167,15 +169,17 @@ def _is_matrix_product(embedding: keras.layers.ReversibleEmbedding) -> bool:
     )
 
 
-def project(embedding: keras.layers.ReversibleEmbedding, x):
-    """Returns logits (B, n, V) float32 of x (B, n, C).
+def project(head: keras.layers.Layer, x):
+    """Returns logits (B, n, V) float32 of x (B, n, C), by a dense layer or a reversible embedding.
 
     Computes `embedding(x, reverse=True)` without the layer's transposed copy of all embeddings.
     """
-    if not _is_matrix_product(embedding):
-        return ops.cast(embedding(x, reverse=True), "float32")
+    if isinstance(head, DENSE):
+        return ops.cast(head(x), "float32")
+    if not _is_matrix_product(head):
+        return ops.cast(head(x, reverse=True), "float32")
     batch, length, width = ops.shape(x)
-    table = ops.cast(embedding.embeddings, x.dtype)
+    table = ops.cast(head.embeddings, x.dtype)
     logits = ops.matmul(table, ops.transpose(ops.reshape(x, (batch * length, width))))
     logits = ops.reshape(ops.transpose(logits), (batch, length, table.shape[0]))
     return ops.cast(logits, "float32")

@@ -1,4 +1,4 @@
-"""Position embeddings: learned vectors, and rotation of queries and keys.
+"""Position embeddings: learned vectors, axial vectors, and rotation of queries and keys.
 
 Axes: B batch, T positions, C hidden_dim, H heads, D head size.
 """
@@ -48,6 +48,81 @@ class LearnedPositions(layers.Layer):
         return {
             **super().get_config(),
             "sequence_length": self.sequence_length,
+            "initializer_range": self.initializer_range,
+        }
+
+
+@keras.saving.register_keras_serializable("zoo")
+class AxialPositions(layers.Layer):
+    """Adds a vector per position that is joined from a vector of its row and one of its column.
+
+    Position p is in row p // S and column p % S of a grid of R rows and S columns, so that R + S
+    vectors are learned instead of R S: the axial position embeddings in the published code of
+    Kitaev et al. 2020 (arXiv:2001.04451) and in transformers.
+
+    Args:
+      sequence_length: largest number of positions, at most R S.
+      shape: (R, S).
+      widths: widths of the vectors of rows and of columns; their sum is C.
+      initializer_range: standard deviation of the initial vectors.
+    """
+
+    def __init__(self, sequence_length, shape, widths, initializer_range=0.02, **kwargs):
+        super().__init__(**kwargs)
+        self.shape, self.widths = tuple(shape), tuple(widths)
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be positive. Received: {sequence_length}.")
+        if len(self.shape) != 2 or len(self.widths) != 2 or min(*self.shape, *self.widths) < 1:
+            raise ValueError(
+                "shape and widths must be two positive numbers each. Received: "
+                f"shape={self.shape}, widths={self.widths}."
+            )
+        if sequence_length > self.shape[0] * self.shape[1]:
+            raise ValueError(
+                f"sequence_length must not exceed the product of shape {self.shape}. Received: "
+                f"{sequence_length}."
+            )
+        self.sequence_length, self.initializer_range = sequence_length, initializer_range
+
+    def build(self, shape):
+        if sum(self.widths) != shape[-1]:
+            raise ValueError(
+                f"The sum of widths must be {shape[-1]}, the width of the input. Received: "
+                f"widths={self.widths}."
+            )
+        self.rows, self.columns = (
+            self.add_weight(
+                shape=(count, width), name=name,
+                initializer=keras.initializers.RandomNormal(stddev=self.initializer_range),
+            )
+            for name, count, width in zip(
+                ("rows", "columns"), self.shape, self.widths, strict=True
+            )
+        )  # fmt: skip
+
+    def call(self, x, first=0):
+        """Adds the vectors of positions `first` and following to x (B, T, C)."""
+        length = ops.shape(x)[1]
+        is_static = isinstance(first, int) and isinstance(length, int)
+        if is_static and first + length > self.sequence_length:
+            raise ValueError(
+                f"The number of positions must not exceed {self.sequence_length}. "
+                f"Received: {first + length}."
+            )
+        positions = first + ops.arange(length, dtype="int32")
+        row = ops.take(self.rows, positions // self.shape[1], axis=0)
+        column = ops.take(self.columns, positions % self.shape[1], axis=0)
+        return x + ops.cast(ops.concatenate([row, column], axis=-1), x.dtype)[None]
+
+    def compute_output_spec(self, x, first=0):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sequence_length": self.sequence_length,
+            "shape": self.shape,
+            "widths": self.widths,
             "initializer_range": self.initializer_range,
         }
 

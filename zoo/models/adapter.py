@@ -15,18 +15,20 @@ from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.attention import MaskBias
 from zoo.layers.low_rank import LowRankDense, LowRankEmbedding, LowRankReversibleEmbedding
-from zoo.layers.positions import LearnedPositions
+from zoo.layers.positions import AxialPositions, LearnedPositions
+from zoo.layers.reversible import ReversibleStack
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.seq2seq import Positions
 
+DENSE = (layers.Dense, LowRankDense)
 _KINDS = {
     "input": layers.InputLayer,
     "embedding": (layers.Embedding, LowRankEmbedding),
-    "positions": (LearnedPositions, Positions),
-    "block": TransformerBlock,
+    "positions": (LearnedPositions, AxialPositions, Positions),
+    "block": (TransformerBlock, ReversibleStack),
     "lstm": layers.LSTM,
     "norm": (layers.LayerNormalization, layers.RMSNormalization, layers.Identity),
-    "dense": (layers.Dense, LowRankDense),
+    "dense": DENSE,
     "": layers.Dropout,  # active in training only
 }
 _REVERSIBLE = (layers.ReversibleEmbedding, LowRankReversibleEmbedding)
@@ -42,7 +44,7 @@ class Adapter:
     Attributes:
       steps: `(layer, inputs of the layer)` on the path from the first input to the only output;
         empty unless the model is a graph with one output.
-      family: "decoder" for gpt and llama, "recurrent" for lstm, "encoder_decoder" for seq2seq;
+      family: "decoder" for gpt, llama and reformer, "recurrent" for lstm, "encoder_decoder" for seq2seq;
         `zoo.generation` decodes these. "" for all other models.
     """
 
@@ -53,7 +55,7 @@ class Adapter:
         self.family, kinds = "", _layer_kinds(self.steps)
         if re.fullmatch("input embedding (lstm )+dense", kinds) and self.probabilities:
             self.family = "recurrent"
-        elif re.fullmatch(f"{_STACK} embedding( linear)?", kinds) and self._has_tied_embeddings():
+        elif re.fullmatch(f"{_STACK} (embedding|dense)( linear)?", kinds) and self._has_logits():
             inputs = self.block_inputs()
             causal = all(map(_is_causal, self.layers_of_kind("block"), inputs))
             if causal and all(len(x) == 2 for x in inputs):
@@ -115,11 +117,13 @@ class Adapter:
         return [layer for layer, _ in self.steps if isinstance(layer, _KINDS[kind])]
 
     def block_inputs(self) -> list[list]:
-        """Returns the inputs of each transformer block on the path."""
-        return [inputs for layer, inputs in self.steps if isinstance(layer, TransformerBlock)]
+        """Returns the inputs of each block on the path."""
+        return [inputs for layer, inputs in self.steps if isinstance(layer, _KINDS["block"])]
 
-    def _has_tied_embeddings(self) -> bool:
-        """Returns whether the second embedding on the path is the first one in reverse."""
+    def _has_logits(self) -> bool:
+        """Returns whether the path ends with a linear layer, or the first embedding in reverse."""
+        if dense := self.layers_of_kind("dense"):
+            return dense[-1].activation is keras.activations.linear
         first, last = (step for step in self.steps if isinstance(step[0], _KINDS["embedding"]))
         return first[0] is last[0] and _is_reverse_embedding(*last)
 
@@ -163,10 +167,12 @@ def _is_reverse_embedding(layer, inputs) -> bool:
     return isinstance(layer, _REVERSIBLE) and keras.backend.is_float_dtype(inputs[0].dtype)
 
 
-def _is_causal(block: TransformerBlock, inputs: list) -> bool:
+def _is_causal(block: TransformerBlock | ReversibleStack, inputs: list) -> bool:
     """Returns whether a block with these inputs masks later positions, and no other ones."""
     if len(inputs) < 2:
         return False
+    if isinstance(block, ReversibleStack):
+        return keras.backend.is_int_dtype(inputs[1].dtype)
     if block.attention.form.takes_bias:
         return _is_mask_bias(inputs[1], causal=True)
     return block.attention.causal and keras.backend.is_int_dtype(inputs[1].dtype)

@@ -23,6 +23,9 @@ EXPECTED = {
     "cnn_classifier": {"probabilities/kernel"},
     "gpt_nano": {"embedding/embeddings", "positions/embeddings"},
     "llama_nano": {"embedding/embeddings"},
+    "reformer_nano": {
+        "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
+    },
     "lstm_generator": {"embedding/embeddings", "probabilities/kernel"},
     "transformer_tiny": {"embedding/embeddings"},
     "bert_tiny": {

@@ -61,7 +61,10 @@ class Stack(layers.Layer):
             if not part.built:
                 part.build(first_shape)
 
-    def call(self, first, second, *args, **kwargs):
+    def call(self, first, second, *args, training=None, **kwargs):
+        return self.run_pairs(first, second, *args, **kwargs)
+
+    def run_pairs(self, first, second, *args, **kwargs):
         for f, g in self.pairs:
             first = first + tf.cast(f(second, *args, **kwargs), first.dtype)
             second = second + tf.cast(g(first), second.dtype)
