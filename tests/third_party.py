@@ -31,6 +31,7 @@ def transformers(torch):
             "GPT2LMHeadModel",
             "LlamaForCausalLM",
             "LongformerForMaskedLM",
+            "ReformerModelWithLMHead",
         ):
             assert hasattr(module, name)
     return module

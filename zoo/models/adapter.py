@@ -44,8 +44,8 @@ class Adapter:
     Attributes:
       steps: `(layer, inputs of the layer)` on the path from the first input to the only output;
         empty unless the model is a graph with one output.
-      family: "decoder" for gpt, llama and reformer, "recurrent" for lstm, "encoder_decoder" for seq2seq;
-        `zoo.generation` decodes these. "" for all other models.
+      family: "decoder" for gpt, llama and reformer, "recurrent" for lstm, "encoder_decoder" for
+        seq2seq; `zoo.generation` decodes these. "" for all other models.
     """
 
     def __init__(self, model):
