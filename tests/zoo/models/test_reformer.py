@@ -1,5 +1,7 @@
 """A Reformer equals that of transformers, decodes exactly, and refuses unsupported compression."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ import tensorflow as tf
 from tests.third_party import third_party
 from trainers.compress_jobs import calibrated
 from trainers.compression import distill, low_rank, structured
-from zoo import registry
+from zoo import keras_internals, registry
 from zoo.errors import UsageError
 from zoo.generation.decoding import can_generate, decoding
 from zoo.layers import attention as attention_forms
+from zoo.layers.low_rank import LowRank
 from zoo.models import reformer
 
 T, VOCABULARY = 24, 19
@@ -219,11 +222,28 @@ def test_low_rank_kernels_keep_the_family():
         "reversible/feed_forward_1/feed_forward/up=4", "projection=4",
     ]  # fmt: skip
     smaller = low_rank.factorize(model, factors)
-    assert smaller.count_params() < model.count_params()
+    products = {x.path for x in keras_internals.all_layers(smaller) if isinstance(x, LowRank)}
+    assert products == {factor.partition("=")[0] for factor in factors}
     assert can_generate(smaller)
     steps = decoding(smaller)
     out, _ = steps.step(TOKENS, steps.start(2, T), 0)
     np.testing.assert_allclose(out, logits_of(smaller), atol=1e-4)
+
+
+def test_integers_are_saved_and_loaded(tmp_path):
+    model = build("window:5,lsh:2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras warns about layers that it does not quantize
+        model.quantize("int8")
+    stack = model.get_layer("reversible")
+    assert stack.attention_0.attention.query_key_value.quantization_mode == "int8"
+    assert stack.feed_forward_1.feed_forward.up.quantization_mode == "int8"
+    model.save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(logits_of(copy), logits_of(model))
+    steps = decoding(copy)
+    out, _ = steps.step(TOKENS, steps.start(2, T), 0)
+    np.testing.assert_allclose(out, logits_of(copy), atol=1e-4)
 
 
 def test_unsupported_compression_is_refused():
