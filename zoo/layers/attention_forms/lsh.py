@@ -9,6 +9,7 @@ N = n L / M chunks of a head.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from zoo.layers.attention_forms.keep_mask import FixedSeed, check_dropout, keep_mask
@@ -25,13 +26,14 @@ def hash_buckets(query_key, num_buckets, rounds, seed):
     The bucket is the argmax of [xR; -xR] with a random R per head and round (section 2, "Locality
     sensitive hashing"). With several factors, each factor has an R of its own, and the cost grows
     with the sum of the factors instead of the product. No gradient passes. XLA draws another R from
-    the same seed.
+    the same seed, unless the seed is a tuple of Python integers: then R is a constant, and exported
+    files need no random numbers.
 
     Args:
       query_key: (B, T, H, D).
       num_buckets: number of buckets, even; or a tuple of even factors of this number.
       rounds: n.
-      seed: (2,) integers that determine R, as from `keras.random.SeedGenerator.next()`.
+      seed: (2,) integers that determine R, as from `keras.random.SeedGenerator.next()`, or a tuple.
 
     Returns:
       (B, H, n, T) int32, in [0, product of the factors).
@@ -49,17 +51,30 @@ def hash_buckets(query_key, num_buckets, rounds, seed):
         raise ValueError(f"rounds must be positive. Received: rounds={rounds}")
     batch, length, heads, size = ops.shape(query_key)
     half = sum(factors) // 2
-    rotations = keras.random.normal(
-        (heads, size, rounds * half), dtype="float32", seed=FixedSeed(ops.cast(seed, "int32"))
-    )
+    shape = (heads, size, rounds * half)
+    if isinstance(seed, tuple):
+        rotations = np.random.default_rng(seed).standard_normal(shape, "float32")
+    else:
+        seed = FixedSeed(ops.cast(seed, "int32"))
+        rotations = keras.random.normal(shape, dtype="float32", seed=seed)
     x = ops.transpose(ops.cast(ops.stop_gradient(query_key), "float32"), (0, 2, 1, 3))
     x = ops.reshape(ops.matmul(x, rotations), (batch, heads, length, rounds, half))
     buckets, stride, first = 0, 1, 0
     for factor in factors:
         part = x[..., first : first + factor // 2]
-        part = ops.cast(ops.argmax(ops.concatenate([part, -part], -1), -1), "int32")
+        part = _first_largest(ops.concatenate([part, -part], -1))
         buckets, stride, first = buckets + stride * part, stride * factor, first + factor // 2
     return ops.transpose(buckets, (0, 1, 3, 2))
+
+
+def _first_largest(x):
+    """Returns `argmax` over the last axis, int32, by operations that ONNX has.
+
+    Keras' function reads the sign bit of zeros, which no runtime of exported files supports.
+    """
+    last = x.shape[-1] - 1
+    is_largest = x >= ops.max(x, axis=-1, keepdims=True)
+    return ops.min(ops.where(is_largest, ops.arange(last + 1, dtype="int32"), last), axis=-1)
 
 
 def as_keys(query_key):

@@ -236,6 +236,19 @@ def test_hashes_compile_with_unknown_length(xla):
     np.testing.assert_array_equal(compiled(-x, 8, 2, seed), (buckets + 4) % 8)
 
 
+def test_a_constant_seed_needs_no_random_numbers(xla):
+    """Such graphs can be exported, and XLA computes the same buckets."""
+    x = random(2, 30, 3, 6)
+    run = tf.function(lambda x: hash_buckets(x, (4, 6), 2, (1, 2)), autograph=False)
+    kinds = {op.type for op in run.get_concrete_function(x).graph.get_operations()}
+    assert not [kind for kind in kinds if "Random" in kind or "Bit" in kind]
+    buckets = run(x).numpy()
+    assert len(np.unique(buckets)) > 12
+    compiled = tf.function(lambda x: hash_buckets(x, (4, 6), 2, (1, 2)), jit_compile=True)
+    np.testing.assert_array_equal(compiled(x), buckets)
+    assert (hash_buckets(x, (4, 6), 2, (1, 3)).numpy() != buckets).mean() > 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
