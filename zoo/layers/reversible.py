@@ -15,7 +15,7 @@ import keras
 from keras import ops
 
 from zoo.layers.attention import layer_forms
-from zoo.layers.attention_cache import attend_cached, start_cache
+from zoo.layers.attention_forms.cache import attend_cached, start_cache
 from zoo.layers.attention_forms.plain import mask_bias
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout

@@ -10,7 +10,7 @@ import keras
 from keras import layers, ops
 
 from zoo.layers.attention import parse_form
-from zoo.layers.attention_cache import as_rows, attend_cached, attend_rows, start_cache
+from zoo.layers.attention_forms.cache import as_rows, attend_cached, attend_rows, start_cache
 from zoo.layers.attention_forms.plain import attend, attention_scores, mask_bias
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
