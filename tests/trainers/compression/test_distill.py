@@ -503,3 +503,14 @@ def test_attention_of_global_tokens_is_compared():
         kernel = models[0].get_layer("block_0").attention.global_query_key_value.kernel
         kernel.assign(20 * kernel)
     assert abs(distances[0]) < 1e-4 < distances[1]
+
+
+def test_scores_of_lsh_attention_are_refused():
+    row = registry.entry("gpt_nano")
+    student, teacher = (
+        registry.build(row.name, **row.tiny, attention=form) for form in ("plain", "lsh:2")
+    )
+    task = registry.build_task(row.task, **row.task_arguments)
+    settings = {"alpha": 0.0, "temperature": 1.0, "hidden": 0.0, "attention": 1.0, "cache": False}
+    with pytest.raises(UsageError, match="does not support LSH attention"):
+        Distillation(task, student, teacher, settings)
