@@ -81,7 +81,11 @@ def _recompute(layer: keras.layers.Layer) -> None:
                 filled_leaves[position] = tensor
             inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled_leaves)
             scope = keras.StatelessScope(collect_losses=True)
-            for update in before:
+            # Without the dependency, TensorFlow would merge the dropout masks of both passes and
+            # store them in between.
+            with tf.control_dependencies(tensors):
+                update_values = [(v, tf.identity(value)) for v, value in before]
+            for update in update_values:
                 scope.add_update(update)  # `state_mapping=` would cast to the compute dtype
             start = [scope.get_current_value(v) for v in state]
             # Inner layers take `training` from the outer layer's call, which has ended before the

@@ -60,7 +60,7 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
         changed = {}
 
         def run(index, x, floats):
-            """Returns the output of a part in the dtype of x, and the scope with its new state."""
+            """Returns the output of a part in the dtype of x, and the new values of its state."""
             filled = list(leaves)
             for position, tensor in zip(positions, floats, strict=True):
                 filled[position] = tensor
@@ -68,7 +68,11 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
             if index % 2:  # g
                 inner_args, inner_kwargs = (), {}
             scope = keras.StatelessScope(collect_losses=True)
-            for update in before[index]:
+            # Without the dependency, TensorFlow would merge the dropout masks of both passes and
+            # store them in between.
+            with tf.control_dependencies([x]):
+                start = [(v, tf.identity(value)) for v, value in before[index]]
+            for update in start:
                 scope.add_update(update)  # `state_mapping=` would cast to the compute dtype
             with scope, call_context():
                 out = parts[index](x, *inner_args, **inner_kwargs)
@@ -77,14 +81,14 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
                     "A reversible stack does not support layers that call add_loss. Received: "
                     f"{parts[index].name!r} in {stack.name!r}."
                 )
-            return tf.cast(out, x.dtype), scope
+            ends = [(v, value, scope.get_current_value(v)) for v, value in start]
+            return tf.cast(out, x.dtype), {id(v): end for v, value, end in ends if end is not value}
 
         def forward(index, x, floats):
             before[index] = [(v, values[id(v)]) for v in states[index]]
-            out, scope = run(index, x, floats)
-            for v, start in before[index]:
-                if (now := scope.get_current_value(v)) is not start:
-                    values[id(v)] = changed[id(v)] = now
+            out, new = run(index, x, floats)
+            values.update(new)
+            changed.update(new)
             return out
 
         @tf.custom_gradient

@@ -147,6 +147,31 @@ def test_reversible_training_calls_each_part_twice():
     assert calls == forward + forward[::-1]
 
 
+@pytest.mark.parametrize("pattern", ["stack", "(attention|feed_forward)_."])
+def test_dropout_masks_are_not_stored_for_the_backward_pass(pattern):
+    """TensorFlow merges operations with equal inputs, so a mask of both passes would be stored."""
+    layer = stack(dropout=0.3)
+    apply_remat(keras.Sequential([keras.Input((T, C)), layer]), pattern)
+    run = tf.function(lambda x: gradients(layer, x, graph=False), autograph=False)
+    operations = run.get_concrete_function(random(B, T, C)).graph.get_operations()
+    keys = {}
+
+    def key(op):
+        """Returns equal numbers for operations that TensorFlow would merge."""
+        if op.name not in keys:
+            inputs = [(key(x.op), x.value_index) for x in op.inputs]
+            controls = sorted(key(before) for before in op.control_inputs)
+            settings = op.node_def.attr.items() if inputs else op.name
+            keys[op.name] = hash(
+                (op.type, str(inputs), str(controls), str(sorted(settings, key=str)))
+            )
+        return keys[op.name]
+
+    masks = [key(op) for op in operations if "RandomUniformFullInt" in op.type]
+    assert len(masks) >= 12  # two updates, two passes of each mask
+    assert len(set(masks)) == len(masks)
+
+
 def test_dropout_acts_in_training_alone():
     layer, x = stack(dropout=0.5), random(B, T, C)
     np.testing.assert_array_equal(layer(x, PACKED), layer(x, PACKED, training=False))
