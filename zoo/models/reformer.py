@@ -3,7 +3,8 @@
 Local attention and attention by locality-sensitive hashing alternate in a reversible stack. With
 `trainer.remat=reversible`, the stack stores its outputs alone during training. Positions are axial.
 As in the published code, the logits are computed from both halves of the stack. The published code
-also splits the feed-forward layers into chunks of positions; this model does not.
+also splits the feed-forward layers into chunks of positions; this model does not, because attention
+determines the peak of memory (`benchmarks/reformer_memory.py`, case `narrow`).
 """
 
 import math
