@@ -32,6 +32,7 @@ EXPECTED = {
         "embedding/embeddings", "type_embedding/embeddings", "positions/embeddings", "nsp/kernel",
     },
     "roberta_base": {"embedding/embeddings", "positions/embeddings"},
+    "longformer_nano": {"embedding/embeddings", "positions/embeddings"},
     "gan_mnist": {"pixels/kernel", "logit/kernel"},
     "dcgan_mnist": {"logit/kernel"},
     "vgg16_transfer": {"probabilities/kernel"},

@@ -125,6 +125,21 @@ def test_decoding_equals_the_forward_pass(attention, jit, xla, monkeypatch):
         np.testing.assert_allclose(np.concatenate(logits, 1), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["plain", "chunked:4", "window:5", "lsh:1:16"])
+def test_a_prompt_of_unknown_length(attention):
+    model = gpt.build(**SIZES, attention=attention)
+    steps = decoding(model)
+
+    @tf.function(input_signature=[tf.TensorSpec((2, None), tf.int32)], autograph=False)
+    def prefill(tokens):
+        return steps.step(tokens, steps.start(2, LENGTH), 0)
+
+    logits, cache = prefill(TOKENS[:, :9])
+    last_logits, _ = steps.step(TOKENS[:, 9:10], cache, tf.constant(9))
+    expected = model({"tokens": TOKENS[:, :10], "segments": np.ones((2, 10), "int32")})
+    np.testing.assert_allclose(np.concatenate([logits, last_logits], 1), expected, atol=1e-5)
+
+
 def test_a_cache_is_as_long_as_the_window():
     model = gpt.build(**{**SIZES, "sequence_length": 1000, "attention": "window:5,window:4:3"})
     rows = [x["key"].shape[1] for x in decoding(model).start(1, 1000)]

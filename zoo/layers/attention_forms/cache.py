@@ -34,11 +34,12 @@ def attend_cached(form, query, key, value, cache, first):
       `(out, cache)`: (B, T, H, D), and a copy of the dict with the new positions.
     """
     cache, groups = dict(cache), key.shape[2]
-    rows, count = cache["key"].shape[1], query.shape[1]
+    rows, count = cache["key"].shape[1], ops.shape(query)[1]
+    is_single = isinstance(count, int) and count == 1  # the length of a prompt may be unknown
     stored_key = as_keys(key) if form.shares_query_key else key
     new = {"key": as_rows(stored_key), "value": as_rows(value)}
-    is_start = isinstance(first, int) and first == 0 and count > 1 and not form.takes_bias
-    if form.reach is None or count == 1:
+    is_prompt = isinstance(first, int) and first == 0 and not is_single
+    if form.reach is None or is_single:
         # The modulus is computed for ring buffers alone: XLA writes faster without it.
         place = first if form.reach is None else first % rows
         for name, x in new.items():
@@ -55,7 +56,7 @@ def attend_cached(form, query, key, value, cache, first):
         order = ops.mod(ops.arange(rows) - first - count, rows)
         cache.update({name: ops.take(x[:, -rows:], order, 1) for name, x in seen.items()})
         distance = ops.arange(count)[:, None] + rows - ops.arange(rows + count)[None, :]
-    if is_start:
+    if is_prompt and not form.takes_bias:
         return form.attend(query, key, value, causal=True), cache
     positions = first + ops.arange(count)
     # A key after its query has a negative distance; a row that was never written, a large one.
