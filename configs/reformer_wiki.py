@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     config.optimizer = optimizer("muon", learning_rate=5e-3, weight_decay=0.1)
     config.schedule = schedule("cosine", warmup_steps=50)
     config.trainer.update(
-        steps=1000, global_batch_size=4, precision="mixed_bfloat16", remat="reversible",
+        steps=1000, global_batch_size=8, precision="mixed_bfloat16", remat="reversible",
         steps_per_execution=5, evaluate_every=500, checkpoint_every=500,
     )  # fmt: skip
     if arg == "debug":

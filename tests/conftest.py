@@ -20,6 +20,22 @@ from tests.third_party import keras_hub, torch, transformers  # noqa: F401 (fixt
 # its own LLVM, and a process that has already loaded TensorFlow's LLVM is aborted.
 sys.modules["triton"] = None
 
+CONTRACT = "train/test_contract.py"
+
+
+@pytest.hookimpl(optionalhook=True)  # called if pytest-xdist is installed
+def pytest_xdist_make_scheduler(config, log):
+    """Gives each file to one worker, and of the contract, the longest file, each model to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            model = test.partition("[")[2].partition("-")[0] if CONTRACT in file else ""
+            return f"{file}[{model}]"
+
+    return Scheduling(config, log)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def devices():
