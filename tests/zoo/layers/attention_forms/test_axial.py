@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.zoo.layers.attention_forms.arrays import assert_equal, random, with_gradients
 from zoo.layers.attention_forms.axial import (
     attend_axis,
     attend_feature_groups,
@@ -24,30 +25,12 @@ SEGMENTS = np.array(
 )
 
 
-def random(*shape, seed=0):
-    return tf.constant(np.random.default_rng(seed).normal(size=shape).astype("float32"))
-
-
 def inputs(batch=3, heads=4, groups=2, size=5):
     return (
         random(batch, ROWS, COLUMNS, heads, size),
         random(batch, ROWS, COLUMNS, groups, size, seed=1),
         random(batch, ROWS, COLUMNS, groups, size, seed=2),
     )
-
-
-def with_gradients(function, arrays):
-    with tf.GradientTape() as tape:
-        tape.watch(arrays)
-        out = function(*arrays)
-        slope = tf.reshape(tf.sin(1.7 * tf.range(tf.cast(tf.size(out), "float32"))), tf.shape(out))
-        loss = tf.reduce_sum(tf.cast(out, "float32") * slope)
-    return out, *tape.gradient(loss, arrays)
-
-
-def assert_equal(ours, theirs, tolerance=1e-5):
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def twin(query, key, value, axis, segments=None, causal=False):

@@ -5,14 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.zoo.layers.attention_forms.arrays import assert_equal, random, with_gradients
 from zoo.layers.attention_forms.chunked import attend_chunked
 from zoo.layers.attention_forms.plain import attend, mask_bias, reference_attend
 
 PACKED = np.array([[1] * 4 + [2] * 5 + [0] * 2, [3] * 11], "int32")
-
-
-def random(*shape, seed=0):
-    return tf.constant(np.random.default_rng(seed).normal(size=shape).astype("float32"))
 
 
 def inputs(batch=2, length=11, sources=11, heads=4, groups=2, size=5):
@@ -21,22 +18,6 @@ def inputs(batch=2, length=11, sources=11, heads=4, groups=2, size=5):
         random(batch, sources, groups, size, seed=1),
         random(batch, sources, groups, size, seed=2),
     )
-
-
-def with_gradients(function, arrays):
-    with tf.GradientTape() as tape:
-        tape.watch(arrays)
-        out = function(*arrays)
-        # Slopes near 1 keep the gradients near 1, where float32 rounds to well below 1e-5.
-        slope = tf.reshape(tf.sin(1.7 * tf.range(tf.cast(tf.size(out), "float32"))), tf.shape(out))
-        loss = tf.reduce_sum(tf.cast(out, "float32") * slope)
-    return out, *tape.gradient(loss, arrays)
-
-
-def assert_equal(ours, theirs, tolerance=1e-5):
-    for a, b in zip(ours, theirs, strict=True):
-        a, b = tf.cast(a, "float32"), tf.cast(b, "float32")
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("causal", [False, True])

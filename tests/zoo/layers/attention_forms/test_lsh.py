@@ -5,16 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.zoo.layers.attention_forms.arrays import assert_equal, random, with_gradients
 from zoo.layers.attention_forms.lsh import attend_lsh, hash_buckets
 from zoo.layers.attention_forms.plain import MASKED, attention_scores, reference_attend
 
 T = 11
 ITSELF = -5e4  # score of a query with its own key, above MASKED
 PACKED = np.array([[1] * 4 + [2] * 5 + [0] * 2, [3] * 10 + [4], [0] * 11], "int32")
-
-
-def random(*shape, seed=0):
-    return tf.constant(np.random.default_rng(seed).normal(size=shape).astype("float32"))
 
 
 def inputs(batch=3, length=T, heads=4, groups=4, size=5):
@@ -24,20 +21,6 @@ def inputs(batch=3, length=T, heads=4, groups=4, size=5):
 def random_buckets(batch=3, length=T, heads=4, rounds=2, count=4):
     generator = np.random.default_rng(2)
     return generator.integers(0, count, (batch, heads, rounds, length)).astype("int32")
-
-
-def with_gradients(function, arrays):
-    with tf.GradientTape() as tape:
-        tape.watch(arrays)
-        out = function(*arrays)
-        slope = tf.reshape(tf.sin(1.7 * tf.range(tf.cast(tf.size(out), "float32"))), tf.shape(out))
-        loss = tf.reduce_sum(tf.cast(out, "float32") * slope)
-    return out, *tape.gradient(loss, arrays)
-
-
-def assert_equal(ours, theirs, tolerance=1e-5):
-    for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def ring_mask(buckets, chunk, segments, causal):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.zoo.layers.attention_forms.test_chunked import assert_equal, inputs, with_gradients
+from tests.zoo.layers.attention_forms.arrays import assert_equal, with_gradients
+from tests.zoo.layers.attention_forms.test_chunked import inputs
 from zoo.layers.attention_forms.plain import MASKED, reference_attend
 from zoo.layers.attention_forms.window import attend_window
 
