@@ -38,11 +38,11 @@ UNKNOWN_LENGTH_BUCKETS = 128
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Attention over all pairs of positions."""
+class Form:
+    """Base of the forms."""
 
     # Whether `attend` takes the bias of `mask_bias` instead of segments.
-    takes_bias = True
+    takes_bias = False
     # Whether `attend` takes global tokens, by the arguments `global_...` of `attend_window`.
     takes_global = False
     # Number of positions from the own one back to the farthest that a causal query sees; None for
@@ -51,53 +51,33 @@ class Plain:
     # Whether queries are used as keys.
     shares_query_key = False
 
-    def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
+    def attend(
+        self, query, key, value, attention_mask=None, causal=False, dropout=None, **arguments
+    ):
         """Computes attention.
 
         Args:
           query: (B, T, H, D).
           key: (B, T, G, D).
           value: (B, T, G, D).
-          attention_mask: bias (B or 1, 1, T, T), which masks later positions if `causal`; or None
+          attention_mask: segments (B, T) integers, the document of each position, 0 for padding; if
+            `takes_bias`, the bias (B or 1, 1, T, T), which masks later positions if `causal`. None
             if all positions are in one document.
           causal: whether later positions are masked.
           dropout: `zoo.layers.dropout.Dropout` for the probabilities, in training only.
+          **arguments: further arguments of the form.
 
         Returns:
           (B, T, H, D) in the dtype of the query.
         """
-        bias = attention_mask
-        if bias is None and causal:
-            bias = mask_bias(ops.ones((1, ops.shape(query)[1]), "int32"), causal=True)
-        return attend(query, key, value, bias, dropout and (lambda p: dropout(p, training=True)))
-
-    def sees(self, distance, causal: bool):
-        """Returns whether the form connects positions at a distance, query minus key position."""
-        return ops.ones_like(distance, "bool")
-
-
-@dataclass(frozen=True)
-class _OfSegments:
-    """Base of forms that take the document of each position, because they need no bias."""
-
-    takes_bias = False
-    takes_global = False
-    reach = None
-    shares_query_key = False
-
-    def attend(
-        self, query, key, value, attention_mask=None, causal=False, dropout=None, **arguments
-    ):
-        """Computes attention as `Plain.attend`, but `attention_mask` is segments (B, T) integers:
-        the document of each position, 0 for padding. `arguments` are further arguments of the
-        form's function."""
-        rate, seed = _rate_and_seed(dropout)
+        rate, seed = (dropout.rate, dropout.seed_generator.next()) if dropout else (0.0, None)
         return self._attend(
             query, key, value, segments=attention_mask, causal=causal, rate=rate, seed=seed,
             **arguments,
         )  # fmt: skip
 
     def sees(self, distance, causal: bool):
+        """Returns whether the form connects positions at a distance, query minus key position."""
         return ops.ones_like(distance, "bool")
 
     def bias(self, segments, causal: bool):
@@ -108,7 +88,20 @@ class _OfSegments:
 
 
 @dataclass(frozen=True)
-class Chunked(_OfSegments):
+class Plain(Form):
+    """Attention over all pairs of positions."""
+
+    takes_bias = True
+
+    def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
+        bias = attention_mask
+        if bias is None and causal:
+            bias = mask_bias(ops.ones((1, ops.shape(query)[1]), "int32"), causal=True)
+        return attend(query, key, value, bias, dropout and (lambda p: dropout(p, training=True)))
+
+
+@dataclass(frozen=True)
+class Chunked(Form):
     """Exact attention in chunks of queries, see `attend_chunked`."""
 
     chunk: int = 128
@@ -121,7 +114,7 @@ class Chunked(_OfSegments):
 
 
 @dataclass(frozen=True)
-class Window(_OfSegments):
+class Window(Form):
     """Attention in a local window, see `attend_window`."""
 
     window: int
@@ -145,7 +138,7 @@ class Window(_OfSegments):
 
 
 @dataclass(frozen=True)
-class Lsh(_OfSegments):
+class Lsh(Form):
     """Attention by locality-sensitive hashing, see `attend_lsh`.
 
     The number of buckets is twice the number of chunks (Kitaev et al. 2020, section 4). Decoding
@@ -159,20 +152,11 @@ class Lsh(_OfSegments):
     def __post_init__(self):
         _check_positive(self)
 
-    def attend(
-        self, query, key, value, attention_mask=None, causal=False, dropout=None, hash_seed=(0, 0)
-    ):
-        """Computes attention as the other forms.
-
-        Args:
-          hash_seed: (2,) integers that determine the hash functions.
-        """
-        length = ops.shape(query)[1]
-        buckets = hash_buckets(query, self._bucket_factors(length), self.rounds, hash_seed)
-        rate, seed = _rate_and_seed(dropout)
-        return attend_lsh(
-            query, value, buckets, self.chunk, attention_mask, causal, rate=rate, seed=seed
-        )
+    def _attend(self, query, key, value, hash_seed=(0, 0), **arguments):
+        """Computes attention with the hash functions of a seed, (2,) integers."""
+        factors = self._bucket_factors(ops.shape(query)[1])
+        buckets = hash_buckets(query, factors, self.rounds, hash_seed)
+        return attend_lsh(query, value, buckets, self.chunk, **arguments)
 
     def _bucket_factors(self, length) -> tuple[int, ...]:
         """Returns even factors of the number of buckets; two factors hash faster than one."""
@@ -191,16 +175,12 @@ class Lsh(_OfSegments):
 _FORMS = {"plain": Plain, "chunked": Chunked, "window": Window, "lsh": Lsh}
 
 
-def _rate_and_seed(dropout):
-    return (dropout.rate, dropout.seed_generator.next()) if dropout else (0.0, None)
-
-
-def _check_positive(form):
+def _check_positive(form: Form):
     if min(vars(form).values()) < 1:
         raise ValueError(f"The sizes of a form of attention must be positive. Received: {form}.")
 
 
-def parse_form(text: str):
+def parse_form(text: str) -> Form:
     """Returns the form of a name such as "window:256".
 
     Raises:

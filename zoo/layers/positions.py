@@ -30,13 +30,7 @@ class LearnedPositions(layers.Layer):
 
     def call(self, x, first=0):
         """Adds the vectors of positions `first` and following to x (B, T, C)."""
-        length = ops.shape(x)[1]
-        is_static = isinstance(first, int) and isinstance(length, int)
-        if is_static and first + length > self.sequence_length:
-            raise ValueError(
-                f"The number of positions must not exceed {self.sequence_length}. "
-                f"Received: {first + length}."
-            )
+        length = _checked_length(x, first, self.sequence_length)
         table = ops.convert_to_tensor(self.embeddings)
         rows = ops.slice(table, (first, 0), (length, table.shape[1]))
         return x + ops.cast(rows, x.dtype)[None]
@@ -102,13 +96,7 @@ class AxialPositions(layers.Layer):
 
     def call(self, x, first=0):
         """Adds the vectors of positions `first` and following to x (B, T, C)."""
-        length = ops.shape(x)[1]
-        is_static = isinstance(first, int) and isinstance(length, int)
-        if is_static and first + length > self.sequence_length:
-            raise ValueError(
-                f"The number of positions must not exceed {self.sequence_length}. "
-                f"Received: {first + length}."
-            )
+        length = _checked_length(x, first, self.sequence_length)
         positions = first + ops.arange(length, dtype="int32")
         row = ops.take(self.rows, positions // self.shape[1], axis=0)
         column = ops.take(self.columns, positions % self.shape[1], axis=0)
@@ -125,6 +113,17 @@ class AxialPositions(layers.Layer):
             "widths": self.widths,
             "initializer_range": self.initializer_range,
         }
+
+
+def _checked_length(x, first, limit: int):
+    """Returns T of x (B, T, C); raises ValueError if its positions are known to exceed a limit."""
+    length = ops.shape(x)[1]
+    is_static = isinstance(first, int) and isinstance(length, int)
+    if is_static and first + length > limit:
+        raise ValueError(
+            f"The number of positions must not exceed {limit}. Received: {first + length}."
+        )
+    return length
 
 
 def rotate(x, positions, base=10_000.0):
