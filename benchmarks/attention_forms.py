@@ -17,12 +17,12 @@ import argparse
 import itertools
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
-import time
 from functools import partial
+
+from benchmarks.update_cost import alternating_times, memory_rise
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -114,34 +114,10 @@ def make(form: str, length: int, precision: str, xla: bool, causal: bool):
     return lambda: update(*arrays, segments)[-1].numpy()
 
 
-def resident(key: str) -> float:
-    """Returns the current (VmRSS) or peak (VmHWM) resident memory of this process in MiB."""
-    with open("/proc/self/status") as file:
-        return int(re.search(key + r":\s+(\d+)", file.read())[1]) / 1024
-
-
-def memory(case: dict) -> float:
-    """Returns the MiB by which the first update of a case exceeds the start, in this process."""
-    update = make(**case)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # resets the peak
-    before = resident("VmRSS")
-    update()
-    return round(resident("VmHWM") - before, 1)
-
-
 def times(cases: list[dict], rounds: int) -> list[list[float]]:
     """Returns the milliseconds of processor time of each case and round; the cases take turns."""
-    updates = [make(**case) for case in cases]
-    for update in updates:
-        update()
-    measured = [[] for _ in cases]
-    for _ in range(rounds):
-        for update, row in zip(updates, measured, strict=True):
-            start = time.process_time()
-            update()
-            row.append(1000 * (time.process_time() - start))
-    return measured
+    measured = alternating_times([make(**case) for case in cases], rounds)
+    return [[1000 * seconds for seconds in row] for row in measured]
 
 
 def in_process(argument: str, value, *others: str):
@@ -167,7 +143,7 @@ def main():
     parser.add_argument("--time-cases", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_case:
-        print(json.dumps(memory(arguments.memory_case)))
+        print(json.dumps(memory_rise(make(**arguments.memory_case))))
         return
     if arguments.time_cases:
         print(json.dumps(times(arguments.time_cases, arguments.rounds)))

@@ -8,19 +8,11 @@ Each case runs in a separate process and reports the rise of resident memory dur
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
 
-
-def peak() -> float:
-    """Returns the peak resident memory of this process in MiB.
-
-    `ru_maxrss` would include the process that started this one.
-    """
-    with open("/proc/self/status") as file:
-        return int(re.search(r"VmHWM:\s+(\d+)", file.read())[1]) / 1024
+from benchmarks.update_cost import resident
 
 
 def measure(blocks: int, width: int, rows: int, pattern: str) -> dict:
@@ -29,7 +21,7 @@ def measure(blocks: int, width: int, rows: int, pattern: str) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from trainers.train.remat import apply_remat
+    from trainers.train.recompute.remat import apply_remat
     from trainers.train.step import TrainStep
     from zoo.tasks.image_classification import ImageClassification
 
@@ -56,9 +48,9 @@ def measure(blocks: int, width: int, rows: int, pattern: str) -> dict:
         "weight": tf.ones(rows),
     }
     update = tf.function(step.update, autograph=False)
-    before = peak()
+    before = resident("VmHWM")
     update(data)
-    rise = peak() - before
+    rise = resident("VmHWM") - before
     start = time.perf_counter()
     update(data)
     return {"peak_mib": round(rise, 1), "seconds": round(time.perf_counter() - start, 3)}

@@ -8,22 +8,9 @@ during the second update. The times are medians of processor time; one process r
 all cases in turn.
 """
 
-import argparse
-import json
-import os
-import re
-import statistics
-import subprocess
-import sys
-import time
+from benchmarks.update_cost import compare
 
 CASES = ("plain", "remat", "reversible")
-
-
-def resident(key: str) -> float:
-    """Returns the current (VmRSS) or peak (VmHWM) resident memory of this process in MiB."""
-    with open("/proc/self/status") as file:
-        return int(re.search(key + r":\s+(\d+)", file.read())[1]) / 1024
 
 
 def make_update(case: str, pairs: int, width: int, rows: int):
@@ -32,8 +19,8 @@ def make_update(case: str, pairs: int, width: int, rows: int):
     import numpy as np
     import tensorflow as tf
 
-    from trainers.train.remat import apply_remat
-    from trainers.train.reversible import apply_reversible
+    from trainers.train.recompute.remat import apply_remat
+    from trainers.train.recompute.reversible import apply_reversible
     from trainers.train.step import TrainStep
     from zoo.layers.dropout import Dropout
     from zoo.tasks.image_classification import ImageClassification
@@ -87,74 +74,5 @@ def make_update(case: str, pairs: int, width: int, rows: int):
     return lambda: update(data)
 
 
-def measure_memory(case: str, *sizes) -> float:
-    """Returns the rise of resident memory during one update of a case in MiB."""
-    update = make_update(case, *sizes)
-    update()  # the first update also optimizes the graph
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # resets the peak
-    before = resident("VmRSS")
-    update()
-    return round(resident("VmHWM") - before, 1)
-
-
-def measure_times(*sizes, updates: int) -> list[float]:
-    """Returns the processor seconds of one update of each case; the cases alternate."""
-    functions = [make_update(case, *sizes) for case in CASES]
-    for update in functions:
-        update()
-    times = [[] for _ in CASES]
-    for _ in range(updates):
-        for update, seconds in zip(functions, times, strict=True):
-            start = time.process_time()
-            update()
-            seconds.append(time.process_time() - start)
-    return [round(statistics.median(seconds), 3) for seconds in times]
-
-
-def main():
-    """Prints all cases as JSON; --write appends to results/reversible_memory.csv."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--updates", type=int, default=7, help="number of updates per median")
-    parser.add_argument("--write", action="store_true")
-    parser.add_argument("--case", choices=(*CASES, "times"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    sizes = (arguments.width, arguments.rows)
-    if arguments.case:
-        pairs = arguments.pairs[0]
-        measured = (
-            measure_times(pairs, *sizes, updates=arguments.updates)
-            if arguments.case == "times"
-            else measure_memory(arguments.case, pairs, *sizes)
-        )
-        print(json.dumps(measured))
-        return
-
-    def run(case, pairs, **variables):
-        command = [sys.executable, "-m", "benchmarks.reversible_memory", f"--case={case}"]
-        command += [f"--pairs={pairs}", f"--width={sizes[0]}", f"--rows={sizes[1]}"]
-        command += [f"--updates={arguments.updates}"]
-        env = {**os.environ, **variables}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    rows = []
-    for pairs in arguments.pairs:
-        times = run("times", pairs)
-        for case, seconds in zip(CASES, times, strict=True):
-            # glibc returns freed tensors to the system at once, so that only live ones count.
-            mib = run(case, pairs, MALLOC_MMAP_THRESHOLD_=str(2**20))
-            row = {"case": case, "pairs": pairs, "width": sizes[0], "rows": sizes[1]}
-            rows.append({**row, "peak_mib": mib, "processor_seconds": seconds})
-    print(json.dumps(rows))
-    if arguments.write:
-        from benchmarks.results_file import append
-
-        append("reversible_memory", rows)
-
-
 if __name__ == "__main__":
-    main()
+    compare("reversible_memory", make_update, CASES, "pairs", width=256, rows=4096)

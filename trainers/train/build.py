@@ -7,7 +7,7 @@ from trainers.compression import techniques
 from trainers.optimization.optimizers import make_optimizer
 from trainers.optimization.precision import precision
 from trainers.optimization.schedules import make_schedule
-from trainers.train.remat import apply_remat
+from trainers.train.recompute.remat import apply_remat
 from trainers.train.step import TrainStep
 from zoo import keras_internals, registry
 from zoo.errors import UsageError

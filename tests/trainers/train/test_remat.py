@@ -47,7 +47,7 @@ def test_batch_normalization_moves_once(run):
 
 def test_layers_inside_are_told_that_this_is_training():
     """Inner layers get `training` even if the block does not pass the argument on."""
-    from trainers.train.remat import apply_remat
+    from trainers.train.recompute.remat import apply_remat
 
     class Quiet(keras.layers.Layer):
         def __init__(self, **kwargs):
@@ -83,7 +83,7 @@ def test_pattern_must_match(run):
 
 
 def test_nested_layers_are_found_once():
-    from trainers.train.remat import apply_remat
+    from trainers.train.recompute.remat import apply_remat
 
     model = toys.token_model()
     assert apply_remat(model, ".*_0|up") == ["block_0", "up"]  # block_0/up lies inside block_0
@@ -102,7 +102,7 @@ def test_peak_memory_falls():
 
 def test_frozen_weights_keep_all_their_bits():
     """Frozen weights are unchanged although the block computes in bfloat16; statistics change."""
-    from trainers.train.remat import apply_remat
+    from trainers.train.recompute.remat import apply_remat
 
     keras.utils.set_random_seed(0)
     with precision("mixed_bfloat16"):
@@ -127,7 +127,7 @@ def test_frozen_weights_keep_all_their_bits():
 
 
 def test_a_frozen_float32_layer_in_a_bfloat16_block_is_not_rounded():
-    from trainers.train.remat import apply_remat
+    from trainers.train.recompute.remat import apply_remat
 
     class Block(keras.layers.Layer):
         def __init__(self, **kwargs):

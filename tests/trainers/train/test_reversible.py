@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests import toys
-from trainers.train.reversible import apply_reversible
+from trainers.train.recompute.reversible import apply_reversible
 from zoo import registry
 from zoo.errors import UsageError
 from zoo.layers.dropout import Dropout

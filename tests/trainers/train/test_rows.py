@@ -186,7 +186,7 @@ def test_xla_computes_the_same(xla):
 
 
 def test_recomputed_blocks_see_no_padding():
-    from trainers.train.remat import apply_remat
+    from trainers.train.recompute.remat import apply_remat
 
     def model():
         net = MODELS["plain"]()

@@ -133,7 +133,7 @@ def test_a_training_with_chunks_is_the_same(run, row):
 MEMORY = """
 import sys
 import numpy as np, tensorflow as tf
-from benchmarks.remat_memory import peak
+from benchmarks.update_cost import resident
 from keras import ops
 from zoo.layers.cross_entropy import linear_cross_entropy
 chunk = int(sys.argv[1])
@@ -153,9 +153,9 @@ def step(positions, vocabulary):
     gradients()
 
 step(4096, 64)  # memory of TensorFlow and of a graph of this size
-before = peak()
+before = resident("VmHWM")
 step(4096, 16384)
-print(int(peak() - before))
+print(int(resident("VmHWM") - before))
 """
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from trainers.train.remat import apply_remat
+from trainers.train.recompute.remat import apply_remat
 from zoo.errors import UsageError
 from zoo.layers.positions import AxialPositions
 from zoo.layers.reversible import ReversibleStack

@@ -6,13 +6,13 @@ A recomputed block stores only its inputs; the backward pass computes its activa
 are silently wrong. Here the block's state (random seeds, moving statistics) is saved before the
 first forward pass and restored for the second; state updates of the second are dropped.
 
-A stack of reversible pairs stores only its outputs instead; see `trainers.train.reversible`.
+A stack of reversible pairs stores only its outputs instead; see `reversible.py`.
 """
 
 import keras
-import tensorflow as tf
 
-from trainers.train.reversible import apply_reversible
+from trainers.train.recompute.replay import Arguments, read, run, state_of
+from trainers.train.recompute.reversible import apply_reversible
 from zoo import keras_internals
 from zoo.errors import UsageError, compile_pattern
 
@@ -60,51 +60,34 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
 
 def _recompute(layer: keras.layers.Layer) -> None:
     plain_call = layer.call
-    trainable_ids = {id(v) for v in layer.trainable_variables}
-    state = [v for v in layer.variables if id(v) not in trainable_ids]
+    state = state_of(layer)
 
     def call(*args, **kwargs):
-        leaves = keras.tree.flatten((args, kwargs))
         # recompute_grad differentiates with respect to its positional arguments, and adds to
-        # them to order the computation. So floating tensors are arguments, all others captured.
-        positions = [
-            i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
-        ]
-        with keras_internals.without_autocast():  # bfloat16 would round the state
-            before = [(v, tf.identity(v.value)) for v in state]
-        changed = {}
+        # them to order the computation.
+        arguments, before, changes = Arguments(args, kwargs), read(state), []
         call_context = keras_internals.capture_call_context()
 
         def block(*tensors):
-            filled_leaves = list(leaves)
-            for position, tensor in zip(positions, tensors, strict=True):
-                filled_leaves[position] = tensor
-            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled_leaves)
-            scope = keras.StatelessScope(collect_losses=True)
-            # Without the dependency, TensorFlow would merge the dropout masks of both passes and
-            # store them in between.
-            with tf.control_dependencies(tensors):
-                update_values = [(v, tf.identity(value)) for v, value in before]
-            for update in update_values:
-                scope.add_update(update)  # `state_mapping=` would cast to the compute dtype
-            start = [scope.get_current_value(v) for v in state]
-            # Inner layers take `training` from the outer layer's call, which has ended before the
-            # second forward pass.
-            with scope, call_context():
-                outputs = plain_call(*inner_args, **inner_kwargs)
-            if scope.losses:  # only outputs get a gradient
-                raise UsageError(
-                    "trainer.remat does not support layers that call add_loss. Received: "
-                    f"{layer.name!r}."
-                )
-            if not changed:  # the first forward pass
-                for variable, value in zip(state, start, strict=True):
-                    if (now := scope.get_current_value(variable)) is not value:
-                        changed[id(variable)] = variable, now
+            inner_args, inner_kwargs = arguments.with_tensors(tensors)
+
+            def call_layer():
+                # Inner layers take `training` from the outer layer's call, which has ended before
+                # the second forward pass.
+                with call_context():
+                    return plain_call(*inner_args, **inner_kwargs)
+
+            owner = (
+                "trainer.remat does not support layers that call add_loss. "
+                f"Received: {layer.name!r}"
+            )
+            outputs, new = run(call_layer, before, tensors, owner)
+            if not changes:  # the first forward pass
+                changes.extend(new)
             return outputs
 
-        outputs = keras.remat(block)(*(leaves[i] for i in positions))
-        for variable, value in changed.values():
+        outputs = keras.remat(block)(*arguments.tensors)
+        for variable, value in changes:
             variable.assign(value)
         return outputs
 

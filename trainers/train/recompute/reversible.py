@@ -9,12 +9,13 @@ computes, for each pair,
 
 The backward pass computes the inputs of a pair from its outputs by subtraction, and each layer's
 activations again from these inputs. The random seeds and moving statistics of the forward pass are
-restored for this, as in `trainers.train.remat`.
+restored for this, as in remat.py.
 """
 
 import keras
 import tensorflow as tf
 
+from trainers.train.recompute.replay import Arguments, read, run, state_of
 from zoo import keras_internals
 from zoo.errors import UsageError
 
@@ -41,52 +42,35 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
             f"{stack.name!r} with pairs={pairs}."
         )
     parts = [part for pair in pairs for part in pair]  # in the order of the forward pass
-    states = []
-    for part in parts:
-        trained = {id(v) for v in part.trainable_variables}
-        states.append([v for v in part.variables if id(v) not in trained])
+    states = [state_of(part) for part in parts]
 
     def run_pairs(first, second, *args, **kwargs):
-        leaves = keras.tree.flatten((args, kwargs))
-        # Floating tensors are arguments of the custom gradient, or they would get no gradient.
-        positions = [
-            i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.dtype.is_floating
-        ]
+        arguments = Arguments(args, kwargs)
         call_context = keras_internals.capture_call_context()
-        with keras_internals.without_autocast():  # bfloat16 would round the state
-            variables = {id(v): v for state in states for v in state}
-            values = {key: tf.identity(v.value) for key, v in variables.items()}
+        variables = {id(v): v for state in states for v in state}
+        values = {id(v): value for v, value in read(list(variables.values()))}
         before = {}  # state at the start of each part
         changed = {}
 
-        def run(index, x, floats):
-            """Returns the output of a part in the dtype of x, and the new values of its state."""
-            filled = list(leaves)
-            for position, tensor in zip(positions, floats, strict=True):
-                filled[position] = tensor
-            inner_args, inner_kwargs = keras.tree.pack_sequence_as((args, kwargs), filled)
-            if index % 2:  # g
-                inner_args, inner_kwargs = (), {}
-            scope = keras.StatelessScope(collect_losses=True)
-            # Without the dependency, TensorFlow would merge the dropout masks of both passes and
-            # store them in between.
-            with tf.control_dependencies([x]):
-                start = [(v, tf.identity(value)) for v, value in before[index]]
-            for update in start:
-                scope.add_update(update)  # `state_mapping=` would cast to the compute dtype
-            with scope, call_context():
-                out = parts[index](x, *inner_args, **inner_kwargs)
-            if scope.losses:  # only outputs get a gradient
-                raise UsageError(
-                    "A reversible stack does not support layers that call add_loss. Received: "
-                    f"{parts[index].name!r} in {stack.name!r}."
-                )
-            ends = [(v, value, scope.get_current_value(v)) for v, value in start]
-            return tf.cast(out, x.dtype), {id(v): end for v, value, end in ends if end is not value}
+        def run_part(index, x, floats):
+            """Returns the output of a part in the dtype of x, and the changes of its state."""
+            part = parts[index]
+            inner_args, inner_kwargs = ((), {}) if index % 2 else arguments.with_tensors(floats)
+
+            def call_part():
+                with call_context():
+                    return part(x, *inner_args, **inner_kwargs)
+
+            owner = (
+                "A reversible stack does not support layers that call add_loss. Received: "
+                f"{part.name!r} in {stack.name!r}"
+            )
+            out, changes = run(call_part, before[index], [x], owner)
+            return tf.cast(out, x.dtype), {id(v): end for v, end in changes}
 
         def forward(index, x, floats):
             before[index] = [(v, values[id(v)]) for v in states[index]]
-            out, new = run(index, x, floats)
+            out, new = run_part(index, x, floats)
             values.update(new)
             changed.update(new)
             return out
@@ -110,7 +94,7 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
                         x = tf.identity(x)
                     with tf.GradientTape() as tape:
                         tape.watch([x, *floats])
-                        out, _ = run(index, x, floats)
+                        out, _ = run_part(index, x, floats)
                     slope_x, *new = tape.gradient(out, [x, *sources], slope)
                     slopes[:] = map(_add, slopes, new)
                     return out, slope_x
@@ -125,7 +109,7 @@ def apply_reversible(stack: keras.layers.Layer) -> None:
 
             return outputs, gradient
 
-        first, second = chain(first, second, *(leaves[i] for i in positions))
+        first, second = chain(first, second, *arguments.tensors)
         for key, value in changed.items():
             variables[key].assign(value)
         return first, second
