@@ -22,7 +22,7 @@ import subprocess
 import sys
 from functools import partial
 
-from benchmarks.update_cost import alternating_times, memory_rise
+from benchmarks.update_cost import RETURN_MEMORY, alternating_times, memory_rise
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -124,7 +124,8 @@ def in_process(argument: str, value, *others: str):
     """Runs this script in a new process with `argument`; returns the JSON of its last line."""
     command = [sys.executable, "-m", "benchmarks.attention_forms"]
     command += [f"{argument}={json.dumps(value)}", *others]
-    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    env = {**os.environ, **(RETURN_MEMORY if argument == "--memory-case" else {})}
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
     return json.loads(result.stdout.splitlines()[-1])
 
 

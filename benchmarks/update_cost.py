@@ -10,6 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+# Environment of a measurement of memory: freed tensors return to the system at once, so that only
+# live ones count. With oneDNN, which TensorFlow uses on CPUs with AVX512_VNNI, tensors come from a
+# pool that never shrinks; the second variable removes the pool, the first one concerns glibc.
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"}
+
 
 def resident(key: str) -> float:
     """Returns the current (VmRSS) or peak (VmHWM) resident memory of this process in MiB.
@@ -86,8 +91,7 @@ def compare(name: str, make_update: Callable, cases: Sequence[str], depth: str, 
     rows = []
     for count in arguments[depth]:
         for case, seconds in zip(cases, run("times", count), strict=True):
-            # glibc returns freed tensors to the system at once, so that only live ones count.
-            mib = run(case, count, MALLOC_MMAP_THRESHOLD_=str(2**20))
+            mib = run(case, count, **RETURN_MEMORY)
             row = {"case": case, depth: count, **given}
             rows.append({**row, "peak_mib": mib, "processor_seconds": seconds})
     print(json.dumps(rows))
