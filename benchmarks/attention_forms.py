@@ -9,11 +9,14 @@ processor time (user and system) of the process; the forms of one setting take t
 load on the machine affects all of them. Memory is the rise of resident memory during the first
 update, each case in a process of its own. The ratio is the median over the rounds of the time
 divided by that of the first form in the same round. --write appends to results/attention_forms.csv.
+--plot measures nothing and draws the newest rows of attention that is not causal to
+results/attention_forms.svg.
 
 A new form is one line in `FORMS`.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -22,6 +25,7 @@ import subprocess
 import sys
 from functools import partial
 
+from benchmarks.results_file import RESULTS, append
 from benchmarks.update_cost import RETURN_MEMORY, alternating_times, memory_rise
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -120,6 +124,43 @@ def times(cases: list[dict], rounds: int) -> list[list[float]]:
     return [[1000 * seconds for seconds in row] for row in measured]
 
 
+def plot() -> None:
+    """Draws time against length, one panel per precision, with and without XLA."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    with open(RESULTS / "attention_forms.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["causal"] == "False"]
+    # The last machine alone; a later row replaces an earlier one.
+    rows = [row for row in rows if row["machine"] == rows[-1]["machine"]]
+    times = {
+        (row["precision"], row["xla"], row["form"], int(row["length"])): float(row["milliseconds"])
+        for row in rows
+    }
+    panels = sorted({key[:2] for key in times}, reverse=True)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 5), sharey=True, squeeze=False
+    )
+    for (precision, xla), panel in zip(panels, axes[0], strict=True):
+        for form in FORMS:
+            points = sorted(
+                (k[3], ms) for k, ms in times.items() if k[:3] == (precision, xla, form)
+            )
+            if points:
+                panel.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=form)
+        panel.set_title(f"{precision}, {'XLA' if xla == 'True' else 'no XLA'}")
+        panel.set_xlabel("tokens")
+        panel.set_xscale("log", base=2)
+        panel.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("processor time, ms")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"Attention forward and backward, {rows[-1]['machine']}")
+    figure.tight_layout()
+    figure.savefig(RESULTS / "attention_forms.svg", metadata={"Date": None})
+
+
 def in_process(argument: str, value, *others: str):
     """Runs this script in a new process with `argument`; returns the JSON of its last line."""
     command = [sys.executable, "-m", "benchmarks.attention_forms"]
@@ -140,9 +181,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--plot", action="store_true")
     parser.add_argument("--memory-case", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--time-cases", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.plot:
+        plot()
+        return
     if arguments.memory_case:
         print(json.dumps(memory_rise(make(**arguments.memory_case))))
         return
@@ -172,8 +217,6 @@ def main():
             rows.append({**case, **result})
             print(json.dumps(rows[-1]), flush=True)
         if arguments.write:
-            from benchmarks.results_file import append
-
             append("attention_forms", rows)
 
 

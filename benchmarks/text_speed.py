@@ -19,16 +19,16 @@ to results/text_speed.csv.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
 import time
+from functools import partial
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+
+from benchmarks.contenders import compare, serve
+from benchmarks.results_file import append
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCABULARY, BATCH, DROPOUT = 4, 256, 8, 256, 8192, 8, 0.1
 CONTENDERS = (
@@ -163,55 +163,17 @@ def pytorch(precision: str, compiled: bool = False):
     return train
 
 
-def serve(name: str, precision: str) -> None:
-    """Trains on request: reads a number of steps per line, writes one line of JSON for each.
-
-    Zero steps request the FLOPs per second of a large matrix product in this precision.
-    """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # keeps output of libraries out of the answers
-    train = {
+def make_train(name: str, precision: str):
+    """Returns `train` of a contender."""
+    makers = {
         "zoo": zoo,
         "keras_hub": keras_hub,
-        "keras_hub_plain": lambda precision: keras_hub(precision, jit_compile=False),
+        "keras_hub_plain": partial(keras_hub, jit_compile=False),
         "keras_hub_jax": keras_hub,
         "pytorch": pytorch,
-        "pytorch_compile": lambda precision: pytorch(precision, compiled=True),
-    }[name](precision)
-    for line in sys.stdin:
-        if int(line):
-            processor = time.process_time()
-            seconds, loss = train(int(line))
-            processor = time.process_time() - processor
-            answer = {"seconds": seconds, "processor_seconds": processor, "loss": loss}
-        else:
-            from trainers.bench import matmul_peak
-            from trainers.distributed.strategy import make_strategy
-
-            answer = {"peak": matmul_peak(precision, make_strategy("one_device"))}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-class Contender:
-    """Runs `serve` in a separate process."""
-
-    def __init__(self, name: str, precision: str):
-        command = [sys.executable, "-m", "benchmarks.text_speed", "--serve", name, precision]
-        backend = "jax" if name == "keras_hub_jax" else "tensorflow"
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True, env={**os.environ, "KERAS_BACKEND": backend},
-        )  # fmt: skip
-
-    def train(self, steps: int) -> dict:
-        """Trains `steps` steps; returns seconds, CPU seconds and loss."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        "pytorch_compile": partial(pytorch, compiled=True),
+    }
+    return makers[name](precision)
 
 
 def main() -> None:
@@ -225,46 +187,13 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(*arguments.serve)
+        serve(make_train, *arguments.serve)
         return
-    from benchmarks.results_file import append
-
     names = ["zoo", *(name for name in arguments.contenders if name != "zoo")]
-    names = [(name, precision) for precision in arguments.precisions for name in names]
-    contenders = {}
-    try:
-        for name in names:
-            contenders[name] = Contender(*name)
-            contenders[name].train(2)  # traces and compiles
-        answers = {name: [] for name in names}
-        for _ in range(arguments.rounds):
-            for name, contender in contenders.items():
-                answers[name].append(contender.train(arguments.steps))
-        peaks = {p: contenders["zoo", p].train(0)["peak"] for p in arguments.precisions}
-    finally:
-        for contender in contenders.values():
-            contender.close()
-    rates = {
-        name: statistics.median(arguments.steps * BATCH * LENGTH / a["seconds"] for a in rounds)
-        for name, rounds in answers.items()
-    }
-    rows = []
-    for (name, precision), rate in rates.items():
-        rounds, peak = answers[name, precision], peaks[precision]
-        row = {
-            "contender": name,
-            "precision": precision,
-            "tokens_per_second": round(rate),
-            "zoo_speedup": round(rates["zoo", precision] / rate, 2),
-            "processor_seconds_per_step": round(
-                statistics.median(a["processor_seconds"] for a in rounds) / arguments.steps, 2
-            ),
-            "loss": round(rounds[-1]["loss"], 3),
-            "matmul_gflops": round(peak / 1e9),
-            "share_of_matmul": round(rate * FLOPS_PER_TOKEN / peak, 2),
-        }
-        rows.append(row)
-        print(row, flush=True)
+    cases = [(name, precision) for precision in arguments.precisions for name in names]
+    rows = compare(
+        "text_speed", cases, arguments.rounds, arguments.steps, BATCH * LENGTH, FLOPS_PER_TOKEN
+    )
     append("text_speed", rows)
 
 

@@ -47,7 +47,14 @@ def alternating_times(updates: Sequence[Callable], rounds: int) -> list[list[flo
     return times
 
 
-def compare(name: str, make_update: Callable, cases: Sequence[str], depth: str, **sizes) -> None:
+def compare(
+    name: str,
+    make_update: Callable,
+    cases: Sequence[str],
+    depth: str,
+    depths: Sequence[int] = (4, 8),
+    **sizes,
+) -> None:
     """Measures all cases at several depths; prints JSON, and --write appends to the results.
 
     Memory is measured in a process per case, during the second update: the first one also optimizes
@@ -58,10 +65,12 @@ def compare(name: str, make_update: Callable, cases: Sequence[str], depth: str, 
       make_update: `make_update(case, depth, *sizes)` returns a function that runs one update.
       cases: names of the cases.
       depth: name of the argument for the numbers of layers.
+      depths: default of that argument.
       **sizes: further arguments of the command line, with their defaults.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument(f"--{depth}", type=int, nargs="+", default=[4, 8])
+    parser.add_argument(f"--{depth}", type=int, nargs="+", default=depths)
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases)
     for size, default in sizes.items():
         parser.add_argument(f"--{size}", type=type(default), default=default)
     parser.add_argument("--updates", type=int, default=7, help="number of updates per median")
@@ -70,7 +79,9 @@ def compare(name: str, make_update: Callable, cases: Sequence[str], depth: str, 
     arguments = vars(parser.parse_args())
     given = {size: arguments[size] for size in sizes}
     if arguments["case"] == "times":
-        updates = [make_update(case, arguments[depth][0], *given.values()) for case in cases]
+        updates = [
+            make_update(case, arguments[depth][0], *given.values()) for case in arguments["cases"]
+        ]
         times = alternating_times(updates, arguments["updates"])
         print(json.dumps([round(statistics.median(seconds), 3) for seconds in times]))
         return
@@ -84,13 +95,14 @@ def compare(name: str, make_update: Callable, cases: Sequence[str], depth: str, 
         command = [sys.executable, "-m", f"benchmarks.{name}", f"--case={case}"]
         values = {depth: count, **given, "updates": arguments["updates"]}
         command += [f"--{key}={value}" for key, value in values.items()]
+        command += ["--cases", *arguments["cases"]]
         env = {**os.environ, **variables}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
         return json.loads(done.stdout.splitlines()[-1])
 
     rows = []
     for count in arguments[depth]:
-        for case, seconds in zip(cases, run("times", count), strict=True):
+        for case, seconds in zip(arguments["cases"], run("times", count), strict=True):
             mib = run(case, count, **RETURN_MEMORY)
             row = {"case": case, depth: count, **given}
             rows.append({**row, "peak_mib": mib, "processor_seconds": seconds})
