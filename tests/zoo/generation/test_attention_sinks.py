@@ -1,10 +1,13 @@
 """Generation beyond the trained length, against a loop that keeps keys and values in lists."""
 
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.memory import peak_of
 from tests.zoo.generation.test_generate import V, equal, with_large_weights
 from zoo import registry
 from zoo.errors import UsageError
@@ -215,6 +218,7 @@ def test_a_text_that_fits_the_cache_is_that_of_ordinary_generation(mixed):
     equal(generator.tokens(prompts[1:], **{**options, "seed": 6}), expected[1:])
 
 
+@pytest.mark.slow
 def test_compiled_by_xla_it_gives_the_same(mixed, generator):
     compiled = Generator(mixed, trained_length=LENGTH, attention_sinks=SINKS)
     options = {"max_tokens": 40, "seed": 3, "end_id": None}
@@ -253,7 +257,44 @@ def test_no_length_is_traced_twice(mixed, monkeypatch):
     assert generator._loops["sample", True].experimental_get_tracing_count() == 1
 
 
-def test_nothing_is_said_of_limits(generator, capsys):
+def peak_while_generating(count: int) -> int:
+    """Returns the peak of what Python allocates for `count` new tokens of 128 texts."""
+    model = llama(**SIZES)
+    generator = Generator(model, trained_length=LENGTH, attention_sinks=SINKS)
+    options = generate.Options(700 + count, end_id=None)
+    run = generator._start_run([[7]] * 128, options)
+    generator._advance(run, 700, options)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    for stop in range(800, 701 + count, 100):
+        generator._advance(run, stop, options)
+    return tracemalloc.get_traced_memory()[1] - before
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_text():
+    short, long = (peak_of(peak_while_generating, count)[0] for count in (1000, 2000))
+    a_number_per_position = 1000 * 128 * 4
+    assert long - short < a_number_per_position / 4
+
+
+def test_tensors_do_not_grow_with_the_text(generator):
+    sizes = []
+    for count in (10, 100_000):
+        options = generate.Options(count, end_id=None)
+        run = generator._start_run([[7]], options)
+        for stop in (4, 600):
+            generator._advance(run, min(stop, count), options)
+            tensors = tf.nest.flatten([run.tokens, run.uniforms, run.cache])
+            sizes.append([x.shape for x in tensors])
+    assert all(shapes == sizes[0] for shapes in sizes)
+
+
+def test_nothing_is_said_of_limits(mixed, capsys):
+    generator = Generator(
+        mixed, sequence_length=LENGTH + 1, trained_length=LENGTH, attention_sinks=SINKS,
+        jit_compile=False,
+    )  # fmt: skip
     assert len(generator.tokens([[7] * 20], 30, end_id=None)[0]) == 30
     assert capsys.readouterr().err == ""
 
