@@ -101,7 +101,7 @@ class TransformerDecoding:
 
     def supports_sinks(self) -> bool:
         """Returns whether texts may exceed the cache, see `zoo.layers.attention_forms.sinks`."""
-        return self.positions is None and all(
+        return all(
             isinstance(block, TransformerBlock)
             and block.attention.rotary_base
             and not block.attention.form.shares_query_key
