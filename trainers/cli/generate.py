@@ -7,6 +7,9 @@ sampling. The same seed gives the same text; the n-th prompt of a file, not coun
 samples with seed + n - 1. --json prints [{"prompt", "text", "tokens", "tokens_per_second"}] with
 the number of new tokens and their rate, which includes the compilation.
 
+--attention_sinks=4 continues a text beyond the trained length: the model attends to the first 4
+positions and to the latest ones, as many in sum as in training. Requires rotary positions.
+
 An encoder-decoder translates each prompt, by default with the beam width of its recipe. An encoder
 replaces each [MASK]; --json also prints the five most probable words per [MASK].
 
@@ -33,6 +36,10 @@ _TEMPERATURE = _FLAGS.floating("temperature", 0.8, "Sampling temperature; 0 for 
 _TOP_K = _FLAGS.integer("top_k", 0, "Sample from the K most probable tokens; 0 for all.")
 _TOP_P = _FLAGS.floating("top_p", 1.0, "Sample from the nucleus with this probability.")
 _BEAMS = _FLAGS.integer("beams", 1, "Number of beams; 1 disables beam search.")
+_SINKS = _FLAGS.integer(
+    "attention_sinks", 0,
+    "First positions to keep in a text longer than those of training, such as 4; 0 disables this.",
+)  # fmt: skip
 _SEED = _FLAGS.integer("seed", 0, "Random seed for sampling.")
 _COUNT = _FLAGS.integer("count", 64, "Number of images in the grid.")
 _OUT = _FLAGS.string("out", None, "PNG file to write; default: WORKDIR/generated.png.")
@@ -68,7 +75,7 @@ def command(argv) -> int:
 
     generator = Generator(
         model, tokenizer, sequence_length=length, trained_length=trained_length,
-        start=config["data"]["packing"] == "best_fit",
+        attention_sinks=_SINKS.value, start=config["data"]["packing"] == "best_fit",
     )  # fmt: skip
     if len(prompts) == 1 and not _JSON.value:
         pieces = generator.stream(prompts[0], _MAX_TOKENS.value, **options)
@@ -97,6 +104,8 @@ def _options() -> dict:
                 raise UsageError(
                     f"A beam search does not sample: set --beams or --{flag.name}, not both."
                 )
+        if _SINKS.value:
+            raise UsageError("A beam search does not support --attention_sinks.")
     return {
         "temperature": _TEMPERATURE.value,
         "top_k": _TOP_K.value,
@@ -200,6 +209,8 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
             raise UsageError(f"--out must be a .png file. Received: {path}.")
     if kind in ("clm", "seq2seq", "mlm", "nsp"):
         _refuse((_COUNT, _OUT), "The model generates text")
+    if kind in ("gan", "seq2seq", "mlm", "nsp"):
+        _refuse((_SINKS,), "Attention sinks require a decoder with rotary positions")
     if kind == "seq2seq":
         _refuse((_TEMPERATURE, _TOP_K, _TOP_P, _SEED), "Translation does not sample")
         if prompts == [""]:

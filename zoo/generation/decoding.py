@@ -16,14 +16,20 @@ from keras import ops, tree
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.attention_forms.plain import mask_bias
+from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import DENSE, Adapter, input_path
 
 
-def decoding(model: keras.Model):
+def decoding(model: keras.Model, sinks: int | None = None):
     """Returns the decoding object of a model.
 
+    Args:
+      model: a decoder or an LSTM.
+      sinks: number of attention sinks if texts may exceed the cache, see
+        `zoo.layers.attention_forms.sinks`; None if they may not.
+
     Raises:
-      UsageError: if the model cannot generate text.
+      UsageError: if the model cannot generate text, or not beyond its cache.
     """
     parts = Adapter(model)
     if parts.family not in _FAMILIES:
@@ -31,7 +37,15 @@ def decoding(model: keras.Model):
             "Text generation requires a decoder such as gpt or llama, or an LSTM. Received: "
             f"{model.name!r}."
         )
-    return _FAMILIES[parts.family](parts)
+    steps = _FAMILIES[parts.family](parts)
+    if sinks is not None:
+        if not (isinstance(steps, TransformerDecoding) and steps.supports_sinks()):
+            raise UsageError(
+                "Attention sinks require a decoder with rotary positions, such as llama, and "
+                f"without attention of the form lsh. Received: {model.name!r}."
+            )
+        steps.sinks = sinks
+    return steps
 
 
 def can_generate(model: keras.Model) -> bool:
@@ -68,7 +82,10 @@ class TransformerDecoding:
     Attributes:
       sequence_length: maximum number of positions; None for no limit.
       vocabulary_size: number of tokens.
+      sinks: number of attention sinks; None if texts may not exceed the cache.
     """
+
+    sinks = None
 
     def __init__(self, parts: Adapter):
         self.embedding, self.blocks = (
@@ -82,8 +99,20 @@ class TransformerDecoding:
         self.sequence_length = getattr(self.positions, "sequence_length", None)
         self.vocabulary_size = parts.model.output_shape[-1]
 
+    def supports_sinks(self) -> bool:
+        """Returns whether texts may exceed the cache, see `zoo.layers.attention_forms.sinks`."""
+        return all(
+            isinstance(block, TransformerBlock)
+            and block.attention.rotary_base
+            and not block.attention.form.shares_query_key
+            for block in self.blocks
+        )
+
     def start(self, batch: int, length: int):
-        """Returns an empty cache for `batch` sequences of at most `length` positions."""
+        """Returns an empty cache for `batch` sequences of at most `length` positions.
+
+        With attention sinks, `length` is the number of positions in the cache.
+        """
         return [block.start_cache(batch, length) for block in self.blocks]
 
     def weights(self):
@@ -101,7 +130,8 @@ class TransformerDecoding:
         """Computes the n positions from `first` on.
 
         Args:
-          tokens: (B, n) int32, n >= 1; `first + n` must not exceed the length of the cache.
+          tokens: (B, n) int32, n >= 1; `first + n` must not exceed the length of the cache. With
+            attention sinks, this holds only for n > 1, and then `first` must be 0.
           cache: result of `start`, or the cache returned by the previous call.
           first: integer scalar, position of the first of the tokens.
           weights: result of `weights`, or None.
@@ -114,9 +144,10 @@ class TransformerDecoding:
         x = self.embedding(tokens)
         if self.positions is not None:
             x = self.positions(x, first=first)
+        sinks = {} if self.sinks is None else {"sinks": self.sinks}
         new_cache = []
         for block, block_cache in zip(self.blocks, cache, strict=True):
-            x, new_block_cache = block.decode(x, block_cache, first, memory_bias)
+            x, new_block_cache = block.decode(x, block_cache, first, memory_bias, **sinks)
             new_cache.append(new_block_cache)
         x = self.final_norm(x)
         if weights is not None:

@@ -4,8 +4,10 @@
     for piece in generator.stream("ROMEO:", max_tokens=200, temperature=0.8):
         print(piece, end="", flush=True)
 
-One call of the compiled loop generates many tokens; Python code runs only between calls.
-Axes: B prompts, W positions (at least the length of the longest text), V vocabulary size.
+One call of the compiled loop generates many tokens; Python code runs only between calls. With
+attention sinks (`zoo.layers.attention_forms.sinks`), texts may have any length: the loop sees a
+block of positions at a time, so that its memory and its time per token do not grow with the text.
+Axes: B prompts, W positions (the length of the longest text or of a block), V vocabulary size.
 """
 
 import codecs
@@ -33,6 +35,8 @@ _LOG = logging.getLogger(__name__)
 PREFILL = 32
 # Target seconds per piece of a stream, and the maximum number of tokens per piece.
 SECONDS, CHUNK = 0.05, 64
+# Number of positions in a block of a text with attention sinks.
+BLOCK = 512
 # Added to the logits of forbidden tokens; still large when divided by the highest temperature.
 _FORBIDDEN = -1e30
 
@@ -42,6 +46,8 @@ class _Run:
     """State of the generation of a batch of texts.
 
     Attributes:
+      prompts: tokens of each prompt.
+      offset: position of the first column of `tokens`; 0 without attention sinks.
       tokens: (B, W) int32: prompts and the tokens generated up to `position`.
       cache: decoding cache of the positions before `position`.
       position: last position that is filled.
@@ -52,6 +58,8 @@ class _Run:
       weights: result of `decoding.weights`.
     """
 
+    prompts: list[list[int]]
+    offset: int
     tokens: tf.Tensor
     cache: object
     position: int
@@ -74,24 +82,40 @@ class Generator:
       sequence_length: maximum number of positions, for models without a limit (rotary positions).
         If the model has a limit, the smaller of the two applies.
       trained_length: number of positions used in training; longer texts log one warning.
+      attention_sinks: number of first positions that stay in the cache together with the latest
+        ones, as many in sum as positions used in training (`trained_length`, else
+        `sequence_length`). Texts may then have any length. 0 for none; 4 is usual. Requires rotary
+        positions.
       start: whether prompts begin a document; if so, the start token is prepended.
       jit_compile: whether XLA compiles the loop; None: if XLA is available. Without XLA, a step
         takes about three times as long.
 
     Raises:
-      UsageError: if the model cannot generate text, or the tokenizer does not match the model.
+      UsageError: if the model cannot generate text, the tokenizer does not match the model, or
+        attention sinks are not supported or not fewer than the positions of the cache.
     """
 
     def __init__(
-        self, model, tokenizer=None, *, sequence_length=None, trained_length=None, start=False,
-        jit_compile=None,
+        self, model, tokenizer=None, *, sequence_length=None, trained_length=None,
+        attention_sinks=0, start=False, jit_compile=None,
     ):  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
         self.trained_length, self.start = trained_length, start
         self.jit_compile = compiles() if jit_compile is None else jit_compile
-        self.decoding = decoding(model)
+        self.decoding = decoding(model, attention_sinks or None)
         limits = [self.decoding.sequence_length, sequence_length]
         self.sequence_length = min((n for n in limits if n), default=None)
+        self.cache_length = None  # None without attention sinks
+        if attention_sinks:
+            self.cache_length = trained_length or sequence_length or 0
+            if not 0 < attention_sinks < self.cache_length:
+                raise UsageError(
+                    "attention_sinks must be from 1 to one less than the number of positions used "
+                    f"in training, {self.cache_length}; 0 disables them. Received: "
+                    f"{attention_sinks}."
+                )
+            # Positions count inside the cache, so that no length of the text exceeds them.
+            self.sequence_length = self.trained_length = None
         self.vocabulary_size = self.decoding.vocabulary_size
         forbidden = np.zeros(self.vocabulary_size, np.float32)
         if tokenizer is not None:
@@ -123,7 +147,7 @@ class Generator:
           **options: options of `tokens`.
         """
         ids = self._check_prompt(self.encode(prompt))
-        options = Options(max_tokens, **options)
+        options = self._check_options(Options(max_tokens, **options))
 
         def pieces():
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -195,20 +219,21 @@ class Generator:
         Raises:
           UsageError: if a prompt leaves no free position, or a value is out of range.
         """
-        options = Options(
-            max_tokens, temperature, top_k, top_p, beams, seed, end_id, use_cache
-        )  # fmt: skip
+        options = self._check_options(
+            Options(max_tokens, temperature, top_k, top_p, beams, seed, end_id, use_cache)
+        )
         prompts = [self._check_prompt(prompt) for prompt in prompts]
         if not prompts:
             return []
         if beams > 1:
             return [self._beam_search(prompt, options) for prompt in prompts]
         run = self._start_run(prompts, options)
-        self._advance(run, int(max(run.ends)), options)
+        first = run.position + 1
+        rows = self._advance(run, int(max(run.ends)), options)
         continuations = []
-        for row, start, stop in zip(run.tokens.numpy(), run.lengths, run.ends, strict=True):
+        for row, start, stop in zip(rows, run.lengths, run.ends, strict=True):
             continuations.append(
-                _before_end_token(row[start : min(stop, run.position + 1)], options.end_id)
+                _before_end_token(row[start - first : stop - first], options.end_id)
             )
             self._warn_about_length(start + len(continuations[-1]), stop, start + max_tokens)
         return continuations
@@ -221,11 +246,11 @@ class Generator:
         run = self._start_run([prompt], options)
         num_yielded, stop, count = len(prompt), int(run.ends[0]), 1
         while num_yielded < stop:
-            began = time.perf_counter()
-            self._advance(run, min(num_yielded + count, stop), options)
+            began, first = time.perf_counter(), run.position + 1
+            (row,) = self._advance(run, min(num_yielded + count, stop), options)
             rate = count / (time.perf_counter() - began)
             count = min(max(1, int(rate * SECONDS)), CHUNK)
-            new = run.tokens[0, num_yielded : run.position + 1].numpy()
+            new = row[num_yielded - first :]
             piece = _before_end_token(new, options.end_id)
             yield piece
             if len(piece) < len(new):
@@ -273,6 +298,14 @@ class Generator:
             )
         return prompt
 
+    def _check_options(self, options: "Options") -> "Options":
+        if self.cache_length and (options.beams > 1 or not options.use_cache):
+            raise UsageError(
+                "Attention sinks support neither a beam search nor use_cache=False. Received: "
+                f"beams={options.beams}, use_cache={options.use_cache}."
+            )
+        return options
+
     def _width(self, length: int) -> int:
         """Rounds a number of positions up to a power of two, so that few loops are compiled."""
         width = max(64, 1 << (length - 1).bit_length())
@@ -284,20 +317,22 @@ class Generator:
         lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         ends = lengths + options.max_tokens
         ends = np.minimum(ends, self.sequence_length or ends)
-        width = self._width(int(max(ends)))
-        tokens = np.zeros((len(prompts), width), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = prompt
+        width = BLOCK if self.cache_length else self._width(int(max(ends)))
         position, cache = 0, ()
         if options.use_cache:
-            cache = self.decoding.start(len(prompts), width)
+            cache = self.decoding.start(len(prompts), self.cache_length or width)
             if min(lengths) > PREFILL:
-                # The loop starts with the last token of the shortest prompt.
+                # The loop starts with the last token of the shortest prompt, or after the prefix
+                # that fills the cache.
                 position = int(min(lengths)) - 1
-                cache = self._prefill(tokens[:, :position], cache)
+                position = min(position, self.cache_length or position)
+                cache = self._prefill([prompt[:position] for prompt in prompts], cache)
+        offset = position if self.cache_length else 0
         return _Run(
-            tf.constant(tokens), cache, position, tf.zeros(len(prompts), tf.bool), lengths, ends,
-            tf.constant(uniforms(options.seed, *tokens.shape)), self.decoding.weights(),
+            prompts, offset, tf.constant(_block(prompts, offset, width)), cache, position,
+            tf.zeros(len(prompts), tf.bool), lengths, ends,
+            tf.constant(uniforms(options.seed, len(prompts), width, offset)),
+            self.decoding.weights(),
         )  # fmt: skip
 
     def _prefill(self, tokens, cache):
@@ -313,8 +348,34 @@ class Generator:
             )
         return self._prefills[shapes](tokens, cache)
 
-    def _advance(self, run: _Run, stop: int, options: "Options") -> None:
-        """Fills positions up to `stop` (exclusive) or until all texts have ended."""
+    def _advance(self, run: _Run, stop: int, options: "Options") -> np.ndarray:
+        """Fills positions up to `stop` (exclusive) or until all texts have ended.
+
+        Returns:
+          (B, n) int32: the tokens of the n new positions, in prompts or generated.
+        """
+        batch, width = run.tokens.shape
+        pieces = [np.zeros((batch, 0), np.int32)]
+        while run.position < stop - 1 and not run.done.numpy().all():
+            if run.position == run.offset + width - 1:  # only with attention sinks
+                self._start_block(run, options)
+            first = run.position + 1 - run.offset
+            self._advance_in_block(run, min(stop, run.offset + width), options)
+            pieces.append(run.tokens[:, first : run.position + 1 - run.offset].numpy())
+        return np.concatenate(pieces, axis=1)
+
+    def _start_block(self, run: _Run, options: "Options") -> None:
+        """Starts a block of `tokens` with the last position, which is filled."""
+        batch, width = run.tokens.shape
+        tokens = _block(run.prompts, run.position, width)
+        tokens[:, 0] = run.tokens[:, -1]
+        run.offset, run.tokens = run.position, tf.constant(tokens)
+        run.uniforms = tf.constant(uniforms(options.seed, batch, width, run.offset))
+
+    def _advance_in_block(self, run: _Run, stop: int, options: "Options") -> None:
+        """Fills positions up to `stop` (exclusive), which is at most the end of the block."""
+        # Integers are converted from NumPy, because TensorFlow caches each Python integer that it
+        # converts: 0.65 kB per call, for ever.
         kind, use_cache = options.kind(self._allowed), options.use_cache
         if (kind, use_cache) not in self._loops:
             self._loops[kind, use_cache] = tf.function(
@@ -323,21 +384,21 @@ class Generator:
             )  # fmt: skip
         compiled_loop = self._loops[kind, use_cache]
         settings = (
-            run.lengths, run.uniforms, self._forbidden,
+            np.int32(run.offset), run.lengths, run.uniforms, self._forbidden,
             *(np.float32(value) for value in (options.temperature, options.top_p)),
             np.int32(options.end_id),
         )  # fmt: skip
         settings = [tf.convert_to_tensor(value) for value in settings]
-        last = tf.constant(stop - 1, tf.int32)
+        last = tf.constant(np.int32(stop - 1))
         if use_cache:
             run.tokens, run.cache, position, run.done = compiled_loop(
-                run.tokens, run.cache, tf.constant(run.position, tf.int32), run.done, last,
+                run.tokens, run.cache, tf.constant(np.int32(run.position)), run.done, last,
                 settings, run.weights,
             )  # fmt: skip
             run.position = int(position)
             return
         while run.position < stop - 1 and not run.done.numpy().all():
-            position = tf.constant(run.position, tf.int32)
+            position = tf.constant(np.int32(run.position))
             logits = self._logits(run.tokens, position)
             run.tokens, run.done = compiled_loop(logits, run.tokens, position, run.done, settings)
             run.position += 1
@@ -354,10 +415,11 @@ class Generator:
         """Returns a function that selects and writes the token after a position."""
 
         def write_token(logits, tokens, position, is_done, settings):
-            lengths, numbers, forbidden, temperature, top_p, end_id = settings
+            offset, lengths, numbers, forbidden, temperature, top_p, end_id = settings
             batch, next_position = tokens.shape[0], position + 1
+            column = next_position - offset
             logits = logits + forbidden
-            uniform = tf.slice(numbers, (0, next_position), (batch, 1))[:, 0]
+            uniform = tf.slice(numbers, (0, column), (batch, 1))[:, 0]
             if kind == "greedy":
                 next_token = sampling.greedy(logits)
             elif kind == "sample":
@@ -366,12 +428,12 @@ class Generator:
                 next_token = sampling.top_p(logits, uniform, top_p, temperature)
             else:
                 next_token = sampling.top_k(logits, uniform, kind, temperature, top_p)
-            prompt_token = tf.slice(tokens, (0, next_position), (batch, 1))[:, 0]
+            prompt_token = tf.slice(tokens, (0, column), (batch, 1))[:, 0]
             in_prompt = next_position < lengths
             next_token = tf.where(in_prompt, prompt_token, tf.where(is_done, 0, next_token))
             is_done = is_done | (~in_prompt & (next_token == end_id))
-            is_position = (tf.range(tokens.shape[1]) == next_position)[None]
-            return tf.where(is_position, next_token[:, None], tokens), is_done
+            is_column = (tf.range(tokens.shape[1]) == column)[None]
+            return tf.where(is_column, next_token[:, None], tokens), is_done
 
         return write_token
 
@@ -380,10 +442,10 @@ class Generator:
         write_token = self._token_writer(kind)
 
         def loop(tokens, cache, position, done, last, settings, weights):
-            batch = tokens.shape[0]
+            batch, offset = tokens.shape[0], settings[0]
 
             def body(tokens, cache, position, done):
-                token = tf.slice(tokens, (0, position), (batch, 1))
+                token = tf.slice(tokens, (0, position - offset), (batch, 1))
                 logits, cache = self.decoding.step(token, cache, position, weights)
                 tokens, done = write_token(logits[:, 0], tokens, position, done, settings)
                 return tokens, cache, position + 1, done
@@ -421,14 +483,24 @@ def _before_end_token(ids, end_id):
     return ids[: end_positions[0]] if end_positions.size else ids
 
 
-def uniforms(seed: int, batch: int, length: int) -> np.ndarray:
-    """Returns random numbers (batch, length) float32 in [0, 1).
+def _block(prompts, first: int, width: int) -> np.ndarray:
+    """Returns tokens (B, width) int32 of the positions from `first` on, 0 after each prompt."""
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        part = prompt[first : first + width]
+        row[: len(part)] = part
+    return tokens
 
-    Row b depends only on seed + b; a longer row starts with the numbers of a shorter one.
+
+def uniforms(seed: int, batch: int, length: int, first: int = 0) -> np.ndarray:
+    """Returns random numbers (batch, length) float32 in [0, 1) of the positions from `first` on.
+
+    Row b depends only on seed + b, and each number only on its row and position.
     """
-    return np.stack(
-        [
-            np.random.Generator(np.random.Philox(seed + b)).random(length, np.float32)
-            for b in range(batch)
-        ]
-    )
+    rows = []
+    for b in range(batch):
+        bits = np.random.Philox(seed + b)
+        bits.advance(first // 8)  # a count of Philox has 256 bits
+        numbers = np.random.Generator(bits).random(first % 8 + length, np.float32)
+        rows.append(numbers[first % 8 :])
+    return np.stack(rows)

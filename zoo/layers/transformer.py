@@ -12,6 +12,7 @@ from keras import layers, ops
 from zoo.layers.attention import parse_form
 from zoo.layers.attention_forms.cache import as_rows, attend_cached, attend_rows, start_cache
 from zoo.layers.attention_forms.plain import attend, attention_scores, mask_bias
+from zoo.layers.attention_forms.sinks import attend_with_sinks
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
@@ -233,7 +234,7 @@ class Attention(Composite):
 
         Args:
           x: (B, T, C).
-          first: index of the first position.
+          first: index of the first position; None for no rotation.
           is_global: whether to use the projections of global tokens.
         """
         batch, length, _ = ops.shape(x)
@@ -246,7 +247,7 @@ class Attention(Composite):
         else:
             parts = ops.reshape(projection(x), (batch, length, heads + 2 * groups, size))
             query, key, value = ops.split(parts, (heads, heads + groups), axis=2)
-        if self.rotary_base:
+        if self.rotary_base and first is not None:
             positions = first + ops.arange(length)
             query = rotate(query, positions, self.rotary_base)
             key = rotate(key, positions, self.rotary_base)
@@ -512,7 +513,7 @@ class TransformerBlock(Composite):
             cache.update(memory_key=as_rows(key), memory_value=as_rows(value))
         return cache
 
-    def decode(self, x, cache, first, memory_bias=None):
+    def decode(self, x, cache, first, memory_bias=None, sinks=None):
         """Runs the block, which must be causal, on new positions; the cache holds previous ones.
 
         Args:
@@ -520,6 +521,8 @@ class TransformerBlock(Composite):
           cache: cache from `start_cache` or from the last call.
           first: integer scalar, index of the first new position.
           memory_bias: added to the scores of cross-attention.
+          sinks: number of attention sinks if the text may exceed the cache, see
+            `zoo.layers.attention_forms.sinks`; None if it may not.
 
         Returns:
           `((B, T, C), cache)`.
@@ -527,9 +530,15 @@ class TransformerBlock(Composite):
 
         def attention(h):
             nonlocal cache
-            parts = self.attention.project(h, first)
-            out, cache = attend_cached(self.attention.form, *parts, cache, first)
-            return self.attention.combine(out)
+            layer = self.attention
+            parts = layer.project(h, first if sinks is None else None)
+            if sinks is None:
+                out, cache = attend_cached(layer.form, *parts, cache, first)
+            else:
+                out, cache = attend_with_sinks(
+                    layer.form, *parts, cache, first, sinks, layer.rotary_base
+                )
+            return layer.combine(out)
 
         def cross_attention(h):
             query, groups = self.cross_attention.project_query(h), self.cross_attention.groups

@@ -120,6 +120,17 @@ def test_options_reach_the_model(workdir, generator, zoo_command):
     assert answer.out == "x" + generator.text(["x"], 8, beams=3)[0] + "\n"
 
 
+def test_attention_sinks_continue_beyond_the_trained_length(workdir, model, tokenizer, zoo_command):
+    generator = Generator(
+        model, tokenizer, trained_length=50, attention_sinks=4, jit_compile=False
+    )  # fmt: skip
+    words = ["--prompt=abc", "--max_tokens=100", "--seed=4", "--attention_sinks=4"]
+    answer = zoo_command("generate", workdir, *words)
+    expected = generator.text(["abc"], 100, temperature=0.8, seed=4)[0]
+    assert len(tokenizer.encode(expected)) > 64, "more than the model's positions"
+    assert (answer.status, answer.err, answer.out) == (0, "", f"abc{expected}\n")
+
+
 def test_prompts_of_a_file(workdir, generator, zoo_command, tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.cli.generate._BATCH", 2)
     prompts = ["one", "the second", "سلام"]
@@ -189,6 +200,8 @@ def test_what_the_tokenizer_does_not_know_is_said(tmp_path, zoo_command):
         (["--max_tokens=0"], "max_tokens must be from 1 to 1,048,576. Received: 0"),
         (["--prompt=a", "--prompts=-"], "Set --prompt or --prompts, not both"),
         (["--beams=2", "--temperature=1"], "set --beams or --temperature, not both"),
+        (["--beams=2", "--attention_sinks=4"], "does not support --attention_sinks"),
+        (["--attention_sinks=50"], "used in training, 50; 0 disables them. Received: 50"),
         (["--checkpoint=best"], "contains no best model"),
         (["--top_p=2"], "top_p must be more than 0 and at most 1. Received: 2.0"),
     ],
@@ -288,6 +301,7 @@ def test_an_encoder_decoder_translates(translating, tokenizer, zoo_command, tmp_
         ([], "requires --prompt or --prompts"),
         (["--prompt=a", "--temperature=1"], "--temperature is not supported"),
         (["--prompt=a", "--seed=1"], "--seed is not supported"),
+        (["--prompt=a", "--attention_sinks=4"], "rotary positions: --attention_sinks is not"),
     ],
 )
 def test_a_translation_that_is_none(translating, zoo_command, words, message):
