@@ -161,7 +161,7 @@ def attend_window(
     values = with_neighbors(in_blocks(value), 4)
     scores = scores_of(queries, with_neighbors(in_blocks(key), 4))
     if global_mask is None:
-        probabilities = dropped(ops.softmax(scores + window_bias(None)), 0)
+        probabilities = dropped(_softmax(scores + window_bias(None)), 0)
         return _without_padding(as_positions(_matmul(probabilities, values)), segments)
 
     is_global, positions, present = find_global(global_mask, max_global)
@@ -271,6 +271,12 @@ def _matmul(x, y):
     batch, (rows, inner), columns = ops.shape(x)[:-2], ops.shape(x)[-2:], ops.shape(y)[-1]
     product = ops.matmul(ops.reshape(x, (-1, rows, inner)), ops.reshape(y, (-1, inner, columns)))
     return ops.reshape(product, (*batch, rows, columns))
+
+
+def _softmax(scores):
+    """Computes the softmax over the last axis; oneDNN's supports at most five axes."""
+    shape = ops.shape(scores)
+    return ops.reshape(ops.softmax(ops.reshape(scores, (-1, shape[-1]))), shape)
 
 
 def _without_padding(out, segments):
