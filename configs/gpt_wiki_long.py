@@ -27,17 +27,14 @@ def get_config(arg: str = ""):
         source="wikipedia_en", tokenizer="byte", sequence_length=length, packing="best_fit"
     )
     config.optimizer = optimizer("muon", learning_rate=5e-3, weight_decay=0.1)
-    config.schedule = schedule("cosine", warmup_steps=30)
+    config.schedule = schedule("cosine", warmup_steps=10)
     config.trainer.update(
-        steps=300, global_batch_size=16_384 // length, precision="mixed_bfloat16",
-        remat="block_[0-9]+", steps_per_execution=5, log_every=50, evaluate_every=300,
-        checkpoint_every=100,
+        steps=300, global_batch_size=16_384 // length, remat="block_[0-9]+", log_every=10,
+        evaluate_every=300, checkpoint_every=100,
     )  # fmt: skip
     if arg == "debug":
         config.model.update(num_layers=2, hidden_dim=32, attention="window:16,lsh:2:16")
         config.data.update(source="pydoc")
-        config.trainer.update(
-            steps=20, global_batch_size=8, log_every=5, evaluate_every=20, precision="float32"
-        )
+        config.trainer.update(steps=20, global_batch_size=8, evaluate_every=20)
         config.schedule.warmup_steps = 5
     return config

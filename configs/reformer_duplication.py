@@ -3,11 +3,16 @@
 zoo train reformer_duplication --workdir=D
 
 Loss and accuracy are those of the second copy (Kitaev et al. 2020, Reformer, arXiv:2001.04451,
-section 5). As in the paper, one layer attends by hashing with four rounds. The columns of the axial
-positions repeat every 511 positions, the distance from the symbol that is predicted next in the
-first copy to the position that predicts it, so that both have a vector in common; the paper learns
-150,000 updates with other positions. Two layers `window:2,lsh:4:64` with 512 columns had not left
-chance after 500 updates of 4 rows.
+section 2, "Analysis on a synthetic task"). As in the paper, one layer attends by hashing with four
+rounds. The axial positions have 511 columns, the distance from a symbol of the first copy to the
+position that predicts its repetition, so that both have the vector of a column in common: the hash
+need not learn the distance. Two layers `window:2,lsh:4:64` with 512 columns, which have to learn a
+step by one position, were at chance after 500 updates.
+
+Measured 2026-11-29 on 2 cores of an Intel Xeon with AMX and AVX512_BF16, which other processes used
+too, TensorFlow 2.21, Keras 3.15.1, by `python -m benchmarks.recipe_result reformer_duplication
+--seeds 0 1 --metric accuracy loss`: 99.94 and 99.98 % of the second copy's symbols on 128 test
+rows, 0.18 s of processor time per update, 465 and 409 s of training.
 """
 
 from trainers.config.base import base, optimizer, schedule

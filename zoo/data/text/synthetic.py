@@ -5,11 +5,11 @@
 | `duplication` | 0 w 0 w 0, with w of random symbols 1 to 127 | the second w |
 | `needle` | filler with pairs "KK:VVVV" at random places, "KK=VVVV" for each pair | last VVVV |
 
-`duplication` is the task of Kitaev et al. 2020 (Reformer, arXiv:2001.04451, section 5). In
-`needle`, the filler consists of lower-case letters and spaces, a key of two upper-case letters, and
-a value of four bytes from 128 to 255. Tokens that are no targets count neither in the loss nor in
-the accuracy. A row is a function of its split and its index, so there are no files, and the splits
-have different rows.
+`duplication` is the task of Kitaev et al. 2020 (Reformer, arXiv:2001.04451, section 2, "Analysis on
+a synthetic task"). In `needle`, the filler consists of lower-case letters and spaces, a key of two
+upper-case letters, and a value of four bytes from 128 to 255. Tokens that are no targets count
+neither in the loss nor in the accuracy. A row is a function of its split and its index, so there
+are no files, and the splits have different rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from zoo.storage.disk import json_digest
 SYNTHETIC = "synthetic:"
 FORMAT = 1  # increase it when rows change
 # Number of rows. A run ends before it has seen all training rows.
-SPLITS = {"train": 2**20, "validation": 128, "test": 128}
+SPLITS = {"train": 2**20, "validation": 32, "test": 128}
 
 NUM_SYMBOLS = 127
 NUM_PAIRS = 4
@@ -168,6 +168,6 @@ def synthetic_rows(data: Mapping) -> Dataset:
             "is_target": ComputedRows(lambda index: targets, count),
         }
     tokenizer = tokenizers.train("byte", ["\0"], 0, data["normalization"])
-    digest = json_digest([FORMAT, name, length, tokenizer.fingerprint])
+    digest = json_digest([FORMAT, SPLITS, name, length, tokenizer.fingerprint])
     facts = {"Data": {"source": data["source"], "licence": "computed", **SPLITS}}
     return Dataset(data["source"], splits, (), digest, tokenizer, facts)
