@@ -11,7 +11,8 @@ from zoo.storage.disk import read_json
 _LOG = logging.getLogger(__name__)
 
 KEYS = {
-    # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, tfds:NAME:VERSION
+    # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, synthetic:NAME,
+    # tfds:NAME:VERSION
     "source": "",
     "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
     "validation_size": 0,  # number of training examples to hold out, stratified by class

@@ -2,8 +2,9 @@
 
 Stored examples: "tokens" (sequence_length + 1,) integers, -1 or segment 0 for padding, and
 optionally "segments" of the same shape: the document number of each token. Without "segments", a
-document begins at each <start>. Models take {"tokens"} or {"tokens", "segments"}, both (B, T)
-int32, and return logits or probabilities (B, T, V).
+document begins at each <start>. With "is_target", booleans of the same shape, other tokens count
+neither in the loss nor in the metrics. Models take {"tokens"} or {"tokens", "segments"}, both
+(B, T) int32, and return logits or probabilities (B, T, V).
 """
 
 import functools
@@ -53,6 +54,8 @@ class CausalLanguageModeling(TextTask):
         tokens, segments = documents(batch, self.cross_documents)
         targets = tokens[:, 1:]
         counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        if "is_target" in batch:
+            counts &= tf.cast(batch["is_target"][:, 1:], tf.bool)
         counts = tf.cast(counts, tf.float32) * batch["weight"][:, None]
         # Without a tokenizer (synthetic data) each token counts as one byte.
         token_bytes = None if self.tokenizer is None else self.tokenizer.token_bytes

@@ -164,3 +164,16 @@ def test_the_same_text_elsewhere_is_the_same_data(train, book, tmp_path):
     assert answer.status == 0
     one, two = (read_config(tmp_path / name) for name in ("one", "two"))
     assert one["data_fingerprint"] == two["data_fingerprint"]
+
+
+def accuracy_of(folder):
+    result = json.loads((folder / "evaluation" / "test.json").read_text())
+    return result["metrics"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_a_reformer_learns_to_repeat_symbols(cache, zoo_command, tmp_path):
+    """Guesses have an accuracy of 1/127, and so has the first copy, which does not count."""
+    folder = tmp_path / "run"
+    assert zoo_command("train", "reformer_duplication:debug", f"--workdir={folder}").status == 0
+    assert accuracy_of(folder) > 0.99

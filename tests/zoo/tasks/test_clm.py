@@ -23,10 +23,12 @@ def model():
     return registry.build("gpt_nano", **TINY)
 
 
-def prepared(tokens, segments=None, weight=None, **arguments):
+def prepared(tokens, segments=None, weight=None, is_target=None, **arguments):
     """Returns the batch that the task prepares from stored examples."""
     task = registry.build_task("clm", **arguments).bind(None)
     batch = {"tokens": tf.constant(tokens)}
+    if is_target is not None:
+        batch["is_target"] = tf.constant(is_target)
     if segments is not None:
         batch["segments"] = tf.constant(segments)
     batch["weight"] = tf.ones(len(tokens)) if weight is None else tf.constant(weight, tf.float32)
@@ -55,6 +57,17 @@ def test_without_segments_a_document_begins_at_its_start_token():
 def test_rows_that_pad_a_batch_count_nothing():
     _, batch = prepared([[2, 7, 8], [2, 7, 8]], weight=[1, 0])
     assert batch["counts"].sum(1).tolist() == [2, 0]
+
+
+def test_only_marked_tokens_of_a_document_count():
+    _, batch = prepared(
+        [[2, 7, 8, 3, 2, 9, 0], [2, 7, 8, 3, 3, 3, 3]],
+        [[1, 1, 1, 1, 2, 2, 0], [1] * 7],
+        weight=[1, 0],
+        is_target=[[1, 0, 1, 1, 1, 0, 1], [1] * 7],
+    )
+    assert batch["counts"].tolist() == [[0, 1, 1, 0, 0, 0], [0] * 6]
+    assert batch["bytes"].tolist() == batch["counts"].tolist()
 
 
 @pytest.mark.parametrize("chunk", [0, 5])

@@ -8,6 +8,7 @@ import numpy as np
 from zoo.data.datasets import Dataset
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
+from zoo.data.text.synthetic import SYNTHETIC, synthetic_rows
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
 from zoo.progress import progress
@@ -25,7 +26,8 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
     """Loads tokens for `zoo.tasks.clm`.
 
     Examples have "tokens" (sequence_length + 1,), and with best-fit packing "segments" of the same
-    shape: the document of each token, 0 for padding. A document is <start> text <end>.
+    shape: the document of each token, 0 for padding. A document is <start> text <end>. Synthetic
+    examples have "is_target" instead: whether each token counts as a target.
 
     Args:
       data: section `data` of the recipe: source, manual_dir, tokenizer, vocabulary_size,
@@ -35,6 +37,8 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
     if data["source"].startswith(PREPARED):
         return from_prepared(data)
     check(data, PACKINGS)
+    if data["source"].startswith(SYNTHETIC):
+        return synthetic_rows(data)
     return token_rows(data, data["sequence_length"])
 
 

@@ -1,0 +1,50 @@
+"""A GPT that looks up four values in 128 to 32,768 bytes: needles in a haystack.
+
+zoo train gpt_needle --workdir=D                                    128 bytes per row
+zoo train gpt_needle:2k --workdir=D2 --config.init_from=D           then 2,048
+zoo train gpt_needle:8k --workdir=D8 --config.init_from=D2          then 8,192
+
+A row has four pairs of a key of two letters and a value of four bytes at random places, and ends
+with the keys in another order. Loss and accuracy are those of the values
+(`zoo/data/text/synthetic.py`). The first layer reads windows of 8 positions, so that the code of a
+position can hold its key and its place in the value; the second layer finds equal codes by hashing.
+With base 1e9, half of the rotary wavelengths exceed 32,768 positions, so that codes need not depend
+on the distance: a model of short rows starts well on long rows.
+"""
+
+from trainers.config.base import base, optimizer, schedule
+from trainers.config.recipe import check_variant
+
+# variant -> bytes per row, rows per update, updates, updates of warm-up, learning rate
+_STAGES = {
+    "": (128, 32, 500, 50, 5e-3),
+    "2k": (2048, 4, 200, 50, 2e-3),
+    "8k": (8192, 2, 80, 10, 1e-3),
+    "16k": (16_384, 1, 10, 5, 2e-4),
+    "32k": (32_768, 1, 10, 5, 2e-4),
+    "debug": (64, 16, 50, 5, 5e-3),
+}
+
+
+def get_config(arg: str = ""):
+    """Variants: "" is the first stage, "2k" to "32k" are later ones, which require init_from.
+
+    "debug" ends within a minute on two cores.
+    """
+    check_variant(arg, list(_STAGES))
+    length, batch, steps, warmup_steps, rate = _STAGES[arg]
+    config = base()
+    config.model = {
+        "name": "gpt_nano", "vocabulary_size": 0, "sequence_length": 32_768, "num_layers": 2,
+        "hidden_dim": 64, "num_heads": 2, "intermediate_dim": 128, "depth": 0, "dropout": 0.0,
+        "rotary_base": 1e9, "attention": "window:8,lsh:4:32", "tie_weights": False,
+    }  # fmt: skip
+    config.task = {"name": "clm", "chunk": 0, "cross_documents": False}
+    config.data.update(source="synthetic:needle", tokenizer="byte", sequence_length=length)
+    config.optimizer = optimizer("muon", learning_rate=rate)
+    config.schedule = schedule("cosine", warmup_steps=warmup_steps)
+    config.trainer.update(
+        steps=steps, global_batch_size=batch, log_every=10, evaluate_every=steps,
+        checkpoint_every=steps,
+    )  # fmt: skip
+    return config
