@@ -123,6 +123,19 @@ REFORMER = _family(
     },
     {**_TINY_TRANSFORMER, "attention": "window:4,lsh:2"},
 )  # fmt: skip
+AXIAL = _family(
+    "axial",
+    "clm",
+    "Ho et al. 2019, Axial Attention in Multidimensional Transformers, arXiv:1912.12180",
+    {
+        "axial_image_nano": (1_259_264, {}),
+        "axial_text_nano": (1_263_872, {"sequence_length": 4096, "columns": 64}),
+    },
+    {
+        "vocabulary_size": 16, "sequence_length": 12, "columns": 4, "num_outer_layers": 2,
+        "num_inner_layers": 1, "hidden_dim": 16, "num_heads": 4,
+    },
+)  # fmt: skip
 LSTM = _family(
     "lstm",
     "clm",
@@ -272,6 +285,7 @@ CATALOG = (
     *GPT,
     *LLAMA,
     *REFORMER,
+    *AXIAL,
     *LSTM,
     *SEQ2SEQ,
     *BERT,

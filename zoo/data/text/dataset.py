@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.datasets import Dataset
+from zoo.data.pixels import PIXELS, pixel_rows
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.data.windows import Windows
@@ -25,13 +26,16 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
     """Loads tokens for `zoo.tasks.clm`.
 
     Examples have "tokens" (sequence_length + 1,), and with best-fit packing "segments" of the same
-    shape: the document of each token, 0 for padding. A document is <start> text <end>.
+    shape: the document of each token, 0 for padding. A document is <start> text <end>. The
+    tokenizer "pixels" is for images, see `zoo.data.pixels`.
 
     Args:
       data: section `data` of the recipe: source, manual_dir, tokenizer, vocabulary_size,
         normalization, sequence_length, packing.
       task: unused.
     """
+    if data["tokenizer"] == PIXELS:
+        return pixel_rows(data)
     if data["source"].startswith(PREPARED):
         return from_prepared(data)
     check(data, PACKINGS)
