@@ -18,22 +18,19 @@ def get_config(arg: str = ""):
     config = base()
     config.model = {
         "name": "axial_image_nano", "vocabulary_size": 256, "sequence_length": 784, "columns": 28,
-        "num_outer_layers": 4, "num_inner_layers": 2, "hidden_dim": 128, "num_heads": 4,
+        "num_outer_layers": 2, "num_inner_layers": 2, "hidden_dim": 64, "num_heads": 2,
         "intermediate_dim": 0, "dropout": 0.0, "activation": "gelu_tanh", "epsilon": 1e-5,
     }  # fmt: skip
     config.task = {"name": "clm", "chunk": 0, "cross_documents": False}
-    config.data.update(source="mnist", tokenizer="pixels", validation_size=1000)
+    config.data.update(source="mnist", tokenizer="pixels")
     config.optimizer = optimizer("muon", learning_rate=5e-3, weight_decay=0.1)
     config.schedule = schedule("cosine", warmup_steps=50)
     config.trainer.update(
-        steps=1000, global_batch_size=32, precision="mixed_bfloat16", steps_per_execution=10,
-        evaluate_every=500, checkpoint_every=500,
-    )  # fmt: skip
+        steps=1200, global_batch_size=8, steps_per_execution=5, log_every=50, checkpoint_every=100
+    )
     if arg == "debug":
-        config.model.update(num_outer_layers=2, num_inner_layers=1, hidden_dim=32)
-        config.data.update(source="digits", validation_size=0)
-        config.trainer.update(
-            steps=20, global_batch_size=8, log_every=5, evaluate_every=0, precision="float32"
-        )
+        config.model.update(num_inner_layers=1, hidden_dim=32)
+        config.data.source = "digits"
+        config.trainer.update(steps=20, log_every=5)
         config.schedule.warmup_steps = 5
     return config

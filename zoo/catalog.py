@@ -136,6 +136,19 @@ AXIAL = _family(
         "num_inner_layers": 1, "hidden_dim": 16, "num_heads": 4,
     },
 )  # fmt: skip
+# Positions and groups of features by turns.
+AXIAL_FEATURES = Entry(
+    name="axial_features_nano",
+    builder="zoo.models.gpt:build",
+    task="clm",
+    parameters=858_880,
+    paper="Ho et al. 2019, arXiv:1912.12180, for the axes sequence and features",
+    arguments={
+        "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+        "sequence_length": 256, "attention": "plain,features:8",
+    },
+    tiny={**_TINY_TRANSFORMER, "attention": "plain,features:2"},
+)  # fmt: skip
 LSTM = _family(
     "lstm",
     "clm",
@@ -286,6 +299,7 @@ CATALOG = (
     *LLAMA,
     *REFORMER,
     *AXIAL,
+    AXIAL_FEATURES,
     *LSTM,
     *SEQ2SEQ,
     *BERT,

@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from trainers.compress_jobs import calibrated
+from trainers.compression import structured
+from zoo.errors import UsageError
 from zoo.generation.decoding import can_generate, decoding
 from zoo.generation.generate import Generator
 from zoo.layers.attention_forms.plain import MASKED
 from zoo.layers.transformer import TransformerBlock
 from zoo.models import axial
+from zoo.models.adapter import Adapter
 
 ROWS, COLUMNS, VOCABULARY = 4, 5, 11
 T = ROWS * COLUMNS
@@ -82,7 +86,7 @@ def test_equals_plain_blocks_with_masks(model, expected):
     np.testing.assert_allclose(expected, logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("length", [2 * COLUMNS, 2 * COLUMNS + 2, T - 1])
+@pytest.mark.parametrize("length", [2, COLUMNS, 2 * COLUMNS + 2])
 def test_a_prefix_has_the_same_logits(model, expected, length):
     logits = model({"tokens": TOKENS[:, :length]})
     np.testing.assert_allclose(logits, expected[:, :length], atol=1e-4)
@@ -132,3 +136,28 @@ def test_a_saved_model_is_decoded(model, tmp_path):
     copy = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     assert can_generate(copy)
     np.testing.assert_array_equal(copy({"tokens": TOKENS}), model({"tokens": TOKENS}))
+
+
+# --- compression ----------------------------------------------------------------------------------
+
+
+def test_unsupported_compression_is_refused(model):
+    """The blocks of the outer and the inner part are no chain."""
+    with pytest.raises(UsageError, match="keras_gptq supports .* Received: 'axial'"):
+        calibrated.quantize(model, "gptq", {})
+
+
+def test_heads_and_neurons_are_removed(model):
+    smaller = structured.build_smaller(
+        model, [f"{path}={count}" for path, count in structured.decide(model, 0.5, "").items()]
+    )
+    assert smaller.get_layer("outer_1").attention.heads == 1
+    assert Adapter(smaller).family == "axial"
+
+
+def test_scores_are_those_of_the_axis(model):
+    block = model.get_layer("outer_1")
+    scores = block.attention_scores(np.ones((1, T, 16), "float32"))[0, 0].numpy()
+    place = np.arange(T)
+    distance = place[:, None] - place
+    np.testing.assert_array_equal(scores > MASKED / 2, (distance >= 0) & (distance % COLUMNS == 0))

@@ -85,15 +85,19 @@ def attend_grid(
       (B, T, H, D) in the dtype of the query.
     """
     batch, length = ops.shape(query)[:2]
-    is_full = isinstance(length, int) and length % columns == 0
+    rows = (length + columns - 1) // columns
+    # Keras warns of a softmax over one position.
+    if axis == 1 and isinstance(rows, int):
+        rows = max(rows, 2)
+    total = rows * columns
+    is_full = isinstance(length, int) and length == total
     if not is_full and segments is None:
         segments = ops.ones((batch, length), "int32")
 
     def folded(x):
         """Reshapes (B, T, ...) to (B, R, C, ...), with zeros after the end."""
         if not is_full:
-            end = ops.zeros((batch, columns, *x.shape[2:]), x.dtype)
-            total = (length + columns - 1) // columns * columns
+            end = ops.zeros((batch, 2 * columns, *x.shape[2:]), x.dtype)
             x = ops.concatenate([x, end], 1)[:, :total]
         return ops.reshape(x, (batch, -1, columns, *x.shape[2:]))
 
