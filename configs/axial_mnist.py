@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.optimizer = optimizer("muon", learning_rate=5e-3, weight_decay=0.1)
     config.schedule = schedule("cosine", warmup_steps=50)
     config.trainer.update(
-        steps=1200, global_batch_size=8, steps_per_execution=5, log_every=50, checkpoint_every=100
+        steps=6000, global_batch_size=8, steps_per_execution=5, checkpoint_every=1000
     )
     if arg == "debug":
         config.model.update(num_inner_layers=1, hidden_dim=32)

@@ -1,9 +1,11 @@
 """Images as rows of tokens, one token per value, for `zoo.tasks.clm`: data.tokenizer=pixels."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from zoo.data.arrays.images import shape_of
 from zoo.data.datasets import Dataset
 from zoo.data.sources import load
 from zoo.errors import UsageError
@@ -45,3 +47,25 @@ def pixel_rows(data: Mapping) -> Dataset:
         splits[split] = {"tokens": tokens, "segments": np.ones_like(tokens)}
     digest = json_digest([PIXELS, dataset.fingerprint])
     return Dataset(dataset.name, splits, (), digest)
+
+
+def image_shape(count: int, image_size: Sequence[int]) -> tuple[int, int, int]:
+    """Returns height, width and channels of images.
+
+    Args:
+      count: number of values of an image.
+      image_size: data.image_size of the recipe; () for square images, gray or RGB.
+
+    Raises:
+      UsageError: if there is no such shape.
+    """
+    if tuple(image_size):
+        return shape_of(image_size)
+    for channels in (1, 3):
+        side = math.isqrt(count // channels)
+        if side * side * channels == count:
+            return side, side, channels
+    raise UsageError(
+        f"Images must be square, or data.image_size must be set. Received: {count} values per "
+        "image."
+    )

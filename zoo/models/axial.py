@@ -11,7 +11,8 @@ in causal language modeling:
 
 So a position sees all rows above it and the part of its row on the left. The shift to the right is
 the shift of the inputs: unlike in the paper, the first position of a row has the last token of the
-row above, not a vector of zeros.
+row above, not a vector of zeros. The first input token is predicted by no position, so it is in no
+row: only the first row sees it. In images and documents it is always the same token.
 """
 
 import keras
@@ -54,7 +55,8 @@ def build(
 
     Returns:
       A Functional model from {"tokens": (B, T) int32} to logits (B, T, vocabulary_size) float32. A
-      position sees itself and all earlier positions, also those of other documents.
+      position sees itself and all earlier positions, also those of other documents; the first
+      token is seen by the first row alone.
 
     Raises:
       ValueError: if num_outer_layers is not even, or a number is not positive.

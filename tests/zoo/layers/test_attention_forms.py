@@ -12,7 +12,9 @@ from zoo.layers.transformer import Attention, TransformerBlock
 from zoo.models import bert, gpt, llama, seq2seq
 from zoo.models.adapter import Adapter
 
-FORMS = ["chunked", "chunked:4", "window:1", "window:5", "window:3:2", "window:40", "row:5", "column:5"]
+FORMS = [
+    "chunked", "chunked:4", "window:1", "window:5", "window:3:2", "window:40", "row:5", "column:5",
+]  # fmt: skip
 SEGMENTS = np.array([[1] * 4 + [2] * 7 + [0] * 2, [1] * 13], "int32")
 LENGTH = SEGMENTS.shape[1]
 TOKENS = np.random.default_rng(0).integers(6, 16, SEGMENTS.shape).astype("int32")
@@ -128,7 +130,9 @@ def test_decoding_equals_the_forward_pass(attention, jit, xla, monkeypatch):
         np.testing.assert_allclose(np.concatenate(logits, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["plain", "chunked:4", "window:5", "lsh:1:16", "plain,features:2"])
+@pytest.mark.parametrize(
+    "attention", ["plain", "chunked:4", "window:5", "lsh:1:16", "plain,features:2"]
+)
 def test_a_prompt_of_unknown_length(attention):
     model = gpt.build(**SIZES, attention=attention)
     steps = decoding(model)

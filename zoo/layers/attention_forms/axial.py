@@ -1,8 +1,8 @@
 """Attention along one axis of a grid at a time, in time O(R C (R + C)) instead of O(R R C C).
 
 Ho, Kalchbrenner, Weissenborn & Salimans 2019, Axial Attention in Multidimensional Transformers,
-arXiv:1912.12180; `zoo.models.axial` is the autoregressive model of its section 3.2. Axes: B batch, T
-positions, R rows, C columns, H query heads, G key-value heads, D head size, N groups of features.
+arXiv:1912.12180; `zoo.models.axial` is the autoregressive model of its section 3.2. Axes: B batch,
+T positions, R rows, C columns, H query heads, G key-value heads, D head size, N groups of features.
 """
 
 from keras import ops
@@ -65,9 +65,7 @@ def attend_axis(query, key, value, axis, segments=None, causal=False, rate=0.0, 
     return swapped(ops.reshape(out, ops.shape(swapped(query))))
 
 
-def attend_grid(
-    query, key, value, columns, axis, segments=None, causal=False, rate=0.0, seed=None
-):
+def attend_grid(query, key, value, columns, axis, segments=None, causal=False, rate=0.0, seed=None):
     """Computes `attend_axis` of a sequence that is folded into rows; the last one may be short.
 
     Args:
@@ -102,9 +100,8 @@ def attend_grid(
         return ops.reshape(x, (batch, -1, columns, *x.shape[2:]))
 
     segments = None if segments is None else folded(segments)
-    out = attend_axis(
-        folded(query), folded(key), folded(value), axis, segments, causal, rate, seed
-    )  # fmt: skip
+    parts = (folded(x) for x in (query, key, value))
+    out = attend_axis(*parts, axis, segments, causal, rate, seed)
     out = ops.reshape(out, (batch, -1, *query.shape[2:]))
     return out if is_full else out[:, :length]
 
