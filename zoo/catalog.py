@@ -123,6 +123,32 @@ REFORMER = _family(
     },
     {**_TINY_TRANSFORMER, "attention": "window:4,lsh:2"},
 )  # fmt: skip
+AXIAL = _family(
+    "axial",
+    "clm",
+    "Ho et al. 2019, Axial Attention in Multidimensional Transformers, arXiv:1912.12180",
+    {
+        "axial_image_nano": (1_259_264, {}),
+        "axial_text_nano": (1_263_872, {"sequence_length": 4096, "columns": 64}),
+    },
+    {
+        "vocabulary_size": 16, "sequence_length": 12, "columns": 4, "num_outer_layers": 2,
+        "num_inner_layers": 1, "hidden_dim": 16, "num_heads": 4,
+    },
+)  # fmt: skip
+# Positions and groups of features by turns.
+AXIAL_FEATURES = Entry(
+    name="axial_features_nano",
+    builder="zoo.models.gpt:build",
+    task="clm",
+    parameters=858_880,
+    paper="Ho et al. 2019, arXiv:1912.12180, for the axes sequence and features",
+    arguments={
+        "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+        "sequence_length": 256, "attention": "plain,features:8",
+    },
+    tiny={**_TINY_TRANSFORMER, "attention": "plain,features:2"},
+)  # fmt: skip
 LSTM = _family(
     "lstm",
     "clm",
@@ -272,6 +298,8 @@ CATALOG = (
     *GPT,
     *LLAMA,
     *REFORMER,
+    *AXIAL,
+    AXIAL_FEATURES,
     *LSTM,
     *SEQ2SEQ,
     *BERT,

@@ -14,7 +14,7 @@ An encoder-decoder translates each prompt, by default with the beam width of its
 replaces each [MASK]; --json also prints the five most probable words per [MASK].
 
 A GAN draws --count images and writes them as one PNG file, --out; the same seed gives the same
-images.
+images. So does a language model of pixels (data.tokenizer=pixels), value by value.
 """
 
 import json
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from trainers.cli.common import LOG, Flags, run
+from zoo.data.pixels import PIXELS
 from zoo.data.text.tokenizers import normalize
 from zoo.errors import RunError, UsageError
 from zoo.generation.generate_options import Options
@@ -57,8 +58,8 @@ def command(argv) -> int:
     model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options, prompts)
     kind = _kind(model, tokenizer)
     _check_flags(kind, prompts, Path(words[0]))
-    if kind == "gan":
-        return _generate_images(model, _image_path(Path(words[0])))
+    if kind in ("gan", "pixels"):
+        return _generate_images(model, config, _image_path(Path(words[0])))
     _warn_of_unknown_tokens(tokenizer, prompts)
     if kind == "seq2seq":
         return _print_rows(_translate(model, tokenizer, config, prompts))
@@ -157,14 +158,15 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     )
     if task == "image_classification":
         raise unsupported_task
-    _check_flags(task, prompts, Path(workdir))
+    is_of_pixels = config["config"]["data"]["tokenizer"] == PIXELS
+    _check_flags(PIXELS if is_of_pixels else task, prompts, Path(workdir))
     if tokenizer is not None:
         Options(_MAX_TOKENS.value, **options)
     start_tensorflow()
     from zoo.saved.model import load_model
 
     model = load_model(workdir, checkpoint)
-    if tokenizer is None and not hasattr(model, "generator"):
+    if tokenizer is None and not hasattr(model, "generator") and not is_of_pixels:
         raise unsupported_task
     return model, tokenizer, config["config"]
 
@@ -185,11 +187,11 @@ def _refuse(flags_, reason: str) -> None:
 
 
 def _kind(model, tokenizer) -> str:
-    """Returns how a model generates: "gan", "seq2seq", "mlm" or "clm"."""
+    """Returns how a model generates: "gan", "pixels", "seq2seq", "mlm" or "clm"."""
     from zoo.models.adapter import Adapter
 
     if tokenizer is None:
-        return "gan"
+        return "gan" if hasattr(model, "generator") else PIXELS
     if Adapter(model).family == "encoder_decoder":
         return "seq2seq"
     outputs = getattr(model, "output", None)
@@ -198,9 +200,9 @@ def _kind(model, tokenizer) -> str:
 
 def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
     """Checks the flags against a kind of `_kind`, or the name of a task; raises `UsageError`."""
-    if kind == "gan":
+    if kind in ("gan", PIXELS):
         text = _PROMPT, _PROMPTS, _MAX_TOKENS, _TEMPERATURE, _TOP_K, _TOP_P, _BEAMS, _JSON
-        _refuse(text, "A GAN draws images")
+        _refuse(text, "A GAN draws images" if kind == "gan" else "The model draws images")
         if not 1 <= _COUNT.value <= 10_000:
             raise UsageError(f"--count must be from 1 to 10,000. Received: {_COUNT.value}.")
         if _SEED.value < 0:
@@ -223,14 +225,21 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
 
 
 def _image_path(workdir: Path) -> Path:
-    """Returns the path of the PNG file with the images of a GAN."""
+    """Returns the path of the PNG file with the generated images."""
     return Path(_OUT.value or workdir / "generated.png")
 
 
-def _generate_images(model, path: Path) -> int:
-    from zoo.generation.image_grids import arrange_grid, make_images, save_png
+def _generate_images(model, config: dict, path: Path) -> int:
+    from zoo.data.pixels import image_shape
+    from zoo.generation.image_grids import arrange_grid, make_images, sample_images, save_png
 
-    images = make_images(model, _COUNT.value, _SEED.value)
+    data = config["data"]
+    if data["tokenizer"] == PIXELS:
+        count = data["sequence_length"] or config["model"]["sequence_length"]
+        shape = image_shape(count, data["image_size"])
+        images = sample_images(model, shape, _COUNT.value, _SEED.value)
+    else:
+        images = make_images(model, _COUNT.value, _SEED.value)
     save_png(path, arrange_grid(images, math.ceil(math.sqrt(_COUNT.value))))
     print(path)
     return 0

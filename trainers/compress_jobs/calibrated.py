@@ -8,6 +8,7 @@ gets the outputs of the quantized blocks before it.
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Mapping
 
 import keras
@@ -42,6 +43,9 @@ def quantize(model: keras.Model, mode: str, examples: Mapping) -> dict[str, int]
     blocks, *others = Adapter(model).stacks.values() or [[]]
     is_supported = (
         blocks and isinstance(blocks[0], TransformerBlock) and not blocks[0].cross_attention
+    ) and all(
+        keras.tree.flatten(block.input)[0] is before.output
+        for before, block in itertools.pairwise(blocks)
     )
     if others or not is_supported:
         raise UsageError(

@@ -27,7 +27,7 @@ from trainers.config.compress import check_distillation
 from trainers.run.workdir import read_config
 from zoo.data.text.special_tokens import PADDING
 from zoo.errors import UsageError
-from zoo.layers.attention import Lsh
+from zoo.layers.attention import Features, Lsh
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
@@ -378,10 +378,10 @@ def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
         for block in stack
         if isinstance(block, TransformerBlock)
     }
-    if settings["attention"] and Lsh in forms:
+    if settings["attention"] and forms & {Lsh, Features}:
         raise UsageError(
-            "compress.distill.attention does not support LSH attention, which computes the scores "
-            "of few pairs. Set compress.distill.attention=0."
+            "compress.distill.attention requires the scores of all pairs of positions, which the "
+            "forms lsh and features do not compute. Set compress.distill.attention=0."
         )
     pairs = []
     for key, stack in student_stacks.items():

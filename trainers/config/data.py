@@ -19,7 +19,8 @@ KEYS = {
     "image_size": (),  # for folder: and tfds: (height, width), or (height, width, channels)
     # For text only:
     "languages": (),  # ("en", "de"): source and target; (): those of the dataset
-    "tokenizer": "",  # kind of tokenizer, or a work directory that holds one
+    # Kind of tokenizer, or a work directory that holds one; "pixels" for images
+    "tokenizer": "",
     "vocabulary_size": 0,  # number of tokens; 0: every character of the training split
     "normalization": "NFC",  # Unicode normalization of the text
     "sequence_length": 0,  # tokens per example

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from zoo.data.pixels import PIXELS
 from zoo.data.text.tokenizers import KINDS
 from zoo.errors import UsageError
 
 # Values that are names, even if a folder of that name exists.
-_NAMES = ("none", "imagenet", *KINDS)
+_NAMES = ("none", "imagenet", PIXELS, *KINDS)
 
 
 def make_absolute(config) -> None:

@@ -17,6 +17,7 @@ from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.attention_forms.plain import mask_bias
 from zoo.layers.transformer import TransformerBlock
+from zoo.layers.xla import write_rows
 from zoo.models.adapter import DENSE, Adapter, input_path
 
 
@@ -42,7 +43,8 @@ def decoding(model: keras.Model, sinks: int | None = None):
         if not (isinstance(steps, TransformerDecoding) and steps.supports_sinks()):
             raise UsageError(
                 "Attention sinks require a decoder with rotary positions, such as llama, and "
-                f"without attention of the form lsh. Received: {model.name!r}."
+                "with attention of the forms plain, chunked and window alone. Received: "
+                f"{model.name!r}."
             )
         steps.sinks = sinks
     return steps
@@ -104,7 +106,7 @@ class TransformerDecoding:
         return all(
             isinstance(block, TransformerBlock)
             and block.attention.rotary_base
-            and not block.attention.form.shares_query_key
+            and block.attention.form.takes_sinks
             for block in self.blocks
         )
 
@@ -270,4 +272,97 @@ class RecurrentDecoding:
         return ops.log(ops.maximum(self.head(x), 1e-37)), new_cache
 
 
-_FAMILIES = {"decoder": TransformerDecoding, "recurrent": RecurrentDecoding}
+class AxialDecoding:
+    """Decoding of `zoo.models.axial`, one position after the other.
+
+    Outer blocks see whole rows, so a row passes them when its last token is known. The cache has
+    the embeddings of the last C tokens, the outputs of the outer blocks for the row above, and the
+    keys and values of the blocks with causal attention.
+
+    Attributes:
+      sequence_length: maximum number of positions.
+      vocabulary_size: number of tokens.
+    """
+
+    def __init__(self, parts: Adapter):
+        (self.embedding,), (self.positions,), (self.final_norm,), (self.head,) = (
+            parts.layers_of_kind(kind) for kind in ("embedding", "positions", "norm", "dense")
+        )
+        self.inner_blocks = parts.layers_of_kind("block")
+        outer_layers = [layer for layer, _ in parts.outer_steps()]
+        self.outer_blocks = [x for x in outer_layers if isinstance(x, TransformerBlock)]
+        self.columns = outer_layers[-1].steps
+        self.sequence_length = self.positions.sequence_length
+        self.vocabulary_size = parts.model.output_shape[-1]
+
+    def start(self, batch: int, length: int):
+        """Returns an empty cache for `batch` sequences of at most `length` positions."""
+        columns, width = self.columns, sum(self.positions.widths)
+        row = ops.zeros((batch, columns, width), self.embedding.compute_dtype)
+        length = -(-length // columns) * columns
+        return {
+            "row": row,
+            "above": row,
+            "outer": [
+                block.start_cache(batch, length)
+                for block in self.outer_blocks
+                if block.attention.causal
+            ],
+            "inner": [block.start_cache(batch, length) for block in self.inner_blocks],
+        }
+
+    def weights(self):
+        """Returns None: nothing is prepared."""
+
+    def step(self, tokens, cache, first, weights=None):
+        """Computes positions as `TransformerDecoding.step`."""
+        batch, count = ops.shape(tokens)
+        first = ops.convert_to_tensor(first, "int32")
+        if isinstance(count, int) and count == 1:
+            x, cache = self._step_one(tokens, cache, first)
+        else:
+
+            def body(i, x, cache):
+                token = ops.slice(tokens, (0, i), (batch, 1))
+                new, cache = self._step_one(token, cache, first + i)
+                return i + 1, write_rows(x, new, i), cache
+
+            x = ops.zeros((batch, count, cache["row"].shape[-1]), cache["row"].dtype)
+            start = (ops.convert_to_tensor(0, "int32"), x, cache)
+            _, x, cache = ops.while_loop(lambda i, *_: i < count, body, start)
+        return project(self.head, self.final_norm(x)), cache
+
+    def _step_one(self, token, cache, first):
+        """Returns the output (B, 1, C) of the inner blocks at one position, and the cache."""
+        x, column = self.embedding(token), first % self.columns
+        row = write_rows(cache["row"], x, (first - 1) % self.columns)
+
+        def next_row():
+            """Runs the row before the position through the outer blocks."""
+            start = first - self.columns
+            above, old, new = self.positions(row, first=start), iter(cache["outer"]), []
+            for block in self.outer_blocks:
+                if block.attention.causal:
+                    above, block_cache = block.decode(above, next(old), start)
+                    new.append(block_cache)
+                else:
+                    above = block(above)
+            return above, new
+
+        above, outer = ops.cond(
+            ops.logical_and(ops.equal(column, 0), first > 0),
+            next_row,
+            lambda: (cache["above"], cache["outer"]),
+        )
+        x = self.positions(x, first=first)
+        x = x + ops.slice(above, (0, column, 0), (ops.shape(x)[0], 1, above.shape[-1]))
+        inner = []
+        for block, block_cache in zip(self.inner_blocks, cache["inner"], strict=True):
+            x, new_block_cache = block.decode(x, block_cache, first)
+            inner.append(new_block_cache)
+        return x, {"row": row, "above": above, "outer": outer, "inner": inner}
+
+
+_FAMILIES = {
+    "decoder": TransformerDecoding, "recurrent": RecurrentDecoding, "axial": AxialDecoding,
+}  # fmt: skip

@@ -9,9 +9,12 @@
 | `chunked`, `chunked:M` | the same in chunks of M queries, with little memory | T T |
 | `window:W`, `window:W:E` | pairs within W positions; W positions E apart with dilation E | T W |
 | `lsh:N`, `lsh:N:M` | pairs of similar vectors, found by N rounds of hashing, chunks of M | N T M |
+| `row:C` | pairs in the same row of a grid of C columns, filled row by row | T C |
+| `column:C` | pairs in the same column of this grid | T T / C |
+| `features:N` | pairs of N groups of features of each position; no pairs of positions | T N N |
 
 `lsh` has one projection for queries and keys, so it supports neither grouped-query heads nor
-attention to a memory.
+attention to a memory. `features` does not support grouped-query heads either.
 
 Only `window` supports global tokens: positions that attend to all positions of their document, and
 to which all of them attend.
@@ -24,6 +27,7 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
+from zoo.layers.attention_forms.axial import attend_feature_groups, attend_grid
 from zoo.layers.attention_forms.chunked import attend_chunked
 from zoo.layers.attention_forms.lsh import attend_lsh, hash_buckets
 from zoo.layers.attention_forms.plain import MASKED, attend, mask_bias
@@ -31,7 +35,7 @@ from zoo.layers.attention_forms.window import attend_window
 
 NAMES = (
     "plain, chunked, chunked:CHUNK, window:WINDOW, window:WINDOW:DILATION, lsh:ROUNDS, "
-    "lsh:ROUNDS:CHUNK"
+    "lsh:ROUNDS:CHUNK, row:COLUMNS, column:COLUMNS, features:GROUPS"
 )
 # Number of LSH buckets if the length is unknown, for chunks of 64 and 4,096 positions.
 UNKNOWN_LENGTH_BUCKETS = 128
@@ -45,8 +49,10 @@ class Form:
     takes_bias = False
     # Whether `attend` takes global tokens, by the arguments `global_...` of `attend_window`.
     takes_global = False
+    # Whether a text may exceed the cache of decoding, see `attention_forms.sinks`.
+    takes_sinks = False
     # Number of positions from the own one back to the farthest that a causal query sees; None for
-    # all. A cache needs no more.
+    # all, 0 for not even the own one. A cache needs no more.
     reach = None
     # Whether queries are used as keys.
     shares_query_key = False
@@ -76,14 +82,14 @@ class Form:
             **arguments,
         )  # fmt: skip
 
-    def sees(self, distance, causal: bool):
-        """Returns whether the form connects positions at a distance, query minus key position."""
-        return ops.ones_like(distance, "bool")
+    def sees(self, query, key, causal: bool):
+        """Returns whether the form connects query and key positions, which may be broadcast."""
+        return ops.ones_like(query - key, "bool")
 
     def bias(self, segments, causal: bool):
         """Returns the bias (B, 1, T, T) with which `Plain` computes the same."""
         positions = ops.arange(ops.shape(segments)[1])
-        seen = self.sees(positions[:, None] - positions[None, :], causal)
+        seen = self.sees(positions[:, None], positions[None, :], causal)
         return ops.minimum(mask_bias(segments, causal=causal), ops.where(seen, 0.0, MASKED))
 
 
@@ -92,6 +98,7 @@ class Plain(Form):
     """Attention over all pairs of positions."""
 
     takes_bias = True
+    takes_sinks = True
 
     def attend(self, query, key, value, attention_mask=None, causal=False, dropout=None):
         bias = attention_mask
@@ -105,6 +112,7 @@ class Chunked(Form):
     """Exact attention in chunks of queries, see `attend_chunked`."""
 
     chunk: int = 128
+    takes_sinks = True
 
     def __post_init__(self):
         _check_positive(self)
@@ -120,6 +128,7 @@ class Window(Form):
     window: int
     dilation: int = 1
     takes_global = True
+    takes_sinks = True
 
     def __post_init__(self):
         _check_positive(self)
@@ -131,8 +140,8 @@ class Window(Form):
     def _attend(self, query, key, value, **arguments):
         return attend_window(query, key, value, self.window, dilation=self.dilation, **arguments)
 
-    def sees(self, distance, causal: bool):
-        steps = ops.abs(distance)
+    def sees(self, query, key, causal: bool):
+        steps = ops.abs(query - key)
         near = steps < self.reach if causal else steps <= self.window * self.dilation
         return ops.logical_and(near, ops.equal(ops.mod(steps, self.dilation), 0))
 
@@ -172,7 +181,72 @@ class Lsh(Form):
         raise ValueError("LSH attention has no bias, because its pairs depend on the queries.")
 
 
-_FORMS = {"plain": Plain, "chunked": Chunked, "window": Window, "lsh": Lsh}
+@dataclass(frozen=True)
+class Row(Form):
+    """Attention in the rows of a grid, see `attend_grid`."""
+
+    columns: int
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    @property
+    def reach(self) -> int:
+        return self.columns
+
+    def _attend(self, query, key, value, **arguments):
+        return attend_grid(query, key, value, self.columns, axis=2, **arguments)
+
+    def sees(self, query, key, causal: bool):
+        return ops.equal(query // self.columns, key // self.columns)
+
+
+@dataclass(frozen=True)
+class Column(Form):
+    """Attention in the columns of a grid, see `attend_grid`."""
+
+    columns: int
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    def _attend(self, query, key, value, **arguments):
+        return attend_grid(query, key, value, self.columns, axis=1, **arguments)
+
+    def sees(self, query, key, causal: bool):
+        return ops.equal(ops.mod(query - key, self.columns), 0)
+
+
+@dataclass(frozen=True)
+class Features(Form):
+    """Attention between the groups of features of each position, see `attend_feature_groups`."""
+
+    groups: int
+    reach = 0
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    def _attend(self, query, key, value, segments, causal, rate, seed):
+        """Computes attention; each group has a part of every head."""
+        batch, length, heads, size = ops.shape(query)
+        if key.shape[2] != heads:
+            raise ValueError(
+                "The form features does not support grouped-query heads. Received: "
+                f"{heads} query heads and {key.shape[2]} key-value heads."
+            )
+        parts = (ops.reshape(x, (batch, length, heads * size)) for x in (query, key, value))
+        out = attend_feature_groups(*parts, self.groups, heads, rate, seed)
+        return ops.reshape(out, (batch, length, heads, size))
+
+    def bias(self, segments, causal: bool):
+        raise ValueError("Attention between features has no bias, because it has no pairs.")
+
+
+_FORMS = {
+    "plain": Plain, "chunked": Chunked, "window": Window, "lsh": Lsh, "row": Row,
+    "column": Column, "features": Features,
+}  # fmt: skip
 
 
 def _check_positive(form: Form):

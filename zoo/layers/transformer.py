@@ -203,14 +203,16 @@ class Attention(Composite):
 
         Args:
           x: (B, T, C).
-          attention_mask: see `call`; required unless the form is "plain".
+          attention_mask: see `call`.
           global_mask: see `call`. Rows of global tokens have the scores of the global projections.
         """
         self._check_global(global_mask)
         query, key, _ = self.project(x, 0)
         bias = attention_mask
         if not self.form.takes_bias:
-            bias = self.form.bias(attention_mask, self.causal)
+            one_document = ops.ones(ops.shape(x)[:2], "int32")
+            segments = one_document if attention_mask is None else attention_mask
+            bias = self.form.bias(segments, self.causal)
         if not self.max_global:
             return attention_scores(query, key, bias)
         is_global, whole = ops.cast(global_mask, "bool"), mask_bias(attention_mask)

@@ -18,6 +18,7 @@ from zoo.layers.low_rank import LowRankDense, LowRankEmbedding, LowRankReversibl
 from zoo.layers.positions import AxialPositions, LearnedPositions
 from zoo.layers.reversible import ReversibleStack
 from zoo.layers.transformer import TransformerBlock
+from zoo.models.axial import Shift
 from zoo.models.seq2seq import Positions
 
 DENSE = (layers.Dense, LowRankDense)
@@ -29,6 +30,8 @@ _KINDS = {
     "lstm": layers.LSTM,
     "norm": (layers.LayerNormalization, layers.RMSNormalization, layers.Identity),
     "dense": DENSE,
+    "add": layers.Add,
+    "shift": Shift,
     "": layers.Dropout,  # active in training only
 }
 _REVERSIBLE = (layers.ReversibleEmbedding, LowRankReversibleEmbedding)
@@ -44,8 +47,8 @@ class Adapter:
     Attributes:
       steps: `(layer, inputs of the layer)` on the path from the first input to the only output;
         empty unless the model is a graph with one output.
-      family: "decoder" for gpt, llama and reformer, "recurrent" for lstm, "encoder_decoder" for
-        seq2seq; `zoo.generation` decodes these. "" for all other models.
+      family: "decoder" for gpt, llama and reformer, "recurrent" for lstm, "axial" for axial,
+        "encoder_decoder" for seq2seq; `zoo.generation` decodes these. "" for all other models.
     """
 
     def __init__(self, model):
@@ -55,6 +58,10 @@ class Adapter:
         self.family, kinds = "", _layer_kinds(self.steps)
         if re.fullmatch("input embedding (lstm )+dense", kinds) and self.probabilities:
             self.family = "recurrent"
+        elif re.fullmatch("input embedding positions add (block )+norm dense linear", kinds):
+            outer = _layer_kinds(self.outer_steps())
+            is_axial = re.fullmatch("input embedding shift positions (block )+shift", outer)
+            self.family = "axial" if is_axial and self._has_logits() else ""
         elif re.fullmatch(f"{_STACK} (embedding|dense)( linear)?", kinds) and self._has_logits():
             inputs = self.block_inputs()
             causal = all(map(_is_causal, self.layers_of_kind("block"), inputs))
@@ -119,6 +126,11 @@ class Adapter:
     def block_inputs(self) -> list[list]:
         """Returns the inputs of each block on the path."""
         return [inputs for layer, inputs in self.steps if isinstance(layer, _KINDS["block"])]
+
+    def outer_steps(self) -> list[tuple]:
+        """Returns the steps of the outer part of an axial model, see `zoo.models.axial`."""
+        inputs = next(inputs for layer, inputs in self.steps if isinstance(layer, _KINDS["add"]))
+        return input_path(inputs[1])
 
     def _has_logits(self) -> bool:
         """Returns whether the path ends with a linear layer, or the first embedding in reverse."""

@@ -23,7 +23,8 @@ class CausalLanguageModeling(TextTask):
 
     Bits per byte are the loss in bits divided by the number of UTF-8 bytes of the targets. They
     are comparable across tokenizers, provided that the tokenizers keep the whole text: <unk> counts
-    as 0 bytes, and white space that a tokenizer drops adds nothing to the loss.
+    as 0 bytes, and white space that a tokenizer drops adds nothing to the loss. For images as rows
+    of values (`zoo.data.pixels`), bits per byte are bits per dimension, because a value is a byte.
 
     Args:
       chunk: number of positions per chunk of logits in memory; 0 for all positions.

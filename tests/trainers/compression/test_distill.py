@@ -512,5 +512,5 @@ def test_scores_of_lsh_attention_are_refused():
     )
     task = registry.build_task(row.task, **row.task_arguments)
     settings = {"alpha": 0.0, "temperature": 1.0, "hidden": 0.0, "attention": 1.0, "cache": False}
-    with pytest.raises(UsageError, match="does not support LSH attention"):
+    with pytest.raises(UsageError, match="forms lsh and features do not compute"):
         Distillation(task, student, teacher, settings)

@@ -26,6 +26,10 @@ EXPECTED = {
     "reformer_nano": {
         "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
     },
+    "axial_image_nano": {
+        "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
+    },
+    "axial_features_nano": {"embedding/embeddings", "positions/embeddings"},
     "lstm_generator": {"embedding/embeddings", "probabilities/kernel"},
     "transformer_tiny": {"embedding/embeddings"},
     "bert_tiny": {

@@ -7,12 +7,14 @@ import tensorflow as tf
 
 from zoo.generation.decoding import decoding
 from zoo.layers.attention import MaskBias, layer_forms, parse_form
-from zoo.layers.attention_forms.plain import mask_bias
+from zoo.layers.attention_forms.plain import mask_bias, reference_attend
 from zoo.layers.transformer import Attention, TransformerBlock
 from zoo.models import bert, gpt, llama, seq2seq
 from zoo.models.adapter import Adapter
 
-FORMS = ["chunked", "chunked:4", "window:1", "window:5", "window:3:2", "window:40"]
+FORMS = [
+    "chunked", "chunked:4", "window:1", "window:5", "window:3:2", "window:40", "row:5", "column:5",
+]  # fmt: skip
 SEGMENTS = np.array([[1] * 4 + [2] * 7 + [0] * 2, [1] * 13], "int32")
 LENGTH = SEGMENTS.shape[1]
 TOKENS = np.random.default_rng(0).integers(6, 16, SEGMENTS.shape).astype("int32")
@@ -46,7 +48,7 @@ def test_a_block_equals_the_plain_block_with_the_bias_of_the_form(form, causal, 
         np.testing.assert_allclose(ours, plain, atol=2e-5 * np.abs(plain).max())
 
 
-def test_the_bias_of_a_window():
+def test_the_bias_of_forms():
     """Counted by hand: W positions back, or W to each side, in steps of the dilation."""
 
     def visible(name, causal):
@@ -59,6 +61,8 @@ def test_the_bias_of_a_window():
     steps = np.isin(distance, [0, 2, 4])
     assert (visible("window:3:2", True) == steps).all()
     assert (visible("window:3:2", False) == np.isin(abs(distance), [0, 2, 4, 6])).all()
+    assert (visible("row:4", False) == (row // 4 == column // 4)).all()
+    assert (visible("column:4", True) == np.isin(distance, [0, 4, 8])).all()
     packed = parse_form("chunked").bias(SEGMENTS, True)
     np.testing.assert_array_equal(packed, mask_bias(SEGMENTS, causal=True))
 
@@ -101,8 +105,9 @@ def test_each_family_takes_the_forms(module, inputs):
 
 @pytest.mark.parametrize(
     ("attention", "jit"),
-    [("chunked:4", False), ("window:5", False), ("window:4:2,plain", False), ("window:5", True)],
-)
+    [("chunked:4", False), ("window:5", False), ("window:4:2,plain", False), ("window:5", True),
+     ("row:5,column:5", False), ("row:5,column:5", True)],
+)  # fmt: skip
 def test_decoding_equals_the_forward_pass(attention, jit, xla, monkeypatch):
     """In steps of one and several tokens, across the end of the ring buffer."""
     model = llama.build(**{**SIZES, "num_key_value_heads": 2, "attention": attention})
@@ -125,7 +130,9 @@ def test_decoding_equals_the_forward_pass(attention, jit, xla, monkeypatch):
         np.testing.assert_allclose(np.concatenate(logits, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["plain", "chunked:4", "window:5", "lsh:1:16"])
+@pytest.mark.parametrize(
+    "attention", ["plain", "chunked:4", "window:5", "lsh:1:16", "plain,features:2"]
+)
 def test_a_prompt_of_unknown_length(attention):
     model = gpt.build(**SIZES, attention=attention)
     steps = decoding(model)
@@ -193,7 +200,9 @@ def test_lsh_refuses_what_needs_keys_of_its_own(arguments):
         Attention(16, 4, form="lsh:2", **arguments)
 
 
-@pytest.mark.parametrize("attention", ["chunked:4", "window:5", "lsh:1:16"])
+@pytest.mark.parametrize(
+    "attention", ["chunked:4", "window:5", "lsh:1:16", "row:5", "column:5", "features:2"]
+)
 def test_dropout_acts_in_training_alone(attention):
     block = TransformerBlock(16, 4, 32, attention=attention, causal=True, dropout=0.5)
     x = tf.constant(np.random.default_rng(1).normal(size=(2, LENGTH, 16)), "float32")
@@ -204,6 +213,30 @@ def test_dropout_acts_in_training_alone(attention):
     first, second = (block(x, segments, training=True).numpy() for _ in range(2))
     assert np.abs(first - plain).max() > 1e-4
     assert np.abs(first - second).max() > 1e-4
+
+
+def test_features_mix_no_positions():
+    """Each position attends between its own groups of features, which have parts of all heads."""
+    block = TransformerBlock(16, 4, 32, attention="features:2", causal=True, initializer_range=0.5)
+    x = np.random.default_rng(1).normal(size=(1, 6, 16)).astype("float32")
+    changed = x.copy()
+    changed[0, 3, 0] += 1.0
+    gap = np.abs(block(x) - block(changed)).max(-1)[0] > 1e-4
+    assert gap.tolist() == [False, False, False, True, False, False]
+    attention = block.attention
+    parts = [tf.reshape(part, (6, 2, 4, 2)) for part in attention.project(tf.constant(x), 0)]
+    expected = attention.combine(tf.reshape(reference_attend(*parts), (1, 6, 4, 4)))
+    np.testing.assert_allclose(attention(x), expected, atol=1e-5)
+    cache = decoding(gpt.build(**SIZES, attention="plain,features:2")).start(1, LENGTH)
+    assert [sorted(layer) for layer in cache] == [["key", "value"], []]
+
+
+def test_features_refuse_grouped_heads():
+    block = TransformerBlock(16, 4, 32, num_key_value_heads=2, attention="features:2")
+    with pytest.raises(ValueError, match="features .*grouped-query.*Received: 4 query heads and 2"):
+        block(np.ones((1, 3, 16), "float32"))
+    with pytest.raises(ValueError, match="multiple of groups . heads. Received: 16 features"):
+        TransformerBlock(16, 4, 32, attention="features:3")(np.ones((1, 3, 16), "float32"))
 
 
 def test_forms_are_repeated_over_the_layers():

@@ -26,6 +26,7 @@ EXPECTED = {
     "gpt": ("decoder", False, {BLOCKS: 2}),
     "llama": ("decoder", False, {BLOCKS: 2}),
     "reformer": ("decoder", False, {}),
+    "axial": ("axial", False, {BLOCKS: 3}),
     "lstm": ("recurrent", True, {("LSTM", "tokens"): 2}),
     "seq2seq": (
         "encoder_decoder", False,
@@ -107,7 +108,9 @@ def test_the_trunk_and_the_head_give_what_the_model_gives(row, tmp_path):
         np.testing.assert_allclose(actual, copy(inputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt_nano", "llama_nano", "reformer_nano", "lstm_generator"])
+@pytest.mark.parametrize(
+    "name", ["gpt_nano", "llama_nano", "reformer_nano", "axial_image_nano", "lstm_generator"]
+)
 def test_a_renamed_model_is_decoded(name):
     model = built(registry.entry(name))
     tokens = np.array([[6, 7, 8, 9]], "int32")

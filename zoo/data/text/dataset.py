@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.datasets import Dataset
+from zoo.data.pixels import PIXELS, pixel_rows
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.data.text.synthetic import SYNTHETIC, synthetic_rows
@@ -27,13 +28,16 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
 
     Examples have "tokens" (sequence_length + 1,), and with best-fit packing "segments" of the same
     shape: the document of each token, 0 for padding. A document is <start> text <end>. Synthetic
-    examples have "is_target" instead: whether each token counts as a target.
+    examples have "is_target" instead: whether each token counts as a target. The tokenizer "pixels"
+    is for images, see `zoo.data.pixels`.
 
     Args:
       data: section `data` of the recipe: source, manual_dir, tokenizer, vocabulary_size,
         normalization, sequence_length, packing.
       task: unused.
     """
+    if data["tokenizer"] == PIXELS:
+        return pixel_rows(data)
     if data["source"].startswith(PREPARED):
         return from_prepared(data)
     check(data, PACKINGS)

@@ -1,14 +1,8 @@
 """Attention along one axis of a grid at a time, in time O(R C (R + C)) instead of O(R R C C).
 
 Ho, Kalchbrenner, Weissenborn & Salimans 2019, Axial Attention in Multidimensional Transformers,
-arXiv:1912.12180. The autoregressive model of images (section 3.2, table 1) is built of
-
-    outer = attend_axis(..., axis=2), then attend_axis(..., axis=1, causal=True)
-    inner = shift_right(pixels) + shift_down(outer), then attend_axis(..., axis=2, causal=True)
-
-where position (r, c) of `outer` depends on the rows up to r, and of `inner` on the positions before
-(r, c) in raster order. Axes: B batch, R rows, C columns, H query heads, G key-value heads, D head
-size, N groups of features.
+arXiv:1912.12180; `zoo.models.axial` is the autoregressive model of its section 3.2. Axes: B batch,
+T positions, R rows, C columns, H query heads, G key-value heads, D head size, N groups of features.
 """
 
 from keras import ops
@@ -71,6 +65,47 @@ def attend_axis(query, key, value, axis, segments=None, causal=False, rate=0.0, 
     return swapped(ops.reshape(out, ops.shape(swapped(query))))
 
 
+def attend_grid(query, key, value, columns, axis, segments=None, causal=False, rate=0.0, seed=None):
+    """Computes `attend_axis` of a sequence that is folded into rows; the last one may be short.
+
+    Args:
+      query: (B, T, H, D); position t is in row t // C and column t % C.
+      key: (B, T, G, D).
+      value: (B, T, G, D).
+      columns: C.
+      axis: see `attend_axis`.
+      segments: (B, T) integers, see `attend_axis`.
+      causal: see `attend_axis`.
+      rate: dropout rate of the probabilities.
+      seed: see `attend_axis`.
+
+    Returns:
+      (B, T, H, D) in the dtype of the query.
+    """
+    batch, length = ops.shape(query)[:2]
+    rows = (length + columns - 1) // columns
+    # Keras warns of a softmax over one position.
+    if axis == 1 and isinstance(rows, int):
+        rows = max(rows, 2)
+    total = rows * columns
+    is_full = isinstance(length, int) and length == total
+    if not is_full and segments is None:
+        segments = ops.ones((batch, length), "int32")
+
+    def folded(x):
+        """Reshapes (B, T, ...) to (B, R, C, ...), with zeros after the end."""
+        if not is_full:
+            end = ops.zeros((batch, 2 * columns, *x.shape[2:]), x.dtype)
+            x = ops.concatenate([x, end], 1)[:, :total]
+        return ops.reshape(x, (batch, -1, columns, *x.shape[2:]))
+
+    segments = None if segments is None else folded(segments)
+    parts = (folded(x) for x in (query, key, value))
+    out = attend_axis(*parts, axis, segments, causal, rate, seed)
+    out = ops.reshape(out, (batch, -1, *query.shape[2:]))
+    return out if is_full else out[:, :length]
+
+
 def attend_feature_groups(query, key, value, groups, heads=1, rate=0.0, seed=None):
     """Computes attention between the groups of features of each position.
 
@@ -104,13 +139,3 @@ def attend_feature_groups(query, key, value, groups, heads=1, rate=0.0, seed=Non
     )
     out = attend_axis(query, key, value, axis=2, rate=rate, seed=seed)
     return ops.reshape(out, (batch, length, size))
-
-
-def shift_down(x):
-    """Moves the rows of (B, R, C, ...) down by one; the first row becomes 0."""
-    return ops.concatenate([ops.zeros_like(x[:, :1]), x[:, :-1]], 1)
-
-
-def shift_right(x):
-    """Moves the columns of (B, R, C, ...) right by one; the first column becomes 0."""
-    return ops.concatenate([ops.zeros_like(x[:, :, :1]), x[:, :, :-1]], 2)

@@ -14,7 +14,12 @@ from zoo.layers.xla import write_rows
 
 
 def start_cache(form, batch, groups, length, size, dtype) -> dict:
-    """Returns empty keys and values for `length` positions; adjacent rows for one sequence."""
+    """Returns empty keys and values for `length` positions; adjacent rows for one sequence.
+
+    A form that sees no positions has an empty dict.
+    """
+    if form.reach == 0:
+        return {}
     rows = length if form.reach is None else min(length, form.reach)
     return {name: ops.zeros((batch * groups, rows, size), dtype) for name in ("key", "value")}
 
@@ -33,6 +38,8 @@ def attend_cached(form, query, key, value, cache, first):
     Returns:
       `(out, cache)`: (B, T, H, D), and a copy of the dict with the new positions.
     """
+    if form.reach == 0:
+        return form.attend(query, key, value), cache
     cache, groups = dict(cache), key.shape[2]
     rows, count = cache["key"].shape[1], ops.shape(query)[1]
     is_single = isinstance(count, int) and count == 1  # the length of a prompt may be unknown
@@ -61,8 +68,8 @@ def attend_cached(form, query, key, value, cache, first):
     positions = first + ops.arange(count)
     # A key after its query has a negative distance; a row that was never written, a large one.
     visible = ops.logical_and(distance >= 0, distance <= positions[:, None])
-    if form.reach is not None:
-        visible = ops.logical_and(visible, form.sees(distance, causal=True))
+    own = positions[:, None]
+    visible = ops.logical_and(visible, form.sees(own, own - distance, causal=True))
     bias = ops.where(visible, 0.0, MASKED)
     if form.shares_query_key:
         bias = ops.where(ops.equal(distance, 0), ITSELF, bias)

@@ -56,6 +56,6 @@ def attend_with_sinks(form, query, key, value, cache, first, sinks, rotary_base)
     query = rotate(query, ops.reshape(place, (1,)), rotary_base)
     # One head per row of the cache, because `rotate` expects (B, T, H, D).
     keys = rotate(cache["key"][:, :, None], place - distance, rotary_base)[:, :, 0]
-    visible = ops.logical_and(index <= first, form.sees(distance, causal=True))
+    visible = ops.logical_and(index <= first, form.sees(place, place - distance, causal=True))
     bias = ops.where(visible, 0.0, MASKED)[None, None, None]
     return attend_rows(query, keys, cache["value"], groups, bias), cache
