@@ -309,8 +309,9 @@ def test_nothing_is_said_of_limits(mixed, capsys):
         lambda: lstm(V, embedding_dim=8, hidden_dim=8, num_layers=1),
         lambda: registry.build("reformer_nano", **registry.entry("reformer_nano").tiny),
         lambda: llama(**SIZES, attention="plain,lsh:2"),
+        lambda: llama(**SIZES, attention="plain,row:4"),
     ],
-    ids=["learned positions", "lstm", "reformer", "lsh"],
+    ids=["learned positions", "lstm", "reformer", "lsh", "row"],
 )
 def test_models_without_rotary_positions_are_refused(build):
     model = build()
