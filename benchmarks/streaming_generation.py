@@ -6,7 +6,7 @@
     python -m benchmarks.streaming_generation D [--tokens 10000 50000 100000] \
         [--text_tokens=30000] [--write]
 
-Generation: one text per length, each in a process of its own, streamed by the trained model with 4
+Generation: one text per length, each in a process of its own, by the trained model with 4
 attention sinks. The peak is the largest resident memory of the process, with TensorFlow, the model
 and compilation; processor time and rate are those of the text after a first one of 1,000 tokens.
 All runs on one thread: the model is too small for more.
@@ -52,19 +52,18 @@ def load(workdir: str):
 
 
 def generate(workdir: str, count: int) -> dict:
-    """Streams a text of `count` tokens; returns a row."""
+    """Generates a text of `count` tokens; returns a row."""
     from zoo.generation.generate import Generator
 
     model, tokenizer, _, length = load(workdir)
     generator = Generator(model, tokenizer, trained_length=length, attention_sinks=SINKS)
 
-    def stream(tokens):
-        for _ in generator.stream("The ", tokens, end_id=None, temperature=0.8):
-            pass
+    def write(tokens):
+        generator.tokens([generator.encode("The ")], tokens, end_id=None, temperature=0.8)
 
-    stream(1000)
+    write(1000)
     start, cpu_start = time.perf_counter(), time.process_time()
-    stream(count)
+    write(count)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
