@@ -3,13 +3,15 @@
     zoo train gpt_shakespeare --workdir=D --config.model.name=llama_nano \
         --config.model.sequence_length=128 --config.data.sequence_length=128 \
         --config.trainer.steps=400 --config.trainer.evaluate_every=400
-    python -m benchmarks.streaming_generation D [--tokens 10000 50000 100000] [--write]
+    python -m benchmarks.streaming_generation D [--tokens 10000 50000 100000] \
+        [--text_tokens=30000] [--write]
 
-Generation: one text per length, each in a process of its own, streamed by the trained model with 4
+Generation: one text per length, each in a process of its own, by the trained model with 4
 attention sinks. The peak is the largest resident memory of the process, with TensorFlow, the model
 and compilation; processor time and rate are those of the text after a first one of 1,000 tokens.
+All runs on one thread: the model is too small for more.
 
-Bits per byte of one held-out text, by position: "sinks" keeps 4 sinks and the latest positions,
+Bits per byte of a held-out text, by position: "sinks" keeps 4 sinks and the latest positions,
 "window" the latest positions alone, both as many in sum as the trained length. "rows" cuts the text
 into rows of the trained length, as in training: a position sees half as much text on average.
 """
@@ -36,29 +38,32 @@ PARTS = (0, 1, 2, 8, 64, math.inf)
 
 def load(workdir: str):
     """Returns model, tokenizer, section `data` and trained length of a work directory."""
+    import tensorflow as tf
+
     from zoo.saved.model import load_model
     from zoo.saved.workdir import data_section, read_config, read_tokenizer
 
     config = read_config(workdir)
     data = data_section(workdir, config)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     model, tokenizer = load_model(workdir), read_tokenizer(workdir, config)
     return model, tokenizer, data, data["sequence_length"]
 
 
 def generate(workdir: str, count: int) -> dict:
-    """Streams a text of `count` tokens; returns a row."""
+    """Generates a text of `count` tokens; returns a row."""
     from zoo.generation.generate import Generator
 
     model, tokenizer, _, length = load(workdir)
     generator = Generator(model, tokenizer, trained_length=length, attention_sinks=SINKS)
 
-    def stream(tokens):
-        for _ in generator.stream("The ", tokens, end_id=None, temperature=0.8):
-            pass
+    def write(tokens):
+        generator.tokens([generator.encode("The ")], tokens, end_id=None, temperature=0.8)
 
-    stream(1000)
+    write(1000)
     start, cpu_start = time.perf_counter(), time.process_time()
-    stream(count)
+    write(count)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -147,12 +152,13 @@ def main():
     """Prints the rows as JSON; --write appends to results/streaming_generation.csv."""
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 50_000, 100_000])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[10_000, 50_000, 100_000])
+    parser.add_argument("--text_tokens", type=int, default=30_000, help="0 for none")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     rows = []
     jobs = [(generate, count) for count in arguments.tokens]
-    jobs.append((bits_per_byte, max(arguments.tokens)))
+    jobs += [(bits_per_byte, arguments.text_tokens)] * (arguments.text_tokens > 0)
     for job, count in jobs:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             result = pool.submit(job, arguments.workdir, count).result()

@@ -83,7 +83,7 @@ class Generator:
         If the model has a limit, the smaller of the two applies.
       trained_length: number of positions used in training; longer texts log one warning.
       attention_sinks: number of first positions that stay in the cache together with the latest
-        ones, as many in sum as positions used in training (`trained_length`, else
+        ones; together they are as many as the positions of training (`trained_length`, else
         `sequence_length`). Texts may then have any length. 0 for none; 4 is usual. Requires rotary
         positions.
       start: whether prompts begin a document; if so, the start token is prepended.
@@ -375,7 +375,7 @@ class Generator:
     def _advance_in_block(self, run: _Run, stop: int, options: "Options") -> None:
         """Fills positions up to `stop` (exclusive), which is at most the end of the block."""
         # Integers are converted from NumPy, because TensorFlow caches each Python integer that it
-        # converts: 0.65 kB per call, for ever.
+        # converts: 0.65 kB each, never freed.
         kind, use_cache = options.kind(self._allowed), options.use_cache
         if (kind, use_cache) not in self._loops:
             self._loops[kind, use_cache] = tf.function(
