@@ -3,6 +3,8 @@
 zoo train gpt_needle --workdir=D                                    128 bytes per row
 zoo train gpt_needle:2k --workdir=D2 --config.init_from=D           then 2,048
 zoo train gpt_needle:8k --workdir=D8 --config.init_from=D2          then 8,192
+zoo train gpt_needle:16k --workdir=D16 --config.init_from=D8        then 16,384
+zoo train gpt_needle:32k --workdir=D32 --config.init_from=D16       then 32,768
 
 A row has four pairs of a key of two letters and a value of four bytes at random places, and ends
 with the keys in another order. Loss and accuracy are those of the values
@@ -10,6 +12,17 @@ with the keys in another order. Loss and accuracy are those of the values
 position can hold its key and its place in the value; the second layer finds equal codes by hashing.
 With base 1e9, half of the rotary wavelengths exceed 32,768 positions, so that codes need not depend
 on the distance: a model of short rows starts well on long rows.
+
+Measured 2026-11-29 on 2 cores of an Intel Xeon with AMX and AVX512_BF16, which other processes used
+too, TensorFlow 2.21, Keras 3.15.1, by these commands with seed 0, on 128 test rows of the same
+length (a guess is right in 0.8 %):
+
+| bytes per row | updates | accuracy | processor time per update | training |
+|---|---|---|---|---|
+| 128 | 500 | 99.9 % | 0.3 s | 198 s |
+| 2,048 | 200 | 99.1 % | 0.4 s | 163 s |
+| 8,192 | 80 | 98.3 % | 0.9 s | 311 s |
+| 16,384 | 10 | 97.5 % | not measured | 54 s |
 """
 
 from trainers.config.base import base, optimizer, schedule

@@ -3,7 +3,8 @@
 Weights that match in name and shape can belong to different computations, such as rotary instead of
 learned positions, another number of heads or another activation. The comparison covers the classes
 and settings of layers at every depth, and the inputs of each layer. It ignores layer sizes, because
-weight shapes show them, and everything that is active in training only.
+weight shapes show them, everything that is active in training only, and the rounds and chunks of
+attention by hashing, which trade time for a better approximation of attention to all pairs.
 """
 
 import hashlib
@@ -35,6 +36,9 @@ _TRANSPARENT = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizi
 _ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids)/")
 # Settings that are chosen for each task: which tokens attend globally.
 _PER_TASK = frozenset({"global_tokens", "max_global", "start_token", "separator_token"})
+# Rounds and chunks in a form of attention: a model may be evaluated with more rounds than it was
+# trained with (Kitaev et al. 2020, arXiv:2001.04451, table 2), and decoding attends to all pairs.
+_LSH_SIZES = re.compile(r"\blsh:\d+(:\d+)?")
 _MAX_LENGTH = 2000  # number of characters above which an input's description becomes a hash
 _MAX_SHOWN = 100  # number of characters of a description in messages
 
@@ -136,6 +140,8 @@ def _inference_settings(layer) -> Iterator[tuple[str, str]]:
 
 def _without_training_settings(value):
     """Returns a setting without its training-only parts, in wrapped layers too."""
+    if isinstance(value, str):
+        return _LSH_SIZES.sub("lsh", value)
     if isinstance(value, dict):
         return {
             k: _without_training_settings(v)

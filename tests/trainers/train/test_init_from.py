@@ -69,6 +69,15 @@ def test_what_acts_in_training_alone_and_the_vocabulary_may_differ(kind, sources
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_rounds_of_hashing_may_differ_but_no_other_form(tmp_path):
+    gpt.build(**SIZES, attention="window:4,lsh:1:8").save(tmp_path / "model.keras")
+    model = gpt.build(**SIZES, attention="window:4,lsh:4:16")
+    assert "28 of 28 weights" in initialize(model, str(tmp_path / "model.keras"))
+    for form in ("window:2,lsh:1:8", "window:4,chunked"):
+        with pytest.raises(UsageError, match="same architecture.*block_"):
+            initialize(gpt.build(**SIZES, attention=form), str(tmp_path / "model.keras"))
+
+
 def test_a_bert_takes_another_vocabulary(tmp_path):
     """The bias of BERT's logits, next to the tied kernel, depends on the vocabulary size too."""
     bert.build(**SIZES).save(tmp_path / "model.keras")
