@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.generation import sampling
+from zoo.generation.generate import Generator, uniforms
 from zoo.storage.disk import atomic
 
 _SAMPLED = 64  # images that are sampled at once
@@ -79,9 +81,6 @@ def sample_images(model, shape: tuple[int, int, int], count: int, seed: int) -> 
     Returns:
       (count, height, width, channels) uint8.
     """
-    from zoo.generation import sampling
-    from zoo.generation.generate import Generator, uniforms
-
     length, parts = math.prod(shape), []
     generator = Generator(model)
     for start in range(0, count, _SAMPLED):
