@@ -1,6 +1,18 @@
 """An axial transformer on the 60,000 MNIST images, one token per pixel.
 
-zoo train axial_mnist --workdir=D        (zoo fetch mnist, or ZOO_DATA_DIR, first)
+    zoo train axial_mnist --workdir=D        (zoo fetch mnist, or ZOO_DATA_DIR, first)
+    zoo generate D --count=16
+
+Measured 2026-11-29 on 2 cores of an Intel Xeon with AMX and AVX512_BF16, TensorFlow 2.21, Keras
+3.15.1, by `python -m benchmarks.recipe_result axial_mnist --metric loss bits_per_byte
+--argument=--config.trainer.steps=500`: 0.997 bits per dimension on the 10,000 test images after 500
+of the 6,000 updates (4,000 images), seed 0. The 1,616 s of training say nothing about speed,
+because other programs used the cores. The full run is not measured. For comparison, a histogram of
+each pixel of the training images, with one added to each count, has 1.690 bits per dimension on the
+test images; one histogram of all pixels has 1.967.
+
+mixed_bfloat16 is off: a forward and backward pass of 16 images with a larger model takes 0.90 s of
+processor time with it and 0.84 s without it.
 """
 
 from trainers.config.base import base, optimizer, schedule

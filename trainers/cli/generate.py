@@ -58,7 +58,7 @@ def command(argv) -> int:
     model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options, prompts)
     kind = _kind(model, tokenizer)
     _check_flags(kind, prompts, Path(words[0]))
-    if kind in ("gan", "pixels"):
+    if kind in ("gan", PIXELS):
         return _generate_images(model, config, _image_path(Path(words[0])))
     _warn_of_unknown_tokens(tokenizer, prompts)
     if kind == "seq2seq":

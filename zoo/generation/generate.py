@@ -129,7 +129,7 @@ class Generator:
         self._forbidden = tf.constant(forbidden)
         self._allowed = int((forbidden == 0).sum())
         # Not compiled by XLA, to keep this reference simple.
-        self._logits = tf.function(self._logits_without_cache, autograph=False)
+        self._logits = tf.function(self.logits_without_cache, autograph=False)
         self._prefills = {}
         self._loops = {}
         self._logged: set[str] = set()
@@ -403,7 +403,7 @@ class Generator:
             run.tokens, run.done = compiled_loop(logits, run.tokens, position, run.done, settings)
             run.position += 1
 
-    def _logits_without_cache(self, tokens, position):
+    def logits_without_cache(self, tokens, position):
         """Returns the logits (B, V) after a position, computed without a cache."""
         inputs = {"tokens": tokens, "segments": tf.ones_like(tokens)}
         names = [tensor.name for tensor in self.model.inputs]

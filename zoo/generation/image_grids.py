@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.generation import sampling
+from zoo.generation.generate import Generator, uniforms
 from zoo.storage.disk import atomic
 
 _SAMPLED = 64  # images that are sampled at once
@@ -71,7 +73,7 @@ def sample_images(model, shape: tuple[int, int, int], count: int, seed: int) -> 
     """Samples images value by value from a language model of `zoo.data.pixels`.
 
     Args:
-      model: a model with logits that `zoo.generation.decoding` supports.
+      model: a model that `zoo.generation.decoding` supports.
       shape: height, width and channels of the images.
       count: number of images.
       seed: random seed; image b depends only on seed + b.
@@ -79,9 +81,6 @@ def sample_images(model, shape: tuple[int, int, int], count: int, seed: int) -> 
     Returns:
       (count, height, width, channels) uint8.
     """
-    from zoo.generation import sampling
-    from zoo.generation.generate import Generator, uniforms
-
     length, parts = math.prod(shape), []
     generator = Generator(model)
     for start in range(0, count, _SAMPLED):
@@ -89,8 +88,7 @@ def sample_images(model, shape: tuple[int, int, int], count: int, seed: int) -> 
         values = generator.tokens([[0]] * rows, length - 1, seed=seed + start, end_id=None)
         tokens = np.pad(np.stack(values), ((0, 0), (1, 0)))
         # The generator ends at the last input, whose target is the last value.
-        inputs = {"tokens": tokens, "segments": np.ones_like(tokens)}
-        logits = model({x.name: inputs[x.name] for x in model.inputs}, training=False)[:, -1]
+        logits = generator.logits_without_cache(tokens, length - 1)
         last = sampling.sample(logits, uniforms(seed + start, rows, length + 1)[:, -1])
         parts.append(np.concatenate([tokens[:, 1:], np.asarray(last)[:, None]], axis=1))
     return np.concatenate(parts).astype("uint8").reshape(count, *shape)

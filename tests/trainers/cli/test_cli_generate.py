@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import commands
 from tests.zoo.generation.test_generate import with_large_weights
@@ -341,3 +342,20 @@ def test_an_encoder_fills_masks(tmp_path, pairs, tokenizer, zoo_command):
         answer = zoo_command("generate", tmp_path / "run", *words)
         assert (answer.status, answer.out) == (2, "")
         assert message in answer.one_line()
+
+
+@pytest.mark.slow
+def test_a_language_model_of_pixels_draws_a_grid(tmp_path, zoo_command):
+    sizes = {
+        "sequence_length": 12, "columns": 6, "num_outer_layers": 2, "num_inner_layers": 1,
+        "hidden_dim": 8, "num_heads": 1,
+    }  # fmt: skip
+    model = registry.build("axial_image_nano", **sizes)
+    workdir = work_directory(tmp_path / "run", model, None, **sizes)
+    config = json.loads((workdir / "config.json").read_text())
+    config["config"]["data"] |= {"tokenizer": "pixels", "sequence_length": 12}
+    write_json(workdir / "config.json", config)
+    answer = zoo_command("generate", workdir, "--count=3")
+    assert answer.out.strip() == str(workdir / "generated.png")
+    # Two by two images of 2 x 2 pixels, one pixel apart.
+    assert np.asarray(Image.open(workdir / "generated.png")).shape == (5, 5, 3)

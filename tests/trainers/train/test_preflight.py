@@ -275,6 +275,7 @@ def test_a_classifier_generates_nothing(place, zoo_command, monkeypatch):
         ("dcgan_mnist:debug", "--prompt=a", "--prompt is not supported"),
         ("dcgan_mnist:debug", "--count=0", "--count must be from 1"),
         ("dcgan_mnist:debug", "--out=a.jpg", "--out must be a .png file"),
+        ("axial_mnist:debug", "--prompt=a", "--prompt is not supported"),
         ("seq2seq_multi30k:debug", "--beams=2", "Received: neither"),
         ("seq2seq_multi30k:debug", "--seed=2", "--seed is not supported"),
         ("bert_wiki:debug", "--max_tokens=2", "--max_tokens is not supported"),

@@ -102,19 +102,22 @@ def test_sizes_are_checked():
 # --- decoding -------------------------------------------------------------------------------------
 
 
-def test_decoding_equals_the_forward_pass(model, expected, xla):
+@pytest.mark.parametrize(
+    ("jit", "counts"),
+    [(False, [7, *[1] * 13]), pytest.param(True, [*[1] * 11, 9], marks=pytest.mark.slow)],
+)
+def test_decoding_equals_the_forward_pass(jit, counts, model, expected, xla):
     """In steps of one and several tokens, across the ends of rows."""
     steps = decoding(model)
     assert (steps.sequence_length, steps.vocabulary_size) == (T, VOCABULARY)
-    step = tf.function(steps.step, jit_compile=True, autograph=False)
-    for counts in ([7, *[1] * 13], [1, 9, 4, 6]):
-        cache, first, logits = steps.start(2, T), 0, []
-        for count in counts:
-            tokens = tf.constant(TOKENS[:, first : first + count])
-            new_logits, cache = step(tokens, cache, tf.constant(first) if first else 0)
-            logits.append(new_logits)
-            first += count
-        np.testing.assert_allclose(np.concatenate(logits, 1), expected, atol=1e-4)
+    step = tf.function(steps.step, jit_compile=jit, autograph=False)
+    cache, first, logits = steps.start(2, T), 0, []
+    for count in counts:
+        tokens = tf.constant(TOKENS[:, first : first + count])
+        new_logits, cache = step(tokens, cache, tf.constant(first))
+        logits.append(new_logits)
+        first += count
+    np.testing.assert_allclose(np.concatenate(logits, 1), expected, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -97,12 +97,12 @@ def attend_grid(query, key, value, columns, axis, segments=None, causal=False, r
         if not is_full:
             end = ops.zeros((batch, 2 * columns, *x.shape[2:]), x.dtype)
             x = ops.concatenate([x, end], 1)[:, :total]
-        return ops.reshape(x, (batch, -1, columns, *x.shape[2:]))
+        return ops.reshape(x, (batch, rows, columns, *x.shape[2:]))
 
     segments = None if segments is None else folded(segments)
     parts = (folded(x) for x in (query, key, value))
     out = attend_axis(*parts, axis, segments, causal, rate, seed)
-    out = ops.reshape(out, (batch, -1, *query.shape[2:]))
+    out = ops.reshape(out, (batch, total, *query.shape[2:]))
     return out if is_full else out[:, :length]
 
 
