@@ -7,6 +7,7 @@ import pytest
 
 from trainers.config.base import base
 from zoo.data.text import dataset as text
+from zoo.data.text import tokenizers
 from zoo.data.text.special_tokens import FIRST_WORD
 from zoo.errors import UsageError
 
@@ -66,6 +67,17 @@ def test_a_row_depends_on_its_split_and_index_alone(name):
     assert len(set(firsts)) == 3
     assert bytes_of(dataset, "train", 1) != firsts[0]
     assert dataset.fingerprint == other.fingerprint != load(name, 66).fingerprint
+
+
+def test_the_tokenizer_of_a_work_directory_gives_the_same_rows(tmp_path):
+    dataset = load("needle", 64)
+    dataset.tokenizer.save(tmp_path / "tokenizer.json")
+    again = load("needle", 64, tokenizer=str(tmp_path))
+    assert again.fingerprint == dataset.fingerprint
+    assert again.tokenizer.fingerprint == dataset.tokenizer.fingerprint
+    tokenizers.train("character", ["a"]).save(tmp_path / "tokenizer.json")
+    with pytest.raises(UsageError, match="requires data.tokenizer=byte"):
+        load("needle", 64, tokenizer=str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
         return from_prepared(data)
     check(data, PACKINGS)
     if data["source"].startswith(SYNTHETIC):
-        return synthetic_rows(data)
+        file = _tokenizer_file(data)
+        return synthetic_rows(data, tokenizers.load(file) if file else None)
     return token_rows(data, data["sequence_length"])
 
 

@@ -130,12 +130,13 @@ class ComputedRows:
         return np.stack([self._compute(int(number)) for number in numbers])
 
 
-def synthetic_rows(data: Mapping) -> Dataset:
+def synthetic_rows(data: Mapping, tokenizer=None) -> Dataset:
     """Returns rows for `zoo.tasks.clm`: "tokens" and "is_target", both (sequence_length + 1,).
 
     Args:
       data: section `data` of the recipe: source, manual_dir, tokenizer, normalization,
         sequence_length.
+      tokenizer: tokenizer of a file; None for a new one of kind data["tokenizer"].
 
     Raises:
       UsageError: if there is no such source, the tokenizer is not "byte", or the length is wrong.
@@ -143,7 +144,9 @@ def synthetic_rows(data: Mapping) -> Dataset:
     name, length = data["source"].removeprefix(SYNTHETIC), data["sequence_length"]
     check_name("synthetic source", name, SOURCES)
     source = SOURCES[name]
-    if data["tokenizer"] != "byte" or data["manual_dir"]:
+    if tokenizer is None and data["tokenizer"] == "byte":
+        tokenizer = tokenizers.train("byte", ["\0"], 0, data["normalization"])
+    if tokenizer is None or tokenizer.kind != "byte" or data["manual_dir"]:
         raise UsageError(
             f"{data['source']} requires data.tokenizer=byte and no data.manual_dir. Received: "
             f"data.tokenizer={data['tokenizer']!r}, data.manual_dir={data['manual_dir']!r}."
@@ -167,7 +170,6 @@ def synthetic_rows(data: Mapping) -> Dataset:
             "tokens": ComputedRows(tokens, count),
             "is_target": ComputedRows(lambda index: targets, count),
         }
-    tokenizer = tokenizers.train("byte", ["\0"], 0, data["normalization"])
     digest = json_digest([FORMAT, SPLITS, name, length, tokenizer.fingerprint])
     facts = {"Data": {"source": data["source"], "licence": "computed", **SPLITS}}
     return Dataset(data["source"], splits, (), digest, tokenizer, facts)
