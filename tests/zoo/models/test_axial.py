@@ -6,14 +6,12 @@ import pytest
 import tensorflow as tf
 
 from trainers.compress_jobs import calibrated
-from trainers.compression import structured
 from zoo.errors import UsageError
 from zoo.generation.decoding import can_generate, decoding
 from zoo.generation.generate import Generator
 from zoo.layers.attention_forms.plain import MASKED
 from zoo.layers.transformer import TransformerBlock
 from zoo.models import axial
-from zoo.models.adapter import Adapter
 
 ROWS, COLUMNS, VOCABULARY = 4, 5, 11
 T = ROWS * COLUMNS
@@ -148,14 +146,6 @@ def test_unsupported_compression_is_refused(model):
     """The blocks of the outer and the inner part are no chain."""
     with pytest.raises(UsageError, match="keras_gptq supports .* Received: 'axial'"):
         calibrated.quantize(model, "gptq", {})
-
-
-def test_heads_and_neurons_are_removed(model):
-    smaller = structured.build_smaller(
-        model, [f"{path}={count}" for path, count in structured.decide(model, 0.5, "").items()]
-    )
-    assert smaller.get_layer("outer_1").attention.heads == 1
-    assert Adapter(smaller).family == "axial"
 
 
 def test_scores_are_those_of_the_axis(model):
