@@ -97,10 +97,11 @@ def losses(model, ids, sinks, length: int, row_length: int = 0) -> np.ndarray:
     def block(tokens, cache, first, weights):
         count = tokens.shape[0] - 1
 
-        # Both indices are variables of the loop; XLA would compile again for each `first`.
+        # XLA compiles again for each value of an argument that determines the start of a slice: so
+        # both indices are variables of the loop, and `gather` is no slice.
         def body(i, position, cache, out):
             logits, cache = steps.step(tokens[None, i, None], cache, position, weights)
-            loss = -tf.nn.log_softmax(logits[0, 0])[tokens[i + 1]]
+            loss = -tf.gather(tf.nn.log_softmax(logits[0, 0]), tokens[i + 1])
             return i + 1, position + 1, cache, tf.where(tf.range(count) == i, loss, out)
 
         start = (0, first, cache, tf.zeros(count))
