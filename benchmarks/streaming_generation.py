@@ -97,13 +97,16 @@ def losses(model, ids, sinks, length: int, row_length: int = 0) -> np.ndarray:
     def block(tokens, cache, first, weights):
         count = tokens.shape[0] - 1
 
-        def body(i, cache, out):
-            logits, cache = steps.step(tokens[None, i, None], cache, first + i, weights)
-            loss = -tf.nn.log_softmax(logits[0, 0])[tokens[i + 1]]
-            return i + 1, cache, tf.where(tf.range(count) == i, loss, out)
+        # XLA compiles again for each value of an argument that determines the start of a slice: so
+        # both indices are variables of the loop, and `gather` is no slice.
+        def body(i, position, cache, out):
+            logits, cache = steps.step(tokens[None, i, None], cache, position, weights)
+            loss = -tf.gather(tf.nn.log_softmax(logits[0, 0]), tokens[i + 1])
+            return i + 1, position + 1, cache, tf.where(tf.range(count) == i, loss, out)
 
-        loop = tf.while_loop(lambda i, *_: i < count, body, (0, cache, tf.zeros(count)))
-        return loop[2], loop[1]
+        start = (0, first, cache, tf.zeros(count))
+        _, _, cache, out = tf.while_loop(lambda i, *_: i < count, body, start)
+        return out, cache
 
     block = tf.function(block, jit_compile=True, autograph=False)
     size, weights = row_length or BLOCK, steps.weights()

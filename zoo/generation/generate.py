@@ -384,7 +384,7 @@ class Generator:
             )  # fmt: skip
         compiled_loop = self._loops[kind, use_cache]
         settings = (
-            np.int32(run.offset), run.lengths, run.uniforms, self._forbidden,
+            run.lengths, run.uniforms, self._forbidden,
             *(np.float32(value) for value in (options.temperature, options.top_p)),
             np.int32(options.end_id),
         )  # fmt: skip
@@ -392,15 +392,18 @@ class Generator:
         last = tf.constant(np.int32(stop - 1))
         if use_cache:
             run.tokens, run.cache, position, run.done = compiled_loop(
-                run.tokens, run.cache, tf.constant(np.int32(run.position)), run.done, last,
-                settings, run.weights,
+                run.tokens, run.cache, tf.constant(np.int32(run.position)),
+                tf.constant(np.int32(run.position - run.offset)), run.done, last, settings,
+                run.weights,
             )  # fmt: skip
             run.position = int(position)
             return
         while run.position < stop - 1 and not run.done.numpy().all():
             position = tf.constant(np.int32(run.position))
             logits = self._logits(run.tokens, position)
-            run.tokens, run.done = compiled_loop(logits, run.tokens, position, run.done, settings)
+            run.tokens, run.done = compiled_loop(
+                logits, run.tokens, position, position, run.done, settings
+            )
             run.position += 1
 
     def logits_without_cache(self, tokens, position):
@@ -412,12 +415,11 @@ class Generator:
         return tf.math.log(out) if Adapter(self.model).probabilities else out
 
     def _token_writer(self, kind):
-        """Returns a function that selects and writes the token after a position."""
+        """Returns a function that selects and writes the token after a position and its column."""
 
-        def write_token(logits, tokens, position, is_done, settings):
-            offset, lengths, numbers, forbidden, temperature, top_p, end_id = settings
-            batch, next_position = tokens.shape[0], position + 1
-            column = next_position - offset
+        def write_token(logits, tokens, position, column, is_done, settings):
+            lengths, numbers, forbidden, temperature, top_p, end_id = settings
+            batch, next_position, column = tokens.shape[0], position + 1, column + 1
             logits = logits + forbidden
             uniform = tf.slice(numbers, (0, column), (batch, 1))[:, 0]
             if kind == "greedy":
@@ -441,20 +443,25 @@ class Generator:
         """Returns a function that generates up to a position or the end of all texts."""
         write_token = self._token_writer(kind)
 
-        def loop(tokens, cache, position, done, last, settings, weights):
-            batch, offset = tokens.shape[0], settings[0]
+        def loop(tokens, cache, position, column, done, last, settings, weights):
+            batch = tokens.shape[0]
 
-            def body(tokens, cache, position, done):
-                token = tf.slice(tokens, (0, position - offset), (batch, 1))
+            # The column is a variable of the loop: XLA compiles again for each value of an
+            # argument that determines the start of a slice.
+            def body(tokens, cache, position, column, done):
+                token = tf.slice(tokens, (0, column), (batch, 1))
                 logits, cache = self.decoding.step(token, cache, position, weights)
-                tokens, done = write_token(logits[:, 0], tokens, position, done, settings)
-                return tokens, cache, position + 1, done
+                tokens, done = write_token(logits[:, 0], tokens, position, column, done, settings)
+                return tokens, cache, position + 1, column + 1, done
 
-            return tf.while_loop(
-                lambda tokens, cache, position, done: (position < last) & ~tf.reduce_all(done),
+            tokens, cache, position, _, done = tf.while_loop(
+                lambda tokens, cache, position, column, done: (
+                    (position < last) & ~tf.reduce_all(done)
+                ),
                 body,
-                (tokens, cache, position, done),
+                (tokens, cache, position, column, done),
             )
+            return tokens, cache, position, done
 
         return loop
 

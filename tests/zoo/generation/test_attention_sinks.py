@@ -1,5 +1,6 @@
 """Generation beyond the trained length, against a loop that keeps keys and values in lists."""
 
+import time
 import tracemalloc
 
 import keras
@@ -223,6 +224,18 @@ def test_compiled_by_xla_it_gives_the_same(mixed, generator):
     compiled = Generator(mixed, trained_length=LENGTH, attention_sinks=SINKS)
     options = {"max_tokens": 40, "seed": 3, "end_id": None}
     equal(compiled.tokens(PROMPTS, **options), generator.tokens(PROMPTS, **options))
+
+
+@pytest.mark.slow
+def test_xla_compiles_once_for_all_blocks(mixed, monkeypatch):
+    monkeypatch.setattr(generate, "BLOCK", 16)
+    generator = Generator(mixed, trained_length=LENGTH, attention_sinks=SINKS)
+    seconds = []
+    for count in (10, 160):  # one block; eleven blocks
+        start = time.perf_counter()
+        generator.tokens([[7]], count, end_id=None)
+        seconds.append(time.perf_counter() - start)
+    assert seconds[1] < seconds[0]
 
 
 def test_a_stream_crosses_blocks(generator, monkeypatch):
