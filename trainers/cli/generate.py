@@ -231,7 +231,8 @@ def _image_path(workdir: Path) -> Path:
 
 def _generate_images(model, config: dict, path: Path) -> int:
     from zoo.data.pixels import image_shape
-    from zoo.generation.image_grids import arrange_grid, make_images, sample_images, save_png
+    from zoo.generation.image_grids import arrange_grid, make_images, save_png
+    from zoo.generation.pixels import sample_images
 
     data = config["data"]
     if data["tokenizer"] == PIXELS:
