@@ -57,6 +57,12 @@ class Form:
     # Whether queries are used as keys.
     shares_query_key = False
 
+    def __post_init__(self):
+        if min(vars(self).values(), default=1) < 1:
+            raise ValueError(
+                f"The sizes of a form of attention must be positive. Received: {self}."
+            )
+
     def attend(
         self, query, key, value, attention_mask=None, causal=False, dropout=None, **arguments
     ):
@@ -114,9 +120,6 @@ class Chunked(Form):
     chunk: int = 128
     takes_sinks = True
 
-    def __post_init__(self):
-        _check_positive(self)
-
     def _attend(self, query, key, value, **arguments):
         return attend_chunked(query, key, value, chunk=self.chunk, **arguments)
 
@@ -129,9 +132,6 @@ class Window(Form):
     dilation: int = 1
     takes_global = True
     takes_sinks = True
-
-    def __post_init__(self):
-        _check_positive(self)
 
     @property
     def reach(self) -> int:
@@ -157,9 +157,6 @@ class Lsh(Form):
     rounds: int
     chunk: int = 64
     shares_query_key = True
-
-    def __post_init__(self):
-        _check_positive(self)
 
     def _attend(self, query, key, value, hash_seed=(0, 0), **arguments):
         """Computes attention with the hash functions of a seed, (2,) integers."""
@@ -187,9 +184,6 @@ class Row(Form):
 
     columns: int
 
-    def __post_init__(self):
-        _check_positive(self)
-
     @property
     def reach(self) -> int:
         return self.columns
@@ -207,9 +201,6 @@ class Column(Form):
 
     columns: int
 
-    def __post_init__(self):
-        _check_positive(self)
-
     def _attend(self, query, key, value, **arguments):
         return attend_grid(query, key, value, self.columns, axis=1, **arguments)
 
@@ -223,9 +214,6 @@ class Features(Form):
 
     groups: int
     reach = 0
-
-    def __post_init__(self):
-        _check_positive(self)
 
     def _attend(self, query, key, value, segments, causal, rate, seed):
         """Computes attention; each group has a part of every head."""
@@ -247,11 +235,6 @@ _FORMS = {
     "plain": Plain, "chunked": Chunked, "window": Window, "lsh": Lsh, "row": Row,
     "column": Column, "features": Features,
 }  # fmt: skip
-
-
-def _check_positive(form: Form):
-    if min(vars(form).values()) < 1:
-        raise ValueError(f"The sizes of a form of attention must be positive. Received: {form}.")
 
 
 def parse_form(text: str) -> Form:
