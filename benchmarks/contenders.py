@@ -92,7 +92,8 @@ def compare(
         for _ in range(rounds):
             for case, contender in contenders.items():
                 answers[case].append(contender.train(steps))
-        peaks = {p: contenders["zoo", p].train(0)["peak"] for _, p in cases}
+        precisions = {precision for _, precision in cases}
+        peaks = {p: contenders["zoo", p].train(0)["peak"] for p in precisions}
     finally:
         for contender in contenders.values():
             contender.close()
