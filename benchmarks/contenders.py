@@ -12,6 +12,46 @@ import time
 from collections.abc import Callable, Sequence
 
 
+def train_with_zoo(model: dict, task: dict, arrays: dict, batch: int, precision: str, **trainer):
+    """Returns `train` for the zoo's own step, as `zoo train` runs it, with AdamW.
+
+    Args:
+      model: section `model` of a recipe.
+      task: section `task`.
+      arrays: examples as the task stores them.
+      batch: number of examples per update.
+      precision: "float32" or "bfloat16".
+      **trainer: further keys of the section `trainer`.
+    """
+    import tensorflow as tf
+
+    from trainers.config.base import base, optimizer
+    from trainers.distributed.strategy import make_strategy
+    from trainers.train.build import build_step, update_function
+    from zoo.data import pipeline
+
+    config = base()
+    config.model, config.task = model, task
+    config.optimizer = optimizer("adamw", learning_rate=1e-3)
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+    config.trainer.update({"global_batch_size": batch, "precision": policy, **trainer})
+    strategy = make_strategy("one_device")
+    step, bound_task = build_step(config, strategy, 10**6)
+    batches = pipeline.training_batches(
+        arrays, bound_task.prepare, batch_size=batch, replicas=1, seed=0, first_step=0,
+        last_step=10**6,
+    )  # fmt: skip
+    run, iterator = update_function(step, strategy), iter(batches)
+
+    def train(steps: int) -> tuple[float, float]:
+        start = time.perf_counter()
+        run(iterator, tf.constant(steps))
+        total, count = step.means.take()["loss"]  # waits for the device
+        return time.perf_counter() - start, total / count
+
+    return train
+
+
 def serve(make_train: Callable, name: str, precision: str) -> None:
     """Trains on request: reads a number of steps per line, writes one line of JSON for each.
 

@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.contenders import compare, serve
+from benchmarks.contenders import compare, serve, train_with_zoo
 from benchmarks.results_file import append
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCABULARY, SIDE, MASK_SHARE = 4, 256, 8, 4096, 512, 128, 0.15
@@ -43,40 +43,16 @@ def data(rows: int) -> np.ndarray:
 
 
 def zoo(precision: str, jit_compile: bool = False):
-    """Returns `train` for the zoo's own step, as `zoo train` runs it."""
-    import tensorflow as tf
-
-    from trainers.config.base import base, optimizer
-    from trainers.distributed.strategy import make_strategy
-    from trainers.train.build import build_step, update_function
-    from zoo.data import pipeline
-
-    config = base()
-    config.model = {
+    """Returns `train` for the zoo's own step."""
+    model = {
         "name": "longformer_nano", "vocabulary_size": VOCABULARY, "sequence_length": LENGTH,
         "num_layers": LAYERS, "hidden_dim": WIDTH, "num_heads": HEADS, "dropout": 0.0,
         "attention": f"window:{SIDE}", "global_tokens": "start", "max_global": 1,
     }  # fmt: skip
-    config.task = {"name": "mlm", "mask_share": MASK_SHARE}
-    config.optimizer = optimizer("adamw", learning_rate=1e-3)
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-    config.trainer.update({"global_batch_size": 1, "precision": policy, "jit_compile": jit_compile})
-    strategy = make_strategy("one_device")
-    step, task = build_step(config, strategy, 10**6)
+    task = {"name": "mlm", "mask_share": MASK_SHARE}
     tokens = data(16)
     arrays = {"tokens": tokens.astype("uint16"), "segments": np.ones_like(tokens, "uint16")}
-    batches = pipeline.training_batches(
-        arrays, task.prepare, batch_size=1, replicas=1, seed=0, first_step=0, last_step=10**6
-    )
-    run, iterator = update_function(step, strategy), iter(batches)
-
-    def train(steps: int) -> tuple[float, float]:
-        start = time.perf_counter()
-        run(iterator, tf.constant(steps))
-        total, count = step.means.take()["loss"]  # waits for the device
-        return time.perf_counter() - start, total / count
-
-    return train
+    return train_with_zoo(model, task, arrays, 1, precision, jit_compile=jit_compile)
 
 
 def pytorch(precision: str, compiled: bool = False):

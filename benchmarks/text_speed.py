@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from benchmarks.contenders import compare, serve
+from benchmarks.contenders import compare, serve, train_with_zoo
 from benchmarks.results_file import append
 
 LAYERS, WIDTH, HEADS, LENGTH, VOCABULARY, BATCH, DROPOUT = 4, 256, 8, 256, 8192, 8, 0.1
@@ -47,39 +47,14 @@ def data(steps: int) -> np.ndarray:
 
 
 def zoo(precision: str):
-    """Returns `train` for the zoo's own step, as `zoo train` runs it."""
-    import tensorflow as tf
-
-    from trainers.config.base import base, optimizer
-    from trainers.distributed.strategy import make_strategy
-    from trainers.train.build import build_step, update_function
-    from zoo.data import pipeline
-
-    config = base()
-    config.model = {
+    """Returns `train` for the zoo's own step."""
+    model = {
         "name": "gpt_nano", "vocabulary_size": VOCABULARY, "sequence_length": LENGTH,
         "num_layers": LAYERS, "hidden_dim": WIDTH, "num_heads": HEADS, "dropout": DROPOUT,
     }  # fmt: skip
-    config.task = {"name": "clm", "chunk": 512}
-    config.optimizer = optimizer("adamw", learning_rate=1e-3)
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-    config.trainer.update({"global_batch_size": BATCH, "precision": policy})
-    strategy = make_strategy("one_device")
-    step, task = build_step(config, strategy, 10**6)
     tokens = data(64)
     arrays = {"tokens": tokens.astype("uint16"), "segments": np.ones_like(tokens, "uint16")}
-    batches = pipeline.training_batches(
-        arrays, task.prepare, batch_size=BATCH, replicas=1, seed=0, first_step=0, last_step=10**6
-    )
-    run, iterator = update_function(step, strategy), iter(batches)
-
-    def train(steps: int) -> tuple[float, float]:
-        start = time.perf_counter()
-        run(iterator, tf.constant(steps))
-        total, count = step.means.take()["loss"]  # waits for the device
-        return time.perf_counter() - start, total / count
-
-    return train
+    return train_with_zoo(model, {"name": "clm", "chunk": 512}, arrays, BATCH, precision)
 
 
 def keras_hub(precision: str, jit_compile: str | bool = "auto"):
