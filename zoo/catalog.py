@@ -233,6 +233,17 @@ LONGFORMER = _family(
     },
 )  # fmt: skip
 
+ENCODER = _family(
+    "encoder",
+    "mlm",
+    "Devlin et al. 2018, BERT; with parts of Warner et al. 2024, ModernBERT, arXiv:2412.13663",
+    {
+        "encoder_nano": (1_138_176, {"num_layers": 3, "hidden_dim": 128, "num_heads": 4}),
+        "encoder_mini": (4_272_896, {"num_layers": 4, "hidden_dim": 256, "num_heads": 4}),
+    },
+    _TINY_TRANSFORMER,
+)  # fmt: skip
+
 _GAN_PAPER = "Goodfellow et al. 2014, Generative adversarial nets, arXiv:1406.2661"
 GAN = (
     Entry(
@@ -305,6 +316,7 @@ CATALOG = (
     *BERT,
     *ROBERTA,
     *LONGFORMER,
+    *ENCODER,
     *GAN,
     *TRANSFER,
 )

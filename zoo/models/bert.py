@@ -148,15 +148,31 @@ def encoder(
             initializer_range=INITIALIZER_RANGE,
             name=f"block_{i}",
         )(x, mask, **is_global)
-    # Only the positions to predict are projected: the projection costs more than a block.
-    h = TakePositions(name="at_masked")(x, inputs["masked"])
-    h = _dense(hidden_dim, "transform", activation="gelu")(h)
-    h = layers.LayerNormalization(epsilon=epsilon, name="transform_norm")(h)
-    outputs = {"mlm": LogitsBias(name="mlm")(embedding(h, reverse=True))}
+    outputs = {"mlm": masked_token_head(x, inputs["masked"], embedding, epsilon)}
     if token_types:
         pooled = _dense(hidden_dim, "pooler", activation="tanh")(x[:, 0])
         outputs["nsp"] = _dense(2, "nsp", dtype="float32")(pooled)
     return keras.Model(inputs, outputs, name=name)
+
+
+def masked_token_head(x, masked, embedding, epsilon: float, prefix: str = ""):
+    """Predicts the tokens at some positions.
+
+    Args:
+      x: (B, T, C) symbolic tensor, output of an encoder.
+      masked: (B, M) symbolic int32 tensor, the positions to predict.
+      embedding: `keras.layers.ReversibleEmbedding` of the tokens.
+      epsilon: epsilon of the normalization layer.
+      prefix: prefix of the names of all layers.
+
+    Returns:
+      Logits (B, M, V) in float32.
+    """
+    # Only the positions to predict are projected: the projection costs more than a block.
+    h = TakePositions(name=f"{prefix}at_masked")(x, masked)
+    h = _dense(embedding.output_dim, f"{prefix}transform", activation="gelu")(h)
+    h = layers.LayerNormalization(epsilon=epsilon, name=f"{prefix}transform_norm")(h)
+    return LogitsBias(name=f"{prefix}mlm")(embedding(h, reverse=True))
 
 
 def _normal():

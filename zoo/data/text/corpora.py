@@ -7,6 +7,8 @@ Your own text:
     load_corpus("text:my_texts.jsonl")   # one {"text": "…"} per line; also .jsonl.gz
     load_corpus("pairs:my_pairs.tsv")    # one SOURCE<TAB>TARGET per line; also .gz
 
+Several corpora as one: load_corpus("wikipedia_en+novels_en").
+
 A corpus of your own module, which `--import=my_module` imports: `register_corpus`.
 
 Files are UTF-8; see `corpus_readers`. Only line ends are normalized here; the tokenizer does the
@@ -122,7 +124,7 @@ def load_corpus(
     sources, the pairs of the last 10 % of the sources, at least one, are validation.
 
     Args:
-      name: one of `list_corpora()`, `text:PATH` or `pairs:PATH`.
+      name: one of `list_corpora()`, several of them joined by "+", `text:PATH` or `pairs:PATH`.
       manual_dir: folder of the original files; `data_dir()/name` by default.
       languages: language codes. They choose the source and target of `multi30k` and
         `tatoeba_en_fa`, and describe `text:` (one) and `pairs:` (two).
@@ -143,6 +145,9 @@ def load_corpus(
         if name.startswith(prefix):
             refuse_manual_dir(name, folder)
             return load(name, name.removeprefix(prefix), languages)
+    if "+" in name:
+        refuse_manual_dir(name, folder)
+        return _joined(name, [load_corpus(part, languages=languages) for part in name.split("+")])
     if not name:
         raise UsageError(
             "data.source must be the name of a corpus (see `zoo fetch`), text:PATH, pairs:FILE or "
@@ -161,6 +166,26 @@ def load_corpus(
             f"Received: {type(corpus).__name__}."
         )
     return corpus
+
+
+def _joined(name: str, corpora: Sequence[Corpus]) -> Corpus:
+    """Returns a corpus with the documents of several corpora, in order, split by split."""
+    if len({corpus.languages for corpus in corpora}) > 1 or len(corpora[0].languages) > 1:
+        raise UsageError(f"Corpora joined by '+' must have one common language. Received: {name}.")
+
+    def documents(split):
+        return itertools.chain.from_iterable(
+            corpus.splits[split]() for corpus in corpora if split in corpus.splits
+        )
+
+    splits = dict.fromkeys(split for corpus in corpora for split in corpus.splits)
+    return Corpus(
+        name,
+        {split: functools.partial(documents, split) for split in splits},
+        corpora[0].languages,
+        fingerprint("+", [corpus.fingerprint for corpus in corpora]),
+        ", ".join(dict.fromkeys(corpus.licence for corpus in corpora)),
+    )
 
 
 def fingerprint(*parts) -> str:

@@ -78,21 +78,25 @@ def _chosen_languages(
     return chosen_languages
 
 
-def _register(name, languages, splits, description, licence, count=1, stems=lambda languages: ()):
+def _register(
+    name, languages, splits, description, licence, count=1, stems=lambda languages: (), folder=""
+):
     """Registers a corpus of `corpus_files`, of which users choose `count` languages.
 
     `splits(files, chosen)` returns the splits for the chosen languages, `stems(chosen)` the names
-    (without .gz) of the files to read, or () for all.
+    (without .gz) of the files to read, or () for all. `folder` names another corpus whose files the
+    corpus reads.
     """
+    folder = folder or name
 
     def loader(manual_dir, chosen):
         chosen = _chosen_languages(name, languages, count, chosen)
-        files, hashes = _originals(name, manual_dir, stems(chosen))
+        files, hashes = _originals(folder, manual_dir, stems(chosen))
         content = fingerprint(name, chosen, hashes)
         return Corpus(name, splits(files, chosen), chosen, content, licence)
 
     def files():
-        return original_files(name)
+        return original_files(folder) if folder == name else ()
 
     register_corpus(name, loader, files, description, licence)
 
@@ -158,6 +162,16 @@ def _tatoeba(files, languages):
     return _by_hash("tatoeba_en_fa", keyed, 0.05)
 
 
+# Page ids of the articles that SQuAD's development set has, too.
+_IN_SQUAD = {"7543", "15012", "15030", "27692", "39062", "43339"}
+
+
+def _wikipedia_without_squad(files):
+    for page_id, article in readers.wikipedia_articles(files):
+        if page_id not in _IN_SQUAD:
+            yield page_id, article
+
+
 _MULTI30K_SPLITS = {
     "train": "train",
     "validation": "val",
@@ -190,6 +204,14 @@ _register(
     _documents("wikipedia_en", readers.wikipedia_articles, 0.02),
     "2,949 English Wikipedia articles of 2015, 41 million characters; 2 % validation, 2 % test",
     "CC BY-SA 3.0",
+)
+_register(
+    "wikipedia_en_without_squad",
+    ["en"],
+    _documents("wikipedia_en", _wikipedia_without_squad, 0.02),
+    "wikipedia_en without its six articles that are in SQuAD's development set, too",
+    "CC BY-SA 3.0",
+    folder="wikipedia_en",
 )
 _register(
     "novels_en",
