@@ -49,6 +49,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
     keras.utils.set_random_seed(trainer.seed)
     with strategy.scope(), precision(trainer.precision):
         model = registry.build(model_arguments.pop("name"), **model_arguments)
+        model = task.with_head(model, dataset)
         if (
             strategy.num_replicas_in_sync > 1
             and synchronize_normalization(model)

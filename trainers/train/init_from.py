@@ -11,6 +11,7 @@ from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRankEmbedding
 from zoo.models.architecture import added_by_compression, differences
+from zoo.models.heads import has_head, text_trunk
 from zoo.models.sources import open_source
 from zoo.storage.remote import local
 from zoo.storage.transformers_files import is_transformers
@@ -22,7 +23,8 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     """Copies the weights of another model of the same architecture into a model.
 
     Only the number of classes or tokens may differ, because it depends on the data. Output layers
-    and embeddings of another size keep their initial values.
+    and embeddings of another size keep their initial values. A model with a head of
+    `zoo.models.heads` may get all weights below the head from a model with any head.
 
     Args:
       model: built model; changed in place unless an error is raised.
@@ -42,6 +44,8 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     """
     source = str(local(source))
     source_model = open_source(source)
+    if has_head(model) and not has_head(source_model):
+        model, source_model = text_trunk(model), text_trunk(source_model)
     source_tokenizer = read_config(source).get("tokenizer") if _is_work_directory(source) else None
     if tokenizer is not None and source_tokenizer not in (None, tokenizer.fingerprint):
         raise UsageError(

@@ -116,6 +116,16 @@ class Task:
         may be missing, because builders may use another name for it.
         """
 
+    def with_head(self, model, dataset=None):
+        """Returns the model that the task trains: the built model, or its trunk with a new head.
+
+        Called once, in the strategy's scope, before `bind`. Saved models have the head.
+
+        Raises:
+          UsageError: if the task cannot use the model.
+        """
+        return model
+
     def bind(self, model, dataset=None, arguments: Mapping[str, Any] | None = None) -> "Task":
         """Reads properties of the model and the data that other methods use; returns the task.
 

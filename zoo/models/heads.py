@@ -1,0 +1,181 @@
+"""Heads of the supervised tasks on text, on the trunk of any encoder or decoder.
+
+    model = zoo.build("encoder_nano")                       # predicts masked tokens
+    classifier = add_head(model, 3, pooling="mean")         # shares all weights below the head
+
+Axes: B batch, T positions, C hidden_dim, K outputs.
+"""
+
+import keras
+from keras import layers, ops
+
+from zoo import keras_internals
+from zoo.errors import UsageError
+from zoo.layers.composite import Composite
+from zoo.models.adapter import Adapter
+from zoo.models.bert import INITIALIZER_RANGE, TakePositions
+
+# "" leaves the positions apart, for answers in a text.
+POOLINGS = ("mean", "first", "last", "pair", "")
+
+
+def add_head(
+    model: keras.Model, outputs: int, *, pooling: str = "mean", dropout: float = 0.0
+) -> keras.Model:
+    """Puts a new head on the trunk of a model.
+
+    Args:
+      model: a model that `text_trunk` supports. Its own head is left out.
+      outputs: K.
+      pooling: one of `POOLINGS`, see `TextHead`.
+      dropout: dropout rate before the last layer.
+
+    Returns:
+      A Functional model from {"tokens", "segments"}, and "types" if the trunk or the pooling
+      requires it, all (B, T) int32, to logits in float32: (B, K), or (B, T, K) for the pooling "".
+
+    Raises:
+      UsageError: if the model has no trunk.
+    """
+    trunk = text_trunk(model)
+    inputs = {tensor.name: tensor for tensor in trunk.inputs}
+    for name in ("segments", *(["types"] if pooling == "pair" else [])):
+        if name not in inputs:
+            inputs[name] = keras.Input((None,), dtype="int32", name=name)
+    head = TextHead(outputs, pooling, dropout, name="head")
+    types = [inputs["types"]] if pooling == "pair" else []
+    logits = head(trunk.output, inputs["segments"], *types)
+    return keras.Model(inputs, logits, name=model.name)
+
+
+def has_head(model: keras.Model) -> bool:
+    """Returns whether a model ends with a head of `add_head`."""
+    return keras_internals.is_graph(model) and any(
+        isinstance(layer, TextHead) for layer in keras_internals.output_layers(model)
+    )
+
+
+def text_trunk(model: keras.Model) -> keras.Model:
+    """Returns the part of a model that computes a vector per position; weights are shared.
+
+    Args:
+      model: an encoder with a head for masked tokens, a decoder, an LSTM, or a model with a head of
+        `add_head`.
+
+    Returns:
+      A Functional model from the inputs that it requires to (B, T, C).
+
+    Raises:
+      UsageError: for other models.
+    """
+    tensor = _last_vectors(model)
+    names = _input_names(tensor)
+    inputs = {tensor.name: tensor for tensor in model.inputs if tensor.name in names}
+    return keras.Model(inputs, tensor, name=model.name)
+
+
+def _last_vectors(model):
+    for kind in (TextHead, TakePositions) if keras_internals.is_graph(model) else ():
+        for layer in reversed(model.layers):
+            if isinstance(layer, kind):
+                return keras_internals.origin(layer.output)[1][0]
+    adapter = Adapter(model)
+    if adapter.family not in ("decoder", "recurrent"):
+        raise UsageError(
+            "The task requires an encoder that predicts masked tokens, a decoder of text or an "
+            f"LSTM. Received: {model.name!r}."
+        )
+    return adapter.split()[0].output
+
+
+def _input_names(tensor) -> set[str]:
+    """Returns the names of the model inputs that a tensor depends on."""
+    names, seen, pending = set(), set(), [tensor]
+    while pending:
+        layer, tensors = keras_internals.origin(tensor := pending.pop())
+        if isinstance(layer, layers.InputLayer):
+            names.add(tensor.name)
+        pending += [x for x in tensors if id(x) not in seen]
+        seen |= {id(x) for x in tensors}
+    return names
+
+
+@keras.saving.register_keras_serializable("zoo")
+class TextHead(Composite):
+    """Pools the positions of a text and computes its logits.
+
+    Args:
+      outputs: K.
+      pooling: "mean" of all positions that are not padding; the "first" or the "last" of them;
+        "pair": means a and b of both texts, |a - b| and a * b, through one hidden layer (Mou et al.
+        2016, arXiv:1512.08422); "" for logits of each position.
+      dropout: dropout rate before the last layer.
+    """
+
+    def __init__(self, outputs, pooling="mean", dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        if outputs < 1 or not 0 <= dropout < 1 or pooling not in POOLINGS:
+            raise ValueError(
+                "outputs must be positive, dropout in [0, 1), and pooling one of "
+                f"{', '.join(map(repr, POOLINGS))}. Received: outputs={outputs}, "
+                f"dropout={dropout}, pooling={pooling!r}."
+            )
+        self.settings = {"outputs": outputs, "pooling": pooling, "dropout": dropout}
+        self.pooling = pooling
+        self.hidden = None  # created in `build`, as wide as the input
+        self.dropout = layers.Dropout(dropout, name="dropout") if dropout else None
+        self.dense = self._dense(outputs, "dense", dtype="float32")
+
+    def _dense(self, units, name, **kwargs):
+        initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE)
+        return layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
+
+    def build(self, shape, *_):
+        width = shape[-1]
+        if self.pooling == "pair":
+            self.hidden = self._dense(width, "hidden", activation="gelu", dtype=self.dtype_policy)
+            self.hidden.build((None, 4 * width))
+        self.dense.build((None, width))
+
+    def call(self, x, segments, types=None, training=None):
+        """Computes logits.
+
+        Args:
+          x: (B, T, C).
+          segments: (B, T) integers, 0 for padding.
+          types: (B, T) integers, 0 in the first text and 1 in the second; for the pooling "pair".
+
+        Returns:
+          (B, K) float32, or (B, T, K) for the pooling "".
+        """
+        if self.pooling == "pair":
+            is_token, is_second = ops.not_equal(segments, 0), ops.equal(types, 1)
+            a = _mean(x, ops.logical_and(is_token, ops.logical_not(is_second)))
+            b = _mean(x, ops.logical_and(is_token, is_second))
+            x = self.hidden(ops.concatenate([a, b, ops.abs(a - b), a * b], -1))
+        elif self.pooling == "mean":
+            x = _mean(x, ops.not_equal(segments, 0))
+        elif self.pooling == "first":
+            x = x[:, 0]
+        elif self.pooling == "last":
+            length = ops.shape(x)[1]
+            places = ops.where(ops.not_equal(segments, 0), ops.arange(length, dtype="int32"), 0)
+            last = ops.one_hot(ops.max(places, axis=1), length, dtype=x.dtype)
+            x = ops.einsum("btc,bt->bc", x, last)
+        if self.dropout is not None:
+            x = self.dropout(x, training=training)
+        return self.dense(x)
+
+    def compute_output_spec(self, x, *_, **__):
+        positions = x.shape[:-1] if not self.pooling else x.shape[:1]
+        return keras.KerasTensor((*positions, self.settings["outputs"]), "float32")
+
+    def get_config(self):
+        return {**super().get_config(), **self.settings}
+
+
+def _mean(x, is_chosen):
+    """Returns the mean (B, C) of the chosen positions (B, T) of x (B, T, C); 0 without any."""
+    weights = ops.cast(is_chosen, x.dtype)
+    total = ops.einsum("btc,bt->bc", x, weights)
+    return total / ops.maximum(ops.sum(weights, axis=1, keepdims=True), 1)
