@@ -71,7 +71,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("values", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides = [tuple(value.split("=", 1)) for value in arguments.values]
     overrides.append(("trainer.seed", str(arguments.seed)))
     with tempfile.TemporaryDirectory() as folder:

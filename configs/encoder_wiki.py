@@ -8,7 +8,7 @@ from trainers.config.recipe import check_variant
 
 
 def get_config(arg: str = ""):
-    """Variants: "" is the full run, "debug" ends within a minute on two cores, without a download."""
+    """Variants: "" is the full run, "debug" ends within a minute on two cores, offline."""
     check_variant(arg, ["debug"])
     config = base()
     config.model = {

@@ -24,6 +24,7 @@ _tasks: dict[str, str | Callable] = {
     "seq2seq": "zoo.tasks.seq2seq:SequenceToSequence",
     "mlm": "zoo.tasks.mlm:MaskedLanguageModeling",
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
+    "text_classification": "zoo.tasks.text_classification:TextClassification",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
 # Functions that load the data of a task; other tasks load the dataset named by `data.source`.

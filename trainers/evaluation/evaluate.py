@@ -108,7 +108,7 @@ def write_evaluation(
       predictions: result of an `Evaluator`.
       dataset: dataset with the split.
       samples: rows of `Task.evaluate_split`, such as translations.
-      model: image classifier to compute heat maps for SPLIT.npz, or None.
+      model: classifier to compute heat maps of images for SPLIT.npz, or None.
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -134,7 +134,11 @@ def write_evaluation(
     confidence = probabilities.max(-1)
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:36]
-    heat = {} if model is None else _heat_maps(model, arrays["image"], labels, probabilities, worst)
+    inputs = {}
+    if "image" in arrays:
+        inputs["worst_inputs"] = arrays["image"][worst]
+        if model is not None:
+            inputs |= _heat_maps(model, arrays["image"], labels, probabilities, worst)
     with atomic(folder / f"{name}.npz") as file:
         np.savez_compressed(
             file,
@@ -143,9 +147,8 @@ def write_evaluation(
             confidences=confidence,
             class_names=np.array(dataset.class_names, dtype=np.str_),
             worst_index=worst,
-            worst_inputs=arrays["image"][worst],
             worst_probabilities=probabilities[worst],
-            **heat,
+            **inputs,
         )
 
 
