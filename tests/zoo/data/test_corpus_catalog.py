@@ -13,7 +13,7 @@ import pytest
 
 import zoo.data
 from zoo.data import datasets, fetch
-from zoo.data.text import corpus_catalog, originals
+from zoo.data.text import originals
 from zoo.data.text.corpus_files import original_files
 from zoo.errors import RunError
 
