@@ -33,6 +33,7 @@ _loaders: dict[str, str | Callable] = {
     "seq2seq": "zoo.data.text.parallel:pairs",
     "mlm": "zoo.data.text.sentence_pairs:rows_of_text",
     "nsp": "zoo.data.text.sentence_pairs:sentence_pairs",
+    "text_classification": "zoo.data.text.labeled:text_classification",
 }
 
 

@@ -12,7 +12,7 @@ _LOG = logging.getLogger(__name__)
 
 KEYS = {
     # Name of `zoo fetch`, npz:FILE, folder:FOLDER, prepared:FOLDER, synthetic:NAME,
-    # tfds:NAME:VERSION
+    # tfds:NAME:VERSION; for text_classification csv:FILE, tsv:FILE, jsonl:FILE, parquet:FILE
     "source": "",
     "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
     "validation_size": 0,  # number of training examples to hold out, stratified by class
@@ -24,6 +24,9 @@ KEYS = {
     "vocabulary_size": 0,  # number of tokens; 0: every character of the training split
     "normalization": "NFC",  # Unicode normalization of the text
     "sequence_length": 0,  # tokens per example
+    # For text_classification: one or two text columns, and last the label column; () is their
+    # default for a registered set, and all columns of a file whose last column is "label"
+    "columns": (),
     "packing": "stream",  # windows over the whole text, or "best_fit": documents packed in rows
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 import zoo.data
 from zoo.data import datasets, fetch
-from zoo.data.text import corpus_catalog
+from zoo.data.text import originals
 from zoo.data.text.corpus_files import original_files
 from zoo.errors import RunError
 
@@ -271,7 +271,7 @@ def test_missing_files_and_their_way_out_are_named(tmp_path, monkeypatch):
         f"{tmp_path}/novels_en does not contain Bennet_Helen_1910.txt, Burnett_Garden_1911.txt, "
         "Burnett_Lord_1886.txt and 39 more. `zoo fetch novels_en` downloads them."
     )
-    monkeypatch.setattr(corpus_catalog, "TextFile", None)
+    monkeypatch.setattr(originals, "TextFile", None)
     (tmp_path / "multi30k").mkdir()
     with pytest.raises(RunError, match="does not contain .*[.](fr|de)[.]gz") as error:
         zoo.data.load_corpus("multi30k", languages=["fr", "de"])

@@ -12,10 +12,9 @@ from zoo.data.datasets import refuse_manual_dir
 from zoo.data.text import corpus_readers as readers
 from zoo.data.text.corpora import Corpus, fingerprint, register_corpus
 from zoo.data.text.corpus_files import original_files
-from zoo.data.text.corpus_readers import TextFile
 from zoo.data.text.corpus_splits import split_by_hash
+from zoo.data.text.originals import checked_files
 from zoo.errors import RunError, UsageError
-from zoo.storage.paths import data_dir
 
 
 def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) -> tuple:
@@ -24,40 +23,13 @@ def _originals(name: str, manual_dir: Path | None, stems: Sequence[str] = ()) ->
     Raises:
       RunError: if a file is missing or is not the registered one.
     """
-    folder = manual_dir or data_dir() / name
-    if not folder.is_dir():
-        raise RunError(
-            f"There is no folder {folder}: run `zoo fetch {name}`, or set ZOO_DATA_DIR or "
-            f"data.manual_dir to the folder of the files of {name!r}."
-        )
-    texts, missing = [], []
-    for file in original_files(name):
-        if stems and file.file_name.removesuffix(".gz") not in stems:
-            continue
-        # A file that is uncompressed at the source may be compressed here.
-        paths = [folder / file.file_name, folder / f"{file.file_name}.gz"]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            missing.append(file.file_name)
-        else:
-            texts.append((file, TextFile.at(path)))
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise RunError(
-            f"{folder} does not contain {', '.join(missing[:3])}{more}. "
-            f"`zoo fetch {name}` downloads them."
-        )
-    for file, text in texts:
-        try:
-            sha256 = text.sha256(as_stored=text.path.name == file.file_name)
-        except RunError as error:
-            raise RunError(f"{error} Delete it and run `zoo fetch {name}`.") from None
-        if sha256 != file.sha256:
-            raise RunError(
-                f"{text.path} is not the registered file of {name!r}: delete it and run "
-                f"`zoo fetch {name}`, or use your own files as text:PATH."
-            )
-    return [text for _, text in texts], [file.sha256 for file, _ in texts]
+    files = [
+        file
+        for file in original_files(name)
+        if not stems or file.file_name.removesuffix(".gz") in stems
+    ]
+    texts = checked_files(name, files, manual_dir, advice="use your own files as text:PATH")
+    return texts, [file.sha256 for file in files]
 
 
 def _chosen_languages(
