@@ -241,8 +241,16 @@ ENCODER = _family(
         "encoder_nano": (1_138_176, {"num_layers": 3, "hidden_dim": 128, "num_heads": 4}),
         "encoder_mini": (4_272_896, {"num_layers": 4, "hidden_dim": 256, "num_heads": 4}),
     },
-    _TINY_TRANSFORMER,
+    {**_TINY_TRANSFORMER, "sequence_length": 32},
 )  # fmt: skip
+
+ELECTRA = _family(
+    "electra",
+    "electra",
+    "Clark et al. 2020, ELECTRA, arXiv:2003.10555",
+    {"electra_nano": (1_303_937, {"num_layers": 3, "hidden_dim": 128, "num_heads": 4})},
+    {**_TINY_TRANSFORMER, "sequence_length": 32},
+)
 
 _GAN_PAPER = "Goodfellow et al. 2014, Generative adversarial nets, arXiv:1406.2661"
 GAN = (
@@ -317,6 +325,7 @@ CATALOG = (
     *ROBERTA,
     *LONGFORMER,
     *ENCODER,
+    *ELECTRA,
     *GAN,
     *TRANSFER,
 )

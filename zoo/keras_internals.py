@@ -246,6 +246,16 @@ def origin(tensor) -> tuple:
     return layer, layer._inbound_nodes[node].input_tensors
 
 
+def input_path(tensor) -> list[tuple]:
+    """Returns `(layer, its inputs)` of the layers on the path of first inputs to a tensor."""
+    steps = []
+    while True:
+        steps.append(origin(tensor))
+        if not steps[-1][1]:
+            return steps[::-1]
+        tensor = steps[-1][1][0]
+
+
 def is_graph(model: keras.Model) -> bool:
     """Returns whether a model is Functional or Sequential, not a subclass with its own `call`."""
     return isinstance(model, (keras.Sequential, Functional))

@@ -24,6 +24,7 @@ _tasks: dict[str, str | Callable] = {
     "seq2seq": "zoo.tasks.seq2seq:SequenceToSequence",
     "mlm": "zoo.tasks.mlm:MaskedLanguageModeling",
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
+    "electra": "zoo.tasks.electra:ReplacedTokenDetection",
     "text_classification": "zoo.tasks.text_classification:TextClassification",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
@@ -33,6 +34,7 @@ _loaders: dict[str, str | Callable] = {
     "seq2seq": "zoo.data.text.parallel:pairs",
     "mlm": "zoo.data.text.sentence_pairs:rows_of_text",
     "nsp": "zoo.data.text.sentence_pairs:sentence_pairs",
+    "electra": "zoo.data.text.sentence_pairs:rows_of_text",
     "text_classification": "zoo.data.text.labeled:text_classification",
 }
 

@@ -16,6 +16,7 @@ KEYS = {
     "source": "",
     "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
     "validation_size": 0,  # number of training examples to hold out, stratified by class
+    "balanced": False,  # repeat training examples until all classes have the same size
     "image_size": (),  # for folder: and tfds: (height, width), or (height, width, channels)
     # For text only:
     "languages": (),  # ("en", "de"): source and target; (): those of the dataset

@@ -11,6 +11,11 @@ _COMMON = {
     # "^block5_".
     "slow": "",
     "slow_rate": 0.1,
+    # For fine-tuning (Howard and Ruder 2018, ULMFiT, arXiv:1801.06146): the learning rate of each
+    # transformer block and of what is below it is `layer_decay` times that of the block above it,
+    # and only what is above the last block trains during the first `frozen_steps` updates.
+    "layer_decay": 1.0,
+    "frozen_steps": 0,
 }
 # Weight decay skips variables with a matching path, for example "block_1/norm/scale".
 _DECAY = {
@@ -46,12 +51,14 @@ def check(name: str, **arguments) -> None:
     """
     check_name("optimizer", name, OPTIMIZERS)
     for key, value in arguments.items():
-        if key in ("learning_rate", "clip_norm", "weight_decay"):
+        if key in ("learning_rate", "clip_norm", "weight_decay", "frozen_steps"):
             is_valid, rule = 0 <= value < inf, "at least 0 and finite"
         elif key in ("slow_rate", "epsilon"):
             is_valid, rule = 0 < value < inf, "positive and finite"
         elif key in ("momentum", "beta_1", "beta_2"):
             is_valid, rule = 0 <= value < 1, "in [0, 1)"
+        elif key == "layer_decay":
+            is_valid, rule = 0 < value <= 1, "in (0, 1]"
         elif key == "beta_2_decay":
             is_valid, rule = value < 0, "negative"
         else:

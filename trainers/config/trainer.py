@@ -30,6 +30,9 @@ KEYS = {
     "steps_per_execution": 1,  # number of updates per tf.function call
     "log_every": 100,  # updates per line of metrics.jsonl
     "evaluate_every": 0,  # updates between evaluations; 0: at the end of each epoch
+    # Number of evaluations without a better validation metric that ends the run; 0 disables it. The
+    # best weights are in best/model.keras.
+    "patience": 0,
     "checkpoint_every": 0,  # updates between checkpoints; 0: at the end of each epoch
     "keep": 2,  # number of checkpoints to keep
     "max_rollbacks": 0,  # number of returns to a checkpoint after a loss that is not finite

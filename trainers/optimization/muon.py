@@ -1,4 +1,4 @@
-"""Finds the variables that Muon leaves to AdamW: embeddings and output layers.
+"""Finds the variables that Muon leaves to AdamW: embeddings, output layers, depthwise kernels.
 
 Muon orthogonalizes the update of matrices that map hidden activations to hidden activations. Its
 authors and Keras' docstring exclude embeddings and the last layer (Jordan et al. 2024,
@@ -12,6 +12,7 @@ from keras import layers
 from zoo import keras_internals
 from zoo.errors import UsageError, compile_pattern
 from zoo.layers.low_rank import LowRankEmbedding
+from zoo.layers.neighbors import NeighborMix
 from zoo.layers.positions import AxialPositions, LearnedPositions
 
 _EMBEDDINGS = (layers.Embedding, LearnedPositions, AxialPositions, LowRankEmbedding)
@@ -33,7 +34,10 @@ def variables_for_adamw(
       UsageError: if `exclude_outputs` is set, no model is a graph of layers, and `exclude` is
         empty.
     """
-    excluded_variables = []
+    inside = [layer for model in models for layer in keras_internals.all_layers(model)]
+    excluded_variables = [
+        v for layer in inside if isinstance(layer, NeighborMix) for v in layer.weights
+    ]
     if exclude_embeddings:
         excluded_variables += [v for model in models for v in _embeddings(model)]
     if exclude_outputs:

@@ -13,6 +13,7 @@ class RunState:
       skipped_batches: number of batches that rollbacks skipped.
       rollbacks: number of rollbacks so far.
       best: value of the monitored metric of the best model; None before the first evaluation.
+      evaluations_since_best: number of evaluations after the best one.
       seconds: training time so far.
       useful: seconds of updates that a checkpoint holds or will hold; see `trainers.run.goodput`.
       stopped: whether a callback has stopped the run.
@@ -25,6 +26,7 @@ class RunState:
     skipped_batches: int = 0
     rollbacks: int = 0
     best: float | None = None
+    evaluations_since_best: int = 0
     seconds: float = 0.0
     useful: float = 0.0
     stopped: bool = False

@@ -68,6 +68,6 @@ def run(step, updates: Callable, batches: Callable[[], Iterator], hooks: Hooks) 
         hooks.rollback.check()
         hooks.progress.finish()
         state.stopped = True  # running the same command again does not continue training
-        hooks.stops.stopped_by_callback()
+        hooks.stops.stopped()
         hooks.checkpoints.save()
     callbacks.end()

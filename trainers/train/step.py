@@ -449,7 +449,7 @@ class TrainStep(keras.Model):
     def _accumulate(self, part_index, data, weights, micro_batches, share):
         rows = self.micro_batch_size
         stacked_data = tf.nest.map_structure(
-            lambda x: tf.reshape(x, (micro_batches, rows, *x.shape[1:])), dict(data)
+            lambda x: tf.reshape(x, (micro_batches, rows, *_sizes(x)[1:])), dict(data)
         )
 
         def micro_batch(i):
@@ -494,6 +494,11 @@ class TrainStep(keras.Model):
             )
             state = results[3]
         return gradients, sums, statistics, state
+
+
+def _sizes(x) -> list:
+    """Returns the sizes of a tensor; sizes that differ between batches are scalar tensors."""
+    return [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
 
 
 def _real_rows(data):

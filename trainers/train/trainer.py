@@ -57,6 +57,7 @@ from trainers.train.padding import check_padding
 from trainers.train.statistics import Statistics, statistics_batches
 from zoo import registry
 from zoo.data import pipeline
+from zoo.data.balance import balanced
 from zoo.data.hold_out import evaluation_split, with_hold_out
 from zoo.errors import UsageError
 from zoo.tasks.base import FrozenPart
@@ -212,6 +213,8 @@ class Trainer:
         self.group.check_same("data", self.dataset.fingerprint)
         self.dataset = techniques.resolve(config, self.workdir.path, self.dataset)
         self.dataset, self.hold_out_note = with_hold_out(self.dataset, config.data.validation_size)
+        if config.data.balanced:
+            self.dataset = balanced(self.dataset)
         self.arrays = self.dataset.splits["train"]
         self.evaluated_split = evaluation_split(self.dataset.splits, self.read_test)
         tpu.check(config, self.strategy, self.arrays)

@@ -15,10 +15,11 @@ from keras import ops, tree
 
 from zoo import keras_internals
 from zoo.errors import UsageError
+from zoo.keras_internals import input_path
 from zoo.layers.attention_forms.plain import mask_bias
 from zoo.layers.transformer import TransformerBlock
 from zoo.layers.xla import write_rows
-from zoo.models.adapter import DENSE, Adapter, input_path
+from zoo.models.adapter import DENSE, Adapter
 
 
 def decoding(model: keras.Model, sinks: int | None = None):

@@ -13,6 +13,7 @@ from keras import layers, ops
 
 from zoo import keras_internals
 from zoo.errors import UsageError
+from zoo.keras_internals import input_path
 from zoo.layers.attention import MaskBias
 from zoo.layers.low_rank import LowRankDense, LowRankEmbedding, LowRankReversibleEmbedding
 from zoo.layers.positions import AxialPositions, LearnedPositions
@@ -138,16 +139,6 @@ class Adapter:
             return dense[-1].activation is keras.activations.linear
         first, last = (step for step in self.steps if isinstance(step[0], _KINDS["embedding"]))
         return first[0] is last[0] and _is_reverse_embedding(*last)
-
-
-def input_path(tensor) -> list[tuple]:
-    """Returns `(layer, its inputs)` of the layers on the path of first inputs to a tensor."""
-    steps = []
-    while True:
-        steps.append(keras_internals.origin(tensor))
-        if not steps[-1][1]:
-            return steps[::-1]
-        tensor = steps[-1][1][0]
 
 
 def _kernel_and_bias(layer):

@@ -14,6 +14,7 @@ from zoo.errors import UsageError
 from zoo.layers.composite import Composite
 from zoo.models.adapter import Adapter
 from zoo.models.bert import INITIALIZER_RANGE, TakePositions
+from zoo.models.electra import ReplacedTokenHead, discriminator
 
 # "" leaves the positions apart, for answers in a text.
 POOLINGS = ("mean", "first", "last", "pair", "")
@@ -59,8 +60,8 @@ def text_trunk(model: keras.Model) -> keras.Model:
     """Returns the part of a model that computes a vector per position; weights are shared.
 
     Args:
-      model: an encoder with a head for masked tokens, a decoder, an LSTM, or a model with a head of
-        `add_head`.
+      model: an encoder with a head for masked or replaced tokens, a decoder, an LSTM, or a model
+        with a head of `add_head`.
 
     Returns:
       A Functional model from the inputs that it requires to (B, T, C).
@@ -68,6 +69,8 @@ def text_trunk(model: keras.Model) -> keras.Model:
     Raises:
       UsageError: for other models.
     """
+    if _ends_of_kind(model, ReplacedTokenHead):
+        model = discriminator(model)
     tensor = _last_vectors(model)
     names = _input_names(tensor)
     inputs = {tensor.name: tensor for tensor in model.inputs if tensor.name in names}
@@ -75,10 +78,9 @@ def text_trunk(model: keras.Model) -> keras.Model:
 
 
 def _last_vectors(model):
-    for kind in (TextHead, TakePositions) if keras_internals.is_graph(model) else ():
-        for layer in reversed(model.layers):
-            if isinstance(layer, kind):
-                return keras_internals.origin(layer.output)[1][0]
+    for kind in (TextHead, ReplacedTokenHead, TakePositions):
+        if inputs := _ends_of_kind(model, kind):
+            return inputs[0]
     adapter = Adapter(model)
     if adapter.family not in ("decoder", "recurrent"):
         raise UsageError(
@@ -86,6 +88,12 @@ def _last_vectors(model):
             f"LSTM. Received: {model.name!r}."
         )
     return adapter.split()[0].output
+
+
+def _ends_of_kind(model, kind) -> list:
+    """Returns the first input of each call of a layer of a class."""
+    calls = keras_internals.connections(model) if keras_internals.is_graph(model) else ()
+    return [inputs[0] for layer, inputs, _ in calls if isinstance(layer, kind)]
 
 
 def _input_names(tensor) -> set[str]:

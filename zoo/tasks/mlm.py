@@ -36,6 +36,8 @@ class MaskedLanguageModeling(text.TextTask):
       cross_documents: whether attention crosses document boundaries within a row.
     """
 
+    heads = frozenset({"mlm"})  # names of the model's outputs
+    _hint = ", such as encoder_nano, or bert_mini with model.next_sentence=False"
     statistics = ("mlm_accuracy",)
     unit = "predictions"
 
@@ -57,13 +59,12 @@ class MaskedLanguageModeling(text.TextTask):
 
     def check(self, model, dataset) -> None:
         """Checks heads, vocabulary size and sequence length against the data."""
-        expected = {"mlm", *self.terms} - {"loss"}
         heads = set(model.output) if isinstance(model.output, dict) else set()
-        if heads != expected:
+        if heads != self.heads:
             raise UsageError(
-                f"The task requires a model with the outputs {' and '.join(sorted(expected))}: a "
-                f"model of zoo.models.bert with model.next_sentence={'nsp' in expected}. Received: "
-                f"{model.name!r} with the named outputs: {' and '.join(sorted(heads)) or 'none'}."
+                "The task requires a model with the outputs "
+                f"{' and '.join(sorted(self.heads))}{self._hint}. Received: {model.name!r} with "
+                f"the named outputs: {' and '.join(sorted(heads)) or 'none'}."
             )
         vocabulary = model.output["mlm"].shape[-1]
         self.check_sizes(vocabulary, dataset, sequence_length(model), self.positions)
@@ -184,6 +185,8 @@ class NextSentencePrediction(MaskedLanguageModeling):
 
     nll = "mlm"
     terms = {"mlm": 1.0, "nsp": 1.0}
+    heads = frozenset({"mlm", "nsp"})
+    _hint = ", such as bert_mini with model.next_sentence=True"
     statistics = ("mlm_accuracy", "nsp_accuracy")
 
     def __init__(self, mask_share: float = 0.15, whole_word: bool = False):

@@ -70,7 +70,7 @@ class StopHook:
         """Returns the exception that ends the run."""
         return KeyboardInterrupt()
 
-    def stopped_by_callback(self) -> None:
+    def stopped(self) -> None:
         """Called after a callback has stopped the run."""
 
 

@@ -36,5 +36,5 @@ class Stops(StopHook):
             self._events("preemption notice", notice)
         return Terminated("a preemption notice" if notices else "SIGTERM")
 
-    def stopped_by_callback(self) -> None:
-        self._events("stopped", "by a callback")
+    def stopped(self) -> None:
+        self._events("stopped", "by trainer.patience or a callback, before the last update")

@@ -85,10 +85,15 @@ class Validation(ValidationHook):
             )
             return logs
         sign = 1 if self._task.monitor_mode == "max" else -1
+        self._state.evaluations_since_best += 1
         if math.isfinite(value) and (best is None or sign * value > sign * best):
             self._state.best = value
+            self._state.evaluations_since_best = 0
             if self._chief:
                 self._save_best(logs)
+        patience = self._config.trainer.patience
+        if patience and self._state.evaluations_since_best >= patience:
+            self._step.stop_training = True
         return logs
 
     def _save_best(self, logs: dict[str, float]) -> None:
