@@ -11,6 +11,7 @@ import pytest
 from tests import toys
 from trainers.config.base import optimizer, schedule
 from trainers.distributed.group import LocalGroup
+from trainers.run.checkpoint import list_checkpoints
 from trainers.run.events import Events
 from trainers.run.workdir import NoDirectory, read_metrics
 from trainers.train.trainer import Trainer
@@ -54,6 +55,28 @@ def test_best_is_chosen_on_the_validation_split(run, tmp_path):
     assert best["val_accuracy"] == max(values.values())
     assert best["step"] == min(s for s, v in values.items() if v == max(values.values()))
     assert (tmp_path / "run" / "best" / "model.keras").exists()
+
+
+def test_patience_ends_the_run_and_counts_exactly_after_a_resume(run, tmp_path):
+    config = toys.recipe(
+        "toy_norm", "image_classification", steps=40, evaluate_every=2, checkpoint_every=2,
+        patience=3, keep=9,
+    )  # fmt: skip
+    config.data.validation_size = 20
+    config.optimizer.learning_rate = 0.0  # no evaluation after the first one is better
+    config.model.name = "toy_frozen"  # has no statistics that change
+    data = toys.image_data(90)
+    trainer = run(config, data, workdir=tmp_path / "run")
+    assert trainer.state.done == 8
+    assert (
+        "trainer.patience"
+        in [x for x in read_metrics(tmp_path / "run") if x.get("event") == "stopped"][0]["detail"]
+    )
+    for _, path in list_checkpoints(tmp_path / "run" / "checkpoints")[2:]:  # of updates 6 and 8
+        path.unlink()
+    (tmp_path / "run" / "report.html").unlink()
+    resumed = run(config, data, workdir=tmp_path / "run")
+    assert resumed.state.done == 8
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
