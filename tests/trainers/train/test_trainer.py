@@ -68,15 +68,14 @@ def test_patience_ends_the_run_and_counts_exactly_after_a_resume(run, tmp_path):
     data = toys.image_data(90)
     trainer = run(config, data, workdir=tmp_path / "run")
     assert trainer.state.done == 8
-    assert (
-        "trainer.patience"
-        in [x for x in read_metrics(tmp_path / "run") if x.get("event") == "stopped"][0]["detail"]
-    )
+    (event,) = (x for x in read_metrics(tmp_path / "run") if x.get("event") == "stopped")
+    assert "trainer.patience" in event["detail"]
     for _, path in list_checkpoints(tmp_path / "run" / "checkpoints")[2:]:  # of updates 6 and 8
         path.unlink()
     (tmp_path / "run" / "report.html").unlink()
     resumed = run(config, data, workdir=tmp_path / "run")
     assert resumed.state.done == 8
+    assert "from step_0000000004.npz" in [x.get("detail") for x in read_metrics(tmp_path / "run")]
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

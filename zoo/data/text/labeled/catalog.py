@@ -16,6 +16,7 @@ from zoo.data.datasets import list_datasets, refuse_manual_dir, register_dataset
 from zoo.data.text.corpus_readers import TextFile
 from zoo.data.text.labeled.examples import Source, user_source
 from zoo.data.text.labeled.originals import IMDB_SUBSET, original_files
+from zoo.data.text.labeled.synthetic import SYNTHETIC, synthetic_source
 from zoo.data.text.labeled.tables import KINDS, Table, open_table
 from zoo.data.text.originals import checked_files, originals_folder
 from zoo.errors import UsageError, near_names
@@ -54,7 +55,8 @@ def source_of(name: str, manual_dir: Path | None) -> Source:
     """Returns a source of labeled texts.
 
     Args:
-      name: one of `list_sets()`, or KIND:FILE or KIND:FOLDER of one of `tables.KINDS`.
+      name: one of `list_sets()`, KIND:FILE or KIND:FOLDER of one of `tables.KINDS`, or
+        synthetic:NAME.
       manual_dir: folder of the original files; `data_dir()/name` by default.
 
     Raises:
@@ -66,6 +68,9 @@ def source_of(name: str, manual_dir: Path | None) -> Source:
     if name.partition(":")[0] in KINDS and ":" in name:
         refuse_manual_dir(name, manual_dir)
         return user_source(name)
+    if name.startswith(SYNTHETIC):
+        refuse_manual_dir(name, manual_dir)
+        return synthetic_source(name)
     if name not in _SETS:
         kinds = ", ".join(f"{kind}:FILE" for kind in KINDS)
         reason = "has no labeled texts" if name in list_datasets() else "is unknown"
