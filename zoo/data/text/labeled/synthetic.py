@@ -5,9 +5,9 @@
 | `opinions` | "we saw this film again, it was not very dull ." | negative, positive |
 | `inference` | "the cup is red and the door is open ." and "the cup is blue ." | contradiction, … |
 
-`opinions` is decided by an adjective, and by a "not" before it in every fifth text. `inference` has pairs: the second text
-repeats a statement of the first (entailment), denies one (contradiction), or tells something new
-(neutral).
+`opinions` is decided by an adjective, and by a "not" before it in every fifth text. `inference` has
+pairs: the second text repeats a statement of the first (entailment), denies one (contradiction), or
+tells something new (neutral).
 """
 
 from pathlib import Path
