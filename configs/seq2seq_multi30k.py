@@ -26,6 +26,7 @@ def get_config(arg: str = ""):
     }  # fmt: skip
     config.task = {
         "name": "seq2seq", "label_smoothing": 0.1, "chunk": 512, "beams": 4, "length_penalty": 0.6,
+        "scores": "translation",
     }  # fmt: skip
     config.data.update(
         source="multi30k", languages=("en", "de"), tokenizer="bpe", vocabulary_size=6000,

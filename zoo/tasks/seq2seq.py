@@ -13,17 +13,19 @@ import numpy as np
 
 from zoo import registry
 from zoo.data.text.special_tokens import END, FIRST_WORD, PADDING, START
-from zoo.errors import UsageError
-from zoo.generation.translation_scores import scores
+from zoo.errors import UsageError, check_name
+from zoo.generation import summary_scores, translation_scores
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
 from zoo.tasks.base import Forward
 from zoo.tasks.text import TextTask, adapter, check_array, check_inputs, check_vocabulary
 
+SCORES = ("translation", "summary")
+
 
 class SequenceToSequence(TextTask):
-    """Mean cross-entropy per target token; BLEU and chrF of a whole split.
+    """Mean cross-entropy per target token; BLEU and chrF, or ROUGE, of a whole split.
 
     Label smoothing (Vaswani et al. 2017, section 5.4) spreads the share `label_smoothing` of the
     target distribution evenly over the vocabulary, in training alone. The metric "nll" and the
@@ -35,6 +37,7 @@ class SequenceToSequence(TextTask):
       beams: beam width for the translation of whole splits; 1 for greedy search, 0 for no
         translation.
       length_penalty: length penalty of the beam search, see `zoo.generation.beam_search`.
+      scores: "translation" for BLEU and chrF of whole splits, "summary" for ROUGE.
     """
 
     nll = "nll"
@@ -47,7 +50,9 @@ class SequenceToSequence(TextTask):
         chunk: int = 0,
         beams: int = 4,
         length_penalty: float = 0.6,
+        scores: str = "translation",
     ):
+        check_name("task.scores", scores, SCORES)
         if not 0 <= label_smoothing < 1:
             raise UsageError(
                 "task.label_smoothing must be at least 0 and less than 1. Received: "
@@ -63,7 +68,7 @@ class SequenceToSequence(TextTask):
                 f"task.length_penalty must be finite and at least 0. Received: {length_penalty}."
             )
         self.label_smoothing, self.chunk = label_smoothing, chunk
-        self.beams, self.length_penalty = beams, length_penalty
+        self.beams, self.length_penalty, self.scores = beams, length_penalty, scores
         self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
         self.translator = functools.lru_cache(1)(
             lambda *parts: registry.resolve("zoo.generation.translate:Translator")(*parts)
@@ -154,7 +159,7 @@ class SequenceToSequence(TextTask):
         return loss, *(ops.reshape(x, labels.shape) for x in (losses, correct, gap))
 
     def evaluate_split(self, model, dataset, split):
-        """Returns BLEU and chrF against the reference text, and every sentence with its output."""
+        """Returns the scores against the reference text, and every sentence with its output."""
         pairs = getattr(dataset, "pairs", {}).get(split)
         if pairs is None or not self.beams:
             return {}, []
@@ -165,8 +170,10 @@ class SequenceToSequence(TextTask):
             {"source": source, "prediction": prediction, "reference": reference}
             for source, prediction, reference in zip(sources, translations, references, strict=True)
         ]
+        if self.scores == "summary":
+            return summary_scores.scores(translations, references), samples
         language = dataset.languages[-1] if dataset.languages else ""
-        return scores(translations, references, language), samples
+        return translation_scores.scores(translations, references, language), samples
 
     def synthetic(self, model, examples, seed):
         """Returns sentences that count modulo a small number; the targets are one step ahead."""

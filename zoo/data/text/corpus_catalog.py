@@ -186,6 +186,22 @@ _register(
     folder="wikipedia_en",
 )
 _register(
+    "wikipedia_titles",
+    ["en"],
+    _documents("wikipedia_en", readers.wikipedia_titles, 0.05),
+    "beginnings of the articles of wikipedia_en, and their titles; 5 % validation, 5 % test",
+    "CC BY-SA 3.0",
+    folder="wikipedia_en",
+)
+_register(
+    "persian_titles",
+    ["fa"],
+    _documents("persian_news", readers.news_titles, 0.05),
+    "beginnings of the articles of persian_news, and their titles; 5 % validation, 5 % test",
+    "Apache-2.0; the articles belong to the news agency",
+    folder="persian_news",
+)
+_register(
     "novels_en",
     ["en"],
     _documents("novels_en", readers.named_texts, 0.05),

@@ -32,6 +32,10 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _GZIP_START = b"\x1f\x8b"
 _CHUNK = 1 << 20  # bytes
 
+# Characters of a text whose title is to be predicted.
+SOURCE_LENGTH = 400
+MIN_SOURCE = 100
+
 
 @dataclass
 class Tally:
@@ -249,6 +253,32 @@ def wikipedia_articles(files: Sequence[TextFile]) -> Iterator[tuple[str, str]]:
     for file in files:
         for match in article.finditer(file.text()):
             yield match.group(1), match.group(2)
+
+
+def wikipedia_titles(files: Sequence[TextFile]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yields (page id, (beginning of the article, title)); the article's first line is its title.
+
+    Articles with less than `MIN_SOURCE` characters are left out.
+    """
+    for page_id, article in wikipedia_articles(files):
+        title, _, text = article.strip().partition("\n")
+        if len(source := _beginning(text)) >= MIN_SOURCE:
+            yield page_id, (source, title)
+
+
+def news_titles(files: Sequence[TextFile]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yields (link, (beginning of the abstract and the paragraphs, title)) of news articles."""
+    for file in files:
+        for article in json.loads(file.text()):
+            source = _beginning("\n".join([article["abstract"] or "", *article["paragraphs"]]))
+            if article["title"] and len(source) >= MIN_SOURCE:
+                yield article["link"], (source, article["title"])
+
+
+def _beginning(text: str) -> str:
+    """Returns the first `SOURCE_LENGTH` characters of a text as one line, cut at a space."""
+    text = " ".join(text[: 4 * SOURCE_LENGTH].split())
+    return text if len(text) <= SOURCE_LENGTH else text[:SOURCE_LENGTH].rpartition(" ")[0]
 
 
 def wikitext_articles(files: Sequence[TextFile]) -> Iterator[str]:
