@@ -253,7 +253,7 @@ class Tokenizer:
         """Encodes normalized text, and returns the place of each token in it.
 
         Args:
-          text: result of `normalize`; `zoo.data.text.offsets` has the places in other text.
+          text: result of `normalize`; see `zoo.data.text.questions.offsets` for other text.
 
         Returns:
           `(ids, starts, ends)`, all (n,) int32: token i comes from `text[starts[i] : ends[i]]`.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.zoo.data.test_tokenizers import ENGLISH, ODD, PERSIAN, SIZES, _odd_strings, _text
 from zoo.data.text import tokenizers
-from zoo.data.text.offsets import encode_with_offsets, normalize_with_offsets
+from zoo.data.text.questions.offsets import encode_with_offsets, normalize_with_offsets
 from zoo.data.text.tokenizers import KINDS, NORMALIZATIONS, Tokenizer, normalize, train
 
 ARABIC = "الْعَرَبِيَّةُ لُغَةٌ جَمِيلَةٌ، وَكَتَبَ ﷲ كتابًا."
