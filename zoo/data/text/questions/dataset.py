@@ -1,7 +1,7 @@
 """Converts the `data` section of a recipe to tokenized windows of questions and their contexts."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from zoo.data.text.questions.windows import (
 from zoo.errors import RunError, UsageError
 
 VERSION = 1  # of the rows
+# Name of the fact with the number of training questions that have no answer.
+UNANSWERABLE = "training questions without an answer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def question_answering(data: Mapping, task: Mapping) -> QuestionDataset:
     }  # fmt: skip
 
     def rows(split):
-        return _rows(source.splits[split], tokenizer, length, stride, max_question)
+        return question_rows(source.splits[split], tokenizer, length, stride, max_question)
 
     splits, digest = cached_records(source, tokenizer, settings, layout, rows)
     report = facts(source, tokenizer, splits, lambda split: _texts(source, split))
@@ -90,13 +92,31 @@ def _texts(source: QuestionSet, split: str) -> Iterator[str]:
             yield question.question
 
 
-def _rows(questions, tokenizer, length, stride, max_question) -> Iterator[dict]:
-    """Yields the rows of one question at a time."""
+def question_rows(
+    questions: Sequence[Question], tokenizer, length: int, stride: int, max_question: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the windows of one question at a time, as `question_answering` describes them.
+
+    Args:
+      questions: questions, those of one context in a row.
+      tokenizer: a `zoo.data.text.tokenizers.Tokenizer`.
+      length: length T of a row.
+      stride: see `make_windows`.
+      max_question: see `make_windows`.
+
+    Raises:
+      RunError: if a context or an answer has no tokens.
+    """
     context = None
     for example, question in enumerate(questions):
         if question.context != context:
             context = question.context
             ids, starts, ends = encode_with_offsets(tokenizer, context)
+            if not len(ids):
+                raise RunError(
+                    f"The context of question {question.id!r} has no tokens of the "
+                    f"{tokenizer.kind!r} tokenizer. Received: {context!r}."
+                )
         arrays = make_windows(
             tokenizer.encode(question.question), ids, length, stride, max_question
         )
@@ -125,4 +145,5 @@ def _question_facts(source: QuestionSet, splits: Mapping) -> dict:
             f"{impossible:,} without an answer; {without:,} of {len(splits[split]['end']):,} "
             "windows without an answer"
         )
-    return counts
+    train = source.splits.get("train", ())
+    return {**counts, UNANSWERABLE: sum(not question.answers for question in train)}
