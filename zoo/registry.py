@@ -90,7 +90,8 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
 
 
 def import_builders() -> None:
-    """Imports the modules of all builders, which registers their layers with Keras."""
+    """Imports the modules of all builders and of heads, which registers their layers with Keras."""
+    importlib.import_module("zoo.models.heads")
     for row in _models.values():
         if isinstance(row.builder, str):
             importlib.import_module(row.builder.partition(":")[0])

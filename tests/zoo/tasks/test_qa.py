@@ -117,7 +117,7 @@ def test_rows_of_weight_0_do_not_count(arrays):
         assert float(result.statistics["window_f1"][1]) == weights.sum()
 
 
-def test_wrong_arguments_and_models(arrays):
+def test_wrong_arguments_and_models(arrays, cache):
     with pytest.raises(UsageError, match="task.max_answer must be positive"):
         registry.build_task("qa", max_answer=0)
     with pytest.raises(UsageError, match="task.dropout must be in"):

@@ -10,7 +10,7 @@ from tests.zoo.data.questions.test_squad import GOOD
 from zoo.data.datasets import dataset_entry
 from zoo.data.text.questions import catalog
 from zoo.data.text.questions.catalog import hold_out_articles, load_questions
-from zoo.data.text.questions.dataset import question_answering
+from zoo.data.text.questions.dataset import UNANSWERABLE, question_answering
 from zoo.data.text.questions.offsets import encode_with_offsets
 from zoo.data.text.questions.squad import Question
 from zoo.errors import RunError, UsageError
@@ -126,8 +126,10 @@ def test_whole_articles_are_held_out():
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    return question_answering(DATA, TASK)
+def dataset(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield question_answering(DATA, TASK)
 
 
 def test_windows_know_the_answer(dataset):
@@ -153,6 +155,7 @@ def test_windows_know_the_answer(dataset):
 
 
 def test_facts_count_questions(dataset):
+    assert dataset.facts["Questions"][UNANSWERABLE] == 113
     assert dataset.facts["Questions"]["train"].startswith(
         "864 on 54 articles, 113 without an answer; "
     )

@@ -20,7 +20,7 @@ from zoo.data.text.questions.windows import (
     check_sizes,
     make_windows,
 )
-from zoo.errors import RunError, UsageError
+from zoo.errors import UsageError
 
 VERSION = 1  # of the rows
 # Name of the fact with the number of training questions that have no answer.
@@ -103,20 +103,12 @@ def question_rows(
       length: length T of a row.
       stride: see `make_windows`.
       max_question: see `make_windows`.
-
-    Raises:
-      RunError: if a context or an answer has no tokens.
     """
     context = None
     for example, question in enumerate(questions):
         if question.context != context:
             context = question.context
             ids, starts, ends = encode_with_offsets(tokenizer, context)
-            if not len(ids):
-                raise RunError(
-                    f"The context of question {question.id!r} has no tokens of the "
-                    f"{tokenizer.kind!r} tokenizer. Received: {context!r}."
-                )
         arrays = make_windows(
             tokenizer.encode(question.question), ids, length, stride, max_question
         )
@@ -125,11 +117,6 @@ def question_rows(
         if question.answers:
             text, at = question.answers[0]
             first, last = answer_tokens(starts, ends, at, at + len(text))
-            if first > last:
-                raise RunError(
-                    f"The answer {text!r} of question {question.id!r} has no tokens of the "
-                    f"{tokenizer.kind!r} tokenizer."
-                )
             start, end = answer_positions(arrays, first, last)
         yield {**arrays, "start": start, "end": end, "example": np.full(count, example, np.int32)}
 

@@ -76,7 +76,7 @@ def answer_tokens(starts: np.ndarray, ends: np.ndarray, start: int, end: int) ->
       end: end of the answer.
 
     Returns:
-      `(first, last)`; first > last if no token overlaps.
+      `(first, last)`. Every character but white space is in a token, so that first <= last.
     """
     first = int(np.searchsorted(ends, start, side="right"))
     return first, int(np.searchsorted(starts, end, side="left")) - 1
