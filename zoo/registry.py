@@ -26,6 +26,7 @@ _tasks: dict[str, str | Callable] = {
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
     "electra": "zoo.tasks.electra:ReplacedTokenDetection",
     "text_classification": "zoo.tasks.text_classification:TextClassification",
+    "qa": "zoo.tasks.qa:QuestionAnswering",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
 # Functions that load the data of a task; other tasks load the dataset named by `data.source`.
@@ -36,6 +37,7 @@ _loaders: dict[str, str | Callable] = {
     "nsp": "zoo.data.text.sentence_pairs:sentence_pairs",
     "electra": "zoo.data.text.sentence_pairs:rows_of_text",
     "text_classification": "zoo.data.text.labeled:text_classification",
+    "qa": "zoo.data.text.questions.dataset:question_answering",
 }
 
 
@@ -88,7 +90,8 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
 
 
 def import_builders() -> None:
-    """Imports the modules of all builders, which registers their layers with Keras."""
+    """Imports the modules of all builders and of heads, which registers their layers with Keras."""
+    importlib.import_module("zoo.models.heads")
     for row in _models.values():
         if isinstance(row.builder, str):
             importlib.import_module(row.builder.partition(":")[0])

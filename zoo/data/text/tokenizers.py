@@ -249,6 +249,22 @@ class Tokenizer:
         pieces = list(cut(normalize(text, self.normalization)))
         return np.concatenate(self._vocabulary.encode(pieces))
 
+    def encode_normalized(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encodes normalized text, and returns the place of each token in it.
+
+        Args:
+          text: result of `normalize`; see `zoo.data.text.questions.offsets` for other text.
+
+        Returns:
+          `(ids, starts, ends)`, all (n,) int32: token i comes from `text[starts[i] : ends[i]]`.
+        """
+        results, offset = [], 0
+        for piece in cut(text):
+            ids, starts, ends = self._vocabulary.encode_with_offsets(piece)
+            results.append(np.int32([ids, starts + offset, ends + offset]))
+            offset += len(piece)
+        return tuple(np.concatenate(results, axis=1))
+
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """Returns the ids (n,) int32 of any bytes, UTF-8 or not; only for kind "byte"."""
         if self.kind != "byte":

@@ -63,6 +63,19 @@ class Vocabulary:
         """Returns the ids (n,) int32 of each piece; the arrays may be read-only."""
         raise NotImplementedError
 
+    def encode_with_offsets(self, piece: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns `(ids, starts, ends)`, all (n,): token i comes from `piece[starts[i]:ends[i]]`.
+
+        Lossless kinds need only the lengths of their spellings. Other kinds override this method.
+        """
+        (ids,) = self.encode([piece])
+        sizes = np.array([len(self.spellings[i]) for i in ids.tolist()], np.int64)
+        last = np.cumsum(sizes)
+        # The character of each byte: bytes 0x80 to 0xBF continue a character.
+        data = np.frombuffer(piece.encode(), np.uint8)
+        characters = np.cumsum((data & 0xC0) != 0x80) - 1
+        return ids, characters[last - sizes], characters[last - 1] + 1
+
     @property
     def starts_word(self) -> np.ndarray:
         return np.array([_begins_word(spelling) for spelling in self.spellings])
@@ -97,6 +110,11 @@ class Characters(Vocabulary):
     def encode(self, pieces):
         codes = (np.frombuffer(piece.encode("utf-32-le"), np.uint32) for piece in pieces)
         return [self._ids[np.minimum(code, len(self._ids) - 1)] for code in codes]
+
+    def encode_with_offsets(self, piece):
+        (ids,) = self.encode([piece])
+        places = np.arange(len(piece) + 1)
+        return ids, places[:-1], places[1:]
 
 
 class Bytes(Vocabulary):
@@ -251,6 +269,11 @@ class _Spaced(_Library):
         tokenizers = _library()
         split = tokenizers.pre_tokenizers.Split
         return split(tokenizers.Regex(cls.pattern), behavior="removed", invert=True)
+
+    def encode_with_offsets(self, piece):
+        encoding = self._model.encode(piece, add_special_tokens=False)
+        places = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoding.ids, np.int32), places[:, 0], places[:, 1]
 
     @classmethod
     def spell(cls, name):
