@@ -1,5 +1,6 @@
 """Fixtures of all tests: quiet TensorFlow, four logical CPU devices, offline, no user caches."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # TPU builds query a metadata server
 
 import pytest
+from filelock import FileLock
 
 from tests import commands
 from tests.third_party import keras_hub, torch, transformers  # noqa: F401 (fixtures)
@@ -21,14 +23,35 @@ from tests.third_party import keras_hub, torch, transformers  # noqa: F401 (fixt
 sys.modules["triton"] = None
 
 CONTRACT = "train/test_contract.py"
+# Files with few tests that take long, the longest first.
+LONG = (
+    "tests/trainers/compression/test_distill.py",
+    "tests/trainers/distributed/test_multi_worker.py",
+    "tests/zoo/data/test_tfds.py",
+    "tests/trainers/train/test_reversible.py",
+    "tests/trainers/train/test_contract_attention.py",
+    "tests/zoo/test_processes.py",
+    "tests/trainers/cli/test_text_runs.py",
+    "tests/zoo/saved/test_load.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)  # called if pytest-xdist is installed
 def pytest_xdist_make_scheduler(config, log):
-    """Gives each file to one worker, and of the contract, the longest file, each model to one."""
+    """Gives each file to one worker, and of the contract, the longest file, each model to one.
+
+    Files of `LONG` come first. By default they would come last, because they have few tests, and
+    one worker would finish long after the others.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
+        def _assign_work_unit(self, node):
+            scope = next((f"{file}[]" for file in LONG if f"{file}[]" in self.workqueue), None)
+            if scope:
+                self.workqueue.move_to_end(scope, last=False)
+            super()._assign_work_unit(node)
+
         def _split_scope(self, nodeid):
             file, _, test = nodeid.partition("::")
             model = test.partition("[")[2].partition("-")[0] if CONTRACT in file else ""
@@ -120,10 +143,19 @@ def run(collected, tmp_path):
 def trained(tmp_path_factory):
     """Runs `zoo train cnn_digits:debug` in a separate process; returns `(workdir, Answer)`.
 
-    Tests must not change the work directory; they may copy it.
+    All workers of pytest-xdist read one run. Tests must not change the work directory; they may
+    copy it.
     """
-    path = tmp_path_factory.mktemp("trained") / "digits"
-    answer = commands.zoo_process("train", "cnn_digits:debug", f"--workdir={path}")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # each worker has a folder of its own in it
+    path, answer_path = folder / "trained" / "digits", folder / "trained" / "answer.json"
+    answer_path.parent.mkdir(exist_ok=True)
+    with FileLock(folder / "trained.lock"):
+        if not answer_path.exists():
+            answer = commands.zoo_process("train", "cnn_digits:debug", f"--workdir={path}")
+            answer_path.write_text(json.dumps(dataclasses.asdict(answer)))
+    answer = commands.Answer(**json.loads(answer_path.read_text()))
     assert answer.status == 0, answer.err
     return path, answer
 

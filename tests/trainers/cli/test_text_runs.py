@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests import commands
+from trainers.cli.main import main
 from trainers.run.workdir import read_config
 from zoo.data.text import tokenizers
 
@@ -33,59 +34,86 @@ def recipe(tmp_path, cache):
 @pytest.fixture
 def book(tmp_path):
     path = tmp_path / "book.txt"
-    path.write_text("".join(f"the {i}th line says {i * i}.\n" for i in range(300)))
+    write_book(path)
     return path
+
+
+def write_book(path):
+    path.write_text("".join(f"the {i}th line says {i * i}.\n" for i in range(300)))
+
+
+def command_words(folder, recipe, source, *more):
+    # A `data.source` on the command line overrides the earlier one.
+    return "train", recipe, f"--config.data.source={source}", f"--workdir={folder}", *more
 
 
 @pytest.fixture
 def train(recipe, book, zoo_command):
-    def command(folder, *words, source=f"text:{book}"):
-        # A `data.source` on the command line overrides the earlier one.
-        words = [f"--config.data.source={source}", f"--workdir={folder}", *words]
-        return zoo_command("train", recipe, *words)
+    def command(folder, *more, source=f"text:{book}"):
+        return zoo_command(*command_words(folder, recipe, source, *more))
 
     return command
 
 
-def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(train, book, zoo_command, tmp_path):
-    assert train(tmp_path / "run").status == 0
-    evaluate = ["evaluate", tmp_path / "run", "--split=validation", "--json"]
+@pytest.fixture(scope="module")
+def trained_on_book(devices, tmp_path_factory):
+    """Returns a folder with a recipe, a book, a run on the book, and its cache."""
+    folder = tmp_path_factory.mktemp("trained_on_book")
+    (folder / "recipe.py").write_text(RECIPE)
+    write_book(folder / "book.txt")
+    command = command_words(folder / "one", folder / "recipe.py", f"text:{folder / 'book.txt'}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE_DIR", str(folder / "cache"))
+        assert main(["zoo", *map(str, command)]) == 0
+    return folder
+
+
+@pytest.fixture
+def one(trained_on_book, train, tmp_path):
+    """Returns a copy of the run on the book, as if `train(tmp_path / "one")` had trained it."""
+    for name in ("one", "cache"):
+        shutil.copytree(trained_on_book / name, tmp_path / name)
+    config = tmp_path / "one" / "config.json"
+    config.write_text(config.read_text().replace(str(trained_on_book), str(tmp_path)))
+    return tmp_path / "one"
+
+
+def test_a_changed_text_is_evaluated_by_the_runs_own_tokenizer(one, book, zoo_command):
+    evaluate = ["evaluate", one, "--split=validation", "--json"]
     before = json.loads(zoo_command(*evaluate).out)["metrics"]["loss"]
     # With one letter fewer, all later letters would have other token ids.
     book.write_text(book.read_text().replace("a", ""))
     answer = zoo_command(*evaluate)
     assert "contains other data than in training" in answer.err
     assert json.loads(answer.out)["metrics"]["loss"] == pytest.approx(before, abs=0.1)
-    tokenizers.train("byte", ["another"]).save(tmp_path / "run" / "tokenizer.json")
+    tokenizers.train("byte", ["another"]).save(one / "tokenizer.json")
     answer = zoo_command(*evaluate)
     assert answer.status == 2
     assert "is not the tokenizer that the model was trained with" in answer.one_line()
 
 
 @pytest.mark.slow
-def test_going_on_with_other_text_takes_the_tokenizer_along(train, tmp_path):
-    assert train(tmp_path / "one").status == 0
+def test_going_on_with_other_text_takes_the_tokenizer_along(one, train, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("eighth lines, tenth lines\n" * 100)
-    words = [f"--config.init_from={tmp_path / 'one'}"]
-    answer = train(tmp_path / "two", *words, source=f"text:{other}")
+    more = [f"--config.init_from={one}"]
+    answer = train(tmp_path / "two", *more, source=f"text:{other}")
     assert answer.status == 2
-    assert f"Set data.tokenizer={tmp_path / 'one'}" in answer.one_line()
-    words.append(f"--config.data.tokenizer={tmp_path / 'one'}")
-    answer = train(tmp_path / "two", *words, source=f"text:{other}")
+    assert f"Set data.tokenizer={one}" in answer.one_line()
+    more.append(f"--config.data.tokenizer={one}")
+    answer = train(tmp_path / "two", *more, source=f"text:{other}")
     assert answer.status == 0
     assert "init_from: 27 of 27 weights" in answer.err
-    one, two = (read_config(tmp_path / name)["tokenizer"] for name in ("one", "two"))
-    assert one == two
+    first, second = (read_config(folder)["tokenizer"] for folder in (one, tmp_path / "two"))
+    assert first == second
 
 
-def test_a_changed_recipe_is_refused_by_its_key(train, tmp_path):
-    assert train(tmp_path / "run").status == 0
-    before = commands.content(tmp_path / "run")
-    answer = train(tmp_path / "run", "--config.data.sequence_length=8")
+def test_a_changed_recipe_is_refused_by_its_key(one, train):
+    before = commands.content(one)
+    answer = train(one, "--config.data.sequence_length=8")
     assert answer.status == 2
     assert "data.sequence_length: 16 -> 8" in answer.one_line()
-    assert commands.content(tmp_path / "run") == before
+    assert commands.content(one) == before
 
 
 @pytest.mark.parametrize(
@@ -145,8 +173,7 @@ zoo.register("own_gru", build, task="clm")
 
 
 @pytest.mark.slow
-def test_a_damaged_report_of_the_tokenizer_is_made_again(train, tmp_path):
-    assert train(tmp_path / "one").status == 0
+def test_a_damaged_report_of_the_tokenizer_is_made_again(one, train, tmp_path):
     (report,) = (tmp_path / "cache" / "tokenizers").glob("*-report.json")
     whole = report.read_text()
     report.write_text(whole[:5])
@@ -155,15 +182,14 @@ def test_a_damaged_report_of_the_tokenizer_is_made_again(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_text_elsewhere_is_the_same_data(train, book, tmp_path):
-    assert train(tmp_path / "one").status == 0
+def test_the_same_text_elsewhere_is_the_same_data(one, train, book, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     book.rename(tmp_path / "elsewhere" / "book.txt")
     shutil.rmtree(tmp_path / "cache")
     answer = train(tmp_path / "two", source=f"text:{tmp_path}/elsewhere/book.txt")
     assert answer.status == 0
-    one, two = (read_config(tmp_path / name) for name in ("one", "two"))
-    assert one["data_fingerprint"] == two["data_fingerprint"]
+    first, second = (read_config(folder) for folder in (one, tmp_path / "two"))
+    assert first["data_fingerprint"] == second["data_fingerprint"]
 
 
 def accuracy_of(folder):

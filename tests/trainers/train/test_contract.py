@@ -1,5 +1,7 @@
 """Every model of the catalog keeps every promise of tests/contract.py, without a skip list."""
 
+import functools
+
 import pytest
 
 from tests.contract import TinyModel, promises, rows
@@ -10,13 +12,23 @@ FAMILIES = sorted({row.family for row in CATALOG})
 
 
 @pytest.fixture(scope="module")
-def tiny(devices, request, tmp_path_factory):
-    return TinyModel(registry.entry(request.param), tmp_path_factory.mktemp(request.param))
+def tiny(devices, tmp_path_factory):
+    """Returns `tiny(name) -> TinyModel`, whose runs the promises of a model share.
+
+    A fixture with the name as its indirect parameter would be made anew for each test: beside a
+    direct parameter, pytest gives it the scope of a function.
+    """
+
+    @functools.lru_cache(1)  # the tests of a model follow each other
+    def tiny_model(name):
+        return TinyModel(registry.entry(name), tmp_path_factory.mktemp(name))
+
+    return tiny_model
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("tiny", "promise"),
+    ("name", "promise"),
     [
         (row.name, promise)
         for family in FAMILIES
@@ -24,10 +36,9 @@ def tiny(devices, request, tmp_path_factory):
         for promise in promises(row)
     ],
     ids=lambda value: getattr(value, "__name__", value),
-    indirect=["tiny"],
 )
-def test_promise(tiny, promise, cache, collected):
-    promise(tiny)
+def test_promise(tiny, name, promise, cache, collected):
+    promise(tiny(name))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
