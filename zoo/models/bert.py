@@ -150,8 +150,8 @@ def encoder(
         )(x, mask, **is_global)
     outputs = {"mlm": masked_token_head(x, inputs["masked"], embedding, epsilon)}
     if token_types:
-        pooled = _dense(hidden_dim, "pooler", activation="tanh")(x[:, 0])
-        outputs["nsp"] = _dense(2, "nsp", dtype="float32")(pooled)
+        pooled = dense(hidden_dim, "pooler", activation="tanh")(x[:, 0])
+        outputs["nsp"] = dense(2, "nsp", dtype="float32")(pooled)
     return keras.Model(inputs, outputs, name=name)
 
 
@@ -170,7 +170,7 @@ def masked_token_head(x, masked, embedding, epsilon: float, prefix: str = ""):
     """
     # Only the positions to predict are projected: the projection costs more than a block.
     h = TakePositions(name=f"{prefix}at_masked")(x, masked)
-    h = _dense(embedding.output_dim, f"{prefix}transform", activation="gelu")(h)
+    h = dense(embedding.output_dim, f"{prefix}transform", activation="gelu")(h)
     h = layers.LayerNormalization(epsilon=epsilon, name=f"{prefix}transform_norm")(h)
     return LogitsBias(name=f"{prefix}mlm")(embedding(h, reverse=True))
 
@@ -179,7 +179,8 @@ def _normal():
     return keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE)
 
 
-def _dense(units: int, name: str, **kwargs) -> layers.Dense:
+def dense(units: int, name: str, **kwargs) -> layers.Dense:
+    """Returns a dense layer with BERT's initial kernel."""
     return layers.Dense(units, kernel_initializer=_normal(), name=name, **kwargs)
 
 

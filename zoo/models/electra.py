@@ -10,8 +10,7 @@ import keras
 from keras import layers, ops
 
 from zoo.keras_internals import input_path
-from zoo.layers.composite import Composite
-from zoo.models.bert import INITIALIZER_RANGE, masked_token_head
+from zoo.models.bert import INITIALIZER_RANGE, dense, masked_token_head
 from zoo.models.encoder import encode
 from zoo.models.gpt import derive_sizes
 
@@ -76,11 +75,7 @@ def build(
         embeddings_initializer=keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE),
         name="embedding",
     )
-    x = layers.Dense(
-        generator_sizes["hidden_dim"],
-        kernel_initializer=keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE),
-        name="generator_projection",
-    )(embedding(inputs["tokens"]))
+    x = dense(generator_sizes["hidden_dim"], "generator_projection")(embedding(inputs["tokens"]))
     x = encode(
         x, inputs["segments"], **generator_sizes,
         intermediate_dim=4 * generator_sizes["hidden_dim"], prefix="generator_", **block,
@@ -93,7 +88,11 @@ def build(
         embedding(tokens), inputs["segments"], **sizes,
         intermediate_dim=intermediate_dim or 4 * width, **block,
     )  # fmt: skip
-    rtd = ReplacedTokenHead(name="rtd")(x)
+    # A hidden layer, then a logit per position; see section 2 of the paper.
+    x = dense(width, "rtd_hidden", activation="gelu")(ReplacedTokenInput(name="rtd_input")(x))
+    rtd = layers.Reshape((-1,), dtype="float32", name="rtd")(
+        dense(1, "rtd_logits", dtype="float32")(x)
+    )
     return keras.Model(inputs, {"mlm": mlm, "sampled": sampled, "rtd": rtd}, name=name)
 
 
@@ -143,22 +142,8 @@ class ReplaceTokens(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class ReplacedTokenHead(Composite):
-    """A hidden layer, then a logit per position; see section 2 of the paper."""
-
-    def build(self, shape):
-        def dense(units, name, **kwargs):
-            initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE)
-            return layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
-
-        self.hidden = dense(shape[-1], "hidden", activation="gelu", dtype=self.dtype_policy)
-        self.dense = dense(1, "dense", dtype="float32")
-        self.hidden.build(shape)
-        self.dense.build(shape)
+class ReplacedTokenInput(layers.Layer):
+    """Passes on the discriminator's vectors (B, T, C); marks where its head begins."""
 
     def call(self, x):
-        """Computes logits (B, T) float32 from x (B, T, C)."""
-        return self.dense(self.hidden(x))[..., 0]
-
-    def compute_output_spec(self, x):
-        return keras.KerasTensor(x.shape[:-1], "float32")
+        return x

@@ -11,10 +11,10 @@ from keras import layers, ops
 
 from zoo import keras_internals
 from zoo.errors import UsageError
-from zoo.layers.composite import Composite
+from zoo.layers.dropout import Dropout
 from zoo.models.adapter import Adapter
-from zoo.models.bert import INITIALIZER_RANGE, TakePositions
-from zoo.models.electra import ReplacedTokenHead, discriminator
+from zoo.models.bert import TakePositions, dense
+from zoo.models.electra import ReplacedTokenInput, ReplaceTokens, discriminator
 
 # "" leaves the positions apart, for answers in a text.
 POOLINGS = ("mean", "first", "last", "pair", "")
@@ -28,7 +28,7 @@ def add_head(
     Args:
       model: a model that `text_trunk` supports. Its own head is left out.
       outputs: K.
-      pooling: one of `POOLINGS`, see `TextHead`.
+      pooling: one of `POOLINGS`, see `PoolTokens`; the pooling "pair" adds a hidden layer.
       dropout: dropout rate before the last layer.
 
     Returns:
@@ -43,17 +43,19 @@ def add_head(
     for name in ("segments", *(["types"] if pooling == "pair" else [])):
         if name not in inputs:
             inputs[name] = keras.Input((None,), dtype="int32", name=name)
-    head = TextHead(outputs, pooling, dropout, name="head")
     types = [inputs["types"]] if pooling == "pair" else []
-    logits = head(trunk.output, inputs["segments"], *types)
+    x = PoolTokens(pooling, name="pool")(trunk.output, inputs["segments"], *types)
+    if pooling == "pair":
+        x = dense(trunk.output.shape[-1], "hidden", activation="gelu")(x)
+    if dropout:
+        x = Dropout(dropout, name="head_dropout")(x)
+    logits = dense(outputs, "logits", dtype="float32")(x)
     return keras.Model(inputs, logits, name=model.name)
 
 
 def has_head(model: keras.Model) -> bool:
     """Returns whether a model ends with a head of `add_head`."""
-    return keras_internals.is_graph(model) and any(
-        isinstance(layer, TextHead) for layer in keras_internals.output_layers(model)
-    )
+    return bool(_first_inputs(model, PoolTokens))
 
 
 def text_trunk(model: keras.Model) -> keras.Model:
@@ -69,7 +71,7 @@ def text_trunk(model: keras.Model) -> keras.Model:
     Raises:
       UsageError: for other models.
     """
-    if _ends_of_kind(model, ReplacedTokenHead):
+    if _first_inputs(model, ReplaceTokens):
         model = discriminator(model)
     tensor = _last_vectors(model)
     names = _input_names(tensor)
@@ -78,8 +80,8 @@ def text_trunk(model: keras.Model) -> keras.Model:
 
 
 def _last_vectors(model):
-    for kind in (TextHead, ReplacedTokenHead, TakePositions):
-        if inputs := _ends_of_kind(model, kind):
+    for kind in (PoolTokens, ReplacedTokenInput, TakePositions):
+        if inputs := _first_inputs(model, kind):
             return inputs[0]
     adapter = Adapter(model)
     if adapter.family not in ("decoder", "recurrent"):
@@ -90,7 +92,7 @@ def _last_vectors(model):
     return adapter.split()[0].output
 
 
-def _ends_of_kind(model, kind) -> list:
+def _first_inputs(model, kind) -> list:
     """Returns the first input of each call of a layer of a class."""
     calls = keras_internals.connections(model) if keras_internals.is_graph(model) else ()
     return [inputs[0] for layer, inputs, _ in calls if isinstance(layer, kind)]
@@ -109,44 +111,25 @@ def _input_names(tensor) -> set[str]:
 
 
 @keras.saving.register_keras_serializable("zoo")
-class TextHead(Composite):
-    """Pools the positions of a text and computes its logits.
+class PoolTokens(layers.Layer):
+    """Pools the positions of a text; every head begins with this layer.
 
     Args:
-      outputs: K.
       pooling: "mean" of all positions that are not padding; the "first" or the "last" of them;
-        "pair": means a and b of both texts, |a - b| and a * b, through one hidden layer (Mou et al.
-        2016, arXiv:1512.08422); "" for logits of each position.
-      dropout: dropout rate before the last layer.
+        "pair": means a and b of both texts, |a - b| and a * b (Mou et al. 2016, arXiv:1512.08422);
+        "" to keep the positions.
     """
 
-    def __init__(self, outputs, pooling="mean", dropout=0.0, **kwargs):
+    def __init__(self, pooling="mean", **kwargs):
         super().__init__(**kwargs)
-        if outputs < 1 or not 0 <= dropout < 1 or pooling not in POOLINGS:
+        if pooling not in POOLINGS:
             raise ValueError(
-                "outputs must be positive, dropout in [0, 1), and pooling one of "
-                f"{', '.join(map(repr, POOLINGS))}. Received: outputs={outputs}, "
-                f"dropout={dropout}, pooling={pooling!r}."
+                f"pooling must be one of {', '.join(map(repr, POOLINGS))}. Received: {pooling!r}."
             )
-        self.settings = {"outputs": outputs, "pooling": pooling, "dropout": dropout}
         self.pooling = pooling
-        self.hidden = None  # created in `build`, as wide as the input
-        self.dropout = layers.Dropout(dropout, name="dropout") if dropout else None
-        self.dense = self._dense(outputs, "dense", dtype="float32")
 
-    def _dense(self, units, name, **kwargs):
-        initializer = keras.initializers.RandomNormal(stddev=INITIALIZER_RANGE)
-        return layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
-
-    def build(self, shape, *_):
-        width = shape[-1]
-        if self.pooling == "pair":
-            self.hidden = self._dense(width, "hidden", activation="gelu", dtype=self.dtype_policy)
-            self.hidden.build((None, 4 * width))
-        self.dense.build((None, width))
-
-    def call(self, x, segments, types=None, training=None):
-        """Computes logits.
+    def call(self, x, segments, types=None):
+        """Pools the positions of x.
 
         Args:
           x: (B, T, C).
@@ -154,32 +137,32 @@ class TextHead(Composite):
           types: (B, T) integers, 0 in the first text and 1 in the second; for the pooling "pair".
 
         Returns:
-          (B, K) float32, or (B, T, K) for the pooling "".
+          (B, C); (B, 4 C) for the pooling "pair", (B, T, C) for "".
         """
+        is_token = ops.not_equal(segments, 0)
+        if self.pooling == "mean":
+            return _mean(x, is_token)
+        if self.pooling == "first":
+            return x[:, 0]
+        if self.pooling == "last":
+            length = ops.shape(x)[1]
+            places = ops.where(is_token, ops.arange(length, dtype="int32"), 0)
+            last = ops.one_hot(ops.max(places, axis=1), length, dtype=x.dtype)
+            return ops.einsum("btc,bt->bc", x, last)
         if self.pooling == "pair":
-            is_token, is_second = ops.not_equal(segments, 0), ops.equal(types, 1)
+            is_second = ops.equal(types, 1)
             a = _mean(x, ops.logical_and(is_token, ops.logical_not(is_second)))
             b = _mean(x, ops.logical_and(is_token, is_second))
-            x = self.hidden(ops.concatenate([a, b, ops.abs(a - b), a * b], -1))
-        elif self.pooling == "mean":
-            x = _mean(x, ops.not_equal(segments, 0))
-        elif self.pooling == "first":
-            x = x[:, 0]
-        elif self.pooling == "last":
-            length = ops.shape(x)[1]
-            places = ops.where(ops.not_equal(segments, 0), ops.arange(length, dtype="int32"), 0)
-            last = ops.one_hot(ops.max(places, axis=1), length, dtype=x.dtype)
-            x = ops.einsum("btc,bt->bc", x, last)
-        if self.dropout is not None:
-            x = self.dropout(x, training=training)
-        return self.dense(x)
+            return ops.concatenate([a, b, ops.abs(a - b), a * b], -1)
+        return x
 
-    def compute_output_spec(self, x, *_, **__):
-        positions = x.shape[:-1] if not self.pooling else x.shape[:1]
-        return keras.KerasTensor((*positions, self.settings["outputs"]), "float32")
+    def compute_output_spec(self, x, *_):
+        batch, length, width = x.shape
+        shape = {"": (batch, length, width), "pair": (batch, 4 * width)}
+        return keras.KerasTensor(shape.get(self.pooling, (batch, width)), self.compute_dtype)
 
     def get_config(self):
-        return {**super().get_config(), **self.settings}
+        return {**super().get_config(), "pooling": self.pooling}
 
 
 def _mean(x, is_chosen):

@@ -33,7 +33,7 @@ class TextClassification(text.TextTask):
       output: "class" for one of several classes (softmax); "labels" for any number of labels
         (sigmoids); "number" for regression (squared error).
       num_classes: K; 0 for the number of classes of the data.
-      pooling: how the head pools the positions, see `zoo.models.heads.TextHead`.
+      pooling: how the head pools the positions, see `zoo.models.heads.PoolTokens`.
       dropout: dropout rate before the last layer of the head.
       class_weights: whether each class has the same total weight in the training loss.
       trim: batches are cut after their longest text, rounded up to a multiple of this number, which

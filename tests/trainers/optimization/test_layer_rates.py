@@ -36,7 +36,7 @@ def changes(model, updates=1, **arguments):
 
 def test_the_rate_falls_from_block_to_block(model):
     (change,) = changes(model, layer_decay=0.5)
-    expected = {"head": 1, "final_norm": 1, "block_1": 0.5, "neighbors_1": 0.5, "block_0": 0.25,
+    expected = {"logits": 1, "final_norm": 1, "block_1": 0.5, "neighbors_1": 0.5, "block_0": 0.25,
                 "neighbors_0": 0.25, "embedding_norm": 0.25, "embedding": 0.25}  # fmt: skip
     assert {path.partition("/")[0] for path in change} == expected.keys()
     for path, values in change.items():
@@ -54,7 +54,7 @@ def test_weight_decay_has_the_rate_of_the_variable(model):
 def test_only_the_head_trains_at_first(model):
     first, second = changes(model, updates=2, frozen_steps=1)
     for path, values in first.items():
-        moves = path.startswith(("head", "final_norm"))
+        moves = path.startswith(("logits", "final_norm"))
         np.testing.assert_allclose(values, 1.0 if moves else 0.0, rtol=1e-4)
     assert all(np.allclose(values, 1.0, rtol=1e-4) for values in second.values())
 

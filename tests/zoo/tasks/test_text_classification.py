@@ -119,9 +119,8 @@ def test_pair_head_is_computed_from_the_means_of_both_texts():
     segments = np.int32(tokens > 0)
     x = np.array(text_trunk(head)({"tokens": tokens, "segments": segments}))[0]
     a, b = x[:4].mean(0), x[4:8].mean(0)
-    layer = head.get_layer("head")
-    h = layer.hidden(np.concatenate([a, b, abs(a - b), a * b])[None])
-    expected = np.array(layer.dense(h))
+    h = head.get_layer("hidden")(np.concatenate([a, b, abs(a - b), a * b])[None])
+    expected = np.array(head.get_layer("logits")(h))
     batch = {"tokens": tokens, "segments": segments, "types": types}
     np.testing.assert_allclose(np.array(head(batch)), expected, atol=1e-6)
 
@@ -130,7 +129,7 @@ def test_weights_below_the_head_come_from_pretraining(tmp_path, data):
     source = zoo.build("encoder_nano", **TINY)
     source.save(tmp_path / "pretrained.keras")
     model = add_head(zoo.build("encoder_nano", **TINY), 3)
-    head = model.get_layer("head").dense.kernel.numpy()
+    head = model.get_layer("logits").kernel.numpy()
     message = initialize(model, tmp_path / "pretrained.keras")
     trunk = {v.path: v for v in text_trunk(model).weights}
     source_trunk = {v.path: v for v in text_trunk(source).weights}
@@ -138,7 +137,7 @@ def test_weights_below_the_head_come_from_pretraining(tmp_path, data):
     assert f"{len(trunk)} of {len(trunk)}" in message
     for path, variable in trunk.items():
         np.testing.assert_array_equal(variable, source_trunk[path])
-    np.testing.assert_array_equal(model.get_layer("head").dense.kernel, head)
+    np.testing.assert_array_equal(model.get_layer("logits").kernel, head)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
@@ -198,7 +197,7 @@ def test_metrics_of_labels_and_numbers(output):
     data = make_data(40, output)
     task = registry.build_task("text_classification", output=output)
     model = task.with_head(zoo.build("encoder_nano", **TINY), data)
-    head = model.get_layer("head").dense
+    head = model.get_layer("logits")
     head.kernel.assign(np.random.default_rng(0).normal(0, 3, head.kernel.shape))
     task.bind(model, data).check(model, data)
     metrics, _ = task.evaluate_split(model, data, "test")
