@@ -31,7 +31,7 @@ def command(argv) -> int:
         raise UsageError("zoo tpu_check requires --topology, such as v5e:2x4.")
     _, cores = parse_topology(_TOPOLOGY.value)  # fails before TensorFlow is loaded
     config = resolve(words[0], overrides)
-    check_tpu(config.trainer)
+    check_tpu(config.trainer, config.task)
     preflight.check_config(config)
     check_batch(config, cores)
     check_sizes(section(config, "compress"))

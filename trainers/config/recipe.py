@@ -181,7 +181,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     data.check(config.data)
     optimizer.check(**config.optimizer)
     schedule.check(**config.schedule)
-    trainer.check(config.trainer)
+    trainer.check(config.trainer, config.task)
     compress.check(config.compress, config.trainer, config.task)
 
 

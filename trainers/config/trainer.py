@@ -42,8 +42,8 @@ KEYS = {
 }
 
 
-def check(trainer) -> None:
-    """Checks the values of a section `trainer`; raises `UsageError`."""
+def check(trainer, task) -> None:
+    """Checks the values of a section `trainer`, given the section `task`; raises `UsageError`."""
     check_minimums(
         "trainer", trainer,
         {"global_batch_size": 1, "steps_per_execution": 1, "log_every": 1, "keep": 1},
@@ -55,7 +55,7 @@ def check(trainer) -> None:
         )
     check_strategy(trainer.strategy, trainer.replicas)
     if trainer.strategy == "tpu":
-        check_tpu(trainer)
+        check_tpu(trainer, task)
     check_precision(trainer.precision)
     compile_pattern("trainer.remat", trainer.remat)
     require(trainer.ema < 1, "trainer.ema", "in [0, 1); 0 disables it", trainer.ema)
@@ -84,8 +84,13 @@ def check_strategy(name: str, replicas: int = 0) -> None:
         )
 
 
-def check_tpu(trainer) -> None:
-    """Raises `UsageError` for settings that a TPU does not support."""
+def check_tpu(trainer, task) -> None:
+    """Raises `UsageError` for settings of two sections that a TPU does not support."""
+    if task.get("trim", 0):
+        raise UsageError(
+            "Strategy tpu requires task.trim=0, because a TPU needs batches of one length. "
+            f"Received: task.trim={task.trim}."
+        )
     if trainer.precision == "mixed_float16":
         raise UsageError(
             "Strategy tpu does not support float16. Received: trainer.precision=mixed_float16; use "

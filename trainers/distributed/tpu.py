@@ -62,7 +62,7 @@ def check(config, strategy: tf.distribute.Strategy, arrays: Mapping) -> None:
     """Raises `UsageError` if a TPU cannot train this configuration on a split."""
     if not is_tpu(strategy):
         return
-    check_tpu(config.trainer)
+    check_tpu(config.trainer, config.task)
     hosts = strategy.extended.num_hosts
     if hosts > 1 and not pipeline.all_in_memory(arrays):
         raise UsageError(

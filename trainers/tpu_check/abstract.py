@@ -55,7 +55,7 @@ def share_of(config, cores: int) -> Share:
 def check_recipe(config) -> None:
     """Raises `UsageError` for settings that a TPU or a step without values does not support."""
     compress = section(config, "compress")
-    check_tpu(config.trainer)
+    check_tpu(config.trainer, config.task)
     check_sizes(compress)
     if compress.distill.teacher:
         raise UsageError(
