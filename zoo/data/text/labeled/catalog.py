@@ -146,8 +146,8 @@ def _rows_table(path: Path, rows: Callable[[], Iterator[tuple[str, str]]]) -> Ta
 def _trec(files) -> dict[str, Table]:
     def rows(file):
         with open_file(file.path) as raw:
-            for line in io.TextIOWrapper(raw, "latin-1"):
-                label, _, text = line.partition(" ")
+            for line in raw:
+                label, _, text = line.decode("latin-1").partition(" ")
                 yield text.strip(), label.partition(":")[0]
 
     return {

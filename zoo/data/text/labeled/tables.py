@@ -5,6 +5,7 @@ ends with one, and two of them inside it are one. Each line of a JSONL file is a
 UTF-8 and may be compressed as .gz, except Parquet. Memory is bounded, see `zoo.storage.bounds`.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -166,25 +167,25 @@ def _json_objects(file: TextFile) -> Iterator[tuple[int, dict]]:
 
 
 def _parquet_columns(file: TextFile) -> tuple[str, ...]:
-    with open_file(file.path) as raw, _named_errors(file):
+    with open_file(file.path) as raw, _parquet_errors(file):
         import pyarrow.parquet
 
         return tuple(pyarrow.parquet.read_schema(raw).names)
 
 
 def _parquet_rows(file, names, chosen) -> Iterator[tuple[int, tuple]]:
-    import pyarrow.parquet
+    with open_file(file.path) as raw, _parquet_errors(file):
+        import pyarrow.parquet
 
-    with open_file(file.path) as raw, _named_errors(file):
         stored_size, size, number = os.fstat(raw.fileno()).st_size, 0, 0
-        schema = pyarrow.parquet.read_schema(raw)
-        # A dictionary holds a value of many rows once, so its size is known before it is copied.
-        texts = [name for name in chosen if _is_text(schema.field(name).type)]
+        metadata = pyarrow.parquet.read_metadata(raw)
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        check_expansion(file.path, sum(group.total_byte_size for group in groups), stored_size)
         with pyarrow.parquet.ParquetFile(
-            raw, read_dictionary=texts, page_checksum_verification=True
+            raw,
+            read_dictionary=_shared_texts(metadata, groups, chosen),
+            page_checksum_verification=True,
         ) as table:
-            groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
-            check_expansion(file.path, sum(group.total_byte_size for group in groups), stored_size)
             for batch in table.iter_batches(_PARQUET_ROWS, columns=list(chosen)):
                 columns = [batch.column(name) for name in chosen]
                 size += sum(map(_bytes_of, columns))
@@ -195,10 +196,28 @@ def _parquet_rows(file, names, chosen) -> Iterator[tuple[int, tuple]]:
                     yield number, tuple(_value(file, number, c[index]) for c in columns)
 
 
-def _is_text(kind) -> bool:
+def _shared_texts(metadata, groups, chosen: Sequence[str]) -> list[str]:
+    """Returns the text columns that can be read as dictionaries.
+
+    A dictionary holds a value of many rows once, so that its size is known before it is copied.
+    pyarrow does not support this for delta encodings.
+    """
     from pyarrow import types
 
-    return types.is_string(kind) or types.is_large_string(kind)
+    schema = metadata.schema.to_arrow_schema()
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    delta_encoded = {
+        column.path_in_schema
+        for column in columns
+        if any("DELTA" in encoding for encoding in column.encodings)
+    }
+    return [
+        name
+        for name in chosen
+        if types.is_string(schema.field(name).type)
+        or types.is_large_string(schema.field(name).type)
+        if name not in delta_encoded
+    ]
 
 
 def _bytes_of(column) -> int:
@@ -212,28 +231,21 @@ def _bytes_of(column) -> int:
     return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
 
 
-def _value(file: TextFile, number: int, field):
+def _value(file: TextFile, number: int, cell):
     try:
-        return field.as_py()
+        return cell.as_py()
     except UnicodeDecodeError:
         raise RunError(f"{file.path}, row {number:,}: must be UTF-8.") from None
     except (ValueError, OverflowError, LookupError) as error:  # a date after the year 9999
         raise RunError(f"{file.path}, row {number:,}: cannot be read: {short(error)}.") from None
 
 
-class _named_errors:
+@contextlib.contextmanager
+def _parquet_errors(file: TextFile):
     """Converts errors of pyarrow to RunError with the path of the file."""
+    import pyarrow
 
-    def __init__(self, file: TextFile):
-        self._path = file.path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        import pyarrow
-
-        if isinstance(error, pyarrow.ArrowException | OSError):
-            raise RunError(
-                f"{self._path} cannot be read as a Parquet file: {short(error)}."
-            ) from None
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RunError(f"{file.path} cannot be read as a Parquet file: {short(error)}.") from None
