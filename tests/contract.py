@@ -31,6 +31,7 @@ EXAMPLES, BATCH = 40, 16  # the third batch of each epoch is short
 # Layers to recompute in models without stacks of blocks, as regular expressions of layer names.
 OTHER_BLOCKS = {
     "cnn": "convolution_.*", "gan": "generator", "transfer": "hidden", "reformer": "reversible",
+    "linear": "ngrams",
 }  # fmt: skip
 TURN = 60  # updates per model part
 

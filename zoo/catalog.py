@@ -252,6 +252,15 @@ ELECTRA = _family(
     {**_TINY_TRANSFORMER, "sequence_length": 32},
 )
 
+LINEAR = Entry(
+    name="linear_text",
+    builder="zoo.models.linear:build",
+    task="text_classification",
+    parameters=524_294,
+    paper="Weinberger et al. 2009, arXiv:0902.2206; Joulin et al. 2016, arXiv:1607.01759",
+    tiny={"num_classes": 3, "buckets": 8},
+    task_arguments={"num_classes": 3},
+)
 _GAN_PAPER = "Goodfellow et al. 2014, Generative adversarial nets, arXiv:1406.2661"
 GAN = (
     Entry(
@@ -326,6 +335,7 @@ CATALOG = (
     *LONGFORMER,
     *ENCODER,
     *ELECTRA,
+    LINEAR,
     *GAN,
     *TRANSFER,
 )
