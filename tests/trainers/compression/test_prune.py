@@ -19,6 +19,7 @@ from trainers.config.base import base, optimizer
 from zoo.errors import UsageError
 
 SPARSE = {"sparsity": 0.75, "frequency": 2, "end": 0.8}
+EVERY_CHECKPOINT = {"checkpoint_every": 1, "keep": 9}
 
 
 def recipe(compress=None, model="toy_tokens", task="toy_token", arguments=None, **trainer):
@@ -104,7 +105,7 @@ def test_replicas_prune_as_one(trained_once):
 @pytest.mark.parametrize("compress", [SPARSE, {"m_by_n": (2, 4)}], ids=["schedule", "m_by_n"])
 @pytest.mark.parametrize("stop", [3, 7])
 def test_a_resumed_run_has_the_same_masks(compress, stop, run, trained_once, tmp_path):
-    config = recipe(compress, checkpoint_every=1, keep=9)
+    config = recipe(compress, **EVERY_CHECKPOINT)
     whole = trained_once(config, toys.token_data())
     parts = cut_at(whole.workdir.path, tmp_path / "parts", stop)
     resumed = run(config, toys.token_data(), parts)
@@ -114,8 +115,9 @@ def test_a_resumed_run_has_the_same_masks(compress, stop, run, trained_once, tmp
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
-def test_two_of_four_inputs_are_zero(run):
-    done = run(recipe({"m_by_n": (2, 4)}), toys.token_data())
+def test_two_of_four_inputs_are_zero(trained_once):
+    config = recipe({"m_by_n": (2, 4)}, **EVERY_CHECKPOINT)
+    done = trained_once(config, toys.token_data())
     for variable, inputs in prunable(done.step.net):
         size = np.prod([variable.shape[axis] for axis in inputs])
         flat = np.moveaxis(variable.numpy(), inputs, range(len(inputs))).reshape(size, -1)

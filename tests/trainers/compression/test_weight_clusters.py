@@ -16,7 +16,7 @@ from zoo.errors import UsageError
 
 
 def recipe(compress=None, **trainer):
-    config = toys.recipe("toy_tokens", "toy_token", **trainer)
+    config = toys.recipe("toy_tokens", "toy_token", **{"checkpoint_every": 1, "keep": 9, **trainer})
     config.optimizer = optimizer("adam", learning_rate=0.01)
     config.compress.update({"cluster": {"number": 4}, **(compress or {})})
     return config
@@ -105,10 +105,9 @@ def test_zeros_stay_zeros(run, tmp_path):
 
 @pytest.mark.parametrize("stop", [3, 7])
 def test_a_resumed_run_has_the_same_centroids(stop, run, trained_once, tmp_path):
-    config = recipe(checkpoint_every=1, keep=9)
-    whole = trained_once(config, toys.token_data())
+    whole = trained_once(recipe(), toys.token_data())
     parts = cut_at(whole.workdir.path, tmp_path / "parts", stop)
-    resumed = run(config, toys.token_data(), parts)
+    resumed = run(recipe(), toys.token_data(), parts)
     assert toys.difference(whole.step.net, resumed.step.net) == 0
 
 
