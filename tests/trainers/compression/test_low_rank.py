@@ -11,7 +11,7 @@ from keras import layers
 import zoo
 from tests import toys
 from tests.trainers.compression.small_cnn import recipe
-from tests.trainers.train.test_resume import Interrupted, StopAt, assert_same_end
+from tests.trainers.train.test_resume import assert_same_end, cut_at
 from trainers.compression import low_rank
 from trainers.compression.decomposition import Kernel, kernel_of
 from trainers.compression.prune import sparsities
@@ -194,8 +194,7 @@ def test_the_trainer_starts_from_the_products_and_resumes_exactly(run, tmp_path,
     loaded = zoo.load(tmp_path / "low")
     assert toys.difference(loaded, end.step.net) == 0
     assert {x.path: x.ranks for x in low_rank.products(loaded)} == expected
-    with pytest.raises(Interrupted):
-        run(recipe("low_rank", settings), data, tmp_path / "parts", callbacks=[StopAt(7)])
+    cut_at(tmp_path / "low", tmp_path / "parts", 5)
     # The ranks are stored in the run, so a changed source model does not matter.
     (tmp_path / "whole" / "model.keras").unlink()
     run(recipe("low_rank", settings), data, tmp_path / "parts")

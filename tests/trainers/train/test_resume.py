@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -55,6 +56,21 @@ def last_arrays(workdir):
     number, path = checkpoint.list_checkpoints(workdir / "checkpoints")[-1]
     header, arrays = checkpoint.read(path)
     return number, header["paths"], arrays
+
+
+def cut_at(whole, parts, step):
+    """Copies the work directory of a finished run as a kill after the checkpoint of `step` left it.
+
+    For tests of what a resumed run restores: an interrupted run writes the same files.
+    """
+    shutil.copytree(whole, parts)
+    for number, path in checkpoint.list_checkpoints(parts / "checkpoints"):
+        if number > step:
+            path.unlink()
+    assert last_arrays(parts)[0] == step
+    for name in ("model.keras", "report.html"):
+        (parts / name).unlink()
+    return parts
 
 
 def assert_same_end(one, other):

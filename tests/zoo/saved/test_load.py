@@ -1,5 +1,6 @@
 """Work directories open in a new process without imports of their layers, with equal outputs."""
 
+import functools
 import subprocess
 import sys
 
@@ -23,9 +24,14 @@ for folder, model in zip(sys.argv[1:], models):
 """
 
 
+@functools.lru_cache(1)  # the folders of a row follow each other
+def tiny_model(name):
+    return TinyModel(registry.entry(name))
+
+
 def write_outputs(folder, model, name):
-    row = registry.entry(str(folder).rpartition("/")[2].rpartition("-")[0])
-    outputs = TinyModel(row).outputs(model)
+    row_name = str(folder).rpartition("/")[2].rpartition("-")[0]
+    outputs = tiny_model(row_name).outputs(model)
     np.savez(f"{folder}/{name}.npz", *(np.asarray(x, "float32") for x in outputs))
 
 
