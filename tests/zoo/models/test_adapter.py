@@ -34,6 +34,9 @@ EXPECTED = {
     ),
     "bert": ("", False, {BLOCKS: 2}),
     "longformer": ("", False, {BLOCKS: 2}),
+    "encoder": ("", False, {BLOCKS: 2}),
+    "electra": ("", False, {BLOCKS: 4}),  # those of the generator and of the discriminator
+    "linear": ("", False, {}),
     "cnn": ("", True, {}),
     "gan": ("", False, {}),
     "transfer": ("", True, {}),
