@@ -39,5 +39,5 @@ def _classification(evaluation: Evaluation, notes: list[str]) -> dict | None:
     try:
         return sections.classification(evaluation)
     except Exception as error:  # NumPy and Pillow raise many types for arrays that are not images
-        notes.append(f"{evaluation.split}.npz could not be drawn: {short(error)}")
+        notes.append(f"the evaluation of {evaluation.split} could not be drawn: {short(error)}")
         return None
