@@ -1,7 +1,7 @@
-"""zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: labels of your own data.
+"""zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: predictions for your own data.
 
-The model of WORKDIR labels images or texts, whatever it was trained on. A file or a row that cannot
-be read is named on stderr, the others are predicted, and the exit status is 1.
+The model of WORKDIR labels images or texts, or answers questions. A file or a row that cannot be
+read is named on stderr, the others are predicted, and the exit status is 1.
 
 Images are converted to gray or RGB and resized to the input of the model. The digits of MNIST are
 white on black: pass --invert for dark digits on light paper.
@@ -10,13 +10,18 @@ A file of texts is .txt (one text per line), .csv, .tsv, .jsonl or .parquet with
 the training data or --columns=a,b; - reads lines from standard input. The output is a table with
 the texts, and the label and its probability, or the value if the model predicts numbers. Of any
 number of labels, those with a probability above 0.5 are printed, separated by |.
+
+A file of questions has the columns question and context. The output has up to five answers per
+question, best first, each with its share in the probability of all answers and its place in the
+context.
 """
 
 import contextlib
 import csv
+import itertools
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trainers.cli.common import FAILED, LOG, Flags, run
@@ -29,8 +34,10 @@ _FLAGS = Flags()
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _INVERT = _FLAGS.boolean("invert", False, "Invert the brightness of the images.")
 _COLUMNS = _FLAGS.string("columns", None, "Text columns of the files, separated by commas.")
-_OUT = _FLAGS.string("out", None, "Table of texts to write, .csv or .tsv; default: TSV on stdout.")
+_OUT = _FLAGS.string("out", None, "Table to write, .csv or .tsv; default: TSV on stdout.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
+
+_QUESTIONS = 64  # that are answered at a time
 
 
 def command(argv) -> int:
@@ -38,14 +45,15 @@ def command(argv) -> int:
     words, _ = _FLAGS.parse(argv, __doc__, at_least=2)
     from trainers.run.workdir import read_config
 
-    is_of_texts = read_config(words[0])["config"]["task"]["name"] == "text_classification"
-    return (_predict_texts if is_of_texts else _predict_images)(words[0], words[1:])
+    task = read_config(words[0])["config"]["task"]["name"]
+    predict = {"text_classification": _predict_texts, "qa": _answer}.get(task, _predict_images)
+    return predict(words[0], words[1:])
 
 
-def _refuse_flags(flags, kind: str) -> None:
+def _refuse_flags(flags: Iterable, unit: str) -> None:
     for flag in flags:
         if flag.present:
-            raise UsageError(f"The model labels {kind}: --{flag.name} is not supported.")
+            raise UsageError(f"--{flag.name} is not supported for a model of {unit}.")
 
 
 def _predict_images(workdir: str, files: list[str]) -> int:
@@ -71,49 +79,97 @@ def _predict_texts(workdir: str, files: list[str]) -> int:
     from trainers.evaluation.predict_texts import TextPredictor
 
     _refuse_flags((_INVERT,), "texts")
+    columns = [name.strip() for name in (_COLUMNS.value or "").split(",") if name.strip()]
+    out, refuse = _out(), _Refusals()
+    predictor = TextPredictor(workdir, columns, _CHECKPOINT.value)
+    rows = predictor(files, refuse)
+    outputs = (
+        (
+            [[*texts, *map(_cell, values)]],
+            {"texts": texts, **dict(zip(predictor.fields, values, strict=True))},
+        )
+        for texts, values in rows
+    )
+    _write(out, [*predictor.columns, *predictor.fields], outputs, "texts")
+    return refuse.status
+
+
+def _answer(workdir: str, files: list[str]) -> int:
+    """Writes the best answers to each question."""
+    from trainers.evaluation.answer import Answerer
+    from trainers.evaluation.predict_texts import read_rows
+    from zoo.saved.workdir import model_path
+
+    _refuse_flags((_INVERT, _COLUMNS), "questions")
+    out, refuse = _out(), _Refusals()
+    model_path(workdir, _CHECKPOINT.value)
+    rows = read_rows(files, ("question", "context"), refuse)
+    keys = ("text", "score", "start", "end")
+
+    def outputs():
+        answerer = None
+        while pairs := list(itertools.islice(rows, _QUESTIONS)):
+            answerer = answerer or Answerer(workdir, _CHECKPOINT.value)
+            for (question, _), answers in zip(pairs, answerer.answer_all(pairs), strict=True):
+                lines = [[question, *(_cell(row[key]) for key in keys)] for row in answers]
+                yield lines, {"question": question, "answers": answers}
+
+    _write(out, ["question", "answer", "score", "start", "end"], outputs(), "questions")
+    return refuse.status
+
+
+class _Refusals:
+    """Logs errors; the exit status is 1 after the first one."""
+
+    status = 0
+
+    def __call__(self, error) -> None:
+        self.status = FAILED
+        LOG.error(f"error: {error}")
+
+
+def _out() -> Path | None:
+    """Returns the path of the table to write, None for stdout; raises `UsageError`."""
     out = Path(_OUT.value) if _OUT.value is not None else None
     if out and (out.suffix not in (".csv", ".tsv") or out.is_dir() or not out.parent.is_dir()):
         raise UsageError(f"--out must be a .csv or .tsv file in a folder that exists: {out}.")
     if out and _JSON.value:
         raise UsageError("--json prints: set --json or --out, not both.")
-    columns = [name.strip() for name in (_COLUMNS.value or "").split(",") if name.strip()]
-    predictor = TextPredictor(workdir, columns, _CHECKPOINT.value)
-    status = 0
+    return out
 
-    def refuse(error):
-        nonlocal status
-        status = FAILED
-        LOG.error(f"error: {error}")
 
-    rows = predictor(files, refuse)
+def _write(out: Path | None, head: list[str], rows: Iterable[tuple], unit: str) -> None:
+    """Writes predictions one by one, so that memory is bounded.
+
+    Args:
+      out: result of `_out`.
+      head: names of the columns of the table.
+      rows: the lines of the table and the JSON object of each prediction.
+      unit: plural noun for the progress.
+    """
     if out or not sys.stdout.isatty():  # a bar among printed rows would be unreadable
-        rows = progress(rows, title="predict", unit="texts")
+        rows = progress(rows, title="predict", unit=unit)
     if _JSON.value:
-        _print_json(predictor, rows)
-    else:
-        with atomic(out, "w") if out else contextlib.nullcontext(sys.stdout) as file:
-            _write_table(predictor, rows, file, "," if out and out.suffix == ".csv" else "\t")
-    return status
+        _print_json(row for _, row in rows)
+        return
+    with atomic(out, "w") if out else contextlib.nullcontext(sys.stdout) as file:
+        delimiter = "," if out and out.suffix == ".csv" else "\t"
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(head)
+        for lines, _ in rows:
+            writer.writerows(lines)
 
 
-def _write_table(predictor, rows: Iterable, file, delimiter: str) -> None:
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    writer.writerow([*predictor.columns, *predictor.fields])
-    for texts, values in rows:
-        writer.writerow([*texts, *map(_cell, values)])
-
-
-def _cell(value) -> str:
+def _cell(value) -> str | int | None:
     if isinstance(value, list):
         return SEPARATOR.join(map(_cell, value))
-    return value if isinstance(value, str) else f"{value:.4f}"
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
-def _print_json(predictor, rows: Iterable) -> None:
-    """Prints a JSON list row by row, so that memory is bounded."""
+def _print_json(rows: Iterator[dict]) -> None:
+    """Prints a JSON list."""
     separator = "["
-    for texts, values in rows:
-        row = {"texts": texts, **dict(zip(predictor.fields, values, strict=True))}
+    for row in rows:
         print(f"{separator}\n  {json.dumps(row, ensure_ascii=False)}", end="")
         separator = ","
     print("[]" if separator == "[" else "\n]")

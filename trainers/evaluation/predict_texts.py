@@ -64,7 +64,7 @@ class TextPredictor:
     def __call__(
         self, sources: Iterable[str], refuse: Callable[[RunError], None]
     ) -> Iterator[tuple[tuple[str, ...], tuple]]:
-        """Yields the texts and the predicted values of each row, in order.
+        """Returns an iterator over the texts and the predicted values of each row, in order.
 
         The files are read and predicted in chunks, so memory is bounded.
 
@@ -73,17 +73,9 @@ class TextPredictor:
           refuse: function that gets the error of each row and each file that cannot be read.
 
         Raises:
-          UsageError: if the name or the columns of a file are wrong. The check precedes all
-            predictions.
+          UsageError: if the name or the columns of a file are wrong, before any row is read.
         """
-        files = []
-        for source in sources:
-            try:
-                files.append(UnlabeledTexts(source, self.columns, refuse))
-            except RunError as error:
-                refuse(error)
-        rows = itertools.chain.from_iterable(_readable(file, refuse) for file in files)
-        return self._predicted(rows)
+        return self._predicted(read_rows(sources, self.columns, refuse))
 
     def _predicted(self, rows: Iterator) -> Iterator[tuple]:
         for chunk in _chunks(rows):
@@ -152,6 +144,28 @@ def _trained_columns(workdir: str, saved_config: dict) -> tuple[str, ...]:
             f"{workdir}/config.json is damaged: {TEXT_COLUMNS!r} is {short(repr(columns))}."
         )
     return tuple(columns)
+
+
+def read_rows(
+    sources: Iterable[str], columns: Sequence[str], refuse: Callable[[RunError], None]
+) -> Iterator[tuple[str, ...]]:
+    """Returns an iterator over the rows of several files; see `UnlabeledTexts`.
+
+    Args:
+      sources: files.
+      columns: names of the text columns.
+      refuse: function that gets the error of each row and each file that cannot be read.
+
+    Raises:
+      UsageError: if the name or the columns of a file are wrong, before any row is read.
+    """
+    files = []
+    for source in sources:
+        try:
+            files.append(UnlabeledTexts(source, columns, refuse))
+        except RunError as error:
+            refuse(error)
+    return itertools.chain.from_iterable(_readable(file, refuse) for file in files)
 
 
 def _readable(file: UnlabeledTexts, refuse) -> Iterator[tuple[str, ...]]:

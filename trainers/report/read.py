@@ -33,7 +33,8 @@ class Evaluation:
       split: name of the split.
       summary: content of SPLIT.json: metrics, number of examples, weights.
       arrays: content of SPLIT.npz: labels, predictions, worst mistakes, heat maps.
-      samples: content of SPLIT_samples.json: translations, or the texts of a classifier.
+      samples: content of SPLIT_samples.json: translations, answered questions, or the texts of a
+        classifier.
     """
 
     split: str

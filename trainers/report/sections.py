@@ -115,11 +115,15 @@ def classification(evaluation: Evaluation) -> dict | None:
 
 
 def translations(evaluation: Evaluation) -> dict:
-    """Returns `head` and `rows` of a table of the first samples; `more` counts the others."""
-    rows = evaluation.samples[:_MAX_SAMPLES]
+    """Returns `head` and `rows` of a table of the first samples; `more` counts the others.
+
+    Samples of questions and of classified texts have their own sections.
+    """
+    samples = [row for row in evaluation.samples if not row.keys() & {"context", "texts"}]
+    rows = samples[:_MAX_SAMPLES]
     names = [name for name in ("source", "prediction", "reference") if rows and name in rows[0]]
     cells = [[row.get(name, "") for name in names] for row in rows if names]
-    return {"head": names, "rows": cells, "more": len(evaluation.samples) - len(rows)}
+    return {"head": names, "rows": cells, "more": len(samples) - len(rows)}
 
 
 def events(run: Run) -> list[list]:

@@ -328,7 +328,7 @@ def test_predict_of_unreadable_files_alone_loads_no_model(
 def test_flags_of_texts_are_refused_for_images(trained, zoo_command):
     answer = zoo_command("predict", trained[0], "a.png", "--columns=a")
     assert answer.status == 2
-    assert "The model labels images: --columns is not supported" in answer.one_line()
+    assert "--columns is not supported for a model of images" in answer.one_line()
 
 
 def test_load_takes_the_final_and_the_best(trained):

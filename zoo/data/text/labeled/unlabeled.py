@@ -29,7 +29,8 @@ class UnlabeledTexts:
         is blank.
 
     Raises:
-      UsageError: if the name has another ending, lines shall be pairs, or a column does not exist.
+      UsageError: if the name has another ending, a line would need two texts, or a column does not
+        exist.
       RunError: if the file cannot be read.
     """
 
@@ -42,8 +43,8 @@ class UnlabeledTexts:
             self._table = _lines(source, columns, refuse)
         else:
             raise UsageError(
-                f"The model classifies pairs of texts, {' and '.join(columns)}, which "
-                f"{', '.join(f'.{kind}' for kind in KINDS)} files have. Received: {source}."
+                f"The model requires two texts per row, {' and '.join(columns)}: a file "
+                f"{', '.join(f'.{kind}' for kind in KINDS)}. Received: {source}."
             )
         for column in columns:
             if column not in self._table.columns:
