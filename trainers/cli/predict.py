@@ -18,7 +18,6 @@ context.
 
 import contextlib
 import csv
-import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -36,8 +35,6 @@ _INVERT = _FLAGS.boolean("invert", False, "Invert the brightness of the images."
 _COLUMNS = _FLAGS.string("columns", None, "Text columns of the files, separated by commas.")
 _OUT = _FLAGS.string("out", None, "Table to write, .csv or .tsv; default: TSV on stdout.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
-
-_QUESTIONS = 64  # that are answered at a time
 
 
 def command(argv) -> int:
@@ -97,7 +94,7 @@ def _predict_texts(workdir: str, files: list[str]) -> int:
 def _answer(workdir: str, files: list[str]) -> int:
     """Writes the best answers to each question."""
     from trainers.evaluation.answer import Answerer
-    from trainers.evaluation.predict_texts import read_rows
+    from trainers.evaluation.predict_texts import chunks, read_rows
     from zoo.saved.workdir import model_path
 
     _refuse_flags((_INVERT, _COLUMNS), "questions")
@@ -108,7 +105,7 @@ def _answer(workdir: str, files: list[str]) -> int:
 
     def outputs():
         answerer = None
-        while pairs := list(itertools.islice(rows, _QUESTIONS)):
+        for pairs in chunks(rows):
             answerer = answerer or Answerer(workdir, _CHECKPOINT.value)
             for (question, _), answers in zip(pairs, answerer.answer_all(pairs), strict=True):
                 lines = [[question, *(_cell(row[key]) for key in keys)] for row in answers]

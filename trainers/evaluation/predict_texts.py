@@ -16,7 +16,7 @@ from zoo.saved.workdir import model_path, read_tokenizer
 from zoo.start import start_tensorflow
 
 _BATCH = 64
-_CHUNK_ROWS, _CHUNK_CHARACTERS = 1024, 1 << 22  # read, sorted by length and predicted at a time
+_CHUNK_ROWS, _CHUNK_CHARACTERS = 1024, 1 << 22  # that are read and predicted at a time
 
 
 class TextPredictor:
@@ -78,7 +78,7 @@ class TextPredictor:
         return self._predicted(read_rows(sources, self.columns, refuse))
 
     def _predicted(self, rows: Iterator) -> Iterator[tuple]:
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows):
             if self._model is None:
                 self._load()
             yield from zip(chunk, self._values(self._logits(chunk)), strict=True)
@@ -176,7 +176,8 @@ def _readable(file: UnlabeledTexts, refuse) -> Iterator[tuple[str, ...]]:
         refuse(error)
 
 
-def _chunks(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+def chunks(rows: Iterator[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    """Yields lists of rows with a bounded number of characters."""
     chunk, characters = [], 0
     for row in rows:
         chunk.append(row)

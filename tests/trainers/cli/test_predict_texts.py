@@ -121,7 +121,7 @@ def test_every_kind_of_file_gets_the_predictions_of_the_model(run, tmp_path, zoo
         assert float(row[2]) == pytest.approx(probability, abs=1e-3)
 
 
-def test_rows_keep_their_order_across_chunks(run, tmp_path, zoo_command, monkeypatch):
+def test_rows_keep_their_order_acrosschunks(run, tmp_path, zoo_command, monkeypatch):
     monkeypatch.setattr(predict_texts, "_CHUNK_ROWS", 7)
     monkeypatch.setattr(predict_texts, "_BATCH", 3)
     texts = ["good " * (i % 5) + ("film" if i % 3 else "bad") for i in range(40)]
@@ -136,11 +136,11 @@ def test_the_output_is_written_while_a_file_is_read(run, tmp_path, monkeypatch):
     """A chunk is predicted before the next one is read, so memory is bounded."""
     monkeypatch.setattr(predict_texts, "_CHUNK_ROWS", 5)
     read = []
-    rows = predict_texts._chunks((str(i),) for i in range(100) if not read.append(i))
+    rows = predict_texts.chunks((str(i),) for i in range(100) if not read.append(i))
     next(rows)
     assert len(read) == 5
     monkeypatch.setattr(predict_texts, "_CHUNK_CHARACTERS", 10)
-    assert [len(chunk) for chunk in predict_texts._chunks(iter([("a" * 6,)] * 4))] == [2, 2]
+    assert [len(chunk) for chunk in predict_texts.chunks(iter([("a" * 6,)] * 4))] == [2, 2]
 
 
 def test_standard_input_and_quoted_cells(run, tmp_path, zoo_command, monkeypatch):

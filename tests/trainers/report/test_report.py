@@ -398,6 +398,7 @@ def test_a_file_cut_short_becomes_a_note_and_the_rest_stands(tmp_path, name, kee
         ({"predictions": np.zeros(10)}, "must be integers"),
         ({"worst_index": np.array([10])}, "must be from 0 to "),
         ({"worst_probabilities": np.zeros((1, 2))}, "must match the 3 classes"),
+        ({"confidences": np.zeros(9)}, "must have the shape of labels"),
         ({"class_names": np.array(["a", None], dtype=object)}, "pickle"),
         ({"class_names": np.arange(2001).astype(str)}, "2,001 classes"),
         ({"class_names": np.frombuffer(b"\xff" * 12, "<U1")}, "maximum character"),
