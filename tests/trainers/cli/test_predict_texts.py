@@ -125,6 +125,7 @@ def test_rows_keep_their_order_acrosschunks(run, tmp_path, zoo_command, monkeypa
     monkeypatch.setattr(predict_texts, "_CHUNK_ROWS", 7)
     monkeypatch.setattr(predict_texts, "_BATCH", 3)
     texts = ["good " * (i % 5) + ("film" if i % 3 else "bad") for i in range(40)]
+    texts.append("good " * 20 + "bad " * 40)  # the end does not fit in the model's positions
     rows = table(zoo_command("predict", run, write(tmp_path, ".txt", texts)).out)[1:]
     assert [row[0] for row in rows] == texts
     wanted = expected(run, texts)
