@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from zoo import keras_internals
 from zoo.layers.low_rank import LowRankEmbedding
+from zoo.models.linear import HashedNgrams
 
 _BATCH = 16
 
@@ -23,7 +24,8 @@ def attributions(
 
     The contribution of a token is the product of its embedding and the gradient of the class's
     logit, summed over C. For a model that is linear in the embeddings, the contributions add up to
-    the logit without the bias.
+    the logit without the bias. For embedded n-grams, the contribution of an n-gram is distributed
+    over its tokens.
 
     Args:
       model: a Functional model from "tokens" and other inputs to logits (N, K).
@@ -51,11 +53,13 @@ def attributions(
         return tf.reduce_sum(gradient * tf.cast(vectors, tf.float32), -1).numpy()
 
     starts = range(0, len(classes), _BATCH)
-    return np.concatenate([batch(slice(start, start + _BATCH)) for start in starts])
+    result = np.concatenate([batch(slice(start, start + _BATCH)) for start in starts])
+    source = _embedded_source(tensor)
+    return source.over_tokens(result) if isinstance(source, HashedNgrams) else result
 
 
 def embedded_tokens(model: keras.Model):
-    """Returns the symbolic tensor (B, T, C) of a model's graph that embeds "tokens", or None."""
+    """Returns the tensor of a model's graph that embeds "tokens" or their n-grams, or None."""
     if not keras_internals.is_graph(model):
         return None
     seen, pending = set(), list(model.outputs)
@@ -66,11 +70,15 @@ def embedded_tokens(model: keras.Model):
         seen.add(id(tensor))
         layer, tensors = keras_internals.origin(tensor)
         pending += tensors
-        if isinstance(layer, (keras.layers.Embedding, LowRankEmbedding)) and _is_tokens(tensors[0]):
-            return tensor
+        if isinstance(layer, (keras.layers.Embedding, LowRankEmbedding)):
+            source = _embedded_source(tensor)
+            is_input = isinstance(source, keras.layers.InputLayer) and tensors[0].name == "tokens"
+            if is_input or isinstance(source, HashedNgrams):
+                return tensor
     return None
 
 
-def _is_tokens(tensor) -> bool:
-    layer, _ = keras_internals.origin(tensor)
-    return isinstance(layer, keras.layers.InputLayer) and tensor.name == "tokens"
+def _embedded_source(tensor):
+    """Returns the layer whose output an embedding takes, for the output of the embedding."""
+    _, inputs = keras_internals.origin(tensor)
+    return keras_internals.origin(inputs[0])[0]

@@ -41,10 +41,29 @@ def test_a_linear_model_is_explained_exactly():
     np.testing.assert_allclose(actual.sum(1), chosen - bias[classes], atol=1e-5)
 
 
+def test_scores_of_ngrams_go_to_their_tokens():
+    model = zoo.build("linear_text", num_classes=3, buckets=512, ngrams=2)
+    generator = np.random.default_rng(1)
+    model.set_weights([generator.normal(size=weight.shape) for weight in model.weights])
+    inputs, classes = rows(), np.array([2, 0, 1])
+    inputs["types"] = np.zeros_like(inputs["types"])  # the overlap of two texts has no tokens
+    actual = attributions(model, inputs, classes)
+    bias = model.get_weights()[-1]
+    chosen = logits(model, inputs)[np.arange(3), classes]
+    np.testing.assert_allclose(actual.sum(1), chosen - bias[classes], atol=1e-5)
+    assert not actual[inputs["tokens"] < 6].any()
+    # The score of a token changes with its own n-grams alone.
+    changed = {key: value.copy() for key, value in inputs.items()}
+    changed["tokens"][:, 1] = 6 + (changed["tokens"][:, 1] - 5) % 10
+    difference = np.abs(attributions(model, changed, classes) - actual) > 1e-6
+    assert difference[:, 1:3].all()
+    assert not difference[:, 3:].any()
+
+
 # Families, and whether their outputs are smooth functions of the embeddings.
 _FAMILIES = {
     "encoder_nano": True, "bert_tiny": True, "gpt_nano": True, "llama_nano": True,
-    "lstm_generator": True, "longformer_nano": True, "reformer_nano": False,
+    "lstm_generator": True, "longformer_nano": True, "electra_nano": True, "reformer_nano": False,
 }  # fmt: skip
 
 
