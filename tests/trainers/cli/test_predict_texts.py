@@ -121,7 +121,7 @@ def test_every_kind_of_file_gets_the_predictions_of_the_model(run, tmp_path, zoo
         assert float(row[2]) == pytest.approx(probability, abs=1e-3)
 
 
-def test_rows_keep_their_order_acrosschunks(run, tmp_path, zoo_command, monkeypatch):
+def test_rows_keep_their_order_across_chunks(run, tmp_path, zoo_command, monkeypatch):
     monkeypatch.setattr(predict_texts, "_CHUNK_ROWS", 7)
     monkeypatch.setattr(predict_texts, "_BATCH", 3)
     texts = ["good " * (i % 5) + ("film" if i % 3 else "bad") for i in range(40)]
