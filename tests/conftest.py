@@ -76,11 +76,12 @@ def devices():
 
 @pytest.fixture(scope="session", autouse=True)
 def without_curves():
-    """Replaces the curves of reports by empty plots: drawing them takes a fifth of a short run."""
+    """Replaces plots of reports by empty ones: drawing them takes a fifth of a short run."""
     from trainers.report import figures
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "line_plot", lambda lines, name: "<svg></svg>")
+        patch.setattr(figures, "calibration", lambda bins, name: "<svg></svg>")
         yield
 
 

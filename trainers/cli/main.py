@@ -6,7 +6,7 @@
   zoo prepare RECIPE       convert raw web pages to training records
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     compute the metrics of a trained model
-  zoo predict WORKDIR FILE ...   classify images
+  zoo predict WORKDIR FILE ...   label images or texts, answer questions
   zoo generate WORKDIR     generate text or images
   zoo compress METHOD WORKDIR    make a smaller model
   zoo export WORKDIR       write a file for TensorFlow, LiteRT, ONNX or Keras

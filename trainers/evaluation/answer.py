@@ -1,5 +1,6 @@
 """Answers questions about any text with the model of a work directory."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,22 +67,34 @@ class Answerer:
         Raises:
           UsageError: if the question or the context is empty, or `count` is not positive.
         """
-        # Loads TensorFlow.
-        question_answers = registry.resolve("zoo.generation.answers:question_answers")
         for name, text in (("question", question), ("context", context)):
             if not text.strip():
                 raise UsageError(f"The {name} must not be empty. Received: {text!r}.")
         if count < 1:
             raise UsageError(f"count must be positive. Received: {count}.")
+        return self.answer_all([(question, context)], count)[0]
+
+    def answer_all(self, pairs: Sequence[tuple[str, str]], count: int = 5) -> list[list[dict]]:
+        """Returns the answers to each of N pairs (question, context), which must not be blank."""
+        # Loads TensorFlow.
+        question_answers = registry.resolve("zoo.generation.answers:question_answers")
         task = self._task
-        questions = [Question("question", "", question, context, ())]
-        (arrays,) = question_rows(
-            questions, self._tokenizer, self._config["data"]["sequence_length"], task.stride,
-            task.max_question,
+        questions = [Question(str(i), "", *pair, ()) for i, pair in enumerate(pairs)]
+        windows = list(
+            question_rows(
+                questions, self._tokenizer, self._config["data"]["sequence_length"], task.stride,
+                task.max_question,
+            )
         )  # fmt: skip
-        (answers,) = question_answers(
-            self._model, arrays, questions, self._tokenizer, task.max_answer
-        )
+        arrays = {key: np.concatenate([rows[key] for rows in windows]) for key in windows[0]}
+        return [
+            self._ranked(answers, count)
+            for answers in question_answers(
+                self._model, arrays, questions, self._tokenizer, task.max_answer
+            )
+        ]
+
+    def _ranked(self, answers, count: int) -> list[dict]:
         rows = [(span.score, span.text, span.start, span.end) for span in answers.spans]
         if self._may_have_none:
             rows.append((answers.null_score - self._threshold, "", None, None))

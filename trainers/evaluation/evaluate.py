@@ -9,6 +9,7 @@ import tensorflow as tf
 from trainers.distributed.strategy import distribute, gather_results
 from trainers.evaluation.grad_cam import choose, grad_cam
 from trainers.evaluation.means import Means, evaluate_batch
+from trainers.evaluation.text_samples import text_samples
 from zoo.data.pipeline import evaluation_batches
 from zoo.errors import RunError
 from zoo.formatting import number
@@ -107,8 +108,9 @@ def write_evaluation(
       checkpoint: "final" or "best".
       predictions: result of an `Evaluator`.
       dataset: dataset with the split.
-      samples: rows of `Task.evaluate_split`, such as translations.
-      model: classifier to compute heat maps of images for SPLIT.npz, or None.
+      samples: rows of `Task.evaluate_split`, such as translations. Those of a text classifier are
+        computed here, see `text_samples`.
+      model: classifier to compute heat maps of images and attributions of tokens, or None.
     """
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -125,21 +127,30 @@ def write_evaluation(
             "metrics": result.metrics,
         },
     )
+    if "probabilities" in predictions:
+        path = folder / f"{name}.npz"
+        samples = _write_classification(path, predictions, dataset, arrays, model) or samples
     if samples:
         write_json(folder / f"{name}_samples.json", samples)
-    if "probabilities" not in predictions:
-        return
+
+
+def _write_classification(path, predictions, dataset, arrays, model) -> list[dict]:
+    """Writes SPLIT.npz; returns the samples of texts, [] for images."""
     probabilities = predictions["probabilities"].astype(np.float32)
     labels, predicted = predictions["labels"], probabilities.argmax(-1)
     confidence = probabilities.max(-1)
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:36]
-    inputs = {}
+    inputs, samples = {}, []
     if "image" in arrays:
         inputs["worst_inputs"] = arrays["image"][worst]
         if model is not None:
             inputs |= _heat_maps(model, arrays["image"], labels, probabilities, worst)
-    with atomic(folder / f"{name}.npz") as file:
+    elif "tokens" in arrays and dataset.tokenizer is not None:
+        samples = text_samples(
+            model, dataset.tokenizer, arrays, dataset.class_names, probabilities, worst
+        )
+    with atomic(path) as file:
         np.savez_compressed(
             file,
             labels=labels,
@@ -150,6 +161,7 @@ def write_evaluation(
             worst_probabilities=probabilities[worst],
             **inputs,
         )
+    return samples
 
 
 def _heat_maps(model, images, labels, probabilities, worst) -> dict[str, np.ndarray]:

@@ -86,6 +86,24 @@ def matrix(shares: np.ndarray, name: str) -> str:
     return _svg(figure, axes, name)
 
 
+def calibration(bins: list[tuple[float, float, int]], name: str) -> str:
+    """Draws the accuracy of bins of predictions over their confidence, with the diagonal.
+
+    Args:
+      bins: (mean confidence, accuracy, number of predictions) of each bin.
+      name: name of the plot, unique in the page.
+    """
+    figure, axes = _axes(4.2, 4.2)
+    axes.plot([0, 1], [0, 1], color=_COLORS["validation"], linewidth=1.2)
+    confidence, accuracy, counts = np.array(bins).T
+    sizes = 12 + 180 * counts / counts.max()
+    axes.plot(confidence, accuracy, color=_COLORS["training"], linewidth=1.2)
+    axes.scatter(confidence, accuracy, sizes, color=_COLORS["training"])
+    axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel="confidence", ylabel="accuracy")
+    _grid(axes)
+    return _svg(figure, axes, name)
+
+
 def image(pixels: np.ndarray) -> str:
     """Returns pixels (H, W) or (H, W, C), uint8 or float in [0, 1], as data URI of a PNG."""
     from PIL import Image

@@ -33,7 +33,8 @@ class Evaluation:
       split: name of the split.
       summary: content of SPLIT.json: metrics, number of examples, weights.
       arrays: content of SPLIT.npz: labels, predictions, worst mistakes, heat maps.
-      samples: content of SPLIT_samples.json: one translation per row.
+      samples: content of SPLIT_samples.json: translations, answered questions, or the texts of a
+        classifier.
     """
 
     split: str
@@ -237,6 +238,9 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"heat_maps {maps.shape} and heat_inputs {inputs.shape} must have equal shapes"
             )
+    confidences = arrays.get("confidences", labels)
+    if confidences.shape != labels.shape:
+        raise ValueError(f"confidences {confidences.shape} must have the shape of labels")
     probabilities = arrays.get("worst_probabilities")
     if probabilities is not None and probabilities.shape[1:] != names.shape:
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from trainers.report import figures
 from trainers.report.read import Evaluation, Run, to_float
+from trainers.report.uncertainty import BINS, accuracy_interval, calibration_bins
 from zoo.formatting import duration
 
 _NOT_METRICS = {"step", "epoch", "seconds", "skipped_steps", "goodput"}
@@ -19,6 +20,9 @@ _RATE = "_per_second"
 _MAX_SAMPLES = 200
 _MAX_TABLE_CLASSES = 20  # number of classes up to which the confusion matrix is a table of numbers
 _MAX_MISTAKES = 36  # the number that an evaluation stores
+_MAX_TEXTS = 50  # mistakes, and correct predictions of ten classes
+_WEAK = 0.05  # share of the largest attribution of a text up to which a token has no color
+_OPACITY = 0.6  # of the strongest color behind a token, which must be readable
 _MAX_PLOTS = 60  # limit for metrics and for rates: each plot takes 30 ms
 _SMALL_IMAGE = 64  # pixels per side up to which the page shows images without interpolation
 
@@ -95,6 +99,8 @@ def classification(evaluation: Evaluation) -> dict | None:
         "names": names,
         "drawing": figures.matrix(shares, f"confusion {evaluation.split}") if is_drawing else None,
         "accuracy": float(np.trace(counts) / counts.sum()),
+        "interval": accuracy_interval(labels == predictions),
+        "calibration": _calibration(evaluation),
         "counts": counts.tolist(),
         "shares": shares.tolist(),
         "scores": [
@@ -104,15 +110,20 @@ def classification(evaluation: Evaluation) -> dict | None:
         ],
         "mistakes": _mistakes(arrays, names),
         "heat_maps": _heat_maps(arrays, names),
+        "texts": _texts(evaluation.samples),
     }
 
 
 def translations(evaluation: Evaluation) -> dict:
-    """Returns `head` and `rows` of a table of the first samples; `more` counts the others."""
-    rows = evaluation.samples[:_MAX_SAMPLES]
+    """Returns `head` and `rows` of a table of the first samples; `more` counts the others.
+
+    Samples of questions and of classified texts have their own sections.
+    """
+    samples = [row for row in evaluation.samples if not row.keys() & {"context", "texts"}]
+    rows = samples[:_MAX_SAMPLES]
     names = [name for name in ("source", "prediction", "reference") if rows and name in rows[0]]
     cells = [[row.get(name, "") for name in names] for row in rows if names]
-    return {"head": names, "rows": cells, "more": len(evaluation.samples) - len(rows)}
+    return {"head": names, "rows": cells, "more": len(samples) - len(rows)}
 
 
 def events(run: Run) -> list[list]:
@@ -261,6 +272,50 @@ def _mistakes(arrays: dict, names: list[str]) -> list[dict]:
         _example(arrays, names, index, pixels, probabilities)
         for index, pixels, probabilities in _first_rows(arrays, keys)
     ]
+
+
+def _calibration(evaluation: Evaluation) -> dict | None:
+    """Returns the drawing and the error of a split's calibration; None without confidences."""
+    confidences = evaluation.arrays.get("confidences", np.zeros(0))
+    if not confidences.size or not np.isfinite(confidences).all():
+        return None
+    correct = evaluation.arrays["labels"] == evaluation.arrays["predictions"]
+    bins, error = calibration_bins(confidences, correct)
+    name = f"calibration {evaluation.split}"
+    return {"drawing": figures.calibration(bins, name), "error": error, "bins": BINS}
+
+
+def _texts(samples: list[dict]) -> list[dict]:
+    """Returns the texts of a classifier, see `trainers.evaluation.text_samples`.
+
+    Returns:
+      Dicts with the classes and probabilities as text, `correct`, and `texts`: lists of (piece,
+      kind, opacity of its color), where the kind is "right" or "wrong" for a piece that supports or
+      opposes the prediction, and "" for a weak one.
+    """
+    rows = []
+    for sample in [sample for sample in samples if "texts" in sample][:_MAX_TEXTS]:
+        texts = [[(str(piece), float(x)) for piece, x in text] for text in sample["texts"]]
+        largest = max((abs(x) for text in texts for _, x in text), default=0.0)
+        largest = largest if math.isfinite(largest) and largest else math.inf
+        rows.append(
+            {
+                "index": count(sample["example"]),
+                "true": str(sample["label"]),
+                "predicted": str(sample["prediction"]),
+                "correct": sample["label"] == sample["prediction"],
+                "shares": [
+                    f"{to_float(sample[key]):.1%}" for key in ("label_probability", "probability")
+                ],
+                "texts": [[_colored(piece, x / largest) for piece, x in text] for text in texts],
+            }
+        )
+    return rows
+
+
+def _colored(piece: str, share: float) -> tuple[str, str, str]:
+    kind = "right" if share > _WEAK else "wrong" if share < -_WEAK else ""
+    return piece, kind, f"{_OPACITY * min(abs(share), 1):.2f}"
 
 
 def _heat_maps(arrays: dict, names: list[str]) -> list[dict]:

@@ -110,6 +110,25 @@ class HashedNgrams(layers.Layer):
             ops.cast(ops.stack(shares, 1), self.compute_dtype),
         )
 
+    def over_tokens(self, scores):
+        """Distributes the scores of features over tokens: each of an n-gram gets the same share.
+
+        Args:
+          scores: (B, F) NumPy array, in the order of the features.
+
+        Returns:
+          (B, T).
+        """
+        blocks = scores.reshape(
+            len(scores), self.ngrams + 1, -1
+        )  # the last one is of single tokens
+        result = blocks[:, -1].copy()
+        for n in range(self.ngrams):
+            for shift in range(n + 1):
+                shares = blocks[:, n] / (n + 1)
+                result[:, shift:] += shares[:, : shares.shape[1] - shift]
+        return result
+
     @staticmethod
     def _in_other_text(tokens, is_word, is_second):
         """Returns whether the token at each position occurs in the other text, (B, T)."""

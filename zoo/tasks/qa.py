@@ -19,7 +19,7 @@ from zoo.tasks.base import Forward
 from zoo.tasks.text import TextTask, check_array
 
 _FORBIDDEN = -1e9  # logit of positions that cannot be an answer
-_MAX_SAMPLES = 100
+_MAX_SAMPLES = 200
 _INPUTS = {"tokens", "segments", "types"}
 
 
@@ -134,7 +134,8 @@ class QuestionAnswering(TextTask):
         split if that has such questions, else 0.
 
         Samples have the question as "source", "prediction", "reference", "context", and the
-        characters "predicted_span" and "reference_span" of the context, None for no answer.
+        characters "predicted_span" and "reference_span" of the context, None for no answer; "f1" is
+        that of the most similar reference, 0 to 100.
         """
         questions = getattr(dataset, "questions", {}).get(split)
         if questions is None:
@@ -152,7 +153,7 @@ class QuestionAnswering(TextTask):
             metrics["scoring"] += f", null threshold {tuned_on}"
         step = -(-len(questions) // _MAX_SAMPLES)
         samples = [
-            _sample(*row)
+            _sample(*row, version_2)
             for row in list(zip(questions, answers, predictions, strict=True))[::step]
         ]  # fmt: skip
         return metrics, samples
@@ -231,8 +232,10 @@ def best_pair(starts, ends, max_answer: int):
     return best // length, best % length
 
 
-def _sample(question, answers, prediction: str) -> dict:
+def _sample(question, answers, prediction: str, version_2: bool) -> dict:
     best = answers.spans[0]
+    references = [text for text, _ in question.answers]
+    _, f1 = question_scores(prediction, references, version_2=version_2)
     reference, start = question.answers[0] if question.answers else ("", 0)
     return {
         "source": question.question,
@@ -241,4 +244,5 @@ def _sample(question, answers, prediction: str) -> dict:
         "context": question.context,
         "predicted_span": [best.start, best.end] if prediction else None,
         "reference_span": [start, start + len(reference)] if question.answers else None,
+        "f1": 100 * f1,
     }

@@ -325,6 +325,12 @@ def test_predict_of_unreadable_files_alone_loads_no_model(
     ]  # fmt: skip
 
 
+def test_flags_of_texts_are_refused_for_images(trained, zoo_command):
+    answer = zoo_command("predict", trained[0], "a.png", "--columns=a")
+    assert answer.status == 2
+    assert "--columns is not supported for a model of images" in answer.one_line()
+
+
 def test_load_takes_the_final_and_the_best(trained):
     final, best = zoo.load(trained[0]), zoo.load(trained[0], "best")
     assert final.count_params() == best.count_params() == 93_322

@@ -1,7 +1,12 @@
 """Answers of a trained model to questions about any text."""
 
+import csv
+import io
+import json
+
 import pytest
 
+from tests.html_pages import Page
 from trainers.config.recipe import shipped_recipe
 from trainers.evaluation.answer import Answerer, answer
 from trainers.evaluation.evaluate import read_evaluation
@@ -32,7 +37,7 @@ def test_run_reports_answers(run):
     assert {"window_f1", "f1", "exact_match", "has_answer_f1", "no_answer_accuracy"} <= set(metrics)
     assert "validation split" in metrics["scoring"]
     samples = read_json(workdir / "evaluation" / "test_samples.json")
-    assert 50 <= len(samples) <= 100
+    assert 100 <= len(samples) <= 200
     for sample in samples:
         for span, text in (("predicted_span", "prediction"), ("reference_span", "reference")):
             start, end = sample[span] or (0, 0)
@@ -92,3 +97,46 @@ def test_wrong_requests(run, tmp_path):
     write_json(tmp_path / "config.json", config)
     with pytest.raises(UsageError, match="a model of the task 'mlm'"):
         Answerer(tmp_path)
+
+
+def test_the_command_answers_the_questions_of_a_file(run, tmp_path, zoo_command):
+    workdir, _ = run
+    rows = [
+        {"question": "Where does Anna live?", "context": CONTEXT},
+        {"question": " ", "context": CONTEXT},
+        {"question": "What does Omid like?", "context": "Omid likes\tchess."},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answer_all = Answerer(workdir)
+    expected = [(q["question"], answer_all(q["question"], q["context"])) for q in rows[::2]]
+    done = zoo_command("predict", workdir, path, "--json")
+    assert done.status == 1
+    assert f"{path}, line 2: 'question' must not be empty" in done.err
+    rows = json.loads(done.out)
+    assert [row["question"] for row in rows] == [question for question, _ in expected]
+    for row, (_, answers) in zip(rows, expected, strict=True):
+        for actual, wanted in zip(row["answers"], answers, strict=True):
+            assert actual == {**wanted, "score": pytest.approx(wanted["score"], abs=1e-4)}
+    table = list(csv.reader(io.StringIO(zoo_command("predict", workdir, path).out), delimiter="\t"))
+    assert table[0] == ["question", "answer", "score", "start", "end"]
+    assert [line[:2] for line in table[1:]] == [
+        [question, answer["text"]] for question, answers in expected for answer in answers
+    ]
+    for line in table[1:]:
+        assert (line[3] == "") == (line[1] == "")
+    done = zoo_command("predict", workdir, "-")
+    assert done.status == 2
+    assert "requires two texts per row, question and context" in done.one_line()
+    assert done.out == ""
+
+
+def test_report_highlights_answers(run):
+    workdir, _ = run
+    page = Page(workdir / "report.html")
+    (table,) = [t for t in page.tables if t[0][:3] == ["question", "reference", "prediction"]]
+    samples = read_json(workdir / "evaluation" / "test_samples.json")
+    assert len(table) == 1 + len(samples)
+    scores = [float(row[3]) for row in table[1:]]
+    assert scores == sorted(scores) == sorted(round(sample["f1"]) for sample in samples)
+    assert "mark" in page.tags

@@ -26,13 +26,15 @@ _CONFIG = {
     "data": {"augment": {"shift": 2}},
     "trainer": {"steps": 40, "epochs": None},
 }
-_LINE_PLOT = figures.line_plot  # read before the fixture `without_curves` replaces it
+# Read before the fixture `without_curves` replaces them.
+_LINE_PLOT, _CALIBRATION = figures.line_plot, figures.calibration
 
 
 @pytest.fixture(autouse=True)
 def curves(monkeypatch):
-    """Draws the curves of reports."""
+    """Draws the plots of reports."""
     monkeypatch.setattr(figures, "line_plot", _LINE_PLOT)
+    monkeypatch.setattr(figures, "calibration", _CALIBRATION)
 
 
 def _workdir(path, lines=(), config=None, **files):
@@ -99,10 +101,10 @@ def test_a_full_work_directory_gives_every_section(tmp_path):
     )  # fmt: skip
     page = _page(workdir)
     assert page.headings == [
-        "Evaluation", "Curves", "Confusion matrix, test", "Classes, test",
+        "Evaluation", "Curves", "Confusion matrix, test", "Classes, test", "Calibration, test",
         "Worst mistakes, test", "Events", "Config", "Environment",
     ]  # fmt: skip
-    assert page.tags.count("svg") == 4  # loss, accuracy, learning rate, samples a second
+    assert page.tags.count("svg") == 5  # loss, accuracy, learning rate, throughput, calibration
     assert page.table("split") == [["test", "final", "40", "10", "0.5000", "0.7000"]]
     assert page.table("step") == [["10", "resumed", "from step 10"]]
     assert "notes" not in page.classes
@@ -152,6 +154,64 @@ def test_confusion_matrix_holds_the_counts_with_the_true_class_in_rows(tmp_path)
     titles = [value for key, value in page.attributes if key == "title"]
     assert titles == [f"{s} of the row" for s in
                       ("50.0%", "25.0%", "25.0%", "33.3%", "66.7%", "100.0%")]  # fmt: skip
+
+
+def test_accuracy_and_calibration_have_their_uncertainty(tmp_path):
+    workdir = _workdir(tmp_path)
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    page = _page(workdir)
+    assert "Accuracy 70.00%, 95 % bootstrap interval 40.00% to 100.00% (1,000 res" in page.words
+    assert "Expected calibration error 20.00%" in page.words  # all confidences are 0.9
+    for confidences in (np.full(10, np.nan, np.float32), None):
+        arrays = {"labels": LABELS, "predictions": PREDICTIONS, "class_names": NAMES}
+        arrays |= {} if confidences is None else {"confidences": confidences}
+        np.savez(workdir / "evaluation" / "test.npz", **arrays)
+        page = _page(workdir)
+        assert "Calibration, test" not in page.headings
+        assert "Confusion matrix, test" in page.headings
+
+
+def _text_sample(label, prediction, *texts, example=2):
+    return {
+        "example": example, "label": label, "prediction": prediction, "label_probability": 0.1,
+        "probability": 0.85, "texts": texts,
+    }  # fmt: skip
+
+
+def _text_page(tmp_path, samples):
+    workdir = _workdir(tmp_path)
+    _evaluation(workdir, LABELS, PREDICTIONS, NAMES)
+    (workdir / "evaluation" / "test_samples.json").write_text(json.dumps(samples))
+    return _page(workdir)
+
+
+def test_texts_show_the_color_of_each_token(tmp_path):
+    evil = f"{EVIL} "
+    samples = [
+        _text_sample("cat", "dog", [["a ", 0.0], [evil, -2.0], ["ت", 1.0]], [["b", 0.05]]),
+        _text_sample("owl", "owl", [["c", 0.0]], example=7),
+    ]
+    page = _text_page(tmp_path, samples)
+    assert "script" not in page.tags
+    (mistakes,) = [t for t in page.tables if t[0] == ["true", "predicted", "text"] and len(t) == 2
+                   and t[1][0].startswith("cat")]  # fmt: skip
+    assert mistakes[1] == ["cat10.0%", "dog85.0%", f"a {evil}تbexample 2"]
+    assert page.headings[4:6] == ["Worst mistakes, test", "Correct predictions, test"]
+    assert "owl10.0%owl85.0%cexample 7" in page.words
+    # A weak token and one without any attribution have no color.
+    spans = re.findall(r'<span class="(\w+)" style="--share: ([\d.]+)">([^<]*)</span>', page.source)
+    assert [(kind, share) for kind, share, _ in spans] == [("wrong", "0.60"), ("right", "0.30")]
+    assert ">a <span" in page.source  # no white space is added
+    assert [value for key, value in page.attributes if key == "dir"] == ["auto"] * 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"texts": 5}, {"texts": [[5]]}, {"texts": [[["a", "b"]]]}, {"texts": [[["a", None]]]}],
+)
+def test_damaged_texts_become_a_note(tmp_path, damage):
+    page = _text_page(tmp_path, [{**_text_sample("cat", "dog", []), **damage}])
+    assert "evaluation of test could not be drawn: " in page.words
 
 
 def test_class_table_equals_scores_made_by_hand(tmp_path):
@@ -326,7 +386,7 @@ def test_a_file_cut_short_becomes_a_note_and_the_rest_stands(tmp_path, name, kee
     assert ("notes" in page.classes) == (name != "metrics.jsonl")
     if name != "metrics.jsonl":
         assert page.words.count(f"{os.path.basename(name)} could not be read: ") == 1
-    assert len(page.headings) == {"evaluation/test.npz": 4}.get(name, 5)
+    assert len(page.headings) == {"evaluation/test.npz": 4}.get(name, 6)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +398,7 @@ def test_a_file_cut_short_becomes_a_note_and_the_rest_stands(tmp_path, name, kee
         ({"predictions": np.zeros(10)}, "must be integers"),
         ({"worst_index": np.array([10])}, "must be from 0 to "),
         ({"worst_probabilities": np.zeros((1, 2))}, "must match the 3 classes"),
+        ({"confidences": np.zeros(9)}, "must have the shape of labels"),
         ({"class_names": np.array(["a", None], dtype=object)}, "pickle"),
         ({"class_names": np.arange(2001).astype(str)}, "2,001 classes"),
         ({"class_names": np.frombuffer(b"\xff" * 12, "<U1")}, "maximum character"),
@@ -358,7 +419,7 @@ def test_images_without_a_pixel_become_a_note(tmp_path):
     worst = {"worst_index": np.array([2]), "worst_inputs": np.zeros((1, 0, 4, 1), np.uint8)}
     worst["worst_probabilities"] = np.full((1, 3), 0.3)
     _evaluation(workdir, LABELS, PREDICTIONS, NAMES, **worst)
-    assert "test.npz could not be drawn: cannot write empty image" in _page(workdir).words
+    assert "evaluation of test could not be drawn: cannot write empty image" in _page(workdir).words
 
 
 def test_what_is_not_finite_is_told_and_breaks_nothing(tmp_path):

@@ -186,7 +186,7 @@ def test_threshold_is_chosen_on_the_validation_split(monkeypatch):
     }  # fmt: skip
     assert samples[0] == {
         "source": "?", "prediction": "cat", "reference": "cat", "context": "cat dog",
-        "predicted_span": [0, 3], "reference_span": [0, 3],
+        "predicted_span": [0, 3], "reference_span": [0, 3], "f1": 100.0,
     }  # fmt: skip
     assert samples[1]["prediction"] == samples[1]["reference"] == ""
     assert samples[1]["predicted_span"] is samples[1]["reference_span"] is None

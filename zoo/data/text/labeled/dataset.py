@@ -14,6 +14,7 @@ from zoo.errors import UsageError
 from zoo.storage.disk import json_digest
 
 VERSION = 1  # of the rows
+TEXT_COLUMNS = "text columns"  # key of the facts "Data"
 ARRAYS = {"class": "label", "labels": "labels", "number": "target"}  # by task.output
 _CHUNK_ROWS = 1024
 _SHOWN = 50  # number of classes in the report
@@ -144,7 +145,7 @@ def _facts(examples: LabeledTexts, tokenizer, splits: Mapping, sizes: Mapping, l
     truncated = {
         f"truncated in {split}": f"{np.mean(size > length):.2%}" for split, size in sizes.items()
     }
-    report["Data"] = {**report["Data"], **truncated}
+    report["Data"] = {**report["Data"], TEXT_COLUMNS: list(examples.columns), **truncated}
     for split, labels in examples.labels.items():
         if examples.class_names:
             one_hot = labels.ndim == 2

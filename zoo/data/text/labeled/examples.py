@@ -34,7 +34,7 @@ class LabeledTexts:
         tuple of one or two str that are not blank.
       labels: split -> labels of its examples, see `labels.as_array`.
       class_names: names of the classes; () for numbers.
-      is_pair: whether examples have two texts.
+      columns: names of the text columns, one or two.
       fingerprint: changes when the examples change.
       licence: stated by the source.
     """
@@ -43,9 +43,14 @@ class LabeledTexts:
     splits: Mapping[str, Callable[[], Iterator[tuple[str, ...]]]]
     labels: Mapping[str, np.ndarray]
     class_names: tuple[str, ...]
-    is_pair: bool
+    columns: tuple[str, ...]
     fingerprint: str
     licence: str = ""
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether examples have two texts."""
+        return len(self.columns) == 2
 
     def texts(self, split: str) -> Iterator[str]:
         """Yields all texts of a split; those of a pair follow each other."""
@@ -155,7 +160,7 @@ def read_examples(source: Source, columns: Sequence[str], output: str) -> Labele
         {split: (lambda split=split: iter(texts[split])) for split in source.tables},
         {split: labels.as_array(cells[split], output, class_names) for split in source.tables},
         class_names,
-        len(chosen) == 3,
+        chosen[:-1],
         json_digest([VERSION, source.name.partition(":")[0], source.digest, chosen, output]),
         source.licence,
     )

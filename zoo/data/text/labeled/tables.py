@@ -46,24 +46,30 @@ class Table:
         return RunError(f"{self.path}, {self.unit} {number:,}: {message}")
 
 
-def open_table(kind: str, file: TextFile) -> Table:
+def open_table(
+    kind: str, file: TextFile, refuse: Callable[[RunError], None] | None = None
+) -> Table:
     """Returns the table of a file.
 
     Args:
       kind: one of `KINDS`.
       file: the file; its path may end in .gz unless the kind is "parquet".
+      refuse: function that gets the error of each damaged row; the row is then skipped. By default
+        the error is raised.
 
     Raises:
       RunError: if the file is empty or cannot be read, or two columns have the same name.
     """
     columns = {"jsonl": _json_columns, "parquet": _parquet_columns}.get(kind, _header)
-    names = columns(file, *_delimiter(kind))
+    # The first valid object names the columns; damaged rows are refused when they are read.
+    skip = (_skip if refuse else _raise,) if kind == "jsonl" else ()
+    names = columns(file, *_delimiter(kind), *skip)
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise RunError(f"{file.path} has several columns named {repeated[0]!r}. Rename them.")
     read = {"jsonl": _json_rows, "parquet": _parquet_rows}.get(kind, _separated_rows)
 
     def rows(chosen: Sequence[str]):
-        return read(file, names, chosen, *_delimiter(kind))
+        return read(file, names, chosen, *_delimiter(kind), refuse or _raise)
 
     return Table(file.path, names, rows, "row" if kind == "parquet" else "line")
 
@@ -72,82 +78,109 @@ def _delimiter(kind: str) -> tuple[str, ...]:
     return (DELIMITERS[kind],) if kind in DELIMITERS else ()
 
 
-def _numbered_lines(file: TextFile) -> Iterator[tuple[int, str]]:
-    """Yields (number, line) of lines of valid UTF-8."""
+def _raise(error: RunError):
+    raise error
+
+
+def _skip(error: RunError):
+    pass
+
+
+def numbered_lines(file: TextFile) -> Iterator[tuple[int, str, RunError | None]]:
+    """Yields (number, line, error) of each line; the error is None for valid UTF-8."""
     tally = Tally()
     for number, line in enumerate(file.lines(tally), start=1):
+        error = None
         if tally.invalid:
-            raise RunError(
+            tally.invalid.clear()
+            error = RunError(
                 f"{file.path}, line {number:,}: must be UTF-8. Received: {short(repr(line))}. "
                 "`iconv -t UTF-8` converts files."
             )
-        yield number, line
+        yield number, line, error
 
 
 # --- CSV and TSV ----------------------------------------------------------------------------------
 
 
 def _header(file: TextFile, delimiter: str) -> tuple[str, ...]:
-    for _, cells in _separated(file, delimiter):
+    for _, cells in _separated(file, delimiter, _raise):
         return tuple(cells)
     raise RunError(f"{file.path} is empty: its first line must name the columns.")
 
 
-def _separated_rows(file, names, chosen, delimiter) -> Iterator[tuple[int, tuple]]:
+def _separated_rows(file, names, chosen, delimiter, refuse) -> Iterator[tuple[int, tuple]]:
     places = [names.index(name) for name in chosen]
-    rows = _separated(file, delimiter)
+    rows = _separated(file, delimiter, refuse)
     next(rows)
     for number, cells in rows:
-        if len(cells) != len(names):
-            raise RunError(
-                f"{file.path}, line {number:,}: must have {len(names)} cells, as the header. "
-                f"Received: {len(cells)} cells, {short(delimiter.join(cells))!r}."
+        if len(cells) == len(names):
+            yield number, tuple(cells[place] for place in places)
+        else:
+            refuse(
+                RunError(
+                    f"{file.path}, line {number:,}: must have {len(names)} cells, as the header. "
+                    f"Received: {len(cells)} cells, {short(delimiter.join(cells))!r}."
+                )
             )
-        yield number, tuple(cells[place] for place in places)
 
 
-def _separated(file: TextFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of the first line, cells) of each row that is not blank."""
+def _separated(file: TextFile, delimiter: str, refuse) -> Iterator[tuple[int, list[str]]]:
+    """Yields (number of the first line, cells) of each valid row that is not blank."""
     # The bound is one per process; the lines are bounded already.
     csv.field_size_limit(MAX_LINE_BYTES)
-    # A quoted cell may contain the ends of lines.
-    lines = (f"{line}\n" for _, line in _numbered_lines(file))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    number = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield number, cells
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise RunError(
-            f"{file.path}, line {number:,}: cannot be read as cells ({short(error)}). A cell that "
-            'begins with " must end with ", and each " inside it must be doubled.'
-        ) from None
+    errors = []  # of the lines of a row: a quoted cell may contain the ends of lines
+
+    def lines():
+        for _, line, error in numbered_lines(file):
+            errors.extend([error] if error else [])
+            yield f"{line}\n"
+
+    reader, cells, number = csv.reader(lines(), delimiter=delimiter, strict=True), [], 1
+    while cells is not None:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            cells = []
+            errors.append(
+                RunError(
+                    f"{file.path}, line {number:,}: cannot be read as cells ({short(error)}). A "
+                    'cell that begins with " must end with ", and each " inside it must be doubled.'
+                )
+            )
+        if errors:
+            refuse(errors[0])
+            errors.clear()
+        elif cells:
+            yield number, cells
+        number = reader.line_num + 1
 
 
 # --- JSON lines -----------------------------------------------------------------------------------
 
 
-def _json_columns(file: TextFile) -> tuple[str, ...]:
-    for _, json_object in _json_objects(file):
+def _json_columns(file: TextFile, refuse) -> tuple[str, ...]:
+    for _, json_object in _json_objects(file, refuse):
         return tuple(json_object)
     raise RunError(f"{file.path} is empty: each line must be a JSON object.")
 
 
-def _json_rows(file, names, chosen) -> Iterator[tuple[int, tuple]]:
-    for number, json_object in _json_objects(file):
-        for name in chosen:
-            if name not in json_object:
-                raise RunError(
-                    f"{file.path}, line {number:,}: must have the key {name!r}. Received: "
+def _json_rows(file, names, chosen, refuse) -> Iterator[tuple[int, tuple]]:
+    for number, json_object in _json_objects(file, refuse):
+        missing = [name for name in chosen if name not in json_object]
+        if not missing:
+            yield number, tuple(json_object[name] for name in chosen)
+        else:
+            refuse(
+                RunError(
+                    f"{file.path}, line {number:,}: must have the key {missing[0]!r}. Received: "
                     f"{short(', '.join(map(repr, json_object)) or 'no keys')}."
                 )
-        yield number, tuple(json_object[name] for name in chosen)
+            )
 
 
-def _json_objects(file: TextFile) -> Iterator[tuple[int, dict]]:
-    for number, line in _numbered_lines(file):
+def _json_objects(file: TextFile, refuse) -> Iterator[tuple[int, dict]]:
+    for number, line, error in numbered_lines(file):
         if not line.strip():
             continue
         try:
@@ -155,11 +188,15 @@ def _json_objects(file: TextFile) -> Iterator[tuple[int, dict]]:
             value = json.loads(line, strict=False)
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict):
-            raise RunError(
-                f"{file.path}, line {number:,}: must be a JSON object. "
-                f"Received: {short(repr(line))}."
+        if error or not isinstance(value, dict):
+            refuse(
+                error
+                or RunError(
+                    f"{file.path}, line {number:,}: must be a JSON object. "
+                    f"Received: {short(repr(line))}."
+                )
             )
+            continue
         yield number, value
 
 
@@ -173,7 +210,7 @@ def _parquet_columns(file: TextFile) -> tuple[str, ...]:
         return tuple(pyarrow.parquet.read_schema(raw).names)
 
 
-def _parquet_rows(file, names, chosen) -> Iterator[tuple[int, tuple]]:
+def _parquet_rows(file, names, chosen, refuse) -> Iterator[tuple[int, tuple]]:
     with open_file(file.path) as raw, _parquet_errors(file):
         import pyarrow.parquet
 
@@ -188,12 +225,18 @@ def _parquet_rows(file, names, chosen) -> Iterator[tuple[int, tuple]]:
         ) as table:
             for batch in table.iter_batches(_PARQUET_ROWS, columns=list(chosen)):
                 columns = [batch.column(name) for name in chosen]
-                size += sum(map(_bytes_of, columns))
+                batch_size = sum(map(_bytes_of, columns))
+                size += batch_size
                 check_expansion(file.path, size, stored_size)
-                check_memory(file.path, size)
+                check_memory(file.path, batch_size)
                 for index in range(batch.num_rows):
                     number += 1
-                    yield number, tuple(_value(file, number, c[index]) for c in columns)
+                    try:
+                        cells = tuple(_value(file, number, c[index]) for c in columns)
+                    except RunError as error:
+                        refuse(error)
+                        continue
+                    yield number, cells
 
 
 def _shared_texts(metadata, groups, chosen: Sequence[str]) -> list[str]:
