@@ -58,8 +58,8 @@ class QuestionAnswering(TextTask):
 
     def with_head(self, model, dataset=None):
         """Returns the trunk of an encoder with logits of the first and the last token."""
-        add_head = registry.resolve("zoo.models.heads:add_head")
-        return add_head(model, 2, pooling="", dropout=self.dropout)
+        add_head = registry.resolve("zoo.models.answer_head:add_answer_head")
+        return add_head(model, dropout=self.dropout)
 
     def check(self, model, dataset) -> None:
         """Checks inputs, outputs, arrays and the sequence length."""
