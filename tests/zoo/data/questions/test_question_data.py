@@ -1,5 +1,6 @@
 """Sets of questions and their datasets: splits, targets and original files."""
 
+import functools
 import json
 import shutil
 
@@ -156,14 +157,16 @@ def dataset(tmp_path_factory):
 
 
 def test_windows_know_the_answer(dataset):
+    encode = functools.cache(lambda text: encode_with_offsets(dataset.tokenizer, text))
     for split, arrays in dataset.splits.items():
         questions = dataset.questions[split]
+        arrays = {key: np.asarray(array) for key, array in arrays.items()}
         answered, seen = set(), set()
         for row in range(len(arrays["example"])):
             example = int(arrays["example"][row])
             question = questions[example]
             seen.add(example)
-            ids, starts, ends = encode_with_offsets(dataset.tokenizer, question.context)
+            ids, starts, ends = encode(question.context)
             start, end = int(arrays["start"][row]), int(arrays["end"][row])
             if not start:
                 assert not end
