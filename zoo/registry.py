@@ -91,7 +91,7 @@ def register_task(name: str, task: str | Callable, load: str | Callable | None =
 
 def import_builders() -> None:
     """Imports the modules of all builders and of heads, which registers their layers with Keras."""
-    importlib.import_module("zoo.models.heads")
+    importlib.import_module("zoo.models.answer_head")  # and zoo.models.heads
     for row in _models.values():
         if isinstance(row.builder, str):
             importlib.import_module(row.builder.partition(":")[0])

@@ -27,7 +27,9 @@ class QuestionAnswering(TextTask):
     """Mean cross-entropy of the first and the last token of an answer; exact match and F1.
 
     The metrics "window_exact" and "window_f1" compare the tokens of the best span of a window with
-    those of the first reference answer. A whole split is evaluated by the text of the answers.
+    those of the first reference answer. If all training questions have an answer, they do so in
+    windows with the answer alone; otherwise "no answer" counts as a span. A whole split is
+    evaluated by the text of the answers.
 
     Args:
       stride: number of context tokens between the starts of two windows of a long context.
@@ -40,6 +42,7 @@ class QuestionAnswering(TextTask):
     monitor = "val_window_f1"
     monitor_mode = "max"
     unit = "windows"
+    may_have_no_answer = True
 
     def __init__(
         self,
@@ -58,8 +61,15 @@ class QuestionAnswering(TextTask):
 
     def with_head(self, model, dataset=None):
         """Returns the trunk of an encoder with logits of the first and the last token."""
-        add_head = registry.resolve("zoo.models.heads:add_head")
-        return add_head(model, 2, pooling="", dropout=self.dropout)
+        add_head = registry.resolve("zoo.models.answer_head:add_answer_head")
+        return add_head(model, dropout=self.dropout)
+
+    def bind(self, model, dataset=None, arguments=None):
+        """Reads whether a training question has no answer."""
+        super().bind(model, dataset, arguments)
+        if questions := getattr(dataset, "questions", {}).get("train"):
+            self.may_have_no_answer = not all(question.answers for question in questions)
+        return self
 
     def check(self, model, dataset) -> None:
         """Checks inputs, outputs, arrays and the sequence length."""
@@ -107,17 +117,18 @@ class QuestionAnswering(TextTask):
             ops.sparse_categorical_crossentropy(target, scores, from_logits=True)
             for target, scores in ((start, starts), (end, ends))
         ]
-        first, last = best_pair(starts, ends, self.max_answer)
+        first, last = best_pair(starts, ends, self.max_answer, self.may_have_no_answer)
         common = ops.minimum(last, end) - ops.maximum(first, start) + 1
         total = (last - first + 1) + (end - start + 1)
         window_f1 = 2 * ops.cast(ops.maximum(common, 0), "float32") / ops.cast(total, "float32")
         exact = ops.logical_and(ops.equal(first, start), ops.equal(last, end))
-        weight = ops.sum(counts)
+        scored = counts if self.may_have_no_answer else counts * ops.cast(start > 0, "float32")
+        weight = ops.sum(scored)
         return Forward(
             sums={"loss": ops.sum((losses[0] + losses[1]) / 2 * counts)},
             statistics={
-                "window_exact": (ops.sum(ops.cast(exact, "float32") * counts), weight),
-                "window_f1": (ops.sum(window_f1 * counts), weight),
+                "window_exact": (ops.sum(ops.cast(exact, "float32") * scored), weight),
+                "window_f1": (ops.sum(window_f1 * scored), weight),
             },
             outputs=logits,
         )
@@ -212,20 +223,22 @@ class QuestionAnswering(TextTask):
         }  # fmt: skip
 
 
-def best_pair(starts, ends, max_answer: int):
+def best_pair(starts, ends, max_answer: int, may_have_no_answer: bool):
     """Returns the positions of the best span of each row, 0 and 0 for no answer.
 
     Args:
       starts: (B, T) logits of the first position.
       ends: (B, T) logits of the last position.
       max_answer: largest number of positions of a span.
+      may_have_no_answer: whether the span may be "no answer".
 
     Returns:
       `(first, last)`, both (B,) int32.
     """
     length = starts.shape[1]
     first, last = np.mgrid[:length, :length]
-    is_span = (last >= first) & (last - first < max_answer) & ((first > 0) | (last == 0))
+    is_span = (first > 0) & (last >= first) & (last - first < max_answer)
+    is_span[0, 0] = may_have_no_answer
     pairs = ops.where(is_span, starts[:, :, None] + ends[:, None, :], 4 * _FORBIDDEN)
     best = ops.argmax(ops.reshape(pairs, (-1, length * length)), axis=-1)
     best = ops.cast(best, "int32")

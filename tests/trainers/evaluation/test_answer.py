@@ -9,7 +9,6 @@ import pytest
 from tests.html_pages import Page
 from trainers.config.recipe import shipped_recipe
 from trainers.evaluation.answer import Answerer, answer
-from trainers.evaluation.evaluate import read_evaluation
 from trainers.train.trainer import Trainer
 from zoo.errors import UsageError
 from zoo.storage.disk import read_json, write_json
@@ -28,6 +27,7 @@ def run(tmp_path_factory):
     config.trainer.update(steps=4, evaluate_every=4, checkpoint_every=4, log_every=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOO_CACHE_DIR", str(folder / "cache"))
+        patch.setattr("zoo.data.text.questions.synthetic.ARTICLES", {"train": 12, "test": 2})
         metrics = Trainer(config, folder / "run").train()
     return folder / "run", metrics
 
@@ -37,7 +37,7 @@ def test_run_reports_answers(run):
     assert {"window_f1", "f1", "exact_match", "has_answer_f1", "no_answer_accuracy"} <= set(metrics)
     assert "validation split" in metrics["scoring"]
     samples = read_json(workdir / "evaluation" / "test_samples.json")
-    assert 100 <= len(samples) <= 200
+    assert len(samples) == 32
     for sample in samples:
         for span, text in (("predicted_span", "prediction"), ("reference_span", "reference")):
             start, end = sample[span] or (0, 0)
@@ -68,7 +68,6 @@ def test_no_answer_is_ranked_by_the_threshold(run):
         for threshold, is_first in ((-1e3, True), (1e3, False)):
             saved["metrics"]["null_threshold"] = threshold
             write_json(path, saved)
-            assert read_evaluation(workdir, "test").metrics["null_threshold"] == threshold
             best = Answerer(workdir)("Where does Anna live?", CONTEXT, 1)
             assert (best[0]["text"] == "") == is_first
     finally:

@@ -58,7 +58,7 @@ def test_no_answer_must_exceed_the_threshold():
 
 
 class TableOfLogits(keras.layers.Layer):
-    """Logits of each token id; those of <start> increase by the number of tokens of the row."""
+    """Logits of each token id and position; <start> has those of the number of tokens."""
 
     def __init__(self, table):
         super().__init__()
@@ -67,7 +67,9 @@ class TableOfLogits(keras.layers.Layer):
     def call(self, tokens, segments):
         is_start = ops.cast(tokens == START, "float32")[:, :, None]
         size = ops.cast(ops.sum(segments, axis=1), "float32")[:, None, None]
-        return ops.take(ops.convert_to_tensor(self.table), tokens, axis=0) + is_start * size
+        places = ops.cast(ops.cumsum(ops.ones_like(tokens), axis=1) - 1, "float32")[:, :, None]
+        logits = ops.take(ops.convert_to_tensor(self.table), tokens, axis=0) + 0.1 * places
+        return logits * (1 - is_start) - is_start * size
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +98,22 @@ def test_windows_of_a_question_are_joined(tokenizer):
     results = list(question_answers(model, arrays, questions, tokenizer, 2, 3))
     assert len(results) == 3
     for question, result in zip(questions, results, strict=True):
-        ids, words = tokenizer.encode(question.context), question.context.split()
-        expected = {}
-        for i, j in itertools.product(range(len(ids)), range(2)):
-            if i + j < len(ids):
-                text = " ".join(words[i : i + j + 1])
-                score = table[ids[i], 0] + table[ids[i + j], 1]
-                expected[text] = max(score, expected.get(text, -np.inf))
+        words, expected = question.context.split(), {}
+        windows = rows[int(question.id)]
+        for tokens, mask, offset in zip(
+            windows["tokens"], windows["context"], windows["first"], strict=True
+        ):
+            positions = np.flatnonzero(mask)
+            for i, j in itertools.product(positions, range(2)):
+                if i + j <= positions[-1]:
+                    first = offset + i - positions[0]
+                    text = " ".join(words[first : first + j + 1])
+                    score = table[tokens[i], 0] + table[tokens[i + j], 1] + 0.1 * (2 * i + j)
+                    expected[text] = max(score, expected.get(text, -np.inf))
         best = sorted(expected, key=expected.get, reverse=True)[:3]
         assert [span.text for span in result.spans] == best
         for span in result.spans:
             assert question.context[span.start : span.end] == span.text
             assert span.score == pytest.approx(expected[span.text], abs=1e-5)
-        smallest = min(np.count_nonzero(row) for row in rows[int(question.id)]["tokens"])
-        null_score = table[START].sum() + 2 * smallest
-        assert result.null_score == pytest.approx(null_score, abs=1e-5)
+        largest = max(np.count_nonzero(row) for row in rows[int(question.id)]["tokens"])
+        assert result.null_score == -2 * largest

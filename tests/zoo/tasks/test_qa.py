@@ -20,16 +20,19 @@ from zoo.tasks.qa import best_pair
 B, T = 6, 9
 
 
+@pytest.mark.parametrize("may_have_no_answer", [True, False])
 @pytest.mark.parametrize("max_answer", [1, 3, 20])
-def test_best_pair(max_answer):
+def test_best_pair(max_answer, may_have_no_answer):
     starts, ends = np.random.default_rng(0).normal(size=(2, 50, T)).astype("float32")
-    first, last = best_pair(ops.convert_to_tensor(starts), ops.convert_to_tensor(ends), max_answer)
+    starts[:20, 0] = 5.0
+    arrays = (ops.convert_to_tensor(array) for array in (starts, ends))
+    first, last = best_pair(*arrays, max_answer, may_have_no_answer)
     for row in range(50):
         scores = {
             (i, j): starts[row, i] + ends[row, j]
             for i in range(T)
             for j in range(T)
-            if (i == j == 0) or (0 < i <= j < i + max_answer)
+            if (i == j == 0 and may_have_no_answer) or (0 < i <= j < i + max_answer)
         }
         assert (int(first[row]), int(last[row])) == max(scores, key=scores.get)
 
@@ -45,8 +48,11 @@ def _logits_model(logits):
     return keras.Model({"tokens": tokens}, Fixed()(tokens))
 
 
-def _batch(arrays, **arguments):
+def _batch(arrays, answers=(), **arguments):
+    """Returns a task for training questions with these answers, and the arrays as a batch."""
     task = registry.build_task("qa", **arguments)
+    questions = {"train": tuple(Question("q", "a", "?", "x", spans) for spans in answers)}
+    task.bind(None, QuestionDataset("toy", {"train": arrays}, (), "toy", questions=questions))
     (batch,) = pipeline.evaluation_batches(arrays, task.prepare, batch_size=len(arrays["tokens"]),
                                            replicas=1)  # fmt: skip
     return task, batch
@@ -96,12 +102,30 @@ def test_loss_and_metrics_are_those_of_the_positions(arrays):
     assert exact >= 1
 
 
+def test_metrics_are_those_of_windows_with_the_answer_if_every_question_has_one(arrays):
+    logits = np.random.default_rng(1).normal(size=(B, T, 2)).astype("float32")
+    logits[:, 0] = 9.0  # "no answer"
+    answered = (("x", 0),)
+    results = {}
+    for answers in ((answered, answered), (answered, ())):
+        task, batch = _batch(arrays, answers)
+        results[answers[1]] = task.forward(_logits_model(logits), batch, False)
+    assert float(results[()].statistics["window_f1"][1]) == B
+    # The two windows without the answer are right.
+    assert float(results[()].statistics["window_f1"][0]) == 2
+    f1, weight = map(float, results[answered].statistics["window_f1"])
+    logits[:, 0] = -9.0
+    best = task.forward(_logits_model(logits), batch, False)
+    assert weight == B - 2
+    assert 0 < f1 == pytest.approx(float(best.statistics["window_f1"][0]), rel=1e-5)
+    losses = [float(result.sums["loss"]) for result in results.values()]
+    assert losses[0] == losses[1]
+
+
 def test_rows_of_weight_0_do_not_count(arrays):
     logits = np.random.default_rng(1).normal(size=(B, T, 2)).astype("float32")
     task, batch = _batch(arrays)
     whole = task.forward(_logits_model(logits), batch, False)
-    counts = np.array([1, 1, 0, 1, 0, 1], "float32")
-    part = task.forward(_logits_model(logits), {**batch, "counts": ops.array(counts)}, False)
     rows = [
         task.forward(
             _logits_model(logits[[i]]), {key: value[i : i + 1] for key, value in batch.items()},
@@ -109,10 +133,13 @@ def test_rows_of_weight_0_do_not_count(arrays):
         )
         for i in range(B)
     ]  # fmt: skip
+    losses = [float(row.sums["loss"]) for row in rows]
+    f1 = [float(row.statistics["window_f1"][0]) for row in rows]
+    counts = np.ones(B, "float32")
+    counts[[0, np.argmax(f1)]] = 0
+    part = task.forward(_logits_model(logits), {**batch, "counts": ops.array(counts)}, False)
     for result, weights in ((whole, np.ones(B)), (part, counts)):
-        losses = [float(row.sums["loss"]) for row in rows]
         assert float(result.sums["loss"]) == pytest.approx(np.dot(losses, weights), rel=1e-5)
-        f1 = [float(row.statistics["window_f1"][0]) for row in rows]
         assert float(result.statistics["window_f1"][0]) == pytest.approx(np.dot(f1, weights))
         assert float(result.statistics["window_f1"][1]) == weights.sum()
 

@@ -1,5 +1,6 @@
 """Sets of questions and their datasets: splits, targets and original files."""
 
+import functools
 import json
 import shutil
 
@@ -95,7 +96,7 @@ def test_names(tmp_path):
         load_questions("digits")
     with pytest.raises(UsageError, match="Did you mean 'squad'"):
         load_questions("sqad")
-    with pytest.raises(UsageError, match="There is no file"):
+    with pytest.raises(UsageError, match="There is no file or folder"):
         load_questions("squad:nowhere.json")
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(GOOD))
@@ -104,6 +105,29 @@ def test_names(tmp_path):
     assert list(mine.splits) == ["train"]
     path.write_text(json.dumps(GOOD).replace("engine", "Engine"))
     assert load_questions(f"squad:{path}").fingerprint != mine.fingerprint
+
+
+def test_a_folder_has_a_file_per_split(tmp_path):
+    for name in ("train-v2.0.json", "dev-v2.0.json", "test.json"):
+        (tmp_path / name).write_text(json.dumps(GOOD).replace("q1", name))
+    (tmp_path / "README.md").write_text("no questions")
+    splits = load_questions(f"squad:{tmp_path}").splits
+    assert {split: part[0].id for split, part in splits.items()} == {
+        "train": "train-v2.0.json", "validation": "dev-v2.0.json", "test": "test.json",
+    }  # fmt: skip
+    before = load_questions(f"squad:{tmp_path}").fingerprint
+    (tmp_path / "test.json").write_text(json.dumps(GOOD))
+    assert load_questions(f"squad:{tmp_path}").fingerprint != before
+    (tmp_path / "train.json").write_text(json.dumps(GOOD))
+    with pytest.raises(UsageError, match="named by their splits, one of each.*train.json"):
+        load_questions(f"squad:{tmp_path}")
+    for name in ("train.json", "train-v2.0.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UsageError, match="must contain a file train.json"):
+        load_questions(f"squad:{tmp_path}")
+    (tmp_path / "mine.json").write_text(json.dumps(GOOD))
+    with pytest.raises(UsageError, match=r"Received: mine.json"):
+        load_questions(f"squad:{tmp_path}")
 
 
 def test_whole_articles_are_held_out():
@@ -133,14 +157,16 @@ def dataset(tmp_path_factory):
 
 
 def test_windows_know_the_answer(dataset):
+    encode = functools.cache(lambda text: encode_with_offsets(dataset.tokenizer, text))
     for split, arrays in dataset.splits.items():
         questions = dataset.questions[split]
+        arrays = {key: np.asarray(array) for key, array in arrays.items()}
         answered, seen = set(), set()
         for row in range(len(arrays["example"])):
             example = int(arrays["example"][row])
             question = questions[example]
             seen.add(example)
-            ids, starts, ends = encode_with_offsets(dataset.tokenizer, question.context)
+            ids, starts, ends = encode(question.context)
             start, end = int(arrays["start"][row]), int(arrays["end"][row])
             if not start:
                 assert not end

@@ -4,11 +4,12 @@ Original files are checked by their sha256, so that results are always of the sa
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoo.data.datasets import list_datasets, refuse_manual_dir, register_dataset
+from zoo.data.datasets import SPLITS, list_datasets, refuse_manual_dir, register_dataset
 from zoo.data.fetch import FetchFile
 from zoo.data.text.corpus_readers import TextFile
 from zoo.data.text.corpus_splits import key_hash
@@ -26,6 +27,7 @@ SYNTHETIC_FACTS = "synthetic:facts"
 VERSION = 1  # increase it when the questions or splits of unchanged files change
 VALIDATION_SHARE = 0.1  # of the articles of a training split
 
+_SPLITS = {**SPLITS, "dev": "validation"}
 _GITHUB = "https://raw.githubusercontent.com"
 _XQUAD = f"{_GITHUB}/google-deepmind/xquad/7d30520c717524000f0d9d2f9c10a069acd9d285"
 _FILES = {
@@ -111,12 +113,14 @@ def load_questions(
 ) -> QuestionSet:
     """Loads a set of questions.
 
-    A training split is divided by article: a tenth of its articles, chosen by the hash of their
-    titles, is the validation split. If there is only one article, it is divided by context.
+    Without a validation split, the training split is divided by article: a tenth of its articles,
+    chosen by the hash of their titles, is the validation split. If there is only one article, it is
+    divided by context.
 
     Args:
-      name: one of `list_question_sets()`, `squad:FILE` for the training split of a user, or
-        `synthetic:facts`.
+      name: one of `list_question_sets()`; `squad:FILE` for the training split of a user;
+        `squad:FOLDER` for a folder with a file per split, such as train-v2.0.json and dev-v2.0.json
+        (the validation split) and test.json; or `synthetic:facts`.
       manual_dir: folder of the original files; `data_dir()/name` by default.
       languages: language of `xquad`; () for English.
 
@@ -131,12 +135,10 @@ def load_questions(
         splits, digest, licence = facts(), [name, FORMAT], "computed"
     elif name.startswith(SQUAD):
         refuse_manual_dir(name, manual_dir)
-        path = Path(name.removeprefix(SQUAD)).expanduser()
-        if not path.is_file():
-            raise UsageError(f"There is no file {path}. {content_of(path)}")
-        file = TextFile.at(path)
-        splits = {"train": tuple(read_questions(file))}
-        digest, licence = [SQUAD, file.sha256()], "of the user"
+        files = _files_of_user(name.removeprefix(SQUAD))
+        splits = {split: tuple(read_questions(file)) for split, file in files.items()}
+        digest = [SQUAD, {split: file.sha256() for split, file in files.items()}]
+        licence = "of the user"
     elif name in _FILES:
         splits, digest = _load_registered(name, manual_dir, languages)
         licence = _LICENCES[name]
@@ -147,10 +149,33 @@ def load_questions(
             f"{near_names(name, _FILES)} Known: {', '.join(list_question_sets())}, "
             f"{SYNTHETIC_FACTS}, and {SQUAD}FILE for your own."
         )
-    if "train" in splits:
+    if "train" in splits and "validation" not in splits:
         others = {split: part for split, part in splits.items() if split != "train"}
         splits = {**hold_out_articles(splits["train"]), **others}
     return QuestionSet(name, splits, json_digest([VERSION, *digest]), licence)
+
+
+def _files_of_user(text: str) -> dict[str, TextFile]:
+    """Returns the file of each split of `squad:FILE` or `squad:FOLDER`."""
+    path = Path(text).expanduser()
+    if not text or not path.exists():
+        raise UsageError(f"There is no file or folder {text!r}. {content_of(path)}")
+    if not path.is_dir():
+        return {"train": TextFile.at(path)}
+    files = {}
+    for file in sorted(path.iterdir()):
+        if file.name.startswith(".") or not re.search(r"\.json(\.gz)?$", file.name):
+            continue
+        split = _SPLITS.get(re.split(r"[-_.]", file.name)[0])
+        if split is None or split in files:
+            raise UsageError(
+                f"The JSON files of {path} must be named by their splits, one of each: train, dev "
+                f"and test, such as train-v2.0.json. Received: {file.name}."
+            )
+        files[split] = TextFile.at(file)
+    if "train" not in files:
+        raise UsageError(f"{path} must contain a file train.json. {content_of(path)}")
+    return files
 
 
 def _load_registered(name: str, manual_dir: Path | None, languages: tuple[str, ...]):
