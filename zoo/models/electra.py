@@ -110,7 +110,13 @@ def discriminator(model: keras.Model) -> keras.Model:
 
 @keras.saving.register_keras_serializable("zoo")
 class ReplaceTokens(layers.Layer):
-    """Draws tokens from the generator's predictions and puts them in place of the masked ones."""
+    """Draws tokens from the generator's predictions and puts them in place of the masked ones.
+
+    The layer computes in float32 with any dtype policy: random numbers in bfloat16 are too coarse.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "dtype": "float32"})
 
     def call(self, tokens, logits, masked, is_target, noise):
         """Replaces the tokens at the positions that count.
@@ -125,7 +131,7 @@ class ReplaceTokens(layers.Layer):
         Returns:
           `(tokens (B, T), sampled (B, M))` int32; `sampled` are the new tokens at `masked`.
         """
-        probabilities = ops.softmax(ops.stop_gradient(ops.cast(logits, "float32")), -1)
+        probabilities = ops.softmax(ops.stop_gradient(logits), -1)
         # The first token whose cumulative probability exceeds the random number.
         below = ops.cumsum(probabilities, -1) <= noise[:, :, None]
         sampled = ops.minimum(ops.sum(ops.cast(below, "int32"), -1), logits.shape[-1] - 1)
