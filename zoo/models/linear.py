@@ -14,7 +14,10 @@ from zoo.data.text.special_tokens import FIRST_WORD
 # 2**31 - 1, so that int32 arithmetic is exact on every device and in every exported file.
 _PRIME = 2**19 - 1
 _FACTOR = 4093
-_FIRST, _SECOND, _SHARED = 1, 2, 3  # first values of the hashes
+# First values of the hashes: n-grams of the first text, of the second, and words of both.
+_FIRST, _SECOND, _SHARED = 1, 2, 3
+# Weight of the words of both texts. On validation rows of SICK, 0, 0.3 and 1 reached 83.0, 82.0 and
+# 80.2 %; of FarsTail, 64.0, 64.2 and 64.9 %.
 SHARED_WEIGHT = 0.3
 
 
@@ -58,8 +61,8 @@ def build(
 class HashedNgrams(layers.Layer):
     """Converts texts to numbers of features.
 
-    Features are the n-grams of each text that contain a word which the other text lacks: in a
-    single text all n-grams. The words of both texts are features with a smaller weight.
+    The features of a text are its n-grams. Those of a pair are the n-grams of each text that
+    contain a word which the other text lacks, and the words of both texts with a smaller weight.
 
     Args:
       buckets: number of different features, at most 524,287.

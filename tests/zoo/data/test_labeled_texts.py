@@ -87,6 +87,14 @@ def test_delta_encoded_parquet(tmp_path):
     assert texts_of(load(f"parquet:{path}"))[0] == "good film"
 
 
+def test_parquet_columns_are_chosen_in_any_order(tmp_path):
+    table = pyarrow.table({"gold": ["x", "y"], "id": [1, 2], "b": ["c", "d"], "a": ["e", "f"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    dataset = load(f"parquet:{tmp_path}/a.parquet", columns=("a", "b", "gold"), tokenizer="byte")
+    assert texts_of(dataset) == ["ec", "fd"]
+    assert dataset.class_names == ("x", "y")
+
+
 def test_folder_with_splits(tmp_path):
     for name, text in (("train", "a,x\nb,y"), ("dev", "c,y"), ("test", "d,x\ne,x\nf,y")):
         write(tmp_path / f"{name}.csv", f"text,label\n{text}\n")
