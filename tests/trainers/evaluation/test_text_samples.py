@@ -107,7 +107,8 @@ def test_the_report_of_a_run_shows_them(run):
     prediction = np.array([("even", "odd").index(sample["prediction"])])
     (expected,) = attributions(zoo.load(trainer.workdir.path), inputs, prediction)
     actual = [score for text in sample["texts"] for _, score in text]
-    np.testing.assert_allclose(actual, expected[tokens >= FIRST_WORD], atol=1e-5)
+    tolerance = 1e-3 * np.abs(expected).max()  # the values of an untrained model are small
+    np.testing.assert_allclose(actual, expected[tokens >= FIRST_WORD], atol=tolerance, rtol=0)
     page = (trainer.workdir / "report.html").read_text()
     assert "Worst mistakes, test" in page
     assert "Correct predictions, test" in page

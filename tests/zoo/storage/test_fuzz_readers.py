@@ -195,6 +195,7 @@ READERS = {
     "report_config": ("run/config.json", read_report, (json_changed,), 10),
     "report_metrics": ("run/metrics.jsonl", read_report, (bytes_changed, lines_changed), 8),
     "report_json": ("run/evaluation/test.json", read_report, (json_changed,), 8),
+    "report_samples": ("run/evaluation/test_samples.json", read_report, (json_changed,), 12),
     "report_npz": ("run/evaluation/test.npz", read_report, (bytes_changed, member_changed), 8),
     "tokenizer": ("tokenizer.json", read_tokenizer, (bytes_changed, json_changed, signed), 90),
     "manifest": ("records/manifest.json", read_records, (bytes_changed, signed, signed), 120),
@@ -267,6 +268,11 @@ def _run(folder):
         json.dumps({"split": "test", "checkpoint": "final", "weights": "final", "step": 5,
                     "examples": 4, "metrics": {"accuracy": 0.5, "loss": 1.0}})
     )  # fmt: skip
+    text = {"example": 2, "label": "a", "prediction": "b", "label_probability": 0.1,
+            "probability": 0.9, "texts": [[["one", 0.5], [" two", -0.25]]]}  # fmt: skip
+    question = {"source": "who?", "prediction": "b", "reference": "a", "context": "a and b",
+                "predicted_span": [6, 7], "reference_span": [0, 1], "f1": 0.0}  # fmt: skip
+    (folder / "evaluation" / "test_samples.json").write_text(json.dumps([text, question]))
     np.savez_compressed(
         folder / "evaluation" / "test.npz", labels=np.array([0, 1, 0, 1]),
         predictions=np.array([0, 1, 1, 1]), confidences=np.full(4, 0.5, "f4"),
