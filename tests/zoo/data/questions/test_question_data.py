@@ -111,10 +111,19 @@ def test_a_folder_has_a_file_per_split(tmp_path):
     for name in ("train-v2.0.json", "dev-v2.0.json", "test.json"):
         (tmp_path / name).write_text(json.dumps(GOOD).replace("q1", name))
     (tmp_path / "README.md").write_text("no questions")
+    # A second article, of which none is held out.
+    (article,) = json.loads(json.dumps(GOOD).replace("Ada", "Bob").replace("q1", "q3"))["data"]
+    article["paragraphs"][0]["qas"][1]["id"] = "q4"
+    train = json.loads((tmp_path / "train-v2.0.json").read_text())
+    train["data"].append(article)
+    (tmp_path / "train-v2.0.json").write_text(json.dumps(train))
     splits = load_questions(f"squad:{tmp_path}").splits
-    assert {split: part[0].id for split, part in splits.items()} == {
-        "train": "train-v2.0.json", "validation": "dev-v2.0.json", "test": "test.json",
+    assert {split: len(part) for split, part in splits.items()} == {
+        "train": 4, "validation": 2, "test": 2,
     }  # fmt: skip
+    assert [part[0].id for part in splits.values()] == [
+        "train-v2.0.json", "dev-v2.0.json", "test.json",
+    ]  # fmt: skip
     before = load_questions(f"squad:{tmp_path}").fingerprint
     (tmp_path / "test.json").write_text(json.dumps(GOOD))
     assert load_questions(f"squad:{tmp_path}").fingerprint != before

@@ -175,7 +175,7 @@ def _files_of_user(text: str) -> dict[str, TextFile]:
         files[split] = TextFile.at(file)
     if "train" not in files:
         raise UsageError(f"{path} must contain a file train.json. {content_of(path)}")
-    return files
+    return {split: files[split] for split in ("train", "validation", "test") if split in files}
 
 
 def _load_registered(name: str, manual_dir: Path | None, languages: tuple[str, ...]):
