@@ -16,8 +16,8 @@ _PRIME = 2**19 - 1
 _FACTOR = 4093
 # First values of the hashes: n-grams of the first text, of the second, and words of both.
 _FIRST, _SECOND, _SHARED = 1, 2, 3
-# Weight of the words of both texts. On validation rows of SICK, 0, 0.3 and 1 reached 83.0, 82.0 and
-# 80.2 %; of FarsTail, 64.0, 64.2 and 64.9 %.
+# Weight of the words of both texts. On the validation splits, 0, 0.3 and 1 reached 83.0, 82.0 and
+# 80.2 % for SICK (one run of 6 to 8 epochs each), and 64.0, 64.2 and 64.9 % for FarsTail.
 SHARED_WEIGHT = 0.3
 
 
