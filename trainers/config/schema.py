@@ -14,6 +14,7 @@ _OPEN = ("model", "task")  # their keys are the arguments of a builder or of a t
 _ELEMENTS = {
     "data.image_size": 224,
     "data.languages": "en",
+    "data.columns": "label",
     "trainer.callbacks": "tensorboard",
     "compress.prune.m_by_n": 2,
     "compress.structured.widths": "PATH=UNITS",

@@ -547,3 +547,10 @@ def test_an_unknown_strategy_is_one_line_before_anything_starts(zoo_command, tmp
     answer = zoo_command("train", "cnn_digits", f"--workdir={tmp_path}/run", "--strategy=mirored")
     assert answer.status == 2
     assert "No strategy is named 'mirored'. Did you mean 'mirrored'" in answer.one_line()
+
+
+def test_columns_of_texts_are_names():
+    config = resolve("linear_text", [("data.columns", "review,stars")])
+    assert tuple(config.data.columns) == ("review", "stars")
+    with pytest.raises(UsageError, match="data.columns"):
+        resolve("linear_text", [("data.columns", "1,2")])
