@@ -178,7 +178,8 @@ def test_bad_rows_are_named_and_the_others_predicted(run, tmp_path, zoo_command,
         b'n,text\n1,good\n2\n3,"a" b\n4,"two\nlines"\n5,"\xff\nbad"\n6,\n7,bad\n8,"open'
     )
     (tmp_path / "c.jsonl").write_text(
-        '[0]\n{"text": "good"}\n[1]\n{"n": 1}\n{"text": 5}\n{"text": "\\ud800"}\n\n{"text": "bad"}\n'
+        '[0]\n{"text": "good"}\n[1]\n{"n": 1}\n{"text": 5}\n{"text": "\\ud800"}\n\n'
+        '{"text": "bad"}\n'
     )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\ngood\n\n")))
     files = [tmp_path / name for name in ("a.txt", "b.csv", "none.txt", "c.jsonl")]
