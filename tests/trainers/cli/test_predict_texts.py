@@ -178,7 +178,8 @@ def test_bad_rows_are_named_and_the_others_predicted(run, tmp_path, zoo_command,
         b'n,text\n1,good\n2\n3,"a" b\n4,"two\nlines"\n5,"\xff\nbad"\n6,\n7,bad\n8,"open'
     )
     (tmp_path / "c.jsonl").write_text(
-        '{"text": "good"}\n[1]\n{"n": 1}\n{"text": 5}\n{"text": "\\ud800"}\n\n{"text": "bad"}\n'
+        '[0]\n{"text": "good"}\n[1]\n{"n": 1}\n{"text": 5}\n{"text": "\\ud800"}\n\n'
+        '{"text": "bad"}\n'
     )
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\ngood\n\n")))
     files = [tmp_path / name for name in ("a.txt", "b.csv", "none.txt", "c.jsonl")]
@@ -193,7 +194,8 @@ def test_bad_rows_are_named_and_the_others_predicted(run, tmp_path, zoo_command,
         "none.txt cannot be read",
         "a.txt, line 2", "a.txt, line 3", "a.txt, line 4",
         "b.csv, line 3", "b.csv, line 4", "b.csv, line 7", "b.csv, line 9", "b.csv, line 11",
-        "c.jsonl, line 2", "c.jsonl, line 3", "c.jsonl, line 4", "c.jsonl, line 5",
+        "c.jsonl, line 1", "c.jsonl, line 3", "c.jsonl, line 4", "c.jsonl, line 5",
+        "c.jsonl, line 6",
         "standard input, line 1", "standard input, line 3",
     ]  # fmt: skip
     for place, message in (
@@ -201,9 +203,10 @@ def test_bad_rows_are_named_and_the_others_predicted(run, tmp_path, zoo_command,
         ("a.txt, line 4", "must be UTF-8"),
         ("b.csv, line 3", "must have 2 cells"),
         ("b.csv, line 7", "must be UTF-8"),
-        ("c.jsonl, line 3", "must have the key 'text'"),
-        ("c.jsonl, line 4", "'text' must be text. Received: number"),
-        ("c.jsonl, line 5", "must be valid Unicode"),
+        ("c.jsonl, line 1", "must be a JSON object"),
+        ("c.jsonl, line 4", "must have the key 'text'"),
+        ("c.jsonl, line 5", "'text' must be text. Received: number"),
+        ("c.jsonl, line 6", "must be valid Unicode"),
     ):
         assert message in errors[places.index(place)]
 
