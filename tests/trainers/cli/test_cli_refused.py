@@ -109,7 +109,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("data.source=npz:empty.npz", 1, "must not be empty"),
         ("data.source=npz:damaged.npz", 1, "damaged.npz cannot be read"),
         ("data.source=npz:missing.npz", 2, "missing.npz"),
-        ("data.source=digts", 2, "Did you mean 'digits'?"),
+        ("data.source=digts", 2, "Did you mean 'digits'"),
         ("data.manual_dir=missing", 2, "data.manual_dir must be an existing folder"),
         ("data.validation_size=4000", 2, "(4000). Received: 4000"),
         ("trainer.micro_batch_size=7", 2, "for a per-replica batch of 64"),
@@ -132,7 +132,7 @@ def arrays(side=28, classes=10, examples=80, empty=False, image="image"):
         ("schedule.warmup_steps=31", 2, "schedule.warmup_steps=31"),
         ("model.name=cnn_clasifier", 2, "Did you mean 'cnn_classifier'?"),
         ("model.filters=8,8", 2, "filters must be of type tuple[int, int, int]"),
-        ("task.name=image_clasification", 2, "Did you mean 'image_classification'?"),
+        ("task.name=image_clasification", 2, "Did you mean 'image_classification'"),
         ("task.label_smoothing=1.0", 2, "task.label_smoothing must be in [0, 1)"),
     ],
 )
