@@ -18,7 +18,7 @@ from zoo.errors import UsageError
 
 DEFAULTS = {key: OPTIMIZERS["muon"][key] for key in OPTIMIZERS["muon"] if "exclude" in key}
 del DEFAULTS["weight_decay_exclude"]
-# Matrices of output layers and embeddings in tiny models, which AdamW trains.
+# Matrices of output layers, embeddings and depthwise kernels in tiny models, which AdamW trains.
 EXPECTED = {
     "cnn_classifier": {"probabilities/kernel"},
     "gpt_nano": {"embedding/embeddings", "positions/embeddings"},
@@ -37,6 +37,12 @@ EXPECTED = {
     },
     "roberta_base": {"embedding/embeddings", "positions/embeddings"},
     "longformer_nano": {"embedding/embeddings", "positions/embeddings"},
+    "encoder_nano": {"embedding/embeddings", "neighbors_0/kernel", "neighbors_1/kernel"},
+    "electra_nano": {
+        "embedding/embeddings", "neighbors_0/kernel", "neighbors_1/kernel",
+        "generator_neighbors_0/kernel", "generator_neighbors_1/kernel", "rtd_logits/kernel",
+    },
+    "linear_text": {"ngrams/embeddings", "overlap/kernel"},
     "gan_mnist": {"pixels/kernel", "logit/kernel"},
     "dcgan_mnist": {"logit/kernel"},
     "vgg16_transfer": {"probabilities/kernel"},
