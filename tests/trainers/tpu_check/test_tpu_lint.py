@@ -70,6 +70,13 @@ RECIPES = [
 def test_recipes_pass(recipe):
     characters = [("data.vocabulary_size", "65")] if "shakespeare" in recipe else []
     config = resolve(recipe, characters)  # avoids reading the text to count its characters
+    # Sizes that a run takes from its data, and batches of one length.
+    if config.task.name == "text_classification":
+        config.task.update(trim=0, num_classes=config.task.num_classes or 2)
+        if "num_classes" in config.model:
+            config.model.num_classes = config.task.num_classes
+    if not config.model.get("vocabulary_size", 1):
+        config.model.vocabulary_size = config.data.vocabulary_size
     # Recipes of long sequences have fewer sequences per update than the TPU has cores.
     config.trainer.global_batch_size = max(8, config.trainer.global_batch_size)
     abstract = AbstractStep(config)
