@@ -15,13 +15,12 @@ def get_config(arg: str = ""):
     How related the texts are, a number from 1 to 5, with Pearson's and Spearman's correlation:
     --config.task.output=number --config.data.columns=sentence_A,sentence_B,relatedness_score
     """
-    config = shipped_recipe("sst2")
-    config.task.update(num_classes=3, pooling="pair")
+    config = shipped_recipe("sst2", arg)
+    config.task.pooling = "pair"
+    if arg:
+        config.data.source = "synthetic:inference"
+        return config
+    config.task.num_classes = 3
     config.data.update(source="sick", validation_size=0)
     config.trainer.update(epochs=10, evaluate_every=140, checkpoint_every=140)
-    if arg:
-        debug = shipped_recipe("sst2", arg)
-        config.update(debug.copy_and_resolve_references())
-        config.task.pooling = "pair"
-        config.data.source = "synthetic:inference"
     return config

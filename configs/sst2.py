@@ -41,19 +41,16 @@ def get_config(arg: str = ""):
         epochs=2, global_batch_size=32, steps_per_execution=10, evaluate_every=500,
         checkpoint_every=500,
     )  # fmt: skip
-    if arg == "debug":
-        debug(config, "synthetic:opinions")
+    if arg == "debug":  # a small model and made-up texts
+        config.model.update(
+            num_layers=2, hidden_dim=64, num_heads=2, intermediate_dim=128, vocabulary_size=0,
+            dropout=0.0,
+        )  # fmt: skip
+        config.data.update(source="synthetic:opinions", vocabulary_size=200, validation_size=200)
+        config.task.update(num_classes=0, dropout=0.0)
+        config.optimizer.learning_rate = 3e-3
+        config.trainer.update(
+            epochs=0, steps=120, log_every=40, evaluate_every=60, checkpoint_every=60
+        )
+        config.schedule.warmup_steps = 20
     return config
-
-
-def debug(config, source: str) -> None:
-    """Changes a recipe of text classification to a small model and made-up texts."""
-    config.model.update(
-        num_layers=2, hidden_dim=64, num_heads=2, intermediate_dim=128, vocabulary_size=0,
-        dropout=0.0,
-    )  # fmt: skip
-    config.data.update(source=source, vocabulary_size=200, validation_size=200)
-    config.task.update(num_classes=0, dropout=0.0)
-    config.optimizer.learning_rate = 3e-3
-    config.trainer.update(epochs=0, steps=120, log_every=40, evaluate_every=60, checkpoint_every=60)
-    config.schedule.warmup_steps = 20
