@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 
 from zoo.data.text.questions.offsets import encode_with_offsets
 from zoo.data.text.questions.squad import Question
-from zoo.data.text.special_tokens import PADDING
+from zoo.generation.text_logits import text_logits
 
 MAX_ANSWER = 30
 SPANS = 20  # number of spans to return
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def question_answers(
       count: number of spans per question.
     """
     bounds = np.searchsorted(arrays["example"], np.arange(len(questions) + 1))
-    logits, context = window_logits(model, arrays), None
+    logits, context = text_logits(model, arrays), None
     for number, question in enumerate(questions):
         if question.context != context:
             context = question.context
@@ -97,22 +95,6 @@ def question_answers(
                     spans[span.text] = span
         ordered = sorted(spans.values(), key=lambda span: -span.score)
         yield Answers(ordered[:count], null_score)
-
-
-def window_logits(model, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the logits (W, T, 2) float32 of the first and the last token of the answer."""
-    names = [tensor.name for tensor in model.inputs]
-    run = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    parts = []
-    for start in range(0, len(arrays["tokens"]), _BATCH):
-        rows = slice(start, start + _BATCH)
-        tokens = np.asarray(arrays["tokens"][rows]).astype(np.int32)
-        types = np.asarray(arrays["types"][rows]).astype(np.int32)
-        missing = _BATCH - len(tokens)  # each shape needs a trace
-        batch = {"tokens": tokens, "types": types, "segments": np.int32(tokens != PADDING)}
-        batch = {k: tf.constant(np.pad(batch[k], ((0, missing), (0, 0)), "edge")) for k in names}
-        parts.append(run(batch).numpy()[: len(tokens)])
-    return np.concatenate(parts)
 
 
 def best_spans(

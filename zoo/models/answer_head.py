@@ -9,9 +9,8 @@ import keras
 from keras import layers, ops
 
 from zoo.data.text.special_tokens import FIRST_WORD
-from zoo.layers.dropout import Dropout
 from zoo.models.bert import dense
-from zoo.models.heads import PoolTokens, text_trunk
+from zoo.models.heads import PoolTokens, head_inputs, head_logits, text_trunk
 
 # Number of positions around a token in which shared words are counted, odd.
 WINDOWS = (5, 17, 65)
@@ -33,19 +32,13 @@ def add_answer_head(model: keras.Model, *, dropout: float = 0.0) -> keras.Model:
       UsageError: if the model has no trunk.
     """
     trunk = text_trunk(model)
-    inputs = {tensor.name: tensor for tensor in trunk.inputs}
-    for name in ("segments", "types"):
-        if name not in inputs:
-            inputs[name] = keras.Input((None,), dtype="int32", name=name)
+    inputs = head_inputs(trunk, ("segments", "types"))
     tokens, segments, types = (inputs[name] for name in ("tokens", "segments", "types"))
     x = PoolTokens("", name="pool")(trunk.output, segments)
     features = SharedWords(name="shared_words")(tokens, segments, types)
     x = layers.Concatenate(name="with_shared_words")([x, features])
     x = dense(trunk.output.shape[-1], "hidden", activation="gelu")(x)
-    if dropout:
-        x = Dropout(dropout, name="head_dropout")(x)
-    logits = dense(2, "logits", dtype="float32")(x)
-    return keras.Model(inputs, logits, name=model.name)
+    return keras.Model(inputs, head_logits(x, 2, dropout), name=model.name)
 
 
 @keras.saving.register_keras_serializable("zoo")

@@ -6,6 +6,8 @@
 Axes: B batch, T positions, C hidden_dim, K outputs.
 """
 
+from collections.abc import Iterable
+
 import keras
 from keras import layers, ops
 
@@ -39,18 +41,28 @@ def add_head(
       UsageError: if the model has no trunk.
     """
     trunk = text_trunk(model)
-    inputs = {tensor.name: tensor for tensor in trunk.inputs}
-    for name in ("segments", *(["types"] if pooling == "pair" else [])):
-        if name not in inputs:
-            inputs[name] = keras.Input((None,), dtype="int32", name=name)
+    inputs = head_inputs(trunk, ("segments", *(["types"] if pooling == "pair" else [])))
     types = [inputs["types"]] if pooling == "pair" else []
     x = PoolTokens(pooling, name="pool")(trunk.output, inputs["segments"], *types)
     if pooling == "pair":
         x = dense(trunk.output.shape[-1], "hidden", activation="gelu")(x)
+    return keras.Model(inputs, head_logits(x, outputs, dropout), name=model.name)
+
+
+def head_inputs(trunk: keras.Model, names: Iterable[str]) -> dict:
+    """Returns the inputs of a trunk by name, with new (B, T) int32 inputs for absent names."""
+    inputs = {tensor.name: tensor for tensor in trunk.inputs}
+    for name in names:
+        if name not in inputs:
+            inputs[name] = keras.Input((None,), dtype="int32", name=name)
+    return inputs
+
+
+def head_logits(x, outputs: int, dropout: float):
+    """Applies dropout and the last layer of a head; returns logits (..., outputs) in float32."""
     if dropout:
         x = Dropout(dropout, name="head_dropout")(x)
-    logits = dense(outputs, "logits", dtype="float32")(x)
-    return keras.Model(inputs, logits, name=model.name)
+    return dense(outputs, "logits", dtype="float32")(x)
 
 
 def has_head(model: keras.Model) -> bool:

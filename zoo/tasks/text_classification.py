@@ -11,16 +11,13 @@ import numpy as np
 
 from zoo import registry
 from zoo.data.classes import check_classes
+from zoo.data.text.labeled.labels import ARRAYS
 from zoo.data.text.special_tokens import FIRST_WORD, PADDING, SEPARATOR, START
 from zoo.errors import UsageError
 from zoo.lazy import ops
 from zoo.models.inputs import sequence_length
 from zoo.tasks import text
 from zoo.tasks.base import Forward
-
-# Kind of output -> name of the stored target.
-TARGETS = {"class": "label", "labels": "labels", "number": "target"}
-_BATCH = 64  # of `evaluate_split`
 
 
 class TextClassification(text.TextTask):
@@ -51,9 +48,9 @@ class TextClassification(text.TextTask):
         class_weights: bool = False,
         trim: int = 16,
     ):
-        if output not in TARGETS:
+        if output not in ARRAYS:
             raise UsageError(
-                f"task.output must be one of {', '.join(TARGETS)}. Received: {output!r}."
+                f"task.output must be one of {', '.join(ARRAYS)}. Received: {output!r}."
             )
         if class_weights and output != "class":
             raise UsageError(
@@ -110,7 +107,7 @@ class TextClassification(text.TextTask):
                 "model.num_classes."
             )
         for split, arrays in dataset.splits.items():
-            for key in ("types", TARGETS[self.output]):
+            for key in ("types", ARRAYS[self.output]):
                 text.check_array(dataset, split, key)
             if self.output == "class" and np.max(arrays["label"]) >= count:
                 raise UsageError(
@@ -133,7 +130,7 @@ class TextClassification(text.TextTask):
         """Cuts the batch after its longest text, and weights the classes in training."""
         import tensorflow as tf
 
-        target = TARGETS[self.output]
+        target = ARRAYS[self.output]
         tokens, types = (tf.cast(batch[key], tf.int32) for key in ("tokens", "types"))
         if self.trim:
             longest = tf.reduce_max(tf.math.count_nonzero(tokens, axis=1, dtype=tf.int32))
@@ -159,7 +156,7 @@ class TextClassification(text.TextTask):
         """Returns the summed loss and the accuracy; the outputs are logits (B, K)."""
         inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
         logits = model(inputs, training=training)
-        target, weight = batch[TARGETS[self.output]], batch["weight"]
+        target, weight = batch[ARRAYS[self.output]], batch["weight"]
         if self.output == "class":
             losses = ops.sparse_categorical_crossentropy(target, logits, from_logits=True)
             correct = ops.equal(ops.argmax(logits, -1), ops.cast(target, "int32"))
@@ -195,7 +192,8 @@ class TextClassification(text.TextTask):
         if self.output == "class":
             return {}, []
         arrays = dataset.splits[split]
-        logits, target = self._logits(model, arrays), np.asarray(arrays[TARGETS[self.output]])
+        logits = registry.resolve("zoo.generation.text_logits:text_logits")(model, arrays)
+        target = np.asarray(arrays[ARRAYS[self.output]])
         if self.output == "number":
             from scipy import stats
 
@@ -211,16 +209,6 @@ class TextClassification(text.TextTask):
         f1 = 2 * true / np.maximum(2 * true + wrong, 1)
         micro = 2 * true.sum() / max(2 * true.sum() + wrong.sum(), 1)
         return {"micro_f1": float(micro), "macro_f1": float(f1.mean())}, []
-
-    def _logits(self, model, arrays) -> np.ndarray:
-        parts = []
-        for start in range(0, len(arrays["tokens"]), _BATCH):
-            rows = {key: np.asarray(arrays[key][start : start + _BATCH], np.int32)
-                    for key in ("tokens", "types")}  # fmt: skip
-            rows["segments"] = np.int32(rows["tokens"] != PADDING)
-            logits = model({tensor.name: rows[tensor.name] for tensor in model.inputs})
-            parts.append(ops.convert_to_numpy(logits))
-        return np.concatenate(parts)
 
     def synthetic(self, model, examples, seed):
         """Returns pairs of texts in which every second word tells the class."""
@@ -241,5 +229,5 @@ class TextClassification(text.TextTask):
         }[self.output]
         return {
             "tokens": tokens.astype("int32"), "types": types.astype("uint8"),
-            TARGETS[self.output]: target,
+            ARRAYS[self.output]: target,
         }  # fmt: skip

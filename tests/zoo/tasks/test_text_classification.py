@@ -17,6 +17,7 @@ from trainers.train.trainer import Trainer
 from zoo import registry
 from zoo.data import Dataset
 from zoo.errors import UsageError
+from zoo.generation.text_logits import text_logits
 from zoo.models.heads import POOLINGS, add_head, has_head, text_trunk
 
 TINY = {
@@ -62,7 +63,7 @@ def test_a_saved_encoder_classifies_as_in_training(trained, data):
     model = zoo.load(trained.workdir.path)
     assert has_head(model)
     arrays = data.splits["test"]
-    logits = trained.task._logits(model, arrays)
+    logits = text_logits(model, arrays)
     assert np.mean(logits.argmax(-1) == arrays["label"]) == pytest.approx(
         trained.metrics["accuracy"]
     )
@@ -202,7 +203,7 @@ def test_metrics_of_labels_and_numbers(output):
     task.bind(model, data).check(model, data)
     metrics, _ = task.evaluate_split(model, data, "test")
     arrays = data.splits["test"]
-    logits = task._logits(model, arrays)
+    logits = text_logits(model, arrays)
     if output == "labels":
         target, predicted = arrays["labels"], logits > 0
         assert metrics["micro_f1"] == pytest.approx(f1_score(target, predicted, average="micro"))

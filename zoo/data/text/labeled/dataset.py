@@ -10,12 +10,12 @@ from zoo.data.datasets import Dataset
 from zoo.data.text.dataset import cached_records, check, facts, token_type, tokenizer_of
 from zoo.data.text.labeled.catalog import source_of
 from zoo.data.text.labeled.examples import LabeledTexts, read_examples
+from zoo.data.text.labeled.labels import ARRAYS
 from zoo.errors import UsageError
 from zoo.storage.disk import json_digest
 
 VERSION = 1  # of the rows
 TEXT_COLUMNS = "text columns"  # key of the facts "Data"
-ARRAYS = {"class": "label", "labels": "labels", "number": "target"}  # by task.output
 _CHUNK_ROWS = 1024
 _SHOWN = 50  # number of classes in the report
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from zoo.errors import short
 
-OUTPUTS = ("class", "labels", "number")
+# Kind of output -> name of the array of its labels.
+ARRAYS = {"class": "label", "labels": "labels", "number": "target"}
+OUTPUTS = tuple(ARRAYS)
 SEPARATOR = "|"  # of several labels in one cell
 MAX_CLASSES = 10_000  # a column with more different values is no label
 _LARGEST = float(np.finfo(np.float32).max)
