@@ -16,7 +16,7 @@ from trainers.evaluation.evaluate import read_evaluation
 from trainers.run.workdir import read_config
 from zoo.data.text.questions.catalog import load_questions
 from zoo.errors import UsageError
-from zoo.generation.answer_scores import scores
+from zoo.generation.scores.answers import scores
 from zoo.generation.word_overlap import phrase_answer, sentence_answer
 
 SETS = {  # source, languages

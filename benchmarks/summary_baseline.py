@@ -9,7 +9,7 @@ results/summary_baseline.csv.
 import argparse
 
 from zoo.data.text.corpora import load_corpus
-from zoo.generation.summary_scores import scores
+from zoo.generation.scores.summaries import scores
 
 
 def first_words(pairs, count: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from zoo import registry
 from zoo.data.text.questions.windows import MAX_QUESTION, STRIDE
 from zoo.data.text.special_tokens import FIRST_WORD, PADDING, SEPARATOR, START
 from zoo.errors import UsageError
-from zoo.generation.answer_scores import best_threshold, question_scores, scores
+from zoo.generation.scores.answers import best_threshold, question_scores, scores
 from zoo.lazy import ops
 from zoo.models.inputs import sequence_length
 from zoo.tasks.base import Forward

@@ -14,7 +14,7 @@ import numpy as np
 from zoo import registry
 from zoo.data.text.special_tokens import END, FIRST_WORD, PADDING, START
 from zoo.errors import UsageError, check_name
-from zoo.generation import summary_scores, translation_scores
+from zoo.generation.scores import summaries
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
@@ -171,9 +171,9 @@ class SequenceToSequence(TextTask):
             for source, prediction, reference in zip(sources, translations, references, strict=True)
         ]
         if self.scores == "summary":
-            return summary_scores.scores(translations, references), samples
+            return summary_scores(translations, references), samples
         language = dataset.languages[-1] if dataset.languages else ""
-        return translation_scores.scores(translations, references, language), samples
+        return translation_scores(translations, references, language), samples
 
     def synthetic(self, model, examples, seed):
         """Returns sentences that count modulo a small number; the targets are one step ahead."""

@@ -15,9 +15,9 @@ from zoo.data.text import tokenizers
 from zoo.data.text.parallel import ParallelDataset
 from zoo.data.text.special_tokens import END, FIRST_WORD, START
 from zoo.errors import UsageError
+from zoo.generation.scores.translations import scores
+from zoo.generation.scores.translations import tokenizer as tokenizer_of
 from zoo.generation.translate import Translator
-from zoo.generation.translation_scores import scores
-from zoo.generation.translation_scores import tokenizer as tokenizer_of
 from zoo.models import gpt
 from zoo.tasks.seq2seq import SequenceToSequence
 

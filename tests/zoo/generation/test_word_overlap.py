@@ -3,7 +3,7 @@
 import pytest
 
 from zoo.data.text.questions.catalog import load_questions
-from zoo.generation.answer_scores import scores
+from zoo.generation.scores.answers import scores
 from zoo.generation.word_overlap import phrase_answer, sentence_answer
 from zoo.storage.paths import data_dir
 

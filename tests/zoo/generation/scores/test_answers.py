@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from zoo.generation.answer_scores import (
+from zoo.generation.scores.answers import (
     best_threshold,
     exact_match,
     f1,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zoo.generation.summary_scores import UnicodeWords, scores
+from zoo.generation.scores.summaries import UnicodeWords, scores
 
 
 def test_scores_by_hand():

@@ -1,0 +1,1 @@
+"""Scores of generated answers, summaries and translations against references."""
