@@ -14,7 +14,8 @@ import numpy as np
 from zoo import registry
 from zoo.data.text.special_tokens import END, FIRST_WORD, PADDING, START
 from zoo.errors import UsageError, check_name
-from zoo.generation.scores import summaries
+from zoo.generation.scores.summaries import scores as summary_scores
+from zoo.generation.scores.translations import scores as translation_scores
 from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.layers.gather import pick
 from zoo.lazy import ops
