@@ -2,6 +2,8 @@
 
 zoo train encoder_persian --workdir=D
 (zoo fetch persian_news persian_poems, or ZOO_DATA_DIR, first)
+
+As `encoder_wiki`. Not measured.
 """
 
 from trainers.config.recipe import shipped_recipe

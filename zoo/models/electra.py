@@ -131,7 +131,7 @@ class ReplaceTokens(layers.Layer):
         Returns:
           `(tokens (B, T), sampled (B, M))` int32; `sampled` are the new tokens at `masked`.
         """
-        probabilities = ops.softmax(ops.stop_gradient(logits), -1)
+        probabilities = ops.softmax(logits, -1)  # the comparison below has no gradient
         # The first token whose cumulative probability exceeds the random number.
         below = ops.cumsum(probabilities, -1) <= noise[:, :, None]
         sampled = ops.minimum(ops.sum(ops.cast(below, "int32"), -1), logits.shape[-1] - 1)
