@@ -131,8 +131,9 @@ class ReplaceTokens(layers.Layer):
         Returns:
           `(tokens (B, T), sampled (B, M))` int32; `sampled` are the new tokens at `masked`.
         """
-        probabilities = ops.softmax(logits, -1)  # the comparison below has no gradient
-        # The first token whose cumulative probability exceeds the random number.
+        probabilities = ops.softmax(logits, -1)
+        # The first token whose cumulative probability exceeds the random number. A comparison has
+        # no gradient.
         below = ops.cumsum(probabilities, -1) <= noise[:, :, None]
         sampled = ops.minimum(ops.sum(ops.cast(below, "int32"), -1), logits.shape[-1] - 1)
         masked = ops.cast(masked, "int32")
