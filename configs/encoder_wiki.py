@@ -2,9 +2,9 @@
 
 zoo train encoder_wiki --workdir=D     (zoo fetch wikipedia_en novels_en, or ZOO_DATA_DIR, first)
 
-The full run is not measured. A trial of 270 updates with its whole schedule in them predicted 25.8 %
-of the masked words of the validation split correctly (2026-11-30, 2 cores of an AMD EPYC without
-AVX512, float32, seed 0, 213 processor seconds); see docs/pretraining_log.md.
+The full run is not measured. A trial of 270 updates, with the whole schedule in them, predicted
+25.8 % of the masked words of the validation split correctly (2026-11-30, 2 cores of an AMD EPYC
+without AVX512, float32, seed 0, 213 processor seconds); see docs/pretraining_log.md.
 """
 
 from trainers.config.base import base, optimizer, schedule
