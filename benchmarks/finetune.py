@@ -6,8 +6,8 @@
 For each recipe (sst2, imdb, trec, sick, farstail, rte) and each arm, the learning rate with the
 best accuracy on the validation split is chosen with seed 0; then all seeds are trained, and
 evaluated on the test split once. Rows of results/finetune.csv have the mean, the lowest and the
-highest accuracy of the seeds, and the processor seconds of the longest run. W is the work directory of `encoder_wiki`, `electra_wiki` or
-`encoder_persian`; the arm "scratch" uses its tokenizer, too.
+highest accuracy of the seeds, and the processor seconds of the longest run. W is the work directory
+of `encoder_wiki`, `electra_wiki` or `encoder_persian`; the arm "scratch" uses its tokenizer, too.
 """
 
 import argparse

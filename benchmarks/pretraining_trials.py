@@ -19,11 +19,23 @@ PROBE = 30  # updates that measure the cost of an update
 MASKED = 0.15  # share of masked tokens in the evaluation
 
 
-def train(recipe, overrides, steps: int, folder: Path):
+def resolved(recipe, overrides, steps: int):
+    """Returns the recipe with a number of updates and without evaluations and checkpoints."""
+    from trainers.config.recipe import resolve
+
+    every = {"steps_per_execution": 10, "log_every": 100, "evaluate_every": 10**9}
+    settings = [
+        *((f"trainer.{key}", str(value)) for key, value in every.items()),
+        ("trainer.checkpoint_every", str(10**9)), ("trainer.steps", str(steps)),
+        ("schedule.warmup_steps", str(min(100, steps // 3))), *overrides,
+    ]  # fmt: skip
+    return resolve(recipe, settings)
+
+
+def train(config, dataset, folder: Path):
     """Trains; returns the trainer and the processor seconds of all updates after the first."""
     import keras
 
-    from trainers.config.recipe import resolve
     from trainers.train.trainer import Trainer
 
     class Clock(keras.callbacks.Callback):
@@ -34,13 +46,7 @@ def train(recipe, overrides, steps: int, folder: Path):
             self.started = self.started or self.ended
 
     clock = Clock()
-    every = {"steps_per_execution": 10, "log_every": 100, "evaluate_every": 10**9}
-    settings = [
-        *((f"trainer.{key}", str(value)) for key, value in every.items()),
-        ("trainer.checkpoint_every", str(10**9)), ("trainer.steps", str(steps)),
-        ("schedule.warmup_steps", str(min(100, steps // 3))), *overrides,
-    ]  # fmt: skip
-    trainer = Trainer(resolve(recipe, settings), folder, callbacks=[clock], read_test=False)
+    trainer = Trainer(config, folder, dataset=dataset, callbacks=[clock], read_test=False)
     metrics = trainer.train()
     return trainer, metrics, clock.ended - clock.started
 
@@ -72,13 +78,18 @@ def main():
     parser.add_argument("--write", action="store_true")
     parser.add_argument("values", nargs="*")
     arguments = parser.parse_intermixed_args()
+    from zoo import registry
+
     overrides = [tuple(value.split("=", 1)) for value in arguments.values]
     overrides.append(("trainer.seed", str(arguments.seed)))
+    probe = resolved(arguments.recipe, overrides, PROBE)
+    dataset = registry.load_data(probe.data.to_dict(), probe.task.to_dict())
     with tempfile.TemporaryDirectory() as folder:
-        _, _, seconds = train(arguments.recipe, overrides, PROBE, Path(folder) / "probe")
+        _, _, seconds = train(probe, dataset, Path(folder) / "probe")
         cost = seconds / (PROBE - 10)
         steps = max(PROBE, round(arguments.seconds / cost / 10) * 10)
-        trainer, metrics, seconds = train(arguments.recipe, overrides, steps, Path(folder) / "run")
+        config = resolved(arguments.recipe, overrides, steps)
+        trainer, metrics, seconds = train(config, dataset, Path(folder) / "run")
     row = {
         "trial": arguments.name, "values": " ".join(arguments.values), "seed": arguments.seed,
         "updates": steps, "tokens": steps * trainer.config.trainer.global_batch_size
