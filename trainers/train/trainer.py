@@ -334,6 +334,7 @@ class Trainer:
             seed=self.config.trainer.seed,
             first_step=self.state.done + skipped_batches,
             last_step=self.periods.total + skipped_batches,
+            lengths=self.step.task.lengths(self.arrays),
         )
         return iter(distribute(self.strategy, lambda shares: batches(local_replicas=shares)))
 

@@ -14,6 +14,8 @@ import tensorflow as tf
 from zoo.data.rows import is_in_memory, steps_per_epoch
 from zoo.data.windows import Windows
 
+GROUPED_BATCHES = 50  # number of batches whose examples are sorted by length
+
 
 def epoch_order(positions, epoch, seed: int, examples: int):
     """Returns the examples at the given positions of an epoch's permutation.
@@ -34,6 +36,44 @@ def epoch_order(positions, epoch, seed: int, examples: int):
     return tf.random.experimental.index_shuffle(positions, seed=key, max_index=examples - 1)
 
 
+def group_by_length(lengths: np.ndarray, *, batch_size: int, seed: int) -> Callable:
+    """Returns a permutation of the positions of an epoch that gives batches of similar length.
+
+    The examples of `GROUPED_BATCHES` successive batches are sorted by length and cut into batches,
+    which follow each other in random order. Every example occurs once per epoch, as without groups.
+
+    Args:
+      lengths: `(examples,)` integers, the length of each example.
+      batch_size: global batch size.
+      seed: random seed of the run.
+
+    Returns:
+      A function from positions `(n,)` int64 of one batch and an epoch to `(n,)` int64 positions.
+    """
+    examples = len(lengths)
+    total = steps_per_epoch(examples, batch_size) * batch_size
+    group_size = GROUPED_BATCHES * batch_size
+    lengths = tf.constant(lengths, tf.int64)
+
+    def grouped(position, epoch):
+        group = position[0] // group_size
+        first = group * group_size
+        members = tf.range(first, tf.minimum(first + group_size, total))
+        index = epoch_order(tf.minimum(members, examples - 1), epoch, seed, examples)
+        # Rows that pad the last batch of the epoch come last.
+        keys = tf.where(members < examples, tf.gather(lengths, index), tf.int64.max)
+        batches = tf.size(members, tf.int64) // batch_size
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        key = tf.random.experimental.stateless_fold_in(key, group)
+        batch = tf.random.experimental.index_shuffle(
+            (position[0] - first) // batch_size, seed=key, max_index=batches - 1
+        )
+        order = first + tf.cast(tf.argsort(keys, stable=True), tf.int64)
+        return tf.gather(order, batch * batch_size + position % batch_size)
+
+    return grouped
+
+
 def training_batches(
     arrays: Mapping[str, np.ndarray],
     prepare: Callable,
@@ -44,6 +84,7 @@ def training_batches(
     first_step: int,
     last_step: int,
     local_replicas: range | None = None,
+    lengths: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Returns the batches of steps `first_step` to `last_step - 1`.
 
@@ -57,6 +98,8 @@ def training_batches(
       first_step: first step; not 0 after a resume.
       last_step: end of the run.
       local_replicas: replicas of this process; None for all.
+      lengths: `(examples,)` integers; batches get examples of similar length, see
+        `group_by_length`. None for batches of any examples.
 
     Returns:
       A `tf.data.Dataset` of dicts with static shapes. Rows beyond the end of the epoch have
@@ -67,12 +110,17 @@ def training_batches(
     size = batch_size // replicas
     local = range(replicas) if local_replicas is None else local_replicas
     read_rows = _reader(arrays)
+    grouped = None
+    if lengths is not None:
+        grouped = group_by_length(lengths, batch_size=batch_size, seed=seed)
 
     @tf.autograph.experimental.do_not_convert  # autograph would take a second
     def element(number):
         step, replica = number // len(local), local.start + number % len(local)
         position = (step % steps) * batch_size + replica * size + tf.range(size, dtype=tf.int64)
         epoch = step // steps
+        if grouped is not None:
+            position = grouped(position, epoch)
         index = epoch_order(tf.minimum(position, examples - 1), epoch, seed, examples)
         batch = read_rows(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
         batch["weight"] = tf.cast(position < examples, tf.float32)

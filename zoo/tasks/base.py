@@ -185,6 +185,10 @@ class Task:
         """Returns the training split, with the task's own arrays added; called once per run."""
         return arrays
 
+    def lengths(self, arrays) -> Any:
+        """Returns the lengths (examples,) by which training batches are grouped; None for none."""
+        return None
+
     def serving_model(self, model):
         """Returns the Functional model to export, which includes the preprocessing of `prepare`.
 

@@ -35,6 +35,8 @@ class TextClassification(text.TextTask):
       class_weights: whether each class has the same total weight in the training loss.
       trim: batches are cut after their longest text, rounded up to a multiple of this number, which
         changes no result; 0 keeps all batches at the same length, as a TPU requires.
+      group_by_length: whether the texts of a training batch have similar lengths, so that `trim`
+        cuts more; see `zoo.data.pipeline.group_by_length`.
     """
 
     unit = "texts"
@@ -47,6 +49,7 @@ class TextClassification(text.TextTask):
         dropout: float = 0.1,
         class_weights: bool = False,
         trim: int = 16,
+        group_by_length: bool = False,
     ):
         if output not in ARRAYS:
             raise UsageError(
@@ -56,7 +59,12 @@ class TextClassification(text.TextTask):
             raise UsageError(
                 f"task.class_weights requires task.output=class. Received: task.output={output}."
             )
+        if group_by_length and not trim:
+            raise UsageError(
+                "task.group_by_length requires that batches are cut. Received: task.trim=0."
+            )
         self.output, self.num_classes = output, num_classes
+        self.group_by_length = group_by_length
         self.pooling, self.dropout, self.trim = pooling, dropout, trim
         self.class_weights, self.weights_of_classes = class_weights, None
         if output == "class":
@@ -125,6 +133,12 @@ class TextClassification(text.TextTask):
             if {"train", split} <= dataset.splits.keys()
         ]
         return [warning for warning in warnings if warning]
+
+    def lengths(self, arrays):
+        """Returns the number of tokens of each text, or None without `group_by_length`."""
+        if not self.group_by_length:
+            return None
+        return np.count_nonzero(np.asarray(arrays["tokens"]) != PADDING, axis=1)
 
     def prepare(self, batch, uniform, training):
         """Cuts the batch after its longest text, and weights the classes in training."""

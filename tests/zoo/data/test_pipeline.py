@@ -1,5 +1,7 @@
 """The order of the data is a function of (seed, epoch, index)."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,11 +10,15 @@ from zoo.data import rows as stored_rows
 from zoo.data.hold_out import hold_out
 
 
-def batches(replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, local=None):
+def batches(
+    replicas=1, first=0, last=10, seed=0, size=16, examples=70, prepare=None, local=None,
+    lengths=None,
+):  # fmt: skip
     arrays = {"number": np.arange(examples)}
     batches = pipeline.training_batches(
         arrays, prepare or (lambda batch, uniform, training: batch), batch_size=size,
         replicas=replicas, seed=seed, first_step=first, last_step=last, local_replicas=local,
+        lengths=lengths,
     )  # fmt: skip
     return [{k: v.numpy() for k, v in batch.items()} for batch in batches]
 
@@ -89,6 +95,37 @@ def test_a_worker_reads_its_replicas_shares(mine):
         for one, other in zip(_of_workers(whole, 4, mine), shares, strict=True):
             for key in ("number", "weight", "random"):
                 np.testing.assert_array_equal(one[key], other[key])
+
+
+def test_grouped_batches_have_examples_of_similar_length(monkeypatch):
+    monkeypatch.setattr(pipeline, "GROUPED_BATCHES", 3)
+    lengths = np.random.default_rng(0).permutation(70)
+    grouped = batches(lengths=lengths)
+    orders = []
+    for epoch in (grouped[:5], grouped[5:]):
+        np.testing.assert_array_equal(np.sort(rows(epoch)), np.arange(70))
+        orders.append([])
+        for group in (epoch[:3], epoch[3:]):
+            # All of a batch are shorter than all of the next longer one.
+            by_length = sorted((lengths[rows([b])] for b in group), key=min)
+            assert all(a.max() < b.min() for a, b in itertools.pairwise(by_length))
+            orders[-1] += [lengths[rows([b])].max() for b in group]
+        assert len(by_length[-1]) == 6  # padding is in the batch of the longest examples
+    assert any(order[:3] != sorted(order[:3]) for order in orders)  # batches are shuffled
+    assert orders[0] != orders[1]
+
+
+def test_grouped_batches_do_not_depend_on_replicas_and_resumes():
+    lengths = np.random.default_rng(0).integers(1, 50, 70)
+    whole = batches(lengths=lengths)
+    for first in (1, 7):
+        for a, b in zip(whole[first:], batches(first=first, lengths=lengths), strict=True):
+            np.testing.assert_array_equal(a["number"], b["number"])
+    shares = batches(4, lengths=lengths)
+    for step, batch in enumerate(whole):
+        parts = shares[4 * step : 4 * step + 4]
+        np.testing.assert_array_equal(batch["number"], np.concatenate([p["number"] for p in parts]))
+        np.testing.assert_array_equal(batch["weight"], np.concatenate([p["weight"] for p in parts]))
 
 
 def test_evaluation_reads_all_in_order_and_pads():

@@ -173,6 +173,15 @@ def test_trimming_cuts_after_the_longest_text():
     assert task.prepare(batch, None, True)["tokens"].shape == (2, 8)
 
 
+def test_texts_are_grouped_by_their_number_of_tokens():
+    tokens = np.int32([[7, 7, 7, 0], [7, 0, 0, 0]])
+    task = registry.build_task("text_classification", group_by_length=True)
+    assert task.lengths({"tokens": tokens}).tolist() == [3, 1]
+    assert registry.build_task("text_classification").lengths({"tokens": tokens}) is None
+    with pytest.raises(UsageError, match=r"group_by_length requires .*task\.trim=0"):
+        registry.build_task("text_classification", group_by_length=True, trim=0)
+
+
 def test_class_weights_balance_the_training_loss():
     label = np.int32([0] * 6 + [1] * 2)
     task = registry.build_task("text_classification", class_weights=True, dropout=0.0)
