@@ -1,7 +1,7 @@
 """zoo predict WORKDIR FILE ... [--checkpoint=final|best] [--json]: predictions for your own data.
 
-The model of WORKDIR labels images or texts, or answers questions. A file or a row that cannot be
-read is named on stderr, the others are predicted, and the exit status is 1.
+The model of WORKDIR labels images or texts, answers questions, or chooses among texts. A file or a
+row that cannot be read is named on stderr, the others are predicted, and the exit status is 1.
 
 Images are converted to gray or RGB and resized to the input of the model. The digits of MNIST are
 white on black: pass --invert for dark digits on light paper.
@@ -14,6 +14,9 @@ number of labels, those with a probability above 0.5 are printed, separated by |
 A file of questions has the columns question and context. The output has up to five answers per
 question, best first, each with its share in the probability of all answers and its place in the
 context.
+
+A decoder (task clm) chooses among continuations: --columns=prompt,a,b,c names the column of the
+prompt and those of the choices. The output is the most likely choice, by log-likelihood per byte.
 """
 
 import contextlib
@@ -25,7 +28,7 @@ from pathlib import Path
 
 from trainers.cli.common import FAILED, LOG, Flags, run
 from zoo.data.text.labeled.labels import SEPARATOR
-from zoo.errors import UsageError
+from zoo.errors import UsageError, short
 from zoo.progress import progress
 from zoo.storage.disk import atomic
 
@@ -43,7 +46,8 @@ def command(argv) -> int:
     from trainers.run.workdir import read_config
 
     task = read_config(words[0])["config"]["task"]["name"]
-    predict = {"text_classification": _predict_texts, "qa": _answer}.get(task, _predict_images)
+    by_task = {"text_classification": _predict_texts, "qa": _answer, "clm": _choose}
+    predict = by_task.get(task, _predict_images)
     return predict(words[0], words[1:])
 
 
@@ -76,8 +80,7 @@ def _predict_texts(workdir: str, files: list[str]) -> int:
     from trainers.evaluation.predict_texts import TextPredictor
 
     _refuse_flags((_INVERT,), "texts")
-    columns = [name.strip() for name in (_COLUMNS.value or "").split(",") if name.strip()]
-    out, refuse = _out(), _Refusals()
+    columns, out, refuse = _columns(), _out(), _Refusals()
     predictor = TextPredictor(workdir, columns, _CHECKPOINT.value)
     rows = predictor(files, refuse)
     outputs = (
@@ -115,6 +118,34 @@ def _answer(workdir: str, files: list[str]) -> int:
     return refuse.status
 
 
+def _choose(workdir: str, files: list[str]) -> int:
+    """Writes the most likely choice after each prompt."""
+    from trainers.evaluation.choose import Chooser
+    from trainers.evaluation.predict_texts import read_rows
+
+    _refuse_flags((_INVERT,), "texts")
+    columns, out, refuse = _columns(), _out(), _Refusals()
+    if not len(set(columns)) == len(columns) >= 3:
+        raise UsageError(
+            "A decoder chooses among texts: --columns must name the column of the prompt and at "
+            f"least two columns of choices. Received: {_COLUMNS.value or 'none'}."
+        )
+    choose = Chooser(workdir, _CHECKPOINT.value)
+
+    def outputs():
+        for prompt, *choices in read_rows(files, columns, refuse):
+            try:
+                choice, share = choose(prompt, choices)
+            except UsageError as error:
+                refuse(f"{short(prompt)}: {error}")
+                continue
+            values = {"prompt": prompt, "choice": choice, "probability": share}
+            yield [list(map(_cell, values.values()))], values
+
+    _write(out, ["prompt", "choice", "probability"], outputs(), "prompts")
+    return refuse.status
+
+
 class _Refusals:
     """Logs errors; the exit status is 1 after the first one."""
 
@@ -123,6 +154,10 @@ class _Refusals:
     def __call__(self, error) -> None:
         self.status = FAILED
         LOG.error(f"error: {error}")
+
+
+def _columns() -> list[str]:
+    return [name.strip() for name in (_COLUMNS.value or "").split(",") if name.strip()]
 
 
 def _out() -> Path | None:

@@ -35,8 +35,8 @@ def predict_images(
     config = read_config(workdir)
     if config["config"]["task"]["name"] != "image_classification":
         raise UsageError(
-            "zoo predict requires a model of the task image_classification, text_classification "
-            f"or qa. Received: {workdir}, a model of the task {config['config']['task']['name']!r}."
+            "zoo predict requires a model of the task image_classification, text_classification, "
+            f"qa or clm. Received: {workdir}, a model of the task {config['config']['task']['name']!r}."
         )
     model_path(workdir, checkpoint)  # reports a missing file before TensorFlow is loaded
     model = None

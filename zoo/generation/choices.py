@@ -19,7 +19,12 @@ NORMALIZATIONS = ("bytes", "tokens", "none")
 
 
 def score_choices(
-    model, tokenizer, prompt: str, choices: Sequence[str], normalization: str = "bytes"
+    model,
+    tokenizer,
+    prompt: str,
+    choices: Sequence[str],
+    normalization: str = "bytes",
+    max_length: int | None = None,
 ) -> np.ndarray:
     """Computes the log-likelihood of each choice after a prompt.
 
@@ -30,6 +35,7 @@ def score_choices(
       choices: texts that continue the prompt, with their own space at the beginning.
       normalization: what divides the sum over the tokens of a choice: its number of "bytes" or of
         "tokens", or "none".
+      max_length: maximum number of positions, for models without a limit (rotary positions).
 
     Returns:
       (len(choices),) float64, in nats; the highest value is the most likely choice.
@@ -48,7 +54,7 @@ def score_choices(
     if not all(tails):
         raise UsageError(f"Each choice must have a token. Received: {list(choices)!r}.")
     length = len(head) + max(map(len, tails))
-    limit = sequence_length(model)
+    limit = min((n for n in (sequence_length(model), max_length) if n), default=None)
     if limit and length - 1 > limit:
         raise UsageError(
             f"The prompt with its longest choice must have at most {limit + 1} tokens. Received: "

@@ -16,6 +16,7 @@ from trainers.run.workdir import save_model
 from zoo import registry
 from zoo.data.text import tokenizers
 from zoo.data.text.special_tokens import END, FIRST_WORD, MASK, SEPARATOR, START
+from zoo.generation.choices import score_choices
 from zoo.generation.generate import Generator
 from zoo.generation.translate import Translator
 from zoo.saved.workdir import FORMAT_VERSION
@@ -359,3 +360,31 @@ def test_a_language_model_of_pixels_draws_a_grid(tmp_path, zoo_command):
     assert answer.out.strip() == str(workdir / "generated.png")
     # Two by two images of 2 x 2 pixels, one pixel apart.
     assert np.asarray(Image.open(workdir / "generated.png")).shape == (5, 5, 3)
+
+
+def test_the_most_likely_choice_is_predicted(workdir, model, tokenizer, tmp_path, zoo_command):
+    path = tmp_path / "questions.csv"
+    path.write_text("q,a,b\nIs it,yes,no\nEnd ,x, zz\n,x,y\n" + 70 * "long" + ",x,y\n")
+    columns = "--columns=q,a,b"
+    answer = zoo_command("predict", workdir, path, columns)
+    head, *rows = [line.split("\t") for line in answer.out.splitlines()]
+    assert head == ["prompt", "choice", "probability"]
+    wanted = []
+    for prompt, choices in (("Is it", [" yes", " no"]), ("End ", ["x", " zz"])):
+        scores = score_choices(model, tokenizer, prompt, choices)
+        shares = np.exp(scores) / np.exp(scores).sum()
+        wanted.append([prompt, choices[shares.argmax()].strip(), f"{shares.max():.4f}"])
+    assert [[q.rstrip(), a.strip(), p] for q, a, p in rows] == [
+        [q.rstrip(), a, p] for q, a, p in wanted
+    ]
+    assert answer.status == 1
+    assert "at most 65 tokens" in answer.err
+    assert answer.err.count("\n") == 2
+
+
+@pytest.mark.parametrize("columns", [(), ("--columns=q,a",), ("--columns=q,a,a",)])
+def test_choices_need_their_columns(workdir, tmp_path, zoo_command, columns):
+    (tmp_path / "questions.csv").write_text("q,a,b\nIs it,yes,no\n")
+    answer = zoo_command("predict", workdir, tmp_path / "questions.csv", *columns)
+    assert (answer.status, answer.out) == (2, "")
+    assert "--columns must name the column of the prompt" in answer.err
