@@ -33,10 +33,10 @@ def predict_images(
       UsageError: if the model has another task, or takes images that are neither gray nor RGB.
     """
     config = read_config(workdir)
-    if config["config"]["task"]["name"] != "image_classification":
+    if (task := config["config"]["task"]["name"]) != "image_classification":
         raise UsageError(
             "zoo predict requires a model of the task image_classification, text_classification, "
-            f"qa or clm. Received: {workdir}, a model of the task {config['config']['task']['name']!r}."
+            f"qa or clm. Received: {workdir}, a model of the task {task!r}."
         )
     model_path(workdir, checkpoint)  # reports a missing file before TensorFlow is loaded
     model = None
