@@ -33,8 +33,8 @@ def get_config(arg: str = ""):
     config.optimizer = optimizer("muon", learning_rate=1e-2, weight_decay=0.1)
     config.schedule = schedule("linear", warmup_steps=100)
     config.trainer.update(
-        steps=4000, global_batch_size=32, steps_per_execution=20, evaluate_every=1000,
-        checkpoint_every=1000,
+        steps=5500, global_batch_size=32, steps_per_execution=20, evaluate_every=500,
+        checkpoint_every=500,
     )  # fmt: skip
     if arg == "debug":
         config.model.update(num_layers=2, hidden_dim=64, num_heads=2, vocabulary_size=1000)
