@@ -29,7 +29,7 @@ def get_config(arg: str = ""):
     }  # fmt: skip
     config.task = {
         "name": "text_classification", "output": "class", "num_classes": 2, "pooling": "mean",
-        "dropout": 0.1, "class_weights": False, "trim": 16,
+        "dropout": 0.1, "class_weights": False, "trim": 16, "group_by_length": True,
     }  # fmt: skip
     config.data.update(
         source="sst2", tokenizer="wordpiece", vocabulary_size=4096, sequence_length=128,

@@ -36,7 +36,7 @@ class TextClassification(text.TextTask):
       trim: batches are cut after their longest text, rounded up to a multiple of this number, which
         changes no result; 0 keeps all batches at the same length, as a TPU requires.
       group_by_length: whether the texts of a training batch have similar lengths, so that `trim`
-        cuts more; see `zoo.data.pipeline.group_by_length`.
+        cuts more; see `zoo.data.pipeline.group_by_length`. Without effect if `trim` is 0.
     """
 
     unit = "texts"
@@ -58,10 +58,6 @@ class TextClassification(text.TextTask):
         if class_weights and output != "class":
             raise UsageError(
                 f"task.class_weights requires task.output=class. Received: task.output={output}."
-            )
-        if group_by_length and not trim:
-            raise UsageError(
-                "task.group_by_length requires that batches are cut. Received: task.trim=0."
             )
         self.output, self.num_classes = output, num_classes
         self.group_by_length = group_by_length
@@ -135,8 +131,8 @@ class TextClassification(text.TextTask):
         return [warning for warning in warnings if warning]
 
     def lengths(self, arrays):
-        """Returns the number of tokens of each text, or None without `group_by_length`."""
-        if not self.group_by_length:
+        """Returns the number of tokens of each text, or None if batches are not grouped."""
+        if not self.group_by_length or not self.trim:
             return None
         return np.count_nonzero(np.asarray(arrays["tokens"]) != PADDING, axis=1)
 
