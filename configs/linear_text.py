@@ -37,7 +37,8 @@ def get_config(arg: str = ""):
     config.model = {"name": "linear_text", "num_classes": 0, "buckets": 2**18, "ngrams": 2}
     config.task = {
         "name": "text_classification", "output": "class", "num_classes": 0, "class_weights": False,
-        "trim": 16, "pooling": "mean", "dropout": 0.0,  # the model has its own head
+        "trim": 16, "group_by_length": False,
+        "pooling": "mean", "dropout": 0.0,  # the model has its own head
     }  # fmt: skip
     config.data.update(
         source="sst2", tokenizer="wordpiece", vocabulary_size=30_000, sequence_length=512

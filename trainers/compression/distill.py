@@ -97,7 +97,7 @@ def _check_pair(saved_config, teacher, student, task, config, dataset) -> None:
 _COPIED_ATTRIBUTES = (
     "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "sample_kind", "complete",
     "check_arguments", "check", "data_warnings", "serving_model", "warning", "predictions",
-    "evaluate_split", "synthetic", "with_head",
+    "evaluate_split", "synthetic", "with_head", "lengths",
 )  # fmt: skip
 
 
