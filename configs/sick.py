@@ -4,6 +4,17 @@
     (zoo fetch sick, or ZOO_DATA_DIR, first)
 
 The head compares the means of both texts (task.pooling=pair).
+
+Measured 2026-11-30 on 2 cores of an Intel Xeon at 2.8 GHz with AVX512, TensorFlow 2.21, Keras
+3.15.1, float32, accuracy on the test split, mean (lowest to highest) of seeds 0, 1 and 2, the rate
+chosen from two on the validation split (`python -m benchmarks.finetune sick`):
+
+    linear_text                      81.7 % (81.6 to 81.8 %)      13 processor seconds
+    this recipe from scratch         79.5 % (79.4 to 79.6 %)     332
+    pretrained by encoder_wiki       80.6 % (80.2 to 81.2 %)     327
+
+Pretraining helps, but not enough to reach the linear model, which sees the words in which the pair
+differs. The validation loss is lowest after three of ten epochs and rises afterwards.
 """
 
 from trainers.config.recipe import shipped_recipe
