@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
         source="sst2", tokenizer="wordpiece", vocabulary_size=4096, sequence_length=128,
         validation_size=1000,
     )  # fmt: skip
-    config.optimizer = optimizer("adamw", learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0)
+    config.optimizer = optimizer("adamw", learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0)
     config.schedule = schedule("linear", warmup_steps=100)
     config.trainer.update(
         epochs=2, global_batch_size=32, steps_per_execution=10, evaluate_every=500,
