@@ -12,8 +12,8 @@ Measured 2026-11-30 on 2 cores of an Intel Xeon at 2.8 GHz with AVX512, TensorFl
 3.15.1, float32, with the encoder of `encoder_wiki`: accuracy on the development set 82.5 %, the
 mean of seeds 0, 1 and 2 (81.7 to 83.5 %), 779 processor seconds; `linear_text` has 80.6 % (one
 seed). The rate was chosen from 3e-4 and 1e-3 on the validation split, whose accuracy of 92.7 % is
-higher, because it has phrases of the same sentences as the training split. Training from scratch
-is not measured. BERT-Tiny has 83.2 % on the test set (google-research/bert, README).
+higher, probably because it has phrases of the same sentences as the training split. Training from
+scratch is not measured. BERT-Tiny has 83.2 % on the test set (google-research/bert, README).
 """
 
 from trainers.config.base import base, optimizer, schedule

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
+from scipy import special
 
 from trainers.run.workdir import read_config
 from zoo import registry
@@ -48,9 +48,8 @@ class Chooser:
         joined = list(_after(prompt, choices))
         length = self._config["config"]["model"].get("sequence_length")
         scores = score_choices(self._model, self._tokenizer, prompt, joined, max_length=length)
-        shares = np.exp(scores - scores.max())
         best = int(scores.argmax())
-        return choices[best], float(shares[best] / shares.sum())
+        return choices[best], float(special.softmax(scores)[best])
 
 
 def _after(prompt: str, choices: Iterable[str]) -> Iterable[str]:

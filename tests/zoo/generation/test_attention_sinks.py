@@ -278,12 +278,15 @@ def growth_while_generating(texts: int) -> int:
     generator = Generator(model, trained_length=LENGTH, attention_sinks=SINKS)
     options = generate.Options(2700, end_id=None)
     run = generator._start_run([[7]] * texts, options)
-    kept = {}
-    for stop in range(100, 2701, 100):
-        generator._advance(run, stop, options)
+
+    def kept_after(first, last):
+        for stop in range(first, last + 1, 100):
+            generator._advance(run, stop, options)
         gc.collect()
-        kept[stop] = tracemalloc.get_traced_memory()[0]
-    return kept[2700] - kept[1700]
+        return tracemalloc.get_traced_memory()[0]
+
+    before = kept_after(100, 1700)
+    return kept_after(1800, 2700) - before
 
 
 @pytest.mark.slow
