@@ -3,10 +3,11 @@
 zoo train encoder_persian --workdir=D
 (zoo fetch persian_news persian_poems, or ZOO_DATA_DIR, first)
 
-As `encoder_wiki`. The full run is not measured. In a trial of 130 updates with the whole schedule in
-them, 13.3 % of the masked words of the validation split were predicted correctly (2026-11-30, 2
-cores of an Intel Xeon at 2.8 GHz with AVX512, float32, seed 0, 78 processor seconds):
-python -m benchmarks.pretraining_trials "Persian, Muon 1e-2" --recipe=encoder_persian --seconds=90
+As `encoder_wiki`. The full run is not measured. A trial of 130 updates, with the whole schedule in
+them, predicted 13.3 % of the masked words of the validation split correctly (2026-11-30, 2 cores of
+an Intel Xeon at 2.8 GHz with AVX512, float32, seed 0, 78 processor seconds):
+
+    python -m benchmarks.pretraining_trials Persian --recipe=encoder_persian --seconds=90
 """
 
 from trainers.config.recipe import shipped_recipe
