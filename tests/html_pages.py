@@ -4,7 +4,7 @@ import html.parser
 import re
 
 EVIL = "<script>alert('x')</script>"
-_VOID = {"meta", "img", "br"}
+_VOID = {"meta", "img", "br", "input"}
 
 
 class Page(html.parser.HTMLParser):

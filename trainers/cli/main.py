@@ -1,9 +1,10 @@
 """zoo COMMAND ...: a model zoo and trainer for Keras 3.
 
-  zoo list [PATTERN]       list models: name, task, parameters, paper
+  zoo list [PATTERN]       list models: name, task, parameters, paper; --recipes: the recipes
   zoo describe NAME        show layers, parameters, FLOPs, memory, recipes
   zoo fetch NAME ...       download a dataset
   zoo prepare RECIPE       convert raw web pages to training records
+  zoo config RECIPE        print the resolved configuration of a recipe
   zoo train RECIPE         train; run again to resume
   zoo evaluate WORKDIR     compute the metrics of a trained model
   zoo predict WORKDIR FILE ...   label images or texts, answer questions
@@ -13,12 +14,14 @@
   zoo bench RECIPE         measure the step time and the share of peak FLOPs
   zoo tpu_check RECIPE     compile the train step for a TPU, without one
   zoo report WORKDIR       write report.html again
+  zoo compare WORKDIR ...  compare runs: metrics, curves, keys that differ
 
 `zoo COMMAND --help` prints the flags of a command. Each command supports -q (log only warnings
-and errors) and -v (log more messages).
+and errors) and -v (log more messages). `zoo --version` prints the versions.
 """
 
 import importlib
+import importlib.metadata
 import sys
 
 from trainers.cli.common import USAGE, Help, run
@@ -26,9 +29,12 @@ from zoo.errors import UsageError, near_names
 from zoo.processes import drop_current_folder
 
 COMMANDS = (
-    "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "compress",
-    "export", "bench", "tpu_check", "report",
+    "list", "describe", "fetch", "prepare", "config", "train", "evaluate", "predict", "generate",
+    "compress", "export", "bench", "tpu_check", "report", "compare",
 )  # fmt: skip
+
+
+_PACKAGES = ("keras-zoo", "tensorflow", "keras")
 
 
 def main(argv=None) -> int:
@@ -55,9 +61,19 @@ def _answer(argv) -> int:
         return USAGE
     if argv[1] in ("-h", "--help", "help"):
         raise Help(__doc__.strip())
+    if argv[1] == "--version":
+        print(", ".join(f"{name} {_version(name)}" for name in _PACKAGES))
+        return 0
     raise UsageError(
         f"there is no command {argv[1]!r}.{near_names(argv[1], COMMANDS)} See `zoo --help`."
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the import path
+        return "not installed"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""zoo train RECIPE[:VARIANT] --workdir=D [--strategy=S] [--config.KEY=VALUE ...]
+"""zoo train RECIPE[:VARIANT] --workdir=D [--strategy=S] [--dry_run] [--config.KEY=VALUE ...]
 
 RECIPE is a name (`cnn_mnist`) or the path of your file (`./my_recipe.py`). Run the same command
 again to resume. The Model Garden flags --model_dir, --mode and --params_override are supported.
@@ -34,6 +34,9 @@ _MODE = _FLAGS.choice(
     "mode", "train_and_eval", ["train", "eval", "train_and_eval"],
     "train does not read the test split; eval only evaluates.",
 )  # fmt: skip
+_DRY_RUN = _FLAGS.boolean(
+    "dry_run", False, "Check recipe, data and memory, print the plan, and train nothing."
+)
 _OVERRIDE = _FLAGS.strings(
     "params_override", [], "Overrides KEY=VALUE[,KEY=VALUE ...], like --config.KEY=VALUE."
 )
@@ -85,6 +88,8 @@ def command(argv) -> int:
         check_batch(config, len(cluster.workers))
     preflight.check_config(config)
     preflight.check_start(config, workdir)
+    if _DRY_RUN.value:
+        return _print_plan(config, workdir, len(cluster.workers) if cluster else 0)
     dataset = None
     if (
         not is_multi_worker
@@ -116,6 +121,23 @@ def command(argv) -> int:
             "training updates. Set data.validation_size=N to hold out N training examples."
         )
     print(f"report: {trainer.workdir / 'report.html'}")
+    return 0
+
+
+def _print_plan(config, workdir: str, num_workers: int) -> int:
+    """Prints what the run would do, after all checks that need no training."""
+    preflight.check_same_recipe(config, workdir)
+    dataset = preflight.load_data(config)
+    start_tensorflow()
+    import tensorflow as tf
+
+    from trainers.train.plan import describe_run
+
+    replicas = config.trainer.replicas or num_workers
+    if not replicas and config.trainer.strategy != "one_device":
+        replicas = len(tf.config.list_physical_devices("GPU"))
+    for name, value in describe_run(config, dataset, workdir, replicas or 1).items():
+        print(f"{name:16}{value}")
     return 0
 
 

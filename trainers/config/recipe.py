@@ -4,6 +4,8 @@ Does not import TensorFlow.
 """
 
 import ast
+import dataclasses
+import fnmatch
 import functools
 import importlib.util
 import json
@@ -34,6 +36,32 @@ def list_recipes() -> list[str]:
 def recipes_of(model: str) -> list[str]:
     """Returns the names of the recipes that build a model."""
     return [name for name in list_recipes() if load_recipe(name).model.name == model]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeSummary:
+    """Name, model, task and the first line of the docstring of a recipe."""
+
+    name: str
+    model: str
+    task: str
+    purpose: str
+
+
+def describe_recipes(pattern: str = "*", task: str | None = None) -> list[RecipeSummary]:
+    """Returns the recipes that come with the zoo, sorted by name.
+
+    Args:
+      pattern: shell pattern of the names.
+      task: name of a task; only recipes of this task are returned.
+    """
+    rows = []
+    for name in fnmatch.filter(list_recipes(), pattern):
+        config = load_recipe(name)
+        if task in (None, config.task.name):
+            purpose = (_shipped(name).__doc__ or "").partition("\n")[0]
+            rows.append(RecipeSummary(name, config.model.name, config.task.name, purpose))
+    return rows
 
 
 def load_recipe(source: str) -> ml_collections.ConfigDict:

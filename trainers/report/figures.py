@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from zoo.formatting import short_number
 from zoo.processes import out_of_current_folder
 
 _LARGEST_IMAGE = 256  # pixels per side, which bounds the size of the page
@@ -21,6 +22,9 @@ _COLORS = {
     "training": "#010205",
     "validation": "#010206",
 }
+NUM_COLORS = 8  # of runs in one plot; further runs repeat the colors with other line styles
+_LINE_STYLES = ("-", "--", ":")
+_COLORS |= {f"run-{i}": f"#0103{i:02x}" for i in range(NUM_COLORS)}
 
 
 def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
@@ -42,6 +46,28 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    _grid(axes)
+    return _svg(figure, axes, name)
+
+
+def overlay(lines: list[tuple[list[float], list[float]]], x_label: str, name: str) -> str:
+    """Draws one line per run, in the order of the runs.
+
+    Args:
+      lines: (places, values) of each run; both may be empty.
+      x_label: label of the x axis.
+      name: name of the plot, unique in the page.
+    """
+    figure, axes = _axes(6.4, 3.4)
+    for i, (x, y) in enumerate(lines):
+        axes.plot(
+            x, y, linewidth=1.6, marker="o" if len(x) <= 30 else None, markersize=3.5,
+            color=_COLORS[f"run-{i % NUM_COLORS}"],
+            linestyle=_LINE_STYLES[i // NUM_COLORS % len(_LINE_STYLES)],
+        )  # fmt: skip
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6))
+    axes.xaxis.set_major_formatter(lambda place, _: short_number(place))
     _grid(axes)
     return _svg(figure, axes, name)
 

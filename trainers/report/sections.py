@@ -55,7 +55,7 @@ def curves(records: list[dict]) -> dict:
     keys = dict.fromkeys(
         key for record in records for key, value in record.items() if not isinstance(value, str)
     )
-    metrics = [key.removeprefix("val_") for key in keys if _is_metric(key)]
+    metrics = [key.removeprefix("val_") for key in keys if is_metric(key)]
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
     rates = [*(key for key in keys if key.startswith("learning_rate")), *_rates(records)]
     plots = []
@@ -160,6 +160,12 @@ def count(value) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "–"
 
 
+def is_metric(key: str) -> bool:
+    """Returns whether a key of metrics.jsonl is a metric, neither a rate nor a time."""
+    plain = key not in _NOT_METRICS and not key.startswith("learning_rate")
+    return plain and not key.endswith(_RATE)
+
+
 def _metric_tile(run: Run) -> tuple[str, str, str]:
     """Shows the first evaluation: its Fréchet distance, else its first metric except the loss."""
     for evaluation in run.evaluations:
@@ -172,7 +178,7 @@ def _metric_tile(run: Run) -> tuple[str, str, str]:
             return f"{evaluation.split} {name}", _digits(metrics[name]), detail
         if evaluation.summary.get("metrics") == {}:
             return f"{evaluation.split} metric", "no value", f"{detail}, no targets"
-    keys = [key for key in (run.records[-1] if run.records else {}) if _is_metric(key)]
+    keys = [key for key in (run.records[-1] if run.records else {}) if is_metric(key)]
     suffix = "" if run.state == "finished" else ", not yet tested"
     for key in ["val_accuracy", "val_loss", "loss", *keys]:
         series = _series(run.records, key)
@@ -216,11 +222,6 @@ def _throughput_tile(run: Run) -> tuple[str, str, str]:
 def _weights(summary: dict) -> str:
     """Returns which weights an evaluation measured, such as "final" or "best averaged"."""
     return str(summary.get("weights", "–"))
-
-
-def _is_metric(key: str) -> bool:
-    plain = key not in _NOT_METRICS and not key.startswith("learning_rate")
-    return plain and not key.endswith(_RATE)
 
 
 def _rates(records: list[dict]) -> list[str]:

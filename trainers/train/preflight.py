@@ -59,18 +59,24 @@ def check_workdir(config, workdir: str | Path) -> None:
       UsageError: if the folder was made with another recipe, or the path is not a folder.
       RunError: if another process uses the folder, or it cannot be written.
     """
+    check_same_recipe(config, workdir)
     directory = WorkDirectory(workdir)
-    if directory.is_remote:
-        return  # its local copy belongs to the run
-    if (directory / "config.json").exists():
-        values, saved_config = as_dict(config), read_config(workdir)["config"]
-        # The trainer has chosen these sizes from weights.
-        for technique, key in (("structured", "widths"), ("low_rank", "ranks")):
-            if technique in values.get("compress", {}):
-                sizes = section(saved_config, f"compress.{technique}")[key]
-                values["compress"][technique][key] = list(sizes)
-        directory.check_recipe(values)
-    directory.open().close()
+    if not directory.is_remote:  # its local copy belongs to the run
+        directory.open().close()
+
+
+def check_same_recipe(config, workdir: str | Path) -> None:
+    """Raises `UsageError` if a folder was made with another recipe; writes nothing."""
+    directory = WorkDirectory(workdir)
+    if directory.is_remote or not (directory / "config.json").exists():
+        return
+    values, saved_config = as_dict(config), read_config(workdir)["config"]
+    # The trainer has chosen these sizes from weights.
+    for technique, key in (("structured", "widths"), ("low_rank", "ranks")):
+        if technique in values.get("compress", {}):
+            sizes = section(saved_config, f"compress.{technique}")[key]
+            values["compress"][technique][key] = list(sizes)
+    directory.check_recipe(values)
 
 
 def check_start(config, workdir: str | Path, future_workdirs: Collection[Path] = ()) -> None:

@@ -23,6 +23,12 @@ _WORKERS = "train cnn_digits --workdir=run --workers=a:1,b:2,c:3"
     [
         ("trian", "there is no command 'trian'. Did you mean 'train'?"),
         ("list a b", "Usage: zoo list [PATTERN]"),
+        ("list --recipes --colour", "Unknown command line flag 'colour'"),
+        ("config", "Usage: zoo config RECIPE"),
+        ("config cnn_digit", "Did you mean 'cnn_digits',"),
+        ("config cnn_digits --config.trainer.step=1", "Did you mean 'trainer.steps'"),
+        ("compare a", "Usage: zoo compare WORKDIR WORKDIR"),
+        ("compare a b", "config.json"),
         ("list --task=images", "No task is named 'images'"),
         ("tpu_check cnn_digits:debug", "requires --topology, such as v5e:2x4"),
         (

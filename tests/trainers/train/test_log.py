@@ -318,6 +318,11 @@ def test_progress_is_printed_to_stderr_with_the_time_that_is_left(run, capsys):
         "3/18",
         *(f"{n}/18" for n in (6, 9, 12, 15, 18)),
     ]
+    losses = [float(line.partition(": loss ")[2].split()[0]) for line in validation]
+    for i, line in enumerate(validation):
+        best = min(losses[: i + 1])
+        assert ("best so far" in line) == (losses[i] == best)
+        assert losses[i] == best or f"(best: loss {best:g})" in line
     assert validation[0].endswith(" left")
     assert not validation[-1].endswith(" left")
     assert str(trainer.result).startswith("validation (final averaged weights, step 18): loss ")

@@ -57,11 +57,21 @@ class Validation(ValidationHook):
         if self._evaluator:
             weights = weights_name("current", self._config)
             plain = {name.removeprefix("val_"): value for name, value in logs.items()}
-            self._progress.print_line(f"validation ({weights} weights): {format_metrics(plain)}")
+            line = f"validation ({weights} weights): {format_metrics(plain)}"
+            self._progress.print_line(line + self._best_so_far())
         if sample:
             self._workdir.log(step=state.done, event="sample", **sample)
         state.unevaluated = False
         self._windows.evaluated = logs
+
+    def _best_so_far(self) -> str:
+        """Returns how the last evaluation compares with the best one; "" if none is best."""
+        if self._state.best is None:
+            return ""
+        if not self._state.evaluations_since_best:
+            return "  best so far"
+        name = self._task.monitor.removeprefix("val_")
+        return f"  (best: {format_metrics({name: self._state.best})})"
 
     def _sample(self) -> dict:
         try:
