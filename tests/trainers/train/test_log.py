@@ -318,14 +318,24 @@ def test_progress_is_printed_to_stderr_with_the_time_that_is_left(run, capsys):
         "3/18",
         *(f"{n}/18" for n in (6, 9, 12, 15, 18)),
     ]
-    losses = [float(line.partition(": loss ")[2].split()[0]) for line in validation]
-    for i, line in enumerate(validation):
-        best = min(losses[: i + 1])
-        assert ("best so far" in line) == (losses[i] == best)
-        assert losses[i] == best or f"(best: loss {best:g})" in line
+    assert "  best so far" in validation[0]
     assert validation[0].endswith(" left")
     assert not validation[-1].endswith(" left")
     assert str(trainer.result).startswith("validation (final averaged weights, step 18): loss ")
+
+
+def test_validation_lines_name_the_best_loss(run, tmp_path, capsys):
+    config = recipe()
+    config.optimizer = optimizer("adamw", learning_rate=10.0)  # the loss grows and falls
+    run(config, toys.token_data(), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if "validation (current weights): loss" in line]
+    values = [row["val_loss"] for row in read_metrics(tmp_path / "run") if "val_loss" in row]
+    for i, (line, value) in enumerate(zip(lines, values, strict=True)):
+        best = min(values[: i + 1])
+        assert ("best so far" in line) == (value == best)
+        assert value == best or f"(best: loss {short_number(best)})" in line
+    assert {"best so far" in line for line in lines} == {True, False}
 
 
 def test_numbers_as_people_read_them():
