@@ -28,7 +28,7 @@ def get_config(arg: str = ""):
     }  # fmt: skip
     config.task = {
         "name": "image_classification", "label_smoothing": 0.1, "rotation": 10.0, "shift": 2.0,
-        "zoom": 0.1, "shear": 10.0, "augment": (), "feature_views": 1,
+        "zoom": 0.1, "shear": 10.0, "augment": (), "feature_views": 1, "class_weights": False,
     }  # fmt: skip
     config.data.source = "mnist"
     config.optimizer = optimizer("adamw", learning_rate=4e-3, weight_decay=1e-2)

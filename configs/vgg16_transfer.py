@@ -53,7 +53,7 @@ def get_config(arg: str = ""):
     }  # fmt: skip
     config.task = {
         "name": "image_classification", "label_smoothing": 0.0, "rotation": 0.0, "shift": 0.0,
-        "zoom": 0.0, "shear": 0.0, "augment": (), "feature_views": 1,
+        "zoom": 0.0, "shear": 0.0, "augment": (), "feature_views": 1, "class_weights": False,
     }  # fmt: skip
     config.data.source = "digits"
     config.optimizer = optimizer("adam", learning_rate=1e-3)

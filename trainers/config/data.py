@@ -17,7 +17,8 @@ KEYS = {
     "manual_dir": "",  # folder of the original files; "" looks in ZOO_DATA_DIR
     "validation_size": 0,  # number of training examples to hold out, stratified by class
     "balanced": False,  # repeat training examples until all classes have the same size
-    "image_size": (),  # for folder: and tfds: (height, width), or (height, width, channels)
+    # For folder: and tfds: (height, width), or (height, width, channels); () follows the images
+    "image_size": (),
     # For text only:
     "languages": (),  # ("en", "de"): source and target; (): those of the dataset
     # Kind of tokenizer, or a work directory that holds one; "pixels" for images
@@ -38,6 +39,23 @@ def check(data) -> None:
     Tasks on text check the keys for text (`zoo.data.text.dataset.check`).
     """
     check_minimums("data", data)
+
+
+def follow_images(config, user_keys: Collection[str]) -> None:
+    """Lets an image classifier follow the data that the user names.
+
+    Sets model.num_classes to 0 and model.input_shape to (), which the task completes from the data,
+    unless the user sets them.
+
+    Args:
+      config: a configuration; changed in place.
+      user_keys: keys that the user set, such as "data.source".
+    """
+    if config.task.name != "image_classification" or "data.source" not in user_keys:
+        return
+    for key, unset in (("num_classes", 0), ("input_shape", ())):
+        if key in config.model and f"model.{key}" not in user_keys:
+            config.model[key] = unset
 
 
 def follow_prepared(data, user_keys: Collection[str]) -> None:

@@ -194,6 +194,7 @@ def change(
         ):
             config.trainer[other] = 0
     make_absolute(config)
+    data.follow_images(config, user_keys)
     data.follow_prepared(config.data, user_keys)
     check(config)
     return _without_defaults(config.to_dict())

@@ -108,6 +108,8 @@ class AbstractStep:
             model.vocabulary_size = self.config.data.vocabulary_size
             if not model.vocabulary_size:  # the vocabulary follows from the text
                 dataset = registry.load_data(self.config.data.to_dict(), self.config.task.to_dict())
+        elif not model.get("num_classes", 1) or not model.get("input_shape", True):
+            dataset = registry.load_data(self.config.data.to_dict(), self.config.task.to_dict())
         with variables_without_values():
             strategy = tf.distribute.get_strategy()
             self.step, self.task = build_step(self.config, strategy, 10**9, dataset)

@@ -1,4 +1,4 @@
-"""Repeats training examples of rare classes, so that all classes are equally frequent."""
+"""Gives rare classes as much influence on training as frequent ones."""
 
 import dataclasses
 
@@ -36,3 +36,18 @@ def balanced(dataset):
     rows = np.sort(np.concatenate(rows))
     train = {key: rows_of(value, rows) for key, value in arrays.items()}
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
+
+
+def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns a weight per class with which all classes have the same total weight.
+
+    Args:
+      labels: (N,) integers; a class without examples has no influence on the other weights.
+      num_classes: number of classes.
+
+    Returns:
+      (num_classes,) float32; the mean weight of the examples is 1.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    present = np.count_nonzero(counts)
+    return np.float32(len(labels) / (present * np.maximum(counts, 1)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from zoo.data.arrays.images import shape_of
-from zoo.data.datasets import Dataset
+from zoo.data.datasets import FOLDER, Dataset
 from zoo.data.sources import load
 from zoo.errors import UsageError
 from zoo.storage.disk import json_digest
@@ -26,8 +26,14 @@ def pixel_rows(data: Mapping) -> Dataset:
         sequence_length must be H W K, or 0.
 
     Raises:
-      UsageError: if the source has no images, or sequence_length is wrong.
+      UsageError: if the source has no images, a folder has no image_size, or sequence_length is
+        wrong.
     """
+    if data["source"].startswith(FOLDER) and not data["image_size"]:
+        raise UsageError(
+            f"data.tokenizer={PIXELS} with {FOLDER} requires data.image_size, because each value "
+            "of an image is a token. Received: data.image_size=()."
+        )
     dataset = load(data["source"], data["manual_dir"] or None, tuple(data["image_size"]))
     splits = {}
     for split, arrays in dataset.splits.items():

@@ -44,6 +44,9 @@ def measure(model, dataset, split: str, classifier: str, samples: int, seed: int
       classifier: name of the work directory and a hash of the model file.
     """
     model_of_classifier = registry.load(classifier)
+    image_shape = tuple(dataset.splits["train"]["image"].shape[1:])
+    if tuple(model_of_classifier.input_shape[1:]) != image_shape:
+        raise _shape_error(classifier, dataset, model_of_classifier.input_shape[1:])
     features = _features(model_of_classifier)
     real, real_classes = features(dataset.splits[split]["image"][:samples])
     generated_features, classes = features(make_images(model, samples, seed))
@@ -102,11 +105,16 @@ def check_classifier(classifier: str, dataset) -> None:
         )
     shape = tuple(saved_config["config"]["model"].get("input_shape", ()))
     image_shape = tuple(dataset.splits["train"]["image"].shape[1:])
-    if shape != image_shape:
-        raise UsageError(
-            f"task.classifier must accept images of shape {image_shape}, as in dataset "
-            f"{dataset.name!r}. Received: {classifier}, which accepts shape {shape}."
-        )
+    if shape and shape != image_shape:  # () follows from the data of the classifier
+        raise _shape_error(classifier, dataset, shape)
+
+
+def _shape_error(classifier: str, dataset, shape) -> UsageError:
+    image_shape = tuple(dataset.splits["train"]["image"].shape[1:])
+    return UsageError(
+        f"task.classifier must accept images of shape {image_shape}, as in dataset "
+        f"{dataset.name!r}. Received: {classifier}, which accepts shape {tuple(shape)}."
+    )
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:

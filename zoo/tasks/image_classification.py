@@ -11,6 +11,7 @@ import numpy as np
 
 from zoo import registry
 from zoo.data.arrays.augmentations import check_channels, parse
+from zoo.data.balance import class_weights as weights_of
 from zoo.data.classes import check_classes
 from zoo.errors import UsageError
 from zoo.lazy import ops
@@ -32,6 +33,7 @@ class ImageClassification(Task):
       feature_views: number of augmented views per training image with cached features of a frozen
         extractor. 1 caches features of unchanged images, and only if no augmentation is set; 0
         caches no features.
+      class_weights: whether each class has the same total weight in the training loss.
     """
 
     statistics = ("accuracy",)
@@ -47,6 +49,7 @@ class ImageClassification(Task):
         shear: float = 0.0,
         augment: tuple[str, ...] = (),
         feature_views: int = 1,
+        class_weights: bool = False,
     ):
         if not 0 <= label_smoothing < 1:
             raise UsageError(
@@ -65,11 +68,17 @@ class ImageClassification(Task):
         if feature_views < 0:
             raise UsageError(f"task.feature_views must be at least 0. Received: {feature_views}.")
         self.feature_views = feature_views
+        self.class_weights, self.weights_of_classes = class_weights, None
         self.amounts = parse(augment)
         if "mixup" in self.amounts and label_smoothing:
             raise UsageError(
                 "task.label_smoothing must be 0 with the augmentation 'mixup', which also softens "
                 "the labels."
+            )
+        if "mixup" in self.amounts and class_weights:
+            raise UsageError(
+                "task.class_weights must be false with the augmentation 'mixup', whose images "
+                "belong to two classes."
             )
 
     @functools.cached_property
@@ -80,6 +89,26 @@ class ImageClassification(Task):
         augment_class = registry.resolve("zoo.data.arrays.augment:Augment")
         with tf.init_scope():  # outside the graph of tf.data, because layers create variables
             return augment_class(self.amounts)
+
+    def complete(self, arguments, dataset):
+        """Completes `num_classes` and `input_shape` of models by those of the data."""
+        if dataset is None or "image" not in dataset.splits["train"]:
+            return arguments
+        if arguments.get("num_classes", 1) == 0:
+            labels = [np.max(arrays["label"], initial=0) for arrays in dataset.splits.values()]
+            count = max(len(dataset.class_names), int(max(labels)) + 1)
+            arguments = {**arguments, "num_classes": count}
+        if "input_shape" in arguments and not arguments["input_shape"]:
+            shape = tuple(map(int, dataset.splits["train"]["image"].shape[1:]))
+            arguments = {**arguments, "input_shape": shape}
+        return arguments
+
+    def bind(self, model, dataset=None, arguments=None):
+        """Reads the frequency of the classes."""
+        if self.class_weights and dataset is not None and "train" in dataset.splits:
+            labels = np.asarray(dataset.splits["train"]["label"])
+            self.weights_of_classes = weights_of(labels, model.output_shape[-1])
+        return self
 
     def check_arguments(self, arguments, dataset) -> None:
         """Checks image shapes and labels against `input_shape` and `num_classes`."""
@@ -137,9 +166,12 @@ class ImageClassification(Task):
         return [warning for warning in warnings if warning]
 
     def prepare(self, batch, uniform, training):
-        """Scales uint8 images to [0, 1] and augments training images."""
+        """Scales uint8 images to [0, 1], augments training images and weights their classes."""
         import tensorflow as tf
 
+        if training and self.weights_of_classes is not None:
+            weights = tf.gather(tf.constant(self.weights_of_classes), batch["label"])
+            batch = {**batch, "counts": batch["weight"] * weights}
         if "feature" in batch:
             return self._select_view(batch, uniform)
         image = batch["image"]
@@ -184,8 +216,8 @@ class ImageClassification(Task):
         return FrozenPart(extractor, self.feature_views)
 
     def term_counts(self, batch):
-        """Returns the number of images that are not padding."""
-        return {"loss": ops.sum(batch["weight"])}
+        """Returns the number of images that are not padding, weighted by class in training."""
+        return {"loss": ops.sum(batch.get("counts", batch["weight"]))}
 
     def forward(self, model, batch, training):
         """Returns the summed cross-entropy and the accuracy."""
@@ -212,7 +244,7 @@ class ImageClassification(Task):
             ops.equal(ops.argmax(probabilities, -1), ops.cast(labels, "int32")), "float32"
         )
         return Forward(
-            sums={"loss": ops.sum(losses * weight)},
+            sums={"loss": ops.sum(losses * batch.get("counts", weight))},
             statistics={"accuracy": (ops.sum(correct * weight), ops.sum(weight))},
             outputs=probabilities,
         )

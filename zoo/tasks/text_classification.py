@@ -10,6 +10,7 @@ Axes: B batch, T positions, K classes or labels.
 import numpy as np
 
 from zoo import registry
+from zoo.data.balance import class_weights as weights_of
 from zoo.data.classes import check_classes
 from zoo.data.text.labeled.labels import ARRAYS
 from zoo.data.text.special_tokens import FIRST_WORD, PADDING, SEPARATOR, START
@@ -96,9 +97,7 @@ class TextClassification(text.TextTask):
         super().bind(model, dataset, arguments)
         if self.class_weights and dataset is not None and "train" in dataset.splits:
             labels = np.asarray(dataset.splits["train"]["label"])
-            counts = np.bincount(labels, minlength=model.output_shape[-1])
-            present = np.count_nonzero(counts)
-            self.weights_of_classes = np.float32(len(labels) / (present * np.maximum(counts, 1)))
+            self.weights_of_classes = weights_of(labels, model.output_shape[-1])
         return self
 
     def check(self, model, dataset) -> None:

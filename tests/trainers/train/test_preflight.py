@@ -78,21 +78,30 @@ CASES = [
     ("train cnn_digits:debug --mode=eval --workdir=run --config.model.hidden_dim=3", "hidden_dim"),
     ("train cnn_digits:debug --workdir=file", "A work directory must be a folder"),
     # sizes of the data against the model
-    (f"{CNN} --config.data.source=npz:small.npz", "set model.input_shape"),
+    (
+        f"{CNN} --config.data.source=npz:small.npz --config.model.input_shape=28,28,1",
+        "set model.input_shape",
+    ),
     (
         f"{CNN} --config.data.source=npz:small.npz --config.model.input_shape=14,14,1 "
         "--config.model.num_classes=3",
         "set model.num_classes",
     ),
     (
-        f"{FINE} --config.data.source=folder:images --config.data.image_size=32,32",
+        f"{FINE} --config.data.source=folder:images --config.data.image_size=32,32 "
+        "--config.model.input_shape=28,28,1",
         "set model.input_shape=32,32,3 or data.image_size=28,28,1",
     ),
     (
-        f"{FINE} --config.data.source=folder:images --config.data.image_size=28,28,1",
+        f"{FINE} --config.data.source=folder:images --config.data.image_size=28,28,1 "
+        "--config.model.num_classes=10",
         "set model.num_classes=3",
     ),
-    (f"{FINE} --config.data.source=tfds:cifar10:3.0.2 --config.data.image_size=32,32", "28,28,1"),
+    (
+        f"{FINE} --config.data.source=tfds:cifar10:3.0.2 --config.data.image_size=32,32 "
+        "--config.model.input_shape=28,28,1",
+        "28,28,1",
+    ),
     (f"{CNN} --config.trainer.global_batch_size=5000", "3500"),
     (
         "train gpt_shakespeare:debug --workdir=new --config.data.source=text:book.txt "
@@ -116,7 +125,7 @@ CASES = [
     (f"{CNN} --config.data.source=npz:images", "The folder contains ants, bees, cats"),
     (f"{CNN} --config.data.source=small.npz", "Did you mean 'npz:small.npz'"),
     (f"{CNN} --config.data.source=images", "Did you mean 'folder:images'"),
-    (f"{CNN} --config.model.num_classes=0", "set model.num_classes"),
+    (f"{CNN} --config.model.num_classes=3", "set model.num_classes"),
     ("train gpt_pydoc:debug --workdir=new --config.data.source=text:images", "contains ants, bees"),
     ("train seq2seq_multi30k:debug --workdir=new --config.data.source=pairs:images", "ants, bees"),
     (f"{FINE} --config.model.weights=nothing.weights.h5", "a path that exists"),
@@ -240,7 +249,10 @@ def test_refusals_load_no_tensorflow(place):
 
 def test_images_are_not_decoded_before_a_wrong_size_is_refused(place, monkeypatch):
     monkeypatch.setattr("zoo.data.arrays.images.decode", None)
-    sizes = [("data.source", f"folder:{place / 'images'}"), ("data.image_size", "28,28,1")]
+    sizes = [
+        ("data.source", f"folder:{place / 'images'}"), ("data.image_size", "28,28,1"),
+        ("model.num_classes", "10"),
+    ]  # fmt: skip
     with pytest.raises(preflight.UsageError, match="set model.num_classes=3"):
         preflight.load_data(resolve("vgg16_transfer:debug", sizes))
 

@@ -41,6 +41,8 @@ def test_channels_of_a_pixel_are_neighbors(tmp_path):
 
 
 def test_wrong_sources_and_lengths_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="requires data.image_size, because each value"):
+        load(source=f"folder:{tmp_path}")
     with pytest.raises(UsageError, match="sequence_length must be 784.*or 0. Received: 783"):
         load(source="digits", sequence_length=783)
     np.savez(tmp_path / "x.npz", train_x=np.zeros((3, 4)))

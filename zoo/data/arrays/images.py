@@ -38,6 +38,8 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEB
 _FORMAT = 1  # version of the decoded arrays, in the key of the cache
 _CHUNK = 256
 _SHOWN = 20
+# An automatic size is the median size of some training images, reduced to this longer side.
+_SAMPLED, _LONGEST_SIDE = 200, 128
 # Several threads decode, but images that take about 100 MB or more are decoded one at a time.
 _LARGE, _LARGE_PIXELS, _LARGE_FILE = threading.RLock(), 1 << 23, 1 << 26
 _MAX_FILE_BYTES = 1 << 30  # some decoders hold two copies of the file
@@ -137,14 +139,23 @@ def load_folder(folder: str | os.PathLike, image_size: tuple[int, ...]) -> Datas
 
     Args:
       folder: laid out as described at the top of this file.
-      image_size: height, width and optionally channels (default 3).
+      image_size: height, width and optionally channels (default 3); () chooses a size, see
+        `choose_size`.
 
     Raises:
       UsageError: see `scan`.
       RunError: if a class has no readable image.
     """
-    root, shape = Path(folder).expanduser(), shape_of(image_size)
+    root = Path(folder).expanduser()
+    shape = shape_of(image_size) if image_size != () else None
     splits, names, ignored_files = scan(root)
+    if shape is None:
+        sample = splits.get("train") or next(iter(splits.values()))
+        shape = choose_size([file for files in sample.values() for file in files])
+        _LOG.info(
+            f"{root}: images are resized to {'x'.join(map(str, shape))} (height, width, channels); "
+            "data.image_size sets another size"
+        )
     # Sorted by name, because the order of a file system is arbitrary.
     files = {
         split: [(file, names.index(name)) for name in sorted(classes) for file in classes[name]]
@@ -185,6 +196,34 @@ def shape_of(image_size) -> tuple[int, int, int]:
             f"channels, such as (224, 224). Received: {image_size!r}."
         )
     return size
+
+
+def choose_size(files: Sequence[Path]) -> tuple[int, int, int]:
+    """Chooses height, width and channels for images from the headers of up to 200 files.
+
+    Height and width are the medians of the files, reduced to a longer side of 128 pixels. The
+    images are gray if all of these files are.
+
+    Raises:
+      RunError: if none of these files is an image.
+    """
+    step = max(1, len(files) // _SAMPLED)
+    sizes, is_gray = [], []
+    for file in files[::step][:_SAMPLED]:
+        # Pillow raises many types for damaged files, which `decode` reports.
+        with (
+            contextlib.suppress(Exception),
+            open_file(file) as stream,
+            Image.open(stream, formats=_FORMATS) as image,
+        ):
+            is_rotated = image.getexif().get(0x0112, 1) >= 5  # by 90 degrees
+            sizes.append(image.size[::-1] if is_rotated else image.size)
+            is_gray.append(image.mode in ("1", "L", "LA") or image.mode.startswith("I"))
+    if not sizes:
+        raise RunError(f"None of the files in {files[0].parent} is a readable image.")
+    width, height = np.median(sizes, axis=0)
+    scale = min(1.0, _LONGEST_SIDE / max(width, height))
+    return max(1, round(height * scale)), max(1, round(width * scale)), 1 if all(is_gray) else 3
 
 
 def scan(root: Path) -> tuple[dict[str, dict[str, list[Path]]], list[str], dict[str, int]]:
