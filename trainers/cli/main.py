@@ -13,6 +13,7 @@
   zoo export WORKDIR       write a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         measure the step time and the share of peak FLOPs
   zoo tpu_check RECIPE     compile the train step for a TPU, without one
+  zoo tune RECIPE rate     find a learning rate (batch: a batch size; sweep: any keys)
   zoo report WORKDIR       write report.html again
   zoo compare WORKDIR ...  compare runs: metrics, curves, keys that differ
 
@@ -30,7 +31,7 @@ from zoo.processes import drop_current_folder
 
 COMMANDS = (
     "list", "describe", "fetch", "prepare", "config", "train", "evaluate", "predict", "generate",
-    "compress", "export", "bench", "tpu_check", "report", "compare",
+    "compress", "export", "bench", "tpu_check", "tune", "report", "compare",
 )  # fmt: skip
 
 

@@ -30,9 +30,10 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
         t = (u - (steps - 1 - D)) / D, clipped to [0, 1]
         cosine:       final + (peak - final) * (1 + cos(pi * t)) / 2
         linear, wsd:  final + (peak - final) * (1 - t)
+        exponential:  peak * final_fraction ** t
 
-    For `wsd`, D is `decay_steps`, by default a tenth of the run and at least 1. `cosine` and
-    `linear` fall in all updates after the peak; `constant` does not fall.
+    For `wsd`, D is `decay_steps`, by default a tenth of the run and at least 1. `cosine`, `linear`
+    and `exponential` change in all updates after the warm-up; `constant` does not change.
 
     Args:
       name: a key of `SCHEDULES`.
@@ -71,6 +72,8 @@ def make_schedule(name: str, peak: float, steps: int, **arguments):
             if name == "constant" or not decay:
                 return peak * rise
             progress = ops.clip((step - (steps - 1 - decay)) / decay, 0.0, 1.0)
+            if name == "exponential":
+                return peak * rise * ops.exp(math.log(final) * progress)
             if name == "cosine":
                 share = 0.5 * (1 + ops.cos(math.pi * progress))
             else:

@@ -27,12 +27,17 @@ _LINE_STYLES = ("-", "--", ":")
 _COLORS |= {f"run-{i}": f"#0103{i:02x}" for i in range(NUM_COLORS)}
 
 
-def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
+def line_plot(
+    lines: dict[str, dict[float, float]], name: str, x_label: str = "step",
+    logarithmic: bool = False,
+) -> str:  # fmt: skip
     """Draws values over steps.
 
     Args:
       lines: `training`, `validation` or both -> step -> value.
       name: name of the plot, unique in the page.
+      x_label: label of the x axis.
+      logarithmic: whether the x axis is logarithmic.
 
     Returns:
       SVG element, which all plot functions of this file return.
@@ -43,9 +48,13 @@ def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
         marker = "o" if len(series) <= 30 else None
         style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5, "color": _COLORS[label]}
         axes.plot(list(series), list(series.values()), **style)
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    axes.set_xlabel(x_label)
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda place, _: f"{place:.0e}")
+    else:
+        axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     _grid(axes)
     return _svg(figure, axes, name)
 
@@ -72,14 +81,62 @@ def overlay(lines: list[tuple[list[float], list[float]]], x_label: str, name: st
     return _svg(figure, axes, name)
 
 
-def bars(values: dict[str, float], name: str) -> str:
-    """Draws one bar per ratio, with a line at 1."""
+def bars(values: dict[str, float], name: str, line: float | None = 1.0) -> str:
+    """Draws one bar per value, with a vertical line, such as one at the ratio 1."""
     figure, axes = _axes(6.4, 0.9 + 0.45 * len(values))
     labels = list(values)[::-1]
     rectangles = axes.barh(labels, [values[label] for label in labels], color=_COLORS["training"])
     axes.bar_label(rectangles, fmt="{:.2f}", padding=4, color=_COLORS["ink"], fontsize=11)
-    axes.axvline(1, color=_COLORS["validation"], linewidth=1.2)
-    axes.set_xlim(0, 1.15 * max(1, *values.values()))
+    if line is not None:
+        axes.axvline(line, color=_COLORS["validation"], linewidth=1.2)
+    axes.set_xlim(0, 1.15 * max(line or 0.0, *values.values()))
+    return _svg(figure, axes, name)
+
+
+def parallel(
+    names: list[str], rows: list[list[float]], ticks: list[list[str]], logarithmic: list[bool],
+    name: str,
+) -> str:  # fmt: skip
+    """Draws parallel coordinates: one axis per name, one line per row, the last row on top.
+
+    Args:
+      names: names of the axes; the last axis is the result, by which lines are colored.
+      rows: values of each line; the last row is the best.
+      ticks: labels of the values 0, 1 ... of an axis of choices; [] for an axis of numbers.
+      logarithmic: whether each axis is logarithmic.
+      name: name of the plot, unique in the page.
+    """
+    figure, axes = _axes(7.2, 3.8)
+    values = np.array(rows, float)
+    lows, highs = [], []
+    for i, is_logarithmic in enumerate(logarithmic):
+        values[:, i] = np.log10(values[:, i]) if is_logarithmic else values[:, i]
+        lows.append(0.0 if ticks[i] else values[:, i].min())
+        highs.append(len(ticks[i]) - 1.0 if ticks[i] else values[:, i].max())
+    spans = [high - low or 1.0 for low, high in zip(lows, highs, strict=True)]
+    heights = (values - lows) / spans
+    for i, row in enumerate(heights):
+        is_best = i == len(heights) - 1
+        color = _COLORS["validation" if is_best else "training"]
+        alpha = 1.0 if is_best else 0.25 + 0.5 * i / len(heights)
+        axes.plot(
+            range(len(names)), row, color=color, alpha=alpha, linewidth=2.4 if is_best else 1.2
+        )
+    for i in range(len(names)):
+        axes.axvline(i, color=_COLORS["ink"], linewidth=0.8)
+        if ticks[i]:
+            marks = [(n / max(1, len(ticks[i]) - 1), text) for n, text in enumerate(ticks[i])]
+        else:
+            ends = [10**x if logarithmic[i] else x for x in (lows[i], lows[i] + spans[i])]
+            marks = [(height, f"{end:.3g}") for height, end in zip((0, 1), ends, strict=True)]
+        for height, text in marks:
+            axes.annotate(
+                text, (i, height), (5, 3), textcoords="offset points", color=_COLORS["ink"],
+                fontsize=10, parse_math=False,
+            )  # fmt: skip
+    axes.set_xticks(range(len(names)), names, parse_math=False)
+    axes.set_yticks([])
+    axes.set_xlim(-0.1, len(names) - 0.55)
     return _svg(figure, axes, name)
 
 

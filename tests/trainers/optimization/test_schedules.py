@@ -23,6 +23,8 @@ CASES = [
     ("linear", 30, {"final_fraction": 0.2}),
     ("linear", 30, {"warmup_steps": 7}),
     ("linear", 2, {}),
+    ("exponential", 30, {"final_fraction": 0.01}),
+    ("exponential", 30, {"warmup_steps": 7, "final_fraction": 0.5}),
     ("wsd", 30, {}),
     ("wsd", 5, {"warmup_steps": 4}),
     ("wsd", 30, {"decay_steps": 2}),
@@ -43,6 +45,8 @@ def curve(name, steps, warmup_steps=0, decay_steps=None, final_fraction=0.0):
         falling = steps - max(warmup_steps, 1)  # the update before them has the peak rate
     stable = [1.0] * (steps - warmup_steps - falling)
     shares = [n / falling for n in range(1, falling + 1)]
+    if name == "exponential":
+        return rise + stable + [final_fraction**t for t in shares]
     if name == "cosine":
         decay = [0.5 * (1 + math.cos(math.pi * t)) for t in shares]
     else:
@@ -63,6 +67,13 @@ def test_the_whole_curve(name, steps, arguments):
         assert actual[-2] > actual[-1]
     # A callback may evaluate the rate beyond the last update.
     assert float(rate(steps + 5)) == actual[-1]
+
+
+def test_exponential_rises_for_a_range_test():
+    rates = np.array(make_schedule("exponential", 1e-6, 101, final_fraction=1e6)(np.arange(101)))
+    np.testing.assert_allclose(rates, np.geomspace(1e-6, 1, 101), rtol=1e-4)
+    with pytest.raises(UsageError, match="final_fraction must be positive with exponential"):
+        make_schedule("exponential", 1.0, 3, final_fraction=0.0)
 
 
 def test_every_schedule_has_a_case():

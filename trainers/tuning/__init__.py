@@ -1,0 +1,1 @@
+"""Finds learning rates, batch sizes and other settings: `zoo tune`."""
