@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 
 from trainers.compression import techniques
+from trainers.config.base import section
+from trainers.lora import adapters
 from trainers.optimization.optimizers import make_optimizer
 from trainers.optimization.precision import precision
 from trainers.optimization.schedules import make_schedule
@@ -60,6 +62,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
                 "Received: trainer.jit_compile=True on several replicas."
             )
         model = techniques.change_model(model, config)
+        lora = adapters.attach(model, section(config, "lora"))
         if trainer.remat:
             apply_remat(model, trainer.remat)
         task.bind(model, dataset, model_arguments)
@@ -86,6 +89,9 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             rules=rules,
         )
         step.compressors = techniques.compressors(step, config, total_steps)
+        if lora:
+            step.lora = lora
+            step.compressors = (lora, *step.compressors)
     return step, task
 
 

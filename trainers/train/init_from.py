@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 
 from trainers.compression import low_rank, techniques
+from trainers.config.base import section
 from trainers.optimization.muon import output_layers
 from trainers.run.workdir import read_config
 from zoo import keras_internals
@@ -101,6 +102,9 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
             f"differs: {'; '.join(mismatches[:_SHOWN])}{more}. Change the section "
             "model of the recipe."
         )
+    missing = [v for v in missing if not added_by_compression(v.path)]
+    if config is not None and section(config, "lora").rank:
+        _check_frozen([*missing, *other_shapes], source)
     for variable in filled_variables:
         variable.assign(values[variable.path])
     report = f"init_from: {len(filled_variables)} of {len(model.weights)} weights from {source}"
@@ -113,6 +117,16 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     if tokenizer is not None and source_tokenizer is None:
         report += "; the source has no tokenizer: check that its tokens are those of the data"
     return report
+
+
+def _check_frozen(variables, source: str) -> None:
+    """Raises `UsageError` if weights that the source does not fill would never be trained."""
+    paths = [v.path for v in variables if not v.trainable]
+    if paths:
+        raise UsageError(
+            f"lora freezes weights that {source} does not contain: {', '.join(paths[:_SHOWN])}. "
+            f"Train them: set lora.train to a regular expression, such as {paths[0]!r}."
+        )
 
 
 def _has_same_shape(variable, values) -> bool:
