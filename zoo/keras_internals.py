@@ -157,7 +157,7 @@ def remove_layer(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
 
 def release_kernel(dense: keras.layers.Dense) -> None:
     """Removes the kernel of a built layer, and with it the memory of its values."""
-    dense._untrack_variable(dense._kernel)
+    del dense._kernel  # unlike an assignment, also removes TensorFlow's references
     dense._kernel = None
 
 

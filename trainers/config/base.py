@@ -1,8 +1,8 @@
 """The sections of a recipe. A recipe starts from `base` and changes its keys.
 
 `model` and `task` hold a name and all arguments of the builder and of the task. The modules of this
-package and `zoo.prep.settings` describe the other sections. `compress`, `lora` and `prep` are optional:
-a configuration leaves out each of their sections that holds only defaults.
+package and `zoo.prep.settings` describe the other sections. `compress`, `lora` and `prep` are
+optional: a configuration leaves out each of their sections that holds only defaults.
 """
 
 from collections.abc import Mapping

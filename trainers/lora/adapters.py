@@ -311,9 +311,7 @@ def _freeze(model, trained: set[int]) -> None:
 
 def _flags(model) -> list[tuple]:
     """Returns pairs of each layer, then each weight, and whether it is trainable."""
-    return [
-        (x, bool(x.trainable)) for x in (*keras_internals.all_layers(model), *model.weights)
-    ]
+    return [(x, bool(x.trainable)) for x in (*keras_internals.all_layers(model), *model.weights)]
 
 
 def _set_flags(flags: list[tuple]) -> None:
