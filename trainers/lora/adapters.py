@@ -43,6 +43,7 @@ class Lora(Compressor):
     Attributes:
       adapted: the layers with adapters.
       frozen: the weights that no update changes, in the order of the model.
+      parameters: number of parameters of the model without its adapters.
 
     Raises:
       UsageError: if a pattern matches nothing, or a chosen layer does not support adapters.
@@ -51,7 +52,7 @@ class Lora(Compressor):
     def __init__(self, model: keras.Model, settings: Mapping):
         super().__init__(model)
         self._base = settings["base"]
-        self._parameters = model.count_params()
+        self.parameters = model.count_params()
         trained_variables = _selected_variables(model, settings["train"])
         trained = {id(v) for v in trained_variables}
         self.adapted = _selected_layers(model, settings, trained)
@@ -76,7 +77,7 @@ class Lora(Compressor):
         base = "" if self._base == "float" else f" on {self._base} kernels"
         return (
             f"{len(updates)} adapters of rank {updates[0].rank}{base}; {count:,} trainable, "
-            f"{self._parameters:,} in the model: {count / self._parameters:.2%}"
+            f"{self.parameters:,} in the model: {count / self.parameters:.2%}"
         )
 
     def begin(self) -> None:
