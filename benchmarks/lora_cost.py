@@ -114,18 +114,18 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
         return json.loads(done.stdout.splitlines()[-1])
 
-    rows = []
     for case in options.cases:
-        row = {"case": case, "model": options.model, "rank": options.rank, "rows": options.rows,
-               "tokens": options.tokens, **run("memory", case, **RETURN_MEMORY)}  # fmt: skip
+        row = {
+            "case": case, "model": options.model, "rank": options.rank, "rows": options.rows,
+            "tokens": options.tokens, **run("memory", case, **RETURN_MEMORY),
+        }  # fmt: skip
         full, own = run("times", case)
         row |= {"processor_seconds": own, "speed": round(full / own, 3)}
         print(row, flush=True)
-        rows.append(row)
-    if options.write:
-        from benchmarks.results_file import append
+        if options.write:
+            from benchmarks.results_file import append
 
-        append("lora_cost", rows)
+            append("lora_cost", [row])
 
 
 if __name__ == "__main__":

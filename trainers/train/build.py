@@ -70,6 +70,11 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
         for part in training_task.model_parts(model):
+            if lora and not part.model.trainable_variables:
+                raise UsageError(
+                    f"lora requires adapters in each network of the task. Received: none in "
+                    f"{part.name!r}. Change lora.pattern."
+                )
             rate = part.rate * optimizer_arguments["learning_rate"]
             optimizer, rules = make_optimizer(
                 optimizer_name,
