@@ -103,6 +103,11 @@ def added_by_compression(path: str) -> bool:
     return bool(_ADDED_BY_COMPRESSION.search(path))
 
 
+def is_adapter(path: str) -> bool:
+    """Returns whether a variable belongs to an adapter of LoRA, which only training knows."""
+    return bool(re.search(r"(^|/)lora_[a-z_]+/", path))
+
+
 def _settings(model) -> dict[str, tuple[str, dict]]:
     """Returns `{path: (class, settings)}` of each layer with weights, at any depth."""
     all_layers, settings = keras_internals.all_layers(model), {}

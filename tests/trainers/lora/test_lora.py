@@ -18,10 +18,12 @@ from trainers.compress_jobs.methods import METHODS
 from trainers.config.base import base, optimizer
 from trainers.config.lora import KEYS
 from trainers.config.recipe import as_dict, check
+from trainers.distributed.strategy import make_strategy
 from trainers.lora.adapters import Lora, updates_of
 from trainers.lora.quantized import QuantizedKernel
 from trainers.lora.updates import kernels_of
 from trainers.run.workdir import read_metrics
+from trainers.train.build import build_step
 from trainers.train.init_from import initialize
 from trainers.train.preflight import check_start
 from trainers.train.recompute.remat import apply_remat
@@ -340,7 +342,7 @@ def test_a_new_head_must_be_trained(start):
         initialized("logits")
     message = initialized("logits|embedding")
     assert "lora" not in message
-    assert message.startswith("init_from: 12 of 23 weights")
+    assert message.startswith("init_from: 12 of 15 weights")
 
 
 def test_frozen_batch_normalization_keeps_its_statistics(run):
@@ -426,6 +428,13 @@ def test_refused_layers(settings, message):
     with pytest.raises(UsageError, match=message):
         Lora(model, {**KEYS, "rank": 2, **settings})
     assert all(layer.trainable for layer in model.layers)
+
+
+def test_each_network_needs_adapters():
+    config = toys.recipe("gan_mnist", "gan", model_arguments=registry.entry("gan_mnist").tiny)
+    config.lora.update({"rank": 1, "pattern": "pixels"})
+    with pytest.raises(UsageError, match="adapters in each network .* none in 'discriminator'"):
+        build_step(config, make_strategy("one_device", 0), 10)
 
 
 def test_default_layers():
