@@ -90,6 +90,8 @@ def bench(config, seconds: float = 10.0, dataset=None) -> BenchResult:
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     # The number of updates is larger than the phases of any schedule.
     step, task = build_step(config, strategy, 10**9, dataset)
+    if step.lora:
+        step.lora.begin()
     if dataset:
         task.check(step.net, dataset)
         arrays = dataset.splits["train"]

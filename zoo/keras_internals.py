@@ -145,6 +145,29 @@ def add_layer(layer: keras.layers.Layer, name: str, part: keras.layers.Layer) ->
     layer._tracker.lock()
 
 
+def remove_layer(layer: keras.layers.Layer, name: str) -> keras.layers.Layer:
+    """Removes and returns a sublayer that `add_layer` added."""
+    part = getattr(layer, name)
+    layer._tracker.unlock()
+    layer._tracker.untrack(part)
+    delattr(layer, name)
+    layer._tracker.lock()
+    return part
+
+
+def release_kernel(dense: keras.layers.Dense) -> None:
+    """Removes the kernel of a built layer, and with it the memory of its values."""
+    del dense._kernel  # unlike an assignment, also removes TensorFlow's references
+    dense._kernel = None
+
+
+def set_kernel(dense: keras.layers.Dense, value: np.ndarray) -> None:
+    """Gives a layer a new kernel after `release_kernel`."""
+    dense._tracker.unlock()
+    dense._kernel = keras.Variable(value, dtype=dense.variable_dtype, name="kernel")
+    dense._tracker.lock()
+
+
 def in_training() -> bool:
     """Returns whether the current layer call has `training=True`."""
     context = global_state.get_global_attribute("current_call_ctx")

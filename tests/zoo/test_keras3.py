@@ -466,6 +466,48 @@ def test_gptq_saves_less_than_it_loads():
     still("GPTQ and AWQ forget the zero points", wrong, f"{len(saved)} of {len(loaded) - 1}")
 
 
+def test_enable_lora_loses_small_updates():
+    """1.001 rounds to 1 in bfloat16, so an update that is added to the kernel is lost."""
+
+    def output(policy):
+        dense = layers.Dense(1, use_bias=False, kernel_initializer="ones", dtype=policy)
+        dense.build((None, 2))
+        dense.enable_lora(1)
+        dense.lora_kernel_a.assign([[1.0], [0.0]])
+        dense.lora_kernel_b.assign([[1e-3]])
+        return float(np.array(dense(np.array([[1.0, -1.0]])), "float32")[0, 0])
+
+    assert output("float32") == pytest.approx(1e-3, rel=1e-3)
+    lost = output("mixed_bfloat16")
+    still("enable_lora adds the update to the kernel", lost == 0, f"{lost:g}, not 1e-3")
+
+
+def test_enable_lora_computes_the_gradient_of_the_kernel():
+    dense = layers.Dense(512, use_bias=False)
+    dense.build((None, 512))
+    dense.enable_lora(4)
+
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(dense(x) ** 2)
+        return tape.gradient(loss, [dense.lora_kernel_a.value, dense.lora_kernel_b.value])
+
+    graph = tf.function(gradients).get_concrete_function(tf.TensorSpec((8, 512))).graph
+    shapes = [x.outputs[0].shape for x in graph.get_operations() if x.type == "MatMul"]
+    large = shapes.count((512, 512))  # the update of the kernel, and the gradient of their sum
+    still("enable_lora adds the update to the kernel", large == 2, f"{large} products 512 x 512")
+
+
+def test_enable_lora_stays_in_files(tmp_path):
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(3, name="dense")(x))
+    model.get_layer("dense").enable_lora(2)
+    model.save(tmp_path / "model.keras")
+    count = len(keras.saving.load_model(tmp_path / "model.keras").weights)
+    still("enable_lora adds the update to the kernel", count == 4, f"{count} weights in the file")
+    assert not hasattr(layers.LSTM, "enable_lora")
+
+
 @pytest.mark.slow
 def test_multi_worker_fit_fails():
     """Two processes; with the first failure out of the way there is a second."""

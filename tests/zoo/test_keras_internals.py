@@ -1,6 +1,8 @@
 """Private names of Keras behave as zoo/keras_internals.py expects."""
 
 import configparser
+import gc
+import weakref
 from pathlib import Path
 
 import keras
@@ -309,6 +311,24 @@ def test_a_layer_inside_a_built_one():
     keras_internals.add_layer(outer, "inside", inner)
     assert [v.shape for v in outer.weights] == [(2, 3), (3,), (5,)]
     assert inner in keras_internals.child_layers(outer)
+    assert keras_internals.remove_layer(outer, "inside") is inner
+    assert [v.shape for v in outer.weights] == [(2, 3), (3,)]
+    assert not keras_internals.child_layers(outer)
+    assert not hasattr(outer, "inside")
+
+
+def test_a_layer_without_its_kernel(tmp_path):
+    x = keras.Input((2,))
+    model = keras.Model(x, keras.layers.Dense(3, name="dense")(x))
+    dense, kernel = model.get_layer("dense"), weakref.ref(model.get_layer("dense").kernel)
+    keras_internals.release_kernel(dense)
+    gc.collect()
+    assert kernel() is None
+    assert [v.path for v in model.weights] == ["dense/bias"]
+    keras_internals.set_kernel(dense, np.full((2, 3), 2.0))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(np.ones((1, 2))), np.full((1, 3), 4.0))
 
 
 def test_layers_know_whether_it_is_training():

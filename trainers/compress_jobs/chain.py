@@ -58,7 +58,8 @@ def plan(
       UsageError: if the chain is impossible, or the recipe does not support a method.
     """
     saved_config, origin, stages = read_config(start), start, []
-    config = of_workdir(saved_config["config"])
+    # The model of the work directory is merged: adapters would train it once more.
+    config = of_workdir({k: v for k, v in saved_config["config"].items() if k != "lora"})
     _check_chain(methods, start, config, dict(overrides))
     if config.trainer.strategy == "multi_worker":
         config = change(config, [("trainer.strategy", "one_device")])

@@ -1,15 +1,15 @@
 """The sections of a recipe. A recipe starts from `base` and changes its keys.
 
 `model` and `task` hold a name and all arguments of the builder and of the task. The modules of this
-package and `zoo.prep.settings` describe the other sections. `compress` and `prep` are optional: a
-configuration leaves out each of their sections that holds only defaults.
+package and `zoo.prep.settings` describe the other sections. `compress`, `lora` and `prep` are
+optional: a configuration leaves out each of their sections that holds only defaults.
 """
 
 from collections.abc import Mapping
 
 import ml_collections
 
-from trainers.config import compress, data, trainer
+from trainers.config import compress, data, lora, trainer
 from trainers.config.optimizer import OPTIMIZERS
 from trainers.config.schedule import SCHEDULES
 from zoo.errors import check_name
@@ -17,7 +17,7 @@ from zoo.prep import settings as prep
 
 # Sections with keys that depend on their name.
 NAMED = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-_OPTIONAL = {"compress": compress.KEYS, "prep": prep.KEYS}
+_OPTIONAL = {"compress": compress.KEYS, "lora": lora.KEYS, "prep": prep.KEYS}
 
 
 def base() -> ml_collections.ConfigDict:

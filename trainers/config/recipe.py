@@ -16,7 +16,7 @@ from pathlib import Path
 
 import ml_collections
 
-from trainers.config import base, compress, data, optimizer, schedule, trainer
+from trainers.config import base, compress, data, lora, optimizer, schedule, trainer
 from trainers.config.paths import make_absolute
 from trainers.config.schema import check_types
 from trainers.config.user_code import load_file, run
@@ -212,6 +212,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     schedule.check(**config.schedule)
     trainer.check(config.trainer, config.task)
     compress.check(config.compress, config.trainer, config.task)
+    techniques = base.without_defaults({"compress": config.compress.to_dict()}).get("compress", ())
+    lora.check(config.lora, techniques)
+    lora.check_strategy(config.lora, config.trainer.strategy)
 
 
 def as_dict(config: ml_collections.ConfigDict) -> dict:

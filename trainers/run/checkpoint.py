@@ -26,8 +26,12 @@ _NUMBER = re.compile(r"_(\d+)(?=[_/]|$)")  # in a variable's path
 
 
 def variables_of(step) -> list:
-    """Returns every variable of a `TrainStep` that a checkpoint holds, in a fixed order."""
-    return [
+    """Returns every variable of a `TrainStep` that a checkpoint holds, in a fixed order.
+
+    The weights that adapters leave frozen are not among them.
+    """
+    frozen = {id(v) for v in step.lora.frozen} if step.lora else ()
+    variables = [
         *step.net.trainable_variables,
         *step.net.non_trainable_weights,
         *step.seed_states,
@@ -36,6 +40,7 @@ def variables_of(step) -> list:
         *(variable for compressor in step.compressors for variable in compressor.variables),
         *step.task.variables,
     ]
+    return [v for v in variables if id(v) not in frozen]
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -69,7 +74,10 @@ class Snapshot:
         variables = variables_of(step)
         self.step = int(step.count.numpy())
         paths = [variable.path for variable in variables]
-        self.header = json.dumps({"step": self.step, "counters": counters, "paths": paths})
+        header = {"step": self.step, "counters": counters, "paths": paths}
+        if step.lora:
+            header["frozen"] = step.lora.digest
+        self.header = json.dumps(header)
         self.arrays = list(buffers or allocate(step))
         for array, variable in zip(self.arrays, variables, strict=True):
             np.copyto(array, _portable(_read(variable)), casting="no")
@@ -122,7 +130,8 @@ def restore(path: Path | bytes, step) -> dict:
 
     Raises:
       RunError: if the file is damaged.
-      UsageError: if the checkpoint belongs to another model or optimizer.
+      UsageError: if the checkpoint belongs to another model or optimizer, or its adapters to other
+        frozen weights.
     """
     header, arrays = read(path)
     path = "The checkpoint of the chief" if isinstance(path, bytes) else path
@@ -147,6 +156,12 @@ def restore(path: Path | bytes, step) -> dict:
         raise UsageError(
             f"{path} belongs to another model: variable {index} is {header['paths'][index]!r}, "
             f"in this run {paths[index]!r}."
+        )
+    if header["frozen"] != (digest := step.lora.digest if step.lora else ""):
+        raise UsageError(
+            f"A resumed run must start from the frozen weights of its checkpoints. Received: "
+            f"SHA-256 {digest[:12]}…, {path} has {header['frozen'][:12]}…. Restore the model of "
+            "init_from, or use a new work directory."
         )
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array.view(variable.dtype) if variable.dtype == "bfloat16" else array)
@@ -193,7 +208,8 @@ def read(path: Path | bytes) -> tuple[dict, list[np.ndarray]]:
             names = [f"{i:05d}" for i in range(len(header["paths"]))]
             with ThreadPoolExecutor(_READERS) as readers:
                 arrays = list(readers.map(archive.__getitem__, names))
-        return {key: header[key] for key in ("step", "counters", "paths")}, arrays
+        fields = {key: header[key] for key in ("step", "counters", "paths")}
+        return {**fields, "frozen": str(header.get("frozen", ""))}, arrays
     except RunError:
         raise
     # For damaged files NumPy, zipfile and json raise about ten types, MemoryError among them.

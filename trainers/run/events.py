@@ -9,7 +9,7 @@ from zoo.logs import PLAIN
 _LOG = logging.getLogger(__name__)
 
 # Events that are written once per run, even if several processes log them.
-ONCE = frozenset({"warning", "feature cache", "hold-out"})
+ONCE = frozenset({"warning", "feature cache", "hold-out", "lora"})
 
 
 def event_key(event: str, detail: str) -> tuple[str, str]:

@@ -4,6 +4,8 @@ import keras
 import tensorflow as tf
 
 from trainers.compression import techniques
+from trainers.config.base import section
+from trainers.lora import adapters
 from trainers.optimization.optimizers import make_optimizer
 from trainers.optimization.precision import precision
 from trainers.optimization.schedules import make_schedule
@@ -60,6 +62,7 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
                 "Received: trainer.jit_compile=True on several replicas."
             )
         model = techniques.change_model(model, config)
+        lora = adapters.attach(model, section(config, "lora"))
         if trainer.remat:
             apply_remat(model, trainer.remat)
         task.bind(model, dataset, model_arguments)
@@ -67,6 +70,11 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
         optimizer_name, schedule_name = optimizer_arguments.pop("name"), schedule.pop("name")
         optimizers = []
         for part in training_task.model_parts(model):
+            if lora and not part.model.trainable_variables:
+                raise UsageError(
+                    f"lora requires adapters in each network of the task. Received: none in "
+                    f"{part.name!r}. Change lora.pattern."
+                )
             rate = part.rate * optimizer_arguments["learning_rate"]
             optimizer, rules = make_optimizer(
                 optimizer_name,
@@ -86,6 +94,9 @@ def build_step(config, strategy: tf.distribute.Strategy, total_steps: int, datas
             rules=rules,
         )
         step.compressors = techniques.compressors(step, config, total_steps)
+        if lora:
+            step.lora = lora
+            step.compressors = (lora, *step.compressors)
     return step, task
 
 

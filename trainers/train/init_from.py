@@ -5,12 +5,13 @@ from pathlib import Path
 import keras
 
 from trainers.compression import low_rank, techniques
+from trainers.config.base import section
 from trainers.optimization.muon import output_layers
 from trainers.run.workdir import read_config
 from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRankEmbedding
-from zoo.models.architecture import added_by_compression, differences
+from zoo.models.architecture import added_by_compression, differences, is_adapter
 from zoo.models.heads import has_head, text_trunk
 from zoo.models.sources import open_source
 from zoo.storage.remote import local
@@ -61,9 +62,10 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     values = {path: v.value for path, v in source_weights.items()}
     if config is not None:
         values |= techniques.initial_values(model, source_model, config)
-    missing = [v for v in model.weights if v.path not in values]
-    other_shapes = [v for v in model.weights if v.path in values and not _has_same_shape(v, values)]
-    filled_variables = [v for v in model.weights if _has_same_shape(v, values)]
+    weights = [v for v in model.weights if not is_adapter(v.path)]
+    missing = [v for v in weights if v.path not in values]
+    other_shapes = [v for v in weights if v.path in values and not _has_same_shape(v, values)]
+    filled_variables = [v for v in weights if _has_same_shape(v, values)]
     # Source kernels that this model holds as products are used under other names.
     products = tuple(f"{layer.path}/" for layer in low_rank.products(model))
     paths = {v.path for v in model.weights}
@@ -101,9 +103,11 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
             f"differs: {'; '.join(mismatches[:_SHOWN])}{more}. Change the section "
             "model of the recipe."
         )
+    if config is not None and section(config, "lora").rank:
+        _check_frozen([*missing, *other_shapes], source)
     for variable in filled_variables:
         variable.assign(values[variable.path])
-    report = f"init_from: {len(filled_variables)} of {len(model.weights)} weights from {source}"
+    report = f"init_from: {len(filled_variables)} of {len(weights)} weights from {source}"
     if missing:
         report += f"; missing in the source: {', '.join(v.path for v in missing)}"
     if other_shapes:
@@ -113,6 +117,16 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
     if tokenizer is not None and source_tokenizer is None:
         report += "; the source has no tokenizer: check that its tokens are those of the data"
     return report
+
+
+def _check_frozen(variables, source: str) -> None:
+    """Raises `UsageError` if weights that the source does not fill would never be trained."""
+    paths = [v.path for v in variables if not v.trainable]
+    if paths:
+        raise UsageError(
+            f"lora freezes weights that {source} does not contain: {', '.join(paths[:_SHOWN])}. "
+            f"Train them: set lora.train to a regular expression, such as {paths[0]!r}."
+        )
 
 
 def _has_same_shape(variable, values) -> bool:

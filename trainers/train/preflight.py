@@ -91,10 +91,12 @@ def check_start(config, workdir: str | Path, future_workdirs: Collection[Path] =
       UsageError: if a path does not exist, or sizes are chosen by weights and init_from is empty.
     """
     start = config.init_from
-    is_resumed = (Path(workdir) / "config.json").exists()  # a resumed run needs no initial weights
+    is_resumed = (Path(workdir) / "config.json").exists()
     if not is_resumed:
         check_source(section(config, "compress"), start)
-    if start and not is_resumed and "://" not in start and Path(start) not in future_workdirs:
+    # A resumed run needs its initial weights only if the checkpoints leave out frozen ones.
+    needs_source = not is_resumed or section(config, "lora").rank
+    if start and needs_source and "://" not in start and Path(start) not in future_workdirs:
         check_init_from(start)
 
 

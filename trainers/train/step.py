@@ -69,6 +69,7 @@ class TrainStep(keras.Model):
       first_bad: index of the first update whose loss or gradient was not finite; -1 if none was.
       means: running means of losses and metrics, see `trainers.evaluation.means.Means`.
       compressors: objects that change weights after an update, see `trainers.compression`.
+      lora: the adapters of the model, a `trainers.lora.adapters.Lora`; None if it has none.
       statistics: recomputes batch statistics for averaged weights; set by the trainer.
     """
 
@@ -122,6 +123,7 @@ class TrainStep(keras.Model):
             for v in layer.non_trainable_variables
         }
         self.compressors = ()
+        self.lora = None
         self.model_parts = task.model_parts(model)
         single = isinstance(optimizer, keras.optimizers.Optimizer)
         self.optimizers = [optimizer] if single else list(optimizer)
@@ -227,12 +229,12 @@ class TrainStep(keras.Model):
 
     def save(self, *args, **kwargs) -> None:
         """Saves the network with averaged weights; Keras' ModelCheckpoint calls this."""
-        with self.averaged():
+        with self.averaged(), self.merged():
             self.net.save(*args, **kwargs)
 
     def save_weights(self, *args, **kwargs) -> None:
         """Saves the network's averaged weights; Keras' ModelCheckpoint calls this."""
-        with self.averaged():
+        with self.averaged(), self.merged():
             self.net.save_weights(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -274,6 +276,10 @@ class TrainStep(keras.Model):
         finally:
             for variable, value in zip(changing, raw_values, strict=True):
                 variable.assign(value)
+
+    def merged(self):
+        """Returns a context in which the network has plain layers; see `Lora.merged`."""
+        return self.lora.merged() if self.lora else contextlib.nullcontext()
 
     def mixed_rows(self, batch) -> Rows:
         """Traces a forward pass and returns which kinds of layers mix rows: see `zoo.rows.Rows`.

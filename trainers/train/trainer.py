@@ -146,7 +146,9 @@ class Trainer:
             self._build()
             # Before anything is written, so that a wrong init_from leaves no work directory.
             files = self.checkpoints.files()
-            if self.config.init_from and not files and self.group.chief:
+            # Checkpoints of a model with adapters do not contain its frozen weights.
+            needs_source = not files or self.step.lora is not None
+            if self.config.init_from and needs_source and self.group.chief:
                 tokenizer = self.dataset.tokenizer
                 message = initialize(self.step.net, self.config.init_from, tokenizer, self.config)
                 _LOG.info(message)
@@ -314,6 +316,8 @@ class Trainer:
         self.events.read()
         if self.hold_out_note:
             self.events("hold-out", self.hold_out_note)
+        if self.step.lora:
+            self.events("lora", self.step.lora.description)
         for warning in self.warnings:
             self.events("warning", warning)
         if files:
@@ -391,7 +395,8 @@ class Trainer:
             (self.workdir / "report.html").unlink(missing_ok=True)
         with self.step.averaged():
             if chief:
-                save_model(self.step.net, self.workdir / "model.keras")
+                with self.step.merged():
+                    save_model(self.step.net, self.workdir / "model.keras")
             if self.evaluated_split:
                 result = self._evaluate_final()
             if chief and self.evaluated_split == "test" and "validation" in self.dataset.splits:

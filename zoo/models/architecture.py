@@ -33,7 +33,7 @@ _SIZES = frozenset(
 )  # fmt: skip
 # Layers that return their input outside training, or resize images to the network's input size.
 _TRANSPARENT = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizing|StochasticDepth")
-_ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids)/")
+_ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids|lora_[a-z_]+)/")
 # Settings that are chosen for each task: which tokens attend globally.
 _PER_TASK = frozenset({"global_tokens", "max_global", "start_token", "separator_token"})
 # Rounds and chunks in a form of attention: a model may be evaluated with more rounds than it was
@@ -99,8 +99,13 @@ def contains(source: keras.Model, model: keras.Model) -> bool:
 
 
 def added_by_compression(path: str) -> bool:
-    """Returns whether a variable holds ranges or centroids, which compression adds to a layer."""
+    """Returns whether a variable holds ranges, centroids or adapters, which training adds."""
     return bool(_ADDED_BY_COMPRESSION.search(path))
+
+
+def is_adapter(path: str) -> bool:
+    """Returns whether a variable belongs to an adapter of LoRA, which only training knows."""
+    return bool(re.search(r"(^|/)lora_[a-z_]+/", path))
 
 
 def _settings(model) -> dict[str, tuple[str, dict]]:

@@ -257,6 +257,7 @@ SETTINGS = {
     "compress.structured": ("sparsity", 0.5),
     "compress.low_rank": ("energy", 0.75),
     "compress.ptq": ("examples", 7),
+    "lora": ("rank", 8),
     "prep": ("validation", 0.5),
     "prep.crawl": ("depth", 3),
     "prep.extract": ("favor", "recall"),
@@ -294,7 +295,7 @@ def test_a_recipe_holds_its_own_sections_only():
 
 def test_all_optional_sections_are_tried():
     optional = base().to_dict()
-    optional = {name: optional[name] for name in ("compress", "prep")}
+    optional = {name: optional[name] for name in ("compress", "lora", "prep")}
     assert {*sections(optional)} - {"compress"} == SETTINGS.keys()
 
 

@@ -38,6 +38,7 @@ class Step:
     optimizers: Sequence
     count: keras.Variable
     compressors: Sequence = ()
+    lora: object = None
     task: Owner = dataclasses.field(default_factory=Owner)
 
 

@@ -109,7 +109,8 @@ class Validation(ValidationHook):
     def _save_best(self, logs: dict[str, float]) -> None:
         """Saves the current model as the best one."""
         folder = self._workdir / "best"
-        save_model(self._step.net, folder / "model.keras")
+        with self._step.merged():
+            save_model(self._step.net, folder / "model.keras")
         origin = {
             "step": self._state.done,
             "split": "validation",

@@ -60,12 +60,11 @@ def apply_remat(model: keras.Model, pattern: str) -> list[str]:
 
 def _recompute(layer: keras.layers.Layer) -> None:
     plain_call = layer.call
-    state = state_of(layer)
 
     def call(*args, **kwargs):
         # recompute_grad differentiates with respect to its positional arguments, and adds to
         # them to order the computation.
-        arguments, before, changes = Arguments(args, kwargs), read(state), []
+        arguments, before, changes = Arguments(args, kwargs), read(state_of(layer)), []
         call_context = keras_internals.capture_call_context()
 
         def block(*tensors):

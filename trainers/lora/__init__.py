@@ -1,0 +1,1 @@
+"""Low-rank adaptation (LoRA): a frozen model learns by small adapters beside its kernels."""
