@@ -97,7 +97,7 @@ def _check_pair(saved_config, teacher, student, task, config, dataset) -> None:
 _COPIED_ATTRIBUTES = (
     "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "sample_kind", "complete",
     "check_arguments", "check", "data_warnings", "serving_model", "warning", "predictions",
-    "evaluate_split", "synthetic", "with_head", "lengths",
+    "evaluate_split", "synthetic", "with_head", "lengths", "end_update",
 )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ class Distillation(Task):
                     ops.sum(compare(student_block, teacher_block) * _positions(batch, side))
                     for student_block, teacher_block, side in self.pairs
                 )
-        return Forward(sums, result.statistics, result.outputs)
+        return Forward(sums, result.statistics, result.outputs, result.totals)
 
     def _hidden(self, student_block, teacher_block):
         """Returns the mean squared difference of two blocks' outputs at each position, (B, T)."""
