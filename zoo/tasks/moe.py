@@ -103,7 +103,7 @@ class MixtureLanguageModeling(CausalLanguageModeling):
             return ops.tensordot(weight, values, 1)
 
         pairs = k * count * ops.sum(tokens)
-        load = ops.stack([total(block["load"]) for block in routing])  # (L, E)
+        load = [total(block["load"]) for block in routing]  # L vectors (E,)
         balance = sum(
             ops.sum(ops.stop_gradient(block["load"]) * block["probability"], -1)
             for block in routing
@@ -115,9 +115,9 @@ class MixtureLanguageModeling(CausalLanguageModeling):
         entropy = sum(total(x["entropy"]) for x in routing)
         result.statistics["router_entropy"] = entropy, count * ops.sum(tokens)
         for names, of_block in zip(self.load_names, load, strict=True):
-            for expert, name in enumerate(names):
+            for expert, name in enumerate(names):  # divided by the mean load of the block
                 result.statistics[name] = experts * of_block[expert], k * ops.sum(tokens)
-        result.totals["load"] = load
+        result.totals["load"] = ops.stack(load)
         return result
 
     def end_update(self, model, totals):

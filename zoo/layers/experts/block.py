@@ -2,7 +2,7 @@
 
 import keras
 
-from zoo.layers.experts.mixture import MixtureOfExperts
+from zoo.layers.experts.mixture import ROUTING, MixtureOfExperts
 from zoo.layers.transformer import TransformerBlock
 
 _EXPERTS = (
@@ -87,5 +87,8 @@ def with_routing(model: keras.Model) -> keras.Model:
 
     Its outputs are {"outputs": the outputs of `model`, "routing": one dict per block}.
     """
-    routing = [block.output[1] for block in expert_blocks(model)]
+    # Keras lists the outputs of a layer, dicts in the order of their keys.
+    routing = [
+        dict(zip(ROUTING, block.output[1:], strict=True)) for block in expert_blocks(model)
+    ]
     return keras.Model(model.input, {"outputs": model.output, "routing": routing})

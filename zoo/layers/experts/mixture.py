@@ -13,6 +13,7 @@ from zoo.layers.low_rank import below
 from zoo.layers.transformer import FeedForward, activate, check_activation
 from zoo.rows import use_row_weights
 
+ROUTING = ("dropped", "entropy", "load", "probability")  # sums that `MixtureOfExperts` returns
 
 @keras.saving.register_keras_serializable("zoo")
 class ExpertDense(layers.EinsumDense):
