@@ -197,7 +197,7 @@ class MixtureOfExperts(Composite):
 
         chosen = ops.sum(ops.one_hot(experts, count, dtype="float32"), 1) * is_real[:, None]
         entropy = -ops.sum(probabilities * ops.log(ops.maximum(probabilities, 1e-20)), -1)
-        dropped = ops.cast(plan.slots >= ops.shape(plan.tokens)[0], "float32")
+        dropped = ops.cast(plan.slots >= ops.shape(plan.pairs)[0], "float32")
         return {
             "load": per_row(chosen, count),
             "probability": per_row(probabilities * is_real[:, None], count),
