@@ -46,11 +46,6 @@ class MixtureLanguageModeling(CausalLanguageModeling):
         bias_rate: float = 0.001,
     ):
         super().__init__(chunk, cross_documents)
-        if balance < 0 or bias_rate < 0:
-            raise UsageError(
-                "task.balance and task.bias_rate must be 0 (off) or positive. Received: "
-                f"task.balance={balance}, task.bias_rate={bias_rate}."
-            )
         self.terms = {self.nll: 1.0, "balance": balance}
         self.bias_rate = bias_rate
         # The student and the teacher of a distillation.
