@@ -72,9 +72,10 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     trainable = sum(math.prod(v.shape) for v in model.trainable_weights)
     parameters = model.count_params()
     unused = sum(getattr(layer, "inactive_parameters", 0) for layer in all_layers(model))
+    active = parameters - unused
     memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
     return Description(
-        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, parameters - unused, positions,
+        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, active, positions,
         forward_flops(model, lengths or None), batch_size, memory,
     )  # fmt: skip
 

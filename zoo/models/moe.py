@@ -57,8 +57,7 @@ def build(
         **sizes,
         make_block=ExpertBlock,
         num_key_value_heads=num_key_value_heads,
-        intermediate_dim=expert_dim
-        or -(-8 * sizes["hidden_dim"] // (96 * max(1, per_token))) * 32,
+        intermediate_dim=expert_dim or -(-8 * sizes["hidden_dim"] // (96 * max(1, per_token))) * 32,
         num_experts=num_experts,
         experts_per_token=experts_per_token,
         num_shared_experts=num_shared_experts,

@@ -88,7 +88,5 @@ def with_routing(model: keras.Model) -> keras.Model:
     Its outputs are {"outputs": the outputs of `model`, "routing": one dict per block}.
     """
     # Keras lists the outputs of a layer, dicts in the order of their keys.
-    routing = [
-        dict(zip(ROUTING, block.output[1:], strict=True)) for block in expert_blocks(model)
-    ]
+    routing = [dict(zip(ROUTING, block.output[1:], strict=True)) for block in expert_blocks(model)]
     return keras.Model(model.input, {"outputs": model.output, "routing": routing})

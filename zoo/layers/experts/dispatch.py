@@ -189,7 +189,8 @@ def _block_size(pairs, num_experts: int) -> int:
 
 def _one_hot(experts, is_real, num_experts: int):
     """Returns (N * K, E) int32, with zeros for tokens that are not real."""
-    chosen = ops.one_hot(experts, num_experts, dtype="int32") * is_real[:, None, None]
+    chosen = ops.cast(experts[..., None] == ops.arange(num_experts, dtype="int32"), "int32")
+    chosen = chosen * is_real[:, None, None]  # `ops.one_hot` of integers: not in ONNX Runtime
     return ops.reshape(chosen, (-1, num_experts))
 
 

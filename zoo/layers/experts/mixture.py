@@ -15,6 +15,7 @@ from zoo.rows import use_row_weights
 
 ROUTING = ("dropped", "entropy", "load", "probability")  # sums that `MixtureOfExperts` returns
 
+
 @keras.saving.register_keras_serializable("zoo")
 class ExpertDense(layers.EinsumDense):
     """One dense layer without bias per expert, in one kernel (E, C, units).
