@@ -75,8 +75,8 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
     active = parameters - unused
     memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
     return Description(
-        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, active, positions,
-        forward_flops(model, lengths or None), batch_size, memory,
+        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, active,
+        positions, forward_flops(model, lengths or None), batch_size, memory,
     )  # fmt: skip
 
 

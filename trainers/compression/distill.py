@@ -28,6 +28,7 @@ from trainers.run.workdir import read_config
 from zoo.data.text.special_tokens import PADDING
 from zoo.errors import UsageError
 from zoo.layers.attention import Features, Lsh
+from zoo.layers.experts.block import ExpertBlock
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
@@ -382,6 +383,11 @@ def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
         raise UsageError(
             "compress.distill.attention requires the scores of all pairs of positions, which the "
             "forms lsh and features do not compute. Set compress.distill.attention=0."
+        )
+    if any(isinstance(stack[0], ExpertBlock) for stack in student_stacks.values()):
+        raise UsageError(
+            "compress.distill.hidden and compress.distill.attention do not support blocks of "
+            "experts: set both to 0 and use compress.distill.alpha."
         )
     pairs = []
     for key, stack in student_stacks.items():

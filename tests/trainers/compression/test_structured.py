@@ -25,6 +25,7 @@ HALVED = {
     "cnn_classifier": ["convolution_1", "convolution_2", "convolution_3", "hidden"],
     "gpt_nano": ["block_0/attention", "block_0/feed_forward"],
     "llama_nano": ["block_0/attention", "block_0/feed_forward"],
+    "moe_nano": ["block_0/attention", "block_1/attention"],
     "axial_image_nano": ["outer_0/attention", "outer_1/attention", "inner_0/feed_forward"],
     "axial_features_nano": ["block_1/attention", "block_1/feed_forward"],
     "bert_tiny": ["block_0/attention", "block_0/feed_forward", "pooler"],

@@ -99,8 +99,8 @@ def test_the_bias_follows_the_load_of_the_whole_update():
 
 
 def test_the_bias_evens_the_load():
-    """A router that prefers expert 0 gives each expert its share after 40 updates."""
-    model, task, batch = built({"bias_rate": 0.01})
+    """A router that prefers expert 0 gives no expert much more than its share after 60 updates."""
+    model, task, batch = built({"bias_rate": 0.005})
     for block in expert_blocks(model):
         block.feed_forward.router.load_bias.assign([0.2, 0.0, 0.0, 0.0])
 
@@ -112,9 +112,9 @@ def test_the_bias_evens_the_load():
     assert max_load() > 1.9
     step = TrainStep(model, task, keras.optimizers.SGD(0.01))
     update = tf.function(step.update, autograph=False)
-    for _ in range(40):
+    for _ in range(60):
         update(batch)
-    assert max_load() < 1.4
+    assert max_load() < 1.6
 
 
 def test_a_model_without_experts_is_refused():
