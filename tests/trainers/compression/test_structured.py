@@ -25,7 +25,6 @@ HALVED = {
     "cnn_classifier": ["convolution_1", "convolution_2", "convolution_3", "hidden"],
     "gpt_nano": ["block_0/attention", "block_0/feed_forward"],
     "llama_nano": ["block_0/attention", "block_0/feed_forward"],
-    "moe_nano": ["block_0/attention", "block_1/attention"],
     "axial_image_nano": ["outer_0/attention", "outer_1/attention", "inner_0/feed_forward"],
     "axial_features_nano": ["block_1/attention", "block_1/feed_forward"],
     "bert_tiny": ["block_0/attention", "block_0/feed_forward", "pooler"],
@@ -108,6 +107,19 @@ def test_units_without_weights_go_and_nothing_changes(name, arguments, tmp_path)
         for one, other in zip(expected, outputs(row, net), strict=True):
             assert np.ptp(one) > 1e-3
             np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_experts_stay_and_are_named():
+    row = registry.entry("moe_nano")
+    model = randomized(registry.build(row.name, **row.tiny))
+    widths = structured.decide(model, 0.5, "")
+    assert widths == {"block_0/attention": 1, "block_1/attention": 1}
+    assert units(model)[1]["block_0/feed_forward"] == "the feed-forward part is a mixture of experts"
+    zeroed(model, widths)
+    for one, other in zip(
+        outputs(row, model), outputs(row, smaller(model, widths)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_the_units_with_the_smallest_norms_go():
