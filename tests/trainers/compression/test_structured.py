@@ -114,11 +114,9 @@ def test_experts_stay_and_are_named():
     model = randomized(registry.build(row.name, **row.tiny))
     widths = structured.decide(model, 0.5, "")
     assert widths == {"block_0/attention": 1, "block_1/attention": 1}
-    assert units(model)[1]["block_0/feed_forward"] == "the feed-forward part is a mixture of experts"
+    assert "is a mixture of experts" in units(model)[1]["block_0/feed_forward"]
     zeroed(model, widths)
-    for one, other in zip(
-        outputs(row, model), outputs(row, smaller(model, widths)), strict=True
-    ):
+    for one, other in zip(outputs(row, model), outputs(row, smaller(model, widths)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
