@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
         }  # fmt: skip
         config.task = {
             "name": "moe", "chunk": 512, "cross_documents": False, "balance": 0.0,
-            "bias_rate": 0.001,
+            "bias_rate": 0.01,
         }  # fmt: skip
     config.data.update(
         source="wikipedia_en", tokenizer="bpe", vocabulary_size=4096, sequence_length=256,

@@ -32,7 +32,8 @@ class MixtureLanguageModeling(CausalLanguageModeling):
       chunk: see `zoo.tasks.clm`.
       cross_documents: see `zoo.tasks.clm`.
       balance: coefficient of the balance loss; 0 for none.
-      bias_rate: change of the biases per update; 0 for none.
+      bias_rate: change of the biases per update; 0 for none. The paper has 0.001 for long runs, too
+        little for runs of a few hundred updates.
     """
 
     nll = "cross_entropy"
@@ -43,7 +44,7 @@ class MixtureLanguageModeling(CausalLanguageModeling):
         chunk: int = 0,
         cross_documents: bool = False,
         balance: float = 0.0,
-        bias_rate: float = 0.001,
+        bias_rate: float = 0.01,
     ):
         super().__init__(chunk, cross_documents)
         self.terms = {self.nll: 1.0, "balance": balance}
