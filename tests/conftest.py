@@ -81,6 +81,7 @@ def without_curves():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "line_plot", lambda lines, name: "<svg></svg>")
+        patch.setattr(figures, "group_plot", lambda lines, name: "<svg></svg>")
         patch.setattr(figures, "calibration", lambda bins, name: "<svg></svg>")
         yield
 

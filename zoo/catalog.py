@@ -108,6 +108,22 @@ LLAMA = _family(
     },
     {**_TINY_TRANSFORMER, "num_key_value_heads": 2, "sequence_length": 32},
 )  # fmt: skip
+MOE = _family(
+    "moe",
+    "moe",
+    "Dai et al. 2024, DeepSeekMoE, arXiv:2401.06066; Fedus et al. 2021, Switch, arXiv:2101.03961",
+    {
+        "moe_nano": (2_004_128, {
+            "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+            "num_key_value_heads": 2, "sequence_length": 256, "expert_dim": 128,
+        }),
+    },
+    {
+        **_TINY_TRANSFORMER, "num_key_value_heads": 2, "sequence_length": 32, "num_experts": 4,
+        "expert_dim": 8,
+    },
+    task_arguments={"balance": 0.01, "bias_rate": 0.01},
+)  # fmt: skip
 REFORMER = _family(
     "reformer",
     "clm",
@@ -325,6 +341,7 @@ CATALOG = (
     ),
     *GPT,
     *LLAMA,
+    *MOE,
     *REFORMER,
     *AXIAL,
     AXIAL_FEATURES,

@@ -8,7 +8,7 @@ import keras
 
 from zoo import registry
 from zoo.errors import UsageError
-from zoo.keras_internals import forget_uninitialized
+from zoo.keras_internals import all_layers, forget_uninitialized
 from zoo.models.inputs import sequence_length
 
 
@@ -27,6 +27,7 @@ class Description:
     """Description of a model.
 
     Attributes:
+      active: number of parameters that process a token: without the experts that are not chosen.
       positions: maximum sequence length of a model with inputs of variable length; else None.
       flops: floating-point operations of a forward pass on one sample; a multiply-add counts as 2.
       memory: bytes of training in float32 at `batch_size`: weights, gradients, two optimizer slots
@@ -41,6 +42,7 @@ class Description:
     layers: tuple[Layer, ...]
     parameters: int
     trainable: int
+    active: int
     positions: int | None
     flops: int
     batch_size: int
@@ -69,10 +71,12 @@ def describe_model(name: str, batch_size: int = 1, **overrides) -> Description:
         layers.append(Layer(layer.name, type(layer).__name__, tuple(shape), layer.count_params()))
     trainable = sum(math.prod(v.shape) for v in model.trainable_weights)
     parameters = model.count_params()
+    unused = sum(getattr(layer, "inactive_parameters", 0) for layer in all_layers(model))
+    active = parameters - unused
     memory = 4 * (parameters + 3 * trainable + batch_size * outputs)
     return Description(
-        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, positions,
-        forward_flops(model, lengths or None), batch_size, memory,
+        name, row.task, row.paper, row.licence, tuple(layers), parameters, trainable, active,
+        positions, forward_flops(model, lengths or None), batch_size, memory,
     )  # fmt: skip
 
 

@@ -126,8 +126,12 @@ def all_layers(model: keras.Model) -> list:
 
 
 def has_batch_statistics(layer: keras.layers.Layer) -> bool:
-    """Returns whether a trainable layer has non-trainable variables, such as moving statistics."""
-    return layer.trainable and any(
+    """Returns whether a trainable layer has non-trainable variables, such as moving statistics.
+
+    A layer whose state changes only between forward passes declares `state_changes_in_forward`.
+    """
+    changes = layer.trainable and getattr(layer, "state_changes_in_forward", True)
+    return changes and any(
         v.dtype != "uint32"  # states of seed generators
         for v in layer._non_trainable_variables
     )

@@ -170,6 +170,16 @@ def test_describe_equals_a_count_by_hand():
     assert {"cnn_digits", "cnn_mnist"} <= set(recipes_of("cnn_classifier"))
 
 
+def test_describe_counts_the_experts_that_process_a_token(capsys):
+    dense, sparse = zoo.describe("llama_nano", intermediate_dim=384), zoo.describe("moe_nano")
+    router = 4 * (128 * 8 + 8)
+    assert sparse.active == dense.parameters + router
+    assert sparse.parameters == sparse.active + 4 * 6 * 3 * 128 * 128
+    assert dense.active == dense.parameters
+    assert main(["zoo", "describe", "moe_nano"]) == 0
+    assert "active parameters  824,480 per token" in capsys.readouterr().out
+
+
 def test_describe_counts_all_positions():
     """Also with rotary positions, which no layer limits."""
     learned, rotary = (

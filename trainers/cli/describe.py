@@ -33,6 +33,8 @@ def command(argv) -> int:
     for layer in facts.layers:
         print(f"  {layer.name:24} {layer.kind:20} {str(layer.shape):26} {layer.parameters:>12,}")
     print(f"parameters         {facts.parameters:,} ({facts.trainable:,} trainable)")
+    if facts.active < facts.parameters:
+        print(f"active parameters  {facts.active:,} per token")
     if facts.positions:
         print(f"positions          {facts.positions:,} per sample")
     print(f"FLOPs per sample   {facts.flops:,} in the forward pass")

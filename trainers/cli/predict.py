@@ -46,7 +46,7 @@ def command(argv) -> int:
     from trainers.run.workdir import read_config
 
     task = read_config(words[0])["config"]["task"]["name"]
-    by_task = {"text_classification": _predict_texts, "qa": _answer, "clm": _choose}
+    by_task = {"text_classification": _predict_texts, "qa": _answer, "clm": _choose, "moe": _choose}
     predict = by_task.get(task, _predict_images)
     return predict(words[0], words[1:])
 

@@ -28,6 +28,7 @@ from trainers.run.workdir import read_config
 from zoo.data.text.special_tokens import PADDING
 from zoo.errors import UsageError
 from zoo.layers.attention import Features, Lsh
+from zoo.layers.experts.block import ExpertBlock
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.adapter import Adapter
 from zoo.models.float32 import in_float32
@@ -97,7 +98,7 @@ def _check_pair(saved_config, teacher, student, task, config, dataset) -> None:
 _COPIED_ATTRIBUTES = (
     "statistics", "monitor", "monitor_mode", "keeps_best", "unit", "sample_kind", "complete",
     "check_arguments", "check", "data_warnings", "serving_model", "warning", "predictions",
-    "evaluate_split", "synthetic", "with_head", "lengths",
+    "evaluate_split", "synthetic", "with_head", "lengths", "end_update",
 )  # fmt: skip
 
 
@@ -196,7 +197,7 @@ class Distillation(Task):
                     ops.sum(compare(student_block, teacher_block) * _positions(batch, side))
                     for student_block, teacher_block, side in self.pairs
                 )
-        return Forward(sums, result.statistics, result.outputs)
+        return Forward(sums, result.statistics, result.outputs, result.totals)
 
     def _hidden(self, student_block, teacher_block):
         """Returns the mean squared difference of two blocks' outputs at each position, (B, T)."""
@@ -382,6 +383,11 @@ def _pairs(student: keras.Model, teacher: keras.Model, settings) -> list[tuple]:
         raise UsageError(
             "compress.distill.attention requires the scores of all pairs of positions, which the "
             "forms lsh and features do not compute. Set compress.distill.attention=0."
+        )
+    if any(isinstance(stack[0], ExpertBlock) for stack in student_stacks.values()):
+        raise UsageError(
+            "compress.distill.hidden and compress.distill.attention do not support blocks of "
+            "experts: set both to 0 and use compress.distill.alpha."
         )
     pairs = []
     for key, stack in student_stacks.items():

@@ -240,7 +240,9 @@ def _cuts(part, indices: np.ndarray, axis: int) -> list[Cut]:
     return cuts
 
 
-def _inner_neurons(part: FeedForward) -> Units:
+def _inner_neurons(part: layers.Layer) -> Units:
+    if not isinstance(part, FeedForward):
+        raise _NotRemovable("the feed-forward part is a mixture of experts")
     count = part.settings["intermediate_dim"]
     indices = np.arange(count)[:, None]
     halves = 2 if part.activation == "swiglu" else 1

@@ -11,6 +11,7 @@ from keras import layers
 
 from zoo import keras_internals
 from zoo.errors import UsageError, compile_pattern
+from zoo.layers.experts.router import Router
 from zoo.layers.low_rank import LowRankEmbedding
 from zoo.layers.neighbors import NeighborMix
 from zoo.layers.positions import AxialPositions, LearnedPositions
@@ -36,7 +37,7 @@ def variables_for_adamw(
     """
     inside = [layer for model in models for layer in keras_internals.all_layers(model)]
     excluded_variables = [
-        v for layer in inside if isinstance(layer, NeighborMix) for v in layer.weights
+        v for layer in inside if isinstance(layer, (NeighborMix, Router)) for v in layer.weights
     ]
     if exclude_embeddings:
         excluded_variables += [v for model in models for v in _embeddings(model)]

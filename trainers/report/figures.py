@@ -42,11 +42,26 @@ def line_plot(
     Returns:
       SVG element, which all plot functions of this file return.
     """
+    return _over_steps([(series, _COLORS[label], 1.6) for label, series in lines.items()], name)
+
+
+def group_plot(lines: list[dict[float, float]], name: str) -> str:
+    """Draws the members of a group over steps, thin lines of one color.
+
+    Args:
+      lines: step -> value of each member.
+      name: name of the plot, unique in the page.
+    """
+    return _over_steps([(series, _COLORS["training"], 0.8) for series in lines], name)
+
+
+def _over_steps(lines: list[tuple[dict[float, float], str, float]], name: str) -> str:
+    """Draws lines, each given as (step -> value, color, width)."""
     figure, axes = _axes(6.4, 3.4)
-    for label, series in lines.items():
+    for series, color, width in lines:
         # A line of few points is hard to see, and a line of one point is invisible.
         marker = "o" if len(series) <= 30 else None
-        style = {"linewidth": 1.6, "marker": marker, "markersize": 3.5, "color": _COLORS[label]}
+        style = {"linewidth": width, "marker": marker, "markersize": 2.2 * width, "color": color}
         axes.plot(list(series), list(series.values()), **style)
     axes.set_xlabel(x_label)
     if logarithmic:

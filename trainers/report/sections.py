@@ -35,7 +35,8 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
 def evaluation_table(evaluations: list[Evaluation]) -> dict:
     """Returns `head` and `rows` of a table with all metrics, one row per split."""
     splits = [evaluation for evaluation in evaluations if evaluation.summary]
-    names = list(dict.fromkeys(name for split in splits for name in _metrics(split.summary)))
+    names = dict.fromkeys(name for split in splits for name in _metrics(split.summary))
+    names = [name for name in names if "/" not in name]  # members of groups: see `curves`
     rows = [
         [split.split, _weights(split.summary)]
         + [count(split.summary.get(key)) for key in ("step", "examples")]
@@ -49,6 +50,9 @@ def evaluation_table(evaluations: list[Evaluation]) -> dict:
 def curves(records: list[dict]) -> dict:
     """Plots every metric, with its training and validation values in one plot, then the rates.
 
+    Metrics with a "/" in the name are members of a group, such as "load/0/7" of "load/0": the
+    training values of all members are in one plot.
+
     Returns:
       Dict with `plots`, and the number of omitted plots as `more`.
     """
@@ -57,16 +61,22 @@ def curves(records: list[dict]) -> dict:
     )
     metrics = [key.removeprefix("val_") for key in keys if is_metric(key)]
     metrics = sorted(dict.fromkeys(metrics), key=lambda name: name != "loss")
+    groups = {}
+    for name in [name for name in metrics if "/" in name]:
+        groups.setdefault(name.rpartition("/")[0], []).append(name)
+    metrics = [name for name in metrics if "/" not in name]
     rates = [*(key for key in keys if key.startswith("learning_rate")), *_rates(records)]
     plots = []
     for name in metrics[:_MAX_PLOTS]:
         lines = {"training": _series(records, name), "validation": _series(records, f"val_{name}")}
         plots.append(_curve(name, {label: series for label, series in lines.items() if series}))
+    for group, members in list(groups.items())[:_MAX_PLOTS]:
+        plots.append(_group_curve(group, [_series(records, name) for name in members]))
     for name in (*rates[:_MAX_PLOTS], "skipped_steps"):
         series = _series(records, name)
         if series and (name != "skipped_steps" or any(series.values())):
             plots.append(_curve(name, {"training": series}, labeled=False))
-    num_hidden = max(0, len(metrics) - _MAX_PLOTS) + max(0, len(rates) - _MAX_PLOTS)
+    num_hidden = sum(max(0, len(names) - _MAX_PLOTS) for names in (metrics, groups, rates))
     return {"plots": plots, "more": num_hidden}
 
 
@@ -245,6 +255,20 @@ def _curve(name: str, lines: dict[str, dict[float, float]], labeled: bool = True
         "title": name.replace("_", " "),
         "drawing": figures.line_plot(lines, name),
         "captions": [(label if labeled else "", _caption(lines[label])) for label in lines],
+    }
+
+
+def _group_curve(group: str, lines: list[dict[float, float]]) -> dict:
+    """Draws the members of a group, with the range of their last values as the caption."""
+    last = [value for series in lines for value in list(series.values())[-1:]]
+    finite = [value for value in last if math.isfinite(value)]
+    caption = f"{len(lines)} lines"
+    if finite:
+        caption += f", last {_digits(min(finite))} to {_digits(max(finite))}"
+    return {
+        "title": group.replace("_", " ").replace("/", " "),
+        "drawing": figures.group_plot(lines, group.replace("/", "_")),
+        "captions": [("", caption)],
     }
 
 

@@ -5,7 +5,7 @@
        the backward pass, and accumulate the gradients in float32.
     3. Sum the gradients over the replicas.
     4. Apply the Keras optimizer: unscaling, finiteness test, clipping, update, moving average.
-    5. Run the compressors, such as the masks of pruned weights.
+    5. Run the compressors, such as the masks of pruned weights, and `Task.end_update`.
 
 Every gradient is a part of one global sum. Therefore micro-batches, replicas, padding and a short
 last batch do not change the result. Layers that mix rows are the exception for micro-batches: batch
@@ -198,9 +198,9 @@ class TrainStep(keras.Model):
         local = self.task.term_counts(data)
         counts = {**local, _ROWS: _real_rows(data)} if self._activity else local
         weights = add_up(counts)
-        all_sums, all_statistics, finite = {}, {}, tf.constant(True)
+        all_sums, all_statistics, all_totals, finite = {}, {}, {}, tf.constant(True)
         for part_index, optimizer in enumerate(self.optimizers):
-            gradients, sums, statistics, changes = self._part_gradients(
+            gradients, sums, statistics, totals, changes = self._part_gradients(
                 part_index, data, weights, replicas
             )
             gradients = add_up(gradients)
@@ -219,12 +219,15 @@ class TrainStep(keras.Model):
             for name, value in sums.items():  # every part adds to "regularization"
                 all_sums[name] = all_sums.get(name, 0.0) + value
             all_statistics |= statistics
+            all_totals |= totals
         self.first_bad.assign(
             tf.where(finite | (self.first_bad.value >= 0), self.first_bad.value, self.count.value)
         )
         self.count.assign_add(1)
         for compressor in self.compressors:
             compressor.update()
+        if all_totals:
+            self.task.end_update(self.net, add_up(all_totals))
         self.means.add(all_sums, all_statistics, {"regularization": 1 / replicas, **local})
 
     def save(self, *args, **kwargs) -> None:
@@ -351,7 +354,7 @@ class TrainStep(keras.Model):
         return keras_internals.use_global_seed(Key(tf.bitcast(seeds[-1], tf.int32)))
 
     def _gradients(self, part_index, data, weights, seeds, state, share):
-        """Returns gradients, loss sums, statistics and new state of one micro-batch.
+        """Returns gradients, loss sums, statistics, totals and new state of one micro-batch.
 
         The computation is pure: it reads variables and writes none, so it can run inside a loop,
         under XLA and in each replica.
@@ -413,7 +416,7 @@ class TrainStep(keras.Model):
             tf.zeros_like(v.value) if g is None else tf.cast(tf.convert_to_tensor(g), v.dtype)
             for v, g in zip(variables, gradients, strict=True)
         ]
-        return gradients, result.sums, result.statistics, changes
+        return gradients, result.sums, result.statistics, result.totals, changes
 
     def _unless_all_padding(self, data, by_id, state, changes):
         """Returns `changes`, or the old values if every row is padding.
@@ -473,18 +476,16 @@ class TrainStep(keras.Model):
         # One extra trace finds the loop variables: the variables (moving statistics) that a forward
         # pass changes, and the names of the statistics.
         probe = tf.function(lambda: compute(0, {}), autograph=False).get_concrete_function()
-        _, sums, statistics, changes = probe.structured_outputs
+        _, *sums, changes = probe.structured_outputs
         state = {id(v): v.value for v in self.net.non_trainable_weights if id(v) in changes}
-        zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), (sums, statistics))
+        zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), sums)
         variables = self.model_parts[part_index].model.trainable_variables
         carry = ([tf.zeros_like(v.value) for v in variables], *zeros, state)
 
-        def body(i, gradients, sums, statistics, state):
-            results = compute(i, state)
-            totals = tf.nest.map_structure(
-                tf.add, (gradients, sums, statistics), tuple(results[:3])
-            )
-            return (i + 1, *totals, results[3])
+        def body(i, *carry):
+            *totals, state = carry
+            *results, state = compute(i, state)
+            return (i + 1, *tf.nest.map_structure(tf.add, totals, results), state)
 
         return tf.while_loop(
             lambda i, *_: i < micro_batches, body, (tf.constant(0), *carry),
@@ -492,14 +493,11 @@ class TrainStep(keras.Model):
         )[1:]  # fmt: skip
 
     def _accumulate_unrolled(self, compute, micro_batches):
-        gradients, sums, statistics, state = compute(0, {})
+        *totals, state = compute(0, {})
         for i in range(1, micro_batches):
-            results = compute(i, state)
-            gradients, sums, statistics = tf.nest.map_structure(
-                tf.add, (gradients, sums, statistics), tuple(results[:3])
-            )
-            state = results[3]
-        return gradients, sums, statistics, state
+            *results, state = compute(i, state)
+            totals = tf.nest.map_structure(tf.add, totals, results)
+        return *totals, state
 
 
 def _sizes(x) -> list:

@@ -278,6 +278,24 @@ class Attention(Composite):
         return {**super().get_config(), **self.settings, "ranks": self.ranks}
 
 
+def check_activation(activation: str) -> None:
+    """Raises `ValueError` unless `activation` is one of `ACTIVATIONS`."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
+        )
+
+
+def activate(x, activation: str):
+    """Applies an activation to (..., F), or to gate and value (..., 2 F) for "swiglu"."""
+    if activation == "swiglu":
+        gate, x = ops.split(x, 2, axis=-1)
+        return ops.silu(gate) * x
+    if activation == "relu":
+        return ops.relu(x)
+    return ops.gelu(x, approximate=activation == "gelu_tanh")
+
+
 @keras.saving.register_keras_serializable("zoo")
 class FeedForward(Composite):
     """Two dense layers with an activation, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
@@ -295,10 +313,7 @@ class FeedForward(Composite):
     ):
         super().__init__(**kwargs)
         self.ranks = dict(ranks or {})
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {', '.join(ACTIVATIONS)}. Received: {activation!r}."
-            )
+        check_activation(activation)
         self.settings = {
             "hidden_dim": hidden_dim, "intermediate_dim": intermediate_dim,
             "activation": activation, "use_bias": use_bias,
@@ -323,15 +338,7 @@ class FeedForward(Composite):
 
     def call(self, x):
         """Transforms x (B, T, C) to (B, T, C)."""
-        x = self.up(x)
-        if self.activation == "swiglu":
-            gate, x = ops.split(x, 2, axis=-1)
-            x = ops.silu(gate) * x
-        elif self.activation == "relu":
-            x = ops.relu(x)
-        else:
-            x = ops.gelu(x, approximate=self.activation == "gelu_tanh")
-        return self.down(x)
+        return self.down(activate(self.up(x), self.activation))
 
     def compute_output_spec(self, x):
         return keras.KerasTensor(x.shape, self.compute_dtype)
@@ -426,14 +433,20 @@ class TransformerBlock(Composite):
             self.cross_norm = normalization(norm, epsilon, "cross_norm", self.dtype_policy)
         else:
             self.cross_attention = None
-        self.feed_forward = FeedForward(
+        self.feed_forward = self.make_feed_forward(
             hidden_dim, self.widths.get("feed_forward", intermediate_dim), activation,
-            name="feed_forward", ranks=below(ranks, "feed_forward"), **common_arguments,
+            ranks=below(ranks, "feed_forward"), **common_arguments,
         )  # fmt: skip
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy
         )
         self.dropout = _dropout(dropout, self.dtype_policy)
+
+    def make_feed_forward(self, hidden_dim, intermediate_dim, activation, **arguments):
+        """Returns the feed-forward part; subclasses may have another one."""
+        return FeedForward(
+            hidden_dim, intermediate_dim, activation, name="feed_forward", **arguments
+        )  # fmt: skip
 
     def build(self, shape, *_, **__):
         parts = [self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm]
@@ -552,7 +565,11 @@ class TransformerBlock(Composite):
         x = self._part(x, attention, self.attention_norm)
         if self.cross_attention is not None:
             x = self._part(x, cross_attention, self.cross_norm)
-        return self._part(x, self.feed_forward, self.feed_forward_norm), cache
+        return self._part(x, self.transform, self.feed_forward_norm), cache
+
+    def transform(self, h):
+        """Runs the feed-forward part on new positions (B, T, C) in decoding."""
+        return self.feed_forward(h)
 
     def compute_output_spec(self, x, *_, **__):
         return keras.KerasTensor(x.shape, self.compute_dtype)

@@ -15,6 +15,7 @@ from zoo import keras_internals
 from zoo.errors import UsageError
 from zoo.keras_internals import input_path
 from zoo.layers.attention import MaskBias
+from zoo.layers.experts.block import ExpertBlock
 from zoo.layers.low_rank import LowRankDense, LowRankEmbedding, LowRankReversibleEmbedding
 from zoo.layers.positions import AxialPositions, LearnedPositions
 from zoo.layers.reversible import ReversibleStack
@@ -48,7 +49,7 @@ class Adapter:
     Attributes:
       steps: `(layer, inputs of the layer)` on the path from the first input to the only output;
         empty unless the model is a graph with one output.
-      family: "decoder" for gpt, llama and reformer, "recurrent" for lstm, "axial" for axial,
+      family: "decoder" for gpt, llama, moe and reformer, "recurrent" for lstm, "axial" for axial,
         "encoder_decoder" for seq2seq; `zoo.generation` decodes these. "" for all other models.
     """
 
@@ -66,7 +67,8 @@ class Adapter:
         elif re.fullmatch(f"{_STACK} (embedding|dense)( linear)?", kinds) and self._has_logits():
             inputs = self.block_inputs()
             causal = all(map(_is_causal, self.layers_of_kind("block"), inputs))
-            if causal and all(len(x) == 2 for x in inputs):
+            blocks = self.layers_of_kind("block")
+            if causal and all(map(_reads_itself_only, blocks, inputs)):
                 self.family = "decoder"
             elif causal and all(len(x) == 4 and x[2] is inputs[0][2] for x in inputs):
                 memory = re.fullmatch(_STACK, _layer_kinds(input_path(inputs[0][2])))
@@ -86,7 +88,7 @@ class Adapter:
         stacks = {}
         for layer in self.model.layers if keras_internals.is_graph(self.model) else ():
             if isinstance(layer, (TransformerBlock, layers.LSTM)):
-                source = input_path(layer.output)[0][0].name
+                source = input_path(keras.tree.flatten(layer.output)[0])[0][0].name
                 stacks.setdefault((type(layer).__name__, source), []).append(layer)
         return stacks
 
@@ -179,6 +181,11 @@ def _is_causal(block: TransformerBlock | ReversibleStack, inputs: list) -> bool:
     if block.attention.form.takes_bias:
         return _is_mask_bias(inputs[1], causal=True)
     return block.attention.causal and keras.backend.is_int_dtype(inputs[1].dtype)
+
+
+def _reads_itself_only(block, inputs: list) -> bool:
+    """Returns whether a block has no memory; a block of experts has the segments as an input."""
+    return len(inputs) == (3 if isinstance(block, ExpertBlock) else 2)
 
 
 def _is_mask_bias(bias, causal: bool, inputs: int = 1) -> bool:

@@ -21,7 +21,7 @@ from zoo.layers.low_rank import LowRank
 # Settings that concern initialization, training or storage of a layer.
 _TRAINING_ONLY = re.compile(
     r"name|dtype|trainable|autocast|seed|rate|(recurrent_)?dropout|noise_shape|momentum|synchronized"
-    r"|initializer_range|output_range|reverse_dtype|unroll|use_cudnn|lora_.*|quantization_.*"
+    r"|initializer_range|output_range|capacity_factor|reverse_dtype|unroll|use_cudnn|lora_.*|quantization_.*"
     r"|(.*_)?(initializer|regularizer|constraint)"
 )
 # Settings that are visible in weight shapes.

@@ -10,6 +10,7 @@ from keras import layers
 
 from zoo.layers.attention import attention_masks, layer_forms
 from zoo.layers.dropout import Dropout
+from zoo.layers.experts.block import ExpertBlock
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.transformer import TransformerBlock, normalization
 
@@ -92,9 +93,13 @@ def decoder(
     attention: str,
     tie_weights: bool,
     name: str,
+    make_block: type[TransformerBlock] = TransformerBlock,
     **block,
 ) -> keras.Model:
-    """Builds a GPT-2 or a Llama; `block` holds arguments of `TransformerBlock`.
+    """Builds a GPT-2, a Llama or a mixture of experts.
+
+    `block` holds arguments of `make_block`, which is `TransformerBlock` or `ExpertBlock`; the
+    latter also takes the segments and returns its output first.
 
     Kernels are initialized from a normal distribution with standard deviation 0.02, or
     0.02 / sqrt(2 * num_layers) for output projections (Radford et al. 2019, section 2.3).
@@ -118,9 +123,13 @@ def decoder(
     masks = attention_masks(forms, segments, causal=True, layer_name="mask")
     for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
         output_range = 0.02 * (2 * num_layers) ** -0.5
-        x = TransformerBlock(
+        block_layer = make_block(
             **block, attention=form, causal=True, output_range=output_range, name=f"block_{i}"
-        )(x, mask)
+        )
+        if isinstance(block_layer, ExpertBlock):
+            x, _ = block_layer(x, mask, segments)
+        else:
+            x = block_layer(x, mask)
     x = normalization(block["norm"], block["epsilon"], "final_norm")(x)
     logits = embedding(x, reverse=True)
     logits = layers.Activation("linear", dtype="float32", name="logits")(logits)

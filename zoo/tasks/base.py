@@ -30,11 +30,13 @@ class Forward:
       sums: loss term -> sum over the batch, float32 scalars.
       statistics: metric -> (sum, weight), float32 scalars; the metric is their quotient.
       outputs: the model's outputs, for `Task.predictions`.
+      totals: name -> sum over the batch, float32 of any shape, for `Task.end_update`.
     """
 
     sums: dict[str, Any]
     statistics: dict[str, tuple[Any, Any]]
     outputs: Any = None
+    totals: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,16 @@ class Task:
     def forward(self, model, batch: Batch, training: bool) -> Forward:
         """Runs a forward pass on a batch."""
         raise NotImplementedError
+
+    def end_update(self, model, totals: Mapping[str, Any]) -> None:
+        """Changes non-trainable variables of the model after an update; by default none.
+
+        Runs inside each replica.
+
+        Args:
+          model: the model.
+          totals: `Forward.totals`, summed over all micro-batches and replicas of the update.
+        """
 
     def model_parts(self, model) -> tuple[ModelPart, ...]:
         """Returns the parts in the order of their updates in a step; by default the whole model."""

@@ -73,25 +73,41 @@ class CausalLanguageModeling(TextTask):
 
     def term_counts(self, batch):
         """Returns the number of targets that count."""
-        return {"loss": ops.sum(batch["counts"])}
+        return {self.nll: ops.sum(batch["counts"])}
 
     def forward(self, model, batch, training):
         """Returns summed cross-entropy, accuracy and bits per byte."""
         inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
+        graph, head = model, None
+        if self.chunk and self.can_split(model):
+            graph, head = self.split(model)
+        return self.score(model, graph(inputs, training=training), head, batch, training)
+
+    def can_split(self, model) -> bool:
+        """Returns whether the loss can be computed in chunks."""
+        return adapter(model).can_split
+
+    def score(self, model, outputs, head, batch, training) -> Forward:
+        """Returns the sums and statistics of one forward pass.
+
+        Args:
+          model: the model.
+          outputs: its outputs (B, T, V), or with `head` the input (B, T, C) of its projection.
+          head: see `zoo.models.adapter.Adapter.split`; None for outputs.
+          batch: the prepared batch.
+          training: whether the loss needs gradients.
+        """
         counts = batch["counts"]
-        if self.chunk and adapter(model).can_split:
-            trunk, head = self.split(model)
-            hidden = trunk(inputs, training=training)
+        if head is not None:
             kernel, bias = head()
             loss, losses, correct = linear_cross_entropy(
-                ops.reshape(hidden, (-1, hidden.shape[-1])), kernel, bias,
+                ops.reshape(outputs, (-1, outputs.shape[-1])), kernel, bias,
                 ops.reshape(batch["targets"], (-1,)), ops.reshape(counts, (-1,)),
                 self.chunk, gradients=training,
             )  # fmt: skip
             losses, correct = (ops.reshape(x, counts.shape) for x in (losses, correct))
             outputs = None
         else:
-            outputs = model(inputs, training=training)
             losses = ops.sparse_categorical_crossentropy(
                 batch["targets"], outputs, from_logits=not adapter(model).probabilities
             )
@@ -101,7 +117,7 @@ class CausalLanguageModeling(TextTask):
             loss = ops.sum(losses * counts)
         total = ops.sum(losses * counts)
         return Forward(
-            sums={"loss": loss},
+            sums={self.nll: loss},
             statistics={
                 "accuracy": (ops.sum(correct * counts), ops.sum(counts)),
                 "bits_per_byte": (total / math.log(2), ops.sum(batch["bytes"])),

@@ -513,3 +513,19 @@ def test_scores_of_lsh_attention_are_refused():
     settings = {"alpha": 0.0, "temperature": 1.0, "hidden": 0.0, "attention": 1.0, "cache": False}
     with pytest.raises(UsageError, match="forms lsh and features do not compute"):
         Distillation(task, student, teacher, settings)
+
+
+def test_a_student_with_experts_learns_from_outputs_alone():
+    row = registry.entry("moe_nano")
+    student, teacher = (registry.build(row.name, **row.tiny) for _ in range(2))
+    task = registry.build_task("moe").bind(student, arguments=row.tiny)
+    settings = {"alpha": 0.5, "temperature": 2.0, "hidden": 0.0, "attention": 0.0, "cache": False}
+    distilled = Distillation(task, student, teacher, settings)
+    batch = {key: tf.constant(value) for key, value in task.synthetic(student, 4, 0).items()}
+    batch = distilled.prepare({**batch, "weight": tf.ones(4)}, None, True)
+    result = distilled.forward(student, batch, training=False)
+    assert set(result.sums) == set(distilled.terms) == {"cross_entropy", "balance", "soft"}
+    assert result.totals["load"].shape == (2, 4)  # for the balance of the experts
+    for term in ("hidden", "attention"):
+        with pytest.raises(UsageError, match="do not support blocks of experts"):
+            Distillation(task, student, teacher, {**settings, term: 1.0})

@@ -109,6 +109,17 @@ def test_units_without_weights_go_and_nothing_changes(name, arguments, tmp_path)
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_experts_stay_and_are_named():
+    row = registry.entry("moe_nano")
+    model = randomized(registry.build(row.name, **row.tiny))
+    widths = structured.decide(model, 0.5, "")
+    assert widths == {"block_0/attention": 1, "block_1/attention": 1}
+    assert "is a mixture of experts" in units(model)[1]["block_0/feed_forward"]
+    zeroed(model, widths)
+    for one, other in zip(outputs(row, model), outputs(row, smaller(model, widths)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_the_units_with_the_smallest_norms_go():
     """Norms by hand, over a filter's kernel and the dense kernel rows that read its outputs."""
     row = registry.entry("cnn_classifier")

@@ -23,6 +23,9 @@ EXPECTED = {
     "cnn_classifier": {"probabilities/kernel"},
     "gpt_nano": {"embedding/embeddings", "positions/embeddings"},
     "llama_nano": {"embedding/embeddings"},
+    "moe_nano": {"embedding/embeddings"} | {
+        f"block_{i}/feed_forward/router/kernel" for i in range(2)
+    },
     "reformer_nano": {
         "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
     },

@@ -28,6 +28,7 @@ _CONFIG = {
 }
 # Read before the fixture `without_curves` replaces them.
 _LINE_PLOT, _CALIBRATION = figures.line_plot, figures.calibration
+_GROUP_PLOT = figures.group_plot
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,7 @@ def curves(monkeypatch):
     """Draws the plots of reports."""
     monkeypatch.setattr(figures, "line_plot", _LINE_PLOT)
     monkeypatch.setattr(figures, "calibration", _CALIBRATION)
+    monkeypatch.setattr(figures, "group_plot", _GROUP_PLOT)
 
 
 def _workdir(path, lines=(), config=None, **files):
@@ -522,3 +524,23 @@ def test_neither_tensorflow_nor_keras_is_loaded_and_it_is_quick(tmp_path):
     )
     assert result.stderr == "[]\n"
     assert time.monotonic() - began < 10  # takes 2.5 s on two idle cores
+
+
+def test_members_of_a_group_share_a_plot_and_are_in_no_table(tmp_path):
+    """The loads of 40 experts in two blocks are two plots, drawn once each."""
+    names = [f"load/{block}/{expert}" for block in range(2) for expert in range(40)]
+    lines = [{"step": step, "loss": 1.0, **dict.fromkeys(names, 0.5 * step)} for step in (1, 2, 3)]
+    lines[-1]["load/1/7"] = 9.0
+    path = _workdir(tmp_path / "run", lines)
+    _evaluation(path, [0, 1], [0, 1], ["a", "b"])
+    summary = json.loads((path / "evaluation" / "test.json").read_text())
+    summary["metrics"].update(dict.fromkeys(names, 1.0))
+    (path / "evaluation" / "test.json").write_text(json.dumps(summary))
+    run_of_files = read_run(path)
+    plots = report_sections.curves(run_of_files.records)["plots"]
+    assert [plot["title"] for plot in plots] == ["loss", "load 0", "load 1"]
+    assert plots[1]["captions"] == [("", "40 lines, last 1.5000 to 1.5000")]
+    assert plots[2]["captions"] == [("", "40 lines, last 1.5000 to 9.0000")]
+    assert plots[2]["drawing"].count("<path") > 40
+    head = report_sections.evaluation_table(run_of_files.evaluations)["head"]
+    assert not [name for name in head if "/" in name]

@@ -17,6 +17,7 @@ from zoo.generation.generate import Generator, uniforms
 from zoo.models.gpt import build as gpt
 from zoo.models.llama import build as llama
 from zoo.models.lstm import build as lstm
+from zoo.models.moe import build as moe
 
 V = 40
 SIZES = {"vocabulary_size": V, "num_layers": 2, "hidden_dim": 16}
@@ -24,6 +25,7 @@ BUILDERS = {
     "gpt": lambda: gpt(**SIZES, num_heads=2, sequence_length=100),
     "gpt_untied": lambda: gpt(**SIZES, num_heads=2, rotary_base=100.0, tie_weights=False),
     "llama": lambda: llama(**SIZES, num_heads=4, num_key_value_heads=2),
+    "moe": lambda: moe(**SIZES, num_heads=4, num_key_value_heads=2, num_experts=4, expert_dim=8),
     "lstm": lambda: lstm(V, embedding_dim=8, hidden_dim=16, num_layers=2),
 }
 PROMPTS = [[7, 8, 9], list(range(6, 40)), []]

@@ -25,6 +25,7 @@ BLOCKS, ROWS = ("TransformerBlock", "tokens"), [row for row in CATALOG if row.ti
 EXPECTED = {
     "gpt": ("decoder", False, {BLOCKS: 2}),
     "llama": ("decoder", False, {BLOCKS: 2}),
+    "moe": ("decoder", False, {("ExpertBlock", "tokens"): 2}),
     "reformer": ("decoder", False, {}),
     "axial": ("axial", False, {BLOCKS: 3}),
     "lstm": ("recurrent", True, {("LSTM", "tokens"): 2}),
@@ -96,7 +97,7 @@ def test_names_of_layers_decide_nothing(row, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in ROWS if row.task in ("clm", "seq2seq")], ids=lambda row: row.name
+    "row", [row for row in ROWS if row.task in ("clm", "moe", "seq2seq")], ids=lambda row: row.name
 )
 def test_the_trunk_and_the_head_give_what_the_model_gives(row, tmp_path):
     model = built(row)
@@ -112,7 +113,8 @@ def test_the_trunk_and_the_head_give_what_the_model_gives(row, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt_nano", "llama_nano", "reformer_nano", "axial_image_nano", "lstm_generator"]
+    "name",
+    ["gpt_nano", "llama_nano", "moe_nano", "reformer_nano", "axial_image_nano", "lstm_generator"],
 )
 def test_a_renamed_model_is_decoded(name):
     model = built(registry.entry(name))

@@ -138,6 +138,11 @@ class Progress(ProgressHook):
 
 
 def format_metrics(values) -> str:
-    """Returns values as one line; "no value" if there are none."""
-    line = "  ".join(f"{name} {short_number(value)}" for name, value in values.items())
+    """Returns values as one line, without members of groups; "no value" if there are none.
+
+    Members of a group, such as the loads of experts ("load/0/7"), are drawn in the report.
+    """
+    line = "  ".join(
+        f"{name} {short_number(value)}" for name, value in values.items() if "/" not in name
+    )
     return line or "no value (no target has a positive weight)"

@@ -1,0 +1,1 @@
+"""Mixture of experts: the router, the dispatch of tokens to experts, the layer and its block."""
