@@ -8,6 +8,7 @@
   zoo evaluate WORKDIR     compute the metrics of a trained model
   zoo predict WORKDIR FILE ...   label images or texts, answer questions
   zoo generate WORKDIR     generate text or images
+  zoo index INDEX          encode text, so that a language model finds its neighbors
   zoo compress METHOD WORKDIR    make a smaller model
   zoo export WORKDIR       write a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         measure the step time and the share of peak FLOPs
@@ -26,8 +27,8 @@ from zoo.errors import UsageError, near_names
 from zoo.processes import drop_current_folder
 
 COMMANDS = (
-    "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "compress",
-    "export", "bench", "tpu_check", "report",
+    "list", "describe", "fetch", "prepare", "train", "evaluate", "predict", "generate", "index",
+    "compress", "export", "bench", "tpu_check", "report",
 )  # fmt: skip
 
 
