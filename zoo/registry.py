@@ -21,6 +21,7 @@ _models: dict[str, Entry] = {row.name: row for row in CATALOG}
 _tasks: dict[str, str | Callable] = {
     "image_classification": "zoo.tasks.image_classification:ImageClassification",
     "clm": "zoo.tasks.clm:CausalLanguageModeling",
+    "retro": "zoo.tasks.retro:RetrievalLanguageModeling",
     "seq2seq": "zoo.tasks.seq2seq:SequenceToSequence",
     "mlm": "zoo.tasks.mlm:MaskedLanguageModeling",
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
@@ -32,6 +33,7 @@ _tasks: dict[str, str | Callable] = {
 # Functions that load the data of a task; other tasks load the dataset named by `data.source`.
 _loaders: dict[str, str | Callable] = {
     "clm": "zoo.data.text.dataset:language_modeling",
+    "retro": "zoo.retrieval.neighbor_rows:rows_with_neighbors",
     "seq2seq": "zoo.data.text.parallel:pairs",
     "mlm": "zoo.data.text.sentence_pairs:rows_of_text",
     "nsp": "zoo.data.text.sentence_pairs:sentence_pairs",

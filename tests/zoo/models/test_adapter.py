@@ -26,6 +26,7 @@ EXPECTED = {
     "gpt": ("decoder", False, {BLOCKS: 2}),
     "llama": ("decoder", False, {BLOCKS: 2}),
     "reformer": ("decoder", False, {}),
+    "retro": ("", False, {BLOCKS: 2, ("TransformerBlock", "neighbors"): 1}),
     "axial": ("axial", False, {BLOCKS: 3}),
     "lstm": ("recurrent", True, {("LSTM", "tokens"): 2}),
     "seq2seq": (
