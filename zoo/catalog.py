@@ -135,7 +135,7 @@ RETRO = _family(
     },
     {
         **_TINY_TRANSFORMER, "neighbors": 2, "chunk_size": 4, "num_encoder_layers": 1,
-        "cross_every": 2,
+        "cross_every": 2, "sequence_length": 32,
     },
     task_arguments={"neighbors": 2, "chunk_size": 4},
 )  # fmt: skip

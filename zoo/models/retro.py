@@ -14,7 +14,7 @@ from keras import layers, ops
 
 from zoo.data.text.special_tokens import PADDING
 from zoo.layers.attention import attention_masks
-from zoo.layers.attention_forms.plain import MASKED
+from zoo.layers.attention_forms.plain import MASKED, attend
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below
@@ -101,12 +101,14 @@ def build(
     if neighbors:
         shape = (None, neighbors, 2 * chunk_size)
         inputs["neighbors"] = keras.Input(shape, dtype="int32", name="neighbors")
-        memory_tokens = NeighborRows(name="neighbor_rows")(inputs["neighbors"])
+        memory_tokens = JoinNeighbors(name="join_neighbors")(inputs["neighbors"])
         present = IsToken(name="is_neighbor_token")(memory_tokens)
         memory = embedding(memory_tokens)
-        (mask,) = attention_masks(["plain"], present, causal=False, layer_name="neighbor_mask")
         for i in range(num_encoder_layers):
-            memory = TransformerBlock(**block, name=f"neighbor_block_{i}")(memory, mask)
+            # Each neighbor is a row of a grid, so that it attends to itself alone.
+            memory = TransformerBlock(
+                **block, attention=f"row:{2 * chunk_size}", name=f"neighbor_block_{i}"
+            )(memory, present)
         memory = normalization("layer", EPSILON, "neighbor_norm")(memory)
     x = embedding(tokens)
     if dropout:
@@ -125,15 +127,16 @@ def build(
 
 
 @keras.saving.register_keras_serializable("zoo")
-class NeighborRows(layers.Layer):
-    """Makes a row of each neighbor."""
+class JoinNeighbors(layers.Layer):
+    """Makes one row of the neighbors of all chunks."""
 
     def call(self, neighbors):
-        """Returns neighbors (B, N, K, L) as rows (B N K, L)."""
-        return ops.reshape(neighbors, (-1, neighbors.shape[-1]))
+        """Returns neighbors (B, N, K, L) as rows (B, N K L)."""
+        batch, chunks, count, length = ops.shape(neighbors)
+        return ops.reshape(neighbors, (batch, chunks * count * length))
 
     def compute_output_spec(self, neighbors):
-        return keras.KerasTensor((None, neighbors.shape[-1]), neighbors.dtype)
+        return keras.KerasTensor((neighbors.shape[0], None), neighbors.dtype)
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -205,23 +208,30 @@ class ChunkedCrossAttention(Composite):
 
         Args:
           x: (B, T, C), T = N M.
-          memory: (B N K, L, C), the encoded neighbors.
-          present: (B N K, L) integers, 0 for padding of neighbors.
+          memory: (B, N K L, C), the encoded neighbors.
+          present: (B, N K L) integers, 0 for padding of neighbors.
 
         Returns:
           (B, T, C).
         """
-        shift, length = self.chunk_size - 1, memory.shape[1]
+        shift, size, attention = self.chunk_size - 1, self.chunk_size, self.attention
+        read = 2 * size * self.neighbors  # tokens that a chunk reads
         h = self.norm(x)
         h = ops.concatenate([h[:, shift:], ops.zeros_like(h[:, :shift])], axis=1)
-        h = ops.reshape(h, (-1, self.chunk_size, x.shape[-1]))
-        memory = ops.reshape(memory, (-1, self.neighbors * length, x.shape[-1]))
-        is_token = ops.reshape(present, (-1, self.neighbors * length)) > 0
+        # The projections see whole rows of the batch; each chunk is a row of the attention alone.
+        query = attention.project_query(h)
+        key, value = attention.project_memory(memory)
+        shape = ops.shape(query)
+        query = ops.reshape(query, (-1, size, *query.shape[2:]))
+        key, value = (ops.reshape(part, (-1, read, *part.shape[2:])) for part in (key, value))
+        is_token = ops.reshape(present, (-1, read)) > 0
         bias = ops.where(is_token, 0.0, MASKED)[:, None, None, :]
-        out = self.attention(h, bias, memory, training=training)
+        dropout = attention.dropout if training else None
+        out = attend(query, key, value, bias, dropout and (lambda p: dropout(p, training=True)))
         # A chunk without neighbors reads nothing.
-        out = out * ops.cast(ops.any(is_token, axis=-1), out.dtype)[:, None, None]
-        out = ops.reshape(out, ops.shape(x))
+        has_neighbors = ops.any(is_token, axis=-1)[:, None, None, None]
+        out = ops.where(has_neighbors, out, ops.zeros_like(out))
+        out = attention.combine(ops.reshape(out, shape))
         out = ops.concatenate([ops.zeros_like(out[:, :shift]), out[:, :-shift]], axis=1)
         if self.dropout is not None:
             out = self.dropout(out, training=training)

@@ -46,9 +46,17 @@ def search_bm25(retriever, queries, k: int, is_allowed: np.ndarray | None):
     """
     mask = None if is_allowed is None else is_allowed.astype(np.float32)
     known = retriever.vocab_dict
-    words = [[str(x) for x in row if str(x) in known] or [""] for row in _rows(queries)]
-    passages, scores = retriever.retrieve(
-        words, k=k, weight_mask=mask, show_progress=False, n_threads=0
-    )
-    distances = np.where(scores > 0, -scores, np.inf).astype(np.float32)
-    return distances, np.where(scores > 0, passages, -1).astype(np.int64)
+    words = [[str(x) for x in row if str(x) in known] for row in _rows(queries)]
+    distances = np.full((len(words), k), np.inf, np.float32)
+    passages = np.full((len(words), k), -1, np.int64)
+    if places := [place for place, row in enumerate(words) if row]:
+        numbers, scores = retriever.retrieve(
+            [words[place] for place in places],
+            k=k,
+            weight_mask=mask,
+            show_progress=False,
+            n_threads=0,
+        )
+        distances[places] = np.where(scores > 0, -scores, np.inf)
+        passages[places] = np.where(scores > 0, numbers, -1)
+    return distances, passages
