@@ -7,10 +7,13 @@ finds them, never in the text's own document.
 
 import numpy as np
 
+from zoo.data.text.special_tokens import PADDING
 from zoo.errors import UsageError
 from zoo.models.inputs import sequence_length
 from zoo.tasks.clm import CausalLanguageModeling
-from zoo.tasks.text import check_inputs, counting_tokens
+from zoo.tasks.text import check_inputs, counting_tokens, two_documents
+
+_SYNTHETIC_LENGTH = 32  # if the recipe sets no length
 
 
 class RetrievalLanguageModeling(CausalLanguageModeling):
@@ -24,6 +27,8 @@ class RetrievalLanguageModeling(CausalLanguageModeling):
       neighbors: number of neighbors of a chunk.
       chunk_size: number of tokens of a chunk.
     """
+
+    positions = None
 
     def __init__(
         self,
@@ -71,17 +76,18 @@ class RetrievalLanguageModeling(CausalLanguageModeling):
         return {**prepared, "neighbors": tf.cast(batch["neighbors"], tf.int32)}
 
     def synthetic(self, model, examples, seed):
-        """Returns rows of a multiple of the chunk size, with neighbors that count too."""
-        arrays = super().synthetic(model, examples, seed)
-        chunks = max(1, (arrays["tokens"].shape[1] - 1) // self.chunk_size)
-        generator = np.random.default_rng(seed + 1)
-        shape = (examples * chunks * self.neighbors, 2 * self.chunk_size)
-        neighbors = counting_tokens(generator, model.outputs[0].shape[-1], shape)
-        neighbors[generator.random(len(neighbors)) < 0.1] = 0
-        length = chunks * self.chunk_size + 1
-        arrays = {
-            k: np.pad(v, ((0, 0), (0, max(0, length - v.shape[1]))))[:, :length]
-            for k, v in arrays.items()
+        """Returns rows of whole chunks, with two documents and padding, and random neighbors."""
+        generator = np.random.default_rng(seed)
+        vocabulary, size = model.outputs[0].shape[-1], self.chunk_size
+        chunks = max(1, (self.positions or _SYNTHETIC_LENGTH) // size)
+        shape = examples, chunks * size + 1
+        segments = two_documents(generator, shape)
+        tokens = np.where(segments > 0, counting_tokens(generator, vocabulary, shape), PADDING)
+        shape = examples * chunks * self.neighbors, 2 * size
+        neighbors = counting_tokens(generator, vocabulary, shape)
+        neighbors[generator.random(len(neighbors)) < 0.1] = PADDING
+        return {
+            "tokens": tokens.astype("int32"),
+            "segments": segments.astype("uint8"),
+            "neighbors": neighbors.reshape(examples, chunks, self.neighbors, -1).astype("int32"),
         }
-        shape = (examples, chunks, self.neighbors, 2 * self.chunk_size)
-        return {**arrays, "neighbors": neighbors.reshape(shape).astype("int32")}
