@@ -1,5 +1,6 @@
 """BM25 over passages of tokens, by the library bm25s. A shard has its own document frequencies."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from zoo.start import without_jax
 
 with without_jax():  # bm25s would import it to sort scores
     import bm25s
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets its own to DEBUG
 
 
 def _rows(rows) -> list[list[int]]:

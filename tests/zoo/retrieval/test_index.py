@@ -209,9 +209,13 @@ def test_documents_added_later_are_found_and_deleted_ones_are_not(
         build_index(copied, texts, add=True, name="more")
 
 
-@pytest.mark.parametrize("method", ["pooled", "bm25"])
-def test_passages_find_themselves(tmp_path, model, tokenizer, method):
-    pool = MeanStates(model) if method == "pooled" else None
+@pytest.mark.parametrize("encoder", ["decoder", "encoder", "bm25"])
+def test_passages_find_themselves(tmp_path, model, tokenizer, encoder):
+    method, pool = "bm25", None
+    if encoder != "bm25":
+        tiny = {**registry.entry("encoder_nano").tiny, "vocabulary_size": 262}
+        pool = MeanStates(model if encoder == "decoder" else registry.build("encoder_nano", **tiny))
+        method = "pooled"
     texts = make_texts(6, seed=8)
 
     def make_entries(documents):
