@@ -118,7 +118,7 @@ def evaluate_with_index(
 ) -> Result:
     """Tunes share and temperature on the validation split, and evaluates another split once.
 
-    Writes evaluation/SPLIT_index.json in the work directory.
+    Writes evaluation/SPLIT_index.json and SPLIT_index_samples.json in the work directory.
 
     Args:
       workdir: path of the work directory.
@@ -153,6 +153,8 @@ def evaluate_with_index(
     result = Result(split, weights_name(checkpoint, saved_config["config"]), step, metrics)
     folder = Path(workdir) / "evaluation"
     make_folder(folder)
+    samples = language_model.samples(documents[split], temperature)
+    write_json(folder / f"{split}_index_samples.json", samples)
     write_json(
         folder / f"{split}_index.json",
         {

@@ -25,6 +25,8 @@ NEIGHBORS = 64
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 # Temperatures as multiples of the mean distance of the first neighbors of the validation split.
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# Contexts in a report, and their numbers of tokens.
+SAMPLES, SHOWN = 12, 32
 _BLOCK_ROWS = 64  # rows whose states are in memory at a time
 
 
@@ -107,6 +109,38 @@ class KnnLanguageModel:
             "tokens": sums.targets,
         }
 
+    def samples(self, documents: Documents, temperature: float) -> list[dict[str, str]]:
+        """Returns contexts of the first rows of documents, each with its most similar passage.
+
+        Each has "source" (the context), "reference" (the token after it), "passage" (of the index,
+        ends with the token of the neighbor) and "share", the neighbors' probability of the
+        reference.
+        """
+        settings, tokenizer = self.index.manifest["settings"], self.index.tokenizer
+        tokens, numbers, positions = Rows(documents, **settings).take(0, _BLOCK_ROWS)
+        batch = self.decoder.targets(tokens)
+        chosen = np.linspace(0, len(batch["targets"]) - 1, SAMPLES).astype(int)
+        row, column = batch["places"][np.unique(chosen)].T
+        own = own_documents(documents, self.index.documents, tokenizer)
+        states, targets = (batch[name][np.unique(chosen)] for name in ("states", "targets"))
+        distances, entries = self._search(states, numbers[row, column], own)
+        weights = neighbor_probabilities(distances, temperature)
+        shares = (weights * (self.index.values[entries] == targets[:, None])).sum(-1)
+        samples = []
+        for i in np.flatnonzero(entries[:, 0] >= 0).tolist():
+            position = int(positions[row[i], column[i]])
+            context = documents.piece(int(numbers[row[i], column[i]]), position - SHOWN, position)
+            document, last = (int(x) for x in self.index.places(entries[i, 0]))
+            samples.append(
+                {
+                    "source": tokenizer.decode(context),
+                    "reference": tokenizer.decode(targets[i : i + 1], skip_special=False),
+                    "passage": self.index.passage(document, last - SHOWN, last + 1)["text"],
+                    "share": f"{shares[i]:.0%}",
+                }
+            )
+        return samples
+
     def _sums(self, blocks, temperatures, shares) -> Sums:
         total = Sums(0, 0.0, 0.0, np.zeros((len(temperatures), len(shares))))
         for model_log, sizes, distances, is_target in blocks:
@@ -128,7 +162,7 @@ class KnnLanguageModel:
     def _blocks(self, documents: Documents, max_tokens: int, title: str) -> Iterator[tuple]:
         """Yields the log-probability, bytes, distances and hits of the neighbors of targets."""
         settings = self.index.manifest["settings"]
-        rows = Rows(documents, settings["length"], settings["packing"])
+        rows = Rows(documents, **settings)
         own = own_documents(documents, self.index.documents, self.index.tokenizer)
         starts, total = range(0, len(rows), _BLOCK_ROWS), 0
         for start in progress(starts, title=title, unit="blocks"):

@@ -63,6 +63,22 @@ def test_evaluation_tunes_on_validation_and_writes_the_result(folder, zoo_comman
     assert plain["bits_per_byte"] == expected, "the same targets in the same contexts"
 
 
+def test_the_report_shows_contexts_with_their_passages(folder, tmp_path, zoo_command):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    samples = json.loads((tmp_path / "run/evaluation/test_index_samples.json").read_text())
+    texts = "\n".join(make_texts(40, seed=1))
+    assert len(samples) >= 8
+    for sample in samples:
+        if sample["reference"] != "<end>":
+            assert sample["source"] + sample["reference"] in texts
+        assert sample["passage"] in texts
+    assert any(sample["passage"].endswith(sample["reference"]) for sample in samples)
+    assert zoo_command("report", tmp_path / "run").status == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Samples, test_index" in page
+    assert samples[0]["passage"] in page
+
+
 def test_generation_shows_the_passages_used(folder, zoo_command):
     words = ["generate", folder / "run", f"--index={folder / 'index'}", "--prompt=river mea"]
     words += ["--max_tokens=12", "--temperature=0"]
