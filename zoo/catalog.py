@@ -139,6 +139,22 @@ REFORMER = _family(
     },
     {**_TINY_TRANSFORMER, "attention": "window:4,lsh:2"},
 )  # fmt: skip
+RETRO = _family(
+    "retro",
+    "retro",
+    "Borgeaud et al. 2022, Improving language models by retrieving, arXiv:2112.04426",
+    {
+        "retro_nano": (1_157_248, {
+            "vocabulary_size": 256, "num_layers": 4, "hidden_dim": 128, "num_heads": 4,
+            "num_encoder_layers": 1,
+        }),
+    },
+    {
+        **_TINY_TRANSFORMER, "neighbors": 2, "chunk_size": 4, "num_encoder_layers": 1,
+        "cross_every": 2, "sequence_length": 32,
+    },
+    task_arguments={"neighbors": 2, "chunk_size": 4},
+)  # fmt: skip
 AXIAL = _family(
     "axial",
     "clm",
@@ -343,6 +359,7 @@ CATALOG = (
     *LLAMA,
     *MOE,
     *REFORMER,
+    *RETRO,
     *AXIAL,
     AXIAL_FEATURES,
     *LSTM,

@@ -22,6 +22,7 @@ _tasks: dict[str, str | Callable] = {
     "image_classification": "zoo.tasks.image_classification:ImageClassification",
     "clm": "zoo.tasks.clm:CausalLanguageModeling",
     "moe": "zoo.tasks.moe:MixtureLanguageModeling",
+    "retro": "zoo.tasks.retro:RetrievalLanguageModeling",
     "seq2seq": "zoo.tasks.seq2seq:SequenceToSequence",
     "mlm": "zoo.tasks.mlm:MaskedLanguageModeling",
     "nsp": "zoo.tasks.mlm:NextSentencePrediction",
@@ -34,6 +35,7 @@ _tasks: dict[str, str | Callable] = {
 _loaders: dict[str, str | Callable] = {
     "clm": "zoo.data.text.dataset:language_modeling",
     "moe": "zoo.data.text.dataset:language_modeling",
+    "retro": "zoo.retrieval.neighbor_rows:rows_with_neighbors",
     "seq2seq": "zoo.data.text.parallel:pairs",
     "mlm": "zoo.data.text.sentence_pairs:rows_of_text",
     "nsp": "zoo.data.text.sentence_pairs:sentence_pairs",

@@ -7,6 +7,7 @@ Exit status: 0 done, 1 failed, 2 wrong use (one line, no traceback), 130 interru
 import contextlib
 import errno
 import functools
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ LOG = logging.getLogger("trainers.cli")  # a command's own module may be __main_
 flags.disclaim_key_flags()  # --help lists a flag under the command that defines it
 
 USAGE, FAILED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 2, 1, 130, 141, 143
+
+RETRIEVAL = "faiss", "bm25s", "datasketch"  # packages of the extra `retrieval`
 
 _OUT_OF_MEMORY = (
     "out of memory. Try in this order: a smaller trainer.micro_batch_size (gradient accumulation; "
@@ -108,6 +111,15 @@ class Flags(flags.FlagValues):
 
             import_user_modules(modules)
         return words, pairs
+
+
+def require_extra(command: str, extra: str, packages: Sequence[str]) -> None:
+    """Raises `UsageError` if packages of an extra of the zoo are not installed."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            f"{command} requires the extra `{extra}`: pip install 'keras-zoo[{extra}]'. "
+            f"Not installed: {', '.join(missing)}."
+        )
 
 
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,16 @@
-"""zoo evaluate WORKDIR [--split=S] [--checkpoint=final|best] [--json]: metrics of a split."""
+"""zoo evaluate WORKDIR [--split=S] [--checkpoint=final|best] [--json]: metrics of a split.
+
+--index=D interpolates a language model with the neighbors of an index (`zoo index`): share and
+temperature are tuned on the validation split, and the other split is evaluated once with them. A
+neighbor is never of the same document as the query, or of a near duplicate of it.
+"""
 
 import dataclasses
 import json
 import sys
 
-from trainers.cli.common import LOG, Flags, run
-from zoo.errors import UsageError, near_names
+from trainers.cli.common import LOG, RETRIEVAL, Flags, require_extra, run
+from zoo.errors import UsageError, check_minimums, near_names
 from zoo.start import start_tensorflow
 
 _FLAGS = Flags()
@@ -14,11 +19,20 @@ _SPLIT = _FLAGS.string(
 )
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
+_INDEX = _FLAGS.string("index", None, "Index of the model's states, written by `zoo index`.")
+_NEIGHBORS = _FLAGS.integer("neighbors", 64, "With --index: number of neighbors of a token.")
+_PROBES = _FLAGS.integer("probes", 32, "With --index: number of clusters that a search visits.")
+_MAX_TOKENS = _FLAGS.integer("max_tokens", 0, "With --index: tokens per split; 0 for all.")
 
 
 def command(argv) -> int:
     """Runs `zoo evaluate`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
+    if _INDEX.value is not None:
+        return _print(_evaluate_with_index(words[0]), _CHECKPOINT.value, _JSON.value)
+    for flag in (_NEIGHBORS, _PROBES, _MAX_TOKENS):
+        if flag.present:
+            raise UsageError(f"--{flag.name} requires --index.")
     return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value)
 
 
@@ -55,11 +69,38 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
         result = _evaluate(directory, saved_config, dataset, split, checkpoint)
     finally:
         directory.close()
+    return _print(result, checkpoint, as_json)
+
+
+def _print(result, checkpoint: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({**dataclasses.asdict(result), "checkpoint": checkpoint}))
     else:
         print(result)
     return 0
+
+
+def _evaluate_with_index(workdir: str):
+    from trainers.run.workdir import WorkDirectory, read_config
+    from zoo.saved.workdir import model_path
+
+    require_extra("--index", "retrieval", RETRIEVAL)
+    check_minimums("index", {"max_tokens": _MAX_TOKENS.value})
+    saved_config = read_config(workdir)
+    model_path(workdir, _CHECKPOINT.value)
+    start_tensorflow()
+    from trainers.evaluation.with_index import evaluate_with_index
+    from zoo.retrieval.index import Index
+
+    index = Index(_INDEX.value)
+    directory = WorkDirectory(workdir).open()
+    try:
+        return evaluate_with_index(
+            workdir, saved_config, index, _SPLIT.value, _CHECKPOINT.value, _NEIGHBORS.value,
+            _PROBES.value, _MAX_TOKENS.value,
+        )  # fmt: skip
+    finally:
+        directory.close()
 
 
 def _evaluate(directory, saved_config, dataset, split: str, checkpoint: str):

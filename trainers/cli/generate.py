@@ -10,6 +10,9 @@ the number of new tokens and their rate, which includes the compilation.
 --attention_sinks=4 continues a text beyond the trained length: the model attends to the first 4
 positions and to the latest ones, as many in sum as in training. Requires rotary positions.
 
+--index=D interpolates a language model with the neighbors of an index, with share and temperature
+of `zoo evaluate WORKDIR --index=D`, and prints the passages used, the largest share first.
+
 An encoder-decoder translates each prompt, by default with the beam width of its recipe. An encoder
 replaces each [MASK]; --json also prints the five most probable words per [MASK].
 
@@ -23,7 +26,7 @@ import sys
 import time
 from pathlib import Path
 
-from trainers.cli.common import LOG, Flags, run
+from trainers.cli.common import LOG, RETRIEVAL, Flags, require_extra, run
 from zoo.data.pixels import PIXELS
 from zoo.data.text.tokenizers import normalize
 from zoo.errors import RunError, UsageError
@@ -41,6 +44,7 @@ _SINKS = _FLAGS.integer(
     "attention_sinks", 0,
     "First positions to keep in a text longer than those of training, such as 4; 0 disables this.",
 )  # fmt: skip
+_INDEX = _FLAGS.string("index", None, "Index of the model's states, written by `zoo index`.")
 _SEED = _FLAGS.integer("seed", 0, "Random seed for sampling.")
 _COUNT = _FLAGS.integer("count", 64, "Number of images in the grid.")
 _OUT = _FLAGS.string("out", None, "PNG file to write; default: WORKDIR/generated.png.")
@@ -53,6 +57,9 @@ _BATCH = 16  # prompts that are continued at once
 def command(argv) -> int:
     """Runs `zoo generate`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
+    if _INDEX.value is not None:
+        require_extra("--index", "retrieval", RETRIEVAL)
+        _refuse((_BEAMS, _SINKS), "A search for each token is greedy or samples")
     options = _options()
     prompts = _prompts()
     model, tokenizer, config = _load(words[0], _CHECKPOINT.value, options, prompts)
@@ -72,11 +79,9 @@ def command(argv) -> int:
     )
     if kind == "mlm":
         return _print_rows(_fill_masks(model, tokenizer, prompts, trained_length))
-    from zoo.generation.generate import Generator
-
-    generator = Generator(
-        model, tokenizer, sequence_length=length, trained_length=trained_length,
-        attention_sinks=_SINKS.value, start=config["data"]["packing"] == "best_fit",
+    generator = _generator(
+        words[0], model, tokenizer, sequence_length=length, trained_length=trained_length,
+        start=config["data"]["packing"] == "best_fit",
     )  # fmt: skip
     if len(prompts) == 1 and not _JSON.value:
         pieces = generator.stream(prompts[0], _MAX_TOKENS.value, **options)
@@ -84,6 +89,7 @@ def command(argv) -> int:
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
+        _print_passages(generator.passages()[0] if _INDEX.value is not None else ())
         return 0
     rows = []
     for start in range(0, len(prompts), _BATCH):
@@ -92,6 +98,7 @@ def command(argv) -> int:
         if not _JSON.value:
             for number, row in enumerate(rows[start:], start + 1):
                 print(f"--- {number} ---\n{row['prompt']}{row['text']}\n", flush=True)
+                _print_passages(row.get("passages", ()))
     if _JSON.value:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     return 0
@@ -211,6 +218,8 @@ def _check_flags(kind: str, prompts: list[str], workdir: Path) -> None:
             raise UsageError(f"--out must be a .png file. Received: {path}.")
     if kind in ("clm", "seq2seq", "mlm", "nsp"):
         _refuse((_COUNT, _OUT), "The model generates text")
+    if kind in ("gan", PIXELS, "seq2seq", "mlm", "nsp"):
+        _refuse((_INDEX,), "Neighbors require a decoder of text")
     if kind in ("gan", "seq2seq", "mlm", "nsp"):
         _refuse((_SINKS,), "Attention sinks require a decoder with rotary positions")
     if kind == "seq2seq":
@@ -280,20 +289,50 @@ def _fill_masks(model, tokenizer, prompts: list[str], trained_length: int | None
     return rows
 
 
+def _generator(workdir: str, model, tokenizer, **options):
+    """Returns the generator of a language model, with --index that of a kNN language model."""
+    from zoo.generation.generate import Generator
+
+    if _INDEX.value is None:
+        return Generator(model, tokenizer, attention_sinks=_SINKS.value, **options)
+    from trainers.evaluation.with_index import open_with_index, tuned_settings
+    from trainers.run.workdir import read_config
+    from zoo.retrieval.generate import NeighborGenerator
+    from zoo.retrieval.index import Index
+
+    index = Index(_INDEX.value)
+    language_model = open_with_index(read_config(workdir), index, lambda: model)
+    settings = tuned_settings(workdir, index)
+    return NeighborGenerator(language_model, *settings, model, tokenizer, **options)
+
+
+def _print_passages(passages) -> None:
+    for passage in passages:
+        first, last = passage["bytes"]
+        print(
+            f"\n[{passage['share']:.0%}] document {passage['document']} of {passage['source']}, "
+            f"bytes {first:,} to {last:,}:\n{passage['text']}"
+        )
+
+
 def _continue_prompts(generator, prompts: list[str], options: dict) -> list[dict]:
     start = time.perf_counter()
     token_ids = generator.tokens(
         [generator.encode(p) for p in prompts], _MAX_TOKENS.value, **options
     )
     seconds = time.perf_counter() - start
+    passages = [{} for _ in prompts]
+    if _INDEX.value is not None:
+        passages = [{"passages": rows} for rows in generator.passages()]
     return [
         {
             "prompt": prompt,
             "text": generator.decode(ids, prompt),
             "tokens": len(ids),
             "tokens_per_second": round(len(ids) / seconds, 1),
+            **used,
         }
-        for prompt, ids in zip(prompts, token_ids, strict=True)
+        for prompt, ids, used in zip(prompts, token_ids, passages, strict=True)
     ]
 
 

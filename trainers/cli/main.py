@@ -9,6 +9,7 @@
   zoo evaluate WORKDIR     compute the metrics of a trained model
   zoo predict WORKDIR FILE ...   label images or texts, answer questions
   zoo generate WORKDIR     generate text or images
+  zoo index INDEX          encode text, so that a language model finds its neighbors
   zoo compress METHOD WORKDIR    make a smaller model
   zoo export WORKDIR       write a file for TensorFlow, LiteRT, ONNX or Keras
   zoo bench RECIPE         measure the step time and the share of peak FLOPs
@@ -31,7 +32,7 @@ from zoo.processes import drop_current_folder
 
 COMMANDS = (
     "list", "describe", "fetch", "prepare", "config", "train", "evaluate", "predict", "generate",
-    "compress", "export", "bench", "tpu_check", "tune", "report", "compare",
+    "index", "compress", "export", "bench", "tpu_check", "tune", "report", "compare",
 )  # fmt: skip
 
 

@@ -8,11 +8,10 @@ seed URLs to crawl (http://...), or corpus:NAME of `zoo fetch`; separate several
 Run the same command again to resume. D/data_card.html lists the dropped documents and the reasons.
 """
 
-import importlib.util
 import shlex
 import sys
 
-from trainers.cli.common import Flags, run, writes_files
+from trainers.cli.common import Flags, require_extra, run, writes_files
 from trainers.config.base import section
 from trainers.config.recipe import resolve
 from zoo.errors import UsageError
@@ -45,11 +44,7 @@ def command(argv) -> int:
             "Beam."
         )
     config = resolve(words[0], overrides)
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UsageError(
-            "zoo prepare requires the extra `prep`: pip install 'keras-zoo[prep]'. "
-            f"Not installed: {', '.join(missing)}."
-        )
+    require_extra("zoo prepare", "prep", _PACKAGES)
     from zoo.prep.engine import BeamEngine, LocalEngine
     from zoo.prep.pipeline import prepare
 

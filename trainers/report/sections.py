@@ -124,6 +124,10 @@ def classification(evaluation: Evaluation) -> dict | None:
     }
 
 
+# Columns of samples: of translations, and of contexts with a passage of an index.
+_COLUMNS = ("source", "prediction", "reference", "passage", "share")
+
+
 def translations(evaluation: Evaluation) -> dict:
     """Returns `head` and `rows` of a table of the first samples; `more` counts the others.
 
@@ -131,7 +135,7 @@ def translations(evaluation: Evaluation) -> dict:
     """
     samples = [row for row in evaluation.samples if not row.keys() & {"context", "texts"}]
     rows = samples[:_MAX_SAMPLES]
-    names = [name for name in ("source", "prediction", "reference") if rows and name in rows[0]]
+    names = [name for name in _COLUMNS if rows and name in rows[0]]
     cells = [[row.get(name, "") for name in names] for row in rows if names]
     return {"head": names, "rows": cells, "more": len(samples) - len(rows)}
 

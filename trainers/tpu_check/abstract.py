@@ -19,7 +19,7 @@ from zoo.keras_internals import variables_without_values
 _DEPTHS = ("num_layers", "num_encoder_layers", "num_decoder_layers")
 _FAMILIES = ("gpt", "llama", "bert", "longformer", "seq2seq")  # families with equal blocks
 # Tokens of a stored example beyond data.sequence_length: the last target.
-_MORE_TOKENS = {"clm": 1, "moe": 1}
+_MORE_TOKENS = {"clm": 1, "moe": 1, "retro": 1}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ EXPECTED = {
     "axial_image_nano": {
         "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
     },
+    "retro_nano": {"embedding/embeddings"},
     "axial_features_nano": {"embedding/embeddings", "positions/embeddings"},
     "lstm_generator": {"embedding/embeddings", "probabilities/kernel"},
     "transformer_tiny": {"embedding/embeddings"},

@@ -27,6 +27,7 @@ EXPECTED = {
     "llama": ("decoder", False, {BLOCKS: 2}),
     "moe": ("decoder", False, {("ExpertBlock", "tokens"): 2}),
     "reformer": ("decoder", False, {}),
+    "retro": ("", False, {BLOCKS: 2, ("TransformerBlock", "neighbors"): 1}),
     "axial": ("axial", False, {BLOCKS: 3}),
     "lstm": ("recurrent", True, {("LSTM", "tokens"): 2}),
     "seq2seq": (
