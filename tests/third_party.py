@@ -31,6 +31,9 @@ def transformers(torch):
             "GPT2LMHeadModel",
             "LlamaForCausalLM",
             "LongformerForMaskedLM",
+            "MistralForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
             "ReformerModelWithLMHead",
         ):
             assert hasattr(module, name)

@@ -1,6 +1,8 @@
 """Llama (Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783).
 
-Rotary positions, RMS normalization, SwiGLU, grouped-query attention, no biases.
+Rotary positions, RMS normalization, SwiGLU, grouped-query attention, no biases. Mistral (Jiang et
+al. 2023, arXiv:2310.06825), Qwen2 and Qwen3 (Yang et al. 2024, arXiv:2407.10671; 2025,
+arXiv:2505.09388) are Llamas with windows, biases or normalized queries and keys.
 """
 
 import keras
@@ -22,6 +24,10 @@ def build(
     attention: str = "plain",
     tie_weights: bool = True,
     epsilon: float = 1e-5,
+    head_dim: int = 0,
+    rotary_scaling: str = "",
+    query_key_value_bias: bool = False,
+    query_key_norm: bool = False,
     name: str = "llama",
 ) -> keras.Model:
     """Builds a Llama.
@@ -31,6 +37,11 @@ def build(
       intermediate_dim: width inside the feed-forward layers; 0 for 8/3 * hidden_dim, rounded up
         to a multiple of 32.
       epsilon: epsilon of the normalization layers.
+      head_dim: size of a head; 0 for hidden_dim / num_heads.
+      rotary_scaling: scaling of the rotary frequencies for longer contexts, such as "linear:4" or
+        "llama3:8:1:4:8192", see `zoo.layers.positions.rotate`; "" for none.
+      query_key_value_bias: whether the projections to queries, keys and values have biases (Qwen2).
+      query_key_norm: whether queries and keys are RMS-normalized per head (Qwen3).
 
     All other arguments and the model's inputs and outputs are those of `zoo.models.gpt.build`.
     """
@@ -48,6 +59,10 @@ def build(
         use_bias=False,
         dropout=dropout,
         epsilon=epsilon,
+        head_dim=head_dim,
+        rotary_scaling=rotary_scaling,
+        query_key_value_bias=query_key_value_bias,
+        query_key_norm=query_key_norm,
         tie_weights=tie_weights,
         name=name,
     )
