@@ -147,6 +147,15 @@ def test_settings_become_arguments(published):
     assert settings["llama_head_dim"]["head_dim"] == 6
 
 
+def test_windows_without_a_list_of_layers(published, tmp_path):
+    _, folder, model = published("qwen2_windows")
+    shutil.copytree(folder, tmp_path / "old")
+    change(tmp_path / "old", layer_types=None)
+    old = convert.from_transformers(tmp_path / "old")
+    for name in ("block_0", "block_1"):
+        assert old.get_layer(name).settings == model.get_layer(name).settings
+
+
 def test_scaling_as_transformers_4_wrote_it(published, tmp_path):
     _, folder, model = published("llama3")
     shutil.copytree(folder, tmp_path / "old")

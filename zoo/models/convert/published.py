@@ -185,6 +185,16 @@ def from_transformers(source: str | Path) -> keras.Model:
     return model
 
 
+def read_settings(folder: str | Path) -> tuple[Callable, dict]:
+    """Returns the builder of the model in a folder of transformers, and all its arguments.
+
+    Raises:
+      UsageError, RunError: see `from_transformers`.
+    """
+    family, arguments = _read_config(Path(folder) / "config.json")
+    return family.build, arguments
+
+
 def to_transformers(
     model: keras.Model,
     folder: str | Path,
