@@ -34,6 +34,7 @@ def transformers(torch):
             "MistralForCausalLM",
             "Qwen2ForCausalLM",
             "Qwen3ForCausalLM",
+            "Gemma3ForCausalLM",
             "ReformerModelWithLMHead",
         ):
             assert hasattr(module, name)

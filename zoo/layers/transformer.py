@@ -18,7 +18,8 @@ from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
 from zoo.layers.positions import parse_scaling, rotate
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
+GATED = ("swiglu", "geglu_tanh")  # their first half of the units is the gate of the second
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", *GATED)
 NORMS = ("layer", "rms")
 
 
@@ -70,6 +71,7 @@ class Attention(Composite):
       query_key_norm: whether queries and keys are RMS-normalized per head before the rotation
         (Henry et al. 2020, arXiv:2010.04245, with RMS normalization as in Qwen3).
       epsilon: epsilon of this normalization.
+      query_scale: factor of the queries, and so of the scores, besides 1 / sqrt(D).
       ranks: ranks of low-rank projections by name; see `zoo.layers.low_rank`.
     """
 
@@ -93,6 +95,7 @@ class Attention(Composite):
         query_key_value_bias=False,
         query_key_norm=False,
         epsilon=1e-6,
+        query_scale=1.0,
         ranks=None,
         **kwargs,
     ):
@@ -140,7 +143,7 @@ class Attention(Composite):
             "output_range": output_range, "memory": memory, "form": form, "causal": causal,
             "max_global": max_global, "width": width, "head_dim": head_dim,
             "rotary_scaling": rotary_scaling, "query_key_value_bias": query_key_value_bias,
-            "query_key_norm": query_key_norm, "epsilon": epsilon,
+            "query_key_norm": query_key_norm, "epsilon": epsilon, "query_scale": query_scale,
         }  # fmt: skip
         if self.form.shares_query_key and (memory or groups != num_heads or query_key_norm):
             raise ValueError(
@@ -151,7 +154,7 @@ class Attention(Composite):
         self.groups = width or groups
         self.heads = self.groups * (num_heads // groups)
         self.rotary_base, self.rotary_scaling = rotary_base, rotary_scaling
-        self.memory = memory
+        self.memory, self.query_scale = memory, query_scale
         wide, narrow = self.heads * self.size, 2 * self.groups * self.size
 
         def projection(units, name, deviation=initializer_range, has_bias=use_bias):
@@ -296,7 +299,8 @@ class Attention(Composite):
         return rotate(x, positions, self.rotary_base, self.rotary_scaling)
 
     def _normalize_query(self, query):
-        return query if self.query_norm is None else self.query_norm(query)
+        query = query if self.query_norm is None else self.query_norm(query)
+        return query if self.query_scale == 1.0 else query * ops.cast(self.query_scale, query.dtype)
 
     def _normalize_key(self, key):
         return key if self.key_norm is None else self.key_norm(key)
@@ -328,7 +332,7 @@ class Attention(Composite):
 
 @keras.saving.register_keras_serializable("zoo")
 class FeedForward(Composite):
-    """Two dense layers with an activation, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """Two dense layers with an activation, or SwiGLU or GEGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(
         self,
@@ -353,7 +357,7 @@ class FeedForward(Composite):
             "initializer_range": initializer_range, "output_range": output_range,
         }  # fmt: skip
         self.activation = activation
-        gated = activation == "swiglu"
+        gated = activation in GATED
         self.up = dense(
             intermediate_dim * (2 if gated else 1), "gate_up" if gated else "up", self.ranks,
             use_bias=use_bias, kernel_initializer=_normal(initializer_range),
@@ -372,9 +376,10 @@ class FeedForward(Composite):
     def call(self, x):
         """Transforms x (B, T, C) to (B, T, C)."""
         x = self.up(x)
-        if self.activation == "swiglu":
+        if self.activation in GATED:
             gate, x = ops.split(x, 2, axis=-1)
-            x = ops.silu(gate) * x
+            is_silu = self.activation == "swiglu"
+            x = (ops.silu(gate) if is_silu else ops.gelu(gate, approximate=True)) * x
         elif self.activation == "relu":
             x = ops.relu(x)
         else:
@@ -406,6 +411,9 @@ class TransformerBlock(Composite):
       rotary_scaling: see `Attention`.
       query_key_value_bias: see `Attention`.
       query_key_norm: see `Attention`.
+      query_scale: see `Attention`.
+      post_norm: whether the output of each part is normalized before it is added to the residual,
+        besides the normalization of `norm_first` (Gemma 2, arXiv:2408.00118).
       attention: form of self-attention, such as "window:256"; see `zoo.layers.attention`.
       causal: whether self-attention masks later positions; see `Attention`.
       max_global: largest number of global tokens per sequence; see `Attention`.
@@ -443,6 +451,8 @@ class TransformerBlock(Composite):
         rotary_scaling="",
         query_key_value_bias=False,
         query_key_norm=False,
+        query_scale=1.0,
+        post_norm=False,
         widths=None,
         ranks=None,
         **kwargs,
@@ -458,7 +468,13 @@ class TransformerBlock(Composite):
             "initializer_range": initializer_range, "output_range": output_range,
             "head_dim": head_dim, "rotary_scaling": rotary_scaling,
             "query_key_value_bias": query_key_value_bias, "query_key_norm": query_key_norm,
+            "query_scale": query_scale, "post_norm": post_norm,
         }  # fmt: skip
+        if post_norm and (cross or not norm_first):
+            raise ValueError(
+                "post_norm requires norm_first and no cross-attention. Received: "
+                f"norm_first={norm_first}, cross={cross}."
+            )
         self.norm_first = norm_first
         common_arguments = {
             "use_bias": use_bias,
@@ -474,8 +490,8 @@ class TransformerBlock(Composite):
         }  # fmt: skip
         self.attention = Attention(
             rotary_base=rotary_base, rotary_scaling=rotary_scaling, form=attention, causal=causal,
-            max_global=max_global, name="attention", width=self.widths.get("attention", 0),
-            ranks=below(ranks, "attention"), **heads,
+            max_global=max_global, query_scale=query_scale, name="attention",
+            width=self.widths.get("attention", 0), ranks=below(ranks, "attention"), **heads,
         )  # fmt: skip
         self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
@@ -493,12 +509,20 @@ class TransformerBlock(Composite):
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy
         )
+        self.attention_post_norm = self.feed_forward_post_norm = None
+        if post_norm:
+            self.attention_post_norm, self.feed_forward_post_norm = (
+                normalization(norm, epsilon, name, self.dtype_policy)
+                for name in ("attention_post_norm", "feed_forward_post_norm")
+            )
         self.dropout = _dropout(dropout, self.dtype_policy)
 
     def build(self, shape, *_, **__):
         parts = [self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm]
         if self.cross_attention is not None:
             parts += [self.cross_attention, self.cross_norm]
+        if self.attention_post_norm is not None:
+            parts += [self.attention_post_norm, self.feed_forward_post_norm]
         for part in parts:
             part.build(shape)
 
@@ -549,6 +573,9 @@ class TransformerBlock(Composite):
 
     def _part(self, x, part, norm, training=False):
         out = part(norm(x) if self.norm_first else x)
+        if self.attention_post_norm is not None:
+            is_attention = norm is self.attention_norm
+            out = (self.attention_post_norm if is_attention else self.feed_forward_post_norm)(out)
         if self.dropout is not None:
             out = self.dropout(out, training=training)
         return x + out if self.norm_first else norm(x + out)

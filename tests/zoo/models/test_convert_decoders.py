@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 
@@ -40,8 +41,22 @@ CASES = {
         {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3", {"head_dim": 8, "rms_norm_eps": 1e-3}),
+    "gemma3": (
+        "Gemma3",
+        {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 20,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 300.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
 }
-FAST = ("llama3", "mistral", "qwen3")  # compiling the generation of others takes too long
+FAST = ("llama3", "qwen3", "gemma3")  # compiling the generation of others takes too long
 BATCH = np.random.default_rng(0).integers(0, 50, (2, 3 * CONTEXT)).astype("int32")
 PADDED = 11  # number of padded positions before the second text
 
@@ -49,12 +64,13 @@ PADDED = 11  # number of padded positions before the second text
 def theirs(transformers, torch, case: str):
     """Returns a transformers model with random weights that make each setting show."""
     kind, own = CASES[case]
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **own})
+    config_class = "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    config = getattr(transformers, config_class)(**{**SIZES, **own})
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for seed, (name, parameter) in enumerate(model.named_parameters()):
             kind = "embeddings" if name.endswith("embed_tokens.weight") else ""
-            kind = "scale" if "norm" in name else kind
+            kind = "scale" if "norm" in name and case != "gemma3" else kind
             parameter.copy_(torch.tensor(value(tuple(parameter.shape), kind, 300 + seed)))
     return model
 
@@ -133,7 +149,13 @@ def test_to_transformers_and_back(case, published, transformers, torch, tmp_path
     assert not any(loading_info.values())
     mask = padding()
     assert_close(torch_logits(torch, written, mask), torch_logits(torch, reference, mask), mask)
-    assert_same_weights(convert.from_transformers(tmp_path / "folder"), model)
+    again = convert.from_transformers(tmp_path / "folder")
+    if case == "gemma3":  # its files have the scales minus 1
+        assert again.get_config() == model.get_config()
+        for mine, other in zip(again.weights, model.weights, strict=True):
+            np.testing.assert_allclose(mine.numpy(), other.numpy(), atol=1e-6, err_msg=mine.path)
+    else:
+        assert_same_weights(again, model)
 
 
 def test_settings_become_arguments(published):
@@ -145,6 +167,32 @@ def test_settings_become_arguments(published):
     windows = published("qwen2_windows")[2].get_layer("block_0")
     assert windows.settings["attention"] == "plain"
     assert settings["llama_head_dim"]["head_dim"] == 6
+
+
+def test_gemma3_as_transformers_4_wrote_it(published, tmp_path):
+    _, folder, model = published("gemma3")
+    old = shutil.copytree(folder, tmp_path / "old")
+    change(
+        old, layer_types=None, sliding_window_pattern=2, rope_parameters=None, rope_theta=300.0,
+        rope_local_base_freq=50.0, rope_scaling={"rope_type": "linear", "factor": 4.0},
+    )  # fmt: skip
+    assert convert.from_transformers(old).get_config() == model.get_config()
+    change(old, rope_parameters={"full_attention": {"rope_theta": 400.0}})
+    with pytest.raises(UsageError, match="full_attention.rope_theta=400.0"):
+        convert.from_transformers(old)
+
+
+def test_scaled_embeddings_are_saved(published, tmp_path):
+    _, _, model = published("gemma3")
+    mask = padding()
+    expected = model({"tokens": BATCH, "segments": mask}, training=False).numpy()
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    inputs = {"tokens": BATCH, "segments": mask}
+    np.testing.assert_allclose(loaded(inputs, training=False), expected, rtol=1e-5, atol=1e-5)
+    embedding = loaded.get_layer("embedding")
+    vectors = embedding(BATCH).numpy()
+    np.testing.assert_allclose(vectors, embedding.embeddings.numpy()[BATCH] * 4, rtol=1e-6)
 
 
 def test_windows_without_a_list_of_layers(published, tmp_path):
@@ -181,6 +229,10 @@ def test_scaling_as_transformers_4_wrote_it(published, tmp_path):
         ("qwen2", "layer_types", ["full_attention", "chunked_attention"], "layer_types="),
         ("qwen2", "layer_types", ["sliding_attention"] * 2, "layer_types="),
         ("qwen3", "attention_bias", True, "attention_bias=True"),
+        ("gemma3", "final_logit_softcapping", 30.0, "final_logit_softcapping=30.0"),
+        ("gemma3", "hidden_activation", "gelu", "hidden_activation='gelu'"),
+        ("gemma3", "use_bidirectional_attention", True, "use_bidirectional_attention=True"),
+        ("gemma3", "model_type", "gemma3", "model_type must be one of"),
         ("qwen3", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_type='dynamic'"),
     ],
 )
@@ -214,6 +266,7 @@ def test_models_that_are_not_published():
     both = {"query_key_norm": True, "query_key_value_bias": True}
     cases = {
         "Mistral has the same window": {"attention": "window:4:2"},
+        "it has embedding ReversibleEmbedding, not Scaled": {"post_norm": True},
         "it has block_0.query_key_value_bias true, not false": both,
     }
     for message, arguments in cases.items():

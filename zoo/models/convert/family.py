@@ -54,7 +54,7 @@ class Family:
       read_backbone: `read_backbone(backbone) -> builder arguments`, for KerasHub.
       write_backbone: `write_backbone(arguments) -> arguments of the backbone's class`.
       read_layers: `read_layers(layers by name) -> further builder arguments` of a model.
-      joins: `{path in the zoo: Join}`.
+      joins: `{path in the zoo: Join}`, with `{}` for the number of a block.
     """
 
     name: str
@@ -86,6 +86,7 @@ _WITHOUT_EFFECT = frozenset(
         "transformers_version", "use_cache", "do_sample", "max_length", "temperature", "top_k",
         "top_p", "unk_token_id", "tokenizer_class", "is_llama_config", "predict_special_tokens",
         "n_special", "output_past", "gradient_checkpointing", "transformers.js_config",
+        "cache_implementation",
         # The zoo always computes the softmax of attention scores in float32.
         "reorder_and_upcast_attn",
     }
@@ -107,6 +108,11 @@ class Config:
     def pop(self, key: str, default: Any = None) -> Any:
         """Returns a value and marks its key as used."""
         return self._remaining.pop(key, default)
+
+    def set_default(self, key: str, value: Any) -> None:
+        """Sets a value if the file has none, where the default of a family differs."""
+        if self._remaining.get(key) is None:
+            self._remaining[key] = value
 
     def size(self, key: str, default: int | None = None) -> int:
         """Returns a positive integer.

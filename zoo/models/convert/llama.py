@@ -1,5 +1,6 @@
 """Llama in other libraries: LlamaForCausalLM of transformers and LlamaBackbone of KerasHub."""
 
+import re
 from collections.abc import Mapping
 
 from zoo.errors import UsageError
@@ -8,7 +9,7 @@ from zoo.models.convert.family import Config, Family, is_block, tensors, tied
 from zoo.models.convert.rotary import read_rotary, write_rotary
 
 
-def read_llama(config: Config) -> dict:
+def read_llama(config: Config, read_rotary=read_rotary) -> dict:
     """Returns the builder arguments of a Llama, or of a relative with the same keys."""
     hidden_dim, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
     head_dim = config.pop("head_dim")
@@ -62,6 +63,47 @@ def read_forms(layers: Mapping) -> dict:
     """Returns the arguments `tie_weights` and `attention` of a model; see `Family.read_layers`."""
     forms = [layer.settings["attention"] for name, layer in layers.items() if is_block(name)]
     return {**tied(layers), "attention": join_forms(forms)}
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # values of `layer_types`
+
+
+def forms_of_types(config: Config, types, num_layers: int, window) -> str:
+    """Returns the form of attention of all layers from `layer_types`.
+
+    Args:
+      config: config.json, for messages.
+      types: value of `layer_types`.
+      num_layers: number of layers.
+      window: value of `sliding_window`; None if no window is in use.
+    """
+    if not isinstance(types, list) or len(types) != num_layers or set(types) - {FULL, SLIDING}:
+        config.refuse("layer_types", types, f"{num_layers} of {FULL} or {SLIDING}")
+    if SLIDING not in types:
+        return "plain"
+    if window is None:
+        config.refuse("layer_types", types, f"no {SLIDING} without a sliding_window in use")
+    sliding = f"window:{config.positive('sliding_window', window)}"
+    return join_forms([sliding if kind == SLIDING else "plain" for kind in types])
+
+
+def types_of_forms(family: str, arguments: Mapping) -> tuple[list[str], int | None]:
+    """Returns `layer_types` and `sliding_window` of a model, None without a window.
+
+    Raises:
+      UsageError: if the layers have other forms of attention, or several windows.
+    """
+    count = arguments["num_layers"]
+    forms = arguments["attention"].split(",")
+    forms = forms * count if len(forms) == 1 else forms
+    windows = sorted({form for form in forms if form != "plain"})
+    if len(windows) > 1 or (windows and not re.fullmatch(r"window:\d+", windows[0])):
+        raise UsageError(
+            f"{family} has layers with plain attention and layers with the same window, without "
+            f"dilation. Received: model.attention={arguments['attention']!r}."
+        )
+    window = int(windows[0].partition(":")[2]) if windows else None
+    return [FULL if form == "plain" else SLIDING for form in forms], window
 
 
 def join_forms(forms: list[str]) -> str:

@@ -11,6 +11,8 @@ from zoo.models.convert.llama import LLAMA, read_forms, read_llama, write_llama
 def _read(config: Config) -> dict:
     # Both libraries count the own position: W positions from t - W + 1 to t.
     window = config.pop("sliding_window", 4096)
+    config.set_default("num_key_value_heads", 8)
+    config.set_default("max_position_embeddings", 131_072)
     attention = "plain" if window is None else f"window:{config.positive('sliding_window', window)}"
     return {**read_llama(config), "attention": attention}
 

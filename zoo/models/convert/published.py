@@ -26,7 +26,8 @@ import numpy as np
 from zoo.errors import RunError, UsageError, short
 from zoo.keras_internals import forget_uninitialized
 from zoo.models.convert import safetensors as convert_safetensors
-from zoo.models.convert.family import Config, Family, is_block
+from zoo.models.convert.family import Config, Family, Join, is_block
+from zoo.models.convert.gemma import GEMMA3
 from zoo.models.convert.gpt import GPT
 from zoo.models.convert.llama import LLAMA
 from zoo.models.convert.longformer import LONGFORMER
@@ -37,7 +38,7 @@ from zoo.storage.transformers_files import check_model_type
 from zoo.storage.weight_files import limit_elements
 
 # The first family that has a model's blocks is its own: every Qwen has the blocks of a Llama.
-FAMILIES = (GPT, LONGFORMER, QWEN3, QWEN2, MISTRAL, LLAMA)
+FAMILIES = (GPT, LONGFORMER, GEMMA3, QWEN3, QWEN2, MISTRAL, LLAMA)
 
 _TRANSFORMERS, _KERAS_HUB = 0, 1  # columns of `Family.tensors`
 # Settings of a layer that affect initialization and training, not its output at inference.
@@ -122,8 +123,9 @@ def from_transformers(source: str | Path) -> keras.Model:
 
     Args:
       source: a folder of a GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
-        Qwen3ForCausalLM or LongformerForMaskedLM (config.json, and model.safetensors or its shards
-        with their index), or a .safetensors file in such a folder that contains all weights.
+        Qwen3ForCausalLM, Gemma3ForCausalLM or LongformerForMaskedLM (config.json, and
+        model.safetensors or its shards with their index), or a .safetensors file in such a folder
+        that contains all weights.
 
     Returns:
       A model of `zoo.models.gpt.build`, `zoo.models.llama.build` or `zoo.models.longformer.build`
@@ -378,10 +380,15 @@ def _pairs(family: Family, model: keras.Model, side: int) -> Iterator[tuple[Any,
             yield variable, family.tensors[variable.path][side]
 
 
+def _join(family: Family, path: str) -> Join | None:
+    """Returns the `Join` of a variable, or None if its tensors are concatenated."""
+    return family.joins.get(re.sub(r"^block_\d+/", "block_{}/", path))
+
+
 def _part_shapes(family: Family, model: keras.Model, variable, count: int) -> list[tuple]:
     """Returns the shapes of a variable's tensors, each as if it were not transposed."""
-    if variable.path in family.joins:
-        return family.joins[variable.path].shapes(tuple(variable.shape))
+    if join := _join(family, variable.path):
+        return join.shapes(tuple(variable.shape))
     *lead, total = variable.shape
     if count == 3:  # queries, keys and values
         attention = model.get_layer("block_0").attention
@@ -394,8 +401,8 @@ def _part_shapes(family: Family, model: keras.Model, variable, count: int) -> li
 
 def _split(family: Family, model: keras.Model, variable, count: int) -> list[np.ndarray]:
     values = keras.ops.convert_to_numpy(variable).astype("float32")
-    if variable.path in family.joins:
-        return family.joins[variable.path].split(values)
+    if join := _join(family, variable.path):
+        return join.split(values)
     ends = np.cumsum([shape[-1] for shape in _part_shapes(family, model, variable, count)])
     return np.split(values, ends[:-1], axis=-1)
 
@@ -415,7 +422,7 @@ def _assign_weights(family: Family, model: keras.Model, side: int, fetch: Callab
         shapes = _part_shapes(family, model, variable, len(names))
         linear = family.linear(variable.path)
         parts = [fetch(name, shape, linear) for name, shape in zip(names, shapes, strict=True)]
-        join = family.joins.get(variable.path)
+        join = _join(family, variable.path)
         variable.assign(join.join(parts) if join else np.concatenate(parts, axis=-1))
 
 

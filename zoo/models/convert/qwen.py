@@ -5,14 +5,19 @@ normalization of queries and keys per head instead. Later layers may have window
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
-from zoo.errors import UsageError
 from zoo.models.convert.family import Config
-from zoo.models.convert.llama import LLAMA, join_forms, read_forms, read_llama, write_llama
-
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+from zoo.models.convert.llama import (
+    FULL,
+    LLAMA,
+    SLIDING,
+    forms_of_types,
+    read_forms,
+    read_llama,
+    types_of_forms,
+    write_llama,
+)
 
 
 def _read_attention(config: Config, num_layers: int) -> str:
@@ -22,40 +27,28 @@ def _read_attention(config: Config, num_layers: int) -> str:
     types = config.pop("layer_types")
     has_windows = has_windows and window is not None
     if types is None:
-        types = [_FULL] * num_layers
+        types = [FULL] * num_layers
         if has_windows:
             first = config.natural("max_window_layers", first)
-            types = [_SLIDING if i >= first else _FULL for i in range(num_layers)]
-    if not isinstance(types, list) or len(types) != num_layers or {*types} - {_FULL, _SLIDING}:
-        config.refuse("layer_types", types, f"{num_layers} of {_FULL} or {_SLIDING}")
-    if _SLIDING not in types:
-        return "plain"
-    if not has_windows:
-        config.refuse("layer_types", types, f"no {_SLIDING} without a sliding_window in use")
-    sliding = f"window:{config.positive('sliding_window', window)}"
-    return join_forms([sliding if kind == _SLIDING else "plain" for kind in types])
+            types = [SLIDING if i >= first else FULL for i in range(num_layers)]
+    return forms_of_types(config, types, num_layers, window if has_windows else None)
 
 
 def _write_attention(arguments: Mapping) -> dict:
-    count = arguments["num_layers"]
-    forms = arguments["attention"].split(",")
-    forms = forms * count if len(forms) == 1 else forms
-    windows = sorted({form for form in forms if form != "plain"})
-    if len(windows) > 1 or (windows and not re.fullmatch(r"window:\d+", windows[0])):
-        raise UsageError(
-            "Qwen has layers with plain attention and layers with the same window, without "
-            f"dilation. Received: model.attention={arguments['attention']!r}."
-        )
+    types, window = types_of_forms("Qwen", arguments)
     return {
-        "use_sliding_window": bool(windows),
-        "sliding_window": int(windows[0].partition(":")[2]) if windows else None,
-        "max_window_layers": forms.index(windows[0]) if windows else count,
-        "layer_types": [_FULL if form == "plain" else _SLIDING for form in forms],
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": types.index(SLIDING) if window else len(types),
+        "layer_types": types,
     }
 
 
 def _reader(**fixed):
     def read(config: Config) -> dict:
+        config.set_default("max_position_embeddings", 32_768)
+        if "query_key_norm" in fixed:
+            config.set_default("head_dim", 128)
         arguments = read_llama(config)
         attention = _read_attention(config, arguments["num_layers"])
         return {**arguments, **fixed, "attention": attention}

@@ -32,7 +32,7 @@ def read_rotary(config: Config) -> dict:
             continue
         if not isinstance(table, dict):
             config.refuse(key, table, _SUPPORTED)
-        base, scaling = _read_table(config, key, dict(table))
+        base, scaling = read_table(config, key, dict(table))
         scalings[key] = scaling
         if base is not None:
             bases[f"{key}.rope_theta"] = base
@@ -46,7 +46,7 @@ def read_rotary(config: Config) -> dict:
     }
 
 
-def _read_table(config: Config, key: str, table: dict) -> tuple[float | None, str]:
+def read_table(config: Config, key: str, table: dict) -> tuple[float | None, str]:
     """Returns the base, None if absent, and the scaling of one table."""
     base = table.pop("rope_theta", None)
     base = base if base is None else _positive(config, f"{key}.rope_theta", base)
@@ -77,12 +77,18 @@ def _positive(config: Config, key: str, value) -> float:
 def write_rotary(arguments: Mapping) -> dict:
     """Returns the keys of config.json, for transformers 4 and 5."""
     base, scaling = arguments["rotary_base"], arguments["rotary_scaling"]
-    kind = scaling.partition(":")[0] or "default"
-    table = {"rope_type": kind, **dict(zip(_KEYS[kind], parse_scaling(scaling), strict=True))}
-    if kind == "llama3":
-        table[_KEYS[kind][-1]] = int(table[_KEYS[kind][-1]])
+    table = write_table(scaling)
     return {
         "rope_theta": base,
         **({"rope_scaling": table} if scaling else {}),
         "rope_parameters": {**table, "rope_theta": base},
     }
+
+
+def write_table(scaling: str) -> dict:
+    """Returns the table of transformers for a scaling, without the base."""
+    kind = scaling.partition(":")[0] or "default"
+    table = {"rope_type": kind, **dict(zip(_KEYS[kind], parse_scaling(scaling), strict=True))}
+    if kind == "llama3":
+        table[_KEYS[kind][-1]] = int(table[_KEYS[kind][-1]])
+    return table
