@@ -6,7 +6,7 @@ import numpy as np
 
 from zoo import registry
 from zoo.data.text.special_tokens import FIRST_WORD, PADDING, SpecialIds
-from zoo.data.text.tokenizers import KINDS, PUBLISHED
+from zoo.data.text.tokenizers import ONLY_CLM, PUBLISHED
 from zoo.errors import UsageError
 from zoo.models.inputs import sequence_length
 from zoo.tasks.base import Task
@@ -50,10 +50,7 @@ class TextTask(Task):
 
     def _check_tokenizer(self, tokenizer) -> None:
         if getattr(tokenizer, "kind", None) == PUBLISHED and not self.takes_published:
-            raise UsageError(
-                "Only task.name=clm supports the tokenizer of a published model. Set "
-                f"data.tokenizer to one of {', '.join(KINDS)}."
-            )
+            raise UsageError(ONLY_CLM)
 
     def check_sizes(self, vocabulary: int | None, dataset, *limits: int | None) -> None:
         """Raises `UsageError` if the data exceed the vocabulary or a limit of positions."""

@@ -137,10 +137,12 @@ def test_refused(folder, train, tmp_path, zoo_command):
     assert "requires model.name" in answer.one_line()
 
 
-def test_only_language_models_take_such_a_tokenizer(folder, tmp_path, zoo_command):
+@pytest.mark.parametrize("recipe", ["encoder_wiki", "bert_wiki"])
+def test_only_language_models_take_such_a_tokenizer(recipe, cache, tmp_path, zoo_command):
+    folder = make_folder(tmp_path / "folder", "qwen")  # without a token before a document
     (tmp_path / "book.txt").write_text("".join(LINES))
     answer = zoo_command(
-        "train", "encoder_wiki:debug", f"--workdir={tmp_path / 'run'}",
+        "train", f"{recipe}:debug", f"--workdir={tmp_path / 'run'}",
         f"--config.data.tokenizer={folder}", f"--config.data.source=text:{tmp_path / 'book.txt'}",
     )  # fmt: skip
     assert "Only task.name=clm supports the tokenizer of a published" in answer.one_line()

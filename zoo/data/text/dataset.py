@@ -51,7 +51,7 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
 def token_rows(data: Mapping, length: int) -> Dataset:
     """Returns rows of `length + 1` tokens; see `language_modeling`."""
     corpus = corpus_of(data)
-    tokenizer = tokenizer_of(corpus, data)
+    tokenizer = tokenizer_of(corpus, data, published=True)  # other tasks refuse it in `bind`
     is_best_fit = data["packing"] == "best_fit"
     settings = {"packing": data["packing"], "length": length + 1 if is_best_fit else 0}
     kind = token_type(tokenizer)
@@ -178,7 +178,9 @@ def check(data: Mapping, packings: Iterable[str] = ()) -> None:
         )
 
 
-def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | None = None):
+def tokenizer_of(
+    corpus, data: Mapping, texts: Callable[[], Iterable[str]] | None = None, published: bool = False
+):
     """Loads a tokenizer from its file or from the cache, or trains it on the training split.
 
     Args:
@@ -186,8 +188,14 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
       data: section `data` of the recipe: tokenizer (a kind or a path), vocabulary_size,
         normalization.
       texts: returns the text to train on; by default the documents of the training split.
+      published: whether the rows need no special tokens that a published tokenizer may lack.
+
+    Raises:
+      UsageError: if there is nothing to train on, or a published tokenizer is not supported.
     """
     if own := _own_tokenizer(data):
+        if own.kind == tokenizers.PUBLISHED and not published:
+            raise UsageError(tokenizers.ONLY_CLM)
         return own
     key = _digest(
         corpus.fingerprint, data["tokenizer"], data["vocabulary_size"], data["normalization"]

@@ -66,6 +66,10 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 PUBLISHED = "published"  # the kind of the tokenizers of `zoo.data.text.published.folder`
+ONLY_CLM = (
+    "Only task.name=clm supports the tokenizer of a published model. Set data.tokenizer to one of "
+    f"{', '.join(KINDS)}."
+)
 _VOCABULARIES = {**_KINDS, PUBLISHED: published_vocabulary}
 
 # Arabic yeh, alef maksura and kaf, which occur in Persian text of some keyboards and code pages.

@@ -95,10 +95,9 @@ class LibraryBytePairs(Published):
         added = {ids[token["content"]]: token for token in parts["added_tokens"]}
         has_bytes = parts["model"].get("byte_fallback", False)
         self.spellings = [
-            b"" if name == ""
-            else name.encode() if i in added
-            else _byte_level(name) if is_byte_level
-            else _with_spaces(name, has_bytes)
+            _with_spaces(name, has_bytes) if not is_byte_level
+            # The content of an added token is not in GPT-2's notation.
+            else name.encode() if i in added else _byte_level(name)
             for i, name in enumerate(self.names)
         ]  # fmt: skip
         self.control = {i for i, token in added.items() if token["special"]}
