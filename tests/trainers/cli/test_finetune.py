@@ -82,6 +82,7 @@ def test_from_a_folder_to_a_text(folder, train, zoo_command, tmp_path):
 
 def test_stop_tokens_and_special_tokens_in_generation(folder):
     from zoo.generation.generate import Generator
+    from zoo.generation.generate_options import Options
     from zoo.models.convert.published import from_transformers
 
     tokenizer, model = read_folder(folder), from_transformers(folder)
@@ -97,6 +98,10 @@ def test_stop_tokens_and_special_tokens_in_generation(folder):
     where = expected.tolist().index(stop)
     stopped = generator.tokens([[9]], 20, temperature=0.0, end_id=(1, stop))[0]
     assert stopped.tolist() == expected[:where].tolist()
+    options = Options(20, temperature=0.0, end_id=(1, stop))
+    run = generator._start_run([[9]], options)
+    generator._advance(run, 21, options)
+    assert run.position == where + 1  # the loop ends there, too
     # The tokenizer's own stop token is allowed, and ends a text.
     values = embeddings.numpy()
     values[tokenizer.end_id] = 100 * np.sign(model.get_layer("final_norm").scale.numpy())
