@@ -19,7 +19,10 @@ def get_config(arg: str = ""):
         "name": "llama_nano", "vocabulary_size": 8192, "sequence_length": 256, "num_layers": 0,
         "hidden_dim": 0, "num_heads": 0, "num_key_value_heads": 2, "intermediate_dim": 0,
         "depth": 4, "dropout": 0.0, "rotary_base": 10_000.0, "attention": "plain",
-        "tie_weights": True, "epsilon": 1e-5,
+        "tie_weights": True, "epsilon": 1e-5, "head_dim": 0, "rotary_scaling": "",
+        "query_key_value_bias": False, "query_key_norm": False, "query_scale": 1.0,
+        "activation": "swiglu", "post_norm": False, "scale_embeddings": False,
+        "local_rotary_base": 0.0,
     }  # fmt: skip
     config.task = {"name": "clm", "chunk": 512, "cross_documents": False}
     config.data.update(

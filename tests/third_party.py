@@ -31,6 +31,10 @@ def transformers(torch):
             "GPT2LMHeadModel",
             "LlamaForCausalLM",
             "LongformerForMaskedLM",
+            "MistralForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Gemma3ForCausalLM",
             "ReformerModelWithLMHead",
         ):
             assert hasattr(module, name)

@@ -270,6 +270,8 @@ def _translate(model, tokenizer, config, prompts: list[str]) -> list[dict]:
 
 def _warn_of_unknown_tokens(tokenizer, prompts: list[str]) -> None:
     """Warns of tokens in the prompts that are unknown to the tokenizer."""
+    if tokenizer.unknown_id is None:
+        return
     ids = (tokenizer.encode(prompt) for prompt in prompts)
     if count := sum(int((prompt_ids == tokenizer.unknown_id).sum()) for prompt_ids in ids):
         LOG.warning(

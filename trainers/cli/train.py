@@ -61,6 +61,11 @@ def command(argv) -> int:
     elif _TPU.value and "trainer.strategy" not in dict(overrides):
         overrides.append(("trainer.strategy", "tpu"))
     config = resolve(source, overrides)
+    if not config.model.name:  # only then, because it imports Keras
+        start_tensorflow()
+        from trainers.train.source_model import complete
+
+        config = complete(config)
     if _MODE.value == "eval":
         from trainers.cli.evaluate import evaluate
 

@@ -16,7 +16,7 @@ from keras import layers
 from trainers.compression.decomposition import CONVOLUTIONS
 from zoo import keras_internals
 from zoo.layers.low_rank import LowRank
-from zoo.layers.transformer import Attention, FeedForward, TransformerBlock
+from zoo.layers.transformer import GATED, Attention, FeedForward, TransformerBlock
 
 _PRODUCERS = (layers.Dense, layers.Embedding, layers.LSTM, *CONVOLUTIONS)
 _RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
@@ -245,7 +245,7 @@ def _inner_neurons(part: layers.Layer) -> Units:
         raise _NotRemovable("the feed-forward part is a mixture of experts")
     count = part.settings["intermediate_dim"]
     indices = np.arange(count)[:, None]
-    halves = 2 if part.activation == "swiglu" else 1
+    halves = 2 if part.activation in GATED else 1
     columns = indices + count * np.arange(halves)  # the gate, and the value that the gate scales
     return Units(part, count, _cuts(part.up, columns, 1) + _cuts(part.down, indices, 0))
 

@@ -32,7 +32,7 @@ def base() -> ml_collections.ConfigDict:
             "trainer": trainer.KEYS,
             **_OPTIONAL,
             # Weights to start from: a work directory, .keras file, folder of transformers, or
-            # keras_hub:PRESET
+            # keras_hub:PRESET. The first and the third also give the model if model.name is "".
             "init_from": "",
         }
     )

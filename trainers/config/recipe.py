@@ -205,7 +205,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_types(run("The recipe", config.to_dict))
     config = _all_sections(config)
     for section in ("model", "task"):
-        if not config[section].name:
+        # A section model without arguments is filled from init_from.
+        is_filled_later = section == "model" and len(config.model) == 1
+        if not config[section].name and not is_filled_later:
             raise UsageError(f"The recipe must set {section}.name.")
     data.check(config.data)
     optimizer.check(**config.optimizer)

@@ -27,17 +27,12 @@ _LINE_STYLES = ("-", "--", ":")
 _COLORS |= {f"run-{i}": f"#0103{i:02x}" for i in range(NUM_COLORS)}
 
 
-def line_plot(
-    lines: dict[str, dict[float, float]], name: str, x_label: str = "step",
-    logarithmic: bool = False,
-) -> str:  # fmt: skip
+def line_plot(lines: dict[str, dict[float, float]], name: str) -> str:
     """Draws values over steps.
 
     Args:
       lines: `training`, `validation` or both -> step -> value.
       name: name of the plot, unique in the page.
-      x_label: label of the x axis.
-      logarithmic: whether the x axis is logarithmic.
 
     Returns:
       SVG element, which all plot functions of this file return.
@@ -63,13 +58,21 @@ def _over_steps(lines: list[tuple[dict[float, float], str, float]], name: str) -
         marker = "o" if len(series) <= 30 else None
         style = {"linewidth": width, "marker": marker, "markersize": 2.2 * width, "color": color}
         axes.plot(list(series), list(series.values()), **style)
-    axes.set_xlabel(x_label)
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda place, _: f"{place:.0e}")
-    else:
-        axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(_matplotlib().ticker.MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    _grid(axes)
+    return _svg(figure, axes, name)
+
+
+def range_test(rates: list[float], losses: list[float], averages: list[float], name: str) -> str:
+    """Draws losses, and their averages, over learning rates on a logarithmic axis."""
+    figure, axes = _axes(6.4, 3.4)
+    axes.plot(rates, losses, linewidth=1.2, alpha=0.6, color=_COLORS["training"])
+    axes.plot(rates, averages, linewidth=2.0, color=_COLORS["validation"])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}")
+    axes.set_xlabel("learning rate")
     _grid(axes)
     return _svg(figure, axes, name)
 

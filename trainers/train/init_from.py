@@ -9,6 +9,7 @@ from trainers.config.base import section
 from trainers.optimization.muon import output_layers
 from trainers.run.workdir import read_config
 from zoo import keras_internals
+from zoo.data.text.published.folder import has_tokenizer, read_folder
 from zoo.errors import UsageError
 from zoo.layers.low_rank import LowRankEmbedding
 from zoo.models.architecture import added_by_compression, differences, is_adapter
@@ -40,14 +41,14 @@ def initialize(model: keras.Model, source: str, tokenizer=None, config=None) -> 
 
     Raises:
       UsageError: if there is no such source, its architecture differs, its kernels are integers, or
-        the model of a work directory has embeddings of another tokenizer.
+        its embeddings belong to another tokenizer.
       RunError: if the source cannot be read.
     """
     source = str(local(source))
     source_model = open_source(source)
     if has_head(model) and not has_head(source_model):
         model, source_model = text_trunk(model), text_trunk(source_model)
-    source_tokenizer = read_config(source).get("tokenizer") if _is_work_directory(source) else None
+    source_tokenizer = _tokenizer_fingerprint(source) if tokenizer is not None else None
     if tokenizer is not None and source_tokenizer not in (None, tokenizer.fingerprint):
         raise UsageError(
             f"init_from requires a model with the tokenizer of the data. Received: {source}, which "
@@ -165,5 +166,10 @@ def _outputs(model) -> list:
     return output_layers(model) if keras_internals.is_graph(model) else []
 
 
-def _is_work_directory(source: str) -> bool:
-    return Path(source).is_dir() and not is_transformers(source)
+def _tokenizer_fingerprint(source: str) -> str | None:
+    """Returns the fingerprint of the tokenizer of a work directory or of a folder, or None."""
+    if not Path(source).is_dir():
+        return None
+    if is_transformers(source):
+        return read_folder(source).fingerprint if has_tokenizer(source) else None
+    return read_config(source).get("tokenizer")

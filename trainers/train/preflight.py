@@ -33,6 +33,11 @@ def check_config(config, future_workdirs: Collection[Path] = ()) -> None:
     Raises:
       UsageError: for an unknown name, a wrong value or a missing path.
     """
+    if not config.model.name:
+        raise UsageError(
+            'The command requires model.name. Received: "", which only `zoo train` '
+            "with init_from supports."
+        )
     registry.entry(config.model.name)
     check_callbacks(config.trainer.callbacks)
     check_training(section(config, "compress"))

@@ -54,6 +54,7 @@ from trainers.train.hooks.stops import Stops
 from trainers.train.hooks.validation import Validation
 from trainers.train.init_from import initialize
 from trainers.train.padding import check_padding
+from trainers.train.source_model import complete
 from trainers.train.statistics import Statistics, statistics_batches
 from zoo import registry
 from zoo.data import pipeline
@@ -101,7 +102,7 @@ class Trainer:
         tpu_name: str = "local",
     ):
         check(config)
-        self.config = config
+        self.config = config = complete(config)
         self.source = source
         self.cluster, self.group = None, LocalGroup()
         self.checkpoints: Checkpoints | None = None

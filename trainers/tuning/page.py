@@ -11,11 +11,7 @@ from zoo.tasks.directions import better
 
 def write_rate_page(result: RateTest, path: Path, source: str) -> None:
     """Writes the page of a range test."""
-    drawing = figures.line_plot(
-        {"training": dict(zip(result.rates, result.losses, strict=True)),
-         "validation": dict(zip(result.rates, result.averages, strict=True))},
-        "range test", x_label="learning rate", logarithmic=True,
-    )  # fmt: skip
+    drawing = figures.range_test(result.rates, result.losses, result.averages, "range test")
     tiles = [
         ("suggested learning rate", f"{result.suggested:.2g}", "peak of the schedule"),
         ("steepest fall", f"{result.steepest:.2g}", "of the averaged loss"),

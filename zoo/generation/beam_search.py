@@ -17,7 +17,7 @@ def beam_search(
     first_tokens,
     max_tokens: int,
     beams: int,
-    end_id: int,
+    end_id: int | tuple[int, ...],
     length_penalty: float = 0.6,
     *,
     first: int = 0,
@@ -39,7 +39,7 @@ def beam_search(
       first_tokens: (B,) int32, tokens at position `first`; the texts start after them.
       max_tokens: maximum length of a text; a hypothesis of this length counts as finished.
       beams: number of beams K.
-      end_id: id of the token that ends a text.
+      end_id: id or ids of the tokens that end a text.
       length_penalty: exponent of the length penalty, which favors long texts; 0 for no penalty.
       first: position of `first_tokens`.
       forbidden: (V,) float32, added to the logits; None for zeros.
@@ -111,7 +111,7 @@ def _search(
         rows = beam + beams * tf.range(batch)[:, None]
         cache = reorder(cache, tf.reshape(rows, (-1,)), batch * beams, memory=False)
 
-        is_end = token == end_id
+        is_end = tf.reduce_any(token[:, :, None] == tf.reshape(end_id, (-1,)), axis=-1)
         is_finished = is_end & (candidate_scores > INVALID_SCORE / 2) & ~is_done[:, None]
         finished_scores = tf.where(is_finished, candidate_scores / penalty(step + 1), INVALID_SCORE)
         best_texts, best_scores = _best(

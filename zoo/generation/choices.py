@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zoo.data.text.special_tokens import START
 from zoo.errors import UsageError, check_name
 from zoo.lazy import ops
 from zoo.models.adapter import Adapter
@@ -49,7 +48,8 @@ def score_choices(
         raise UsageError(f"Choices require a decoder of text. Received: {model.name!r}.")
     if len(choices) < 2:
         raise UsageError(f"There must be at least two choices. Received: {len(choices)}.")
-    head = [START, *tokenizer.encode(prompt)]
+    special = tokenizer.special
+    head = [special.end if special.start is None else special.start, *tokenizer.encode(prompt)]
     tails = [list(tokenizer.encode(choice)) for choice in choices]
     if not all(tails):
         raise UsageError(f"Each choice must have a token. Received: {list(choices)!r}.")
@@ -61,9 +61,11 @@ def score_choices(
             f"{length}."
         )
     rows = np.zeros((len(tails), length), np.int32)
-    for row, tail in zip(rows, tails, strict=True):
+    segments = np.zeros_like(rows)
+    for row, segment, tail in zip(rows, segments, tails, strict=True):
         row[: len(head) + len(tail)] = head + tail
-    batch = {"tokens": rows[:, :-1], "segments": np.int32(rows[:, :-1] > 0)}
+        segment[: len(head) + len(tail)] = 1
+    batch = {"tokens": rows[:, :-1], "segments": segments[:, :-1]}
     logits = model({tensor.name: batch[tensor.name] for tensor in model.inputs})
     log_probabilities = ops.convert_to_numpy(ops.log_softmax(ops.cast(logits, "float32"), -1))
     sums = []

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from zoo.data.text.special_tokens import END, FIRST_WORD, START
+from zoo.data.text.special_tokens import SpecialIds
 from zoo.errors import UsageError
 from zoo.generation import sampling
 from zoo.generation.beam_search import beam_search
 from zoo.generation.decoding import decoding
-from zoo.generation.generate_options import Options
+from zoo.generation.generate_options import FROM_TOKENIZER, Options
 from zoo.layers.xla import compiles
 from zoo.models.adapter import Adapter
 
@@ -100,6 +100,7 @@ class Generator:
         attention_sinks=0, start=False, jit_compile=None,
     ):  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
+        self.special = SpecialIds() if tokenizer is None else tokenizer.special
         self.trained_length, self.start = trained_length, start
         self.jit_compile = compiles() if jit_compile is None else jit_compile
         self.decoding = decoding(model, attention_sinks or None)
@@ -124,8 +125,9 @@ class Generator:
                     f"The tokenizer does not match the model: it has {tokenizer.vocabulary_size} "
                     f"tokens, but the model supports {self.vocabulary_size}."
                 )
-            forbidden[:FIRST_WORD] = forbidden[tokenizer.vocabulary_size :] = _FORBIDDEN
-            forbidden[END] = 0
+            forbidden[list(self.special.control)] = _FORBIDDEN
+            forbidden[tokenizer.vocabulary_size :] = _FORBIDDEN
+            forbidden[list(self.special.stops)] = 0
         self._forbidden = tf.constant(forbidden)
         self._allowed = int((forbidden == 0).sum())
         # Not compiled by XLA, to keep this reference simple.
@@ -175,7 +177,8 @@ class Generator:
             raise UsageError(
                 "Generation from text requires a tokenizer. Without a tokenizer, call tokens()."
             )
-        return [START] * self.start + self.tokenizer.encode(prompt).tolist()
+        first = [self.special.start] if self.start and self.special.start is not None else []
+        return first + self.tokenizer.encode(prompt).tolist()
 
     def decode(self, ids, prompt: str) -> str:
         """Returns the text of tokens after a prompt, without an incomplete last character."""
@@ -195,7 +198,7 @@ class Generator:
         top_p: float = 1.0,
         beams: int = 1,
         seed: int = 0,
-        end_id: int | None = END,
+        end_id: int | tuple[int, ...] | None = FROM_TOKENIZER,
         use_cache: bool = True,
     ) -> list[np.ndarray]:
         """Continues prompts. The result for a prompt does not depend on the other prompts.
@@ -209,7 +212,8 @@ class Generator:
           beams: number of beams of a beam search, which uses no random numbers; 1 for sampling.
           seed: random seed; prompt b uses seed + b. The random number that selects a token depends
             only on this seed and the token's position.
-          end_id: id of the token that ends a text; None for no such token.
+          end_id: id or ids of the tokens that end a text; None for no such token. By default those
+            of the tokenizer, or <end>.
           use_cache: False computes all positions again for each token: the slow reference, which
             does not support `beams`.
 
@@ -230,11 +234,10 @@ class Generator:
         run = self._start_run(prompts, options)
         first = run.position + 1
         rows = self._advance(run, int(max(run.ends)), options)
+        end_ids = options.end_ids(self.tokenizer)
         continuations = []
         for row, start, stop in zip(rows, run.lengths, run.ends, strict=True):
-            continuations.append(
-                _before_end_token(row[start - first : stop - first], options.end_id)
-            )
+            continuations.append(_before_end_token(row[start - first : stop - first], end_ids))
             self._warn_about_length(start + len(continuations[-1]), stop, start + max_tokens)
         return continuations
 
@@ -244,6 +247,7 @@ class Generator:
             yield self._beam_search(prompt, options)
             return
         run = self._start_run([prompt], options)
+        end_ids = options.end_ids(self.tokenizer)
         num_yielded, stop, count = len(prompt), int(run.ends[0]), 1
         while num_yielded < stop:
             began, first = time.perf_counter(), run.position + 1
@@ -251,7 +255,7 @@ class Generator:
             rate = count / (time.perf_counter() - began)
             count = min(max(1, int(rate * SECONDS)), CHUNK)
             new = row[num_yielded - first :]
-            piece = _before_end_token(new, options.end_id)
+            piece = _before_end_token(new, end_ids)
             yield piece
             if len(piece) < len(new):
                 self._warn_about_length(num_yielded + len(piece), stop, stop)
@@ -284,7 +288,7 @@ class Generator:
             _LOG.warning(line)
 
     def _check_prompt(self, prompt) -> list[int]:
-        prompt = [int(token) for token in prompt] or [START]
+        prompt = [int(token) for token in prompt] or [self._first_token()]
         for token in prompt:
             if not 0 <= token < self.vocabulary_size:
                 raise UsageError(
@@ -297,6 +301,14 @@ class Generator:
                 f"positions. Received: {len(prompt)} tokens."
             )
         return prompt
+
+    def _first_token(self) -> int:
+        """Returns the token that starts a text without a prompt."""
+        special = self.special
+        first = special.end if special.start is None else special.start
+        if first is None:
+            raise UsageError("The tokenizer has no token to start a text with: give a prompt.")
+        return first
 
     def _check_options(self, options: "Options") -> "Options":
         if self.cache_length and (options.beams > 1 or not options.use_cache):
@@ -386,7 +398,7 @@ class Generator:
         settings = (
             run.lengths, run.uniforms, self._forbidden,
             *(np.float32(value) for value in (options.temperature, options.top_p)),
-            np.int32(options.end_id),
+            np.int32(options.end_ids(self.tokenizer)),
         )  # fmt: skip
         settings = [tf.convert_to_tensor(value) for value in settings]
         last = tf.constant(np.int32(stop - 1))
@@ -418,7 +430,7 @@ class Generator:
         """Returns a function that selects and writes the token after a position and its column."""
 
         def write_token(logits, tokens, position, column, is_done, settings):
-            lengths, numbers, forbidden, temperature, top_p, end_id = settings
+            lengths, numbers, forbidden, temperature, top_p, end_ids = settings
             batch, next_position, column = tokens.shape[0], position + 1, column + 1
             logits = logits + forbidden
             uniform = tf.slice(numbers, (0, column), (batch, 1))[:, 0]
@@ -433,7 +445,8 @@ class Generator:
             prompt_token = tf.slice(tokens, (0, column), (batch, 1))[:, 0]
             in_prompt = next_position < lengths
             next_token = tf.where(in_prompt, prompt_token, tf.where(is_done, 0, next_token))
-            is_done = is_done | (~in_prompt & (next_token == end_id))
+            is_end = tf.reduce_any(next_token[:, None] == end_ids, axis=1)
+            is_done = is_done | (~in_prompt & is_end)
             is_column = (tf.range(tokens.shape[1]) == column)[None]
             return tf.where(is_column, next_token[:, None], tokens), is_done
 
@@ -470,23 +483,24 @@ class Generator:
     def _beam_search(self, prompt, options: "Options"):
         """Returns the best continuation of a beam search."""
         stop = min(len(prompt) + options.max_tokens, self.sequence_length or 2**31 - 1)
+        end_ids = options.end_ids(self.tokenizer)
         cache = self.decoding.start(1, self._width(stop))
         if len(prompt) > 1:
             cache = self._prefill([prompt[:-1]], cache)
         tokens, _ = beam_search(
-            self.decoding, cache, prompt[-1:], stop - len(prompt), options.beams, options.end_id,
+            self.decoding, cache, prompt[-1:], stop - len(prompt), options.beams, end_ids,
             first=len(prompt) - 1, forbidden=self._forbidden, jit_compile=self.jit_compile,
         )  # fmt: skip
-        continuation = _before_end_token(tokens[0, 0].numpy(), options.end_id)
+        continuation = _before_end_token(tokens[0, 0].numpy(), end_ids)
         self._warn_about_length(
             len(prompt) + len(continuation), stop, len(prompt) + options.max_tokens
         )
         return continuation
 
 
-def _before_end_token(ids, end_id):
+def _before_end_token(ids, end_ids):
     """Returns the tokens before the first end token."""
-    end_positions = np.flatnonzero(ids == end_id)
+    end_positions = np.flatnonzero(np.isin(ids, end_ids))
     return ids[: end_positions[0]] if end_positions.size else ids
 
 

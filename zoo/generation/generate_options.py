@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from zoo.data.text.special_tokens import END
+from zoo.data.text.special_tokens import SpecialIds
 from zoo.errors import UsageError
 
 MIN_TEMPERATURE = 1e-6  # lower temperatures count as 0, since logits divided by them overflow
 MAX_TOKENS = 2**20  # maximum number of generated tokens
+FROM_TOKENIZER = -2  # value of `end_id`: the tokens that end a text of the tokenizer
 MAX_TEMPERATURE = 1e9  # higher temperatures could select forbidden tokens
 
 
@@ -24,7 +25,7 @@ class Options:
     top_p: float = 1.0
     beams: int = 1
     seed: int = 0
-    end_id: int | None = END
+    end_id: int | tuple[int, ...] | None = FROM_TOKENIZER
     use_cache: bool = True
 
     def __post_init__(self):
@@ -47,7 +48,15 @@ class Options:
             raise UsageError(
                 f"Beam search requires a cache. Received: use_cache=False with beams={self.beams}."
             )
-        self.end_id = -1 if self.end_id is None else self.end_id
+
+    def end_ids(self, tokenizer) -> tuple[int, ...]:
+        """Returns the ids of the tokens that end a text; (-1,) for none."""
+        if self.end_id == FROM_TOKENIZER:
+            special = SpecialIds() if tokenizer is None else tokenizer.special
+            return special.stops or (-1,)
+        if self.end_id is None:
+            return (-1,)
+        return self.end_id if isinstance(self.end_id, tuple) else (self.end_id,)
 
     def kind(self, allowed: int):
         """Returns the name of the function of `zoo.generation.sampling` to use, or k for `top_k`.

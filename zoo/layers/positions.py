@@ -3,6 +3,8 @@
 Axes: B batch, T positions, C hidden_dim, H heads, D head size.
 """
 
+import math
+
 import keras
 from keras import layers, ops
 
@@ -126,19 +128,53 @@ def _checked_length(x, first, limit: int):
     return length
 
 
-def rotate(x, positions, base=10_000.0):
+def parse_scaling(text: str) -> list[float]:
+    """Returns the numbers of a scaling of rotary positions such as "linear:4"; [] for "".
+
+    Raises:
+      ValueError: if there is no such scaling, or a number is missing or wrong.
+    """
+    kind, *numbers = text.split(":")
+    try:
+        values = [float(number) for number in numbers]
+    except ValueError:
+        values = []
+    is_known = len(values) == {"": 0, "linear": 1, "llama3": 4}.get(kind)
+    if not is_known or min(values, default=1.0) <= 0 or (values[1:] and values[1] >= values[2]):
+        raise ValueError(
+            'rotary_scaling must be "", linear:FACTOR or llama3:FACTOR:LOW:HIGH:LENGTH, with '
+            f"positive numbers and LOW < HIGH. Received: {text!r}."
+        )
+    return values
+
+
+def rotate(x, positions, base=10_000.0, scaling=""):
     """Applies rotary position embedding (Su et al. 2021, RoFormer, equation 34).
+
+    A scaling extends the context. "linear:F" divides all frequencies by F (Chen et al. 2023,
+    arXiv:2306.15595). "llama3:F:LOW:HIGH:N" divides those with fewer than LOW periods in the N
+    positions of the original context, keeps those with more than HIGH, and interpolates between
+    them (Llama 3.1, Grattafiori et al. 2024, and its published code).
 
     Args:
       x: (B, T, H, D), D even; dimension i is paired with i + D/2, as in Llama's published code.
       positions: (T,) or (B, T) integers.
       base: base of the wavelengths.
+      scaling: scaling of the frequencies; "" for none.
 
     Returns:
       (B, T, H, D) in the dtype of x; angles are float32.
     """
     size = x.shape[-1]
     frequencies = base ** (-ops.arange(0, size, 2, dtype="float32") / size)
+    factor, *bounds = parse_scaling(scaling) or [1.0]
+    if bounds:
+        low, high, length = bounds
+        periods = frequencies * (length / (2 * math.pi))
+        kept = ops.clip((periods - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (kept + (1.0 - kept) / factor)
+    elif factor != 1.0:
+        frequencies = frequencies / factor
     angles = ops.cast(positions, "float32")[..., None] * frequencies
     angles = angles[..., None, :]  # over heads
     cosine, sine = ops.cast(ops.cos(angles), x.dtype), ops.cast(ops.sin(angles), x.dtype)

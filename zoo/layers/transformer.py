@@ -16,9 +16,10 @@ from zoo.layers.attention_forms.sinks import attend_with_sinks
 from zoo.layers.composite import Composite
 from zoo.layers.dropout import Dropout
 from zoo.layers.low_rank import below, dense
-from zoo.layers.positions import rotate
+from zoo.layers.positions import parse_scaling, rotate
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "swiglu")
+GATED = ("swiglu", "geglu_tanh")  # their first half of the units is the gate of the second
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", *GATED)
 NORMS = ("layer", "rms")
 
 
@@ -48,7 +49,7 @@ class Attention(Composite):
     """Multi-head self-attention, or cross-attention to a memory, with projections.
 
     Args:
-      hidden_dim: C, a multiple of num_heads.
+      hidden_dim: C, a multiple of num_heads unless head_dim is set.
       num_heads: H.
       num_key_value_heads: G, a divisor of H; 0 for H.
       rotary_base: base of the rotary position embedding; 0 for none.
@@ -62,6 +63,15 @@ class Attention(Composite):
       max_global: largest number of global tokens per sequence, which have projections of their own;
         0 for none. Only the form "window" supports them, without `causal`.
       width: number of remaining key-value heads after pruning, with H / G queries each; 0 for G.
+      head_dim: D; 0 for C / H.
+      rotary_scaling: scaling of the rotary frequencies, see `zoo.layers.positions.rotate`; "" for
+        none.
+      query_key_value_bias: whether the projections to queries, keys and values have biases even if
+        the output projection has none.
+      query_key_norm: whether queries and keys are RMS-normalized per head before the rotation
+        (Henry et al. 2020, arXiv:2010.04245, with RMS normalization as in Qwen3).
+      epsilon: epsilon of this normalization.
+      query_scale: factor of the queries, and so of the scores, besides 1 / sqrt(D).
       ranks: ranks of low-rank projections by name; see `zoo.layers.low_rank`.
     """
 
@@ -80,6 +90,12 @@ class Attention(Composite):
         causal=False,
         max_global=0,
         width=0,
+        head_dim=0,
+        rotary_scaling="",
+        query_key_value_bias=False,
+        query_key_norm=False,
+        epsilon=1e-6,
+        query_scale=1.0,
         ranks=None,
         **kwargs,
     ):
@@ -91,16 +107,24 @@ class Attention(Composite):
                 "hidden_dim and num_heads must be positive. Received: "
                 f"hidden_dim={hidden_dim}, num_heads={num_heads}, num_key_value_heads={groups}."
             )
-        if hidden_dim % num_heads or num_heads % groups:
+        if (hidden_dim % num_heads and not head_dim) or num_heads % groups:
             raise ValueError(
                 "hidden_dim must be a multiple of num_heads, and num_heads of num_key_value_heads. "
                 f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}, "
                 f"num_key_value_heads={groups}."
             )
-        if rotary_base and hidden_dim // num_heads % 2:
+        if head_dim < 0:
+            raise ValueError(f"head_dim must not be negative. Received: {head_dim}.")
+        self.size = head_dim or hidden_dim // num_heads
+        if rotary_base and self.size % 2:
             raise ValueError(
-                "Rotary position embedding requires an even hidden_dim / num_heads. Received: "
-                f"hidden_dim={hidden_dim}, num_heads={num_heads}."
+                "Rotary position embedding requires an even hidden_dim / num_heads or head_dim. "
+                f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}, head_dim={head_dim}."
+            )
+        if parse_scaling(rotary_scaling) and not rotary_base:
+            raise ValueError(
+                "rotary_scaling requires rotary positions. Received: "
+                f"rotary_base={rotary_base}, rotary_scaling={rotary_scaling!r}."
             )
         if not 0 <= width <= groups:
             raise ValueError(f"width must be from 0 to {groups} heads. Received: {width}.")
@@ -117,24 +141,30 @@ class Attention(Composite):
             "num_key_value_heads": num_key_value_heads, "rotary_base": rotary_base,
             "use_bias": use_bias, "dropout": dropout, "initializer_range": initializer_range,
             "output_range": output_range, "memory": memory, "form": form, "causal": causal,
-            "max_global": max_global, "width": width,
+            "max_global": max_global, "width": width, "head_dim": head_dim,
+            "rotary_scaling": rotary_scaling, "query_key_value_bias": query_key_value_bias,
+            "query_key_norm": query_key_norm, "epsilon": epsilon, "query_scale": query_scale,
         }  # fmt: skip
-        if self.form.shares_query_key and (memory or groups != num_heads):
+        if self.form.shares_query_key and (memory or groups != num_heads or query_key_norm):
             raise ValueError(
                 f"The form {form!r} uses queries as keys, so it supports neither a memory nor "
-                f"num_key_value_heads. Received: memory={memory}, "
-                f"num_key_value_heads={num_key_value_heads}."
+                f"num_key_value_heads nor query_key_norm. Received: memory={memory}, "
+                f"num_key_value_heads={num_key_value_heads}, query_key_norm={query_key_norm}."
             )
-        self.size, self.groups = hidden_dim // num_heads, width or groups
+        self.groups = width or groups
         self.heads = self.groups * (num_heads // groups)
-        self.rotary_base, self.memory = rotary_base, memory
+        self.rotary_base, self.rotary_scaling = rotary_base, rotary_scaling
+        self.memory, self.query_scale = memory, query_scale
         wide, narrow = self.heads * self.size, 2 * self.groups * self.size
 
-        def projection(units, name, deviation=initializer_range):
+        def projection(units, name, deviation=initializer_range, has_bias=use_bias):
             return dense(
-                units, name, self.ranks, use_bias=use_bias, kernel_initializer=_normal(deviation),
+                units, name, self.ranks, use_bias=has_bias, kernel_initializer=_normal(deviation),
                 dtype=self.dtype_policy,
             )  # fmt: skip
+
+        def input_projection(units, name):
+            return projection(units, name, has_bias=use_bias or query_key_value_bias)
 
         if self.form.shares_query_key:
             narrow = self.groups * self.size  # values alone
@@ -143,14 +173,20 @@ class Attention(Composite):
         else:
             self.hash_seeds = None
         if memory:
-            self.query = projection(wide, "query")
-            self.key_value = projection(narrow, "key_value")
+            self.query = input_projection(wide, "query")
+            self.key_value = input_projection(narrow, "key_value")
         else:
-            self.query_key_value = projection(wide + narrow, "query_key_value")
+            self.query_key_value = input_projection(wide + narrow, "query_key_value")
         self.global_query_key_value = None
         if max_global:
-            self.global_query_key_value = projection(wide + narrow, "global_query_key_value")
+            self.global_query_key_value = input_projection(wide + narrow, "global_query_key_value")
         self.output_projection = projection(hidden_dim, "output", output_range or initializer_range)
+        self.query_norm = self.key_norm = None
+        if query_key_norm:
+            self.query_norm, self.key_norm = (
+                normalization("rms", epsilon, name, self.dtype_policy)
+                for name in ("query_norm", "key_norm")
+            )
         self.dropout = _dropout(dropout, self.dtype_policy)
 
     def build(self, shape):
@@ -162,6 +198,9 @@ class Attention(Composite):
         if self.global_query_key_value is not None:
             self.global_query_key_value.build(shape)
         self.output_projection.build((*shape[:-1], self.heads * self.size))
+        if self.query_norm is not None:
+            self.query_norm.build((*shape[:-1], self.heads, self.size))
+            self.key_norm.build((*shape[:-1], self.groups, self.size))
 
     def call(self, x, attention_mask=None, memory=None, global_mask=None, training=None):
         """Computes attention of x (B, T, C), to a memory (B, S, C) if given.
@@ -249,22 +288,35 @@ class Attention(Composite):
         else:
             parts = ops.reshape(projection(x), (batch, length, heads + 2 * groups, size))
             query, key, value = ops.split(parts, (heads, heads + groups), axis=2)
+        query, key = self._normalize_query(query), self._normalize_key(key)
         if self.rotary_base and first is not None:
             positions = first + ops.arange(length)
-            query = rotate(query, positions, self.rotary_base)
-            key = rotate(key, positions, self.rotary_base)
+            query, key = self.rotate(query, positions), self.rotate(key, positions)
         return query, key, value
+
+    def rotate(self, x, positions):
+        """Rotates queries or keys (B, T, H, D) at positions (T,) or (B, T)."""
+        return rotate(x, positions, self.rotary_base, self.rotary_scaling)
+
+    def _normalize_query(self, query):
+        query = query if self.query_norm is None else self.query_norm(query)
+        return query if self.query_scale == 1.0 else query * ops.cast(self.query_scale, query.dtype)
+
+    def _normalize_key(self, key):
+        return key if self.key_norm is None else self.key_norm(key)
 
     def project_query(self, x):
         """Returns the query (B, T, H, D) of cross-attention."""
         batch, length, _ = ops.shape(x)
-        return ops.reshape(self.query(x), (batch, length, self.heads, self.size))
+        query = ops.reshape(self.query(x), (batch, length, self.heads, self.size))
+        return self._normalize_query(query)
 
     def project_memory(self, memory):
         """Returns key and value (B, S, G, D) of a memory (B, S, C)."""
         batch, length, _ = ops.shape(memory)
         key_value = ops.reshape(self.key_value(memory), (batch, length, 2 * self.groups, self.size))
-        return tuple(ops.split(key_value, 2, axis=2))
+        key, value = ops.split(key_value, 2, axis=2)
+        return self._normalize_key(key), value
 
     def combine(self, out):
         """Applies the output projection to (B, T, H, D); returns (B, T, C)."""
@@ -287,10 +339,11 @@ def check_activation(activation: str) -> None:
 
 
 def activate(x, activation: str):
-    """Applies an activation to (..., F), or to gate and value (..., 2 F) for "swiglu"."""
-    if activation == "swiglu":
+    """Applies an activation to (..., F), or to gate and value (..., 2 F) for those of `GATED`."""
+    if activation in GATED:
         gate, x = ops.split(x, 2, axis=-1)
-        return ops.silu(gate) * x
+        gate = ops.silu(gate) if activation == "swiglu" else ops.gelu(gate, approximate=True)
+        return gate * x
     if activation == "relu":
         return ops.relu(x)
     return ops.gelu(x, approximate=activation == "gelu_tanh")
@@ -298,7 +351,7 @@ def activate(x, activation: str):
 
 @keras.saving.register_keras_serializable("zoo")
 class FeedForward(Composite):
-    """Two dense layers with an activation, or SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """Two dense layers with an activation, or SwiGLU or GEGLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(
         self,
@@ -320,7 +373,7 @@ class FeedForward(Composite):
             "initializer_range": initializer_range, "output_range": output_range,
         }  # fmt: skip
         self.activation = activation
-        gated = activation == "swiglu"
+        gated = activation in GATED
         self.up = dense(
             intermediate_dim * (2 if gated else 1), "gate_up" if gated else "up", self.ranks,
             use_bias=use_bias, kernel_initializer=_normal(initializer_range),
@@ -361,6 +414,13 @@ class TransformerBlock(Composite):
       norm: "layer" or "rms".
       activation: one of `ACTIVATIONS`.
       rotary_base: see `Attention`.
+      head_dim: see `Attention`.
+      rotary_scaling: see `Attention`.
+      query_key_value_bias: see `Attention`.
+      query_key_norm: see `Attention`.
+      query_scale: see `Attention`.
+      post_norm: whether the output of each part is normalized before it is added to the residual,
+        besides the normalization of `norm_first` (Gemma 2, arXiv:2408.00118).
       attention: form of self-attention, such as "window:256"; see `zoo.layers.attention`.
       causal: whether self-attention masks later positions; see `Attention`.
       max_global: largest number of global tokens per sequence; see `Attention`.
@@ -394,6 +454,12 @@ class TransformerBlock(Composite):
         epsilon=1e-5,
         initializer_range=0.02,
         output_range=0.0,
+        head_dim=0,
+        rotary_scaling="",
+        query_key_value_bias=False,
+        query_key_norm=False,
+        query_scale=1.0,
+        post_norm=False,
         widths=None,
         ranks=None,
         **kwargs,
@@ -407,7 +473,15 @@ class TransformerBlock(Composite):
             "attention": attention, "causal": causal, "max_global": max_global,
             "use_bias": use_bias, "dropout": dropout, "epsilon": epsilon,
             "initializer_range": initializer_range, "output_range": output_range,
+            "head_dim": head_dim, "rotary_scaling": rotary_scaling,
+            "query_key_value_bias": query_key_value_bias, "query_key_norm": query_key_norm,
+            "query_scale": query_scale, "post_norm": post_norm,
         }  # fmt: skip
+        if post_norm and (cross or not norm_first):
+            raise ValueError(
+                "post_norm requires norm_first and no cross-attention. Received: "
+                f"norm_first={norm_first}, cross={cross}."
+            )
         self.norm_first = norm_first
         common_arguments = {
             "use_bias": use_bias,
@@ -417,12 +491,14 @@ class TransformerBlock(Composite):
         }
         heads = {
             "hidden_dim": hidden_dim, "num_heads": num_heads, "dropout": dropout,
-            "num_key_value_heads": num_key_value_heads, **common_arguments,
+            "num_key_value_heads": num_key_value_heads, "head_dim": head_dim,
+            "query_key_value_bias": query_key_value_bias, "query_key_norm": query_key_norm,
+            "epsilon": epsilon, **common_arguments,
         }  # fmt: skip
         self.attention = Attention(
-            rotary_base=rotary_base, form=attention, causal=causal, max_global=max_global,
-            name="attention", width=self.widths.get("attention", 0),
-            ranks=below(ranks, "attention"), **heads,
+            rotary_base=rotary_base, rotary_scaling=rotary_scaling, form=attention, causal=causal,
+            max_global=max_global, query_scale=query_scale, name="attention",
+            width=self.widths.get("attention", 0), ranks=below(ranks, "attention"), **heads,
         )  # fmt: skip
         self.attention_norm = normalization(norm, epsilon, "attention_norm", self.dtype_policy)
         if cross:
@@ -440,6 +516,12 @@ class TransformerBlock(Composite):
         self.feed_forward_norm = normalization(
             norm, epsilon, "feed_forward_norm", self.dtype_policy
         )
+        self.attention_post_norm = self.feed_forward_post_norm = None
+        if post_norm:
+            self.attention_post_norm, self.feed_forward_post_norm = (
+                normalization(norm, epsilon, name, self.dtype_policy)
+                for name in ("attention_post_norm", "feed_forward_post_norm")
+            )
         self.dropout = _dropout(dropout, self.dtype_policy)
 
     def make_feed_forward(self, hidden_dim, intermediate_dim, activation, **arguments):
@@ -452,6 +534,8 @@ class TransformerBlock(Composite):
         parts = [self.attention, self.attention_norm, self.feed_forward, self.feed_forward_norm]
         if self.cross_attention is not None:
             parts += [self.cross_attention, self.cross_norm]
+        if self.attention_post_norm is not None:
+            parts += [self.attention_post_norm, self.feed_forward_post_norm]
         for part in parts:
             part.build(shape)
 
@@ -502,6 +586,9 @@ class TransformerBlock(Composite):
 
     def _part(self, x, part, norm, training=False):
         out = part(norm(x) if self.norm_first else x)
+        if self.attention_post_norm is not None:
+            is_attention = norm is self.attention_norm
+            out = (self.attention_post_norm if is_attention else self.feed_forward_post_norm)(out)
         if self.dropout is not None:
             out = self.dropout(out, training=training)
         return x + out if self.norm_first else norm(x + out)
@@ -551,7 +638,7 @@ class TransformerBlock(Composite):
                 out, cache = attend_cached(layer.form, *parts, cache, first)
             else:
                 out, cache = attend_with_sinks(
-                    layer.form, *parts, cache, first, sinks, layer.rotary_base
+                    layer.form, *parts, cache, first, sinks, layer.rotate
                 )
             return layer.combine(out)
 

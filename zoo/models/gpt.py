@@ -6,13 +6,27 @@ The converters of published checkpoints depend on the layer names `embedding`, `
 """
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from zoo.layers.attention import attention_masks, layer_forms
 from zoo.layers.dropout import Dropout
 from zoo.layers.experts.block import ExpertBlock
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.transformer import TransformerBlock, normalization
+
+
+@keras.saving.register_keras_serializable("zoo")
+class ScaledEmbedding(layers.ReversibleEmbedding):
+    """Embedding whose vectors are multiplied by sqrt(C); the reverse is not (Gemma).
+
+    The embedding stays small, as a projection onto the vocabulary needs, and its output has the
+    size of a normalized vector (Vaswani et al. 2017, arXiv:1706.03762, section 3.4).
+    """
+
+    def call(self, inputs, reverse=False):
+        """Embeds tokens (B, T), or projects vectors (B, T, C) onto the vocabulary."""
+        x = super().call(inputs, reverse=reverse)
+        return x if reverse else x * ops.cast(self.output_dim**0.5, x.dtype)
 
 
 def build(
@@ -94,6 +108,8 @@ def decoder(
     tie_weights: bool,
     name: str,
     make_block: type[TransformerBlock] = TransformerBlock,
+    scale_embeddings: bool = False,
+    local_rotary_base: float = 0.0,
     **block,
 ) -> keras.Model:
     """Builds a GPT-2, a Llama or a mixture of experts.
@@ -101,12 +117,16 @@ def decoder(
     `block` holds arguments of `make_block`, which is `TransformerBlock` or `ExpertBlock`; the
     latter also takes the segments and returns its output first.
 
+    Blocks with a window of attention have unscaled rotary positions of `local_rotary_base`; 0 for
+    those of all blocks. `scale_embeddings` is whether the embeddings of tokens are multiplied by
+    sqrt(hidden_dim) before the first block.
+
     Kernels are initialized from a normal distribution with standard deviation 0.02, or
     0.02 / sqrt(2 * num_layers) for output projections (Radford et al. 2019, section 2.3).
     """
     tokens = keras.Input((None,), dtype="int32", name="tokens")
     segments = keras.Input((None,), dtype="int32", name="segments")
-    embedding = layers.ReversibleEmbedding(
+    embedding = (ScaledEmbedding if scale_embeddings else layers.ReversibleEmbedding)(
         vocabulary_size,
         block["hidden_dim"],
         tie_weights=tie_weights,
@@ -123,8 +143,15 @@ def decoder(
     masks = attention_masks(forms, segments, causal=True, layer_name="mask")
     for i, (form, mask) in enumerate(zip(forms, masks, strict=True)):
         output_range = 0.02 * (2 * num_layers) ** -0.5
+        local = {}
+        if local_rotary_base and form.startswith("window:"):
+            local = {"rotary_base": local_rotary_base, "rotary_scaling": ""}
         block_layer = make_block(
-            **block, attention=form, causal=True, output_range=output_range, name=f"block_{i}"
+            **{**block, **local},
+            attention=form,
+            causal=True,
+            output_range=output_range,
+            name=f"block_{i}",
         )
         if isinstance(block_layer, ExpertBlock):
             x, _ = block_layer(x, mask, segments)

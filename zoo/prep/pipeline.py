@@ -327,7 +327,7 @@ def _tokenizer(data: Mapping, prep: Mapping, out: Path, count: int):
             data["tokenizer"], texts(), data["vocabulary_size"], data["normalization"]
         )
     else:
-        tokenizer = tokenizer_of(None, data)
+        tokenizer = tokenizer_of(None, data, published=True)
     tokenizer.save(path)
     return tokenizer
 

@@ -6,7 +6,7 @@ from zoo.errors import UsageError
 from zoo.storage.disk import read_json
 
 # Model types of `zoo.models.convert.published.FAMILIES`.
-CONVERTED = ("gpt2", "llama", "longformer")
+CONVERTED = ("gpt2", "gemma3_text", "llama", "longformer", "mistral", "qwen2", "qwen3")
 
 
 def is_transformers(folder: str | Path) -> bool:

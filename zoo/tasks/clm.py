@@ -36,6 +36,7 @@ class CausalLanguageModeling(TextTask):
     statistics = ("accuracy", "bits_per_byte")
     unit = "tokens"
     sample_kind = "text"
+    takes_published = True
 
     def __init__(self, chunk: int = 0, cross_documents: bool = False):
         if chunk < 0:
@@ -52,7 +53,7 @@ class CausalLanguageModeling(TextTask):
         """Returns inputs, targets, loss weights "counts" and "bytes" per target, all (B, T)."""
         import tensorflow as tf
 
-        tokens, segments = documents(batch, self.cross_documents)
+        tokens, segments = documents(batch, self.cross_documents, self.tokenizer)
         targets = tokens[:, 1:]
         counts = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         if "is_target" in batch:

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from zoo import registry
-from zoo.data.text.special_tokens import FIRST_WORD, PADDING, START
+from zoo.data.text.special_tokens import FIRST_WORD, PADDING, SpecialIds
+from zoo.data.text.tokenizers import ONLY_CLM, PUBLISHED
 from zoo.errors import UsageError
 from zoo.models.inputs import sequence_length
 from zoo.tasks.base import Task
@@ -19,9 +20,12 @@ class TextTask(Task):
       positions: the recipe's `model.sequence_length`, or None.
       targets: number of tokens of a stored row that are targets but not inputs.
       nll: name of the metric with the mean cross-entropy per token.
+      takes_published: whether the task supports tokenizers of published models, which may lack
+        special tokens, or have other ids for them.
     """
 
     targets = 0
+    takes_published = False
     nll = "loss"
 
     def complete(self, arguments, dataset):
@@ -33,14 +37,20 @@ class TextTask(Task):
     def bind(self, model, dataset=None, arguments=None):
         """Reads the tokenizer and the number of positions."""
         self.tokenizer = None if dataset is None else dataset.tokenizer
+        self._check_tokenizer(self.tokenizer)
         self.positions = (arguments or {}).get("sequence_length")
         return self
 
     def check_arguments(self, arguments, dataset) -> None:
         """Checks vocabulary size and sequence length against the data."""
+        self._check_tokenizer(dataset.tokenizer)
         self.check_sizes(
             arguments.get("vocabulary_size"), dataset, arguments.get("sequence_length")
         )
+
+    def _check_tokenizer(self, tokenizer) -> None:
+        if getattr(tokenizer, "kind", None) == PUBLISHED and not self.takes_published:
+            raise UsageError(ONLY_CLM)
 
     def check_sizes(self, vocabulary: int | None, dataset, *limits: int | None) -> None:
         """Raises `UsageError` if the data exceed the vocabulary or a limit of positions."""
@@ -70,13 +80,15 @@ class TextTask(Task):
         return {"tokens": tokens.astype("int32"), "segments": segments.astype("uint8")}
 
 
-def documents(batch, cross_documents: bool):
+def documents(batch, cross_documents: bool, tokenizer=None):
     """Returns stored tokens and the document number of each token; runs inside tf.data.
 
     Args:
       batch: "tokens" (B, T) integers, -1 or segment 0 for padding, and optionally "segments" of
-        the same shape. Without "segments", a document begins at each <start>.
+        the same shape. Without "segments", a document begins at each <start>, or after each end
+        token if the tokenizer has no <start>.
       cross_documents: whether to treat all documents of a row as one.
+      tokenizer: tokenizer of the tokens; None for the special tokens of the zoo.
 
     Returns:
       `(tokens, segments)`, both (B, T) int32, segment 0 for padding.
@@ -87,7 +99,13 @@ def documents(batch, cross_documents: bool):
     if "segments" in batch:
         segments = tf.cast(batch["segments"], tf.int32)
     else:
-        segments = 1 + tf.cumsum(tf.cast(tokens == START, tf.int32), axis=1)
+        ids = SpecialIds() if tokenizer is None else tokenizer.special
+        if ids.start is not None:
+            begins = tf.cast(tokens == ids.start, tf.int32)
+        else:
+            begins = tf.cast(tokens == (-1 if ids.end is None else ids.end), tf.int32)
+            begins = tf.pad(begins[:, :-1], ((0, 0), (1, 0)))
+        segments = 1 + tf.cumsum(begins, axis=1)
         segments = tf.where(tokens < 0, 0, segments)
     if cross_documents:
         segments = tf.minimum(segments, 1)

@@ -9,6 +9,7 @@ from zoo.data.datasets import Dataset
 from zoo.data.pixels import PIXELS, pixel_rows
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
+from zoo.data.text.published.folder import has_tokenizer, read_folder
 from zoo.data.text.synthetic import SYNTHETIC, synthetic_rows
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
@@ -16,6 +17,7 @@ from zoo.progress import progress
 from zoo.storage.disk import json_digest, read_json, read_object, write_json
 from zoo.storage.paths import cache_dir
 from zoo.storage.records import RecordWriter, open_records
+from zoo.storage.transformers_files import is_transformers
 
 FORMAT = 2
 PREPARED_FORMAT = 1  # of prepared.json
@@ -42,15 +44,14 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
         return from_prepared(data)
     check(data, PACKINGS)
     if data["source"].startswith(SYNTHETIC):
-        file = _tokenizer_file(data)
-        return synthetic_rows(data, tokenizers.load(file) if file else None)
+        return synthetic_rows(data, _own_tokenizer(data))
     return token_rows(data, data["sequence_length"])
 
 
 def token_rows(data: Mapping, length: int) -> Dataset:
     """Returns rows of `length + 1` tokens; see `language_modeling`."""
     corpus = corpus_of(data)
-    tokenizer = tokenizer_of(corpus, data)
+    tokenizer = tokenizer_of(corpus, data, published=True)  # other tasks refuse it in `bind`
     is_best_fit = data["packing"] == "best_fit"
     settings = {"packing": data["packing"], "length": length + 1 if is_best_fit else 0}
     kind = token_type(tokenizer)
@@ -108,8 +109,8 @@ def from_prepared(data: Mapping) -> Dataset:
                 f"data.{key} must be {plan[key]}, as prepared in {folder}. Received: {data[key]}. "
                 f"Set data.{key}={plan[key]}, or prepare the data with this recipe."
             )
-    if file := _tokenizer_file(data):
-        is_same_tokenizer = tokenizers.load(file).fingerprint == tokenizer.fingerprint
+    if own := _own_tokenizer(data):
+        is_same_tokenizer = own.fingerprint == tokenizer.fingerprint
     else:
         is_same_tokenizer = data["tokenizer"] in ("", tokenizer.kind)
     if not is_same_tokenizer:
@@ -166,8 +167,9 @@ def check(data: Mapping, packings: Iterable[str] = ()) -> None:
     """Checks the keys of the section `data` for a task on text; raises `UsageError`."""
     if data["tokenizer"] not in tokenizers.KINDS and not _tokenizer_file(data):
         raise UsageError(
-            f"data.tokenizer must be one of {', '.join(tokenizers.KINDS)}, or a work directory or "
-            f"tokenizer.json. Received: {data['tokenizer']!r}."
+            f"data.tokenizer must be one of {', '.join(tokenizers.KINDS)}, or a work directory, a "
+            "folder of transformers with a tokenizer, or a tokenizer.json of the zoo. Received: "
+            f"{data['tokenizer']!r}."
         )
     _check_length(data)
     if packings and data["packing"] not in packings:
@@ -176,7 +178,9 @@ def check(data: Mapping, packings: Iterable[str] = ()) -> None:
         )
 
 
-def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | None = None):
+def tokenizer_of(
+    corpus, data: Mapping, texts: Callable[[], Iterable[str]] | None = None, published: bool = False
+):
     """Loads a tokenizer from its file or from the cache, or trains it on the training split.
 
     Args:
@@ -184,9 +188,15 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
       data: section `data` of the recipe: tokenizer (a kind or a path), vocabulary_size,
         normalization.
       texts: returns the text to train on; by default the documents of the training split.
+      published: whether the rows need no special tokens that a published tokenizer may lack.
+
+    Raises:
+      UsageError: if there is nothing to train on, or a published tokenizer is not supported.
     """
-    if file := _tokenizer_file(data):
-        return tokenizers.load(file)
+    if own := _own_tokenizer(data):
+        if own.kind == tokenizers.PUBLISHED and not published:
+            raise UsageError(tokenizers.ONLY_CLM)
+        return own
     key = _digest(
         corpus.fingerprint, data["tokenizer"], data["vocabulary_size"], data["normalization"]
     )
@@ -208,12 +218,22 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
 
 
 def _tokenizer_file(data: Mapping) -> Path | None:
-    """Returns the path of the tokenizer file in `data.tokenizer`, or None."""
+    """Returns the file or the folder of transformers with the tokenizer of `data`, or None."""
     if data["tokenizer"] in ("", *tokenizers.KINDS):
         return None
     path = Path(data["tokenizer"]).expanduser()
+    if path.is_dir() and is_transformers(path):
+        return path if has_tokenizer(path) else None
     path = path / "tokenizer.json" if path.is_dir() else path
     return path if path.is_file() else None
+
+
+def _own_tokenizer(data: Mapping):
+    """Returns the tokenizer that `data.tokenizer` names by its path, or None."""
+    path = _tokenizer_file(data)
+    if path is None:
+        return None
+    return read_folder(path) if path.is_dir() else tokenizers.load(path)
 
 
 def cached_records(

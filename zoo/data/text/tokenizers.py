@@ -21,6 +21,9 @@ Long text is cut into pieces of at most `PIECE_LENGTH` characters, before the la
 line that follows another character. A token of every kind ends there, so the ids are those of the
 whole text (for "sentencepiece" up to rounding of log-probabilities). Text without such a place is
 cut after `PIECE_LENGTH` characters; kinds that keep white space stay lossless.
+
+Tokenizers of published models (`zoo.data.text.published`) have the kind "published". They are not
+trained here, and encode a text as a whole.
 """
 
 import json
@@ -36,7 +39,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.text.special_tokens import SPECIAL, UNKNOWN
+from zoo.data.text.published.vocabularies import vocabulary as published_vocabulary
+from zoo.data.text.special_tokens import SPECIAL
 from zoo.data.text.vocabularies import (
     NO_TEXT,
     BytePairs,
@@ -61,6 +65,12 @@ _KINDS = {
     "sentencepiece": SentencePieces,
 }
 KINDS = tuple(_KINDS)
+PUBLISHED = "published"  # the kind of the tokenizers of `zoo.data.text.published.folder`
+ONLY_CLM = (
+    "Only task.name=clm supports the tokenizer of a published model. Set data.tokenizer to one of "
+    f"{', '.join(KINDS)}."
+)
+_VOCABULARIES = {**_KINDS, PUBLISHED: published_vocabulary}
 
 # Arabic yeh, alef maksura and kaf, which occur in Persian text of some keyboards and code pages.
 _PERSIAN = {"\u064a": "\u06cc", "\u0649": "\u06cc", "\u0643": "\u06a9"}
@@ -192,8 +202,11 @@ class Tokenizer:
     """An immutable tokenizer, created by `train` or `load`.
 
     Attributes:
-      kind: one of KINDS.
+      kind: one of KINDS, or PUBLISHED.
       vocabulary_size: V, SPECIAL included.
+      pad_id, unknown_id, start_id, end_id, separator_id, mask_id: ids of special tokens; None for
+        a token that a published tokenizer lacks.
+      special: these ids and more, see `zoo.data.text.special_tokens.SpecialIds`.
       normalization: normalization of text in `encode`; see `normalize`.
       fingerprint: hex sha256 of everything that determines the ids.
       trained_on: {"documents": …, "bytes": …}, counts of the normalized training text.
@@ -204,14 +217,15 @@ class Tokenizer:
         of whole words. True for SPECIAL.
     """
 
-    pad_id, unknown_id, start_id, end_id, separator_id, mask_id = range(len(SPECIAL))
-
     def __init__(self, kind: str, normalization: str, payload, trained_on: Mapping):
         self.kind, self.normalization = kind, normalization
         self.trained_on = dict(trained_on)
-        self._vocabulary = _KINDS[kind](payload)
-        if tuple(self._vocabulary.names[: len(SPECIAL)]) != SPECIAL:
+        self._vocabulary = _VOCABULARIES[kind](payload)
+        if kind != PUBLISHED and tuple(self._vocabulary.names[: len(SPECIAL)]) != SPECIAL:
             raise ValueError(f"the first tokens are not {', '.join(SPECIAL)}")
+        self.special = ids = self._vocabulary.special
+        self.pad_id, self.unknown_id, self.start_id = ids.pad, ids.unknown, ids.start
+        self.end_id, self.separator_id, self.mask_id = ids.end, ids.separator, ids.mask
         self.vocabulary_size = len(self._vocabulary.names)
         self.token_bytes = np.array([len(b) for b in self._vocabulary.spellings], np.int32)
         self.starts_word = self._vocabulary.starts_word
@@ -246,8 +260,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids (n,) int32 of a text, without special tokens."""
-        pieces = list(cut(normalize(text, self.normalization)))
+        pieces = self._pieces(normalize(text, self.normalization))
         return np.concatenate(self._vocabulary.encode(pieces))
+
+    def _pieces(self, text: str) -> list[str]:
+        return list(cut(text)) if self._vocabulary.cuts else [text]
 
     def encode_normalized(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Encodes normalized text, and returns the place of each token in it.
@@ -298,7 +315,7 @@ class Tokenizer:
         """Yields lists of (piece, whether it is the last one of its document)."""
         job, characters = [], 0
         for document in documents:
-            pieces = list(cut(normalize(document, self.normalization)))
+            pieces = self._pieces(normalize(document, self.normalization))
             for number, piece in enumerate(pieces, 1):
                 job.append((piece, number == len(pieces)))
                 characters += len(piece) + 1  # an empty piece takes time, too
@@ -324,7 +341,9 @@ class Tokenizer:
         """
         ids, spellings = self._validated_ids(ids), self._vocabulary.spellings
         if not skip_special:
-            spellings = [name.encode() for name in SPECIAL] + spellings[len(SPECIAL) :]
+            spellings, names = list(spellings), self._vocabulary.names
+            for i in self.special.control:
+                spellings[i] = names[i].encode()
         text = b"".join([spellings[i] for i in ids]).decode("utf-8", "replace")
         return self._vocabulary.tidy(text)
 
@@ -438,7 +457,8 @@ def report(tokenizer: Tokenizer, documents: Iterable[str]) -> dict:
 
     for ids in tokenizer.encode_documents(count_documents()):
         tokens += len(ids)
-        unknown += int(np.count_nonzero(ids == UNKNOWN))
+        if tokenizer.unknown_id is not None:
+            unknown += int(np.count_nonzero(ids == tokenizer.unknown_id))
     if not tokens:
         raise RunError("There is no text to measure the tokenizer on.")
     return {

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zoo.data.text.special_tokens import SPECIAL, UNKNOWN
+from zoo.data.text.special_tokens import SPECIAL, UNKNOWN, SpecialIds
 from zoo.errors import RunError, UsageError, short
 
 # Ids of kinds with bytes: SPECIAL, then the 256 bytes.
@@ -38,9 +38,13 @@ class Vocabulary:
         white space, they begin with the space that `decode` inserts.
       starts_word: (V,) bool. In kinds that keep spaces, a word begins with the space before it.
       threads: whether `encode` releases the GIL.
+      cuts: whether a long text may be cut into pieces, see `zoo.data.text.tokenizers`.
+      special: ids of the special tokens.
     """
 
     threads = False
+    cuts = True
+    special = SpecialIds()
     payload: object
     names: list[str]
     spellings: list[bytes]
@@ -147,7 +151,7 @@ _PARALLELISM = "TOKENIZERS_PARALLELISM"
 _PARALLELISM_IS_OURS = _PARALLELISM not in os.environ
 
 
-def _library():
+def tokenizers_library():
     """Imports the library tokenizers, without its own threads unless the user enabled them.
 
     The zoo's own threads encode with every kind of tokenizer. If the library had used its threads,
@@ -179,14 +183,17 @@ class _Library(Vocabulary):
     def __init__(self, payload):
         self.payload = payload
         # Other components of the library can abort the process on some values.
-        parts, default = json.loads(payload), _library().Tokenizer(_library().models.BPE())
+        parts, default = (
+            json.loads(payload),
+            tokenizers_library().Tokenizer(tokenizers_library().models.BPE()),
+        )
         default.pre_tokenizer = self.pre_tokenizer()
         default = json.loads(default.to_str())
         if any(
             parts[name] != default[name] for name in default if name not in ("version", "model")
         ):
             raise ValueError("its components do not match the kind of tokenizer")
-        self._model = _library().Tokenizer.from_str(payload)
+        self._model = tokenizers_library().Tokenizer.from_str(payload)
         ids = self._model.get_vocab()
         self.names = sorted(ids, key=ids.get)
         if [ids[name] for name in self.names] != list(range(len(ids))):
@@ -204,7 +211,7 @@ class _Library(Vocabulary):
 
 
 def _train_by_library(model, pre_tokenizer, trainer, pieces) -> str:
-    tokenizer = _library().Tokenizer(model)
+    tokenizer = tokenizers_library().Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer
     with _all_cores():
         tokenizer.train_from_iterator(pieces, trainer)
@@ -223,12 +230,12 @@ class BytePairs(_Library):
 
     @classmethod
     def pre_tokenizer(cls):
-        return _library().pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        return tokenizers_library().pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
     @classmethod
     def train(cls, pieces, size):
         check_size("bpe", size, WITH_BYTES)
-        tokenizers, byte_level = _library(), cls.pre_tokenizer()
+        tokenizers, byte_level = tokenizers_library(), cls.pre_tokenizer()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=2,
@@ -240,7 +247,7 @@ class BytePairs(_Library):
 
     @staticmethod
     def spell(name):
-        return bytes(map(_BYTE_OF.__getitem__, name))
+        return bytes(map(BYTE_OF.__getitem__, name))
 
 
 def _printable_bytes() -> dict[str, int]:
@@ -250,7 +257,7 @@ def _printable_bytes() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF = _printable_bytes()
+BYTE_OF = _printable_bytes()
 
 # Letters, digits and marks; words of Persian may contain U+200C, of other scripts U+200D.
 _WORD = r"\w+(?:[\u200c\u200d]+\w+)*"
@@ -266,7 +273,7 @@ class _Spaced(_Library):
 
     @classmethod
     def pre_tokenizer(cls):
-        tokenizers = _library()
+        tokenizers = tokenizers_library()
         split = tokenizers.pre_tokenizers.Split
         return split(tokenizers.Regex(cls.pattern), behavior="removed", invert=True)
 
@@ -299,7 +306,7 @@ class Words(_Spaced):
     @classmethod
     def train(cls, pieces, size):
         check_size("word", size, len(SPECIAL) + 1)
-        tokenizers = _library()
+        tokenizers = tokenizers_library()
         model = tokenizers.models.WordLevel(unk_token=SPECIAL[UNKNOWN])
         trainer = tokenizers.trainers.WordLevelTrainer(
             vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
@@ -317,7 +324,7 @@ class WordPieces(_Spaced):
 
     @classmethod
     def train(cls, pieces, size):
-        tokenizers = _library()
+        tokenizers = tokenizers_library()
         # The library numbers characters in random order, and merges equally frequent pairs in that
         # order. So the characters are counted first, and the text is read twice.
         pieces, counts = list(pieces), Counter()

@@ -15,11 +15,10 @@ from keras import ops
 
 from zoo.layers.attention_forms.cache import as_rows, attend_rows
 from zoo.layers.attention_forms.plain import MASKED
-from zoo.layers.positions import rotate
 from zoo.layers.xla import write_rows
 
 
-def attend_with_sinks(form, query, key, value, cache, first, sinks, rotary_base):
+def attend_with_sinks(form, query, key, value, cache, first, sinks, rotate):
     """Computes causal attention of new positions to the positions in the cache and to each other.
 
     Args:
@@ -31,7 +30,7 @@ def attend_with_sinks(form, query, key, value, cache, first, sinks, rotary_base)
       first: integer scalar, index of the first new position in the text. If T is not 1, the
         positions start the text: first is 0, and T is at most the length given to `start_cache`.
       sinks: S, less than that length.
-      rotary_base: base of the rotary position embedding.
+      rotate: `rotate(x (B, T, H, D), positions) -> (B, T, H, D)`, the rotary position embedding.
 
     Returns:
       `(out, cache)`: (B, T, H, D), and a copy of the dict with the new positions.
@@ -40,7 +39,7 @@ def attend_with_sinks(form, query, key, value, cache, first, sinks, rotary_base)
     new = {"key": as_rows(key), "value": as_rows(value)}
     if not (isinstance(count, int) and count == 1):
         positions = ops.arange(count)
-        query, key = (rotate(x, positions, rotary_base) for x in (query, key))
+        query, key = (rotate(x, positions) for x in (query, key))
         # Row r holds the latest position p with p mod L = r.
         order = ops.mod(ops.arange(rows) - count, rows)
         cache = {name: ops.take(ops.concatenate([cache[name], x], 1)[:, -rows:], order, 1)
@@ -53,9 +52,9 @@ def attend_with_sinks(form, query, key, value, cache, first, sinks, rotary_base)
     place = ops.minimum(first, rows - 1)
     index = ops.arange(rows)
     distance = ops.where(index < sinks, place - index, ops.mod(row - index, rows - sinks))
-    query = rotate(query, ops.reshape(place, (1,)), rotary_base)
+    query = rotate(query, ops.reshape(place, (1,)))
     # One head per row of the cache, because `rotate` expects (B, T, H, D).
-    keys = rotate(cache["key"][:, :, None], place - distance, rotary_base)[:, :, 0]
+    keys = rotate(cache["key"][:, :, None], place - distance)[:, :, 0]
     visible = ops.logical_and(index <= first, form.sees(place, place - distance, causal=True))
     bias = ops.where(visible, 0.0, MASKED)[None, None, None]
     return attend_rows(query, keys, cache["value"], groups, bias), cache

@@ -10,7 +10,7 @@ from zoo.layers.composite import Composite
 from zoo.layers.experts.dispatch import by_capacity, capacity_of, dropless, run
 from zoo.layers.experts.router import Router
 from zoo.layers.low_rank import below
-from zoo.layers.transformer import FeedForward, activate, check_activation
+from zoo.layers.transformer import GATED, FeedForward, activate, check_activation
 from zoo.rows import use_row_weights
 
 ROUTING = ("dropped", "entropy", "load", "probability")  # sums that `MixtureOfExperts` returns
@@ -127,7 +127,7 @@ class MixtureOfExperts(Composite):
                 kernel_initializer=keras.initializers.RandomNormal(stddev=deviation),
             )  # fmt: skip
 
-        inside = intermediate_dim * (2 if activation == "swiglu" else 1)
+        inside = intermediate_dim * (2 if activation in GATED else 1)
         self.up = expert(inside, "up", initializer_range)
         self.down = expert(hidden_dim, "down", output_range or initializer_range)
         self.shared = None

@@ -54,7 +54,7 @@ class Family:
       read_backbone: `read_backbone(backbone) -> builder arguments`, for KerasHub.
       write_backbone: `write_backbone(arguments) -> arguments of the backbone's class`.
       read_layers: `read_layers(layers by name) -> further builder arguments` of a model.
-      joins: `{path in the zoo: Join}`.
+      joins: `{path in the zoo: Join}`, with `{}` for the number of a block.
     """
 
     name: str
@@ -80,12 +80,13 @@ class Family:
 # Keys of a config.json without effect on the output: metadata, tokens, training, generation.
 _WITHOUT_EFFECT = frozenset(
     {
-        "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label",
+        "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label",
         "initializer_range", "label2id", "model_type", "n_ctx", "pad_token_id", "pretraining_tp",
         "problem_type", "return_dict", "task_specific_params", "torch_dtype",
         "transformers_version", "use_cache", "do_sample", "max_length", "temperature", "top_k",
         "top_p", "unk_token_id", "tokenizer_class", "is_llama_config", "predict_special_tokens",
-        "n_special", "output_past", "gradient_checkpointing",
+        "n_special", "output_past", "gradient_checkpointing", "transformers.js_config",
+        "cache_implementation",
         # The zoo always computes the softmax of attention scores in float32.
         "reorder_and_upcast_attn",
     }
@@ -108,6 +109,11 @@ class Config:
         """Returns a value and marks its key as used."""
         return self._remaining.pop(key, default)
 
+    def set_default(self, key: str, value: Any) -> None:
+        """Sets a value if the file has none, where the default of a family differs."""
+        if self._remaining.get(key) is None:
+            self._remaining[key] = value
+
     def size(self, key: str, default: int | None = None) -> int:
         """Returns a positive integer.
 
@@ -115,9 +121,20 @@ class Config:
           RunError: if the value is not a positive integer.
         """
         value = self.pop(key)
-        value = default if value is None else value
+        return self.positive(key, default if value is None else value)
+
+    def positive(self, key: str, value) -> int:
+        """Returns the value of a key; raises `RunError` if it is not a positive integer."""
         if type(value) is not int or value < 1:
             raise RunError(f"{self.path}: {key} must be a positive integer. Received: {value!r}.")
+        return value
+
+    def natural(self, key: str, value) -> int:
+        """Returns the value of a key; raises `RunError` if it is no integer of at least 0."""
+        if type(value) is not int or value < 0:
+            raise RunError(
+                f"{self.path}: {key} must be an integer of at least 0. Received: {value!r}."
+            )
         return value
 
     def number(self, key: str, default: float) -> float:
@@ -152,6 +169,11 @@ class Config:
 
     def finish(self) -> None:
         """Raises `UsageError` for an unknown key, unless its value is false, zero or empty."""
+        if self._remaining.pop("auto_map", None):
+            raise UsageError(
+                f"{self.path}: auto_map names code of the folder, which is never run. Remove the "
+                f"key if the model is a standard {self._remaining.get('model_type')}."
+            )
         for key, value in self._remaining.items():
             has_no_effect = key in _WITHOUT_EFFECT or key.startswith(("_", "summary_"))
             if not has_no_effect and value:
@@ -174,6 +196,11 @@ def tensors(block_prefix: str, outside: Mapping[str, tuple], block: Mapping[str,
             for prefix, names in zip(prefixes, row, strict=True)
         )
     return table
+
+
+def is_block(name: str) -> bool:
+    """Returns whether a layer of a model of the zoo is a block, by its name."""
+    return name.startswith("block_")
 
 
 def tied(layers: Mapping) -> dict:

@@ -1,46 +1,24 @@
 """Llama in other libraries: LlamaForCausalLM of transformers and LlamaBackbone of KerasHub."""
 
+import re
 from collections.abc import Mapping
 
-from zoo.errors import RunError, UsageError
+from zoo.errors import UsageError
 from zoo.models import llama
-from zoo.models.convert.family import Config, Family, tensors, tied
+from zoo.models.convert.family import Config, Family, is_block, tensors, tied
+from zoo.models.convert.rotary import read_rotary, write_rotary
 
 
-def _rotary_base(config: Config) -> float:
-    """Returns the rotary base: `rope_theta`, in a table of its own since transformers 5."""
-    bases = {}
-    if (rope_theta := config.pop("rope_theta")) is not None:
-        bases["rope_theta"] = rope_theta
-    for key in ("rope_parameters", "rope_scaling"):
-        table = config.pop(key) or {}
-        if not isinstance(table, dict):
-            config.refuse(key, table, "only unscaled rotary positions")
-        for name, value in table.items():
-            if name == "rope_theta":
-                bases[f"{key}.{name}"] = value
-            elif (name, value) not in (
-                ("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)
-            ) and value is not None:  # fmt: skip
-                config.refuse(f"{key}.{name}", value, "only unscaled rotary positions")
-    for key, value in bases.items():
-        if type(value) not in (int, float) or value <= 0:
-            raise RunError(f"{config.path}: {key} must be a positive number. Received: {value!r}.")
-    if len(set(bases.values())) > 1:
-        (first, base), (key, value), *_ = bases.items()
-        config.refuse(key, value, f"only one rotary base, and {first} is {base}")
-    return float(next(iter(bases.values()), 10_000.0))
-
-
-def _read(config: Config) -> dict:
+def read_llama(config: Config, read_rotary=read_rotary) -> dict:
+    """Returns the builder arguments of a Llama, or of a relative with the same keys."""
     hidden_dim, num_heads = config.size("hidden_size"), config.size("num_attention_heads")
-    config.expect("head_dim", None, hidden_dim // num_heads)
+    head_dim = config.pop("head_dim")
+    head_dim = 0 if head_dim is None else config.positive("head_dim", head_dim)
     config.expect("hidden_act", "silu", "swish")
     config.expect("attention_bias", False)
     config.expect("mlp_bias", False)
     config.expect("attention_dropout", 0.0)
     config.expect("partial_rotary_factor", None, 1.0)
-    config.expect("sliding_window", None)
     return {
         "vocabulary_size": config.size("vocab_size"),
         "sequence_length": config.size("max_position_embeddings", 2048),
@@ -49,14 +27,20 @@ def _read(config: Config) -> dict:
         "num_heads": num_heads,
         "num_key_value_heads": config.size("num_key_value_heads", num_heads),
         "intermediate_dim": config.size("intermediate_size"),
-        "rotary_base": _rotary_base(config),
         "tie_weights": config.flag("tie_word_embeddings", False),
         "epsilon": config.number("rms_norm_eps", 1e-6),
+        "head_dim": 0 if head_dim == hidden_dim / num_heads else head_dim,
+        **read_rotary(config),
     }
 
 
-def _write(arguments: Mapping) -> dict:
-    base = arguments["rotary_base"]
+def _read(config: Config) -> dict:
+    config.expect("sliding_window", None)
+    return read_llama(config)
+
+
+def write_llama(arguments: Mapping) -> dict:
+    """Returns the keys of config.json that Llama and its relatives share."""
     return {
         "vocab_size": arguments["vocabulary_size"],
         "max_position_embeddings": arguments["sequence_length"],
@@ -64,16 +48,67 @@ def _write(arguments: Mapping) -> dict:
         "hidden_size": arguments["hidden_dim"],
         "num_attention_heads": arguments["num_heads"],
         "num_key_value_heads": arguments["num_key_value_heads"] or arguments["num_heads"],
+        "head_dim": arguments["head_dim"] or arguments["hidden_dim"] // arguments["num_heads"],
         "intermediate_size": arguments["intermediate_dim"],
         "hidden_act": "silu",
         "rms_norm_eps": arguments["epsilon"],
-        # transformers 4 reads `rope_theta`, transformers 5 reads `rope_parameters`.
-        "rope_theta": base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": base},
+        **write_rotary(arguments),
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": arguments["tie_weights"],
     }
+
+
+def read_forms(layers: Mapping) -> dict:
+    """Returns the arguments `tie_weights` and `attention` of a model; see `Family.read_layers`."""
+    forms = [layer.settings["attention"] for name, layer in layers.items() if is_block(name)]
+    return {**tied(layers), "attention": join_forms(forms)}
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # values of `layer_types`
+
+
+def forms_of_types(config: Config, types, num_layers: int, window) -> str:
+    """Returns the form of attention of all layers from `layer_types`.
+
+    Args:
+      config: config.json, for messages.
+      types: value of `layer_types`.
+      num_layers: number of layers.
+      window: value of `sliding_window`; None if no window is in use.
+    """
+    if not isinstance(types, list) or len(types) != num_layers or set(types) - {FULL, SLIDING}:
+        config.refuse("layer_types", types, f"{num_layers} of {FULL} or {SLIDING}")
+    if SLIDING not in types:
+        return "plain"
+    if window is None:
+        config.refuse("layer_types", types, f"no {SLIDING} without a sliding_window in use")
+    sliding = f"window:{config.positive('sliding_window', window)}"
+    return join_forms([sliding if kind == SLIDING else "plain" for kind in types])
+
+
+def types_of_forms(family: str, arguments: Mapping) -> tuple[list[str], int | None]:
+    """Returns `layer_types` and `sliding_window` of a model, None without a window.
+
+    Raises:
+      UsageError: if the layers have other forms of attention, or several windows.
+    """
+    count = arguments["num_layers"]
+    forms = arguments["attention"].split(",")
+    forms = forms * count if len(forms) == 1 else forms
+    windows = sorted({form for form in forms if form != "plain"})
+    if len(windows) > 1 or (windows and not re.fullmatch(r"window:\d+", windows[0])):
+        raise UsageError(
+            f"{family} has layers with plain attention and layers with the same window, without "
+            f"dilation. Received: model.attention={arguments['attention']!r}."
+        )
+    window = int(windows[0].partition(":")[2]) if windows else None
+    return [FULL if form == "plain" else SLIDING for form in forms], window
+
+
+def join_forms(forms: list[str]) -> str:
+    """Returns the builder argument `attention` for the form of each layer."""
+    return ",".join(forms) if len(set(forms)) > 1 else forms[0]
 
 
 def _read_backbone(backbone) -> dict:
@@ -104,6 +139,12 @@ def _read_backbone(backbone) -> dict:
 
 
 def _write_backbone(arguments: Mapping) -> dict:
+    for name in ("head_dim", "rotary_scaling"):
+        if arguments[name]:
+            raise UsageError(
+                f"Conversion to KerasHub's Llama does not support model.{name}. Received: "
+                f"{arguments[name]!r}. Use to_transformers."
+            )
     names = ("vocabulary_size", "num_layers", "hidden_dim", "intermediate_dim", "dropout")
     return {
         **{name: arguments[name] for name in names},
@@ -115,6 +156,7 @@ def _write_backbone(arguments: Mapping) -> dict:
     }
 
 
+# With the tensors that only Qwen has, which KerasHub's Llama lacks.
 _OUTSIDE = {
     "embedding/embeddings": ("model.embed_tokens.weight", "token_embedding/embeddings"),
     "embedding/reverse_embeddings": ("lm_head.weight", "token_embedding/reverse_embeddings"),
@@ -126,6 +168,12 @@ _BLOCK = {
         "self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight",
         "self_attention/query/kernel self_attention/key/kernel self_attention/value/kernel",
     ),
+    "attention/query_key_value/bias": (
+        "self_attn.q_proj.bias self_attn.k_proj.bias self_attn.v_proj.bias",
+        "",
+    ),
+    "attention/query_norm/scale": ("self_attn.q_norm.weight", ""),
+    "attention/key_norm/scale": ("self_attn.k_norm.weight", ""),
     "attention/output/kernel": (
         "self_attn.o_proj.weight",
         "self_attention/attention_output/kernel",
@@ -145,7 +193,13 @@ LLAMA = Family(
     name="Llama",
     build=llama.build,
     has_blocks=lambda settings: settings["norm"] == "rms",
-    arguments=("num_key_value_heads", "rotary_base", "epsilon"),
+    arguments=(
+        "num_key_value_heads",
+        "rotary_base",
+        "epsilon",
+        "head_dim",
+        "rotary_scaling",
+    ),  # fmt: skip
     tensors=tensors("model.layers.{}.", _OUTSIDE, _BLOCK),
     prefix="model.",
     linear=lambda path: path.endswith("/kernel") or path == "embedding/reverse_embeddings",
@@ -155,7 +209,7 @@ LLAMA = Family(
     copies={"lm_head.weight": "embedding/embeddings"},
     backbones=("LlamaBackbone", "Llama3Backbone"),
     read=_read,
-    write=_write,
+    write=write_llama,
     read_backbone=_read_backbone,
     write_backbone=_write_backbone,
     read_layers=tied,

@@ -5,9 +5,9 @@
     to_transformers(model, "converted")          # opens with AutoModelForCausalLM.from_pretrained
 
 Conversion only splits, joins and transposes weights (and adds a Longformer's only token type to its
-positions): a round trip of a model of the zoo is bit-exact in float32. An error
-names any setting that the zoo's model does not support (scaled rotary positions, other activations
-...). Each family has its own file, such as gpt.py.
+positions): a round trip of a model of the zoo is bit-exact in float32. An error names any setting
+that the zoo's model does not support (other activations ...). Each family has its own file, such as
+gpt.py.
 """
 
 import contextlib
@@ -26,15 +26,19 @@ import numpy as np
 from zoo.errors import RunError, UsageError, short
 from zoo.keras_internals import forget_uninitialized
 from zoo.models.convert import safetensors as convert_safetensors
-from zoo.models.convert.family import Config, Family
+from zoo.models.convert.family import Config, Family, Join, is_block
+from zoo.models.convert.gemma import GEMMA3
 from zoo.models.convert.gpt import GPT
 from zoo.models.convert.llama import LLAMA
 from zoo.models.convert.longformer import LONGFORMER
+from zoo.models.convert.mistral import MISTRAL
+from zoo.models.convert.qwen import QWEN2, QWEN3
 from zoo.storage.disk import atomic_path, open_file, read_json, write_json
 from zoo.storage.transformers_files import check_model_type
 from zoo.storage.weight_files import limit_elements
 
-FAMILIES = (GPT, LLAMA, LONGFORMER)
+# The first family that has a model's blocks is its own: every Qwen has the blocks of a Llama.
+FAMILIES = (GPT, LONGFORMER, GEMMA3, QWEN3, QWEN2, MISTRAL, LLAMA)
 
 _TRANSFORMERS, _KERAS_HUB = 0, 1  # columns of `Family.tensors`
 # Settings of a layer that affect initialization and training, not its output at inference.
@@ -118,15 +122,16 @@ def from_transformers(source: str | Path) -> keras.Model:
     PyTorch and transformers are not required.
 
     Args:
-      source: a folder of a GPT2LMHeadModel, LlamaForCausalLM or LongformerForMaskedLM
-        (config.json, and model.safetensors or its shards with their index), or a .safetensors file
-        in such a folder that contains all weights.
+      source: a folder of a GPT2LMHeadModel, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
+        Qwen3ForCausalLM, Gemma3ForCausalLM or LongformerForMaskedLM (config.json, and
+        model.safetensors or its shards with their index), or a .safetensors file in such a folder
+        that contains all weights.
 
     Returns:
       A model of `zoo.models.gpt.build`, `zoo.models.llama.build` or `zoo.models.longformer.build`
       in the current global dtype policy, with the dropout of config.json for GPT-2 and Longformer
-      and without dropout for Llama. The global tokens of a Longformer are those with the id
-      bos_token_id of config.json.
+      and without dropout for Llama and its relatives. The global tokens of a Longformer are those
+      with the id bos_token_id of config.json.
 
     Raises:
       UsageError: if the folder does not exist, or the kind of model or a setting is not supported.
@@ -180,6 +185,16 @@ def from_transformers(source: str | Path) -> keras.Model:
 
     _assign_weights(family, model, _TRANSFORMERS, fetch)
     return model
+
+
+def read_settings(folder: str | Path) -> tuple[Callable, dict]:
+    """Returns the builder of the model in a folder of transformers, and all its arguments.
+
+    Raises:
+      UsageError, RunError: see `from_transformers`.
+    """
+    family, arguments = _read_config(Path(folder) / "config.json")
+    return family.build, arguments
 
 
 def to_transformers(
@@ -300,7 +315,7 @@ def _recognize(model: keras.Model) -> tuple[Family, dict]:
     setting_names = ("hidden_dim", "num_heads", "intermediate_dim", "dropout", *family.arguments)
     arguments = {
         "vocabulary_size": embedding.input_dim,
-        "num_layers": sum(name.startswith("block_") for name in layers),
+        "num_layers": sum(map(is_block, layers)),
         **{key: settings[key] for key in setting_names},
         **family.read_layers(layers),
     }
@@ -365,14 +380,20 @@ def _pairs(family: Family, model: keras.Model, side: int) -> Iterator[tuple[Any,
             yield variable, family.tensors[variable.path][side]
 
 
+def _join(family: Family, path: str) -> Join | None:
+    """Returns the `Join` of a variable, or None if its tensors are concatenated."""
+    return family.joins.get(re.sub(r"^block_\d+/", "block_{}/", path))
+
+
 def _part_shapes(family: Family, model: keras.Model, variable, count: int) -> list[tuple]:
     """Returns the shapes of a variable's tensors, each as if it were not transposed."""
-    if variable.path in family.joins:
-        return family.joins[variable.path].shapes(tuple(variable.shape))
+    if join := _join(family, variable.path):
+        return join.shapes(tuple(variable.shape))
     *lead, total = variable.shape
-    if count == 3:  # queries have hidden_dim columns, keys and values half of the rest each
-        hidden_dim = model.get_layer("embedding").output_dim
-        widths = [hidden_dim, (total - hidden_dim) // 2, (total - hidden_dim) // 2]
+    if count == 3:  # queries, keys and values
+        attention = model.get_layer("block_0").attention
+        groups = attention.groups * attention.size
+        widths = [attention.heads * attention.size, groups, groups]
     else:
         widths = [total // count] * count
     return [(*lead, width) for width in widths]
@@ -380,8 +401,8 @@ def _part_shapes(family: Family, model: keras.Model, variable, count: int) -> li
 
 def _split(family: Family, model: keras.Model, variable, count: int) -> list[np.ndarray]:
     values = keras.ops.convert_to_numpy(variable).astype("float32")
-    if variable.path in family.joins:
-        return family.joins[variable.path].split(values)
+    if join := _join(family, variable.path):
+        return join.split(values)
     ends = np.cumsum([shape[-1] for shape in _part_shapes(family, model, variable, count)])
     return np.split(values, ends[:-1], axis=-1)
 
@@ -401,7 +422,7 @@ def _assign_weights(family: Family, model: keras.Model, side: int, fetch: Callab
         shapes = _part_shapes(family, model, variable, len(names))
         linear = family.linear(variable.path)
         parts = [fetch(name, shape, linear) for name, shape in zip(names, shapes, strict=True)]
-        join = family.joins.get(variable.path)
+        join = _join(family, variable.path)
         variable.assign(join.join(parts) if join else np.concatenate(parts, axis=-1))
 
 

@@ -1,0 +1,1 @@
+"""Tokenizers of published models: those in folders of the library transformers."""
