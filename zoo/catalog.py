@@ -108,6 +108,21 @@ LLAMA = _family(
     },
     {**_TINY_TRANSFORMER, "num_key_value_heads": 2, "sequence_length": 32},
 )  # fmt: skip
+LOOPED = _family(
+    "looped",
+    "clm",
+    "Geiping et al. 2025, arXiv:2502.05171; Dehghani et al. 2019, arXiv:1807.03819",
+    {
+        "looped_nano": (725_376, {
+            "vocabulary_size": 256, "num_layers": 2, "hidden_dim": 128, "num_heads": 4,
+            "sequence_length": 256,
+        }),
+    },
+    {
+        **{k: v for k, v in _TINY_TRANSFORMER.items() if k != "dropout"}, "num_layers": 1,
+        "loops": 3, "loop_range": (1, 4), "backprop_loops": 2,
+    },
+)  # fmt: skip
 REFORMER = _family(
     "reformer",
     "clm",
@@ -325,6 +340,7 @@ CATALOG = (
     ),
     *GPT,
     *LLAMA,
+    *LOOPED,
     *REFORMER,
     *AXIAL,
     AXIAL_FEATURES,

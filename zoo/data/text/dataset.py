@@ -9,7 +9,7 @@ from zoo.data.datasets import Dataset
 from zoo.data.pixels import PIXELS, pixel_rows
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
-from zoo.data.text.synthetic import SYNTHETIC, synthetic_rows
+from zoo.data.text.synthetic.contexts import SYNTHETIC, synthetic_rows
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
 from zoo.progress import progress
