@@ -113,14 +113,14 @@ LOOPED = _family(
     "clm",
     "Geiping et al. 2025, arXiv:2502.05171; Dehghani et al. 2019, arXiv:1807.03819",
     {
-        "looped_nano": (725_376, {
+        "looped_nano": (869_760, {
             "vocabulary_size": 256, "num_layers": 2, "hidden_dim": 128, "num_heads": 4,
             "sequence_length": 256,
         }),
     },
     {
         **{k: v for k, v in _TINY_TRANSFORMER.items() if k != "dropout"}, "num_layers": 1,
-        "loops": 3, "loop_range": (1, 4), "backprop_loops": 2,
+        "sequence_length": 32, "loops": 3, "loop_range": (1, 4), "backprop_loops": 2,
     },
 )  # fmt: skip
 REFORMER = _family(

@@ -4,8 +4,8 @@ Geiping et al. 2025, Scaling up test-time compute with latent reasoning, arXiv:2
 Dehghani et al. 2019, Universal Transformers, arXiv:1807.03819. The prelude reads the text, the
 looped blocks refine a state of each position, and the coda predicts from the last state:
 
-    state = 0
-    repeat r times:  state = norm(blocks(adapter([state, prelude])))
+    state = norm(prelude)
+    repeat r times:  state = norm(blocks(adapter([state, norm(prelude)])))
 
 Training draws r for each update and differentiates through the last `backprop_loops` loops alone,
 so memory does not grow with r. Use chooses r (`set_loops`), or stops early where the state of a
@@ -48,7 +48,7 @@ def build(
     rotary_base: float = 10_000.0,
     loop_rotary_base: float = 10_000.0,
     attention: str = "plain",
-    tie_weights: bool = False,
+    tie_weights: bool = True,
     epsilon: float = 1e-5,
     name: str = "looped",
 ) -> keras.Model:
@@ -89,8 +89,7 @@ def build(
     embedding = layers.ReversibleEmbedding(
         vocabulary_size, width, tie_weights=tie_weights,
         reverse_dtype=keras.config.dtype_policy().compute_dtype,  # see docs/keras3.md
-        # A projection needs small embeddings. Alone, they have the size of the state.
-        embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02 if tie_weights else 1),
+        embeddings_initializer=keras.initializers.RandomNormal(stddev=width**-0.5),
         name="embedding",
     )  # fmt: skip
     x = embedding(tokens)
@@ -103,7 +102,8 @@ def build(
         "initializer_range": width**-0.5,
         "output_range": width**-0.5,
     }  # fmt: skip
-    outer = {**block, "causal": True, "rotary_base": rotary_base}
+    # The embeddings, not what the prelude adds to them, are most of its output at the start.
+    outer = {**block, "output_range": 1 / width, "causal": True, "rotary_base": rotary_base}
     for i in range(prelude_layers):
         x = TransformerBlock(**outer, attention=forms[i], name=f"prelude_{i}")(x, masks[i])
     x = LoopedBlocks(
@@ -172,6 +172,8 @@ class LoopedBlocks(Composite):
       loops: r outside training; may be changed, see `set_loops`.
       halt: relative change of a position's state below which its loops end; 0 to run all loops.
       used_loops: number of loops of each position (B, T) in the last forward pass with `halt`.
+      limits: smallest and largest r of the next forward pass in training, int32 scalars within
+        `loop_range`; None for no other limits.
     """
 
     def __init__(
@@ -225,6 +227,7 @@ class LoopedBlocks(Composite):
             "num_layers": num_layers, **block, "loop_draw": loop_draw,
             "backprop_loops": backprop_loops, "loop_range": loop_range,
         }  # fmt: skip
+        self.input_norm = normalization(norm, epsilon, "input_norm", self.dtype_policy)
         self.adapter = dense(
             hidden_dim, "adapter", self.ranks, use_bias=False, kernel_initializer=SumOfHalves(),
             dtype=self.dtype_policy,
@@ -239,7 +242,7 @@ class LoopedBlocks(Composite):
             if isinstance(attention.query_key_value, layers.Dense) and not num_key_value_heads:
                 attention.query_key_value.kernel_initializer = SharedQueryKey(initializer_range)
         self.state_norm = normalization(norm, epsilon, "state_norm", self.dtype_policy)
-        self.halt, self.used_loops = 0.0, None
+        self.halt, self.used_loops, self.limits = 0.0, None, None
         self.bounds = np.cumsum(loop_probabilities(loop_draw, loops, loop_range))[:-1].tolist()
         self.loop_seeds = keras.random.SeedGenerator()
 
@@ -254,6 +257,7 @@ class LoopedBlocks(Composite):
         return [getattr(self, f"block_{i}") for i in range(self.settings["num_layers"])]
 
     def build(self, shape, *_, **__):
+        self.input_norm.build(shape)
         self.adapter.build((*shape[:-1], 2 * shape[-1]))
         for block in self.blocks:
             block.build(shape)
@@ -269,7 +273,7 @@ class LoopedBlocks(Composite):
         Returns:
           The last state, (B, T, C).
         """
-        state = x
+        state = x = self.input_norm(x)
         if training:
             return self._train(state, x, attention_mask)
         if self.halt:
@@ -283,6 +287,8 @@ class LoopedBlocks(Composite):
         smallest, largest = self.loop_range
         tracked = min(self.backprop_loops, largest)
         loops = self.draw()
+        if self.limits is not None:
+            loops = ops.clip(loops, *self.limits)
         if largest > tracked:
             fixed = ops.stop_gradient(x)
 
@@ -370,7 +376,8 @@ class LoopedBlocks(Composite):
         Returns:
           `((B, T, C), cache)`.
         """
-        state, active = x, ops.ones_like(x[..., :1], "bool")
+        state = x = self.input_norm(x)
+        active = ops.ones_like(x[..., :1], "bool")
         new_cache = []
         for entries in cache:
             h, new_entries = self.adapter(ops.concatenate([state, x], axis=-1)), []

@@ -59,16 +59,19 @@ class ByDepth(TextTask):
         """Returns inputs, targets, their weights "counts", depths and questions, all (B, T).
 
         With "progress" (B,), the share of the curriculum that is done, questions of a larger share
-        of the depth do not count.
+        of the depth do not count, and looped blocks run from L to 2 L loops for questions of up to
+        L steps, so that the number of loops grows with the depth.
         """
         tokens, answers, depths = (
             tf.cast(batch[name], tf.int32) for name in ("tokens", "answers", "depths")
         )
         counts = tf.cast(answers >= 0, tf.float32) * batch["weight"][:, None]
+        levels = {}
         if "progress" in batch:
-            limits = tf.math.ceil(self.depth * batch["progress"])[:, None]
-            counts *= tf.cast(tf.cast(depths, tf.float32) <= limits, tf.float32)
+            levels["levels"] = tf.cast(tf.math.ceil(self.depth * batch["progress"]), tf.int32)
+            counts *= tf.cast(depths <= levels["levels"][:, None], tf.float32)
         return {
+            **levels,
             "tokens": tf.maximum(tokens, 0),
             "segments": tf.cast(tokens >= 0, tf.int32),
             "targets": tf.maximum(answers, 0),
@@ -85,6 +88,9 @@ class ByDepth(TextTask):
         """Returns summed cross-entropy, and the accuracy of all questions and of each depth."""
         inputs = {tensor.name: batch[tensor.name] for tensor in model.inputs}
         counts, questions = batch["counts"], batch["questions"]
+        if training and self.looped:
+            level = batch["levels"][0] if "levels" in batch else None
+            self.looped.limits = None if level is None else (level, 2 * level)
         outputs = model(inputs, training=training)
         losses = ops.sparse_categorical_crossentropy(
             batch["targets"], outputs, from_logits=not adapter(model).probabilities

@@ -23,6 +23,7 @@ EXPECTED = {
     "cnn_classifier": {"probabilities/kernel"},
     "gpt_nano": {"embedding/embeddings", "positions/embeddings"},
     "llama_nano": {"embedding/embeddings"},
+    "looped_nano": {"embedding/embeddings"},
     "reformer_nano": {
         "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
     },

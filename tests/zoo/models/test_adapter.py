@@ -25,6 +25,7 @@ BLOCKS, ROWS = ("TransformerBlock", "tokens"), [row for row in CATALOG if row.ti
 EXPECTED = {
     "gpt": ("decoder", False, {BLOCKS: 2}),
     "llama": ("decoder", False, {BLOCKS: 2}),
+    "looped": ("decoder", False, {BLOCKS: 2}),  # prelude and coda
     "reformer": ("decoder", False, {}),
     "axial": ("axial", False, {BLOCKS: 3}),
     "lstm": ("recurrent", True, {("LSTM", "tokens"): 2}),
