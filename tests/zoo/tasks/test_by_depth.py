@@ -110,15 +110,15 @@ def test_halting_reports_the_share_of_saved_loops(model):
     layer = looped_layer(model)
     batch = batch_of(task, dataset)
     try:
-        set_loops(model, halt=0.999)
+        set_loops(model, 4, halt=0.999)
         total, weight = task.forward(model, batch, False).statistics["saved_loops"]
         used = layer.used_loops
-        expected = tf.reduce_sum((1 - used / 2) * batch["counts"])
+        expected = tf.reduce_sum((1 - used / 4) * batch["counts"])
         assert float(total) == pytest.approx(float(expected))
         assert float(total) > 0
         assert float(weight) == float(tf.reduce_sum(batch["counts"]))
     finally:
-        layer.halt = 0.0
+        layer.halt, layer.loops = 0.0, 2
 
 
 def test_the_report_gets_a_table_of_depths_and_loops(model):

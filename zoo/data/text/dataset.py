@@ -42,7 +42,7 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
         return from_prepared(data)
     check(data, PACKINGS)
     if data["source"].startswith(SYNTHETIC):
-        file = _tokenizer_file(data)
+        file = tokenizer_file(data)
         return synthetic_rows(data, tokenizers.load(file) if file else None)
     return token_rows(data, data["sequence_length"])
 
@@ -108,7 +108,7 @@ def from_prepared(data: Mapping) -> Dataset:
                 f"data.{key} must be {plan[key]}, as prepared in {folder}. Received: {data[key]}. "
                 f"Set data.{key}={plan[key]}, or prepare the data with this recipe."
             )
-    if file := _tokenizer_file(data):
+    if file := tokenizer_file(data):
         is_same_tokenizer = tokenizers.load(file).fingerprint == tokenizer.fingerprint
     else:
         is_same_tokenizer = data["tokenizer"] in ("", tokenizer.kind)
@@ -164,7 +164,7 @@ def _check_length(data: Mapping) -> None:
 
 def check(data: Mapping, packings: Iterable[str] = ()) -> None:
     """Checks the keys of the section `data` for a task on text; raises `UsageError`."""
-    if data["tokenizer"] not in tokenizers.KINDS and not _tokenizer_file(data):
+    if data["tokenizer"] not in tokenizers.KINDS and not tokenizer_file(data):
         raise UsageError(
             f"data.tokenizer must be one of {', '.join(tokenizers.KINDS)}, or a work directory or "
             f"tokenizer.json. Received: {data['tokenizer']!r}."
@@ -185,7 +185,7 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
         normalization.
       texts: returns the text to train on; by default the documents of the training split.
     """
-    if file := _tokenizer_file(data):
+    if file := tokenizer_file(data):
         return tokenizers.load(file)
     key = _digest(
         corpus.fingerprint, data["tokenizer"], data["vocabulary_size"], data["normalization"]
@@ -207,7 +207,7 @@ def tokenizer_of(corpus, data: Mapping, texts: Callable[[], Iterable[str]] | Non
     return tokenizer
 
 
-def _tokenizer_file(data: Mapping) -> Path | None:
+def tokenizer_file(data: Mapping) -> Path | None:
     """Returns the path of the tokenizer file in `data.tokenizer`, or None."""
     if data["tokenizer"] in ("", *tokenizers.KINDS):
         return None

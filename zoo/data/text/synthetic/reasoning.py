@@ -22,6 +22,7 @@ import numpy as np
 
 from zoo.data.datasets import Dataset
 from zoo.data.text import tokenizers
+from zoo.data.text.dataset import tokenizer_file
 from zoo.data.text.synthetic.chase import BREAK, TREES, chase, chase_guess, chase_length
 from zoo.data.text.synthetic.computed import ComputedRows
 from zoo.data.text.synthetic.contexts import SYNTHETIC
@@ -97,7 +98,13 @@ def questions(data: Mapping, task: Mapping) -> Dataset:
       UsageError: if there is no such source, or a key has another value than the source requires.
     """
     kind, steps = kind_of(data["source"])
-    if data["tokenizer"] != "byte" or data["manual_dir"] or data["sequence_length"]:
+    tokenizer = None
+    if data["tokenizer"] == "byte":
+        tokenizer = tokenizers.train("byte", ["\0"], 0, data["normalization"])
+    elif file := tokenizer_file(data):
+        tokenizer = tokenizers.load(file)
+    is_byte = tokenizer is not None and tokenizer.kind == "byte"
+    if not is_byte or data["manual_dir"] or data["sequence_length"]:
         raise UsageError(
             f"{data['source']} requires data.tokenizer=byte, no data.manual_dir, and "
             "data.sequence_length=0, because the length follows from task.depth. Received: "
@@ -110,7 +117,6 @@ def questions(data: Mapping, task: Mapping) -> Dataset:
             f"task.depth must be from 1 to {kind.largest // DEEPER} for {data['source']}. "
             f"Received: {depth}."
         )
-    tokenizer = tokenizers.train("byte", ["\0"], 0, data["normalization"])
     splits = {
         split: split_rows(data["source"], depth, split, depth * (DEEPER if split == "test" else 1))
         for split in SPLITS
