@@ -338,7 +338,7 @@ class LoopedBlocks(Composite):
 
     def draw(self):
         """Returns the number of loops of an update, an int32 scalar."""
-        number = keras.random.uniform((), seed=self.loop_seeds, dtype="float32")
+        number = _uniform(self.loop_seeds.next())
         bounds = ops.convert_to_tensor(self.bounds, "float32")
         return self.loop_range[0] + ops.sum(ops.cast(number >= bounds, "int32"))
 
@@ -398,6 +398,23 @@ class LoopedBlocks(Composite):
         return {
             **super().get_config(), **self.settings, "loops": self.loops, "ranks": self.ranks
         }  # fmt: skip
+
+
+def _uniform(seed):
+    """Returns a random number in [0, 1), a hash of a seed (2,); equal with and without XLA.
+
+    The finalizer of MurmurHash3 (Appleby 2011). `keras.random` draws other numbers under XLA.
+    """
+
+    def mixed(x):
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            x = ops.bitwise_xor(x, ops.right_shift(x, ops.cast(shift, "uint32")))
+            x = x * ops.cast(factor, "uint32")
+        return ops.bitwise_xor(x, ops.right_shift(x, ops.cast(16, "uint32")))
+
+    seed = ops.cast(seed, "uint32")
+    word = mixed(ops.bitwise_xor(seed[0], mixed(seed[1] + ops.cast(0x9E3779B9, "uint32"))))
+    return ops.cast(ops.right_shift(word, ops.cast(8, "uint32")), "float32") / 2.0**24
 
 
 def looped_layer(model) -> LoopedBlocks | None:
