@@ -13,7 +13,18 @@ two positions, so that a child knows its parent. The loop has no positions. Duri
 updates the depth grows from 1 to 3, and the number of loops with it. docs/looped.md lists what was
 tried before.
 
-RESULT
+Measured 2026-11-30 on 2 cores of an Intel Xeon with AMX and AVX512_BF16, which up to 14 other
+processes used too, TensorFlow 2.21, Keras 3.15.1, one run with seed 0, 684 s of training, 276 s of
+processor time for the whole command; accuracy on 512 test rows (128 with 3 and 12 loops):
+
+| model | depth 1 | 2 | 3 | 4 | 5 | 6 |
+|---|---|---|---|---|---|---|
+| 3 loops | 99.8 % | 99.6 % | 99.6 % | 0 % | 0 % | 0 % |
+| 6 loops | 99.8 % | 99.6 % | 99.2 % | 88.2 % | 50.8 % | 14.4 % |
+| 12 loops | 95.9 % | 91.4 % | 92.6 % | 78.5 % | 50.6 % | 25.4 % |
+| `plain` | 86.1 % | 20.8 % | 19.1 % | 20.8 % | 20.0 % | 22.5 % |
+
+`deep` and `steps`: not measured yet.
 """
 
 from trainers.config.base import base, optimizer, schedule
