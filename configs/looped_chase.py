@@ -13,7 +13,7 @@ two positions, so that a child knows its parent. The loop has no positions. Duri
 updates the depth grows from 1 to 3, and the number of loops with it. docs/looped.md lists what was
 tried before.
 
-Measured 2026-11-30 on 2 cores of an Intel Xeon with AMX and AVX512_BF16, which up to 14 other
+Measured 2026-11-30 on 2 cores of an Intel Xeon at 2.80 GHz with AVX-512, which up to 14 other
 processes used too, TensorFlow 2.21, Keras 3.15.1, one run with seed 0, 684 s of training, 276 s of
 processor time for the whole command; accuracy on 512 test rows (128 with 3 and 12 loops):
 
