@@ -124,6 +124,21 @@ MOE = _family(
     },
     task_arguments={"balance": 0.01, "bias_rate": 0.01},
 )  # fmt: skip
+LOOPED = _family(
+    "looped",
+    "clm",
+    "Geiping et al. 2025, arXiv:2502.05171; Dehghani et al. 2019, arXiv:1807.03819",
+    {
+        "looped_nano": (869_760, {
+            "vocabulary_size": 256, "num_layers": 2, "hidden_dim": 128, "num_heads": 4,
+            "sequence_length": 256,
+        }),
+    },
+    {
+        **{k: v for k, v in _TINY_TRANSFORMER.items() if k != "dropout"}, "num_layers": 1,
+        "sequence_length": 32, "loops": 3, "loop_range": (1, 4), "backprop_loops": 2,
+    },
+)  # fmt: skip
 REFORMER = _family(
     "reformer",
     "clm",
@@ -358,6 +373,7 @@ CATALOG = (
     *GPT,
     *LLAMA,
     *MOE,
+    *LOOPED,
     *REFORMER,
     *RETRO,
     *AXIAL,

@@ -194,6 +194,19 @@ def capture_call_context():
     return restore
 
 
+@contextlib.contextmanager
+def without_updates():
+    """Returns a context after which the current stateless scope forgets what it has recorded."""
+    scope = get_stateless_scope()
+    before = None if scope is None else dict(scope.state_mapping)
+    try:
+        yield
+    finally:
+        if scope is not None:
+            scope.state_mapping.clear()
+            scope.state_mapping.update(before)
+
+
 def call_with_values(values: list[tuple], changing: list, function):
     """Calls a function while variables have other values.
 

@@ -29,6 +29,7 @@ _tasks: dict[str, str | Callable] = {
     "electra": "zoo.tasks.electra:ReplacedTokenDetection",
     "text_classification": "zoo.tasks.text_classification:TextClassification",
     "qa": "zoo.tasks.qa:QuestionAnswering",
+    "by_depth": "zoo.tasks.by_depth:ByDepth",
     "gan": "zoo.tasks.gan:GenerativeAdversarial",
 }
 # Functions that load the data of a task; other tasks load the dataset named by `data.source`.
@@ -42,6 +43,7 @@ _loaders: dict[str, str | Callable] = {
     "electra": "zoo.data.text.sentence_pairs:rows_of_text",
     "text_classification": "zoo.data.text.labeled:text_classification",
     "qa": "zoo.data.text.questions.dataset:question_answering",
+    "by_depth": "zoo.data.text.synthetic.reasoning:questions",
 }
 
 

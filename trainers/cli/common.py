@@ -122,6 +122,27 @@ def require_extra(command: str, extra: str, packages: Sequence[str]) -> None:
         )
 
 
+def loop_flags(flags_: Flags) -> tuple:
+    """Defines and returns the flags --loops and --halt of a command."""
+    return (
+        flags_.integer("loops", 0, "Number of loops of a looped model; default: the recipe's."),
+        flags_.floating("halt", 0.0, "Relative change of a state that ends its loops."),
+    )
+
+
+def loop_options(loops, halt) -> dict:
+    """Returns the arguments of `zoo.models.looped.set_loops` that both flags give.
+
+    Raises:
+      UsageError: if a flag is out of its bounds.
+    """
+    if loops.present and loops.value < 1:
+        raise UsageError(f"--loops must be positive. Received: {loops.value}.")
+    if halt.present and not 0 < halt.value < 1:
+        raise UsageError(f"--halt must be in (0, 1). Received: {halt.value}.")
+    return {flag.name: flag.value for flag in (loops, halt) if flag.present}
+
+
 def run(command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs `command(argv)` and turns errors into one line and an exit status."""
     argv = list(sys.argv if argv is None else argv)

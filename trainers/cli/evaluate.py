@@ -3,13 +3,27 @@
 --index=D interpolates a language model with the neighbors of an index (`zoo index`): share and
 temperature are tuned on the validation split, and the other split is evaluated once with them. A
 neighbor is never of the same document as the query, or of a near duplicate of it.
+
+A model with looped blocks (looped_*) runs --loops=N loops instead of those of its recipe. With
+--halt=EPS the loops of a position end once its state changes by less than EPS, relative to its
+size; "saved_loops" is the share of loops that were not needed. These results are printed, not
+stored for the report.
 """
 
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping
 
-from trainers.cli.common import LOG, RETRIEVAL, Flags, require_extra, run
+from trainers.cli.common import (
+    LOG,
+    RETRIEVAL,
+    Flags,
+    loop_flags,
+    loop_options,
+    require_extra,
+    run,
+)
 from zoo.errors import UsageError, check_minimums, near_names
 from zoo.start import start_tensorflow
 
@@ -18,6 +32,7 @@ _SPLIT = _FLAGS.string(
     "split", None, "Split of the dataset; default: test if the dataset has it, else validation."
 )
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
+_LOOPS, _HALT = loop_flags(_FLAGS)
 _JSON = _FLAGS.boolean("json", False, "Print JSON.")
 _INDEX = _FLAGS.string("index", None, "Index of the model's states, written by `zoo index`.")
 _NEIGHBORS = _FLAGS.integer("neighbors", 64, "With --index: number of neighbors of a token.")
@@ -28,15 +43,20 @@ _MAX_TOKENS = _FLAGS.integer("max_tokens", 0, "With --index: tokens per split; 0
 def command(argv) -> int:
     """Runs `zoo evaluate`; returns the exit status."""
     words, _ = _FLAGS.parse(argv, __doc__, at_least=1, at_most=1)
+    loops = loop_options(_LOOPS, _HALT)
     if _INDEX.value is not None:
+        if loops:
+            raise UsageError("--index does not support --loops and --halt.")
         return _print(_evaluate_with_index(words[0]), _CHECKPOINT.value, _JSON.value)
     for flag in (_NEIGHBORS, _PROBES, _MAX_TOKENS):
         if flag.present:
             raise UsageError(f"--{flag.name} requires --index.")
-    return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value)
+    return evaluate(words[0], _SPLIT.value, _CHECKPOINT.value, _JSON.value, loops)
 
 
-def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) -> int:
+def evaluate(
+    workdir: str, split: str | None, checkpoint: str, as_json: bool, loops: Mapping | None = None
+) -> int:
     """Evaluates the model of a work directory, and prints and stores the metrics.
 
     Args:
@@ -44,6 +64,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
       split: name of the split; None for test if the dataset has it, else validation.
       checkpoint: "final" or "best".
       as_json: whether to print JSON.
+      loops: arguments of `zoo.models.looped.set_loops`; None for the recipe's loops.
     """
     from trainers.run.workdir import WorkDirectory, read_config
     from zoo.data.hold_out import evaluation_split, with_hold_out
@@ -66,7 +87,7 @@ def evaluate(workdir: str, split: str | None, checkpoint: str, as_json: bool) ->
         )
     directory = WorkDirectory(workdir).open()
     try:
-        result = _evaluate(directory, saved_config, dataset, split, checkpoint)
+        result = _evaluate(directory, saved_config, dataset, split, checkpoint, loops)
     finally:
         directory.close()
     return _print(result, checkpoint, as_json)
@@ -103,13 +124,14 @@ def _evaluate_with_index(workdir: str):
         directory.close()
 
 
-def _evaluate(directory, saved_config, dataset, split: str, checkpoint: str):
+def _evaluate(directory, saved_config, dataset, split: str, checkpoint: str, loops: Mapping | None):
     start_tensorflow()
     import tensorflow as tf
 
     from trainers.evaluation.evaluate import Evaluator, Result, weights_name, write_evaluation
     from trainers.run.workdir import read_metrics
     from zoo import registry
+    from zoo.models.looped import set_loops
     from zoo.saved.model import load_model
     from zoo.saved.workdir import is_litert
     from zoo.storage.disk import read_object
@@ -126,6 +148,8 @@ def _evaluate(directory, saved_config, dataset, split: str, checkpoint: str):
         )
     else:
         model = load_model(directory.path, checkpoint)
+        if loops:
+            set_loops(model, **loops)
         task = registry.build_task(**saved_config["config"]["task"])
         task.bind(model, dataset, saved_config["config"]["model"])
         task.check(model, dataset)
@@ -150,6 +174,8 @@ def _evaluate(directory, saved_config, dataset, split: str, checkpoint: str):
         lines = read_metrics(directory.path)
         step = max((line.get("step", 0) for line in lines), default=0)
     result = Result(split, weights_name(checkpoint, saved_config["config"]), step, metrics)
+    if loops:
+        return result
     write_evaluation(
         directory, result, checkpoint, predictions, dataset, samples,
         None if is_litert(saved_config) else model,

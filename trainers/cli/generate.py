@@ -16,6 +16,9 @@ of `zoo evaluate WORKDIR --index=D`, and prints the passages used, the largest s
 An encoder-decoder translates each prompt, by default with the beam width of its recipe. An encoder
 replaces each [MASK]; --json also prints the five most probable words per [MASK].
 
+A model with looped blocks (looped_*) runs --loops=N loops instead of those of its recipe. With
+--halt=EPS the state of a position stays once it changes by less than EPS, relative to its size.
+
 A GAN draws --count images and writes them as one PNG file, --out; the same seed gives the same
 images. So does a language model of pixels (data.tokenizer=pixels), value by value.
 """
@@ -26,7 +29,15 @@ import sys
 import time
 from pathlib import Path
 
-from trainers.cli.common import LOG, RETRIEVAL, Flags, require_extra, run
+from trainers.cli.common import (
+    LOG,
+    RETRIEVAL,
+    Flags,
+    loop_flags,
+    loop_options,
+    require_extra,
+    run,
+)
 from zoo.data.pixels import PIXELS
 from zoo.data.text.tokenizers import normalize
 from zoo.errors import RunError, UsageError
@@ -46,6 +57,7 @@ _SINKS = _FLAGS.integer(
 )  # fmt: skip
 _INDEX = _FLAGS.string("index", None, "Index of the model's states, written by `zoo index`.")
 _SEED = _FLAGS.integer("seed", 0, "Random seed for sampling.")
+_LOOPS, _HALT = loop_flags(_FLAGS)
 _COUNT = _FLAGS.integer("count", 64, "Number of images in the grid.")
 _OUT = _FLAGS.string("out", None, "PNG file to write; default: WORKDIR/generated.png.")
 _CHECKPOINT = _FLAGS.choice("checkpoint", "final", ["final", "best"], "Weights to load.")
@@ -155,6 +167,7 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     from zoo.start import start_tensorflow
 
     # Checks without TensorFlow come first, so that a wrong request fails at once.
+    loops = loop_options(_LOOPS, _HALT)
     config = read_config(workdir)
     model_path(workdir, checkpoint)
     task = config["config"]["task"]["name"]
@@ -170,9 +183,12 @@ def _load(workdir: str, checkpoint: str, options: dict, prompts: list[str]):
     if tokenizer is not None:
         Options(_MAX_TOKENS.value, **options)
     start_tensorflow()
+    from zoo.models.looped import set_loops
     from zoo.saved.model import load_model
 
     model = load_model(workdir, checkpoint)
+    if loops:
+        set_loops(model, **loops)
     if tokenizer is None and not hasattr(model, "generator") and not is_of_pixels:
         raise unsupported_task
     return model, tokenizer, config["config"]

@@ -9,6 +9,8 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu", "auto")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Clouds with supported preemption notices (`trainers.distributed.preemption`).
 CLOUDS = ("gcp", "aws", "azure")
+# Tasks that limit the depth of examples by "progress", see `zoo.data.pipeline.training_batches`.
+CURRICULUM_TASKS = ("by_depth",)
 
 KEYS = {
     "steps": 0,  # number of updates of the whole run; 0 if epochs is set
@@ -28,6 +30,9 @@ KEYS = {
     "seed": 0,  # random seed of initial weights, data order, augmentation and dropout
     "deterministic": False,  # bit-identical reruns on a GPU, at lower speed
     "steps_per_execution": 1,  # number of updates per tf.function call
+    # Number of updates over which the depth of the training questions grows to the largest; 0: all
+    # depths from the start. Only for task.name=by_depth.
+    "curriculum": 0,
     "log_every": 100,  # updates per line of metrics.jsonl
     "evaluate_every": 0,  # updates between evaluations; 0: at the end of each epoch
     # Number of evaluations without a better validation metric that ends the run; 0 disables it. The
@@ -58,6 +63,12 @@ def check(trainer, task) -> None:
         check_tpu(trainer, task)
     check_precision(trainer.precision)
     compile_pattern("trainer.remat", trainer.remat)
+    if trainer.curriculum and task.name not in CURRICULUM_TASKS:
+        raise UsageError(
+            "trainer.curriculum requires a task whose examples have depths: task.name="
+            f"{' or '.join(CURRICULUM_TASKS)}. Received: task.name={task.name}; set "
+            "trainer.curriculum=0."
+        )
     require(trainer.ema < 1, "trainer.ema", "in [0, 1); 0 disables it", trainer.ema)
     require(trainer.seed < 2**32, "trainer.seed", "less than 2**32", trainer.seed)
     if trainer.preemption_notice:

@@ -30,6 +30,7 @@ def write_report(workdir: str | Path) -> Path:
         curves=sections.curves(run.records),
         splits=[split for split in splits if split],
         questions={split: table for split, table in questions.items() if table},
+        depths_by_loops={e.split: sections.depths_by_loops(e) for e in evaluations},
         translations={e.split: sections.translations(e) for e in evaluations},
         texts=sections.texts(run),
         events=sections.events(run),

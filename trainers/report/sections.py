@@ -124,6 +124,13 @@ def classification(evaluation: Evaluation) -> dict | None:
     }
 
 
+def depths_by_loops(evaluation: Evaluation) -> dict:
+    """Returns `head` and `rows` of the accuracy by depth, with a row per number of loops."""
+    rows = [row for row in evaluation.samples if "loops" in row]
+    head = list(rows[0]) if rows else []
+    return {"head": head, "rows": [[row.get(name, "") for name in head] for row in rows]}
+
+
 # Columns of samples: of translations, and of contexts with a passage of an index.
 _COLUMNS = ("source", "prediction", "reference", "passage", "share")
 
@@ -131,9 +138,10 @@ _COLUMNS = ("source", "prediction", "reference", "passage", "share")
 def translations(evaluation: Evaluation) -> dict:
     """Returns `head` and `rows` of a table of the first samples; `more` counts the others.
 
-    Samples of questions and of classified texts have their own sections.
+    Samples of questions, of classified texts and of numbers of loops have their own sections.
     """
-    samples = [row for row in evaluation.samples if not row.keys() & {"context", "texts"}]
+    others = {"context", "texts", "loops"}
+    samples = [row for row in evaluation.samples if not row.keys() & others]
     rows = samples[:_MAX_SAMPLES]
     names = [name for name in _COLUMNS if rows and name in rows[0]]
     cells = [[row.get(name, "") for name in names] for row in rows if names]

@@ -103,6 +103,11 @@ class TrainStep(keras.Model):
         self.means = Means(task, penalty=True)
         self.built = True
         inside = keras_internals.all_layers(model)
+        self._shared_seeds = {
+            id(generator.state)
+            for layer in inside
+            for generator in getattr(layer, "shared_seeds", ())
+        }
         for layer in inside:
             if isinstance(layer, _REFUSED):
                 raise UsageError(
@@ -327,17 +332,19 @@ class TrainStep(keras.Model):
     def _seeds(self, part_index, micro_batch):
         """Returns seed states of a micro-batch, with (seed, step, micro-batch, replica) folded in.
 
-        The last state is for random numbers that are drawn without a seed generator.
+        Generators in a layer's `shared_seeds` get (seed, step) alone. The last state is for random
+        numbers that are drawn without a seed generator.
         """
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seeds = []
-        for state in (*(v.value for v in self.seed_states), tf.zeros(2, tf.uint32)):
+        for variable in (*self.seed_states, None):
+            state = tf.zeros(2, tf.uint32) if variable is None else variable.value
             seed = tf.bitcast(tf.cast(state, tf.uint32), tf.int32)
+            is_shared = id(variable) in self._shared_seeds
             parts = (
                 self.seed,
                 self.count.value,
-                micro_batch,
-                replica,
+                *(() if is_shared else (micro_batch, replica)),
                 *([part_index] if part_index else []),
             )
             for part in parts:

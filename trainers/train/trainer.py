@@ -340,6 +340,7 @@ class Trainer:
             first_step=self.state.done + skipped_batches,
             last_step=self.periods.total + skipped_batches,
             lengths=self.step.task.lengths(self.arrays),
+            curriculum=self.config.trainer.curriculum,
         )
         return iter(distribute(self.strategy, lambda shares: batches(local_replicas=shares)))
 

@@ -85,6 +85,7 @@ def training_batches(
     last_step: int,
     local_replicas: range | None = None,
     lengths: np.ndarray | None = None,
+    curriculum: int = 0,
 ) -> tf.data.Dataset:
     """Returns the batches of steps `first_step` to `last_step - 1`.
 
@@ -100,6 +101,8 @@ def training_batches(
       local_replicas: replicas of this process; None for all.
       lengths: `(examples,)` integers; batches get examples of similar length, see
         `group_by_length`. None for batches of any examples.
+      curriculum: number of steps of the curriculum; `prepare` gets "progress" (batch,) float32, the
+        share of them that ends with the step, at most 1. 0 for no "progress".
 
     Returns:
       A `tf.data.Dataset` of dicts with static shapes. Rows beyond the end of the epoch have
@@ -124,6 +127,9 @@ def training_batches(
         index = epoch_order(tf.minimum(position, examples - 1), epoch, seed, examples)
         batch = read_rows(index, tf.stack([tf.constant(seed, tf.int64), epoch]))
         batch["weight"] = tf.cast(position < examples, tf.float32)
+        if curriculum:
+            progress = tf.cast(tf.minimum(step + 1, curriculum), tf.float32) / curriculum
+            batch["progress"] = tf.fill((size,), progress)
         key = tf.stack([tf.constant(seed, tf.int64), step])
         return _with_weight(
             prepare(batch, _uniform(key, batch_size, replica * size, size), True), batch

@@ -21,6 +21,7 @@ from zoo.layers.positions import AxialPositions, LearnedPositions
 from zoo.layers.reversible import ReversibleStack
 from zoo.layers.transformer import TransformerBlock
 from zoo.models.axial import Shift
+from zoo.models.looped import LoopedBlocks
 from zoo.models.seq2seq import Positions
 
 DENSE = (layers.Dense, LowRankDense)
@@ -28,7 +29,7 @@ _KINDS = {
     "input": layers.InputLayer,
     "embedding": (layers.Embedding, LowRankEmbedding),
     "positions": (LearnedPositions, AxialPositions, Positions),
-    "block": (TransformerBlock, ReversibleStack),
+    "block": (TransformerBlock, ReversibleStack, LoopedBlocks),
     "lstm": layers.LSTM,
     "norm": (layers.LayerNormalization, layers.RMSNormalization, layers.Identity),
     "dense": DENSE,
@@ -49,8 +50,8 @@ class Adapter:
     Attributes:
       steps: `(layer, inputs of the layer)` on the path from the first input to the only output;
         empty unless the model is a graph with one output.
-      family: "decoder" for gpt, llama, moe and reformer, "recurrent" for lstm, "axial" for axial,
-        "encoder_decoder" for seq2seq; `zoo.generation` decodes these. "" for all other models.
+      family: "decoder" for gpt, llama, moe, looped and reformer, "recurrent" for lstm, "axial" for
+        axial, "encoder_decoder" for seq2seq; `zoo.generation` decodes these. "" for all others.
     """
 
     def __init__(self, model):
@@ -172,12 +173,14 @@ def _is_reverse_embedding(layer, inputs) -> bool:
     return isinstance(layer, _REVERSIBLE) and keras.backend.is_float_dtype(inputs[0].dtype)
 
 
-def _is_causal(block: TransformerBlock | ReversibleStack, inputs: list) -> bool:
+def _is_causal(block: TransformerBlock | ReversibleStack | LoopedBlocks, inputs: list) -> bool:
     """Returns whether a block with these inputs masks later positions, and no other ones."""
     if len(inputs) < 2:
         return False
     if isinstance(block, ReversibleStack):
         return keras.backend.is_int_dtype(inputs[1].dtype)
+    if isinstance(block, LoopedBlocks):
+        return all(_is_causal(x, inputs) for x in block.blocks)
     if block.attention.form.takes_bias:
         return _is_mask_bias(inputs[1], causal=True)
     return block.attention.causal and keras.backend.is_int_dtype(inputs[1].dtype)

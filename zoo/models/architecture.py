@@ -34,8 +34,13 @@ _SIZES = frozenset(
 # Layers that return their input outside training, or resize images to the network's input size.
 _TRANSPARENT = re.compile(r".*Dropout.*|Gaussian.*|ActivityRegularization|Resizing|StochasticDepth")
 _ADDED_BY_COMPRESSION = re.compile(r"(^|/)[^/]*(_ranges|centroids|lora_[a-z_]+)/")
-# Settings that are chosen for each task: which tokens attend globally.
-_PER_TASK = frozenset({"global_tokens", "max_global", "start_token", "separator_token"})
+# Settings that are chosen for each task: which tokens attend globally, and the number of loops.
+_PER_TASK = frozenset(
+    {
+        "global_tokens", "max_global", "start_token", "separator_token", "loops", "loop_range",
+        "loop_draw", "backprop_loops",
+    }
+)  # fmt: skip
 # Rounds and chunks in a form of attention: a model may be evaluated with more rounds than it was
 # trained with (Kitaev et al. 2020, arXiv:2001.04451, table 2), and decoding attends to all pairs.
 _LSH_SIZES = re.compile(r"\blsh:\d+(:\d+)?")

@@ -15,7 +15,7 @@ from zoo.layers.cross_entropy import linear_cross_entropy
 from zoo.lazy import ops
 from zoo.models.inputs import sequence_length
 from zoo.tasks.base import Forward
-from zoo.tasks.text import TextTask, adapter, check_inputs, documents
+from zoo.tasks.text import TextTask, adapter, check_inputs, documents, looped_layer, saved_loops
 
 
 class CausalLanguageModeling(TextTask):
@@ -43,6 +43,13 @@ class CausalLanguageModeling(TextTask):
             raise UsageError(f"task.chunk must be 0 (off) or positive. Received: {chunk}.")
         self.chunk, self.cross_documents = chunk, cross_documents
         self.split = functools.lru_cache(1)(lambda model: adapter(model).split())
+
+    def bind(self, model, dataset=None, arguments=None):
+        """Reads the tokenizer, the number of positions, and the looped blocks if they halt."""
+        self.looped = looped_layer(model)
+        if self.looped is not None and self.looped.halt:
+            self.statistics = ("accuracy", "bits_per_byte", "saved_loops")
+        return super().bind(model, dataset, arguments)
 
     def check(self, model, dataset) -> None:
         """Checks inputs, vocabulary size and sequence length against the data."""
@@ -117,11 +124,10 @@ class CausalLanguageModeling(TextTask):
             )
             loss = ops.sum(losses * counts)
         total = ops.sum(losses * counts)
-        return Forward(
-            sums={self.nll: loss},
-            statistics={
-                "accuracy": (ops.sum(correct * counts), ops.sum(counts)),
-                "bits_per_byte": (total / math.log(2), ops.sum(batch["bytes"])),
-            },
-            outputs=outputs,
-        )
+        statistics = {
+            "accuracy": (ops.sum(correct * counts), ops.sum(counts)),
+            "bits_per_byte": (total / math.log(2), ops.sum(batch["bytes"])),
+        }
+        if "saved_loops" in self.statistics:
+            statistics["saved_loops"] = saved_loops(self.looped, counts)
+        return Forward(sums={self.nll: loss}, statistics=statistics, outputs=outputs)

@@ -8,6 +8,7 @@ from zoo import registry
 from zoo.data.text.special_tokens import FIRST_WORD, PADDING, SpecialIds
 from zoo.data.text.tokenizers import ONLY_CLM, PUBLISHED
 from zoo.errors import UsageError
+from zoo.lazy import ops
 from zoo.models.inputs import sequence_length
 from zoo.tasks.base import Task
 
@@ -175,3 +176,19 @@ def two_documents(generator, shape):
     cuts = generator.integers(1, length // 2, (examples, 1))
     places = np.arange(length)
     return np.where(places < ends, 1 + (places >= cuts), 0)
+
+
+def looped_layer(model):
+    """Returns the `zoo.models.looped.LoopedBlocks` of a model, or None."""
+    return registry.resolve("zoo.models.looped:looped_layer")(model)
+
+
+def saved_loops(layer, counts):
+    """Returns (sum, weight) of the share of loops that halting saved in the last forward pass.
+
+    Args:
+      layer: a `zoo.models.looped.LoopedBlocks` that halts.
+      counts: (B, T) float32, weights of the positions.
+    """
+    saved = 1 - layer.used_loops / layer.loops
+    return ops.sum(saved * counts), ops.sum(counts)

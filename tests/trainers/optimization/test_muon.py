@@ -26,6 +26,7 @@ EXPECTED = {
     "moe_nano": {"embedding/embeddings"} | {
         f"block_{i}/feed_forward/router/kernel" for i in range(2)
     },
+    "looped_nano": {"embedding/embeddings"},
     "reformer_nano": {
         "embedding/embeddings", "positions/rows", "positions/columns", "projection/kernel",
     },

@@ -26,6 +26,7 @@ EXPECTED = {
     "gpt": ("decoder", False, {BLOCKS: 2}),
     "llama": ("decoder", False, {BLOCKS: 2}),
     "moe": ("decoder", False, {("ExpertBlock", "tokens"): 2}),
+    "looped": ("decoder", False, {BLOCKS: 2}),  # prelude and coda
     "reformer": ("decoder", False, {}),
     "retro": ("", False, {BLOCKS: 2, ("TransformerBlock", "neighbors"): 1}),
     "axial": ("axial", False, {BLOCKS: 3}),

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import random
+import signal
+import threading
 import time
 import zlib
 from collections import Counter
@@ -450,6 +452,29 @@ def test_the_time_limit_of_a_page_is_cpu_time():
     """Time without CPU, here sleep, does not count, so load does not change the result."""
     with extract.time_limit(0.2):
         time.sleep(0.5)
+
+
+def test_the_time_limit_of_a_page_ignores_other_threads_and_late_signals():
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            pass
+
+    busy = threading.Thread(target=work)
+    busy.start()
+    try:
+        with extract.time_limit(0.4):
+            time.sleep(1.0)  # the other thread takes a second of CPU time
+            handler = signal.getsignal(signal.SIGPROF)
+        handler(signal.SIGPROF, None)  # as if the signal had arrived at the end of the block
+    finally:
+        stop.set()
+        busy.join()
+    with pytest.raises(extract.TooSlow), extract.time_limit(0.2):
+        while True:
+            pass
+    assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
 
 
 def test_a_date_does_not_depend_on_the_day():

@@ -10,7 +10,7 @@ from zoo.data.pixels import PIXELS, pixel_rows
 from zoo.data.text import packing, tokenizers
 from zoo.data.text.corpora import load_corpus
 from zoo.data.text.published.folder import has_tokenizer, read_folder
-from zoo.data.text.synthetic import SYNTHETIC, synthetic_rows
+from zoo.data.text.synthetic.contexts import SYNTHETIC, synthetic_rows
 from zoo.data.windows import Windows
 from zoo.errors import RunError, UsageError
 from zoo.progress import progress
@@ -44,7 +44,7 @@ def language_modeling(data: Mapping, task: Mapping) -> Dataset:
         return from_prepared(data)
     check(data, PACKINGS)
     if data["source"].startswith(SYNTHETIC):
-        return synthetic_rows(data, _own_tokenizer(data))
+        return synthetic_rows(data, own_tokenizer(data))
     return token_rows(data, data["sequence_length"])
 
 
@@ -109,7 +109,7 @@ def from_prepared(data: Mapping) -> Dataset:
                 f"data.{key} must be {plan[key]}, as prepared in {folder}. Received: {data[key]}. "
                 f"Set data.{key}={plan[key]}, or prepare the data with this recipe."
             )
-    if own := _own_tokenizer(data):
+    if own := own_tokenizer(data):
         is_same_tokenizer = own.fingerprint == tokenizer.fingerprint
     else:
         is_same_tokenizer = data["tokenizer"] in ("", tokenizer.kind)
@@ -193,7 +193,7 @@ def tokenizer_of(
     Raises:
       UsageError: if there is nothing to train on, or a published tokenizer is not supported.
     """
-    if own := _own_tokenizer(data):
+    if own := own_tokenizer(data):
         if own.kind == tokenizers.PUBLISHED and not published:
             raise UsageError(tokenizers.ONLY_CLM)
         return own
@@ -228,7 +228,7 @@ def _tokenizer_file(data: Mapping) -> Path | None:
     return path if path.is_file() else None
 
 
-def _own_tokenizer(data: Mapping):
+def own_tokenizer(data: Mapping):
     """Returns the tokenizer that `data.tokenizer` names by its path, or None."""
     path = _tokenizer_file(data)
     if path is None:

@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 
 from zoo.prep.document import Document
@@ -12,6 +13,7 @@ from zoo.prep.document import Document
 _LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b", re.IGNORECASE)
 # Later dates are ignored. The library's default is today, which makes the output change by day.
 _LAST_DATE = "2100-01-01"
+_SHORTEST_TIMER = 0.01  # seconds
 
 # These libraries log every bad page; the data card counts them instead.
 for _name in ("trafilatura", "htmldate"):
@@ -24,7 +26,7 @@ class TooSlow(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TooSlow inside the block after `seconds` of CPU time.
+    """Raises TooSlow inside the block after `seconds` of CPU time of this thread.
 
     CPU time does not depend on the load of the machine. Only the main thread can be interrupted: in
     another thread, which some Beam runners use, there is no time limit, only the size limits.
@@ -33,7 +35,15 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    is_active, end = True, time.thread_time() + seconds
+
     def on_alarm(number, frame):
+        if not is_active:  # a signal that Python delivers after the block, or of another library
+            return
+        # The timer counts the time of all threads.
+        if (left := end - time.thread_time()) > 0:
+            signal.setitimer(signal.ITIMER_PROF, max(left, _SHORTEST_TIMER))
+            return
         raise TooSlow
 
     previous_handler = signal.signal(signal.SIGPROF, on_alarm)
@@ -41,8 +51,11 @@ def time_limit(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
+        is_active = False
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, previous_handler)
+        # Python cannot set a handler again that is no Python function.
+        is_foreign = previous_handler is None
+        signal.signal(signal.SIGPROF, signal.SIG_IGN if is_foreign else previous_handler)
 
 
 def extract(document: Document, settings: Mapping) -> str:
