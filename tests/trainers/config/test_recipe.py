@@ -286,7 +286,7 @@ def sections(config, prefix=""):
 def test_a_recipe_holds_its_own_sections_only():
     config = as_dict(resolve("cnn_digits"))
     assert list(sections(config)) == ["data", "model", "optimizer", "schedule", "task", "trainer"]
-    assert sum(len(v) if isinstance(v, dict) else 1 for v in config.values()) == 63
+    assert sum(len(v) if isinstance(v, dict) else 1 for v in config.values()) == 64
     for name in list_recipes():
         assert ("prep" in resolve(name)) == (name == "gpt_persian"), name
         assert "compress" not in resolve(name), name

@@ -454,6 +454,11 @@ def test_the_time_limit_of_a_page_is_cpu_time():
         time.sleep(0.5)
 
 
+def spin_forever():
+    while True:
+        pass
+
+
 def test_the_time_limit_of_a_page_ignores_other_threads_and_late_signals():
     stop = threading.Event()
 
@@ -472,8 +477,7 @@ def test_the_time_limit_of_a_page_ignores_other_threads_and_late_signals():
         stop.set()
         busy.join()
     with pytest.raises(extract.TooSlow), extract.time_limit(0.2):
-        while True:
-            pass
+        spin_forever()
     assert signal.getsignal(signal.SIGPROF) == signal.SIG_DFL
 
 

@@ -98,7 +98,6 @@ def questions(data: Mapping, task: Mapping) -> Dataset:
       UsageError: if there is no such source, or a key has another value than the source requires.
     """
     kind, steps = kind_of(data["source"])
-    tokenizer = None
     if data["tokenizer"] == "byte":
         tokenizer = tokenizers.train("byte", ["\0"], 0, data["normalization"])
     else:
