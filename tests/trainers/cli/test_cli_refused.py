@@ -157,7 +157,8 @@ def test_what_does_not_fit_leaves_nothing_behind(
     before = content(tmp_path)
     override = f"--config.{overrides}"
     if "npz" in overrides:
-        override = [override, "--config.data.validation_size=0"]
+        sizes = ["--config.model.input_shape=28,28,1", "--config.model.num_classes=10"]
+        override = [override, "--config.data.validation_size=0", *sizes]
     for workdir in ("new/and/deep", "mine"):
         words = ["train", "cnn_digits:debug", f"--workdir={workdir}"]
         answer = zoo_command(*words, *([override] if isinstance(override, str) else override))

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tests.memory import peak_of
 from tests.zoo.generation.test_generate import V, equal, with_large_weights
 from zoo import registry
+from zoo.data.text import special_tokens
 from zoo.errors import UsageError
 from zoo.generation import generate, sampling
 from zoo.generation.decoding import decoding
@@ -205,7 +206,7 @@ def test_texts_are_those_of_the_reference(mixed, generator, monkeypatch, prompts
     monkeypatch.setattr(generate, "BLOCK", 16)
     texts = generator.tokens(prompts, 40, seed=3, end_id=None)
     expected = [
-        reference_text(mixed, prompt or [generate.START], 40, 3 + b)
+        reference_text(mixed, prompt or [special_tokens.START], 40, 3 + b)
         for b, prompt in enumerate(prompts)
     ]
     equal(texts, expected)

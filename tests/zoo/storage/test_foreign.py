@@ -48,7 +48,7 @@ def test_a_folder_of_transformers(words, folder, zoo_command, tmp_path, monkeypa
 
 def test_other_kinds(folder, tmp_path):
     of_transformers(folder, "t5")
-    with pytest.raises(UsageError, match="only models of type gpt2, llama, longformer are"):
+    with pytest.raises(UsageError, match=f"only models of type {', '.join(CONVERTED)} are"):
         read_config(folder)
     (folder / "config.json").write_text(
         '{"module": "keras_hub.src.x", "class_name": "GPT2Backbone", "config": {}}'
