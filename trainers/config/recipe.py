@@ -60,7 +60,8 @@ def describe_recipes(pattern: str = "*", task: str | None = None) -> list[Recipe
         config = load_recipe(name)
         if task in (None, config.task.name):
             purpose = (_shipped(name).__doc__ or "").partition("\n")[0]
-            rows.append(RecipeSummary(name, config.model.name, config.task.name, purpose))
+            model = config.model.name or "(that of init_from)"
+            rows.append(RecipeSummary(name, model, config.task.name, purpose))
     return rows
 
 

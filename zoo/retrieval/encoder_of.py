@@ -6,7 +6,8 @@ from pathlib import Path
 from zoo import registry
 from zoo.data.pixels import PIXELS
 from zoo.data.text.dataset import PREPARED, corpus_of
-from zoo.data.text.synthetic import SYNTHETIC
+from zoo.data.text.synthetic.contexts import SYNTHETIC
+from zoo.data.text.tokenizers import PUBLISHED
 from zoo.errors import UsageError, near_names
 from zoo.retrieval.encoders import Decoder
 from zoo.saved.workdir import data_section, read_tokenizer
@@ -33,7 +34,13 @@ def text_of(workdir: str | Path, saved_config: Mapping, source: str = ""):
             "The documents of an index must come from a corpus, such as wikipedia_en or text:PATH. "
             f"Received: {data['source']}. Set --source."
         )
-    return read_tokenizer(workdir, saved_config), corpus_of(data)
+    tokenizer = read_tokenizer(workdir, saved_config)
+    if tokenizer.kind == PUBLISHED:  # its special tokens have other ids
+        raise UsageError(
+            f"An index requires a model with a tokenizer of the zoo. Received: {workdir}, with the "
+            "tokenizer of a published model."
+        )
+    return tokenizer, corpus_of(data)
 
 
 def check_split(corpus, split: str) -> None:

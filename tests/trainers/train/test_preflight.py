@@ -120,7 +120,7 @@ CASES = [
     (f"{CNN} --config.init_from=book.txt", "It is a file"),
     (f"{CNN} --config.init_from=images", "The folder contains ants, bees, cats"),
     (f"{CNN} --config.init_from=run", "contains no final model"),
-    (f"{CNN} --config.init_from=bert", "model_type must be one of gpt2, llama"),
+    (f"{CNN} --config.init_from=bert", "model_type must be one of gpt2, gemma3_text, llama"),
     (f"{CNN} --config.data.source=npz:", "data.source=npz:PATH requires a path"),
     (f"{CNN} --config.data.source=npz:images", "The folder contains ants, bees, cats"),
     (f"{CNN} --config.data.source=small.npz", "Did you mean 'npz:small.npz'"),
