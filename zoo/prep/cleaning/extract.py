@@ -14,6 +14,8 @@ _LANGUAGE = re.compile(r"<html[^>]{0,500}?\slang\s*=\s*[\"']?([A-Za-z]{2,3})\b",
 # Later dates are ignored. The library's default is today, which makes the output change by day.
 _LAST_DATE = "2100-01-01"
 _SHORTEST_TIMER = 0.01  # seconds
+# CPU time of the main thread at which the current time limit passes; None outside of `time_limit`.
+_deadline: float | None = None
 
 # These libraries log every bad page; the data card counts them instead.
 for _name in ("trafilatura", "htmldate"):
@@ -31,31 +33,30 @@ def time_limit(seconds: float) -> Iterator[None]:
     CPU time does not depend on the load of the machine. Only the main thread can be interrupted: in
     another thread, which some Beam runners use, there is no time limit, only the size limits.
     """
+    global _deadline
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    is_active, end = True, time.thread_time() + seconds
-
-    def on_alarm(number, frame):
-        if not is_active:  # a signal that Python delivers after the block, or of another library
-            return
-        # The timer counts the time of all threads.
-        if (left := end - time.thread_time()) > 0:
-            signal.setitimer(signal.ITIMER_PROF, max(left, _SHORTEST_TIMER))
-            return
-        raise TooSlow
-
-    previous_handler = signal.signal(signal.SIGPROF, on_alarm)
+    # The handler stays: a signal may arrive after the timer is off, and its default action would
+    # end the process.
+    signal.signal(signal.SIGPROF, _on_alarm)
+    _deadline = time.thread_time() + seconds
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        is_active = False
+        _deadline = None
         signal.setitimer(signal.ITIMER_PROF, 0)
-        # Python cannot set a handler again that is no Python function.
-        is_foreign = previous_handler is None
-        signal.signal(signal.SIGPROF, signal.SIG_IGN if is_foreign else previous_handler)
+
+
+def _on_alarm(number, frame) -> None:
+    if _deadline is None:
+        return
+    # The timer counts the time of all threads.
+    if (left := _deadline - time.thread_time()) > 0:
+        signal.setitimer(signal.ITIMER_PROF, max(left, _SHORTEST_TIMER))
+        return
+    raise TooSlow
 
 
 def extract(document: Document, settings: Mapping) -> str:
