@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from trainers.config.base import section
 from trainers.config.compress import check_sizes
+from trainers.config.data import sizes_follow_images
 from trainers.config.trainer import check_batch, check_examples
 from trainers.distributed import tpu
 from trainers.distributed.strategy import distribute, make_strategy, prepare_devices
@@ -86,7 +87,8 @@ def bench(config, seconds: float = 10.0, dataset=None) -> BenchResult:
     replicas, batch = strategy.num_replicas_in_sync, trainer.global_batch_size
     check_batch(config, replicas)
     chunk = trainer.steps_per_execution
-    if dataset is None and registry.has_loader(config.task.name):
+    needs_data = registry.has_loader(config.task.name) or sizes_follow_images(config.model)
+    if dataset is None and needs_data:
         dataset = registry.load_data(config.data.to_dict(), config.task.to_dict())
     # The number of updates is larger than the phases of any schedule.
     step, task = build_step(config, strategy, 10**9, dataset)

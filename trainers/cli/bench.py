@@ -11,6 +11,7 @@ import sys
 from trainers.cli.common import Flags, run
 from trainers.config.base import section
 from trainers.config.compress import check_sizes
+from trainers.config.data import sizes_follow_images
 from trainers.config.recipe import resolve
 from trainers.train import preflight
 from zoo import registry
@@ -27,7 +28,8 @@ def command(argv) -> int:
     config = resolve(words[0], overrides)
     preflight.check_config(config)
     check_sizes(section(config, "compress"))
-    dataset = preflight.load_data(config) if registry.has_loader(config.task.name) else None
+    needs_data = registry.has_loader(config.task.name) or sizes_follow_images(config.model)
+    dataset = preflight.load_data(config) if needs_data else None
     start_tensorflow()
 
     from trainers.bench import bench

@@ -58,6 +58,11 @@ def follow_images(config, user_keys: Collection[str]) -> None:
             config.model[key] = unset
 
 
+def sizes_follow_images(model) -> bool:
+    """Returns whether a section `model` takes its classes or its input shape from the data."""
+    return not model.get("num_classes", 1) or not model.get("input_shape", True)
+
+
 def follow_prepared(data, user_keys: Collection[str]) -> None:
     """Takes packing and sequence length from prepared data, except for keys that the user gives.
 

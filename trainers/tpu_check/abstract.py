@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from trainers.config.base import section
 from trainers.config.compress import check_sizes
+from trainers.config.data import sizes_follow_images
 from trainers.config.trainer import check_batch, check_tpu
 from trainers.input.features import make_synthetic_arrays
 from trainers.train.build import build_step
@@ -108,7 +109,7 @@ class AbstractStep:
             model.vocabulary_size = self.config.data.vocabulary_size
             if not model.vocabulary_size:  # the vocabulary follows from the text
                 dataset = registry.load_data(self.config.data.to_dict(), self.config.task.to_dict())
-        elif not model.get("num_classes", 1) or not model.get("input_shape", True):
+        elif sizes_follow_images(model):
             dataset = registry.load_data(self.config.data.to_dict(), self.config.task.to_dict())
         with variables_without_values():
             strategy = tf.distribute.get_strategy()

@@ -33,6 +33,19 @@ def test_bench_counts_what_it_runs(capsys):
     assert result["bottleneck"] == "step"
 
 
+@pytest.mark.slow
+def test_a_model_takes_its_sizes_from_the_data(tmp_path, zoo_command):
+    image = np.zeros((64, 20, 24, 1), np.uint8)
+    np.savez(tmp_path / "x.npz", train_image=image, train_label=np.arange(64) % 3)
+    answer = zoo_command(
+        "bench", "cnn_digits:debug", f"--config.data.source=npz:{tmp_path / 'x.npz'}",
+        "--config.data.validation_size=0", "--seconds=0", "--json",
+    )  # fmt: skip
+    assert answer.status == 0, answer.err
+    macs = 18 * 22 * 32 * 9 + 7 * 9 * 64 * 288 + 64 * 2 * 576 + 128 * 64 + 64 * 3
+    assert json.loads(answer.out)["flops"] == pytest.approx(3 * 2 * macs * 64, rel=0.05)
+
+
 def test_step_and_peak_are_measured_in_turns(monkeypatch):
     """Updates and matrix products alternate, so a slow phase of the machine affects both."""
     from trainers import bench as module
