@@ -7,7 +7,6 @@ and a process that is killed for its memory ends only its measurement.
 import dataclasses
 import json
 import logging
-import resource
 
 import psutil
 import tensorflow as tf
@@ -16,6 +15,7 @@ from trainers import bench
 from trainers.config.recipe import as_dict, of_workdir
 from zoo import processes
 from zoo.errors import RunError, UsageError
+from zoo.storage.disk import open_file
 
 _LOG = logging.getLogger(__name__)
 
@@ -146,5 +146,18 @@ def measure(config: str, seconds: str) -> tuple[float, int]:
     if tf.config.list_physical_devices("GPU"):
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
     else:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
+        peak = _largest_resident()
     return result.samples_per_second, int(peak)
+
+
+def _largest_resident() -> int:
+    """Returns the largest resident memory of this process in bytes.
+
+    `resource.getrusage` would also count that of the parent before it started this program.
+    """
+    with open_file("/proc/self/status") as file:
+        for line in file:
+            name, _, value = line.decode().partition(":")
+            if name == "VmHWM":
+                return 1024 * int(value.split()[0])
+    raise RunError("This system does not tell the largest memory of a process.")

@@ -13,11 +13,13 @@ def workdir(devices, tmp_path_factory):
     words = [
         "zoo", "train", "looped_chase:debug", f"--workdir={folder}", "--config.trainer.steps=2",
         "--config.schedule.warmup_steps=1", "--config.trainer.global_batch_size=4",
+        "--config.model.loops=2", "--config.model.loop_range=1,2",
     ]  # fmt: skip
     assert main(words) == 0
     return folder
 
 
+@pytest.mark.slow
 def test_evaluation_runs_other_loops_and_halts(workdir, zoo_command):
     stored = (workdir / "evaluation" / "test.json").read_bytes()
 
@@ -26,8 +28,8 @@ def test_evaluation_runs_other_loops_and_halts(workdir, zoo_command):
         assert answer.status == 0, answer.err
         return json.loads(answer.out)["metrics"]
 
-    plain, six, two = metrics(), metrics("--loops=6"), metrics("--loops=2")
-    assert plain["loss"] == six["loss"] != two["loss"]  # the recipe has six loops
+    plain, two, three = metrics(), metrics("--loops=2"), metrics("--loops=3")
+    assert plain["loss"] == two["loss"] != three["loss"]  # the run has two loops
     assert "saved_loops" not in plain
     halted = metrics("--halt=0.9")
     assert 0 < halted["saved_loops"] < 1
@@ -36,6 +38,7 @@ def test_evaluation_runs_other_loops_and_halts(workdir, zoo_command):
     assert "depth 2" in (workdir / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_generation_runs_other_loops(workdir, zoo_command):
     flags = ("--prompt=abc", "--max_tokens=3", "--temperature=0", "--json")
     answer = zoo_command("generate", workdir, *flags, "--loops=1")
@@ -52,7 +55,7 @@ def test_generation_runs_other_loops(workdir, zoo_command):
     ],
 )
 @pytest.mark.parametrize("command", ["evaluate", "generate"])
-def test_flags_out_of_bounds_are_refused(workdir, zoo_command, command, flag, words):
-    answer = zoo_command(command, workdir, flag)
+def test_flags_out_of_bounds_are_refused(zoo_command, command, flag, words):
+    answer = zoo_command(command, "run", flag)
     assert answer.status == 2
     assert words in answer.one_line()
