@@ -42,15 +42,17 @@ def start_tensorflow() -> None:
 
 @contextlib.contextmanager
 def without_jax():
-    """Hides JAX inside the context, so that the import of TensorFlow does not import it.
+    """Hides JAX inside the context, so that the import of TensorFlow or bm25s does not use it.
 
-    TensorFlow Lite would import JAX, which takes a second and is needed for JAX models only.
+    TensorFlow Lite would import JAX, which takes a second and is needed for JAX models only. bm25s
+    would start JAX, and with it the library of TPUs if that is installed.
     """
-    absent = "jax" not in sys.modules
-    if absent:
-        sys.modules["jax"] = None
+    before = sys.modules.get("jax")
+    sys.modules["jax"] = None
     try:
         yield
     finally:
-        if absent:
-            del sys.modules["jax"]
+        if before is None:
+            sys.modules.pop("jax", None)
+        else:
+            sys.modules["jax"] = before

@@ -389,3 +389,11 @@ def test_wrong_requests_are_refused(copied, build_index, decoder, tmp_path):
         build_index(tmp_path / "notes", ["text"])
     with pytest.raises(RunError, match="no documents with tokens"):
         build_index(tmp_path / "empty", [""])
+
+
+def test_bm25_does_not_start_jax():
+    code = (
+        "import sys; import jax; import zoo.retrieval.bm25; from jax._src import xla_bridge; "
+        "assert sys.modules['jax'] is jax; sys.exit(bool(xla_bridge._backends))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
