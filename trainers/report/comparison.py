@@ -1,6 +1,5 @@
 """Compares runs by their work directories; imports neither TensorFlow nor Keras."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -33,14 +32,12 @@ class ComparedRun:
       workdir: its work directory.
       run: content of the work directory.
       best: content of best/metrics.json; {} if the run has no best checkpoint.
-      saved_config: content of config.json.
     """
 
     name: str
     workdir: Path
     run: Run
     best: dict
-    saved_config: dict
 
 
 @dataclasses.dataclass
@@ -109,7 +106,7 @@ def compare_runs(workdirs: Sequence[str | Path]) -> Comparison:
         raise UsageError(f"A comparison needs 2 to {_MAX_RUNS} runs. Received: {len(paths)}.")
     runs = [_read(path, name) for path, name in zip(paths, _short_names(paths), strict=True)]
     notes = [f"{run.name}: {note}" for run in runs for note in run.run.notes]
-    fingerprints = {run.saved_config.get("data_fingerprint") for run in runs}
+    fingerprints = {run.run.data_fingerprint for run in runs}
     if len(fingerprints) > 1:
         notes.append(
             "The runs have different data. Their metrics are comparable only if the evaluated "
@@ -192,10 +189,7 @@ def _read(path: Path, name: str) -> ComparedRun:
             best = read_object(path / "best" / "metrics.json")
     except RunError as error:
         run.notes.append(f"best/metrics.json could not be read: {short(error)}")
-    saved_config = {}
-    with contextlib.suppress(RunError):  # `read_run` has added a note
-        saved_config = read_object(path / "config.json")
-    return ComparedRun(name, path, run, best, saved_config)
+    return ComparedRun(name, path, run, best)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -61,6 +61,7 @@ class Run:
       images: title -> content of a PNG file: image grids sampled during training.
       state: `finished`, `running` or `stopped`.
       updated: time of the last write to metrics.jsonl, or None.
+      data_fingerprint: fingerprint of the data; "" if unknown.
       notes: one line per file that could not be read completely.
     """
 
@@ -77,6 +78,7 @@ class Run:
     images: dict[str, bytes]
     state: str
     updated: datetime.datetime | None
+    data_fingerprint: str
     notes: list[str]
 
 
@@ -118,6 +120,7 @@ def read_run(workdir: Path) -> Run:
         images=_read_images(workdir / "samples", notes),
         state=_state(workdir),
         updated=datetime.datetime.fromtimestamp(last_write) if last_write else None,
+        data_fingerprint=str(saved_config.get("data_fingerprint", "")),
         notes=notes,
     )
 

@@ -21,7 +21,6 @@ _LOG = logging.getLogger(__name__)
 
 _SHARE = 0.9  # of the free memory that a measurement may use
 _GAIN = 1.02  # a larger size is faster only beyond this ratio, which is within the noise
-_STRATEGIES = ("one_device",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def find_batch(config, *, highest: int = 0, seconds: float = 4.0, limit: int = 0
       UsageError: for another strategy.
       RunError: if a measurement fails for another reason than its memory.
     """
-    if config.trainer.strategy not in _STRATEGIES:
+    if config.trainer.strategy != "one_device":
         raise UsageError(
             "zoo tune batch measures one device: trainer.strategy must be one_device. Received: "
             f"{config.trainer.strategy}."

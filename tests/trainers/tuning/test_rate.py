@@ -42,6 +42,8 @@ def test_the_loss_falls_and_then_the_test_ends(tested):
     result, folder, _ = tested
     assert result.diverged
     assert 10 <= len(result.losses) < 60
+    # By the averaged loss, before it is infinite.
+    assert "stopped" in [row.get("event") for row in read_metrics(folder / "rate")]
     assert result.losses == pytest.approx(
         [row["loss"] for row in read_metrics(folder / "rate") if "loss" in row][
             : len(result.losses)
